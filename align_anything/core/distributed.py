@@ -1,0 +1,87 @@
+"""Ranks and the few collectives that library code needs, with or without a process group."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar('T')
+
+
+def rank() -> int:
+    """Returns this process's rank: the process group's, else the launcher's `RANK`, else 0."""
+    if _has_group():
+        return dist.get_rank()
+    return int(os.environ.get('RANK', '0'))
+
+
+def world_size() -> int:
+    """Returns the number of processes: the process group's, else the launcher's `WORLD_SIZE`, else 1."""
+    if _has_group():
+        return dist.get_world_size()
+    return int(os.environ.get('WORLD_SIZE', '1'))
+
+
+def is_main() -> bool:
+    """Returns whether this is rank 0, the one rank that writes files and talks to people."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits until every rank is here. Raises RuntimeError when several ranks run without a process group."""
+    if _collective('barrier'):
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Returns the sum of `tensor` over all ranks, same shape, leaving the argument as it is.
+
+    Raises RuntimeError when several ranks run without a process group.
+    """
+    total = tensor.detach().clone()
+    if _collective('all_reduce_sum'):
+        dist.all_reduce(total)
+    return total
+
+
+def all_gather_object(value: T) -> list[T]:
+    """Returns every rank's picklable `value`, in rank order, on every rank.
+
+    Raises RuntimeError when several ranks run without a process group.
+    """
+    if not _collective('all_gather_object'):
+        return [value]
+    gathered: list[T] = [value] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_object(value: T) -> T:
+    """Returns rank 0's picklable `value` on every rank; the other ranks' argument is ignored.
+
+    Raises RuntimeError when several ranks run without a process group.
+    """
+    if not _collective('broadcast_object'):
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _collective(name: str) -> bool:
+    """Returns whether a collective is needed; refuses to return a local value as if it were everyone's."""
+    if _has_group():
+        return dist.get_world_size() > 1
+    if world_size() > 1:
+        raise RuntimeError(
+            f'{name}() was called on {world_size()} ranks before the process group exists. '
+            'Create it first (the engine does), or unset WORLD_SIZE to run a single process.'
+        )
+    return False

@@ -1,0 +1,31 @@
+"""The errors a user can meet. Each message says what is wrong, where it came from and what to do."""
+
+from __future__ import annotations
+
+
+class AlignAnythingError(Exception):
+    """Base of every error that is the user's to mend; the launcher prints it without a traceback."""
+
+
+class SettingsError(AlignAnythingError):
+    """Settings that cannot be run. Carries every problem found, not only the first."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = list(problems)
+        super().__init__('\n'.join(f'- {problem}' for problem in self.problems))
+
+
+class ModelError(AlignAnythingError):
+    """A checkpoint that cannot be loaded, or cannot do what was asked of it."""
+
+
+class DataError(AlignAnythingError):
+    """A data source, template or row that makes the whole run impossible."""
+
+
+class SampleError(AlignAnythingError):
+    """One row that cannot be used. The run leaves it out, counts it and lists it."""
+
+
+class TrainingError(AlignAnythingError):
+    """A run that must stop: non-finite loss, too many skipped samples, a failed self-check."""

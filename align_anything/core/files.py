@@ -1,0 +1,41 @@
+"""Writing files so that a reader finds either the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Writes `text` (UTF-8) to `path` in one step, making missing parent folders.
+
+    A process killed at any moment leaves the old file or the new one. Raises OSError as `open` does.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    try:
+        with open(draft, 'w', encoding='utf-8') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
+def atomic_write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as indented JSON in one step. Raises TypeError for values that JSON cannot hold."""
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Makes renames inside `folder` survive a power cut. Raises OSError as `os.open` does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,149 @@
+"""The vocabulary that datasets, models, policies and engines share.
+
+A formatter makes a `Conversation`; a family encodes it into an `Example`; a policy collates Examples into a
+`Batch` and turns the Batch into `Scored` values; a loss turns those into sums that the engine divides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+MediaKind = Literal['image', 'video', 'audio']
+MEDIA_KINDS: tuple[MediaKind, ...] = ('image', 'video', 'audio')
+
+Message = dict[str, Any]
+"""One turn in Hugging Face chat form: `{'role': str, 'content': list[part]}`.
+
+A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the decoded object after decoding).
+"""
+Conversation = list[Message]
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture, clip or sound that is not decoded yet.
+
+    `source` is a path, bytes, an array, a PIL image, or the `{'bytes', 'path'}` record of a Hugging Face feature.
+    """
+
+    kind: MediaKind
+    source: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Piece:
+    """A run of tokens with the media that stand in it.
+
+    Attributes:
+        ids: token ids, media placeholders already expanded, `(length,)` int64.
+        weights: loss weight of each token, zero where it is not trained, `(length,)` float32.
+        media: what the processor made of the media in this piece, concatenated along the first dimension.
+        media_counts: number of media of each kind in this piece.
+        token_tensors: further per-token processor outputs such as `mm_token_type_ids`, each `(length,)`.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    media: dict[str, Tensor] = field(default_factory=dict)
+    media_counts: dict[str, int] = field(default_factory=dict)
+    token_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.ids.numel()
+
+
+@dataclass
+class Example:
+    """A prompt with its responses: one (supervised), two (chosen, rejected), or a group.
+
+    A multi-turn supervised conversation has everything after the first prompt in its one response, later user
+    turns with weight zero. `meta` rides along untouched (labels, ground truth, margins); `source` names the row.
+    """
+
+    prompt: Piece
+    responses: list[Piece]
+    source: str = ''
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(response) for response in self.responses)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was left out, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass
+class Batch:
+    """Collated Examples of one micro-batch. It is never sliced: split the Examples and collate again.
+
+    Attributes:
+        inputs: keyword arguments of the model body (ids, positions, mask, media, attention plan).
+        score_index: position in the flattened `(rows * length,)` hidden states that predicts each unit, `(N,)`.
+        targets: token id of each unit, `(N,)`.
+        segments: response that each unit belongs to, `(N,)`, non-decreasing.
+        weights: loss weight of each unit, `(N,)` float32.
+        num_responses: number of responses in the batch, R.
+        examples_of_responses: example that each response belongs to, `(R,)`.
+        sources: the row each example came from.
+        metas: the examples' `meta` records.
+        skipped: rows that fell out of this micro-batch.
+        stats: what the batch costs: `tokens` computed, `padding` among them, `media` items.
+    """
+
+    inputs: dict[str, Any]
+    score_index: Tensor
+    targets: Tensor
+    segments: Tensor
+    weights: Tensor
+    num_responses: int
+    examples_of_responses: Tensor
+    sources: list[str]
+    metas: list[dict[str, Any]]
+    skipped: list[Skipped] = field(default_factory=list)
+    stats: dict[str, int] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Returns the batch with every tensor on `device`, copied asynchronously from pinned memory."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in page-locked memory; the data loader calls it by this name."""
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass
+class Scored:
+    """What a policy returns for a Batch.
+
+    Attributes:
+        values: score of each unit, `(N,)` float32: for tokens the log-probability of that token.
+        entropy: entropy of the distribution each token was drawn from, `(N,)`, on request.
+    """
+
+    values: Tensor
+    entropy: Tensor | None = None
+
+
+def map_tensors(value: Any, function: Any) -> Any:
+    """Applies `function` to every tensor in nested dicts, lists, tuples and dataclasses; returns the same shape."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(item, function) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {name: map_tensors(getattr(value, name), function) for name in value.__dataclass_fields__}
+        return type(value)(**fields)
+    return value
