@@ -1,0 +1,66 @@
+"""The DeepSpeed configuration of one run: the user's ZeRO file plus what the run decides."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from align_anything.core.errors import SettingsError
+
+
+def build_config(
+    zero_file: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    accumulation: int,
+    world_size: int,
+    precision: str,
+    max_grad_norm: float,
+    optimizer: str,
+) -> dict[str, Any]:
+    """Returns a new configuration; the file's own dict is never changed.
+
+    `precision` is `bf16`, `fp16` or `fp32`. Raises SettingsError for keys of the file that the run itself decides.
+    """
+    decided = {
+        'train_batch_size', 'train_micro_batch_size_per_gpu', 'gradient_accumulation_steps',
+        'optimizer', 'scheduler', 'gradient_clipping', 'bf16', 'fp16',
+    }  # fmt: skip
+    clash = sorted(decided & set(zero_file))
+    if clash:
+        raise SettingsError(
+            [f"train_cfgs.ds_cfgs: the DeepSpeed file sets {', '.join(clash)}, which the run decides. Remove them and use train_cfgs."]
+        )
+    config = copy.deepcopy(dict(zero_file))
+    config |= {
+        'train_micro_batch_size_per_gpu': micro_batch,
+        'gradient_accumulation_steps': accumulation,
+        'train_batch_size': micro_batch * accumulation * world_size,
+        'gradient_clipping': max_grad_norm,
+        'zero_allow_untested_optimizer': True,
+        'steps_per_print': 1 << 30,
+    }
+    if precision == 'bf16':
+        # Without the check, a non-finite gradient would reach the weights under ZeRO-1 and 2.
+        config['bf16'] = {'enabled': True, 'check_grad_overflow': True}
+    elif precision == 'fp16':
+        config['fp16'] = {'enabled': True}
+    if offloads_optimizer(config) and optimizer != 'adamw_cpu_deepspeed':
+        config['zero_force_ds_cpu_optimizer'] = False
+    return config
+
+
+def zero_stage(config: Mapping[str, Any]) -> int:
+    """The ZeRO stage that the configuration asks for."""
+    return int(config.get('zero_optimization', {}).get('stage', 0))
+
+
+def offloads_optimizer(config: Mapping[str, Any]) -> bool:
+    """Whether optimizer states live in host memory or on disk."""
+    return config.get('zero_optimization', {}).get('offload_optimizer', {}).get('device', 'none') != 'none'
+
+
+def offloads_parameters(config: Mapping[str, Any]) -> bool:
+    """Whether parameters live in host memory or on disk."""
+    return config.get('zero_optimization', {}).get('offload_param', {}).get('device', 'none') != 'none'

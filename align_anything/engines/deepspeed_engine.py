@@ -1,0 +1,184 @@
+"""DeepSpeed around one module: wrap, step, evaluate, save and restore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.core.distributed import all_reduce_sum, is_main, world_size
+from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.parameters import is_partitioned
+from align_anything.core.types import Batch, Scored
+from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
+
+STATE_TAG = 'deepspeed'
+
+
+class DeepSpeedEngine:
+    """Trains one module under ZeRO 0 to 3.
+
+    It drives DeepSpeed's accumulation boundary itself and never lets it divide a loss: the loss that arrives is
+    already the share of this micro-batch in the objective of the whole step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer,
+        make_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler],
+    ) -> None:
+        import deepspeed
+
+        self.stage = zero_stage(config)
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
+        )
+        if self.engine.zero_optimization_stage() != self.stage:
+            raise SettingsError([f'asked for ZeRO stage {self.stage}, DeepSpeed runs {self.engine.zero_optimization_stage()}.'])
+        self.device = self.engine.device
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine.module
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping, over all ranks."""
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float('nan')
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The rate in force of each parameter group."""
+        return [float(rate) for rate in self.engine.get_lr()]
+
+    def score(self, batch: Batch) -> Scored:
+        """Scores a batch with the trained module; keeps the graph when gradients are enabled."""
+        return Scored(self.engine(batch))
+
+    def train_window(
+        self,
+        window: Sequence[Batch],
+        algorithm: Objective,
+        roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
+        extras: Mapping[str, float] | None = None,
+    ) -> WindowResult:
+        """One optimizer step over this rank's micro-batches of the step.
+
+        Args:
+            window: the micro-batches, equally many on every rank (some may be empty ones).
+            algorithm: gives counts, term sums and coefficients.
+            roles: further scorers by role, for instance a reference model.
+            extras: numbers to be summed over ranks along the way.
+
+        Returns:
+            The result over all ranks. When the loss is not finite, or nothing is trained by any rank, the weights are
+            untouched and `applied` is False.
+        """
+        scorers = {'policy': self.score, **(roles or {})}
+        counts, summed = global_counts(window, algorithm, extras or {}, self._reduce)
+        if not any(counts.values()):
+            return WindowResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
+        self.engine.train()
+        remaining = len(window)
+
+        def score(batch: Batch) -> dict[str, Scored]:
+            nonlocal remaining
+            remaining -= 1
+            # ZeRO reads the boundary in the forward pass as well.
+            self.engine.set_gradient_accumulation_boundary(remaining == 0)
+            return {name: scorer(batch) for name, scorer in scorers.items()}
+
+        result = run_window(
+            window,
+            algorithm,
+            counts,
+            score=score,
+            backward=lambda loss, last: self.engine.backward(loss, scale_wrt_gas=False),
+            world_size=world_size(),
+            reduce_sum=self._reduce,
+            device=self.device,
+        )
+        result.extras = summed
+        if not result.finite and self.stage == 0:
+            # ZeRO 1 to 3 discard a non-finite gradient in step(); plain gradients have to be dropped here.
+            self.engine.optimizer.zero_grad()
+            self.engine.zero_grad()
+            result.applied = False
+            return result
+        self.engine.step()
+        result.applied = self.engine.was_step_applied()
+        if not result.finite and result.applied:
+            raise TrainingError('a non-finite loss reached the weights; the last checkpoint is the last good state.')
+        return result
+
+    def evaluate(self, batches: Iterable[Batch], algorithm: Objective) -> WindowResult:
+        """Loss terms over every rank's batches, divided by their global counts. Equally many batches on every rank."""
+        self.engine.eval()
+        iterator = iter(batches)
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        with torch.no_grad():
+            while window := list(islice(iterator, 8)):
+                part_counts, _ = global_counts(window, algorithm, {}, self._reduce)
+                part = run_window(
+                    window,
+                    algorithm,
+                    dict.fromkeys(part_counts, 1.0),
+                    score=lambda batch: {'policy': self.score(batch)},
+                    backward=None,
+                    world_size=world_size(),
+                    reduce_sum=self._reduce,
+                    device=self.device,
+                )
+                for name in part_counts:
+                    sums[name] = sums.get(name, 0.0) + part.terms[name]
+                    counts[name] = counts.get(name, 0.0) + part_counts[name]
+        self.engine.train()
+        terms = {name: sums[name] / max(counts[name], 1e-12) for name in sums}
+        coefficients = algorithm.coefficients()
+        return WindowResult(terms, sum(coefficients[name] * terms[name] for name in terms), counts)
+
+    def save_state(self, folder: Path) -> None:
+        """Writes weights, masters, optimizer and schedule for an exact resume. Every rank calls it."""
+        frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
+        self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
+
+    def load_state(self, folder: Path) -> None:
+        """Restores what `save_state` wrote. Frozen parameters come from the base checkpoint. Every rank calls it."""
+        frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
+        path, _ = self.engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=not frozen)
+        if path is None:
+            raise TrainingError(f'{folder} holds no DeepSpeed state that this run can load.')
+
+    def full_state_dict(self, module: nn.Module) -> dict[str, Tensor] | None:
+        """Whole tensors of `module` on the CPU, on the main rank; None elsewhere. Every rank calls it.
+
+        A parameter that stands under two names (tied embeddings) is one tensor under both.
+        """
+        import deepspeed
+
+        gathered: dict[int, Tensor] = {}
+        for parameter in module.parameters():
+            context = deepspeed.zero.GatheredParameters([parameter]) if is_partitioned(parameter) else nullcontext()
+            with context:
+                if is_main():
+                    gathered[id(parameter)] = parameter.detach().to('cpu', copy=True)
+        if not is_main():
+            return None
+        live = module.state_dict(keep_vars=True)
+        return {
+            name: gathered[id(value)] if id(value) in gathered else value.detach().to('cpu', copy=True)
+            for name, value in live.items()
+        }
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.to(self.device))

@@ -1,0 +1,81 @@
+"""A single-process engine without DeepSpeed: the oracle that tests compare every other engine with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.core.types import Batch, Scored
+from align_anything.engines.optim import clip_and_norm
+from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
+
+
+class LocalEngine:
+    """Trains one module with a plain torch optimizer in this process."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        max_grad_norm: float = 0.0,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.max_grad_norm = max_grad_norm
+        self.grad_norm = 0.0
+
+    def score(self, batch: Batch) -> Scored:
+        """Scores a batch with the trained module; keeps the graph when gradients are enabled."""
+        return Scored(self.module(batch))
+
+    def train_window(
+        self,
+        window: Sequence[Batch],
+        algorithm: Objective,
+        roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
+        extras: Mapping[str, float] | None = None,
+    ) -> WindowResult:
+        """One optimizer step; see `DeepSpeedEngine.train_window`."""
+        scorers = {'policy': self.score, **(roles or {})}
+        counts, summed = global_counts(window, algorithm, extras or {}, _identity)
+        self.optimizer.zero_grad()
+        result = run_window(
+            window,
+            algorithm,
+            counts,
+            score=lambda batch: {name: scorer(batch) for name, scorer in scorers.items()},
+            backward=lambda loss, last: loss.backward(),
+            world_size=1,
+            reduce_sum=_identity,
+        )
+        result.extras = summed
+        result.applied = result.finite and any(counts.values())
+        if result.applied:
+            self.grad_norm = float(clip_and_norm(self.module.parameters(), self.max_grad_norm))
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+        return result
+
+    def evaluate(self, batches: Iterable[Batch], algorithm: Objective) -> WindowResult:
+        """Loss terms over all batches, divided by their counts; no gradients."""
+        window = list(batches)
+        counts, _ = global_counts(window, algorithm, {}, _identity)
+        with torch.no_grad():
+            return run_window(
+                window,
+                algorithm,
+                counts,
+                score=lambda batch: {'policy': self.score(batch)},
+                backward=None,
+                world_size=1,
+                reduce_sum=_identity,
+            )
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor

@@ -1,0 +1,79 @@
+"""Optimizers, parameter groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from align_anything.core.errors import SettingsError
+from align_anything.core.parameters import full_shape
+
+OPTIMIZERS = ('adamw_torch', 'adamw_torch_fused', 'adamw_fused_deepspeed', 'adamw_cpu_deepspeed', 'sgd')
+
+
+def choose_optimizer(name: str | None, *, device_type: str, offload: bool) -> str:
+    """Returns the named optimizer, or the one for the device: DeepSpeedCPUAdam when the states are offloaded, fused
+    AdamW on CUDA, plain AdamW elsewhere."""
+    if name is not None:
+        return name
+    if offload:
+        return 'adamw_cpu_deepspeed'
+    return 'adamw_torch_fused' if device_type == 'cuda' else 'adamw_torch'
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], *, learning_rate: float, weight_decay: float, rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Groups trainable parameters by learning rate and decay.
+
+    Vectors (biases, norms) are not decayed. `rates` maps a parameter name to its own learning rate; the others get
+    `learning_rate`. The order of parameters inside a group is the order given.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        key = (rates.get(name, learning_rate), weight_decay if len(full_shape(parameter)) > 1 else 0.0)
+        group = groups.setdefault(key, {'params': [], 'lr': key[0], 'weight_decay': key[1]})
+        group['params'].append(parameter)
+    return list(groups.values())
+
+
+def make_optimizer(name: str, groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    """Builds the named optimizer over the groups. Raises SettingsError for a name that does not exist."""
+    if name == 'adamw_torch':
+        return torch.optim.AdamW(groups, betas=betas, eps=eps)
+    if name == 'adamw_torch_fused':
+        return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+    if name == 'adamw_fused_deepspeed':
+        from deepspeed.ops.adam import FusedAdam
+
+        return FusedAdam(groups, betas=betas, eps=eps, adam_w_mode=True)
+    if name == 'adamw_cpu_deepspeed':
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, betas=betas, eps=eps, adamw_mode=True)
+    if name == 'sgd':
+        return torch.optim.SGD(groups)
+    raise SettingsError([f"train_cfgs.optimizer: unknown optimizer '{name}'. Known: {', '.join(OPTIMIZERS)}."])
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, kind: str, *, warmup_ratio: float, total_steps: int
+) -> LRScheduler:
+    """Hugging Face schedule over the true number of optimizer steps; warm-up is rounded up to whole steps."""
+    from transformers import get_scheduler
+
+    return get_scheduler(
+        kind, optimizer, num_warmup_steps=math.ceil(warmup_ratio * total_steps), num_training_steps=total_steps
+    )
+
+
+def clip_and_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Clips gradients in place (when `max_norm` is positive) and returns their norm before clipping."""
+    return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm if max_norm > 0 else float('inf'))

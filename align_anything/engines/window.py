@@ -1,0 +1,102 @@
+"""One optimizer step's worth of micro-batches: the only place where a loss is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from align_anything.core.types import Batch, Scored
+
+
+class Objective(Protocol):
+    """What an engine needs of an algorithm; see `algorithms.base.Algorithm`."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]: ...
+
+    def terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]: ...
+
+    def coefficients(self) -> dict[str, float]: ...
+
+
+@dataclass
+class WindowResult:
+    """What happened in one optimizer step, over all ranks.
+
+    Attributes:
+        terms: each loss term divided by its global count.
+        loss: the weighted sum of the terms, the objective that was stepped on.
+        counts: global count of each term's unit.
+        extras: the caller's own numbers, summed over ranks.
+        applied: whether the weights changed.
+        suspects: on this rank, the sources of samples whose scores were not finite.
+    """
+
+    terms: dict[str, float]
+    loss: float
+    counts: dict[str, float]
+    extras: dict[str, float] = field(default_factory=dict)
+    applied: bool = True
+    suspects: list[str] = field(default_factory=list)
+
+    @property
+    def finite(self) -> bool:
+        return all(torch.isfinite(torch.tensor(value)) for value in self.terms.values())
+
+
+ReduceSum = Callable[[Tensor], Tensor]
+
+
+def global_counts(
+    window: Iterable[Batch], algorithm: Objective, extras: Mapping[str, float], reduce_sum: ReduceSum
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Sums each term's count, and the extras, over the window and all ranks, in one collective."""
+    names = list(algorithm.coefficients())
+    local = dict.fromkeys(names, 0.0)
+    for batch in window:
+        for name, count in algorithm.counts(batch).items():
+            local[name] += float(count)
+    vector = torch.tensor([*local.values(), *extras.values()], dtype=torch.float64)
+    values = reduce_sum(vector).tolist()
+    return dict(zip(names, values, strict=False)), dict(zip(extras, values[len(names) :], strict=True))
+
+
+def run_window(
+    window: Sequence[Batch],
+    algorithm: Objective,
+    counts: Mapping[str, float],
+    *,
+    score: Callable[[Batch], Mapping[str, Scored]],
+    backward: Callable[[Tensor, bool], None] | None,
+    world_size: int,
+    reduce_sum: ReduceSum,
+    device: torch.device | str = 'cpu',
+) -> WindowResult:
+    """Scores every micro-batch, and with `backward` accumulates the gradient of Σ coefficient · sum / global count.
+
+    `backward(loss, last)` is called once per micro-batch. The loss carries a factor `world_size` because gradients
+    are averaged over ranks, whereas the sums have to be added.
+    """
+    coefficients = algorithm.coefficients()
+    totals: dict[str, Tensor] = {}
+    seen: list[tuple[Batch, Tensor]] = []
+    for number, batch in enumerate(window):
+        batch = batch.to(device)
+        scored = score(batch)
+        sums = algorithm.terms(batch, scored)
+        if backward is not None:
+            loss = sum(coefficients[name] * value / max(counts[name], 1e-12) for name, value in sums.items())
+            backward(loss * world_size, number == len(window) - 1)
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value.detach().double()
+        seen.append((batch, torch.stack([torch.isfinite(item.values).all() for item in scored.values()]).all()))
+    vector = torch.stack([torch.as_tensor(totals[name]).reshape(()) for name in coefficients])
+    values = dict(zip(coefficients, reduce_sum(vector).tolist(), strict=True))
+    terms = {name: value / max(counts[name], 1e-12) for name, value in values.items()}
+    result = WindowResult(terms, sum(coefficients[name] * terms[name] for name in terms), dict(counts))
+    if not result.finite:
+        result.suspects = [source for batch, finite in seen if not bool(finite) for source in batch.sources]
+    return result

@@ -1,0 +1,150 @@
+"""Attention by segment on scaled-dot-product kernels: packing and prefix sharing without a dense block mask.
+
+Registered with transformers under the name `segment`. A call that carries an `AttentionPlan` runs piece by piece; any
+other call is plain `sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SEGMENT_ATTENTION = 'segment'
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens `[start, stop)` of one packed row, which see themselves causally and all of `[prefix_start, prefix_stop)`."""
+
+    start: int
+    stop: int
+    prefix_start: int = 0
+    prefix_stop: int = 0
+
+    @property
+    def prefix_length(self) -> int:
+        return self.prefix_stop - self.prefix_start
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Who sees whom in one packed row.
+
+    Attributes:
+        spans: consecutive spans that cover the row.
+        blocks: for families whose media tokens see each other in both directions, the number of the media item that
+            each token belongs to, zero for text, `(length,)`; otherwise None.
+    """
+
+    spans: tuple[Span, ...]
+    blocks: Tensor | None = None
+    _masks: dict[Any, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
+        """Returns `(queries, keys)` of what may be seen, or None when plain causal attention says the same."""
+        key = (span, window, device)
+        if key not in self._masks:
+            self._masks[key] = self._build_mask(span, window, device)
+        return self._masks[key]
+
+    def _build_mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
+        queries, prefix = span.stop - span.start, span.prefix_length
+        keys = prefix + queries
+        blocks = None
+        if self.blocks is not None:
+            blocks = torch.cat([self.blocks[span.prefix_start : span.prefix_stop], self.blocks[span.start : span.stop]])
+            blocks = blocks.to(device) if bool(blocks.any()) else None
+        narrow = window is not None and window < keys
+        if prefix == 0 and not narrow and blocks is None:
+            return None
+        query_index = torch.arange(prefix, keys, device=device)[:, None]
+        key_index = torch.arange(keys, device=device)[None, :]
+        visible = key_index <= query_index
+        if narrow:
+            visible = visible & (query_index - key_index < window)
+        if blocks is not None:
+            visible = visible | ((blocks[prefix:, None] == blocks[None, :]) & (blocks[None, :] > 0))
+        return visible
+
+
+def media_blocks(is_media: Tensor, starts: Sequence[int]) -> Tensor:
+    """Numbers the runs of media tokens in a packed row: 1, 2, … and 0 for text, `(length,)` int64.
+
+    `starts` are the positions where a new sequence begins, so that two media items meeting there stay apart.
+    """
+    boundary = is_media.clone()
+    boundary[1:] &= ~is_media[:-1]
+    for start in starts:
+        if start < len(is_media):
+            boundary[start] = is_media[start]
+    return torch.cumsum(boundary, 0) * is_media
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: AttentionPlan | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function in transformers' interface; `query` `(1, heads, length, head_dim)`, result `(1, length, heads, head_dim)`.
+
+    Raises NotImplementedError for attention forms (soft-capping, sinks) that the kernels here do not compute; the
+    policy's start-up check then falls back to the padded layout.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError('segment attention has neither soft-capped scores nor attention sinks')
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    groups = query.shape[1] // key.shape[1]
+    outputs = []
+    for span in segments.spans:
+        own = slice(span.start, span.stop)
+        span_key, span_value = key[:, :, own], value[:, :, own]
+        if span.prefix_length:
+            shared = slice(span.prefix_start, span.prefix_stop)
+            span_key = torch.cat([key[:, :, shared], span_key], dim=2)
+            span_value = torch.cat([value[:, :, shared], span_value], dim=2)
+        mask = segments.mask(span, sliding_window, query.device)
+        if mask is not None and groups > 1:
+            # Grouped queries with a mask fall back to the slow kernel on CUDA.
+            span_key = span_key.repeat_interleave(groups, dim=1)
+            span_value = span_value.repeat_interleave(groups, dim=1)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, own],
+                span_key,
+                span_value,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=mask is None and groups > 1,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def register_segment_attention() -> None:
+    """Makes `segment` known to transformers; calling it again changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
+    AttentionMaskInterface.register(SEGMENT_ATTENTION, sdpa_mask)

@@ -1,0 +1,62 @@
+"""A language model, with or without towers, as a function from Batches to flat log-probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.core.errors import ModelError
+from align_anything.core.types import Batch, Scored
+from align_anything.policies.logprob import LogProbHead
+
+
+class TokenPolicy(nn.Module):
+    """Scores response tokens: `forward(batch) -> (N,)` log-probabilities in float32.
+
+    Only positions that predict a scored unit reach the output embedding. Serves text, unified tokens and actions.
+    """
+
+    def __init__(self, model: nn.Module, *, softcap: float | None, logit_scale: float, dtype: torch.dtype) -> None:
+        """Wraps `model` (a causal LM or image-text-to-text class, adapters applied); media are cast to `dtype`."""
+        super().__init__()
+        self.model = model
+        plain = bare_model(model)
+        body, head = plain.base_model, plain.get_output_embeddings()
+        if body is plain or head is None:
+            raise ModelError(
+                f'{type(plain).__name__} does not separate its body from its output embedding; '
+                'load it through a class with a language-model head.'
+            )
+        self._body_name = _name_of(plain, body)
+        self.head = LogProbHead(head, logit_scale, softcap)
+        self.dtype = dtype
+
+    def forward(self, batch: Batch, with_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Returns the score of each unit `(N,)`, and with `with_entropy` also the entropies `(N,)`."""
+        body = bare_model(self.model).get_submodule(self._body_name)
+        inputs = {
+            name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in batch.inputs.items()
+        }
+        hidden = body(**inputs, use_cache=False).last_hidden_state
+        selected = hidden.flatten(0, 1).index_select(0, batch.score_index)
+        values, entropies = self.head(selected, batch.targets, with_entropy)
+        # An empty selection still has to lead every rank through the same backward pass.
+        values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
+        return (values, entropies) if with_entropy else values
+
+    def score(self, batch: Batch, with_entropy: bool = False) -> Scored:
+        """The forward pass with its result as a `Scored`, for use outside an engine."""
+        result = self(batch, with_entropy)
+        return Scored(*result) if with_entropy else Scored(result)
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside an adapter wrapper, or the model itself."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _name_of(parent: nn.Module, child: nn.Module) -> str:
+    return next(name for name, module in parent.named_modules() if module is child)
