@@ -1,0 +1,58 @@
+# make install   a virtual environment in .venv with the tested versions
+# make demo      train a small vision model on handwritten digits and talk to it
+# make test      every test
+# make bench     the benchmarks of docs/benchmarks.md
+# make lint      style
+# make docs      the reference pages that are made from code
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+# One thread a process: tests and ranks run side by side and would otherwise fight over the cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export UV_HTTP_TIMEOUT ?= 600
+
+.PHONY: install demo test bench lint format docs clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+# uv resolves and unpacks in parallel; where the machine has none, pip brings it into the environment.
+$(STAMP): pyproject.toml setup.py constraints.txt | $(PY)
+	@if uv --version >/dev/null 2>&1; then uv=uv; else \
+		uv=$(VENV)/bin/uv; test -x $$uv || $(PY) -m pip install --quiet uv; fi; \
+	echo "$$uv pip install -e .[dev]"; \
+	$$uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo/run.sh
+
+test: install
+	HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+bench: install
+	uv=$$(command -v uv || echo $(VENV)/bin/uv); \
+	$$uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,bench]'
+	$(PY) scripts/bench/run.py $(ARGS)
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: install
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: install
+	$(PY) scripts/make_docs.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
