@@ -1,0 +1,67 @@
+"""Fixtures that every test may use, and the environment that makes runs repeatable."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch or tokenizers: threads that exist already would make forking unsafe.
+os.environ.update(
+    OMP_NUM_THREADS='1',
+    TOKENIZERS_PARALLELISM='false',
+    HF_HUB_OFFLINE='1',
+    HF_DATASETS_OFFLINE='1',
+    CUDA_VISIBLE_DEVICES=os.environ.get('CUDA_VISIBLE_DEVICES', ''),
+)
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out `gpu` tests where there is no device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker('gpu'):
+            item.add_marker(pytest.mark.skip(reason='no CUDA device'))
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that was itself started by a launcher must not make tests believe they are rank 3 of 8."""
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope='session')
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all xdist workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
+    folder = root / 'shared_cache'
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny(shared_cache: Path) -> Callable[[str], Path]:
+    """`tiny('llava')` returns the folder of a tiny random checkpoint, built once a run. Do not write into it."""
+
+    def checkpoint(family: str) -> Path:
+        from align_anything.models.tiny import build
+
+        folder = shared_cache / 'tiny' / family
+        done = shared_cache / f'tiny-{family}.done'
+        with FileLock(shared_cache / f'tiny-{family}.lock'):
+            if not done.exists():
+                build(family, folder)
+                done.touch()
+        return folder
+
+    return checkpoint
