@@ -1,0 +1,1 @@
+"""Checkpoints as models, and model families as the rules that turn conversations into their tokens."""

@@ -1,0 +1,188 @@
+"""From a checkpoint of any architecture to a model: the family's own class where there is one, else transformers'."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from align_anything.core.errors import ModelError
+from align_anything.core.logging import get_logger
+from align_anything.models.accustomed import accustomed_class
+from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
+from align_anything.models.score import SCORE_HEAD, ScoreHead
+
+logger = get_logger(__name__)
+MOST_KEYS_LISTED = 12
+
+
+def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """Returns the class of transformers that holds a language-model head for `config`.
+
+    Raises ModelError when there is none, or when it is the checkpoint's own code and that is not trusted.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto import modeling_auto as auto
+
+    mappings = {
+        'AutoModelForImageTextToText': auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        'AutoModelForMultimodalLM': auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+    }
+    remote = config.to_dict().get('auto_map') or {}
+    own_code = next((remote[name] for name in (*mappings, 'AutoModel') if name in remote), None)
+    if own_code is not None and trust_remote_code:
+        return get_class_from_dynamic_module(own_code, config.name_or_path)
+    for mapping in mappings.values():
+        if type(config) in mapping:
+            return mapping[type(config)]
+    hint = ' It brings code of its own: set trust_remote_code if you trust it.' if own_code else ''
+    raise ModelError(
+        f"model_type '{config.model_type}' is neither a causal language model nor an image-text-to-text model "
+        f'of this transformers version, so it cannot generate text.{hint}'
+    )
+
+
+def plain_class(model: nn.Module) -> type[PreTrainedModel]:
+    """Returns the class of transformers (or of the checkpoint's own code) under an Accustomed class."""
+    own = __name__.split('.')[0] + '.'
+    return next(kind for kind in type(model).__mro__ if not kind.__module__.startswith(own))
+
+
+def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a copy of the architecture of `model` without weights (on the meta device), of its plain class."""
+    from transformers.modeling_utils import set_zero3_state
+
+    config = copy.deepcopy(model.config)
+    # A quantised model is described here by what it was quantised from.
+    if 'quantization_config' in config.to_dict():
+        del config.quantization_config
+    # Submodels ask whether ZeRO-3 has to partition them; a skeleton has nothing to partition.
+    with set_zero3_state(), torch.device('meta'):
+        return plain_class(model)(config)
+
+
+class AnyModel:
+    """Language models of every architecture, by their checkpoint. Not instantiated itself."""
+
+    @classmethod
+    def from_pretrained(
+        cls, model_name_or_path: str | Path, *, trust_remote_code: bool = False, **kwargs: Any
+    ) -> PreTrainedModel:
+        """Loads a checkpoint; further arguments go to `from_pretrained` of the class in transformers.
+
+        Works inside and outside of DeepSpeed's `zero.Init`. Parameters that the architecture declares constant
+        (sinusoidal positions) come frozen in both cases. Raises ModelError for a folder that is no checkpoint and
+        for weights that do not fit the architecture.
+        """
+        check_checkpoint(model_name_or_path, trust_remote_code)
+        config = read_config(model_name_or_path, trust_remote_code)
+        kind = transformers_class(config, trust_remote_code)
+        try:
+            model, report = kind.from_pretrained(
+                model_name_or_path,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                # Mismatches are refused below, with the missing keys beside them.
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise ModelError(f'{model_name_or_path} does not load as {kind.__name__}: {error}') from error
+        _refuse_missing(report, kind, model_name_or_path)
+        _keep_used_renames(model)
+        _freeze_constants(model)
+        return _accustom(model)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+        """Builds a model with random weights. Raises ModelError for an architecture without a language-model head."""
+        return _accustom(transformers_class(config)._from_config(config, **kwargs))
+
+
+class AnyModelForScore:
+    """Models of every architecture with a head that gives each token one score, for rewards, costs and values."""
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
+        """Loads a checkpoint and its `score_head`; a checkpoint without one gets a new head, the same on every rank.
+
+        The head is a `ScoreHead` at `model.score_head`. Arguments and errors as `AnyModel.from_pretrained`.
+        """
+        model = AnyModel.from_pretrained(model_name_or_path, **kwargs)
+        weight = stored_tensor(model_name_or_path, f'{SCORE_HEAD}.weight')
+        return _with_score_head(model, weight)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+        """Builds a model with random weights and a new head."""
+        return _with_score_head(AnyModel.from_config(config, **kwargs), None)
+
+
+def _with_score_head(model: PreTrainedModel, weight: torch.Tensor | None) -> PreTrainedModel:
+    head = ScoreHead(model.config.get_text_config(decoder=True).hidden_size)
+    if weight is not None:
+        head.load_state_dict({'weight': weight})
+    model.add_module(SCORE_HEAD, head.to(device=model.device, dtype=model.dtype))
+    return model
+
+
+def _accustom(model: PreTrainedModel) -> PreTrainedModel:
+    """Gives a loaded model the behaviour of its family's class.
+
+    The weights are loaded through the plain class because transformers finds the renames of older checkpoints by
+    class name and leaves them out for classes defined elsewhere. An Accustomed class adds methods, never state.
+    """
+    family = accustomed_class(model.config.model_type)
+    if family is not None:
+        if not issubclass(family, type(model)):
+            raise ModelError(
+                f'{family.__name__} is filed for {model.config.model_type}, whose class is {type(model).__name__}; '
+                'an Accustomed class must derive from it.'
+            )
+        model.__class__ = family
+    return model
+
+
+def _refuse_missing(report: dict[str, Any], kind: type[PreTrainedModel], source: str | Path) -> None:
+    missing = sorted(report['missing_keys'])
+    mismatched = [f'{entry[0]} {tuple(entry[1])} -> {tuple(entry[2])}' for entry in report['mismatched_keys']]
+    if missing or mismatched:
+        raise ModelError(
+            f'the weights in {source} are not those of {kind.__name__}. '
+            f'Missing: {_listed(missing)}. Other shapes: {_listed(mismatched)}. '
+            f'Not used: {_listed(sorted(report["unexpected_keys"]))}. '
+            'Check that config.json and the weights belong to each other.'
+        )
+    unused = sorted(set(report['unexpected_keys']) - {f'{SCORE_HEAD}.weight'})
+    if unused:
+        logger.warning('%s holds weights that %s has no place for: %s', source, kind.__name__, _listed(unused))
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return 'none'
+    rest = len(names) - MOST_KEYS_LISTED
+    return ', '.join(names[:MOST_KEYS_LISTED]) + (f' and {rest} more' if rest > 0 else '')
+
+
+def _keep_used_renames(model: PreTrainedModel) -> None:
+    """Forgets the renames that this checkpoint did not need, or saving would apply them backwards.
+
+    transformers does so itself except under ZeRO-3, where it keeps all and later saves names that never existed.
+    """
+    renames = model.__dict__.get('_weight_conversions')
+    if renames is not None:
+        model._weight_conversions = [rename for rename in renames if rename.was_used()]
+
+
+def _freeze_constants(model: PreTrainedModel) -> None:
+    """Freezes what the architecture's constructor freezes; a plain load makes such parameters trainable again."""
+    constant = {name for name, parameter in skeleton_of(model).named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in constant:
+            parameter.requires_grad_(False)

@@ -1,0 +1,152 @@
+"""What can be said about a checkpoint before its weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file
+
+from align_anything.core.errors import ModelError
+from align_anything.core.registry import nearest
+
+ADAPTER_CONFIG = 'adapter_config.json'
+PROCESSOR_FILES = ('processor_config.json', 'preprocessor_config.json')
+WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
+
+
+def check_checkpoint(model_name_or_path: str | Path, trust_remote_code: bool = False) -> None:
+    """Raises ModelError, saying what to do, when a folder is not a complete checkpoint.
+
+    Looks at names and file headers only. A hub name passes as long as its configuration can be read.
+    """
+    config = read_config(model_name_or_path, trust_remote_code)
+    folder = Path(model_name_or_path)
+    if not folder.is_dir():
+        return
+    _check_processor(folder, config)
+    for file in _weight_files(folder):
+        if file.suffix == '.safetensors':
+            _open(file)
+
+
+def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Returns the configuration of a checkpoint. Raises ModelError when there is none that can be used."""
+    folder = Path(model_name_or_path)
+    if folder.is_dir():
+        _check_model_type(folder, trust_remote_code)
+    elif folder.exists():
+        raise ModelError(f'{folder} is a file; name the folder that holds config.json and the weights.')
+    elif _looks_like_path(str(model_name_or_path)):
+        raise ModelError(f'{folder} does not exist. Name a checkpoint folder or a model of the hub (owner/name).')
+    try:
+        return AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {error}') from error
+
+
+def stored_keys(folder: str | Path) -> list[str]:
+    """Returns the names of the weights in a checkpoint folder of safetensors files, sorted."""
+    return sorted(key for file in _weight_files(Path(folder)) for key in _open(file).keys())
+
+
+def stored_tensor(model_name_or_path: str | Path, name: str) -> torch.Tensor | None:
+    """Returns one weight of a checkpoint (folder or hub name), or None when it is not there."""
+    for file in _weight_files(model_name_or_path):
+        if file.suffix == '.safetensors':
+            reader = _open(file)
+            if name in reader.keys():
+                return reader.get_tensor(name)
+        else:
+            weights = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+            if name in weights:
+                return weights[name]
+    return None
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith(('.', '/', '~')) or name.count('/') > 1 or name.endswith('/')
+
+
+def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    file = folder / 'config.json'
+    if not file.is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise ModelError(
+                f'{folder} holds a LoRA adapter, not a model. Merge it first (lora_cfgs.save_full_model), '
+                f'or name the model it was trained on: {_read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")}.'
+            )
+        raise ModelError(f'{folder} has no config.json, so it is not a checkpoint in Hugging Face format.')
+    config = _read_json(file)
+    model_type = config.get('model_type')
+    if model_type is None:
+        raise ModelError(f'{file} has no model_type, so the architecture is unknown.')
+    if model_type in CONFIG_MAPPING_NAMES or (trust_remote_code and 'auto_map' in config):
+        return
+    if 'auto_map' in config:
+        raise ModelError(f'{folder} brings code of its own; set trust_remote_code if you trust where it comes from.')
+    raise ModelError(
+        f"{file}: transformers does not know the model_type '{model_type}'.{nearest(model_type, list(CONFIG_MAPPING_NAMES))}"
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ModelError(f'{file} is not valid JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ModelError(f'{file} must hold a JSON object, not {type(content).__name__}.')
+    return content
+
+
+def _check_processor(folder: Path, config: PreTrainedConfig) -> None:
+    if 'vision_config' not in config.sub_configs:
+        return
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        raise ModelError(
+            f'{folder} is an image model ({config.model_type}) without a processor: none of {", ".join(PROCESSOR_FILES)} '
+            'is there. Copy them from the original checkpoint.'
+        )
+
+
+def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
+    """Yields the weight files of a checkpoint, of the kind that transformers would read."""
+    for name in WEIGHT_FILES:
+        index = _find(model_name_or_path, f'{name}.index.json')
+        if index is not None:
+            for shard in sorted(set(_read_json(index)['weight_map'].values())):
+                file = _find(model_name_or_path, shard)
+                if file is None:
+                    raise ModelError(f'{index} names {shard}, which is missing. Copy or download the checkpoint again.')
+                yield file
+            return
+        file = _find(model_name_or_path, name)
+        if file is not None:
+            yield file
+            return
+    raise ModelError(f'{model_name_or_path} has no weights: neither {" nor ".join(WEIGHT_FILES)} (whole or in shards).')
+
+
+def _find(model_name_or_path: str | Path, name: str) -> Path | None:
+    folder = Path(model_name_or_path)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    found = cached_file(str(model_name_or_path), name, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework='pt')
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f'{file} is damaged or cut off ({error}). Copy or download it again.') from error

@@ -1,0 +1,164 @@
+"""Runs of text to pieces of tokens, media included."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.types import Piece
+from align_anything.models.rendering import Run
+
+ARGUMENTS = {'image': 'images', 'video': 'videos', 'audio': 'audio'}
+TOKEN_OUTPUTS = ('mm_token_type_ids', 'token_type_ids')
+UNUSED_OUTPUTS = ('input_ids', 'attention_mask', 'labels', *TOKEN_OUTPUTS)
+
+
+def merge_media(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Joins processor outputs along the first dimension; other dimensions are padded with zeros to the largest."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _cat_ragged([part[name] for part in parts if name in part]) for name in names}
+
+
+def _cat_ragged(tensors: list[Tensor]) -> Tensor:
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        if list(tensor.shape[1:]) != shape:
+            room = tensor.new_zeros((tensor.shape[0], *shape))
+            room[tuple(slice(size) for size in tensor.shape)] = tensor
+            tensor = room
+        padded.append(tensor)
+    return torch.cat(padded)
+
+
+def join(pieces: Sequence[Piece]) -> Piece:
+    """Puts pieces end to end into one."""
+    names = dict.fromkeys(name for piece in pieces for name in piece.token_tensors)
+    return Piece(
+        ids=torch.cat([piece.ids for piece in pieces]),
+        weights=torch.cat([piece.weights for piece in pieces]),
+        media=merge_media([piece.media for piece in pieces]),
+        media_counts=dict(sum((Counter(piece.media_counts) for piece in pieces), Counter())),
+        token_tensors={
+            name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces])
+            for name in names
+        },
+    )
+
+
+def cut(piece: Piece, length: int) -> Piece:
+    """Returns the first `length` tokens of a piece, all its media with them."""
+    return Piece(
+        ids=piece.ids[:length],
+        weights=piece.weights[:length],
+        media=piece.media,
+        media_counts=piece.media_counts,
+        token_tensors={name: tensor[:length] for name, tensor in piece.token_tensors.items()},
+    )
+
+
+class RunEncoder:
+    """Tokenises runs as transformers would: the first with the BOS that a chat prompt gets, later ones as they follow.
+
+    Picklable. `media_token_ids` never bear weight; `placeholders` is the text of one medium of each kind.
+    """
+
+    def __init__(
+        self, tokenizer: Any, processor: Any, placeholders: Mapping[str, str], media_token_ids: frozenset[int]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.placeholders = dict(placeholders)
+        self.media_token_ids = media_token_ids
+        self._sentinels = self._find_sentinels()
+
+    def piece(self, run: Run, first: bool = False) -> Piece:
+        """Encodes one run. Raises SampleError when placeholders and media disagree or the processor refuses them."""
+        if run.token is not None:
+            return Piece(torch.tensor([run.token]), torch.tensor([run.weight]))
+        self._check_placeholders(run)
+        if run.media or (first and self.processor is not None):
+            outputs, skip = self._process(run, first)
+            ids = outputs['input_ids'][0][skip:]
+            media = {name: value for name, value in outputs.items() if name not in UNUSED_OUTPUTS}
+            token_tensors = {name: outputs[name][0][skip:].long() for name in TOKEN_OUTPUTS if name in outputs}
+        else:
+            ids, media, token_tensors = torch.tensor(self._text_ids(run.text, first), dtype=torch.long), {}, {}
+        is_media = torch.isin(ids, torch.tensor(sorted(self.media_token_ids), dtype=torch.long))
+        if bool(is_media.any()) != bool(run.media):
+            raise SampleError(
+                'the text contains a media placeholder token without a medium'
+                if not run.media
+                else 'the processor wrote no tokens for the media of this turn'
+            )
+        weights = torch.where(is_media, 0.0, run.weight)
+        return Piece(ids, weights, media, dict(Counter(kind for kind, _ in run.media)), token_tensors)
+
+    def _text_ids(self, text: str, first: bool) -> list[int]:
+        if not text:
+            return []
+        if not first:
+            for sentinel, ids in self._sentinels:
+                found = self.tokenizer(sentinel + text, add_special_tokens=False)['input_ids']
+                if found[: len(ids)] == ids:
+                    return found[len(ids) :]
+        return self.tokenizer(text, add_special_tokens=False)['input_ids']
+
+    def _process(self, run: Run, first: bool) -> tuple[Mapping[str, Tensor], int]:
+        media: dict[str, list[Any]] = {}
+        for kind, item in run.media:
+            media.setdefault(kind, []).append(item)
+        # Audio is the one kind that processors want flat.
+        arguments = {ARGUMENTS[kind]: items if kind == 'audio' else [items] for kind, items in media.items()}
+        bos = self.tokenizer.bos_token
+        if first:
+            # As apply_chat_template does: the processor's own habit, unless the template has written the BOS itself.
+            if bos is not None and run.text.startswith(bos):
+                arguments['add_special_tokens'] = False
+            return self._call(run.text, arguments), 0
+        arguments['add_special_tokens'] = False
+        for sentinel, ids in self._sentinels:
+            outputs = self._call(sentinel + run.text, arguments)
+            if outputs['input_ids'][0][: len(ids)].tolist() == ids:
+                return outputs, len(ids)
+        return self._call(run.text, arguments), 0
+
+    def _call(self, text: str, arguments: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        try:
+            outputs = self.processor(text=[text], return_tensors='pt', **arguments)
+        except Exception as error:  # Processors raise anything from ValueError to StopIteration for a bad medium.
+            raise SampleError(f'{type(self.processor).__name__} refuses this turn: {error!r}') from error
+        if 'cross_attention_mask' in outputs:
+            raise ModelError(
+                f'{type(self.processor).__name__} makes a mask of tokens by media, which needs a family file: '
+                'write align_anything/models/accustomed/<model_type>.py (docs/extending.md).'
+            )
+        return outputs
+
+    def _check_placeholders(self, run: Run) -> None:
+        counts = Counter(kind for kind, _ in run.media)
+        unknown = set(counts) - set(self.placeholders)
+        if unknown:
+            raise SampleError(f'this model takes no {" or ".join(sorted(unknown))}')
+        for kind, placeholder in self.placeholders.items():
+            found = run.text.count(placeholder)
+            if found != counts[kind]:
+                raise SampleError(
+                    f'the rendered text has {found} {kind} placeholders ({placeholder}) for {counts[kind]} {kind}s'
+                )
+
+    def _find_sentinels(self) -> list[tuple[str, list[int]]]:
+        """Texts to put before a run that does not begin a text, so that the tokenizer adds no space in front of it."""
+
+        def ids(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False)['input_ids']
+
+        if ids('\na') == ids('\n') + ids('a'):
+            return []
+        known = [text for text in ('\n', self.tokenizer.eos_token) if text]
+        return [(text, ids(text)) for text in known]

@@ -1,0 +1,190 @@
+"""The rules of a model family: everything about it that is not its weights.
+
+The base class is the default: it serves any causal or image-text-to-text class of transformers. A family with quirks
+overrides class attributes or methods in `models/accustomed/<model_type>.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import Conversation, Example, MediaKind, Piece
+from align_anything.models import structure
+from align_anything.models.encoding import TOKEN_OUTPUTS, RunEncoder, cut, join, merge_media
+from align_anything.models.rendering import ChatRenderer, Run, TrainOn
+
+
+class FamilySpec:
+    """Turns conversations into Examples and answers what policies and engines must know of a family.
+
+    Picklable; holds the tokenizer and the processor, never weights.
+
+    Attributes:
+        model_type: the configuration's `model_type`.
+        config, tokenizer, processor: of the checkpoint; `processor` is None for text families.
+        max_length: longest sequence that `encode` returns.
+        media_kinds: the kinds of media the processor takes.
+        media_token_ids: placeholder ids that stand for media in `input_ids`.
+        token_tensor_names: per-token tensors that the model body takes beside `input_ids`.
+        stop_token_ids: tokens that end generation: the generation config's, the tokenizer's, the template's.
+        pad_token_id: id to fill padding with; it may equal the end-of-sequence id.
+        softcap, logit_scale: `logits = softcap * tanh(logit_scale * hidden @ W / softcap)`, softcap None for no capping.
+    """
+
+    bidirectional_media: ClassVar[bool] = False
+    """Whether the tokens of one medium see each other in both directions."""
+    position_rows: ClassVar[int] = 1
+    """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
+    chat_template: ClassVar[str | None] = None
+    """The family's own template, preferred to the checkpoint's."""
+    part_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
+    """Parameter-name prefixes of `vision_tower`, `mm_proj`, `language_model`; None finds them by structure."""
+
+    def __init__(
+        self, config: Any, tokenizer: Any, processor: Any = None, *, max_length: int, generation_config: Any = None
+    ) -> None:
+        """Reads the checkpoint's configuration and tries its template and processor.
+
+        A checkpoint without a chat template gets the default one, and is saved with it.
+
+        Raises:
+            ModelError: the chat template cannot be used, or nothing ends an answer.
+        """
+        self.model_type: str = config.model_type
+        self.config = config
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.max_length = max_length
+        text_config = config.get_text_config()
+        self.media_kinds = frozenset() if processor is None else structure.media_kinds(processor)
+        self.media_token_ids = structure.media_token_ids(config) if self.media_kinds else frozenset()
+        self.softcap, self.logit_scale = structure.logit_transform(text_config)
+        placeholders = {kind: self.placeholder(kind) for kind in sorted(self.media_kinds)}
+        self.renderer = ChatRenderer(tokenizer, processor, self.chat_template or self._checkpoint_template(), placeholders)
+        # What was trained with is what gets saved and used for generation.
+        (tokenizer if processor is None else processor).chat_template = self.renderer.template
+        self.encoder = RunEncoder(tokenizer, processor, placeholders, self.media_token_ids)
+        declared = None if generation_config is None else generation_config.eos_token_id
+        declared = [declared] if isinstance(declared, int) else list(declared or [])
+        ends = [*declared, tokenizer.eos_token_id, self.renderer.end_of_turn_id]
+        self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(token for token in ends if token is not None))
+        self.pad_token_id: int = self.stop_token_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._dummies = {'image': self._make_dummy('image')} if 'image' in self.media_kinds else {}
+        probed = [name for name in TOKEN_OUTPUTS if any(name in piece.token_tensors for piece in self._dummies.values())]
+        self.token_tensor_names: tuple[str, ...] = tuple(probed)
+
+    # Encoding
+
+    def encode(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> Example:
+        """Encodes a conversation whose media are decoded.
+
+        Args:
+            conversation: messages with lists of parts; media parts hold the decoded object.
+            train_on: `all_assistant` turns, the `last` one, or `all` tokens (the prompt too, media never).
+
+        Returns:
+            An Example whose prompt ends where the first trained answer begins and whose one response is the rest.
+
+        Raises:
+            SampleError: the row cannot be rendered or processed, or nothing to train on fits into `max_length`.
+        """
+        runs = self.renderer.render(conversation, train_on)
+        prompt = self.encoder.piece(runs[0], first=True)
+        response = join([self.encoder.piece(run) for run in runs[1:]])
+        return Example(prompt, [self._fit(prompt, response)])
+
+    def encode_prompt(self, messages: Conversation) -> Piece:
+        """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
+        return self.encoder.piece(self.renderer.render_prompt(messages), first=True)
+
+    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> list[Run]:
+        """Returns the runs of text with their loss weights, before tokenisation."""
+        return self.renderer.render(conversation, train_on)
+
+    def _fit(self, prompt: Piece, response: Piece) -> Piece:
+        limit, total = self.max_length, len(prompt) + len(response)
+        if total <= limit:
+            return response
+        if len(prompt) >= limit:
+            media = f' ({_listed(prompt.media_counts)} in it)' if prompt.media_counts else ''
+            raise SampleError(
+                f'the prompt alone has {len(prompt)} tokens{media}, the limit is {limit}: '
+                'raise model_cfgs.model_max_length or shorten the row'
+            )
+        ids = torch.cat([prompt.ids, response.ids])
+        last_media = self._media_positions(ids)
+        if len(last_media) and int(last_media[-1]) >= limit:
+            raise SampleError(
+                f'media would be cut by truncation: their last token is number {int(last_media[-1]) + 1} of {total}, '
+                f'the limit is {limit}: raise model_cfgs.model_max_length'
+            )
+        kept = cut(response, limit - len(prompt))
+        if not kept.weights.any():
+            raise SampleError(f'truncation to {limit} tokens leaves nothing to train on; the row has {total} tokens')
+        return kept
+
+    def _media_positions(self, ids: Tensor) -> Tensor:
+        return torch.isin(ids, torch.tensor(sorted(self.media_token_ids), dtype=torch.long)).nonzero().flatten()
+
+    # What collation asks
+
+    def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
+        """Positions of one whole sequence (a prompt and one response), `(position_rows, length)` int64.
+
+        `media` and `token_tensors` are those of the sequence, merged in order.
+        """
+        return torch.arange(ids.numel())[None]
+
+    def merge_media(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Joins the media tensors of several pieces, in order, into the model body's arguments."""
+        return merge_media(parts)
+
+    def dummy(self, kind: MediaKind) -> Piece:
+        """Returns the smallest legal medium with its tokens, weight zero, for batches that lack the kind."""
+        if kind not in self._dummies:
+            self._dummies[kind] = self._make_dummy(kind)
+        return self._dummies[kind]
+
+    def placeholder(self, kind: MediaKind) -> str:
+        """Returns the text that the chat template writes for one medium and the processor expands."""
+        return structure.declared_token(self.processor, kind)
+
+    def _make_dummy(self, kind: MediaKind) -> Piece:
+        return self.encoder.piece(Run(self.placeholder(kind), 0.0, ((kind, structure.smallest(kind)),)))
+
+    # What policies and engines ask
+
+    @cached_property
+    def layouts(self) -> tuple[str, ...]:
+        """Layouts that the model class can compute, the plainest first."""
+        return structure.layouts(self.config)
+
+    @cached_property
+    def parts(self) -> dict[str, list[str]]:
+        """Parameter-name prefixes of each part of the model. A parameter belongs to the part with its longest prefix."""
+        if self.part_prefixes is not None:
+            return {part: list(prefixes) for part, prefixes in self.part_prefixes.items()}
+        return structure.parts(self.config)
+
+    def part_of(self, name: str) -> str:
+        """Returns the part that the parameter called `name` belongs to: the one with the longest matching prefix."""
+        return structure.part_of(self.parts, name)
+
+    def _checkpoint_template(self) -> str | None:
+        for source in (self.processor, self.tokenizer):
+            template = None if source is None else source.chat_template
+            if isinstance(template, dict):
+                template = template.get('default', next(iter(template.values()), None))
+            if template is not None:
+                return template
+        return None
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ', '.join(f'{number} {kind}{"s" if number > 1 else ""}' for kind, number in counts.items())

@@ -1,0 +1,226 @@
+"""Conversations to runs of text, with the loss weight of each run known while it is rendered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.logging import get_logger
+from align_anything.core.types import MEDIA_KINDS, Conversation, Message
+
+TrainOn = Literal['all_assistant', 'last', 'all']
+
+MARK = 'Zq7Marker'
+
+DEFAULT_TEMPLATE = (
+    '{% for message in messages %}'
+    "{{ message['role'].upper() + ': ' + message['content'] + '\n' }}"
+    '{% endfor %}'
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stretch of a rendered conversation that is tokenised on its own.
+
+    Attributes:
+        text: what the chat template wrote; empty when `token` is given.
+        weight: loss weight of its tokens, media placeholders excepted.
+        media: `(kind, decoded object)` of the media that stand in it, in order.
+        token: a single token that stands for the run, such as the end-of-turn token.
+    """
+
+    text: str
+    weight: float
+    media: tuple[tuple[str, Any], ...] = ()
+    token: int | None = None
+
+
+def media_of(messages: Conversation) -> tuple[tuple[str, Any], ...]:
+    """Returns the media parts of the messages in order, as `(kind, object)`."""
+    return tuple(
+        (part['type'], part[part['type']])
+        for message in messages
+        for part in message['content']
+        if part['type'] in MEDIA_KINDS
+    )
+
+
+def text_of(message: Message) -> str:
+    """Returns the text parts of a message, joined."""
+    return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
+
+
+def _compact(text: str) -> str:
+    return ''.join(text.split())
+
+
+class ChatRenderer:
+    """A chat template and what is known of it: the form of its messages, its generation prompt, its end of a turn.
+
+    Picklable. `template` is the Jinja text in force; `end_of_turn_id` the token that closes an assistant turn.
+    """
+
+    def __init__(self, tokenizer: Any, processor: Any, template: str | None, placeholders: Mapping[str, str]) -> None:
+        """Tries the template on a probe.
+
+        Args:
+            tokenizer: the tokenizer, also when there is a processor.
+            processor: the processor of a family with media, else None.
+            template: the Jinja text; None for the default format `ROLE: text`.
+            placeholders: the text that stands for one medium of each kind.
+
+        Raises:
+            ModelError: the template shows neither plain strings nor lists of parts.
+        """
+        self.tokenizer = tokenizer
+        self._source = tokenizer if processor is None else processor
+        self._placeholders = dict(placeholders)
+        if template is None:
+            template = self._default_template()
+        self.template = template
+        # Text templates mostly paste `content` as it is; templates of multimodal models walk through its parts.
+        forms = (True, False) if processor is not None else (False, True)
+        self._parts = next((form for form in forms if self._shows_text(form)), None)
+        if self._parts is None:
+            raise ModelError(
+                'The chat template of this checkpoint shows neither a text nor a list of parts. '
+                'Give another one with model_cfgs.chat_template (a path or the Jinja text).'
+            )
+        prompt = [{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}]}]
+        head, full = self.text(prompt, True), self.text([*prompt, _answer(MARK)])
+        plain = self.text(prompt)
+        self.generation_prompt = head[len(plain) :] if head.startswith(plain) else ''
+        self._tail = full.rpartition(MARK)[2]
+        specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        specials |= {tokenizer.eos_token} - {None}
+        self._special = re.compile('|'.join(map(re.escape, sorted(specials, key=len, reverse=True))) or r'(?!)')
+        end = self._special.search(self._tail)
+        self.end_of_turn_id: int | None = (
+            tokenizer.convert_tokens_to_ids(end.group()) if end else tokenizer.eos_token_id
+        )
+        if self.end_of_turn_id is None:
+            raise ModelError(
+                'Neither the chat template nor the tokenizer has a token that ends an answer, so the model could never '
+                'learn to stop. Give a template with model_cfgs.chat_template or set eos_token in tokenizer_config.json.'
+            )
+
+    def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:
+        """Renders messages whose content is a list of parts. Raises SampleError when the template refuses them."""
+        from jinja2 import TemplateError
+
+        try:
+            return self._source.apply_chat_template(
+                [self._shaped(message, bool(self._parts)) for message in messages],
+                chat_template=self.template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ', '.join(message['role'] for message in messages) or 'none'
+            raise SampleError(f'the chat template refuses this conversation (roles: {roles}): {error}') from error
+
+    def render_prompt(self, messages: Conversation) -> Run:
+        """Returns the one run that generation starts from."""
+        return Run(self.text(messages, add_generation_prompt=True), 0.0, media_of(messages))
+
+    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> list[Run]:
+        """Returns the runs up to the end of the last assistant turn; the first is the prompt of the first trained turn.
+
+        Raises SampleError when there is no assistant turn, when the template refuses the conversation, changes the
+        answer, or writes earlier turns differently once later ones follow.
+        """
+        turns = [index for index, message in enumerate(conversation) if message['role'] == 'assistant']
+        if not turns:
+            raise SampleError('the conversation has no assistant turn, so there is nothing to train on')
+        if train_on == 'last':
+            turns = turns[-1:]
+        prompt_weight = 1.0 if train_on == 'all' else 0.0
+        runs: list[Run] = []
+        done, start = '', 0
+        for turn in turns:
+            prompt = self.render_prompt(conversation[:turn])
+            full = self.text(conversation[: turn + 1])
+            if not prompt.text.startswith(done):
+                raise SampleError(
+                    'the chat template rewrites earlier turns once later ones follow (many drop the reasoning of '
+                    'earlier answers), so not all of them can be trained in one sequence. Set data_cfgs.train_on: last '
+                    'to train the last answer after the history as the template writes it.'
+                )
+            if not full.startswith(prompt.text):
+                raise SampleError(
+                    f'the chat template opens an answer with {self.generation_prompt!r} for generation but writes '
+                    'finished answers differently, so they cannot be trained as they are generated. '
+                    'Give a template with model_cfgs.chat_template.'
+                )
+            answer, end, rest = self._split(conversation[: turn + 1], full[len(prompt.text) :])
+            runs.append(Run(prompt.text[len(done) :], prompt_weight, media_of(conversation[start:turn])))
+            runs.append(Run(answer, 1.0, media_of(conversation[turn : turn + 1])))
+            runs.append(Run('', 1.0, token=self.tokenizer.convert_tokens_to_ids(end) if end else self.end_of_turn_id))
+            done, start = prompt.text + answer + end, turn + 1
+        if prompt_weight and rest:
+            runs.append(Run(rest, prompt_weight))
+        return runs
+
+    def _split(self, messages: Conversation, segment: str) -> tuple[str, str, str]:
+        """Cuts a rendered answer into the text to learn, the text of the end-of-turn token, and what is left."""
+        content = text_of(messages[-1])
+        tail = self._tail
+        if not segment.endswith(tail):
+            # A tail can depend on the turn's place in the conversation; ask for this very place.
+            tail = self.text([*messages[:-1], _answer(MARK)]).rpartition(MARK)[2]
+        if not segment.endswith(tail):
+            raise SampleError(f'the chat template ends this answer in an unknown way: {segment[-40:]!r}')
+        answer = segment[: len(segment) - len(tail)]
+        if not answer.strip():
+            raise SampleError('the answer is empty')
+        if _compact(content) not in _compact(self.generation_prompt + answer):
+            raise SampleError(
+                f'the chat template changes the answer: {content[:60]!r} became {answer[:60]!r}. '
+                'Give a template with model_cfgs.chat_template.'
+            )
+        end = self._special.search(tail)
+        if end is None:
+            return answer, '', tail
+        return answer + tail[: end.start()], end.group(), tail[end.end() :]
+
+    def _shaped(self, message: Message, parts: bool) -> Message:
+        if parts:
+            content: Any = [part if part['type'] == 'text' else {'type': part['type']} for part in message['content']]
+        else:
+            content = ''.join(
+                part['text'] if part['type'] == 'text' else self._placeholder(part['type']) + '\n'
+                for part in message['content']
+            )
+        return {**message, 'content': content}
+
+    def _placeholder(self, kind: str) -> str:
+        if kind not in self._placeholders:
+            raise SampleError(f'this model takes no {kind}')
+        return self._placeholders[kind]
+
+    def _shows_text(self, parts: bool) -> bool:
+        self._parts = parts
+        try:
+            shown = self.text([{'role': 'user', 'content': [{'type': 'text', 'text': MARK}]}], True)
+        except SampleError:
+            return False
+        # A list pasted as it is shows the keys of its parts.
+        return shown.count(MARK) == 1 and "'type'" not in shown
+
+    def _default_template(self) -> str:
+        logger.info('The checkpoint has no chat template; using the default format `ROLE: text`.')
+        bos = self.tokenizer.bos_token_id
+        # Plain text gets a BOS from these tokenizers, but text out of a template does not.
+        starts_with_bos = bos is not None and self.tokenizer('x')['input_ids'][:1] == [bos]
+        return ('{{ bos_token }}' if starts_with_bos else '') + DEFAULT_TEMPLATE
+
+
+def _answer(text: str) -> Message:
+    return {'role': 'assistant', 'content': [{'type': 'text', 'text': text}]}

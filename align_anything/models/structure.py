@@ -1,0 +1,143 @@
+"""Facts about a family read from its configuration, its processor and the shape of its model class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from align_anything.core.errors import ModelError
+from align_anything.core.types import MediaKind
+
+PROCESSOR_KINDS: dict[str, MediaKind] = {
+    'image_processor': 'image',
+    'video_processor': 'video',
+    'feature_extractor': 'audio',
+    'audio_processor': 'audio',
+}
+ATTENTION_LAYERS = {'full_attention', 'sliding_attention'}
+# Names of modules in transformers' multimodal classes. A projector often sits inside the tower, so it is looked for first.
+PROJECTOR_NAMES = frozenset(
+    'multi_modal_projector connector merger deepstack_merger_list aligner abstractor resampler qformer query_tokens '
+    'language_projection vision_projection image_newline embed_vision perceiver patch_merger modality_projection'.split()
+)
+TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone vqmodel'.split())
+
+
+def media_kinds(processor: Any) -> frozenset[MediaKind]:
+    """Returns the kinds of media that a processor has a part for."""
+    return frozenset(kind for name, kind in PROCESSOR_KINDS.items() if name in processor.get_attributes())
+
+
+def media_token_ids(config: Any) -> frozenset[int]:
+    """Returns the placeholder ids at which the model puts media features."""
+    known = config.to_dict()
+    names = [f'{kind}_token_{ending}' for kind in ('image', 'video', 'audio') for ending in ('id', 'index')]
+    return frozenset(known[name] for name in names if known.get(name) is not None)
+
+
+def declared_token(processor: Any, kind: MediaKind) -> str:
+    """Returns the processor's placeholder text for a kind of media. Raises ModelError when it declares none."""
+    token = vars(processor).get(f'{kind}_token')
+    if token is None:
+        raise ModelError(
+            f'{type(processor).__name__} does not say which text stands for a medium ({kind}_token), so this family needs '
+            'a file of its own: align_anything/models/accustomed/<model_type>.py with placeholder() overridden.'
+        )
+    return str(token)
+
+
+def smallest(kind: MediaKind) -> Any:
+    """Returns a small grey medium that every processor accepts. Raises ModelError for a kind without one."""
+    if kind == 'image':
+        from PIL import Image
+
+        return Image.new('RGB', (32, 32), (128, 128, 128))
+    raise ModelError(f'no dummy {kind} is known, so a batch without one cannot keep the ranks in step')
+
+
+def logit_transform(text_config: Any) -> tuple[float | None, float]:
+    """Returns the soft-cap and the factor that the model applies to its logits, from its text configuration."""
+    known = text_config.to_dict()
+    softcap = next(
+        (float(known[name]) for name in ('final_logit_softcapping', 'output_logit_soft_cap') if known.get(name)), None
+    )
+    scale = float(known.get('logit_scale') or 1.0) * float(known.get('lm_head_multiplier') or 1.0)
+    return softcap, scale / float(known.get('logits_scaling') or 1.0)
+
+
+def auto_class(config: Any) -> Any:
+    """Returns the transformers auto class that loads this configuration with its language-model head."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    seeing = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+
+
+def skeleton(config: Any) -> torch.nn.Module:
+    """Returns the model without storage. Remote code is not supported here: its configuration names no class."""
+    with torch.device('meta'):
+        return auto_class(config).from_config(config)
+
+
+def layouts(config: Any) -> tuple[str, ...]:
+    """Returns the layouts that the model class can compute.
+
+    Rows that hold several sequences need attention through transformers' interface, positions as an argument, and no
+    state that runs along the row.
+    """
+    model = skeleton(config)
+    text = config.get_text_config()
+    known = text.to_dict()
+    body = model.base_model
+    fits = (
+        type(model)._supports_attention_backend
+        and not type(model)._is_stateful
+        and 'position_ids' in inspect.signature(body.forward).parameters
+        and set(known.get('layer_types') or ATTENTION_LAYERS) <= ATTENTION_LAYERS
+        and not known.get('attn_logit_softcapping')
+        and not any(name.endswith('.sinks') for name, _ in model.named_parameters())
+    )
+    return ('padded', 'packed', 'shared_prefix') if fits else ('padded',)
+
+
+def parts(config: Any) -> dict[str, list[str]]:
+    """Returns prefixes of the parameter names of each part, found by the names of the model's modules."""
+    return parts_of_names([name for name, _ in skeleton(config).named_parameters()])
+
+
+def parts_of_names(names: Sequence[str]) -> dict[str, list[str]]:
+    """Returns, for parameter names of a transformers model, the prefixes of each part of it."""
+    found: dict[str, dict[str, None]] = {'vision_tower': {}, 'mm_proj': {}, 'language_model': {}}
+    for name in names:
+        pieces = name.split('.')
+        part, end = _place(pieces)
+        found[part]['.'.join(pieces[:end])] = None
+    return {part: list(prefixes) for part, prefixes in found.items() if prefixes}
+
+
+def _place(pieces: list[str]) -> tuple[str, int]:
+    tower = next((index for index, piece in enumerate(pieces) if piece in TOWER_NAMES), None)
+    projector = next((index for index, piece in enumerate(pieces) if piece in PROJECTOR_NAMES), None)
+    # Inside a tower only what joins it to the language model is a projector.
+    if projector is not None and (tower is None or projector <= tower + 1):
+        return 'mm_proj', projector + 1
+    if tower is not None:
+        return 'vision_tower', tower + 1
+    return 'language_model', min(2, len(pieces) - 1)
+
+
+def part_of(prefixes: Mapping[str, Sequence[str]], name: str) -> str:
+    """Returns the part whose prefix matches most of `name`. Raises ModelError when none does."""
+    matches = [
+        (len(prefix), part)
+        for part, known in prefixes.items()
+        for prefix in known
+        if name == prefix or name.startswith(f'{prefix}.') or not prefix
+    ]
+    if not matches:
+        raise ModelError(f"parameter '{name}' belongs to no part of the model; known prefixes: {dict(prefixes)}")
+    return max(matches)[1]
