@@ -1,0 +1,119 @@
+"""What single fields cannot say: settings that do not go together, or cannot work on this machine's files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from align_anything.configs.deepspeed_files import load_deepspeed_config
+from align_anything.configs.schema import RunCfgs
+from align_anything.configs.sources import ROLES, source_problems
+from align_anything.core.errors import SettingsError
+
+Problem = tuple[tuple[str, ...], str]
+
+
+def check_together(cfgs: RunCfgs) -> Iterator[Problem]:
+    """Yields `(keys, problem)` for everything wrong across keys. The first key is the one to mend."""
+    yield from _check_length(cfgs)
+    yield from _check_engine(cfgs)
+    yield from _check_patterns(cfgs)
+    yield from _check_data(cfgs)
+    yield from _check_folders(cfgs)
+    yield from _check_adapters(cfgs)
+
+
+def _check_length(cfgs: RunCfgs) -> Iterator[Problem]:
+    train = cfgs.train_cfgs
+    if train.epochs == 0 and train.max_steps is None:
+        yield (
+            ('train_cfgs.epochs', 'train_cfgs.max_steps'),
+            'nothing would be trained, since max_steps is null; give a number of epochs or of steps',
+        )
+    if cfgs.data_cfgs.streaming and train.max_steps is None:
+        yield (
+            ('data_cfgs.streaming', 'train_cfgs.max_steps'),
+            'needs train_cfgs.max_steps: the length of a stream is unknown, and the schedule needs the number of steps',
+        )
+    if train.lr_scheduler_type == 'constant' and train.lr_warmup_ratio > 0:
+        yield (
+            ('train_cfgs.lr_scheduler_type', 'train_cfgs.lr_warmup_ratio'),
+            f"'constant' has no warm-up, but lr_warmup_ratio is {train.lr_warmup_ratio}; "
+            'choose constant_with_warmup, or lr_warmup_ratio 0',
+        )
+
+
+def _check_engine(cfgs: RunCfgs) -> Iterator[Problem]:
+    train = cfgs.train_cfgs
+    if train.bf16 and train.fp16:
+        yield ('train_cfgs.fp16', 'train_cfgs.bf16'), 'train_cfgs.bf16 is on as well; switch one off'
+    if not all(0 <= beta < 1 for beta in train.adam_betas):
+        yield ('train_cfgs.adam_betas',), 'must lie from 0 up to, not including, 1'
+    try:
+        load_deepspeed_config(train.ds_cfgs)
+    except SettingsError as error:
+        for problem in error.problems:
+            yield ('train_cfgs.ds_cfgs',), problem
+
+
+def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:
+    train = cfgs.train_cfgs
+    for key, patterns in (('lr_groups', train.lr_groups or {}), ('unfreeze_patterns', train.unfreeze_patterns)):
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield (f'train_cfgs.{key}',), f"'{pattern}' is not a regular expression: {error}"
+
+
+def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
+    if not cfgs.model_cfgs.model_name_or_path:
+        yield ('model_cfgs.model_name_or_path',), 'is required: name the checkpoint, a folder or a hub name'
+    for role in ROLES:
+        for key, problem in source_problems(cfgs.data_cfgs, role):
+            yield (f'data_cfgs.{key}', f'data_cfgs.{role}_datasets'), problem
+    folder = cfgs.data_cfgs.image_folder
+    if folder is not None and not Path(folder).is_dir():
+        yield ('data_cfgs.image_folder',), 'is not a folder'
+
+
+def _check_folders(cfgs: RunCfgs) -> Iterator[Problem]:
+    output_dir, resume = cfgs.logger_cfgs.output_dir, cfgs.train_cfgs.resume
+    if not output_dir:
+        yield ('logger_cfgs.output_dir',), 'is required: name the folder that the run writes to'
+    else:
+        parent = Path(output_dir).absolute()
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            yield ('logger_cfgs.output_dir',), f'cannot be made: {parent} is a file'
+        elif not os.access(parent, os.W_OK):
+            yield ('logger_cfgs.output_dir',), f'cannot be written: no permission in {parent}'
+    if resume is not None and resume != 'auto' and not Path(resume).is_dir():
+        yield ('train_cfgs.resume',), 'is no saved slice: there is no such folder. Give its path, or auto'
+
+
+def _check_adapters(cfgs: RunCfgs) -> Iterator[Problem]:
+    lora, bnb = cfgs.lora_cfgs, cfgs.bnb_cfgs
+    if lora.use_lora and lora.inference_mode:
+        yield (
+            ('lora_cfgs.inference_mode', 'lora_cfgs.use_lora'),
+            'freezes the adapters that use_lora asks to train; set it to False',
+        )
+    if lora.use_lora and lora.target_modules == []:
+        yield ('lora_cfgs.target_modules', 'lora_cfgs.use_lora'), 'names no module; give names, or auto'
+    if not bnb.use_bnb:
+        return
+    if not lora.use_lora:
+        yield (
+            ('bnb_cfgs.use_bnb', 'lora_cfgs.use_lora'),
+            'needs lora_cfgs.use_lora: quantised weights cannot be trained themselves',
+        )
+    if bnb.load_in_4bit == bnb.load_in_8bit:
+        state = 'both on' if bnb.load_in_4bit else 'both off'
+        yield (
+            ('bnb_cfgs.load_in_4bit', 'bnb_cfgs.load_in_8bit'),
+            f'load_in_4bit and load_in_8bit are {state}; use_bnb needs exactly one of them',
+        )

@@ -1,0 +1,150 @@
+"""Which key a name means: bare or dotted, old or new, of this run, of another algorithm, or of none."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from align_anything.configs.annotations import describe_type, shape_of
+from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, groups_of
+
+_SEPARATOR = re.compile('[.:]')
+
+
+class UnknownKey(Exception):
+    """A name that is no key of this run; the message says what to write instead."""
+
+
+def convert_load_checkpoint(value: Any) -> str | None:
+    """Returns the value of `resume` that the older key `load_checkpoint` stands for."""
+    if value is True:
+        return 'auto'
+    return None if value is False else value
+
+
+@dataclass(frozen=True)
+class Alias:
+    """An older name of a key, with what turns its values into values of the key."""
+
+    group: str
+    key: str
+    annotation: Any
+    convert: Callable[[Any], Any]
+    meaning: str
+
+
+ALIASES = {
+    'load_checkpoint': Alias(
+        'train_cfgs', 'resume', bool | str | None, convert_load_checkpoint, 'True is `resume: auto`, False is null'
+    )
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """The key that a name means. `rest` leads to an entry inside a mapping; `annotation` is the type expected there."""
+
+    group: str
+    key: str
+    rest: tuple[str, ...]
+    annotation: Any
+    convert: Callable[[Any], Any] | None = None
+
+    @property
+    def path(self) -> str:
+        return '.'.join((self.group, self.key, *self.rest))
+
+
+class KeyIndex:
+    """The keys of one run, and those of every other algorithm."""
+
+    def __init__(self, schema: type[RunCfgs], run: str, known_algorithms: Mapping[str, type[AlgorithmCfgs]]) -> None:
+        """`run` names the run in messages; `known_algorithms` are all algorithms with their settings, by name."""
+        self.run = run
+        self.known_algorithms = known_algorithms
+        self.fields = {
+            group: {key: field.annotation for key, field in model.model_fields.items()}
+            for group, model in groups_of(schema).items()
+        }
+
+    def holders(self, key: str) -> list[str]:
+        """Returns the groups that have `key`."""
+        return [group for group, keys in self.fields.items() if key in keys]
+
+    def locate(self, name: str) -> Location:
+        """Returns what `learning_rate`, `train-cfgs:learning_rate` or `lr_groups.vision_tower` means in this run.
+
+        Raises UnknownKey for a name that means nothing, or two things.
+        """
+        first, *others = _SEPARATOR.split(name, maxsplit=1)
+        first = first.replace('-', '_')
+        if first not in self.fields:
+            return self._locate_bare(first, others, name)
+        if not others:
+            raise UnknownKey(f"'{first}' is a group; name one of its keys, for instance '{first}.{self._first(first)}'")
+        key, *rest = _SEPARATOR.split(others[0], maxsplit=1)
+        key = key.replace('-', '_')
+        if key in ALIASES and ALIASES[key].group == first:
+            return self._located(first, key, rest)
+        if key not in self.fields[first]:
+            elsewhere = self.holders(key)
+            if elsewhere:
+                raise UnknownKey(f"'{key}' is a key of {elsewhere[0]}: write '{elsewhere[0]}.{key}'")
+            raise UnknownKey(self._unknown(key, f'{first}.{key}'))
+        return self._located(first, key, rest)
+
+    def _locate_bare(self, key: str, rest: list[str], name: str) -> Location:
+        if key in ALIASES:
+            return self._located(ALIASES[key].group, key, rest)
+        holders = self.holders(key)
+        if len(holders) > 1:
+            forms = ' or '.join(f"'{group}.{key}'" for group in holders)
+            raise UnknownKey(f"'{key}' is in {len(holders)} groups: write {forms}")
+        if not holders:
+            inner = _SEPARATOR.split(rest[0])[0].replace('-', '_') if rest else ''
+            raise UnknownKey(self._unknown(inner if self._known_somewhere(inner) else key, name))
+        return self._located(holders[0], key, rest)
+
+    def _located(self, group: str, key: str, rest: list[str]) -> Location:
+        alias = ALIASES.get(key)
+        annotation = alias.annotation if alias else self.fields[group][key]
+        convert = alias.convert if alias else None
+        key = alias.key if alias else key
+        if not rest:
+            return Location(group, key, (), annotation, convert)
+        shape = shape_of(annotation)
+        entry = shape.entry
+        if entry is None and shape.item is not None:
+            entry = shape_of(shape.item).entry
+        if entry is None:
+            raise UnknownKey(f"'{group}.{key}' is {describe_type(annotation)} and has no part '{rest[0]}'")
+        parts = tuple(rest[0].split('.')) if shape_of(entry).anything else (rest[0],)
+        return Location(group, key, parts, entry, convert)
+
+    def _known_somewhere(self, key: str) -> bool:
+        return bool(self.holders(key) or self._algorithms_with(key))
+
+    def _algorithms_with(self, key: str) -> list[str]:
+        return sorted(name for name, cfgs in self.known_algorithms.items() if key in cfgs.model_fields)
+
+    def _unknown(self, key: str, written: str) -> str:
+        owners = self._algorithms_with(key)
+        if owners:
+            return f"'{key}' belongs to {', '.join(owners)}; a {self.run} run has no such key. Remove it"
+        group = self.holders(key)
+        if group:
+            return f"there is no key '{written}'. Did you mean '{group[0]}.{key}'?"
+        leaves = [leaf for keys in self.fields.values() for leaf in keys] + list(ALIASES)
+        close = difflib.get_close_matches(key.lower(), [*leaves, *self.fields], n=1, cutoff=0.6)
+        if not close:
+            return f"there is no key '{written}'. --help lists every key of this run"
+        if close[0] in self.fields:
+            return f"there is no group '{key}'. Did you mean '{close[0]}'?"
+        holders = self.holders(close[0]) or [ALIASES[close[0]].group]
+        return f"there is no key '{written}'. Did you mean '{close[0]}' ({holders[0]}.{close[0]})?"
+
+    def _first(self, group: str) -> str:
+        return next(iter(self.fields[group]))

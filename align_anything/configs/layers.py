@@ -1,0 +1,111 @@
+"""The layers under the command line: files that ship, files the user names, the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align_anything.configs.annotations import parse_texts, shape_of
+from align_anything.configs.keys import KeyIndex, Location, UnknownKey
+from align_anything.configs.yaml_text import parse_lines
+
+TRAIN_FOLDER = Path(__file__).parent / 'train'
+ENVIRONMENT_PREFIX = 'ALIGN_ANYTHING__'
+ZERO_STAGE_FILE = 'ZERO_STAGE_FILE'
+
+
+def shipped_files(pair: str, algorithm: str) -> list[Path]:
+    """Returns the files that ship for a run, the general one first. An algorithm may do without."""
+    candidates = (TRAIN_FOLDER / f'{algorithm}.yaml', TRAIN_FOLDER / pair / f'{algorithm}.yaml')
+    return [path for path in candidates if path.is_file()]
+
+
+def read_settings_file(path: Path, shown_as: str, index: KeyIndex) -> Layer:
+    """Returns the settings of a YAML file and the problems in it. `shown_as` is its name in messages."""
+    layer = Layer()
+    try:
+        lines = parse_lines(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        layer.refuse(f'settings file {shown_as}', error)
+        return layer
+    for parts, value, line in lines:
+        if value is None and parts[0] in index.fields and len(parts) == 1:
+            continue
+        origin = f'{shown_as} line {line}'
+        try:
+            location = index.locate('.'.join(parts))
+        except UnknownKey as problem:
+            layer.refuse(origin, problem)
+        else:
+            layer.settings.append(Setting(location, value, origin))
+    return layer
+
+
+def read_environment(environ: Mapping[str, str], index: KeyIndex) -> Layer:
+    """Returns the settings in `ZERO_STAGE_FILE` and `ALIGN_ANYTHING__GROUP__KEY`, and the problems in them."""
+    names = {}
+    if ZERO_STAGE_FILE in environ:
+        names[ZERO_STAGE_FILE] = 'train_cfgs.ds_cfgs'
+    for variable in sorted(environ):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            parts = variable[len(ENVIRONMENT_PREFIX) :].split('__')
+            schema_parts = 2 if parts[0].lower() in index.fields else 1
+            names[variable] = '.'.join([part.lower() for part in parts[:schema_parts]] + parts[schema_parts:])
+    layer = Layer()
+    for variable, name in names.items():
+        layer.take(name, [environ[variable]], f'environment variable {variable}', index)
+    return layer
+
+
+def sentence(text: str) -> str:
+    """Returns `text` with a full stop, unless it ends a sentence already."""
+    return text if text.endswith(('.', '?', '!')) else f'{text}.'
+
+
+def _read(texts: list[str], location: Location) -> Any:
+    if not texts:
+        raise ValueError(f"'{location.path}' has no value; write the value after the key")
+    if any(not text.strip() for text in texts):
+        raise ValueError(
+            f"the value of '{location.path}' is empty, as an unset shell variable leaves it; give a value, or null"
+        )
+    return parse_texts(texts, location.annotation)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value for one key, and where it came from."""
+
+    location: Location
+    value: Any
+    origin: str
+
+
+@dataclass
+class Layer:
+    """The settings of one layer, what is wrong in it, and the keys whose value could not be read."""
+
+    settings: list[Setting] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
+
+    def take(self, name: str, texts: list[str], origin: str, index: KeyIndex) -> list[str]:
+        """Adds the setting that `texts` spell for the key called `name`; returns the texts it has no use for."""
+        try:
+            location = index.locate(name)
+        except UnknownKey as problem:
+            self.refuse(origin, problem)
+            return []
+        used = len(texts) if shape_of(location.annotation).takes_list else 1
+        try:
+            self.settings.append(Setting(location, _read(texts[:used], location), origin))
+        except ValueError as problem:
+            self.unread.add(f'{location.group}.{location.key}')
+            self.refuse(origin, problem)
+        return texts[used:]
+
+    def refuse(self, origin: str, problem: Exception) -> None:
+        """Adds a problem that `origin` has."""
+        self.problems.append(sentence(f'{origin}: {problem}'))

@@ -1,0 +1,340 @@
+"""Every setting of a run, typed and described. Unknown keys are refused; the descriptions become the documentation."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import create_model as create_pydantic_model
+from pydantic_core import PydanticCustomError
+
+from align_anything.configs.annotations import NULLS, shape_of
+
+OnePerDataset = str | list[str | None] | None
+
+
+@cache
+def build_run_schema(algorithm_cfgs: type[AlgorithmCfgs]) -> type[RunCfgs]:
+    """Returns RunCfgs whose `train_cfgs` also holds the fields and validators of `algorithm_cfgs`.
+
+    Raises TypeError, a mistake of the algorithm's author, when a field has no default or description, a type
+    that settings cannot have, or a name that the schema uses already.
+    """
+    taken = {key: group for group, model in groups_of(RunCfgs).items() for key in model.model_fields}
+    for name, field in algorithm_cfgs.model_fields.items():
+        if name in taken:
+            raise TypeError(
+                f'{algorithm_cfgs.__name__}.{name} clashes with {taken[name]}.{name} of the schema. Rename the field.'
+            )
+        if not field.description:
+            raise TypeError(f'{algorithm_cfgs.__name__}.{name} needs a description: it is shown by --help.')
+        if field.is_required():
+            raise TypeError(f'{algorithm_cfgs.__name__}.{name} needs a default.')
+        shape_of(field.annotation)
+    merged = create_pydantic_model('TrainCfgs', __base__=(algorithm_cfgs, TrainCfgs), __module__=__name__)
+    return create_pydantic_model(
+        'RunCfgs', __base__=RunCfgs, __module__=__name__, train_cfgs=(merged, Field(default_factory=merged))
+    )
+
+
+def groups_of(schema: type[RunCfgs]) -> dict[str, type[Cfgs]]:
+    """Returns the groups of a run's schema by name, in the order of the schema."""
+    return {name: field.annotation for name, field in schema.model_fields.items()}
+
+
+class Cfgs(BaseModel):
+    """Base of all settings: frozen, no unknown keys, no infinities, no truth value in the place of a number."""
+
+    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @field_validator('*', mode='before')
+    @classmethod
+    def _tidy(cls, value: Any, info: ValidationInfo) -> Any:
+        shape = shape_of(cls.model_fields[info.field_name].annotation)
+        if shape.null and isinstance(value, str) and value.lower() in NULLS:
+            return None
+        if isinstance(value, bool) and bool not in shape.numbers and not shape.anything:
+            raise PydanticCustomError('truth_value', 'a truth value does not fit here')
+        return value
+
+
+class AlgorithmCfgs(Cfgs):
+    """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm."""
+
+
+class TrainCfgs(Cfgs):
+    """How the run trains: engine, length, batch, optimizer, precision, frozen parts, evaluation, resuming."""
+
+    ds_cfgs: str = Field(
+        'ds_z3_config.json',
+        description='DeepSpeed file: the name of one that ships with the package, or a path. It decides the ZeRO '
+        'stage and offload; the environment variable ZERO_STAGE_FILE sets it too.',
+    )
+    epochs: int = Field(1, ge=0, description='How often the run goes through the training data.')
+    max_steps: PositiveInt | None = Field(
+        None, description='Number of optimizer steps of the run. When given, it takes the place of epochs.'
+    )
+    seed: int = Field(42, ge=0, description='Seed of the data order, the initialisation of new weights and dropout.')
+    per_device_train_batch_size: PositiveInt = Field(
+        1, description='Samples that one device processes at once while training.'
+    )
+    per_device_eval_batch_size: PositiveInt = Field(
+        1, description='Samples that one device processes at once while evaluating.'
+    )
+    gradient_accumulation_steps: PositiveInt = Field(
+        1, description='Micro-batches of each device that make one optimizer step.'
+    )
+    gradient_checkpointing: bool = Field(
+        True, description='Recomputes activations in the backward pass, which saves memory and costs time.'
+    )
+    learning_rate: NonNegativeFloat = Field(2e-5, description='Peak learning rate.')
+    lr_scheduler_type: Literal[
+        'linear',
+        'cosine',
+        'cosine_with_restarts',
+        'polynomial',
+        'constant',
+        'constant_with_warmup',
+        'inverse_sqrt',
+    ] = Field('cosine', description='Shape of the learning rate over the optimizer steps of the run.')
+    lr_warmup_ratio: float = Field(
+        0.03, ge=0, le=1, description='Share of the optimizer steps over which the learning rate rises from zero.'
+    )
+    lr_groups: dict[str, NonNegativeFloat] | None = Field(
+        None,
+        description='Learning rates of parts of the model: a part (`vision_tower`, `mm_proj`, `language_model`) or a '
+        'regular expression over parameter names, to its rate. Everything else uses learning_rate.',
+    )
+    weight_decay: NonNegativeFloat = Field(
+        0.0, description='Decoupled weight decay of matrices; biases and norm weights have none.'
+    )
+    adam_betas: tuple[float, float] = Field((0.9, 0.95), description='Decay rates of the two Adam moments.')
+    adam_epsilon: float = Field(1e-8, gt=0, description='Term that keeps the Adam division from a zero denominator.')
+    optimizer: Literal['adamw_torch', 'adamw_torch_fused', 'deepspeed_cpu_adam', 'deepspeed_fused_adam'] | None = Field(
+        None, description='Optimizer implementation. null chooses the fastest one for the device and the offload.'
+    )
+    max_grad_norm: NonNegativeFloat = Field(
+        1.0, description='Gradients are scaled down to this global norm. 0 leaves them as they are.'
+    )
+    bf16: bool = Field(True, description='Trains in bfloat16. With fp16 off as well, the run trains in float32.')
+    fp16: bool = Field(False, description='Trains in float16 with dynamic loss scaling.')
+    eval_strategy: Literal['epoch', 'steps', 'no'] = Field(
+        'epoch', description='When the evaluation data are scored: each epoch, each eval_interval steps, or never.'
+    )
+    eval_interval: PositiveInt = Field(
+        10, description='Optimizer steps between two evaluations when eval_strategy is steps.'
+    )
+    freeze_vision_tower: bool = Field(
+        False, description='Keeps the weights of the image and video encoder as they are.'
+    )
+    freeze_mm_proj: bool = Field(
+        False, description='Keeps the weights between the media encoder and the language model as they are.'
+    )
+    freeze_language_model: bool = Field(False, description='Keeps the weights of the language model as they are.')
+    unfreeze_patterns: list[str] = Field(
+        [],
+        description='Regular expressions over parameter names. What they find is trained although a freeze_* key '
+        'covers it.',
+    )
+    layout: Literal['auto', 'padded', 'packed', 'shared_prefix'] = Field(
+        'auto',
+        description='How samples lie in a batch: padded rows, packed without padding, or prompts shared by their '
+        'responses. auto takes the fastest one that the model bears.',
+    )
+    nonfinite_loss: Literal['stop', 'skip'] = Field(
+        'stop',
+        description='What follows a NaN or infinite loss: the run stops and names the samples, or the optimizer step '
+        'is left out and counted.',
+    )
+    save_checkpoint: bool = Field(
+        True,
+        description='Writes into each saved slice also the optimizer, schedule, random and data state that resume '
+        'needs. Off, a slice holds the model only.',
+    )
+    resume: str | None = Field(
+        None,
+        description='Saved slice that the run goes on from: a path, or auto for the newest whole one in output_dir '
+        '(none there: the run starts afresh). load_checkpoint: True means auto.',
+    )
+
+
+class DataCfgs(Cfgs):
+    """What the run trains and evaluates on. With several datasets, most keys take one value or one per dataset."""
+
+    train_datasets: str | list[str] | None = Field(
+        None,
+        description='Training data: a hub name, a .json, .jsonl, .csv, .parquet or .arrow file, a folder written by '
+        'save_to_disk, or an image folder; a list for several. Required.',
+    )
+    train_template: str | list[str] | None = Field(
+        None,
+        description='Template that turns a row into a conversation: a registered name, or file.py:Name. One for all '
+        'training datasets, or one for each. Required.',
+    )
+    train_template_kwargs: dict[str, Any] | list[dict[str, Any]] = Field(
+        {}, description='Arguments of the training template, such as its column mapping (`prompt: question`).'
+    )
+    train_name: OnePerDataset = Field(None, description='Configuration of a hub dataset, for instance a language.')
+    train_split: OnePerDataset = Field(None, description='Split to train on, for instance `train` or `train[:10%]`.')
+    train_size: PositiveInt | list[PositiveInt | None] | None = Field(
+        None, description='Only the first so many rows are trained on. null takes all.'
+    )
+    train_data_files: str | list[str | list[str] | None] | None = Field(
+        None,
+        description='Files inside the training dataset. A list means several files when there is one dataset, and '
+        'one entry for each dataset when train_datasets is a list.',
+    )
+    train_optional_args: dict[str, Any] | list[dict[str, Any]] = Field(
+        {}, description='Further keyword arguments of datasets.load_dataset for the training data.'
+    )
+    train_weights: list[NonNegativeFloat] | None = Field(
+        None,
+        description='Shares by which several training datasets are mixed. null joins them whole, one after the '
+        'other, before shuffling.',
+    )
+    eval_datasets: str | list[str] | None = Field(
+        None, description='Evaluation data, given like train_datasets. null evaluates nothing.'
+    )
+    eval_template: str | list[str] | None = Field(
+        None, description='Template of the evaluation data, given like train_template.'
+    )
+    eval_template_kwargs: dict[str, Any] | list[dict[str, Any]] = Field(
+        {}, description='Arguments of the evaluation template.'
+    )
+    eval_name: OnePerDataset = Field(None, description='Configuration of a hub dataset to evaluate on.')
+    eval_split: OnePerDataset = Field(None, description='Split to evaluate on, for instance `test`.')
+    eval_size: PositiveInt | list[PositiveInt | None] | None = Field(
+        None, description='Only the first so many rows are evaluated. null takes all.'
+    )
+    eval_data_files: str | list[str | list[str] | None] | None = Field(
+        None, description='Files inside the evaluation dataset, given like train_data_files.'
+    )
+    eval_optional_args: dict[str, Any] | list[dict[str, Any]] = Field(
+        {}, description='Further keyword arguments of datasets.load_dataset for the evaluation data.'
+    )
+    streaming: bool = Field(
+        False, description='Reads the training data while it is trained on, without a local copy. Needs max_steps.'
+    )
+    num_workers: int = Field(
+        1, ge=0, description='Processes of each rank that read, decode and encode samples. 0 does it in the trainer.'
+    )
+    train_on: Literal['all_assistant', 'last', 'all'] = Field(
+        'all_assistant',
+        description='Which tokens of a conversation are trained: every assistant turn, only the last one, or the '
+        'prompt and the user turns too. End-of-turn tokens of trained turns always are; media never.',
+    )
+    image_folder: str | None = Field(
+        None,
+        description='Folder that relative media paths in the rows start from. null is the folder of the data file.',
+    )
+    max_skipped_ratio: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description='Unusable rows are left out and listed in skipped_samples.jsonl. Past this share of the rows '
+        'seen, the run stops.',
+    )
+
+
+class ModelCfgs(Cfgs):
+    """Which checkpoint is trained, and how it is loaded."""
+
+    model_name_or_path: str | None = Field(None, description='Checkpoint to train: a folder, or a hub name. Required.')
+    trust_remote_code: bool = Field(
+        False, description='Lets the checkpoint run Python code of its own. Only for sources you trust.'
+    )
+    model_max_length: PositiveInt = Field(
+        2048, description='Longest sample in tokens, media included. Longer ones are cut at the end.'
+    )
+    attn_implementation: Literal['sdpa', 'eager', 'flash_attention_2'] = Field(
+        'sdpa', description='Attention implementation. flash_attention_2 needs the flash-attn package and a GPU.'
+    )
+    chat_template: str | None = Field(
+        None, description='Chat template, as a path to a Jinja file or as text. null uses that of the checkpoint.'
+    )
+    processor_kwargs: dict[str, Any] = Field(
+        {}, description='Arguments of the processor, such as `min_pixels` and `max_pixels`.'
+    )
+
+
+class LoggerCfgs(Cfgs):
+    """What the run writes, where, and how often."""
+
+    log_type: Literal['tensorboard', 'wandb', 'clearml', 'none'] = Field(
+        'tensorboard', description='Where metrics go besides metrics.jsonl and the console.'
+    )
+    log_project: str = Field('align-anything', description='Project that the tracker files the run under.')
+    log_run_name: str | None = Field(None, description='Name of the run in the tracker. null uses the algorithm.')
+    output_dir: str | None = Field(None, description='Folder for checkpoints, settings, metrics and plots. Required.')
+    cache_dir: str | None = Field(
+        None, description='Folder for downloaded data and other caches. null uses the default of the libraries.'
+    )
+    save_interval: PositiveInt | None = Field(
+        None,
+        description='Optimizer steps between two saved slices. null spreads save_total_limit slices evenly over '
+        'the run.',
+    )
+    save_total_limit: int = Field(
+        1, ge=0, description='How many slices are kept; the oldest is deleted first. 0 saves none.'
+    )
+    log_interval: PositiveInt = Field(1, description='Optimizer steps between two lines of metrics.')
+
+
+class LoraCfgs(Cfgs):
+    """Low-rank adapters in place of training the whole weights."""
+
+    use_lora: bool = Field(False, description='Trains low-rank adapters and keeps the weights under them.')
+    r: PositiveInt = Field(16, description='Rank of the adapters.')
+    lora_alpha: float = Field(16, gt=0, description='Scale of the adapters, divided by the rank when applied.')
+    lora_dropout: float = Field(0.1, ge=0, lt=1, description='Dropout on the inputs of the adapters.')
+    use_rslora: bool = Field(False, description='Divides the scale by the square root of the rank instead.')
+    use_dora: bool = Field(False, description='Learns the magnitude of each weight column apart from its direction.')
+    target_modules: Literal['auto'] | list[str] = Field(
+        'auto',
+        description='Modules that get an adapter, by name. auto is every linear layer of the language model.',
+    )
+    vision_lora: bool = Field(
+        False, description='With target_modules auto, the linear layers of the vision tower get adapters too.'
+    )
+    modules_to_save: list[str] | None = Field(
+        None, description='Modules that are trained whole beside the adapters and saved with them.'
+    )
+    task_type: Literal['CAUSAL_LM', 'SEQ_CLS', 'FEATURE_EXTRACTION'] = Field(
+        'CAUSAL_LM', description='Task that is written into the adapter configuration.'
+    )
+    inference_mode: bool = Field(False, description='Loads the adapters frozen. A run that trains them needs False.')
+    save_full_model: bool = Field(
+        False, description='Saves slices with the adapters merged into the weights, not the adapters alone.'
+    )
+
+    @field_validator('task_type', mode='before')
+    @classmethod
+    def _without_enum_name(cls, value: Any) -> Any:
+        return value.removeprefix('TaskType.') if isinstance(value, str) else value
+
+
+class BnbCfgs(Cfgs):
+    """Quantised base weights (bitsandbytes) under low-rank adapters."""
+
+    use_bnb: bool = Field(False, description='Loads the base weights quantised. Needs use_lora.')
+    load_in_4bit: bool = Field(True, description='Quantises to 4 bits.')
+    load_in_8bit: bool = Field(False, description='Quantises to 8 bits. Set load_in_4bit to False with it.')
+    bnb_4bit_quant_type: Literal['nf4', 'fp4'] = Field('nf4', description='Number format of the 4-bit weights.')
+    bnb_4bit_use_double_quant: bool = Field(True, description='Quantises the scales of the 4-bit blocks as well.')
+    bnb_4bit_compute_dtype: Literal['auto', 'bfloat16', 'float16', 'float32'] = Field(
+        'auto', description='Type that 4-bit weights are multiplied in. auto is the precision of the run.'
+    )
+
+
+class RunCfgs(BaseModel):
+    """All settings of one run, by group."""
+
+    model_config = ConfigDict(frozen=True, extra='forbid')
+
+    train_cfgs: TrainCfgs = Field(default_factory=TrainCfgs)
+    data_cfgs: DataCfgs = Field(default_factory=DataCfgs)
+    model_cfgs: ModelCfgs = Field(default_factory=ModelCfgs)
+    logger_cfgs: LoggerCfgs = Field(default_factory=LoggerCfgs)
+    lora_cfgs: LoraCfgs = Field(default_factory=LoraCfgs)
+    bnb_cfgs: BnbCfgs = Field(default_factory=BnbCfgs)
