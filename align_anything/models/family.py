@@ -34,7 +34,7 @@ class FamilySpec:
         token_tensor_names: per-token tensors that the model body takes beside `input_ids`.
         stop_token_ids: tokens that end generation: the generation config's, the tokenizer's, the template's.
         pad_token_id: id to fill padding with; it may equal the end-of-sequence id.
-        softcap, logit_scale: `logits = softcap * tanh(logit_scale * hidden @ W / softcap)`, softcap None for no capping.
+        softcap, logit_scale: `logits = softcap * tanh(logit_scale * hidden @ W / softcap)`; None caps nothing.
     """
 
     bidirectional_media: ClassVar[bool] = False
@@ -66,7 +66,8 @@ class FamilySpec:
         self.media_token_ids = structure.media_token_ids(config) if self.media_kinds else frozenset()
         self.softcap, self.logit_scale = structure.logit_transform(text_config)
         placeholders = {kind: self.placeholder(kind) for kind in sorted(self.media_kinds)}
-        self.renderer = ChatRenderer(tokenizer, processor, self.chat_template or self._checkpoint_template(), placeholders)
+        template = self.chat_template or self._checkpoint_template()
+        self.renderer = ChatRenderer(tokenizer, processor, template, placeholders)
         # What was trained with is what gets saved and used for generation.
         (tokenizer if processor is None else processor).chat_template = self.renderer.template
         self.encoder = RunEncoder(tokenizer, processor, placeholders, self.media_token_ids)
@@ -76,8 +77,8 @@ class FamilySpec:
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(token for token in ends if token is not None))
         self.pad_token_id: int = self.stop_token_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._dummies = {'image': self._make_dummy('image')} if 'image' in self.media_kinds else {}
-        probed = [name for name in TOKEN_OUTPUTS if any(name in piece.token_tensors for piece in self._dummies.values())]
-        self.token_tensor_names: tuple[str, ...] = tuple(probed)
+        probed = {name for piece in self._dummies.values() for name in piece.token_tensors}
+        self.token_tensor_names: tuple[str, ...] = tuple(name for name in TOKEN_OUTPUTS if name in probed)
 
     # Encoding
 
@@ -167,7 +168,7 @@ class FamilySpec:
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:
-        """Parameter-name prefixes of each part of the model. A parameter belongs to the part with its longest prefix."""
+        """Parameter-name prefixes of each part of the model; the longest matching prefix decides."""
         if self.part_prefixes is not None:
             return {part: list(prefixes) for part, prefixes in self.part_prefixes.items()}
         return structure.parts(self.config)

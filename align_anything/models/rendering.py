@@ -108,7 +108,7 @@ class ChatRenderer:
         if self.end_of_turn_id is None:
             raise ModelError(
                 'Neither the chat template nor the tokenizer has a token that ends an answer, so the model could never '
-                'learn to stop. Give a template with model_cfgs.chat_template or set eos_token in tokenizer_config.json.'
+                'learn to stop. Give model_cfgs.chat_template, or set eos_token in tokenizer_config.json.'
             )
 
     def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:

@@ -18,12 +18,12 @@ PROCESSOR_KINDS: dict[str, MediaKind] = {
     'audio_processor': 'audio',
 }
 ATTENTION_LAYERS = {'full_attention', 'sliding_attention'}
-# Names of modules in transformers' multimodal classes. A projector often sits inside the tower, so it is looked for first.
+# Names of modules in transformers' multimodal classes. A projector often sits inside the tower: it is looked for first.
 PROJECTOR_NAMES = frozenset(
     'multi_modal_projector connector merger deepstack_merger_list aligner abstractor resampler qformer query_tokens '
-    'language_projection vision_projection image_newline embed_vision perceiver patch_merger modality_projection'.split()
+    'language_projection vision_projection image_newline embed_vision perceiver modality_projection'.split()
 )
-TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone vqmodel'.split())
+TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone'.split())
 
 
 def media_kinds(processor: Any) -> frozenset[MediaKind]:
@@ -43,8 +43,8 @@ def declared_token(processor: Any, kind: MediaKind) -> str:
     token = vars(processor).get(f'{kind}_token')
     if token is None:
         raise ModelError(
-            f'{type(processor).__name__} does not say which text stands for a medium ({kind}_token), so this family needs '
-            'a file of its own: align_anything/models/accustomed/<model_type>.py with placeholder() overridden.'
+            f'{type(processor).__name__} does not say which text stands for a medium ({kind}_token), so this family '
+            'needs a file align_anything/models/accustomed/<model_type>.py that overrides placeholder().'
         )
     return str(token)
 
@@ -68,19 +68,17 @@ def logit_transform(text_config: Any) -> tuple[float | None, float]:
     return softcap, scale / float(known.get('logits_scaling') or 1.0)
 
 
-def auto_class(config: Any) -> Any:
-    """Returns the transformers auto class that loads this configuration with its language-model head."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    seeing = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
-
-
 def skeleton(config: Any) -> torch.nn.Module:
-    """Returns the model without storage. Remote code is not supported here: its configuration names no class."""
-    with torch.device('meta'):
-        return auto_class(config).from_config(config)
+    """Returns the model of a configuration without storage, of transformers' class or the checkpoint's own code."""
+    from transformers.modeling_utils import set_zero3_state
+
+    from align_anything.models.any_model import transformers_class
+
+    # A configuration class out of a checkpoint's own code exists only where that code is trusted.
+    trusted = type(config).__module__.startswith('transformers_modules')
+    # Submodels ask whether ZeRO-3 has to partition them; a skeleton has nothing to partition.
+    with set_zero3_state(), torch.device('meta'):
+        return transformers_class(config, trust_remote_code=trusted)(config)
 
 
 def layouts(config: Any) -> tuple[str, ...]:

@@ -1,0 +1,26 @@
+"""LLaVA-1.5: one fixed number of tokens per picture."""
+
+from __future__ import annotations
+
+from transformers import LlavaForConditionalGeneration
+
+from align_anything.models.family import FamilySpec
+
+PARTS = {
+    'vision_tower': ('model.vision_tower',),
+    'mm_proj': ('model.multi_modal_projector',),
+    'language_model': ('model.language_model', 'lm_head'),
+}
+
+
+class AccustomedLlavaModel(LlavaForConditionalGeneration):
+    """LLaVA with a language-model head."""
+
+
+class LlavaSpec(FamilySpec):
+    """The default rules with the parts named."""
+
+    part_prefixes = PARTS
+
+
+MODEL, SPEC = AccustomedLlavaModel, LlavaSpec

@@ -1,0 +1,24 @@
+"""LLaVA-NeXT: pictures in patches, their number by the picture's shape."""
+
+from __future__ import annotations
+
+from transformers import LlavaNextForConditionalGeneration
+
+from align_anything.models.family import FamilySpec
+
+
+class AccustomedLlavaNextModel(LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT with a language-model head."""
+
+
+class LlavaNextSpec(FamilySpec):
+    """The default rules with the parts named; patches beyond a picture's own are padding that the model cuts off."""
+
+    part_prefixes = {
+        'vision_tower': ('model.vision_tower',),
+        'mm_proj': ('model.multi_modal_projector', 'model.image_newline'),
+        'language_model': ('model.language_model', 'lm_head'),
+    }
+
+
+MODEL, SPEC = AccustomedLlavaNextModel, LlavaNextSpec

@@ -1,0 +1,31 @@
+"""Qwen3-VL: multimodal rotary positions, clips as frames between timestamps in text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
+
+from align_anything.models.mrope import MRopeSpec
+
+
+class AccustomedQwen3VLModel(Qwen3VLForConditionalGeneration):
+    """Qwen3-VL with a language-model head."""
+
+
+class Qwen3VLSpec(MRopeSpec):
+    """Every frame of a clip is a stretch of its own; several tower layers have mergers of their own."""
+
+    part_prefixes = {
+        **MRopeSpec.part_prefixes,
+        'mm_proj': ('model.visual.merger', 'model.visual.deepstack_merger_list'),
+    }
+
+    def video_grids(self, grids: Tensor) -> Tensor:
+        """Returns one grid per frame."""
+        frames = torch.repeat_interleave(grids, grids[:, 0], dim=0)
+        frames[:, 0] = 1
+        return frames
+
+
+MODEL, SPEC = AccustomedQwen3VLModel, Qwen3VLSpec

@@ -1,0 +1,77 @@
+"""Multimodal rotary positions: text counts along one axis, a picture or clip spans time, height and width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from align_anything.models.family import FamilySpec
+
+IMAGE, VIDEO = 1, 2
+
+
+def mrope_positions(
+    token_types: Tensor, grids: Mapping[int, Tensor], merge_size: int, intervals: Tensor | None = None
+) -> Tensor:
+    """Returns `(4, length)`: row 0 counts tokens, rows 1 to 3 are the temporal, vertical and horizontal positions.
+
+    Args:
+        token_types: 0 text, 1 image, 2 video, `(length,)`.
+        grids: for `IMAGE` and `VIDEO`, the patches of each medium along time, height and width, `(media, 3)`.
+        merge_size: patches along each side that make one token.
+        intervals: temporal distance between two frames of each video, `(videos,)`; 1 by default.
+    """
+    length = token_types.numel()
+    waiting: dict[int, Iterator[list[int]]] = {kind: iter(grid.tolist()) for kind, grid in grids.items()}
+    steps = iter([] if intervals is None else intervals.tolist())
+    columns: list[Tensor] = []
+    types = token_types.tolist()
+    token, position = 0, 0
+    while token < length:
+        kind = types[token]
+        if kind == 0:
+            stop = next((index for index in range(token, length) if types[index] != 0), length)
+            columns.append(torch.arange(position, position + stop - token).expand(3, -1))
+            position += stop - token
+        else:
+            frames, height, width = next(waiting[kind])
+            height, width = height // merge_size, width // merge_size
+            step = next(steps, 1) if kind == VIDEO else 1
+            times = (torch.arange(frames) * step).long()
+            grid = torch.meshgrid(times, torch.arange(height), torch.arange(width), indexing='ij')
+            columns.append(torch.stack(grid).flatten(1) + position)
+            position += max(height, width)
+            stop = token + frames * height * width
+        token = stop
+    rotary = torch.cat(columns, dim=1) if columns else torch.zeros((3, 0), dtype=torch.long)
+    return torch.cat([torch.arange(length)[None], rotary])
+
+
+class MRopeSpec(FamilySpec):
+    """The rules that the Qwen-VL families share."""
+
+    position_rows: ClassVar[int] = 4
+    part_prefixes = {
+        'vision_tower': ('model.visual',),
+        'mm_proj': ('model.visual.merger',),
+        'language_model': ('model.language_model', 'lm_head'),
+    }
+
+    def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
+        """Positions of one sequence, `(4, length)`. Row 0 is what tells transformers where a packed sequence begins."""
+        grids = {kind: media[name] for kind, name in ((IMAGE, 'image_grid_thw'), (VIDEO, 'video_grid_thw')) if name in media}
+        if VIDEO in grids:
+            grids[VIDEO] = self.video_grids(grids[VIDEO])
+        token_types = token_tensors.get('mm_token_type_ids', torch.zeros_like(ids))
+        return mrope_positions(token_types, grids, self.config.vision_config.spatial_merge_size, self.intervals(media))
+
+    def video_grids(self, grids: Tensor) -> Tensor:
+        """Returns the grids of the stretches of video tokens, given one grid per clip, `(stretches, 3)`."""
+        return grids
+
+    def intervals(self, media: Mapping[str, Any]) -> Tensor | None:
+        """Returns the temporal distance between two frames of each clip, None for 1."""
+        return None
