@@ -85,7 +85,7 @@ class RanksError(AssertionError):
 
 def _check_forkable() -> None:
     if dist.is_initialized():
-        raise RuntimeError('this process has a process group already: run that code through run_ranks(..., world_size=1)')
+        raise RuntimeError('this process has a process group already: run that code in run_ranks(..., world_size=1)')
     if torch.cuda.is_initialized():
         raise RuntimeError('CUDA is in use in this process, so it cannot be forked: keep GPU work in children')
 

@@ -58,7 +58,7 @@ def test_a_hang_is_killed_and_shows_where_it_stood() -> None:
 
 def test_a_result_that_cannot_be_pickled_is_an_error() -> None:
     with pytest.raises(RanksError, match='cannot be pickled'):
-        run_ranks(lambda _: (lambda: None), world_size=1)
+        run_ranks(lambda _: lambda: None, world_size=1)
 
 
 def test_refuses_a_process_that_has_a_group() -> None:

@@ -1,0 +1,1 @@
+"""Runs: the shared wiring in `base`, and one leaf per modality pair and algorithm."""

@@ -1,0 +1,42 @@
+"""Atomic writes: old or new, never half."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from align_anything.core.files import atomic_write_json, atomic_write_text
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    target = tmp_path / 'deep' / 'er' / 'note.txt'
+    atomic_write_text(target, 'first')
+    atomic_write_text(target, 'zweite Zeile: ä')
+    assert target.read_text(encoding='utf-8') == 'zweite Zeile: ä'
+    assert [entry.name for entry in target.parent.iterdir()] == ['note.txt']
+
+
+def test_a_failure_keeps_the_old_content_and_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / 'note.txt'
+    atomic_write_text(target, 'old')
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full_disk)
+    with pytest.raises(OSError, match='No space left'):
+        atomic_write_text(target, 'new')
+    assert target.read_text() == 'old'
+    assert [entry.name for entry in tmp_path.iterdir()] == ['note.txt']
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {'name': 'größe', 'list': [1, 2.5, None]}
+    atomic_write_json(tmp_path / 'a.json', value)
+    assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == value
+    with pytest.raises(TypeError):
+        atomic_write_json(tmp_path / 'a.json', {'bad': object()})
+    assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == value
