@@ -30,7 +30,10 @@ def build_config(
     clash = sorted(decided & set(zero_file))
     if clash:
         raise SettingsError(
-            [f"train_cfgs.ds_cfgs: the DeepSpeed file sets {', '.join(clash)}, which the run decides. Remove them and use train_cfgs."]
+            [
+                f'train_cfgs.ds_cfgs: the DeepSpeed file sets {", ".join(clash)}, which the run decides; '
+                'remove them there and use train_cfgs.'
+            ]
         )
     config = copy.deepcopy(dict(zero_file))
     config |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -16,6 +17,7 @@ from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.parameters import is_partitioned
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.engines.optim import clip_and_norm
 from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
 
 STATE_TAG = 'deepspeed'
@@ -38,12 +40,18 @@ class DeepSpeedEngine:
         import deepspeed
 
         self.stage = zero_stage(config)
+        self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
         )
         if self.engine.zero_optimization_stage() != self.stage:
-            raise SettingsError([f'asked for ZeRO stage {self.stage}, DeepSpeed runs {self.engine.zero_optimization_stage()}.'])
+            raise SettingsError(
+                [f'asked for ZeRO stage {self.stage}, DeepSpeed runs {self.engine.zero_optimization_stage()}.']
+            )
         self.device = self.engine.device
+        # Without ZeRO and in float32, DeepSpeed clips but keeps no norm and looks for no overflow: that is done here.
+        self._plain = self.stage == 0 and not (self.engine.bfloat16_enabled() or self.engine.fp16_enabled())
+        self._plain_norm = float('nan')
 
     @property
     def module(self) -> nn.Module:
@@ -52,7 +60,7 @@ class DeepSpeedEngine:
     @property
     def grad_norm(self) -> float:
         """Norm of the last step's gradient before clipping, over all ranks."""
-        norm = self.engine.get_global_grad_norm()
+        norm = self._plain_norm if self._plain else self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float('nan')
 
     @property
@@ -108,12 +116,12 @@ class DeepSpeedEngine:
             device=self.device,
         )
         result.extras = summed
-        if not result.finite and self.stage == 0:
-            # ZeRO 1 to 3 discard a non-finite gradient in step(); plain gradients have to be dropped here.
-            self.engine.optimizer.zero_grad()
-            self.engine.zero_grad()
-            result.applied = False
-            return result
+        if self._plain:
+            self._plain_norm = float(clip_and_norm(self.module.parameters(), self.max_grad_norm))
+            if not math.isfinite(self._plain_norm):
+                self.engine.zero_grad()
+                result.applied = False
+                return result
         self.engine.step()
         result.applied = self.engine.was_step_applied()
         if not result.finite and result.applied:

@@ -27,7 +27,11 @@ def choose_optimizer(name: str | None, *, device_type: str, offload: bool) -> st
 
 
 def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], *, learning_rate: float, weight_decay: float, rates: Mapping[str, float]
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    rates: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Groups trainable parameters by learning rate and decay.
 
@@ -44,7 +48,9 @@ def parameter_groups(
     return list(groups.values())
 
 
-def make_optimizer(name: str, groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float
+) -> torch.optim.Optimizer:
     """Builds the named optimizer over the groups. Raises SettingsError for a name that does not exist."""
     if name == 'adamw_torch':
         return torch.optim.AdamW(groups, betas=betas, eps=eps)
@@ -63,9 +69,7 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], *, betas: tuple[floa
     raise SettingsError([f"train_cfgs.optimizer: unknown optimizer '{name}'. Known: {', '.join(OPTIMIZERS)}."])
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, kind: str, *, warmup_ratio: float, total_steps: int
-) -> LRScheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, kind: str, *, warmup_ratio: float, total_steps: int) -> LRScheduler:
     """Hugging Face schedule over the true number of optimizer steps; warm-up is rounded up to whole steps."""
     from transformers import get_scheduler
 

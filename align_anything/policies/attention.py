@@ -19,7 +19,7 @@ SEGMENT_ATTENTION = 'segment'
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `[start, stop)` of one packed row, which see themselves causally and all of `[prefix_start, prefix_stop)`."""
+    """Tokens `[start, stop)` of a packed row; they see themselves causally, and `[prefix_start, prefix_stop)` whole."""
 
     start: int
     stop: int
@@ -99,7 +99,7 @@ def segment_attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function in transformers' interface; `query` `(1, heads, length, head_dim)`, result `(1, length, heads, head_dim)`.
+    """Attention in transformers' interface: `query` `(1, heads, length, size)` to `(1, length, heads, size)`.
 
     Raises NotImplementedError for attention forms (soft-capping, sinks) that the kernels here do not compute; the
     policy's start-up check then falls back to the padded layout.
@@ -110,7 +110,15 @@ def segment_attention(
         raise NotImplementedError('segment attention has neither soft-capped scores nor attention sinks')
     if segments is None:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window, **kwargs
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **kwargs,
         )
     groups = query.shape[1] // key.shape[1]
     outputs = []

@@ -36,7 +36,7 @@ class TokenCollator:
     Attributes:
         spec: the model's family.
         layout: `padded`, `packed` or `shared_prefix`.
-        segmented: whether the row layouts use attention by segment, or the variable-length arguments of flash-attention.
+        segmented: whether the row layouts use attention by segment, or flash-attention with variable lengths.
         dummy_kinds: media kinds that every batch must contain, so that all ranks run the same towers. A batch
             without one gets the family's smallest media item at the end of its shortest sequence, with weight zero,
             where nothing that is scored can see it.

@@ -69,7 +69,8 @@ def concatenate(pieces: Sequence[Piece], names: Sequence[str]) -> tuple[Tensor, 
     ids = torch.cat([piece.ids for piece in pieces])
     weights = torch.cat([piece.weights for piece in pieces])
     tensors = {
-        name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces]) for name in names
+        name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces])
+        for name in names
     }
     return ids, weights, tensors
 
@@ -98,7 +99,12 @@ def lay_padded(paths: Sequence[Path], pad_token_id: int) -> Laid:
         first = path.prefix_length if path.prompt in seen_prompts else 0
         seen_prompts.add(path.prompt)
         units.append(units_of(path, row, first, row * length + torch.arange(len(path))))
-    inputs = {'input_ids': input_ids, 'attention_mask': attention_mask, 'position_ids': _squeeze(positions), **token_tensors}
+    inputs = {
+        'input_ids': input_ids,
+        'attention_mask': attention_mask,
+        'position_ids': _squeeze(positions),
+        **token_tensors,
+    }
     return Laid(inputs, *_gather_units(units), tokens=rows * length, padding=int((1 - attention_mask).sum()))
 
 

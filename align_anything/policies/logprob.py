@@ -1,4 +1,4 @@
-"""The one op that turns hidden states into log-probabilities, in chunks, without ever holding `(length, vocabulary)`."""
+"""The one op that turns hidden states into log-probabilities: in chunks, never holding `(length, vocabulary)`."""
 
 from __future__ import annotations
 
@@ -170,10 +170,16 @@ class LogProbHead(nn.Module):
             self.head = head
 
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Returns log-probabilities `(N,)` float32 of `targets` `(N,)` given `hidden` `(N, hidden_size)`, and entropies."""
+        """Returns float32 log-probabilities `(N,)` of `targets` `(N,)` after `hidden` `(N, size)`, and entropies."""
         if self.plain:
             return chunked_logprob(
-                hidden, self.weight, targets, bias=self.bias, scale=self.scale, softcap=self.softcap, with_entropy=with_entropy
+                hidden,
+                self.weight,
+                targets,
+                bias=self.bias,
+                scale=self.scale,
+                softcap=self.softcap,
+                with_entropy=with_entropy,
             )
         step = 1024
         chunks = [

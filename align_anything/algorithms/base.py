@@ -1,0 +1,43 @@
+"""What an algorithm is: hyper-parameters as fields, the roles it needs, and its loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from align_anything.configs.schema import AlgorithmCfgs
+from align_anything.core.errors import SettingsError
+from align_anything.core.registry import Registry
+from align_anything.core.types import Batch, Scored
+
+
+class Algorithm(AlgorithmCfgs):
+    """Base of all algorithms. The fields of a subclass appear in `train_cfgs` of its runs.
+
+    Class attributes:
+        name: the file name of its leaves and YAML files.
+        data_hook: what a row must give: `supervised`, `preference`, `prompt_only` or `unmatched_supervised`.
+        roles: the models that score a batch; `trains` are those whose weights change.
+    """
+
+    name: ClassVar[str]
+    data_hook: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]] = ('policy',)
+    trains: ClassVar[tuple[str, ...]] = ('policy',)
+
+    def coefficients(self) -> dict[str, float]:
+        """The weight of each loss term in the objective, by the term's name."""
+        raise NotImplementedError
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What each term is divided by, summed over the step: the number of its own units in this batch."""
+        raise NotImplementedError
+
+    def terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]:
+        """The sum of each term over this batch, given every role's scores."""
+        raise NotImplementedError
+
+
+ALGORITHMS: Registry[type[Algorithm]] = Registry('algorithm', SettingsError)

@@ -1,0 +1,29 @@
+"""Supervised fine-tuning: raise the log-probability of the responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from align_anything.algorithms.base import ALGORITHMS, Algorithm
+from align_anything.core.types import Batch, Scored
+from align_anything.losses.sft import sft_loss
+
+
+@ALGORITHMS.register('sft')
+class SFT(Algorithm):
+    """Token mean of the negative log-likelihood over the whole optimizer step."""
+
+    name: ClassVar[str] = 'sft'
+    data_hook: ClassVar[str] = 'supervised'
+
+    def coefficients(self) -> dict[str, float]:
+        return {'loss': 1.0}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {'loss': batch.weights.sum()}
+
+    def terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]:
+        return {'loss': sft_loss(scored['policy'].values, batch.weights)}

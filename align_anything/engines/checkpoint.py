@@ -1,0 +1,151 @@
+"""Slices: `slice_<step>` folders that are whole or absent, and that plain transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align_anything.core.distributed import barrier, broadcast_object, is_main, rank, world_size
+from align_anything.core.errors import SettingsError
+from align_anything.core.files import atomic_write_json, sync_folder
+
+MANIFEST = 'manifest.json'
+STATE_FOLDER = 'state'
+FINAL_NAME = 'slice_end'
+_SLICE = re.compile(r'slice_(\d+)$')
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A complete checkpoint folder and the optimizer step it was taken after."""
+
+    path: Path
+    step: int
+
+    @property
+    def state(self) -> Path:
+        return self.path / STATE_FOLDER
+
+
+def slices(output_dir: Path) -> list[Slice]:
+    """Complete slices in a folder, oldest first. A folder without its manifest is not one."""
+    found = []
+    for path in output_dir.glob('slice_*') if output_dir.is_dir() else []:
+        match = _SLICE.match(path.name)
+        if match and (path / MANIFEST).is_file():
+            found.append(Slice(path, int(match.group(1))))
+    return sorted(found, key=lambda item: item.step)
+
+
+def find_slice(resume: str | None, output_dir: Path) -> Slice | None:
+    """The slice to resume from: the newest of `output_dir` for `auto` (None when there is none), or the one at a path.
+
+    Raises SettingsError for a path that is not a complete slice, naming those that are.
+    """
+    if resume is None:
+        return None
+    if resume == 'auto':
+        return (slices(output_dir) or [None])[-1]
+    path = Path(resume)
+    match = _SLICE.match(path.name)
+    if not match or not (path / MANIFEST).is_file():
+        complete = ', '.join(str(item.path) for item in slices(path if path.is_dir() else path.parent)) or 'none'
+        raise SettingsError(
+            [f'--resume {resume}: not a complete slice_<step> folder. Complete there: {complete}.']
+        )
+    return Slice(path, int(match.group(1)))
+
+
+def read_manifest(item: Slice) -> dict[str, Any]:
+    """The record that `write_slice` left: progress and what the resumed run must agree with."""
+    return json.loads((item.path / MANIFEST).read_text(encoding='utf-8'))
+
+
+def write_slice(
+    output_dir: Path,
+    name: str,
+    *,
+    write_model: Callable[[Path], None],
+    write_state: Callable[[Path], None] | None,
+    manifest: Mapping[str, Any],
+) -> Path:
+    """Writes a slice so that a kill at any moment leaves either none or a whole one. Every rank calls it.
+
+    `write_model` and `write_state` get the draft folder; both run on every rank. The folder gets its name, in one
+    rename, only after every rank has written and the manifest is on disk.
+    """
+    final = output_dir / name
+    draft = output_dir / f'.{name}.partial'
+    if is_main():
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    barrier()
+    write_model(draft)
+    if write_state is not None:
+        if is_main():
+            (draft / STATE_FOLDER).mkdir()
+        barrier()
+        write_state(draft / STATE_FOLDER)
+        torch.save(random_state(), draft / STATE_FOLDER / f'random_rank{rank()}.pt')
+    barrier()
+    if is_main():
+        _sync_tree(draft)
+        atomic_write_json(draft / MANIFEST, {**manifest, 'world_size': world_size()})
+        retired = output_dir / f'.{name}.retired'
+        if final.exists():
+            os.replace(final, retired)
+        os.replace(draft, final)
+        sync_folder(output_dir)
+        shutil.rmtree(retired, ignore_errors=True)
+    barrier()
+    return final
+
+
+def prune(output_dir: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` numbered slices, and drafts that a killed run left. Main rank only."""
+    old = slices(output_dir)
+    for item in old[: max(len(old) - keep, 0)]:
+        # The manifest goes first, so that a half-deleted slice is never taken for a whole one.
+        (item.path / MANIFEST).unlink()
+        shutil.rmtree(item.path)
+    for draft in output_dir.glob('.slice_*.partial'):
+        shutil.rmtree(draft)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that training draws from in this process."""
+    state: dict[str, Any] = {'torch': torch.get_rng_state(), 'python': random.getstate()}
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(folder: Path) -> None:
+    """Restores this rank's generators from a slice's state folder."""
+    state = torch.load(folder / f'random_rank{rank()}.pt', weights_only=True)
+    torch.set_rng_state(state['torch'])
+    version, internal, gauss = state['python']
+    random.setstate((version, tuple(internal), gauss))
+    if 'cuda' in state:
+        torch.cuda.set_rng_state(state['cuda'])
+
+
+def agree_on_slice(item: Slice | None) -> Slice | None:
+    """The main rank's choice, on every rank: a slower file system must not let ranks resume from different ones."""
+    return broadcast_object(item)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob('*'):
+        if path.is_file():
+            with open(path, 'rb') as file:
+                os.fsync(file.fileno())

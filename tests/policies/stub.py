@@ -1,0 +1,46 @@
+"""A family without a checkpoint: what collation needs, and a tiny model to score with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from align_anything.core.types import Example, Piece
+
+
+@dataclass(frozen=True)
+class TextFamily:
+    pad_token_id: int = 0
+    media_token_ids: frozenset[int] = frozenset()
+    token_tensor_names: tuple[str, ...] = ()
+    bidirectional_media: bool = False
+
+    def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
+        return torch.arange(len(ids))[None]
+
+    def merge_media(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def dummy(self, kind: str) -> Piece:
+        return Piece(torch.tensor([7, 7]), torch.zeros(2), media={'pixels': torch.ones(1, 3)}, media_counts={kind: 1})
+
+
+def piece(*tokens: int, weight: float = 0.0) -> Piece:
+    return Piece(torch.tensor(tokens), torch.full((len(tokens),), weight))
+
+
+def example(prompt: Piece, *responses: Piece, source: str = 'row') -> Example:
+    return Example(prompt, list(responses), source)
+
+
+def tiny_llama(**changes: object) -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    settings = dict(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128,
+    )  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()

@@ -1,0 +1,120 @@
+"""The chunked op against the closed form in float64, and what it holds in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from align_anything.policies import logprob
+from align_anything.policies.logprob import LogProbHead, chunked_logprob
+
+HIDDEN, VOCABULARY, ROWS = 6, 11, 7
+
+
+def reference(hidden, weight, targets, bias, scale, softcap):
+    """log softmax(z)[target] and -Σ p log p, written out."""
+    logits = scale * (hidden @ weight.T + (0 if bias is None else bias))
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    log_p = logits - logits.exp().sum(-1, keepdim=True).log()
+    return log_p[torch.arange(len(targets)), targets], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(0)
+    hidden = torch.randn(ROWS, HIDDEN, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(VOCABULARY, HIDDEN, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(VOCABULARY, dtype=torch.float64, requires_grad=True)
+    return hidden, weight, bias, torch.randint(VOCABULARY, (ROWS,))
+
+
+@pytest.mark.parametrize('chunk', [1, 3, 100])
+@pytest.mark.parametrize('softcap', [None, 2.0])
+@pytest.mark.parametrize('with_bias', [False, True])
+@pytest.mark.parametrize('with_entropy', [False, True])
+def test_values_and_gradients_equal_the_closed_form(inputs, monkeypatch, chunk, softcap, with_bias, with_entropy):
+    monkeypatch.setattr(logprob, 'chunk_rows', lambda vocabulary: chunk)
+    hidden, weight, bias, targets = inputs
+    bias = bias if with_bias else None
+    values, entropies = chunked_logprob(
+        hidden, weight, targets, bias=bias, scale=0.7, softcap=softcap, with_entropy=with_entropy
+    )
+    expected, expected_entropies = reference(hidden, weight, targets, bias, 0.7, softcap)
+    torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn(ROWS, dtype=torch.float64)
+    leaves = [hidden, weight, *([bias] if with_bias else [])]
+    loss, expected_loss = (values * upstream).sum(), (expected * upstream).sum()
+    if with_entropy:
+        torch.testing.assert_close(entropies, expected_entropies, rtol=1e-12, atol=1e-12)
+        loss, expected_loss = loss + entropies.square().sum(), expected_loss + expected_entropies.square().sum()
+    for found, wanted in zip(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(expected_loss, leaves), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_half_precision_is_summed_in_float32():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 64).bfloat16(), torch.randn(500, 64).bfloat16()
+    targets = torch.randint(500, (5,))
+    values, _ = chunked_logprob(hidden, weight, targets)
+    expected, _ = reference(hidden.double(), weight.double(), targets, None, 1.0, None)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_weight_gets_no_gradient_buffer(inputs):
+    hidden, weight, _, targets = inputs
+    values, _ = chunked_logprob(hidden, weight.detach(), targets)
+    values.sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+@pytest.mark.parametrize('plain', [True, False])
+def test_heads_agree_whether_plain_or_wrapped(plain):
+    torch.manual_seed(0)
+    linear = nn.Linear(HIDDEN, VOCABULARY)
+    head = LogProbHead(linear if plain else nn.Sequential(linear), scale=0.5, softcap=3.0)
+    assert head.plain is plain
+    hidden, targets = torch.randn(ROWS, HIDDEN, requires_grad=True), torch.randint(VOCABULARY, (ROWS,))
+    values, entropies = head(hidden, targets, with_entropy=True)
+    expected, expected_entropies = reference(hidden, linear.weight, targets, linear.bias, 0.5, 3.0)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(entropies, expected_entropies)
+    (grad,) = torch.autograd.grad(values.sum(), [linear.weight])
+    (wanted,) = torch.autograd.grad(expected.sum(), [linear.weight])
+    torch.testing.assert_close(grad, wanted)
+
+
+def test_no_units_still_reach_the_parameters(inputs):
+    hidden, weight, _, _ = inputs
+    values, _ = chunked_logprob(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
+    values.sum().backward()
+    assert values.shape == (0,) and torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for item in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(item, torch.Tensor):
+                self.elements = max(self.elements, item.numel())
+        return result
+
+
+def test_no_tensor_of_length_times_vocabulary_exists(monkeypatch):
+    monkeypatch.setattr(logprob, 'CHUNK_ELEMENTS', 16 * 4096)
+    rows, vocabulary = 512, 4096
+    hidden = torch.randn(rows, 8, requires_grad=True)
+    weight = torch.randn(vocabulary, 8, requires_grad=True)
+    with LargestTensor() as largest:
+        values, _ = chunked_logprob(hidden, weight, torch.randint(vocabulary, (rows,)))
+        values.sum().backward()
+    assert 16 * vocabulary <= largest.elements <= 2 * 16 * vocabulary < rows * vocabulary
