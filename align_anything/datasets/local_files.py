@@ -1,0 +1,140 @@
+"""Which local files belong to a source, and to which split."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from align_anything.core.errors import DataError
+from align_anything.core.registry import nearest
+
+BUILDERS = {'.json': 'json', '.jsonl': 'json', '.csv': 'csv', '.parquet': 'parquet', '.arrow': 'arrow'}
+PICTURES = frozenset({'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'})
+METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
+NOT_ROWS = frozenset({'dataset_info.json', 'dataset_infos.json'})
+READABLE = f'{", ".join(BUILDERS)}, a save_to_disk folder, or a picture folder with metadata.jsonl or metadata.csv'
+
+SPLIT_WORDS = {
+    **dict.fromkeys(('train', 'training'), 'train'),
+    **dict.fromkeys(('validation', 'valid', 'val', 'dev'), 'validation'),
+    **dict.fromkeys(('test', 'testing', 'eval', 'evaluation'), 'test'),
+}
+DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+
+
+def local_files(source: str, name: str | None, data_files: DataFiles | None) -> dict[str, list[Path]] | None:
+    """Returns the files of each split; None when `datasets` has to find them (hub, remote files, configurations).
+
+    Raises:
+        DataError: the source can only be a path and isn't there, or holds nothing readable.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if data_files or name:
+            raise DataError(f"'{source}' is a file: name and data_files don't apply to it; leave them out.")
+        if path.suffix.lower() not in BUILDERS:
+            raise DataError(f"'{source}': can't read {path.suffix or 'files without a suffix'}. Readable: {READABLE}.")
+        return {'train': [path]}
+    if not path.is_dir():
+        if source in BUILDERS.values() and data_files:
+            return _matching(source, Path.cwd(), data_files)
+        _refuse_missing(source, path)
+        return None
+    if name or (data_files is None and _declares_configs(path)):
+        return None
+    return _matching(source, path, data_files) if data_files else _whole_folder(source, path)
+
+
+def kind_of(source: str, files: Mapping[str, list[Path]]) -> str:
+    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow` or `pictures`. Raises when the files are of several kinds."""
+    suffixes = {file.suffix.lower() for found in files.values() for file in found}
+    if suffixes == {'.jsonl'}:
+        return 'jsonl'
+    kinds = {BUILDERS.get(suffix, 'pictures') for suffix in suffixes}
+    if len(kinds) > 1:
+        raise DataError(
+            f"'{source}' holds files of several kinds ({', '.join(sorted(suffixes))}); choose with data_files, "
+            "for instance data_files='*.jsonl'."
+        )
+    return kinds.pop()
+
+
+def metadata_files(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """Returns the files of each split that describe a folder of media."""
+    found = {key: [file for file in paths if file.name in METADATA] for key, paths in files.items()}
+    return {key: paths for key, paths in found.items() if paths}
+
+
+def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
+    found = _walk(folder)
+    data = [file for file in found if file.suffix.lower() in BUILDERS and file.name not in NOT_ROWS]
+    # Pictures beside a data file are what its rows point to, not rows.
+    data = data or [file for file in found if file.suffix.lower() in PICTURES]
+    if not data:
+        held = ', '.join(sorted({file.suffix or file.name for file in found})) or 'no file at all'
+        raise DataError(f"'{source}' holds no data files, but {held}. Readable: {READABLE}.")
+    named = {file: _split_in_name(file.relative_to(folder)) for file in data}
+    if not any(named.values()):
+        return {'train': data}
+    splits: dict[str, list[Path]] = {}
+    for file, split in named.items():
+        splits.setdefault(split or file.stem, []).append(file)
+    return splits
+
+
+def _walk(folder: Path) -> list[Path]:
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        files += [Path(parent, name) for name in sorted(names) if not name.startswith('.')]
+    return files
+
+
+def _split_in_name(path: Path) -> str | None:
+    """Returns the split that the file's own name gives, else the nearest folder's that gives one."""
+    shard = re.fullmatch(r'(\w+)-\d{5}-of-\d{5}', path.stem)
+    if shard:
+        return SPLIT_WORDS.get(shard.group(1), shard.group(1))
+    for part in (path.stem, *(folder.name for folder in path.parents)):
+        for word in re.split(r'[^a-z]+', part.lower()):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+def _matching(source: str, base: Path, data_files: DataFiles) -> dict[str, list[Path]] | None:
+    from datasets.data_files import DataFilesDict, sanitize_patterns
+
+    try:
+        resolved = DataFilesDict.from_patterns(sanitize_patterns(data_files), base_path=str(base))
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{source}' has no files matching data_files={data_files!r} ({error}).") from error
+    files = {str(key): [Path(file) for file in found] for key, found in resolved.items()}
+    for file in (file for found in files.values() for file in found):
+        if not file.exists():
+            return None
+        if file.suffix.lower() not in BUILDERS and file.suffix.lower() not in PICTURES:
+            raise DataError(f"'{source}': can't read {file}, which data_files names. Readable: {READABLE}.")
+    return files
+
+
+def _declares_configs(folder: Path) -> bool:
+    """Whether the folder is a copy of a hub repository whose card says which files belong to which split."""
+    card = folder / 'README.md'
+    if not card.is_file():
+        return False
+    header = re.match(r'---\n(.*?)\n---', card.read_text(encoding='utf-8', errors='replace'), re.DOTALL)
+    return header is not None and re.search(r'^configs:', header.group(1), re.MULTILINE) is not None
+
+
+def _refuse_missing(source: str, path: Path) -> None:
+    """Raises when `source` can only be meant as a path; a hub name is `name` or `owner/name`."""
+    if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', source) and path.suffix.lower() not in BUILDERS:
+        return
+    if path.parent.is_dir():
+        hint = nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+    else:
+        hint = f" The folder '{path.parent}' doesn't exist either."
+    raise DataError(f"'{source}' doesn't exist.{hint} Give a file, a folder, or a dataset name of the hub.")

@@ -1,0 +1,92 @@
+"""Cuts the order of an epoch into optimizer steps, micro-batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from align_anything.datasets.mixture import Mixture, StreamedRow, StreamMixture
+
+T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How an optimizer step is cut. Which rows it holds depends on `global_size` alone, never on the cut."""
+
+    per_device: int
+    accumulation: int = 1
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def global_size(self) -> int:
+        """Rows of one optimizer step over all ranks and micro-batches."""
+        return self.per_device * self.accumulation * self.world_size
+
+    def share(self, step: Sequence[T]) -> list[list[T]]:
+        """Returns this rank's micro-batches of the rows of one step: exactly `accumulation` lists, some maybe empty.
+
+        Micro-batches take consecutive rows, ranks every `world_size`-th one of those, so that in the ragged last
+        step no rank has over one row more than another.
+        """
+        size = self.per_device * self.world_size
+        return [
+            list(step[start + self.rank : min(start + size, len(step)) : self.world_size])
+            for start in range(0, self.accumulation * size, size)
+        ]
+
+
+class Sampler(Protocol):
+    """What the loader asks: this rank's micro-batches from (epoch, step) on, `accumulation` lists for each step."""
+
+    shape: BatchShape
+
+    @property
+    def steps_per_epoch(self) -> int | None: ...
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int] | list[StreamedRow]]: ...
+
+
+class IndexSampler:
+    """Micro-batches of row indices. The last step of an epoch is kept however few rows are left for it."""
+
+    def __init__(self, mixture: Mixture, shape: BatchShape) -> None:
+        self.mixture, self.shape = mixture, shape
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return -(-len(self.mixture) // self.shape.global_size)
+
+    def step_rows(self, epoch: int, step: int) -> list[int]:
+        """Returns the rows that all ranks together see in that optimizer step."""
+        size = self.shape.global_size
+        return self.mixture.order(epoch)[step * size : (step + 1) * size].tolist()
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int]]:
+        """Yields this rank's lists of indices, exactly `accumulation` for each optimizer step."""
+        order, size = self.mixture.order(epoch), self.shape.global_size
+        for start in range(start_step * size, len(order), size):
+            yield from self.shape.share(order[start : start + size].tolist())
+
+
+class StreamSampler:
+    """Micro-batches of streamed rows. Every rank reads the whole stream and keeps its share: all agree on its end."""
+
+    def __init__(self, mixture: StreamMixture, shape: BatchShape) -> None:
+        self.mixture, self.shape = mixture, shape
+
+    @property
+    def steps_per_epoch(self) -> None:
+        """Not known before the stream has been read."""
+        return None
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[StreamedRow]]:
+        """Yields this rank's lists of rows, exactly `accumulation` for each optimizer step."""
+        size = self.shape.global_size
+        rows = islice(self.mixture.rows(epoch), start_step * size, None)
+        while step := list(islice(rows, size)):
+            yield from self.shape.share(step)
