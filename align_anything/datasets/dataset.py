@@ -1,0 +1,212 @@
+"""From a raw row to an Example: format, bind media, decode, encode. Runs in the data loader's workers."""
+
+from __future__ import annotations
+
+import traceback
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
+from typing import Any, ClassVar, Protocol
+
+from align_anything.core.errors import AlignAnythingError, DataError, SampleError
+from align_anything.core.types import MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
+from align_anything.datasets.conversation import bind_media, without_media
+from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.media import decode_conversation
+from align_anything.datasets.mixture import StreamedRow
+from align_anything.datasets.rows import InOrder, Rows, RowStream
+
+PROBED_ROWS = 8
+PROBED_AT_MOST = 10 * PROBED_ROWS
+
+Formatted = tuple[list[Any], dict[str, Any]]
+"""Conversations as the formatter wrote them, and its meta record."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a dataset.
+
+    Attributes:
+        rows: its rows; read in order only when `streamed`.
+        formatter: its template.
+        source: its name, for messages.
+        folders: where relative paths start, for each kind of media that may have them.
+    """
+
+    rows: Rows | RowStream
+    formatter: BaseFormatter
+    source: str
+    folders: Mapping[str, str] = field(default_factory=dict)
+    streamed: bool = False
+
+
+class Task(Protocol):
+    """What a kind of training wants of a row: the formatter hook that makes conversations, and their encoding.
+
+    `needs_reply` says whether a conversation must hold an assistant turn.
+    """
+
+    needs_reply: bool
+
+    def format(self, formatter: BaseFormatter, row: dict[str, Any]) -> Formatted: ...
+
+    def encode(self, conversations: list[Conversation]) -> Example: ...
+
+
+@dataclass(frozen=True)
+class SupervisedTask:
+    """One conversation with its answers in it.
+
+    Attributes:
+        encode_conversation: `FamilySpec.encode`.
+        train_on: `all_assistant`, `last` or `all`.
+    """
+
+    encode_conversation: Callable[..., Example]
+    train_on: str = 'all_assistant'
+    needs_reply: ClassVar[bool] = True
+
+    def format(self, formatter: BaseFormatter, row: dict[str, Any]) -> Formatted:
+        """Returns the row's one conversation."""
+        conversation, meta = formatter.format_supervised_sample(row)
+        return [conversation], meta
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns the Example of the one conversation, media decoded."""
+        return self.encode_conversation(conversations[0], train_on=self.train_on)
+
+
+class _Rejected(SampleError):
+    """The template's own `check_validation` said no: a matter of that row, not a sign of a wrong template."""
+
+
+class ExampleDataset:
+    """Rows of several parts as Examples; index by a number of the concatenation, or by a `StreamedRow`.
+
+    A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each part.
+
+    Args:
+        parts: the sources, in the order of the mixture.
+        task: what to make of each row.
+        pair: the modality pair of the run, named in errors.
+        allowed_media: the media kinds that the pair takes in.
+        media_options: what decoding each kind should heed, such as `{'image': {'max_pixels': 1_000_000}}`.
+
+    Raises:
+        DataError: (when a row is read) it holds media of a kind that the pair doesn't allow, its template lacks the
+            hook, or encoding fails in a way that isn't the row's fault.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        task: Task,
+        pair: str,
+        allowed_media: frozenset[MediaKind],
+        media_options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.parts, self.task = list(parts), task
+        self._pair, self._allowed, self._media_options = pair, allowed_media, media_options
+        self.sizes = [0 if part.streamed else len(part.rows) for part in self.parts]
+        self._ends = list(accumulate(self.sizes))
+
+    def __len__(self) -> int:
+        """Rows of all indexed parts together; streams have no length."""
+        return self._ends[-1]
+
+    def __getitem__(self, index: int | StreamedRow) -> Example | Skipped:
+        name = ''
+        try:
+            if isinstance(index, StreamedRow):
+                part, name, row = self.parts[index.part], index.name, index.row
+                if isinstance(row, SampleError):
+                    raise row
+            else:
+                number = bisect_right(self._ends, index)
+                part = self.parts[number]
+                at = index - self._ends[number] + self.sizes[number]
+                name = part.rows.row_name(at)
+                row = part.rows[at]
+            conversations, meta = self._conversations(part, name, row)
+            example = self._encode(name, conversations)
+        except SampleError as error:
+            return Skipped(name, str(error))
+        example.source = name
+        example.meta.update(without_media(meta))
+        return example
+
+    def probe(self, rows: int = PROBED_ROWS) -> None:
+        """Formats the first rows of each part and decodes their media, to find a wrong template before a model loads.
+
+        Raises:
+            DataError: not one of the first `rows` rows of a part can be used (rows that the template's own check
+                rejects aren't counted), with the reasons.
+        """
+        for part in self.parts:
+            failures: list[str] = []
+            for name, row in islice(self._in_order(part), PROBED_AT_MOST):
+                try:
+                    if isinstance(row, SampleError):
+                        raise row
+                    self._conversations(part, name, row)
+                    failures = []
+                    break
+                except _Rejected:
+                    continue
+                except SampleError as error:
+                    failures.append(f'- {name}: {error}')
+                    if len(failures) == rows:
+                        break
+            if failures:
+                raise DataError(
+                    f"none of the first {len(failures)} rows of '{part.source}' can be used with template "
+                    f"'{part.formatter.name}'. Choose another template, or map its columns with template_kwargs:\n"
+                    + '\n'.join(failures)
+                )
+
+    def _in_order(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
+        return iter(part.rows if part.streamed else InOrder(part.rows))
+
+    def _conversations(self, part: Part, name: str, row: dict[str, Any]) -> tuple[list[Conversation], dict[str, Any]]:
+        written, meta = self._format(part, row)
+        conversations = [
+            bind_media(conversation, meta, part.folders, options=self._media_options, needs_reply=self.task.needs_reply)
+            for conversation in written
+        ]
+        for conversation in conversations:
+            self._check_media(name, conversation)
+        return [decode_conversation(conversation) for conversation in conversations], meta
+
+    def _format(self, part: Part, row: dict[str, Any]) -> Formatted:
+        try:
+            if not part.formatter.check_validation(row):
+                raise _Rejected(f"template '{part.formatter.name}' rejects the row (its check_validation says so)")
+            return self.task.format(part.formatter, row)
+        except AlignAnythingError:
+            raise
+        except Exception as error:  # a formatter is foreign code: its fault costs the row and is reported
+            raise SampleError(
+                f"template '{part.formatter.name}' failed with {type(error).__name__}: {error} "
+                f'(columns of the row: {", ".join(map(str, row))})'
+            ) from error
+
+    def _check_media(self, name: str, conversation: Conversation) -> None:
+        kinds = {part['type'] for message in conversation for part in message['content']} & set(MEDIA_KINDS)
+        for kind in sorted(kinds - self._allowed):
+            takes = ', '.join(('text', *sorted(self._allowed)))
+            raise DataError(
+                f"{name}: the row holds {kind} media, but the pair '{self._pair}' takes only {takes}. Use the trainer "
+                f'of a pair with {kind} in it, or leave such rows out of the dataset.'
+            )
+
+    def _encode(self, name: str, conversations: list[Conversation]) -> Example:
+        try:
+            return self.task.encode(conversations)
+        except AlignAnythingError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f'{name}: encoding this row failed with {type(error).__name__}: {error}\n{traceback.format_exc()}'
+            ) from error

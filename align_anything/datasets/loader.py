@@ -1,0 +1,116 @@
+"""Reads, decodes, encodes and collates micro-batches in worker processes.
+
+Workers are forked: they share the rows and the processor with the main process and start in milliseconds. They touch
+no accelerator, run torch on one thread, and switch the tokenizers' own threads off, which don't survive a fork.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from align_anything.core.errors import AlignAnythingError
+from align_anything.core.types import Batch, Example, Skipped
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.sampler import Sampler
+
+Collate = Callable[[list[Example], list[Skipped]], Batch]
+
+
+class Loader:
+    """Batches of one rank, in an order that doesn't depend on the number of workers.
+
+    Args:
+        dataset: rows to Examples.
+        sampler: which rows go into which micro-batch.
+        collate: makes the Batch of a micro-batch, which may have no Examples; it runs in the worker.
+        num_workers: worker processes, 0 to work in the main process.
+        prefetch: micro-batches that each worker makes ahead.
+    """
+
+    def __init__(
+        self, dataset: ExampleDataset, sampler: Sampler, collate: Collate, num_workers: int = 0, prefetch: int = 2
+    ) -> None:
+        self.dataset, self.sampler = dataset, sampler
+        self._position = _Position(sampler)
+        workers: dict[str, Any] = {}
+        if num_workers > 0:
+            workers = {
+                'persistent_workers': True,
+                'prefetch_factor': prefetch,
+                'worker_init_fn': _start_worker,
+                'multiprocessing_context': 'fork',
+            }
+        self._batches = DataLoader(
+            _MicroBatches(dataset, collate),
+            batch_sampler=self._position,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: the loader draws a seed whenever it starts, and a resumed run starts more often.
+            generator=torch.Generator().manual_seed(0),
+            **workers,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in an epoch, None for streams."""
+        return self.sampler.steps_per_epoch
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields this rank's Batches from optimizer step `start_step` of that epoch on.
+
+        Raises:
+            AlignAnythingError: of the class and with the message that it was raised with in the worker.
+        """
+        self._position.epoch, self._position.step = epoch, start_step
+        for batch in self._batches:
+            if isinstance(batch, AlignAnythingError):
+                raise batch
+            yield batch
+
+    def steps(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
+        """Yields the Batches of one optimizer step at a time: a list of `accumulation`, on every rank alike."""
+        batches = self.micro_batches(epoch, start_step)
+        while step := list(islice(batches, self.sampler.shape.accumulation)):
+            yield step
+
+
+class _Position:
+    """The batch sampler of the DataLoader: goes on from wherever it is put."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.epoch, self.step = sampler, 0, 0
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return self.sampler.micro_batches(self.epoch, self.step)
+
+
+class _MicroBatches:
+    """Makes a whole micro-batch of a list of rows; `__getitems__` is what the DataLoader calls for a list."""
+
+    def __init__(self, dataset: ExampleDataset, collate: Collate) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitems__(self, rows: list[Any]) -> Batch | AlignAnythingError:
+        try:
+            made = [self.dataset[row] for row in rows]
+            examples = [item for item in made if isinstance(item, Example)]
+            return self.collate(examples, [item for item in made if isinstance(item, Skipped)])
+        except AlignAnythingError as error:
+            # Returned, not raised: torch would bury the message under the worker's traceback.
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'

@@ -1,0 +1,87 @@
+"""From the data settings of a run to the parts of its dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align_anything.core.errors import DataError
+from align_anything.core.types import MEDIA_KINDS
+from align_anything.datasets.dataset import Part
+from align_anything.datasets.local_files import DataFiles
+from align_anything.datasets.sources import load_rows, load_stream, source_folder
+from align_anything.datasets.template_registry import make_formatter
+
+
+def open_parts(
+    datasets: str | Sequence[str],
+    template: str | Sequence[str],
+    *,
+    template_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    name: str | Sequence[str | None] | None = None,
+    split: str | Sequence[str | None] | None = None,
+    size: int | Sequence[int | None] | None = None,
+    data_files: DataFiles | Sequence[DataFiles | None] | None = None,
+    optional_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    image_folder: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | None = None,
+) -> list[Part]:
+    """Opens each dataset with its template.
+
+    With a list of datasets, every other argument is one value for all or a list with one entry for each; with a single
+    name, a list of `data_files` means several files of it. Templates are made first: a wrong name is found before
+    anything is downloaded.
+
+    Args:
+        image_folder: where relative media paths start; None for the folder of the source. Folders that a template was
+            given go first.
+
+    Raises:
+        DataError: a list of the wrong length, an unknown template, or a source that can't be opened.
+    """
+    several = not isinstance(datasets, str)
+    sources = list(datasets) if several else [datasets]
+    if not sources:
+        raise DataError('the list of datasets is empty; name at least one.')
+
+    def each(key: str, value: Any, is_list: bool) -> list[Any]:
+        if not is_list:
+            return [value] * len(sources)
+        if len(value) != len(sources):
+            raise DataError(
+                f'{key} has {len(value)} entries for {len(sources)} datasets; give one for each, or one for all.'
+            )
+        return list(value)
+
+    templates = each('template', template, not isinstance(template, str))
+    options = each('template_kwargs', template_kwargs, _is_list(template_kwargs))
+    formatters = [make_formatter(*made) for made in zip(templates, options, strict=True)]
+    columns = (
+        each('name', name, _is_list(name)),
+        each('split', split, _is_list(split)),
+        each('size', size, _is_list(size)),
+        each('data_files', data_files, several and _is_list(data_files)),
+        each('optional_args', optional_args, _is_list(optional_args)),
+    )
+    parts = []
+    opener = load_stream if streaming else load_rows
+    for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
+        its_name, its_split, its_size, its_files, its_args = (column[index] for column in columns)
+        rows = opener(
+            source,
+            name=its_name,
+            split=its_split,
+            size=its_size,
+            data_files=its_files,
+            optional_args=its_args,
+            cache_dir=cache_dir,
+        )
+        start = image_folder or source_folder(source)
+        folders = dict.fromkeys(MEDIA_KINDS, str(start)) if start else {}
+        parts.append(Part(rows, formatter, source, {**folders, **formatter.folders()}, streaming))
+    return parts
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
