@@ -154,6 +154,9 @@ def test_clearml_series_share_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def connect_configuration(self, settings: dict, name: str) -> None:
             assert (settings, name) == ({'seed': 1}, 'settings')
 
+        def set_initial_iteration(self, iteration: int) -> None:
+            assert iteration == 0
+
         def get_logger(self) -> Task:
             return self
 
@@ -222,9 +225,10 @@ def test_plot_of_a_run_that_wrote_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_smooth_is_a_running_mean() -> None:
-    # 1, (1+3)/2, (3+5)/2, (5+7)/2
-    assert smooth([1, 3, 5, 7], 2) == [1, 2, 4, 6]
+def test_smooth_is_a_centred_mean_that_keeps_straight_lines() -> None:
+    # ends as they are, then (1+4+1)/3, (4+1+1)/3, (1+1+7)/3
+    assert smooth([1, 4, 1, 1, 7], 1) == [1, 2, 2, 3, 7]
+    assert smooth([1, 2, 3, 4, 5, 6], 2) == [1, 2, 3, 4, 5, 6]
 
 
 def fake_wandb() -> types.SimpleNamespace:

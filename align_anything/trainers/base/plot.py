@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,15 +70,16 @@ def read_panels(folder: Path) -> dict[str, dict[str, Curve]]:
     return {name: dict(panels[name]) for name in order}
 
 
-def smooth(values: list[float], window: int) -> list[float]:
-    """Returns the mean of each value and up to `window - 1` before it."""
+def smooth(values: list[float], reach: int) -> list[float]:
+    """Returns the mean of each value and `reach` neighbours on both sides, fewer near the ends.
+
+    Both sides lose the same number there, so a straight line (a learning rate) stays where it is.
+    """
+    sums = [0.0, *accumulate(values)]
     means = []
-    total = 0.0
-    for index, value in enumerate(values):
-        total += value
-        if index >= window:
-            total -= values[index - window]
-        means.append(total / min(index + 1, window))
+    for index in range(len(values)):
+        near = min(reach, index, len(values) - 1 - index)
+        means.append((sums[index + near + 1] - sums[index - near]) / (2 * near + 1))
     return means
 
 
@@ -89,5 +91,4 @@ def _draw(axis: Axes, label: str, curve: Curve) -> None:
         axis.plot(steps, values, label=label, color=color, marker='o', markersize=3, linewidth=1.5)
         return
     (raw,) = axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-    window = max(2, len(values) // 25)
-    axis.plot(steps, smooth(values, window), label=label, color=raw.get_color(), linewidth=1.8)
+    axis.plot(steps, smooth(values, max(2, len(values) // 50)), label=label, color=raw.get_color(), linewidth=1.8)

@@ -155,6 +155,8 @@ class ClearMLTracker:
                 ]
             ) from error
         _store_id(output_dir, 'clearml', self._task.id)
+        # A continued task would otherwise add its last iteration to every step we report.
+        self._task.set_initial_iteration(0)
         self._task.connect_configuration(settings, name='settings')
         self._logger = self._task.get_logger()
 
