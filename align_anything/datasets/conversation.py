@@ -1,0 +1,190 @@
+"""The normal form of a conversation: every content a list of parts, every medium in its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import MEDIA_KINDS, Conversation, Media, MediaKind, Message
+from align_anything.datasets.media import make_media
+
+ROLES = ('system', 'user', 'assistant')
+PLACEHOLDER = re.compile('<(' + '|'.join(MEDIA_KINDS) + ')>')
+MEDIA_KEYS = {key: kind for kind in MEDIA_KINDS for key in (kind, f'{kind}s')}
+PART_TYPES = {name: kind for kind in MEDIA_KINDS for name in (kind, f'{kind}_url')}
+
+Part = dict[str, Any]
+MediaMaker = Callable[[MediaKind, Any], Media]
+
+
+def bind_media(
+    conversation: Sequence[Mapping[str, Any]],
+    meta: Mapping[str, Any],
+    folders: Mapping[str, str] | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    needs_reply: bool = True,
+) -> Conversation:
+    """Returns the conversation in normal form, with the media of `meta` put where their placeholders stand.
+
+    A placeholder is a part `{'type': kind}`, or `<kind>` in text when `meta` has that kind. Media without any
+    placeholder go before the first user text. Empty system turns are left out, and so is what follows the last answer.
+
+    Args:
+        conversation: messages with text or parts, as a formatter returns them; not changed.
+        meta: media under `image` or `images` (likewise the other kinds): one, a list, or none.
+        folders: where relative paths of a kind start.
+        options: what decoding a kind should heed, such as `{'image': {'max_pixels': 1_000_000}}`.
+        needs_reply: whether there must be an assistant turn; a prompt alone must end with another turn.
+
+    Raises:
+        SampleError: unknown role, malformed part, empty turn, no or empty answer, or placeholders and media that
+            differ in number.
+    """
+    folders, options = folders or {}, options or {}
+    waiting = {kind: _waiting(meta, kind) for kind in MEDIA_KINDS if {kind, f'{kind}s'} & meta.keys()}
+
+    def media_of(kind: MediaKind, source: Any) -> Media:
+        return make_media(kind, source, folders.get(kind, ''), options.get(kind))
+
+    messages = [_message(index, message, waiting.keys(), media_of) for index, message in enumerate(conversation)]
+    for kind in MEDIA_KINDS:
+        _place(messages, kind, [media_of(kind, source) for source in waiting.get(kind, ())])
+    messages = [message for message in messages if message['role'] != 'system' or not _is_blank(message)]
+    _check_turns(messages, needs_reply)
+    while needs_reply and messages[-1]['role'] != 'assistant':
+        messages.pop()
+    return messages
+
+
+def without_media(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of `meta` that rides along to the algorithm: all but the media."""
+    return {key: value for key, value in meta.items() if key not in MEDIA_KEYS}
+
+
+def _waiting(meta: Mapping[str, Any], kind: MediaKind) -> list[Any]:
+    given = [meta[key] for key in (kind, f'{kind}s') if meta.get(key) is not None]
+    if len(given) > 1:
+        raise SampleError(f"meta holds both '{kind}' and '{kind}s'; only one may be given.")
+    return [source for sources in given for source in (sources if isinstance(sources, (list, tuple)) else [sources])]
+
+
+def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> Message:
+    if not isinstance(message, Mapping) or not {'role', 'content'} <= message.keys():
+        raise SampleError(f"turn {index} has no 'role' and 'content': {str(message)[:80]}.")
+    role, content = message['role'], message['content']
+    if role not in ROLES:
+        raise SampleError(
+            f"turn {index} has the unknown role '{role}'. Roles are {', '.join(ROLES)}; "
+            "the template ShareGPT maps other names with its option 'roles'."
+        )
+    if isinstance(content, str):
+        content = [{'type': 'text', 'text': content}]
+    if not isinstance(content, (list, tuple)):
+        raise SampleError(
+            f'turn {index} ({role}) has {type(content).__name__} as content, not text or a list of parts.'
+        )
+    where = f'turn {index} ({role})'
+    return {'role': role, 'content': [part for raw in content for part in _parts(where, raw, waiting, media_of)]}
+
+
+def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> list[Part]:
+    """Returns one raw part as text parts, placeholders `{'type': kind}` and media `{'type': kind, kind: Media}`."""
+    if isinstance(part, str):
+        part = {'type': 'text', 'text': part}
+    if not isinstance(part, Mapping) or 'type' not in part:
+        raise SampleError(f"{where} has a part without 'type': {str(part)[:80]}.")
+    if part['type'] == 'text':
+        if not isinstance(part.get('text'), str):
+            raise SampleError(f"{where} has a text part whose 'text' is {type(part.get('text')).__name__}.")
+        return _split(part['text'], waiting)
+    if not isinstance(part['type'], str) or part['type'] not in PART_TYPES:
+        known = ', '.join(['text', *PART_TYPES])
+        raise SampleError(f"{where} has a part of unknown type '{part['type']}'. Types are {known}.")
+    kind = PART_TYPES[part['type']]
+    source = _part_source(kind, part)
+    return [{'type': kind} if source is None else {'type': kind, kind: media_of(kind, source)}]
+
+
+def _part_source(kind: MediaKind, part: Mapping[str, Any]) -> Any:
+    """Returns what a media part brings along itself, in any of the forms chat rows use, or None."""
+    if part.get('base64') is not None:
+        return f'data:{kind};base64,{part["base64"]}'
+    for key in (kind, f'{kind}_url', 'path', 'url'):
+        source = part.get(key)
+        if source is not None:
+            return source['url'] if isinstance(source, Mapping) and 'url' in source else source
+    return None
+
+
+def _split(text: str, waiting: Set[MediaKind]) -> list[Part]:
+    """Returns text as parts, cut at the placeholders of the kinds that are `waiting`.
+
+    A placeholder on a line of its own takes the line break with it: chat templates write their own.
+    """
+    parts: list[Part] = []
+    start = 0
+    for match in PLACEHOLDER.finditer(text):
+        if match[1] not in waiting:
+            continue
+        before = text[start : match.start()]
+        starts_line = not PLACEHOLDER.sub('', text[: match.start()].rpartition('\n')[2])
+        start = match.end()
+        if starts_line and text.startswith('\n', start):
+            start += 1
+        elif start == len(text):
+            before = before.removesuffix('\n')
+        parts += [*_text(before), {'type': match[1]}]
+    return [*parts, *_text(text[start:])]
+
+
+def _text(text: str) -> list[Part]:
+    return [{'type': 'text', 'text': text}] if text else []
+
+
+def _place(messages: list[Message], kind: MediaKind, items: list[Media]) -> None:
+    """Fills the placeholders of one kind with `items`, in order."""
+    parts = [part for message in messages for part in message['content'] if part['type'] == kind]
+    slots = [part for part in parts if kind not in part]
+    if items and not parts:
+        content = next((message['content'] for message in messages if message['role'] == 'user'), None)
+        if content is None:
+            raise SampleError(f'the row has {len(items)} {kind}(s) but no user turn to show them in.')
+        first_text = next((index for index, part in enumerate(content) if part['type'] == 'text'), len(content))
+        content[first_text:first_text] = [{'type': kind, kind: item} for item in items]
+        return
+    if not slots and _same(items, [part[kind] for part in parts]):
+        return
+    if len(slots) != len(items):
+        raise SampleError(
+            f'the conversation has {len(slots)} {kind} placeholder(s), but the row has {len(items)} {kind}(s).'
+        )
+    for slot, item in zip(slots, items, strict=True):
+        slot[kind] = item
+
+
+def _same(items: list[Media], placed: list[Media]) -> bool:
+    """Tells whether `meta` only lists again what the parts bring themselves."""
+    if len(items) != len(placed):
+        return not items
+    pairs = [(one.source, other.source) for one, other in zip(items, placed, strict=True)]
+    return all(one is other or (isinstance(one, str) and one == other) for one, other in pairs)
+
+
+def _is_blank(message: Message) -> bool:
+    return all(part['type'] == 'text' and not part['text'].strip() for part in message['content'])
+
+
+def _check_turns(messages: list[Message], needs_reply: bool) -> None:
+    for index, message in enumerate(messages):
+        if _is_blank(message):
+            what = 'answer' if message['role'] == 'assistant' else f'{message["role"]} turn'
+            raise SampleError(f'turn {index} is an empty {what}.')
+    if not messages:
+        raise SampleError('the conversation is empty: the template found nothing usable in the row.')
+    if needs_reply and not any(message['role'] == 'assistant' for message in messages):
+        raise SampleError('the conversation has no assistant turn, so there is nothing to learn.')
+    if not needs_reply and messages[-1]['role'] == 'assistant':
+        raise SampleError('the prompt ends with an assistant turn, so there is nothing left to answer.')

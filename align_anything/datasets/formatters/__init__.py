@@ -1,0 +1,1 @@
+"""One file per dataset: `@register_template('Name') class Name(BaseFormatter)`. Imported on first use."""

@@ -1,0 +1,152 @@
+"""What every template is: hooks that turn one raw row into conversations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from align_anything.core.errors import DataError
+from align_anything.core.registry import nearest
+from align_anything.datasets.formatters.columns import Row
+from align_anything.datasets.formatters.turns import PairSample, Sample, Turns
+
+SUPERVISED = 'format_supervised_sample'
+PREFERENCE = 'format_preference_sample'
+PROMPT_ONLY = 'format_prompt_only_sample'
+UNMATCHED = 'format_unmatched_supervised_sample'
+CHECK_EQUAL = 'check_equal'
+HOOKS = (SUPERVISED, PREFERENCE, PROMPT_ONLY, UNMATCHED, CHECK_EQUAL)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Tells whether an option's value has the type that its default shows (null stands for a column found by name)."""
+    if default is None:
+        return value is None or isinstance(value, str)
+    if isinstance(default, tuple):
+        return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return isinstance(value, type(default))
+
+
+class BaseFormatter:
+    """Turns raw rows of one kind of dataset into conversations.
+
+    A subclass writes the hooks its columns allow. A hook returns messages in Hugging Face chat form and a `meta` dict;
+    `meta['image']` (one or a list; likewise `video`, `audio`) holds the media that fill the placeholders, in order, and
+    the rest of `meta` rides along to the algorithm. Some hooks follow from others: a supervised sample from the
+    preferred answer, a prompt from a supervised sample without its last answer, an unmatched sample from two rows.
+
+    Public annotated class attributes are options: `--train_template_kwargs` sets them, and so does the constructor.
+
+    Attributes:
+        system_prompt: a system turn put before each conversation that has none.
+        image_folder: where relative image paths start; over `data_cfgs.image_folder`. Likewise for video and audio.
+    """
+
+    system_prompt: str = ''
+    image_folder: str = ''
+    video_folder: str = ''
+    audio_folder: str = ''
+
+    _given: Mapping[str, Any] = MappingProxyType({})
+    _spec = ''
+
+    def __init__(self, **options: Any) -> None:
+        known = self.option_defaults()
+        for name, value in options.items():
+            if name not in known:
+                raise DataError(
+                    f"template '{self.name}' has no option '{name}'.{nearest(name, list(known))} "
+                    f'Its options: {", ".join(known)}.'
+                )
+            if not _fits(value, known[name]):
+                raise DataError(
+                    f"option '{name}' of template '{self.name}' is {value!r}, "
+                    f'but should be of the kind of its default {known[name]!r}.'
+                )
+            setattr(self, name, value)
+        self._given = dict(options)
+
+    def __reduce__(self) -> Any:
+        # A class from a user's file cannot be found by module name in a spawned worker, so it travels as its spec.
+        if not self._spec:
+            return super().__reduce__()
+        from align_anything.datasets.template_registry import make_formatter  # the registry imports this module
+
+        return make_formatter, (self._spec, dict(self._given))
+
+    @classmethod
+    def option_defaults(cls) -> dict[str, Any]:
+        """Returns each option of this template with its default."""
+        names = [name for base in reversed(cls.__mro__) for name in inspect.get_annotations(base)]
+        return {name: getattr(cls, name) for name in names if not name.startswith('_')}
+
+    @classmethod
+    def hooks(cls) -> frozenset[str]:
+        """Returns the hooks this template bears, its own and those that follow from its own."""
+        own = {name for name in HOOKS if getattr(cls, name) is not getattr(BaseFormatter, name)}
+        if PREFERENCE in own:
+            own |= {SUPERVISED, CHECK_EQUAL}
+        if SUPERVISED in own:
+            own |= {PROMPT_ONLY, UNMATCHED}
+        return frozenset(own)
+
+    @property
+    def name(self) -> str:
+        """The name or file spec this template was asked for by."""
+        return self._spec or type(self).__name__
+
+    def folders(self) -> dict[str, str]:
+        """Returns the folder that relative paths start from for each kind of media that has one."""
+        given = {'image': self.image_folder, 'video': self.video_folder, 'audio': self.audio_folder}
+        return {kind: folder for kind, folder in given.items() if folder}
+
+    def opening(self) -> Turns:
+        """Returns the turns before the first user turn: the system prompt, if there is one."""
+        return [{'role': 'system', 'content': self.system_prompt}] if self.system_prompt else []
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        """Returns `(conversation, meta)`; by default the conversation with the preferred answer."""
+        self._require(SUPERVISED)
+        better, _, meta = self.format_preference_sample(raw_sample)
+        return better, meta
+
+    def format_preference_sample(self, raw_sample: Row) -> PairSample:
+        """Returns `(better conversation, worse conversation, meta)`."""
+        raise self._lacking(PREFERENCE)
+
+    def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
+        """Returns `(conversation, meta)` up to the turn to answer; an answer left out is `meta['ground_truth']`."""
+        self._require(PROMPT_ONLY)
+        conversation, meta = self.format_supervised_sample(raw_sample)
+        if conversation and conversation[-1]['role'] == 'assistant':
+            return conversation[:-1], {**meta, 'ground_truth': conversation[-1]['content']}
+        return conversation, meta
+
+    def format_unmatched_supervised_sample(self, raw_sample_for_prompt: Row, raw_sample_for_response: Row) -> Sample:
+        """Returns `(conversation, meta)`: the prompt of one row with the last answer of another."""
+        self._require(UNMATCHED)
+        prompt, meta = self.format_prompt_only_sample(raw_sample_for_prompt)
+        answered, _ = self.format_supervised_sample(raw_sample_for_response)
+        kept = {name: value for name, value in meta.items() if name != 'ground_truth'}
+        return [*prompt, answered[-1]], kept
+
+    def check_equal(self, raw_sample: Row) -> bool:
+        """Tells whether both answers of a preference row are the same, so that the row teaches nothing."""
+        better, worse, _ = self.format_preference_sample(raw_sample)
+        return better[-1] == worse[-1]
+
+    def check_validation(self, raw_sample: Row) -> bool:
+        """Tells whether the row is usable at all."""
+        return True
+
+    def _require(self, hook: str) -> None:
+        if hook not in self.hooks():
+            raise self._lacking(hook)
+
+    def _lacking(self, hook: str) -> DataError:
+        from align_anything.datasets.template_registry import templates_with  # the registry imports this module
+
+        others = ', '.join(templates_with(hook))
+        return DataError(f"template '{self.name}' has no {hook}. Templates that have it: {others}.")

@@ -1,0 +1,71 @@
+"""Conversations with `from` and `value`, and the datasets that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from align_anything.core.errors import SampleError
+from align_anything.core.registry import nearest
+from align_anything.datasets.formatters.columns import Row, items, text
+from align_anything.datasets.formatters.mapped import MappedFormatter
+from align_anything.datasets.formatters.turns import Sample
+from align_anything.datasets.template_registry import register_template
+
+ROLES = MappingProxyType(
+    {
+        'human': 'user',
+        'user': 'user',
+        'gpt': 'assistant',
+        'chatgpt': 'assistant',
+        'assistant': 'assistant',
+        'model': 'assistant',
+        'system': 'system',
+    }
+)
+
+
+@register_template('ShareGPT')
+class ShareGPT(MappedFormatter):
+    """A list of turns with a speaker and a text, in which `<image>` stands where an image belongs.
+
+    Attributes:
+        conversations: column with the list of turns.
+        role_key: key of a turn that names the speaker.
+        content_key: key of a turn that holds the text.
+        roles: further names of speakers, such as `{narrator: system}`, over the usual ones.
+    """
+
+    conversations: str | None = None
+    role_key: str = 'from'
+    content_key: str = 'value'
+    roles: dict[str, str] = {}  # noqa: RUF012 - a default, never written to
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        name = self.require(raw_sample, 'conversations', ('conversations', 'conversation'))
+        turns = [self._turn(index, turn) for index, turn in enumerate(items(raw_sample, name))]
+        has_system_turn = any(turn['role'] == 'system' for turn in turns)
+        return [*self.opening_of(raw_sample, has_system_turn), *turns], self.media(raw_sample)
+
+    def _turn(self, index: int, turn: Any) -> dict[str, Any]:
+        if not isinstance(turn, Mapping):
+            raise SampleError(f'turn {index} should be a record but is {type(turn).__name__}.')
+        known = {**ROLES, **self.roles}
+        speaker = text(turn, self.role_key)
+        if speaker not in known:
+            raise SampleError(
+                f"turn {index} is spoken by '{speaker}', which is no known role.{nearest(speaker, list(known))} "
+                f'Known: {", ".join(known)}; others are mapped with the template option roles.'
+            )
+        return {'role': known[speaker], 'content': text(turn, self.content_key)}
+
+
+@register_template('ShareGPT-4o')
+class ShareGPT4o(ShareGPT):
+    """Columns `conversations`, `image` (a path relative to `image_folder`)."""
+
+
+@register_template('LLaVA_Pretrain')
+class LLaVAPretrain(ShareGPT):
+    """Columns `conversations`, `image` (a path relative to `image_folder`)."""

@@ -1,0 +1,38 @@
+"""Turns of a conversation as formatters write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Turns = list[dict[str, Any]]
+Meta = dict[str, Any]
+Sample = tuple[Turns, Meta]
+PairSample = tuple[Turns, Turns, Meta]
+
+
+def user(text: str) -> dict[str, Any]:
+    """Returns a user turn of text."""
+    return {'role': 'user', 'content': text}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    """Returns an assistant turn of text."""
+    return {'role': 'assistant', 'content': text}
+
+
+def user_with_image(text: str, image: Any) -> dict[str, Any]:
+    """Returns a user turn that shows `image`, one or a list, before `text`.
+
+    Text that says itself where its images stand (`<image>`) keeps its own order.
+    """
+    if '<image>' in text:
+        return user(text)
+    count = len(image) if isinstance(image, (list, tuple)) else 1
+    placeholders = [{'type': 'image'} for _ in range(count)]
+    return {'role': 'user', 'content': [*placeholders, {'type': 'text', 'text': text}]}
+
+
+def pair(prompt: Turns, better: str, worse: str, meta: Meta) -> PairSample:
+    """Returns what a preference hook returns: the prompt with either answer, and `meta` with both answers."""
+    answers = {'better_response': better, 'worse_response': worse}
+    return [*prompt, assistant(better)], [*prompt, assistant(worse)], {**meta, **answers}
