@@ -45,11 +45,11 @@ def describe_type(annotation: Any) -> str:
         if origin is Literal:
             words.extend(f"'{choice}'" for choice in arguments)
         elif origin is list:
-            words.append(f'list of ({describe_type(arguments[0])})')
+            words.append(f'list of {_inner(arguments[0])}')
         elif origin is tuple:
             words.append(f'list of {len(arguments)} ({describe_type(arguments[0])})')
         elif origin is dict:
-            words.append(f'mapping of name to ({describe_type(arguments[1])})')
+            words.append(f'mapping of name to {_inner(arguments[1])}')
         else:
             words.append(_WORDS[member])
     return ' or '.join(words)
@@ -83,6 +83,11 @@ def parse_texts(texts: Sequence[str], annotation: Any) -> Any:
     if shape.takes_list:
         return [text] if shape_of(shape.item).text else parse_yaml(f'[{text}]')
     return text if shape.choices else parse_yaml(text)
+
+
+def _inner(annotation: Any) -> str:
+    words = describe_type(annotation)
+    return f'({words})' if ' or ' in words else words
 
 
 def _members(annotation: Any) -> list[Any]:

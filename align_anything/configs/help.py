@@ -32,7 +32,7 @@ def render_help(
     for option, meaning in USAGE:
         lines += [f'  {option}', *_wrapped(meaning, width)]
     for group, model in groups_of(schema).items():
-        lines += ['', f'{group}: {model.__doc__}' if model.__doc__ else group]
+        lines += ['', f'{group}: {model.__doc__}']
         for key, field in model.model_fields.items():
             value = values.get(group, {}).get(key, field.get_default(call_default_factory=True))
             origin = origins.get(f'{group}.{key}', 'default')

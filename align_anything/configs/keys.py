@@ -14,15 +14,15 @@ from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, groups_of
 _SEPARATOR = re.compile('[.:]')
 
 
-class UnknownKey(Exception):
-    """A name that is no key of this run; the message says what to write instead."""
-
-
 def convert_load_checkpoint(value: Any) -> str | None:
     """Returns the value of `resume` that the older key `load_checkpoint` stands for."""
     if value is True:
         return 'auto'
     return None if value is False else value
+
+
+class UnknownKey(Exception):
+    """A name that is no key of this run; the message says what to write instead."""
 
 
 @dataclass(frozen=True)

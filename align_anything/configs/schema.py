@@ -32,7 +32,9 @@ def build_run_schema(algorithm_cfgs: type[AlgorithmCfgs]) -> type[RunCfgs]:
         if field.is_required():
             raise TypeError(f'{algorithm_cfgs.__name__}.{name} needs a default.')
         shape_of(field.annotation)
-    merged = create_pydantic_model('TrainCfgs', __base__=(algorithm_cfgs, TrainCfgs), __module__=__name__)
+    merged = create_pydantic_model(
+        'TrainCfgs', __base__=(algorithm_cfgs, TrainCfgs), __module__=__name__, __doc__=TrainCfgs.__doc__
+    )
     return create_pydantic_model(
         'RunCfgs', __base__=RunCfgs, __module__=__name__, train_cfgs=(merged, Field(default_factory=merged))
     )

@@ -73,19 +73,27 @@ class SettingsLoader(yaml.SafeLoader):
         return self.construct_object(node, deep=True)
 
     def refuse_repeated_keys(self, node: yaml.Node) -> None:
-        """Raises yaml.YAMLError when a mapping under `node` holds a key twice: the first would be lost."""
-        if isinstance(node, yaml.MappingNode):
+        """Raises yaml.YAMLError when a mapping under `node` holds a key twice (the first would be lost) or no name."""
+        visited: set[int] = set()
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            if id(node) in visited or isinstance(node, yaml.ScalarNode):
+                continue
+            visited.add(id(node))
+            if isinstance(node, yaml.SequenceNode):
+                waiting.extend(node.value)
+                continue
             seen: set[str] = set()
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, 'a key must be a name', key.start_mark)
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key '{key.value}' stands twice", key.start_mark
                     )
                 seen.add(key.value)
-                self.refuse_repeated_keys(value)
-        elif isinstance(node, yaml.SequenceNode):
-            for item in node.value:
-                self.refuse_repeated_keys(item)
+                waiting.append(value)
 
 
 class SettingsDumper(yaml.SafeDumper):

@@ -1,0 +1,276 @@
+"""All problems at once, checks across keys, the algorithm's own fields, help, and the saved file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import Field
+
+from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
+from align_anything.configs.document import main as document
+from align_anything.configs.redaction import without_secrets
+from align_anything.configs.resolve import resolve
+from align_anything.configs.saving import dump_resolved
+from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema, groups_of
+from align_anything.configs.sources import sources_of
+from align_anything.core.errors import SettingsError
+from tests.configs.made_up import DPO, KNOWN, SFT
+
+
+def test_all_problems_at_once():
+    argv = '--learning_rte 1 --epochs none_at_all --bf16 True --fp16 True --r 0 --eval_strategy stops'.split()
+    with pytest.raises(SettingsError) as caught:
+        resolve('text_to_text', 'sft', SFT, KNOWN, argv, {'ALIGN_ANYTHING__LOG_TYPE': 'wandbb'})
+    starts = [problem.split(' ')[0] for problem in caught.value.problems]
+    # One for each mistake, and one for each of the four keys without which no run starts.
+    assert sorted(starts) == sorted(
+        ['command', 'train_cfgs.epochs', 'train_cfgs.eval_strategy', 'lora_cfgs.r', 'logger_cfgs.log_type']
+        + ['train_cfgs.fp16', 'model_cfgs.model_name_or_path', 'data_cfgs.train_datasets', 'data_cfgs.train_template']
+        + ['logger_cfgs.output_dir']
+    )
+    text = str(caught.value)
+    assert "(environment variable ALIGN_ANYTHING__LOG_TYPE): expected 'tensorboard' or 'wandb'" in text
+    assert "Did you mean 'steps'?" in text
+
+
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        ('--epochs 1.5', 'train_cfgs.epochs = 1.5 (command line --epochs): '),
+        ('--epochs True', 'train_cfgs.epochs = True (command line --epochs): expected integer.'),
+        ('--epochs 0', 'train_cfgs.epochs = 0 (command line --epochs): nothing would be trained'),
+        ('--epochs -1', 'must be greater than or equal to 0'),
+        ('--max_steps 0', 'must be greater than 0'),
+        ('--learning_rate fast', "train_cfgs.learning_rate = 'fast' (command line --learning_rate): expected number."),
+        ('--learning_rate -1e-5', 'must be greater than or equal to 0'),
+        ('--learning_rate .nan', 'must be a finite number'),
+        ('--lr_groups.vision_tower -1e-5', "train_cfgs.lr_groups = {'vision_tower': -1e-05}"),
+        ('--lr_groups.( 1e-5', 'is not a regular expression'),
+        ('--unfreeze_patterns *', 'is not a regular expression'),
+        ('--lr_scheduler_type cosin', "Did you mean 'cosine'?"),
+        ('--lr_scheduler_type constant --lr_warmup_ratio 0.1', "'constant' has no warm-up"),
+        ('--adam_betas 0.9 1.0', 'must lie from 0 up to, not including, 1'),
+        ('--adam_betas 0.9', 'train_cfgs.adam_betas = [0.9]'),
+        ('--fp16 True', 'train_cfgs.fp16 = True (command line --fp16): train_cfgs.bf16 is on as well'),
+        ('--eval_interval 0', 'must be greater than 0'),
+        ('--save_interval 0', 'must be greater than 0'),
+        ('--log_interval 0', 'must be greater than 0'),
+        ('--layout ragged', "train_cfgs.layout = 'ragged'"),
+        ('--ds_cfgs ds_z4_config.json', "there is no DeepSpeed file 'ds_z4_config.json'. Did you mean 'ds_z"),
+        ('--streaming True', 'data_cfgs.streaming = True (command line --streaming): needs train_cfgs.max_steps'),
+        ('--train_weights 1 2', 'has 2 entries for 1 datasets'),
+        ('--train_weights 0', 'at least one must be positive'),
+        ('--train_size 0', 'data_cfgs.train_size = 0'),
+        ('--train_split a b', 'has 2 entries for 1 datasets'),
+        ('--eval_datasets d', 'data_cfgs.eval_template = None (default): is required'),
+        ('--image_folder /nowhere/at/all', 'is not a folder'),
+        ('--resume /nowhere/at/all', 'there is no such folder'),
+        ('--max_skipped_ratio 2', 'must be less than or equal to 1'),
+        ('--use_bnb True', 'needs lora_cfgs.use_lora'),
+        ('--use_lora True --use_bnb True --load_in_8bit True', 'are both on'),
+        ('--use_lora True --use_bnb True --load_in_4bit False', 'are both off'),
+        ('--use_lora True --inference_mode True', 'freezes the adapters'),
+        ('--use_lora True --target_modules []', 'names no module'),
+        ('--smooth_from 3', 'train_cfgs: smooth_from needs label_smoothing.'),
+    ],
+)
+def test_every_check_has_its_own_problem(problems, words, said):
+    (problem,) = problems(words)
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        '--epochs 0 --max_steps 5',
+        '--streaming True --max_steps 5',
+        '--fp16 True --bf16 False',
+        '--use_lora True --use_bnb True',
+        '--use_lora True --use_bnb True --load_in_8bit True --load_in_4bit False',
+        '--eval_datasets d --eval_template Alpaca',
+        '--train_weights 2',
+        '--smooth_from 3 --label_smoothing 0.1',
+    ],
+)
+def test_what_goes_together_passes(run, words):
+    run(words)
+
+
+def test_missing_value_does_not_cause_a_second_problem(problems):
+    (problem,) = problems('--epochs 0 --max_steps')
+    assert 'train_cfgs.max_steps' in problem
+
+
+def test_output_under_a_file_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    argv = f'--model_name_or_path m --train_datasets d --train_template t --output_dir {tmp_path}/file/out'.split()
+    with pytest.raises(SettingsError, match='cannot be made: .*file is a file'):
+        resolve('text_to_text', 'sft', SFT, KNOWN, argv, {})
+
+
+@pytest.mark.parametrize(
+    ('words', 'key'),
+    [
+        ('--train_template A B', 'train_template'),
+        ('--train_template A --train_size 5 6', 'train_size'),
+        ('--train_template A --train_weights 1 2', 'train_weights'),
+        ('--train_template A --train_data_files x y', 'train_data_files'),
+        ('--train_template A --train_name en', ''),
+        ('--train_template A B C --train_weights 1 0 2 --train_size 5 null 6', ''),
+    ],
+)
+def test_lists_fit_the_datasets(tmp_path, words, key):
+    argv = f'--model_name_or_path m --output_dir {tmp_path} --train_datasets a b c {words}'.split()
+    if not key:
+        resolve('text_to_text', 'sft', SFT, KNOWN, argv, {})
+        return
+    with pytest.raises(SettingsError) as caught:
+        resolve('text_to_text', 'sft', SFT, KNOWN, argv, {})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f'data_cfgs.{key} = ') and 'for 3 datasets' in problem
+
+
+def test_sources_have_one_record_each(tmp_path, run):
+    argv = (
+        f'--model_name_or_path m --output_dir {tmp_path} --train_datasets a b --train_template T --train_size 5 null '
+        '--train_split train --train_weights 3 1 --train_template_kwargs.prompt q'
+    ).split()
+    data = resolve('text_to_text', 'sft', SFT, KNOWN, argv, {}).cfgs.data_cfgs
+    first, second = sources_of(data, 'train')
+    assert (first.path, first.template, first.size, first.split, first.weight) == ('a', 'T', 5, 'train', 3)
+    assert (second.path, second.template, second.size, second.split, second.weight) == ('b', 'T', None, 'train', 1)
+    assert first.template_kwargs == second.template_kwargs == {'prompt': 'q'}
+    assert sources_of(data, 'eval') == []
+    (single,) = sources_of(run('--train_data_files x.json y.json').cfgs.data_cfgs, 'train')
+    assert single.data_files == ['x.json', 'y.json'] and single.weight is None and single.optional_args == {}
+
+
+def test_algorithm_fields_are_in_train_cfgs_and_in_the_algorithm(run):
+    resolved = run('--label_smoothing 0.2')
+    assert resolved.cfgs.train_cfgs.label_smoothing == 0.2
+    assert resolved.algorithm == SFT(label_smoothing=0.2)
+    assert resolved.origins['train_cfgs.label_smoothing'] == 'command line --label_smoothing'
+    with pytest.raises(ValueError, match='frozen'):
+        resolved.cfgs.train_cfgs.seed = 1
+
+
+def test_careless_algorithms_are_refused():
+    class Clash(AlgorithmCfgs):
+        seed: int = Field(1, description='Seed.')
+
+    class Silent(AlgorithmCfgs):
+        beta: float = 0.1
+
+    class Odd(AlgorithmCfgs):
+        inner: RunCfgs = Field(RunCfgs(), description='Too much.')
+
+    class Bare(AlgorithmCfgs):
+        beta: float = Field(description='No default.')
+
+    for cfgs, said in (
+        (Clash, 'Clash.seed clashes with train_cfgs.seed'),
+        (Silent, 'Silent.beta needs a description'),
+        (Odd, 'cannot have the type'),
+        (Bare, 'Bare.beta needs a default'),
+    ):
+        with pytest.raises(TypeError, match=said):
+            build_run_schema(cfgs)
+
+
+def test_every_key_is_described_in_sentences():
+    for group, model in groups_of(RunCfgs).items():
+        assert model.__doc__, group
+        for key, field in model.model_fields.items():
+            assert field.description and field.description[0].isupper() and field.description.endswith('.'), key
+            # A key that saving takes for a secret would be missing from the saved file.
+            assert without_secrets({key: 'text'}) == {key: 'text'}, key
+
+
+def test_help_lists_every_key_of_the_run(run, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run('--help --learning_rte 3 --seed 5')
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    schema = build_run_schema(SFT)
+    for group, model in groups_of(schema).items():
+        assert f'\n{group}: ' in text
+        for key, field in model.model_fields.items():
+            assert f'  --{key}  ' in text
+            assert field.description.split()[0] in text
+    joined = ' '.join(text.split())
+    assert 'Seed of the data order, the initialisation of new weights and dropout. [5, command line --seed]' in joined
+    assert 'How often the run goes through the training data. [1, configs/train/text_to_text/sft.yaml line 3]' in joined
+    assert '--scale_coeff' not in text
+    with pytest.raises(SystemExit):
+        run('-h', {'RANK': '1'})
+    assert capsys.readouterr().out == ''
+
+
+def test_saved_settings_make_the_same_run(run, tmp_path):
+    resolved = run(
+        '--lr_groups.vision_tower 1e-6 --adam_betas 0.8 0.9 --log_run_name 1e-5 --target_modules q_proj '
+        '--label_smoothing 0.1 --eval_strategy no --train_template_kwargs.columns.prompt no --ds_cfgs ds_z0_config.json'
+    )
+    (tmp_path / 'resolved.yaml').write_text(dump_resolved(resolved.cfgs))
+    again = resolve('text_to_text', 'sft', SFT, KNOWN, ['--config', str(tmp_path / 'resolved.yaml')], {})
+    assert again.cfgs == resolved.cfgs and again.algorithm == resolved.algorithm
+    # The file says everything: without the files that ship it still makes the same run.
+    elsewhere = resolve('text_image_to_text', 'sft', SFT, KNOWN, ['--config', str(tmp_path / 'resolved.yaml')], {})
+    assert elsewhere.cfgs == resolved.cfgs
+
+
+def test_secrets_are_not_saved_or_said(run, problems):
+    resolved = run(
+        '--train_optional_args.token hf_abc --train_optional_args.storage_options.SecretKey s3cr3t '
+        '--train_optional_args.max_tokens 5 --eval_data_files https://me:pw@host/data.json?sig=1&access_token=zzz'
+    )
+    text = dump_resolved(resolved.cfgs)
+    for secret in ('hf_abc', 's3cr3t', 'me:pw', 'zzz'):
+        assert secret not in text
+    assert 'max_tokens: 5' in text
+    assert 'https://host/data.json?sig=1' in text
+    assert '# left out because it holds a secret: data_cfgs.train_optional_args.token\n' in text
+    assert '# left out because it holds a secret: data_cfgs.train_optional_args.storage_options.SecretKey\n' in text
+    (problem,) = problems(['--train_optional_args', '[{token: hf_abc}, {}]'])
+    assert 'hf_abc' not in problem and 'data_cfgs.train_optional_args' in problem
+
+
+@pytest.mark.parametrize('name', deepspeed_file_names())
+def test_deepspeed_files_hold_zero_only(name):
+    content = load_deepspeed_config(name)
+    assert set(content) == {'zero_optimization'}
+    assert content['zero_optimization']['stage'] == int(name.removeprefix('ds_z')[0])
+    assert ('offload_optimizer' in content['zero_optimization']) == ('offload' in name)
+
+
+def test_five_deepspeed_files_ship():
+    assert deepspeed_file_names() == [
+        f'ds_{kind}_config.json' for kind in ('z0', 'z2', 'z2_offload', 'z3', 'z3_offload')
+    ]
+
+
+def test_own_deepspeed_file(run, problems, tmp_path):
+    path = tmp_path / 'mine.json'
+    path.write_text(
+        json.dumps({'zero_optimization': {'stage': 1}, 'train_batch_size': 'auto', 'bf16': {'enabled': 'auto'}})
+    )
+    assert load_deepspeed_config(run(f'--ds_cfgs {path}').cfgs.train_cfgs.ds_cfgs) == {
+        'zero_optimization': {'stage': 1}
+    }
+    path.write_text(json.dumps({'gradient_clipping': 0.5}))
+    (problem,) = problems(f'--ds_cfgs {path}')
+    assert "sets 'gradient_clipping', which train_cfgs.max_grad_norm decides" in problem
+    for text, said in (('{', 'cannot be read as JSON'), ('[]', 'must hold a JSON object')):
+        path.write_text(text)
+        (problem,) = problems(f'--ds_cfgs {path}')
+        assert said in problem
+
+
+def test_known_algorithms_share_no_state():
+    assert 'scale_coeff' in build_run_schema(DPO)().train_cfgs.model_dump()
+    assert 'scale_coeff' not in build_run_schema(SFT)().train_cfgs.model_dump()
+
+
+def test_configuration_page_is_up_to_date():
+    assert document(['--check']) == 0, 'run: python -m align_anything.configs.document'
