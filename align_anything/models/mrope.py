@@ -62,7 +62,9 @@ class MRopeSpec(FamilySpec):
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one sequence, `(4, length)`. Row 0 is what tells transformers where a packed sequence begins."""
-        grids = {kind: media[name] for kind, name in ((IMAGE, 'image_grid_thw'), (VIDEO, 'video_grid_thw')) if name in media}
+        grids = {
+            kind: media[name] for kind, name in ((IMAGE, 'image_grid_thw'), (VIDEO, 'video_grid_thw')) if name in media
+        }
         if VIDEO in grids:
             grids[VIDEO] = self.video_grids(grids[VIDEO])
         token_types = token_tensors.get('mm_token_type_ids', torch.zeros_like(ids))
