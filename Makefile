@@ -52,7 +52,7 @@ format: install
 	$(PY) -m ruff format .
 
 docs: install
-	$(PY) scripts/make_docs.py
+	$(PY) -m align_anything.configs.document
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -15,6 +15,7 @@ os.environ.update(
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -50,18 +51,21 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='session')
-def tiny(shared_cache: Path) -> Callable[[str], Path]:
-    """`tiny('llava')` returns the folder of a tiny random checkpoint, built once a run. Do not write into it."""
+def tiny(shared_cache: Path) -> Callable[..., Path]:
+    """`tiny('llava')` returns the folder of a tiny random checkpoint, built once a run. Do not write into it.
 
-    def checkpoint(family: str) -> Path:
+    Keyword arguments are those of `align_anything.models.tiny.build`: `tiny('qwen2', layers=3)`.
+    """
+
+    def checkpoint(family: str, **options: Any) -> Path:
         from align_anything.models.tiny import build
 
-        folder = shared_cache / 'tiny' / family
-        done = shared_cache / f'tiny-{family}.done'
-        with FileLock(shared_cache / f'tiny-{family}.lock'):
+        name = '-'.join([family, *(f'{key}{value}' for key, value in sorted(options.items()))])
+        done = shared_cache / f'{name}.done'
+        with FileLock(shared_cache / f'{name}.lock'):
             if not done.exists():
-                build(family, folder)
+                build(family, shared_cache / name, **options)
                 done.touch()
-        return folder
+        return shared_cache / name
 
     return checkpoint

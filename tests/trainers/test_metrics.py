@@ -116,13 +116,15 @@ def test_wandb_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, 'wandb', fake)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda _: object())
     for resume in (None, 1):
-        writer = MetricsWriter(tmp_path, 'wandb', 'project', 'name', {'seed': 1}, resume_step=resume)
+        settings = {'seed': 1, 'hub_token': 'hf_abc'}
+        writer = MetricsWriter(tmp_path, 'wandb', 'project', 'name', settings, resume_step=resume)
         writer.log(2, {'loss': 0.5}, timings={'tokens_per_second': 7})
         writer.close()
     first, second = fake.calls
     assert (first['id'], first['resume']) == (None, None)
     assert (second['id'], second['resume']) == ('run-1', 'allow')
-    assert first['config'] == {'seed': 1} and first['settings'].values['x_disable_meta']
+    assert first['config'] == {'seed': 1}  # the token stays here
+    assert first['settings'].values['x_disable_meta']
     assert fake.logged[0] == {'step': 2, 'train/loss': 0.5, 'train/tokens_per_second': 7.0}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from align_anything.configs.redaction import without_secrets
 from align_anything.core.distributed import is_main
 from align_anything.core.files import atomic_write_text
 from align_anything.trainers.base.trackers import Tracker, make_tracker
@@ -51,7 +52,7 @@ class MetricsWriter:
         output_dir: folder of the run.
         log_type: `tensorboard`, `wandb`, `clearml` or `none`; the two files are written always.
         project, run_name: how the tracker files the run.
-        settings: the resolved settings, secrets already left out, shown by the tracker.
+        settings: the resolved settings as plain values; the tracker shows them, less whatever looks like a secret.
         resume_step: step that the run goes on from. Records past it are cut off, so that a run which was killed
             and resumed has the metrics of one that was not. None starts afresh; older files are kept as `*.old`.
 
@@ -78,7 +79,7 @@ class MetricsWriter:
             output_dir=folder,
             project=project,
             run_name=run_name or folder.resolve().name,
-            settings=dict(settings or {}),
+            settings=without_secrets(dict(settings or {})),
             resume_step=resume_step,
         )
         self._files = {name: _StepFile(folder / name, resume_step) for name in (METRICS_FILE, TIMINGS_FILE)}
