@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
+from align_anything.models import structure
 from align_anything.models.accustomed import accustomed_class
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
 from align_anything.models.score import SCORE_HEAD, ScoreHead
@@ -47,23 +47,12 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
     )
 
 
-def plain_class(model: nn.Module) -> type[PreTrainedModel]:
-    """Returns the class of transformers (or of the checkpoint's own code) under an Accustomed class."""
-    own = __name__.split('.')[0] + '.'
-    return next(kind for kind in type(model).__mro__ if not kind.__module__.startswith(own))
-
-
 def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns a copy of the architecture of `model` without weights (on the meta device), of its plain class."""
-    from transformers.modeling_utils import set_zero3_state
-
+    """Returns the architecture of `model` without storage, of its plain class and not quantised."""
     config = copy.deepcopy(model.config)
-    # A quantised model is described here by what it was quantised from.
-    if 'quantization_config' in config.to_dict():
+    if 'quantization_config' in vars(config):
         del config.quantization_config
-    # Submodels ask whether ZeRO-3 has to partition them; a skeleton has nothing to partition.
-    with set_zero3_state(), torch.device('meta'):
-        return plain_class(model)(config)
+    return structure.skeleton(config)
 
 
 class AnyModel:

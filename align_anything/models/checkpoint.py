@@ -50,6 +50,13 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
         raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {error}') from error
 
 
+def is_multimodal(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration takes images, videos or sounds, and so needs a processor."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+    return type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+
 def stored_keys(folder: str | Path) -> list[str]:
     """Returns the names of the weights in a checkpoint folder of safetensors files, sorted."""
     return sorted(key for file in _weight_files(Path(folder)) for key in _open(file).keys())
@@ -79,9 +86,10 @@ def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
     file = folder / 'config.json'
     if not file.is_file():
         if (folder / ADAPTER_CONFIG).is_file():
+            base = _read_json(folder / ADAPTER_CONFIG).get('base_model_name_or_path')
             raise ModelError(
                 f'{folder} holds a LoRA adapter, not a model. Merge it first (lora_cfgs.save_full_model), '
-                f'or name the model it was trained on: {_read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")}.'
+                f'or name the model it was trained on: {base}.'
             )
         raise ModelError(f'{folder} has no config.json, so it is not a checkpoint in Hugging Face format.')
     config = _read_json(file)
@@ -92,9 +100,8 @@ def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
         return
     if 'auto_map' in config:
         raise ModelError(f'{folder} brings code of its own; set trust_remote_code if you trust where it comes from.')
-    raise ModelError(
-        f"{file}: transformers does not know the model_type '{model_type}'.{nearest(model_type, list(CONFIG_MAPPING_NAMES))}"
-    )
+    close = nearest(model_type, list(CONFIG_MAPPING_NAMES))
+    raise ModelError(f"{file}: transformers does not know the model_type '{model_type}'.{close}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -108,12 +115,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _check_processor(folder: Path, config: PreTrainedConfig) -> None:
-    if 'vision_config' not in config.sub_configs:
-        return
-    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+    if is_multimodal(config) and not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise ModelError(
-            f'{folder} is an image model ({config.model_type}) without a processor: none of {", ".join(PROCESSOR_FILES)} '
-            'is there. Copy them from the original checkpoint.'
+            f'{folder} is a multimodal model ({config.model_type}) without a processor: none of '
+            f'{", ".join(PROCESSOR_FILES)} is there. Copy them from the original checkpoint.'
         )
 
 
@@ -141,8 +146,6 @@ def _find(model_name_or_path: str | Path, name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
     found = cached_file(str(model_name_or_path), name, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
-
-
 
 
 def _open(file: Path) -> Any:

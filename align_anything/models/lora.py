@@ -1,0 +1,138 @@
+"""Low-rank adapters on exactly the layers that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from align_anything.core.errors import ModelError
+from align_anything.core.logging import get_logger
+from align_anything.core.registry import nearest
+from align_anything.models.trainable import Parts, part_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from align_anything.configs.schema import LoraCfgs
+
+logger = get_logger(__name__)
+AUTO = 'auto'
+EXPERT_WEIGHTS = ('.experts.gate_up_proj', '.experts.down_proj')
+
+
+def apply_lora(
+    model: PreTrainedModel,
+    cfgs: LoraCfgs,
+    parts: Parts,
+    *,
+    unfreeze_patterns: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+) -> PeftModel:
+    """Adds adapters to `model` and freezes everything else, except `modules_to_save`.
+
+    The adapters get `dtype`, or that of the model: an engine that keeps float32 masters wants them like the weights.
+    Raises ModelError for a target or module to save that names nothing, and for `unfreeze_patterns`: what they would
+    train is not part of an adapter, so it would be lost on saving.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if unfreeze_patterns:
+        raise ModelError(
+            f'unfreeze_patterns {list(unfreeze_patterns)} together with LoRA: an adapter does not hold these weights, '
+            'so they would be lost. Name the modules in lora_cfgs.modules_to_save instead.'
+        )
+    to_save = list(cfgs.modules_to_save or [])
+    _check_modules_to_save(model, to_save)
+    config = LoraConfig(
+        r=cfgs.r,
+        lora_alpha=cfgs.lora_alpha,
+        lora_dropout=cfgs.lora_dropout,
+        use_rslora=cfgs.use_rslora,
+        use_dora=cfgs.use_dora,
+        target_modules=target_modules(model, cfgs.target_modules, parts, cfgs.vision_lora, exclude=to_save),
+        modules_to_save=to_save or None,
+        ensure_weight_tying=_saves_tied_weights(model, to_save),
+        task_type=cfgs.task_type,
+        inference_mode=cfgs.inference_mode,
+        bias='none',
+    )
+    model_dtype = dtype or model.dtype
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(model_dtype)
+    return adapted
+
+
+def target_modules(
+    model: PreTrainedModel,
+    targets: str | Sequence[str],
+    parts: Parts,
+    vision_lora: bool = False,
+    exclude: Sequence[str] = (),
+) -> list[str]:
+    """Returns the full names of the linear layers that get an adapter, in the model's order.
+
+    'auto' is every linear layer of the language model except its output embedding, and with `vision_lora` also those
+    of the vision tower. An entry of a list is the last name or names of a module (`q_proj`, `self_attn.q_proj`),
+    looked for in the same parts, or a full name, which may lie in any part. Modules under `exclude` are left out.
+    Raises ModelError when an entry names no linear layer.
+    """
+    chosen_parts = {'language_model', 'vision_tower'} if vision_lora else {'language_model'}
+    output = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not output and not _is_named(name, exclude)
+    ]
+    chosen = [name for name in linear if part_of(f'{name}.weight', parts) in chosen_parts]
+    if targets == AUTO:
+        if not chosen:
+            raise ModelError("target_modules 'auto' finds no linear layer in the language model; name the layers.")
+        _tell_about_experts(model)
+        return chosen
+    found: set[str] = set()
+    for target in [targets] if isinstance(targets, str) else targets:
+        hits = {name for name in chosen if name.endswith(f'.{target}')} | {name for name in linear if name == target}
+        if not hits:
+            last_names = sorted({name.rsplit('.', 1)[-1] for name in chosen})
+            raise ModelError(
+                f'lora_cfgs.target_modules: no linear layer in {" or ".join(sorted(chosen_parts))} is called '
+                f"'{target}'.{nearest(target, last_names)} There are: {', '.join(last_names)}."
+            )
+        found |= hits
+    return [name for name in linear if name in found]
+
+
+def _is_named(name: str, endings: Sequence[str]) -> bool:
+    """Whether a module is one of those that peft finds by the end of their names, or lies inside of one."""
+    dotted = f'.{name}.'
+    return any(f'.{ending}.' in dotted for ending in endings)
+
+
+def _check_modules_to_save(model: PreTrainedModel, names: Sequence[str]) -> None:
+    modules = [name for name, _ in model.named_modules()]
+    for wanted in names:
+        if not any(f'.{name}'.endswith(f'.{wanted}') for name in modules):
+            last_names = sorted({name.rsplit('.', 1)[-1] for name in modules})
+            raise ModelError(f"lora_cfgs.modules_to_save: no module is called '{wanted}'.{nearest(wanted, last_names)}")
+
+
+def _saves_tied_weights(model: PreTrainedModel, names: Sequence[str]) -> bool:
+    """Whether a module to save shares its weight with another, which then has to follow it."""
+    tied = {*model.all_tied_weights_keys.keys(), *model.all_tied_weights_keys.values()}
+    modules = {key.rsplit('.', 1)[0] for key in tied}
+    return any(f'.{module}'.endswith(f'.{name}') for module in modules for name in names)
+
+
+def _tell_about_experts(model: PreTrainedModel) -> None:
+    experts = [name for name, _ in model.named_parameters() if name.endswith(EXPERT_WEIGHTS)]
+    if experts:
+        logger.warning(
+            "target_modules 'auto' adapts linear layers; fused expert weights (%s, …) are none, so they stay frozen.",
+            experts[0],
+        )

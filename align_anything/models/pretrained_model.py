@@ -1,0 +1,233 @@
+"""From the name of a checkpoint to a model, its tokenizer and its processor, tuned as the settings ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from align_anything.core.errors import ModelError
+from align_anything.core.logging import get_logger
+from align_anything.models.any_model import AnyModel, AnyModelForScore
+from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
+from align_anything.models.families import spec_for
+from align_anything.models.lora import apply_lora
+from align_anything.models.quantization import is_quantised, quantization_config
+from align_anything.models.trainable import Parts, freeze_parts, require_trainable
+
+if TYPE_CHECKING:
+    from align_anything.configs.schema import BnbCfgs, LoraCfgs
+    from align_anything.models.family import FamilySpec
+
+logger = get_logger(__name__)
+DEFAULT_MAX_LENGTH = 2048
+
+
+def load_pretrained_models(
+    model_name_or_path: str | Path,
+    model_max_length: int = DEFAULT_MAX_LENGTH,
+    padding_side: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = 'sdpa',
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
+    freeze_vision_tower: bool = False,
+    freeze_mm_proj: bool = False,
+    freeze_language_model: bool = False,
+    unfreeze_patterns: Sequence[str] = (),
+    lora_cfgs: LoraCfgs | None = None,
+    bnb_cfgs: BnbCfgs | None = None,
+    is_reward_model: bool = False,
+) -> tuple[nn.Module, Any, Any]:
+    """Returns `(model, tokenizer, processor)`; the processor is None for text families.
+
+    `padding_side` None keeps the checkpoint's. The model is frozen first and gets adapters second. Raises ModelError
+    for whatever cannot be loaded or cannot be done, and when nothing would train.
+    """
+    spec = load_spec(
+        model_name_or_path,
+        model_max_length=model_max_length,
+        padding_side=padding_side,
+        trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
+        processor_kwargs=processor_kwargs,
+    )
+    model = load_model(
+        model_name_or_path,
+        spec.parts,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        bnb_cfgs=bnb_cfgs,
+        is_reward_model=is_reward_model,
+    )
+    model = tune_model(
+        model,
+        spec.parts,
+        freeze_vision_tower=freeze_vision_tower,
+        freeze_mm_proj=freeze_mm_proj,
+        freeze_language_model=freeze_language_model,
+        unfreeze_patterns=unfreeze_patterns,
+        lora_cfgs=lora_cfgs,
+        dtype=dtype,
+    )
+    return model, spec.tokenizer, spec.processor
+
+
+def load_spec(
+    model_name_or_path: str | Path,
+    *,
+    model_max_length: int = DEFAULT_MAX_LENGTH,
+    padding_side: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
+) -> FamilySpec:
+    """Returns the FamilySpec of a checkpoint, reading its tokenizer and processor but no weights.
+
+    Args:
+        model_max_length: longest sample in tokens; more than the model has positions is lowered, with a warning.
+        padding_side: of the tokenizer; None keeps the checkpoint's.
+        chat_template: a template file or the text of a template, to use instead of the checkpoint's.
+        processor_kwargs: given to `AutoProcessor.from_pretrained`, such as `min_pixels`.
+
+    Raises ModelError when the checkpoint is incomplete or its tokenizer, processor or template cannot be used.
+    """
+    check_checkpoint(model_name_or_path, trust_remote_code)
+    config = read_config(model_name_or_path, trust_remote_code)
+    tokenizer, processor = _load_processor(model_name_or_path, config, trust_remote_code, processor_kwargs or {})
+    if padding_side is not None:
+        tokenizer.padding_side = padding_side
+    if chat_template is not None:
+        (processor or tokenizer).chat_template = _read_template(chat_template)
+    return spec_for(
+        config,
+        tokenizer,
+        processor,
+        max_length=_within_positions(model_max_length, config),
+        generation_config=_load_generation_config(model_name_or_path),
+    )
+
+
+def load_model(
+    model_name_or_path: str | Path,
+    parts: Parts,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = 'sdpa',
+    trust_remote_code: bool = False,
+    bnb_cfgs: BnbCfgs | None = None,
+    is_reward_model: bool = False,
+) -> PreTrainedModel:
+    """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `parts` are those of the FamilySpec.
+
+    `attn_implementation` goes to the language model; towers keep what transformers chooses for them. Partitions
+    while loading when a `HfDeepSpeedConfig` of ZeRO-3 is alive. Raises ModelError.
+    """
+    options: dict[str, Any] = {'dtype': dtype, 'trust_remote_code': trust_remote_code}
+    config = read_config(model_name_or_path, trust_remote_code)
+    options['attn_implementation'] = _for_text_only(config, attn_implementation)
+    quantise = None if bnb_cfgs is None else quantization_config(bnb_cfgs, dtype, parts)
+    if quantise is not None:
+        options['quantization_config'] = quantise
+    return (AnyModelForScore if is_reward_model else AnyModel).from_pretrained(model_name_or_path, **options)
+
+
+def tune_model(
+    model: PreTrainedModel,
+    parts: Parts,
+    *,
+    freeze_vision_tower: bool = False,
+    freeze_mm_proj: bool = False,
+    freeze_language_model: bool = False,
+    unfreeze_patterns: Sequence[str] = (),
+    lora_cfgs: LoraCfgs | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Freezes parts, unfreezes by pattern, then adds adapters. Returns the model, wrapped by peft under LoRA.
+
+    Raises ModelError when a pattern or target matches nothing, when quantised weights have no adapters, and when
+    nothing is left to train.
+    """
+    freeze_parts(
+        model,
+        parts,
+        vision_tower=freeze_vision_tower,
+        mm_proj=freeze_mm_proj,
+        language_model=freeze_language_model,
+        unfreeze_patterns=unfreeze_patterns,
+    )
+    tuned: nn.Module = model
+    if lora_cfgs is not None and lora_cfgs.use_lora:
+        tuned = apply_lora(model, lora_cfgs, parts, unfreeze_patterns=unfreeze_patterns, dtype=dtype)
+    elif is_quantised(model):
+        raise ModelError('bnb_cfgs.use_bnb without lora_cfgs.use_lora: quantised weights cannot be trained themselves.')
+    require_trainable(tuned)
+    return tuned
+
+
+def set_text_attention(model: PreTrainedModel, name: str) -> None:
+    """Makes the language model use the attention called `name`; towers keep theirs.
+
+    Raises ModelError when the architecture does not take that attention.
+    """
+    try:
+        model.set_attn_implementation(_for_text_only(model.config, name))
+    except (ValueError, ImportError) as error:
+        raise ModelError(f'{type(model).__name__} cannot use the attention {name!r}: {error}') from error
+    in_force = model.config.get_text_config(decoder=True)._attn_implementation
+    if in_force != name:
+        raise ModelError(f'{type(model).__name__} keeps the attention {in_force!r}; {name!r} was asked for.')
+
+
+def _for_text_only(config: PreTrainedConfig, name: str) -> str | dict[str, str]:
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return name
+    return {next(key for key in config.sub_configs if vars(config).get(key) is text): name}
+
+
+def _load_processor(
+    source: str | Path, config: PreTrainedConfig, trust_remote_code: bool, options: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Returns `(tokenizer, processor)`, the processor None for text families."""
+    try:
+        if not is_multimodal(config):
+            if options:
+                raise ModelError(f'model_cfgs.processor_kwargs {dict(options)}: {source} is a text model.')
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code), None
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f'the tokenizer or processor of {source} does not load: {error}') from error
+    return processor.tokenizer, processor
+
+
+def _load_generation_config(source: str | Path) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(source)
+    except OSError:
+        # Not every checkpoint has one.
+        return None
+
+
+def _read_template(template: str) -> str:
+    if '{' in template:
+        return template
+    file = Path(template)
+    if not file.is_file():
+        raise ModelError(f'model_cfgs.chat_template: {template!r} is neither a file nor the text of a template.')
+    return file.read_text(encoding='utf-8')
+
+
+def _within_positions(length: int, config: PreTrainedConfig) -> int:
+    limit = config.get_text_config(decoder=True).to_dict().get('max_position_embeddings')
+    if limit is None or length <= limit:
+        return length
+    logger.warning('model_max_length %d is more than the %d positions of the model; using %d.', length, limit, limit)
+    return limit

@@ -1,0 +1,82 @@
+"""Quantised base weights (bitsandbytes), for training adapters over them, and their way back to full precision."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+from align_anything.core.errors import ModelError
+from align_anything.models.trainable import Parts
+
+if TYPE_CHECKING:
+    from align_anything.configs.schema import BnbCfgs
+
+INT8_RANGE = 127.0
+
+
+def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, parts: Parts) -> BitsAndBytesConfig | None:
+    """Returns how transformers shall quantise the language model, or None when `cfgs` asks for no quantisation.
+
+    Towers, projectors and the output embedding keep `dtype`. Raises ModelError when bitsandbytes is missing, or when
+    both or neither of 4 and 8 bits are asked for.
+    """
+    if not cfgs.use_bnb:
+        return None
+    if importlib.util.find_spec('bitsandbytes') is None:
+        raise ModelError('bnb_cfgs.use_bnb needs bitsandbytes: pip install bitsandbytes.')
+    if cfgs.load_in_4bit == cfgs.load_in_8bit:
+        raise ModelError('bnb_cfgs: set exactly one of load_in_4bit and load_in_8bit.')
+    kept = [prefix for part, prefixes in parts.items() if part != 'language_model' for prefix in prefixes]
+    compute = dtype if cfgs.bnb_4bit_compute_dtype == 'auto' else getattr(torch, cfgs.bnb_4bit_compute_dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=cfgs.load_in_4bit,
+        load_in_8bit=cfgs.load_in_8bit,
+        llm_int8_skip_modules=['lm_head', *kept],
+        bnb_4bit_quant_type=cfgs.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=cfgs.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=compute,
+        # ZeRO-3 gathers parameters of one type together, so the packed weights wear that of the others.
+        bnb_4bit_quant_storage=dtype,
+    )
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether any layer of `model` holds quantised weights."""
+    return any(_kind(module) is not None for module in model.modules())
+
+
+def dequantised(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns `state` with quantised weights in the float32 values that the layers compute with.
+
+    `state` has the names of `model.state_dict()`; the layers of `model` hold the scales. The model is not changed.
+    """
+    result = dict(state)
+    for name, module in model.named_modules():
+        kind = _kind(module)
+        if kind is None:
+            continue
+        key = f'{name}.weight'
+        value = _dequantise(module, state[key], kind)
+        for extra in [entry for entry in result if entry.startswith(f'{key}.') or entry == f'{name}.SCB']:
+            del result[extra]
+        result.pop(f'{name}.weight_format', None)
+        result[key] = value
+    return result
+
+
+def _kind(module: nn.Module) -> str | None:
+    # By name, so that bitsandbytes need not be installed.
+    return {'Linear4bit': '4bit', 'Linear8bitLt': '8bit'}.get(type(module).__name__)
+
+
+def _dequantise(module: nn.Module, stored: Tensor, kind: str) -> Tensor:
+    if kind == '8bit':
+        scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+        return stored.float() * (scales.float()[:, None] / INT8_RANGE)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(stored, module.weight.quant_state).float()

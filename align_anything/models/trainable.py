@@ -1,0 +1,219 @@
+"""Which parameters train, at which learning rate, and the table that shows it.
+
+The order is fixed: freeze parts, unfreeze by pattern, then add adapters (`models/lora.py`), which freeze the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from align_anything.core.errors import ModelError
+from align_anything.core.registry import nearest
+from align_anything.models import structure
+from align_anything.models.score import SCORE_HEAD
+
+Parts = Mapping[str, Sequence[str]]
+"""Part names to prefixes of the parameter names in it, as in `FamilySpec.parts`."""
+
+FREEZABLE_PARTS = ('vision_tower', 'mm_proj', 'language_model')
+_ADAPTER_PREFIX = 'base_model.model.'
+_ADAPTER_LEVELS = re.compile(
+    r'\.(?:base_layer|original_module|modules_to_save\.[^.]+'
+    r'|lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\.[^.]+)?)(?=\.|$)'
+)
+
+
+def plain_name(name: str) -> str:
+    """Returns the name that a parameter of an adapter-wrapped model has in the plain model.
+
+    Adapter weights get the name of the weight they adapt: `….q_proj.lora_A.default.weight` is `….q_proj.weight`.
+    """
+    if not name.startswith(_ADAPTER_PREFIX):
+        return name
+    return _ADAPTER_LEVELS.sub('', name.removeprefix(_ADAPTER_PREFIX))
+
+
+def part_of(name: str, parts: Parts) -> str:
+    """Returns the part that a parameter belongs to, by the longest matching prefix. Raises ModelError for none."""
+    plain = plain_name(name)
+    return SCORE_HEAD if plain.startswith(f'{SCORE_HEAD}.') else structure.part_of(parts, plain)
+
+
+def freeze_parts(
+    model: nn.Module,
+    parts: Parts,
+    *,
+    vision_tower: bool = False,
+    mm_proj: bool = False,
+    language_model: bool = False,
+    unfreeze_patterns: Sequence[str] = (),
+) -> None:
+    """Freezes the named parts of `model`, then makes parameters trainable whose name a pattern is found in.
+
+    A model without such a part (a text model has no tower) has nothing to freeze there. Raises ModelError for a
+    pattern that is no regular expression or matches no parameter.
+    """
+    wanted = dict(zip(FREEZABLE_PARTS, (vision_tower, mm_proj, language_model), strict=True))
+    for name, parameter in model.named_parameters():
+        if wanted.get(part_of(name, parts), False):
+            parameter.requires_grad_(False)
+    for pattern in unfreeze_patterns:
+        for parameter in _matching(model, pattern, 'unfreeze_patterns'):
+            if _is_quantised(parameter):
+                raise ModelError(f"unfreeze_patterns '{pattern}' matches quantised weights, which cannot be trained.")
+            parameter.requires_grad_(True)
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Raises ModelError when no parameter of `model` trains."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            'nothing trains: every parameter is frozen. Look at freeze_vision_tower, freeze_mm_proj and '
+            'freeze_language_model, or name what should train in unfreeze_patterns.'
+        )
+
+
+def learning_rates(
+    model: nn.Module, parts: Parts, learning_rate: float, lr_groups: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Returns the learning rate of every trainable parameter, by name.
+
+    A key of `lr_groups` is the name of a part or a regular expression that is found in parameter names; where several
+    fit, an expression beats a part and the later key wins. Raises ModelError for a key that fits no parameter, or
+    none that trains.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rates = dict.fromkeys(trainable, learning_rate)
+    groups = lr_groups or {}
+    # Expressions last, so that they override the parts.
+    for key, rate in sorted(groups.items(), key=lambda entry: entry[0] not in parts):
+        if key in parts:
+            names = [name for name in trainable if part_of(name, parts) == key]
+        else:
+            expression = _compiled(key, 'lr_groups')
+            names = [name for name in trainable if expression.search(plain_name(name)) or expression.search(name)]
+        if not names:
+            raise ModelError(
+                f"lr_groups '{key}' is neither a part nor found in the name of any parameter that trains."
+                f'{nearest(key, list(parts))} Parts: {", ".join(parts)}.'
+            )
+        rates.update(dict.fromkeys(names, rate))
+    return rates
+
+
+def parameter_table(model: nn.Module, parts: Parts, rates: Mapping[str, float]) -> list[PartRow]:
+    """Returns one row per part that holds parameters, in the order of `parts`, the score head last.
+
+    `rates` is what `learning_rates` returned. Partitioned (ZeRO-3) and quantised parameters count in full.
+    """
+    rows = []
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in (*parts, SCORE_HEAD)}
+    for name, parameter in model.named_parameters():
+        members[part_of(name, parts)].append((name, parameter))
+    for part, entries in members.items():
+        if not entries:
+            continue
+        sizes: dict[str, int] = {}
+        for _, parameter in entries:
+            dtype = 'quantised' if _is_quantised(parameter) else str(parameter.dtype).removeprefix('torch.')
+            sizes[dtype] = sizes.get(dtype, 0) + count(parameter)
+        rows.append(
+            PartRow(
+                part=part,
+                parameters=sum(sizes.values()),
+                trainable=sum(count(parameter) for _, parameter in entries if parameter.requires_grad),
+                dtypes=tuple(sorted(sizes, key=sizes.__getitem__, reverse=True)),
+                rates=tuple(sorted({rates[name] for name, parameter in entries if parameter.requires_grad})),
+            )
+        )
+    return rows
+
+
+def render_table(rows: Iterable[PartRow]) -> Any:
+    """Returns the table as a `rich.table.Table`, with a row of totals."""
+    from rich.table import Table
+
+    rows = list(rows)
+    table = Table(title='What trains')
+    table.add_column('part')
+    for column in ('parameters', 'trainable', '%', 'dtype', 'learning rate'):
+        table.add_column(column, justify='right')
+    for row in rows:
+        rates = ', '.join(f'{rate:g}' for rate in row.rates) or '-'
+        table.add_row(row.part, *_figures(row.parameters, row.trainable), ', '.join(row.dtypes), rates)
+    table.add_section()
+    table.add_row('total', *_figures(sum(row.parameters for row in rows), sum(row.trainable for row in rows)), '', '')
+    return table
+
+
+def count(parameter: nn.Parameter) -> int:
+    """Returns the number of weights that a parameter stands for, also when partitioned (ZeRO-3) or quantised."""
+    attributes = vars(parameter)
+    if 'ds_numel' in attributes:
+        return attributes['ds_numel']
+    if _is_quantised(parameter) and attributes.get('quant_state') is not None:
+        return attributes['quant_state'].shape.numel()
+    return parameter.numel()
+
+
+def _is_quantised(parameter: nn.Parameter) -> bool:
+    # By name, so that bitsandbytes need not be installed.
+    return type(parameter).__name__ in ('Params4bit', 'Int8Params')
+
+
+def _figures(parameters: int, trainable: int) -> tuple[str, str, str]:
+    return f'{parameters:,}', f'{trainable:,}', f'{100 * trainable / max(parameters, 1):.1f}'
+
+
+def _matching(model: nn.Module, pattern: str, setting: str) -> list[nn.Parameter]:
+    expression = _compiled(pattern, setting)
+    named = list(model.named_parameters())
+    found = [parameter for name, parameter in named if expression.search(plain_name(name))]
+    if not found:
+        raise ModelError(
+            f"{setting} '{pattern}' is found in no parameter name.{nearest(pattern, [name for name, _ in named])}"
+        )
+    return found
+
+
+def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ModelError(f"{setting} '{pattern}' is not a regular expression: {error}.") from error
+
+
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Recomputes activations in the backward pass, with adapters and frozen parts too.
+
+    Raises ModelError when the architecture cannot.
+    """
+    try:
+        # The reentrant form gives frozen embeddings under adapters no gradient at all.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})
+    except ValueError as error:
+        raise ModelError(f'gradient_checkpointing: {error}') from error
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One row of the table: what a part of the model holds and what of it trains.
+
+    Attributes:
+        part: name of the part.
+        parameters: number of parameters.
+        trainable: number of parameters that train.
+        dtypes: types of the parameters, most frequent first.
+        rates: learning rates of the parameters that train, ascending.
+    """
+
+    part: str
+    parameters: int
+    trainable: int
+    dtypes: tuple[str, ...]
+    rates: tuple[float, ...]
