@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align_anything.configs.deepspeed_files import load_deepspeed_config
-from align_anything.configs.schema import RunCfgs
-from align_anything.configs.sources import ROLES, source_problems
+from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.errors import SettingsError
 
 Problem = tuple[tuple[str, ...], str]
+
+_PER_DATASET = ('template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
 
 
 def check_together(cfgs: RunCfgs) -> Iterator[Problem]:
@@ -71,12 +72,46 @@ def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:
 def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
     if not cfgs.model_cfgs.model_name_or_path:
         yield ('model_cfgs.model_name_or_path',), 'is required: name the checkpoint, a folder or a hub name'
-    for role in ROLES:
-        for key, problem in source_problems(cfgs.data_cfgs, role):
+    for role in ('train', 'eval'):
+        for key, problem in _dataset_problems(cfgs.data_cfgs, role):
             yield (f'data_cfgs.{key}', f'data_cfgs.{role}_datasets'), problem
+    weights, datasets = cfgs.data_cfgs.train_weights, cfgs.data_cfgs.train_datasets
+    if weights is not None and datasets:
+        yield from _weight_problems(weights, 1 if isinstance(datasets, str) else len(datasets))
     folder = cfgs.data_cfgs.image_folder
     if folder is not None and not Path(folder).is_dir():
         yield ('data_cfgs.image_folder',), 'is not a folder'
+
+
+def _dataset_problems(data_cfgs: DataCfgs, role: str) -> Iterator[tuple[str, str]]:
+    """Yields keys of `role` that are missing, and lists that have another length than the list of datasets."""
+    values = data_cfgs.model_dump()
+    datasets = values[f'{role}_datasets']
+    if not datasets and role == 'train':
+        yield 'train_datasets', 'is required: name the training data, for instance --train_datasets data.jsonl'
+    if not values[f'{role}_template'] and (datasets or role == 'train'):
+        yield f'{role}_template', f'is required: name the template that reads the rows of {role}_datasets'
+    if not datasets:
+        return
+    several = not isinstance(datasets, str)
+    count = len(datasets) if several else 1
+    for suffix in _PER_DATASET:
+        value = values[f'{role}_{suffix}']
+        # A single dataset may have several files; a list of datasets has a list of entries.
+        is_column = isinstance(value, list) and (several or suffix != 'data_files')
+        if is_column and len(value) != count:
+            yield (
+                f'{role}_{suffix}',
+                f'has {len(value)} entries for {count} datasets in {role}_datasets; give one for all, or one for each',
+            )
+
+
+def _weight_problems(weights: list[float], count: int) -> Iterator[Problem]:
+    keys = ('data_cfgs.train_weights', 'data_cfgs.train_datasets')
+    if len(weights) != count:
+        yield keys, f'has {len(weights)} entries for {count} datasets in train_datasets; give one for each'
+    elif sum(weights) == 0:
+        yield keys, 'are all zero; at least one must be positive'
 
 
 def _check_folders(cfgs: RunCfgs) -> Iterator[Problem]:

@@ -238,6 +238,16 @@ class DataCfgs(Cfgs):
         'seen, the run stops.',
     )
 
+    @field_validator('train_template', 'eval_template')
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+    @field_validator('train_template_kwargs', 'train_optional_args', 'eval_template_kwargs', 'eval_optional_args')
+    @classmethod
+    def _none_at_all(cls, value: Any) -> Any:
+        return value or {}
+
 
 class ModelCfgs(Cfgs):
     """Which checkpoint is trained, and how it is loaded."""

@@ -13,7 +13,6 @@ from align_anything.configs.redaction import without_secrets
 from align_anything.configs.resolve import resolve
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema, groups_of
-from align_anything.configs.sources import sources_of
 from align_anything.core.errors import SettingsError
 from tests.configs.made_up import DPO, KNOWN, SFT
 
@@ -63,6 +62,7 @@ def test_all_problems_at_once():
         ('--train_weights 0', 'at least one must be positive'),
         ('--train_size 0', 'data_cfgs.train_size = 0'),
         ('--train_split a b', 'has 2 entries for 1 datasets'),
+        ('--train_split []', 'has 0 entries for 1 datasets'),
         ('--eval_datasets d', 'data_cfgs.eval_template = None (default): is required'),
         ('--image_folder /nowhere/at/all', 'is not a folder'),
         ('--resume /nowhere/at/all', 'there is no such folder'),
@@ -131,19 +131,14 @@ def test_lists_fit_the_datasets(tmp_path, words, key):
     assert problem.startswith(f'data_cfgs.{key} = ') and 'for 3 datasets' in problem
 
 
-def test_sources_have_one_record_each(tmp_path, run):
-    argv = (
-        f'--model_name_or_path m --output_dir {tmp_path} --train_datasets a b --train_template T --train_size 5 null '
-        '--train_split train --train_weights 3 1 --train_template_kwargs.prompt q'
-    ).split()
-    data = resolve('text_to_text', 'sft', SFT, KNOWN, argv, {}).cfgs.data_cfgs
-    first, second = sources_of(data, 'train')
-    assert (first.path, first.template, first.size, first.split, first.weight) == ('a', 'T', 5, 'train', 3)
-    assert (second.path, second.template, second.size, second.split, second.weight) == ('b', 'T', None, 'train', 1)
-    assert first.template_kwargs == second.template_kwargs == {'prompt': 'q'}
-    assert sources_of(data, 'eval') == []
-    (single,) = sources_of(run('--train_data_files x.json y.json').cfgs.data_cfgs, 'train')
-    assert single.data_files == ['x.json', 'y.json'] and single.weight is None and single.optional_args == {}
+def test_older_spellings_of_data_keys(run):
+    data = run(
+        ['--train_optional_args', '[]', '--train_template_kwargs', '[]', '--eval_template', '[One]']
+    ).cfgs.data_cfgs
+    assert data.train_optional_args == data.train_template_kwargs == {}
+    assert data.eval_template == 'One'
+    # A list of files belongs to the one dataset; it is not a list with an entry for each dataset.
+    assert run('--train_data_files x.json y.json').cfgs.data_cfgs.train_data_files == ['x.json', 'y.json']
 
 
 def test_algorithm_fields_are_in_train_cfgs_and_in_the_algorithm(run):
