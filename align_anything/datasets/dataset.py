@@ -183,7 +183,8 @@ class ExampleDataset:
         try:
             if not part.formatter.check_validation(row):
                 raise _Rejected(f"template '{part.formatter.name}' rejects the row (its check_validation says so)")
-            return self.task.format(part.formatter, row)
+            written, meta = self.task.format(part.formatter, row)
+            return list(written), dict(meta)
         except AlignAnythingError:
             raise
         except Exception as error:  # a formatter is foreign code: its fault costs the row and is reported

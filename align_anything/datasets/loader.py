@@ -7,6 +7,8 @@ no accelerator, run torch on one thread, and switch the tokenizers' own threads 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -74,6 +76,10 @@ class Loader:
                 raise batch
             yield batch
 
+    def close(self) -> None:
+        """Ends the workers now instead of when the interpreter exits; the loader can't be used after it."""
+        del self._batches
+
     def steps(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
         """Yields the Batches of one optimizer step at a time: a list of `accumulation`, on every rank alike."""
         batches = self.micro_batches(epoch, start_step)
@@ -114,3 +120,15 @@ def _as_it_is(batch: Any) -> Any:
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """Ends this worker when its trainer asks; a launcher's SIGTERM to all processes is for the trainer to answer.
+
+    Were the workers to die of it, the trainer could not finish the step that it saves.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,4 +1,4 @@
-"""The order of rows is a function of (seed, epoch); the cut into ranks and micro-batches never changes a step's rows."""
+"""The order of rows is a function of (seed, epoch); the cut into ranks and micro-batches never changes a step."""
 
 from __future__ import annotations
 

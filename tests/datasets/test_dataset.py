@@ -1,0 +1,217 @@
+"""A row becomes an Example or a named Skipped; what is wrong with the whole run stops it before a model loads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from align_anything.core.errors import DataError, TrainingError
+from align_anything.core.types import Example, Skipped
+from align_anything.datasets.mixture import StreamedRow
+from align_anything.datasets.skips import SkipReport
+from tests.datasets.fakes import make_dataset, write_rows
+
+USER_FILE = """
+from align_anything.datasets import BaseFormatter
+
+class Own(BaseFormatter):
+    def check_validation(self, raw_sample):
+        return raw_sample.get('valid', True)
+
+    def format_supervised_sample(self, raw_sample):
+        if raw_sample['ask'] == 'crash':
+            raise RuntimeError('the formatter fell over')
+        if raw_sample['ask'] == 'nothing':
+            return None
+        turns = [{'role': 'user', 'content': raw_sample['ask']}, {'role': 'assistant', 'content': 'yes'}]
+        meta = {'label': raw_sample.get('label')}
+        for kind in ('image', 'audio'):
+            if kind in raw_sample:
+                meta[kind] = raw_sample[kind]
+        return turns, meta
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """A template in a user's own file."""
+    (tmp_path / 'own.py').write_text(USER_FILE)
+    return f'{tmp_path}/own.py:Own'
+
+
+def letters(example: Example) -> str:
+    return ''.join(map(chr, example.responses[0].ids.tolist()))
+
+
+def test_a_row_becomes_a_named_example(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / 'a.jsonl', [{'instruction': 'Add', 'input': '', 'output': 'Sum'}] * 2)
+    example = make_dataset(source, train_on='last')[1]
+    assert letters(example) == 'Add|Sum'
+    assert example.source == f'{source}:2'
+    assert example.meta['train_on'] == 'last'
+
+
+def test_pictures_are_found_beside_the_file_and_meta_rides_along_without_them(tmp_path: Path, own: str) -> None:
+    (tmp_path / 'pictures').mkdir()
+    Image.new('RGB', (3, 2)).save(tmp_path / 'pictures' / 'a.png')
+    rows = [{'ask': '<image>what', 'image': 'pictures/a.png', 'label': 7}]
+    example = make_dataset(write_rows(tmp_path / 'a.jsonl', rows), own)[0]
+    assert letters(example) == 'image(3, 2)|what|yes'
+    assert example.meta == {'train_on': 'all_assistant', 'label': 7}
+
+
+def test_image_folder_is_where_relative_paths_start(tmp_path: Path, own: str) -> None:
+    Image.new('RGB', (3, 2)).save(tmp_path / 'a.png')
+    (tmp_path / 'rows').mkdir()
+    source = write_rows(tmp_path / 'rows' / 'a.jsonl', [{'ask': 'what', 'image': 'a.png'}])
+    assert isinstance(make_dataset(source, own)[0], Skipped)
+    assert letters(make_dataset(source, own, image_folder=str(tmp_path))[0]) == 'image(3, 2)|what|yes'
+    kwargs = {'image_folder': str(tmp_path)}
+    assert letters(make_dataset(source, own, template_kwargs=kwargs)[0]) == 'image(3, 2)|what|yes'
+
+
+BAD_ROWS = [
+    ({'ask': 'crash'}, r'own\.py:Own. failed with RuntimeError: the formatter fell over \(columns of the row: ask\)'),
+    ({'other': 1}, r"failed with KeyError: 'ask' \(columns of the row: other\)"),
+    ({'ask': 'nothing'}, 'failed with TypeError'),
+    ({'ask': 'hello', 'valid': False}, 'rejects the row'),
+    ({'ask': ''}, 'empty user turn'),
+    ({'ask': '<image>', 'image': 'absent.png'}, r"absent\.png' does not exist"),
+    ({'ask': '<image><image>', 'image': 'absent.png'}, '2 image placeholder'),
+    ({'ask': 'too long'}, 'prompt alone has 9 tokens, limit 8'),
+]
+
+
+@pytest.mark.parametrize(('row', 'reason'), BAD_ROWS, ids=lambda value: str(value)[:30])
+def test_a_bad_row_is_skipped_with_its_name_and_reason(
+    tmp_path: Path, own: str, row: dict[str, Any], reason: str
+) -> None:
+    source = write_rows(tmp_path / 'a.jsonl', [{'ask': 'fine'}, row])
+    skipped = make_dataset(source, own)[1]
+    assert isinstance(skipped, Skipped)
+    assert skipped.source == f'{source}:2'
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(skipped.reason)
+
+
+def test_media_that_the_pair_does_not_take_stop_the_run(tmp_path: Path, own: str) -> None:
+    source = write_rows(tmp_path / 'a.jsonl', [{'ask': 'hear', 'audio': 'a.wav'}, {'ask': 'see', 'image': 'a.png'}])
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:1: the row holds audio media, but the pair 'some_pair' takes only text, image"
+    ):
+        make_dataset(source, own)[0]
+    with pytest.raises(DataError, match=r'audio media.*takes only text\.'):
+        make_dataset(source, own, allowed=frozenset()).probe()
+
+
+def test_a_fault_of_the_encoder_names_the_row(tmp_path: Path, own: str) -> None:
+    source = write_rows(tmp_path / 'a.jsonl', [{'ask': 'bug'}])
+    with pytest.raises(DataError, match=r'(?s)a\.jsonl:1: encoding this row failed with ZeroDivisionError.*Traceback'):
+        make_dataset(source, own)[0]
+
+
+def test_a_streamed_row_is_treated_like_an_indexed_one(tmp_path: Path) -> None:
+    rows = [{'instruction': 'Add', 'output': 'Sum'}, 17]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    dataset = make_dataset(str(tmp_path / 'a.jsonl'), streaming=True)
+    dataset.probe()
+    streamed = [StreamedRow(0, name, row) for name, row in dataset.parts[0].rows]
+    assert letters(dataset[pickle.loads(pickle.dumps(streamed[0]))]) == 'Add|Sum'
+    broken = dataset[pickle.loads(pickle.dumps(streamed[1]))]
+    assert (broken.source, 'not a int' in broken.reason) == (f'{tmp_path}/a.jsonl:2', True)
+
+
+def test_probe_lists_the_reasons_when_no_row_can_be_used(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / 'a.jsonl', [{'text': 'x'}] * 20)
+    with pytest.raises(DataError) as caught:
+        make_dataset(source).probe()
+    message = str(caught.value)
+    assert message.startswith(f"none of the first 8 rows of '{source}' can be used with template 'Alpaca'.")
+    assert message.count('\n- ') == 8 and f'- {source}:8: ' in message
+
+
+def test_probe_is_content_with_one_good_row(tmp_path: Path, own: str) -> None:
+    rows = [{'ask': 'crash'}] * 7 + [{'ask': 'fine'}]
+    make_dataset(write_rows(tmp_path / 'a.jsonl', rows), own).probe()
+    make_dataset(write_rows(tmp_path / 'b.jsonl', [{'ask': 'x', 'valid': False}] * 9), own).probe()
+    with pytest.raises(DataError, match='none of the first 1 rows'):
+        make_dataset(write_rows(tmp_path / 'c.jsonl', [{'ask': 'x', 'valid': False}] * 9 + rows[:1]), own).probe()
+
+
+def test_probe_names_a_template_without_the_hook(tmp_path: Path) -> None:
+    (tmp_path / 'bare.py').write_text(
+        'from align_anything.datasets import BaseFormatter\nclass Bare(BaseFormatter):\n    pass\n'
+    )
+    source = write_rows(tmp_path / 'a.jsonl', [{'x': 1}])
+    with pytest.raises(DataError, match='has no format_preference_sample|has no format_supervised_sample'):
+        make_dataset(source, f'{tmp_path}/bare.py:Bare').probe()
+
+
+def test_several_datasets_each_with_its_template(tmp_path: Path, own: str) -> None:
+    first = write_rows(tmp_path / 'a.jsonl', [{'instruction': str(number), 'output': 'a'} for number in range(5)])
+    second = write_rows(tmp_path / 'b.jsonl', [{'ask': str(number)} for number in range(4)])
+    dataset = make_dataset([first, second], ['Alpaca', own], size=[None, 2])
+    assert (len(dataset), dataset.sizes) == (7, [5, 2])
+    assert [letters(dataset[index]) for index in (0, 4, 5, 6)] == ['0|a', '4|a', '0|yes', '1|yes']
+    one_for_all = make_dataset([first, first], 'Alpaca', size=3)
+    assert one_for_all.sizes == [3, 3]
+    with pytest.raises(DataError, match='size has 3 entries for 2 datasets'):
+        make_dataset([first, second], ['Alpaca', own], size=[1, 2, 3])
+    with pytest.raises(DataError, match='name at least one'):
+        make_dataset([], 'Alpaca')
+
+
+def test_a_list_of_data_files_belongs_to_a_single_dataset(tmp_path: Path) -> None:
+    for name in ('a', 'b', 'c'):
+        write_rows(tmp_path / f'{name}.jsonl', [{'instruction': name, 'output': 'x'}])
+    one = make_dataset(str(tmp_path), data_files=['a.jsonl', 'c.jsonl'])
+    assert [letters(one[index]) for index in range(2)] == ['a|x', 'c|x']
+    two = make_dataset([str(tmp_path)] * 2, data_files=['b.jsonl', ['a.jsonl', 'c.jsonl']])
+    assert two.sizes == [1, 2]
+
+
+def test_skip_report_lists_each_source_once_for_all_ranks(tmp_path: Path) -> None:
+    first, second = SkipReport(tmp_path), SkipReport(tmp_path)
+    first.add([Skipped('a:1', 'empty answer'), Skipped('a:2', 'zwölf')])
+    first.add([Skipped('a:1', 'empty answer')])
+    second.add([Skipped('a:1', 'empty answer'), Skipped('b:1', 'broken')])
+    first.refresh()
+    assert len(first) == len(second) == 3
+    lines = [json.loads(line) for line in (tmp_path / 'skipped_samples.jsonl').read_text().splitlines()]
+    assert lines == [
+        {'source': 'a:1', 'reason': 'empty answer'},
+        {'source': 'a:2', 'reason': 'zwölf'},
+        {'source': 'b:1', 'reason': 'broken'},
+    ]
+
+
+def test_skip_report_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    SkipReport(tmp_path / 'run').add([Skipped('a:1', 'x')])
+    with (tmp_path / 'run' / 'skipped_samples.jsonl').open('a') as file:
+        file.write('{"source": "a:2", "rea')
+    resumed = SkipReport(tmp_path / 'run')
+    assert len(resumed) == 1
+    resumed.add([Skipped('a:2', 'y'), Skipped('a:1', 'x')])
+    again = SkipReport(tmp_path / 'run')
+    assert len(again) == 2
+    text = (tmp_path / 'run' / 'skipped_samples.jsonl').read_text()
+    assert text.count('"a:1"') == 1 and text.endswith('{"source": "a:2", "reason": "y"}\n')
+
+
+def test_too_many_skipped_rows_stop_the_run_with_the_list(tmp_path: Path) -> None:
+    report = SkipReport(tmp_path)
+    report.check(total_rows=100, max_ratio=0.0)
+    report.add([Skipped(f'a:{number}', 'empty answer') for number in range(12)])
+    report.check(total_rows=100, max_ratio=0.12)
+    with pytest.raises(TrainingError) as caught:
+        report.check(total_rows=100, max_ratio=0.11)
+    message = str(caught.value)
+    assert message.startswith('12 of 100 rows') and message.count('- a:') == 10
+    assert str(tmp_path / 'skipped_samples.jsonl') in message
+    with pytest.raises(TrainingError, match='13 of 100'):
+        report.check(total_rows=100, max_ratio=0.12, count=13)
