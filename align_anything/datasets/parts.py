@@ -22,7 +22,7 @@ def open_parts(
     split: str | Sequence[str | None] | None = None,
     size: int | Sequence[int | None] | None = None,
     data_files: DataFiles | Sequence[DataFiles | None] | None = None,
-    optional_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    optional_args: Mapping[str, Any] | Sequence[str] | Sequence[Mapping[str, Any]] | None = None,
     image_folder: str | None = None,
     streaming: bool = False,
     cache_dir: str | None = None,
@@ -30,7 +30,7 @@ def open_parts(
     """Opens each dataset with its template.
 
     With a list of datasets, every other argument is one value for all or a list with one entry for each; with a single
-    name, a list of `data_files` means several files of it. Templates are made first: a wrong name is found before
+    name, a list of `data_files` means several files of it. A list of `key=value` texts is one value of `optional_args`. Templates are made first: a wrong name is found before
     anything is downloaded.
 
     Args:
@@ -62,7 +62,7 @@ def open_parts(
         each('split', split, _is_list(split)),
         each('size', size, _is_list(size)),
         each('data_files', data_files, several and _is_list(data_files)),
-        each('optional_args', optional_args, _is_list(optional_args)),
+        each('optional_args', optional_args, _is_list(optional_args) and not _is_text(optional_args)),
     )
     parts = []
     opener = load_stream if streaming else load_rows
@@ -85,3 +85,7 @@ def open_parts(
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_text(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -175,6 +175,13 @@ def test_a_list_of_data_files_belongs_to_a_single_dataset(tmp_path: Path) -> Non
     assert two.sizes == [1, 2]
 
 
+def test_optional_args_as_texts_are_for_every_dataset(tmp_path: Path) -> None:
+    (tmp_path / 'a.json').write_text(json.dumps({'data': [{'instruction': 'a', 'output': 'x'}]}))
+    source = str(tmp_path / 'a.json')
+    assert make_dataset([source] * 2, optional_args=['field=data']).sizes == [1, 1]
+    assert make_dataset([source], optional_args=[{'field': 'data'}]).sizes == [1]
+
+
 def test_skip_report_lists_each_source_once_for_all_ranks(tmp_path: Path) -> None:
     first, second = SkipReport(tmp_path), SkipReport(tmp_path)
     first.add([Skipped('a:1', 'empty answer'), Skipped('a:2', 'zwölf')])
