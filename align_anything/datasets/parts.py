@@ -30,8 +30,8 @@ def open_parts(
     """Opens each dataset with its template.
 
     With a list of datasets, every other argument is one value for all or a list with one entry for each; with a single
-    name, a list of `data_files` means several files of it. A list of `key=value` texts is one value of `optional_args`. Templates are made first: a wrong name is found before
-    anything is downloaded.
+    name, a list of `data_files` means several files of it. A list of `key=value` texts is one value of
+    `optional_args`. Templates are made first: a wrong name is found before anything is downloaded.
 
     Args:
         image_folder: where relative media paths start; None for the folder of the source. Folders that a template was
