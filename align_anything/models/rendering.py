@@ -94,8 +94,10 @@ class ChatRenderer:
                 'Give another one with model_cfgs.chat_template (a path or the Jinja text).'
             )
         prompt = [{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}]}]
-        head, full = self.text(prompt, True), self.text([*prompt, _answer(MARK)])
-        plain = self.text(prompt)
+        try:
+            plain, head, full = self.text(prompt), self.text(prompt, True), self.text([*prompt, _answer(MARK)])
+        except SampleError as error:
+            raise ModelError(f'{error}. Give another template with model_cfgs.chat_template.') from error
         self.generation_prompt = head[len(plain) :] if head.startswith(plain) else ''
         self._tail = full.rpartition(MARK)[2]
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -212,7 +214,7 @@ class ChatRenderer:
         except SampleError:
             return False
         # A list pasted as it is shows the keys of its parts.
-        return shown.count(MARK) == 1 and "'type'" not in shown
+        return shown.count(MARK) == 1 and "'type'" not in shown and '"type"' not in shown
 
     def _default_template(self) -> str:
         logger.info('The checkpoint has no chat template; using the default format `ROLE: text`.')

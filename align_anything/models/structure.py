@@ -104,7 +104,8 @@ def layouts(config: Any) -> tuple[str, ...]:
 
 def parts(config: Any) -> dict[str, list[str]]:
     """Returns prefixes of the parameter names of each part, found by the names of the model's modules."""
-    return parts_of_names([name for name, _ in skeleton(config).named_parameters()])
+    # A tied head has no name of its own among the distinct parameters, but adapters and saved weights know it by one.
+    return parts_of_names([name for name, _ in skeleton(config).named_parameters(remove_duplicate=False)])
 
 
 def parts_of_names(names: Sequence[str]) -> dict[str, list[str]]:

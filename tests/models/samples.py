@@ -1,0 +1,104 @@
+"""Conversations and tiny families that the tests of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
+
+from align_anything.core.types import Conversation, Example, Message
+from align_anything.models.families import spec_for
+from align_anything.models.family import FamilySpec
+
+TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'gemma2', 'granite', 'mistral', 'phi3')
+IMAGE = ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'gemma3', 'idefics3', 'internvl')
+FAMILIES = TEXT + IMAGE
+WITHOUT_FILE = ('gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
+
+# What stands between the generation prompt and the answer, and the token that ends it, as the templates have them.
+LEAD = {'llava': ' ', 'llava_next': ' ', 'mistral': ' '}
+END = {
+    'llama': '<|eot_id|>',
+    'opt': '</s>',
+    'gemma2': '<end_of_turn>',
+    'gemma3_text': '<end_of_turn>',
+    'gemma3': '<end_of_turn>',
+    'granite': '<|end_of_text|>',
+    'mistral': '</s>',
+    'phi3': '<|end|>',
+    'llava': '</s>',
+    'llava_next': '</s>',
+    'idefics3': '<end_of_utterance>',
+    **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), '<|im_end|>'),
+}
+
+
+def load(
+    folder: Path, *, max_length: int = 1024, chat_template: str | None = None, pad_is_eos: bool = False
+) -> FamilySpec:
+    """Returns the spec of a tiny checkpoint without the loader of the library, which has tests of its own."""
+    config = AutoConfig.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder) if 'vision_config' in config.sub_configs else None
+    tokenizer = AutoTokenizer.from_pretrained(folder) if processor is None else processor.tokenizer
+    if pad_is_eos:
+        tokenizer.pad_token = tokenizer.eos_token
+    if chat_template is not None:
+        (processor or tokenizer).chat_template = chat_template
+    stops = GenerationConfig.from_pretrained(folder)
+    return spec_for(config, tokenizer, processor, max_length=max_length, generation_config=stops)
+
+
+def text(words: str) -> dict[str, str]:
+    return {'type': 'text', 'text': words}
+
+
+def picture(width: int, height: int, color: str = 'red') -> dict[str, Any]:
+    return {'type': 'image', 'image': Image.new('RGB', (width, height), color)}
+
+
+def user(*parts: dict[str, Any] | str) -> Message:
+    return {'role': 'user', 'content': [text(part) if isinstance(part, str) else part for part in parts]}
+
+
+def assistant(words: str) -> Message:
+    return {'role': 'assistant', 'content': [text(words)]}
+
+
+def single() -> Conversation:
+    return [user('What is 1 + 1?'), assistant('It is two.')]
+
+
+def multi_turn() -> Conversation:
+    return [*single(), user('And 2 + 2?'), assistant('Four, I think.'), user('Sure?'), assistant('Yes!')]
+
+
+def several_images() -> Conversation:
+    return [user(picture(60, 40), picture(30, 90, 'blue'), 'What are these?'), assistant('Red and blue.')]
+
+
+def later_image() -> Conversation:
+    return [*single(), user(picture(90, 50, 'green'), 'What is this?'), assistant('Green.')]
+
+
+def answers(conversation: Conversation) -> list[str]:
+    return [message['content'][0]['text'] for message in conversation if message['role'] == 'assistant']
+
+
+def learnt(family: str, replies: Sequence[str]) -> str:
+    """The text that the labelled tokens of these replies must decode to."""
+    return ''.join(LEAD.get(family, '') + reply + END[family] for reply in replies)
+
+
+def ids_of(example: Example) -> Tensor:
+    import torch
+
+    return torch.cat([example.prompt.ids, example.responses[0].ids])
+
+
+def labelled(spec: FamilySpec, example: Example) -> str:
+    response = example.responses[0]
+    return spec.tokenizer.decode(response.ids[response.weights > 0])
