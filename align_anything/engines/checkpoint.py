@@ -59,9 +59,7 @@ def find_slice(resume: str | None, output_dir: Path) -> Slice | None:
     match = _SLICE.match(path.name)
     if not match or not (path / MANIFEST).is_file():
         complete = ', '.join(str(item.path) for item in slices(path if path.is_dir() else path.parent)) or 'none'
-        raise SettingsError(
-            [f'--resume {resume}: not a complete slice_<step> folder. Complete there: {complete}.']
-        )
+        raise SettingsError([f'--resume {resume}: not a complete slice_<step> folder. Complete there: {complete}.'])
     return Slice(path, int(match.group(1)))
 
 

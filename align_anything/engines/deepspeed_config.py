@@ -6,8 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from align_anything.core.errors import SettingsError
-
 
 def build_config(
     zero_file: Mapping[str, Any],
@@ -21,20 +19,8 @@ def build_config(
 ) -> dict[str, Any]:
     """Returns a new configuration; the file's own dict is never changed.
 
-    `precision` is `bf16`, `fp16` or `fp32`. Raises SettingsError for keys of the file that the run itself decides.
+    `precision` is `bf16`, `fp16` or `fp32`.
     """
-    decided = {
-        'train_batch_size', 'train_micro_batch_size_per_gpu', 'gradient_accumulation_steps',
-        'optimizer', 'scheduler', 'gradient_clipping', 'bf16', 'fp16',
-    }  # fmt: skip
-    clash = sorted(decided & set(zero_file))
-    if clash:
-        raise SettingsError(
-            [
-                f'train_cfgs.ds_cfgs: the DeepSpeed file sets {", ".join(clash)}, which the run decides; '
-                'remove them there and use train_cfgs.'
-            ]
-        )
     config = copy.deepcopy(dict(zero_file))
     config |= {
         'train_micro_batch_size_per_gpu': micro_batch,
@@ -49,7 +35,7 @@ def build_config(
         config['bf16'] = {'enabled': True, 'check_grad_overflow': True}
     elif precision == 'fp16':
         config['fp16'] = {'enabled': True}
-    if offloads_optimizer(config) and optimizer != 'adamw_cpu_deepspeed':
+    if offloads_optimizer(config) and optimizer != 'deepspeed_cpu_adam':
         config['zero_force_ds_cpu_optimizer'] = False
     return config
 

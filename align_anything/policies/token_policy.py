@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,16 +36,24 @@ class TokenPolicy(nn.Module):
     def forward(self, batch: Batch, with_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the score of each unit `(N,)`, and with `with_entropy` also the entropies `(N,)`."""
         body = bare_model(self.model).get_submodule(self._body_name)
-        inputs = {
-            name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-            for name, value in batch.inputs.items()
-        }
-        hidden = body(**inputs, use_cache=False).last_hidden_state
+        hidden = body(**self._inputs(batch)).last_hidden_state
         selected = hidden.flatten(0, 1).index_select(0, batch.score_index)
         values, entropies = self.head(selected, batch.targets, with_entropy)
         # An empty selection still has to lead every rank through the same backward pass.
         values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
         return (values, entropies) if with_entropy else values
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The model's own logits `(rows, length, vocabulary)`: for checks on small batches only."""
+        return bare_model(self.model)(**self._inputs(batch)).logits
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        cast = {
+            name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in batch.inputs.items()
+        }
+        # A cache would switch transformers' own handling of restarting positions off.
+        return {**cast, 'use_cache': False}
 
     def score(self, batch: Batch, with_entropy: bool = False) -> Scored:
         """The forward pass with its result as a `Scored`, for use outside an engine."""

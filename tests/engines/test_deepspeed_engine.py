@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
@@ -219,13 +218,3 @@ def test_a_rank_without_samples_keeps_step_and_a_step_without_samples_changes_no
     for applied, extras, half_applied, loss, _ in results:
         assert not applied and extras == {'skipped': 3.0} and half_applied and loss > 0
     assert results[0][3] == results[1][3]
-
-
-def test_the_user_file_may_not_decide_what_the_run_decides():
-    from align_anything.core.errors import SettingsError
-
-    with pytest.raises(SettingsError, match='train_batch_size'):
-        build_config(
-            json.loads('{"train_batch_size": 4}'), micro_batch=1, accumulation=1, world_size=1, precision='fp32',
-            max_grad_norm=0.0, optimizer='adamw_torch',
-        )  # fmt: skip

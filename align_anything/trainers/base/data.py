@@ -1,0 +1,87 @@
+"""From the data settings to loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from align_anything.configs.schema import DataCfgs, RunCfgs
+from align_anything.core.distributed import rank, world_size
+from align_anything.core.errors import ModelError
+from align_anything.core.types import Batch
+from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.mixture import Mixture, StreamMixture
+from align_anything.datasets.parts import open_parts
+from align_anything.datasets.sampler import BatchShape, IndexSampler, StreamSampler
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.base.pair import Pair
+
+Collate = Callable[..., Batch]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The opened parts of a run; `evaluation` is empty when nothing is evaluated."""
+
+    training: list[Part]
+    evaluation: list[Part]
+
+
+def open_sources(cfgs: RunCfgs) -> Sources:
+    """Opens every dataset of the run. Raises DataError for sources or templates that cannot be used."""
+    data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
+    training = _open(data, 'train', cache_dir, streaming=data.streaming)
+    evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
+    return Sources(training, _open(data, 'eval', cache_dir, streaming=False) if evaluate else [])
+
+
+def _open(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
+    values = {key: getattr(data, f'{purpose}_{key}') for key in ('datasets', 'template', 'template_kwargs')}
+    values |= {
+        key: getattr(data, f'{purpose}_{key}') for key in ('name', 'split', 'size', 'data_files', 'optional_args')
+    }
+    return open_parts(**values, image_folder=data.image_folder, streaming=streaming, cache_dir=cache_dir)
+
+
+def make_dataset(parts: list[Part], pair: Pair, spec: FamilySpec, train_on: str) -> ExampleDataset:
+    """The rows of `parts` as Examples of the family."""
+    return ExampleDataset(parts, SupervisedTask(spec.encode, train_on), pair.name, pair.reads)
+
+
+def probe(sources: Sources, pair: Pair) -> None:
+    """Formats the first rows of every part before anything heavy is loaded. Raises DataError when none is usable."""
+    for parts in filter(None, (sources.training, sources.evaluation)):
+        ExampleDataset(parts, SupervisedTask(_not_encoded), pair.name, pair.reads).probe()
+
+
+def _not_encoded(*_: object, **__: object) -> None:
+    raise AssertionError('probing formats rows, it does not encode them')
+
+
+def training_loader(parts: list[Part], dataset: ExampleDataset, collate: Collate, cfgs: RunCfgs) -> Loader:
+    """The loader of this rank's training micro-batches, reshuffled each epoch."""
+    train, data = cfgs.train_cfgs, cfgs.data_cfgs
+    shape = BatchShape(train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size(), rank())
+    if data.streaming:
+        sampler = StreamSampler(StreamMixture([part.rows for part in parts], train.seed, data.train_weights), shape)
+    else:
+        sampler = IndexSampler(Mixture(dataset.sizes, train.seed, data.train_weights), shape)
+    return Loader(dataset, sampler, collate, data.num_workers)
+
+
+def evaluation_loader(dataset: ExampleDataset, collate: Collate, cfgs: RunCfgs) -> Loader:
+    """The loader of this rank's evaluation batches, in the order of the rows."""
+    shape = BatchShape(cfgs.train_cfgs.per_device_eval_batch_size, 1, world_size(), rank())
+    sampler = IndexSampler(Mixture(dataset.sizes, cfgs.train_cfgs.seed, shuffle=False), shape)
+    return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
+
+
+def require_readable(pair: Pair, spec: FamilySpec, model: str) -> None:
+    """Raises ModelError when the model cannot read what the pair puts into conversations."""
+    missing = sorted(pair.reads - spec.media_kinds)
+    if missing:
+        raise ModelError(
+            f"{model} (model_type '{spec.model_type}') takes no {', '.join(missing)}, which the pair '{pair.name}' is "
+            'about. Choose a checkpoint that does, or the trainer of a pair without.'
+        )

@@ -1,0 +1,163 @@
+"""Everything that can be known before training: what trains, how long, how much memory, and what is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from align_anything.configs.resolve import Resolved
+from align_anything.core.distributed import is_main, world_size
+from align_anything.core.errors import DataError
+from align_anything.core.types import Batch, Example, Piece
+from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
+from align_anything.models import structure
+from align_anything.models.family import FamilySpec
+from align_anything.models.trainable import count, parameter_table, render_table
+from align_anything.trainers.base.assembly import (
+    DTYPES,
+    choose_layout,
+    engine_config,
+    make_collator,
+    parameter_rates,
+    precision_of,
+    spec_of,
+    tune,
+)
+from align_anything.trainers.base.data import make_dataset, open_sources, probe, require_readable, training_loader
+from align_anything.trainers.base.offline import total_steps
+from align_anything.trainers.base.pair import Pair
+
+SAMPLES = 3
+
+
+def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> None:
+    """Resolves everything, builds the first batch and prints what a run would do. Reads and writes no weights."""
+    cfgs = resolved.cfgs
+    config, optimizer = engine_config(cfgs)
+    sources = open_sources(cfgs)
+    probe(sources, pair)
+    spec = spec_of(cfgs)
+    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    layout = choose_layout(cfgs, spec)
+    dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
+    steps = total_steps(cfgs, None if cfgs.data_cfgs.streaming else len(dataset))
+    model = tune(cfgs, spec, structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)]))
+    loader = training_loader(sources.training, dataset, make_collator(cfgs, spec, pair, layout), cfgs)
+    kept: list[Example] = []
+    batch = next(iter(loader.micro_batches(0)), None)
+    if batch is None:
+        raise DataError('the training data hold no rows.')
+    for rows in islice(loader.sampler.micro_batches(0), 4 * SAMPLES):
+        kept += [item for item in (dataset[row] for row in rows) if isinstance(item, Example)]
+        if len(kept) >= SAMPLES:
+            break
+    if not is_main():
+        return
+    console = console or Console(highlight=False)
+    console.print(render_table(parameter_table(model, spec.parts, parameter_rates(cfgs, spec, model))))
+    console.print(_plan(cfgs, len(dataset) if not cfgs.data_cfgs.streaming else None, steps, layout, optimizer, config))
+    console.print(_memory_table(estimate_memory(model, config, precision_of(cfgs))))
+    console.print(_first_batch(batch))
+    for number, example in enumerate(kept[:SAMPLES], 1):
+        console.rule(f'sample {number} of {min(SAMPLES, len(kept))}: {example.source}')
+        console.print(show_example(example, spec), soft_wrap=True)
+    console.print('\ntrained tokens stand between ⟦ ⟧. This was a dry run: nothing was trained or saved.')
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank holds on its device, activations not counted."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+
+def estimate_memory(model: nn.Module, config: dict, precision: str) -> Memory:
+    """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
+
+    ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
+    al., 2020, arXiv:1910.02054, section 3). Half precision keeps float32 masters with the Adam moments.
+    """
+    ranks, stage = world_size(), zero_stage(config)
+    everything = sum(count(parameter) for parameter in model.parameters())
+    trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    width = DTYPES[precision].itemsize
+    states = 8 if precision == 'fp32' else 12
+    return Memory(
+        weights=0.0 if offloads_parameters(config) else everything * width / (ranks if stage == 3 else 1),
+        gradients=trained * width / (ranks if stage >= 2 else 1),
+        optimizer=0.0 if offloads_optimizer(config) else trained * states / (ranks if stage >= 1 else 1),
+    )
+
+
+def show_example(example: Example, spec: FamilySpec) -> Text:
+    """The example as text: trained tokens marked, each medium's tokens as one `<image × 576>`."""
+    text = Text()
+    for piece in [example.prompt, *example.responses]:
+        text.append_text(_show_piece(piece, spec))
+    return text
+
+
+def _show_piece(piece: Piece, spec: FamilySpec) -> Text:
+    text = Text()
+    media = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
+    for start, stop in _runs(list(zip((piece.weights > 0).tolist(), media.tolist(), strict=True))):
+        ids = piece.ids[start:stop].tolist()
+        if media[start]:
+            text.append(f'<media × {len(ids)}>', style='magenta')
+        elif piece.weights[start] > 0:
+            text.append(f'⟦{spec.tokenizer.decode(ids)}⟧', style='bold green')
+        else:
+            text.append(spec.tokenizer.decode(ids), style='dim')
+    return text
+
+
+def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
+    bounds = [0, *(i for i in range(1, len(values)) if values[i] != values[i - 1]), len(values)]
+    return [(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start]
+
+
+def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict) -> Table:
+    train = cfgs.train_cfgs
+    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
+    table = Table(title='Run', show_header=False)
+    for name, value in {
+        'rows': 'stream' if rows is None else f'{rows:,}',
+        'samples per step': f'{per_step} = {train.per_device_train_batch_size} × '
+        f'{train.gradient_accumulation_steps} accumulated × {world_size()} ranks',
+        'optimizer steps': f'{steps:,}',
+        'engine': f'ZeRO stage {zero_stage(config)}, {precision_of(cfgs)}, {optimizer}',
+        'layout': f'{layout} (checked on the model before the first step)',
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+def _memory_table(memory: Memory) -> Table:
+    table = Table(title='Memory of one rank, without activations', show_header=False)
+    for name in ('weights', 'gradients', 'optimizer', 'total'):
+        table.add_row(name, f'{getattr(memory, name) / 2**30:.3f} GiB')
+    return table
+
+
+def _first_batch(batch: Batch) -> Table:
+    table = Table(title='First micro-batch of this rank', show_header=False)
+    for name, value in batch.stats.items():
+        table.add_row(name, str(value))
+    table.add_row('skipped', str(len(batch.skipped)))
+    for name, value in batch.inputs.items():
+        if isinstance(value, torch.Tensor):
+            table.add_row(name, f'{tuple(value.shape)} {str(value.dtype).removeprefix("torch.")}')
+    return table

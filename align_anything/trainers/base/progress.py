@@ -1,0 +1,89 @@
+"""Where a run stands, and what a resumed run must agree with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import world_size
+from align_anything.core.errors import SettingsError
+
+
+@dataclass
+class Progress:
+    """Optimizer steps done, in all and in the epoch under way; `nonfinite` steps among them changed nothing."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    seen: int = 0
+    nonfinite: int = 0
+
+
+_MUST_AGREE = {
+    'train_cfgs': (
+        'seed',
+        'per_device_train_batch_size',
+        'gradient_accumulation_steps',
+        'ds_cfgs',
+        'bf16',
+        'fp16',
+        'optimizer',
+        'freeze_vision_tower',
+        'freeze_mm_proj',
+        'freeze_language_model',
+        'unfreeze_patterns',
+    ),
+    'data_cfgs': (
+        'train_datasets',
+        'train_template',
+        'train_template_kwargs',
+        'train_name',
+        'train_split',
+        'train_size',
+        'train_data_files',
+        'train_weights',
+        'streaming',
+        'train_on',
+    ),
+    'model_cfgs': ('model_name_or_path', 'model_max_length'),
+    'lora_cfgs': ('use_lora', 'r', 'target_modules', 'vision_lora', 'modules_to_save'),
+    'bnb_cfgs': ('use_bnb',),
+}
+
+
+def identity(cfgs: RunCfgs) -> dict[str, Any]:
+    """The settings without which a resumed run would not be the same run."""
+    values = {
+        f'{group}.{key}': value
+        for group, keys in _MUST_AGREE.items()
+        for key, value in getattr(cfgs, group).model_dump(mode='json', include=set(keys)).items()
+    }
+    return {**values, 'world_size': world_size()}
+
+
+def manifest_of(progress: Progress, cfgs: RunCfgs) -> dict[str, Any]:
+    """The record that stands in a slice."""
+    return {'progress': asdict(progress), 'identity': identity(cfgs)}
+
+
+def resume_progress(manifest: dict[str, Any], cfgs: RunCfgs, where: str) -> Progress:
+    """The progress of a slice. Raises SettingsError listing every setting that differs from the run that wrote it."""
+    ours = json.loads(json.dumps(identity(cfgs)))
+    theirs = manifest['identity']
+    problems = [
+        f'--resume: {key} is {ours[key]!r}, but {where} was written with {theirs.get(key)!r}.'
+        for key in ours
+        if ours[key] != theirs.get(key)
+    ]
+    if problems:
+        raise SettingsError([*problems, '--resume: give the same values, or start afresh in another output_dir.'])
+    return Progress(**manifest['progress'])
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """A seed for this rank's dropout, different on every rank and the same in every run."""
+    return int.from_bytes(hashlib.sha256(f'{seed}/{rank}'.encode()).digest()[:4], 'big')

@@ -1,0 +1,231 @@
+"""One run of an offline algorithm: everything is opened and checked, then trained, then saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.saving import dump_resolved
+from align_anything.core.distributed import barrier, is_main, rank
+from align_anything.core.errors import SettingsError
+from align_anything.core.files import atomic_write_text
+from align_anything.core.logging import get_logger
+from align_anything.datasets.skips import SkipReport
+from align_anything.engines.checkpoint import (
+    FINAL_NAME,
+    Slice,
+    agree_on_slice,
+    find_slice,
+    prune,
+    read_manifest,
+    restore_random_state,
+    write_slice,
+)
+from align_anything.models.export import export_model
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, engine_config, spec_of
+from align_anything.trainers.base.console import TrainingConsole
+from align_anything.trainers.base.data import (
+    evaluation_loader,
+    make_dataset,
+    open_sources,
+    probe,
+    require_readable,
+    training_loader,
+)
+from align_anything.trainers.base.metrics import MetricsWriter
+from align_anything.trainers.base.offline import OfflineLoop, total_steps
+from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.base.plot import plot_metrics
+from align_anything.trainers.base.progress import Progress, manifest_of, rank_seed, resume_progress
+from align_anything.trainers.base.trackers import check_tracker
+
+logger = get_logger(__name__)
+
+SETTINGS_FILE = 'settings.yaml'
+
+
+def train(pair: Pair, resolved: Resolved) -> None:
+    """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
+    cfgs = resolved.cfgs
+    output_dir = writable_folder(cfgs.logger_cfgs.output_dir)
+    check_tracker(cfgs.logger_cfgs.log_type)
+    start_process_group()
+    engine_config(cfgs)
+    resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
+    progress = Progress() if resume_from is None else resumed(resume_from, resolved)
+    sources = open_sources(cfgs)
+    probe(sources, pair)
+    spec = spec_of(cfgs)
+    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    layout = choose_layout(cfgs, spec)
+    dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
+    steps = total_steps(cfgs, len(dataset) if not cfgs.data_cfgs.streaming else None)
+
+    torch.manual_seed(cfgs.train_cfgs.seed)
+    assembled = assemble(cfgs, spec, pair, layout, steps)
+    if resume_from is not None:
+        assembled.engine.load_state(resume_from.state)
+        restore_random_state(resume_from.state)
+        logger.info('resumed from %s after step %d of %d', resume_from.path, progress.step, steps)
+    else:
+        torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))
+    if is_main():
+        atomic_write_text(output_dir / SETTINGS_FILE, dump_resolved(cfgs))
+
+    evaluation = None
+    if sources.evaluation:
+        held_out = make_dataset(sources.evaluation, pair, spec, cfgs.data_cfgs.train_on)
+        evaluation = evaluation_loader(held_out, assembled.collator, cfgs)
+    slices = Slices(resolved, output_dir, assembled, spec)
+    writer = MetricsWriter(
+        output_dir,
+        cfgs.logger_cfgs.log_type,
+        cfgs.logger_cfgs.log_project,
+        cfgs.logger_cfgs.log_run_name or resolved.algorithm.name,
+        settings=cfgs.model_dump(mode='json'),
+        resume_step=None if resume_from is None else progress.step,
+    )
+    loop = OfflineLoop(
+        cfgs=cfgs,
+        algorithm=resolved.algorithm,
+        engine=assembled.engine,
+        training=training_loader(sources.training, dataset, assembled.collator, cfgs),
+        evaluation=evaluation,
+        rows=len(dataset) if not cfgs.data_cfgs.streaming else None,
+        steps=steps,
+        progress=progress,
+        writer=writer,
+        console=TrainingConsole(steps, progress.step),
+        skips=fresh_or_resumed_skips(output_dir, resume_from),
+        save=slices.save,
+        stop_asked=StopSignal(),
+    )
+    with closing(loop):
+        finished = loop.run()
+    if not finished:
+        logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', progress.step)
+        return
+    slices.save_final(progress)
+    if is_main():
+        logger.info('curves: %s', plot_metrics(output_dir))
+        logger.info('trained model: %s', output_dir / FINAL_NAME)
+
+
+def resumed(item: Slice, resolved: Resolved) -> Progress:
+    """The progress of the slice that the run goes on from. Raises SettingsError when the run is not the same one."""
+    if not item.state.is_dir():
+        raise SettingsError([f'--resume: {item.path} holds no training state (it was saved with save_checkpoint off).'])
+    return resume_progress(read_manifest(item), resolved.cfgs, str(item.path))
+
+
+def fresh_or_resumed_skips(output_dir: Path, resume_from: Slice | None) -> SkipReport:
+    """The list of skipped samples; a fresh run sets an older run's list aside."""
+    old = output_dir / 'skipped_samples.jsonl'
+    if resume_from is None and is_main() and old.exists():
+        old.replace(old.with_name(old.name + '.old'))
+    barrier()
+    return SkipReport(output_dir)
+
+
+def writable_folder(name: str) -> Path:
+    """Makes the output folder. Raises SettingsError when it cannot be written to."""
+    folder = Path(name)
+    trial = folder / f'.writable.{os.getpid()}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise SettingsError([f'logger_cfgs.output_dir: {folder} cannot be written to: {error}.']) from error
+    return folder
+
+
+def start_process_group() -> None:
+    """Joins the launcher's processes, or makes a group of one under plain python."""
+    import deepspeed
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    if 'RANK' not in os.environ:
+        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', LOCAL_SIZE='1', MASTER_ADDR='127.0.0.1')
+        os.environ.setdefault('MASTER_PORT', str(_free_port()))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', '0')))
+    deepspeed.init_distributed(dist_backend='nccl' if torch.cuda.is_available() else 'gloo', verbose=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe_socket:
+        probe_socket.bind(('127.0.0.1', 0))
+        return probe_socket.getsockname()[1]
+
+
+class StopSignal:
+    """Whether this process was asked to end; the step under way is finished first."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def _remember(self, *_: Any) -> None:
+        self._asked = True
+
+
+@dataclass
+class Slices:
+    """Saves the run: numbered slices with state while it goes, the plain model at its end."""
+
+    resolved: Resolved
+    output_dir: Path
+    assembled: Assembled
+    spec: FamilySpec
+
+    def save(self, progress: Progress, *, with_state: bool) -> Path:
+        """Writes `slice_<step>` and deletes the oldest beyond the limit. Every rank calls it."""
+        path = write_slice(
+            self.output_dir,
+            f'slice_{progress.step}',
+            write_model=self._write_model,
+            write_state=self.assembled.engine.save_state if with_state else None,
+            manifest=manifest_of(progress, self.resolved.cfgs),
+        )
+        if is_main():
+            prune(self.output_dir, max(self.resolved.cfgs.logger_cfgs.save_total_limit, 1))
+        return path
+
+    def save_final(self, progress: Progress) -> Path:
+        """Writes the trained model without training state."""
+        return write_slice(
+            self.output_dir,
+            FINAL_NAME,
+            write_model=self._write_model,
+            write_state=None,
+            manifest=manifest_of(progress, self.resolved.cfgs),
+        )
+
+    def _write_model(self, folder: Path) -> None:
+        engine, model = self.assembled.engine, self.assembled.model
+        state = engine.full_state_dict(model) if engine.stage == 3 else None
+        if is_main():
+            export_model(
+                model,
+                state,
+                folder,
+                tokenizer=self.spec.tokenizer,
+                processor=self.spec.processor,
+                merge_adapter=self.resolved.cfgs.lora_cfgs.save_full_model,
+                end_of_turn_id=self.spec.renderer.end_of_turn_id,
+            )

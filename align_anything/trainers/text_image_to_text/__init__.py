@@ -1,0 +1,5 @@
+"""Runs that read text and images and write text."""
+
+from align_anything.trainers.base.pair import Pair
+
+PAIR = Pair('text_image_to_text', frozenset({'image'}))
