@@ -16,7 +16,7 @@ from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
 from align_anything.models.families import spec_for
 from align_anything.models.lora import apply_lora
-from align_anything.models.quantization import is_quantised, quantization_config
+from align_anything.models.quantization import is_quantised, keep_trainable, quantization_config
 from align_anything.models.trainable import Parts, freeze_parts, require_trainable
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def load_model(
     quantise = None if bnb_cfgs is None else quantization_config(bnb_cfgs, dtype, parts)
     if quantise is not None:
         options['quantization_config'] = quantise
-    return (AnyModelForScore if is_reward_model else AnyModel).from_pretrained(model_name_or_path, **options)
+    model = (AnyModelForScore if is_reward_model else AnyModel).from_pretrained(model_name_or_path, **options)
+    keep_trainable(model)
+    return model
 
 
 def tune_model(

@@ -44,6 +44,16 @@ def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, parts: Parts) -> Bits
     )
 
 
+def keep_trainable(model: nn.Module) -> None:
+    """Keeps the layers from repacking their weights for a faster evaluation on some CPUs.
+
+    The repacked weights have no backward pass, so training after the first evaluation would lose its gradients.
+    """
+    for module in model.modules():
+        if _kind(module) == '4bit':
+            module.support_avx512bf16_for_cpu = False
+
+
 def is_quantised(model: nn.Module) -> bool:
     """Whether any layer of `model` holds quantised weights."""
     return any(_kind(module) is not None for module in model.modules())
@@ -69,8 +79,9 @@ def dequantised(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _kind(module: nn.Module) -> str | None:
-    # By name, so that bitsandbytes need not be installed.
-    return {'Linear4bit': '4bit', 'Linear8bitLt': '8bit'}.get(type(module).__name__)
+    # The parameter tells, by name: bitsandbytes need not be installed, and peft's wrappers are named like the layers.
+    weight = module._parameters.get('weight')
+    return {'Params4bit': '4bit', 'Int8Params': '8bit'}.get(type(weight).__name__)
 
 
 def _dequantise(module: nn.Module, stored: Tensor, kind: str) -> Tensor:

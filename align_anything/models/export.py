@@ -1,0 +1,158 @@
+"""Checkpoints that plain transformers loads, with the names the source checkpoint had, adapters apart or merged."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from align_anything.core.errors import ModelError
+from align_anything.models.any_model import skeleton_of
+from align_anything.models.quantization import dequantised, is_quantised
+from align_anything.models.score import SCORE_HEAD
+from align_anything.models.trainable import count
+
+ADAPTER = 'default'
+MAX_SHARD_SIZE = '5GB'
+
+
+def export_model(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor] | None,
+    out_dir: str | Path,
+    *,
+    tokenizer: Any,
+    processor: Any = None,
+    merge_adapter: bool = False,
+    end_of_turn_id: int | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> None:
+    """Writes `model` to `out_dir` as a checkpoint that plain `from_pretrained` loads. Call it on one rank.
+
+    The live model is not changed. Full models have config, generation config and safetensors with the names of the
+    checkpoint they were loaded from. Under LoRA the adapter is written, or with `merge_adapter` the full model with
+    the adapter added in float32; quantised weights are then written in full precision.
+
+    Args:
+        model: the model, wrapped by peft under LoRA.
+        state_dict: what `model.state_dict()` would be if it were whole; needed where it is partitioned (ZeRO-3).
+        tokenizer, processor: saved beside the weights; the processor is None for text families.
+        end_of_turn_id: token that was trained to end an answer; added to what stops generation.
+        max_shard_size: size of a weight file before another one is begun.
+
+    Raises:
+        ModelError: weights are missing or partitioned.
+    """
+    folder = Path(out_dir)
+    if state_dict is None and any(count(parameter) > parameter.numel() == 0 for parameter in model.parameters()):
+        raise ModelError('the parameters are partitioned (ZeRO-3): hand over the gathered state to save the model.')
+    state = dict(model.state_dict() if state_dict is None else state_dict)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(model, PeftModel) and not merge_adapter:
+        _save_adapter(model, state, folder)
+    else:
+        if is_quantised(model):
+            state = dequantised(model, state)
+        if isinstance(model, PeftModel):
+            state = merged_state(model, state)
+        _save_full(plain, state, folder, max_shard_size)
+    if plain.can_generate():
+        _save_generation_config(plain.generation_config, folder, end_of_turn_id)
+    (processor or tokenizer).save_pretrained(folder)
+
+
+def merged_state(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the state of the plain model with the adapter in it, under the plain model's names.
+
+    `state` has the names of `model.state_dict()`, already dequantised. Sums are taken in float32 and returned in the
+    type of the weight; neither `model` nor `state` is changed.
+    """
+    result: dict[str, Tensor] = {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    owners = sorted(layers, key=len, reverse=True)
+    for name, tensor in state.items():
+        owner = next((layer for layer in owners if name.startswith(f'{layer}.')), None)
+        plain = name.removeprefix('base_model.model.')
+        if owner is None:
+            if '.original_module.' not in name:
+                result[plain.replace(f'.modules_to_save.{ADAPTER}', '')] = tensor
+        elif name.startswith(f'{owner}.base_layer.'):
+            is_weight = name == f'{owner}.base_layer.weight'
+            value = _merged_weight(layers[owner], owner, state) if is_weight else tensor
+            result[plain.replace('.base_layer.', '.')] = value
+    return result
+
+
+def _merged_weight(layer: LoraLayer, name: str, state: Mapping[str, Tensor]) -> Tensor:
+    weight = state[f'{name}.base_layer.weight']
+    down = state[f'{name}.lora_A.{ADAPTER}.weight'].to(weight.device, torch.float32)
+    up = state[f'{name}.lora_B.{ADAPTER}.weight'].to(weight.device, torch.float32)
+    merged = weight.float() + layer.scaling[ADAPTER] * (up @ down)
+    if ADAPTER in layer.lora_magnitude_vector:
+        magnitude = state[f'{name}.lora_magnitude_vector.{ADAPTER}.weight'].to(weight.device, torch.float32)
+        merged = merged * (magnitude / torch.linalg.norm(merged, dim=1))[:, None]
+    return merged.to(weight.dtype)
+
+
+def _save_adapter(model: PeftModel, state: Mapping[str, Tensor], folder: Path) -> None:
+    # 'auto' would ask the hub whether the vocabulary was resized; a module to save holds the embeddings if it was.
+    model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
+
+
+def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
+    skeleton = skeleton_of(model)
+    _check_complete(skeleton, state)
+    # Gathered tensors no longer share storage, by which transformers would know that they are tied.
+    for name in skeleton.all_tied_weights_keys:
+        state.pop(name, None)
+    # A skeleton writes the files: saving the live model would write the name of an Accustomed class, and adapters
+    # and quantisation change what it writes.
+    skeleton.to(_common_dtype(state))
+    renames = vars(model).get('_weight_conversions')
+    if renames is not None:
+        skeleton._weight_conversions = [copy.deepcopy(rename) for rename in renames]
+    skeleton.generation_config = GenerationConfig()
+    skeleton.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
+
+
+def _check_complete(skeleton: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    tied = set(skeleton.all_tied_weights_keys)
+    expected = skeleton.state_dict()
+    missing = sorted(set(expected) - tied - set(state))
+    other = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    if missing or other:
+        raise ModelError(
+            f'the state to save is not that of {type(skeleton).__name__}: missing {missing[:5]}, other shapes '
+            f'{[(name, tuple(state[name].shape)) for name in other[:5]]}.'
+        )
+    strange = sorted(set(state) - set(expected) - {f'{SCORE_HEAD}.weight'})
+    if strange:
+        raise ModelError(f'the state to save has names that {type(skeleton).__name__} does not have: {strange[:5]}.')
+
+
+def _common_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def _save_generation_config(config: GenerationConfig, folder: Path, end_of_turn_id: int | None) -> None:
+    config = copy.deepcopy(config)
+    if end_of_turn_id is not None:
+        stops = config.eos_token_id
+        stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+        if end_of_turn_id not in stops:
+            stops.append(end_of_turn_id)
+        config.eos_token_id = stops
+    # Not `save_pretrained`: it refuses combinations that checkpoints of the hub come with.
+    config.to_json_file(folder / 'generation_config.json', use_diff=True)
