@@ -25,11 +25,14 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 # uv resolves and unpacks in parallel; where the machine has none, pip brings it into the environment.
-$(STAMP): pyproject.toml setup.py constraints.txt | $(PY)
-	@if uv --version >/dev/null 2>&1; then uv=uv; else \
-		uv=$(VENV)/bin/uv; test -x $$uv || $(PY) -m pip install --quiet uv; fi; \
-	echo "$$uv pip install -e .[dev]"; \
-	$$uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev]'
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(VENV)/bin/uv)
+UV_INSTALL := $(UV) pip install --quiet --python $(PY) --constraint constraints.txt --editable
+
+$(VENV)/bin/uv: | $(PY)
+	$(PY) -m pip install --quiet uv
+
+$(STAMP): pyproject.toml setup.py constraints.txt | $(PY) $(filter $(VENV)/bin/uv,$(UV))
+	$(UV_INSTALL) '.[dev]'
 	touch $@
 
 demo: install
@@ -39,8 +42,7 @@ test: install
 	HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: install
-	uv=$$(command -v uv || echo $(VENV)/bin/uv); \
-	$$uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev,bench]'
+	$(UV_INSTALL) '.[dev,bench]'
 	$(PY) scripts/bench/run.py $(ARGS)
 
 lint: install
