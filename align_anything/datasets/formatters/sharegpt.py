@@ -40,7 +40,7 @@ class ShareGPT(MappedFormatter):
     conversations: str | None = None
     role_key: str = 'from'
     content_key: str = 'value'
-    roles: dict[str, str] = {}  # noqa: RUF012 - a default, never written to
+    roles: dict[str, str] = {}
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         name = self.require(raw_sample, 'conversations', ('conversations', 'conversation'))

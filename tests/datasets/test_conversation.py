@@ -1,0 +1,231 @@
+"""The normal form: parts, media in their places, counts, roles, empty turns."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from align_anything.core.errors import DataError, SampleError
+from align_anything.core.types import Conversation, Media
+from align_anything.datasets.chat_template import ChatTemplate
+from align_anything.datasets.conversation import bind_media, without_media
+from align_anything.datasets.template_registry import make_formatter
+
+REPLY = {'role': 'assistant', 'content': 'Yes.'}
+BOUND_REPLY = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'Yes.'}]}
+
+
+def text(value: str) -> dict[str, Any]:
+    return {'type': 'text', 'text': value}
+
+
+def image(source: Any) -> dict[str, Any]:
+    return {'type': 'image', 'image': Media('image', source)}
+
+
+def asked(content: Any, *more: Any) -> list[dict[str, Any]]:
+    return [{'role': 'user', 'content': content}, REPLY, *more]
+
+
+def first(conversation: Conversation) -> list[dict[str, Any]]:
+    return conversation[0]['content']
+
+
+@pytest.mark.parametrize(
+    ('content', 'meta', 'expected'),
+    [
+        ('Hi', {}, [text('Hi')]),
+        (['Hi', text('there')], {}, [text('Hi'), text('there')]),
+        # No media of the kind in the row: what looks like a placeholder is text, for instance in lessons on HTML.
+        ('Use <video> here', {}, [text('Use <video> here')]),
+        ('Use <video> here', {'image': None}, [text('Use <video> here')]),
+        # Placeholders in text.
+        ('<image>\nWhat?', {'image': 'a'}, [image('a'), text('What?')]),
+        ('What?\n<image>', {'image': 'a'}, [text('What?'), image('a')]),
+        ('<image>What?', {'image': ['a']}, [image('a'), text('What?')]),
+        (
+            'See <image> and <image>!',
+            {'images': ['a', 'b']},
+            [text('See '), image('a'), text(' and '), image('b'), text('!')],
+        ),
+        ('<image><image>\nSame?', {'image': ('a', 'b')}, [image('a'), image('b'), text('Same?')]),
+        ('<image>\n<image>\nSame?', {'image': ['a', 'b']}, [image('a'), image('b'), text('Same?')]),
+        # The line break separates text here, so it stays.
+        (
+            'One: <image>\nTwo: <image>\n',
+            {'image': ['a', 'b']},
+            [text('One: '), image('a'), text('\nTwo: '), image('b'), text('\n')],
+        ),
+        ('Look:\n<image>\nWhat?', {'image': 'a'}, [text('Look:\n'), image('a'), text('What?')]),
+        ([text('<image>'), text('What?')], {'image': 'a'}, [image('a'), text('What?')]),
+        # Placeholders as parts.
+        ([{'type': 'image'}, text('What?')], {'image': 'a'}, [image('a'), text('What?')]),
+        ([text('What?'), {'type': 'image', 'image': None, 'text': None}], {'image': 'a'}, [text('What?'), image('a')]),
+        ([{'type': 'image'}, text('and <image>')], {'image': ['a', 'b']}, [image('a'), text('and '), image('b')]),
+        # Parts that bring their own media.
+        ([{'type': 'image', 'image': 'a'}, text('What?')], {}, [image('a'), text('What?')]),
+        ([{'type': 'image', 'path': 'a'}, {'type': 'image'}], {'image': 'b'}, [image('a'), image('b')]),
+        ([{'type': 'image', 'url': 'data:image/png;base64,QQ=='}], {}, [image('data:image/png;base64,QQ==')]),
+        ([{'type': 'image_url', 'image_url': {'url': 'a'}}], {'image': []}, [image('a')]),
+        ([{'type': 'image', 'base64': 'QQ=='}], {}, [image('data:image;base64,QQ==')]),
+        ([{'type': 'image', 'image': 'a'}], {'image': ['a']}, [image('a')]),
+        ([{'type': 'audio', 'audio_url': 'a.wav'}], {}, [{'type': 'audio', 'audio': Media('audio', 'a.wav')}]),
+        # No placeholder anywhere: before the first user text.
+        ('What?', {'image': ['a', 'b']}, [image('a'), image('b'), text('What?')]),
+        ('', {'image': 'a'}, [image('a')]),
+    ],
+)
+def test_content(content: Any, meta: dict, expected: list) -> None:
+    assert first(bind_media(asked(content), meta)) == expected
+
+
+def test_all_kinds_are_placed_by_the_same_rules() -> None:
+    meta = {'image': 'i', 'video': ['v'], 'audios': ['a']}
+    bound = first(bind_media(asked('<video>then<audio>'), meta))
+    kinds = [(part['type'], part[part['type']].source) for part in bound if part['type'] != 'text']
+    # The image has no placeholder, so it goes before the first text; the others stand where they were put.
+    assert kinds == [('video', 'v'), ('image', 'i'), ('audio', 'a')]
+
+
+def test_images_in_any_turn_are_filled_in_order() -> None:
+    conversation = asked('<image> one', {'role': 'user', 'content': 'two <image>'}, REPLY)
+    bound = bind_media(conversation, {'image': ['a', 'b']})
+    assert [message['content'] for message in bound] == [
+        [image('a'), text(' one')],
+        [text('Yes.')],
+        [text('two '), image('b')],
+        [text('Yes.')],
+    ]
+
+
+def test_media_without_placeholders_skip_the_system_turn() -> None:
+    bound = bind_media([{'role': 'system', 'content': 'Be kind.'}, *asked('Hi')], {'image': 'a'})
+    assert [message['content'] for message in bound] == [[text('Be kind.')], [image('a'), text('Hi')], [text('Yes.')]]
+
+
+def test_the_callers_conversation_stays_as_it_was() -> None:
+    conversation = asked([{'type': 'image'}, text('<image>')])
+    before = copy.deepcopy(conversation)
+    first_time = bind_media(conversation, {'image': ['a', 'b']})
+    assert conversation == before
+    assert bind_media(conversation, {'image': ['a', 'b']}) == first_time
+
+
+def test_empty_system_turns_and_turns_after_the_last_answer_are_left_out() -> None:
+    conversation = [{'role': 'system', 'content': ' '}, *asked('Hi', {'role': 'user', 'content': 'Bye'})]
+    assert bind_media(conversation, {}) == [{'role': 'user', 'content': [text('Hi')]}, BOUND_REPLY]
+
+
+def test_prompts_need_no_answer_but_must_not_end_with_one() -> None:
+    assert bind_media([{'role': 'user', 'content': 'Hi'}], {}, needs_reply=False) == [
+        {'role': 'user', 'content': [text('Hi')]}
+    ]
+    with pytest.raises(SampleError, match='nothing left to answer'):
+        bind_media(asked('Hi'), {}, needs_reply=False)
+
+
+def test_an_answer_may_be_an_image() -> None:
+    conversation = [{'role': 'user', 'content': 'Draw.'}, {'role': 'assistant', 'content': [{'type': 'image'}]}]
+    assert bind_media(conversation, {'image': 'a'})[1]['content'] == [image('a')]
+
+
+def test_folders_and_options_reach_the_media() -> None:
+    meta = {'image': ['a.png', '/abs/b.png', {'bytes': None, 'path': 'c.png'}, {'bytes': b'x', 'path': 'd.png'}]}
+    bound = bind_media(asked('Hi'), meta, {'image': '/data'}, options={'image': {'max_pixels': 4}})
+    media = [part['image'] for part in first(bound) if part['type'] == 'image']
+    assert [item.source for item in media] == [
+        '/data/a.png',
+        '/abs/b.png',
+        '/data/c.png',
+        {'bytes': b'x', 'path': 'd.png'},
+    ]
+    assert all(item.options == {'max_pixels': 4} for item in media)
+
+
+def test_extra_keys_of_messages_are_dropped() -> None:
+    assert bind_media([{'role': 'user', 'content': 'Hi', 'id': 3}, REPLY], {})[0] == {
+        'role': 'user',
+        'content': [text('Hi')],
+    }
+
+
+BAD = [
+    ([], {}, 'the conversation is empty'),
+    ([{'role': 'user', 'content': 'Hi'}], {}, 'no assistant turn'),
+    ([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': ''}], {}, 'turn 1 is an empty answer'),
+    ([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': ' \n'}], {}, 'turn 1 is an empty answer'),
+    ([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': []}], {}, 'turn 1 is an empty answer'),
+    (asked(''), {}, 'turn 0 is an empty user turn'),
+    ([{'role': 'human', 'content': 'Hi'}, REPLY], {}, "unknown role 'human'"),
+    ([{'role': 'tool', 'content': 'Hi'}, REPLY], {}, "unknown role 'tool'"),
+    ([{'role': None, 'content': 'Hi'}, REPLY], {}, "unknown role 'None'"),
+    ([{'from': 'human', 'value': 'Hi'}], {}, "turn 0 has no 'role' and 'content'"),
+    (['Hi'], {}, "turn 0 has no 'role' and 'content'"),
+    (asked(None), {}, 'has NoneType as content'),
+    (asked({'type': 'text', 'text': 'Hi'}), {}, 'has dict as content'),
+    (asked([3]), {}, "a part without 'type'"),
+    (asked([{'text': 'Hi'}]), {}, "a part without 'type'"),
+    (asked([{'type': 'text'}]), {}, "'text' is NoneType"),
+    (asked([{'type': 'tool_use'}]), {}, "unknown type 'tool_use'"),
+    (asked([{'type': ['image']}]), {}, "unknown type '['image']'"),
+    (asked('<image>'), {'image': []}, '1 image placeholder(s), but the row has 0 image(s)'),
+    (asked('<image>'), {'image': None}, '1 image placeholder(s), but the row has 0 image(s)'),
+    (asked([{'type': 'image'}]), {}, '1 image placeholder(s), but the row has 0 image(s)'),
+    (asked('<image><image>'), {'image': 'a'}, '2 image placeholder(s), but the row has 1 image(s)'),
+    (asked('<image>'), {'image': ['a', 'b', 'c']}, '1 image placeholder(s), but the row has 3 image(s)'),
+    (asked('<video>'), {'videos': ['a', 'b']}, '1 video placeholder(s), but the row has 2 video(s)'),
+    (asked([{'type': 'image', 'image': 'a'}]), {'image': ['b']}, '0 image placeholder(s), but the row has 1 image(s)'),
+    (asked([{'type': 'image', 'image': 'a'}]), {'image': ['a', 'b']}, '0 image placeholder(s), but the row has 2'),
+    (asked('Hi'), {'image': 'a', 'images': ['b']}, "both 'image' and 'images'"),
+    (asked('Hi'), {'image': ['a', None]}, 'the image is null'),
+    (asked('Hi'), {'image': ''}, 'the path of the image is empty'),
+    (asked('Hi'), {'image': {'bytes': None, 'path': None}}, 'neither bytes nor path'),
+    (asked('Hi'), {'image': 'https://example.org/a.png'}, 'URLs are off'),
+    (asked([{'type': 'image', 'url': 'http://example.org/a.png'}]), {}, 'URLs are off'),
+    (asked([{'type': 'image', 'image': 's3://bucket/a.png'}]), {}, 'URLs are off'),
+    ([REPLY], {'image': 'a'}, 'no user turn to show them in'),
+]
+
+
+@pytest.mark.parametrize(('conversation', 'meta', 'message'), BAD)
+def test_bad_conversations_say_what_is_wrong(conversation: list, meta: dict, message: str) -> None:
+    with pytest.raises(SampleError) as caught:
+        bind_media(conversation, meta)
+    assert message in str(caught.value)
+
+
+def test_without_media_keeps_what_rides_along() -> None:
+    assert without_media({'image': 1, 'videos': 2, 'ground_truth': 3, 'better_response': 4}) == {
+        'ground_truth': 3,
+        'better_response': 4,
+    }
+
+
+CHOSEN = {'image': 'a.png', 'question': 'Q', 'chosen': 'good', 'rejected': 'bad'}
+
+
+def test_chat_template_binds_each_hook() -> None:
+    template = ChatTemplate(make_formatter('RLAIFV'), {'image': '/data'}, {'image': {'max_pixels': 9}})
+    shown = {'type': 'image', 'image': Media('image', '/data/a.png', {'max_pixels': 9})}
+    prompt = {'role': 'user', 'content': [shown, text('Q')]}
+    good, bad = ({'role': 'assistant', 'content': [text(value)]} for value in ('good', 'bad'))
+    answers = {'better_response': 'good', 'worse_response': 'bad'}
+    assert template.format_supervised_sample(CHOSEN) == ([prompt, good], answers)
+    assert template.format_preference_sample(CHOSEN) == ([prompt, good], [prompt, bad], answers)
+    assert template.format_prompt_only_sample(CHOSEN) == ([prompt], {})
+    other = {**CHOSEN, 'chosen': 'other'}
+    assert template.format_unmatched_supervised_sample(CHOSEN, other)[0][1]['content'] == [text('other')]
+    assert not template.check_equal(CHOSEN) and template.check_equal({**CHOSEN, 'rejected': 'good'})
+    assert template.check_validation(CHOSEN)
+
+
+def test_the_formatters_own_folder_goes_first() -> None:
+    template = ChatTemplate(make_formatter('RLAIFV', {'image_folder': '/own'}), {'image': '/data'})
+    assert first(template.format_prompt_only_sample(CHOSEN)[0])[0] == image('/own/a.png')
+
+
+def test_a_lacking_hook_is_an_error_of_the_run() -> None:
+    with pytest.raises(DataError, match='Templates that have it'):
+        ChatTemplate(make_formatter('GSM8K')).format_preference_sample({})
