@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import SampleError
+from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Piece
 from align_anything.models import structure
 from align_anything.models.encoding import TOKEN_OUTPUTS, RunEncoder, cut, join, merge_media
@@ -54,7 +54,7 @@ class FamilySpec:
         A checkpoint without a chat template gets the default one, and is saved with it.
 
         Raises:
-            ModelError: the chat template cannot be used, or nothing ends an answer.
+            ModelError: the chat template or the processor cannot be used, or nothing ends an answer.
         """
         self.model_type: str = config.model_type
         self.config = config
@@ -62,10 +62,17 @@ class FamilySpec:
         self.processor = processor
         self.max_length = max_length
         text_config = config.get_text_config()
-        self.media_kinds = frozenset() if processor is None else structure.media_kinds(processor)
+        kinds = () if processor is None else sorted(structure.media_kinds(processor))
+        found = {kind: self.placeholder(kind) for kind in kinds}
+        placeholders = {kind: token for kind, token in found.items() if token is not None}
+        if kinds and not placeholders:
+            raise ModelError(
+                f'{type(processor).__name__} does not say which text stands for a medium, so this family needs a file '
+                f'align_anything/models/accustomed/{config.model_type}.py that overrides placeholder().'
+            )
+        self.media_kinds: frozenset[MediaKind] = frozenset(placeholders)
         self.media_token_ids = structure.media_token_ids(config) if self.media_kinds else frozenset()
         self.softcap, self.logit_scale = structure.logit_transform(text_config)
-        placeholders = {kind: self.placeholder(kind) for kind in sorted(self.media_kinds)}
         template = self.chat_template or self._checkpoint_template()
         self.renderer = ChatRenderer(tokenizer, processor, template, placeholders)
         # What was trained with is what gets saved and used for generation.
@@ -152,12 +159,18 @@ class FamilySpec:
             self._dummies[kind] = self._make_dummy(kind)
         return self._dummies[kind]
 
-    def placeholder(self, kind: MediaKind) -> str:
-        """Returns the text that the chat template writes for one medium and the processor expands."""
+    def placeholder(self, kind: MediaKind) -> str | None:
+        """Returns the text that stands for one medium until the processor expands it, None when there is no such text."""
         return structure.declared_token(self.processor, kind)
 
     def _make_dummy(self, kind: MediaKind) -> Piece:
-        return self.encoder.piece(Run(self.placeholder(kind), 0.0, ((kind, structure.smallest(kind)),)))
+        run = Run(self.placeholder(kind) or '', 0.0, ((kind, structure.smallest(kind)),))
+        try:
+            return self.encoder.piece(run)
+        except SampleError as error:
+            raise ModelError(
+                f'the processor of this {self.model_type} checkpoint cannot encode a plain {kind}: {error}'
+            ) from error
 
     # What policies and engines ask
 

@@ -38,19 +38,14 @@ def media_token_ids(config: Any) -> frozenset[int]:
     return frozenset(known[name] for name in names if known.get(name) is not None)
 
 
-def declared_token(processor: Any, kind: MediaKind) -> str:
-    """Returns the processor's placeholder text for a kind of media. Raises ModelError when it declares none."""
+def declared_token(processor: Any, kind: MediaKind) -> str | None:
+    """Returns the processor's placeholder text for a kind of media, None when it declares none."""
     token = vars(processor).get(f'{kind}_token')
-    if token is None:
-        raise ModelError(
-            f'{type(processor).__name__} does not say which text stands for a medium ({kind}_token), so this family '
-            'needs a file align_anything/models/accustomed/<model_type>.py that overrides placeholder().'
-        )
-    return str(token)
+    return None if token is None else str(token)
 
 
 def smallest(kind: MediaKind) -> Any:
-    """Returns a small grey medium that every processor accepts. Raises ModelError for a kind without one."""
+    """Returns a small grey medium that every processor takes. Raises ModelError for a kind without one."""
     if kind == 'image':
         from PIL import Image
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from align_anything.core.errors import SampleError
+from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Piece
 from align_anything.models.encoding import merge_media
 from align_anything.models.family import FamilySpec
@@ -143,3 +143,17 @@ def test_a_picture_in_the_answer_is_carried_but_not_trained(tiny: Tiny) -> None:
     response = spec.encode([user('Show me.'), answer]).responses[0]
     is_media = torch.isin(response.ids, torch.tensor(sorted(spec.media_token_ids)))
     assert response.media_counts == {'image': 1} and is_media.any() and not response.weights[is_media].any()
+
+
+def test_a_processor_without_placeholders_needs_a_file(tiny: Tiny) -> None:
+    spec = load(tiny('llava'))
+    del spec.processor.image_token
+    with pytest.raises(ModelError, match='accustomed/llava.py that overrides placeholder'):
+        type(spec)(spec.config, spec.tokenizer, spec.processor, max_length=64)
+
+
+def test_a_processor_that_fails_on_a_plain_picture_is_refused_at_the_door(tiny: Tiny) -> None:
+    spec = load(tiny('llava'))
+    spec.processor.patch_size = None
+    with pytest.raises(ModelError, match='cannot encode a plain image'):
+        type(spec)(spec.config, spec.tokenizer, spec.processor, max_length=64)

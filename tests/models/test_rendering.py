@@ -177,3 +177,37 @@ def test_a_template_without_any_end_needs_an_end_of_sequence_token() -> None:
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
     with pytest.raises(ModelError, match='ends an answer'):
         ChatRenderer(tokenizer, None, template, {})
+
+
+@pytest.mark.parametrize('family', ['qwen2', 'qwen2_vl', 'gemma3'])
+def test_labels_are_exact_where_the_tokenizer_puts_a_space_before_every_text(family: str, tiny: Tiny) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    from align_anything.models.families import spec_for
+    from tests.models.samples import END, later_image, multi_turn
+
+    plain = load(tiny(family))
+    plain.tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    spec = spec_for(plain.config, plain.tokenizer, plain.processor, max_length=512)
+    conversation = multi_turn() if plain.processor is None else later_image()
+    example = spec.encode(conversation)
+    replies = [message['content'][0]['text'] for message in conversation if message['role'] == 'assistant']
+    assert labelled(spec, example) == ''.join(reply + END[family] for reply in replies)
+    media = {name: tensor.shape for name, tensor in load(tiny(family)).encode(conversation).responses[0].media.items()}
+    assert {name: tensor.shape for name, tensor in example.responses[0].media.items()} == media
+    for tensor in example.responses[0].token_tensors.values():
+        assert len(tensor) == len(example.responses[0])
+
+
+def test_a_familys_own_template_beats_the_checkpoints(tiny: Tiny) -> None:
+    from align_anything.models.family import FamilySpec
+
+    class Own(FamilySpec):
+        chat_template = "{% for m in messages %}{{ m['role'] + '> ' + m['content'] + '<|im_end|>' }}{% endfor %}" + (
+            "{% if add_generation_prompt %}{{ 'assistant> ' }}{% endif %}"
+        )
+
+    plain = load(tiny('qwen2'))
+    spec = Own(plain.config, plain.tokenizer, max_length=64)
+    assert spec.render(single())[0].text == 'user> What is 1 + 1?<|im_end|>assistant> '
+    assert spec.tokenizer.chat_template == Own.chat_template

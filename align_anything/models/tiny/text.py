@@ -117,6 +117,8 @@ def settings(options: TinyOptions, tokenizer: Any) -> dict[str, Any]:
             'ffn_dim': 2 * options.hidden,
             'word_embed_proj_dim': options.hidden,
             'max_position_embeddings': POSITIONS,
+            # OPT alone drops out by default, which would hide whether two ways of computing agree.
+            'dropout': 0.0,
         }
     more: dict[str, dict[str, Any]] = {
         'qwen3': {'head_dim': width},

@@ -1,0 +1,73 @@
+"""Every parameter belongs to exactly one part, and the parts are the ones their names say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align_anything.core.errors import ModelError
+from align_anything.models import structure
+from tests.models.samples import FAMILIES, IMAGE, load
+
+Tiny = Callable[[str], Path]
+
+
+def names_of(spec: object) -> list[str]:
+    return [name for name, _ in structure.skeleton(spec.config).named_parameters(remove_duplicate=False)]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_parameter_belongs_to_one_part(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family))
+    names = names_of(spec)
+    found = {part: {name for name in names if spec.part_of(name) == part} for part in spec.parts}
+    assert sum(len(members) for members in found.values()) == len(set(names))
+    assert all(found.values()), 'a part without parameters'
+    assert set(spec.parts) == ({'vision_tower', 'mm_proj', 'language_model'} if family in IMAGE else {'language_model'})
+    assert {'lm_head.weight'} <= found['language_model']
+    for name in found['language_model']:
+        assert 'vision' not in name and 'visual' not in name and 'projector' not in name
+    for name in found.get('mm_proj', ()):
+        assert any(word in name for word in ('projector', 'merger', 'connector', 'image_newline')), name
+
+
+@pytest.mark.parametrize('family', IMAGE)
+def test_parts_by_structure_agree_with_the_parts_named_in_the_file(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family))
+    by_structure = structure.parts(spec.config)
+    assert {name: structure.part_of(by_structure, name) for name in names_of(spec)} == {
+        name: spec.part_of(name) for name in names_of(spec)
+    }
+
+
+def test_the_longest_prefix_decides_and_whole_names_count() -> None:
+    parts = {'vision_tower': ['model.visual'], 'mm_proj': ['model.visual.merger'], 'language_model': ['model.lm']}
+    assert structure.part_of(parts, 'model.visual.blocks.0.weight') == 'vision_tower'
+    assert structure.part_of(parts, 'model.visual.merger.mlp.weight') == 'mm_proj'
+    assert structure.part_of(parts, 'model.visual.merger_norm.weight') == 'vision_tower'
+    with pytest.raises(ModelError, match="'model.lmx.weight' belongs to no part"):
+        structure.part_of(parts, 'model.lmx.weight')
+
+
+def test_logits_are_transformed_as_the_configuration_says(tiny: Tiny) -> None:
+    # Granite divides by 4 in the tiny configuration, Gemma 2 caps at 30, Llama does neither.
+    assert (load(tiny('granite')).softcap, load(tiny('granite')).logit_scale) == (None, 0.25)
+    assert (load(tiny('gemma2')).softcap, load(tiny('gemma2')).logit_scale) == (30.0, 1.0)
+    assert (load(tiny('llama')).softcap, load(tiny('llama')).logit_scale) == (None, 1.0)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_layouts(family: str, tiny: Tiny) -> None:
+    # Gemma 2 caps attention scores, which no kernel for packed rows here does.
+    plain_only = family == 'gemma2'
+    assert load(tiny(family)).layouts == (('padded',) if plain_only else ('padded', 'packed', 'shared_prefix'))
+
+
+@pytest.mark.parametrize('model_type', ['mamba', 'bloom', 'gpt_oss'])
+def test_state_along_the_row_positions_from_the_mask_and_attention_sinks_mean_padded_rows(model_type: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    small = {'num_hidden_layers': 1, 'hidden_size': 64, 'n_layer': 1, 'num_local_experts': 2, 'intermediate_size': 64}
+    assert structure.layouts(CONFIG_MAPPING[model_type](**small)) == ('padded',)
