@@ -32,7 +32,7 @@ class Registry(Generic[T]):
         def decorate(item: T) -> T:
             holder = self._items.get(name)
             if holder is not None and holder is not item:
-                raise self.error(f"{self.kind} '{name}' is registered twice: {holder!r} and {item!r}. Rename one of them.")
+                raise self.error(f"{self.kind} '{name}' is registered twice: {holder!r} and {item!r}. Rename one.")
             self._items[name] = item
             return item
 
@@ -41,7 +41,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Returns the object called `name`. Raises with the nearest name when there is none."""
         if name not in self._items:
-            raise self.error(f"unknown {self.kind} '{name}'.{nearest(name, list(self._items))} Known: {', '.join(self.names())}.")
+            hint = nearest(name, list(self._items))
+            raise self.error(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(self.names())}.")
         return self._items[name]
 
     def names(self) -> list[str]:

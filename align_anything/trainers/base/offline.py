@@ -77,7 +77,10 @@ class OfflineLoop:
         return True
 
     def close(self) -> None:
-        """Closes the metrics and the console."""
+        """Ends the data workers and closes the metrics and the console."""
+        self.training.close()
+        if self.evaluation is not None:
+            self.evaluation.close()
         self.console.close()
         self.writer.close()
 
@@ -168,11 +171,12 @@ class OfflineLoop:
 
     def _file_skips(self, skipped: list) -> None:
         self.skips.add(skipped)
+        self.progress.skipped = len(self.skips)
         ratio = self.cfgs.data_cfgs.max_skipped_ratio
         if self.rows is not None:
-            self.skips.check(self.rows, ratio, len(self.skips))
+            self.skips.check(self.rows, ratio)
         elif self.progress.seen >= STREAM_ROWS_BEFORE_RATIO:
-            self.skips.check(self.progress.seen, ratio, len(self.skips))
+            self.skips.check(self.progress.seen, ratio)
 
     def _nonfinite(self, batches: list[Batch], result: WindowResult) -> None:
         """Handles a step that changed nothing because its loss or its gradient was not finite."""

@@ -14,12 +14,19 @@ from align_anything.core.errors import SettingsError
 
 @dataclass
 class Progress:
-    """Optimizer steps done, in all and in the epoch under way; `nonfinite` steps among them changed nothing."""
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done; `epoch` and `step_in_epoch` say where in the data that is.
+        seen: rows that were read, of which `skipped` different ones could not be used.
+        nonfinite: steps that changed nothing because their loss or gradient was not finite.
+    """
 
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
     seen: int = 0
+    skipped: int = 0
     nonfinite: int = 0
 
 

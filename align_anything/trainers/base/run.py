@@ -14,7 +14,7 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.saving import dump_resolved
-from align_anything.core.distributed import barrier, is_main, rank
+from align_anything.core.distributed import is_main, rank
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import atomic_write_text
 from align_anything.core.logging import get_logger
@@ -105,7 +105,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
         progress=progress,
         writer=writer,
         console=TrainingConsole(steps, progress.step),
-        skips=fresh_or_resumed_skips(output_dir, resume_from),
+        skips=SkipReport(output_dir, keep=progress.skipped),
         save=slices.save,
         stop_asked=StopSignal(),
     )
@@ -125,15 +125,6 @@ def resumed(item: Slice, resolved: Resolved) -> Progress:
     if not item.state.is_dir():
         raise SettingsError([f'--resume: {item.path} holds no training state (it was saved with save_checkpoint off).'])
     return resume_progress(read_manifest(item), resolved.cfgs, str(item.path))
-
-
-def fresh_or_resumed_skips(output_dir: Path, resume_from: Slice | None) -> SkipReport:
-    """The list of skipped samples; a fresh run sets an older run's list aside."""
-    old = output_dir / 'skipped_samples.jsonl'
-    if resume_from is None and is_main() and old.exists():
-        old.replace(old.with_name(old.name + '.old'))
-    barrier()
-    return SkipReport(output_dir)
 
 
 def writable_folder(name: str) -> Path:
