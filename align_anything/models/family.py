@@ -160,7 +160,7 @@ class FamilySpec:
         return self._dummies[kind]
 
     def placeholder(self, kind: MediaKind) -> str | None:
-        """Returns the text that stands for one medium until the processor expands it, None when there is no such text."""
+        """Returns the text that stands for one medium until the processor expands it, None where there is none."""
         return structure.declared_token(self.processor, kind)
 
     def _make_dummy(self, kind: MediaKind) -> Piece:
