@@ -34,9 +34,10 @@ def apply_lora(
 ) -> PeftModel:
     """Adds adapters to `model` and freezes everything else, except `modules_to_save`.
 
-    The adapters get `dtype`, or that of the model: an engine that keeps float32 masters wants them like the weights.
-    Raises ModelError for a target or module to save that names nothing, and for `unfreeze_patterns`: what they would
-    train is not part of an adapter, so it would be lost on saving.
+    First weights are drawn from torch's generator, which has to be seeded alike on every rank. The adapters get
+    `dtype`, or that of the model: an engine that keeps float32 masters wants them like the weights. Raises ModelError
+    for a target or module to save that names nothing, and for `unfreeze_patterns`: what they would train is not part
+    of an adapter, so it would be lost on saving.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 from torch import nn
 from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from align_anything.core.errors import ModelError
+from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
+from align_anything.core.registry import nearest
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
 from align_anything.models.families import spec_for
@@ -106,13 +108,16 @@ def load_spec(
         tokenizer.padding_side = padding_side
     if chat_template is not None:
         (processor or tokenizer).chat_template = _read_template(chat_template)
-    return spec_for(
-        config,
-        tokenizer,
-        processor,
-        max_length=_within_positions(model_max_length, config),
-        generation_config=_load_generation_config(model_name_or_path),
-    )
+    try:
+        return spec_for(
+            config,
+            tokenizer,
+            processor,
+            max_length=_within_positions(model_max_length, config),
+            generation_config=_load_generation_config(model_name_or_path),
+        )
+    except SampleError as error:
+        raise ModelError(f'the processor of {model_name_or_path} cannot encode a plain medium: {error}') from error
 
 
 def load_model(
@@ -207,7 +212,25 @@ def _load_processor(
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f'the tokenizer or processor of {source} does not load: {error}') from error
+    known = _processor_options(processor)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ModelError(
+            f"model_cfgs.processor_kwargs: {type(processor).__name__} has no '{unknown[0]}'."
+            f'{nearest(unknown[0], sorted(known))} It has: {", ".join(sorted(known))}.'
+        )
     return processor.tokenizer, processor
+
+
+def _processor_options(processor: Any) -> set[str]:
+    """The arguments that a processor and its parts know; transformers drops others without a word."""
+    parts = [vars(processor)[name] for name in processor.get_attributes() if name != 'tokenizer']
+    known: set[str] = set()
+    for kind in (base for owner in (processor, *parts) for base in type(owner).__mro__ if base is not object):
+        known |= set(inspect.signature(kind.__init__).parameters) | set(vars(kind).get('__annotations__', {}))
+        if 'valid_kwargs' in vars(kind):
+            known |= set(get_type_hints(vars(kind)['valid_kwargs']))
+    return {name for name in known if not name.startswith('_')} - {'self', 'args', 'kwargs'}
 
 
 def _load_generation_config(source: str | Path) -> GenerationConfig | None:

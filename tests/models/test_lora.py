@@ -1,0 +1,165 @@
+"""Adapters sit on the layers that were asked for and nowhere else; quantised bases train under them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from align_anything.configs.schema import BnbCfgs
+from align_anything.core.errors import ModelError
+from align_anything.models import quantization
+from align_anything.models.lora import apply_lora, target_modules
+from align_anything.models.pretrained_model import load_model, load_spec, tune_model
+from tests.models.common import IMAGE_FAMILIES, TEXT_FAMILIES, logits, lora_cfgs, model_inputs, stir
+
+Tiny = Callable[..., Path]
+
+
+def _linear(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _adapted(model: nn.Module) -> set[str]:
+    return {
+        name.removeprefix('base_model.model.')
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+@pytest.mark.parametrize('vision', [False, True])
+@pytest.mark.parametrize('family', [*TEXT_FAMILIES, *IMAGE_FAMILIES, 'granite', 'idefics3'])
+def test_auto_is_every_linear_layer_of_the_asked_parts(family: str, vision: bool, tiny: Tiny) -> None:
+    spec = load_spec(tiny(family))
+    model = load_model(tiny(family), spec.parts)
+    parts = {'language_model', 'vision_tower'} if vision else {'language_model'}
+    expected = {name for name in _linear(model) if name != 'lm_head' and spec.part_of(f'{name}.weight') in parts}
+    assert any('self_attn.q_proj' in name for name in expected)
+    adapted = tune_model(model, spec.parts, lora_cfgs=lora_cfgs(vision_lora=vision))
+    assert _adapted(adapted) == expected
+    trains = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert trains and all('.lora_' in name for name in trains)
+
+
+def test_short_names_do_not_reach_into_the_tower(tiny: Tiny) -> None:
+    spec = load_spec(tiny('llava'))
+    model = load_model(tiny('llava'), spec.parts)
+    assert any('vision_tower' in name and name.endswith('q_proj') for name in _linear(model))
+    hit = target_modules(model, ['q_proj', 'self_attn.v_proj'], spec.parts)
+    assert hit == [
+        f'model.language_model.layers.{layer}.self_attn.{name}' for layer in (0, 1) for name in ('q_proj', 'v_proj')
+    ]
+    with_tower = target_modules(model, ['q_proj'], spec.parts, vision_lora=True)
+    assert sum('vision_tower' in name for name in with_tower) == 2 and len(with_tower) == 4
+    full = 'model.multi_modal_projector.linear_1'
+    assert target_modules(model, [full], spec.parts) == [full]
+
+
+def test_names_that_hit_nothing(tiny: Tiny) -> None:
+    spec = load_spec(tiny('qwen2'))
+    model = load_model(tiny('qwen2'), spec.parts)
+    with pytest.raises(ModelError, match="'q_porj'. Did you mean 'q_proj'"):
+        target_modules(model, ['q_proj', 'q_porj'], spec.parts)
+    with pytest.raises(ModelError, match="modules_to_save: no module is called 'lm_haed'. Did you mean 'lm_head'"):
+        apply_lora(model, lora_cfgs(modules_to_save=['lm_haed']), spec.parts)
+
+
+def test_unfreezing_beside_adapters_is_refused(tiny: Tiny) -> None:
+    spec = load_spec(tiny('llava'))
+    model = load_model(tiny('llava'), spec.parts)
+    with pytest.raises(ModelError, match='modules_to_save'):
+        tune_model(model, spec.parts, unfreeze_patterns=['multi_modal_projector'], lora_cfgs=lora_cfgs())
+
+
+def test_modules_to_save_train_whole_and_get_no_adapter(tiny: Tiny) -> None:
+    spec = load_spec(tiny('llava'))
+    model = load_model(tiny('llava'), spec.parts)
+    cfgs = lora_cfgs(modules_to_save=['multi_modal_projector'], target_modules=['q_proj'])
+    adapted = tune_model(model, spec.parts, freeze_mm_proj=True, lora_cfgs=cfgs)
+    trains = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    whole = {name for name in trains if '.lora_' not in name}
+    assert len(whole) == 4 and all('multi_modal_projector.modules_to_save.default.linear_' in name for name in whole)
+
+
+def test_saved_modules_with_tied_weights_stay_tied(tiny: Tiny) -> None:
+    spec = load_spec(tiny('gemma3_text'))
+    model = load_model(tiny('gemma3_text'), spec.parts)
+    assert model.config.tie_word_embeddings
+    adapted = tune_model(model, spec.parts, lora_cfgs=lora_cfgs(modules_to_save=['embed_tokens']))
+    plain = adapted.get_base_model()
+    assert plain.get_input_embeddings().weight.data_ptr() == plain.get_output_embeddings().weight.data_ptr()
+    assert plain.get_output_embeddings().weight.requires_grad
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_adapters_have_the_type_of_the_run(dtype: torch.dtype, tiny: Tiny) -> None:
+    spec = load_spec(tiny('qwen2'))
+    model = load_model(tiny('qwen2'), spec.parts, dtype=dtype)
+    adapted = tune_model(model, spec.parts, lora_cfgs=lora_cfgs(use_dora=True), dtype=dtype)
+    assert {parameter.dtype for parameter in adapted.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'scale'), [({}, 8 / 4), ({'use_rslora': True}, 8 / 4**0.5), ({'r': 16, 'lora_alpha': 4.0}, 4 / 16)]
+)
+def test_rank_and_scale_are_in_force(changes: dict[str, Any], scale: float, tiny: Tiny) -> None:
+    spec = load_spec(tiny('qwen2'))
+    adapted = tune_model(load_model(tiny('qwen2'), spec.parts), spec.parts, lora_cfgs=lora_cfgs(**changes))
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    assert {layer.scaling['default'] for layer in layers} == {scale}
+    assert {layer.lora_A['default'].weight.shape[0] for layer in layers} == {changes.get('r', 4)}
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+@pytest.mark.parametrize('family', ['qwen2', 'llava'])
+def test_quantised_bases_train_before_and_after_an_evaluation(family: str, bits: int, tiny: Tiny) -> None:
+    pytest.importorskip('bitsandbytes')
+    spec = load_spec(tiny(family))
+    bnb = BnbCfgs(use_bnb=True, load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    base = load_model(tiny(family), spec.parts, dtype=torch.bfloat16, bnb_cfgs=bnb)
+    quantised = {
+        name
+        for name, parameter in base.named_parameters()
+        if type(parameter).__name__ == {4: 'Params4bit', 8: 'Int8Params'}[bits]
+    }
+    linear = {f'{name}.weight' for name in _linear(base) if spec.part_of(f'{name}.weight') == 'language_model'}
+    assert quantised == linear - {'lm_head.weight'}
+    model = tune_model(base, spec.parts, lora_cfgs=lora_cfgs(), dtype=torch.bfloat16)
+    stir(model)
+    inputs = model_inputs(spec)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model.train()(**inputs, use_cache=False).logits.float().square().mean().backward()
+        return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+    before = gradients()
+    assert before.keys() == {name for name, value in model.named_parameters() if value.requires_grad}
+    assert all(gradient.abs().sum() > 0 for gradient in before.values())
+    logits(model, inputs)
+    after = gradients()
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient, msg=name)
+
+
+def test_quantisation_that_cannot_be_done(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = load_spec(tiny('qwen2'))
+    with pytest.raises(ModelError, match='exactly one'):
+        load_model(tiny('qwen2'), spec.parts, bnb_cfgs=BnbCfgs(use_bnb=True, load_in_8bit=True))
+    monkeypatch.setattr(quantization.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ModelError, match='pip install bitsandbytes'):
+        load_model(tiny('qwen2'), spec.parts, bnb_cfgs=BnbCfgs(use_bnb=True))
+
+
+def test_quantised_weights_need_adapters(tiny: Tiny) -> None:
+    pytest.importorskip('bitsandbytes')
+    spec = load_spec(tiny('qwen2'))
+    model = load_model(tiny('qwen2'), spec.parts, bnb_cfgs=BnbCfgs(use_bnb=True))
+    with pytest.raises(ModelError, match='without lora_cfgs.use_lora'):
+        tune_model(model, spec.parts)
