@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 
 from align_anything.algorithms.base import ALGORITHMS, Algorithm
@@ -29,7 +31,7 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
     except AlignAnythingError as error:
         # Every rank finds the same settings wrong; what goes wrong later may concern one rank alone.
         if is_main() or not isinstance(error, SettingsError):
-            logger.error('%s', error)
+            logger.error('%s:\n%s', type(error).__name__, error)
         sys.exit(USER_ERROR)
 
 
@@ -37,8 +39,26 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     """As `launch`, but lets errors through."""
     known = {name: ALGORITHMS.get(name) for name in ALGORITHMS}
     resolved = resolve(pair.name, algorithm.name, algorithm, known, argv, environ)
+    quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.base.dry_run import dry_run
     from align_anything.trainers.base.run import train
 
     (dry_run if resolved.dry_run else train)(pair, resolved)
+
+
+def quieten_libraries() -> None:
+    """Silences notes of libraries that say nothing about the run; their warnings and errors stay."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    if not torch.cuda.is_available():
+        # DeepSpeed warns when it has to find out by itself.
+        os.environ.setdefault('DS_ACCELERATOR', 'cpu')
+        logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    # Collectives that DeepSpeed calls by their old names.
+    warnings.filterwarnings('ignore', category=FutureWarning, module='torch.distributed')
+    logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()

@@ -64,16 +64,15 @@ class OfflineLoop:
     def run(self) -> bool:
         """Trains until the last step. Returns False when it stopped early because it was asked to."""
         while self.progress.step < self.steps:
-            before = self.progress.step
             for window in timed(self.training.steps(self.progress.epoch, self.progress.step_in_epoch)):
                 if not self._step(window):
                     return False
                 if self.progress.step == self.steps:
                     break
             else:
-                self._end_epoch(anything=self.progress.step > before)
+                self._end_epoch()
         if self.progress.step_in_epoch:
-            self._end_epoch(anything=True)
+            self._end_epoch()
         return True
 
     def close(self) -> None:
@@ -133,8 +132,8 @@ class OfflineLoop:
         interval = logger_cfgs.save_interval or math.ceil(self.steps / (logger_cfgs.save_total_limit + 1))
         return bool(logger_cfgs.save_total_limit) and step % interval == 0 and step < self.steps
 
-    def _end_epoch(self, anything: bool) -> None:
-        if not anything:
+    def _end_epoch(self) -> None:
+        if not self.progress.step_in_epoch:
             raise DataError('an epoch over the training data gave no rows; look at the datasets and their size.')
         self.progress.epoch += 1
         self.progress.step_in_epoch = 0
