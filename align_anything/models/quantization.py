@@ -27,7 +27,7 @@ def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, parts: Parts) -> Bits
     if not cfgs.use_bnb:
         return None
     if importlib.util.find_spec('bitsandbytes') is None:
-        raise ModelError('bnb_cfgs.use_bnb needs bitsandbytes: pip install bitsandbytes.')
+        raise ModelError('bnb_cfgs.use_bnb needs bitsandbytes: pip install "align-anything[bnb]".')
     if cfgs.load_in_4bit == cfgs.load_in_8bit:
         raise ModelError('bnb_cfgs: set exactly one of load_in_4bit and load_in_8bit.')
     kept = [prefix for part, prefixes in parts.items() if part != 'language_model' for prefix in prefixes]
