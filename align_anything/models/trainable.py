@@ -97,6 +97,8 @@ def learning_rates(
         else:
             expression = _compiled(key, 'lr_groups')
             names = [name for name in trainable if expression.search(plain_name(name)) or expression.search(name)]
+        if not names and key in parts:
+            raise ModelError(f"lr_groups '{key}': nothing in that part trains, so a learning rate has no effect there.")
         if not names:
             raise ModelError(
                 f"lr_groups '{key}' is neither a part nor found in the name of any parameter that trains."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +76,13 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec) -> str:
     Raises SettingsError for a layout that they do not bear.
     """
     attention = cfgs.model_cfgs.attn_implementation
+    if attention == 'flash_attention_2' and importlib.util.find_spec('flash_attn') is None:
+        raise SettingsError(
+            [
+                'model_cfgs.attn_implementation: flash_attention_2 needs the package flash-attn and a GPU: '
+                "pip install 'align-anything[flash-attn]', or use sdpa, which packs and shares prompts too."
+            ]
+        )
     by_attention = {'sdpa': spec.layouts, 'flash_attention_2': ('padded', 'packed'), 'eager': ('padded',)}[attention]
     possible = [layout for layout in spec.layouts if layout in by_attention]
     asked = cfgs.train_cfgs.layout
