@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -41,3 +43,11 @@ class Algorithm(AlgorithmCfgs):
 
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry('algorithm', SettingsError)
+
+
+def known_algorithms() -> dict[str, type[Algorithm]]:
+    """Every algorithm that has a file in this package, by name."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f'{__package__}.{module.name}')
+    return {name: ALGORITHMS.get(name) for name in ALGORITHMS}

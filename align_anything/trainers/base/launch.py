@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 
-from align_anything.algorithms.base import ALGORITHMS, Algorithm
+from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.configs.resolve import resolve
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError
@@ -37,8 +37,7 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
 
 def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> None:
     """As `launch`, but lets errors through."""
-    known = {name: ALGORITHMS.get(name) for name in ALGORITHMS}
-    resolved = resolve(pair.name, algorithm.name, algorithm, known, argv, environ)
+    resolved = resolve(pair.name, algorithm.name, algorithm, known_algorithms(), argv, environ)
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.base.dry_run import dry_run
