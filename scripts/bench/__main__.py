@@ -1,0 +1,58 @@
+"""`python -m scripts.bench [text image loss media startup | all] [--quick]`: measures, prints, exits with 1 on a FAIL."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported, and the same for both sides of every ratio.
+os.environ.update(OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1')
+os.environ.setdefault('DS_ACCELERATOR', 'cpu')
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from scripts.bench import compare, loss, media, startup  # noqa: E402
+from scripts.bench.report import Ratio, say, show  # noqa: E402
+from scripts.bench.work import FULL, QUICK, Size  # noqa: E402
+
+BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
+    'startup': startup.startup,
+    'loss': loss.loss,
+    'text': compare.text,
+    'image': compare.image,
+    'media': media.media,
+}
+
+
+def main() -> int:
+    """Runs the benchmarks asked for and returns the exit code."""
+    parser = argparse.ArgumentParser(prog='python -m scripts.bench', description=__doc__)
+    parser.add_argument('names', nargs='*', choices=[*BENCHES, 'all'], default=['all'], help='what to measure')
+    parser.add_argument('--quick', action='store_true', help='tiny sizes, one round: shows that it runs, no more')
+    parser.add_argument('--json', type=Path, help='also write the ratios to this file')
+    args = parser.parse_args()
+    names = list(BENCHES) if 'all' in args.names else args.names
+    ratios: list[Ratio] = []
+    with tempfile.TemporaryDirectory(prefix='bench_') as folder:
+        for name in names:
+            say(f'{name}:')
+            place = Path(folder) / name
+            place.mkdir()
+            for ratio in BENCHES[name](place, QUICK if args.quick else FULL):
+                show(ratio)
+                ratios.append(ratio)
+    if args.json:
+        args.json.write_text(json.dumps([ratio.record() for ratio in ratios], indent=2) + '\n', encoding='utf-8')
+    failed = [ratio for ratio in ratios if not ratio.passed]
+    say(f'{len(ratios) - len(failed)} of {len(ratios)} targets met')
+    # Tiny sizes show nothing about speed, only that everything runs.
+    return 1 if failed and not args.quick else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

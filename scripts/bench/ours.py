@@ -1,0 +1,115 @@
+"""One measured run of align-anything: the real loop on the real wiring, with a clock where the console stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.measure import StepClock
+
+SETTINGS = {
+    'ds_cfgs': 'ds_z0_config.json',
+    'bf16': False,
+    'gradient_checkpointing': False,
+    'gradient_accumulation_steps': 1,
+    'optimizer': 'adamw_torch',
+    'learning_rate': 1e-4,
+    'lr_scheduler_type': 'constant',
+    'lr_warmup_ratio': 0.0,
+    'eval_strategy': 'no',
+    'save_total_limit': 0,
+    'log_type': 'none',
+    'train_template': 'Messages',
+}
+
+
+def settings(model: Path, data: Path, output: Path, **more: Any) -> list[str]:
+    """The command line of a run."""
+    values = {**SETTINGS, 'model_name_or_path': model, 'train_datasets': data, 'output_dir': output, **more}
+    return [word for key, value in values.items() for word in (f'--{key}', str(value))]
+
+
+def train(pair_name: str, argv: list[str]) -> dict[str, Any]:
+    """Trains and returns the `StepClock`, the `losses`, the `waits` (share of each step) and the wall `steps`."""
+    from align_anything.trainers.base.console import TrainingConsole
+
+    class Clocked(TrainingConsole):
+        """A console that shows nothing and looks at the clock after each step."""
+
+        def advance(self, step: int) -> None:
+            clock.mark()
+
+        def report(self, step: int, values: Mapping[str, float]) -> None:
+            clock.losses.append(values['loss'])
+
+    clock = StepClock()
+    loop, output = _loop(pair_name, argv, Clocked)
+    with closing(loop):
+        loop.run()
+    return {'clock': clock, 'output': output}
+
+
+def order(pair_name: str, argv: list[str]) -> list[int]:
+    """The rows of the first epoch in the order in which the run trains on them."""
+    loop_parts = _resolved(pair_name, argv)
+    from align_anything.datasets.mixture import Mixture
+    from align_anything.datasets.sampler import BatchShape, IndexSampler
+
+    cfgs = loop_parts[1].cfgs
+    rows = sum(1 for _ in open(cfgs.data_cfgs.train_datasets, encoding='utf-8'))
+    shape = BatchShape(cfgs.train_cfgs.per_device_train_batch_size, 1, 1, 0)
+    sampler = IndexSampler(Mixture([rows], cfgs.train_cfgs.seed), shape)
+    return [row for batch in sampler.micro_batches(0, 0) for row in batch]
+
+
+def _resolved(pair_name: str, argv: list[str]) -> tuple[Any, Any]:
+    import importlib
+
+    from align_anything.algorithms.base import ALGORITHMS
+    from align_anything.algorithms.sft import SFT
+    from align_anything.configs.resolve import resolve
+
+    pair = importlib.import_module(f'align_anything.trainers.{pair_name}').PAIR
+    return pair, resolve(pair.name, 'sft', SFT, {name: ALGORITHMS.get(name) for name in ALGORITHMS}, argv, {})
+
+
+def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
+    import torch
+
+    from align_anything.datasets.skips import SkipReport
+    from align_anything.trainers.base.assembly import assemble, choose_layout, spec_of
+    from align_anything.trainers.base.data import make_dataset, open_sources, training_loader
+    from align_anything.trainers.base.metrics import MetricsWriter
+    from align_anything.trainers.base.offline import OfflineLoop
+    from align_anything.trainers.base.progress import Progress
+    from align_anything.trainers.base.run import StopSignal, start_process_group, writable_folder
+
+    pair, resolved = _resolved(pair_name, argv)
+    cfgs = resolved.cfgs
+    output = writable_folder(cfgs.logger_cfgs.output_dir)
+    start_process_group()
+    torch.manual_seed(cfgs.train_cfgs.seed)
+    sources, spec = open_sources(cfgs), spec_of(cfgs)
+    dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
+    steps = cfgs.train_cfgs.max_steps
+    assembled = assemble(cfgs, spec, pair, choose_layout(cfgs, spec), steps)
+    if assembled.collator.layout != cfgs.train_cfgs.layout:
+        raise RuntimeError(f'the run fell back to the {assembled.collator.layout} layout; nothing to measure')
+    loop = OfflineLoop(
+        cfgs=cfgs,
+        algorithm=resolved.algorithm,
+        engine=assembled.engine,
+        training=training_loader(sources.training, dataset, assembled.collator, cfgs),
+        evaluation=None,
+        rows=len(dataset),
+        steps=steps,
+        progress=Progress(),
+        writer=MetricsWriter(output, 'none', 'bench', 'bench', settings={}, resume_step=None),
+        console=console(steps),
+        skips=SkipReport(output, keep=0),
+        save=lambda progress, *, with_state: None,
+        stop_asked=StopSignal(),
+    )
+    return loop, output

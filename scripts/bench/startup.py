@@ -1,0 +1,64 @@
+"""How long a person waits: for the import of the package, and for the first optimizer step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scripts.bench import ours
+from scripts.bench.report import Ratio, say
+from scripts.bench.work import QUICK, Size, text_rows, write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPORT = 'import time; start = time.perf_counter(); import align_anything; print(time.perf_counter() - start)'
+FIRST_STEP = 'step 1/1'
+
+
+def startup(folder: Path, size: Size) -> list[Ratio]:
+    """Wall-clock seconds of fresh processes; each figure is the best of several, ours and the bare one in turn."""
+    from align_anything.models.tiny import build
+
+    model = build('qwen2', folder / 'model')
+    data = write_rows(folder / 'rows.jsonl', text_rows(QUICK, 4))
+    imports, runs, bares = [], [], []
+    # The first pair only warms the disk cache and builds DeepSpeed's communication op where it was never built.
+    for number in range(size.startups + 1):
+        argv = ours.settings(model, data, folder / f'run_{number}', per_device_train_batch_size=1, max_steps=1)
+        bare = _until_first_step([sys.executable, str(ROOT / 'scripts/bench/bare.py'), str(model)])
+        run = _until_first_step([sys.executable, '-m', 'align_anything.trainers.text_to_text.sft', *argv])
+        imported = float(subprocess.run([sys.executable, '-c', IMPORT], **_PLACE, check=True, capture_output=True).stdout)
+        say(f'  round {number}: run {run:.2f} s, bare script {bare:.2f} s')
+        if number:
+            imports.append(imported)
+            runs.append(run)
+            bares.append(bare)
+    return [
+        Ratio('import align_anything', min(imports), 1.0, at_most=True, detail='seconds'),
+        Ratio(
+            'start to first optimizer step: run / bare script',
+            min(runs) / min(bares),
+            1.5,
+            at_most=True,
+            detail=f'{min(runs):.2f} against {min(bares):.2f} s',
+        ),
+    ]
+
+
+_PLACE = {'cwd': ROOT, 'env': {**os.environ, 'PYTHONPATH': str(ROOT)}}
+
+
+def _until_first_step(command: list[str]) -> float:
+    """Seconds from the start of a process until it says that the first step is done. Raises RuntimeError if it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, **_PLACE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    seconds, lines = None, []
+    for line in process.stderr:
+        lines.append(line)
+        if seconds is None and FIRST_STEP in line:
+            seconds = time.perf_counter() - started
+    if process.wait() or seconds is None:
+        raise RuntimeError(f'{" ".join(command)} failed:\n{"".join(lines[-30:])}')
+    return seconds

@@ -1,0 +1,180 @@
+"""What is trained on: checkpoints with random weights, texts of known length, photographs of noise and gradients."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SYLLABLES = [consonant + vowel for consonant in 'bdfghjklmnprstvwxyz' for vowel in 'aeiou']
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: `FULL` gives the figures of docs/benchmarks.md, `QUICK` only shows that all of it runs."""
+
+    hidden: int
+    layers: int
+    words: int
+    shortest: int
+    longest: int
+    batch: int
+    steps: int
+    rounds: int
+    image_hidden: int
+    image_layers: int
+    vision_hidden: int
+    vision_layers: int
+    image_size: int
+    photo: tuple[int, int]
+    image_batch: int
+    vocabulary: int
+    tokens: int
+    media_steps: int
+    startups: int
+
+
+FULL = Size(
+    hidden=512,
+    layers=9,
+    words=7500,
+    shortest=64,
+    longest=512,
+    batch=16,
+    steps=3,
+    rounds=3,
+    image_hidden=384,
+    image_layers=6,
+    vision_hidden=256,
+    vision_layers=6,
+    image_size=112,
+    photo=(640, 480),
+    image_batch=16,
+    vocabulary=128 * 1024,
+    tokens=4096,
+    media_steps=8,
+    startups=5,
+)
+QUICK = Size(
+    hidden=64,
+    layers=2,
+    words=200,
+    shortest=24,
+    longest=64,
+    batch=4,
+    steps=1,
+    rounds=1,
+    image_hidden=64,
+    image_layers=1,
+    vision_hidden=32,
+    vision_layers=2,
+    image_size=56,
+    photo=(160, 120),
+    image_batch=4,
+    vocabulary=4096,
+    tokens=256,
+    media_steps=2,
+    startups=1,
+)
+
+
+def words(count: int, seed: int = 0) -> list[str]:
+    """Returns distinct words of two or three syllables, each of which becomes one piece of the tokenizer."""
+    source = random.Random(seed)
+    made: dict[str, None] = {}
+    while len(made) < count:
+        made[''.join(source.choices(SYLLABLES, k=source.choice((2, 3))))] = None
+    return list(made)
+
+
+def corpus(vocabulary: list[str]) -> list[str]:
+    """Returns texts in which every word occurs, for the tokenizer to learn them."""
+    return [' ' + ' '.join(vocabulary[start : start + 50]) for start in range(0, len(vocabulary), 50)]
+
+
+def text_model(folder: Path, size: Size) -> Path:
+    """Builds the Qwen2-type checkpoint."""
+    from align_anything.models.tiny import build
+
+    pieces = size.words + 700
+    return build(
+        'qwen2', folder, hidden=size.hidden, layers=size.layers, vocab=pieces, heads=8, corpus=corpus(words(size.words))
+    )
+
+
+def image_model(folder: Path, size: Size) -> Path:
+    """Builds the LLaVA-type checkpoint with its CLIP tower."""
+    from align_anything.models.tiny import build
+
+    return build(
+        'llava',
+        folder,
+        hidden=size.image_hidden,
+        layers=size.image_layers,
+        vocab=size.words // 2 + 700,
+        heads=size.image_hidden // 64 or 1,
+        image_size=size.image_size,
+        vision_hidden=size.vision_hidden,
+        vision_layers=size.vision_layers,
+        corpus=corpus(words(size.words // 2)),
+    )
+
+
+def sentence(source: random.Random, vocabulary: list[str], length: int) -> str:
+    """Returns a text of `length` words, with the space in front that makes each word one piece."""
+    return ' ' + ' '.join(source.choices(vocabulary, k=length))
+
+
+def text_rows(size: Size, rows: int) -> list[dict[str, Any]]:
+    """Returns chat rows whose whole lengths are spread evenly over `shortest` to `longest`, half of it the answer."""
+    source, vocabulary = random.Random(1), words(size.words)
+    made = []
+    for _ in range(rows):
+        length = source.randint(size.shortest, size.longest) - TEMPLATE_TOKENS
+        answer = max(1, length // 2)
+        made.append(_row(sentence(source, vocabulary, length - answer), sentence(source, vocabulary, answer)))
+    return made
+
+
+TEMPLATE_TOKENS = 12
+"""Tokens of the chat template in a conversation of two turns, about."""
+
+
+def _row(question: str, answer: str) -> dict[str, Any]:
+    return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
+
+
+def image_rows(folder: Path, size: Size, rows: int) -> list[dict[str, Any]]:
+    """Writes photographs as JPEG and returns chat rows with one each, the text spread like that of `text_rows`."""
+    source, vocabulary = random.Random(2), words(size.words // 2)
+    made = []
+    for index in range(rows):
+        path = folder / f'photo_{index}.jpg'
+        photograph(path, size.photo, index)
+        length = source.randint(size.shortest, size.longest) - TEMPLATE_TOKENS
+        answer = max(1, length // 2)
+        row = _row(sentence(source, vocabulary, length - answer), sentence(source, vocabulary, answer))
+        made.append({**row, 'image': str(path)})
+    return made
+
+
+def photograph(path: Path, shape: tuple[int, int], seed: int) -> None:
+    """Writes a JPEG with the gradients, edges and grain that make a photograph as costly to decode as a real one."""
+    import numpy as np
+    from PIL import Image
+
+    width, height = shape
+    noise = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / noise.uniform(8, 90) + y / noise.uniform(8, 90) + channel) for channel in range(3)]
+    pixels = 128 + 70 * np.stack(waves, axis=-1) + noise.normal(0, 14, (height, width, 3))
+    pixels[(x // 80 + y // 60) % 3 == 0] *= 0.6
+    Image.fromarray(pixels.clip(0, 255).astype('uint8')).save(path, quality=90)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes rows as JSON lines."""
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    return path
