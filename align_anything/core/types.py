@@ -23,6 +23,9 @@ A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the 
 """
 Conversation = list[Message]
 
+Array = Any
+"""A numpy array; this floor imports no numpy."""
+
 
 @dataclass(frozen=True)
 class Media:
@@ -34,6 +37,36 @@ class Media:
     kind: MediaKind
     source: Any
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A decoded clip: the frames that were picked, and when each of them is shown.
+
+    Attributes:
+        frames: the picked frames, upright RGB, `(frames, height, width, 3)` uint8.
+        timestamps: seconds from the clip's start at which each frame is shown, ascending, `(frames,)` float64.
+        fps: frames per second of the clip itself, not of the picked frames.
+        audio: the sound track from the clip's start, when it was asked for and the clip has one.
+    """
+
+    frames: Array
+    timestamps: Array
+    fps: float
+    audio: Audio | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """A decoded sound in mono.
+
+    Attributes:
+        samples: amplitudes, -1 to 1 at full scale, `(samples,)` float32.
+        rate: samples per second.
+    """
+
+    samples: Array
+    rate: int
 
 
 @dataclass
