@@ -1,0 +1,138 @@
+"""A score is the plain model's log-probability, whatever stands around the sample and however it is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from align_anything.core.types import Example
+from align_anything.models.pretrained_model import load_model, set_text_attention
+from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token_policy import TokenPolicy
+from tests.invariants.families import FAMILIES, LAYOUTS, double_experts, ordinary, reference_scores, rows
+
+Stirred = Callable[[str], Path]
+# Both sides run in float64, but norms, rotations and routers of transformers round to float32 inside.
+TOLERANCE = 2e-6
+
+
+@cache
+def policy(folder: Path) -> TokenPolicy:
+    spec, *_ = rows(folder)
+    register_segment_attention()
+    model = double_experts(load_model(folder, spec.parts, dtype=torch.float64)).eval()
+    return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float64)
+
+
+@torch.no_grad()
+def scores(folder: Path, collate: TokenCollator, examples: Sequence[Example]) -> list[Tensor]:
+    """Scores of each example."""
+    module = policy(folder)
+    set_text_attention(module.model, 'sdpa' if collate.layout == 'padded' else SEGMENT_ATTENTION)
+    batch = collate(examples)
+    values = module(batch)
+    assert values.dtype == torch.float64
+    owner = batch.examples_of_responses[batch.segments]
+    return [values[owner == number] for number in range(len(examples))]
+
+
+def same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
+    assert [len(item) for item in found] == [len(item) for item in expected]
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=0, msg=lambda text, n=number: f'row {n}: {text}')
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_scores_are_the_plain_models_for_any_neighbours(family: str, layout: str, stirred: Stirred) -> None:
+    folder = stirred(family)
+    spec, singles, groups = rows(folder)
+    assert layout in spec.layouts
+    expected, expected_groups = reference_scores(folder)
+    examples, several = [row.example for row in singles], [row.example for row in groups]
+    collate = TokenCollator(spec, layout)
+    same(scores(folder, collate, examples), expected)
+    same(scores(folder, collate, examples[::-1]), expected[::-1])
+    same([scores(folder, collate, [example])[0] for example in examples], expected)
+    # Several responses share their prompt where the layout can; one that brings its own image stands among them.
+    same(scores(folder, collate, several), expected_groups)
+    same(scores(folder, collate, [*several[::-1], examples[0]]), [*expected_groups[::-1], expected[0]])
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_no_score_depends_on_a_later_token_or_a_neighbour(family: str, layout: str, stirred: Stirred) -> None:
+    folder = stirred(family)
+    spec, singles, groups = rows(folder)
+    collate = TokenCollator(spec, layout)
+    examples = [*(row.example for row in singles[:4]), *(row.example for row in groups[:2])]
+    before = scores(folder, collate, examples)
+    plain = ordinary(spec)
+
+    def other_end(example: Example) -> Example:
+        responses = []
+        for piece in example.responses:
+            ids = piece.ids.clone()
+            ids[-1] = plain[3] if int(ids[-1]) != plain[3] else plain[4]
+            responses.append(replace(piece, ids=ids))
+        return replace(example, responses=responses)
+
+    after = scores(folder, collate, [other_end(example) for example in examples])
+    moved = 0
+    for example, old, new in zip(examples, before, after, strict=True):
+        lengths = [int((piece.weights > 0).sum()) for piece in example.responses]
+        lengths[0] = len(old) - sum(lengths[1:])
+        offset = 0
+        for piece, length in zip(example.responses, lengths, strict=True):
+            ends_scored = bool(piece.weights[-1] > 0)
+            inner = slice(offset, offset + length - ends_scored)
+            torch.testing.assert_close(new[inner], old[inner], atol=1e-9, rtol=0)
+            moved += ends_scored and abs(float(new[offset + length - 1] - old[offset + length - 1])) > 1e-4
+            offset += length
+    assert moved >= 4, 'the changed tokens have other scores themselves'
+
+    for number in range(len(examples)):
+        neighbours = [item if place == number else other_end(item) for place, item in enumerate(examples)]
+        torch.testing.assert_close(scores(folder, collate, neighbours)[number], before[number], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_pad_may_be_the_end_token_and_dummy_media_change_nothing(family: str, layout: str, stirred: Stirred) -> None:
+    folder = stirred(family)
+    spec, singles, _ = rows(folder, pad_is_eos=True)
+    assert spec.pad_token_id == spec.tokenizer.eos_token_id
+    expected, _ = reference_scores(folder)
+    examples = [row.example for row in singles]
+    same(scores(folder, TokenCollator(spec, layout), examples), expected)
+    kinds = ('image',) if spec.media_kinds else ()
+    texts = [number for number, row in enumerate(singles) if not row.has_image]
+    collate = TokenCollator(spec, layout, dummy_kinds=kinds)
+    assert len(texts) >= 2 and bool(collate([examples[number] for number in texts]).stats.get('images')) == bool(kinds)
+    same(scores(folder, collate, [examples[number] for number in texts]), [expected[number] for number in texts])
+    same(scores(folder, collate, [examples[texts[0]]]), [expected[texts[0]]])
+    assert scores(folder, collate, []) == []
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_dropping_the_attention_plan_would_be_noticed(family: str, stirred: Stirred) -> None:
+    """The comparison is sharp: one long row under plain causal attention is far off."""
+    folder = stirred(family)
+    spec, singles, _ = rows(folder)
+    expected, _ = reference_scores(folder)
+    module = policy(folder)
+    set_text_attention(module.model, 'sdpa')
+    batch = TokenCollator(spec, 'packed')([row.example for row in singles])
+    del batch.inputs['segments'], batch.inputs['attention_mask']
+    length = batch.inputs['input_ids'].shape[1]
+    batch.inputs['attention_mask'] = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    with torch.no_grad():
+        error = (module(batch) - torch.cat(expected)).abs().max()
+    assert error > 1e-2
