@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.errors import SampleError
 from align_anything.core.types import Piece
+from align_anything.models.media_arguments import media_arguments
 from align_anything.models.rendering import Run
 
-ARGUMENTS = {'image': 'images', 'video': 'videos', 'audio': 'audio'}
+Merge = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
 TOKEN_OUTPUTS = ('mm_token_type_ids', 'token_type_ids')
 UNUSED_OUTPUTS = ('input_ids', 'attention_mask', 'labels', *TOKEN_OUTPUTS)
 
@@ -36,13 +38,15 @@ def _cat_ragged(tensors: list[Tensor]) -> Tensor:
     return torch.cat(padded)
 
 
-def join(pieces: Sequence[Piece]) -> Piece:
-    """Puts pieces end to end into one."""
+def join(pieces: Sequence[Piece], merge: Merge = merge_media) -> Piece:
+    """Puts pieces end to end into one, their media joined by `merge`."""
+    if len(pieces) == 1:
+        return pieces[0]
     names = dict.fromkeys(name for piece in pieces for name in piece.token_tensors)
     return Piece(
         ids=torch.cat([piece.ids for piece in pieces]),
         weights=torch.cat([piece.weights for piece in pieces]),
-        media=merge_media([piece.media for piece in pieces]),
+        media=merge([piece.media for piece in pieces if piece.media]),
         media_counts=dict(sum((Counter(piece.media_counts) for piece in pieces), Counter())),
         token_tensors={
             name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces])
@@ -77,6 +81,19 @@ class RunEncoder:
         self.media_token_ids = media_token_ids
         self._sentinels = self._find_sentinels()
 
+    def pieces(self, run: Run, first: bool = False) -> list[Piece]:
+        """Encodes one run, clip by clip. Raises as `piece` does."""
+        self._check_placeholders(run)
+        return [self.piece(part, first and number == 0) for number, part in enumerate(self._one_clip_each(run))]
+
+    def arguments(self, media: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """Returns the processor's arguments for the media of one run, by kind. Raises SampleError for a wrong rate."""
+        return media_arguments(self.processor, media)
+
+    def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the processor's outputs in the form that the model body takes and `merge_media` joins."""
+        return outputs
+
     def piece(self, run: Run, first: bool = False) -> Piece:
         """Encodes one run. Raises SampleError when placeholders and media disagree or the processor refuses them."""
         if run.token is not None:
@@ -99,6 +116,26 @@ class RunEncoder:
         weights = torch.where(is_media, 0.0, run.weight)
         return Piece(ids, weights, media, dict(Counter(kind for kind, _ in run.media)), token_tensors)
 
+    def _one_clip_each(self, run: Run) -> list[Run]:
+        """Cuts a run before every clip but the first: many processors want the clips of one call to be equally long.
+
+        Placeholders are special tokens, at which tokenizers cut as well, so the tokens stay the same.
+        """
+        if sum(kind == 'video' for kind, _ in run.media) < 2:
+            return [run]
+        waiting: dict[str, deque[Any]] = {}
+        for kind, item in run.media:
+            waiting.setdefault(kind, deque()).append(item)
+        starts = [match.start() for match in re.finditer(re.escape(self.placeholders['video']), run.text)]
+        bounds = [0, *starts[1:], len(run.text)]
+        runs = []
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            text = run.text[start:stop]
+            counts = {kind: text.count(self.placeholders[kind]) for kind in waiting}
+            media = tuple((kind, waiting[kind].popleft()) for kind, count in counts.items() for _ in range(count))
+            runs.append(Run(text, run.weight, media))
+        return runs
+
     def _text_ids(self, text: str, first: bool) -> list[int]:
         if not text:
             return []
@@ -113,8 +150,7 @@ class RunEncoder:
         media: dict[str, list[Any]] = {}
         for kind, item in run.media:
             media.setdefault(kind, []).append(item)
-        # Audio is the one kind that processors want flat.
-        arguments = {ARGUMENTS[kind]: items if kind == 'audio' else [items] for kind, items in media.items()}
+        arguments = self.arguments(media)
         bos = self.tokenizer.bos_token
         if first:
             # As apply_chat_template does: the processor's own habit, unless the template has written the BOS itself.
@@ -133,12 +169,7 @@ class RunEncoder:
             outputs = self.processor(text=[text], return_tensors='pt', **arguments)
         except Exception as error:  # Processors raise anything from ValueError to StopIteration for a bad medium.
             raise SampleError(f'{type(self.processor).__name__} refuses this turn: {error!r}') from error
-        if 'cross_attention_mask' in outputs:
-            raise ModelError(
-                f'{type(self.processor).__name__} makes a mask of tokens by media, which needs a family file: '
-                'write align_anything/models/accustomed/<model_type>.py (docs/extending.md).'
-            )
-        return outputs
+        return self.tidied(outputs)
 
     def _check_placeholders(self, run: Run) -> None:
         counts = Counter(kind for kind, _ in run.media)

@@ -30,6 +30,7 @@ class FamilySpec:
         config, tokenizer, processor: of the checkpoint; `processor` is None for text families.
         max_length: longest sequence that `encode` returns.
         media_kinds: the kinds of media the processor takes.
+        audio_rate: samples per second that sounds must have, None for families that take none.
         media_token_ids: placeholder ids that stand for media in `input_ids`.
         token_tensor_names: per-token tensors that the model body takes beside `input_ids`.
         stop_token_ids: tokens that end generation: the generation config's, the tokenizer's, the template's.
@@ -41,6 +42,8 @@ class FamilySpec:
     """Whether the tokens of one medium see each other in both directions."""
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
+    encoder_class: ClassVar[type[RunEncoder]] = RunEncoder
+    """What calls the tokenizer and the processor."""
     chat_template: ClassVar[str | None] = None
     """The family's own template, preferred to the checkpoint's."""
     part_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
@@ -71,19 +74,20 @@ class FamilySpec:
                 f'align_anything/models/accustomed/{config.model_type}.py that overrides placeholder().'
             )
         self.media_kinds: frozenset[MediaKind] = frozenset(placeholders)
+        self.audio_rate = structure.audio_rate(processor) if 'audio' in self.media_kinds else None
         self.media_token_ids = structure.media_token_ids(config) if self.media_kinds else frozenset()
         self.softcap, self.logit_scale = structure.logit_transform(text_config)
         template = self.chat_template or self._checkpoint_template()
         self.renderer = ChatRenderer(tokenizer, processor, template, placeholders)
         # What was trained with is what gets saved and used for generation.
         (tokenizer if processor is None else processor).chat_template = self.renderer.template
-        self.encoder = RunEncoder(tokenizer, processor, placeholders, self.media_token_ids)
+        self.encoder = self.encoder_class(tokenizer, processor, placeholders, self.media_token_ids)
         declared = None if generation_config is None else generation_config.eos_token_id
         declared = [declared] if isinstance(declared, int) else list(declared or [])
         ends = [*declared, tokenizer.eos_token_id, self.renderer.end_of_turn_id]
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(token for token in ends if token is not None))
         self.pad_token_id: int = self.stop_token_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._dummies = {'image': self._make_dummy('image')} if 'image' in self.media_kinds else {}
+        self._dummies = {kind: self._make_dummy(kind) for kind in sorted(self.media_kinds)}
         probed = {name for piece in self._dummies.values() for name in piece.token_tensors}
         self.token_tensor_names: tuple[str, ...] = tuple(name for name in TOKEN_OUTPUTS if name in probed)
 
@@ -103,17 +107,20 @@ class FamilySpec:
             SampleError: the row cannot be rendered or processed, or nothing to train on fits into `max_length`.
         """
         runs = self.renderer.render(conversation, train_on)
-        prompt = self.encoder.piece(runs[0], first=True)
-        response = join([self.encoder.piece(run) for run in runs[1:]])
+        prompt = self._piece(runs[0], first=True)
+        response = join([self._piece(run) for run in runs[1:]], self.merge_media)
         return Example(prompt, [self._fit(prompt, response)])
 
     def encode_prompt(self, messages: Conversation) -> Piece:
         """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
-        return self.encoder.piece(self.renderer.render_prompt(messages), first=True)
+        return self._piece(self.renderer.render_prompt(messages), first=True)
 
     def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> list[Run]:
         """Returns the runs of text with their loss weights, before tokenisation."""
         return self.renderer.render(conversation, train_on)
+
+    def _piece(self, run: Run, first: bool = False) -> Piece:
+        return join(self.encoder.pieces(run, first), self.merge_media)
 
     def _fit(self, prompt: Piece, response: Piece) -> Piece:
         limit, total = self.max_length, len(prompt) + len(response)
@@ -156,7 +163,7 @@ class FamilySpec:
     def dummy(self, kind: MediaKind) -> Piece:
         """Returns the smallest legal medium with its tokens, weight zero, for batches that lack the kind."""
         if kind not in self._dummies:
-            self._dummies[kind] = self._make_dummy(kind)
+            raise ModelError(f"models of type '{self.model_type}' take no {kind}")
         return self._dummies[kind]
 
     def placeholder(self, kind: MediaKind) -> str | None:
@@ -164,9 +171,9 @@ class FamilySpec:
         return structure.declared_token(self.processor, kind)
 
     def _make_dummy(self, kind: MediaKind) -> Piece:
-        run = Run(self.placeholder(kind) or '', 0.0, ((kind, structure.smallest(kind)),))
+        run = Run(self.placeholder(kind) or '', 0.0, ((kind, structure.smallest(kind, self.audio_rate)),))
         try:
-            return self.encoder.piece(run)
+            return self._piece(run)
         except SampleError as error:
             raise ModelError(
                 f'the processor of this {self.model_type} checkpoint cannot encode a plain {kind}: {error}'

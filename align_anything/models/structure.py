@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from align_anything.core.errors import ModelError
-from align_anything.core.types import MediaKind
+from align_anything.core.types import Audio, MediaKind, Video
 
 PROCESSOR_KINDS: dict[str, MediaKind] = {
     'image_processor': 'image',
@@ -23,7 +24,9 @@ PROJECTOR_NAMES = frozenset(
     'multi_modal_projector connector merger deepstack_merger_list aligner abstractor resampler qformer query_tokens '
     'language_projection vision_projection image_newline embed_vision perceiver modality_projection'.split()
 )
-TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone'.split())
+TOWER_NAMES = frozenset(
+    'vision_tower visual vision_model vision_encoder image_encoder vision_backbone audio_tower audio_encoder'.split()
+)
 
 
 def media_kinds(processor: Any) -> frozenset[MediaKind]:
@@ -44,13 +47,22 @@ def declared_token(processor: Any, kind: MediaKind) -> str | None:
     return None if token is None else str(token)
 
 
-def smallest(kind: MediaKind) -> Any:
-    """Returns a small grey medium that every processor takes. Raises ModelError for a kind without one."""
+def audio_rate(processor: Any) -> int:
+    """Returns the samples per second that a processor wants sounds to have."""
+    parts = [name for name, kind in PROCESSOR_KINDS.items() if kind == 'audio' and name in processor.get_attributes()]
+    return int(vars(processor)[parts[0]].sampling_rate)
+
+
+def smallest(kind: MediaKind, rate: int | None = None) -> Any:
+    """Returns a small grey or silent medium that every processor takes; `rate` is that of a sound."""
     if kind == 'image':
         from PIL import Image
 
         return Image.new('RGB', (32, 32), (128, 128, 128))
-    raise ModelError(f'no dummy {kind} is known, so a batch without one cannot keep the ranks in step')
+    if kind == 'video':
+        # Two frames are what the towers of most families take in at once.
+        return Video(np.full((2, 32, 32, 3), 128, np.uint8), np.array([0.0, 0.5]), 2.0)
+    return Audio(np.zeros(rate // 4, np.float32), rate)
 
 
 def logit_transform(text_config: Any) -> tuple[float | None, float]:
