@@ -59,10 +59,9 @@ class Loader:
             **workers,
         )
 
-    @property
-    def steps_per_epoch(self) -> int | None:
-        """Optimizer steps in an epoch, None for streams."""
-        return self.sampler.steps_per_epoch
+    def steps_in(self, epoch: int) -> int | None:
+        """Optimizer steps in that epoch, None for streams."""
+        return self.sampler.steps_in(epoch)
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields this rank's Batches from optimizer step `start_step` of that epoch on.

@@ -44,8 +44,7 @@ class Sampler(Protocol):
 
     shape: BatchShape
 
-    @property
-    def steps_per_epoch(self) -> int | None: ...
+    def steps_in(self, epoch: int) -> int | None: ...
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int] | list[StreamedRow]]: ...
 
@@ -56,9 +55,8 @@ class IndexSampler:
     def __init__(self, mixture: Mixture, shape: BatchShape) -> None:
         self.mixture, self.shape = mixture, shape
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+    def steps_in(self, epoch: int) -> int:
+        """Optimizer steps in that epoch."""
         return -(-len(self.mixture) // self.shape.global_size)
 
     def step_rows(self, epoch: int, step: int) -> list[int]:
@@ -79,8 +77,7 @@ class StreamSampler:
     def __init__(self, mixture: StreamMixture, shape: BatchShape) -> None:
         self.mixture, self.shape = mixture, shape
 
-    @property
-    def steps_per_epoch(self) -> None:
+    def steps_in(self, epoch: int) -> None:
         """Not known before the stream has been read."""
         return None
 

@@ -75,7 +75,7 @@ def test_steps_hold_all_micro_batches_also_empty_ones(tmp_path: Path) -> None:
     source = write_rows(tmp_path / 'a.jsonl', [{'instruction': 'a', 'output': 'b'}] * 5)
     # 5 rows, 2 x 2 x 1 rank = 4 to a step: the second holds one row and an empty micro-batch.
     loader = make_loader(source, 1)
-    assert loader.steps_per_epoch == 2
+    assert loader.steps_in(0) == 2
     assert [[batch.num_responses for batch in step] for step in loader.steps(0)] == [[2, 2], [1, 0]]
     # The fourth of four ranks gets no row at all, but as many micro-batches as the others.
     last_rank = make_loader(source, 1, shape=BatchShape(2, 2, 4, rank=3))

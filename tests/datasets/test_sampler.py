@@ -79,9 +79,9 @@ def test_steps_per_epoch() -> None:
     shape = BatchShape(2, 2, 2)
     for size, steps in ((1, 1), (8, 1), (9, 2), (21, 3)):
         sampler = IndexSampler(Mixture([size], seed=0), shape)
-        assert sampler.steps_per_epoch == steps
+        assert sampler.steps_in(0) == steps
         assert len(list(sampler.micro_batches(0))) == steps * 2
-    assert StreamSampler(StreamMixture([Counting(9)], seed=0), shape).steps_per_epoch is None
+    assert StreamSampler(StreamMixture([Counting(9)], seed=0), shape).steps_in(0) is None
 
 
 def test_step_rows_are_those_of_all_ranks() -> None:

@@ -165,7 +165,7 @@ class OfflineLoop:
         self.console.report(step, {**shown, **{key: timings[key] for key in ('tokens_per_second', 'peak_memory')}})
 
     def _epochs_done(self) -> float:
-        per_epoch = self.training.steps_per_epoch
+        per_epoch = self.training.steps_in(self.progress.epoch)
         return self.progress.epoch + (self.progress.step_in_epoch / per_epoch if per_epoch else 0.0)
 
     def _file_skips(self, skipped: list) -> None:
