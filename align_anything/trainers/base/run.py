@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from align_anything.engines.checkpoint import (
     restore_random_state,
     write_slice,
 )
+from align_anything.engines.process_group import join_process_group
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, engine_config, spec_of
@@ -58,7 +58,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     cfgs = resolved.cfgs
     output_dir = writable_folder(cfgs.logger_cfgs.output_dir)
     check_tracker(cfgs.logger_cfgs.log_type)
-    start_process_group()
+    join_process_group()
     engine_config(cfgs)
     resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
     progress = Progress() if resume_from is None else resumed(resume_from, resolved)
@@ -138,27 +138,6 @@ def writable_folder(name: str) -> Path:
     except OSError as error:
         raise SettingsError([f'logger_cfgs.output_dir: {folder} cannot be written to: {error}.']) from error
     return folder
-
-
-def start_process_group() -> None:
-    """Joins the launcher's processes, or makes a group of one under plain python."""
-    import deepspeed
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        return
-    if 'RANK' not in os.environ:
-        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', LOCAL_SIZE='1', MASTER_ADDR='127.0.0.1')
-        os.environ.setdefault('MASTER_PORT', str(_free_port()))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', '0')))
-    deepspeed.init_distributed(dist_backend='nccl' if torch.cuda.is_available() else 'gloo', verbose=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe_socket:
-        probe_socket.bind(('127.0.0.1', 0))
-        return probe_socket.getsockname()[1]
 
 
 class StopSignal:
