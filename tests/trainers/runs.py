@@ -83,8 +83,6 @@ def warm() -> None:
     import align_anything.trainers.base.dry_run
     import align_anything.trainers.base.run
 
-    # DeepSpeed compiles probes of its operators on first use.
-    assert deepspeed.ops.__compatible_ops__ is not None
     assert all((datasets, deepspeed, peft, torchvision, transformers, align_anything))
 
 
