@@ -78,9 +78,17 @@ def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
     weights, datasets = cfgs.data_cfgs.train_weights, cfgs.data_cfgs.train_datasets
     if weights is not None and datasets:
         yield from _weight_problems(weights, 1 if isinstance(datasets, str) else len(datasets))
-    folder = cfgs.data_cfgs.image_folder
-    if folder is not None and not Path(folder).is_dir():
-        yield ('data_cfgs.image_folder',), 'is not a folder'
+    for key in ('image_folder', 'video_folder', 'audio_folder'):
+        folder = getattr(cfgs.data_cfgs, key)
+        if folder is not None and not Path(folder).is_dir():
+            yield (f'data_cfgs.{key}',), 'is not a folder'
+    if cfgs.data_cfgs.min_frames > cfgs.data_cfgs.max_frames:
+        yield ('data_cfgs.min_frames', 'data_cfgs.max_frames'), f'is over max_frames ({cfgs.data_cfgs.max_frames})'
+    if cfgs.data_cfgs.long_audio == 'split' and cfgs.data_cfgs.max_audio_seconds is None:
+        yield (
+            ('data_cfgs.long_audio', 'data_cfgs.max_audio_seconds'),
+            "'split' needs max_audio_seconds: the length of the pieces",
+        )
 
 
 def _dataset_problems(data_cfgs: DataCfgs, role: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic import create_model as create_pydantic_model
 from pydantic_core import PydanticCustomError
 
@@ -228,7 +237,40 @@ class DataCfgs(Cfgs):
     )
     image_folder: str | None = Field(
         None,
-        description='Folder that relative media paths in the rows start from. null is the folder of the data file.',
+        description='Folder that relative image paths in the rows start from. null is the folder of the data file.',
+    )
+    video_folder: str | None = Field(None, description='Folder of relative video paths, like image_folder.')
+    audio_folder: str | None = Field(None, description='Folder of relative audio paths, like image_folder.')
+    allow_urls: bool = Field(
+        False, description='Fetches media that rows name by an http or https address, each time one is read.'
+    )
+    num_frames: PositiveInt | None = Field(
+        None,
+        description='Frames taken from each video, evenly over its length; all of them where there are fewer. null '
+        'goes by fps. A row may ask for a number of its own.',
+    )
+    fps: PositiveFloat = Field(2.0, description='Frames taken from each second of a video when num_frames is null.')
+    min_frames: PositiveInt = Field(
+        4, description='Fewest frames of a video when num_frames is null; all of them where there are fewer.'
+    )
+    max_frames: PositiveInt = Field(64, description='Most frames of a video when num_frames is null.')
+    max_frame_pixels: PositiveInt = Field(
+        2**19, description='Larger video frames are scaled down to so many pixels, before the processor sees them.'
+    )
+    max_video_pixels: PositiveInt = Field(
+        2**25, description='Pixels of all frames of a video together; past it every frame is scaled down.'
+    )
+    audio_in_video: bool = Field(
+        False, description='Reads the sound track of each video too, for models that hear what they see.'
+    )
+    max_audio_seconds: PositiveFloat | None = Field(
+        None, description='Longest sound. null takes sounds whole, up to two hours.'
+    )
+    long_audio: Literal['cut', 'split'] = Field(
+        'cut', description='What happens to a sound past max_audio_seconds: its end is cut off, or it becomes several.'
+    )
+    media_cache_mb: int = Field(
+        256, ge=0, description='Decoded media that each worker keeps for the next row that shows them, in MiB.'
     )
     max_skipped_ratio: float = Field(
         0.05,

@@ -15,6 +15,16 @@ PLACEHOLDER = re.compile('<(' + '|'.join(MEDIA_KINDS) + ')>')
 MEDIA_KEYS = {key: kind for kind in MEDIA_KINDS for key in (kind, f'{kind}s')}
 PART_TYPES = {name: kind for kind in MEDIA_KINDS for name in (kind, f'{kind}_url')}
 
+PART_OPTIONS: dict[str, dict[str, str]] = {
+    'video': {
+        **{name: name for name in ('num_frames', 'fps', 'min_frames', 'max_frames')},
+        'nframes': 'num_frames',
+        'max_pixels': 'max_frame_pixels',
+        'total_pixels': 'max_video_pixels',
+    }
+}
+"""Keys of a media part that say how it is decoded, and the options they become."""
+
 Part = dict[str, Any]
 MediaMaker = Callable[[MediaKind, Any], Media]
 
@@ -34,7 +44,8 @@ def bind_media(
 
     Args:
         conversation: messages with text or parts, as a formatter returns them; not changed.
-        meta: media under `image` or `images` (likewise the other kinds): one, a list, or none.
+        meta: media under `image` or `images` (likewise the other kinds): one, a list, or none. One with options of its
+            own is a `Media`.
         folders: where relative paths of a kind start.
         options: what decoding a kind should heed, such as `{'image': {'max_pixels': 1_000_000}}`.
         needs_reply: whether there must be an assistant turn; a prompt alone must end with another turn.
@@ -105,7 +116,10 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
         raise SampleError(f"{where} has a part of unknown type '{part['type']}'. Types are {known}.")
     kind = PART_TYPES[part['type']]
     source = _part_source(kind, part)
-    return [{'type': kind} if source is None else {'type': kind, kind: media_of(kind, source)}]
+    if source is None:
+        return [{'type': kind}]
+    own = {option: part[name] for name, option in PART_OPTIONS.get(kind, {}).items() if part.get(name) is not None}
+    return [{'type': kind, kind: media_of(kind, Media(kind, source, own) if own else source)}]
 
 
 def _part_source(kind: MediaKind, part: Mapping[str, Any]) -> Any:

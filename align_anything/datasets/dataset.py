@@ -13,7 +13,7 @@ from align_anything.core.errors import AlignAnythingError, DataError, SampleErro
 from align_anything.core.types import MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
 from align_anything.datasets.conversation import bind_media, without_media
 from align_anything.datasets.formatters.base import BaseFormatter
-from align_anything.datasets.media import decode_conversation
+from align_anything.datasets.media import MediaCache, decode_conversations
 from align_anything.datasets.mixture import StreamedRow
 from align_anything.datasets.rows import InOrder, Rows, RowStream
 
@@ -33,6 +33,8 @@ class Part:
         formatter: its template.
         source: its name, for messages.
         folders: where relative paths start, for each kind of media that may have them.
+        media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
+        cache: what keeps decoded media for rows to come; parts may share it.
     """
 
     rows: Rows | RowStream
@@ -40,6 +42,8 @@ class Part:
     source: str
     folders: Mapping[str, str] = field(default_factory=dict)
     streamed: bool = False
+    media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cache: MediaCache | None = None
 
 
 class Task(Protocol):
@@ -92,7 +96,7 @@ class ExampleDataset:
         task: what to make of each row.
         pair: the modality pair of the run, named in errors.
         allowed_media: the media kinds that the pair takes in.
-        media_options: what decoding each kind should heed, such as `{'image': {'max_pixels': 1_000_000}}`.
+        media_options: what the model asks of decoding, such as `{'audio': {'rate': 16000}}`; over that of the parts.
 
     Raises:
         DataError: (when a row is read) it holds media of a kind that the pair doesn't allow, its template lacks the
@@ -108,7 +112,7 @@ class ExampleDataset:
         media_options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.parts, self.task = list(parts), task
-        self._pair, self._allowed, self._media_options = pair, allowed_media, media_options
+        self._pair, self._allowed, self._media_options = pair, allowed_media, media_options or {}
         self.sizes = [0 if part.streamed else len(part.rows) for part in self.parts]
         self._ends = list(accumulate(self.sizes))
 
@@ -171,13 +175,16 @@ class ExampleDataset:
 
     def _conversations(self, part: Part, name: str, row: dict[str, Any]) -> tuple[list[Conversation], dict[str, Any]]:
         written, meta = self._format(part, row)
+        options = {
+            kind: {**part.media_options.get(kind, {}), **self._media_options.get(kind, {})} for kind in MEDIA_KINDS
+        }
         conversations = [
-            bind_media(conversation, meta, part.folders, options=self._media_options, needs_reply=self.task.needs_reply)
+            bind_media(conversation, meta, part.folders, options=options, needs_reply=self.task.needs_reply)
             for conversation in written
         ]
         for conversation in conversations:
             self._check_media(name, conversation)
-        return [decode_conversation(conversation) for conversation in conversations], meta
+        return decode_conversations(conversations, part.cache), meta
 
     def _format(self, part: Part, row: dict[str, Any]) -> Formatted:
         try:

@@ -9,6 +9,7 @@ from align_anything.core.errors import DataError
 from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.dataset import Part
 from align_anything.datasets.local_files import DataFiles
+from align_anything.datasets.media import MediaCache
 from align_anything.datasets.sources import load_rows, load_stream, source_folder
 from align_anything.datasets.template_registry import make_formatter
 
@@ -24,6 +25,10 @@ def open_parts(
     data_files: DataFiles | Sequence[DataFiles | None] | None = None,
     optional_args: Mapping[str, Any] | Sequence[str] | Sequence[Mapping[str, Any]] | None = None,
     image_folder: str | None = None,
+    video_folder: str | None = None,
+    audio_folder: str | None = None,
+    media_options: Mapping[str, Mapping[str, Any]] | None = None,
+    cache_bytes: int = 0,
     streaming: bool = False,
     cache_dir: str | None = None,
 ) -> list[Part]:
@@ -34,8 +39,10 @@ def open_parts(
     `optional_args`. Templates are made first: a wrong name is found before anything is downloaded.
 
     Args:
-        image_folder: where relative media paths start; None for the folder of the source. Folders that a template was
-            given go first.
+        image_folder: where relative paths of images start; None for the folder of the source. Likewise for video and
+            audio. Folders that a template was given go first.
+        media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
+        cache_bytes: decoded media that each worker keeps for rows to come.
 
     Raises:
         DataError: a list of the wrong length, an unknown template, or a source that can't be opened.
@@ -64,6 +71,8 @@ def open_parts(
         each('data_files', data_files, several and _is_list(data_files)),
         each('optional_args', optional_args, _is_list(optional_args) and not _is_text(optional_args)),
     )
+    given = {'image': image_folder, 'video': video_folder, 'audio': audio_folder}
+    cache = MediaCache(cache_bytes) if cache_bytes else None
     parts = []
     opener = load_stream if streaming else load_rows
     for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
@@ -77,9 +86,10 @@ def open_parts(
             optional_args=its_args,
             cache_dir=cache_dir,
         )
-        start = image_folder or source_folder(source)
-        folders = dict.fromkeys(MEDIA_KINDS, str(start)) if start else {}
-        parts.append(Part(rows, formatter, source, {**folders, **formatter.folders()}, streaming))
+        starts = {kind: given[kind] or source_folder(source) for kind in MEDIA_KINDS}
+        folders = {kind: str(start) for kind, start in starts.items() if start}
+        folders |= formatter.folders()
+        parts.append(Part(rows, formatter, source, folders, streaming, media_options or {}, cache))
     return parts
 
 

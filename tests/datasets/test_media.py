@@ -230,11 +230,6 @@ def test_max_pixels_is_an_option() -> None:
     assert MAX_PIXELS == 8192 * 8192
 
 
-def test_kinds_without_a_decoder_say_so() -> None:
-    with pytest.raises(SampleError, match='audio media cannot be decoded; kinds that can: image'):
-        decode(Media('audio', 'a.wav'))
-
-
 def test_decode_conversation_leaves_the_lazy_one_alone(red_file: Path) -> None:
     turns = [{'role': 'user', 'content': '<image>\nHi'}, {'role': 'assistant', 'content': 'Yes.'}]
     lazy = bind_media(turns, {'image': red_file.name}, {'image': str(red_file.parent)})

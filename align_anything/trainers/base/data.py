@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
@@ -41,12 +42,37 @@ def _open(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) 
     values |= {
         key: getattr(data, f'{purpose}_{key}') for key in ('name', 'split', 'size', 'data_files', 'optional_args')
     }
-    return open_parts(**values, image_folder=data.image_folder, streaming=streaming, cache_dir=cache_dir)
+    return open_parts(
+        **values,
+        image_folder=data.image_folder,
+        video_folder=data.video_folder,
+        audio_folder=data.audio_folder,
+        media_options=media_options(data),
+        cache_bytes=data.media_cache_mb * 2**20,
+        streaming=streaming,
+        cache_dir=cache_dir,
+    )
+
+
+def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
+    """What the settings ask of decoding each kind of media."""
+    sound = {'max_seconds': data.max_audio_seconds, 'long_audio': data.long_audio}
+    frames = {
+        key: getattr(data, key)
+        for key in ('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels')
+    }
+    urls = {'allow_urls': data.allow_urls}
+    return {
+        'image': urls,
+        'video': {**urls, **frames, **sound, 'audio': data.audio_in_video},
+        'audio': {**urls, **sound},
+    }
 
 
 def make_dataset(parts: list[Part], pair: Pair, spec: FamilySpec, train_on: str) -> ExampleDataset:
     """The rows of `parts` as Examples of the family."""
-    return ExampleDataset(parts, SupervisedTask(spec.encode, train_on), pair.name, pair.reads)
+    heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
+    return ExampleDataset(parts, SupervisedTask(spec.encode, train_on), pair.name, pair.reads, heard)
 
 
 def probe(sources: Sources, pair: Pair) -> None:

@@ -1,0 +1,18 @@
+"""Media: where they come from, and decoding them in a worker, once each."""
+
+from __future__ import annotations
+
+from align_anything.datasets.media.cache import MediaCache
+from align_anything.datasets.media.decoding import decode, decode_conversation, decode_conversations
+from align_anything.datasets.media.image import MAX_PIXELS
+from align_anything.datasets.media.sources import describe, make_media
+
+__all__ = [
+    'MAX_PIXELS',
+    'MediaCache',
+    'decode',
+    'decode_conversation',
+    'decode_conversations',
+    'describe',
+    'make_media',
+]

@@ -1,0 +1,144 @@
+"""Decoding sounds: one channel, at the rate that the model's processor wants."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import Audio, Media
+from align_anything.datasets.media.containers import read_track
+from align_anything.datasets.media.sources import as_file, describe
+
+MIN_SECONDS = 0.1
+MAX_SECONDS = 2 * 3600
+"""Longest sound that is read whole, half a gigabyte at 16 kHz."""
+RATES = range(1000, 768_001)
+LOUDEST = 8
+"""Full scale is 1; lossy formats go a little beyond, but not to the 32768 of integers taken for floats."""
+FORMATS = ('WAV', 'WAVEX', 'RF64', 'W64', 'FLAC', 'OGG', 'MP3', 'AIFF', 'AU', 'CAF')
+NOT_FOR_LIBSNDFILE = (1, 4)
+"""Its error codes for a format and for an encoding that it does not know."""
+
+
+def decode_audio(media: Media) -> Audio:
+    """Returns the sound of `media`, its channels mixed.
+
+    Options: `rate` to resample to (by default the sound's own), `max_seconds` and `long_audio` (`cut` takes the
+    beginning of a longer sound, `split` all of it, see `split_audio`), `sampling_rate` of a bare array.
+
+    Raises:
+        SampleError: nothing readable, ends early, shorter than `MIN_SECONDS`, longer than `MAX_SECONDS`, or with values
+            that are no sound.
+    """
+    limit = media.options.get('max_seconds')
+    if limit is None or media.options.get('long_audio') == 'split':
+        limit = math.inf
+    source = as_file(media)
+    if isinstance(source, (str, bytes, bytearray)):
+        samples, rate = _read(source, media, limit)
+    else:
+        samples, rate = _given(source, media)
+        samples = samples[: math.ceil(limit * rate)] if limit < math.inf else samples
+    return finish(samples, rate, media, limit)
+
+
+def finish(samples: numpy.ndarray, rate: int, media: Media, limit: float) -> Audio:
+    """Returns samples `(samples, channels)` checked, mixed and resampled. Raises as `decode_audio` does."""
+    if rate not in RATES:
+        raise SampleError(f'{describe(media)} has a rate of {rate} samples per second, which is no rate of a sound.')
+    if len(samples) < MIN_SECONDS * rate:
+        raise SampleError(
+            f'{describe(media)} is too short: {len(samples) / rate:.3f} s, and at least {MIN_SECONDS} s are needed.'
+        )
+    if len(samples) > MAX_SECONDS * rate:
+        raise SampleError(
+            f'{describe(media)} is longer than {MAX_SECONDS} s: cut it up, or set data_cfgs.max_audio_seconds.'
+        )
+    if not numpy.isfinite(samples).all():
+        raise SampleError(f'{describe(media)} has samples that are not finite numbers.')
+    loudest = float(numpy.abs(samples).max())
+    if loudest > LOUDEST:
+        raise SampleError(f'{describe(media)} has samples up to {loudest:.6g}; full scale is 1.')
+    mixed = samples.mean(axis=1, dtype=numpy.float32)
+    wanted = media.options.get('rate') or rate
+    if wanted != rate:
+        import soxr
+
+        mixed = soxr.resample(mixed, rate, wanted, quality='HQ')
+    if limit < math.inf:
+        mixed = mixed[: int(limit * wanted)]
+    return Audio(numpy.ascontiguousarray(mixed, dtype=numpy.float32), int(wanted))
+
+
+def split_audio(audio: Audio, media: Media) -> list[Audio]:
+    """Returns a sound in pieces of at most `max_seconds` where the options say `long_audio: split`, else whole.
+
+    A last piece too short to be heard is left out.
+    """
+    seconds = media.options.get('max_seconds')
+    if seconds is None or media.options.get('long_audio') != 'split':
+        return [audio]
+    step = int(seconds * audio.rate)
+    pieces = [Audio(audio.samples[start : start + step], audio.rate) for start in range(0, len(audio.samples), step)]
+    return [piece for piece in pieces if len(piece.samples) >= MIN_SECONDS * audio.rate]
+
+
+def _read(source: str | bytes | bytearray, media: Media, limit: float) -> tuple[numpy.ndarray, int]:
+    import soundfile
+
+    try:
+        with open(source, 'rb') if isinstance(source, str) else io.BytesIO(source) as file:
+            missing = _missing_bytes(file)
+            # Handed over open: by its name, a file is read as what its suffix claims.
+            with soundfile.SoundFile(file) as sound:
+                if sound.format not in FORMATS:
+                    raise SampleError(f'{describe(media)} is {sound.format}, none of the formats {", ".join(FORMATS)}.')
+                wanted = int(min(sound.frames, math.ceil(min(limit, MAX_SECONDS + 1) * sound.samplerate)))
+                samples = sound.read(wanted, dtype='float32', always_2d=True)
+                rate = sound.samplerate
+    except soundfile.LibsndfileError as error:
+        if error.code not in NOT_FOR_LIBSNDFILE:
+            raise
+        return read_track(source, media, min(limit, MAX_SECONDS + 1))
+    if len(samples) < wanted or missing:
+        raise SampleError(f'{describe(media)} ends early: it is cut or damaged.')
+    return samples, rate
+
+
+def _missing_bytes(file: Any) -> bool:
+    """Tells whether a RIFF file is shorter than its header says; libsndfile reads what is left without a word."""
+    header = file.read(8)
+    actual = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    declared = int.from_bytes(header[4:8], 'little') + 8
+    # A stream's header is written before its length is known, with the largest numbers there are.
+    return header[:4] == b'RIFF' and actual + 1024 < declared < 2**31 - 2**16
+
+
+def _given(source: Any, media: Media) -> tuple[numpy.ndarray, int]:
+    """Returns the samples `(samples, channels)` and the rate of a sound that is in memory."""
+    if isinstance(source, Audio):
+        return source.samples[:, None], source.rate
+    rate = media.options.get('sampling_rate')
+    if isinstance(source, Mapping):
+        source, rate = source.get('array'), source.get('sampling_rate', rate)
+    if not isinstance(source, (list, tuple, numpy.ndarray)):
+        raise SampleError(f'{describe(media)} is nothing that a sound can be made from.')
+    if not isinstance(rate, (int, float)):
+        raise SampleError(
+            f"{describe(media)} has no rate: give {{'array': samples, 'sampling_rate': samples per second}}."
+        )
+    array = numpy.asarray(source)
+    if array.dtype.kind not in 'iuf' or array.ndim not in (1, 2):
+        raise SampleError(f'{describe(media)} of {array.dtype} and shape {array.shape} is no sound.')
+    if array.dtype.kind in 'iu' and not isinstance(source, (list, tuple)):
+        half = 2.0 ** (8 * array.dtype.itemsize - 1)
+        array = array / half - (1 if array.dtype.kind == 'u' else 0)
+    array = array[:, None] if array.ndim == 1 else array
+    # There are always more samples than channels.
+    return (array.T if array.shape[0] < array.shape[1] else array).astype(numpy.float32), int(rate)

@@ -1,0 +1,74 @@
+"""Decoded media that are kept for the next row that shows them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from align_anything.core.types import Audio, Media, Video
+
+
+class MediaCache:
+    """The media used last, up to `limit` bytes of decoded data. It travels to other processes empty."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def __reduce__(self) -> Any:
+        return MediaCache, (self.limit,)
+
+    def get(self, key: Hashable) -> Any:
+        """Returns what was kept under `key`, or None."""
+        if key not in self._items:
+            return None
+        self._items.move_to_end(key)
+        return self._items[key][0]
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keeps a decoded medium and drops those unused for longest; one larger than the limit is not kept."""
+        size = decoded_bytes(value)
+        if key in self._items or size > self.limit:
+            return
+        self._items[key] = value, size
+        self.size += size
+        while self.size > self.limit:
+            _, (_, dropped) = self._items.popitem(last=False)
+            self.size -= dropped
+
+
+def decoded_bytes(value: Any) -> int:
+    """Returns the memory that a decoded medium takes up."""
+    if isinstance(value, Audio):
+        return value.samples.nbytes
+    if isinstance(value, Video):
+        return value.frames.nbytes + (decoded_bytes(value.audio) if value.audio else 0)
+    return value.width * value.height * len(value.getbands())
+
+
+def lasting_key(media: Media) -> Hashable:
+    """Returns what identifies the medium and its options in any row, or None for objects in memory."""
+    source = media.source
+    content = source.get('bytes') if isinstance(source, Mapping) else source
+    if isinstance(content, (bytes, bytearray)):
+        identity: Hashable = hashlib.blake2b(content).digest()
+    elif isinstance(content, str) and os.path.isfile(content):
+        status = os.stat(content)
+        identity = os.path.abspath(content), status.st_mtime_ns, status.st_size
+    elif isinstance(content, str) and not os.path.isdir(content):
+        identity = hashlib.blake2b(content.encode()).digest()
+    else:
+        return None
+    return media.kind, identity, _frozen(media.options)
+
+
+def passing_key(media: Media) -> Hashable:
+    """Returns what identifies the medium and its options while its source is alive."""
+    return media.kind, id(media.source), _frozen(media.options)
+
+
+def _frozen(options: Mapping[str, Any]) -> Hashable:
+    return tuple(sorted((name, repr(value)) for name, value in options.items()))

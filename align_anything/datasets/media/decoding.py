@@ -1,0 +1,82 @@
+"""From media that lie somewhere to decoded ones, each decoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import Conversation, Media, MediaKind
+from align_anything.datasets.media.audio import decode_audio, split_audio
+from align_anything.datasets.media.cache import MediaCache, lasting_key, passing_key
+from align_anything.datasets.media.image import decode_image
+from align_anything.datasets.media.sources import describe
+from align_anything.datasets.media.video import decode_video
+
+DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
+    'image': decode_image,
+    'video': decode_video,
+    'audio': decode_audio,
+}
+
+
+def decode(media: Media) -> Any:
+    """Returns the decoded medium: an upright RGB `PIL.Image.Image`, a `Video` or an `Audio`.
+
+    What `media.options` may hold is said by `decode_image`, `decode_video` and `decode_audio`. Raises `SampleError`
+    naming the file and the reason when it is missing, empty, truncated, too large or not what it claims to be.
+    """
+    try:
+        return DECODERS[media.kind](media)
+    except SampleError:
+        raise
+    except Exception as error:
+        # Decoding libraries raise anything at all on broken files, and one file may cost only its own sample.
+        reason = str(error) or type(error).__name__
+        raise SampleError(f'{describe(media)} cannot be decoded: {reason}.') from error
+
+
+def decode_conversation(conversation: Conversation) -> Conversation:
+    """Returns the conversation with every `Media` in it decoded. Raises `SampleError` as `decode` does."""
+    return decode_conversations([conversation])[0]
+
+
+def decode_conversations(conversations: Sequence[Conversation], cache: MediaCache | None = None) -> list[Conversation]:
+    """Returns the conversations of one Example decoded; a medium that stands in several of them is decoded once.
+
+    A long sound whose option `long_audio` is `split` becomes several parts. Raises `SampleError` as `decode` does.
+    """
+    seen: dict[Hashable, Any] = {}
+
+    def decoded(media: Media) -> Any:
+        passing = passing_key(media)
+        if passing in seen:
+            return seen[passing]
+        lasting = lasting_key(media)
+        value = seen.get(lasting)
+        if value is None and cache is not None and lasting is not None:
+            value = cache.get(lasting)
+        if value is None:
+            value = decode(media)
+            if cache is not None and lasting is not None:
+                cache.put(lasting, value)
+        seen[passing] = value
+        if lasting is not None:
+            seen[lasting] = value
+        return value
+
+    def parts_of(part: dict[str, Any]) -> list[dict[str, Any]]:
+        kind = part['type']
+        media = part.get(kind)
+        if not isinstance(media, Media):
+            return [part]
+        values = split_audio(decoded(media), media) if kind == 'audio' else [decoded(media)]
+        return [{'type': kind, kind: value} for value in values]
+
+    return [
+        [
+            {**message, 'content': [new for part in message['content'] for new in parts_of(part)]}
+            for message in conversation
+        ]
+        for conversation in conversations
+    ]

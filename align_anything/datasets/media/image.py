@@ -1,0 +1,98 @@
+"""Decoding pictures: upright, in RGB, on white."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import Media
+from align_anything.datasets.media.sources import content, describe
+
+MAX_PIXELS = 2**26
+"""Largest image decoded by default, 8192 x 8192: beyond it a file is broken or a decompression bomb."""
+SCALE_16_BIT = 1 / 257
+ORIENTATION = 0x0112
+
+
+def decode_image(media: Media) -> Any:
+    """Returns a `PIL.Image.Image` in RGB, upright. Option: `max_pixels`, the largest size that is decoded.
+
+    Raises `SampleError` when it is no image or too large.
+    """
+    import numpy
+    from PIL import Image, ImageOps
+
+    limit = media.options.get('max_pixels') or MAX_PIXELS
+    source = content(media)
+    if isinstance(source, (list, numpy.ndarray)):
+        source = _from_array(numpy.asarray(source), media)
+    if isinstance(source, (bytes, bytearray)):
+        try:
+            source = Image.open(io.BytesIO(source))
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise SampleError(f'{describe(media)} is too large: {error}') from error
+        except Image.UnidentifiedImageError as error:
+            raise SampleError(f'{describe(media)} is not an image.') from error
+    if not isinstance(source, Image.Image):
+        raise SampleError(f'{describe(media)} is nothing that an image can be made from.')
+    width, height = source.size
+    if width * height > limit:
+        raise SampleError(f'{describe(media)} is too large: {width} x {height} is over {limit} pixels.')
+    if width * height == 0:
+        raise SampleError(f'{describe(media)} has no pixels: {width} x {height}.')
+    # Transposing copies the image even where nothing is to be turned.
+    upright = source if source.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(source)
+    return _to_rgb(upright, media)
+
+
+def _to_rgb(image: Any, media: Media) -> Any:
+    from PIL import Image
+
+    if image.mode.startswith('I'):
+        # Pillow clips 16 bit values to 255 instead of scaling them.
+        image = image.convert('I').point(lambda value: value * SCALE_16_BIT).convert('L')
+    if image.mode == 'F':
+        raise SampleError(f'{describe(media)} has float pixels, whose range nobody knows: save it with 8 or 16 bits.')
+    if 'A' in image.getbands() or 'a' in image.getbands() or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        white = Image.new('RGBA', image.size, 'white')
+        return Image.alpha_composite(white, image).convert('RGB')
+    # convert() returns a copy also where nothing changes, so the caller's image stays untouched and loaded.
+    return image.convert('RGB')
+
+
+def _from_array(array: Any, media: Media) -> Any:
+    """Returns an image of an array `(height, width[, channels])` or `(channels, height, width)`."""
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or not array.size:
+        raise SampleError(f'{describe(media)} of shape {array.shape} is no image.')
+    return Image.fromarray(to_bytes_per_channel(array, media))
+
+
+def to_bytes_per_channel(array: Any, media: Media) -> Any:
+    """Returns truth values, floats from 0 to 1, or integers as uint8 of the same shape.
+
+    Raises `SampleError` when the values lie in no known range.
+    """
+    import numpy
+
+    if array.dtype == numpy.uint8 or not array.size:
+        return array.astype(numpy.uint8)
+    if array.dtype.kind == 'b':
+        array = array.astype(numpy.uint8) * 255
+    low, high = array.min(), array.max()
+    if array.dtype.kind == 'f':
+        if not (low >= 0 and high <= 1):
+            raise SampleError(f'{describe(media)} has float values from {low} to {high}; they should lie in 0 to 1.')
+        array = (array * 255).round()
+    elif array.dtype == numpy.uint16:
+        array = (array * SCALE_16_BIT).round()
+    elif array.dtype.kind not in 'iu' or low < 0 or high > 255:
+        raise SampleError(f'{describe(media)} has {array.dtype} values from {low} to {high}; they should be 0 to 255.')
+    return array.astype(numpy.uint8)
