@@ -50,6 +50,17 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
         raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {error}') from error
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises ModelError when it holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ModelError(f'{file} is not valid JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ModelError(f'{file} must hold a JSON object, not {type(content).__name__}.')
+    return content
+
+
 def is_multimodal(config: PreTrainedConfig) -> bool:
     """Whether a model of this configuration takes images, videos or sounds, and so needs a processor."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
@@ -86,13 +97,13 @@ def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
     file = folder / 'config.json'
     if not file.is_file():
         if (folder / ADAPTER_CONFIG).is_file():
-            base = _read_json(folder / ADAPTER_CONFIG).get('base_model_name_or_path')
+            base = read_json(folder / ADAPTER_CONFIG).get('base_model_name_or_path')
             raise ModelError(
-                f'{folder} holds a LoRA adapter, not a model. Merge it first (lora_cfgs.save_full_model), '
+                f'{folder} holds a LoRA adapter, not a model. Merge it first (align-anything merge {folder} OUT), '
                 f'or name the model it was trained on: {base}.'
             )
         raise ModelError(f'{folder} has no config.json, so it is not a checkpoint in Hugging Face format.')
-    config = _read_json(file)
+    config = read_json(file)
     model_type = config.get('model_type')
     if model_type is None:
         raise ModelError(f'{file} has no model_type, so the architecture is unknown.')
@@ -102,16 +113,6 @@ def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
         raise ModelError(f'{folder} brings code of its own; set trust_remote_code if you trust where it comes from.')
     close = nearest(model_type, list(CONFIG_MAPPING_NAMES))
     raise ModelError(f"{file}: transformers does not know the model_type '{model_type}'.{close}")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ModelError(f'{file} is not valid JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise ModelError(f'{file} must hold a JSON object, not {type(content).__name__}.')
-    return content
 
 
 def _check_processor(folder: Path, config: PreTrainedConfig) -> None:
@@ -127,7 +128,7 @@ def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
     for name in WEIGHT_FILES:
         index = _find(model_name_or_path, f'{name}.index.json')
         if index is not None:
-            for shard in sorted(set(_read_json(index)['weight_map'].values())):
+            for shard in sorted(set(read_json(index)['weight_map'].values())):
                 file = _find(model_name_or_path, shard)
                 if file is None:
                     raise ModelError(f'{index} names {shard}, which is missing. Copy or download the checkpoint again.')

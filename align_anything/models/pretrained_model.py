@@ -14,6 +14,7 @@ from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, PreTrai
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
+from align_anything.models.adapter import TARGETS_ADVICE, Adapter, check_continuation, find_adapter, load_weights
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
 from align_anything.models.families import spec_for
@@ -49,9 +50,12 @@ def load_pretrained_models(
 ) -> tuple[nn.Module, Any, Any]:
     """Returns `(model, tokenizer, processor)`; the processor is None for text families.
 
-    `padding_side` None keeps the checkpoint's. The model is frozen first and gets adapters second. Raises ModelError
-    for whatever cannot be loaded or cannot be done, and when nothing would train.
+    `padding_side` None keeps the checkpoint's. The model is frozen first and gets adapters second; the adapter in a
+    folder is trained on. Raises ModelError for whatever cannot be loaded or cannot be done, and when nothing would
+    train, and SettingsError when the settings are not those of the adapter.
     """
+    adapter = find_adapter(model_name_or_path)
+    check_continuation(adapter, lora_cfgs)
     spec = load_spec(
         model_name_or_path,
         model_max_length=model_max_length,
@@ -77,6 +81,7 @@ def load_pretrained_models(
         freeze_language_model=freeze_language_model,
         unfreeze_patterns=unfreeze_patterns,
         lora_cfgs=lora_cfgs,
+        adapter=adapter,
         dtype=dtype,
     )
     return model, spec.tokenizer, spec.processor
@@ -93,6 +98,8 @@ def load_spec(
 ) -> FamilySpec:
     """Returns the FamilySpec of a checkpoint, reading its tokenizer and processor but no weights.
 
+    For an adapter folder it is that of the model under it, with the processor and the template of the adapter.
+
     Args:
         model_max_length: longest sample in tokens; more than the model has positions is lowered, with a warning.
         padding_side: of the tokenizer; None keeps the checkpoint's.
@@ -101,9 +108,14 @@ def load_spec(
 
     Raises ModelError when the checkpoint is incomplete or its tokenizer, processor or template cannot be used.
     """
-    check_checkpoint(model_name_or_path, trust_remote_code)
-    config = read_config(model_name_or_path, trust_remote_code)
-    tokenizer, processor = _load_processor(model_name_or_path, config, trust_remote_code, processor_kwargs or {})
+    adapter = find_adapter(model_name_or_path)
+    source = model_name_or_path if adapter is None else adapter.require_base()
+    check_checkpoint(source, trust_remote_code)
+    config = read_config(source, trust_remote_code)
+    beside = adapter is not None and adapter.holds_processor(is_multimodal(config))
+    tokenizer, processor = _load_processor(
+        model_name_or_path if beside else source, config, trust_remote_code, processor_kwargs or {}
+    )
     if padding_side is not None:
         tokenizer.padding_side = padding_side
     if chat_template is not None:
@@ -114,7 +126,7 @@ def load_spec(
             tokenizer,
             processor,
             max_length=_within_positions(model_max_length, config),
-            generation_config=_load_generation_config(model_name_or_path),
+            generation_config=_load_generation_config(source),
         )
     except SampleError as error:
         raise ModelError(f'the processor of {model_name_or_path} cannot encode a plain medium: {error}') from error
@@ -133,8 +145,12 @@ def load_model(
     """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `parts` are those of the FamilySpec.
 
     `attn_implementation` goes to the language model; towers keep what transformers chooses for them. Partitions
-    while loading when a `HfDeepSpeedConfig` of ZeRO-3 is alive. Raises ModelError.
+    while loading when a `HfDeepSpeedConfig` of ZeRO-3 is alive. An adapter folder gives the model under the adapter.
+    Raises ModelError.
     """
+    adapter = find_adapter(model_name_or_path)
+    if adapter is not None:
+        model_name_or_path = adapter.require_base()
     options: dict[str, Any] = {'dtype': dtype, 'trust_remote_code': trust_remote_code}
     config = read_config(model_name_or_path, trust_remote_code)
     options['attn_implementation'] = _for_text_only(config, attn_implementation)
@@ -155,13 +171,16 @@ def tune_model(
     freeze_language_model: bool = False,
     unfreeze_patterns: Sequence[str] = (),
     lora_cfgs: LoraCfgs | None = None,
+    adapter: Adapter | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Freezes parts, unfreezes by pattern, then adds adapters. Returns the model, wrapped by peft under LoRA.
 
-    Raises ModelError when a pattern or target matches nothing, when quantised weights have no adapters, and when
-    nothing is left to train.
+    With `adapter`, a saved one, its weights are where training starts. Raises SettingsError when the settings are not
+    those it was trained with, and ModelError when it does not fit the model, when a pattern or target matches nothing,
+    when quantised weights have no adapters, and when nothing is left to train.
     """
+    check_continuation(adapter, lora_cfgs)
     freeze_parts(
         model,
         parts,
@@ -173,6 +192,8 @@ def tune_model(
     tuned: nn.Module = model
     if lora_cfgs is not None and lora_cfgs.use_lora:
         tuned = apply_lora(model, lora_cfgs, parts, unfreeze_patterns=unfreeze_patterns, dtype=dtype)
+        if adapter is not None:
+            load_weights(tuned, adapter, TARGETS_ADVICE)
     elif is_quantised(model):
         raise ModelError('bnb_cfgs.use_bnb without lora_cfgs.use_lora: quantised weights cannot be trained themselves.')
     require_trainable(tuned)

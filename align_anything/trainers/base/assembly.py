@@ -18,6 +18,7 @@ from align_anything.core.types import Batch
 from align_anything.engines.deepspeed_config import build_config, offloads_optimizer, zero_stage
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.optim import choose_optimizer, make_optimizer, make_schedule, parameter_groups
+from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_model, load_spec, set_text_attention, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
@@ -61,6 +62,8 @@ def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
 def spec_of(cfgs: RunCfgs) -> FamilySpec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
+    # Here, because it comes before any weights are read.
+    check_continuation(find_adapter(model.model_name_or_path), cfgs.lora_cfgs)
     return load_spec(
         model.model_name_or_path,
         model_max_length=model.model_max_length,
@@ -120,6 +123,7 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
         freeze_language_model=train.freeze_language_model,
         unfreeze_patterns=train.unfreeze_patterns,
         lora_cfgs=cfgs.lora_cfgs,
+        adapter=find_adapter(cfgs.model_cfgs.model_name_or_path),
         dtype=DTYPES[precision_of(cfgs)],
     )
     if train.gradient_checkpointing:
