@@ -56,7 +56,7 @@ def text_conversations() -> list[Conversation]:
     """One turn, several turns, and longer than any window."""
     return [
         [user('What is 1 + 1?'), assistant('It is two.')],
-        [user('Hi'), assistant('Hello!'), user('And 2 + 2?'), assistant('Four, I think.'), user('Sure?'), assistant('Yes')],
+        [user('Hi'), assistant('Hello!'), user('2 + 2?'), assistant('Four, I think.'), user('Sure?'), assistant('Yes')],
         [user(LONG), assistant('That was a long row of numbers, ' + LONG)],
     ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def rows_of(spec: FamilySpec) -> list[Row]:
 
 
 def groups_of(spec: FamilySpec) -> list[Row]:
-    """Examples with several responses: after text, after images, with an image inside of one response, weights uneven."""
+    """Examples with several responses: after text, after images, one with an image of its own, weights uneven."""
     generator = torch.Generator().manual_seed(3)
     plain = ordinary(spec)
 
@@ -208,7 +208,7 @@ def accumulate_gradients(model: nn.Module, chosen: Sequence[Row]) -> float:
         scores, weights = reference_units(model, row)
         loss = -(scores * weights).sum() / count
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total
 
 

@@ -1,0 +1,102 @@
+"""A run as the trainers assemble it, in forked ranks, without its loop: settings, engine, a few optimizer steps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ['DS_ACCELERATOR'] = 'cpu'
+
+# Imported before forking, or every rank would spend its seconds on it.
+import deepspeed  # noqa: E402, F401
+import peft  # noqa: E402, F401
+import torch  # noqa: E402
+import torchvision  # noqa: E402, F401
+from torch import Tensor, nn  # noqa: E402
+
+from align_anything.algorithms.base import known_algorithms  # noqa: E402
+from align_anything.algorithms.sft import SFT  # noqa: E402
+from align_anything.configs.resolve import resolve  # noqa: E402
+from align_anything.configs.schema import RunCfgs  # noqa: E402
+from align_anything.core.types import Batch  # noqa: E402
+from align_anything.engines.process_group import join_process_group  # noqa: E402
+from align_anything.trainers import text_image_to_text, text_to_text  # noqa: E402
+from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, spec_of  # noqa: E402
+from tests.harness.ranks import run_ranks  # noqa: E402
+from tests.invariants.families import IMAGE, Row, rows  # noqa: E402
+
+TIMEOUT = 240
+Work = Callable[..., Any]
+
+
+def fork(work: Work, ranks: int, *args: Any) -> list[Any]:
+    """`work(rank, *args)` in forked ranks that have joined DeepSpeed's process group; a hang ends in an error."""
+
+    def body(rank: int) -> Any:
+        join_process_group()
+        return work(rank, *args)
+
+    return run_ranks(body, ranks, timeout=TIMEOUT)
+
+
+def settings(folder: Path, family: str, zero: Path, *more: str) -> RunCfgs:
+    """The settings of a short float32 run with a constant rate; `more` are further command-line words."""
+    pair = pair_of(family)
+    argv = [
+        *('--model_name_or_path', str(folder), '--train_datasets', 'none', '--train_template', 'Messages'),
+        *('--ds_cfgs', str(zero), '--bf16', 'False', '--gradient_checkpointing', 'False', '--learning_rate', '0.002'),
+        *('--lr_scheduler_type', 'constant', '--lr_warmup_ratio', '0', '--per_device_train_batch_size', '2'),
+        *('--gradient_accumulation_steps', '2', '--max_grad_norm', '1', '--weight_decay', '0.1'),
+        *more,
+    ]
+    return resolve(pair.name, 'sft', SFT, known_algorithms(), argv, {}).cfgs
+
+
+def pair_of(family: str) -> Any:
+    return text_image_to_text.PAIR if family in IMAGE else text_to_text.PAIR
+
+
+def zero_file(folder: Path, stage: int, **more: Any) -> Path:
+    """A ZeRO file that partitions even tiny parameters."""
+    path = folder / f'zero{stage}-{"-".join(more)}.json'
+    zero = {'stage': stage, **({'stage3_param_persistence_threshold': 0} if stage == 3 else {}), **more}
+    path.write_text(json.dumps({'zero_optimization': zero}))
+    return path
+
+
+def assembled(cfgs: RunCfgs, family: str) -> Assembled:
+    spec = spec_of(cfgs)
+    torch.manual_seed(cfgs.train_cfgs.seed)
+    return assemble(cfgs, spec, pair_of(family), choose_layout(cfgs, spec), total_steps=10)
+
+
+def windows(run: Assembled, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[list[Batch]]:
+    """For each step two micro-batches a rank, text and images spread unevenly; the same rows for any world size."""
+    _, singles, groups = rows(folder)
+    pool: Sequence[Row] = [*singles, groups[0]]
+    found = []
+    for step in range(steps):
+        parts = [[pool[(step * 3 + 2 * part + item) % len(pool)].example for item in range(2)] for part in range(4)]
+        found.append([run.collator(part) for part in parts[rank * 4 // ranks : (rank + 1) * 4 // ranks]])
+    return found
+
+
+def train(run: Assembled, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[float]:
+    """Losses of a few optimizer steps."""
+    results = [run.engine.train_window(window, SFT()) for window in windows(run, folder, rank, ranks, steps)]
+    assert all(result.applied for result in results)
+    return [result.loss for result in results]
+
+
+def weights(run: Assembled) -> dict[str, Tensor] | None:
+    """Every parameter of the live model, whole, on rank 0."""
+    state = run.engine.full_state_dict(run.model)
+    names = {name for name, _ in run.model.named_parameters()}
+    return None if state is None else {name: tensor for name, tensor in state.items() if name in names}
+
+
+def trainable(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}

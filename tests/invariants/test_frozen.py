@@ -1,0 +1,214 @@
+"""What was asked for is in force: frozen stays, trained moves, rates, adapters, checkpointing, precision, offload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from align_anything.algorithms.sft import SFT
+from align_anything.engines.local import LocalEngine
+from align_anything.engines.optim import make_optimizer, parameter_groups
+from align_anything.models.pretrained_model import load_model, set_text_attention, tune_model
+from align_anything.models.trainable import FREEZABLE_PARTS, part_of
+from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token_policy import TokenPolicy
+from tests.invariants.families import IMAGE, TEXT, rows, state_of
+from tests.invariants.runs import assembled, fork, settings, train, trainable, weights, zero_file
+
+Stirred = Callable[[str], Path]
+SHIPPED = Path(__file__).parents[2] / 'align_anything/configs/deepspeed'
+
+
+def same_bits(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in names)
+
+
+@pytest.mark.parametrize('part', FREEZABLE_PARTS)
+@pytest.mark.parametrize('family', IMAGE)
+def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str, stirred: Stirred) -> None:
+    folder = stirred(family)
+    spec, singles, groups = rows(folder)
+    register_segment_attention()
+    model = load_model(folder, spec.parts)
+    set_text_attention(model, SEGMENT_ATTENTION)
+    tune_model(model, spec.parts, **{f'freeze_{part}': True})
+    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    optimized = parameter_groups(policy.named_parameters(), learning_rate=1e-3, weight_decay=0.1, rates={})
+    engine = LocalEngine(policy.train(), make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=1e-8))
+    before = state_of(model)
+    collate = TokenCollator(spec, 'packed')
+    for step in range(2):
+        engine.train_window([collate([row.example for row in singles[step : step + 5]])], SFT())
+    after = state_of(model)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved <= trainable(model)
+    assert {spec.part_of(name) for name in moved} == set(spec.parts) - {part}
+    still = {name for name in trainable(model) - moved}
+    assert len(still) < len(moved) / 3, 'only what no picture reaches, such as the last layers of a tower, stands still'
+    assert not {name for name in still if spec.part_of(name) == 'language_model'}
+
+
+def _asked(rank: int, folder: Path, family: str, zero: Path, words: tuple[str, ...], ranks: int, steps: int) -> Any:
+    cfgs = settings(folder, family, zero, *words)
+    run = assembled(cfgs, family)
+    before = weights(run)
+    losses = train(run, folder, rank, ranks, steps)
+    dtypes = {parameter.dtype for parameter in run.model.parameters()}
+    return losses, before, weights(run), trainable(run.model), dtypes
+
+
+def asked(
+    folder: Path, family: str, zero: Path, *words: str, ranks: int = 1, steps: int = 2
+) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor], set[str], set[torch.dtype]]:
+    """Losses, weights before and after, names of what trains, and types of the parameters of a short run."""
+    return fork(_asked, ranks, folder, family, zero, words, ranks, steps)[0]
+
+
+@pytest.mark.parametrize('stage', [0, 2, 3])
+@pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl'])
+def test_a_rate_of_zero_for_a_part_changes_nothing_there(
+    family: str, stage: int, stirred: Stirred, tmp_path: Path
+) -> None:
+    words = ('--lr_groups', '{vision_tower: 0.0, mm_proj: 0.001}', '--freeze_vision_tower', 'False')
+    words += ('--unfreeze_patterns', 'multi_modal_projector.linear_1|merger', '--freeze_mm_proj', 'True')
+    folder = stirred(family)
+    spec, *_ = rows(folder)
+    _, before, after, names, _ = asked(folder, family, zero_file(tmp_path, stage), *words, ranks=2)
+    tower = {name for name in names if spec.part_of(name) == 'vision_tower'}
+    assert tower and same_bits(before, after, tower)
+    assert same_bits(before, after, set(before) - names)
+    moved = {name for name in names if not torch.equal(before[name], after[name])}
+    assert {spec.part_of(name) for name in moved} == {'mm_proj', 'language_model'}
+    # Adam moves each weight by about the rate in its first steps: 2 steps at 0.001 and at 0.002, clipping aside.
+    for part, rate in (('mm_proj', 0.001), ('language_model', 0.002)):
+        largest = max(float((after[n] - before[n]).abs().max()) for n in moved if spec.part_of(n) == part)
+        assert rate < largest < 2.6 * rate, part
+
+
+@pytest.mark.parametrize('stage', [2, 3])
+@pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl', 'gemma3'])
+def test_checkpointing_under_adapters_and_zero_changes_no_gradient(
+    family: str, stage: int, stirred: Stirred, tmp_path: Path
+) -> None:
+    folder = stirred(family)
+    words = ('--use_lora', 'True', '--r', '4', '--lora_dropout', '0', '--vision_lora', 'True')
+    zero = zero_file(tmp_path, stage)
+    losses, before, plain, names, _ = asked(folder, family, zero, *words, ranks=2)
+    again, _, recomputed, _, _ = asked(folder, family, zero, *words, '--gradient_checkpointing', 'True', ranks=2)
+    assert again == pytest.approx(losses, rel=1e-6)
+    assert names and all('lora_' in name for name in names)
+    assert same_bits(before, plain, set(before) - names), 'the base is bit-identical'
+    for name in names:
+        torch.testing.assert_close(recomputed[name], plain[name], atol=1e-6, rtol=1e-4, msg=name)
+    spec, *_ = rows(folder)
+    moved = {name for name in names if not torch.equal(before[name], plain[name])}
+    assert {part_of(name, spec.parts) for name in moved} == {'vision_tower', 'language_model'}
+    assert any('lora_A' in name for name in moved) and any('lora_B' in name for name in moved)
+
+
+@pytest.mark.parametrize('stage', [0, 2, 3])
+@pytest.mark.parametrize('family', ['qwen2', 'llava'])
+def test_quantised_base_stays_while_its_adapters_learn(
+    family: str, stage: int, stirred: Stirred, tmp_path: Path
+) -> None:
+    pytest.importorskip('bitsandbytes')
+    folder = stirred(family)
+    words = ('--use_lora', 'True', '--r', '8', '--lora_dropout', '0', '--use_bnb', 'True', '--load_in_4bit', 'True')
+    ranks = 2 if family == 'llava' else 1
+
+    def work(rank: int) -> Any:
+        cfgs = settings(folder, family, zero_file(tmp_path, stage), *words, '--bf16', 'True', '--learning_rate', '0.02')
+        run = assembled(cfgs, family)
+        before = weights(run)
+        window = [run.collator([row.example for row in rows(folder)[1][rank : rank + 2]])]
+        losses = [run.engine.train_window(window, SFT()).loss for _ in range(8)]
+        kinds = {type(parameter).__name__ for parameter in run.model.parameters()}
+        return losses, before, weights(run), trainable(run.model), kinds
+
+    losses, before, after, names, kinds = fork(work, ranks)[0]
+    assert 'Params4bit' in kinds
+    assert losses[-1] < 0.8 * losses[0]
+    assert same_bits(before, after, set(before) - names)
+    assert sum(not torch.equal(before[name], after[name]) for name in names) == len(names)
+
+
+@pytest.mark.parametrize('stage', [0, 2, 3])
+@pytest.mark.parametrize(('words', 'dtype'), [(('--bf16', 'True'), torch.bfloat16), ((), torch.float32)])
+def test_the_precision_asked_for_is_in_force_and_masters_are_wide(
+    stage: int, words: tuple[str, ...], dtype: torch.dtype, stirred: Stirred, tmp_path: Path
+) -> None:
+    folder = stirred('llava')
+
+    def work(rank: int) -> Any:
+        cfgs = settings(folder, 'llava', zero_file(tmp_path, stage), *words, '--learning_rate', '2e-5')
+        run = assembled(cfgs, 'llava')
+        before = weights(run)
+        batch = run.collator([row.example for row in rows(folder)[1][:3]])
+        with torch.no_grad():
+            values = run.engine.score(batch).values
+        for _ in range(40):
+            run.engine.train_window([batch], SFT())
+        return {parameter.dtype for parameter in run.model.parameters()}, values.dtype, before, weights(run)
+
+    dtypes, scored, before, after = fork(work, 1)[0]
+    assert dtypes == {dtype} and scored == torch.float32
+    # A weight near 1 in bfloat16 steps by 2^-8 = 0.004 at least. One step at 2e-5 would round to nothing forty times
+    # over; a float32 master gathers 40 x 2e-5 = 8e-4, enough to move weights under 0.1 (whose steps are 0.0005).
+    change = (after['model.language_model.layers.0.mlp.up_proj.weight'].double()
+              - before['model.language_model.layers.0.mlp.up_proj.weight'].double())  # fmt: skip
+    weight = before['model.language_model.layers.0.mlp.up_proj.weight'].abs()
+    medium = (weight > 0.02) & (weight < 0.06)
+    assert float((change[medium] != 0).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize('stage', [2, 3])
+def test_offloaded_states_with_torchs_adam_give_the_same_weights(stage: int, stirred: Stirred, tmp_path: Path) -> None:
+    folder = stirred('llava')
+    words = ('--optimizer', 'adamw_torch')
+    losses, before, plain, names, _ = asked(folder, 'llava', zero_file(tmp_path, stage), *words, ranks=2)
+    shipped = SHIPPED / f'ds_z{stage}_offload_config.json'
+    again, _, offloaded, _, _ = asked(folder, 'llava', shipped, *words, ranks=2)
+    assert again == pytest.approx(losses, rel=1e-5)
+    assert sum(not torch.equal(before[name], plain[name]) for name in names) > len(names) / 2
+    for name in names:
+        torch.testing.assert_close(offloaded[name], plain[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize('family', [*TEXT[:1], 'llava', 'qwen2_5_vl'])
+def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
+    family: str, stirred: Stirred, tmp_path: Path
+) -> None:
+    """Momentum and decay go on where the gradient is zero, however many ranks and whatever dummy media they bring."""
+    folder = stirred(family)
+    spec, singles, _ = rows(folder)
+    with_images = [row.example for row in singles if row.has_image][:2] or [singles[0].example, singles[1].example]
+    texts = [row.example for row in singles if not row.has_image][:2]
+
+    def work(rank: int, ranks: int, stage: int) -> Any:
+        run = assembled(settings(folder, family, zero_file(tmp_path, stage)), family)
+        for examples in (with_images, texts, texts):
+            own = examples if ranks == 1 else examples[rank : rank + 1]
+            run.engine.train_window([run.collator([example]) for example in own], SFT())
+        return weights(run)
+
+    register_segment_attention()
+    model = load_model(folder, spec.parts)
+    set_text_attention(model, SEGMENT_ATTENTION)
+    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32).train()
+    optimized = parameter_groups(policy.named_parameters(), learning_rate=2e-3, weight_decay=0.1, rates={})
+    adam = make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=1e-8)
+    local = LocalEngine(policy, adam, max_grad_norm=1.0)
+    for examples in (with_images, texts, texts):
+        local.train_window([TokenCollator(spec, 'packed')(examples)], SFT())
+    expected = state_of(model)
+    for ranks, stage in ((1, 0), (1, 2), (2, 0), (2, 3)):
+        found = fork(work, ranks, ranks, stage)[0]
+        for name, wanted in expected.items():
+            text = f'{ranks} ranks, stage {stage}: {name}'
+            torch.testing.assert_close(found[name], wanted, atol=2e-4, rtol=1e-3, msg=text)

@@ -1,0 +1,122 @@
+"""Prompt and media once per Example, and no tensor as long as the rows and as wide as the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from align_anything.algorithms.sft import SFT
+from align_anything.core.types import map_tensors
+from align_anything.models.pretrained_model import load_model, set_text_attention
+from align_anything.policies import logprob
+from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token_policy import TokenPolicy
+from tests.invariants.families import IMAGE, load_plain, ordinary, reference_units, rows
+from tests.invariants.runs import assembled, fork, settings, zero_file
+
+Stirred = Callable[[str], Path]
+
+
+def tower_inputs(model: nn.Module, prefix: str) -> list[int]:
+    """A list that grows by the number of elements of the pictures in each call of the tower."""
+    seen: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        seen.append(next(value.numel() for value in tensors if value.is_floating_point()))
+
+    model.get_submodule(prefix).register_forward_pre_hook(note, with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize('family', IMAGE)
+def test_responses_of_a_prompt_share_one_pass_of_its_images(family: str, stirred: Stirred) -> None:
+    folder = stirred(family)
+    spec, _, groups = rows(folder)
+    row = next(row for row in groups if row.example.prompt.media and len(row.example.responses) == 3)
+    assert not any(piece.media for piece in row.example.responses)
+    register_segment_attention()
+    model = load_model(folder, spec.parts).eval()
+    seen = tower_inputs(model, spec.parts['vision_tower'][0])
+    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+
+    def encoded(layout: str) -> int:
+        set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
+        seen.clear()
+        with torch.no_grad():
+            policy(TokenCollator(spec, layout)([row.example]))
+        return sum(seen)
+
+    shared, packed, padded = (encoded(layout) for layout in ('shared_prefix', 'packed', 'padded'))
+    images = TokenCollator(spec, 'shared_prefix')([row.example]).stats['images']
+    assert images == sum(row.example.prompt.media_counts.values())
+    assert shared > 0 and packed == padded == 3 * shared
+
+
+class Widest(TorchDispatchMode):
+    """Remembers the shapes of all results, forward and backward, that have a dimension of `width`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+
+        def note(tensor: Tensor) -> Tensor:
+            if tensor.ndim >= 2 and self.width in tensor.shape:
+                self.shapes.add(tuple(tensor.shape))
+            return tensor
+
+        map_tensors(result if not isinstance(result, Tensor) else [result], note)
+        return result
+
+
+def _wide(folder: Path, out: Path, vocabulary: int) -> Path:
+    """The checkpoint with a larger vocabulary: most of its ids never occur."""
+    torch.manual_seed(0)
+    model = load_plain(folder, torch.float32)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.save_pretrained(out)
+    spec, *_ = rows(folder)
+    spec.tokenizer.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize('stage', [0, 2, 3])
+@pytest.mark.parametrize('family', ['llama', 'qwen2'])
+def test_no_tensor_of_length_by_vocabulary(family: str, stage: int, stirred: Stirred, tmp_path: Path) -> None:
+    vocabulary, budget = 9973, 1 << 18
+    source = _wide(stirred(family), tmp_path / 'wide', vocabulary)
+    spec, singles, _ = rows(source)
+    assert len(ordinary(spec)) > 100
+    examples = [row.example for row in singles]
+
+    def work(rank: int) -> Any:
+        logprob.CHUNK_ELEMENTS = budget
+        run = assembled(settings(source, family, zero_file(tmp_path, stage)), family)
+        batch = run.collator(examples)
+        with Widest(vocabulary) as seen:
+            loss = run.engine.train_window([batch], SFT()).loss
+        return seen.shapes, loss, len(batch.targets), batch.stats['tokens']
+
+    shapes, loss, units, tokens = fork(work, 1)[0]
+    chunk = logprob.CHUNK_ELEMENTS and budget // vocabulary  # 2^18 / 9973 = 26 rows
+    hidden = spec.config.hidden_size
+    assert units > 3 * chunk and tokens > units
+    allowed = {(vocabulary, hidden), (hidden, vocabulary)}
+    rows_held = {shape[0] for shape in shapes - allowed if shape[-1] == vocabulary}
+    assert rows_held and max(rows_held) <= chunk
+    assert {shape for shape in shapes - allowed if shape[-1] != vocabulary} == set()
+    model = load_plain(source).train()
+    scores, parts = zip(*(reference_units(model, row) for row in singles), strict=True)
+    expected = -float((torch.cat(scores) * torch.cat(parts)).sum() / torch.cat(parts).sum())
+    assert loss == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,199 @@
+"""ZeRO 0, 2 and 3 on one and two ranks end in the weights of a plain loop over the same rows, and export them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoProcessor, AutoTokenizer
+from transformers.integrations import HfDeepSpeedConfig
+
+from align_anything.algorithms.sft import SFT
+from align_anything.core.parameters import is_partitioned
+from align_anything.core.types import Batch
+from align_anything.engines.deepspeed_config import build_config
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.models.checkpoint import stored_keys
+from align_anything.models.export import export_model
+from align_anything.models.pretrained_model import load_model, set_text_attention
+from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token_policy import TokenPolicy
+from tests.invariants.families import (
+    FAMILIES,
+    LAYOUTS,
+    Row,
+    accumulate_gradients,
+    freeze,
+    image_conversations,
+    load_plain,
+    pictures,
+    reference_units,
+    rows,
+    state_of,
+)
+from tests.invariants.runs import fork
+
+Stirred = Callable[[str], Path]
+LEARNING_RATE, MOMENTUM = 0.2, 0.9
+# For each optimizer step and rank the micro-batches, by kind of row. One rank has images where the other has none, a
+# rank has none in a whole step, and no rank has any in a whole micro-batch.
+SCHEDULE = (
+    ((('image', 'text'), ('text',)), (('text',), ('group', 'image'))),
+    ((('text',), ('text',)), (('image',), ('image', 'text'))),
+    ((('image',), ('text', 'image')), (('text',), ('text',))),
+)
+
+
+def schedule(folder: Path) -> list[list[list[list[Row]]]]:
+    """Rows by step, rank and micro-batch. Text families have text where others have images."""
+    _, singles, groups = rows(folder)
+    images = [row for row in singles if row.has_image] or list(singles)
+    texts = [row for row in singles if not row.has_image]
+    kinds = {'image': images, 'text': texts, 'group': [row for row in groups if row.has_image] or list(groups)}
+    taken = dict.fromkeys(kinds, 0)
+
+    def take(kind: str) -> Row:
+        taken[kind] += 1
+        return kinds[kind][taken[kind] % len(kinds[kind])]
+
+    return [[[[take(kind) for kind in micro] for micro in rank] for rank in step] for step in SCHEDULE]
+
+
+def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
+    """Plain SGD: unlike Adam it neither hides the scale of a gradient nor blows up its rounding."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trainable, lr=LEARNING_RATE, momentum=MOMENTUM)
+
+
+@cache
+def oracle(folder: Path, frozen: str | None = None) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+    """Losses, first and last weights of a float64 loop that sees one row at a time."""
+    spec, *_ = rows(folder)
+    model = freeze(load_plain(folder), spec, frozen).train()
+    before = state_of(model)
+    optimizer = optimizer_of(model)
+    losses = []
+    for step in schedule(folder):
+        optimizer.zero_grad()
+        losses.append(accumulate_gradients(model, [row for rank in step for micro in rank for row in micro]))
+        optimizer.step()
+    return losses, before, state_of(model)
+
+
+def config_of(stage: int, ranks: int) -> dict[str, Any]:
+    # Threshold 0: a tiny model would otherwise stay whole on every rank.
+    zero = {'stage': stage, 'stage3_param_persistence_threshold': 0} if stage == 3 else {'stage': stage}
+    return build_config(
+        {'zero_optimization': zero}, micro_batch=2, accumulation=2, world_size=ranks, precision='fp32',
+        max_grad_norm=0.0, optimizer='adamw_torch',
+    )  # fmt: skip
+
+
+def train(
+    rank: int, folder: Path, ranks: int, stage: int, layout: str, frozen: str | None, out: Path | None
+) -> tuple[list[float], dict[str, Tensor] | None, Tensor]:
+    """Trains as a run does: partitioned while loading under ZeRO-3, dummy media only where there are several ranks.
+
+    Returns losses, the last weights and the live scores of a row; writes the model to `out` as a run does.
+    """
+    spec, *_ = rows(folder)
+    config = config_of(stage, ranks)
+    partitioning = HfDeepSpeedConfig(config) if stage == 3 else None
+    model = load_model(folder, spec.parts, dtype=torch.float32)
+    del partitioning
+    assert any(map(is_partitioned, model.parameters())) == (stage == 3)
+    register_segment_attention()
+    set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
+    freeze(model, spec, frozen)
+    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    engine = DeepSpeedEngine(
+        policy, config, optimizer_of(policy), lambda base: torch.optim.lr_scheduler.ConstantLR(base, factor=1.0)
+    )
+    collate = TokenCollator(spec, layout, dummy_kinds=('image',) if spec.media_kinds and ranks > 1 else ())
+    losses = []
+    for step in schedule(folder):
+        own: list[Batch] = []
+        for number, micros in enumerate(step):
+            if ranks == 1 or number == rank:
+                own += [collate([row.example for row in micro]) for micro in micros]
+        losses.append(engine.train_window(own, SFT()).loss)
+    engine.engine.eval()
+    with torch.no_grad():
+        scores = engine.score(collate([rows(folder)[1][0].example])).values
+    state = engine.full_state_dict(model)
+    if out is not None and rank == 0:
+        whole = state if stage == 3 else None
+        export_model(model, whole, out, tokenizer=spec.tokenizer, processor=spec.processor)
+    return losses, state, scores
+
+
+def check(
+    folder: Path, ranks: int, stage: int, layout: str, frozen: str | None = None, out: Path | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    spec, *_ = rows(folder)
+    losses, before, after = oracle(folder, frozen)
+    results = fork(train, ranks, folder, ranks, stage, layout, frozen, out)
+    for found, _, _ in results:
+        assert found == pytest.approx(losses, rel=1e-5)
+    _, state, scores = results[0]
+    moved = set()
+    for name, wanted in after.items():
+        change, expected = state[name].double() - before[name], wanted - before[name]
+        if spec.part_of(name) == frozen:
+            assert torch.equal(state[name], before[name].float()), f'{name} is frozen'
+            continue
+        largest = float(expected.abs().max())
+        error = float((change - expected).abs().max())
+        assert error <= 2e-3 * largest + 1e-6, f'{name}: moved by {largest:.2g}, off by {error:.2g}'
+        moved |= {spec.part_of(name)} if largest > 1e-4 else set()
+    assert moved == set(spec.parts) - {frozen}
+    return state, scores
+
+
+def check_reload(source: Path, out: Path, state: dict[str, Tensor], scores: Tensor) -> None:
+    """Plain transformers finds in `out` the weights, names and processor that there should be."""
+    spec, singles, _ = rows(source)
+    assert stored_keys(out) == stored_keys(source)
+    reloaded = load_plain(out, torch.float32).eval()
+    for name, parameter in reloaded.named_parameters():
+        assert torch.equal(parameter, state[name]), name
+    with torch.no_grad():
+        again, _ = reference_units(reloaded, singles[0])
+    torch.testing.assert_close(again.float(), scores, atol=2e-5, rtol=0)
+    if not spec.media_kinds:
+        one, other = (AutoTokenizer.from_pretrained(folder) for folder in (source, out))
+        assert one('a red dog, 12 times').input_ids == other('a red dog, 12 times').input_ids
+        return
+    one, other = (AutoProcessor.from_pretrained(folder) for folder in (source, out))
+    conversation = image_conversations()[1]
+    text = one.apply_chat_template(conversation, tokenize=False)
+    assert other.apply_chat_template(conversation, tokenize=False) == text
+    before, after = (made(text=[text], images=[pictures(conversation)], return_tensors='pt') for made in (one, other))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize('stage', [2, 3])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_two_ranks_with_different_rows_train_as_one_loop_and_export(
+    family: str, stage: int, stirred: Stirred, tmp_path: Path
+) -> None:
+    folder = stirred(family)
+    state, scores = check(folder, 2, stage, 'packed', out=tmp_path / 'out')
+    check_reload(folder, tmp_path / 'out', state, scores)
+
+
+@pytest.mark.parametrize('frozen', [None, 'vision_tower'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('stage', [0, 2, 3])
+@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl'])
+def test_every_stage_cut_and_layout_train_as_one_loop(
+    family: str, ranks: int, stage: int, layout: str, frozen: str | None, stirred: Stirred
+) -> None:
+    check(stirred(family), ranks, stage, layout, frozen)
