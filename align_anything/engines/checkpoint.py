@@ -58,14 +58,34 @@ def find_slice(resume: str | None, output_dir: Path) -> Slice | None:
     path = Path(resume)
     match = _SLICE.match(path.name)
     if not match or not (path / MANIFEST).is_file():
-        complete = ', '.join(str(item.path) for item in slices(path if path.is_dir() else path.parent)) or 'none'
+        complete = ', '.join(str(item.path) for item in slices(path) or slices(path.parent)) or 'none'
         raise SettingsError([f'--resume {resume}: not a complete slice_<step> folder. Complete there: {complete}.'])
     return Slice(path, int(match.group(1)))
 
 
 def read_manifest(item: Slice) -> dict[str, Any]:
-    """The record that `write_slice` left: progress and what the resumed run must agree with."""
-    return json.loads((item.path / MANIFEST).read_text(encoding='utf-8'))
+    """The record that `write_slice` left: progress and what the resumed run must agree with.
+
+    Raises SettingsError when the slice holds no training state, or when files of it were lost or cut off since.
+    """
+    file = item.path / MANIFEST
+    others = [other.path.name for other in slices(item.path.parent) if other != item]
+    choose = f'Go on from another slice ({", ".join(others) or "there is none"}), or start afresh.'
+    try:
+        manifest = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise SettingsError([f'--resume: {file} is damaged ({error}). {choose}']) from error
+    if not item.state.is_dir():
+        raise SettingsError(
+            [f'--resume: {item.path} holds no training state (saved with save_checkpoint off). {choose}']
+        )
+    found = _sizes(item.path)
+    damaged = [name for name, size in manifest['files'].items() if found.get(name) != size]
+    if damaged:
+        raise SettingsError(
+            [f'--resume: in {item.path}, these files are missing or cut off: {", ".join(damaged)}. {choose}']
+        )
+    return manifest
 
 
 def write_slice(
@@ -97,8 +117,9 @@ def write_slice(
     barrier()
     if is_main():
         _sync_tree(draft)
-        atomic_write_json(draft / MANIFEST, {**manifest, 'world_size': world_size()})
+        atomic_write_json(draft / MANIFEST, {**manifest, 'world_size': world_size(), 'files': _sizes(draft)})
         retired = output_dir / f'.{name}.retired'
+        shutil.rmtree(retired, ignore_errors=True)
         if final.exists():
             os.replace(final, retired)
         os.replace(draft, final)
@@ -117,6 +138,21 @@ def prune(output_dir: Path, keep: int) -> None:
         shutil.rmtree(item.path)
     for draft in output_dir.glob('.slice_*.partial'):
         shutil.rmtree(draft)
+
+
+def set_aside(output_dir: Path, after: int) -> list[Path]:
+    """Renames the slices of an earlier run past step `after` to `slice_<step>.old`; returns the new names.
+
+    Left as they are, they would pass for newer ones of the run that begins: pruning would delete its slices before
+    them, and `auto` would go on from them. Main rank only.
+    """
+    renamed = []
+    for item in slices(output_dir):
+        if item.step > after:
+            target = item.path.with_name(f'{item.path.name}.old')
+            shutil.rmtree(target, ignore_errors=True)
+            renamed.append(item.path.rename(target))
+    return renamed
 
 
 def random_state() -> dict[str, Any]:
@@ -140,6 +176,12 @@ def restore_random_state(folder: Path) -> None:
 def agree_on_slice(item: Slice | None) -> Slice | None:
     """The main rank's choice, on every rank: a slower file system must not let ranks resume from different ones."""
     return broadcast_object(item)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder but the manifest, by relative path."""
+    files = (path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def _sync_tree(folder: Path) -> None:

@@ -18,6 +18,7 @@ from align_anything.core.parameters import is_partitioned
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm
+from align_anything.engines.process_group import join_process_group
 from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
 
 STATE_TAG = 'deepspeed'
@@ -39,6 +40,7 @@ class DeepSpeedEngine:
     ) -> None:
         import deepspeed
 
+        join_process_group()
         self.stage = zero_stage(config)
         self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
         self.engine, *_ = deepspeed.initialize(

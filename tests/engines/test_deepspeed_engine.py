@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,14 @@ def test_a_rank_without_samples_keeps_step_and_a_step_without_samples_changes_no
     for applied, extras, half_applied, loss, _ in results:
         assert not applied and extras == {'skipped': 3.0} and half_applied and loss > 0
     assert results[0][3] == results[1][3]
+
+
+def shared_memory_left(rank: int):
+    module = policy(True)
+    DeepSpeedEngine(module, config(0, 2, 1, 2), optimizer(module), schedule)
+    port = os.environ['MASTER_PORT']
+    return [name for name in os.listdir('/dev/shm') if f'_{port}_' in name]
+
+
+def test_a_run_leaves_nothing_in_shared_memory():
+    assert run_ranks(shared_memory_left, 2) == [[], []]

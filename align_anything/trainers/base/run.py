@@ -26,6 +26,7 @@ from align_anything.engines.checkpoint import (
     prune,
     read_manifest,
     restore_random_state,
+    set_aside,
     write_slice,
 )
 from align_anything.engines.process_group import join_process_group
@@ -69,6 +70,10 @@ def train(pair: Pair, resolved: Resolved) -> None:
     layout = choose_layout(cfgs, spec)
     dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
     steps = total_steps(cfgs, len(dataset) if not cfgs.data_cfgs.streaming else None)
+    if progress.step > steps:
+        raise SettingsError(
+            [f'--resume: {resume_from.path} is past the {steps} steps of this run. Raise epochs or max_steps.']
+        )
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     assembled = assemble(cfgs, spec, pair, layout, steps)
@@ -79,6 +84,8 @@ def train(pair: Pair, resolved: Resolved) -> None:
     else:
         torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))
     if is_main():
+        for path in set_aside(output_dir, after=progress.step):
+            logger.warning('an earlier run left this slice, which now bears the name %s', path)
         atomic_write_text(output_dir / SETTINGS_FILE, dump_resolved(cfgs))
 
     evaluation = None
@@ -122,8 +129,6 @@ def train(pair: Pair, resolved: Resolved) -> None:
 
 def resumed(item: Slice, resolved: Resolved) -> Progress:
     """The progress of the slice that the run goes on from. Raises SettingsError when the run is not the same one."""
-    if not item.state.is_dir():
-        raise SettingsError([f'--resume: {item.path} holds no training state (it was saved with save_checkpoint off).'])
     return resume_progress(read_manifest(item), resolved.cfgs, str(item.path))
 
 
