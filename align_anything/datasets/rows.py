@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ Row = dict[str, Any]
 CHECK_BYTES = 512 * 2**20
 """Files up to this size are parsed once when they are opened, so that a broken line is found before a model loads."""
 BOM = b'\xef\xbb\xbf'
+TRAILING_COMMA = re.compile(rb'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', re.DOTALL)
 
 
 class Rows(Protocol):
@@ -309,7 +311,7 @@ def read_json(path: Path, field: str | None = None) -> Rows:
     if field is None and (path.suffix == '.jsonl' or not start or one_object_a_line):
         return JsonLines(path)
     try:
-        value = json.loads(path.read_bytes().removeprefix(BOM))
+        value = _parse_json(path.read_bytes().removeprefix(BOM))
     except ValueError as error:
         line = f':{error.lineno}' if isinstance(error, json.JSONDecodeError) else ''
         raise DataError(f'{path}{line}: not valid JSON ({error}). Mend the file or write it again.') from error
@@ -324,6 +326,16 @@ def read_json(path: Path, field: str | None = None) -> Rows:
             f'{path}: holds a {type(value).__name__}, not a list of rows.{hint} A file of one row is named .jsonl.'
         )
     return JsonList(path, value)
+
+
+def _parse_json(text: bytes) -> Any:
+    """Returns the value of a JSON text; a comma after the last entry, common in files written by hand, is forgiven."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        forgiving = TRAILING_COMMA.sub(lambda match: match[1] or b'', text)
+        # What is reported must be where it stands in the file.
+        return json.loads(forgiving) if _is_json(forgiving) else json.loads(text)
 
 
 def _is_json(text: bytes) -> bool:

@@ -29,6 +29,8 @@ class MappedFormatter(BaseFormatter):
     videos: str | None = None
     audios: str | None = None
 
+    _systems: tuple[str, ...] = ('system',)
+
     def find(self, row: Row, option: str, usual: Sequence[str]) -> str | None:
         """Returns the column that `option` maps to, or the first of its `usual` columns the row has, or None.
 
@@ -75,7 +77,7 @@ class MappedFormatter(BaseFormatter):
         tools = self.find(row, 'tools', ('tools',))
         if tools and row[tools] not in (None, '', '[]', [], {}):
             raise SampleError(f"column '{tools}' describes tools, and tool calls cannot be trained.")
-        name = self.find(row, 'system', ('system',))
+        name = self.find(row, 'system', self._systems)
         prompt = as_text(row[name], f"column '{name}'") if name and row[name] is not None else ''
         if prompt and has_system_turn:
             raise SampleError(f"the row has a system turn and also column '{name}': set option system: ''.")

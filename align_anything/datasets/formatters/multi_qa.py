@@ -5,7 +5,7 @@ from __future__ import annotations
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.formatters.columns import Row, column, texts
-from align_anything.datasets.formatters.turns import Sample, assistant, user, user_with_image
+from align_anything.datasets.formatters.turns import Sample, assistant, user, user_with
 from align_anything.datasets.template_registry import register_template
 
 
@@ -17,7 +17,7 @@ class MultiQA(BaseFormatter):
         questions, answers = texts(raw_sample, 'questions'), texts(raw_sample, 'answers')
         if len(questions) != len(answers) or not questions:
             raise SampleError(f'the row has {len(questions)} questions but {len(answers)} answers.')
-        asked = [user_with_image(questions[0], image), *(user(question) for question in questions[1:])]
+        asked = [user_with('image', image, questions[0]), *(user(question) for question in questions[1:])]
         rounds = zip(asked, map(assistant, answers), strict=True)
         return [*self.opening(), *(turn for round_ in rounds for turn in round_)], {'image': image}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from align_anything.core.types import MediaKind
+
 Turns = list[dict[str, Any]]
 Meta = dict[str, Any]
 Sample = tuple[Turns, Meta]
@@ -20,15 +22,15 @@ def assistant(text: str) -> dict[str, Any]:
     return {'role': 'assistant', 'content': text}
 
 
-def user_with_image(text: str, image: Any) -> dict[str, Any]:
-    """Returns a user turn that shows `image`, one or a list, before `text`.
+def user_with(kind: MediaKind, media: Any, text: str) -> dict[str, Any]:
+    """Returns a user turn that shows `media`, one of a kind or a list, before `text`.
 
-    Text that says itself where its images stand (`<image>`) keeps its own order.
+    Text that says itself where its media stand (`<image>`, `<video>`, `<audio>`) keeps its own order.
     """
-    if '<image>' in text:
+    if f'<{kind}>' in text:
         return user(text)
-    count = len(image) if isinstance(image, (list, tuple)) else 1
-    placeholders = [{'type': 'image'} for _ in range(count)]
+    count = len(media) if isinstance(media, (list, tuple)) else 1
+    placeholders = [{'type': kind} for _ in range(count)]
     return {'role': 'user', 'content': [*placeholders, {'type': 'text', 'text': text}]}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from align_anything.datasets.formatters.aa_ti2t import ImageQuestion
 from align_anything.datasets.formatters.columns import Row, text
+from align_anything.datasets.formatters.questions import MediaQuestion
 from align_anything.datasets.formatters.turns import PairSample, pair
 from align_anything.datasets.template_registry import register_template
 
 
 @register_template('RLAIFV')
-class RLAIFV(ImageQuestion):
+class RLAIFV(MediaQuestion):
     """Columns `image`, `question`, `chosen`, `rejected`."""
 
     def format_preference_sample(self, raw_sample: Row) -> PairSample:

@@ -7,7 +7,7 @@ from collections import Counter
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.formatters.columns import Row, column, text, texts
-from align_anything.datasets.formatters.turns import Sample, assistant, user_with_image
+from align_anything.datasets.formatters.turns import Sample, assistant, user_with
 from align_anything.datasets.template_registry import register_template
 
 
@@ -17,7 +17,7 @@ class GQA(BaseFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         image = column(raw_sample, 'image_path')
-        question = user_with_image(text(raw_sample, 'question'), image)
+        question = user_with('image', image, text(raw_sample, 'question'))
         return [*self.opening(), question, assistant(text(raw_sample, 'answer'))], {'image': image}
 
 
@@ -32,7 +32,7 @@ class OKVQA(BaseFormatter):
             raise SampleError("column 'answers' is an empty list.")
         # Of equally frequent answers the first one: most_common keeps their order.
         answer = answers.most_common(1)[0][0]
-        question = user_with_image(text(raw_sample, 'question'), image)
+        question = user_with('image', image, text(raw_sample, 'question'))
         return [*self.opening(), question, assistant(answer)], {'image': image}
 
 
@@ -45,6 +45,6 @@ class AOKVQA(BaseFormatter):
         index = column(raw_sample, 'correct_choice_idx')
         if not isinstance(index, int) or not 0 <= index < len(choices):
             raise SampleError(f"column 'correct_choice_idx' is {index!r}, but 'choices' has {len(choices)} entries.")
-        question = user_with_image(f'{text(raw_sample, "question")} Give your reasons.', image)
+        question = user_with('image', image, f'{text(raw_sample, "question")} Give your reasons.')
         reasons = ' '.join(texts(raw_sample, 'rationales'))
         return [*self.opening(), question, assistant(f'{choices[index]}. {reasons}'.strip())], {'image': image}

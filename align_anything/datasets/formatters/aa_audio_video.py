@@ -1,0 +1,33 @@
+"""align-anything's own datasets about a sound or a clip."""
+
+from __future__ import annotations
+
+from align_anything.datasets.formatters.questions import AnsweredOrRanked, Refined
+from align_anything.datasets.template_registry import register_template
+
+
+@register_template('AA_TA2T')
+class AA_TA2T(AnsweredOrRanked):
+    """Columns `audio_path`, `prompt`, `response_1`, `response_2`, `overall_response`; or with one `response`."""
+
+    _kind = 'audio'
+    _media = 'audio_path'
+    _questions = ('prompt',)
+
+
+@register_template('AA_TA2T_LLF')
+class AA_TA2T_LLF(Refined):
+    """Columns `audio`, `prompt`, `response`, `refinement`: the refined answer is preferred to the first one."""
+
+    _kind = 'audio'
+    _media = 'audio'
+    _questions = ('prompt',)
+
+
+@register_template('AA_TV2T')
+class AA_TV2T(AnsweredOrRanked):
+    """Columns `video_path`, `prompt`, `response_1`, `response_2`, `overall_response`; or with one `response`."""
+
+    _kind = 'video'
+    _media = 'video_path'
+    _questions = ('prompt',)

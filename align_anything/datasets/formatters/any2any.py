@@ -1,0 +1,112 @@
+"""The two JSON forms of any2any_trainer, with answers in text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import MEDIA_KINDS
+from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.columns import Row, as_text, column, filled, items, text
+from align_anything.datasets.formatters.sharegpt import ROLES
+from align_anything.datasets.formatters.turns import Meta, Sample, Turns, assistant
+from align_anything.datasets.template_registry import register_template
+
+MODALITIES = ('text', *MEDIA_KINDS)
+
+
+@register_template('Any2Any_Conv')
+class Any2AnyConv(BaseFormatter):
+    """A list of turns `{'role', 'content'}`, each with its own `image`, `audio` or `video` as wanted, one or a list.
+
+    Media go before the text of their turn, unless it says itself where they stand (`<image>`).
+
+    Attributes:
+        conversation_field: column with the list of turns.
+    """
+
+    conversation_field: str = 'conversations'
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        meta: Meta = {kind: [] for kind in MEDIA_KINDS}
+        turns = [self._turn(index, turn, meta) for index, turn in enumerate(items(raw_sample, self.conversation_field))]
+        has_system_turn = any(turn['role'] == 'system' for turn in turns)
+        return [*([] if has_system_turn else self.opening()), *turns], meta
+
+    def _turn(self, index: int, turn: Any, meta: Meta) -> dict[str, Any]:
+        if not isinstance(turn, Mapping):
+            raise SampleError(f'turn {index} should be a record but is {type(turn).__name__}.')
+        role = text(turn, 'role')
+        if role not in ROLES:
+            raise SampleError(f"turn {index} has the unknown role '{role}'. Known: {', '.join(ROLES)}.")
+        shown = [kind for kind in MEDIA_KINDS if filled(turn, kind)]
+        if ROLES[role] == 'assistant' and shown:
+            raise _not_text(f'turn {index}', shown)
+        content = _with_media(text(turn, 'content'), turn, shown, meta)
+        return {'role': ROLES[role], 'content': content}
+
+
+@register_template('Any2Any_IO')
+class Any2AnyIO(BaseFormatter):
+    """Columns `input` and `output`: records with `modalities` and a key for each of them."""
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        prompt, meta = self._prompt(raw_sample)
+        output = _record(raw_sample, 'output')
+        given = _modalities(output, 'output')
+        if given != ['text']:
+            raise _not_text("'output'", given)
+        return [*prompt, assistant(text(output, 'text'))], meta
+
+    def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
+        prompt, meta = self._prompt(raw_sample)
+        output = raw_sample.get('output')
+        if isinstance(output, Mapping) and filled(output, 'text'):
+            meta['ground_truth'] = text(output, 'text')
+        return prompt, meta
+
+    def _prompt(self, row: Row) -> tuple[Turns, Meta]:
+        meta: Meta = {kind: [] for kind in MEDIA_KINDS}
+        given = _record(row, 'input')
+        modalities = _modalities(given, 'input')
+        words = as_text(given['text'], "'text' of 'input'") if 'text' in modalities else ''
+        content = _with_media(words, given, [kind for kind in modalities if kind != 'text'], meta)
+        return [*self.opening(), {'role': 'user', 'content': content}], meta
+
+
+def _with_media(words: str, record: Mapping[str, Any], kinds: Sequence[str], meta: Meta) -> list[dict[str, Any]]:
+    """Returns the parts of a turn, and puts its media to the others that wait in `meta` for their places."""
+    parts = []
+    for kind in kinds:
+        media = record[kind] if isinstance(record[kind], (list, tuple)) else [record[kind]]
+        meta[kind] += media
+        if f'<{kind}>' not in words:
+            parts += [{'type': kind} for _ in media]
+    return [*parts, *([{'type': 'text', 'text': words}] if words else [])]
+
+
+def _record(row: Row, name: str) -> Mapping[str, Any]:
+    record = column(row, name)
+    if not isinstance(record, Mapping):
+        raise SampleError(f"column '{name}' should be a record but is {type(record).__name__}.")
+    return record
+
+
+def _modalities(record: Mapping[str, Any], name: str) -> list[str]:
+    """Returns what the record says it holds, or else what it holds."""
+    if not filled(record, 'modalities'):
+        return [kind for kind in MODALITIES if filled(record, kind)]
+    listed = items(record, 'modalities')
+    unknown = [kind for kind in listed if kind not in MODALITIES]
+    missing = [kind for kind in listed if kind in MODALITIES and not filled(record, kind)]
+    if unknown or missing or not listed:
+        wrong = f'the unknown {unknown}' if unknown else f'{missing}, which it lacks' if missing else 'nothing'
+        raise SampleError(f"'modalities' of '{name}' lists {wrong}. Known: {', '.join(MODALITIES)}.")
+    return listed
+
+
+def _not_text(where: str, kinds: Sequence[str]) -> SampleError:
+    return SampleError(
+        f'{where} answers with {", ".join(kinds)}, and only answers in text can be learned here: leave the row out.'
+    )

@@ -1,0 +1,25 @@
+"""Answers about a clip, as the examples for Qwen2-VL hold them."""
+
+from __future__ import annotations
+
+from align_anything.datasets.formatters.columns import Row, first_of, text
+from align_anything.datasets.formatters.questions import MediaQuestion
+from align_anything.datasets.formatters.turns import PairSample, Sample, assistant, pair
+from align_anything.datasets.template_registry import register_template
+
+
+@register_template('Qwen2-VL')
+class Qwen2VL(MediaQuestion):
+    """Columns `video_path`, `prompt` with `output`, or with `better_output` and `worse_output`."""
+
+    _kind = 'video'
+    _media = 'video_path'
+    _questions = ('prompt',)
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        prompt, meta = self.format_prompt_only_sample(raw_sample)
+        return [*prompt, assistant(text(raw_sample, first_of(raw_sample, ('output', 'better_output'))))], meta
+
+    def format_preference_sample(self, raw_sample: Row) -> PairSample:
+        prompt, meta = self.format_prompt_only_sample(raw_sample)
+        return pair(prompt, text(raw_sample, 'better_output'), text(raw_sample, 'worse_output'), meta)
