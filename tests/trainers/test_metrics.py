@@ -51,6 +51,21 @@ def test_a_killed_and_resumed_run_has_the_metrics_of_one_that_was_not(tmp_path: 
     assert speeds == [90.0, 90.0, 90.0, 80.0, 80.0, 80.0]
 
 
+def test_an_evaluation_that_is_done_again_after_resuming_stands_there_once(tmp_path: Path) -> None:
+    run(tmp_path, 1, 2, speed=1.0)
+    before = (tmp_path / 'metrics.jsonl').read_text()
+    writer = MetricsWriter(tmp_path, resume_step=2)
+    writer.log(2, {'loss': 1.0}, prefix='eval')
+    assert (tmp_path / 'metrics.jsonl').read_text() == before
+    writer.log(2, {'accuracy': 0.5}, prefix='eval')
+    writer.log(3, {'loss': 1.0}, prefix='eval')
+    writer.close()
+    assert [list(record) for record in read_metrics(tmp_path / 'metrics.jsonl')[3:]] == [
+        ['step', 'eval/accuracy'],
+        ['step', 'eval/loss'],
+    ]
+
+
 def test_a_fresh_run_in_an_old_folder_keeps_the_old_file_aside(tmp_path: Path) -> None:
     run(tmp_path, 1, 3, speed=1.0)
     old = (tmp_path / 'metrics.jsonl').read_text()

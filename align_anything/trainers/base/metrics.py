@@ -121,15 +121,21 @@ class _StepFile:
     """A file of one JSON object per line, each with its `step`, whole or absent after a kill."""
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
+        # An evaluation after the last step of an epoch follows the slice of that step, and is done again on resume.
+        self._resume_step, self._done_again = resume_step, []
         if resume_step is not None:
             kept = [record for record in read_metrics(path) if record['step'] <= resume_step]
+            self._done_again = [tuple(record) for record in kept if record['step'] == resume_step]
             atomic_write_text(path, ''.join(_line(record) for record in kept))
         elif path.exists():
             path.replace(path.with_name(path.name + '.old'))
         self._file = open(path, 'a', encoding='utf-8')
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(_line({'step': step, **{name: _jsonable(value) for name, value in values.items()}}))
+        record = {'step': step, **{name: _jsonable(value) for name, value in values.items()}}
+        if step == self._resume_step and tuple(record) in self._done_again:
+            return
+        self._file.write(_line(record))
         self._file.flush()
 
     def close(self) -> None:
