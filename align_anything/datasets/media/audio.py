@@ -92,10 +92,10 @@ def _read(source: str | bytes | bytearray, media: Media, limit: float) -> tuple[
     import soundfile
 
     try:
-        with open(source, 'rb') if isinstance(source, str) else io.BytesIO(source) as file:
+        with open(source, 'rb', buffering=0) if isinstance(source, str) else io.BytesIO(source) as file:
             missing = _missing_bytes(file)
-            # Handed over open: by its name, a file is read as what its suffix claims.
-            with soundfile.SoundFile(file) as sound:
+            # Handed over by number: a file with a name is read as what its suffix claims.
+            with soundfile.SoundFile(file.fileno() if isinstance(source, str) else file, closefd=False) as sound:
                 if sound.format not in FORMATS:
                     raise SampleError(f'{describe(media)} is {sound.format}, none of the formats {", ".join(FORMATS)}.')
                 wanted = int(min(sound.frames, math.ceil(min(limit, MAX_SECONDS + 1) * sound.samplerate)))
