@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.models import structure
-from align_anything.models.accustomed import accustomed_class
+from align_anything.models.accustomed import accustomed_body, accustomed_class
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
 from align_anything.models.score import SCORE_HEAD, ScoreHead
 
@@ -134,6 +134,9 @@ def _accustom(model: PreTrainedModel) -> PreTrainedModel:
                 'an Accustomed class must derive from it.'
             )
         model.__class__ = family
+        body = accustomed_body(model.config.model_type)
+        if body is not None:
+            model.base_model.__class__ = body
     return model
 
 

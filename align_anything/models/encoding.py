@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Piece
-from align_anything.models.media_arguments import media_arguments
+from align_anything.models.media_arguments import media_arguments, sampled_rate
 from align_anything.models.rendering import Run
 
 Merge = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
@@ -72,6 +73,9 @@ class RunEncoder:
     Picklable. `media_token_ids` never bear weight; `placeholders` is the text of one medium of each kind.
     """
 
+    clips_apart: ClassVar[bool] = False
+    """Whether the processor mixes up pictures and clips that come in one call."""
+
     def __init__(
         self, tokenizer: Any, processor: Any, placeholders: Mapping[str, str], media_token_ids: frozenset[int]
     ) -> None:
@@ -82,9 +86,9 @@ class RunEncoder:
         self._sentinels = self._find_sentinels()
 
     def pieces(self, run: Run, first: bool = False) -> list[Piece]:
-        """Encodes one run, clip by clip. Raises as `piece` does."""
+        """Encodes one run, clip by clip where the processor wants that. Raises as `piece` does."""
         self._check_placeholders(run)
-        return [self.piece(part, first and number == 0) for number, part in enumerate(self._one_clip_each(run))]
+        return [self.piece(part, first and number == 0) for number, part in enumerate(self._calls(run))]
 
     def arguments(self, media: Mapping[str, list[Any]]) -> dict[str, Any]:
         """Returns the processor's arguments for the media of one run, by kind. Raises SampleError for a wrong rate."""
@@ -102,7 +106,7 @@ class RunEncoder:
         if run.media or (first and self.processor is not None):
             outputs, skip = self._process(run, first)
             ids = outputs['input_ids'][0][skip:]
-            media = {name: value for name, value in outputs.items() if name not in UNUSED_OUTPUTS}
+            media = {name: value for name, value in outputs.items() if run.media and name not in UNUSED_OUTPUTS}
             token_tensors = {name: outputs[name][0][skip:].long() for name in TOKEN_OUTPUTS if name in outputs}
         else:
             ids, media, token_tensors = torch.tensor(self._text_ids(run.text, first), dtype=torch.long), {}, {}
@@ -116,24 +120,25 @@ class RunEncoder:
         weights = torch.where(is_media, 0.0, run.weight)
         return Piece(ids, weights, media, dict(Counter(kind for kind, _ in run.media)), token_tensors)
 
-    def _one_clip_each(self, run: Run) -> list[Run]:
-        """Cuts a run before every clip but the first: many processors want the clips of one call to be equally long.
-
-        Placeholders are special tokens, at which tokenizers cut as well, so the tokens stay the same.
-        """
-        if sum(kind == 'video' for kind, _ in run.media) < 2:
+    def _calls(self, run: Run) -> list[Run]:
+        """Cuts a run at its clips where one call of the processor cannot take all of its media."""
+        clips = [item for kind, item in run.media if kind == 'video']
+        alike = len({(len(clip.frames), sampled_rate(clip)) for clip in clips}) < 2
+        mixed = self.clips_apart and bool(clips) and any(kind == 'image' for kind, _ in run.media)
+        if alike and not mixed:
             return [run]
         waiting: dict[str, deque[Any]] = {}
         for kind, item in run.media:
             waiting.setdefault(kind, deque()).append(item)
-        starts = [match.start() for match in re.finditer(re.escape(self.placeholders['video']), run.text)]
-        bounds = [0, *starts[1:], len(run.text)]
+        found = list(re.finditer(re.escape(self.placeholders['video']), run.text))
+        cuts = [match.start() for match in found] + ([match.end() for match in found] if mixed else [])
+        bounds = sorted({0, *cuts, len(run.text)} if mixed else {0, *cuts[1:], len(run.text)})
         runs = []
         for start, stop in zip(bounds, bounds[1:], strict=False):
             text = run.text[start:stop]
             counts = {kind: text.count(self.placeholders[kind]) for kind in waiting}
             media = tuple((kind, waiting[kind].popleft()) for kind, count in counts.items() for _ in range(count))
-            runs.append(Run(text, run.weight, media))
+            runs.append(replace(run, text=text, media=media))
         return runs
 
     def _text_ids(self, text: str, first: bool) -> list[int]:

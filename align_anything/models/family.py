@@ -16,7 +16,7 @@ from torch import Tensor
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Piece
 from align_anything.models import structure
-from align_anything.models.encoding import TOKEN_OUTPUTS, RunEncoder, cut, join, merge_media
+from align_anything.models.encoding import RunEncoder, cut, join, merge_media
 from align_anything.models.rendering import ChatRenderer, Run, TrainOn
 
 
@@ -89,7 +89,7 @@ class FamilySpec:
         self.pad_token_id: int = self.stop_token_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._dummies = {kind: self._make_dummy(kind) for kind in sorted(self.media_kinds)}
         probed = {name for piece in self._dummies.values() for name in piece.token_tensors}
-        self.token_tensor_names: tuple[str, ...] = tuple(name for name in TOKEN_OUTPUTS if name in probed)
+        self.token_tensor_names: tuple[str, ...] = tuple(sorted(probed))
 
     # Encoding
 
@@ -106,18 +106,22 @@ class FamilySpec:
         Raises:
             SampleError: the row cannot be rendered or processed, or nothing to train on fits into `max_length`.
         """
-        runs = self.renderer.render(conversation, train_on)
+        runs = self.render(conversation, train_on)
         prompt = self._piece(runs[0], first=True)
         response = join([self._piece(run) for run in runs[1:]], self.merge_media)
         return Example(prompt, [self._fit(prompt, response)])
 
     def encode_prompt(self, messages: Conversation) -> Piece:
         """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
-        return self._piece(self.renderer.render_prompt(messages), first=True)
+        return self._piece(self.render_prompt(messages), first=True)
 
     def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> list[Run]:
         """Returns the runs of text with their loss weights, before tokenisation."""
         return self.renderer.render(conversation, train_on)
+
+    def render_prompt(self, messages: Conversation) -> Run:
+        """Returns the one run that generation starts from, before tokenisation."""
+        return self.renderer.render_prompt(messages)
 
     def _piece(self, run: Run, first: bool = False) -> Piece:
         return join(self.encoder.pieces(run, first), self.merge_media)

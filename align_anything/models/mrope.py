@@ -14,7 +14,14 @@ IMAGE, VIDEO = 1, 2
 
 
 def mrope_positions(
-    token_types: Tensor, grids: Mapping[int, Tensor], merge_size: int, intervals: Tensor | None = None
+    token_types: Tensor,
+    grids: Mapping[int, Tensor],
+    merge_size: int,
+    intervals: Tensor | None = None,
+    *,
+    per_second: float = 1,
+    after_time: bool = False,
+    whole: bool = True,
 ) -> Tensor:
     """Returns `(4, length)`: row 0 counts tokens, rows 1 to 3 are the temporal, vertical and horizontal positions.
 
@@ -23,6 +30,9 @@ def mrope_positions(
         grids: for `IMAGE` and `VIDEO`, the patches of each medium along time, height and width, `(media, 3)`.
         merge_size: patches along each side that make one token.
         intervals: temporal distance between two frames of each video, `(videos,)`; 1 by default.
+        per_second: what the intervals are multiplied by once they are summed up.
+        after_time: whether the text after a clip begins behind its last temporal position too, not only its extent.
+        whole: whether temporal positions are cut to whole numbers; float32 otherwise.
     """
     length = token_types.numel()
     waiting: dict[int, Iterator[list[int]]] = {kind: iter(grid.tolist()) for kind, grid in grids.items()}
@@ -40,10 +50,14 @@ def mrope_positions(
             frames, height, width = next(waiting[kind])
             height, width = height // merge_size, width // merge_size
             step = next(steps, 1) if kind == VIDEO else 1
-            times = (torch.arange(frames) * step).long()
-            grid = torch.meshgrid(times, torch.arange(height), torch.arange(width), indexing='ij')
+            # In float32 and in this order, as the models round.
+            times = torch.arange(frames) * torch.tensor(step, dtype=torch.float32) * per_second
+            times = times.long() if whole else times
+            sides = [torch.arange(side, dtype=times.dtype) for side in (height, width)]
+            grid = torch.meshgrid(times, *sides, indexing='ij')
             columns.append(torch.stack(grid).flatten(1) + position)
-            position += max(height, width)
+            extent = max(height, width)
+            position += max(extent, times[-1].item() + 1) if after_time else extent
             stop = token + frames * height * width
         token = stop
     rotary = torch.cat(columns, dim=1) if columns else torch.zeros((3, 0), dtype=torch.long)

@@ -24,9 +24,8 @@ PROJECTOR_NAMES = frozenset(
     'multi_modal_projector connector merger deepstack_merger_list aligner abstractor resampler qformer query_tokens '
     'language_projection vision_projection image_newline embed_vision perceiver modality_projection'.split()
 )
-TOWER_NAMES = frozenset(
-    'vision_tower visual vision_model vision_encoder image_encoder vision_backbone audio_tower audio_encoder'.split()
-)
+TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone'.split())
+AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())
 
 
 def media_kinds(processor: Any) -> frozenset[MediaKind]:
@@ -117,7 +116,9 @@ def parts(config: Any) -> dict[str, list[str]]:
 
 def parts_of_names(names: Sequence[str]) -> dict[str, list[str]]:
     """Returns, for parameter names of a transformers model, the prefixes of each part of it."""
-    found: dict[str, dict[str, None]] = {'vision_tower': {}, 'mm_proj': {}, 'language_model': {}}
+    found: dict[str, dict[str, None]] = {
+        part: {} for part in ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
+    }
     for name in names:
         pieces = name.split('.')
         part, end = _place(pieces)
@@ -126,13 +127,13 @@ def parts_of_names(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _place(pieces: list[str]) -> tuple[str, int]:
-    tower = next((index for index, piece in enumerate(pieces) if piece in TOWER_NAMES), None)
+    tower = next((index for index, piece in enumerate(pieces) if piece in TOWER_NAMES | AUDIO_TOWER_NAMES), None)
     projector = next((index for index, piece in enumerate(pieces) if piece in PROJECTOR_NAMES), None)
     # Inside a tower only what joins it to the language model is a projector.
     if projector is not None and (tower is None or projector <= tower + 1):
         return 'mm_proj', projector + 1
     if tower is not None:
-        return 'vision_tower', tower + 1
+        return 'vision_tower' if pieces[tower] in TOWER_NAMES else 'audio_tower', tower + 1
     return 'language_model', min(2, len(pieces) - 1)
 
 

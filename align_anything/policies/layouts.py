@@ -86,7 +86,7 @@ def lay_padded(paths: Sequence[Path], pad_token_id: int) -> Laid:
     rows = len(paths)
     input_ids = torch.full((rows, length), pad_token_id)
     attention_mask = torch.zeros((rows, length), dtype=torch.long)
-    positions = torch.zeros((paths[0].positions.shape[0], rows, length), dtype=torch.long)
+    positions = paths[0].positions.new_zeros((paths[0].positions.shape[0], rows, length))
     token_tensors = {name: torch.zeros((rows, length), dtype=torch.long) for name in paths[0].token_tensors}
     units, seen_prompts = [], set()
     for row, path in enumerate(paths):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, Scored
+from align_anything.models.body import BodyWithin
 from align_anything.policies.logprob import LogProbHead
 
 
@@ -24,18 +25,19 @@ class TokenPolicy(nn.Module):
         self.model = model
         plain = bare_model(model)
         body, head = plain.base_model, plain.get_output_embeddings()
-        if body is plain or head is None:
+        if head is None or (body is plain and not isinstance(plain, BodyWithin)):
             raise ModelError(
                 f'{type(plain).__name__} does not separate its body from its output embedding; '
                 'load it through a class with a language-model head.'
             )
-        self._body_name = _name_of(plain, body)
+        self._body_name = None if body is plain else _name_of(plain, body)
         self.head = LogProbHead(head, logit_scale, softcap)
         self.dtype = dtype
 
     def forward(self, batch: Batch, with_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the score of each unit `(N,)`, and with `with_entropy` also the entropies `(N,)`."""
-        body = bare_model(self.model).get_submodule(self._body_name)
+        plain = bare_model(self.model)
+        body = plain.body if self._body_name is None else plain.get_submodule(self._body_name)
         hidden = body(**self._inputs(batch)).last_hidden_state
         selected = hidden.flatten(0, 1).index_select(0, batch.score_index)
         values, entropies = self.head(selected, batch.targets, with_entropy)
@@ -49,7 +51,10 @@ class TokenPolicy(nn.Module):
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         cast = {
-            name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            # Fractional positions would lose their place in half precision.
+            name: value.to(self.dtype)
+            if isinstance(value, Tensor) and value.is_floating_point() and name != 'position_ids'
+            else value
             for name, value in batch.inputs.items()
         }
         # A cache would switch transformers' own handling of restarting positions off.

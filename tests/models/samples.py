@@ -11,16 +11,30 @@ from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from align_anything.core.types import Conversation, Example, Message
+from align_anything.models.checkpoint import is_multimodal
 from align_anything.models.families import spec_for
 from align_anything.models.family import FamilySpec
 
 TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'gemma2', 'granite', 'mistral', 'phi3')
 IMAGE = ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'gemma3', 'idefics3', 'internvl')
+# Families whose media have tests of their own, with clips and sounds among them (tests/models/mixed.py).
+WIDER = (
+    'llava_next_video',
+    'llava_onevision',
+    'llava_interleave',
+    'idefics2',
+    'smolvlm',
+    'mllama',
+    'paligemma',
+    'qwen2_audio',
+    'qwen2_5_omni_thinker',
+    'qwen3_omni_moe_thinker',
+)
 FAMILIES = TEXT + IMAGE
 WITHOUT_FILE = ('gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
 
 # What stands between the generation prompt and the answer, and the token that ends it, as the templates have them.
-LEAD = {'llava': ' ', 'llava_next': ' ', 'mistral': ' '}
+LEAD = {'llava': ' ', 'llava_next': ' ', 'llava_next_video': ' ', 'mistral': ' ', 'smolvlm': ' '}
 END = {
     'llama': '<|eot_id|>',
     'opt': '</s>',
@@ -32,8 +46,13 @@ END = {
     'phi3': '<|end|>',
     'llava': '</s>',
     'llava_next': '</s>',
-    'idefics3': '<end_of_utterance>',
+    'llava_next_video': '</s>',
+    **dict.fromkeys(('idefics2', 'idefics3', 'smolvlm'), '<end_of_utterance>'),
+    'mllama': '<|eot_id|>',
+    'paligemma': '<eos>',
     **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), '<|im_end|>'),
+    **dict.fromkeys(('llava_onevision', 'llava_interleave', 'qwen2_audio'), '<|im_end|>'),
+    **dict.fromkeys(('qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), '<|im_end|>'),
 }
 
 
@@ -42,7 +61,7 @@ def load(
 ) -> FamilySpec:
     """Returns the spec of a tiny checkpoint without the loader of the library, which has tests of its own."""
     config = AutoConfig.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder) if 'vision_config' in config.sub_configs else None
+    processor = AutoProcessor.from_pretrained(folder) if is_multimodal(config) else None
     tokenizer = AutoTokenizer.from_pretrained(folder) if processor is None else processor.tokenizer
     if pad_is_eos:
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,7 +1,8 @@
 """Families with a file of their own. The file's name is the `model_type` of the configuration it serves.
 
-Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`. None is imported before a checkpoint of
-its family is asked for. An Accustomed class adds methods to transformers' class, never state.
+Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`; where the model's body takes media in
+another form than transformers' (clips of unequal length, say), also `BODY`, its class. None is imported before a
+checkpoint of its family is asked for. An Accustomed class adds methods to transformers' class, never state.
 """
 
 from __future__ import annotations
@@ -21,3 +22,9 @@ def accustomed_class(model_type: str) -> type | None:
     """Returns the family's own model class, or None when transformers' class serves."""
     module = family_module(model_type)
     return None if module is None else module.MODEL
+
+
+def accustomed_body(model_type: str) -> type | None:
+    """Returns the family's own class of the model's body, or None when transformers' class serves."""
+    module = family_module(model_type)
+    return None if module is None else vars(module).get('BODY')

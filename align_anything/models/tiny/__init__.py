@@ -16,9 +16,9 @@ KINDS = {
     **dict.fromkeys('llama qwen2 qwen3 qwen3_moe opt gemma2 gemma3_text granite mistral phi3'.split(), 'text'),
     **dict.fromkeys(('llava', 'llava_next'), 'llava'),
     **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl'), 'qwen_vl'),
-    'gemma3': 'gemma3',
-    'idefics3': 'idefics3',
-    'internvl': 'internvl',
+    **dict.fromkeys(('llava_next_video', 'llava_onevision', 'llava_interleave'), 'llava_video'),
+    **dict.fromkeys(('qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), 'omni'),
+    **{name: name for name in 'gemma3 idefics2 idefics3 internvl mllama paligemma qwen2_audio smolvlm'.split()},
 }
 """Families and the file in this package that builds them."""
 

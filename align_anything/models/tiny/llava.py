@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.models.tiny.options import PATCH, TinyOptions, save
-from align_anything.models.tiny.templates import PICTURES_FIRST
+from align_anything.models.tiny.templates import VISUALS_FIRST
 from align_anything.models.tiny.tokenizers import make_tokenizer
 
 
@@ -47,7 +47,7 @@ def build(options: TinyOptions, out: Path) -> None:
         'patch_size': PATCH,
         'vision_feature_select_strategy': 'default',
         'num_additional_image_tokens': 1,
-        'chat_template': PICTURES_FIRST,
+        'chat_template': VISUALS_FIRST,
     }
     if options.family == 'llava':
         config: Any = transformers.LlavaConfig(**shared)

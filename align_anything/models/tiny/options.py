@@ -14,6 +14,9 @@ from align_anything.core.errors import ModelError
 HEAD_WIDTH = 32
 PATCH = 14
 POSITIONS = 4096
+MELS = 32
+SECONDS = 2
+"""Frequencies and longest duration of a sound."""
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,11 @@ WITHOUT_EARLIER_REASONING = (
 )
 """A body that drops the reasoning of all answers but the last, as Qwen3's template does."""
 
-PICTURES_FIRST = (
+VISUALS_FIRST = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'video' %}{{ '<video>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""LLaVA's habit: parts only, pictures before text, no token that ends an answer."""
+"""LLaVA's habit: parts only, pictures and clips before text, no token that ends an answer."""

@@ -1,0 +1,147 @@
+"""Mllama (Llama 3.2 Vision): one token a picture; the text looks at pictures through cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MllamaForConditionalGeneration, MllamaModel
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import Piece
+from align_anything.models.encoding import RunEncoder
+from align_anything.models.family import FamilySpec
+from align_anything.models.rendering import Run
+
+
+class AccustomedMllamaModel(MllamaForConditionalGeneration):
+    """Mllama with a language-model head."""
+
+
+class AccustomedMllamaBody(MllamaModel):
+    """Takes pictures as one list, and finds from the tokens of a row which picture each of them sees."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        aspect_ratio_mask: Tensor | None = None,
+        aspect_ratio_ids: Tensor | None = None,
+        late_pictures: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Returns the text model's output; with pictures in rows it is transformers' own forward pass.
+
+        Args:
+            pixel_values: `(pictures, tiles, 3, side, side)`; `aspect_ratio_mask` `(pictures, tiles)` tells real tiles
+                from padding, `aspect_ratio_ids` is `(pictures,)`.
+            late_pictures: whether a picture stands behind the first prompt, `(pictures,)`. transformers shows the
+                pictures of a row to the tokens in front of all of them; those of a prompt keep to that, but an answer
+                must not see a picture that comes after it.
+        """
+        if pixel_values is None or late_pictures is None:
+            return super().forward(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                aspect_ratio_mask=aspect_ratio_mask,
+                aspect_ratio_ids=aspect_ratio_ids,
+                **inputs,
+            )
+        seen = self.vision_model(
+            pixel_values=pixel_values[:, None],
+            aspect_ratio_ids=aspect_ratio_ids[:, None],
+            aspect_ratio_mask=aspect_ratio_mask[:, None],
+        ).last_hidden_state
+        states = self.multi_modal_projector(seen).flatten(1, 3)
+        is_picture = input_ids == self.config.image_token_index
+        rows, places = is_picture.nonzero(as_tuple=True)
+        slots = is_picture.cumsum(1)[rows, places] - 1
+        # Empty slots hold zeros, which add nothing to what looks at them; the last one stays empty.
+        number = int(is_picture.sum(1).max()) + 1
+        room = states.new_zeros((len(input_ids), number, *states.shape[1:])).index_put((rows, slots), states)
+        tiles = aspect_ratio_mask.bool()
+        visible = _visible(is_picture, rows, places, slots, tiles, number)
+        text = visible.any(-1)
+        early = is_picture.new_zeros((len(input_ids), number)).index_put((rows, slots), ~late_pictures)
+        early[:, -1] = ~early.any(1)
+        early = early.repeat_interleave(tiles.shape[1], dim=1)[:, None]
+        allowed = torch.where(text[..., None], visible, early)[:, None]
+        allowed = allowed.repeat_interleave(self.vision_model.num_patches, dim=-1)
+        mask = torch.zeros(allowed.shape, dtype=room.dtype, device=room.device)
+        return self.language_model(
+            input_ids=input_ids,
+            cross_attention_states=room.flatten(1, 2),
+            cross_attention_mask=mask.masked_fill(~allowed, torch.finfo(room.dtype).min),
+            full_text_row_masked_out_mask=text[:, None, :, None].to(room.dtype),
+            **{name: value for name, value in inputs.items() if not name.startswith('cross_attention')},
+        )
+
+
+def _visible(
+    is_picture: Tensor, rows: Tensor, places: Tensor, slots: Tensor, tiles: Tensor, number: int
+) -> Tensor:
+    """Which tile each token sees, `(rows, length, number * tiles)`.
+
+    A token sees the last picture before it, and those that touch it on the left.
+    """
+    starts = is_picture.clone()
+    starts[:, 1:] &= ~is_picture[:, :-1]
+    group = starts.cumsum(1)
+    length = torch.arange(is_picture.shape[1], device=is_picture.device)
+    sees = (length >= places[:, None]) & (group[rows] == group[rows, places][:, None])
+    visible = is_picture.new_zeros((len(is_picture), number, len(length), tiles.shape[1]))
+    visible = visible.index_put((rows, slots), sees[..., None] & tiles[:, None])
+    return visible.transpose(1, 2).flatten(2)
+
+
+class MllamaEncoder(RunEncoder):
+    """Keeps the processor from putting a BOS in front of every run."""
+
+    def piece(self, run: Run, first: bool = False) -> Piece:
+        """Encodes one run. Raises SampleError when the processor refuses a picture."""
+        if first or not run.media:
+            piece = super().piece(run, first)
+            if piece.media:
+                piece.media['late_pictures'] = torch.zeros(len(run.media), dtype=torch.bool)
+            return piece
+        ids = torch.tensor(self._text_ids(run.text, first), dtype=torch.long)
+        is_media = torch.isin(ids, torch.tensor(sorted(self.media_token_ids)))
+        pictures = [item for _, item in run.media]
+        try:
+            outputs = self.processor.image_processor([pictures], return_tensors='pt')
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+            raise SampleError(f'the image processor refuses a picture of this turn: {error!r}') from error
+        weights = torch.where(is_media, 0.0, run.weight)
+        media = {**self.tidied(outputs), 'late_pictures': torch.ones(len(pictures), dtype=torch.bool)}
+        return Piece(ids, weights, media, {'image': len(pictures)})
+
+    def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the outputs with pictures in one list; what each token sees is found in the model."""
+        if 'pixel_values' not in outputs:
+            return outputs
+        names = ('pixel_values', 'aspect_ratio_ids', 'aspect_ratio_mask')
+        unused = ('cross_attention_mask', 'num_tiles', *names)
+        kept = {name: value for name, value in outputs.items() if name not in unused}
+        return {**kept, **{name: outputs[name][0] for name in names}}
+
+
+class MllamaSpec(FamilySpec):
+    """Padded rows only: cross-attention knows no segments."""
+
+    encoder_class = MllamaEncoder
+    part_prefixes = {
+        'vision_tower': ('model.vision_model',),
+        'mm_proj': ('model.multi_modal_projector',),
+        'language_model': ('model.language_model', 'lm_head'),
+    }
+
+    @cached_property
+    def layouts(self) -> tuple[str, ...]:
+        """Layouts that the model class can compute."""
+        return ('padded',)
+
+
+MODEL, BODY, SPEC = AccustomedMllamaModel, AccustomedMllamaBody, MllamaSpec
