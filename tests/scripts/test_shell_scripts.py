@@ -1,0 +1,140 @@
+"""Every launch script names what exists, and trains a tiny model of its family when it is pointed at one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from align_anything.algorithms.base import known_algorithms
+from align_anything.algorithms.sft import SFT
+from align_anything.configs.resolve import resolve
+from align_anything.datasets.template_registry import make_formatter
+from tests.trainers.runs import IMAGE, TEXT, run
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / 'scripts').glob('*/*_sft.sh'))
+NAMES = [path.stem for path in SCRIPTS]
+PAIRS = {pair.name: pair for pair in (TEXT, IMAGE)}
+
+# Where the folder of a script is not the family that it trains.
+FAMILIES = {'gemma3_text_sft': 'gemma3_text', 'own_data_sft': 'qwen2_5_vl'}
+# The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
+SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}}
+
+PICTURE = {'image': 'picture.png', 'question': 'What is it?'}
+CHOSEN = {**PICTURE, 'chosen': 'A red square.', 'rejected': 'A dog.'}
+TURNS = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+ROWS: dict[str, dict[str, Any]] = {
+    'Alpaca': {'instruction': 'Add the numbers.', 'input': '1, 2', 'output': '3'},
+    'GSM8K': {'question': 'What is 1 + 2?', 'answer': '1 + 2 = 3 #### 3'},
+    'Messages': {'messages': [*TURNS, {'role': 'user', 'content': 'Bye'}, {'role': 'assistant', 'content': 'See you'}]},
+    'PKUSafeRLHF': {'prompt': 'How?', 'response_0': 'Like this.', 'response_1': 'No.', 'better_response_id': 0},
+    'RLAIFV': CHOSEN,
+    'SPA_VL': CHOSEN,
+    'A-OKVQA': {**PICTURE, 'choices': ['red', 'blue'], 'correct_choice_idx': 0, 'rationales': ['It is not blue.']},
+    'OCRVQA': {'image': 'picture.png', 'questions': ['Who?', 'When?'], 'answers': ['A. Writer', '1999']},
+    'Instruction': {**PICTURE, 'answer': 'A red square.'},
+}
+
+# Stands in for the launcher: writes down how it was called.
+RECORDER = """#!{python}
+import json, os, sys
+kept = {{key: value for key, value in os.environ.items() if key == 'ZERO_STAGE_FILE' or key.startswith('ALIGN_')}}
+json.dump([sys.argv[1:], kept], open('called.json', 'w'))
+"""
+
+Called = tuple[str, str, list[str], dict[str, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Callable[..., Called]:
+    """Runs a script with the recorder as launcher; returns its pair, its algorithm, its settings and its environment."""
+    shim = tmp_path / 'bin' / 'deepspeed'
+    shim.parent.mkdir()
+    shim.write_text(RECORDER.format(python=sys.executable))
+    shim.chmod(0o755)
+
+    def called(script: Path, *more: str, **header: Any) -> Called:
+        given = {**os.environ, 'PATH': f'{shim.parent}:{os.environ["PATH"]}'}
+        given |= {key: str(value) for key, value in header.items()}
+        done = subprocess.run(['bash', script, *more], cwd=tmp_path, env=given, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        argv, environment = json.loads((tmp_path / 'called.json').read_text())
+        assert argv[0] == '--master_port' and 1024 <= int(argv[1]) < 65536 and argv[2] == '--module'
+        pair, algorithm = re.fullmatch(r'align_anything\.trainers\.(\w+)\.(\w+)', argv[3]).groups()
+        return pair, algorithm, argv[4:], environment
+
+    return called
+
+
+def test_families_have_scripts() -> None:
+    text, images = 'llama opt qwen2 qwen3 qwen3_moe gemma3_text', 'gemma3 llava llava_next qwen2_vl qwen2_5_vl qwen3_vl'
+    assert {*text.split(), *images.split()} <= {FAMILIES.get(path.stem, path.parent.name) for path in SCRIPTS}
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=NAMES)
+def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None:
+    required = {'TRAIN_DATASETS': 'rows.jsonl'} if script.stem == 'own_data_sft' else {}
+    pair, algorithm, argv, environment = call(script, **required)
+    assert importlib.util.find_spec(f'align_anything.trainers.{pair}.{algorithm}')
+    # Raises for a key, a value or a DeepSpeed file that does not exist.
+    cfgs = resolve(pair, algorithm, SFT, known_algorithms(), argv, environment).cfgs
+    make_formatter(cfgs.data_cfgs.train_template, cfgs.data_cfgs.train_template_kwargs)
+    assert cfgs.logger_cfgs.output_dir == f'output/{script.stem}'
+    assert '/' in cfgs.model_cfgs.model_name_or_path
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=NAMES)
+def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path) -> None:
+    family = FAMILIES.get(script.stem, script.parent.name)
+    template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', script.read_text()).group(1)
+    rows, output = tmp_path / 'rows.jsonl', tmp_path / 'trained'
+    rows.write_text(f'{json.dumps(ROWS[template])}\n' * 4)
+    Image.new('RGB', (40, 30), 'red').save(tmp_path / 'picture.png')
+    header = {
+        'MODEL_NAME_OR_PATH': tiny(family),
+        'TRAIN_DATASETS': rows,
+        'TRAIN_NAME': '',
+        'TRAIN_SPLIT': 'train',
+        'OUTPUT_DIR': output,
+        **SETTINGS.get(script.stem, {}),
+    }
+    small = '--max_steps 2 --gradient_accumulation_steps 1 --num_workers 0 --log_type none --save_total_limit 0'
+    pair, _, argv, environment = call(script, *small.split(), **header)
+    ended = run(argv, pair=PAIRS[pair], before=lambda _: os.environ.update(environment))
+    assert ended[0].code == 0, ended[0].output
+    saved = {path.name for path in (output / 'slice_end').iterdir()}
+    assert ('adapter_model.safetensors' if '--use_lora' in argv else 'model.safetensors') in saved
+    steps = [json.loads(line) for line in (output / 'metrics.jsonl').read_text().splitlines()]
+    assert [record['step'] for record in steps if 'train/loss' in record] == [1, 2]
+
+
+def test_a_script_works_from_any_folder_and_takes_further_settings(call: Callable[..., Called]) -> None:
+    script = ROOT / 'scripts' / 'qwen2' / 'qwen2_sft.sh'
+    _, _, argv, _ = call(script, '--epochs', '7', MODEL_NAME_OR_PATH='a folder/of mine')
+    assert argv[argv.index('--epochs') + 1] == '7'
+    assert argv[argv.index('--model_name_or_path') + 1] == 'a folder/of mine'
+    assert argv[argv.index('--train_name') + 1] == 'main'
+    assert '--train_name' not in call(script, TRAIN_NAME='')[2]
+
+
+def test_a_given_port_is_kept_and_a_found_one_is_free(call: Callable[..., Called], tmp_path: Path) -> None:
+    script = ROOT / 'scripts' / 'opt' / 'opt_sft.sh'
+    call(script, MASTER_PORT='23456')
+    assert json.loads((tmp_path / 'called.json').read_text())[0][1] == '23456'
+
+
+def test_own_data_must_be_named(tmp_path: Path) -> None:
+    script = ROOT / 'scripts' / 'own_data' / 'own_data_sft.sh'
+    done = subprocess.run(['bash', script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and 'TRAIN_DATASETS=rows.jsonl' in done.stderr
