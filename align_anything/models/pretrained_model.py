@@ -95,6 +95,7 @@ def load_spec(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
     processor_kwargs: Mapping[str, Any] | None = None,
+    base: str | None = None,
 ) -> FamilySpec:
     """Returns the FamilySpec of a checkpoint, reading its tokenizer and processor but no weights.
 
@@ -105,11 +106,12 @@ def load_spec(
         padding_side: of the tokenizer; None keeps the checkpoint's.
         chat_template: a template file or the text of a template, to use instead of the checkpoint's.
         processor_kwargs: given to `AutoProcessor.from_pretrained`, such as `min_pixels`.
+        base: of an adapter folder, the model under it; None for the one that the adapter records.
 
     Raises ModelError when the checkpoint is incomplete or its tokenizer, processor or template cannot be used.
     """
     adapter = find_adapter(model_name_or_path)
-    source = model_name_or_path if adapter is None else adapter.require_base()
+    source = model_name_or_path if adapter is None else base or adapter.require_base()
     check_checkpoint(source, trust_remote_code)
     config = read_config(source, trust_remote_code)
     beside = adapter is not None and adapter.holds_processor(is_multimodal(config))

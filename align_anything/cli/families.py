@@ -1,0 +1,157 @@
+"""The model families: what each reads, and the runs and layouts it supports, found out from the code itself."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.box import SIMPLE
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from align_anything.cli.leaves import runs
+from align_anything.core.errors import ModelError
+from align_anything.models import accustomed, structure
+from align_anything.models.accustomed import family_module
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.base.data import require_readable
+from align_anything.trainers.base.pair import Pair
+
+TABLE_FILE = Path(__file__).with_name('families.yaml')
+OTHERS = 'Every other causal or image-text-to-text class of transformers is served by the default rules.'
+OWN, DEFAULT, NONE = 'own file', 'default', 'none'
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family without one of its checkpoints.
+
+    Attributes:
+        model_type: that of the configuration.
+        rules: `own file`, `default` (the rules for every class of transformers), or `none`: it cannot be trained.
+        media_kinds: kinds of media that its processor takes, text aside; None when only a checkpoint can tell.
+        layouts: those that the model class can compute; None when only a checkpoint can tell.
+        runs: algorithms by the modality pair whose media it reads.
+        ids: the names that lmms-finetune gave to checkpoints, with their hub names.
+        checkpoints: other hub names.
+        note: why something is unknown or missing.
+    """
+
+    model_type: str
+    rules: str
+    media_kinds: list[str] | None
+    layouts: list[str] | None
+    runs: Mapping[str, list[str]]
+    ids: Mapping[str, str]
+    checkpoints: list[str]
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """As much of a FamilySpec as `require_readable` asks."""
+
+    model_type: str
+    media_kinds: frozenset[str]
+
+
+def families() -> list[Family]:
+    """Returns every family that has a file of its own or checkpoints in the table, by `model_type`."""
+    listed = yaml.safe_load(TABLE_FILE.read_text(encoding='utf-8'))
+    filed = [module.name for module in pkgutil.iter_modules(accustomed.__path__)]
+    pairs = runs()
+    return [_family(name, listed.get(name, {}), pairs) for name in sorted({*listed, *filed})]
+
+
+def families_as_json(found: list[Family]) -> str:
+    """Returns the families as JSON, with the rule for all others beside them."""
+    content = {'families': [asdict(family) for family in found], 'others': OTHERS}
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def families_tables(found: list[Family]) -> Group:
+    """Returns the families, and the checkpoints that are known of them, as two tables."""
+    table = Table('family', 'reads', 'runs', 'layouts', 'rules', title='Model families', box=SIMPLE)
+    names = Table('name', 'checkpoint', 'family', title='Checkpoints', box=SIMPLE)
+    for family in found:
+        reads = 'unknown' if family.media_kinds is None else ', '.join(['text', *family.media_kinds])
+        layouts = 'unknown' if family.layouts is None else ', '.join(family.layouts)
+        row = [
+            family.model_type,
+            reads if family.rules != NONE else '–',
+            '\n'.join(f'{pair}: {", ".join(algorithms)}' for pair, algorithms in family.runs.items()) or '–',
+            layouts if family.rules != NONE else '–',
+            f'{family.rules}: {family.note}' if family.note else family.rules,
+        ]
+        table.add_row(*(Text(cell) for cell in row))
+        for name, checkpoint in [*family.ids.items(), *(('', checkpoint) for checkpoint in family.checkpoints)]:
+            names.add_row(Text(name), Text(checkpoint, overflow='fold'), Text(family.model_type))
+    return Group(table, Text(OTHERS), Text(), names, Text('Names are those of lmms-finetune.'))
+
+
+def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, tuple[Pair, list[str]]]) -> Family:
+    module = family_module(model_type)
+    names = {'ids': dict(listed.get('ids', {})), 'checkpoints': list(listed.get('checkpoints', []))}
+    config, note = _default_config(model_type)
+    if config is None:
+        if module is None:
+            return Family(model_type, NONE, None, None, {}, **names, note=note)
+        return Family(model_type, OWN, None, None, {}, **names, note=note)
+    kinds = _media_kinds(listed.get('checkpoint_type', model_type))
+    layouts, note = _layouts(FamilySpec if module is None else module.SPEC, config)
+    return Family(
+        model_type,
+        DEFAULT if module is None else OWN,
+        sorted(kinds),
+        layouts,
+        {name: algorithms for name, (pair, algorithms) in pairs.items() if _reads(pair, model_type, kinds)},
+        **names,
+        note=note,
+    )
+
+
+def _default_config(model_type: str) -> tuple[Any, str]:
+    """Returns the configuration with the defaults of transformers, or None and why there is none."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return None, 'transformers has no such class; the checkpoints bring code of their own'
+    config = CONFIG_MAPPING[model_type]()
+    text = config.get_text_config()
+    # Some default configurations have the padding id of a larger vocabulary than their own.
+    if text.pad_token_id is not None and text.pad_token_id >= text.vocab_size:
+        text.pad_token_id = None
+    return config, ''
+
+
+def _media_kinds(model_type: str) -> frozenset[str]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    # transformers' mapping of configurations to processors is lazy and has no default.
+    kind = CONFIG_MAPPING[model_type]
+    return structure.media_kinds(PROCESSOR_MAPPING[kind]) if kind in PROCESSOR_MAPPING else frozenset()
+
+
+def _layouts(kind: type[FamilySpec], config: Any) -> tuple[list[str] | None, str]:
+    # A whole FamilySpec needs the tokenizer and the processor of a checkpoint, layouts only the configuration.
+    spec = kind.__new__(kind)
+    spec.config = config
+    try:
+        return list(spec.layouts), ''
+    except ImportError as error:
+        return None, str(error).strip().split('\n')[0]
+
+
+def _reads(pair: Pair, model_type: str, kinds: frozenset[str]) -> bool:
+    try:
+        require_readable(pair, _Readable(model_type, kinds), model_type)
+    except ModelError:
+        return False
+    return True

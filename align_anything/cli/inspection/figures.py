@@ -1,0 +1,82 @@
+"""Counts and histograms that the page and the terminal both show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from align_anything.cli.inspection.rows import SetSurvey, Survey
+
+BINS = 12
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows whose number of tokens is `low` to `high`, both included."""
+
+    low: int
+    high: int
+    rows: int
+
+    @property
+    def label(self) -> str:
+        """The range as a person would write it."""
+        return str(self.low) if self.low == self.high else f'{self.low}–{self.high}'
+
+
+def histogram(values: list[int], bins: int = BINS) -> list[Bin]:
+    """Returns up to `bins` bins of equal width that hold all values; none for no values."""
+    if not values:
+        return []
+    low, width = min(values), -(-(max(values) - min(values) + 1) // bins)
+    counts = Counter((value - low) // width for value in values)
+    return [Bin(low + n * width, low + (n + 1) * width - 1, counts[n]) for n in range(max(counts) + 1)]
+
+
+def histograms(found: SetSurvey) -> dict[str, list[Bin]]:
+    """Returns the histograms of a set by their titles; media only where there are some."""
+    figures = {
+        'tokens of a row': histogram([size.tokens for size in found.sizes]),
+        'trained tokens of a row': histogram([size.trained for size in found.sizes]),
+    }
+    if any(size.media_tokens for size in found.sizes):
+        figures['media tokens of a row'] = histogram([size.media_tokens for size in found.sizes])
+    return figures
+
+
+def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
+    """Returns the numbers of a set as words, by what they count."""
+    tokens = sum(size.tokens for size in found.sizes)
+    trained = sum(size.trained for size in found.sizes)
+    media = sum(size.media_tokens for size in found.sizes)
+    items = sum((Counter(size.media) for size in found.sizes), Counter())
+    limit = survey.spec.max_length
+    full = sum(size.tokens == limit for size in found.sizes)
+    lines = {
+        'rows': 'a stream' if found.total is None else f'{found.total:,}',
+        'read': f'{found.read:,}',
+        'usable': f'{len(found.sizes):,}',
+        'skipped': f'{len(found.skipped):,}{_share(len(found.skipped), found.read)}',
+        'tokens': f'{tokens:,}',
+        'trained tokens': f'{trained:,}{_share(trained, tokens)}',
+        'media tokens': f'{media:,}{_share(media, tokens)}',
+        'media': ', '.join(f'{number:,} {kind}' for kind, number in sorted(items.items())) or 'none',
+        'longest row': f'{max((size.tokens for size in found.sizes), default=0):,} tokens of {limit:,}',
+    }
+    if full:
+        lines['as long as the limit'] = f'{full:,} rows, which were probably cut (model_cfgs.model_max_length)'
+    return lines
+
+
+def stops(survey: Survey, found: SetSurvey) -> str:
+    """Returns a sentence when so many rows are skipped that the run would stop, else nothing."""
+    if len(found.skipped) <= survey.max_skipped_ratio * found.read:
+        return ''
+    return (
+        f'{len(found.skipped)} of {found.read} rows would be skipped; data_cfgs.max_skipped_ratio '
+        f'{survey.max_skipped_ratio} allows fewer, so the run would stop.'
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f' ({part / whole:.1%})' if whole else ''

@@ -1,0 +1,211 @@
+"""Reads the rows of a run through its own dataset and measures them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+
+from align_anything.configs.redaction import without_secrets
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.types import Conversation, Example, Piece, Skipped
+from align_anything.datasets.dataset import ExampleDataset, Formatted, Part, Task
+from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.mixture import StreamedRow, StreamMixture
+from align_anything.datasets.sampler import BatchShape
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.base.assembly import spec_of
+from align_anything.trainers.base.data import make_dataset, open_sources, probe, require_readable
+from align_anything.trainers.base.pair import Pair
+
+READ_AT_ONCE = 8
+STREAMED_ROWS = 1000
+SAMPLES = 50
+
+RowKey = int | StreamedRow
+
+
+@dataclass(frozen=True)
+class RowSize:
+    """The tokens of one usable row, all answers together, and its media by kind."""
+
+    source: str
+    tokens: int
+    trained: int
+    media_tokens: int
+    media: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row to look at: its conversations with decoded media, and what they were encoded to."""
+
+    conversations: list[Conversation]
+    example: Example
+
+
+@dataclass
+class SetSurvey:
+    """What is known of one set of rows.
+
+    Attributes:
+        name: `training` or `evaluation`.
+        total: rows of the set, None for a stream.
+        sizes: of the usable rows among those read, in order.
+        skipped: the others.
+        samples: some usable rows, spread evenly over those read.
+    """
+
+    name: str
+    total: int | None
+    sizes: list[RowSize] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def read(self) -> int:
+        """How many rows were read."""
+        return len(self.sizes) + len(self.skipped)
+
+    def reasons(self) -> list[tuple[str, list[Skipped]]]:
+        """Returns the skipped rows by the kind of reason, names and numbers aside, the commonest first."""
+        groups: dict[str, list[Skipped]] = {}
+        for record in self.skipped:
+            groups.setdefault(kind_of_reason(record.reason), []).append(record)
+        return sorted(groups.items(), key=lambda entry: -len(entry[1]))
+
+
+@dataclass
+class Survey:
+    """What is known of the data of a run."""
+
+    run: str
+    spec: FamilySpec
+    max_skipped_ratio: float
+    sets: list[SetSurvey]
+
+
+def survey(pair: Pair, algorithm: str, cfgs: RunCfgs, rows: int | None) -> Survey:
+    """Reads the first `rows` rows of each set of the run, all when None, as training would.
+
+    Raises as the run would: SettingsError, ModelError, and DataError for data that stop it.
+    """
+    sources = open_sources(cfgs)
+    probe(sources, pair)
+    spec = spec_of(cfgs)
+    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    sets = []
+    for name, parts in (('training', sources.training), ('evaluation', sources.evaluation)):
+        if parts:
+            dataset = make_dataset(parts, pair, spec, cfgs.data_cfgs.train_on)
+            sets.append(_survey_set(name, dataset, parts, spec, cfgs, rows))
+    return Survey(f'{pair.name} {algorithm}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)
+
+
+def size_of(example: Example, spec: FamilySpec) -> RowSize:
+    """Counts the tokens and media of an Example."""
+    pieces = [example.prompt, *example.responses]
+    return RowSize(
+        source=cleaned(example.source),
+        tokens=len(example),
+        trained=sum(int((piece.weights > 0).sum()) for piece in pieces),
+        media_tokens=sum(int(_is_media(piece, spec).sum()) for piece in pieces),
+        media=dict(sum((Counter(piece.media_counts) for piece in pieces), Counter())),
+    )
+
+
+def cleaned(text: str) -> str:
+    """Returns `text` without the credentials that addresses in it may hold."""
+    return without_secrets(text)
+
+
+def kind_of_reason(reason: str) -> str:
+    """Returns a reason without what differs from row to row: quoted names, paths and numbers."""
+    return re.sub(r'\d+', 'N', re.sub(r"'[^']*'", "'…'", re.sub(r'\S*/\S*', '…', reason)))
+
+
+def _is_media(piece: Piece, spec: FamilySpec) -> torch.Tensor:
+    return torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
+
+
+def _survey_set(
+    name: str, dataset: ExampleDataset, parts: list[Part], spec: FamilySpec, cfgs: RunCfgs, limit: int | None
+) -> SetSurvey:
+    order = _InOrder(dataset, parts, limit)
+    result = SetSurvey(name, None if order.streamed else len(dataset))
+    loader = Loader(dataset, order, _Measure(spec), cfgs.data_cfgs.num_workers)
+    with closing(loader):
+        for sizes, skipped in loader.micro_batches(0):
+            result.sizes += sizes
+            result.skipped += skipped
+    dataset.task = remembered = _Remembering(dataset.task)
+    step = 1 if order.streamed else max(1, result.read // SAMPLES)
+    for key in islice(order.keys(), 0, SAMPLES * step, step):
+        example = dataset[key]
+        if isinstance(example, Example):
+            example.source = cleaned(example.source)
+            result.samples.append(Sample(remembered.conversations, example))
+    return result
+
+
+class _InOrder:
+    """The rows as they stand in their sources, the first `limit` of them; a sampler for the Loader."""
+
+    def __init__(self, dataset: ExampleDataset, parts: list[Part], limit: int | None) -> None:
+        self.shape = BatchShape(READ_AT_ONCE)
+        self.streamed = parts[0].streamed
+        self._dataset, self._parts = dataset, parts
+        self._limit = STREAMED_ROWS if limit is None and self.streamed else limit
+
+    def keys(self) -> Iterator[RowKey]:
+        """Yields what the dataset is indexed by."""
+        if self.streamed:
+            mixture = StreamMixture([part.rows for part in self._parts], seed=0, shuffle=False)
+            return islice(mixture.rows(0), self._limit)
+        return islice(range(len(self._dataset)), self._limit)
+
+    def steps_in(self, epoch: int) -> None:
+        """Nobody counts."""
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[Any]]:
+        """Yields the keys, a few at a time."""
+        keys = self.keys()
+        while some := list(islice(keys, READ_AT_ONCE)):
+            yield some
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """In the place of a collator: keeps the sizes, in the worker, and leaves the tensors there."""
+
+    spec: FamilySpec
+
+    def __call__(self, examples: list[Example], skipped: list[Skipped]) -> tuple[list[RowSize], list[Skipped]]:
+        reasons = [Skipped(cleaned(record.source), cleaned(record.reason)) for record in skipped]
+        return [size_of(example, self.spec) for example in examples], reasons
+
+
+@dataclass
+class _Remembering:
+    """A task that keeps the conversations it encoded last."""
+
+    task: Task
+    conversations: list[Conversation] = field(default_factory=list)
+
+    @property
+    def needs_reply(self) -> bool:
+        return self.task.needs_reply
+
+    def format(self, formatter: BaseFormatter, row: dict[str, Any]) -> Formatted:
+        return self.task.format(formatter, row)
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        self.conversations = conversations
+        return self.task.encode(conversations)

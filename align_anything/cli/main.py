@@ -1,0 +1,147 @@
+"""What `align-anything` takes on its command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from align_anything.core.errors import AlignAnythingError, SettingsError
+
+USER_ERROR = 2
+PIPED_WIDTH = 160
+# The settings of a run go through to it untouched, --help among them.
+RUN_SETTINGS = {'ignore_unknown_options': True, 'allow_extra_args': True, 'help_option_names': []}
+
+app = typer.Typer(
+    help='Align any-to-any models: one algorithm, any modality.',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+PairName = Annotated[str | None, typer.Argument(metavar='PAIR', help='Modality pair, such as text_image_to_text.')]
+AlgorithmName = Annotated[str | None, typer.Argument(metavar='ALGORITHM', help='Algorithm, such as sft.')]
+AsJson = Annotated[bool, typer.Option('--json', help='Print JSON instead of a table.')]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command. An error that is the user's to mend is printed without a traceback and ends with code 2."""
+    try:
+        app(args=None if argv is None else list(argv), prog_name='align-anything')
+    except AlignAnythingError as error:
+        from align_anything.core.logging import get_logger
+
+        get_logger(__name__).error('%s:\n%s', type(error).__name__, error)
+        sys.exit(USER_ERROR)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def train(context: typer.Context, pair: PairName = None, algorithm: AlgorithmName = None) -> None:
+    """Run a training: the same as python -m align_anything.trainers.PAIR.ALGORITHM.
+
+    PAIR ALGORITHM --help lists the settings.
+    """
+    if _wants_usage(pair):
+        typer.echo(context.get_help())
+        return
+    _check_order(pair, algorithm)
+    from align_anything.cli.leaves import find_run
+    from align_anything.trainers.base.launch import launch
+
+    launch(*find_run(pair, algorithm), context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def inspect(
+    context: typer.Context,
+    pair: PairName = None,
+    algorithm: AlgorithmName = None,
+    rows: Annotated[int | None, typer.Option(min=1, help='Read only so many rows of each set; all by default.')] = None,
+    report: Annotated[
+        Path | None, typer.Option(help='HTML file to write; <output_dir>/inspect.html by default.')
+    ] = None,
+) -> None:
+    """Look at the data of a run as it would train on them. Reads no weights.
+
+    Takes the settings of the run: PAIR ALGORITHM --help lists them.
+    """
+    if _wants_usage(pair):
+        typer.echo(context.get_help())
+        return
+    _check_order(pair, algorithm)
+    if '--help' in context.args or '-h' in context.args:
+        typer.echo(context.get_help() + '\n')
+    from align_anything.cli.inspection import inspect_run
+    from align_anything.cli.leaves import find_run
+
+    inspect_run(*find_run(pair, algorithm), context.args, rows=rows, report=report)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(metavar='ADAPTER', help='Folder with the LoRA adapter.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the merged model.')],
+    base: Annotated[
+        str | None,
+        typer.Option(help='Folder or hub name of the model under the adapter; by default the one it records.'),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option('--trust-remote-code', help='Let the checkpoint run Python code of its own.')
+    ] = False,
+) -> None:
+    """Merge a LoRA adapter into its model, in full precision: a checkpoint that plain transformers loads."""
+    from align_anything.cli.merging import merge_adapter
+    from align_anything.trainers.base.launch import quieten_libraries
+
+    quieten_libraries()
+    merge_adapter(adapter, out, base=base, trust_remote_code=trust_remote_code)
+    typer.echo(f'merged model: {out}')
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the model families, what each reads, and the runs and layouts that it supports."""
+    from transformers.utils import logging
+
+    from align_anything.cli.families import families, families_as_json, families_tables
+    from align_anything.trainers.base.launch import quieten_libraries
+
+    quieten_libraries()
+    # Default configurations are not ones that anybody uses, and it says so.
+    logging.set_verbosity_error()
+    found = families()
+    _show(families_as_json(found) if as_json else families_tables(found))
+
+
+@app.command()
+def templates(as_json: AsJson = False) -> None:
+    """List the dataset templates with the hooks and options of each."""
+    from align_anything.cli.templates import templates_as_json, templates_table
+
+    _show(templates_as_json() if as_json else templates_table())
+
+
+def _show(what: object) -> None:
+    if isinstance(what, str):
+        typer.echo(what)
+        return
+    from rich.console import Console
+
+    # What is piped is searched or saved, where lines that fit a screen are of no use.
+    Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH).print(what)
+
+
+def _wants_usage(pair: str | None) -> bool:
+    return pair is None or pair in ('--help', '-h')
+
+
+def _check_order(pair: str, algorithm: str | None) -> None:
+    wrong = next((word for word in (pair, algorithm) if word is not None and word.startswith('-')), None)
+    if wrong is not None or algorithm is None:
+        found = f'found {wrong}' if wrong else f"no algorithm follows '{pair}'"
+        raise SettingsError([f'command line: the modality pair and the algorithm come first, then settings; {found}.'])

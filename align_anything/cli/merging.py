@@ -1,0 +1,62 @@
+"""Putting an adapter into the model that it was trained on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from align_anything.core.errors import ModelError
+from align_anything.core.files import sync_folder
+from align_anything.core.logging import get_logger
+from align_anything.models.adapter import find_adapter, put_on
+from align_anything.models.any_model import AnyModel
+from align_anything.models.export import export_model
+from align_anything.models.pretrained_model import load_spec
+
+logger = get_logger(__name__)
+
+
+def merge_adapter(
+    folder: str | Path, out: str | Path, *, base: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Writes the model under the adapter in `folder`, with the adapter in it, to the new folder `out`.
+
+    The sums are taken in float32, and stored in the type of the checkpoint. The model is read as it is stored, also
+    when the adapter was trained over 4 or 8 bits of it; one that is stored quantised is written in float32. Processor
+    and chat template are those beside the adapter, else the model's. `out` appears whole or not at all.
+
+    Args:
+        base: folder or hub name of the model; None for the one that the adapter records.
+
+    Raises:
+        ModelError: `folder` holds no adapter, it was not trained on such a model, or `out` cannot be written.
+    """
+    adapter, out = find_adapter(folder), Path(out)
+    if adapter is None:
+        raise ModelError(f'{folder} holds no LoRA adapter: no adapter_config.json, or a whole model with it.')
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f'{out} exists and is not an empty folder; name another one.')
+    source = adapter.require_base() if base is None else base
+    if base is not None and adapter.base not in (None, base):
+        logger.info('the adapter records the model %s; merging into %s as asked', adapter.base, base)
+    spec = load_spec(folder, base=source, trust_remote_code=trust_remote_code)
+    adapted = put_on(AnyModel.from_pretrained(source, dtype='auto', trust_remote_code=trust_remote_code), adapter)
+    draft = out.parent / f'.{out.name}.{os.getpid()}.partial'
+    try:
+        draft.mkdir(parents=True)
+        export_model(
+            adapted,
+            None,
+            draft,
+            tokenizer=spec.tokenizer,
+            processor=spec.processor,
+            merge_adapter=True,
+            end_of_turn_id=spec.renderer.end_of_turn_id,
+        )
+        os.replace(draft, out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise ModelError(f'{out} cannot be written: {error}.') from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
