@@ -46,8 +46,8 @@ def clip(
 ) -> bytes:
     """The frames (arrays, or grey levels) as a file.
 
-    `milliseconds` is when each is shown, and `rotation` by how many degrees it is to be turned counter-clockwise. `audio` is a
-    track of 16 kHz; every `keyframes`-th frame can be sought.
+    `milliseconds` is when each is shown, and `rotation` by how many degrees it is to be turned counter-clockwise.
+    `audio` is a track of 16 kHz; every `keyframes`-th frame can be sought.
     """
     import av
 

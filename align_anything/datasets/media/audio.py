@@ -103,7 +103,7 @@ def _read(source: str | bytes | bytearray, media: Media, limit: float) -> tuple[
                 rate = sound.samplerate
     except soundfile.LibsndfileError as error:
         if error.code not in NOT_FOR_LIBSNDFILE:
-            raise
+            raise SampleError(f'{describe(media)} is damaged or no audio of a known format.') from error
         return read_track(source, media, min(limit, MAX_SECONDS + 1))
     if len(samples) < wanted or missing:
         raise SampleError(f'{describe(media)} ends early: it is cut or damaged.')

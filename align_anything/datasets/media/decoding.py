@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def decode(media: Media) -> Any:
         raise
     except Exception as error:
         # Decoding libraries raise anything at all on broken files, and one file may cost only its own sample.
-        reason = str(error) or type(error).__name__
+        # An address in their words would make the same row's reason differ between ranks.
+        reason = re.sub(r' at 0x[0-9a-f]+', '', str(error)) or type(error).__name__
         raise SampleError(f'{describe(media)} cannot be decoded: {reason}.') from error
 
 
