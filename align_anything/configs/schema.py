@@ -139,6 +139,7 @@ class TrainCfgs(Cfgs):
     freeze_vision_tower: bool = Field(
         False, description='Keeps the weights of the image and video encoder as they are.'
     )
+    freeze_audio_tower: bool = Field(False, description='Keeps the weights of the audio encoder as they are.')
     freeze_mm_proj: bool = Field(
         False, description='Keeps the weights between the media encoder and the language model as they are.'
     )

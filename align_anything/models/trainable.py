@@ -20,7 +20,7 @@ from align_anything.models.score import SCORE_HEAD
 Parts = Mapping[str, Sequence[str]]
 """Part names to prefixes of the parameter names in it, as in `FamilySpec.parts`."""
 
-FREEZABLE_PARTS = ('vision_tower', 'mm_proj', 'language_model')
+FREEZABLE_PARTS = ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
 _ADAPTER_PREFIX = 'base_model.model.'
 _ADAPTER_LEVELS = re.compile(
     r'\.(?:base_layer|original_module|modules_to_save\.[^.]+'
@@ -49,6 +49,7 @@ def freeze_parts(
     parts: Parts,
     *,
     vision_tower: bool = False,
+    audio_tower: bool = False,
     mm_proj: bool = False,
     language_model: bool = False,
     unfreeze_patterns: Sequence[str] = (),
@@ -58,7 +59,7 @@ def freeze_parts(
     A model without such a part (a text model has no tower) has nothing to freeze there. Raises ModelError for a
     pattern that is no regular expression or matches no parameter.
     """
-    wanted = dict(zip(FREEZABLE_PARTS, (vision_tower, mm_proj, language_model), strict=True))
+    wanted = dict(zip(FREEZABLE_PARTS, (vision_tower, audio_tower, mm_proj, language_model), strict=True))
     for name, parameter in model.named_parameters():
         if wanted.get(part_of(name, parts), False):
             parameter.requires_grad_(False)
@@ -73,8 +74,8 @@ def require_trainable(model: nn.Module) -> None:
     """Raises ModelError when no parameter of `model` trains."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
-            'nothing trains: every parameter is frozen. Look at freeze_vision_tower, freeze_mm_proj and '
-            'freeze_language_model, or name what should train in unfreeze_patterns.'
+            'nothing trains: every parameter is frozen. Look at freeze_vision_tower, freeze_audio_tower, '
+            'freeze_mm_proj and freeze_language_model, or name what should train in unfreeze_patterns.'
         )
 
 

@@ -108,7 +108,7 @@ def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str) -> T
         spec,
         layout,
         segmented=cfgs.model_cfgs.attn_implementation == 'sdpa',
-        dummy_kinds=tuple(sorted(pair.reads)) if world_size() > 1 else (),
+        dummy_kinds=pair.kinds_in(spec.media_kinds) if world_size() > 1 else (),
     )
 
 
@@ -119,6 +119,7 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
         model,
         spec.parts,
         freeze_vision_tower=train.freeze_vision_tower,
+        freeze_audio_tower=train.freeze_audio_tower,
         freeze_mm_proj=train.freeze_mm_proj,
         freeze_language_model=train.freeze_language_model,
         unfreeze_patterns=train.unfreeze_patterns,
@@ -214,7 +215,7 @@ def _checked(
     dtype: torch.dtype,
 ) -> TokenCollator:
     """Returns the collator when its layout is right on this model, else that of the padded layout."""
-    vocabulary, kinds = ordinary_tokens(spec), tuple(sorted(pair.reads))
+    vocabulary, kinds = ordinary_tokens(spec), pair.kinds_in(spec.media_kinds)
     engine.engine.eval()
 
     def score(batch: Batch) -> torch.Tensor:

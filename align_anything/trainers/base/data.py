@@ -105,7 +105,7 @@ def evaluation_loader(dataset: ExampleDataset, collate: Collate, cfgs: RunCfgs) 
 
 def require_readable(pair: Pair, spec: FamilySpec, model: str) -> None:
     """Raises ModelError when the model cannot read what the pair puts into conversations."""
-    missing = sorted(pair.reads - spec.media_kinds)
+    missing = pair.missing_from(spec.media_kinds)
     if missing:
         raise ModelError(
             f"{model} (model_type '{spec.model_type}') takes no {', '.join(missing)}, which the pair '{pair.name}' is "

@@ -40,6 +40,7 @@ _MUST_AGREE = {
         'fp16',
         'optimizer',
         'freeze_vision_tower',
+        'freeze_audio_tower',
         'freeze_mm_proj',
         'freeze_language_model',
         'unfreeze_patterns',

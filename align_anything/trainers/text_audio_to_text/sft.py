@@ -1,0 +1,13 @@
+"""Supervised fine-tuning, `text_audio_to_text`."""
+
+from align_anything.algorithms.sft import SFT
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_audio_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, SFT)
+
+
+if __name__ == '__main__':
+    main()

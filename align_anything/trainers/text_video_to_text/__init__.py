@@ -1,0 +1,5 @@
+"""Runs that read text and videos and write text."""
+
+from align_anything.trainers.base.pair import Pair
+
+PAIR = Pair('text_video_to_text', frozenset({'video'}))
