@@ -1,27 +1,38 @@
-"""The one op that turns hidden states into log-probabilities: in chunks, never holding `(length, vocabulary)`."""
+"""The one op that turns hidden states into log-probabilities: in tiles, never holding `(length, vocabulary)`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits held at once, in elements: 64 MiB of float32, and as much again in the backward pass."""
+CHUNK_ELEMENTS = 1 << 22
+"""Logits held at once on a CPU, in elements: 16 MiB of float32, which stay in its cache from one pass to the next."""
+ACCELERATOR_CHUNKS = 8
+"""How many times more an accelerator holds, which wants large products instead."""
+TILE_ROWS = 4096
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Rows whose logits fit into the budget; at least 16, so that a huge vocabulary still multiplies matrices."""
-    return max(16, CHUNK_ELEMENTS // vocabulary)
+def tile_shape(rows: int, vocabulary: int, on_cpu: bool) -> tuple[int, int]:
+    """Rows and vocabulary entries of a tile of logits that fits into the budget.
+
+    A tile is as high as it may be, so that each piece of the weight is read, and its gradient written, least often.
+    """
+    budget = CHUNK_ELEMENTS if on_cpu else ACCELERATOR_CHUNKS * CHUNK_ELEMENTS
+    height = max(1, min(rows, TILE_ROWS, budget))
+    return height, min(vocabulary, budget // height)
 
 
-def _wide(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _wide(tensor: Tensor) -> Tensor:
     # CUDA accumulates half precision in float32 and can return it; other devices need float32 operands for that.
-    if hidden.is_cuda or hidden.dtype in (torch.float32, torch.float64):
-        return hidden, weight
-    return hidden.float(), weight.float()
+    return tensor if tensor.is_cuda or tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -31,12 +42,22 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def _transform(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits = _matmul(hidden, weight.t())
+    if bias is not None:
+        logits += bias
     if scale != 1.0:
-        logits = logits.mul_(scale)
+        logits.mul_(scale)
     if softcap is not None:
-        logits = logits.div_(softcap).tanh_().mul_(softcap)
+        logits.div_(softcap).tanh_().mul_(softcap)
     return logits
+
+
+def _find(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Where in a tile each target stands `(rows, 1)`, and whether it stands there at all `(rows,)`."""
+    local = targets - columns.start
+    width = columns.stop - columns.start
+    return local.clamp(0, width - 1)[:, None], (local >= 0) & (local < width)
 
 
 class _ChunkedLogProb(torch.autograd.Function):
@@ -53,23 +74,35 @@ class _ChunkedLogProb(torch.autograd.Function):
         softcap: float | None,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        wide_hidden, wide_weight = _wide(hidden, weight)
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         logprobs = hidden.new_empty(len(targets), dtype=dtype)
         normalizers = torch.empty_like(logprobs)
         entropies = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
-        step = chunk_rows(weight.shape[0])
-        for start in range(0, len(targets), step):
-            rows = slice(start, start + step)
-            logits = _matmul(wide_hidden[rows], wide_weight.t())
-            if bias is not None:
-                logits += bias
-            logits = _transform(logits, scale, softcap)
-            normalizers[rows] = torch.logsumexp(logits, dim=-1)
-            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normalizers[rows]
+        lowest = torch.finfo(dtype).min
+        height, width = tile_shape(len(targets), weight.shape[0], hidden.device.type == 'cpu')
+        for rows in _slices(len(targets), height):
+            wide_hidden = _wide(hidden[rows])
+            chosen = logprobs.new_zeros(len(wide_hidden))
+            total = torch.full_like(chosen, -torch.inf)
+            expected = torch.zeros_like(chosen)
+            for columns in _slices(weight.shape[0], width):
+                tile_bias = None if bias is None else bias[columns]
+                logits = _logits(wide_hidden, _wide(weight[columns]), tile_bias, scale, softcap)
+                place, inside = _find(targets[rows], columns)
+                chosen = torch.where(inside, logits.gather(1, place).squeeze(1), chosen)
+                before = total
+                if with_entropy:
+                    total = torch.logaddexp(total, torch.logsumexp(logits, dim=-1))
+                    probabilities = (logits - total[:, None]).exp_()
+                    expected = expected * (before - total).exp() + probabilities.mul_(logits).sum(-1)
+                else:
+                    # In place, where logsumexp would make a copy. A tile of -inf alone must not become NaN.
+                    peak = logits.amax(dim=-1).clamp_(min=lowest)
+                    total = torch.logaddexp(total, logits.sub_(peak[:, None]).exp_().sum(-1).log_().add_(peak))
+            normalizers[rows] = total
+            logprobs[rows] = chosen - total
             if with_entropy:
-                probabilities = (logits - normalizers[rows, None]).exp_()
-                entropies[rows] = normalizers[rows] - probabilities.mul_(logits).sum(-1)
+                entropies[rows] = total - expected
         ctx.save_for_backward(hidden, targets, normalizers, entropies)
         # The parameters are kept by reference, not saved: ZeRO-3 frees and gathers them between the passes.
         ctx.weight, ctx.bias = weight, bias
@@ -78,51 +111,67 @@ class _ChunkedLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, targets, normalizers, entropies = ctx.saved_tensors
+        hidden, targets, normalizers, _ = ctx.saved_tensors
         weight, bias = ctx.weight, ctx.bias
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        wide_hidden, wide_weight = _wide(hidden, weight)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # One buffer in the accumulation type; half-precision sums over chunks would lose the small terms.
-        grad_weight = torch.zeros_like(weight, dtype=normalizers.dtype) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=normalizers.dtype) if needs_bias else None
-        step = chunk_rows(weight.shape[0])
-        for start in range(0, len(targets), step):
-            rows = slice(start, start + step)
-            logits = _matmul(wide_hidden[rows], wide_weight.t())
-            if bias is not None:
-                logits += bias
-            logits = _transform(logits, ctx.scale, ctx.softcap)
-            slope = None if ctx.softcap is None else 1.0 - (logits / ctx.softcap).square_()
-            upstream = grad_logprobs[rows, None]
-            if ctx.with_entropy:
-                log_softmax = logits - normalizers[rows, None]
-                probabilities = log_softmax.exp()
-                # dH/dz = -p (log p + H)
-                shift = (log_softmax + entropies[rows, None]).mul_(grad_entropies[rows, None])
-                grad_logits = probabilities.mul_(shift.add_(upstream)).neg_()
-            else:
-                grad_logits = logits.sub_(normalizers[rows, None]).exp_().mul_(upstream).neg_()
-            grad_logits.scatter_add_(1, targets[rows, None], upstream)
-            if slope is not None:
-                grad_logits.mul_(slope)
-            if ctx.scale != 1.0:
-                grad_logits.mul_(ctx.scale)
-            narrow = grad_logits.to(wide_hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = (narrow @ wide_weight).to(hidden.dtype)
+        # Sums over tiles are made in the accumulation type; half precision would lose the small terms.
+        sums = normalizers.dtype
+        grad_hidden = torch.zeros_like(hidden, dtype=sums) if needs_hidden else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        height, width = tile_shape(len(targets), weight.shape[0], hidden.device.type == 'cpu')
+        for columns in _slices(weight.shape[0], width):
+            tile_weight = _wide(weight[columns])
+            tile_bias = None if bias is None else bias[columns]
+            weight_sum = torch.zeros_like(tile_weight, dtype=sums) if needs_weight else None
+            bias_sum = torch.zeros_like(tile_bias, dtype=sums) if needs_bias else None
+            for rows in _slices(len(targets), height):
+                wide_hidden = _wide(hidden[rows])
+                logits = _logits(wide_hidden, tile_weight, tile_bias, ctx.scale, ctx.softcap)
+                grad_logits = _logit_gradient(ctx, logits, rows, columns, grad_logprobs, grad_entropies)
+                narrow = grad_logits.to(wide_hidden.dtype)
+                if grad_hidden is not None:
+                    _add_product(grad_hidden[rows], narrow, tile_weight)
+                if weight_sum is not None:
+                    _add_product(weight_sum, narrow.t(), wide_hidden)
+                if bias_sum is not None:
+                    bias_sum += grad_logits.sum(0)
             if grad_weight is not None:
-                if narrow.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(narrow.t(), wide_hidden[rows])
-                else:
-                    grad_weight += _matmul(narrow.t(), wide_hidden[rows])
+                grad_weight[columns] = weight_sum
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        if grad_bias is not None:
-            grad_bias = grad_bias.to(bias.dtype)
+                grad_bias[columns] = bias_sum
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _logit_gradient(
+    ctx: Any, logits: Tensor, rows: slice, columns: slice, grad_logprobs: Tensor, grad_entropies: Tensor
+) -> Tensor:
+    """Gradient of the loss with respect to a tile of `hidden @ weight.T + bias`, in the memory of `logits`."""
+    _, targets, normalizers, entropies = ctx.saved_tensors
+    slope = None if ctx.softcap is None else 1.0 - (logits / ctx.softcap).square_()
+    upstream = grad_logprobs[rows]
+    gradient = logits.sub_(normalizers[rows, None])
+    if ctx.with_entropy:
+        # dH/dz = -p (log p + H)
+        shift = (gradient + entropies[rows, None]).mul_(grad_entropies[rows, None]).add_(upstream[:, None])
+        gradient.exp_().mul_(shift).neg_()
+    else:
+        gradient.exp_().mul_(-upstream[:, None])
+    place, inside = _find(targets[rows], columns)
+    gradient.scatter_add_(1, place, (upstream * inside)[:, None])
+    if slope is not None:
+        gradient.mul_(slope)
+    return gradient.mul_(ctx.scale) if ctx.scale != 1.0 else gradient
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right`, without rounding the product first."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += _matmul(left, right)
 
 
 def chunked_logprob(

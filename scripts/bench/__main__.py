@@ -1,4 +1,4 @@
-"""`python -m scripts.bench [text image loss media startup | all] [--quick]`: measures, prints, exits with 1 on a FAIL."""
+"""`python -m scripts.bench [text image loss media startup all] [--quick]` measures, prints, exits with 1 on a FAIL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nobody can do without: `python bare.py MODEL` imports the libraries of a run, loads the model, takes one step."""
+"""What nobody can do without: `python bare.py MODEL` imports a run's libraries, loads the model, takes one step."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ def startup(folder: Path, size: Size) -> list[Ratio]:
         argv = ours.settings(model, data, folder / f'run_{number}', per_device_train_batch_size=1, max_steps=1)
         bare = _until_first_step([sys.executable, str(ROOT / 'scripts/bench/bare.py'), str(model)])
         run = _until_first_step([sys.executable, '-m', 'align_anything.trainers.text_to_text.sft', *argv])
-        imported = float(subprocess.run([sys.executable, '-c', IMPORT], **_PLACE, check=True, capture_output=True).stdout)
+        imported = subprocess.run([sys.executable, '-c', IMPORT], **_PLACE, check=True, capture_output=True).stdout
         say(f'  round {number}: run {run:.2f} s, bare script {bare:.2f} s')
         if number:
-            imports.append(imported)
+            imports.append(float(imported))
             runs.append(run)
             bares.append(bare)
     return [
@@ -51,7 +51,7 @@ _PLACE = {'cwd': ROOT, 'env': {**os.environ, 'PYTHONPATH': str(ROOT)}}
 
 
 def _until_first_step(command: list[str]) -> float:
-    """Seconds from the start of a process until it says that the first step is done. Raises RuntimeError if it fails."""
+    """Seconds from the start of a process until it says that its first step is done; RuntimeError if it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(command, **_PLACE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seconds, lines = None, []
