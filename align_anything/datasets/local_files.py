@@ -112,6 +112,9 @@ def _matching(source: str, base: Path, data_files: DataFiles) -> dict[str, list[
     except (OSError, ValueError) as error:
         raise DataError(f"'{source}' has no files matching data_files={data_files!r} ({error}).") from error
     files = {str(key): [Path(file) for file in found] for key, found in resolved.items()}
+    # With wildcards, datasets returns nothing where it raises for a plain name.
+    if not files or not all(files.values()):
+        raise DataError(f"'{source}' has no files matching data_files={data_files!r}. Check the pattern.")
     for file in (file for found in files.values() for file in found):
         if not file.exists():
             return None

@@ -43,8 +43,8 @@ class Any2AnyConv(BaseFormatter):
         shown = [kind for kind in MEDIA_KINDS if filled(turn, kind)]
         if ROLES[role] == 'assistant' and shown:
             raise _not_text(f'turn {index}', shown)
-        content = _with_media(text(turn, 'content'), turn, shown, meta)
-        return {'role': ROLES[role], 'content': content}
+        words = text(turn, 'content')
+        return {'role': ROLES[role], 'content': _with_media(words, turn, shown, meta) if shown else words}
 
 
 @register_template('Any2Any_IO')

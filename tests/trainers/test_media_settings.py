@@ -1,0 +1,63 @@
+"""What data_cfgs says about media reaches their decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align_anything.configs.schema import DataCfgs, LoggerCfgs, RunCfgs
+from align_anything.core.types import Conversation
+from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
+from align_anything.trainers.base.data import media_options, open_sources
+from tests.datasets import fakes
+from tests.datasets.clips import clip, sound, tone
+
+MEDIA_KEYS = {
+    'allow_urls': True,
+    'num_frames': 3,
+    'fps': 5.0,
+    'min_frames': 2,
+    'max_frames': 7,
+    'max_frame_pixels': 768,
+    'max_video_pixels': 9999,
+    'audio_in_video': True,
+    'max_audio_seconds': 0.5,
+    'long_audio': 'split',
+}
+
+
+def test_every_key_is_an_option_of_some_kind() -> None:
+    usual = media_options(DataCfgs())
+    for key, value in MEDIA_KEYS.items():
+        assert media_options(DataCfgs(**{key: value})) != usual, key
+
+
+def test_settings_reach_the_decoded_media(tmp_path: Path) -> None:
+    (tmp_path / 'clips').mkdir()
+    (tmp_path / 'sounds').mkdir()
+    (tmp_path / 'clips/a.mp4').write_bytes(clip([number * 10 for number in range(20)], audio=tone(2.0)))
+    (tmp_path / 'sounds/a.wav').write_bytes(sound(tone(1.2, 8000), 8000))
+    row = {'instruction': '<video><audio>What?', 'output': 'It.', 'video': 'a.mp4', 'audio': 'a.wav'}
+    data = DataCfgs(
+        train_datasets=fakes.write_rows(tmp_path / 'a.jsonl', [row]),
+        train_template='Instruction',
+        video_folder=str(tmp_path / 'clips'),
+        audio_folder=str(tmp_path / 'sounds'),
+        **MEDIA_KEYS,
+    )
+    (part,) = open_sources(RunCfgs(data_cfgs=data, logger_cfgs=LoggerCfgs())).training
+    assert part.cache is not None and part.cache.limit == 256 * 2**20
+    seen: list[Conversation] = []
+
+    def encode(conversation: Conversation, train_on: str) -> object:
+        seen.append(conversation)
+        return fakes.encode([{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}]}])
+
+    rate = {'audio': {'rate': 16000}, 'video': {'rate': 16000}}
+    ExampleDataset([part], SupervisedTask(encode), 'any_to_text', frozenset({'video', 'audio'}), rate)[0]
+    video, *sounds, _text = seen[0][0]['content']
+    # Three frames share 9999 pixels, and none may have more than 768: a quarter of 64 x 48.
+    assert video['video'].frames.shape == (3, 24, 32, 3)
+    assert (len(video['video'].audio.samples), video['video'].audio.rate) == (8000, 16000)
+    # 1.2 s in pieces of half a second.
+    assert [len(part['audio'].samples) for part in sounds] == [8000, 8000, 3200]
+    assert part.cache.size > 0
