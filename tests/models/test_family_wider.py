@@ -1,0 +1,59 @@
+"""Families with clips and sounds as checkpoints: plain transformers generates, every parameter has its part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForMultimodalLM
+
+from align_anything.models import structure
+from align_anything.models.any_model import AnyModel
+from align_anything.models.trainable import freeze_parts
+from tests.models.mixed import AUDIO, MEDIA, first_turn, plain_inputs
+from tests.models.samples import END, WIDER, load
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.mark.parametrize('family', WIDER)
+def test_plain_transformers_loads_and_generates_up_to_the_end_of_a_turn(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family))
+    model, report = AutoModelForMultimodalLM.from_pretrained(tiny(family), output_loading_info=True)
+    assert not report['missing_keys'] and not report['unexpected_keys']
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
+    end = spec.tokenizer.convert_tokens_to_ids(END[family])
+    assert end in model.generation_config.eos_token_id and end == spec.renderer.end_of_turn_id
+    # transformers' processor of SmolVLM loses the pictures of a conversation with clips.
+    kinds = ['video'] if family == 'smolvlm' else MEDIA[family]
+    inputs = plain_inputs(spec, first_turn(kinds)[:1])
+    inputs.pop('labels', None)
+    generated = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    assert generated.shape[1] == inputs['input_ids'].shape[1] + 2
+
+
+@pytest.mark.parametrize('family', WIDER)
+def test_every_parameter_belongs_to_one_part_and_structure_finds_the_same(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family))
+    names = [name for name, _ in structure.skeleton(spec.config).named_parameters(remove_duplicate=False)]
+    found = {part: {name for name in names if spec.part_of(name) == part} for part in spec.parts}
+    assert all(found.values()), 'a part without parameters'
+    towers = {'audio_tower'} if family in AUDIO else set()
+    towers |= {'vision_tower'} if 'image' in MEDIA[family] else set()
+    assert set(spec.parts) == {*towers, 'mm_proj', 'language_model'}
+    for name in found['language_model']:
+        assert not any(word in name for word in ('vision', 'visual', 'projector', 'audio')), name
+    by_structure = structure.parts(spec.config)
+    assert all(structure.part_of(by_structure, name) == spec.part_of(name) for name in names)
+
+
+@pytest.mark.parametrize('family', AUDIO)
+def test_the_audio_tower_freezes_on_its_own(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family))
+    model = AnyModel.from_pretrained(tiny(family))
+    constant = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    freeze_parts(model, spec.parts, audio_tower=True)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {spec.part_of(name) for name in frozen - constant} == {'audio_tower'}
+    assert 'audio_tower' not in {spec.part_of(name) for name, _ in model.named_parameters() if name not in frozen}
