@@ -43,7 +43,7 @@ test: install
 
 bench: install
 	$(UV_INSTALL) '.[dev,bench]'
-	$(PY) scripts/bench/run.py $(ARGS)
+	$(PY) -m scripts.bench $(ARGS)
 
 lint: install
 	$(PY) -m ruff check .

@@ -36,7 +36,7 @@ class AttentionPlan:
     """Who sees whom in one packed row.
 
     Attributes:
-        spans: consecutive spans that cover the row.
+        spans: consecutive spans that cover the row; a prefix is one of them, whole.
         blocks: for families whose media tokens see each other in both directions, the number of the media item that
             each token belongs to, zero for text, `(length,)`; otherwise None.
     """
@@ -121,32 +121,34 @@ def segment_attention(
             **kwargs,
         )
     groups = query.shape[1] // key.shape[1]
+    lengths = [span.stop - span.start for span in segments.spans]
+    # Split once: the gradient of a split is one concatenation, that of each slice a whole row of zeros.
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    places = {(span.start, span.stop): index for index, span in enumerate(segments.spans)}
     outputs = []
-    for span in segments.spans:
-        own = slice(span.start, span.stop)
-        span_key, span_value = key[:, :, own], value[:, :, own]
+    for index, span in enumerate(segments.spans):
+        span_key, span_value = keys[index], values[index]
         if span.prefix_length:
-            shared = slice(span.prefix_start, span.prefix_stop)
-            span_key = torch.cat([key[:, :, shared], span_key], dim=2)
-            span_value = torch.cat([value[:, :, shared], span_value], dim=2)
+            prefix = places[span.prefix_start, span.prefix_stop]
+            span_key = torch.cat([keys[prefix], span_key], dim=2)
+            span_value = torch.cat([values[prefix], span_value], dim=2)
         mask = segments.mask(span, sliding_window, query.device)
         if mask is not None and groups > 1:
             # Grouped queries with a mask fall back to the slow kernel on CUDA.
             span_key = span_key.repeat_interleave(groups, dim=1)
             span_value = span_value.repeat_interleave(groups, dim=1)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                query[:, :, own],
-                span_key,
-                span_value,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=mask is None and groups > 1,
-            )
+        output = F.scaled_dot_product_attention(
+            queries[index],
+            span_key,
+            span_value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=mask is None and groups > 1,
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
 
 
 def register_segment_attention() -> None:

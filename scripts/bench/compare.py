@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from align_anything.trainers.base.metrics import METRICS_FILE, read_metrics
 from scripts.bench import ours, peer
-from scripts.bench.measure import best_per_step, in_child
+from scripts.bench.measure import StepClock, best_per_step, in_child, preload
 from scripts.bench.report import Ratio, say
 from scripts.bench.work import Size, image_model, image_rows, text_model, text_rows, write_rows
 
@@ -41,6 +42,7 @@ def _compare(
     targets: dict[str, float],
     more: dict[str, Any],
 ) -> list[Ratio]:
+    preload('trl', 'align_anything.trainers.base.run')
     data = write_rows(folder / f'{pair}.jsonl', rows)
     steps = size.steps + 1
 
@@ -55,8 +57,8 @@ def _compare(
             **more,
         )
 
-    ordered = [rows[index] for index in ours.order(pair, argv('packed'))]
-    sides: dict[str, Callable[[], Any]] = {
+    ordered = [rows[index] for index in in_child(ours.order, pair, argv('packed'))]
+    sides: dict[str, Callable[[], tuple[StepClock, float | None]]] = {
         'packed': lambda: in_child(_ours, pair, argv('packed')),
         'padded': lambda: in_child(_ours, pair, argv('padded')),
         'trl': lambda: in_child(_peer, model, ordered, batch, steps, TOWER if more else ()),
@@ -64,10 +66,11 @@ def _compare(
     times: dict[str, list[list[float]]] = {name: [] for name in sides}
     for number in range(size.rounds):
         for name, run in sides.items():
-            seconds, losses = run()
-            times[name].append(seconds)
-            listed = ' '.join(f'{value:.2f}' for value in seconds)
-            say(f'  {pair} round {number + 1} {name}: {listed} CPU s a step, first loss {losses[0]:.4f}')
+            clock, padding = run()
+            times[name].append(clock.seconds)
+            listed = ' '.join(f'{value:.2f}' for value in clock.seconds)
+            waste = '' if padding is None else f', padding {padding:.0%}'
+            say(f'  round {number + 1} {name}: {listed} CPU s a step, first loss {clock.losses[0]:.4f}{waste}')
     best = {name: best_per_step(rounds) for name, rounds in times.items()}
     samples = batch * size.steps
     rates = {name: samples / seconds for name, seconds in best.items()}
@@ -79,11 +82,11 @@ def _compare(
     return found
 
 
-def _ours(pair: str, argv: list[str]) -> tuple[list[float], list[float]]:
-    clock = ours.train(pair, argv)['clock']
-    return clock.seconds, clock.losses
+def _ours(pair: str, argv: list[str]) -> tuple[StepClock, float]:
+    clock, output = ours.train(pair, argv)
+    shares = [record['train/padding'] for record in read_metrics(output / METRICS_FILE)[1:]]
+    return clock, sum(shares) / len(shares)
 
 
-def _peer(*args: Any) -> tuple[list[float], list[float]]:
-    clock = peer.train(*args)
-    return clock.seconds, clock.losses
+def _peer(*args: Any) -> tuple[StepClock, None]:
+    return peer.train(*args), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -41,6 +42,12 @@ class StepClock:
 def best_per_step(rounds: list[list[float]]) -> float:
     """CPU seconds of all steps, each at its quickest round: other users of the machine only ever slow a step down."""
     return sum(min(times) for times in zip(*rounds, strict=True))
+
+
+def preload(*modules: str) -> None:
+    """Imports what several children need, once, before they are forked."""
+    for name in modules:
+        importlib.import_module(name)
 
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts.bench import ours
-from scripts.bench.measure import in_child
+from scripts.bench.measure import in_child, preload
 from scripts.bench.report import Ratio, say
 from scripts.bench.work import Size, image_model, image_rows, write_rows
 
@@ -17,6 +17,7 @@ def media(folder: Path, size: Size) -> list[Ratio]:
     photos.mkdir()
     rows = image_rows(photos, size, size.image_batch * (size.media_steps + 1))
     data = write_rows(folder / 'rows.jsonl', rows)
+    preload('align_anything.trainers.base.run')
     shares = []
     for number in range(size.rounds):
         argv = ours.settings(
@@ -40,6 +41,7 @@ def media(folder: Path, size: Size) -> list[Ratio]:
 def _waits(argv: list[str]) -> tuple[float, float]:
     from align_anything.trainers.base.metrics import TIMINGS_FILE, read_metrics
 
-    records = read_metrics(ours.train('text_image_to_text', argv)['output'] / TIMINGS_FILE)[1:]
+    _, output = ours.train('text_image_to_text', argv)
+    records = read_metrics(output / TIMINGS_FILE)[1:]
     total = sum(record['train/seconds_per_step'] for record in records)
     return sum(record['train/data_wait'] * record['train/seconds_per_step'] for record in records), total

@@ -31,8 +31,8 @@ def settings(model: Path, data: Path, output: Path, **more: Any) -> list[str]:
     return [word for key, value in values.items() for word in (f'--{key}', str(value))]
 
 
-def train(pair_name: str, argv: list[str]) -> dict[str, Any]:
-    """Trains and returns the `StepClock`, the `losses`, the `waits` (share of each step) and the wall `steps`."""
+def train(pair_name: str, argv: list[str]) -> tuple[StepClock, Path]:
+    """Trains and returns the clock, and the folder with the metrics of the run."""
     from align_anything.trainers.base.console import TrainingConsole
 
     class Clocked(TrainingConsole):
@@ -48,20 +48,23 @@ def train(pair_name: str, argv: list[str]) -> dict[str, Any]:
     loop, output = _loop(pair_name, argv, Clocked)
     with closing(loop):
         loop.run()
-    return {'clock': clock, 'output': output}
+    return clock, output
 
 
 def order(pair_name: str, argv: list[str]) -> list[int]:
     """The rows of the first epoch in the order in which the run trains on them."""
-    loop_parts = _resolved(pair_name, argv)
-    from align_anything.datasets.mixture import Mixture
-    from align_anything.datasets.sampler import BatchShape, IndexSampler
+    from align_anything.trainers.base.assembly import spec_of
+    from align_anything.trainers.base.data import make_dataset, open_sources, training_loader
 
-    cfgs = loop_parts[1].cfgs
-    rows = sum(1 for _ in open(cfgs.data_cfgs.train_datasets, encoding='utf-8'))
-    shape = BatchShape(cfgs.train_cfgs.per_device_train_batch_size, 1, 1, 0)
-    sampler = IndexSampler(Mixture([rows], cfgs.train_cfgs.seed), shape)
-    return [row for batch in sampler.micro_batches(0, 0) for row in batch]
+    pair, resolved = _resolved(pair_name, argv)
+    cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
+    dataset = make_dataset(sources.training, pair, spec_of(cfgs), cfgs.data_cfgs.train_on)
+    sampler = training_loader(sources.training, dataset, _never, cfgs).sampler
+    return [row for batch in sampler.micro_batches(0) for row in batch]
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError('asking for the order makes no batches')
 
 
 def _resolved(pair_name: str, argv: list[str]) -> tuple[Any, Any]:

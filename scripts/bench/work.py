@@ -46,12 +46,12 @@ FULL = Size(
     steps=3,
     rounds=1,
     image_hidden=384,
-    image_layers=6,
+    image_layers=9,
     vision_hidden=256,
     vision_layers=6,
-    image_size=112,
+    image_size=168,
     photo=(640, 480),
-    image_batch=16,
+    image_batch=8,
     vocabulary=128 * 1024,
     tokens=4096,
     media_steps=8,
@@ -131,11 +131,18 @@ def text_rows(size: Size, rows: int) -> list[dict[str, Any]]:
     """Returns chat rows whose whole lengths are spread evenly over `shortest` to `longest`, half of it the answer."""
     source, vocabulary = random.Random(1), words(size.words)
     made = []
-    for _ in range(rows):
-        length = source.randint(size.shortest, size.longest) - TEMPLATE_TOKENS
+    for whole in spread(source, size.shortest, size.longest, rows):
+        length = whole - TEMPLATE_TOKENS
         answer = max(1, length // 2)
         made.append(_row(sentence(source, vocabulary, length - answer), sentence(source, vocabulary, answer)))
     return made
+
+
+def spread(source: random.Random, shortest: int, longest: int, count: int) -> list[int]:
+    """Returns `count` lengths at even distances from the shortest to the longest, in random order."""
+    lengths = [shortest + round(index * (longest - shortest) / (count - 1)) for index in range(count)]
+    source.shuffle(lengths)
+    return lengths
 
 
 TEMPLATE_TOKENS = 12
@@ -150,10 +157,10 @@ def image_rows(folder: Path, size: Size, rows: int) -> list[dict[str, Any]]:
     """Writes photographs as JPEG and returns chat rows with one each, the text spread like that of `text_rows`."""
     source, vocabulary = random.Random(2), words(size.words // 2)
     made = []
-    for index in range(rows):
+    for index, whole in enumerate(spread(source, size.shortest, size.longest, rows)):
         path = folder / f'photo_{index}.jpg'
         photograph(path, size.photo, index)
-        length = source.randint(size.shortest, size.longest) - TEMPLATE_TOKENS
+        length = whole - TEMPLATE_TOKENS
         answer = max(1, length // 2)
         row = _row(sentence(source, vocabulary, length - answer), sentence(source, vocabulary, answer))
         made.append({**row, 'image': str(path)})

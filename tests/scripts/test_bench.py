@@ -1,0 +1,68 @@
+"""Every benchmark runs from end to end at tiny sizes; its figures then mean nothing, so no verdict is asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.bench.measure import StepClock, best_per_step, in_child
+from scripts.bench.report import Ratio
+from scripts.bench.work import FULL, QUICK, spread, text_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+RATIOS = {
+    'text': ['text_to_text: packed / padded', 'text_to_text: packed / trl'],
+    'image': ['text_image_to_text: packed / trl'],
+    'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
+    'media': ['media wait'],
+    'startup': ['import align_anything', 'start to first optimizer step: run / bare script'],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', RATIOS)
+def test_each_benchmark_runs_and_reports_its_ratios(name: str, tmp_path: Path) -> None:
+    if name in ('text', 'image'):
+        pytest.importorskip('trl')
+    out = tmp_path / 'ratios.json'
+    command = [sys.executable, '-m', 'scripts.bench', name, '--quick', '--json', str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = json.loads(out.read_text(encoding='utf-8'))
+    assert [record['name'] for record in records] == RATIOS[name]
+    assert all(record['value'] > 0 for record in records)
+    for record in records:
+        assert f'{"PASS" if record["passed"] else "FAIL"}  {record["value"]:6.3f}' in done.stdout
+
+
+def test_a_ratio_passes_on_its_own_side_of_the_limit() -> None:
+    assert Ratio('speed', 1.8, 1.7).passed and not Ratio('speed', 1.6, 1.7).passed
+    assert Ratio('wait', 0.04, 0.05, at_most=True).passed and not Ratio('wait', 0.06, 0.05, at_most=True).passed
+
+
+def test_the_best_round_counts_step_by_step() -> None:
+    # The first mark only starts the clock: steps of 2 and 4 s, then of 3 and 1 s; the best are 2 + 1.
+    rounds = [StepClock([10.0, 12.0, 16.0]).seconds, StepClock([20.0, 23.0, 24.0]).seconds]
+    assert rounds == [[2.0, 4.0], [3.0, 1.0]]
+    assert best_per_step(rounds) == 3.0
+
+
+def test_a_child_returns_its_value_or_its_traceback() -> None:
+    assert in_child(divmod, 7, 2) == (3, 1)
+    with pytest.raises(RuntimeError, match='ZeroDivisionError'):
+        in_child(divmod, 7, 0)
+
+
+def test_lengths_are_spread_evenly() -> None:
+    import random
+
+    lengths = spread(random.Random(0), 64, 512, 15)
+    assert sorted(lengths) == [64 + 32 * index for index in range(15)] and lengths != sorted(lengths)
+    rows = text_rows(QUICK, 5)
+    words = [sum(len(message['content'].split()) for message in row['messages']) for row in rows]
+    assert sorted(words) == [12, 22, 32, 42, 52]  # 24 to 64 tokens less 12 of the template
+    assert FULL.shortest == 64 and FULL.longest == 512
