@@ -36,7 +36,7 @@ def check_checkpoint(model_name_or_path: str | Path, trust_remote_code: bool = F
 
 
 def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Returns the configuration of a checkpoint. Raises ModelError when there is none that can be used."""
+    """Returns the configuration of a checkpoint, of an Omni one that of its thinker. Raises ModelError for none."""
     folder = Path(model_name_or_path)
     if folder.is_dir():
         _check_model_type(folder, trust_remote_code)
@@ -45,9 +45,11 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
     elif _looks_like_path(str(model_name_or_path)):
         raise ModelError(f'{folder} does not exist. Name a checkpoint folder or a model of the hub (owner/name).')
     try:
-        return AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {error}') from error
+    # An Omni checkpoint holds a talker, which speaks, beside the thinker, which reads and writes.
+    return vars(config).get('thinker_config') or config
 
 
 def read_json(file: Path) -> dict[str, Any]:

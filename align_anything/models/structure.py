@@ -21,8 +21,9 @@ PROCESSOR_KINDS: dict[str, MediaKind] = {
 ATTENTION_LAYERS = {'full_attention', 'sliding_attention'}
 # Names of modules in transformers' multimodal classes. A projector often sits inside the tower: it is looked for first.
 PROJECTOR_NAMES = frozenset(
-    'multi_modal_projector connector merger merger_list deepstack_merger_list aligner abstractor resampler qformer '
-    'query_tokens language_projection vision_projection image_newline embed_vision perceiver modality_projection'.split()
+    'multi_modal_projector connector merger merger_list deepstack_merger_list aligner abstractor resampler '
+    'qformer query_tokens language_projection vision_projection image_newline embed_vision embed_audio perceiver '
+    'modality_projection'.split()
 )
 TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone'.split())
 AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForMultimodalLM
+import torch
+from transformers import AutoModelForMultimodalLM, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from align_anything.models import structure
 from align_anything.models.any_model import AnyModel
+from align_anything.models.pretrained_model import load_spec
 from align_anything.models.trainable import freeze_parts
 from tests.models.mixed import AUDIO, MEDIA, first_turn, plain_inputs
 from tests.models.samples import END, WIDER, load
@@ -57,3 +59,18 @@ def test_the_audio_tower_freezes_on_its_own(family: str, tiny: Tiny) -> None:
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert {spec.part_of(name) for name in frozen - constant} == {'audio_tower'}
     assert 'audio_tower' not in {spec.part_of(name) for name, _ in model.named_parameters() if name not in frozen}
+
+
+def test_of_a_whole_omni_checkpoint_the_thinker_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
+    thinker = AnyModel.from_pretrained(tiny('qwen2_5_omni_thinker'))
+    config = Qwen2_5OmniConfig(thinker_config=thinker.config.to_dict(), enable_audio_output=False)
+    model = Qwen2_5OmniForConditionalGeneration(config)
+    model.thinker.load_state_dict(thinker.state_dict())
+    model.save_pretrained(tmp_path)
+    load(tiny('qwen2_5_omni_thinker')).processor.save_pretrained(tmp_path)
+    loaded = AnyModel.from_pretrained(tmp_path)
+    assert type(loaded) is type(thinker)
+    weights = thinker.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+    assert load_spec(tmp_path).media_kinds == {'image', 'video', 'audio'}
