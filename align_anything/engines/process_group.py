@@ -20,8 +20,9 @@ def join_process_group() -> None:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', '0')))
     else:
         # DeepSpeed would compile its shared-memory reduction, which only its inference uses, and every process would
-        # leave 66 MiB of it behind in /dev/shm. No operator counts as compatible in this table, so none is built here.
-        deepspeed.ops.__dict__.setdefault('__compatible_ops__', {})
+        # leave 66 MiB of it behind in /dev/shm. It is built only where this table calls it compatible; a table that is
+        # there already also spares the probing of every other operator.
+        vars(deepspeed.ops).setdefault('__compatible_ops__', {})['deepspeed_shm_comm'] = False
     # Also over a group that exists: DeepSpeed would go on believing that this process is alone.
     deepspeed.init_distributed(dist_backend='nccl' if torch.cuda.is_available() else 'gloo', verbose=False)
 
