@@ -11,6 +11,7 @@ from align_anything.core.files import sync_folder
 from align_anything.core.logging import get_logger
 from align_anything.models.adapter import find_adapter, put_on
 from align_anything.models.any_model import AnyModel
+from align_anything.models.checkpoint import read_config
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
 
@@ -39,7 +40,7 @@ def merge_adapter(
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
     source = adapter.require_base() if base is None else base
     if base is not None and adapter.base not in (None, base):
-        logger.info('the adapter records the model %s; merging into %s as asked', adapter.base, base)
+        _check_replacement(adapter.base, base, trust_remote_code)
     spec = load_spec(folder, base=source, trust_remote_code=trust_remote_code)
     adapted = put_on(AnyModel.from_pretrained(source, dtype='auto', trust_remote_code=trust_remote_code), adapter)
     draft = out.parent / f'.{out.name}.{os.getpid()}.partial'
@@ -60,3 +61,18 @@ def merge_adapter(
         raise ModelError(f'{out} cannot be written: {error}.') from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_replacement(recorded: str, base: str, trust_remote_code: bool) -> None:
+    """Raises ModelError when another kind of model than the recorded one is named: layers alike may fit by chance."""
+    logger.info('the adapter records the model %s; merging into %s as asked', recorded, base)
+    named = read_config(base, trust_remote_code).model_type
+    try:
+        expected = read_config(recorded, trust_remote_code).model_type
+    except ModelError:
+        # The recorded model is often why another is named: it is gone.
+        return
+    if named != expected:
+        raise ModelError(
+            f"the adapter was trained on {recorded} (model_type '{expected}'), not on a '{named}': {base}."
+        )

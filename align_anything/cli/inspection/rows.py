@@ -128,7 +128,8 @@ def cleaned(text: str) -> str:
 
 def kind_of_reason(reason: str) -> str:
     """Returns a reason without what differs from row to row: quoted names, paths and numbers."""
-    return re.sub(r'\d+', 'N', re.sub(r"'[^']*'", "'…'", re.sub(r'\S*/\S*', '…', reason)))
+    unquoted = re.sub(r"'[^']*'", "'…'", reason)
+    return re.sub(r'\d+', 'N', re.sub(r'[^\s\']*/[^\s\']*', '…', unquoted))
 
 
 def _is_media(piece: Piece, spec: FamilySpec) -> torch.Tensor:
