@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.sft import SFT
 from align_anything.trainers import text_image_to_text, text_to_text
 from align_anything.trainers.base.launch import launch
+from align_anything.trainers.base.offline import OfflineLoop
 from align_anything.trainers.base.pair import Pair
 from tests.harness.ranks import RanksError, run_ranks
 
@@ -41,8 +43,17 @@ class Ended:
     output: str
 
 
+def nothing(rank: int) -> None:
+    """Leaves a rank as it is."""
+
+
 def run(
-    argv: list[str], ranks: int = 1, pair: Pair = TEXT, before: Hook | None = None, timeout: float = 240.0
+    argv: list[str],
+    ranks: int = 1,
+    pair: Pair = TEXT,
+    before: Hook = nothing,
+    algorithm: type[Algorithm] = SFT,
+    timeout: float = 240.0,
 ) -> list[Ended]:
     """Runs the trainer of `pair` on `ranks` processes. `before(rank)` may prepare each of them, to break it later.
 
@@ -52,16 +63,18 @@ def run(
     with tempfile.TemporaryDirectory(prefix='runs-') as name:
         folder = Path(name)
         try:
-            run_ranks(_rank, ranks, timeout, args=(argv, pair, before, folder))
+            run_ranks(_rank, ranks, timeout, args=(argv, pair, before, algorithm, folder))
         except RanksError as error:
             if 'did not finish in' in str(error):
                 raise
         return [_ended(folder, rank) for rank in range(ranks)]
 
 
-def succeed(argv: list[str], ranks: int = 1, pair: Pair = TEXT, before: Hook | None = None) -> str:
+def succeed(
+    argv: list[str], ranks: int = 1, pair: Pair = TEXT, before: Hook = nothing, algorithm: type[Algorithm] = SFT
+) -> str:
     """As `run`, for runs that must go well; returns what rank 0 wrote."""
-    ended = run(argv, ranks, pair, before)
+    ended = run(argv, ranks, pair, before, algorithm)
     assert [item.code for item in ended] == [0] * ranks, '\n'.join(item.output for item in ended)
     return ended[0].output
 
@@ -69,6 +82,29 @@ def succeed(argv: list[str], ranks: int = 1, pair: Pair = TEXT, before: Hook | N
 def die() -> None:
     """Ends this process as `kill -9` would."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[[int], None]:
+    """Makes every score of one rank NaN in one step, and writes which rows it scored into `met`."""
+
+    def before(rank: int) -> None:
+        inner_step, inner_terms = OfflineLoop._step, SFT.terms
+
+        def watched(self, window):
+            now = rank == rank_of_it and self.progress.step + 1 == step
+
+            def terms(algorithm, batch, scored):
+                scored['policy'].values = scored['policy'].values * float('nan')
+                return inner_terms(algorithm, batch, scored)
+
+            if now and met is not None:
+                met.write_text('\n'.join(name for batch in window.batches for name in batch.sources))
+            SFT.terms = terms if now else inner_terms
+            return inner_step(self, window)
+
+        OfflineLoop._step = watched
+
+    return before
 
 
 def warm() -> None:
@@ -86,7 +122,7 @@ def warm() -> None:
     assert all((datasets, deepspeed, peft, torchvision, transformers, align_anything))
 
 
-def _rank(rank: int, argv: list[str], pair: Pair, before: Hook | None, folder: Path) -> None:
+def _rank(rank: int, argv: list[str], pair: Pair, before: Hook, algorithm: type[Algorithm], folder: Path) -> None:
     code = 1
     with (
         open(folder / f'{rank}.output', 'w', buffering=1) as output,
@@ -99,9 +135,8 @@ def _rank(rank: int, argv: list[str], pair: Pair, before: Hook | None, folder: P
             from align_anything.trainers.base import run as module
 
             module.plot_metrics = lambda folder: 'none'
-            if before is not None:
-                before(rank)
-            launch(pair, SFT, argv)
+            before(rank)
+            launch(pair, algorithm, argv)
             code = 0
         except SystemExit as leaving:
             code = leaving.code

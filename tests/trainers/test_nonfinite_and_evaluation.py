@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align_anything.algorithms.sft import SFT
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.offline import OfflineLoop
-from tests.trainers.runs import lines, run, sft, succeed, text_rows, weights, write_rows
+from tests.trainers.runs import lines, poison, run, sft, succeed, text_rows, weights, write_rows
 
 STEPS = 5  # 20 rows, 2 ranks x 2 rows
 STAGES = ['z0', 'z2', 'z3']
@@ -21,29 +20,6 @@ STAGES = ['z0', 'z2', 'z3']
 @pytest.fixture(scope='module')
 def rows(tmp_path_factory) -> Path:
     return write_rows(tmp_path_factory.mktemp('inputs') / 'rows.jsonl', text_rows(4 * STEPS))
-
-
-def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[[int], None]:
-    """Makes every score of one rank NaN in one step, and writes which rows it scored into `met`."""
-
-    def before(rank: int) -> None:
-        inner_step, inner_terms = OfflineLoop._step, SFT.terms
-
-        def watched(self, window):
-            now = rank == rank_of_it and self.progress.step + 1 == step
-
-            def terms(algorithm, batch, scored):
-                scored['policy'].values = scored['policy'].values * float('nan')
-                return inner_terms(algorithm, batch, scored)
-
-            if now and met is not None:
-                met.write_text('\n'.join(name for batch in window.batches for name in batch.sources))
-            SFT.terms = terms if now else inner_terms
-            return inner_step(self, window)
-
-        OfflineLoop._step = watched
-
-    return before
 
 
 @pytest.mark.parametrize('stage', STAGES)

@@ -1,0 +1,107 @@
+"""`--dry_run` shows what a run would do, and neither trains nor saves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.trainers.runs import IMAGE, TEXT, run, sft, succeed, text_rows, write_rows
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    return write_rows(tmp_path / 'rows.jsonl', text_rows(10))
+
+
+def plain(output: str) -> str:
+    """Without colours and line breaks of the console."""
+    return re.sub(r'\x1b\[[0-9;]*m', '', output)
+
+
+def reads_no_weights(rank: int) -> None:
+    from transformers import PreTrainedModel
+
+    def from_pretrained(*_: object, **__: object) -> None:
+        raise AssertionError('a dry run read the weights')
+
+    PreTrainedModel.from_pretrained = from_pretrained
+
+
+def test_a_text_run(tiny, rows, tmp_path):
+    model = tiny('llama')
+    argv = sft(tmp_path / 'run', model, rows, '--dry_run', epochs=3, gradient_accumulation_steps=2, lr_warmup_ratio=0.1)
+    output = plain(succeed(argv, before=reads_no_weights))
+    assert not (tmp_path / 'run').exists()
+
+    total = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_pretrained(model).parameters())
+    assert 'What trains' in output and re.search(
+        rf'language_model.*{total:,}.*{total:,}.*100\.0.*float32.*0\.01', output
+    )
+    # 10 rows, 2 x 2 in a step: 3 steps an epoch.
+    assert re.search(r'samples per step.*4 = 2 × 2 accumulated × 1 ranks', output)
+    assert re.search(r'optimizer steps\s*│\s*9\b', output) and re.search(r'rows\s*│\s*10\b', output)
+    assert re.search(r'engine.*ZeRO stage 0, fp32, adamw_torch', output)
+    # Weights, gradients and two Adam moments, four bytes each.
+    assert re.search(rf'total\s*│\s*{total * 16 / 2**30:.3f} GiB', output)
+    samples = re.findall(r'sample (\d) of 3: (\S+)', output)
+    assert [number for number, _ in samples] == ['1', '2', '3']
+    for _, source in samples:
+        row = text_rows(10)[int(source.rpartition(':')[2]) - 1]
+        marked = f'⟦{row["output"]}<|eot_id|>⟧'
+        shown = output.partition(source)[2].partition('⟧')[0] + '⟧'
+        assert shown.endswith(marked), shown
+        assert row['instruction'] in shown.partition('⟦')[0]
+    assert 'This was a dry run: nothing was trained' in output
+
+
+def test_an_image_run_with_adapters_and_frozen_parts(tiny, rows, tmp_path):
+    Image.new('RGB', (20, 30), 'red').save(tmp_path / 'dog.png')
+    path = write_rows(tmp_path / 'pictures.jsonl', [{**row, 'image': 'dog.png'} for row in text_rows(4)])
+    argv = sft(tmp_path / 'run', tiny('llava'), path, '--dry_run', use_lora=True, r=4, freeze_mm_proj=True)
+    output = plain(succeed(argv, 1, IMAGE, reads_no_weights))
+    assert re.search(r'vision_tower\s*│[^│]*│\s*0\s*│', output) and re.search(r'mm_proj\s*│[^│]*│\s*0\s*│', output)
+    assert re.search(r'<media × \d+>', output)
+    assert 'pixel_values' in output
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('stage', [0, 1, 2, 3])
+def test_the_memory_of_one_of_two_ranks_under_each_stage(tiny, rows, tmp_path, stage):
+    model = shutil.copytree(tiny('llama'), tmp_path / 'model')
+    config = json.loads((model / 'config.json').read_text())
+    # Large enough for three decimals of a GiB; the weights are not read, so they need not fit.
+    (model / 'config.json').write_text(json.dumps({**config, 'intermediate_size': 100_000}))
+    file = tmp_path / 'ds.json'
+    file.write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}')
+    with torch.device('meta'):
+        architecture = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    total = sum(parameter.numel() for parameter in architecture.parameters())
+    assert total > 35e6
+    output = plain(succeed(sft(tmp_path / 'run', model, rows, '--dry_run', ds_cfgs=file, bf16=True), 2))
+    # bf16: 2 bytes a weight, 2 a gradient, 12 for the float32 master and the two moments; shared by 2 ranks from
+    # stage 3, 2 and 1 on.
+    shares = (
+        total * 2 / (2 if stage == 3 else 1),
+        total * 2 / (2 if stage >= 2 else 1),
+        total * 12 / (2 if stage else 1),
+    )
+    for name, size in zip(('weights', 'gradients', 'optimizer', 'total'), (*shares, sum(shares)), strict=True):
+        assert re.search(rf'{name}\s*│\s*{size / 2**30:.3f} GiB', output), (name, output)
+
+
+def test_mistakes_that_only_the_model_shows_are_found_without_its_weights(tiny, rows, tmp_path):
+    for key, value in {
+        'lr_groups': '{q_prj: 0.1}',
+        'unfreeze_patterns': '[q_prj]',
+        'freeze_language_model': True,
+    }.items():
+        argv = sft(tmp_path / 'run', tiny('llama'), rows, '--dry_run', **{key: value})
+        [ended] = run(argv, 1, TEXT, reads_no_weights)
+        assert ended.code == 2 and 'Traceback' not in ended.output, ended.output

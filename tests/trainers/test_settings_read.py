@@ -1,0 +1,91 @@
+"""Every key of the schema is read by the code that runs: a setting that nothing reads would be a lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from align_anything.algorithms.sft import SFT
+from align_anything.configs.schema import Cfgs, build_run_schema, groups_of
+from align_anything.trainers.base.pair import Pair
+from tests.trainers.runs import IMAGE, TEXT, Hook, nothing, poison, sft, succeed, text_rows, write_rows
+
+
+class WithMore(SFT):
+    """An algorithm with hyper-parameters of its own, one of which it forgets to use."""
+
+    used: float = Field(1.0, description='Weight of the loss.')
+    unread: int = Field(0, description='Nothing.')
+
+    def coefficients(self) -> dict[str, float]:
+        return {'loss': self.used}
+
+
+def record(path: Path, also: Hook = nothing) -> Hook:
+    """Notes each attribute that is read of the settings once they are resolved, whoever reads it and however."""
+
+    def before(rank: int) -> None:
+        also(rank)
+        from align_anything.trainers.base import launch
+
+        resolve, read = launch.resolve, set()
+
+        def watched(cfgs: Cfgs, name: str) -> Cfgs:
+            class Watched(type(cfgs)):
+                def __getattribute__(self, key: str):
+                    if key in type(cfgs).model_fields:
+                        read.add(f'{name}.{key}')
+                        path.write_text(json.dumps(sorted(read)))
+                    return super().__getattribute__(key)
+
+            object.__setattr__(cfgs, '__class__', Watched)
+            return cfgs
+
+        def resolved(*given):
+            result = resolve(*given)
+            watched(result.algorithm, 'train_cfgs')
+            for name in type(result.cfgs).model_fields:
+                watched(getattr(result.cfgs, name), name)
+            return result
+
+        launch.resolve = resolved
+
+    return before
+
+
+@pytest.fixture(scope='module')
+def read(tiny, tmp_path_factory) -> set[str]:
+    """What is read in a handful of runs that between them use everything."""
+    folder = tmp_path_factory.mktemp('runs')
+    rows = write_rows(folder / 'rows.jsonl', text_rows(4))
+    found: set[str] = set()
+
+    def note(name: str, model: Path, pair: Pair = TEXT, also: Hook = nothing, **settings: object) -> None:
+        argv = sft(folder / name, model, rows, **settings)
+        succeed(argv, 1, pair, record(folder / f'{name}.json', also), WithMore)
+        found.update(json.loads((folder / f'{name}.json').read_text()))
+
+    evaluation = {'eval_datasets': rows, 'eval_template': 'Instruction', 'eval_strategy': 'steps', 'eval_interval': 1}
+    note('plain', tiny('llama'), save_total_limit=1, **evaluation)
+    note('image', tiny('llava'), IMAGE, lr_groups='{mm_proj: 1e-3}')
+    note('stream', tiny('llama'), streaming=True, max_steps=2)
+    note('lora', tiny('llama'), use_lora=True)
+    note('qlora', tiny('llama'), use_lora=True, use_bnb=True)
+    note('poisoned', tiny('llama'), also=poison(1, rank_of_it=0), nonfinite_loss='skip')
+    return found
+
+
+def test_every_key_of_the_schema_is_read(read):
+    keys = {f'{name}.{key}' for name, group in groups_of(build_run_schema(SFT)).items() for key in group.model_fields}
+    assert len(keys) > 80
+    assert sorted(keys - read) == []
+
+
+def test_a_key_that_nothing_reads_is_found_out(read):
+    """Saving all settings to the output folder, or comparing them on resume, is no reading."""
+    assert {'used', 'unread'} <= WithMore.model_fields.keys()
+    assert 'train_cfgs.unread' not in read
+    assert 'train_cfgs.used' in read
