@@ -110,6 +110,8 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
     if part['type'] == 'text':
         if not isinstance(part.get('text'), str):
             raise SampleError(f"{where} has a text part whose 'text' is {type(part.get('text')).__name__}.")
+        if not _is_unicode(part['text']):
+            raise SampleError(f'{where} has a text with half a surrogate pair in it, which no tokenizer takes.')
         return _split(part['text'], waiting)
     if not isinstance(part['type'], str) or part['type'] not in PART_TYPES:
         known = ', '.join(['text', *PART_TYPES])
@@ -120,6 +122,14 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
         return [{'type': kind}]
     own = {option: part[name] for name, option in PART_OPTIONS.get(kind, {}).items() if part.get(name) is not None}
     return [{'type': kind, kind: media_of(kind, Media(kind, source, own) if own else source)}]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _part_source(kind: MediaKind, part: Mapping[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from align_anything.core.errors import DataError, SampleError
 from align_anything.core.types import Conversation, Media
 from align_anything.datasets.chat_template import ChatTemplate
 from align_anything.datasets.conversation import bind_media, without_media
+from align_anything.datasets.media import MediaCache, decode_conversations
 from align_anything.datasets.template_registry import make_formatter
 
 REPLY = {'role': 'assistant', 'content': 'Yes.'}
@@ -229,3 +230,14 @@ def test_the_formatters_own_folder_goes_first() -> None:
 def test_a_lacking_hook_is_an_error_of_the_run() -> None:
     with pytest.raises(DataError, match='Templates that have it'):
         ChatTemplate(make_formatter('GSM8K')).format_preference_sample({})
+
+
+def test_half_a_surrogate_pair_costs_its_row_only() -> None:
+    with pytest.raises(SampleError, match='surrogate'):
+        bind_media(asked('broken \ud800 text'), {}, {})
+
+
+def test_a_path_with_half_a_surrogate_pair_is_no_medium_and_no_crash() -> None:
+    conversation = bind_media(asked([{'type': 'image'}, text('Hi')]), {'image': 'a\ud800.png'}, {})
+    with pytest.raises(SampleError):
+        decode_conversations([conversation], MediaCache(1000))

@@ -59,7 +59,7 @@ def lasting_key(media: Media) -> Hashable:
         status = os.stat(content)
         identity = os.path.abspath(content), status.st_mtime_ns, status.st_size
     elif isinstance(content, str) and not os.path.isdir(content):
-        identity = hashlib.blake2b(content.encode()).digest()
+        identity = hashlib.blake2b(content.encode(errors='surrogatepass')).digest()
     else:
         return None
     return media.kind, identity, _frozen(media.options)
