@@ -53,3 +53,13 @@ def offloads_optimizer(config: Mapping[str, Any]) -> bool:
 def offloads_parameters(config: Mapping[str, Any]) -> bool:
     """Whether parameters live in host memory or on disk."""
     return config.get('zero_optimization', {}).get('offload_param', {}).get('device', 'none') != 'none'
+
+
+def needs_every_parameter(config: Mapping[str, Any], world_size: int) -> bool:
+    """Whether each backward pass has to reach each trainable parameter, towers too, so that batches without a kind of
+    media need a dummy.
+
+    Ranks have to run the same collectives. And on one rank, too: ZeRO-3 adds to what is left of the last step where
+    the first micro-batch misses a parameter, and offloading drops the gradient where the last one does.
+    """
+    return world_size > 1 or zero_stage(config) == 3 or offloads_optimizer(config)

@@ -17,7 +17,7 @@ from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.parameters import is_partitioned
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
-from align_anything.engines.optim import clip_and_norm
+from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import join_process_group
 from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
 
@@ -119,6 +119,7 @@ class DeepSpeedEngine:
         )
         result.extras = summed
         if self._plain:
+            complete_gradients(self.module.parameters())
             self._plain_norm = float(clip_and_norm(self.module.parameters(), self.max_grad_norm))
             if not math.isfinite(self._plain_norm):
                 self.engine.zero_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.types import Batch, Scored
-from align_anything.engines.optim import clip_and_norm
+from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
 
 
@@ -55,6 +55,7 @@ class LocalEngine:
         result.extras = summed
         result.applied = result.finite and any(counts.values())
         if result.applied:
+            complete_gradients(self.module.parameters())
             self.grad_norm = float(clip_and_norm(self.module.parameters(), self.max_grad_norm))
             self.optimizer.step()
             if self.scheduler is not None:

@@ -73,6 +73,17 @@ def make_schedule(optimizer: torch.optim.Optimizer, kind: str, *, warmup_ratio: 
     )
 
 
+def complete_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives trainable parameters that no loss of this step reached the gradient that they have: zero.
+
+    Momentum and decay go on for them, as under ZeRO, whose flat buffers know no missing gradient. A step of texts
+    alone then moves a vision tower alike, however it is cut.
+    """
+    for parameter in parameters:
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def clip_and_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Clips gradients in place (when `max_norm` is positive) and returns their norm before clipping."""
     return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm if max_norm > 0 else float('inf'))

@@ -29,6 +29,7 @@ from tests.harness.ranks import run_ranks  # noqa: E402
 from tests.invariants.families import IMAGE, Row, rows  # noqa: E402
 
 TIMEOUT = 240
+EPSILON = 1e-3
 Work = Callable[..., Any]
 
 
@@ -42,16 +43,30 @@ def fork(work: Work, ranks: int, *args: Any) -> list[Any]:
     return run_ranks(body, ranks, timeout=TIMEOUT)
 
 
-def settings(folder: Path, family: str, zero: Path, *more: str) -> RunCfgs:
-    """The settings of a short float32 run with a constant rate; `more` are further command-line words."""
+def settings(folder: Path, family: str, zero: Path, **changes: Any) -> RunCfgs:
+    """The settings of a short float32 run with a constant rate; `changes` add to the command line or replace in it."""
     pair = pair_of(family)
-    argv = [
-        *('--model_name_or_path', str(folder), '--train_datasets', 'none', '--train_template', 'Messages'),
-        *('--ds_cfgs', str(zero), '--bf16', 'False', '--gradient_checkpointing', 'False', '--learning_rate', '0.002'),
-        *('--lr_scheduler_type', 'constant', '--lr_warmup_ratio', '0', '--per_device_train_batch_size', '2'),
-        *('--gradient_accumulation_steps', '2', '--max_grad_norm', '1', '--weight_decay', '0.1'),
-        *more,
-    ]
+    values = {
+        'model_name_or_path': folder,
+        'train_datasets': 'rows.jsonl',
+        'train_template': 'Messages',
+        'output_dir': zero.parent / 'out',
+        'ds_cfgs': zero,
+        'bf16': False,
+        'freeze_vision_tower': False,
+        'gradient_checkpointing': False,
+        'learning_rate': 0.002,
+        'lr_scheduler_type': 'constant',
+        'lr_warmup_ratio': 0,
+        'per_device_train_batch_size': 2,
+        'gradient_accumulation_steps': 2,
+        'max_grad_norm': 1,
+        'weight_decay': 0.1,
+        # Wide, or Adam would make full steps out of the rounding of gradients that are zero.
+        'adam_epsilon': EPSILON,
+        **changes,
+    }
+    argv = [word for key, value in values.items() for word in (f'--{key}', str(value))]
     return resolve(pair.name, 'sft', SFT, known_algorithms(), argv, {}).cfgs
 
 

@@ -19,14 +19,15 @@ from align_anything.policies.attention import SEGMENT_ATTENTION, register_segmen
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.token_policy import TokenPolicy
 from tests.invariants.families import IMAGE, TEXT, rows, state_of
-from tests.invariants.runs import assembled, fork, settings, train, trainable, weights, zero_file
+from tests.invariants.runs import EPSILON, assembled, fork, settings, train, trainable, weights, zero_file
 
 Stirred = Callable[[str], Path]
 SHIPPED = Path(__file__).parents[2] / 'align_anything/configs/deepspeed'
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in names)
+    # As bytes: packed 4-bit weights dressed as bfloat16 may look like NaN.
+    return all(torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8)) for name in names)
 
 
 @pytest.mark.parametrize('part', FREEZABLE_PARTS)
@@ -49,13 +50,13 @@ def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved <= trainable(model)
     assert {spec.part_of(name) for name in moved} == set(spec.parts) - {part}
-    still = {name for name in trainable(model) - moved}
-    assert len(still) < len(moved) / 3, 'only what no picture reaches, such as the last layers of a tower, stands still'
-    assert not {name for name in still if spec.part_of(name) == 'language_model'}
+    # A tower's last layers stand still where features are taken before them; nothing else does.
+    still = trainable(model) - moved
+    assert {spec.part_of(name) for name in still} <= {'vision_tower'}
 
 
-def _asked(rank: int, folder: Path, family: str, zero: Path, words: tuple[str, ...], ranks: int, steps: int) -> Any:
-    cfgs = settings(folder, family, zero, *words)
+def _asked(rank: int, folder: Path, family: str, zero: Path, changes: dict[str, Any], ranks: int, steps: int) -> Any:
+    cfgs = settings(folder, family, zero, **changes)
     run = assembled(cfgs, family)
     before = weights(run)
     losses = train(run, folder, rank, ranks, steps)
@@ -64,10 +65,10 @@ def _asked(rank: int, folder: Path, family: str, zero: Path, words: tuple[str, .
 
 
 def asked(
-    folder: Path, family: str, zero: Path, *words: str, ranks: int = 1, steps: int = 2
+    folder: Path, family: str, zero: Path, changes: dict[str, Any], ranks: int = 1, steps: int = 2
 ) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor], set[str], set[torch.dtype]]:
     """Losses, weights before and after, names of what trains, and types of the parameters of a short run."""
-    return fork(_asked, ranks, folder, family, zero, words, ranks, steps)[0]
+    return fork(_asked, ranks, folder, family, zero, changes, ranks, steps)[0]
 
 
 @pytest.mark.parametrize('stage', [0, 2, 3])
@@ -75,11 +76,14 @@ def asked(
 def test_a_rate_of_zero_for_a_part_changes_nothing_there(
     family: str, stage: int, stirred: Stirred, tmp_path: Path
 ) -> None:
-    words = ('--lr_groups', '{vision_tower: 0.0, mm_proj: 0.001}', '--freeze_vision_tower', 'False')
-    words += ('--unfreeze_patterns', 'multi_modal_projector.linear_1|merger', '--freeze_mm_proj', 'True')
+    changes = {
+        'lr_groups': '{vision_tower: 0.0, mm_proj: 0.001}',
+        'freeze_mm_proj': True,
+        'unfreeze_patterns': 'multi_modal_projector.linear_1|merger',
+    }
     folder = stirred(family)
     spec, *_ = rows(folder)
-    _, before, after, names, _ = asked(folder, family, zero_file(tmp_path, stage), *words, ranks=2)
+    _, before, after, names, _ = asked(folder, family, zero_file(tmp_path, stage), changes, ranks=2)
     tower = {name for name in names if spec.part_of(name) == 'vision_tower'}
     assert tower and same_bits(before, after, tower)
     assert same_bits(before, after, set(before) - names)
@@ -88,7 +92,7 @@ def test_a_rate_of_zero_for_a_part_changes_nothing_there(
     # Adam moves each weight by about the rate in its first steps: 2 steps at 0.001 and at 0.002, clipping aside.
     for part, rate in (('mm_proj', 0.001), ('language_model', 0.002)):
         largest = max(float((after[n] - before[n]).abs().max()) for n in moved if spec.part_of(n) == part)
-        assert rate < largest < 2.6 * rate, part
+        assert 0.5 * rate < largest < 2.2 * rate, part
 
 
 @pytest.mark.parametrize('stage', [2, 3])
@@ -97,10 +101,11 @@ def test_checkpointing_under_adapters_and_zero_changes_no_gradient(
     family: str, stage: int, stirred: Stirred, tmp_path: Path
 ) -> None:
     folder = stirred(family)
-    words = ('--use_lora', 'True', '--r', '4', '--lora_dropout', '0', '--vision_lora', 'True')
+    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0, 'vision_lora': True}
     zero = zero_file(tmp_path, stage)
-    losses, before, plain, names, _ = asked(folder, family, zero, *words, ranks=2)
-    again, _, recomputed, _, _ = asked(folder, family, zero, *words, '--gradient_checkpointing', 'True', ranks=2)
+    losses, before, plain, names, _ = asked(folder, family, zero, changes, ranks=2)
+    changes['gradient_checkpointing'] = True
+    again, _, recomputed, _, _ = asked(folder, family, zero, changes, ranks=2)
     assert again == pytest.approx(losses, rel=1e-6)
     assert names and all('lora_' in name for name in names)
     assert same_bits(before, plain, set(before) - names), 'the base is bit-identical'
@@ -119,11 +124,12 @@ def test_quantised_base_stays_while_its_adapters_learn(
 ) -> None:
     pytest.importorskip('bitsandbytes')
     folder = stirred(family)
-    words = ('--use_lora', 'True', '--r', '8', '--lora_dropout', '0', '--use_bnb', 'True', '--load_in_4bit', 'True')
+    changes = {'use_lora': True, 'r': 8, 'lora_dropout': 0, 'use_bnb': True, 'load_in_4bit': True}
+    changes |= {'bf16': True, 'learning_rate': 0.02}
     ranks = 2 if family == 'llava' else 1
 
     def work(rank: int) -> Any:
-        cfgs = settings(folder, family, zero_file(tmp_path, stage), *words, '--bf16', 'True', '--learning_rate', '0.02')
+        cfgs = settings(folder, family, zero_file(tmp_path, stage), **changes)
         run = assembled(cfgs, family)
         before = weights(run)
         window = [run.collator([row.example for row in rows(folder)[1][rank : rank + 2]])]
@@ -139,14 +145,14 @@ def test_quantised_base_stays_while_its_adapters_learn(
 
 
 @pytest.mark.parametrize('stage', [0, 2, 3])
-@pytest.mark.parametrize(('words', 'dtype'), [(('--bf16', 'True'), torch.bfloat16), ((), torch.float32)])
+@pytest.mark.parametrize(('bf16', 'dtype'), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_precision_asked_for_is_in_force_and_masters_are_wide(
-    stage: int, words: tuple[str, ...], dtype: torch.dtype, stirred: Stirred, tmp_path: Path
+    stage: int, bf16: bool, dtype: torch.dtype, stirred: Stirred, tmp_path: Path
 ) -> None:
     folder = stirred('llava')
 
     def work(rank: int) -> Any:
-        cfgs = settings(folder, 'llava', zero_file(tmp_path, stage), *words, '--learning_rate', '2e-5')
+        cfgs = settings(folder, 'llava', zero_file(tmp_path, stage), bf16=bf16, learning_rate=2e-5)
         run = assembled(cfgs, 'llava')
         before = weights(run)
         batch = run.collator([row.example for row in rows(folder)[1][:3]])
@@ -170,10 +176,10 @@ def test_the_precision_asked_for_is_in_force_and_masters_are_wide(
 @pytest.mark.parametrize('stage', [2, 3])
 def test_offloaded_states_with_torchs_adam_give_the_same_weights(stage: int, stirred: Stirred, tmp_path: Path) -> None:
     folder = stirred('llava')
-    words = ('--optimizer', 'adamw_torch')
-    losses, before, plain, names, _ = asked(folder, 'llava', zero_file(tmp_path, stage), *words, ranks=2)
+    changes = {'optimizer': 'adamw_torch'}
+    losses, before, plain, names, _ = asked(folder, 'llava', zero_file(tmp_path, stage), changes, ranks=2)
     shipped = SHIPPED / f'ds_z{stage}_offload_config.json'
-    again, _, offloaded, _, _ = asked(folder, 'llava', shipped, *words, ranks=2)
+    again, _, offloaded, _, _ = asked(folder, 'llava', shipped, changes, ranks=2)
     assert again == pytest.approx(losses, rel=1e-5)
     assert sum(not torch.equal(before[name], plain[name]) for name in names) > len(names) / 2
     for name in names:
@@ -202,13 +208,13 @@ def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
     set_text_attention(model, SEGMENT_ATTENTION)
     policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32).train()
     optimized = parameter_groups(policy.named_parameters(), learning_rate=2e-3, weight_decay=0.1, rates={})
-    adam = make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=1e-8)
+    adam = make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=EPSILON)
     local = LocalEngine(policy, adam, max_grad_norm=1.0)
     for examples in (with_images, texts, texts):
         local.train_window([TokenCollator(spec, 'packed')(examples)], SFT())
     expected = state_of(model)
-    for ranks, stage in ((1, 0), (1, 2), (2, 0), (2, 3)):
+    for ranks, stage in ((1, 0), (1, 2), (1, 3), (2, 0), (2, 3)):
         found = fork(work, ranks, ranks, stage)[0]
         for name, wanted in expected.items():
-            text = f'{ranks} ranks, stage {stage}: {name}'
-            torch.testing.assert_close(found[name], wanted, atol=2e-4, rtol=1e-3, msg=text)
+            error = float((found[name] - wanted).abs().max())
+            assert error < 2e-5, f'{ranks} ranks, stage {stage}: {name} is off by {error:.2g}'

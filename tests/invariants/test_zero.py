@@ -16,7 +16,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from align_anything.algorithms.sft import SFT
 from align_anything.core.parameters import is_partitioned
 from align_anything.core.types import Batch
-from align_anything.engines.deepspeed_config import build_config
+from align_anything.engines.deepspeed_config import build_config, needs_every_parameter
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.checkpoint import stored_keys
 from align_anything.models.export import export_model
@@ -98,7 +98,7 @@ def config_of(stage: int, ranks: int) -> dict[str, Any]:
 def train(
     rank: int, folder: Path, ranks: int, stage: int, layout: str, frozen: str | None, out: Path | None
 ) -> tuple[list[float], dict[str, Tensor] | None, Tensor]:
-    """Trains as a run does: partitioned while loading under ZeRO-3, dummy media only where there are several ranks.
+    """Trains as a run does: partitioned while loading under ZeRO-3, dummy media only where the engine needs them.
 
     Returns losses, the last weights and the live scores of a row; writes the model to `out` as a run does.
     """
@@ -115,7 +115,8 @@ def train(
     engine = DeepSpeedEngine(
         policy, config, optimizer_of(policy), lambda base: torch.optim.lr_scheduler.ConstantLR(base, factor=1.0)
     )
-    collate = TokenCollator(spec, layout, dummy_kinds=('image',) if spec.media_kinds and ranks > 1 else ())
+    every = needs_every_parameter(config, ranks)
+    collate = TokenCollator(spec, layout, dummy_kinds=('image',) if spec.media_kinds and every else ())
     losses = []
     for step in schedule(folder):
         own: list[Batch] = []

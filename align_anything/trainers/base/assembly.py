@@ -15,7 +15,12 @@ from align_anything.core.distributed import world_size
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch
-from align_anything.engines.deepspeed_config import build_config, offloads_optimizer, zero_stage
+from align_anything.engines.deepspeed_config import (
+    build_config,
+    needs_every_parameter,
+    offloads_optimizer,
+    zero_stage,
+)
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.optim import choose_optimizer, make_optimizer, make_schedule, parameter_groups
 from align_anything.models.adapter import check_continuation, find_adapter
@@ -103,12 +108,13 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec) -> str:
 
 
 def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str) -> TokenCollator:
-    """The collator of a layout; with several ranks every batch holds each kind of media that any rank may see."""
+    """The collator of a layout; where the engine needs it, every batch holds each kind of media that any may hold."""
+    every = needs_every_parameter(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs), world_size())
     return TokenCollator(
         spec,
         layout,
         segmented=cfgs.model_cfgs.attn_implementation == 'sdpa',
-        dummy_kinds=pair.kinds_in(spec.media_kinds) if world_size() > 1 else (),
+        dummy_kinds=pair.kinds_in(spec.media_kinds) if every else (),
     )
 
 
