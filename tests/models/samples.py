@@ -19,6 +19,7 @@ TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'gemma2', 
 IMAGE = ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'gemma3', 'idefics3', 'internvl')
 # Families whose media have tests of their own, with clips and sounds among them (tests/models/mixed.py).
 WIDER = (
+    'gemma4',
     'llava_next_video',
     'llava_onevision',
     'llava_interleave',
@@ -49,6 +50,7 @@ END = {
     'llava_next_video': '</s>',
     **dict.fromkeys(('idefics2', 'idefics3', 'smolvlm'), '<end_of_utterance>'),
     'mllama': '<|eot_id|>',
+    'gemma4': '<turn|>',
     'paligemma': '<eos>',
     **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), '<|im_end|>'),
     **dict.fromkeys(('llava_onevision', 'llava_interleave', 'qwen2_audio'), '<|im_end|>'),
@@ -57,7 +59,7 @@ END = {
 
 
 def load(
-    folder: Path, *, max_length: int = 1024, chat_template: str | None = None, pad_is_eos: bool = False
+    folder: Path, *, max_length: int = 2048, chat_template: str | None = None, pad_is_eos: bool = False
 ) -> FamilySpec:
     """Returns the spec of a tiny checkpoint without the loader of the library, which has tests of its own."""
     config = AutoConfig.from_pretrained(folder)

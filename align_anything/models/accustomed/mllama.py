@@ -80,9 +80,7 @@ class AccustomedMllamaBody(MllamaModel):
         )
 
 
-def _visible(
-    is_picture: Tensor, rows: Tensor, places: Tensor, slots: Tensor, tiles: Tensor, number: int
-) -> Tensor:
+def _visible(is_picture: Tensor, rows: Tensor, places: Tensor, slots: Tensor, tiles: Tensor, number: int) -> Tensor:
     """Which tile each token sees, `(rows, length, number * tiles)`.
 
     A token sees the last picture before it, and those that touch it on the left.

@@ -1,0 +1,74 @@
+"""Gemma 4: pictures, clips and sounds; the larger ones read a picture in both directions, in some layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Gemma4ForConditionalGeneration, Gemma4Model
+
+from align_anything.models.encoding import RunEncoder
+from align_anything.models.family import FamilySpec
+
+COUNTS = ('num_soft_tokens_per_image', 'num_soft_tokens_per_video')
+
+
+class AccustomedGemma4Model(Gemma4ForConditionalGeneration):
+    """Gemma 4 with a language-model head."""
+
+
+class AccustomedGemma4Body(Gemma4Model):
+    """Tells the tower how many frames there are, which transformers' forward pass takes but does not hand on."""
+
+    def forward(
+        self,
+        *args: Any,
+        pixel_values: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_position_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Returns the text model's output; without clips it is transformers' own forward pass."""
+        inputs.pop('num_frames_per_video', None)
+        if pixel_values_videos is None:
+            return super().forward(*args, pixel_values=pixel_values, image_position_ids=image_position_ids, **inputs)
+        # All clips as one: their features are put end to end afterwards.
+        frames = torch.tensor([len(pixel_values_videos)])
+        clips = self.get_video_features(pixel_values_videos, video_position_ids, frames, return_dict=True)
+        outputs = {'video': clips}
+        if pixel_values is not None:
+            outputs['image'] = self.get_image_features(pixel_values, image_position_ids, return_dict=True)
+        return super().forward(*args, **{**inputs, 'mm_encoder_outputs': outputs})
+
+
+class Gemma4Encoder(RunEncoder):
+    """Leaves out what the processor only counted with."""
+
+    def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the outputs that the model takes."""
+        return {name: value for name, value in outputs.items() if name not in COUNTS}
+
+
+class Gemma4Spec(FamilySpec):
+    """The default rules with the parts named."""
+
+    encoder_class = Gemma4Encoder
+    part_prefixes = {
+        'vision_tower': ('model.vision_tower',),
+        'audio_tower': ('model.audio_tower',),
+        'mm_proj': ('model.embed_vision', 'model.embed_audio'),
+        'language_model': ('model.language_model', 'lm_head'),
+    }
+
+    @cached_property
+    def layouts(self) -> tuple[str, ...]:
+        """Layouts that the model class can compute: where only some layers read both ways, rows hold one sequence."""
+        both_ways = self.config.get_text_config().use_bidirectional_attention is not None
+        return ('padded',) if both_ways else super().layouts
+
+
+MODEL, BODY, SPEC = AccustomedGemma4Model, AccustomedGemma4Body, Gemma4Spec
