@@ -38,6 +38,16 @@ def _check_length(cfgs: RunCfgs) -> Iterator[Problem]:
             ('data_cfgs.streaming', 'train_cfgs.max_steps'),
             'needs train_cfgs.max_steps: the length of a stream is unknown, and the schedule needs the number of steps',
         )
+    if train.max_length_per_batch is not None and cfgs.data_cfgs.streaming:
+        yield (
+            ('train_cfgs.max_length_per_batch', 'data_cfgs.streaming'),
+            'rows of a stream cannot be measured beforehand; switch streaming off, or use per_device_train_batch_size',
+        )
+    if train.group_by_length and train.max_length_per_batch is None:
+        yield (
+            ('train_cfgs.group_by_length', 'train_cfgs.max_length_per_batch'),
+            'works with max_length_per_batch, which is null',
+        )
     if train.lr_scheduler_type == 'constant' and train.lr_warmup_ratio > 0:
         yield (
             ('train_cfgs.lr_scheduler_type', 'train_cfgs.lr_warmup_ratio'),

@@ -93,6 +93,17 @@ class TrainCfgs(Cfgs):
     per_device_eval_batch_size: PositiveInt = Field(
         1, description='Samples that one device processes at once while evaluating.'
     )
+    max_length_per_batch: PositiveInt | None = Field(
+        None,
+        description='Fills each micro-batch of a device to this many tokens, media included, instead of to '
+        'per_device_train_batch_size samples, with nearly equal work on all devices. Every row is encoded once '
+        'before training, to learn what it takes.',
+    )
+    group_by_length: bool = Field(
+        False,
+        description='With max_length_per_batch, brings samples of like length together, which spares padding in the '
+        'padded layout.',
+    )
     gradient_accumulation_steps: PositiveInt = Field(
         1, description='Micro-batches of each device that make one optimizer step.'
     )

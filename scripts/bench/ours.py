@@ -54,17 +54,13 @@ def train(pair_name: str, argv: list[str]) -> tuple[StepClock, Path]:
 def order(pair_name: str, argv: list[str]) -> list[int]:
     """The rows of the first epoch in the order in which the run trains on them."""
     from align_anything.trainers.base.assembly import spec_of
-    from align_anything.trainers.base.data import make_dataset, open_sources, training_loader
+    from align_anything.trainers.base.data import make_dataset, open_sources, training_sampler
 
     pair, resolved = _resolved(pair_name, argv)
     cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
     dataset = make_dataset(sources.training, pair, spec_of(cfgs), cfgs.data_cfgs.train_on)
-    sampler = training_loader(sources.training, dataset, _never, cfgs).sampler
+    sampler = training_sampler(sources.training, dataset, cfgs)
     return [row for batch in sampler.micro_batches(0) for row in batch]
-
-
-def _never(*_: Any) -> None:
-    raise AssertionError('asking for the order makes no batches')
 
 
 def _resolved(pair_name: str, argv: list[str]) -> tuple[Any, Any]:
@@ -82,17 +78,18 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
     import torch
 
     from align_anything.datasets.skips import SkipReport
+    from align_anything.engines.process_group import join_process_group
     from align_anything.trainers.base.assembly import assemble, choose_layout, spec_of
-    from align_anything.trainers.base.data import make_dataset, open_sources, training_loader
+    from align_anything.trainers.base.data import make_dataset, open_sources, training_loader, training_sampler
     from align_anything.trainers.base.metrics import MetricsWriter
     from align_anything.trainers.base.offline import OfflineLoop
     from align_anything.trainers.base.progress import Progress
-    from align_anything.trainers.base.run import StopSignal, start_process_group, writable_folder
+    from align_anything.trainers.base.run import StopSignal, writable_folder
 
     pair, resolved = _resolved(pair_name, argv)
     cfgs = resolved.cfgs
     output = writable_folder(cfgs.logger_cfgs.output_dir)
-    start_process_group()
+    join_process_group()
     torch.manual_seed(cfgs.train_cfgs.seed)
     sources, spec = open_sources(cfgs), spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
@@ -104,7 +101,7 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
         cfgs=cfgs,
         algorithm=resolved.algorithm,
         engine=assembled.engine,
-        training=training_loader(sources.training, dataset, assembled.collator, cfgs),
+        training=training_loader(dataset, training_sampler(sources.training, dataset, cfgs), assembled.collator, cfgs),
         evaluation=None,
         rows=len(dataset),
         steps=steps,

@@ -72,6 +72,7 @@ def read(tiny, tmp_path_factory) -> set[str]:
     note('plain', tiny('llama'), save_total_limit=1, **evaluation)
     note('image', tiny('llava'), IMAGE, lr_groups='{mm_proj: 1e-3}')
     note('stream', tiny('llama'), streaming=True, max_steps=2)
+    note('budget', tiny('llama'), max_length_per_batch=100, group_by_length=True)
     note('lora', tiny('llama'), use_lora=True)
     note('qlora', tiny('llama'), use_lora=True, use_bnb=True)
     note('poisoned', tiny('llama'), also=poison(1, rank_of_it=0), nonfinite_loss='skip')

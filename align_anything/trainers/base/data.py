@@ -8,14 +8,17 @@ from typing import Any
 
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
-from align_anything.core.errors import ModelError
-from align_anything.core.types import Batch
+from align_anything.core.errors import DataError, ModelError
+from align_anything.core.types import Batch, Skipped
+from align_anything.datasets.budget import BudgetSampler, RowCosts
 from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask
 from align_anything.datasets.loader import Loader
+from align_anything.datasets.measuring import measure_rows
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.parts import open_parts
-from align_anything.datasets.sampler import BatchShape, IndexSampler, StreamSampler
+from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
 from align_anything.models.family import FamilySpec
+from align_anything.models.work import WorkOf
 from align_anything.trainers.base.pair import Pair
 
 Collate = Callable[..., Batch]
@@ -85,15 +88,46 @@ def _not_encoded(*_: object, **__: object) -> None:
     raise AssertionError('probing formats rows, it does not encode them')
 
 
-def training_loader(parts: list[Part], dataset: ExampleDataset, collate: Collate, cfgs: RunCfgs) -> Loader:
-    """The loader of this rank's training micro-batches, reshuffled each epoch."""
+def training_sampler(
+    parts: list[Part], dataset: ExampleDataset, cfgs: RunCfgs, costs: RowCosts | None = None, *, padded: bool = False
+) -> Sampler:
+    """Which rows go into which micro-batch of this rank, reshuffled each epoch.
+
+    With `costs`, micro-batches are filled to `max_length_per_batch`; `padded` says how their tokens are counted.
+    """
     train, data = cfgs.train_cfgs, cfgs.data_cfgs
     shape = BatchShape(train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size(), rank())
     if data.streaming:
-        sampler = StreamSampler(StreamMixture([part.rows for part in parts], train.seed, data.train_weights), shape)
-    else:
-        sampler = IndexSampler(Mixture(dataset.sizes, train.seed, data.train_weights), shape)
-    return Loader(dataset, sampler, collate, data.num_workers)
+        return StreamSampler(StreamMixture([part.rows for part in parts], train.seed, data.train_weights), shape)
+    mixture = Mixture(dataset.sizes, train.seed, data.train_weights)
+    if costs is None:
+        return IndexSampler(mixture, shape)
+    return BudgetSampler(
+        mixture, costs, shape, train.max_length_per_batch, padded=padded, group_by_length=train.group_by_length
+    )
+
+
+def row_costs(dataset: ExampleDataset, spec: FamilySpec, cfgs: RunCfgs) -> tuple[RowCosts | None, list[Skipped]]:
+    """What every row takes, when the settings ask for micro-batches by tokens, and the rows that cannot be used."""
+    if cfgs.train_cfgs.max_length_per_batch is None:
+        return None, []
+    return measure_rows(dataset, WorkOf(spec), cfgs.data_cfgs.num_workers)
+
+
+def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
+    """Optimizer steps of the run: `max_steps`, else those of all epochs. Raises DataError for an endless stream."""
+    train = cfgs.train_cfgs
+    if train.max_steps is not None:
+        return train.max_steps
+    steps = [sampler.steps_in(epoch) for epoch in range(train.epochs)]
+    if None in steps:
+        raise DataError('a stream has no known length: set train_cfgs.max_steps.')
+    return sum(steps)
+
+
+def training_loader(dataset: ExampleDataset, sampler: Sampler, collate: Collate, cfgs: RunCfgs) -> Loader:
+    """The loader of this rank's training micro-batches."""
+    return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
 
 
 def evaluation_loader(dataset: ExampleDataset, collate: Collate, cfgs: RunCfgs) -> Loader:

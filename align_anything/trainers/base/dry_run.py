@@ -30,8 +30,16 @@ from align_anything.trainers.base.assembly import (
     spec_of,
     tune,
 )
-from align_anything.trainers.base.data import make_dataset, open_sources, probe, require_readable, training_loader
-from align_anything.trainers.base.offline import total_steps
+from align_anything.trainers.base.data import (
+    make_dataset,
+    open_sources,
+    probe,
+    require_readable,
+    row_costs,
+    total_steps,
+    training_loader,
+    training_sampler,
+)
 from align_anything.trainers.base.pair import Pair
 
 SAMPLES = 3
@@ -47,9 +55,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     layout = choose_layout(cfgs, spec)
     dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
-    steps = total_steps(cfgs, None if cfgs.data_cfgs.streaming else len(dataset))
+    costs, _ = row_costs(dataset, spec, cfgs)
+    sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
+    steps = total_steps(cfgs, sampler)
     model = tune(cfgs, spec, structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)]))
-    loader = training_loader(sources.training, dataset, make_collator(cfgs, spec, pair, layout), cfgs)
+    loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)
     kept: list[Example] = []
     batch = next(iter(loader.micro_batches(0)), None)
     if batch is None:
@@ -135,7 +145,9 @@ def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, confi
     table = Table(title='Run', show_header=False)
     for name, value in {
         'rows': 'stream' if rows is None else f'{rows:,}',
-        'samples per step': f'{per_step} = {train.per_device_train_batch_size} × '
+        'samples per step': f'up to {train.max_length_per_batch} tokens a device'
+        if train.max_length_per_batch
+        else f'{per_step} = {train.per_device_train_batch_size} × '
         f'{train.gradient_accumulation_steps} accumulated × {world_size()} ranks',
         'optimizer steps': f'{steps:,}',
         'engine': f'ZeRO stage {zero_stage(config)}, {precision_of(cfgs)}, {optimizer}',

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import all_gather_object, world_size
+from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import DataError, TrainingError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Batch
+from align_anything.core.types import Batch, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -30,17 +30,6 @@ STREAM_ROWS_BEFORE_RATIO = 200
 
 class Save(Protocol):
     def __call__(self, progress: Progress, *, with_state: bool) -> object: ...
-
-
-def total_steps(cfgs: RunCfgs, rows: int | None) -> int:
-    """Optimizer steps of the run: `max_steps`, else the epochs over `rows` rows of the data."""
-    train = cfgs.train_cfgs
-    if train.max_steps is not None:
-        return train.max_steps
-    if rows is None:
-        raise DataError('a stream has no known length: set train_cfgs.max_steps.')
-    size = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
-    return train.epochs * -(-rows // size)
 
 
 @dataclass
@@ -95,7 +84,7 @@ class OfflineLoop:
                 yield batch
 
         result = self.engine.evaluate(batches(), self.algorithm)
-        self._file_skips([item for part in all_gather_object(skipped) for item in part])
+        self.file_skips([item for part in all_gather_object(skipped) for item in part])
         self.writer.log(self.progress.step, result.terms, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + _listed(result.terms))
 
@@ -111,7 +100,7 @@ class OfflineLoop:
         progress.step_in_epoch += 1
         progress.seen += int(result.extras['examples'] + result.extras['skipped'])
         if result.extras['skipped']:
-            self._file_skips([item for part in all_gather_object(skipped) for item in part])
+            self.file_skips([item for part in all_gather_object(skipped) for item in part])
         if not result.applied and any(result.counts.values()):
             self._nonfinite(window.batches, result)
         self.console.advance(progress.step)
@@ -168,7 +157,8 @@ class OfflineLoop:
         per_epoch = self.training.steps_in(self.progress.epoch)
         return self.progress.epoch + (self.progress.step_in_epoch / per_epoch if per_epoch else 0.0)
 
-    def _file_skips(self, skipped: list) -> None:
+    def file_skips(self, skipped: list[Skipped]) -> None:
+        """Lists rows that cannot be used. Every rank calls it with the same ones."""
         self.skips.add(skipped)
         self.progress.skipped = len(self.skips)
         ratio = self.cfgs.data_cfgs.max_skipped_ratio

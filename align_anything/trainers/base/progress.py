@@ -34,6 +34,8 @@ _MUST_AGREE = {
     'train_cfgs': (
         'seed',
         'per_device_train_batch_size',
+        'max_length_per_batch',
+        'group_by_length',
         'gradient_accumulation_steps',
         'ds_cfgs',
         'bf16',

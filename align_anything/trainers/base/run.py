@@ -40,10 +40,13 @@ from align_anything.trainers.base.data import (
     open_sources,
     probe,
     require_readable,
+    row_costs,
+    total_steps,
     training_loader,
+    training_sampler,
 )
 from align_anything.trainers.base.metrics import MetricsWriter
-from align_anything.trainers.base.offline import OfflineLoop, total_steps
+from align_anything.trainers.base.offline import OfflineLoop
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.plot import plot_metrics
 from align_anything.trainers.base.progress import Progress, manifest_of, rank_seed, resume_progress
@@ -69,7 +72,9 @@ def train(pair: Pair, resolved: Resolved) -> None:
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     layout = choose_layout(cfgs, spec)
     dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
-    steps = total_steps(cfgs, len(dataset) if not cfgs.data_cfgs.streaming else None)
+    costs, unusable = row_costs(dataset, spec, cfgs)
+    sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
+    steps = total_steps(cfgs, sampler)
     if progress.step > steps:
         raise SettingsError(
             [f'--resume: {resume_from.path} is past the {steps} steps of this run. Raise epochs or max_steps.']
@@ -105,7 +110,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
         cfgs=cfgs,
         algorithm=resolved.algorithm,
         engine=assembled.engine,
-        training=training_loader(sources.training, dataset, assembled.collator, cfgs),
+        training=training_loader(dataset, sampler, assembled.collator, cfgs),
         evaluation=evaluation,
         rows=len(dataset) if not cfgs.data_cfgs.streaming else None,
         steps=steps,
@@ -116,6 +121,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
         save=slices.save,
         stop_asked=StopSignal(),
     )
+    loop.file_skips(unusable)
     with closing(loop):
         finished = loop.run()
     if not finished:

@@ -1,0 +1,77 @@
+"""What every row of a dataset takes, learnt by encoding it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from align_anything.core.distributed import all_gather_object, rank, world_size
+from align_anything.core.types import Example, Skipped
+from align_anything.datasets.budget import RowCosts, measured
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.mixture import Mixture
+from align_anything.datasets.sampler import BatchShape, IndexSampler
+
+ROWS_AT_ONCE = 16
+
+
+def measure_rows(
+    dataset: ExampleDataset, work_of: Callable[[Example], float], num_workers: int
+) -> tuple[RowCosts, list[Skipped]]:
+    """Encodes every row once, each rank its share, and returns the costs of all rows and those that cannot be used.
+
+    `work_of` says how much computation an Example takes, in tokens through the language model; it is pickled into the
+    workers. Every rank calls it and gets the same result.
+    """
+    shape = BatchShape(ROWS_AT_ONCE, 1, world_size(), rank())
+    sampler = IndexSampler(Mixture(dataset.sizes, seed=0, shuffle=False), shape)
+    loader = Loader(_Numbered(dataset), sampler, _Cost(work_of), num_workers)
+    entries: list[tuple[int, int, float]] = []
+    skipped: list[tuple[int, Skipped]] = []
+    for batch in loader.micro_batches(0):
+        entries += batch.entries
+        skipped += batch.skipped
+    loader.close()
+    tokens, work = [0] * len(dataset), [0.0] * len(dataset)
+    for part in all_gather_object(entries):
+        for row, length, amount in part:
+            tokens[row], work[row] = length, amount
+    everyones = sorted((item for part in all_gather_object(skipped) for item in part), key=lambda item: item[0])
+    return measured(tokens, work), [record for _, record in everyones]
+
+
+class _Numbered:
+    """The dataset with each row's number at hand, since a list of Examples no longer tells which rows are missing."""
+
+    def __init__(self, dataset: ExampleDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Example | Skipped:
+        made = self.dataset[index]
+        if isinstance(made, Example):
+            made.meta = {'row': index}
+            return made
+        return _NumberedSkip(made.source, made.reason, index)
+
+
+@dataclass(frozen=True)
+class _NumberedSkip(Skipped):
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class _Costs:
+    entries: list[tuple[int, int, float]]
+    skipped: list[tuple[int, Skipped]]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    work_of: Callable[[Example], float]
+
+    def __call__(self, examples: list[Example], skipped: list[Skipped]) -> _Costs:
+        return _Costs(
+            [(example.meta['row'], len(example), self.work_of(example)) for example in examples],
+            [(record.row, Skipped(record.source, record.reason)) for record in skipped],
+        )
