@@ -76,7 +76,9 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     console.print(_memory_table(estimate_memory(model, config, precision_of(cfgs))))
     console.print(_first_batch(batch))
     for number, example in enumerate(kept[:SAMPLES], 1):
-        console.rule(f'sample {number} of {min(SAMPLES, len(kept))}: {example.source}')
+        console.rule(f'sample {number} of {min(SAMPLES, len(kept))}')
+        # Not in the rule, which would cut a long path before the number of the row.
+        console.print(example.source, soft_wrap=True)
         console.print(show_example(example, spec), soft_wrap=True)
     console.print('\ntrained tokens stand between ⟦ ⟧. This was a dry run: nothing was trained or saved.')
 
