@@ -33,6 +33,14 @@ LAYOUTS = ('padded', 'packed', 'shared_prefix')
 
 LONG = 'one two three four five six seven eight nine ten eleven twelve ' * 3
 
+# For each optimizer step and rank the micro-batches, by kind of row. One rank has images where the other has none, a
+# rank has none in a whole step, and no rank has any in a whole micro-batch.
+SCHEDULE = (
+    ((('image', 'text'), ('text',)), (('text',), ('group', 'image'))),
+    ((('text',), ('text',)), (('image',), ('image', 'text'))),
+    ((('image',), ('text', 'image')), (('text',), ('text',))),
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -163,6 +171,21 @@ def rows(folder: Path, pad_is_eos: bool = False) -> tuple[FamilySpec, tuple[Row,
     """The family's spec, its supervised rows and its groups; made once a process."""
     spec = spec_of(folder, pad_is_eos=pad_is_eos)
     return spec, tuple(rows_of(spec)), tuple(groups_of(spec))
+
+
+def schedule(folder: Path) -> list[list[list[list[Row]]]]:
+    """Rows by step, rank and micro-batch. Text families have text where others have images."""
+    _, singles, groups = rows(folder)
+    images = [row for row in singles if row.has_image] or list(singles)
+    texts = [row for row in singles if not row.has_image]
+    kinds = {'image': images, 'text': texts, 'group': [row for row in groups if row.has_image] or list(groups)}
+    taken = dict.fromkeys(kinds, 0)
+
+    def take(kind: str) -> Row:
+        taken[kind] += 1
+        return kinds[kind][taken[kind] % len(kinds[kind])]
+
+    return [[[[take(kind) for kind in micro] for micro in rank] for rank in step] for step in SCHEDULE]
 
 
 def sequence_logprobs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from align_anything.engines.process_group import join_process_group  # noqa: E40
 from align_anything.trainers import text_image_to_text, text_to_text  # noqa: E402
 from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, spec_of  # noqa: E402
 from tests.harness.ranks import run_ranks  # noqa: E402
-from tests.invariants.families import IMAGE, Row, rows  # noqa: E402
+from tests.invariants.families import IMAGE, schedule  # noqa: E402
 
 TIMEOUT = 240
 EPSILON = 1e-3
@@ -89,13 +89,11 @@ def assembled(cfgs: RunCfgs, family: str) -> Assembled:
 
 
 def windows(run: Assembled, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[list[Batch]]:
-    """For each step two micro-batches a rank, text and images spread unevenly; the same rows for any world size."""
-    _, singles, groups = rows(folder)
-    pool: Sequence[Row] = [*singles, groups[0]]
+    """This rank's micro-batches of the first steps of the schedule; together the same rows for any world size."""
     found = []
-    for step in range(steps):
-        parts = [[pool[(step * 3 + 2 * part + item) % len(pool)].example for item in range(2)] for part in range(4)]
-        found.append([run.collator(part) for part in parts[rank * 4 // ranks : (rank + 1) * 4 // ranks]])
+    for step in schedule(folder)[:steps]:
+        micros = step[rank] if ranks == 2 else step[0] + step[1]
+        found.append([run.collator([row.example for row in micro]) for micro in micros])
     return found
 
 

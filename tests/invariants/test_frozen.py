@@ -95,8 +95,9 @@ def test_a_rate_of_zero_for_a_part_changes_nothing_there(
         assert 0.5 * rate < largest < 2.2 * rate, part
 
 
-@pytest.mark.parametrize('stage', [2, 3])
-@pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl', 'gemma3'])
+@pytest.mark.parametrize(
+    ('family', 'stage'), [('llava', 2), ('llava', 3), ('qwen2_5_vl', 2), ('qwen2_5_vl', 3), ('gemma3', 2)]
+)
 def test_checkpointing_under_adapters_and_zero_changes_no_gradient(
     family: str, stage: int, stirred: Stirred, tmp_path: Path
 ) -> None:
@@ -152,20 +153,20 @@ def test_the_precision_asked_for_is_in_force_and_masters_are_wide(
     folder = stirred('llava')
 
     def work(rank: int) -> Any:
-        cfgs = settings(folder, 'llava', zero_file(tmp_path, stage), bf16=bf16, learning_rate=2e-5)
+        cfgs = settings(folder, 'llava', zero_file(tmp_path, stage), bf16=bf16, learning_rate=4e-5, adam_epsilon=1e-8)
         run = assembled(cfgs, 'llava')
         before = weights(run)
         batch = run.collator([row.example for row in rows(folder)[1][:3]])
         with torch.no_grad():
             values = run.engine.score(batch).values
-        for _ in range(40):
+        for _ in range(20):
             run.engine.train_window([batch], SFT())
         return {parameter.dtype for parameter in run.model.parameters()}, values.dtype, before, weights(run)
 
     dtypes, scored, before, after = fork(work, 1)[0]
     assert dtypes == {dtype} and scored == torch.float32
-    # A weight near 1 in bfloat16 steps by 2^-8 = 0.004 at least. One step at 2e-5 would round to nothing forty times
-    # over; a float32 master gathers 40 x 2e-5 = 8e-4, enough to move weights under 0.1 (whose steps are 0.0005).
+    # Weights from 0.02 to 0.06 lie 1.2e-4 to 2.4e-4 apart in bfloat16: a step of 4e-5 rounds to nothing, twenty times
+    # over. A float32 master gathers up to 20 x 4e-5 = 8e-4.
     change = (after['model.language_model.layers.0.mlp.up_proj.weight'].double()
               - before['model.language_model.layers.0.mlp.up_proj.weight'].double())  # fmt: skip
     weight = before['model.language_model.layers.0.mlp.up_proj.weight'].abs()
@@ -173,17 +174,23 @@ def test_the_precision_asked_for_is_in_force_and_masters_are_wide(
     assert float((change[medium] != 0).float().mean()) > 0.9
 
 
+@pytest.mark.parametrize('ranks', [1, 2])
 @pytest.mark.parametrize('stage', [2, 3])
-def test_offloaded_states_with_torchs_adam_give_the_same_weights(stage: int, stirred: Stirred, tmp_path: Path) -> None:
+def test_offloaded_states_with_torchs_adam_give_the_same_weights(
+    stage: int, ranks: int, stirred: Stirred, tmp_path: Path
+) -> None:
+    """Also where the first or the last micro-batch of a step has no image, which offloading alone gets wrong."""
     folder = stirred('llava')
     changes = {'optimizer': 'adamw_torch'}
-    losses, before, plain, names, _ = asked(folder, 'llava', zero_file(tmp_path, stage), changes, ranks=2)
+    losses, before, plain, names, _ = asked(folder, 'llava', zero_file(tmp_path, 0), changes, ranks=1, steps=3)
     shipped = SHIPPED / f'ds_z{stage}_offload_config.json'
-    again, _, offloaded, _, _ = asked(folder, 'llava', shipped, changes, ranks=2)
+    changes |= {'output_dir': tmp_path / 'out'}
+    again, _, offloaded, _, _ = asked(folder, 'llava', shipped, changes, ranks=ranks, steps=3)
     assert again == pytest.approx(losses, rel=1e-5)
     assert sum(not torch.equal(before[name], plain[name]) for name in names) > len(names) / 2
     for name in names:
-        torch.testing.assert_close(offloaded[name], plain[name], atol=2e-5, rtol=1e-3, msg=name)
+        error = float((offloaded[name] - plain[name]).abs().max())
+        assert error < 2e-5, f'{name} is off by {error:.2g}'
 
 
 @pytest.mark.parametrize('family', [*TEXT[:1], 'llava', 'qwen2_5_vl'])

@@ -14,6 +14,7 @@ from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Example
 from align_anything.engines.local import LocalEngine
 from align_anything.models.pretrained_model import load_model, set_text_attention
+from align_anything.models.trainable import enable_gradient_checkpointing
 from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.token_policy import TokenPolicy
@@ -106,4 +107,20 @@ def test_gradients_of_the_other_parts_stay_right_when_one_is_frozen(family: str,
     collate = TokenCollator(spec, 'shared_prefix', dummy_kinds=('image',))
     examples = [row.example for row in (*singles, *groups)]
     local.train_window([collate(part) for part in (examples[:3], examples[3:8], examples[8:])], SFT())
+    compare(local, expected)
+
+
+@pytest.mark.parametrize(
+    ('family', 'frozen'), [*((family, None) for family in FAMILIES), *((family, 'vision_tower') for family in IMAGE)]
+)
+def test_recomputing_activations_changes_no_gradient(family: str, frozen: str | None, stirred: Stirred) -> None:
+    folder = stirred(family)
+    spec, singles, groups = rows(folder)
+    _, whole = reference(folder)
+    expected = {name: None if spec.part_of(name) == frozen else gradient for name, gradient in whole.items()}
+    local = engine(folder, 'shared_prefix', frozen)
+    enable_gradient_checkpointing(local.module.model)
+    collate = TokenCollator(spec, 'shared_prefix')
+    examples = [row.example for row in (*singles, *groups)]
+    local.train_window([collate(part) for part in (examples[:5], examples[5:])], SFT())
     compare(local, expected)
