@@ -23,6 +23,7 @@ from align_anything.engines.deepspeed_config import (
 )
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.optim import choose_optimizer, make_optimizer, make_schedule, parameter_groups
+from align_anything.models import structure
 from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_model, load_spec, set_text_attention, tune_model
@@ -136,6 +137,15 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
     if train.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return tuned
+
+
+def rehearse(cfgs: RunCfgs, spec: FamilySpec) -> tuple[nn.Module, dict[str, float]]:
+    """The model tuned as the settings ask, without weights, and its learning rates.
+
+    Raises ModelError for whatever is wrong with what should train, before any weight is read.
+    """
+    model = tune(cfgs, spec, structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)]))
+    return model, parameter_rates(cfgs, spec, model)
 
 
 def parameter_rates(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> dict[str, float]:

@@ -17,7 +17,6 @@ from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece
 from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
-from align_anything.models import structure
 from align_anything.models.family import FamilySpec
 from align_anything.models.trainable import count, parameter_table, render_table
 from align_anything.trainers.base.assembly import (
@@ -25,10 +24,9 @@ from align_anything.trainers.base.assembly import (
     choose_layout,
     engine_config,
     make_collator,
-    parameter_rates,
     precision_of,
+    rehearse,
     spec_of,
-    tune,
 )
 from align_anything.trainers.base.data import (
     make_dataset,
@@ -58,7 +56,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     costs, _ = row_costs(dataset, spec, cfgs)
     sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
     steps = total_steps(cfgs, sampler)
-    model = tune(cfgs, spec, structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)]))
+    model, rates = rehearse(cfgs, spec)
     loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)
     kept: list[Example] = []
     batch = next(iter(loader.micro_batches(0)), None)
@@ -71,7 +69,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if not is_main():
         return
     console = console or Console(highlight=False)
-    console.print(render_table(parameter_table(model, spec.parts, parameter_rates(cfgs, spec, model))))
+    console.print(render_table(parameter_table(model, spec.parts, rates)))
     console.print(_plan(cfgs, len(dataset) if not cfgs.data_cfgs.streaming else None, steps, layout, optimizer, config))
     console.print(_memory_table(estimate_memory(model, config, precision_of(cfgs))))
     console.print(_first_batch(batch))

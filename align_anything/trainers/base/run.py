@@ -32,7 +32,14 @@ from align_anything.engines.checkpoint import (
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, engine_config, spec_of
+from align_anything.trainers.base.assembly import (
+    Assembled,
+    assemble,
+    choose_layout,
+    engine_config,
+    rehearse,
+    spec_of,
+)
 from align_anything.trainers.base.console import TrainingConsole
 from align_anything.trainers.base.data import (
     evaluation_loader,
@@ -71,6 +78,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     spec = spec_of(cfgs)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     layout = choose_layout(cfgs, spec)
+    rehearse(cfgs, spec)
     dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
     costs, unusable = row_costs(dataset, spec, cfgs)
     sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
