@@ -3,8 +3,8 @@
     python scripts/demo/digits.py prepare DIR    pictures, questions, a small model, and how well it does untrained
     python scripts/demo/digits.py check DIR      how well it does trained; exit code 1 when that is below 90 %
 
-`prepare` shows what a dataset of one's own looks like; `check` uses transformers alone, as any user of the trained model
-would.
+`prepare` shows what a dataset of one's own looks like; `check` uses transformers alone, as any user of the trained
+model would.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ QUESTIONS = (
     'Name the handwritten digit.',
 )
 HELD_OUT = 300
+COPIES = 4
 SIDE = 28
 BATCH = 100
 REQUIRED = 0.9
@@ -98,29 +99,38 @@ def write_data(folder: Path) -> tuple[int, int]:
     """Writes the digits of scikit-learn as pictures with questions; returns how many to learn from and held out.
 
     The two files are in the ShareGPT form: a list of rows with `conversations` and the path of an `image`, relative to
-    the file.
+    the file. What is held out is drawn once; the others are drawn again too, turned and shifted a little.
     """
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     (folder / 'images').mkdir(parents=True)
     chance = random.Random(SEED)
-    rows = []
-    for number, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
-        name = f'images/{number:04d}.png'
-        # 8 × 8 pixels of 0 to 16, drawn larger.
-        picture = Image.fromarray((pixels * 255 / 16).astype('uint8')).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        picture.save(folder / name)
-        turns = [
-            {'from': 'human', 'value': f'<image>\n{chance.choice(QUESTIONS)}'},
-            {'from': 'gpt', 'value': WORDS[target]},
-        ]
-        rows.append({'image': name, 'conversations': turns})
-    chance.shuffle(rows)
-    for name, part in (('held_out', rows[:HELD_OUT]), ('train', rows[HELD_OUT:])):
-        (folder / f'{name}.json').write_text(json.dumps(part, indent=1))
-    return len(rows) - HELD_OUT, HELD_OUT
+    order = list(range(len(digits.target)))
+    chance.shuffle(order)
+    held_out = [(number, 0) for number in order[:HELD_OUT]]
+    learned = [(number, copy) for number in order[HELD_OUT:] for copy in range(COPIES)]
+    for part, pictures in (('held_out', held_out), ('train', learned)):
+        rows = []
+        for number, copy in pictures:
+            name = f'images/{number:04d}-{copy}.png'
+            turn, shift = (chance.uniform(-12, 12), [chance.randint(-2, 2) for _ in 'xy']) if copy else (0, (0, 0))
+            draw_digit(digits.images[number], turn, shift).save(folder / name)
+            turns = [
+                {'from': 'human', 'value': f'<image>\n{chance.choice(QUESTIONS)}'},
+                {'from': 'gpt', 'value': WORDS[digits.target[number]]},
+            ]
+            rows.append({'image': name, 'conversations': turns})
+        (folder / f'{part}.json').write_text(json.dumps(rows, indent=1))
+    return len(learned), len(held_out)
+
+
+def draw_digit(pixels: Any, turn: float, shift: Sequence[int]) -> Any:
+    """Returns 8 × 8 pixels of 0 to 16 as a larger picture, turned by degrees and shifted by pixels."""
+    from PIL import Image
+
+    picture = Image.fromarray((pixels * 255 / 16).astype('uint8')).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return picture.rotate(turn, Image.Resampling.BICUBIC, translate=tuple(shift))
 
 
 def read_rows(path: Path) -> list[Row]:

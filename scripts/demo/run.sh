@@ -3,7 +3,7 @@
 # Needs no GPU and no network: two CPU cores and a few minutes. `make demo` calls it. Fails when it learns too little.
 
 DEMO_DIR="${DEMO_DIR:-output/demo}" # where everything goes, in place of an earlier demo
-EPOCHS="${EPOCHS:-10}"
+EPOCHS="${EPOCHS:-3}"
 
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 
@@ -33,7 +33,8 @@ TRAINING=(
     --per_device_train_batch_size 32
     --per_device_eval_batch_size 100
     --gradient_accumulation_steps 1
-    --learning_rate 2e-3
+    --learning_rate 1.5e-3
+    --lr_warmup_ratio 0.1
     --log_interval 20
     --log_type none
     --save_total_limit 0

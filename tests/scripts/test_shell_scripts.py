@@ -58,7 +58,7 @@ Called = tuple[str, str, list[str], dict[str, str]]
 
 @pytest.fixture
 def call(tmp_path: Path) -> Callable[..., Called]:
-    """Runs a script with the recorder as launcher; returns its pair, its algorithm, its settings and its environment."""
+    """Runs a script with the recorder as launcher; returns the pair, algorithm, settings and environment of the run."""
     shim = tmp_path / 'bin' / 'deepspeed'
     shim.parent.mkdir()
     shim.write_text(RECORDER.format(python=sys.executable))
