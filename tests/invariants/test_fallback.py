@@ -13,10 +13,14 @@ import torch.nn.functional as F
 import transformers.integrations.sdpa_attention as plain_attention
 from torch import Tensor
 
+from align_anything.models.pretrained_model import load_model, set_text_attention
 from align_anything.policies import attention
+from align_anything.policies.collator import TokenCollator
+from align_anything.policies.selfcheck import check_head, check_layout, probe_examples
+from align_anything.policies.token_policy import TokenPolicy
 from align_anything.trainers.base import assembly
 from tests.harness.ranks import RanksError
-from tests.invariants.families import rows
+from tests.invariants.families import FAMILIES, LAYOUTS, rows
 from tests.invariants.runs import assembled, fork, settings, train, zero_file
 
 Stirred = Callable[[str], Path]
@@ -97,3 +101,22 @@ def test_a_model_that_leaks_in_every_layout_does_not_train(
     monkeypatch.setattr(plain_attention, 'sdpa_attention_forward', sees_the_future)
     with pytest.raises(RanksError, match='fails the check before training: a later token'):
         fork(_run, 1, stirred('llama'), 'llama', zero_file(tmp_path, 0))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_no_right_layout_is_thrown_away(family: str, dtype: torch.dtype, stirred: Stirred) -> None:
+    """The check allows for rounding: every family keeps the layouts it declares, in half precision too."""
+    folder = stirred(family)
+    spec, *_ = rows(folder)
+    attention.register_segment_attention()
+    model = load_model(folder, spec.parts, dtype=dtype).eval()
+    set_text_attention(model, attention.SEGMENT_ATTENTION)
+    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    kinds = ('image',) if spec.media_kinds else ()
+    vocabulary = assembly.ordinary_tokens(spec)
+    padded = TokenCollator(spec, 'padded')
+    check_head(policy, policy.logits, padded(probe_examples(padded, vocabulary, kinds)), dtype)
+    assert spec.layouts == LAYOUTS
+    for layout in spec.layouts:
+        check_layout(policy, TokenCollator(spec, layout), vocabulary, kinds, dtype)
