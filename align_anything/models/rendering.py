@@ -15,11 +15,13 @@ TrainOn = Literal['all_assistant', 'last', 'all']
 
 MARK = 'Zq7Marker'
 
+# The generation prompt ends without the space that answers begin with: most vocabularies hold the space and the word in
+# one token, which is what the model must learn to write.
 DEFAULT_TEMPLATE = (
     '{% for message in messages %}'
     "{{ message['role'].upper() + ': ' + message['content'] + '\n' }}"
     '{% endfor %}'
-    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 logger = get_logger(__name__)

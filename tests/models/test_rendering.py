@@ -110,9 +110,9 @@ def test_without_a_template_the_default_format_serves_and_is_kept(
         [user(picture(40, 40), 'Hi'), assistant('Hello.')] if spec.processor else [user('Hi'), assistant('Hello.')]
     )
     example = spec.encode(conversation)
-    assert labelled(spec, example) == 'Hello.' + spec.tokenizer.eos_token
+    assert labelled(spec, example) == ' Hello.' + spec.tokenizer.eos_token
     words = spec.tokenizer.decode(example.prompt.ids, skip_special_tokens=True)
-    assert words.startswith('USER: ') and words.endswith('Hi\nASSISTANT: ')
+    assert words.startswith('USER: ') and words.endswith('Hi\nASSISTANT:')
     if family != 'qwen2':
         bos = spec.tokenizer.bos_token_id
         assert (ids_of(example) == bos).nonzero().flatten().tolist() == [0]

@@ -44,7 +44,8 @@ def turns(
     spelled = dict(roles or {})
     role = f"{{{{ {spelled!r}.get(message['role'], message['role']) }}}}"
     if generation is None:
-        generation = before + spelled.get('assistant', 'assistant') + after
+        # As with published templates, the space in front of an answer belongs to the answer's first token.
+        generation = (before + spelled.get('assistant', 'assistant') + after).rstrip(' ')
     return (
         start
         + '{% for message in messages %}'
