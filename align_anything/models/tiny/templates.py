@@ -44,8 +44,7 @@ def turns(
     spelled = dict(roles or {})
     role = f"{{{{ {spelled!r}.get(message['role'], message['role']) }}}}"
     if generation is None:
-        # As with published templates, the space in front of an answer belongs to the answer's first token.
-        generation = (before + spelled.get('assistant', 'assistant') + after).rstrip(' ')
+        generation = before + spelled.get('assistant', 'assistant') + after
     return (
         start
         + '{% for message in messages %}'
