@@ -206,6 +206,10 @@ def assemble(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str, total_ste
     if collator.layout != layout and attention == 'sdpa':
         set_text_attention(model, attention)
     logger.info('layout: %s', collator.layout)
+    if model.config.get_text_config().to_dict().get('output_router_logits'):
+        logger.warning(
+            'the checkpoint asks for a router loss (output_router_logits), which is not part of the objective'
+        )
     return Assembled(engine, tuned, collator)
 
 
