@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Llama in 4 bits under low-rank adapters: an 8B model on one GPU of 16 GB.
+# Llama in 4 bits under low-rank adapters, on instructions.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-meta-llama/Llama-3.1-8B-Instruct}" # checkpoint: a folder or a hub name
