@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before anything imports torch or tokenizers: threads that exist already would make forking unsafe.
 os.environ.update(
@@ -11,6 +12,10 @@ os.environ.update(
     HF_HUB_OFFLINE='1',
     HF_DATASETS_OFFLINE='1',
     CUDA_VISIBLE_DEVICES=os.environ.get('CUDA_VISIBLE_DEVICES', ''),
+    # A process that was killed while compiling an operator leaves a lock that all later ones wait for.
+    TORCH_EXTENSIONS_DIR=os.path.join(
+        tempfile.gettempdir(), f'torch-extensions-{os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())}'
+    ),
 )
 
 from collections.abc import Callable  # noqa: E402

@@ -44,7 +44,7 @@ FULL = Size(
     longest=512,
     batch=16,
     steps=3,
-    rounds=1,
+    rounds=2,
     image_hidden=384,
     image_layers=9,
     vision_hidden=256,
@@ -55,7 +55,7 @@ FULL = Size(
     vocabulary=128 * 1024,
     tokens=4096,
     media_steps=8,
-    startups=5,
+    startups=3,
 )
 QUICK = Size(
     hidden=64,

@@ -94,6 +94,10 @@ def test_names_of_other_generations_of_a_checkpoint_are_kept(
 
 def _zero3_export(rank: int, source: Path, out: Path, lora: bool, partition_first: bool) -> list[str]:
     import deepspeed
+
+    from align_anything.engines.process_group import join_process_group
+
+    join_process_group()
     from transformers.integrations import HfDeepSpeedConfig
 
     config = {

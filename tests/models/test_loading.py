@@ -177,6 +177,10 @@ def test_weights_of_another_architecture(changes: dict[str, Any], message: str, 
 
 def _zero3(rank: int, source: Path) -> dict[str, Any]:
     import deepspeed
+
+    from align_anything.engines.process_group import join_process_group
+
+    join_process_group()
     from transformers.integrations import HfDeepSpeedConfig
 
     alive = HfDeepSpeedConfig({'train_micro_batch_size_per_gpu': 1, 'zero_optimization': {'stage': 3}})
