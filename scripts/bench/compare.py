@@ -18,7 +18,7 @@ TOWER = ('model.vision_tower',)
 def text(folder: Path, size: Size) -> list[Ratio]:
     """Qwen2-type text SFT."""
     model = text_model(folder / 'text_model', size)
-    rows = text_rows(size, size.batch * (size.steps + 1))
+    rows = text_rows(model, size, size.batch * (size.steps + 1))
     return _compare('text_to_text', folder, size, model, rows, size.batch, {'packed_padded': 1.7, 'peer': 1.8}, {})
 
 
@@ -27,7 +27,7 @@ def image(folder: Path, size: Size) -> list[Ratio]:
     model = image_model(folder / 'image_model', size)
     photos = folder / 'photos'
     photos.mkdir()
-    rows = image_rows(photos, size, size.image_batch * (size.steps + 1))
+    rows = image_rows(model, photos, size, size.image_batch * (size.steps + 1))
     more = {'freeze_vision_tower': True}
     return _compare('text_image_to_text', folder, size, model, rows, size.image_batch, {'peer': 1.6}, more)
 

@@ -15,7 +15,7 @@ def media(folder: Path, size: Size) -> list[Ratio]:
     model = image_model(folder / 'image_model', size)
     photos = folder / 'photos'
     photos.mkdir()
-    rows = image_rows(photos, size, size.image_batch * (size.media_steps + 1))
+    rows = image_rows(model, photos, size, size.image_batch * (size.media_steps + 1))
     data = write_rows(folder / 'rows.jsonl', rows)
     preload('align_anything.trainers.base.run')
     shares = []

@@ -22,7 +22,7 @@ def startup(folder: Path, size: Size) -> list[Ratio]:
     from align_anything.models.tiny import build
 
     model = build('qwen2', folder / 'model')
-    data = write_rows(folder / 'rows.jsonl', text_rows(QUICK, 4))
+    data = write_rows(folder / 'rows.jsonl', text_rows(model, QUICK, 4))
     imports, runs, bares = [], [], []
     # The first pair only warms the disk cache and builds DeepSpeed's communication op where it was never built.
     for number in range(size.startups + 1):

@@ -81,7 +81,7 @@ QUICK = Size(
 
 
 def words(count: int, seed: int = 0) -> list[str]:
-    """Returns distinct words of two or three syllables, each of which becomes one piece of the tokenizer."""
+    """Returns distinct words of two or three syllables."""
     source = random.Random(seed)
     made: dict[str, None] = {}
     while len(made) < count:
@@ -122,20 +122,49 @@ def image_model(folder: Path, size: Size) -> Path:
     )
 
 
-def sentence(source: random.Random, vocabulary: list[str], length: int) -> str:
-    """Returns a text of `length` words, with the space in front that makes each word one piece."""
-    return ' ' + ' '.join(source.choices(vocabulary, k=length))
+class Texts:
+    """Makes chat rows of exact lengths, counted with the tokenizer and the chat template of a checkpoint."""
+
+    def __init__(self, model: Path, vocabulary: list[str], seed: int) -> None:
+        from align_anything.models.pretrained_model import load_spec
+
+        self.random = random.Random(seed)
+        spec = load_spec(str(model), model_max_length=4096)
+        # The space in front keeps words apart, so that the lengths of words add up to that of the text.
+        encoded = spec.tokenizer([f' {word}' for word in vocabulary], add_special_tokens=False)['input_ids']
+        self._words: dict[int, list[str]] = {}
+        for word, ids in zip(vocabulary, encoded, strict=True):
+            self._words.setdefault(len(ids), []).append(f' {word}')
+        shortest = min(self._words)
+        word = self._words[shortest][0]
+        self._template = len(spec.encode(_conversation(word, word))) - 2 * shortest
+
+    def row(self, length: int) -> dict[str, Any]:
+        """Returns a question and an answer of `length` tokens with the template, half of them the answer's.
+
+        Where no word is one token long, the length is met but for the last word of each.
+        """
+        answer = max(min(self._words), (length - self._template) // 2)
+        question = self._sentence(length - self._template - answer)
+        return {
+            'messages': [
+                {'role': 'user', 'content': question},
+                {'role': 'assistant', 'content': self._sentence(answer)},
+            ]
+        }
+
+    def _sentence(self, tokens: int) -> str:
+        chosen: list[str] = []
+        while fitting := [cost for cost in self._words if cost <= tokens]:
+            cost = self.random.choices(fitting, [len(self._words[cost]) for cost in fitting])[0]
+            chosen.append(self.random.choice(self._words[cost]))
+            tokens -= cost
+        return ''.join(chosen)
 
 
-def text_rows(size: Size, rows: int) -> list[dict[str, Any]]:
-    """Returns chat rows whose whole lengths are spread evenly over `shortest` to `longest`, half of it the answer."""
-    source, vocabulary = random.Random(1), words(size.words)
-    made = []
-    for whole in spread(source, size.shortest, size.longest, rows):
-        length = whole - TEMPLATE_TOKENS
-        answer = max(1, length // 2)
-        made.append(_row(sentence(source, vocabulary, length - answer), sentence(source, vocabulary, answer)))
-    return made
+def _conversation(question: str, answer: str) -> list[dict[str, Any]]:
+    turns = (('user', question), ('assistant', answer))
+    return [{'role': role, 'content': [{'type': 'text', 'text': text}]} for role, text in turns]
 
 
 def spread(source: random.Random, shortest: int, longest: int, count: int) -> list[int]:
@@ -145,25 +174,20 @@ def spread(source: random.Random, shortest: int, longest: int, count: int) -> li
     return lengths
 
 
-TEMPLATE_TOKENS = 12
-"""Tokens of the chat template in a conversation of two turns, about."""
+def text_rows(model: Path, size: Size, rows: int) -> list[dict[str, Any]]:
+    """Returns chat rows whose whole lengths are spread evenly over `shortest` to `longest` tokens."""
+    texts = Texts(model, words(size.words), seed=1)
+    return [texts.row(length) for length in spread(texts.random, size.shortest, size.longest, rows)]
 
 
-def _row(question: str, answer: str) -> dict[str, Any]:
-    return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
-
-
-def image_rows(folder: Path, size: Size, rows: int) -> list[dict[str, Any]]:
-    """Writes photographs as JPEG and returns chat rows with one each, the text spread like that of `text_rows`."""
-    source, vocabulary = random.Random(2), words(size.words // 2)
+def image_rows(model: Path, folder: Path, size: Size, rows: int) -> list[dict[str, Any]]:
+    """Writes photographs as JPEG and returns rows as `text_rows` does, each with one; its tokens come on top."""
+    texts = Texts(model, words(size.words // 2), seed=2)
     made = []
-    for index, whole in enumerate(spread(source, size.shortest, size.longest, rows)):
+    for index, length in enumerate(spread(texts.random, size.shortest, size.longest, rows)):
         path = folder / f'photo_{index}.jpg'
         photograph(path, size.photo, index)
-        length = whole - TEMPLATE_TOKENS
-        answer = max(1, length // 2)
-        row = _row(sentence(source, vocabulary, length - answer), sentence(source, vocabulary, answer))
-        made.append({**row, 'image': str(path)})
+        made.append({**texts.row(length), 'image': str(path)})
     return made
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from align_anything.models.pretrained_model import load_spec
 from scripts.bench.measure import StepClock, best_per_step, in_child
 from scripts.bench.report import Ratio
-from scripts.bench.work import FULL, QUICK, spread, text_rows
+from scripts.bench.work import FULL, QUICK, spread, text_model, text_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = {
@@ -58,11 +60,21 @@ def test_a_child_returns_its_value_or_its_traceback() -> None:
 
 
 def test_lengths_are_spread_evenly() -> None:
-    import random
-
     lengths = spread(random.Random(0), 64, 512, 15)
     assert sorted(lengths) == [64 + 32 * index for index in range(15)] and lengths != sorted(lengths)
-    rows = text_rows(QUICK, 5)
-    words = [sum(len(message['content'].split()) for message in row['messages']) for row in rows]
-    assert sorted(words) == [12, 22, 32, 42, 52]  # 24 to 64 tokens less 12 of the template
-    assert FULL.shortest == 64 and FULL.longest == 512
+
+
+def test_rows_have_the_lengths_that_they_should(tmp_path: Path) -> None:
+    model = text_model(tmp_path / 'model', QUICK)
+    spec = load_spec(str(model), model_max_length=4096)
+    lengths = []
+    for row in text_rows(model, QUICK, 5):
+        turns = [{**turn, 'content': [{'type': 'text', 'text': turn['content']}]} for turn in row['messages']]
+        example = spec.encode(turns)
+        lengths.append(len(example))
+        asked, answered = (len(spec.tokenizer(turn['content'])['input_ids']) for turn in row['messages'])
+        assert 0 <= asked - answered <= 1
+        # The answer and its end-of-turn token are trained, nothing else.
+        assert sum(response.weights.sum() for response in example.responses) == answered + 1
+    assert sorted(lengths) == [24, 34, 44, 54, 64]
+    assert (FULL.shortest, FULL.longest) == (64, 512)
