@@ -97,12 +97,14 @@ class Example:
 
     A multi-turn supervised conversation has everything after the first prompt in its one response, later user
     turns with weight zero. `meta` rides along untouched (labels, ground truth, margins); `source` names the row.
+    `unmatched` is the response of another row, for algorithms that compare with it.
     """
 
     prompt: Piece
     responses: list[Piece]
     source: str = ''
     meta: dict[str, Any] = field(default_factory=dict)
+    unmatched: Piece | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(response) for response in self.responses)
@@ -126,11 +128,13 @@ class Batch:
         targets: token id of each unit, `(N,)`.
         segments: response that each unit belongs to, `(N,)`, non-decreasing.
         weights: loss weight of each unit, `(N,)` float32.
+        ends: position in the flattened hidden states of the last token of each response, `(R,)`.
         num_responses: number of responses in the batch, R.
         examples_of_responses: example that each response belongs to, `(R,)`.
         sources: the row each example came from.
         metas: the examples' `meta` records.
         skipped: rows that fell out of this micro-batch.
+        unmatched: the same prompts with the responses of other rows, where the Examples hold such.
         stats: what the batch costs: `tokens` computed, `padding` among them, `media` items.
     """
 
@@ -139,11 +143,13 @@ class Batch:
     targets: Tensor
     segments: Tensor
     weights: Tensor
+    ends: Tensor
     num_responses: int
     examples_of_responses: Tensor
     sources: list[str]
     metas: list[dict[str, Any]]
     skipped: list[Skipped] = field(default_factory=list)
+    unmatched: Batch | None = None
     stats: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:

@@ -98,9 +98,9 @@ class AnyModelForScore:
 
     @classmethod
     def from_pretrained(cls, model_name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
-        """Loads a checkpoint and its `score_head`; a checkpoint without one gets a new head, the same on every rank.
+        """Loads a checkpoint and its score head; a checkpoint without one gets a new head, the same on every rank.
 
-        The head is a `ScoreHead` at `model.score_head`. Arguments and errors as `AnyModel.from_pretrained`.
+        The head is a `ScoreHead` at `model.score`. Arguments and errors as `AnyModel.from_pretrained`.
         """
         model = AnyModel.from_pretrained(model_name_or_path, **kwargs)
         weight = stored_tensor(model_name_or_path, f'{SCORE_HEAD}.weight')

@@ -6,7 +6,7 @@ overrides class attributes or methods in `models/accustomed/<model_type>.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Piece
 from align_anything.models import structure
-from align_anything.models.encoding import RunEncoder, cut, join, merge_media
-from align_anything.models.rendering import ChatRenderer, Run, TrainOn
+from align_anything.models.encoding import RunEncoder, cut, join, merge_media, pad_left
+from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn
 
 
 class FamilySpec:
@@ -106,18 +106,39 @@ class FamilySpec:
         Raises:
             SampleError: the row cannot be rendered or processed, or nothing to train on fits into `max_length`.
         """
-        runs = self.render(conversation, train_on)
-        prompt = self._piece(runs[0], first=True)
-        response = join([self._piece(run) for run in runs[1:]], self.merge_media)
-        return Example(prompt, [self._fit(prompt, response)])
+        return self._encode([conversation], train_on, 0)
+
+    def encode_group(self, conversations: Sequence[Conversation], train_on: TrainOn = 'all_assistant') -> Example:
+        """Encodes conversations that share their first turns and part at an answer, media decoded.
+
+        Returns:
+            An Example whose prompt is what the conversations share, encoded once, with one response for each of them:
+            all that follows, trained in its assistant turns, or in the `last` one only.
+
+        Raises:
+            SampleError: the conversations are equal or differ before an answer, or as `encode` does.
+        """
+        return self._encode(conversations, train_on, parting_turn(conversations))
+
+    def _encode(self, conversations: Sequence[Conversation], train_on: TrainOn, start: int) -> Example:
+        rendered = [self.render(conversation, train_on, start) for conversation in conversations]
+        opening = rendered[0][0]
+        if any(runs[0] != opening for runs in rendered):
+            raise SampleError(
+                'the chat template writes the prompt of these answers differently, or they part before the last one: '
+                'set data_cfgs.train_on: all_assistant'
+            )
+        prompt = self._piece(opening, first=True)
+        responses = [join([self._piece(run) for run in runs[1:]], self.merge_media) for runs in rendered]
+        return Example(prompt, [self._fit(prompt, response) for response in responses])
 
     def encode_prompt(self, messages: Conversation) -> Piece:
         """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
         return self._piece(self.render_prompt(messages), first=True)
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> list[Run]:
-        """Returns the runs of text with their loss weights, before tokenisation."""
-        return self.renderer.render(conversation, train_on)
+    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
+        """Returns the runs of text with their loss weights, before tokenisation; turns before `start` are prompt."""
+        return self.renderer.render(conversation, train_on, start)
 
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from, before tokenisation."""
@@ -184,6 +205,32 @@ class FamilySpec:
             ) from error
 
     # What policies and engines ask
+
+    def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
+        """Returns the arguments of transformers' `generate()` for prompts of `encode_prompt`, padded on the left.
+
+        They suit the plain class of transformers too. Raises SampleError for prompts that differ in `generation_key`,
+        or that the class cannot take at all.
+        """
+        if len({self.generation_key(prompt) for prompt in prompts}) > 1:
+            raise SampleError(
+                f"generate() of model_type '{self.model_type}' cannot take these prompts in one call: "
+                'group them by generation_key'
+            )
+        tensors = {
+            name: pad_left([prompt.token_tensors.get(name, torch.zeros_like(prompt.ids)) for prompt in prompts])
+            for name in self.token_tensor_names
+        }
+        return {
+            'input_ids': pad_left([prompt.ids for prompt in prompts], self.pad_token_id),
+            'attention_mask': pad_left([torch.ones_like(prompt.ids) for prompt in prompts]),
+            **tensors,
+            **self.merge_media([prompt.media for prompt in prompts if prompt.media]),
+        }
+
+    def generation_key(self, prompt: Piece) -> Hashable:
+        """Returns what prompts of one call of `generate()` must have in common; most families take any together."""
+        return None
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:

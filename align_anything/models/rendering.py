@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +57,47 @@ def media_of(messages: Conversation) -> tuple[tuple[str, Any], ...]:
 def text_of(message: Message) -> str:
     """Returns the text parts of a message, joined."""
     return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
+
+
+def parting_turn(conversations: Sequence[Conversation]) -> int:
+    """Returns the number of the first turn in which conversations differ, an answer in each of them.
+
+    Media are the same when they are the same decoded object. Raises SampleError when the conversations are equal,
+    when one ends where others go on, or when they part at a turn that is no answer.
+    """
+    first, others = conversations[0], conversations[1:]
+    at = next(
+        (
+            turn
+            for turn, message in enumerate(first)
+            if any(turn == len(other) or not _same(message, other[turn]) for other in others)
+        ),
+        len(first),
+    )
+    if any(at == len(conversation) for conversation in conversations):
+        same = all(len(conversation) == at for conversation in conversations)
+        raise SampleError(
+            'the answers are equal, so there is nothing to prefer'
+            if same
+            else f'one of the conversations ends with turn {at - 1}, where the other goes on: an answer is missing'
+        )
+    roles = {conversation[at]['role'] for conversation in conversations}
+    if roles != {'assistant'}:
+        raise SampleError(
+            f'the conversations differ in turn {at} ({" and ".join(sorted(roles))}), before the answers to compare: '
+            'both must have the same prompt'
+        )
+    return at
+
+
+def _same(one: Message, other: Message) -> bool:
+    if one['role'] != other['role'] or len(one['content']) != len(other['content']):
+        return False
+    return all(
+        mine['type'] == theirs['type']
+        and (mine['text'] == theirs['text'] if mine['type'] == 'text' else mine[mine['type']] is theirs[theirs['type']])
+        for mine, theirs in zip(one['content'], other['content'], strict=True)
+    )
 
 
 def _compact(text: str) -> str:
@@ -134,20 +175,22 @@ class ChatRenderer:
         """Returns the one run that generation starts from."""
         return Run(self.text(messages, add_generation_prompt=True), 0.0, media_of(messages))
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> list[Run]:
+    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
         """Returns the runs up to the end of the last assistant turn; the first is the prompt of the first trained turn.
+
+        Turns before number `start` are part of the prompt.
 
         Raises SampleError when there is no assistant turn, when the template refuses the conversation, changes the
         answer, or writes earlier turns differently once later ones follow.
         """
-        turns = [index for index, message in enumerate(conversation) if message['role'] == 'assistant']
+        turns = [index for index in range(start, len(conversation)) if conversation[index]['role'] == 'assistant']
         if not turns:
             raise SampleError('the conversation has no assistant turn, so there is nothing to train on')
         if train_on == 'last':
             turns = turns[-1:]
         prompt_weight = 1.0 if train_on == 'all' else 0.0
         runs: list[Run] = []
-        done, start = '', 0
+        done, begin = '', 0
         for turn in turns:
             prompt = self.render_prompt(conversation[:turn])
             full = self.text(conversation[: turn + 1])
@@ -164,10 +207,10 @@ class ChatRenderer:
                     'Give a template with model_cfgs.chat_template.'
                 )
             answer, end, rest = self._split(conversation[: turn + 1], full[len(prompt.text) :])
-            runs.append(Run(prompt.text[len(done) :], prompt_weight, media_of(conversation[start:turn])))
+            runs.append(Run(prompt.text[len(done) :], prompt_weight, media_of(conversation[begin:turn])))
             runs.append(Run(answer, 1.0, media_of(conversation[turn : turn + 1])))
             runs.append(Run('', 1.0, token=self.tokenizer.convert_tokens_to_ids(end) if end else self.end_of_turn_id))
-            done, start = prompt.text + answer + end, turn + 1
+            done, begin = prompt.text + answer + end, turn + 1
         if prompt_weight and rest:
             runs.append(Run(rest, prompt_weight))
         return runs

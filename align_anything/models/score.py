@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-SCORE_HEAD = 'score_head'
-"""Name of the head inside a model, and so of its weight in a checkpoint (`score_head.weight`)."""
+SCORE_HEAD = 'score'
+"""Name of the head inside a model and of its weight (`score.weight`), as in transformers' sequence classifiers."""
 INITIALISATION_SEED = 0
 
 
@@ -27,4 +27,5 @@ class ScoreHead(nn.Module):
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Returns the scores of `hidden` `(..., size)` as `(...)` float32."""
-        return (hidden.float() @ self.weight.float().t()).squeeze(-1)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return (hidden.to(wide) @ self.weight.to(wide).t()).squeeze(-1)

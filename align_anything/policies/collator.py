@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,6 +51,9 @@ class TokenCollator:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
         placed = list(examples) or [self._filler()]
         paths, owners, carried = self._paths(placed)
+        unmatched = [
+            replace(item, responses=[item.unmatched], unmatched=None) for item in placed if item.unmatched is not None
+        ]
         counts = sum((Counter(piece.media_counts) for piece in carried), Counter())
         if self.layout == 'padded':
             laid = lay_padded(paths, self.spec.pad_token_id)
@@ -67,11 +70,13 @@ class TokenCollator:
             targets=laid.targets,
             segments=laid.segments,
             weights=laid.weights,
+            ends=laid.ends,
             num_responses=len(paths),
             examples_of_responses=torch.tensor(owners),
             sources=[example.source for example in placed],
             metas=[example.meta for example in placed],
             skipped=list(skipped),
+            unmatched=self(unmatched) if unmatched else None,
             stats={
                 'examples': len(examples),
                 'tokens': laid.tokens,
@@ -107,6 +112,7 @@ class TokenCollator:
                 Path(
                     prompt=owner,
                     prefix_length=len(pieces[0]),
+                    end=len(pieces[0]) + len(pieces[1]),
                     ids=ids,
                     positions=self.spec.positions(ids, merged, token_tensors),
                     weights=weights,

@@ -24,12 +24,14 @@ class Path:
     Attributes:
         prompt: index of the prompt that this path continues; paths with equal index may share it.
         prefix_length: number of prompt tokens.
+        end: number of tokens of prompt and response together; what follows is a dummy.
         ids: `(length,)`; `positions`: `(rows, length)`; `weights`: `(length,)`; `token_tensors`: each `(length,)`.
         prompt_scored: whether weights on the prompt count here (once per prompt, in its first path).
     """
 
     prompt: int
     prefix_length: int
+    end: int
     ids: Tensor
     positions: Tensor
     weights: Tensor
@@ -49,6 +51,7 @@ class Laid:
     targets: Tensor
     segments: Tensor
     weights: Tensor
+    ends: Tensor
     tokens: int
     padding: int
 
@@ -105,7 +108,9 @@ def lay_padded(paths: Sequence[Path], pad_token_id: int) -> Laid:
         'position_ids': _squeeze(positions),
         **token_tensors,
     }
-    return Laid(inputs, *_gather_units(units), tokens=rows * length, padding=int((1 - attention_mask).sum()))
+    ends = torch.tensor([row * length + path.end - 1 for row, path in enumerate(paths)])
+    padding = int((1 - attention_mask).sum())
+    return Laid(inputs, *_gather_units(units), ends=ends, tokens=rows * length, padding=padding)
 
 
 def lay_flat(paths: Sequence[Path], *, share: bool, segmented: bool, bidirectional: bool) -> Laid:
@@ -116,6 +121,7 @@ def lay_flat(paths: Sequence[Path], *, share: bool, segmented: bool, bidirection
     """
     spans: list[Span] = []
     units = []
+    ends: list[Tensor] = []
     columns: list[tuple[Path, slice]] = []
     prompt_spans: dict[int, Span] = {}
     offset = 0
@@ -145,6 +151,7 @@ def lay_flat(paths: Sequence[Path], *, share: bool, segmented: bool, bidirection
             prompt_spans[path.prompt] = whole
             place = torch.arange(whole.start, whole.stop)
         units.append(units_of(path, response, first, place))
+        ends.append(place[path.end - 1])
 
     inputs: dict[str, object] = {
         'input_ids': torch.cat([path.ids[part] for path, part in columns])[None],
@@ -166,7 +173,7 @@ def lay_flat(paths: Sequence[Path], *, share: bool, segmented: bool, bidirection
         longest = max(span.stop - span.start for span in spans)
         inputs |= {'cu_seq_lens_q': bounds, 'cu_seq_lens_k': bounds, 'max_length_q': longest, 'max_length_k': longest}
         inputs['attention_mask'] = None
-    return Laid(inputs, *_gather_units(units), tokens=offset, padding=0)
+    return Laid(inputs, *_gather_units(units), ends=torch.stack(ends), tokens=offset, padding=0)
 
 
 def _squeeze(positions: Tensor) -> Tensor:

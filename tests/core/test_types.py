@@ -32,6 +32,7 @@ def test_batch_moves_whole() -> None:
         targets=empty,
         segments=empty,
         weights=empty,
+        ends=empty,
         num_responses=0,
         examples_of_responses=empty,
         sources=['rows.json:3'],

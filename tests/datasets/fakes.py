@@ -44,6 +44,7 @@ def collate(examples: list[Example], skipped: list[Skipped]) -> Batch:
         targets=ids,
         segments=ids,
         weights=torch.ones(len(ids)),
+        ends=ids,
         num_responses=len(examples),
         examples_of_responses=torch.arange(len(examples)),
         sources=[example.source for example in examples],

@@ -220,9 +220,9 @@ def test_score_model_reloads_with_its_head_and_as_a_language_model(tiny: Tiny, t
     model = load_model(source, spec.parts, is_reward_model=True)
     stir(model)
     out = _export(model, spec, tmp_path / 'scores')
-    assert stored_keys(out) == sorted([*stored_keys(source), 'score_head.weight'])
+    assert stored_keys(out) == sorted([*stored_keys(source), 'score.weight'])
     reloaded = AnyModelForScore.from_pretrained(out)
-    assert torch.equal(reloaded.score_head.weight, model.score_head.weight)
+    assert torch.equal(reloaded.score.weight, model.score.weight)
     assert _plain(out).lm_head.weight.shape == model.lm_head.weight.shape
 
 

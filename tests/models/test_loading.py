@@ -259,10 +259,10 @@ def test_score_head() -> None:
 @pytest.mark.parametrize('family', ['llama', 'qwen2_vl'])
 def test_score_models_start_with_the_same_head(family: str, tiny: Tiny, tmp_path: Path) -> None:
     first, second = (AnyModelForScore.from_pretrained(tiny(family)) for _ in range(2))
-    assert torch.equal(first.score_head.weight, second.score_head.weight)
-    assert first.score_head.weight.shape == (1, first.config.get_text_config().hidden_size)
+    assert torch.equal(first.score.weight, second.score.weight)
+    assert first.score.weight.shape == (1, first.config.get_text_config().hidden_size)
     folder = shutil.copytree(tiny(family), tmp_path / 'scored')
     weights = load_file(folder / 'model.safetensors')
-    weights['score_head.weight'] = torch.full_like(first.score_head.weight, 0.5)
+    weights['score.weight'] = torch.full_like(first.score.weight, 0.5)
     save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
-    assert AnyModelForScore.from_pretrained(folder).score_head.weight.unique().tolist() == [0.5]
+    assert AnyModelForScore.from_pretrained(folder).score.weight.unique().tolist() == [0.5]

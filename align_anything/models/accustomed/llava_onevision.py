@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionModel
 
+from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Piece
 from align_anything.models.accustomed.llava_next import LlavaNextSpec
 from align_anything.models.encoding import RunEncoder
@@ -112,13 +113,33 @@ class LlavaOnevisionSpec(LlavaNextSpec):
 
     encoder_class = LlavaOnevisionEncoder
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> list[Run]:
-        """Returns the runs of text with their loss weights, before tokenisation."""
-        return [_among(run, conversation) for run in super().render(conversation, train_on)]
+    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
+        """Returns the runs of text with their loss weights, before tokenisation; turns before `start` are prompt."""
+        return [_among(run, conversation) for run in super().render(conversation, train_on, start)]
 
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from, before tokenisation."""
         return _among(super().render_prompt(messages), messages)
+
+    def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
+        """Returns the arguments of `generate()`. Raises SampleError also for clips of unequal length in one prompt."""
+        inputs = super().generation_inputs(prompts)
+        if inputs.pop('image_alone', None) is not None:
+            inputs['batch_num_images'] = torch.tensor([prompt.media_counts.get('image', 0) for prompt in prompts])
+        frames = inputs.pop('video_frames', None)
+        if frames is not None:
+            lengths = frames.unique().tolist()
+            if len(lengths) > 1:
+                raise SampleError(
+                    f'a prompt has clips of {" and ".join(map(str, lengths))} frames, and generate() of this model '
+                    'takes only clips of one length: set data_cfgs.num_frames'
+                )
+            inputs['pixel_values_videos'] = inputs['pixel_values_videos'].unflatten(0, (len(frames), lengths[0]))
+        return inputs
+
+    def generation_key(self, prompt: Piece) -> Hashable:
+        """Returns the number of frames of the prompt's clips: transformers' class takes them in one tensor."""
+        return tuple(prompt.media['video_frames'].unique().tolist()) if 'video_frames' in prompt.media else None
 
 
 def _among(run: Run, conversation: Conversation) -> Run:

@@ -1,0 +1,59 @@
+"""From a Batch to hidden states, by the body of whatever class the model is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.core.errors import ModelError
+from align_anything.core.types import Batch
+from align_anything.models.body import BodyWithin
+
+
+class HiddenStates:
+    """Calls the body of `model`, adapters applied; floating point inputs are cast to `dtype`.
+
+    Raises ModelError for a class that computes hidden states and logits in one piece.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+        plain = bare_model(model)
+        body = plain.base_model
+        if body is plain and not isinstance(plain, BodyWithin):
+            raise ModelError(
+                f'{type(plain).__name__} does not separate its body from its output embedding; '
+                'load it through a class with a language-model head.'
+            )
+        self._body_name = None if body is plain else _name_of(plain, body)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Returns the last hidden states, rows and columns in one, `(rows * length, size)`."""
+        plain = bare_model(self.model)
+        body = plain.body if self._body_name is None else plain.get_submodule(self._body_name)
+        return body(**self.arguments(batch)).last_hidden_state.flatten(0, 1)
+
+    def arguments(self, batch: Batch) -> dict[str, Any]:
+        """The keyword arguments of the model for a batch."""
+        cast = {
+            # Fractional positions would lose their place in half precision.
+            name: value.to(self.dtype)
+            if isinstance(value, Tensor) and value.is_floating_point() and name != 'position_ids'
+            else value
+            for name, value in batch.inputs.items()
+        }
+        # A cache would switch transformers' own handling of restarting positions off.
+        return {**cast, 'use_cache': False}
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside an adapter wrapper, or the model itself."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _name_of(parent: nn.Module, child: nn.Module) -> str:
+    return next(name for name, module in parent.named_modules() if module is child)
