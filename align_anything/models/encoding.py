@@ -56,6 +56,11 @@ def join(pieces: Sequence[Piece], merge: Merge = merge_media) -> Piece:
     )
 
 
+def pad_left(rows: Sequence[Tensor], filling: int = 0) -> Tensor:
+    """Returns rows of unequal length as one tensor `(rows, longest)`, filled up on the left."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=filling, padding_side='left')
+
+
 def cut(piece: Piece, length: int) -> Piece:
     """Returns the first `length` tokens of a piece, all its media with them."""
     return Piece(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -135,6 +135,25 @@ class MllamaSpec(FamilySpec):
         'mm_proj': ('model.multi_modal_projector',),
         'language_model': ('model.language_model', 'lm_head'),
     }
+
+    def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
+        """Returns the arguments of `generate()`: pictures by row, and which of their tiles each token sees."""
+        inputs = super().generation_inputs(prompts)
+        if inputs.pop('late_pictures', None) is None:
+            return inputs
+        for name in ('pixel_values', 'aspect_ratio_ids', 'aspect_ratio_mask'):
+            inputs[name] = inputs[name].unflatten(0, (len(prompts), -1))
+        is_picture = inputs['input_ids'] == self.config.image_token_index
+        rows, places = is_picture.nonzero(as_tuple=True)
+        slots = is_picture.cumsum(1)[rows, places] - 1
+        tiles = inputs['aspect_ratio_mask']
+        visible = _visible(is_picture, rows, places, slots, tiles.flatten(0, 1).bool(), tiles.shape[1])
+        inputs['cross_attention_mask'] = visible.unflatten(2, tiles.shape[1:]).long()
+        return inputs
+
+    def generation_key(self, prompt: Piece) -> Hashable:
+        """Returns the number of pictures: tokens in front of a picture see what stands for missing ones otherwise."""
+        return prompt.media_counts.get('image', 0)
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +78,12 @@ class PaliGemmaSpec(FamilySpec):
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one whole sequence, `(1, length)`; PaliGemma counts from one."""
         return torch.arange(1, ids.numel() + 1)[None]
+
+    def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
+        """Returns the arguments of `generate()`, which calls the prompt's tokens type 0."""
+        inputs = super().generation_inputs(prompts)
+        inputs['token_type_ids'] = 1 - inputs.pop(PREFIX)
+        return inputs
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:
