@@ -20,25 +20,36 @@ class Algorithm(AlgorithmCfgs):
 
     Class attributes:
         name: the file name of its leaves and YAML files.
-        data_hook: what a row must give: `supervised`, `preference`, `prompt_only` or `unmatched_supervised`.
+        data_hook: what a row must give: `supervised`, `preference`, `unpaired` (a response with a label) or
+            `prompt_only`.
+        meta_keys: what the row's meta must hold for it.
         roles: the models that score a batch; `trains` are those whose weights change.
+        scores: what the policy gives: a number for each of the `tokens`, or for each of the `responses`.
+        estimates_first: whether a step begins with `estimates`.
     """
 
     name: ClassVar[str]
     data_hook: ClassVar[str]
+    meta_keys: ClassVar[tuple[str, ...]] = ()
     roles: ClassVar[tuple[str, ...]] = ('policy',)
     trains: ClassVar[tuple[str, ...]] = ('policy',)
+    scores: ClassVar[str] = 'tokens'
+    estimates_first: ClassVar[bool] = False
 
     def coefficients(self) -> dict[str, float]:
         """The weight of each loss term in the objective, by the term's name."""
         raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """What each term is divided by, summed over the step: the number of its own units in this batch."""
+        """What each term, and each metric, is divided by, summed over the step: its own units in this batch."""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]:
-        """The sum of each term over this batch, given every role's scores."""
+    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        """The sum of each term over this batch, given every role's scores. What has no coefficient is a metric."""
+        raise NotImplementedError
+
+    def estimates(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum and count, over a batch with the responses of other rows, of what `terms` needs of the whole step."""
         raise NotImplementedError
 
 

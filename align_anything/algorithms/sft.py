@@ -25,5 +25,5 @@ class SFT(Algorithm):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {'loss': batch.weights.sum()}
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]:
+    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
         return {'loss': sft_loss(scored['policy'].values, batch.weights)}

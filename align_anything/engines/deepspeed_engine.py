@@ -19,7 +19,7 @@ from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import join_process_group
-from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
+from align_anything.engines.window import Objective, WindowResult, global_counts, global_estimates, run_window
 
 STATE_TAG = 'deepspeed'
 
@@ -97,6 +97,7 @@ class DeepSpeedEngine:
         counts, summed = global_counts(window, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
             return WindowResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
+        estimates = self._estimates(window, algorithm, scorers)
         self.engine.train()
         remaining = len(window)
 
@@ -111,6 +112,7 @@ class DeepSpeedEngine:
             window,
             algorithm,
             counts,
+            estimates,
             score=score,
             backward=lambda loss, last: self.engine.backward(loss, scale_wrt_gas=False),
             world_size=world_size(),
@@ -131,10 +133,20 @@ class DeepSpeedEngine:
             raise TrainingError('a non-finite loss reached the weights; the last checkpoint is the last good state.')
         return result
 
-    def evaluate(self, batches: Iterable[Batch], algorithm: Objective) -> WindowResult:
-        """Loss terms over every rank's batches, divided by their global counts. Equally many batches on every rank."""
+    def evaluate(
+        self,
+        batches: Callable[[], Iterable[Batch]],
+        algorithm: Objective,
+        roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
+    ) -> WindowResult:
+        """Loss terms over every rank's batches, divided by their global counts.
+
+        `batches` gives equally many on every rank, and the same ones each time it is called.
+        """
+        scorers = {'policy': self.score, **(roles or {})}
+        estimates = self._estimates(batches() if algorithm.estimates_first else (), algorithm, scorers)
         self.engine.eval()
-        iterator = iter(batches)
+        iterator = iter(batches())
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         with torch.no_grad():
@@ -144,7 +156,8 @@ class DeepSpeedEngine:
                     window,
                     algorithm,
                     dict.fromkeys(part_counts, 1.0),
-                    score=lambda batch: {'policy': self.score(batch)},
+                    estimates,
+                    score=lambda batch: {name: scorer(batch) for name, scorer in scorers.items()},
                     backward=None,
                     world_size=world_size(),
                     reduce_sum=self._reduce,
@@ -155,8 +168,21 @@ class DeepSpeedEngine:
                     counts[name] = counts.get(name, 0.0) + part_counts[name]
         self.engine.train()
         terms = {name: sums[name] / max(counts[name], 1e-12) for name in sums}
-        coefficients = algorithm.coefficients()
-        return WindowResult(terms, sum(coefficients[name] * terms[name] for name in terms), counts)
+        loss = sum(weight * terms[name] for name, weight in algorithm.coefficients().items())
+        return WindowResult(terms, loss, counts)
+
+    def _estimates(
+        self, batches: Iterable[Batch], algorithm: Objective, scorers: Mapping[str, Callable[[Batch], Scored]]
+    ) -> dict[str, float]:
+        self.engine.eval()
+        self.engine.set_gradient_accumulation_boundary(False)
+        return global_estimates(
+            batches,
+            algorithm,
+            score=lambda batch: {name: scorer(batch) for name, scorer in scorers.items()},
+            reduce_sum=self._reduce,
+            device=self.device,
+        )
 
     def save_state(self, folder: Path) -> None:
         """Writes weights, masters, optimizer and schedule for an exact resume. Every rank calls it."""

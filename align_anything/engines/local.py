@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.optim import clip_and_norm, complete_gradients
-from align_anything.engines.window import Objective, WindowResult, global_counts, run_window
+from align_anything.engines.window import Objective, WindowResult, global_counts, global_estimates, run_window
 
 
 class LocalEngine:
@@ -42,12 +42,18 @@ class LocalEngine:
         """One optimizer step; see `DeepSpeedEngine.train_window`."""
         scorers = {'policy': self.score, **(roles or {})}
         counts, summed = global_counts(window, algorithm, extras or {}, _identity)
+
+        def score(batch: Batch) -> dict[str, Scored]:
+            return {name: scorer(batch) for name, scorer in scorers.items()}
+
+        estimates = global_estimates(window, algorithm, score=score, reduce_sum=_identity)
         self.optimizer.zero_grad()
         result = run_window(
             window,
             algorithm,
             counts,
-            score=lambda batch: {name: scorer(batch) for name, scorer in scorers.items()},
+            estimates,
+            score=score,
             backward=lambda loss, last: loss.backward(),
             world_size=1,
             reduce_sum=_identity,
@@ -62,16 +68,27 @@ class LocalEngine:
                 self.scheduler.step()
         return result
 
-    def evaluate(self, batches: Iterable[Batch], algorithm: Objective) -> WindowResult:
+    def evaluate(
+        self,
+        batches: Callable[[], Iterable[Batch]],
+        algorithm: Objective,
+        roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
+    ) -> WindowResult:
         """Loss terms over all batches, divided by their counts; no gradients."""
-        window = list(batches)
+        scorers = {'policy': self.score, **(roles or {})}
+        window = list(batches())
         counts, _ = global_counts(window, algorithm, {}, _identity)
+
+        def score(batch: Batch) -> dict[str, Scored]:
+            return {name: scorer(batch) for name, scorer in scorers.items()}
+
         with torch.no_grad():
             return run_window(
                 window,
                 algorithm,
                 counts,
-                score=lambda batch: {'policy': self.score(batch)},
+                global_estimates(window, algorithm, score=score, reduce_sum=_identity),
+                score=score,
                 backward=None,
                 world_size=1,
                 reduce_sum=_identity,

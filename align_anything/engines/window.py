@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,11 +16,17 @@ from align_anything.core.types import Batch, Scored
 class Objective(Protocol):
     """What an engine needs of an algorithm; see `algorithms.base.Algorithm`."""
 
+    estimates_first: bool
+
     def counts(self, batch: Batch) -> dict[str, Tensor]: ...
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]: ...
+    def terms(
+        self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]
+    ) -> dict[str, Tensor]: ...
 
     def coefficients(self) -> dict[str, float]: ...
+
+    def estimates(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, tuple[Tensor, Tensor]]: ...
 
 
 @dataclass
@@ -27,9 +34,9 @@ class WindowResult:
     """What happened in one optimizer step, over all ranks.
 
     Attributes:
-        terms: each loss term divided by its global count.
+        terms: each loss term and each metric of the algorithm, divided by its global count.
         loss: the weighted sum of the terms, the objective that was stepped on.
-        counts: global count of each term's unit.
+        counts: global count of each one's unit.
         extras: the caller's own numbers, summed over ranks.
         applied: whether the weights changed.
         suspects: on this rank, the sources of samples whose scores were not finite.
@@ -44,32 +51,62 @@ class WindowResult:
 
     @property
     def finite(self) -> bool:
-        return all(torch.isfinite(torch.tensor(value)) for value in self.terms.values())
+        return math.isfinite(self.loss)
 
 
 ReduceSum = Callable[[Tensor], Tensor]
+Score = Callable[[Batch], Mapping[str, Scored]]
 
 
 def global_counts(
     window: Iterable[Batch], algorithm: Objective, extras: Mapping[str, float], reduce_sum: ReduceSum
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Sums each term's count, and the extras, over the window and all ranks, in one collective."""
-    names = list(algorithm.coefficients())
-    local = dict.fromkeys(names, 0.0)
+    local: dict[str, float] = {}
     for batch in window:
         for name, count in algorithm.counts(batch).items():
-            local[name] += float(count)
+            local[name] = local.get(name, 0.0) + float(count)
+    names = list(local)
     vector = torch.tensor([*local.values(), *extras.values()], dtype=torch.float64)
     values = reduce_sum(vector).tolist()
     return dict(zip(names, values, strict=False)), dict(zip(extras, values[len(names) :], strict=True))
+
+
+def global_estimates(
+    window: Iterable[Batch],
+    algorithm: Objective,
+    *,
+    score: Score,
+    reduce_sum: ReduceSum,
+    device: torch.device | str = 'cpu',
+) -> dict[str, float]:
+    """What the algorithm wants to know of the whole step, over all ranks, before it takes a gradient of any part.
+
+    A batch without responses of other rows is scored itself and counted for nothing: every rank makes as many
+    forward passes.
+    """
+    if not algorithm.estimates_first:
+        return {}
+    names: list[str] = []
+    sums: list[Tensor] = []
+    with torch.no_grad():
+        for batch in window:
+            counted = batch.unmatched is not None
+            other = (batch.unmatched if counted else batch).to(device)
+            found = algorithm.estimates(other, score(other))
+            names = list(found)
+            sums.append(counted * torch.stack([torch.stack(pair).double() for pair in found.values()]))
+    totals = reduce_sum(torch.stack(sums).sum(0))
+    return {name: float(total / max(count, 1.0)) for name, (total, count) in zip(names, totals.tolist(), strict=True)}
 
 
 def run_window(
     window: Sequence[Batch],
     algorithm: Objective,
     counts: Mapping[str, float],
+    estimates: Mapping[str, float],
     *,
-    score: Callable[[Batch], Mapping[str, Scored]],
+    score: Score,
     backward: Callable[[Tensor, bool], None] | None,
     world_size: int,
     reduce_sum: ReduceSum,
@@ -86,17 +123,17 @@ def run_window(
     for number, batch in enumerate(window):
         batch = batch.to(device)
         scored = score(batch)
-        sums = algorithm.terms(batch, scored)
+        sums = algorithm.terms(batch, scored, estimates)
         if backward is not None:
-            loss = sum(coefficients[name] * value / max(counts[name], 1e-12) for name, value in sums.items())
+            loss = sum(weight * sums[name] / max(counts[name], 1e-12) for name, weight in coefficients.items())
             backward(loss * world_size, number == len(window) - 1)
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.detach().double()
         seen.append((batch, torch.stack([torch.isfinite(item.values).all() for item in scored.values()]).all()))
-    vector = torch.stack([torch.as_tensor(totals[name]).reshape(()) for name in coefficients])
-    values = dict(zip(coefficients, reduce_sum(vector).tolist(), strict=True))
+    vector = torch.stack([torch.as_tensor(totals[name]).reshape(()) for name in counts])
+    values = dict(zip(counts, reduce_sum(vector).tolist(), strict=True))
     terms = {name: value / max(counts[name], 1e-12) for name, value in values.items()}
-    result = WindowResult(terms, sum(coefficients[name] * terms[name] for name in terms), dict(counts))
+    result = WindowResult(terms, sum(weight * terms[name] for name, weight in coefficients.items()), dict(counts))
     if not result.finite:
         result.suspects = [source for batch, finite in seen if not bool(finite) for source in batch.sources]
     return result

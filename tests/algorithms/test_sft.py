@@ -17,8 +17,8 @@ def test_term_and_count_are_those_of_the_weighted_tokens():
     algorithm = SFT()
     assert float(algorithm.counts(batch)['loss']) == 1 + 1 + 3
     # ln 2 + ln 4 + 3 ln 2 = 6 ln 2
-    torch.testing.assert_close(algorithm.terms(batch, scored)['loss'], 6 * torch.tensor(2.0).log())
-    assert set(algorithm.coefficients()) == set(algorithm.counts(batch)) == set(algorithm.terms(batch, scored))
+    torch.testing.assert_close(algorithm.terms(batch, scored, {})['loss'], 6 * torch.tensor(2.0).log())
+    assert set(algorithm.coefficients()) == set(algorithm.counts(batch)) == set(algorithm.terms(batch, scored, {}))
 
 
 def test_every_algorithm_file_is_known():

@@ -76,14 +76,15 @@ class OfflineLoop:
         """Scores the evaluation data and records the loss, reduced over tokens and ranks."""
         if self.evaluation is None:
             return
-        skipped = []
+        skipped: list[Skipped] = []
 
         def batches() -> Iterator[Batch]:
+            skipped.clear()
             for batch in self.evaluation.micro_batches(0):
                 skipped.extend(batch.skipped)
                 yield batch
 
-        result = self.engine.evaluate(batches(), self.algorithm)
+        result = self.engine.evaluate(batches, self.algorithm)
         self.file_skips([item for part in all_gather_object(skipped) for item in part])
         self.writer.log(self.progress.step, result.terms, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + _listed(result.terms))

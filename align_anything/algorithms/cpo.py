@@ -1,0 +1,30 @@
+"""CPO: contrastive preference optimisation, DPO with a uniform reference and a likelihood term."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.pairs import PairAlgorithm
+from align_anything.losses.dpo import Ratios
+from align_anything.losses.reference_free import cpo_loss
+
+
+@ALGORITHMS.register('cpo')
+class CPO(PairAlgorithm):
+    """Pair mean of CPO's preference loss plus the token mean of the chosen responses' negative log-likelihood."""
+
+    name: ClassVar[str] = 'cpo'
+
+    scale_coeff: PositiveFloat = Field(0.1, description='Beta: scale of the log-probabilities as rewards.')
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description='Assumed chance that a label is flipped.')
+    sft_coeff: NonNegativeFloat = Field(
+        1.0, description='Weight of the negative log-likelihood of the chosen responses, a token mean, in the loss.'
+    )
+
+    def pair_losses(self, ratios: Ratios) -> tuple[Tensor, Tensor, Tensor]:
+        losses = cpo_loss(ratios.chosen, ratios.rejected, beta=self.scale_coeff, label_smoothing=self.label_smoothing)
+        return losses, self.scale_coeff * ratios.chosen, self.scale_coeff * ratios.rejected
