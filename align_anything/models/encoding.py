@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import Piece
+from align_anything.core.types import Piece, Video
 from align_anything.models.media_arguments import media_arguments, sampled_rate
 from align_anything.models.rendering import Run
 
@@ -99,6 +99,14 @@ class RunEncoder:
         """Returns the processor's arguments for the media of one run, by kind. Raises SampleError for a wrong rate."""
         return media_arguments(self.processor, media)
 
+    def handed(self, run: Run) -> tuple[tuple[str, Any], ...]:
+        """Returns the media that the processor gets for a run, `(kind, object)` in the order of their tokens."""
+        return run.media
+
+    def likeness(self, clip: Video) -> Hashable:
+        """Returns what the clips of one call of the processor must have in common."""
+        return len(clip.frames), sampled_rate(clip)
+
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the processor's outputs in the form that the model body takes and `merge_media` joins."""
         return outputs
@@ -123,12 +131,12 @@ class RunEncoder:
                 else 'the processor wrote no tokens for the media of this turn'
             )
         weights = torch.where(is_media, 0.0, run.weight)
-        return Piece(ids, weights, media, dict(Counter(kind for kind, _ in run.media)), token_tensors)
+        return Piece(ids, weights, media, dict(Counter(kind for kind, _ in self.handed(run))), token_tensors)
 
     def _calls(self, run: Run) -> list[Run]:
         """Cuts a run at its clips where one call of the processor cannot take all of its media."""
         clips = [item for kind, item in run.media if kind == 'video']
-        alike = len({(len(clip.frames), sampled_rate(clip)) for clip in clips}) < 2
+        alike = len({self.likeness(clip) for clip in clips}) < 2
         mixed = self.clips_apart and bool(clips) and any(kind == 'image' for kind, _ in run.media)
         if alike and not mixed:
             return [run]
@@ -158,7 +166,7 @@ class RunEncoder:
 
     def _process(self, run: Run, first: bool) -> tuple[Mapping[str, Tensor], int]:
         media: dict[str, list[Any]] = {}
-        for kind, item in run.media:
+        for kind, item in self.handed(run):
             media.setdefault(kind, []).append(item)
         arguments = self.arguments(media)
         bos = self.tokenizer.bos_token

@@ -40,6 +40,8 @@ class FamilySpec:
 
     bidirectional_media: ClassVar[bool] = False
     """Whether the tokens of one medium see each other in both directions."""
+    hears_clips: ClassVar[bool] = False
+    """Whether the sound track of a clip goes into the model with it."""
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
     encoder_class: ClassVar[type[RunEncoder]] = RunEncoder

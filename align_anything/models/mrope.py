@@ -10,7 +10,8 @@ from torch import Tensor
 
 from align_anything.models.family import FamilySpec
 
-IMAGE, VIDEO = 1, 2
+IMAGE, VIDEO, SOUND, SAME = 1, 2, 3, 4
+"""Types of tokens other than text: of a picture, of a clip, of the sound in a clip, and one that moves nothing on."""
 
 
 def mrope_positions(
@@ -26,7 +27,8 @@ def mrope_positions(
     """Returns `(4, length)`: row 0 counts tokens, rows 1 to 3 are the temporal, vertical and horizontal positions.
 
     Args:
-        token_types: 0 text, 1 image, 2 video, `(length,)`.
+        token_types: 0 for text, else as above, `(length,)`. Sound stands among the tokens of its clip: both begin at
+            the same time, and text goes on behind the last stretch of either.
         grids: for `IMAGE` and `VIDEO`, the patches of each medium along time, height and width, `(media, 3)`.
         merge_size: patches along each side that make one token.
         intervals: temporal distance between two frames of each video, `(videos,)`; 1 by default.
@@ -46,6 +48,9 @@ def mrope_positions(
             stop = next((index for index in range(token, length) if types[index] != 0), length)
             columns.append(torch.arange(position, position + stop - token).expand(3, -1))
             position += stop - token
+        elif kind == SAME:
+            columns.append(torch.full((3, 1), position - 1))
+            stop = token + 1
         else:
             frames, height, width = next(waiting[kind])
             height, width = height // merge_size, width // merge_size
@@ -54,14 +59,28 @@ def mrope_positions(
             times = torch.arange(frames) * torch.tensor(step, dtype=torch.float32) * per_second
             times = times.long() if whole else times
             sides = [torch.arange(side, dtype=times.dtype) for side in (height, width)]
-            grid = torch.meshgrid(times, *sides, indexing='ij')
-            columns.append(torch.stack(grid).flatten(1) + position)
+            grid = torch.stack(torch.meshgrid(times, *sides, indexing='ij')).flatten(1)
             extent = max(height, width)
-            position += max(extent, times[-1].item() + 1) if after_time else extent
+            advance = max(extent, times[-1].item() + 1) if after_time else extent
             stop = token + frames * height * width
+            if SOUND in types[token : stop + 1]:
+                stop = next((index for index in range(stop, length) if types[index] not in (VIDEO, SOUND)), length)
+                grid, advance = _with_sound(grid, token_types[token:stop] == SOUND)
+            columns.append(grid + position)
+            position += advance
         token = stop
     rotary = torch.cat(columns, dim=1) if columns else torch.zeros((3, 0), dtype=torch.long)
     return torch.cat([torch.arange(length)[None], rotary])
+
+
+def _with_sound(grid: Tensor, is_sound: Tensor) -> tuple[Tensor, float]:
+    """Puts the positions of a clip, `(3, tokens)`, among those of its sound; returns them and where text goes on."""
+    columns = grid.new_empty((3, is_sound.numel()))
+    columns[:, ~is_sound] = grid
+    columns[:, is_sound] = torch.arange(int(is_sound.sum())).to(grid.dtype)
+    # As the models do: behind the last stretch of one kind, though the other may reach further.
+    last = int((is_sound != is_sound[-1]).nonzero()[-1]) + 1
+    return columns, columns[:, last:].max().item() + 1
 
 
 class MRopeSpec(FamilySpec):

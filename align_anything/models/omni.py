@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from align_anything.models.encoding import RunEncoder
+from align_anything.core.types import Piece, Video
+from align_anything.models.encoding import RunEncoder, pad_left
 from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import sampled_rate
-from align_anything.models.mrope import IMAGE, VIDEO, mrope_positions
+from align_anything.models.mrope import IMAGE, SAME, SOUND, VIDEO, mrope_positions
+from align_anything.models.rendering import Run
 
 PARTS = {
     'vision_tower': ('visual',),
@@ -22,7 +24,20 @@ PARTS = {
 
 
 class OmniEncoder(RunEncoder):
-    """Tells the processor how densely a clip was sampled, and drops the padding behind sounds."""
+    """Tells the processor how densely a clip was sampled and whether it has sound; drops the padding behind sounds."""
+
+    def handed(self, run: Run) -> tuple[tuple[str, Any], ...]:
+        """Returns the run's media, the sound track of a clip behind the clip: their tokens are interleaved."""
+        media: list[tuple[str, Any]] = []
+        for kind, item in run.media:
+            media.append((kind, item))
+            if kind == 'video' and item.audio is not None:
+                media.append(('audio', item.audio))
+        return tuple(media)
+
+    def likeness(self, clip: Video) -> Hashable:
+        """Returns what the clips of one call must have in common, which is also whether they have sound."""
+        return super().likeness(clip), clip.audio is not None
 
     def arguments(self, media: Mapping[str, list[Any]]) -> dict[str, Any]:
         """Returns the processor's arguments, the size of clips among them.
@@ -32,8 +47,9 @@ class OmniEncoder(RunEncoder):
         """
         arguments = super().arguments(media)
         if 'video' in media:
-            # One call takes one rate; clips of other rates come in calls of their own.
-            clips: dict[str, Any] = {'fps': sampled_rate(media['video'][0])}
+            # One call takes one rate, and sound in all clips or in none; others come in calls of their own.
+            clip = media['video'][0]
+            clips: dict[str, Any] = {'fps': sampled_rate(clip), 'use_audio_in_video': clip.audio is not None}
             size = self.processor.video_processor.to_dict()['size']
             if size != self.processor.image_processor.to_dict()['size']:
                 clips['size'] = dict(size)
@@ -58,14 +74,15 @@ class OmniSpec(FamilySpec):
     whole_positions: ClassVar[bool] = True
     """Whether temporal positions are cut to whole numbers."""
 
+    shared_marks: ClassVar[bool] = True
+    """Whether the two tokens that open a clip with sound stand at one position, and the two that close it."""
+    hears_clips: ClassVar[bool] = True
+
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one sequence, `(4, length)`; sounds count as text. Float32 unless `whole_positions`."""
-        types = torch.zeros_like(ids)
-        types[ids == self.config.image_token_id] = IMAGE
-        types[ids == self.config.video_token_id] = VIDEO
         names = ((IMAGE, 'image_grid_thw'), (VIDEO, 'video_grid_thw'))
         positions = mrope_positions(
-            types,
+            self._token_types(ids),
             {kind: media[name] for kind, name in names if name in media},
             self.config.vision_config.spatial_merge_size,
             media.get('video_second_per_grid'),
@@ -74,6 +91,29 @@ class OmniSpec(FamilySpec):
             whole=self.whole_positions,
         )
         return positions if self.whole_positions else positions.float()
+
+    def _token_types(self, ids: Tensor) -> Tensor:
+        config = self.config
+        is_video, is_sound = ids == config.video_token_id, ids == config.audio_token_id
+        types = torch.zeros_like(ids)
+        types[ids == config.image_token_id] = IMAGE
+        types[is_video] = VIDEO
+        opens = (ids[:-1] == config.vision_start_token_id) & (ids[1:] == config.audio_start_token_id)
+        for start in (opens.nonzero().flatten() + 2).tolist():
+            stop = start + int((is_video | is_sound)[start:].long().cumprod(0).sum())
+            types[start:stop][is_sound[start:stop]] = SOUND
+            if self.shared_marks:
+                types[start - 1] = SAME
+                types[stop + 1 : stop + 2] = SAME
+        return types
+
+    def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
+        """Returns the arguments of `generate()`.
+
+        Positions are among them: transformers finds them itself only where all clips have sound or none has.
+        """
+        positions = [self.positions(prompt.ids, prompt.media, prompt.token_tensors).T for prompt in prompts]
+        return {**super().generation_inputs(prompts), 'position_ids': pad_left(positions).permute(2, 0, 1)}
 
 
 def put(embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import Gemma4ForConditionalGeneration, Gemma4Model
 
+from align_anything.core.types import Conversation, Message
 from align_anything.models.encoding import RunEncoder
 from align_anything.models.family import FamilySpec
+from align_anything.models.rendering import Run, TrainOn, media_of
 
 COUNTS = ('num_soft_tokens_per_image', 'num_soft_tokens_per_video')
 
@@ -54,9 +56,10 @@ class Gemma4Encoder(RunEncoder):
 
 
 class Gemma4Spec(FamilySpec):
-    """The default rules with the parts named."""
+    """The default rules with the parts named; the sound tracks of a turn's clips stand at its end."""
 
     encoder_class = Gemma4Encoder
+    hears_clips = True
     part_prefixes = {
         'vision_tower': ('model.vision_tower',),
         'audio_tower': ('model.audio_tower',),
@@ -64,11 +67,25 @@ class Gemma4Spec(FamilySpec):
         'language_model': ('model.language_model', 'lm_head'),
     }
 
+    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
+        """Returns the runs of text with their loss weights, before tokenisation; turns before `start` are prompt."""
+        return super().render([_with_tracks(message) for message in conversation], train_on, start)
+
+    def render_prompt(self, messages: Conversation) -> Run:
+        """Returns the one run that generation starts from, before tokenisation."""
+        return super().render_prompt([_with_tracks(message) for message in messages])
+
     @cached_property
     def layouts(self) -> tuple[str, ...]:
         """Layouts that the model class can compute: where only some layers read both ways, rows hold one sequence."""
         both_ways = self.config.get_text_config().use_bidirectional_attention is not None
         return ('padded',) if both_ways else super().layouts
+
+
+def _with_tracks(message: Message) -> Message:
+    """Returns the message with the sound of its clips behind all else, where `load_audio_from_video` puts it."""
+    tracks = [item.audio for kind, item in media_of([message]) if kind == 'video' and item.audio is not None]
+    return {**message, 'content': [*message['content'], *({'type': 'audio', 'audio': track} for track in tracks)]}
 
 
 MODEL, BODY, SPEC = AccustomedGemma4Model, AccustomedGemma4Body, Gemma4Spec

@@ -54,6 +54,7 @@ class Qwen3OmniMoeThinkerSpec(OmniSpec):
     """Temporal positions keep their fractions; several tower layers have mergers of their own."""
 
     whole_positions = False
+    shared_marks = False
     part_prefixes = {**PARTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
 
 

@@ -90,7 +90,7 @@ def build(options: TinyOptions, out: Path) -> None:
     }
     name = 'Qwen3OmniMoe' if large else 'Qwen2_5Omni'
     config = getattr(transformers, f'{name}ThinkerConfig')(
-        audio_config=audio, vision_config=vision, text_config=text, **ids
+        audio_config=audio, vision_config=vision, text_config=text, position_id_per_seconds=13 if large else 25, **ids
     )
     unit = (patch * MERGE) ** 2
     how: dict[str, Any] = {'patch_size': patch, 'merge_size': MERGE, 'temporal_patch_size': 2}
