@@ -19,6 +19,7 @@ from align_anything.datasets.rows import InOrder, Rows, RowStream
 
 PROBED_ROWS = 8
 PROBED_AT_MOST = 10 * PROBED_ROWS
+OTHERS_TRIED = 8
 
 Formatted = tuple[list[Any], dict[str, Any]]
 """Conversations as the formatter wrote them, and its meta record."""
@@ -49,12 +50,16 @@ class Part:
 class Task(Protocol):
     """What a kind of training wants of a row: the formatter hook that makes conversations, and their encoding.
 
-    `needs_reply` says whether a conversation must hold an assistant turn.
+    `needs_reply` says whether a conversation must hold an assistant turn, `needs_other` whether `format` wants another
+    row of the same part beside the one to format.
     """
 
     needs_reply: bool
+    needs_other: bool
 
-    def format(self, formatter: BaseFormatter, row: dict[str, Any]) -> Formatted: ...
+    def format(
+        self, formatter: BaseFormatter, row: dict[str, Any], other: dict[str, Any] | None = None
+    ) -> Formatted: ...
 
     def encode(self, conversations: list[Conversation]) -> Example: ...
 
@@ -71,8 +76,9 @@ class SupervisedTask:
     encode_conversation: Callable[..., Example]
     train_on: str = 'all_assistant'
     needs_reply: ClassVar[bool] = True
+    needs_other: ClassVar[bool] = False
 
-    def format(self, formatter: BaseFormatter, row: dict[str, Any]) -> Formatted:
+    def format(self, formatter: BaseFormatter, row: dict[str, Any], other: dict[str, Any] | None = None) -> Formatted:
         """Returns the row's one conversation."""
         conversation, meta = formatter.format_supervised_sample(row)
         return [conversation], meta
@@ -99,8 +105,9 @@ class ExampleDataset:
         media_options: what the model asks of decoding, such as `{'audio': {'rate': 16000}}`; over that of the parts.
 
     Raises:
-        DataError: (when a row is read) it holds media of a kind that the pair doesn't allow, its template lacks the
-            hook, or encoding fails in a way that isn't the row's fault.
+        DataError: a part is streamed whose rows have to be seen beside each other; (when a row is read) it holds
+            media of a kind that the pair doesn't allow, its template lacks the hook, or encoding fails in a way that
+            isn't the row's fault.
     """
 
     def __init__(
@@ -112,6 +119,12 @@ class ExampleDataset:
         media_options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.parts, self.task = list(parts), task
+        streamed = [part.source for part in self.parts if part.streamed]
+        if task.needs_other and streamed:
+            raise DataError(
+                f"'{streamed[0]}' is streamed, but this algorithm compares each answer with that of another row: set "
+                'data_cfgs.streaming: False.'
+            )
         self._pair, self._allowed, self._media_options = pair, allowed_media, media_options or {}
         self.sizes = [0 if part.streamed else len(part.rows) for part in self.parts]
         self._ends = list(accumulate(self.sizes))
@@ -133,7 +146,8 @@ class ExampleDataset:
                 at = index - self._ends[number] + self.sizes[number]
                 name = part.rows.row_name(at)
                 row = part.rows[at]
-            conversations, meta = self._conversations(part, name, row)
+            other = self._other(part, at) if self.task.needs_other else None
+            conversations, meta = self._conversations(part, name, row, other)
             example = self._encode(name, conversations)
         except SampleError as error:
             return Skipped(name, str(error))
@@ -154,7 +168,7 @@ class ExampleDataset:
                 try:
                     if isinstance(row, SampleError):
                         raise row
-                    self._conversations(part, name, row)
+                    self._conversations(part, name, row, row)
                     failures = []
                     break
                 except _Rejected:
@@ -173,8 +187,20 @@ class ExampleDataset:
     def _in_order(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
         return iter(part.rows if part.streamed else InOrder(part.rows))
 
-    def _conversations(self, part: Part, name: str, row: dict[str, Any]) -> tuple[list[Conversation], dict[str, Any]]:
-        written, meta = self._format(part, row)
+    def _other(self, part: Part, at: int) -> dict[str, Any]:
+        """The next row of the part, which each row has for the same neighbour however rows are batched."""
+        size = len(part.rows)
+        for step in range(1, min(size, OTHERS_TRIED + 1)):
+            try:
+                return part.rows[(at + step) % size]
+            except SampleError:
+                continue
+        raise SampleError(f"'{part.source}' has no other row near this one to compare its answer with.")
+
+    def _conversations(
+        self, part: Part, name: str, row: dict[str, Any], other: dict[str, Any] | None
+    ) -> tuple[list[Conversation], dict[str, Any]]:
+        written, meta = self._format(part, row, other)
         options = {
             kind: {**part.media_options.get(kind, {}), **self._media_options.get(kind, {})} for kind in MEDIA_KINDS
         }
@@ -186,11 +212,11 @@ class ExampleDataset:
             self._check_media(name, conversation)
         return decode_conversations(conversations, part.cache), meta
 
-    def _format(self, part: Part, row: dict[str, Any]) -> Formatted:
+    def _format(self, part: Part, row: dict[str, Any], other: dict[str, Any] | None) -> Formatted:
         try:
             if not part.formatter.check_validation(row):
                 raise _Rejected(f"template '{part.formatter.name}' rejects the row (its check_validation says so)")
-            written, meta = self.task.format(part.formatter, row)
+            written, meta = self.task.format(part.formatter, row, other)
             return list(written), dict(meta)
         except AlignAnythingError:
             raise

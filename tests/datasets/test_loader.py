@@ -96,8 +96,9 @@ def test_an_error_arrives_with_its_class_and_bare_message(source: str, workers: 
 
 class Refusing:
     needs_reply = True
+    needs_other = False
 
-    def format(self, formatter: Any, row: Any) -> Any:
+    def format(self, formatter: Any, row: Any, other: Any = None) -> Any:
         raise DataError('this run makes no sense')
 
     def encode(self, conversations: Any) -> Example:

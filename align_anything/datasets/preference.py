@@ -1,0 +1,102 @@
+"""What preference learning wants of a row: a pair of answers, or answers that are good or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from align_anything.core.errors import SampleError
+from align_anything.core.types import Conversation, Example
+from align_anything.datasets.dataset import Formatted
+from align_anything.datasets.formatters.base import PREFERENCE, SUPERVISED, BaseFormatter
+
+Row = dict[str, Any]
+EncodeGroup = Callable[..., Example]
+
+
+@dataclass(frozen=True)
+class PreferenceTask:
+    """Two conversations that part at an answer, the better one first.
+
+    Attributes:
+        encode_group: `FamilySpec.encode_group`.
+        train_on: `all_assistant` turns after the parting, or the `last`.
+        meta_keys: what the row's meta must hold.
+    """
+
+    encode_group: EncodeGroup
+    train_on: str = 'all_assistant'
+    meta_keys: tuple[str, ...] = ()
+    needs_reply: ClassVar[bool] = True
+    needs_other: ClassVar[bool] = False
+
+    def format(self, formatter: BaseFormatter, row: Row, other: Row | None = None) -> Formatted:
+        """Returns both conversations. Raises SampleError for equal answers and for a meta that lacks something."""
+        better, worse, meta = _pair(formatter, row)
+        missing = [key for key in self.meta_keys if meta.get(key) is None]
+        if missing:
+            raise SampleError(
+                f"template '{formatter.name}' does not tell {' and '.join(missing)} of this row, which the algorithm "
+                'needs: choose a template that puts it into meta.'
+            )
+        return [better, worse], meta
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns the Example of the pair, media decoded."""
+        return self.encode_group(conversations, self.train_on)
+
+
+@dataclass(frozen=True)
+class UnpairedTask:
+    """Answers to a prompt that are each good or bad: one with a label, or both of a pair; and another row's answer.
+
+    The label is `meta['label']`, true for a good answer. The Example's `meta['desirable']` holds one truth value for
+    each response, its `unmatched` the answer of the other row to this prompt.
+
+    Attributes:
+        encode_group: `FamilySpec.encode_group`.
+    """
+
+    encode_group: EncodeGroup
+    needs_reply: ClassVar[bool] = True
+    needs_other: ClassVar[bool] = True
+
+    def format(self, formatter: BaseFormatter, row: Row, other: Row | None = None) -> Formatted:
+        """Returns the answers of the row, then the one of the `other` row. Raises SampleError for a wrong label."""
+        if PREFERENCE in formatter.hooks():
+            *answered, meta = _pair(formatter, row)
+            desirable = [True, False]
+        else:
+            formatter.require(SUPERVISED)
+            conversation, meta = formatter.format_supervised_sample(row)
+            answered, desirable = [conversation], [_label(formatter, meta)]
+        unmatched, _ = formatter.format_unmatched_supervised_sample(row, other)
+        return [*answered, unmatched], {**meta, 'desirable': desirable}
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns the Example of the answers, media decoded."""
+        turns = {len(conversation) for conversation in conversations}
+        if len(turns) > 1:
+            raise SampleError('the answers to compare must be the last turns of conversations of the same length')
+        example = self.encode_group(conversations, 'last', start=len(conversations[0]) - 1)
+        *example.responses, example.unmatched = example.responses
+        return example
+
+
+def _pair(formatter: BaseFormatter, row: Row) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    formatter.require(PREFERENCE)
+    if formatter.check_equal(row):
+        raise SampleError('both answers are the same, so there is nothing to prefer.')
+    better, worse, meta = formatter.format_preference_sample(row)
+    return better, worse, dict(meta)
+
+
+def _label(formatter: BaseFormatter, meta: dict[str, Any]) -> bool:
+    label = meta.get('label')
+    if label not in (True, False):
+        raise SampleError(
+            f"the row's label is {label!r}, not true or false. template '{formatter.name}' must give either two "
+            "answers (a preference hook) or put the label into meta['label'], as the template Unpaired does."
+        )
+    return bool(label)
