@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 
-def atomic_write_text(path: str | Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path` in one step, making missing parent folders.
+def atomic_write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes `content` to `path` in one step, making missing parent folders.
 
     A process killed at any moment leaves the old file or the new one. Raises OSError as `open` does.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    # Processes of two machines may have the same number.
+    draft = target.with_name(f'.{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
     try:
-        with open(draft, 'w', encoding='utf-8') as file:
-            file.write(text)
+        with open(draft, 'wb') as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(target.parent)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Writes `text` (UTF-8) to `path` in one step, as `atomic_write_bytes` does."""
+    atomic_write_bytes(path, text.encode('utf-8'))
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:

@@ -1,0 +1,237 @@
+"""Features of frozen towers on disk: what a tower made of a picture, clip or sound once is not computed again.
+
+The forward pass of the tower's module is replaced on the live model. Its parameters and their names stay as they are,
+so saving knows nothing of it, and projectors train on the features as on the tower's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from align_anything.core.distributed import all_reduce_sum
+from align_anything.core.errors import ModelError, SettingsError
+from align_anything.core.files import atomic_write_bytes
+from align_anything.core.logging import get_logger
+from align_anything.core.parameters import is_partitioned
+from align_anything.models.family import FamilySpec
+from align_anything.models.tower_calls import Features, Item, TowerCalls
+
+logger = get_logger(__name__)
+
+TOWERS = ('vision_tower', 'audio_tower')
+PLAIN = (bool, int, float, str, type(None))
+VOLATILE = ('_name_or_path', 'transformers_version', 'dtype')
+"""Entries of a configuration that change nothing about what a tower computes, its weights' own type aside."""
+
+
+class FeatureStore:
+    """Features of single items, one safetensors file each. Ranks and runs may share a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Makes the folder. Raises SettingsError when it cannot be made."""
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError([f'model_cfgs.feature_cache_dir: {folder} cannot be written to: {error}.']) from error
+
+    def get(self, key: str) -> Features | None:
+        """Returns the features kept under `key`, or None. A broken file counts as none."""
+        path = self._path(key)
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError) as error:
+            logger.warning('%s cannot be read and is made anew: %s', path, error)
+            return None
+
+    def put(self, key: str, features: Mapping[str, Tensor]) -> None:
+        """Keeps features under `key`. Raises SettingsError when the disk does not take them."""
+        path = self._path(key)
+        try:
+            # A clone, because a slice would bring the features of the whole call along.
+            atomic_write_bytes(path, save({name: value.cpu().clone().contiguous() for name, value in features.items()}))
+        except OSError as error:
+            raise SettingsError(
+                [f'model_cfgs.feature_cache_dir: {path} cannot be written: {error}. Make room, or leave it out.']
+            ) from error
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f'{key}.safetensors'
+
+
+@dataclass(frozen=True)
+class FrozenTower:
+    """A tower whose features can be kept: the name of its module in the plain model, and how its calls are cut."""
+
+    name: str
+    calls: TowerCalls
+
+
+def frozen_towers(model: nn.Module, spec: FamilySpec) -> list[FrozenTower]:
+    """Returns the towers of a tuned `model`, adapters or none, in which nothing trains. Looks at no weights.
+
+    Raises ModelError when there is none, or when something trains inside one whose output would then change.
+    """
+    plain, found = _plain(model), []
+    names = [name for part in TOWERS for name in spec.parts.get(part, ())]
+    for part in TOWERS:
+        for name in spec.parts.get(part, ()):
+            parameters = list(plain.get_submodule(name).named_parameters(prefix=name))
+            training = [inner for inner, parameter in parameters if parameter.requires_grad]
+            if any(spec.part_of(inner) == part for inner in training):
+                continue
+            calls = spec.tower_calls(part)
+            again = tuple(f'{name}.{projector}.' for projector in calls.projectors)
+            within = [inner for inner in training if not inner.startswith(again)]
+            if within:
+                raise ModelError(
+                    f"model_cfgs.feature_cache_dir: '{within[0]}' trains inside the tower '{name}', so its features "
+                    'change. Set freeze_mm_proj: True, or leave feature_cache_dir out.'
+                )
+            found.append(FrozenTower(name, calls))
+    if not found:
+        raise ModelError(
+            f'model_cfgs.feature_cache_dir: no tower of this model ({", ".join(names) or "it has none"}) is frozen, so '
+            'there are no features that stay the same. Set freeze_vision_tower: True (freeze_audio_tower for sounds), '
+            'without adapters in the tower, or leave feature_cache_dir out.'
+        )
+    return found
+
+
+def cache_features(model: nn.Module, spec: FamilySpec, store: FeatureStore, *, in_step: bool = False) -> None:
+    """Makes the frozen towers of a tuned `model` keep their features in `store`. Every rank calls it.
+
+    `in_step`: the weights are partitioned among ranks (ZeRO-3), so that either all ranks run a tower or none does.
+    Raises as `frozen_towers` does.
+    """
+    for tower in frozen_towers(model, spec):
+        module = _plain(model).get_submodule(tower.name)
+        module.forward = CachedTower(module, tower.calls, store, fingerprint(module, tower.calls, spec), in_step)
+        logger.info('features of %s are kept in %s', tower.name, store.folder)
+
+
+class CachedTower:
+    """Stands in for the forward method of a frozen tower. Only items whose features are not kept yet are encoded.
+
+    The tower runs in evaluation mode, since features that dropout has touched would differ from call to call.
+    `encoded` counts the items that it ran for.
+    """
+
+    def __init__(
+        self, tower: nn.Module, calls: TowerCalls, store: FeatureStore, fingerprint: str, in_step: bool
+    ) -> None:
+        self.tower, self.calls, self.store = tower, calls, store
+        self.fingerprint, self.in_step = fingerprint, in_step
+        self.forward: Callable[..., Any] = tower.forward
+        self.signature = inspect.signature(tower.forward)
+        self.encoded = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tensors, others = self._arguments(args, kwargs)
+        with torch.no_grad():
+            features = self._features(self.calls.items(tensors), others)
+        return self.calls.outputs(self.tower, features)
+
+    def _features(self, items: list[Item], others: Mapping[str, Any]) -> list[Features]:
+        keys = [self._key(item, others) for item in items]
+        found = {key: self.store.get(key) for key in keys}
+        missing = {key: item for key, item in zip(keys, items, strict=True) if found[key] is None}
+        device = next(iter(items[0].values())).device
+        needed = torch.tensor(float(bool(missing)), device=device)
+        if float(all_reduce_sum(needed) if self.in_step else needed):
+            # Where only other ranks miss something, one item keeps this rank in step.
+            made = self._encode(list(missing.values()) or items[:1], others)
+            for key, features in zip(missing, made, strict=False):
+                self.store.put(key, features)
+                found[key] = features
+            self.encoded += len(missing)
+        return [{name: value.to(device) for name, value in found[key].items()} for key in keys]
+
+    def _encode(self, items: list[Item], others: Mapping[str, Any]) -> list[Features]:
+        training = self.tower.training
+        self.tower.eval()
+        try:
+            return self.calls.encode(self.tower, self.forward, items, others)
+        finally:
+            self.tower.train(training)
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The arguments of a call by name, tensors apart."""
+        bound = self.signature.bind(*args, **kwargs).arguments
+        for name, parameter in self.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                bound |= bound.pop(name, {})
+        tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+        others = {name: value for name, value in bound.items() if name not in tensors}
+        strange = [name for name, value in others.items() if not _is_plain(value)]
+        if strange or not tensors:
+            raise ModelError(
+                f'model_cfgs.feature_cache_dir: {type(self.tower).__name__} is called with {sorted(bound)}, by which '
+                'its media cannot be told apart. Leave feature_cache_dir out.'
+            )
+        return tensors, others
+
+    def _key(self, item: Item, others: Mapping[str, Any]) -> str:
+        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=20)
+        digest.update(repr(sorted(others.items())).encode())
+        for name, tensor in sorted(item.items()):
+            _add(digest, name, tensor)
+        return digest.hexdigest()
+
+
+def fingerprint(tower: nn.Module, calls: TowerCalls, spec: FamilySpec) -> str:
+    """Returns a digest of everything that the features of an item hang on, the item aside: weights, class, settings.
+
+    Partitioned weights are gathered one by one, so every rank has to call it.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+    config = tower.config if isinstance(tower, PreTrainedModel) else spec.config
+    settings = {name: value for name, value in config.to_dict().items() if name not in VOLATILE}
+    kinds = [type(tower).__qualname__, type(calls).__qualname__, transformers_version, calls.layers]
+    digest.update(json.dumps([*kinds, settings], sort_keys=True, default=str).encode())
+    # The state holds what quantised weights need beside them, the buffers also what is never saved.
+    state = {**dict(tower.named_buffers()), **tower.state_dict(keep_vars=True)}
+    again = tuple(f'{name}.' for name in calls.projectors)
+    for name, value in sorted(state.items()):
+        if isinstance(value, Tensor) and not name.startswith(again):
+            with _whole(value):
+                _add(digest, name, value)
+    return digest.hexdigest()
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _whole(value: Tensor) -> Any:
+    if not is_partitioned(value):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([value])
+
+
+def _add(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, (tuple, list)) else isinstance(value, PLAIN)
