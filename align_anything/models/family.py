@@ -18,6 +18,7 @@ from align_anything.core.types import Conversation, Example, MediaKind, Piece
 from align_anything.models import structure
 from align_anything.models.encoding import RunEncoder, cut, join, merge_media, pad_left
 from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn
+from align_anything.models.tower_calls import TowerCalls
 
 
 class FamilySpec:
@@ -245,6 +246,14 @@ class FamilySpec:
         if self.part_prefixes is not None:
             return {part: list(prefixes) for part, prefixes in self.part_prefixes.items()}
         return structure.parts(self.config)
+
+    def tower_calls(self, part: str) -> TowerCalls:
+        """Returns how calls of the towers in `part` are cut into single media, for a cache of their features.
+
+        Raises ModelError where they cannot be cut.
+        """
+        layers = self.config.to_dict().get('vision_feature_layer')
+        return TowerCalls(() if layers is None else (layers,) if isinstance(layers, int) else tuple(layers))
 
     def part_of(self, name: str) -> str:
         """Returns the part that the parameter called `name` belongs to: the one with the longest matching prefix."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from align_anything.models.family import FamilySpec
+from align_anything.models.tower_calls import PatchCalls, TowerCalls
 
 IMAGE, VIDEO, SOUND, SAME = 1, 2, 3, 4
 """Types of tokens other than text: of a picture, of a clip, of the sound in a clip, and one that moves nothing on."""
@@ -102,6 +103,10 @@ class MRopeSpec(FamilySpec):
             grids[VIDEO] = self.video_grids(grids[VIDEO])
         token_types = token_tensors.get('mm_token_type_ids', torch.zeros_like(ids))
         return mrope_positions(token_types, grids, self.config.vision_config.spatial_merge_size, self.intervals(media))
+
+    def tower_calls(self, part: str) -> TowerCalls:
+        """Returns how calls of the vision tower are cut: patches of all media in one list, with their grids."""
+        return PatchCalls()
 
     def video_grids(self, grids: Tensor) -> Tensor:
         """Returns the grids of the stretches of video tokens, given one grid per clip, `(stretches, 3)`."""

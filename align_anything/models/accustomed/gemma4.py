@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import Gemma4ForConditionalGeneration, Gemma4Model
 
 from align_anything.core.types import Conversation, Message
-from align_anything.models.encoding import RunEncoder
+from align_anything.models.encoding import RunEncoder, merge_media
 from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import Run, TrainOn, media_of
+from align_anything.models.tower_calls import Features, Item, TowerCalls
 
 COUNTS = ('num_soft_tokens_per_image', 'num_soft_tokens_per_video')
 
@@ -55,6 +56,43 @@ class Gemma4Encoder(RunEncoder):
         return {name: value for name, value in outputs.items() if name not in COUNTS}
 
 
+class PictureCalls(TowerCalls):
+    """Calls with one row for each picture or frame; the output has as many rows as there are tokens."""
+
+    def __init__(self, pooling: int) -> None:
+        """`pooling` is the number of patches that make one token."""
+        super().__init__()
+        self.pooling = pooling
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Returns the tokens of each picture; patches of padding have no place."""
+        return [int((item['pixel_position_ids'] != -1).all(-1).sum()) // self.pooling for item in items]
+
+
+class PaddedSoundCalls(TowerCalls):
+    """Calls with one row for each sound, padded to the longest. Kept is what a sound gives without padding."""
+
+    def items(self, tensors: Mapping[str, Tensor]) -> list[Item]:
+        """Returns the items of a call: `input_features` `(1, frames, bins)` and `attention_mask` `(1, frames)`."""
+        frames = tensors['attention_mask'].sum(-1).tolist()
+        return [
+            {name: part[:, :number] for name, part in item.items()}
+            for item, number in zip(super().items(tensors), frames, strict=True)
+        ]
+
+    def joined(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Returns the arguments of one call, or the features of several items as one, padded with zeros."""
+        return merge_media(items)
+
+    def cut(self, features: Features, items: Sequence[Item]) -> list[Features]:
+        """Returns the features of each sound without padding."""
+        tokens = features['attention_mask'].sum(-1).tolist()
+        return [
+            {name: part[:, :number] for name, part in item.items()}
+            for item, number in zip(super().cut(features, items), tokens, strict=True)
+        ]
+
+
 class Gemma4Spec(FamilySpec):
     """The default rules with the parts named; the sound tracks of a turn's clips stand at its end."""
 
@@ -74,6 +112,12 @@ class Gemma4Spec(FamilySpec):
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from, before tokenisation."""
         return super().render_prompt([_with_tracks(message) for message in messages])
+
+    def tower_calls(self, part: str) -> TowerCalls:
+        """Returns how calls of a tower are cut."""
+        if part == 'audio_tower':
+            return PaddedSoundCalls()
+        return PictureCalls(self.config.vision_config.pooling_kernel_size**2)
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from align_anything.models.body import BodyWithin
 from align_anything.models.omni import PARTS, OmniSpec, put
+from align_anything.models.tower_calls import PatchCalls, SoundCalls, TowerCalls
 
 
 class AccustomedQwen2_5OmniThinkerModel(Qwen2_5OmniThinkerForConditionalGeneration, BodyWithin):
@@ -49,6 +50,15 @@ class Qwen2_5OmniThinkerSpec(OmniSpec):
     """The rules of the Omni thinkers with the parts named."""
 
     part_prefixes = PARTS
+
+    def tower_calls(self, part: str) -> TowerCalls:
+        """Returns how calls of a tower are cut; inside the vision tower, patches are sorted by window."""
+        return SoundCalls(_tokens) if part == 'audio_tower' else PatchCalls(windows=True)
+
+
+def _tokens(frames: int) -> int:
+    """The tokens of a sound: one convolution and one pooling, each of stride two."""
+    return ((frames - 1) // 2 - 1) // 2 + 1
 
 
 MODEL, SPEC = AccustomedQwen2_5OmniThinkerModel, Qwen2_5OmniThinkerSpec

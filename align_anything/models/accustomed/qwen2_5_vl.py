@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from align_anything.models.mrope import MRopeSpec
+from align_anything.models.tower_calls import PatchCalls, TowerCalls
 
 
 class AccustomedQwen2_5_VLModel(Qwen2_5_VLForConditionalGeneration):
@@ -17,6 +18,10 @@ class AccustomedQwen2_5_VLModel(Qwen2_5_VLForConditionalGeneration):
 
 class Qwen2_5_VLSpec(MRopeSpec):
     """Frames stand as far apart as the time between them."""
+
+    def tower_calls(self, part: str) -> TowerCalls:
+        """Returns how calls of the vision tower are cut; inside, its patches are sorted by window."""
+        return PatchCalls(windows=True)
 
     def intervals(self, media: Mapping[str, Any]) -> Tensor | None:
         """Returns tokens per second times the seconds between frames, for each clip."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from align_anything.models.body import BodyWithin
 from align_anything.models.omni import PARTS, OmniSpec, put
+from align_anything.models.tower_calls import PatchCalls, SoundCalls, TowerCalls
 
 
 class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGeneration, BodyWithin):
@@ -56,6 +58,21 @@ class Qwen3OmniMoeThinkerSpec(OmniSpec):
     whole_positions = False
     shared_marks = False
     part_prefixes = {**PARTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
+
+    def tower_calls(self, part: str) -> TowerCalls:
+        """Returns how calls of a tower are cut.
+
+        The last frames of a sound see the padding of the call in which it was encoded, which is transformers' own way.
+        """
+        if part != 'audio_tower':
+            return PatchCalls('merger_list')
+        return SoundCalls(partial(_tokens, window=2 * self.config.audio_config.n_window))
+
+
+def _tokens(frames: int, window: int) -> int:
+    """The tokens of a sound: its windows pass three convolutions of stride two each on their own."""
+    lengths = [window] * (frames // window) + ([frames % window] if frames % window else [])
+    return sum((((length - 1) // 2) // 2) // 2 + 1 for length in lengths)
 
 
 def _by_layer(embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from align_anything.models.mrope import MRopeSpec
+from align_anything.models.tower_calls import PatchCalls, TowerCalls
 
 
 class AccustomedQwen3VLModel(Qwen3VLForConditionalGeneration):
@@ -20,6 +21,10 @@ class Qwen3VLSpec(MRopeSpec):
         **MRopeSpec.part_prefixes,
         'mm_proj': ('model.visual.merger', 'model.visual.deepstack_merger_list'),
     }
+
+    def tower_calls(self, part: str) -> TowerCalls:
+        """Returns how calls of the vision tower are cut, the features of its inner layers among them."""
+        return PatchCalls('deepstack_merger_list')
 
     def video_grids(self, grids: Tensor) -> Tensor:
         """Returns one grid per frame."""
