@@ -322,6 +322,11 @@ class ModelCfgs(Cfgs):
     processor_kwargs: dict[str, Any] = Field(
         {}, description='Arguments of the processor, such as `min_pixels` and `max_pixels`.'
     )
+    feature_cache_dir: str | None = Field(
+        None,
+        description='Folder that keeps what frozen towers make of pictures, clips and sounds, for later epochs and '
+        'runs. null keeps nothing.',
+    )
 
 
 class LoggerCfgs(Cfgs):

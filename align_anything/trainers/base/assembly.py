@@ -26,6 +26,7 @@ from align_anything.engines.optim import choose_optimizer, make_optimizer, make_
 from align_anything.models import structure
 from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
+from align_anything.models.feature_cache import FeatureStore, cache_features, frozen_towers
 from align_anything.models.pretrained_model import load_model, load_spec, set_text_attention, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
 from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
@@ -145,6 +146,8 @@ def rehearse(cfgs: RunCfgs, spec: FamilySpec) -> tuple[nn.Module, dict[str, floa
     Raises ModelError for whatever is wrong with what should train, before any weight is read.
     """
     model = tune(cfgs, spec, structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)]))
+    if cfgs.model_cfgs.feature_cache_dir is not None:
+        frozen_towers(model, spec)
     return model, parameter_rates(cfgs, spec, model)
 
 
@@ -170,6 +173,8 @@ def assemble(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str, total_ste
     config, optimizer_name = engine_config(cfgs)
     train, attention = cfgs.train_cfgs, cfgs.model_cfgs.attn_implementation
     dtype = DTYPES[precision_of(cfgs)]
+    cache_dir = cfgs.model_cfgs.feature_cache_dir
+    store = None if cache_dir is None else FeatureStore(cache_dir)
     # Alive while the model loads: transformers then partitions each weight as it is read.
     partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
     model = load_model(
@@ -185,6 +190,8 @@ def assemble(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str, total_ste
         register_segment_attention()
         set_text_attention(model, SEGMENT_ATTENTION)
     tuned = tune(cfgs, spec, model)
+    if store is not None:
+        cache_features(tuned, spec, store, in_step=zero_stage(config) == 3)
     policy = TokenPolicy(tuned, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
     rates = {f'model.{name}': rate for name, rate in parameter_rates(cfgs, spec, tuned).items()}
     groups = parameter_groups(

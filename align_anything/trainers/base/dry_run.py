@@ -18,6 +18,7 @@ from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece
 from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
 from align_anything.models.family import FamilySpec
+from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import count, parameter_table, render_table
 from align_anything.trainers.base.assembly import (
     DTYPES,
@@ -70,7 +71,9 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         return
     console = console or Console(highlight=False)
     console.print(render_table(parameter_table(model, spec.parts, rates)))
-    console.print(_plan(cfgs, len(dataset) if not cfgs.data_cfgs.streaming else None, steps, layout, optimizer, config))
+    kept = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
+    shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
+    console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, kept))
     console.print(_memory_table(estimate_memory(model, config, precision_of(cfgs))))
     console.print(_first_batch(batch))
     for number, example in enumerate(kept[:SAMPLES], 1):
@@ -139,7 +142,7 @@ def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start]
 
 
-def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict) -> Table:
+def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, kept: Sequence[str]) -> Table:
     train = cfgs.train_cfgs
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
     table = Table(title='Run', show_header=False)
@@ -152,6 +155,7 @@ def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, confi
         'optimizer steps': f'{steps:,}',
         'engine': f'ZeRO stage {zero_stage(config)}, {precision_of(cfgs)}, {optimizer}',
         'layout': f'{layout} (checked on the model before the first step)',
+        **({'features kept': f'{", ".join(kept)} in {cfgs.model_cfgs.feature_cache_dir}'} if kept else {}),
     }.items():
         table.add_row(name, value)
     return table
