@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from align_anything.configs.schema import DataCfgs, LoggerCfgs, RunCfgs
+import pytest
+
+from align_anything.configs.schema import DataCfgs, LoggerCfgs, RunCfgs, TrainCfgs
+from align_anything.core.errors import ModelError
 from align_anything.core.types import Conversation
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
-from align_anything.trainers.base.data import media_options, open_sources
+from align_anything.trainers import any_to_text, text_video_to_text
+from align_anything.trainers.base.assembly import make_collator
+from align_anything.trainers.base.data import make_dataset, media_options, open_sources
 from tests.datasets import fakes
 from tests.datasets.clips import clip, sound, tone
+from tests.models.samples import load
 
 MEDIA_KEYS = {
     'allow_urls': True,
@@ -61,3 +68,36 @@ def test_settings_reach_the_decoded_media(tmp_path: Path) -> None:
     # 1.2 s in pieces of half a second.
     assert [len(part['audio'].samples) for part in sounds] == [8000, 8000, 3200]
     assert part.cache.size > 0
+
+
+def _clips_with_and_without_sound(folder: Path) -> RunCfgs:
+    (folder / 'heard.mp4').write_bytes(clip([number * 10 for number in range(20)], audio=tone(2.0)))
+    (folder / 'silent.mp4').write_bytes(clip([number * 10 for number in range(20)]))
+    rows = [{'instruction': '<video>What?', 'output': 'It.', 'video': f'{name}.mp4'} for name in ('heard', 'silent')]
+    data = DataCfgs(
+        train_datasets=fakes.write_rows(folder / 'rows.jsonl', rows), train_template='Instruction', audio_in_video=True
+    )
+    return RunCfgs(data_cfgs=data, logger_cfgs=LoggerCfgs(), train_cfgs=TrainCfgs(ds_cfgs='ds_z3_config.json'))
+
+
+def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    cfgs = _clips_with_and_without_sound(tmp_path)
+    spec = load(tiny('qwen2_5_omni_thinker'))
+    dataset = make_dataset(open_sources(cfgs).training, text_video_to_text.PAIR, spec, 'all_assistant')
+    heard, silent = (dataset[row] for row in (0, 1))
+    assert heard.prompt.media_counts == {'video': 1, 'audio': 1} and silent.prompt.media_counts == {'video': 1}
+    # 2 s at 25 tokens a second.
+    assert int((heard.prompt.ids == spec.config.audio_token_id).sum()) == 50
+    # Where all ranks have to run the same towers, that for sounds is among them, though the pair reads none.
+    assert make_collator(cfgs, spec, text_video_to_text.PAIR, 'packed').dummy_kinds == ('audio', 'video')
+    without = cfgs.model_copy(update={'data_cfgs': cfgs.data_cfgs.model_copy(update={'audio_in_video': False})})
+    assert make_collator(without, spec, text_video_to_text.PAIR, 'packed').dummy_kinds == ('video',)
+    assert make_collator(cfgs, spec, any_to_text.PAIR, 'packed').dummy_kinds == ('audio', 'image', 'video')
+
+
+def test_sound_in_clips_is_refused_for_a_model_that_does_not_hear_them(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    parts = open_sources(_clips_with_and_without_sound(tmp_path)).training
+    with pytest.raises(ModelError, match="audio_in_video is on, but models of type 'qwen2_vl' do not hear"):
+        make_dataset(parts, text_video_to_text.PAIR, load(tiny('qwen2_vl')), 'all_assistant')

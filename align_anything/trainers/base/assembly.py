@@ -112,11 +112,14 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec) -> str:
 def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str) -> TokenCollator:
     """The collator of a layout; where the engine needs it, every batch holds each kind of media that any may hold."""
     every = needs_every_parameter(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs), world_size())
+    kinds = pair.kinds_in(spec.media_kinds)
+    if cfgs.data_cfgs.audio_in_video and 'video' in kinds and 'audio' not in kinds:
+        kinds = ('audio', *kinds)
     return TokenCollator(
         spec,
         layout,
         segmented=cfgs.model_cfgs.attn_implementation == 'sdpa',
-        dummy_kinds=pair.kinds_in(spec.media_kinds) if every else (),
+        dummy_kinds=kinds if every else (),
     )
 
 

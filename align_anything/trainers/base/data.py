@@ -73,7 +73,13 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
 
 
 def make_dataset(parts: list[Part], pair: Pair, spec: FamilySpec, train_on: str) -> ExampleDataset:
-    """The rows of `parts` as Examples of the family."""
+    """The rows of `parts` as Examples of the family. Raises ModelError for sound in clips that it cannot hear."""
+    with_sound = any(part.media_options.get('video', {}).get('audio') for part in parts)
+    if with_sound and not (spec.hears_clips and 'audio' in spec.media_kinds):
+        raise ModelError(
+            f"data_cfgs.audio_in_video is on, but models of type '{spec.model_type}' do not hear the sound of a clip: "
+            'switch it off, or choose a checkpoint that does, such as an Omni thinker'
+        )
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
     return ExampleDataset(parts, SupervisedTask(spec.encode, train_on), pair.name, pair.reads, heard)
 
