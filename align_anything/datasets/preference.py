@@ -68,7 +68,7 @@ class UnpairedTask:
             *answered, meta = _pair(formatter, row)
             desirable = [True, False]
         else:
-            formatter.require(SUPERVISED)
+            formatter.require_hook(SUPERVISED)
             conversation, meta = formatter.format_supervised_sample(row)
             answered, desirable = [conversation], [_label(formatter, meta)]
         unmatched, _ = formatter.format_unmatched_supervised_sample(row, other)
@@ -85,7 +85,7 @@ class UnpairedTask:
 
 
 def _pair(formatter: BaseFormatter, row: Row) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    formatter.require(PREFERENCE)
+    formatter.require_hook(PREFERENCE)
     if formatter.check_equal(row):
         raise SampleError('both answers are the same, so there is nothing to prefer.')
     better, worse, meta = formatter.format_preference_sample(row)

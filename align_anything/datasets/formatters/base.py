@@ -108,7 +108,7 @@ class BaseFormatter:
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         """Returns `(conversation, meta)`; by default the conversation with the preferred answer."""
-        self.require(SUPERVISED)
+        self.require_hook(SUPERVISED)
         better, _, meta = self.format_preference_sample(raw_sample)
         return better, meta
 
@@ -118,7 +118,7 @@ class BaseFormatter:
 
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
         """Returns `(conversation, meta)` up to the turn to answer; an answer left out is `meta['ground_truth']`."""
-        self.require(PROMPT_ONLY)
+        self.require_hook(PROMPT_ONLY)
         conversation, meta = self.format_supervised_sample(raw_sample)
         if conversation and conversation[-1]['role'] == 'assistant':
             return conversation[:-1], {**meta, 'ground_truth': conversation[-1]['content']}
@@ -126,7 +126,7 @@ class BaseFormatter:
 
     def format_unmatched_supervised_sample(self, raw_sample_for_prompt: Row, raw_sample_for_response: Row) -> Sample:
         """Returns `(conversation, meta)`: the prompt of one row with the last answer of another."""
-        self.require(UNMATCHED)
+        self.require_hook(UNMATCHED)
         prompt, meta = self.format_prompt_only_sample(raw_sample_for_prompt)
         answered, _ = self.format_supervised_sample(raw_sample_for_response)
         kept = {name: value for name, value in meta.items() if name != 'ground_truth'}
@@ -141,7 +141,7 @@ class BaseFormatter:
         """Tells whether the row is usable at all."""
         return True
 
-    def require(self, hook: str) -> None:
+    def require_hook(self, hook: str) -> None:
         """Raises `DataError`, naming the templates that have it, when this one lacks `hook`."""
         if hook not in self.hooks():
             raise self._lacking(hook)

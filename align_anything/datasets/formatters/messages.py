@@ -24,7 +24,7 @@ class Messages(MappedFormatter):
     messages: str | None = None
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
-        turns = [_turn(index, turn) for index, turn in enumerate(items(raw_sample, self._column(raw_sample)))]
+        turns = [message(index, turn) for index, turn in enumerate(items(raw_sample, self._column(raw_sample)))]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
         return [*self.opening_of(raw_sample, has_system_turn), *turns], self.media(raw_sample)
 
@@ -32,7 +32,8 @@ class Messages(MappedFormatter):
         return self.require(row, 'messages', ('messages', 'conversation', 'conversations'))
 
 
-def _turn(index: int, turn: Any) -> dict[str, Any]:
+def message(index: int, turn: Any) -> dict[str, Any]:
+    """Returns turn number `index` as a message. Raises `SampleError` when it is none, or holds what would be lost."""
     if not isinstance(turn, dict) or 'role' not in turn or 'content' not in turn:
         keys = sorted(turn) if isinstance(turn, dict) else type(turn).__name__
         raise SampleError(

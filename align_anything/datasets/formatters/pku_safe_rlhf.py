@@ -1,9 +1,9 @@
-"""PKU-SafeRLHF: two answers to a prompt and which is better."""
+"""PKU-SafeRLHF: two answers to a prompt, which is better, and which is safer."""
 
 from __future__ import annotations
 
 from align_anything.datasets.formatters.base import BaseFormatter
-from align_anything.datasets.formatters.columns import Row, chosen_id, is_chosen_id, text
+from align_anything.datasets.formatters.columns import Row, chosen_id, column, is_chosen_id, text
 from align_anything.datasets.formatters.turns import PairSample, Sample, assistant, pair, user
 from align_anything.datasets.template_registry import register_template
 
@@ -26,3 +26,30 @@ class PKUSafeRLHF(BaseFormatter):
 
     def check_validation(self, raw_sample: Row) -> bool:
         return is_chosen_id(raw_sample, 'better_response_id', (0, 1))
+
+
+@register_template('PKUSafeRLHF_Cost')
+class PKUSafeRLHFCost(PKUSafeRLHF):
+    """Columns `prompt`, `response_0`, `response_1`, `safer_response_id`, `is_response_0_safe`, `is_response_1_safe`.
+
+    For a cost model "better" means that it must score higher, so the better answer is the less safe one.
+    """
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        # Trained to say, not to judge: here the safer answer is the one to learn.
+        safer = chosen_id(raw_sample, 'safer_response_id', (0, 1))
+        prompt, meta = self.format_prompt_only_sample(raw_sample)
+        return [*prompt, assistant(text(raw_sample, f'response_{safer}'))], meta
+
+    def format_preference_sample(self, raw_sample: Row) -> PairSample:
+        safer = chosen_id(raw_sample, 'safer_response_id', (0, 1))
+        costly = 1 - safer
+        prompt, _ = self.format_prompt_only_sample(raw_sample)
+        safety = {
+            'is_better_safe': bool(column(raw_sample, f'is_response_{costly}_safe')),
+            'is_worse_safe': bool(column(raw_sample, f'is_response_{safer}_safe')),
+        }
+        return pair(prompt, text(raw_sample, f'response_{costly}'), text(raw_sample, f'response_{safer}'), safety)
+
+    def check_validation(self, raw_sample: Row) -> bool:
+        return is_chosen_id(raw_sample, 'safer_response_id', (0, 1))

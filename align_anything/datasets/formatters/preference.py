@@ -1,0 +1,153 @@
+"""Generic rows for preference learning: two answers, rated answers, or one answer that is good or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align_anything.core.errors import SampleError
+from align_anything.datasets.formatters.columns import Row, as_text, filled, items
+from align_anything.datasets.formatters.mapped import MappedFormatter
+from align_anything.datasets.formatters.messages import message
+from align_anything.datasets.formatters.turns import Meta, PairSample, Sample, Turns, assistant, user
+from align_anything.datasets.template_registry import register_template
+
+PROMPTS = ('prompt', 'messages', 'question', 'instruction', 'input')
+
+
+class Answered(MappedFormatter):
+    """Rows with a prompt in one column and answers in others, each as text or as a list of messages.
+
+    Attributes:
+        prompt: column with the prompt; by default the first of `prompt`, `messages`, `question`, `instruction`,
+            `input`. A row of whole conversations has none.
+    """
+
+    prompt: str | None = None
+
+    def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
+        turns = self._prompt(raw_sample)
+        if not turns:
+            return super().format_prompt_only_sample(raw_sample)
+        return turns, self.media(raw_sample)
+
+    def _prompt(self, row: Row) -> Turns:
+        name = self.find(row, 'prompt', PROMPTS)
+        if name is None:
+            return []
+        turns = _turns(row[name], name, user)
+        return [*self.opening_of(row, any(turn['role'] == 'system' for turn in turns)), *turns]
+
+    def _conversation(self, row: Row, answer: Any, where: str) -> Turns:
+        """The prompt of the row with an answer, or the answer alone when it is a whole conversation."""
+        prompt, turns = self._prompt(row), _turns(answer, where, assistant)
+        if prompt:
+            return [*prompt, *turns]
+        if len(turns) < 2:
+            raise SampleError(
+                f'the row has no prompt, and {where} is no conversation with one. '
+                "Map the prompt's column with the template option 'prompt'."
+            )
+        return [*self.opening_of(row, any(turn['role'] == 'system' for turn in turns)), *turns]
+
+
+@register_template('Preference')
+class Preference(Answered):
+    """A prompt with a better and a worse answer; without a prompt, two conversations that begin alike.
+
+    Text, or lists of `{'role', 'content'}` messages, whose parts may bring media of their own.
+
+    Attributes:
+        chosen: column with the better answer; by default `chosen` or `better`.
+        rejected: column with the worse one; by default `rejected` or `worse`.
+        margin: column with the margin by which a reward model should part them; by default `margin`, where there is
+            one.
+    """
+
+    chosen: str | None = None
+    rejected: str | None = None
+    margin: str | None = None
+
+    def format_preference_sample(self, raw_sample: Row) -> PairSample:
+        better = self.require(raw_sample, 'chosen', ('chosen', 'better'))
+        worse = self.require(raw_sample, 'rejected', ('rejected', 'worse'))
+        meta = self.media(raw_sample)
+        margin = self.find(raw_sample, 'margin', ('margin',))
+        if margin and filled(raw_sample, margin):
+            meta['margin'] = _number(raw_sample[margin], f"column '{margin}'")
+        conversations = [
+            self._conversation(raw_sample, raw_sample[name], f"column '{name}'") for name in (better, worse)
+        ]
+        return conversations[0], conversations[1], meta
+
+
+@register_template('Rated')
+class Rated(Answered):
+    """A prompt with several answers and a rating for each: the best rated one is preferred to the worst rated one.
+
+    Attributes:
+        responses: column with the list of answers; by default `responses`, `completions` or `answers`.
+        ratings: column with the list of numbers; by default `ratings`, `scores` or `rewards`.
+    """
+
+    responses: str | None = None
+    ratings: str | None = None
+
+    def format_preference_sample(self, raw_sample: Row) -> PairSample:
+        answers, ratings = self._rated(raw_sample)
+        best, worst = max(ratings), min(ratings)
+        better, worse = (
+            self._conversation(raw_sample, answers[ratings.index(rating)], f'the answer rated {rating:g}')
+            for rating in (best, worst)
+        )
+        return better, worse, self.media(raw_sample)
+
+    def check_validation(self, raw_sample: Row) -> bool:
+        _, ratings = self._rated(raw_sample)
+        return max(ratings) > min(ratings)
+
+    def _rated(self, row: Row) -> tuple[list[Any], list[float]]:
+        name = self.require(row, 'responses', ('responses', 'completions', 'answers'))
+        rated = self.require(row, 'ratings', ('ratings', 'scores', 'rewards'))
+        answers = items(row, name)
+        ratings = [_number(value, f"an entry of column '{rated}'") for value in items(row, rated)]
+        if len(answers) != len(ratings) or len(answers) < 2:
+            raise SampleError(
+                f"column '{name}' has {len(answers)} answers and column '{rated}' {len(ratings)} ratings: "
+                'there should be as many of both, two at least.'
+            )
+        return answers, ratings
+
+
+@register_template('Unpaired')
+class Unpaired(Answered):
+    """A prompt, an answer, and whether the answer is good.
+
+    Attributes:
+        response: column with the answer; by default `completion`, `response`, `output` or `answer`.
+        label: column with true for a good answer; by default `label`. 1 and 0 count as true and false.
+    """
+
+    response: str | None = None
+    label: str | None = None
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        name = self.require(raw_sample, 'response', ('completion', 'response', 'output', 'answer'))
+        label = self.require(raw_sample, 'label', ('label',))
+        meta: Meta = {**self.media(raw_sample), 'label': raw_sample[label]}
+        return self._conversation(raw_sample, raw_sample[name], f"column '{name}'"), meta
+
+
+def _turns(value: Any, where: str, speak: Any) -> Turns:
+    """A prompt or an answer as turns: messages as they are, text spoken by `speak`."""
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [message(index, turn) for index, turn in enumerate(value)]
+    return [speak(as_text(value, where))]
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SampleError(f'{what} should be a number but is {value!r}.')
+    return float(value)
