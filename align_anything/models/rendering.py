@@ -120,7 +120,7 @@ class ChatRenderer:
             placeholders: the text that stands for one medium of each kind.
 
         Raises:
-            ModelError: the template shows neither plain strings nor lists of parts.
+            ModelError: the template shows neither plain strings nor lists of parts, or nothing of the assistant.
         """
         self.tokenizer = tokenizer
         self._source = tokenizer if processor is None else processor
@@ -141,6 +141,11 @@ class ChatRenderer:
             plain, head, full = self.text(prompt), self.text(prompt, True), self.text([*prompt, _answer(MARK)])
         except SampleError as error:
             raise ModelError(f'{error}. Give another template with model_cfgs.chat_template.') from error
+        if MARK.lower() not in full.lower():
+            raise ModelError(
+                'The chat template shows no text of the assistant, so there would be nothing to train on. '
+                'Give another one with model_cfgs.chat_template (a path or the Jinja text).'
+            )
         self.generation_prompt = head[len(plain) :] if head.startswith(plain) else ''
         self._tail = full.rpartition(MARK)[2]
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}

@@ -17,7 +17,6 @@ from PIL import Image
 
 from align_anything.cli.inspection.figures import Bin, histogram
 from align_anything.cli.inspection.media import show_medium
-from align_anything.cli.inspection.rows import kind_of_reason
 from align_anything.cli.main import main
 from align_anything.core.types import Audio, Video
 
@@ -172,8 +171,3 @@ def test_histograms() -> None:
     assert bins[0] == Bin(0, 2, 3) and bins[1] == Bin(3, 5, 1) and bins[-1] == Bin(24, 26, 1)
     assert sum(item.rows for item in bins) == 5 and len(bins) == 9
     assert bins[0].label == '0–2' and Bin(4, 4, 1).label == '4'
-
-
-def test_reasons_alike_are_one() -> None:
-    one = kind_of_reason("image 'a/b.png' does not exist: 12 x 7")
-    assert one == kind_of_reason("image 'c d.png' does not exist: 3 x 100") == "image '…' does not exist: N x N"

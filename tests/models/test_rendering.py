@@ -95,6 +95,13 @@ def test_a_template_that_shows_nothing_is_refused(tiny: Tiny) -> None:
         load(tiny('qwen2'), chat_template="{{ 'hello' }}")
 
 
+def test_a_template_without_a_word_of_the_assistant_is_refused(tiny: Tiny) -> None:
+    user = "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+    template = user + '<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}'
+    with pytest.raises(ModelError, match='shows no text of the assistant.*model_cfgs.chat_template'):
+        load(tiny('qwen2'), chat_template=template)
+
+
 @pytest.mark.parametrize('family', ['qwen2', 'llama', 'llava', 'gemma3'])
 def test_without_a_template_the_default_format_serves_and_is_kept(
     family: str, tiny: Tiny, tmp_path: Path, capsys: Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +19,7 @@ from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape
+from align_anything.datasets.skips import kind_of_reason
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.assembly import spec_of
 from align_anything.trainers.base.data import make_dataset, open_sources, probe, require_readable
@@ -126,12 +126,6 @@ def cleaned(text: str) -> str:
     return without_secrets(text)
 
 
-def kind_of_reason(reason: str) -> str:
-    """Returns a reason without what differs from row to row: quoted names, paths and numbers."""
-    unquoted = re.sub(r"'[^']*'", "'…'", reason)
-    return re.sub(r'\d+', 'N', re.sub(r'[^\s\']*/[^\s\']*', '…', unquoted))
-
-
 def _is_media(piece: Piece, spec: FamilySpec) -> torch.Tensor:
     return torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
 
@@ -204,8 +198,12 @@ class _Remembering:
     def needs_reply(self) -> bool:
         return self.task.needs_reply
 
-    def format(self, formatter: BaseFormatter, row: dict[str, Any]) -> Formatted:
-        return self.task.format(formatter, row)
+    @property
+    def needs_other(self) -> bool:
+        return self.task.needs_other
+
+    def format(self, formatter: BaseFormatter, row: dict[str, Any], other: dict[str, Any] | None = None) -> Formatted:
+        return self.task.format(formatter, row, other)
 
     def encode(self, conversations: list[Conversation]) -> Example:
         self.conversations = conversations

@@ -132,6 +132,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     loop.file_skips(unusable)
     with closing(loop):
         finished = loop.run()
+    loop.skips.conclude()
     if not finished:
         logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', progress.step)
         return
