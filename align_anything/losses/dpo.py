@@ -127,7 +127,10 @@ def apo_down(ratios: Ratios, constants: Constants) -> Tensor:
 
 
 def discopop(ratios: Ratios, constants: Constants) -> Tensor:
-    """DiscoPOP: logistic and exponential loss, blended by the margin (Lu et al., 2024, arXiv:2406.08414, eq. 5)."""
+    """DiscoPOP: logistic and exponential loss, blended by the margin (Lu et al., 2024, arXiv:2406.08414, eq. 5).
+
+    It is not monotone: around a margin of zero it pushes the pair together.
+    """
     logits = constants.beta * ratios.delta
     blend = torch.sigmoid(logits / constants.tau)
     return softplus(-logits) * (1 - blend) + torch.exp(-logits) * blend
