@@ -21,7 +21,8 @@ PART_OPTIONS: dict[str, dict[str, str]] = {
         'nframes': 'num_frames',
         'max_pixels': 'max_frame_pixels',
         'total_pixels': 'max_video_pixels',
-    }
+    },
+    'audio': {name: name for name in ('max_seconds', 'sampling_rate')},
 }
 """Keys of a media part that say how it is decoded, and the options they become."""
 
@@ -62,7 +63,7 @@ def bind_media(
 
     messages = [_message(index, message, waiting.keys(), media_of) for index, message in enumerate(conversation)]
     for kind in MEDIA_KINDS:
-        _place(messages, kind, [media_of(kind, source) for source in waiting.get(kind, ())])
+        _place(messages, kind, waiting.get(kind, []), media_of)
     messages = [message for message in messages if message['role'] != 'system' or not _is_blank(message)]
     _check_turns(messages, needs_reply)
     while needs_reply and messages[-1]['role'] != 'assistant':
@@ -102,7 +103,10 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
 
 
 def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> list[Part]:
-    """Returns one raw part as text parts, placeholders `{'type': kind}` and media `{'type': kind, kind: Media}`."""
+    """Returns one raw part as text parts, placeholders `{'type': kind}` and media `{'type': kind, kind: Media}`.
+
+    A placeholder keeps its options under `options` and the number of its medium under `index` until it is filled.
+    """
     if isinstance(part, str):
         part = {'type': 'text', 'text': part}
     if not isinstance(part, Mapping) or 'type' not in part:
@@ -117,11 +121,36 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
         known = ', '.join(['text', *PART_TYPES])
         raise SampleError(f"{where} has a part of unknown type '{part['type']}'. Types are {known}.")
     kind = PART_TYPES[part['type']]
-    source = _part_source(kind, part)
-    if source is None:
-        return [{'type': kind}]
-    own = {option: part[name] for name, option in PART_OPTIONS.get(kind, {}).items() if part.get(name) is not None}
-    return [{'type': kind, kind: media_of(kind, Media(kind, source, own) if own else source)}]
+    known = PART_OPTIONS.get(kind, {})
+    given = {key for key, value in part.items() if value is not None}
+    _refuse_unknown(where, kind, given - {'type', 'index', *_sources(kind), *known})
+    source = _part_source(where, kind, part)
+    own = {option: part[name] for name, option in known.items() if name in given}
+    if source is not None:
+        return [{'type': kind, kind: media_of(kind, _with_options(kind, source, own))}]
+    index = part.get('index')
+    if not isinstance(index, (int, type(None))):
+        raise SampleError(f"{where} has {kind} media whose 'index' is {index!r}, not a number.")
+    return [{'type': kind, 'options': own, **({} if index is None else {'index': index})}]
+
+
+def _sources(kind: MediaKind) -> tuple[str, ...]:
+    """Returns the keys under which a part may bring its medium, the first one given counts."""
+    return ('base64', kind, f'{kind}_url', 'path', 'url')
+
+
+def _refuse_unknown(where: str, kind: MediaKind, keys: Set[str]) -> None:
+    if keys:
+        raise SampleError(
+            f'{where} has {kind} media with {", ".join(map(repr, sorted(keys, key=str)))}, which means nothing here. '
+            f'Options of {kind} media are: {", ".join(PART_OPTIONS.get(kind, {})) or "none"}.'
+        )
+
+
+def _with_options(kind: MediaKind, source: Any, own: Mapping[str, Any]) -> Media:
+    """Returns the source as a Media whose own options are `own` too."""
+    media = source if isinstance(source, Media) else Media(kind, source)
+    return Media(kind, media.source, {**media.options, **own})
 
 
 def _is_unicode(text: str) -> bool:
@@ -132,15 +161,16 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _part_source(kind: MediaKind, part: Mapping[str, Any]) -> Any:
+def _part_source(where: str, kind: MediaKind, part: Mapping[str, Any]) -> Any:
     """Returns what a media part brings along itself, in any of the forms chat rows use, or None."""
-    if part.get('base64') is not None:
-        return f'data:{kind};base64,{part["base64"]}'
-    for key in (kind, f'{kind}_url', 'path', 'url'):
-        source = part.get(key)
-        if source is not None:
-            return source['url'] if isinstance(source, Mapping) and 'url' in source else source
-    return None
+    name = next((key for key in _sources(kind) if part.get(key) is not None), None)
+    source = None if name is None else part[name]
+    if name == 'base64':
+        return f'data:{kind};base64,{source}'
+    if isinstance(source, Mapping) and 'url' in source:
+        _refuse_unknown(where, kind, {key for key, value in source.items() if value is not None} - {'url'})
+        return source['url']
+    return source
 
 
 def _split(text: str, waiting: Set[MediaKind]) -> list[Part]:
@@ -168,8 +198,9 @@ def _text(text: str) -> list[Part]:
     return [{'type': 'text', 'text': text}] if text else []
 
 
-def _place(messages: list[Message], kind: MediaKind, items: list[Media]) -> None:
-    """Fills the placeholders of one kind with `items`, in order."""
+def _place(messages: list[Message], kind: MediaKind, sources: list[Any], media_of: MediaMaker) -> None:
+    """Fills the placeholders of one kind with the media of `sources`, in order or by the numbers they name."""
+    items = [media_of(kind, source) for source in sources]
     parts = [part for message in messages for part in message['content'] if part['type'] == kind]
     slots = [part for part in parts if kind not in part]
     if items and not parts:
@@ -185,8 +216,11 @@ def _place(messages: list[Message], kind: MediaKind, items: list[Media]) -> None
         raise SampleError(
             f'the conversation has {len(slots)} {kind} placeholder(s), but the row has {len(items)} {kind}(s).'
         )
-    for slot, item in zip(slots, items, strict=True):
-        slot[kind] = item
+    order = [slot.pop('index', number) for number, slot in enumerate(slots)]
+    if sorted(order) != list(range(len(items))):
+        raise SampleError(f'the {kind} placeholders name the indices {order} of {len(items)} {kind}(s).')
+    for slot, number in zip(slots, order, strict=True):
+        slot[kind] = media_of(kind, _with_options(kind, sources[number], slot.pop('options', {})))
 
 
 def _same(items: list[Media], placed: list[Media]) -> bool:

@@ -145,6 +145,31 @@ def test_folders_and_options_reach_the_media() -> None:
     assert all(item.options == {'max_pixels': 4} for item in media)
 
 
+def test_parts_bring_options_of_their_own_with_or_without_the_medium() -> None:
+    options = {'video': {'num_frames': 8, 'fps': 2.0}, 'audio': {'max_seconds': 30}}
+    content = [
+        {'type': 'video', 'video': 'a', 'nframes': 3, 'max_pixels': 99, 'fps': None},
+        {'type': 'video', 'fps': 1.0},
+        {'type': 'audio', 'audio': [0.0, 0.1], 'sampling_rate': 8000, 'max_seconds': 2.5},
+        {'type': 'audio', 'max_seconds': 5},
+        {'type': 'video'},
+    ]
+    meta = {'videos': ['b', Media('video', 'c', {'num_frames': 1})], 'audio': 'd'}
+    media = [part[part['type']] for part in first(bind_media(asked(content), meta, options=options))]
+    assert [(item.source, dict(item.options)) for item in media] == [
+        ('a', {'num_frames': 3, 'max_frame_pixels': 99, 'fps': 2.0}),
+        ('b', {'fps': 1.0}),
+        ([0.0, 0.1], {'max_seconds': 2.5, 'sampling_rate': 8000}),
+        ('d', {'max_seconds': 5}),
+        ('c', {'num_frames': 1, 'fps': 2.0}),
+    ]
+
+
+def test_placeholders_may_name_the_number_of_their_medium() -> None:
+    content = [{'type': 'image', 'index': 1, 'text': None}, text('and'), {'type': 'image', 'index': 0}]
+    assert first(bind_media(asked(content), {'images': ['a', 'b']})) == [image('b'), text('and'), image('a')]
+
+
 def test_extra_keys_of_messages_are_dropped() -> None:
     assert bind_media([{'role': 'user', 'content': 'Hi', 'id': 3}, REPLY], {})[0] == {
         'role': 'user',
@@ -171,6 +196,18 @@ BAD = [
     (asked([{'type': 'text'}]), {}, "'text' is NoneType"),
     (asked([{'type': 'tool_use'}]), {}, "unknown type 'tool_use'"),
     (asked([{'type': ['image']}]), {}, "unknown type '['image']'"),
+    (
+        asked([{'type': 'image', 'image': 'a', 'resized_height': 28, 'max_pixels': 9}]),
+        {},
+        "image media with 'max_pixels', 'resized_height', which means nothing here. Options of image media are: none",
+    ),
+    (asked([{'type': 'video', 'video': 'a', 'video_start': 2}]), {}, "video media with 'video_start'"),
+    (asked([{'type': 'audio', 'num_frames': 2}]), {'audio': 'a'}, 'are: max_seconds, sampling_rate'),
+    (asked([{'type': 'image_url', 'image_url': {'url': 'a', 'detail': 'low'}}]), {}, "image media with 'detail'"),
+    (asked([{'type': 'video', 'fps': 'fast'}]), {'video': 'a'}, 'fps of the video should be a number above 0'),
+    (asked([{'type': 'audio', 'max_seconds': -1}]), {'audio': 'a'}, 'max_seconds of the audio should be a number'),
+    (asked([{'type': 'image', 'index': 1}]), {'image': 'a'}, 'name the indices [1] of 1 image(s)'),
+    (asked([{'type': 'image', 'index': 'b'}]), {'image': 'a'}, "'index' is 'b', not a number"),
     (asked('<image>'), {'image': []}, '1 image placeholder(s), but the row has 0 image(s)'),
     (asked('<image>'), {'image': None}, '1 image placeholder(s), but the row has 0 image(s)'),
     (asked([{'type': 'image'}]), {}, '1 image placeholder(s), but the row has 0 image(s)'),
