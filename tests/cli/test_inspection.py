@@ -166,8 +166,8 @@ def test_clips_and_sounds() -> None:
 
 def test_histograms() -> None:
     assert histogram([]) == [] and histogram([7, 7]) == [Bin(7, 7, 2)]
-    # 0 to 24 is 25 values, in 12 bins of ceil(25 / 12) = 3: 0-2, 3-5, ... 24-26.
+    # 0 to 24 is 25 values, in 12 bins of ceil(25 / 12) = 3: 0-2, 3-5, ... and what is left, 24.
     bins = histogram([0, 1, 2, 3, 24])
-    assert bins[0] == Bin(0, 2, 3) and bins[1] == Bin(3, 5, 1) and bins[-1] == Bin(24, 26, 1)
+    assert bins[0] == Bin(0, 2, 3) and bins[1] == Bin(3, 5, 1) and bins[-1] == Bin(24, 24, 1)
     assert sum(item.rows for item in bins) == 5 and len(bins) == 9
     assert bins[0].label == '0–2' and Bin(4, 4, 1).label == '4'

@@ -25,12 +25,13 @@ class Bin:
 
 
 def histogram(values: list[int], bins: int = BINS) -> list[Bin]:
-    """Returns up to `bins` bins of equal width that hold all values; none for no values."""
+    """Returns up to `bins` bins of equal width, the last cut at the largest value; none for no values."""
     if not values:
         return []
-    low, width = min(values), -(-(max(values) - min(values) + 1) // bins)
+    low, high = min(values), max(values)
+    width = -(-(high - low + 1) // bins)
     counts = Counter((value - low) // width for value in values)
-    return [Bin(low + n * width, low + (n + 1) * width - 1, counts[n]) for n in range(max(counts) + 1)]
+    return [Bin(low + n * width, min(low + (n + 1) * width - 1, high), counts[n]) for n in range(max(counts) + 1)]
 
 
 def histograms(found: SetSurvey) -> dict[str, list[Bin]]:
@@ -64,7 +65,7 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
         'longest row': f'{max((size.tokens for size in found.sizes), default=0):,} tokens of {limit:,}',
     }
     if full:
-        lines['as long as the limit'] = f'{full:,} rows, which were probably cut (model_cfgs.model_max_length)'
+        lines['rows as long as the limit'] = f'{full:,} of them, probably cut (model_cfgs.model_max_length)'
     return lines
 
 

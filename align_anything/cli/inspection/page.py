@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 
@@ -22,17 +23,19 @@ EXAMPLES_OF_A_REASON = 3
 CLASSES: Mapping[str, str] = {'bold green': 'trained', 'magenta': 'media', 'dim': 'prompt'}
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --trained: #2a9d4a; --media: #b13fc4; }
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --trained: #1a7f37; --media: #a02fb4; }
+@media (prefers-color-scheme: dark) { :root { --trained: #56c271; --media: #df8fea; } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); } h3 { font-size: 1rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
 pre, .tokens, .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 pre, .tokens { font: 13px/1.5 ui-monospace, monospace; background: var(--soft); padding: .6rem; border-radius: 6px; }
+.tokens, .turn .text { max-height: 24rem; overflow: auto; }
 .tokens .trained { color: var(--trained); font-weight: 600; } .tokens .media { color: var(--media); }
 .tokens .prompt { opacity: .75; }
 .stop { border-left: 4px solid #d33; padding-left: .8rem; }
 .charts { display: flex; flex-wrap: wrap; gap: 2rem; } .chart td { padding: 0 .6rem 0 0; font-size: 13px; }
-.bar { display: inline-block; height: .8em; background: #4a7fd6; min-width: 1px; vertical-align: middle; }
+.bar { display: inline-block; height: .8em; background: #4a7fd6; vertical-align: middle; }
 .sample { border: 1px solid var(--line); border-radius: 8px; padding: 0 1rem 1rem; margin: 1.2rem 0; }
 .turn { margin: .4rem 0; padding: .3rem .8rem; border-left: 3px solid var(--line); }
 .turn.assistant { border-color: var(--trained); }
@@ -76,7 +79,7 @@ def _set(survey: Survey, found: SetSurvey) -> str:
 def _chart(title: str, bins: list[Bin]) -> str:
     most = max((item.rows for item in bins), default=1)
     rows = ''.join(
-        f'<tr><td>{item.label}</td><td><span class="bar" style="width:{200 * item.rows / most:.0f}px"></span> '
+        f'<tr><td>{item.label}</td><td><span class="bar" style="width:{math.ceil(200 * item.rows / most)}px"></span> '
         f'{item.rows}</td></tr>'
         for item in bins
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -51,7 +52,7 @@ def _chart(title: str, bins: list[Bin]) -> Table:
     table = Table(title=title, show_header=False, box=None)
     most = max((item.rows for item in bins), default=1)
     for item in bins:
-        table.add_row(item.label, Text('█' * round(BAR * item.rows / most), style='blue'), str(item.rows))
+        table.add_row(item.label, Text('█' * math.ceil(BAR * item.rows / most), style='blue'), str(item.rows))
     return table
 
 
