@@ -12,6 +12,8 @@ os.environ.update(
     HF_HUB_OFFLINE='1',
     HF_DATASETS_OFFLINE='1',
     CUDA_VISIBLE_DEVICES=os.environ.get('CUDA_VISIBLE_DEVICES', ''),
+    # Code out of checkpoints is copied there before it runs.
+    HF_MODULES_CACHE=os.path.join(tempfile.gettempdir(), f'hf-modules-{os.getpid()}'),
     # A process that was killed while compiling an operator leaves a lock that all later ones wait for.
     TORCH_EXTENSIONS_DIR=os.path.join(
         tempfile.gettempdir(), f'torch-extensions-{os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())}'

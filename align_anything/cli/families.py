@@ -25,6 +25,7 @@ from align_anything.trainers.base.pair import Pair
 
 TABLE_FILE = Path(__file__).with_name('families.yaml')
 OTHERS = 'Every other causal or image-text-to-text class of transformers is served by the default rules.'
+OWN_CODE = 'the class comes with the checkpoint, so set trust_remote_code; tested on stand-ins only'
 OWN, DEFAULT, NONE = 'own file', 'default', 'none'
 
 
@@ -102,7 +103,16 @@ def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, tupl
     if config is None:
         if module is None:
             return Family(model_type, NONE, None, None, {}, **names, note=note)
-        return Family(model_type, OWN, None, None, {}, **names, note=note)
+        kinds, note = frozenset(module.SPEC.placeholders), OWN_CODE
+        return Family(
+            model_type,
+            OWN,
+            sorted(kinds),
+            list(module.SPEC.layouts),
+            _runs(pairs, model_type, kinds),
+            **names,
+            note=note,
+        )
     kinds = _media_kinds(listed.get('checkpoint_type', model_type))
     layouts, note = _layouts(FamilySpec if module is None else module.SPEC, config)
     return Family(
@@ -110,10 +120,14 @@ def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, tupl
         DEFAULT if module is None else OWN,
         sorted(kinds),
         layouts,
-        {name: algorithms for name, (pair, algorithms) in pairs.items() if _reads(pair, model_type, kinds)},
+        _runs(pairs, model_type, kinds),
         **names,
         note=note,
     )
+
+
+def _runs(pairs: Mapping[str, tuple[Pair, list[str]]], model_type: str, kinds: frozenset[str]) -> dict[str, list[str]]:
+    return {name: algorithms for name, (pair, algorithms) in pairs.items() if _reads(pair, model_type, kinds)}
 
 
 def _default_config(model_type: str) -> tuple[Any, str]:

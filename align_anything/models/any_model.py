@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.models import structure
-from align_anything.models.accustomed import accustomed_body, accustomed_class
+from align_anything.models.accustomed import accustomed_body, accustomed_class, loading_options
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
 from align_anything.models.score import SCORE_HEAD, ScoreHead
 
@@ -25,7 +27,6 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
 
     Raises ModelError when there is none, or when it is the checkpoint's own code and that is not trusted.
     """
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
     from transformers.models.auto import modeling_auto as auto
 
     mappings = {
@@ -34,9 +35,9 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
         'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
     }
     remote = config.to_dict().get('auto_map') or {}
-    own_code = next((remote[name] for name in (*mappings, 'AutoModel') if name in remote), None)
+    own_code = next((name for name in (*mappings, 'AutoModel') if name in remote), None)
     if own_code is not None and trust_remote_code:
-        return get_class_from_dynamic_module(own_code, config.name_or_path)
+        return _own_class(remote[own_code], config.name_or_path, own_code)
     for mapping in mappings.values():
         if type(config) in mapping:
             return mapping[type(config)]
@@ -45,6 +46,16 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
         f"model_type '{config.model_type}' is neither a causal language model nor an image-text-to-text model "
         f'of this transformers version, so it cannot generate text.{hint}'
     )
+
+
+def _own_class(reference: str, source: str, auto_class: str) -> type[PreTrainedModel]:
+    """Returns the class in a checkpoint's own code, able to generate and to be saved with that code, as AutoModel's."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
+
+    kind = get_class_from_dynamic_module(reference, source)
+    kind.register_for_auto_class(auto_class)
+    return add_generation_mixin_to_remote_model(kind)
 
 
 def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -71,6 +82,10 @@ class AnyModel:
         check_checkpoint(model_name_or_path, trust_remote_code)
         config = read_config(model_name_or_path, trust_remote_code)
         kind = transformers_class(config, trust_remote_code)
+        kwargs = {**loading_options(config.model_type), **kwargs}
+        if kwargs.get('attn_implementation') == 'sdpa' and not kind._supports_sdpa:
+            logger.info('%s knows no attention called sdpa; using its own.', kind.__name__)
+            kwargs['attn_implementation'] = 'eager'
         try:
             model, report = kind.from_pretrained(
                 model_name_or_path,
@@ -124,10 +139,16 @@ def _accustom(model: PreTrainedModel) -> PreTrainedModel:
     """Gives a loaded model the behaviour of its family's class.
 
     The weights are loaded through the plain class because transformers finds the renames of older checkpoints by
-    class name and leaves them out for classes defined elsewhere. An Accustomed class adds methods, never state.
+    class name and leaves them out for classes defined elsewhere. An Accustomed class adds methods, never state; one
+    for a class out of a checkpoint's own code, which is known only now, is joined with it here.
     """
     family = accustomed_class(model.config.model_type)
-    if family is not None:
+    if family is not None and not issubclass(family, nn.Module):
+        body = accustomed_body(model.config.model_type)
+        if body is not None:
+            model.base_model.__class__ = _joined(body, type(model.base_model))
+        model.__class__ = _joined(family, type(model))
+    elif family is not None:
         if not issubclass(family, type(model)):
             raise ModelError(
                 f'{family.__name__} is filed for {model.config.model_type}, whose class is {type(model).__name__}; '
@@ -138,6 +159,11 @@ def _accustom(model: PreTrainedModel) -> PreTrainedModel:
         if body is not None:
             model.base_model.__class__ = body
     return model
+
+
+@cache
+def _joined(methods: type, kind: type[nn.Module]) -> type[nn.Module]:
+    return type(methods.__name__, (methods, kind), {'__module__': methods.__module__, '__doc__': methods.__doc__})
 
 
 def _refuse_missing(report: dict[str, Any], kind: type[PreTrainedModel], source: str | Path) -> None:

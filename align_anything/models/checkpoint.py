@@ -67,7 +67,12 @@ def is_multimodal(config: PreTrainedConfig) -> bool:
     """Whether a model of this configuration takes images, videos or sounds, and so needs a processor."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-    return type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    from align_anything.models.accustomed import family_module
+
+    if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return True
+    family = family_module(config.model_type)
+    return family is not None and family.SPEC.brings_processor
 
 
 def stored_keys(folder: str | Path) -> list[str]:

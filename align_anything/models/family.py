@@ -45,6 +45,8 @@ class FamilySpec:
     """Whether the sound track of a clip goes into the model with it."""
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
+    brings_processor: ClassVar[bool] = False
+    """Whether the checkpoints' own code has a processor too; of transformers' own families that is known."""
     encoder_class: ClassVar[type[RunEncoder]] = RunEncoder
     """What calls the tokenizer and the processor."""
     chat_template: ClassVar[str | None] = None
@@ -68,7 +70,7 @@ class FamilySpec:
         self.processor = processor
         self.max_length = max_length
         text_config = config.get_text_config()
-        kinds = () if processor is None else sorted(structure.media_kinds(processor))
+        kinds = sorted(self.kinds_read())
         found = {kind: self.placeholder(kind) for kind in kinds}
         placeholders = {kind: token for kind, token in found.items() if token is not None}
         if kinds and not placeholders:
@@ -78,7 +80,7 @@ class FamilySpec:
             )
         self.media_kinds: frozenset[MediaKind] = frozenset(placeholders)
         self.audio_rate = structure.audio_rate(processor) if 'audio' in self.media_kinds else None
-        self.media_token_ids = structure.media_token_ids(config) if self.media_kinds else frozenset()
+        self.media_token_ids = self.placeholder_ids() if self.media_kinds else frozenset()
         self.softcap, self.logit_scale = structure.logit_transform(text_config)
         template = self.chat_template or self._checkpoint_template()
         self.renderer = ChatRenderer(tokenizer, processor, template, placeholders)
@@ -193,6 +195,14 @@ class FamilySpec:
         if kind not in self._dummies:
             raise ModelError(f"models of type '{self.model_type}' take no {kind}")
         return self._dummies[kind]
+
+    def kinds_read(self) -> frozenset[MediaKind]:
+        """Returns the kinds of media that the checkpoint has a processor for."""
+        return frozenset() if self.processor is None else structure.media_kinds(self.processor)
+
+    def placeholder_ids(self) -> frozenset[int]:
+        """Returns the ids of the tokens at which the model puts media features."""
+        return structure.media_token_ids(self.config)
 
     def placeholder(self, kind: MediaKind) -> str | None:
         """Returns the text that stands for one medium until the processor expands it, None where there is none."""

@@ -3,6 +3,9 @@
 Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`; where the model's body takes media in
 another form than transformers' (clips of unequal length, say), also `BODY`, its class. None is imported before a
 checkpoint of its family is asked for. An Accustomed class adds methods to transformers' class, never state.
+
+For a family whose class comes with the checkpoint, `MODEL` and `BODY` derive from no module: they are joined with the
+class when it is loaded. `LOADING` holds settings of its configuration to load it with.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 
 def family_module(model_type: str) -> ModuleType | None:
@@ -28,3 +32,9 @@ def accustomed_body(model_type: str) -> type | None:
     """Returns the family's own class of the model's body, or None when transformers' class serves."""
     module = family_module(model_type)
     return None if module is None else vars(module).get('BODY')
+
+
+def loading_options(model_type: str) -> dict[str, Any]:
+    """Returns settings of the configuration that the family is loaded with."""
+    module = family_module(model_type)
+    return {} if module is None else dict(vars(module).get('LOADING', {}))
