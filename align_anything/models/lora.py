@@ -30,9 +30,10 @@ def apply_lora(
     parts: Parts,
     *,
     unfreeze_patterns: Sequence[str] = (),
+    also_save: Sequence[str] = (),
     dtype: torch.dtype | None = None,
 ) -> PeftModel:
-    """Adds adapters to `model` and freezes everything else, except `modules_to_save`.
+    """Adds adapters to `model` and freezes everything else, except `modules_to_save` and the modules of `also_save`.
 
     First weights are drawn from torch's generator, which has to be seeded alike on every rank. The adapters get
     `dtype`, or that of the model: an engine that keeps float32 masters wants them like the weights. Raises ModelError
@@ -46,7 +47,7 @@ def apply_lora(
             f'unfreeze_patterns {list(unfreeze_patterns)} together with LoRA: an adapter does not hold these weights, '
             'so they would be lost. Name the modules in lora_cfgs.modules_to_save instead.'
         )
-    to_save = list(cfgs.modules_to_save or [])
+    to_save = list(dict.fromkeys([*(cfgs.modules_to_save or []), *also_save]))
     _check_modules_to_save(model, to_save)
     config = LoraConfig(
         r=cfgs.r,

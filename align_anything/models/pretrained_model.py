@@ -20,7 +20,8 @@ from align_anything.models.checkpoint import check_checkpoint, is_multimodal, re
 from align_anything.models.families import spec_for
 from align_anything.models.lora import apply_lora
 from align_anything.models.quantization import is_quantised, keep_trainable, quantization_config
-from align_anything.models.trainable import Parts, freeze_parts, require_trainable
+from align_anything.models.score import SCORE_HEAD
+from align_anything.models.trainable import Parts, freeze_output_embedding, freeze_parts, require_trainable
 
 if TYPE_CHECKING:
     from align_anything.configs.schema import BnbCfgs, LoraCfgs
@@ -181,7 +182,8 @@ def tune_model(
 ) -> nn.Module:
     """Freezes parts, unfreezes by pattern, then adds adapters. Returns the model, wrapped by peft under LoRA.
 
-    With `adapter`, a saved one, its weights are where training starts. Raises SettingsError when the settings are not
+    With `adapter`, a saved one, its weights are where training starts. A score head always trains, and the output
+    embedding beside it, which nothing reads, does not. Raises SettingsError when the settings are not
     those it was trained with, and ModelError when it does not fit the model, when a pattern or target matches nothing,
     when quantised weights have no adapters, and when nothing is left to train.
     """
@@ -195,9 +197,12 @@ def tune_model(
         language_model=freeze_language_model,
         unfreeze_patterns=unfreeze_patterns,
     )
+    heads = [name for name, _ in model.named_children() if name == SCORE_HEAD]
+    if heads:
+        freeze_output_embedding(model)
     tuned: nn.Module = model
     if lora_cfgs is not None and lora_cfgs.use_lora:
-        tuned = apply_lora(model, lora_cfgs, parts, unfreeze_patterns=unfreeze_patterns, dtype=dtype)
+        tuned = apply_lora(model, lora_cfgs, parts, unfreeze_patterns=unfreeze_patterns, also_save=heads, dtype=dtype)
         if adapter is not None:
             load_weights(tuned, adapter, TARGETS_ADVICE)
     elif is_quantised(model):

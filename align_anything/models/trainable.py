@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from align_anything.core.errors import ModelError
 from align_anything.core.registry import nearest
 from align_anything.models import structure
 from align_anything.models.score import SCORE_HEAD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Parts = Mapping[str, Sequence[str]]
 """Part names to prefixes of the parameter names in it, as in `FamilySpec.parts`."""
@@ -68,6 +71,13 @@ def freeze_parts(
             if _is_quantised(parameter):
                 raise ModelError(f"unfreeze_patterns '{pattern}' matches quantised weights, which cannot be trained.")
             parameter.requires_grad_(True)
+
+
+def freeze_output_embedding(model: PreTrainedModel) -> None:
+    """Freezes the output embedding of a model that is not asked for tokens, unless it is the input embedding too."""
+    output, inner = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is not inner.weight:
+        output.requires_grad_(False)
 
 
 def require_trainable(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,13 @@ class ScorePolicy(nn.Module):
         self.model = model
         self._hidden = HiddenStates(model, dtype)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns the score of each response `(R,)`."""
-        ends = self._hidden(batch).index_select(0, batch.ends)
-        return bare_model(self.model).get_submodule(SCORE_HEAD)(ends)
+    def forward(self, batch: Batch, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Returns the score of each response `(R,)`.
+
+        With `read` it returns what that makes of the hidden states `(N, size)` before each unit instead: new heads
+        score everything nearly alike, which would hide what a layout does to the states.
+        """
+        hidden = self._hidden(batch)
+        if read is not None:
+            return read(hidden.index_select(0, batch.score_index))
+        return bare_model(self.model).get_submodule(SCORE_HEAD)(hidden.index_select(0, batch.ends))

@@ -121,6 +121,14 @@ def check_layout(
     compare(f'the {collator.layout} layout differs from one sequence at a time', alone, together, tolerance)
 
 
+def random_reading(hidden: Tensor) -> Tensor:
+    """Projects hidden states `(N, size)` onto one direction, the same each time, to numbers of order one `(N,)`."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(hidden.shape[-1], generator=generator).to(hidden.device)
+    scaled = hidden.float() / hidden.float().square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+    return scaled @ direction / hidden.shape[-1] ** 0.5
+
+
 def check_head(
     score: Callable[[Batch], Tensor], logits: Callable[[Batch], Tensor], batch: Batch, dtype: torch.dtype
 ) -> None:

@@ -53,12 +53,13 @@ def train(pair_name: str, argv: list[str]) -> tuple[StepClock, Path]:
 
 def order(pair_name: str, argv: list[str]) -> list[int]:
     """The rows of the first epoch in the order in which the run trains on them."""
+    from align_anything.algorithms.sft import SFT
     from align_anything.trainers.base.assembly import spec_of
     from align_anything.trainers.base.data import make_dataset, open_sources, training_sampler
 
     pair, resolved = _resolved(pair_name, argv)
     cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
-    dataset = make_dataset(sources.training, pair, spec_of(cfgs), cfgs.data_cfgs.train_on)
+    dataset = make_dataset(sources.training, pair, spec_of(cfgs), SFT(), cfgs.data_cfgs.train_on)
     sampler = training_sampler(sources.training, dataset, cfgs)
     return [row for batch in sampler.micro_batches(0) for row in batch]
 
@@ -77,6 +78,7 @@ def _resolved(pair_name: str, argv: list[str]) -> tuple[Any, Any]:
 def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
     import torch
 
+    from align_anything.algorithms.sft import SFT
     from align_anything.datasets.skips import SkipReport
     from align_anything.engines.process_group import join_process_group
     from align_anything.trainers.base.assembly import assemble, choose_layout, spec_of
@@ -92,9 +94,9 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
     join_process_group()
     torch.manual_seed(cfgs.train_cfgs.seed)
     sources, spec = open_sources(cfgs), spec_of(cfgs)
-    dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
+    dataset = make_dataset(sources.training, pair, spec, SFT(), cfgs.data_cfgs.train_on)
     steps = cfgs.train_cfgs.max_steps
-    assembled = assemble(cfgs, spec, pair, choose_layout(cfgs, spec), steps)
+    assembled = assemble(cfgs, SFT(), spec, pair, choose_layout(cfgs, spec, SFT()), steps)
     if assembled.collator.layout != cfgs.train_cfgs.layout:
         raise RuntimeError(f'the run fell back to the {assembled.collator.layout} layout; nothing to measure')
     loop = OfflineLoop(

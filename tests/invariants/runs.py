@@ -85,7 +85,7 @@ def zero_file(folder: Path, stage: int, **more: Any) -> Path:
 def assembled(cfgs: RunCfgs, family: str) -> Assembled:
     spec = spec_of(cfgs)
     torch.manual_seed(cfgs.train_cfgs.seed)
-    return assemble(cfgs, spec, pair_of(family), choose_layout(cfgs, spec), total_steps=10)
+    return assemble(cfgs, SFT(), spec, pair_of(family), choose_layout(cfgs, spec, SFT()), total_steps=10)
 
 
 def windows(run: Assembled, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[list[Batch]]:

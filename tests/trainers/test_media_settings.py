@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from align_anything.algorithms.sft import SFT
 from align_anything.configs.schema import DataCfgs, LoggerCfgs, RunCfgs, TrainCfgs
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Conversation
@@ -83,7 +84,7 @@ def _clips_with_and_without_sound(folder: Path) -> RunCfgs:
 def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     cfgs = _clips_with_and_without_sound(tmp_path)
     spec = load(tiny('qwen2_5_omni_thinker'))
-    dataset = make_dataset(open_sources(cfgs).training, text_video_to_text.PAIR, spec, 'all_assistant')
+    dataset = make_dataset(open_sources(cfgs).training, text_video_to_text.PAIR, spec, SFT(), 'all_assistant')
     heard, silent = (dataset[row] for row in (0, 1))
     assert heard.prompt.media_counts == {'video': 1, 'audio': 1} and silent.prompt.media_counts == {'video': 1}
     # 2 s at 25 tokens a second.
@@ -100,4 +101,4 @@ def test_sound_in_clips_is_refused_for_a_model_that_does_not_hear_them(
 ) -> None:
     parts = open_sources(_clips_with_and_without_sound(tmp_path)).training
     with pytest.raises(ModelError, match="audio_in_video is on, but models of type 'qwen2_vl' do not hear"):
-        make_dataset(parts, text_video_to_text.PAIR, load(tiny('qwen2_vl')), 'all_assistant')
+        make_dataset(parts, text_video_to_text.PAIR, load(tiny('qwen2_vl')), SFT(), 'all_assistant')

@@ -37,7 +37,7 @@ def inspect_run(
 
     cfgs = resolved.cfgs
     path = Path(cfgs.logger_cfgs.output_dir) / REPORT_NAME if report is None else report
-    found = survey(pair, algorithm.name, cfgs, rows)
+    found = survey(pair, resolved.algorithm, cfgs, rows)
     try:
         atomic_write_text(path, render_page(found, cfgs))
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Conversation, Example, Piece, Skipped
@@ -92,21 +93,21 @@ class Survey:
     sets: list[SetSurvey]
 
 
-def survey(pair: Pair, algorithm: str, cfgs: RunCfgs, rows: int | None) -> Survey:
+def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) -> Survey:
     """Reads the first `rows` rows of each set of the run, all when None, as training would.
 
     Raises as the run would: SettingsError, ModelError, and DataError for data that stop it.
     """
     sources = open_sources(cfgs)
-    probe(sources, pair)
+    probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
     spec = spec_of(cfgs)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     sets = []
     for name, parts in (('training', sources.training), ('evaluation', sources.evaluation)):
         if parts:
-            dataset = make_dataset(parts, pair, spec, cfgs.data_cfgs.train_on)
+            dataset = make_dataset(parts, pair, spec, algorithm, cfgs.data_cfgs.train_on)
             sets.append(_survey_set(name, dataset, parts, spec, cfgs, rows))
-    return Survey(f'{pair.name} {algorithm}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)
+    return Survey(f'{pair.name} {algorithm.name}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)
 
 
 def size_of(example: Example, spec: FamilySpec) -> RowSize:

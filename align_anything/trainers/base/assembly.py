@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
@@ -25,13 +27,15 @@ from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.optim import choose_optimizer, make_optimizer, make_schedule, parameter_groups
 from align_anything.models import structure
 from align_anything.models.adapter import check_continuation, find_adapter
+from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import FeatureStore, cache_features, frozen_towers
 from align_anything.models.pretrained_model import load_model, load_spec, set_text_attention, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
 from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.collator import TokenCollator
-from align_anything.policies.selfcheck import LayoutMismatch, check_head, check_layout, probe_examples
+from align_anything.policies.score_policy import ScorePolicy
+from align_anything.policies.selfcheck import LayoutMismatch, check_head, check_layout, probe_examples, random_reading
 from align_anything.policies.token_policy import TokenPolicy
 from align_anything.trainers.base.pair import Pair
 
@@ -80,8 +84,8 @@ def spec_of(cfgs: RunCfgs) -> FamilySpec:
     )
 
 
-def choose_layout(cfgs: RunCfgs, spec: FamilySpec) -> str:
-    """The layout to try: the one asked for, or the fastest that the family and its attention bear.
+def choose_layout(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> str:
+    """The layout to try: the one asked for, or the fastest for this data that the family and its attention bear.
 
     Raises SettingsError for a layout that they do not bear.
     """
@@ -97,8 +101,9 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec) -> str:
     possible = [layout for layout in spec.layouts if layout in by_attention]
     asked = cfgs.train_cfgs.layout
     if asked == 'auto':
-        # One response per prompt: there is nothing to share, and packing is the plainer of the two.
-        return 'packed' if 'packed' in possible else 'padded'
+        # With one response per prompt there is nothing to share, and packing is the plainer of the two.
+        wanted = ('packed',) if algorithm.data_hook == 'supervised' else ('shared_prefix', 'packed')
+        return next((layout for layout in wanted if layout in possible), 'padded')
     if asked not in possible:
         raise SettingsError(
             [
@@ -143,12 +148,13 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
     return tuned
 
 
-def rehearse(cfgs: RunCfgs, spec: FamilySpec) -> tuple[nn.Module, dict[str, float]]:
+def rehearse(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> tuple[nn.Module, dict[str, float]]:
     """The model tuned as the settings ask, without weights, and its learning rates.
 
     Raises ModelError for whatever is wrong with what should train, before any weight is read.
     """
-    model = tune(cfgs, spec, structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)]))
+    skeleton = structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)])
+    model = tune(cfgs, spec, add_score_head(skeleton) if algorithm.scores == 'responses' else skeleton)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
     return model, parameter_rates(cfgs, spec, model)
@@ -171,31 +177,25 @@ class Assembled:
     collator: TokenCollator
 
 
-def assemble(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str, total_steps: int) -> Assembled:
+def assemble(
+    cfgs: RunCfgs, algorithm: Algorithm, spec: FamilySpec, pair: Pair, layout: str, total_steps: int
+) -> Assembled:
     """Loads the model, wraps it and checks the layout on it. Every rank calls it, with a process group in place."""
     config, optimizer_name = engine_config(cfgs)
     train, attention = cfgs.train_cfgs, cfgs.model_cfgs.attn_implementation
     dtype = DTYPES[precision_of(cfgs)]
-    cache_dir = cfgs.model_cfgs.feature_cache_dir
-    store = None if cache_dir is None else FeatureStore(cache_dir)
-    # Alive while the model loads: transformers then partitions each weight as it is read.
-    partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
-    model = load_model(
+    model = load_for_layout(
+        cfgs,
+        spec,
         cfgs.model_cfgs.model_name_or_path,
-        spec.parts,
+        layout,
         dtype=dtype,
-        attn_implementation=attention,
-        trust_remote_code=cfgs.model_cfgs.trust_remote_code,
-        bnb_cfgs=cfgs.bnb_cfgs,
+        config=config,
+        is_reward_model=algorithm.scores == 'responses',
     )
-    del partitioning
-    if layout != 'padded' and attention == 'sdpa':
-        register_segment_attention()
-        set_text_attention(model, SEGMENT_ATTENTION)
     tuned = tune(cfgs, spec, model)
-    if store is not None:
-        cache_features(tuned, spec, store, in_step=zero_stage(config) == 3)
-    policy = TokenPolicy(tuned, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    keep_features(cfgs, spec, tuned, config)
+    policy = make_policy(algorithm, spec, tuned, dtype)
     rates = {f'model.{name}': rate for name, rate in parameter_rates(cfgs, spec, tuned).items()}
     groups = parameter_groups(
         policy.named_parameters(), learning_rate=train.learning_rate, weight_decay=train.weight_decay, rates=rates
@@ -223,6 +223,51 @@ def assemble(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str, total_ste
     return Assembled(engine, tuned, collator)
 
 
+def load_for_layout(
+    cfgs: RunCfgs,
+    spec: FamilySpec,
+    source: str,
+    layout: str,
+    *,
+    dtype: torch.dtype,
+    config: dict[str, Any],
+    is_reward_model: bool = False,
+) -> PreTrainedModel:
+    """Loads the weights of `source` with the attention of `layout`, partitioned as the engine's `config` says."""
+    # Alive while the model loads: transformers then partitions each weight as it is read.
+    partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
+    model = load_model(
+        source,
+        spec.parts,
+        dtype=dtype,
+        attn_implementation=cfgs.model_cfgs.attn_implementation,
+        trust_remote_code=cfgs.model_cfgs.trust_remote_code,
+        bnb_cfgs=cfgs.bnb_cfgs,
+        is_reward_model=is_reward_model,
+    )
+    del partitioning
+    if layout != 'padded' and cfgs.model_cfgs.attn_implementation == 'sdpa':
+        register_segment_attention()
+        set_text_attention(model, SEGMENT_ATTENTION)
+    return model
+
+
+def keep_features(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[str, Any]) -> None:
+    """Lets the frozen towers of `model` keep what they compute, where the settings name a folder for it."""
+    if cfgs.model_cfgs.feature_cache_dir is not None:
+        store = FeatureStore(cfgs.model_cfgs.feature_cache_dir)
+        cache_features(model, spec, store, in_step=zero_stage(config) == 3)
+
+
+def make_policy(
+    algorithm: Algorithm, spec: FamilySpec, model: nn.Module, dtype: torch.dtype
+) -> TokenPolicy | ScorePolicy:
+    """The policy that gives the scores which the algorithm reads."""
+    if algorithm.scores == 'responses':
+        return ScorePolicy(model, dtype=dtype)
+    return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+
+
 def _partitioned_loading(config: dict[str, Any]) -> Any:
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -238,7 +283,7 @@ def ordinary_tokens(spec: FamilySpec) -> list[int]:
 
 def _checked(
     engine: DeepSpeedEngine,
-    policy: TokenPolicy,
+    policy: TokenPolicy | ScorePolicy,
     collator: TokenCollator,
     spec: FamilySpec,
     pair: Pair,
@@ -249,12 +294,15 @@ def _checked(
     engine.engine.eval()
 
     def score(batch: Batch) -> torch.Tensor:
-        return engine.score(batch.to(engine.device)).values
+        batch = batch.to(engine.device)
+        return engine.score(batch).values if tokens else engine.engine(batch, random_reading)
 
+    tokens = isinstance(policy, TokenPolicy)
     padded = replace(collator, layout='padded')
     try:
-        probe = padded(probe_examples(padded, vocabulary, kinds)).to(engine.device)
-        check_head(score, policy.logits, probe, dtype)
+        if tokens:
+            probe = padded(probe_examples(padded, vocabulary, kinds)).to(engine.device)
+            check_head(score, policy.logits, probe, dtype)
         check_layout(score, padded, vocabulary, kinds, dtype)
     except LayoutMismatch as error:
         raise ModelError(

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
-from align_anything.core.errors import DataError, ModelError
-from align_anything.core.types import Batch, Skipped
+from align_anything.core.errors import DataError, ModelError, SettingsError
+from align_anything.core.types import Batch, Example, Skipped
 from align_anything.datasets.budget import BudgetSampler, RowCosts
-from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask
+from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask, Task
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.measuring import measure_rows
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.parts import open_parts
+from align_anything.datasets.preference import PreferenceTask, UnpairedTask
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
 from align_anything.models.family import FamilySpec
 from align_anything.models.work import WorkOf
@@ -72,7 +74,24 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
     }
 
 
-def make_dataset(parts: list[Part], pair: Pair, spec: FamilySpec, train_on: str) -> ExampleDataset:
+def make_task(
+    algorithm: Algorithm, train_on: str, encode: Callable[..., Example], encode_group: Callable[..., Example]
+) -> Task:
+    """What the algorithm wants of a row. Raises SettingsError for `train_on` all, which only supervision can mean."""
+    if algorithm.data_hook == 'supervised':
+        return SupervisedTask(encode, train_on)
+    if train_on == 'all':
+        raise SettingsError(
+            [f"data_cfgs.train_on: 'all' trains prompts, but {algorithm.name} compares answers. Leave it out."]
+        )
+    if algorithm.data_hook == 'unpaired':
+        return UnpairedTask(encode_group)
+    return PreferenceTask(encode_group, train_on, algorithm.meta_keys)
+
+
+def make_dataset(
+    parts: list[Part], pair: Pair, spec: FamilySpec, algorithm: Algorithm, train_on: str
+) -> ExampleDataset:
     """The rows of `parts` as Examples of the family. Raises ModelError for sound in clips that it cannot hear."""
     with_sound = any(part.media_options.get('video', {}).get('audio') for part in parts)
     if with_sound and not (spec.hears_clips and 'audio' in spec.media_kinds):
@@ -81,13 +100,15 @@ def make_dataset(parts: list[Part], pair: Pair, spec: FamilySpec, train_on: str)
             'switch it off, or choose a checkpoint that does, such as an Omni thinker'
         )
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
-    return ExampleDataset(parts, SupervisedTask(spec.encode, train_on), pair.name, pair.reads, heard)
+    task = make_task(algorithm, train_on, spec.encode, spec.encode_group)
+    return ExampleDataset(parts, task, pair.name, pair.reads, heard)
 
 
-def probe(sources: Sources, pair: Pair) -> None:
+def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:
     """Formats the first rows of every part before anything heavy is loaded. Raises DataError when none is usable."""
+    task = make_task(algorithm, train_on, _not_encoded, _not_encoded)
     for parts in filter(None, (sources.training, sources.evaluation)):
-        ExampleDataset(parts, SupervisedTask(_not_encoded), pair.name, pair.reads).probe()
+        ExampleDataset(parts, task, pair.name, pair.reads).probe()
 
 
 def _not_encoded(*_: object, **__: object) -> None:

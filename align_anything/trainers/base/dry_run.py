@@ -49,15 +49,15 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cfgs = resolved.cfgs
     config, optimizer = engine_config(cfgs)
     sources = open_sources(cfgs)
-    probe(sources, pair)
+    probe(sources, pair, resolved.algorithm, cfgs.data_cfgs.train_on)
     spec = spec_of(cfgs)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
-    layout = choose_layout(cfgs, spec)
-    dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
+    layout = choose_layout(cfgs, spec, resolved.algorithm)
+    dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
     costs, _ = row_costs(dataset, spec, cfgs)
     sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
     steps = total_steps(cfgs, sampler)
-    model, rates = rehearse(cfgs, spec)
+    model, rates = rehearse(cfgs, spec, resolved.algorithm)
     loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)
     kept: list[Example] = []
     batch = next(iter(loader.micro_batches(0)), None)
@@ -71,9 +71,9 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         return
     console = console or Console(highlight=False)
     console.print(render_table(parameter_table(model, spec.parts, rates)))
-    kept = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
+    cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
-    console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, kept))
+    console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, cached))
     console.print(_memory_table(estimate_memory(model, config, precision_of(cfgs))))
     console.print(_first_batch(batch))
     for number, example in enumerate(kept[:SAMPLES], 1):
@@ -142,7 +142,7 @@ def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start]
 
 
-def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, kept: Sequence[str]) -> Table:
+def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, cached: Sequence[str]) -> Table:
     train = cfgs.train_cfgs
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
     table = Table(title='Run', show_header=False)
@@ -155,7 +155,7 @@ def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, confi
         'optimizer steps': f'{steps:,}',
         'engine': f'ZeRO stage {zero_stage(config)}, {precision_of(cfgs)}, {optimizer}',
         'layout': f'{layout} (checked on the model before the first step)',
-        **({'features kept': f'{", ".join(kept)} in {cfgs.model_cfgs.feature_cache_dir}'} if kept else {}),
+        **({'features kept': ', '.join(cached)} if cached else {}),
     }.items():
         table.add_row(name, value)
     return table

@@ -74,12 +74,12 @@ def train(pair: Pair, resolved: Resolved) -> None:
     resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
     progress = Progress() if resume_from is None else resumed(resume_from, resolved)
     sources = open_sources(cfgs)
-    probe(sources, pair)
+    probe(sources, pair, resolved.algorithm, cfgs.data_cfgs.train_on)
     spec = spec_of(cfgs)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
-    layout = choose_layout(cfgs, spec)
-    rehearse(cfgs, spec)
-    dataset = make_dataset(sources.training, pair, spec, cfgs.data_cfgs.train_on)
+    layout = choose_layout(cfgs, spec, resolved.algorithm)
+    rehearse(cfgs, spec, resolved.algorithm)
+    dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
     costs, unusable = row_costs(dataset, spec, cfgs)
     sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
     steps = total_steps(cfgs, sampler)
@@ -89,7 +89,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
         )
 
     torch.manual_seed(cfgs.train_cfgs.seed)
-    assembled = assemble(cfgs, spec, pair, layout, steps)
+    assembled = assemble(cfgs, resolved.algorithm, spec, pair, layout, steps)
     if resume_from is not None:
         assembled.engine.load_state(resume_from.state)
         restore_random_state(resume_from.state)
@@ -103,7 +103,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
 
     evaluation = None
     if sources.evaluation:
-        held_out = make_dataset(sources.evaluation, pair, spec, cfgs.data_cfgs.train_on)
+        held_out = make_dataset(sources.evaluation, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
         evaluation = evaluation_loader(held_out, assembled.collator, cfgs)
     slices = Slices(resolved, output_dir, assembled, spec)
     writer = MetricsWriter(
