@@ -18,7 +18,7 @@ from align_anything.models.media_arguments import video_metadata
 from align_anything.models.rendering import media_of
 from align_anything.models.structure import skeleton
 from align_anything.policies.collator import TokenCollator
-from tests.models.mixed import MEDIA, RATE, clip, media, policy_of, sound, whole
+from tests.models.mixed import RATE, clip, media, policy_of, sound, whole
 from tests.models.samples import assistant, labelled, learnt, load, user
 
 Tiny = Callable[..., Path]
@@ -197,8 +197,3 @@ def test_gemma4_hears_a_clip_where_load_audio_from_video_puts_its_sound(tiny: Ti
     found, expected = spec.encode_prompt([user(part, 'What?')]), spec.encode_prompt(apart)
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.media['input_features'], expected.media['input_features'])
-
-
-@pytest.mark.parametrize('family', tuple(MEDIA))
-def test_a_family_says_whether_it_hears_clips(family: str, tiny: Tiny) -> None:
-    assert load(tiny(family)).hears_clips == (family in HEARING)
