@@ -9,17 +9,17 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.pairs import PairAlgorithm
+from align_anything.algorithms.referring import Referring
 from align_anything.losses.dpo import DPO_LOSSES, Constants, Ratios
 
 LossType = Literal[tuple(DPO_LOSSES)]
 
 
 @ALGORITHMS.register('dpo')
-class DPO(PairAlgorithm):
+class DPO(PairAlgorithm, Referring):
     """Pair mean of one loss, or of several with weights, plus an optional likelihood term on chosen responses."""
 
     name: ClassVar[str] = 'dpo'
-    roles: ClassVar[tuple[str, ...]] = ('policy', 'reference')
 
     scale_coeff: PositiveFloat = Field(
         0.1,

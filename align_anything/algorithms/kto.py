@@ -9,14 +9,15 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align_anything.algorithms.base import ALGORITHMS, Algorithm
+from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.referring import Referring
 from align_anything.core.types import Batch, Scored
 from align_anything.losses.kto import kto_loss
 from align_anything.losses.responses import response_sums
 
 
 @ALGORITHMS.register('kto')
-class KTO(Algorithm):
+class KTO(Referring):
     """Response mean of KTO's loss, on rows with a label or on pairs.
 
     The divergence z of policy and reference is estimated, as in the paper, on prompts with the responses of other
@@ -25,7 +26,6 @@ class KTO(Algorithm):
 
     name: ClassVar[str] = 'kto'
     data_hook: ClassVar[str] = 'unpaired'
-    roles: ClassVar[tuple[str, ...]] = ('policy', 'reference')
     estimates_first: ClassVar[bool] = True
 
     scale_coeff: PositiveFloat = Field(

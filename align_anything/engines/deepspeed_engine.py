@@ -93,7 +93,7 @@ class DeepSpeedEngine:
             The result over all ranks. When the loss is not finite, or nothing is trained by any rank, the weights are
             untouched and `applied` is False.
         """
-        scorers = {'policy': self.score, **(roles or {})}
+        scorers = {**(roles or {}), 'policy': self.score}
         counts, summed = global_counts(window, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
             return WindowResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
@@ -143,7 +143,7 @@ class DeepSpeedEngine:
 
         `batches` gives equally many on every rank, and the same ones each time it is called.
         """
-        scorers = {'policy': self.score, **(roles or {})}
+        scorers = {**(roles or {}), 'policy': self.score}
         estimates = self._estimates(batches() if algorithm.estimates_first else (), algorithm, scorers)
         self.engine.eval()
         iterator = iter(batches())

@@ -40,7 +40,7 @@ class LocalEngine:
         extras: Mapping[str, float] | None = None,
     ) -> WindowResult:
         """One optimizer step; see `DeepSpeedEngine.train_window`."""
-        scorers = {'policy': self.score, **(roles or {})}
+        scorers = {**(roles or {}), 'policy': self.score}
         counts, summed = global_counts(window, algorithm, extras or {}, _identity)
 
         def score(batch: Batch) -> dict[str, Scored]:
@@ -75,7 +75,7 @@ class LocalEngine:
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
     ) -> WindowResult:
         """Loss terms over all batches, divided by their counts; no gradients."""
-        scorers = {'policy': self.score, **(roles or {})}
+        scorers = {**(roles or {}), 'policy': self.score}
         window = list(batches())
         counts, _ = global_counts(window, algorithm, {}, _identity)
 

@@ -103,6 +103,7 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
         cfgs=cfgs,
         algorithm=resolved.algorithm,
         engine=assembled.engine,
+        roles={},
         training=training_loader(dataset, training_sampler(sources.training, dataset, cfgs), assembled.collator, cfgs),
         evaluation=None,
         rows=len(dataset),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import DataError, TrainingError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Batch, Skipped
+from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -39,6 +39,7 @@ class OfflineLoop:
     cfgs: RunCfgs
     algorithm: Algorithm
     engine: DeepSpeedEngine
+    roles: Mapping[str, Callable[[Batch], Scored]]
     training: Loader
     evaluation: Loader | None
     rows: int | None
@@ -84,10 +85,11 @@ class OfflineLoop:
                 skipped.extend(batch.skipped)
                 yield batch
 
-        result = self.engine.evaluate(batches, self.algorithm)
+        result = self.engine.evaluate(batches, self.algorithm, self.roles)
         self.file_skips([item for part in all_gather_object(skipped) for item in part])
-        self.writer.log(self.progress.step, result.terms, prefix='eval')
-        self.console.note(f'evaluation after step {self.progress.step}: ' + _listed(result.terms))
+        found = {'loss': result.loss, **result.terms}
+        self.writer.log(self.progress.step, found, prefix='eval')
+        self.console.note(f'evaluation after step {self.progress.step}: ' + _listed(found))
 
     def _step(self, window: Window) -> bool:
         progress, train = self.progress, self.cfgs.train_cfgs
@@ -95,7 +97,7 @@ class OfflineLoop:
         local = {key: float(sum(batch.stats.get(key, 0) for batch in window.batches)) for key in COUNTED}
         skipped = [item for batch in window.batches for item in batch.skipped]
         extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
-        result = self.engine.train_window(window.batches, self.algorithm, extras=extras)
+        result = self.engine.train_window(window.batches, self.algorithm, self.roles, extras)
         took = window.waited + time.perf_counter() - started
         progress.step += 1
         progress.step_in_epoch += 1
@@ -133,6 +135,7 @@ class OfflineLoop:
     def _report(self, result: WindowResult, took: float, waited: float) -> None:
         extras, step = result.extras, self.progress.step
         metrics = {
+            'loss': result.loss,
             **result.terms,
             'learning_rate': self.engine.learning_rates[0],
             'grad_norm': self.engine.grad_norm,
@@ -151,7 +154,7 @@ class OfflineLoop:
             'peak_memory': float(peak_memory()),
         }
         self.writer.log(step, metrics, timings=timings)
-        shown = {key: metrics[key] for key in (*result.terms, 'learning_rate', 'padding')}
+        shown = {key: metrics[key] for key in ('loss', *result.terms, 'learning_rate', 'padding')}
         self.console.report(step, {**shown, **{key: timings[key] for key in ('tokens_per_second', 'peak_memory')}})
 
     def _epochs_done(self) -> float:

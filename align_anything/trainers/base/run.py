@@ -57,6 +57,7 @@ from align_anything.trainers.base.offline import OfflineLoop
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.plot import plot_metrics
 from align_anything.trainers.base.progress import Progress, manifest_of, rank_seed, resume_progress
+from align_anything.trainers.base.reference import make_roles
 from align_anything.trainers.base.trackers import check_tracker
 
 logger = get_logger(__name__)
@@ -118,6 +119,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
         cfgs=cfgs,
         algorithm=resolved.algorithm,
         engine=assembled.engine,
+        roles=make_roles(cfgs, resolved.algorithm, spec, assembled),
         training=training_loader(dataset, sampler, assembled.collator, cfgs),
         evaluation=evaluation,
         rows=len(dataset) if not cfgs.data_cfgs.streaming else None,

@@ -1,0 +1,29 @@
+"""The settings of algorithms that compare the policy with a reference model."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from align_anything.algorithms.base import Algorithm
+
+
+class Referring(Algorithm):
+    """Base of the algorithms whose loss reads the scores of a reference: the policy as it was before training."""
+
+    roles: ClassVar[tuple[str, ...]] = ('policy', 'reference')
+
+    reference_model_name_or_path: str | None = Field(
+        None,
+        description='Reference model; it must have the tokenizer of the trained one. null is the model that training '
+        'starts from, which costs no memory under LoRA, where it is the model without the adapter.',
+    )
+    reference_ds_cfgs: str | None = Field(
+        None,
+        description='DeepSpeed file of a reference that is a copy: with ZeRO-3 it is partitioned, and offloaded if the '
+        'file says so, else it lies whole on each device. null is the file of the run.',
+    )
+    reference_dtype: Literal['auto', 'bf16', 'fp16', 'fp32'] = Field(
+        'auto', description='Precision of a reference that is a copy. auto is the precision of the run.'
+    )
