@@ -323,7 +323,7 @@ def read_json(path: Path, field: str | None = None) -> Rows:
         lists = [key for key, item in value.items() if isinstance(item, list)] if isinstance(value, dict) else []
         hint = f" Set optional_args to 'field={lists[0]}' to read the list under that key." if lists else ''
         raise DataError(
-            f'{path}: holds a {type(value).__name__}, not a list of rows.{hint} A file of one row is named .jsonl.'
+            f'{path}: holds a {type(value).__name__}, not a list of rows.{hint} A single row goes between [ and ].'
         )
     return JsonList(path, value)
 

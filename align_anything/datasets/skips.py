@@ -66,7 +66,7 @@ class SkipReport:
         """Warns of how many rows were left out for each kind of reason, if any were."""
         if self._reasons and is_main():
             causes = ''.join(f'\n- {count} × {kind}' for kind, count in self._kinds().most_common(SHOWN))
-            logger.warning('%d rows were left out; each is listed in %s:%s', len(self), self.path, causes)
+            logger.warning('rows left out: %d, each listed in %s:%s', len(self), self.path, causes)
 
     def check(self, total_rows: int, max_ratio: float) -> None:
         """Stops the run when more than `max_ratio` of `total_rows` were left out.

@@ -41,7 +41,7 @@ def test_a_kind_of_reason_is_told_once_and_counted_at_the_end(tmp_path: Path, wa
     assert warned() == []
     report.conclude()
     (end,) = warned()
-    assert end.startswith('4 rows were left out') and str(tmp_path / 'skipped_samples.jsonl') in end
+    assert end.startswith('rows left out: 4, ') and str(tmp_path / 'skipped_samples.jsonl') in end
     assert end.split('\n')[1:3] == ['- 3 × turn N is empty.', '- 1 × broken']
 
 
@@ -88,4 +88,4 @@ def test_what_a_run_says_of_rows_whose_labels_would_all_be_masked(tiny: Tiny, tm
     # The order of the rows is the sampler's, and an empty answer is one kind of reason in whichever turn.
     for words in ('is an empty answer. (further', 'no assistant turn', 'raise model_cfgs.model_max_length'):
         assert sum(words in line for line in told) == 1, words
-    assert '5 rows were left out' in output and '- 3 × turn N is an empty answer.' in output
+    assert 'rows left out: 5, ' in output and '- 3 × turn N is an empty answer.' in output
