@@ -177,11 +177,12 @@ class CachedTower:
         bound = self.signature.bind(*args, **kwargs).arguments
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
-                bound |= bound.pop(name, {})
+                extras = bound.pop(name, {})
+                # Bodies hand on what is meant for the language model, such as the plan of its attention.
+                bound |= {key: value for key, value in extras.items() if isinstance(value, Tensor) or _is_plain(value)}
         tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
         others = {name: value for name, value in bound.items() if name not in tensors}
-        strange = [name for name, value in others.items() if not _is_plain(value)]
-        if strange or not tensors:
+        if not tensors or not _is_plain(list(others.values())):
             raise ModelError(
                 f'model_cfgs.feature_cache_dir: {type(self.tower).__name__} is called with {sorted(bound)}, by which '
                 'its media cannot be told apart. Leave feature_cache_dir out.'

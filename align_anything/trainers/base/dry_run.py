@@ -142,7 +142,9 @@ def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start]
 
 
-def _plan(cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, cached: Sequence[str]) -> Table:
+def _plan(
+    cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, cached: Sequence[str]
+) -> Table:
     train = cfgs.train_cfgs
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
     table = Table(title='Run', show_header=False)
