@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from align_anything.core.errors import ModelError
 from align_anything.core.registry import nearest
+from align_anything.models.accustomed import family_module, loading_options
 
 ADAPTER_CONFIG = 'adapter_config.json'
 PROCESSOR_FILES = ('processor_config.json', 'preprocessor_config.json')
@@ -48,6 +49,8 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
         config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {error}') from error
+    for name, value in loading_options(config.model_type).items():
+        setattr(config, name, value)
     # An Omni checkpoint holds a talker, which speaks, beside the thinker, which reads and writes.
     return vars(config).get('thinker_config') or config
 
@@ -66,8 +69,6 @@ def read_json(file: Path) -> dict[str, Any]:
 def is_multimodal(config: PreTrainedConfig) -> bool:
     """Whether a model of this configuration takes images, videos or sounds, and so needs a processor."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
-
-    from align_anything.models.accustomed import family_module
 
     if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:
         return True

@@ -111,7 +111,7 @@ def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, m
     skeleton = skeleton_of(model)
     _check_complete(skeleton, state)
     # Gathered tensors no longer share storage, by which transformers would know that they are tied.
-    for name in skeleton.all_tied_weights_keys:
+    for name in (*skeleton.all_tied_weights_keys, *_second_names(skeleton)):
         state.pop(name, None)
     # A skeleton writes the files: saving the live model would write the name of an Accustomed class, and adapters
     # and quantisation change what it writes.
@@ -121,6 +121,17 @@ def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, m
         skeleton._weight_conversions = [copy.deepcopy(rename) for rename in renames]
     skeleton.generation_config = GenerationConfig()
     skeleton.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
+
+
+def _second_names(model: PreTrainedModel) -> list[str]:
+    """Returns the further names of parameters that have several without the class calling them tied."""
+    first: dict[int, str] = {}
+    names = [
+        (name, parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in model.all_tied_weights_keys
+    ]
+    return [name for name, parameter in names if first.setdefault(id(parameter), name) != name]
 
 
 def _check_complete(skeleton: PreTrainedModel, state: Mapping[str, Tensor]) -> None:

@@ -19,6 +19,8 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.sft import SFT
 from align_anything.configs.resolve import resolve
 from align_anything.datasets.template_registry import make_formatter
+from tests.models.stand_ins import FAMILIES as STAND_INS
+from tests.models.stand_ins import build
 from tests.trainers.runs import IMAGE, TEXT, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +29,7 @@ NAMES = [path.stem for path in SCRIPTS]
 PAIRS = {pair.name: pair for pair in (TEXT, IMAGE)}
 
 # Where the folder of a script is not the family that it trains.
-FAMILIES = {'gemma3_text_sft': 'gemma3_text', 'own_data_sft': 'qwen2_5_vl'}
+FAMILIES = {'gemma3_text_sft': 'gemma3_text', 'own_data_sft': 'qwen2_5_vl', 'qwen_vl_sft': 'qwen'}
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
 SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}}
 
@@ -102,7 +104,7 @@ def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[...
     rows.write_text(f'{json.dumps(ROWS[template])}\n' * 4)
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'picture.png')
     header = {
-        'MODEL_NAME_OR_PATH': tiny(family),
+        'MODEL_NAME_OR_PATH': build(family, tmp_path / family) if family in STAND_INS else tiny(family),
         'TRAIN_DATASETS': rows,
         'TRAIN_NAME': '',
         'TRAIN_SPLIT': 'train',

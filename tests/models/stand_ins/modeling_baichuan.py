@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 
@@ -18,7 +19,7 @@ class BaichuanM1Config(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class BaichuanDecoderLayer(nn.Module):
+class BaichuanDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config):
         super().__init__()
         self.heads = config.num_attention_heads
@@ -38,6 +39,7 @@ class BaichuanDecoderLayer(nn.Module):
 class BaichuanPreTrainedModel(PreTrainedModel):
     config_class = BaichuanM1Config
     base_model_prefix = 'model'
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
 
