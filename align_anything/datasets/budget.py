@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from align_anything.core.errors import DataError
-from align_anything.datasets.mixture import Mixture
-from align_anything.datasets.sampler import BatchShape
-
-GROUPED_STEPS = 16
-"""Steps' worth of rows that are sorted by length together: enough to pair like with like, few enough to stay random."""
+from align_anything.datasets.filling import Filling, Sized
+from align_anything.datasets.mixture import Mixture, StreamedRow, StreamMixture
+from align_anything.datasets.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -29,40 +28,21 @@ class RowCosts:
     work: Tensor
 
 
-class BudgetSampler:
-    """Micro-batches of at most `budget` tokens; the steps of an epoch follow from the lengths of its rows.
+class BudgetSampler(Sampler):
+    """Micro-batches of row indices; the steps of an epoch follow from the lengths of its rows.
 
-    The rows of a step are taken from the order of the epoch, and are placed so that the ranks get nearly equal work.
-    A row longer than the budget makes a micro-batch of its own. Rows that cannot be used are left out.
-
-    Args:
-        mixture: the order of the rows.
-        costs: of every row of the mixture.
-        shape: accumulation, ranks and rank; its `per_device` is not used.
-        budget: tokens of a micro-batch.
-        padded: whether a micro-batch costs its longest row times its rows, as the padded layout does.
-        group_by_length: bring rows of like length together, as padded rows want.
+    The rows of a step are taken from the order of the epoch. Rows that cannot be used are left out.
 
     Raises:
         DataError: no row can be used.
     """
 
-    def __init__(
-        self,
-        mixture: Mixture,
-        costs: RowCosts,
-        shape: BatchShape,
-        budget: int,
-        *,
-        padded: bool = False,
-        group_by_length: bool = False,
-    ) -> None:
+    def __init__(self, mixture: Mixture, costs: RowCosts, filling: Filling) -> None:
         if not bool(costs.tokens.any()):
             raise DataError('not one row of the training data can be used; look at skipped_samples.jsonl.')
-        self.mixture, self.shape, self.budget = mixture, shape, budget
+        self.mixture, self.filling, self.shape = mixture, filling, filling.shape
         self._tokens, self._work = costs.tokens.tolist(), costs.work.tolist()
-        self._padded, self._group = padded, group_by_length
-        self._planned: tuple[int, list[list[list[int]]]] | None = None
+        self._planned: tuple[int, list[list[list[Sized]]]] | None = None
 
     def steps_in(self, epoch: int) -> int:
         """Optimizer steps of that epoch."""
@@ -71,79 +51,69 @@ class BudgetSampler:
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int]]:
         """Yields this rank's lists of indices, exactly `accumulation` for each optimizer step."""
         for step in self.plan(epoch)[start_step:]:
-            yield from step[self.shape.rank * self.shape.accumulation : (self.shape.rank + 1) * self.shape.accumulation]
+            yield from self.filling.share(step)
 
-    def plan(self, epoch: int) -> list[list[list[int]]]:
+    def plan(self, epoch: int) -> list[list[list[Sized]]]:
         """Returns, for each step of that epoch, `world_size * accumulation` micro-batches, rank by rank."""
         if self._planned is None or self._planned[0] != epoch:
-            self._planned = (epoch, list(self._steps(self._order(epoch))))
+            rows = (
+                Sized(row, self._tokens[row], self._work[row])
+                for row in self.mixture.order(epoch).tolist()
+                if self._tokens[row]
+            )
+            ordered = (item for group in self.filling.groups(rows) for item in group)
+            self._planned = (epoch, list(self.filling.steps(ordered)))
         return self._planned[1]
 
-    def _order(self, epoch: int) -> list[int]:
-        rows = [row for row in self.mixture.order(epoch).tolist() if self._tokens[row]]
-        if not self._group:
-            return rows
-        mean = sum(self._tokens[row] for row in rows) / len(rows)
-        slots = self.shape.world_size * self.shape.accumulation
-        return grouped(rows, self._tokens, max(1, round(GROUPED_STEPS * slots * self.budget / mean)))
 
-    def _steps(self, rows: Sequence[int]) -> Iterator[list[list[int]]]:
-        slots = self.shape.world_size * self.shape.accumulation
-        bins: list[list[int]] = [[] for _ in range(slots)]
-        for row in rows:
-            place = self._place(bins, row)
-            if place is None:
-                yield self._spread(bins)
-                bins = [[] for _ in range(slots)]
-                place = 0
-            bins[place].append(row)
-        if any(bins):
-            yield self._spread(bins)
-
-    def _place(self, bins: list[list[int]], row: int) -> int | None:
-        """The emptiest micro-batch that has room for the row; an empty one has room for any."""
-        fitting = [index for index, held in enumerate(bins) if not held or self._size([*held, row]) <= self.budget]
-        return min(fitting, key=lambda index: self._size(bins[index]), default=None)
-
-    def _size(self, rows: Sequence[int]) -> int:
-        lengths = [self._tokens[row] for row in rows]
-        return max(lengths, default=0) * len(lengths) if self._padded else sum(lengths)
-
-    def _spread(self, bins: list[list[int]]) -> list[list[int]]:
-        """The same rows with the work evened out: among micro-batches where the budget allows, then among ranks."""
-        return self._by_rank(self._evened([row for held in bins for row in held], len(bins)) or bins)
-
-    def _evened(self, rows: list[int], slots: int) -> list[list[int]] | None:
-        # Longest processing time first: within 4/3 of the best possible largest load (Graham, 1969).
-        bins: list[list[int]] = [[] for _ in range(slots)]
-        loads = [0.0] * slots
-        for row in sorted(rows, key=lambda row: (-self._work[row], row)):
-            fitting = [
-                index for index in range(slots) if not bins[index] or self._size([*bins[index], row]) <= self.budget
-            ]
-            if not fitting:
-                return None
-            place = min(fitting, key=loads.__getitem__)
-            bins[place].append(row)
-            loads[place] += self._work[row]
-        return bins
-
-    def _by_rank(self, bins: list[list[int]]) -> list[list[int]]:
-        work = [sum(self._work[row] for row in held) for held in bins]
-        ranks: list[list[int]] = [[] for _ in range(self.shape.world_size)]
-        loads = [0.0] * len(ranks)
-        for index in sorted(range(len(bins)), key=lambda index: (-work[index], index)):
-            open_ranks = [rank for rank in range(len(ranks)) if len(ranks[rank]) < self.shape.accumulation]
-            rank = min(open_ranks, key=lambda rank: (loads[rank], rank))
-            ranks[rank].append(index)
-            loads[rank] += work[index]
-        return [bins[index] for held in ranks for index in held]
+Measure = Callable[[Iterator[StreamedRow]], Iterator[Sized]]
 
 
-def grouped(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[int]:
-    """Sorts every `size` consecutive rows by length, longest first, and keeps the order of these groups."""
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [row for group in groups for row in sorted(group, key=lambda row: (-lengths[row], row))]
+class StreamBudgetSampler(Sampler):
+    """The same for streams: each rank measures its share of the rows ahead, and all learn what they take.
+
+    Every rank reads the whole stream and plans the whole step, so all agree on the steps and on their number. All must
+    ask for the same ones, because `measure` communicates. Rows that cannot be used stay in, and are reported where
+    they would have been trained.
+
+    Args:
+        measure: rows in, the same rows with what they take out, in their order.
+    """
+
+    def __init__(self, mixture: StreamMixture, measure: Measure, filling: Filling) -> None:
+        self.mixture, self.filling, self.shape = mixture, filling, filling.shape
+        self._measure = measure
+        self._places: dict[tuple[int, int], Sequence[int]] = {}
+
+    def place(self, epoch: int, step: int) -> Sequence[int] | None:
+        """Where in the stream the step begins: the first row of a group, and how many rows of the group went before.
+
+        Known once the step before has been handed out; what is before it is forgotten.
+        """
+        self._places = {key: place for key, place in self._places.items() if key >= (epoch, step)}
+        return self._places.get((epoch, step))
+
+    def go_on(self, epoch: int, step: int, place: Sequence[int]) -> None:
+        """Makes known where a step begins, so that nothing before it has to be measured again."""
+        self._places[epoch, step] = place
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[StreamedRow]]:
+        """Yields this rank's lists of rows, exactly `accumulation` for each optimizer step."""
+        known = self._places.get((epoch, start_step))
+        first, (group, used) = (0, (0, 0)) if known is None else (start_step, known)
+        for number, step in enumerate(self.filling.steps(self._rows(epoch, group, used)), first):
+            self._places[epoch, number + 1] = max((item.group, item.used) for micro in step for item in micro)
+            if number >= start_step:
+                yield from self.filling.share(step)
+
+    def _rows(self, epoch: int, start: int, used: int) -> Iterator[Sized]:
+        measured = self._measure(islice(self.mixture.rows(epoch), start, None))
+        for group in self.filling.groups(measured):
+            begin = min(item.row.number for item in group)
+            for count, item in enumerate(group, 1):
+                if count > used:
+                    yield item._replace(group=begin, used=count)
+            used = 0
 
 
 def measured(tokens: Sequence[int], work: Sequence[float]) -> RowCosts:

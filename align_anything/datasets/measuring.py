@@ -1,19 +1,25 @@
-"""What every row of a dataset takes, learnt by encoding it once."""
+"""What rows take, learnt by encoding them: all of a dataset once, those of a stream a little ahead of their use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 from align_anything.core.distributed import all_gather_object, rank, world_size
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets.budget import RowCosts, measured
 from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.filling import Sized
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.mixture import Mixture
-from align_anything.datasets.sampler import BatchShape, IndexSampler
+from align_anything.datasets.mixture import Mixture, StreamedRow
+from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler
 
 ROWS_AT_ONCE = 16
+UNUSABLE = 1, 0.0
+"""Tokens and work of a streamed row that cannot be used: next to nothing, but no step may hold any number of them."""
 
 
 def measure_rows(
@@ -41,18 +47,51 @@ def measure_rows(
     return measured(tokens, work), [record for _, record in everyones]
 
 
+def measure_stream(
+    dataset: ExampleDataset,
+    work_of: Callable[[Example], float],
+    num_workers: int,
+    rows: Iterator[StreamedRow],
+) -> Iterator[Sized]:
+    """Yields the rows with what they take, in their order; each rank encodes its share of them.
+
+    Every rank must ask for equally many rows, because the ranks tell each other what they found.
+    """
+    chunks = _Chunks(rows)
+    with closing(Loader(_Numbered(dataset), chunks, _Cost(work_of), num_workers)) as loader:
+        for batch in loader.micro_batches(0):
+            found = {row: took for part in all_gather_object(batch.entries) for row, *took in part}
+            for row in chunks.handed_out.popleft():
+                yield Sized(row, *found.get(row.number, UNUSABLE))
+
+
+class _Chunks(Sampler):
+    """A sampler of this rank's share of some rows after the other; `handed_out` are those of all ranks."""
+
+    def __init__(self, rows: Iterator[StreamedRow]) -> None:
+        self.shape = BatchShape(ROWS_AT_ONCE, 1, world_size(), rank())
+        self.handed_out: deque[list[StreamedRow]] = deque()
+        self._rows = rows
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[StreamedRow]]:
+        while chunk := list(islice(self._rows, self.shape.global_size)):
+            self.handed_out.append(chunk)
+            yield from self.shape.share(chunk)
+
+
 class _Numbered:
     """The dataset with each row's number at hand, since a list of Examples no longer tells which rows are missing."""
 
     def __init__(self, dataset: ExampleDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Example | Skipped:
+    def __getitem__(self, index: int | StreamedRow) -> Example | Skipped:
         made = self.dataset[index]
+        number = index.number if isinstance(index, StreamedRow) else index
         if isinstance(made, Example):
-            made.meta = {'row': index}
+            made.meta = {'row': number}
             return made
-        return _NumberedSkip(made.source, made.reason, index)
+        return _NumberedSkip(made.source, made.reason, number)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from random import Random
 from typing import Any
 
@@ -17,36 +18,46 @@ from align_anything.core.errors import DataError, SampleError
 from align_anything.datasets.rows import RowStream
 
 SHUFFLE_BUFFER = 1024
+_Item = tuple[int, tuple[str, dict[str, Any] | SampleError]]
 
 
 @dataclass(frozen=True)
 class StreamedRow:
     """A row that travels to the worker itself, because its source can't be indexed.
 
-    `row` is the raw row, or the error its reading ended in; `part` is the number of its source in the mixture.
+    `row` is the raw row, or the error its reading ended in; `part` is the number of its source in the mixture, and
+    `number` that of the row in the order of the epoch.
     """
 
     part: int
     name: str
     row: dict[str, Any] | SampleError
+    number: int = 0
 
 
 class Mixture:
     """An order over the concatenation of parts of the given sizes.
 
-    Without weights an epoch holds every row once. With weights it is as long, and each part fills its share of it:
-    rows are drawn without replacement until the part is exhausted, then it is shuffled anew; the next epoch goes on
-    where this one stopped, so that no row of a large part with a small weight is left out for ever.
+    Without weights an epoch holds every row once, all parts shuffled as one; `in_turn`, each part is shuffled by
+    itself and they give a row each, one that is exhausted drops out. With weights an epoch is as long, and each part
+    fills its share of it: rows are drawn without replacement until the part is exhausted, then it is shuffled anew;
+    the next epoch goes on where this one stopped, so that no row of a large part with a small weight is left out for
+    ever.
 
     Raises:
         DataError: the weights aren't one number for each part, zero or more, not all zero.
     """
 
     def __init__(
-        self, sizes: Sequence[int], seed: int, weights: Sequence[float] | None = None, shuffle: bool = True
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        weights: Sequence[float] | None = None,
+        shuffle: bool = True,
+        in_turn: bool = False,
     ) -> None:
         self.sizes = list(sizes)
-        self._seed, self._shuffle = seed, shuffle
+        self._seed, self._shuffle, self._in_turn = seed, shuffle, in_turn
         self._ends = list(accumulate(self.sizes))
         check_weights(weights, len(self.sizes))
         self._quotas = None if weights is None else _shares(len(self), weights)
@@ -58,9 +69,20 @@ class Mixture:
     def order(self, epoch: int) -> Tensor:
         """Returns the indices, into the concatenation of the parts, of that epoch, `(rows,)` int64."""
         if self._quotas is None:
-            return _permutation(len(self), self._seed, epoch) if self._shuffle else torch.arange(len(self))
+            return self._turns(epoch) if self._in_turn else self._numbers(epoch, len(self))
         drawn = torch.cat([self._draw(part, epoch) for part in range(len(self.sizes))])
-        return drawn[_permutation(len(drawn), self._seed, epoch)] if self._shuffle else drawn
+        return drawn[self._numbers(epoch, len(drawn))]
+
+    def _numbers(self, epoch: int, size: int, *part: object) -> Tensor:
+        return _permutation(size, self._seed, epoch, *part) if self._shuffle else torch.arange(size)
+
+    def _turns(self, epoch: int) -> Tensor:
+        parts = [
+            self._numbers(epoch, size, 'turn', part) + end - size
+            for part, (size, end) in enumerate(zip(self.sizes, self._ends, strict=True))
+        ]
+        turns = torch.cat([torch.arange(size) for size in self.sizes])
+        return torch.cat(parts)[turns.argsort(stable=True)]
 
     def _draw(self, part: int, epoch: int) -> Tensor:
         size, quota = self.sizes[part], self._quotas[part]
@@ -73,10 +95,11 @@ class Mixture:
 
 
 class StreamMixture:
-    """The same for streams: rows are mixed as they arrive, then pass through a shuffle buffer.
+    """The same for streams, whose rows can only be shuffled within a buffer of the next ones.
 
-    Without weights the parts are read in turn until all are exhausted, each row once. With weights each next row comes
-    from a part drawn by weight; an exhausted part starts again, and the epoch ends when each was read through once.
+    Without weights each row comes once: the parts one after the other, or `in_turn` a row of each until all are
+    exhausted. With weights each next row comes from a part drawn by weight; an exhausted part starts again, and the
+    epoch ends when each was read through once.
     """
 
     def __init__(
@@ -85,28 +108,29 @@ class StreamMixture:
         seed: int,
         weights: Sequence[float] | None = None,
         shuffle: bool = True,
+        in_turn: bool = False,
         buffer_size: int = SHUFFLE_BUFFER,
     ) -> None:
         check_weights(weights, len(streams))
-        self._streams, self._weights = list(streams), weights
+        self._streams, self._weights, self._in_turn = list(streams), weights, in_turn
         self._seed, self._shuffle, self._buffer_size = seed, shuffle, buffer_size
 
     def rows(self, epoch: int) -> Iterator[StreamedRow]:
         """Yields the rows of that epoch in order."""
-        mixed = self._in_turn() if self._weights is None else self._by_weight(epoch)
-        return self._shuffled(mixed, epoch) if self._shuffle else mixed
+        for number, (part, (name, row)) in enumerate(self._mixed(epoch)):
+            yield StreamedRow(part, name, row, number)
 
-    def _in_turn(self) -> Iterator[StreamedRow]:
-        running = {part: iter(stream) for part, stream in enumerate(self._streams)}
-        while running:
-            for part, stream in list(running.items()):
-                item = next(stream, None)
-                if item is None:
-                    del running[part]
-                else:
-                    yield StreamedRow(part, *item)
+    def _mixed(self, epoch: int) -> Iterator[_Item]:
+        if self._weights is not None:
+            return self._shuffled(self._by_weight(epoch), epoch, self._buffer_size)
+        parts = [zip(repeat(part), stream, strict=False) for part, stream in enumerate(self._streams)]
+        if not self._in_turn:
+            return self._shuffled(chain.from_iterable(parts), epoch, self._buffer_size)
+        # Shuffled before they meet, so that the turns are kept.
+        size = max(1, self._buffer_size // len(parts))
+        return _turns([self._shuffled(rows, epoch, size, part) for part, rows in enumerate(parts)])
 
-    def _by_weight(self, epoch: int) -> Iterator[StreamedRow]:
+    def _by_weight(self, epoch: int) -> Iterator[_Item]:
         random = Random(mix_seed(self._seed, 'stream weights', epoch))
         unread = {part for part, weight in enumerate(self._weights) if weight}
         running = [iter(stream) for stream in self._streams]
@@ -123,16 +147,19 @@ class StreamMixture:
                     raise DataError(
                         f'stream number {part + 1} of the mixture has no rows; take it out of the datasets.'
                     )
-            yield StreamedRow(part, *item)
+            yield part, item
 
-    def _shuffled(self, rows: Iterator[StreamedRow], epoch: int) -> Iterator[StreamedRow]:
-        random = Random(mix_seed(self._seed, 'stream buffer', epoch))
-        buffer: list[StreamedRow] = []
+    def _shuffled(self, rows: Iterable[_Item], epoch: int, size: int, *part: object) -> Iterator[_Item]:
+        if not self._shuffle:
+            yield from rows
+            return
+        random = Random(mix_seed(self._seed, 'stream buffer', epoch, *part))
+        buffer: list[_Item] = []
         for row in rows:
-            if len(buffer) < self._buffer_size:
+            if len(buffer) < size:
                 buffer.append(row)
                 continue
-            at = random.randrange(self._buffer_size)
+            at = random.randrange(size)
             buffer[at], row = row, buffer[at]
             yield row
         random.shuffle(buffer)
@@ -166,3 +193,13 @@ def _shares(total: int, weights: Sequence[float]) -> list[int]:
 
 def _permutation(size: int, *seed: object) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(mix_seed(*seed)))
+
+
+def _turns(parts: Iterable[Iterator[_Item]]) -> Iterator[_Item]:
+    waiting = deque(parts)
+    while waiting:
+        part = waiting.popleft()
+        item = next(part, None)
+        if item is not None:
+            yield item
+            waiting.append(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 from align_anything.datasets.mixture import Mixture, StreamedRow, StreamMixture
 
@@ -39,17 +39,28 @@ class BatchShape:
         ]
 
 
-class Sampler(Protocol):
+class Sampler:
     """What the loader asks: this rank's micro-batches from (epoch, step) on, `accumulation` lists for each step."""
 
     shape: BatchShape
 
-    def steps_in(self, epoch: int) -> int | None: ...
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[Any]]:
+        """Yields them."""
+        raise NotImplementedError
 
-    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int] | list[StreamedRow]]: ...
+    def steps_in(self, epoch: int) -> int | None:
+        """Optimizer steps in that epoch; None where only reading the data tells."""
+        return None
+
+    def place(self, epoch: int, step: int) -> Sequence[int] | None:
+        """What a later run needs beside (epoch, step) in order to go on there without delay, if anything."""
+        return None
+
+    def go_on(self, epoch: int, step: int, place: Sequence[int]) -> None:
+        """Is told the `place` of a step before `micro_batches` is asked for it; without it, it would find it anew."""
 
 
-class IndexSampler:
+class IndexSampler(Sampler):
     """Micro-batches of row indices. The last step of an epoch is kept however few rows are left for it."""
 
     def __init__(self, mixture: Mixture, shape: BatchShape) -> None:
@@ -71,15 +82,11 @@ class IndexSampler:
             yield from self.shape.share(order[start : start + size].tolist())
 
 
-class StreamSampler:
+class StreamSampler(Sampler):
     """Micro-batches of streamed rows. Every rank reads the whole stream and keeps its share: all agree on its end."""
 
     def __init__(self, mixture: StreamMixture, shape: BatchShape) -> None:
         self.mixture, self.shape = mixture, shape
-
-    def steps_in(self, epoch: int) -> None:
-        """Not known before the stream has been read."""
-        return None
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[StreamedRow]]:
         """Yields this rank's lists of rows, exactly `accumulation` for each optimizer step."""

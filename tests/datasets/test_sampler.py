@@ -145,14 +145,41 @@ def test_bad_weights(weights: list[float]) -> None:
         StreamMixture([Counting(3), Counting(3)], seed=0, weights=weights)
 
 
-def test_concatenated_streams_give_every_row_once_in_turn() -> None:
-    mixed = StreamMixture([Counting(2), Counting(4)], seed=0, shuffle=False)
-    assert numbers(list(mixed.rows(0))) == [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (1, 3)]
+def test_concatenated_streams_give_every_row_once_one_after_the_other() -> None:
+    mixed = StreamMixture([Counting(2), Counting(3)], seed=0, shuffle=False)
+    assert numbers(list(mixed.rows(0))) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert [row.number for row in mixed.rows(0)] == [0, 1, 2, 3, 4]
     shuffled = [
         numbers(list(StreamMixture([Counting(2), Counting(40)], 0, buffer_size=8).rows(epoch))) for epoch in (0, 0, 1)
     ]
     assert shuffled[0] == shuffled[1] != shuffled[2]
     assert sorted(shuffled[0]) == sorted(shuffled[2]) == sorted([(0, 0), (0, 1), *((1, row) for row in range(40))])
+
+
+TURNS = [0, 1, 2, 0, 1, 2, 1, 2, 1, 1]
+
+
+def test_in_turn_each_part_gives_a_row_until_it_is_exhausted() -> None:
+    sizes = [2, 5, 3]
+    mixture = Mixture(sizes, seed=0, in_turn=True)
+    orders = [mixture.order(epoch).tolist() for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    for order in orders:
+        assert sorted(order) == list(range(10))
+        assert [0 if row < 2 else 1 if row < 7 else 2 for row in order] == TURNS
+    plain = Mixture(sizes, seed=0, shuffle=False, in_turn=True).order(0).tolist()
+    assert plain == [0, 2, 7, 1, 3, 8, 4, 9, 5, 6]
+
+
+def test_streams_in_turn_keep_their_turns_when_they_are_shuffled() -> None:
+    def rows(epoch: int) -> list[tuple[int, int]]:
+        streams = [Counting(2), Counting(5), Counting(3)]
+        return numbers(list(StreamMixture(streams, 0, in_turn=True, buffer_size=9).rows(epoch)))
+
+    assert rows(0) == rows(0) != rows(1)
+    for epoch in (0, 1):
+        assert [part for part, _ in rows(epoch)] == TURNS
+        assert sorted(rows(epoch)) == sorted((part, row) for part, size in enumerate((2, 5, 3)) for row in range(size))
 
 
 def test_weighted_streams_start_again_until_each_was_read_through() -> None:

@@ -19,7 +19,7 @@ from align_anything.datasets.dataset import ExampleDataset, Formatted, Part, Tas
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import StreamedRow, StreamMixture
-from align_anything.datasets.sampler import BatchShape
+from align_anything.datasets.sampler import BatchShape, Sampler
 from align_anything.datasets.skips import kind_of_reason
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.assembly import spec_of
@@ -151,7 +151,7 @@ def _survey_set(
     return result
 
 
-class _InOrder:
+class _InOrder(Sampler):
     """The rows as they stand in their sources, the first `limit` of them; a sampler for the Loader."""
 
     def __init__(self, dataset: ExampleDataset, parts: list[Part], limit: int | None) -> None:
@@ -163,12 +163,9 @@ class _InOrder:
     def keys(self) -> Iterator[RowKey]:
         """Yields what the dataset is indexed by."""
         if self.streamed:
-            mixture = StreamMixture([part.rows for part in self._parts], seed=0, shuffle=False)
+            mixture = StreamMixture([part.rows for part in self._parts], seed=0, shuffle=False, in_turn=True)
             return islice(mixture.rows(0), self._limit)
         return islice(range(len(self._dataset)), self._limit)
-
-    def steps_in(self, epoch: int) -> None:
-        """Nobody counts."""
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[Any]]:
         """Yields the keys, a few at a time."""
