@@ -284,6 +284,11 @@ class DataCfgs(Cfgs):
     media_cache_mb: int = Field(
         256, ge=0, description='Decoded media that each worker keeps for the next row that shows them, in MiB.'
     )
+    sample_cache_dir: str | None = Field(
+        None,
+        description='Folder that keeps encoded samples, for later epochs and runs that neither decode nor encode them '
+        'again. null keeps nothing.',
+    )
     max_skipped_ratio: float = Field(
         0.05,
         ge=0,

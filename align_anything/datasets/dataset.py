@@ -6,6 +6,7 @@ import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, islice
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.media import MediaCache, decode_conversations
 from align_anything.datasets.mixture import StreamedRow
 from align_anything.datasets.rows import InOrder, Rows, RowStream
+from align_anything.datasets.sample_cache import SampleCache
 
 PROBED_ROWS = 8
 PROBED_AT_MOST = 10 * PROBED_ROWS
@@ -103,6 +105,7 @@ class ExampleDataset:
         pair: the modality pair of the run, named in errors.
         allowed_media: the media kinds that the pair takes in.
         media_options: what the model asks of decoding, such as `{'audio': {'rate': 16000}}`; over that of the parts.
+        kept: what keeps Examples on disk, for this task and its encoder.
 
     Raises:
         DataError: a part is streamed whose rows have to be seen beside each other; (when a row is read) it holds
@@ -117,6 +120,7 @@ class ExampleDataset:
         pair: str,
         allowed_media: frozenset[MediaKind],
         media_options: Mapping[str, Mapping[str, Any]] | None = None,
+        kept: SampleCache | None = None,
     ) -> None:
         self.parts, self.task = list(parts), task
         streamed = [part.source for part in self.parts if part.streamed]
@@ -126,6 +130,7 @@ class ExampleDataset:
                 'data_cfgs.streaming: False.'
             )
         self._pair, self._allowed, self._media_options = pair, allowed_media, media_options or {}
+        self._kept = kept
         self.sizes = [0 if part.streamed else len(part.rows) for part in self.parts]
         self._ends = list(accumulate(self.sizes))
 
@@ -148,7 +153,8 @@ class ExampleDataset:
                 row = part.rows[at]
             other = self._other(part, at) if self.task.needs_other else None
             conversations, meta = self._conversations(part, name, row, other)
-            example = self._encode(name, conversations)
+            make = partial(self._encode, part, name, conversations)
+            example = make() if self._kept is None else self._kept.example(conversations, make)
         except SampleError as error:
             return Skipped(name, str(error))
         example.source = name
@@ -168,7 +174,8 @@ class ExampleDataset:
                 try:
                     if isinstance(row, SampleError):
                         raise row
-                    self._conversations(part, name, row, row)
+                    conversations, _ = self._conversations(part, name, row, row)
+                    decode_conversations(conversations, part.cache)
                     failures = []
                     break
                 except _Rejected:
@@ -200,6 +207,7 @@ class ExampleDataset:
     def _conversations(
         self, part: Part, name: str, row: dict[str, Any], other: dict[str, Any] | None
     ) -> tuple[list[Conversation], dict[str, Any]]:
+        """The conversations of a row in normal form, media not decoded, and its meta record."""
         written, meta = self._format(part, row, other)
         options = {
             kind: {**part.media_options.get(kind, {}), **self._media_options.get(kind, {})} for kind in MEDIA_KINDS
@@ -210,7 +218,7 @@ class ExampleDataset:
         ]
         for conversation in conversations:
             self._check_media(name, conversation)
-        return decode_conversations(conversations, part.cache), meta
+        return conversations, meta
 
     def _format(self, part: Part, row: dict[str, Any], other: dict[str, Any] | None) -> Formatted:
         try:
@@ -235,9 +243,10 @@ class ExampleDataset:
                 f'of a pair with {kind} in it, or leave such rows out of the dataset.'
             )
 
-    def _encode(self, name: str, conversations: list[Conversation]) -> Example:
+    def _encode(self, part: Part, name: str, conversations: list[Conversation]) -> Example:
+        decoded = decode_conversations(conversations, part.cache)
         try:
-            return self.task.encode(conversations)
+            return self.task.encode(decoded)
         except AlignAnythingError:
             raise
         except Exception as error:

@@ -18,8 +18,10 @@ from align_anything.datasets.measuring import measure_rows
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.parts import open_parts
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
+from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
 from align_anything.models.family import FamilySpec
+from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.work import WorkOf
 from align_anything.trainers.base.pair import Pair
 
@@ -90,9 +92,17 @@ def make_task(
 
 
 def make_dataset(
-    parts: list[Part], pair: Pair, spec: FamilySpec, algorithm: Algorithm, train_on: str
+    parts: list[Part],
+    pair: Pair,
+    spec: FamilySpec,
+    algorithm: Algorithm,
+    train_on: str,
+    sample_cache_dir: str | None = None,
 ) -> ExampleDataset:
-    """The rows of `parts` as Examples of the family. Raises ModelError for sound in clips that it cannot hear."""
+    """The rows of `parts` as Examples of the family.
+
+    Raises ModelError for sound in clips that it cannot hear, SettingsError when the cache cannot be written to.
+    """
     with_sound = any(part.media_options.get('video', {}).get('audio') for part in parts)
     if with_sound and not (spec.hears_clips and 'audio' in spec.media_kinds):
         raise ModelError(
@@ -101,7 +111,8 @@ def make_dataset(
         )
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
     task = make_task(algorithm, train_on, spec.encode, spec.encode_group)
-    return ExampleDataset(parts, task, pair.name, pair.reads, heard)
+    kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
+    return ExampleDataset(parts, task, pair.name, pair.reads, heard, kept)
 
 
 def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:

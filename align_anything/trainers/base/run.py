@@ -80,7 +80,8 @@ def train(pair: Pair, resolved: Resolved) -> None:
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     layout = choose_layout(cfgs, spec, resolved.algorithm)
     rehearse(cfgs, spec, resolved.algorithm)
-    dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
+    wanted = pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on, cfgs.data_cfgs.sample_cache_dir
+    dataset = make_dataset(sources.training, *wanted)
     costs, unusable = row_costs(dataset, spec, cfgs)
     sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
     steps = total_steps(cfgs, sampler)
@@ -104,7 +105,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
 
     evaluation = None
     if sources.evaluation:
-        held_out = make_dataset(sources.evaluation, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
+        held_out = make_dataset(sources.evaluation, *wanted)
         evaluation = evaluation_loader(held_out, assembled.collator, cfgs)
     slices = Slices(resolved, output_dir, assembled, spec)
     writer = MetricsWriter(

@@ -1,0 +1,54 @@
+"""What tells the encoding of one run, and the weights of one checkpoint, from those of another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers.utils.hub import cached_file
+
+from align_anything.models.family import FamilySpec
+
+MEBIBYTE = 2**20
+WEIGHTS = '.safetensors', '.bin', '.json'
+NAMES = '_name_or_path', 'transformers_version'
+"""Entries of a configuration that say where it came from."""
+
+
+def encoding_fingerprint(spec: FamilySpec) -> str:
+    """Returns a digest of everything in a spec that decides what it encodes a conversation into.
+
+    That is its class, the configuration of the model, the longest length, the chat template and the stop tokens in
+    force, and whatever the tokenizer and the processor save of themselves: vocabulary, settings, code of their own.
+    """
+    kinds = [type(part).__qualname__ for part in (spec, spec.encoder, spec.tokenizer, spec.processor)]
+    settings = {name: value for name, value in spec.config.to_dict().items() if name not in NAMES}
+    known = [kinds, settings, spec.max_length, spec.renderer.template, spec.stop_token_ids]
+    digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=20)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (spec.processor or spec.tokenizer).save_pretrained(folder)
+        for file in sorted(path for path in folder.rglob('*') if path.is_file()):
+            digest.update(f'{file.relative_to(folder)}\n'.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(source: str | Path) -> str:
+    """Returns a digest that tells the weights of a checkpoint, a folder or a hub name, from others.
+
+    Files count by name, size, time of change and their first and last mebibyte, so that large ones need not be read.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(cached_file(str(source), 'config.json')).parent
+    digest = hashlib.blake2b(digest_size=20)
+    for path in sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS):
+        status = path.stat()
+        digest.update(f'{path.name} {status.st_size} {status.st_mtime_ns}\n'.encode())
+        with path.open('rb') as file:
+            digest.update(file.read(MEBIBYTE))
+            file.seek(max(0, status.st_size - MEBIBYTE))
+            digest.update(file.read())
+    return digest.hexdigest()
