@@ -21,7 +21,7 @@ from align_anything.models.tower_calls import TowerCalls
 from align_anything.models.trainable import freeze_parts
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.token_policy import TokenPolicy
-from tests.models.common import lora_cfgs
+from tests.models.common import lora_cfgs, stir
 from tests.models.mixed import MEDIA, conversation_of, first_turn
 from tests.models.samples import assistant, load, picture, single, user
 
@@ -83,11 +83,15 @@ def test_outputs_are_those_without_a_cache_and_the_second_time_no_tower_runs(
     same(first, plain)
     assert encoded(model, spec) == len(files(tmp_path)) > 1
 
-    assert torch.equal(score(model, spec, many), first[0])
+    # Features of timm's networks come in another order in memory than they are kept in, and sums in another order.
+    exact = {'atol': 1e-5, 'rtol': 0} if family == 'gemma3n' else {'atol': 0, 'rtol': 0}
+    torch.testing.assert_close(score(model, spec, many), first[0], **exact)
     assert encoded(model, spec) == 0
     score(model, spec, few)
-    # Idefics2's processor pads pictures to the largest of a batch, which makes another picture of them.
-    assert encoded(model, spec) == (family == 'idefics2')
+    # Idefics2's processor pads pictures to the largest of a batch, which makes another picture of them. So does Gemma
+    # 3n's with sounds, whose last frames see the padding.
+    again = int(family in ('idefics2', 'gemma3n'))
+    assert encoded(model, spec) == again
     lost = files(tmp_path)[::2]
     for path in lost:
         path.unlink()
@@ -245,6 +249,19 @@ def test_adapters_in_the_tower_are_refused_and_those_beside_it_are_not(tiny: Tin
     within = apply_lora(AnyModel.from_pretrained(tiny('llava')), lora_cfgs(vision_lora=True), spec.parts)
     with pytest.raises(ModelError, match='is frozen'):
         frozen_towers(within, spec)
+
+
+def test_a_frozen_adapter_in_the_tower_makes_another_tower_of_it(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
+    batch = pictures(spec, 'red')
+    plain = kept(tiny, spec, tmp_path)
+    score(plain, spec, batch)
+    adapted = apply_lora(AnyModel.from_pretrained(tiny('llava')), lora_cfgs(vision_lora=True), spec.parts)
+    stir(adapted)
+    adapted.requires_grad_(False)
+    expected = score(adapted, spec, batch)
+    assert not torch.allclose(expected, score(plain, spec, batch), **CLOSE)
+    cache_features(adapted, spec, FeatureStore(tmp_path))
+    torch.testing.assert_close(score(adapted, spec, batch), expected, **CLOSE)
 
 
 def test_a_projector_that_trains_inside_a_tower_which_keeps_its_output_is_refused(tiny: Tiny) -> None:
