@@ -24,6 +24,7 @@ def check_together(cfgs: RunCfgs) -> Iterator[Problem]:
     yield from _check_data(cfgs)
     yield from _check_folders(cfgs)
     yield from _check_adapters(cfgs)
+    yield from _check_evaluation(cfgs)
 
 
 def _check_length(cfgs: RunCfgs) -> Iterator[Problem]:
@@ -37,11 +38,6 @@ def _check_length(cfgs: RunCfgs) -> Iterator[Problem]:
         yield (
             ('data_cfgs.streaming', 'train_cfgs.max_steps'),
             'needs train_cfgs.max_steps: the length of a stream is unknown, and the schedule needs the number of steps',
-        )
-    if train.max_length_per_batch is not None and cfgs.data_cfgs.streaming:
-        yield (
-            ('train_cfgs.max_length_per_batch', 'data_cfgs.streaming'),
-            'rows of a stream cannot be measured beforehand; switch streaming off, or use per_device_train_batch_size',
         )
     if train.group_by_length and train.max_length_per_batch is None:
         yield (
@@ -88,6 +84,11 @@ def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
     weights, datasets = cfgs.data_cfgs.train_weights, cfgs.data_cfgs.train_datasets
     if weights is not None and datasets:
         yield from _weight_problems(weights, 1 if isinstance(datasets, str) else len(datasets))
+    if weights is not None and cfgs.data_cfgs.train_mixing != 'concatenate':
+        yield (
+            ('data_cfgs.train_mixing', 'data_cfgs.train_weights'),
+            f"is '{cfgs.data_cfgs.train_mixing}', but train_weights mixes by weight; leave one of them out",
+        )
     for key in ('image_folder', 'video_folder', 'audio_folder'):
         folder = getattr(cfgs.data_cfgs, key)
         if folder is not None and not Path(folder).is_dir():
@@ -170,3 +171,14 @@ def _check_adapters(cfgs: RunCfgs) -> Iterator[Problem]:
             ('bnb_cfgs.load_in_4bit', 'bnb_cfgs.load_in_8bit'),
             f'load_in_4bit and load_in_8bit are {state}; use_bnb needs exactly one of them',
         )
+
+
+def _check_evaluation(cfgs: RunCfgs) -> Iterator[Problem]:
+    if cfgs.data_cfgs.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no':
+        return
+    for key in ('save_best', 'early_stopping_patience'):
+        if getattr(cfgs.train_cfgs, key) is not None:
+            yield (
+                (f'train_cfgs.{key}', 'data_cfgs.eval_datasets', 'train_cfgs.eval_strategy'),
+                'goes by evaluations, but there are none; give eval_datasets, and an eval_strategy other than no',
+            )

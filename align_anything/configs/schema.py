@@ -97,7 +97,7 @@ class TrainCfgs(Cfgs):
         None,
         description='Fills each micro-batch of a device to this many tokens, media included, instead of to '
         'per_device_train_batch_size samples, with nearly equal work on all devices. Every row is encoded once '
-        'before training, to learn what it takes.',
+        'more to learn what it takes: before training, or a little ahead of it when streaming.',
     )
     group_by_length: bool = Field(
         False,
@@ -146,6 +146,16 @@ class TrainCfgs(Cfgs):
     )
     eval_interval: PositiveInt = Field(
         10, description='Optimizer steps between two evaluations when eval_strategy is steps.'
+    )
+    save_best: str | None = Field(
+        None,
+        description='Metric of the evaluation, such as loss or reward_accuracy, by which the best model so far is kept '
+        'in slice_best. Losses, kl and squared_score are better when lower, everything else when higher.',
+    )
+    early_stopping_patience: PositiveInt | None = Field(
+        None,
+        description='Ends the run after so many evaluations in a row that are not better than the best one, by '
+        'save_best, or by the loss. null trains to the end.',
     )
     freeze_vision_tower: bool = Field(
         False, description='Keeps the weights of the image and video encoder as they are.'
@@ -211,10 +221,15 @@ class DataCfgs(Cfgs):
     train_optional_args: dict[str, Any] | list[dict[str, Any]] = Field(
         {}, description='Further keyword arguments of datasets.load_dataset for the training data.'
     )
+    train_mixing: Literal['concatenate', 'round_robin'] = Field(
+        'concatenate',
+        description='How several training datasets without train_weights make an epoch, each row once: joined and '
+        'shuffled as one (streams: one after the other), or a row of each in turn until all are exhausted.',
+    )
     train_weights: list[NonNegativeFloat] | None = Field(
         None,
-        description='Shares by which several training datasets are mixed. null joins them whole, one after the '
-        'other, before shuffling.',
+        description='Shares by which several training datasets are mixed; one that is exhausted starts again. null '
+        'goes by train_mixing.',
     )
     eval_datasets: str | list[str] | None = Field(
         None, description='Evaluation data, given like train_datasets. null evaluates nothing.'

@@ -79,6 +79,7 @@ class Piece:
         media: what the processor made of the media in this piece, concatenated along the first dimension.
         media_counts: number of media of each kind in this piece.
         token_tensors: further per-token processor outputs such as `mm_token_type_ids`, each `(length,)`.
+        reference: log-probability of each token with a weight under the reference, `(units,)`, where it is known.
     """
 
     ids: Tensor
@@ -86,6 +87,7 @@ class Piece:
     media: dict[str, Tensor] = field(default_factory=dict)
     media_counts: dict[str, int] = field(default_factory=dict)
     token_tensors: dict[str, Tensor] = field(default_factory=dict)
+    reference: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.numel()
@@ -97,7 +99,8 @@ class Example:
 
     A multi-turn supervised conversation has everything after the first prompt in its one response, later user
     turns with weight zero. `meta` rides along untouched (labels, ground truth, margins); `source` names the row.
-    `unmatched` is the response of another row, for algorithms that compare with it.
+    `unmatched` is the response of another row, for algorithms that compare with it. `part` is the number of the dataset
+    that the row belongs to.
     """
 
     prompt: Piece
@@ -105,6 +108,7 @@ class Example:
     source: str = ''
     meta: dict[str, Any] = field(default_factory=dict)
     unmatched: Piece | None = None
+    part: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(response) for response in self.responses)
@@ -135,6 +139,7 @@ class Batch:
         metas: the examples' `meta` records.
         skipped: rows that fell out of this micro-batch.
         unmatched: the same prompts with the responses of other rows, where the Examples hold such.
+        reference: score of each unit under the reference, `(N,)`, where all responses bring theirs.
         stats: what the batch costs: `tokens` computed, `padding` among them, `media` items.
     """
 
@@ -150,6 +155,7 @@ class Batch:
     metas: list[dict[str, Any]]
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: Batch | None = None
+    reference: Tensor | None = None
     stats: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:

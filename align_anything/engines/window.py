@@ -58,6 +58,16 @@ ReduceSum = Callable[[Tensor], Tensor]
 Score = Callable[[Batch], Mapping[str, Scored]]
 
 
+def combined(results: Sequence[WindowResult], algorithm: Objective) -> WindowResult:
+    """The result over all that several results are over."""
+    counts = {name: sum(result.counts[name] for result in results) for name in results[0].counts}
+    terms = {
+        name: sum(result.terms[name] * result.counts[name] for result in results) / max(count, 1e-12)
+        for name, count in counts.items()
+    }
+    return WindowResult(terms, sum(weight * terms[name] for name, weight in algorithm.coefficients().items()), counts)
+
+
 def global_counts(
     window: Iterable[Batch], algorithm: Objective, extras: Mapping[str, float], reduce_sum: ReduceSum
 ) -> tuple[dict[str, float], dict[str, float]]:

@@ -31,8 +31,12 @@ def settings(model: Path, data: Path, output: Path, **more: Any) -> list[str]:
     return [word for key, value in values.items() for word in (f'--{key}', str(value))]
 
 
-def train(pair_name: str, argv: list[str]) -> tuple[StepClock, Path]:
-    """Trains and returns the clock, and the folder with the metrics of the run."""
+def train(pair_name: str, argv: list[str], floating: list[int] | None = None) -> tuple[StepClock, Path]:
+    """Trains and returns the clock, and the folder with the metrics of the run.
+
+    `floating` is filled with the floating point operations of this rank's matrix products and attention in each step.
+    Counting them takes time.
+    """
     from align_anything.trainers.base.console import TrainingConsole
 
     class Clocked(TrainingConsole):
@@ -46,9 +50,37 @@ def train(pair_name: str, argv: list[str]) -> tuple[StepClock, Path]:
 
     clock = StepClock()
     loop, output = _loop(pair_name, argv, Clocked)
+    if floating is not None:
+        _count(loop, floating)
     with closing(loop):
         loop.run()
     return clock, output
+
+
+def _count(loop: Any, floating: list[int]) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop(query, key, value)
+
+    def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop(gradient, query, key, value)
+
+    # What attention runs on a CPU, which the counter does not know.
+    more = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
+    step = loop.engine.train_window
+
+    def counted(*args: Any) -> Any:
+        with FlopCounterMode(display=False, custom_mapping=more) as counter:
+            result = step(*args)
+        floating.append(counter.get_total_flops())
+        return result
+
+    loop.engine.train_window = counted
 
 
 def order(pair_name: str, argv: list[str]) -> list[int]:
@@ -59,8 +91,9 @@ def order(pair_name: str, argv: list[str]) -> list[int]:
 
     pair, resolved = _resolved(pair_name, argv)
     cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
-    dataset = make_dataset(sources.training, pair, spec_of(cfgs), SFT(), cfgs.data_cfgs.train_on)
-    sampler = training_sampler(sources.training, dataset, cfgs)
+    spec = spec_of(cfgs)
+    dataset = make_dataset(sources.training, pair, spec, SFT(), cfgs.data_cfgs.train_on)
+    sampler = training_sampler(sources.training, dataset, spec, cfgs)
     return [row for batch in sampler.micro_batches(0) for row in batch]
 
 
@@ -82,7 +115,13 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
     from align_anything.datasets.skips import SkipReport
     from align_anything.engines.process_group import join_process_group
     from align_anything.trainers.base.assembly import assemble, choose_layout, spec_of
-    from align_anything.trainers.base.data import make_dataset, open_sources, training_loader, training_sampler
+    from align_anything.trainers.base.data import (
+        make_dataset,
+        open_sources,
+        row_costs,
+        training_loader,
+        training_sampler,
+    )
     from align_anything.trainers.base.metrics import MetricsWriter
     from align_anything.trainers.base.offline import OfflineLoop
     from align_anything.trainers.base.progress import Progress
@@ -96,7 +135,10 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
     sources, spec = open_sources(cfgs), spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, SFT(), cfgs.data_cfgs.train_on)
     steps = cfgs.train_cfgs.max_steps
-    assembled = assemble(cfgs, SFT(), spec, pair, choose_layout(cfgs, spec, SFT()), steps)
+    layout = choose_layout(cfgs, spec, SFT())
+    costs, _ = row_costs(dataset, spec, cfgs)
+    sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
+    assembled = assemble(cfgs, SFT(), spec, pair, layout, steps)
     if assembled.collator.layout != cfgs.train_cfgs.layout:
         raise RuntimeError(f'the run fell back to the {assembled.collator.layout} layout; nothing to measure')
     loop = OfflineLoop(
@@ -104,8 +146,8 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
         algorithm=resolved.algorithm,
         engine=assembled.engine,
         roles={},
-        training=training_loader(dataset, training_sampler(sources.training, dataset, cfgs), assembled.collator, cfgs),
-        evaluation=None,
+        training=training_loader(dataset, sampler, assembled.collator, cfgs),
+        evaluation={},
         rows=len(dataset),
         steps=steps,
         progress=Progress(),

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
+from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Skipped
-from align_anything.datasets.budget import BudgetSampler, RowCosts
+from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask, Task
+from align_anything.datasets.filling import Filling
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.measuring import measure_rows
+from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.parts import open_parts
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
+from align_anything.datasets.reference_scores import Indexed
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.work import WorkOf
 from align_anything.trainers.base.pair import Pair
+
+logger = get_logger(__name__)
 
 Collate = Callable[..., Batch]
 
@@ -127,29 +134,66 @@ def _not_encoded(*_: object, **__: object) -> None:
 
 
 def training_sampler(
-    parts: list[Part], dataset: ExampleDataset, cfgs: RunCfgs, costs: RowCosts | None = None, *, padded: bool = False
+    parts: list[Part],
+    dataset: ExampleDataset,
+    spec: FamilySpec,
+    cfgs: RunCfgs,
+    costs: RowCosts | None = None,
+    *,
+    padded: bool = False,
 ) -> Sampler:
     """Which rows go into which micro-batch of this rank, reshuffled each epoch.
 
-    With `costs`, micro-batches are filled to `max_length_per_batch`; `padded` says how their tokens are counted.
+    With `max_length_per_batch`, micro-batches are filled to it by the `costs` of the rows, which streams measure as
+    they go; `padded` says how their tokens are counted.
     """
     train, data = cfgs.train_cfgs, cfgs.data_cfgs
     shape = BatchShape(train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size(), rank())
-    if data.streaming:
-        return StreamSampler(StreamMixture([part.rows for part in parts], train.seed, data.train_weights), shape)
-    mixture = Mixture(dataset.sizes, train.seed, data.train_weights)
-    if costs is None:
-        return IndexSampler(mixture, shape)
-    return BudgetSampler(
-        mixture, costs, shape, train.max_length_per_batch, padded=padded, group_by_length=train.group_by_length
+    mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
+    budget = train.max_length_per_batch
+    filling = None if budget is None else Filling(shape, budget, padded, train.group_by_length)
+    if not data.streaming:
+        mixture = Mixture(dataset.sizes, train.seed, **mixing)
+        return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)
+    if len(parts) > 1 and data.train_weights is None and data.train_mixing == 'concatenate':
+        logger.warning(
+            'the %d streams are read one after the other, so their rows mix only where one ends and the next begins: '
+            'set data_cfgs.train_mixing: round_robin, or give train_weights.',
+            len(parts),
+        )
+    stream = StreamMixture([part.rows for part in parts], train.seed, **mixing)
+    if filling is None:
+        return StreamSampler(stream, shape)
+    return StreamBudgetSampler(stream, partial(measure_stream, dataset, work_of(spec, cfgs), data.num_workers), filling)
+
+
+def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
+    """How much computation an Example takes in this run."""
+    train, lora = cfgs.train_cfgs, cfgs.lora_cfgs
+    again = int(train.gradient_checkpointing)
+
+    def passes(frozen: bool, adapted: bool, below: bool) -> int:
+        """Matrix products for each weight: forward, gradient of the inputs, gradient of the weight, forward again."""
+        if frozen or lora.use_lora:
+            return 2 + again if adapted or below else 1
+        return 3 + again
+
+    return WorkOf(
+        spec,
+        language=passes(train.freeze_language_model, lora.use_lora, below=True),
+        vision=passes(train.freeze_vision_tower, lora.use_lora and lora.vision_lora, below=False),
+        audio=passes(train.freeze_audio_tower, adapted=False, below=False),
     )
 
 
 def row_costs(dataset: ExampleDataset, spec: FamilySpec, cfgs: RunCfgs) -> tuple[RowCosts | None, list[Skipped]]:
-    """What every row takes, when the settings ask for micro-batches by tokens, and the rows that cannot be used."""
-    if cfgs.train_cfgs.max_length_per_batch is None:
+    """What every row takes, when the settings ask for micro-batches by tokens, and the rows that cannot be used.
+
+    None for streams, which are measured as they are read.
+    """
+    if cfgs.train_cfgs.max_length_per_batch is None or cfgs.data_cfgs.streaming:
         return None, []
-    return measure_rows(dataset, WorkOf(spec), cfgs.data_cfgs.num_workers)
+    return measure_rows(dataset, work_of(spec, cfgs), cfgs.data_cfgs.num_workers)
 
 
 def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
@@ -163,15 +207,39 @@ def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
     return sum(steps)
 
 
-def training_loader(dataset: ExampleDataset, sampler: Sampler, collate: Collate, cfgs: RunCfgs) -> Loader:
-    """The loader of this rank's training micro-batches."""
-    return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
+def training_loader(dataset: Indexed, sampler: Sampler, collate: Collate, cfgs: RunCfgs) -> Loader:
+    """The loader of this rank's training micro-batches; of several sources, they tell how much each gave."""
+    names = names_of(dataset.parts)
+    counting = Counting(collate, names) if len(names) > 1 else collate
+    return Loader(dataset, sampler, counting, cfgs.data_cfgs.num_workers)
 
 
-def evaluation_loader(dataset: ExampleDataset, collate: Collate, cfgs: RunCfgs) -> Loader:
-    """The loader of this rank's evaluation batches, in the order of the rows."""
-    shape = BatchShape(cfgs.train_cfgs.per_device_eval_batch_size, 1, world_size(), rank())
-    sampler = IndexSampler(Mixture(dataset.sizes, cfgs.train_cfgs.seed, shuffle=False), shape)
+def names_of(parts: Sequence[Part]) -> tuple[str, ...]:
+    """What metrics call the sources: the last part of their name, with their number where it is not the only such."""
+    names = [Path(part.source).resolve().name for part in parts]
+    return tuple(name if names.count(name) == 1 else f'{name} {number}' for number, name in enumerate(names, 1))
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A collator that adds to the `stats` of each Batch how many Examples and tokens came from each source."""
+
+    collate: Collate
+    names: tuple[str, ...]
+
+    def __call__(self, examples: list[Example], skipped: list[Skipped]) -> Batch:
+        batch = self.collate(examples, skipped)
+        for number, name in enumerate(self.names):
+            own = [example for example in examples if example.part == number]
+            batch.stats[f'samples/{name}'] = len(own)
+            batch.stats[f'tokens/{name}'] = sum(map(len, own))
+        return batch
+
+
+def loader_in_order(dataset: Indexed, sizes: Sequence[int], batch_size: int, collate: Collate, cfgs: RunCfgs) -> Loader:
+    """The loader of this rank's share of all rows, in the order of the rows, for evaluation and the like."""
+    shape = BatchShape(batch_size, 1, world_size(), rank())
+    sampler = IndexSampler(Mixture(sizes, cfgs.train_cfgs.seed, shuffle=False), shape)
     return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
 
 

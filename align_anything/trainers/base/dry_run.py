@@ -40,6 +40,7 @@ from align_anything.trainers.base.data import (
     training_sampler,
 )
 from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.base.reference import check_reference
 
 SAMPLES = 3
 
@@ -48,6 +49,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     """Resolves everything, builds the first batch and prints what a run would do. Reads and writes no weights."""
     cfgs = resolved.cfgs
     config, optimizer = engine_config(cfgs)
+    check_reference(cfgs, resolved.algorithm)
     sources = open_sources(cfgs)
     probe(sources, pair, resolved.algorithm, cfgs.data_cfgs.train_on)
     spec = spec_of(cfgs)
@@ -55,7 +57,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     layout = choose_layout(cfgs, spec, resolved.algorithm)
     dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
     costs, _ = row_costs(dataset, spec, cfgs)
-    sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
+    sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
     steps = total_steps(cfgs, sampler)
     model, rates = rehearse(cfgs, spec, resolved.algorithm)
     loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
-from align_anything.core.errors import DataError, TrainingError
+from align_anything.core.errors import DataError, SettingsError, TrainingError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.window import WindowResult
+from align_anything.engines.window import WindowResult, combined
 from align_anything.trainers.base.console import TrainingConsole
 from align_anything.trainers.base.metrics import MetricsWriter, peak_memory
 from align_anything.trainers.base.progress import Progress
@@ -29,7 +29,7 @@ STREAM_ROWS_BEFORE_RATIO = 200
 
 
 class Save(Protocol):
-    def __call__(self, progress: Progress, *, with_state: bool) -> object: ...
+    def __call__(self, progress: Progress, *, with_state: bool, name: str | None = None) -> object: ...
 
 
 @dataclass
@@ -41,7 +41,7 @@ class OfflineLoop:
     engine: DeepSpeedEngine
     roles: Mapping[str, Callable[[Batch], Scored]]
     training: Loader
-    evaluation: Loader | None
+    evaluation: Mapping[str, Loader]
     rows: int | None
     steps: int
     progress: Progress
@@ -67,40 +67,73 @@ class OfflineLoop:
 
     def close(self) -> None:
         """Ends the data workers and closes the metrics and the console."""
-        self.training.close()
-        if self.evaluation is not None:
-            self.evaluation.close()
+        for loader in (self.training, *self.evaluation.values()):
+            loader.close()
         self.console.close()
         self.writer.close()
 
     def evaluate(self) -> None:
-        """Scores the evaluation data and records the loss, reduced over tokens and ranks."""
-        if self.evaluation is None:
+        """Scores the evaluation data and records the metrics over all of it, and by source where there are several.
+
+        The best model so far is saved when the settings ask for it.
+        """
+        if not self.evaluation:
             return
+        results = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
+        whole = combined(list(results.values()), self.algorithm)
+        found = {'loss': whole.loss, **whole.terms}
+        parts = results if len(results) > 1 else {}
+        by_part = {f'{name}/{key}': value for name, part in parts.items() for key, value in part.terms.items()}
+        self.writer.log(self.progress.step, {**found, **by_part}, prefix='eval')
+        self.console.note(f'evaluation after step {self.progress.step}: ' + _listed(found))
+        train, progress = self.cfgs.train_cfgs, self.progress
+        if (train.save_best or train.early_stopping_patience) and self._improved(found):
+            progress.best_step = progress.step
+            if train.save_best:
+                self.save(progress, with_state=False, name=BEST_NAME)
+        if train.early_stopping_patience and progress.evaluations_since_best >= train.early_stopping_patience:
+            self.console.note(f'stopping early: step {progress.best_step} was better than all evaluations since')
+            self.steps = progress.step
+
+    def _evaluated(self, loader: Loader) -> WindowResult:
         skipped: list[Skipped] = []
 
         def batches() -> Iterator[Batch]:
             skipped.clear()
-            for batch in self.evaluation.micro_batches(0):
+            for batch in loader.micro_batches(0):
                 skipped.extend(batch.skipped)
                 yield batch
 
         result = self.engine.evaluate(batches, self.algorithm, self.roles)
         self.file_skips([item for part in all_gather_object(skipped) for item in part])
-        found = {'loss': result.loss, **result.terms}
-        self.writer.log(self.progress.step, found, prefix='eval')
-        self.console.note(f'evaluation after step {self.progress.step}: ' + _listed(found))
+        return result
+
+    def _improved(self, found: Mapping[str, float]) -> bool:
+        """Whether this evaluation is the best so far; remembers how many in a row were not."""
+        progress, metric = self.progress, self.cfgs.train_cfgs.save_best or 'loss'
+        if metric not in found:
+            raise SettingsError(
+                [f"train_cfgs.save_best: the evaluation gives no '{metric}'. It gives {', '.join(found)}."]
+            )
+        value = found[metric]
+        better = progress.best is None or (value < progress.best if is_cost(metric) else value > progress.best)
+        progress.best, progress.evaluations_since_best = (
+            (value, 0) if better else (progress.best, progress.evaluations_since_best + 1)
+        )
+        return better
 
     def _step(self, window: Window) -> bool:
         progress, train = self.progress, self.cfgs.train_cfgs
         started = time.perf_counter()
-        local = {key: float(sum(batch.stats.get(key, 0) for batch in window.batches)) for key in COUNTED}
+        counted = (*COUNTED, *by_source(window.batches[0].stats))
+        local = {key: float(sum(batch.stats.get(key, 0) for batch in window.batches)) for key in counted}
         skipped = [item for batch in window.batches for item in batch.skipped]
         extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
         result = self.engine.train_window(window.batches, self.algorithm, self.roles, extras)
         took = window.waited + time.perf_counter() - started
         progress.step += 1
         progress.step_in_epoch += 1
+        progress.place = self.training.sampler.place(progress.epoch, progress.step_in_epoch)
         progress.seen += int(result.extras['examples'] + result.extras['skipped'])
         if result.extras['skipped']:
             self.file_skips([item for part in all_gather_object(skipped) for item in part])
@@ -129,6 +162,7 @@ class OfflineLoop:
             raise DataError('an epoch over the training data gave no rows; look at the datasets and their size.')
         self.progress.epoch += 1
         self.progress.step_in_epoch = 0
+        self.progress.place = None
         if self.cfgs.train_cfgs.eval_strategy == 'epoch':
             self.evaluate()
 
@@ -144,6 +178,7 @@ class OfflineLoop:
             'tokens': extras['tokens'] - extras['padding'],
             'padding': extras['padding'] / max(extras['tokens'], 1.0),
             'skipped': float(len(self.skips)),
+            **{key: extras[key] for key in by_source(extras)},
         }
         if self.progress.nonfinite:
             metrics['nonfinite_steps'] = float(self.progress.nonfinite)
@@ -192,7 +227,18 @@ class OfflineLoop:
         logger.warning(message)
 
 
+BEST_NAME = 'slice_best'
 COUNTED = ('examples', 'tokens', 'padding', 'units')
+
+
+def is_cost(metric: str) -> bool:
+    """Whether a metric is better when it is lower."""
+    return metric.rpartition('/')[2] in ('loss', 'kl', 'squared_score') or metric.endswith('_loss')
+
+
+def by_source(names: Iterable[str]) -> list[str]:
+    """Those among the names of counts that are of one source of several, the same on every rank."""
+    return [name for name in names if '/' in name]
 
 
 @dataclass(frozen=True)

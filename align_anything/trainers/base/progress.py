@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from align_anything.configs.schema import RunCfgs
+from align_anything.configs.schema import RunCfgs, TrainCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 
@@ -20,6 +21,9 @@ class Progress:
         step: optimizer steps done; `epoch` and `step_in_epoch` say where in the data that is.
         seen: rows that were read, of which `skipped` different ones could not be used.
         nonfinite: steps that changed nothing because their loss or gradient was not finite.
+        best: value of the metric that `save_best` names at the best evaluation so far, which was after `best_step`;
+            `evaluations_since_best` were not better.
+        place: where the sampler begins the next step, if it must be told (`Sampler.place`).
     """
 
     step: int = 0
@@ -28,6 +32,10 @@ class Progress:
     seen: int = 0
     skipped: int = 0
     nonfinite: int = 0
+    best: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    place: Sequence[int] | None = None
 
 
 _MUST_AGREE = {
@@ -55,6 +63,7 @@ _MUST_AGREE = {
         'train_split',
         'train_size',
         'train_data_files',
+        'train_mixing',
         'train_weights',
         'streaming',
         'train_on',
@@ -65,12 +74,20 @@ _MUST_AGREE = {
 }
 
 
+# Settings of algorithms that say where something lies and not what is computed.
+_MAY_DIFFER = {'reference_cache_dir', 'reference_ds_cfgs'}
+
+
 def identity(cfgs: RunCfgs) -> dict[str, Any]:
     """The settings without which a resumed run would not be the same run."""
     values = {
         f'{group}.{key}': value
         for group, keys in _MUST_AGREE.items()
         for key, value in getattr(cfgs, group).model_dump(mode='json', include=set(keys)).items()
+    }
+    own = set(type(cfgs.train_cfgs).model_fields) - set(TrainCfgs.model_fields) - _MAY_DIFFER
+    values |= {
+        f'train_cfgs.{key}': value for key, value in cfgs.train_cfgs.model_dump(mode='json', include=own).items()
     }
     return {**values, 'world_size': world_size()}
 

@@ -1,43 +1,143 @@
-"""The reference model of a run: the policy without its adapter, or a frozen copy."""
+"""The reference of a run: the policy without its adapter, a frozen copy, or what one of them said, kept on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.referring import Referring
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import world_size
+from align_anything.core.distributed import all_reduce_sum, barrier, world_size
+from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.parameters import is_partitioned
 from align_anything.core.types import Batch, Scored
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.reference_scores import KEYS, Indexed, Referenced, ReferenceScores
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.family import FamilySpec
+from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
 from align_anything.policies.token_policy import TokenPolicy
 from align_anything.trainers.base.assembly import DTYPES, Assembled, keep_features, load_for_layout, precision_of
+from align_anything.trainers.base.data import loader_in_order
 
 logger = get_logger(__name__)
 
+WRITTEN_AT_ONCE = 4096
 Scorer = Callable[[Batch], Scored]
 
 
-def make_roles(cfgs: RunCfgs, algorithm: Algorithm, spec: FamilySpec, assembled: Assembled) -> dict[str, Scorer]:
-    """What scores batches beside the policy, by role."""
+def check_reference(cfgs: RunCfgs, algorithm: Algorithm) -> None:
+    """Raises SettingsError for what the reference cannot do."""
+    if isinstance(algorithm, Referring) and algorithm.reference_cache_dir and cfgs.data_cfgs.streaming:
+        raise SettingsError(
+            ['train_cfgs.reference_cache_dir: a stream cannot be scored beforehand. Set data_cfgs.streaming: False.']
+        )
+
+
+def make_roles(
+    cfgs: RunCfgs,
+    algorithm: Algorithm,
+    spec: FamilySpec,
+    assembled: Assembled,
+    training: ExampleDataset,
+    held_out: Sequence[ExampleDataset],
+) -> tuple[dict[str, Scorer], Indexed, Sequence[Indexed]]:
+    """What scores batches beside the policy, by role, and the rows to train and to evaluate on.
+
+    To be called before the policy has changed or resumed, while it is the model that training starts from.
+    """
     if not isinstance(algorithm, Referring):
-        return {}
+        return {}, training, held_out
+    if algorithm.reference_cache_dir is not None:
+        source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
+        told = f'{weights_fingerprint(source)}-{_precision(cfgs, algorithm)}'
+        scores = ReferenceScores(algorithm.reference_cache_dir, told)
+        scorer = _start_or_copy(cfgs, algorithm, spec, assembled)
+        for dataset in (training, *held_out):
+            score_rows(cfgs, dataset, scores, scorer, assembled)
+        rows, *others = (Referenced(dataset, scores, complete=True) for dataset in (training, *held_out))
+        return {'reference': lambda batch: Scored(batch.reference)}, rows, others
     if without_adapter_is_reference(cfgs, algorithm):
         logger.info('reference: the model without the adapter')
-        return {'reference': adapter_off(assembled.engine, assembled.model)}
-    return {'reference': frozen_copy(cfgs, algorithm, spec, assembled)}
+        return {'reference': adapter_off(assembled.engine, assembled.model)}, training, held_out
+    return {'reference': frozen_copy(cfgs, algorithm, spec, assembled)}, training, held_out
+
+
+def score_rows(
+    cfgs: RunCfgs, dataset: ExampleDataset, scores: ReferenceScores, scorer: Scorer, assembled: Assembled
+) -> None:
+    """Adds what `scores` lacks of the rows of `dataset`. Every rank calls it and takes its share of the rows."""
+    rows = Referenced(dataset, scores, complete=False)
+    batch_size = cfgs.train_cfgs.per_device_train_batch_size
+    fresh: dict[str, Tensor] = {}
+    made = 0
+    with closing(loader_in_order(rows, dataset.sizes, batch_size, assembled.collator, cfgs)) as loader:
+        for batch in loader.micro_batches(0):
+            wanted = {key for meta in batch.metas for key in meta.get(KEYS, ()) if key not in scores}
+            # Ranks make the same calls, whichever of them lacks something.
+            local = torch.tensor([float(bool(wanted)), float(batch.unmatched is not None)])
+            lacks, compares = all_reduce_sum(local.to(assembled.engine.device)).tolist()
+            if not lacks:
+                continue
+            found = _by_key(batch, scorer, assembled, last=False)
+            if compares:
+                found |= _by_key(batch.unmatched or batch, scorer, assembled, last=batch.unmatched is not None)
+            fresh |= {key: value for key, value in found.items() if key in wanted}
+            if len(fresh) >= WRITTEN_AT_ONCE:
+                scores.add(fresh)
+                made, fresh = made + len(fresh), {}
+    scores.add(fresh)
+    barrier()
+    scores.look()
+    logger.info('reference: %d responses scored, %s', made + len(fresh), scores.folder)
+
+
+def _by_key(batch: Batch, scorer: Scorer, assembled: Assembled, last: bool) -> dict[str, Tensor]:
+    """Scores a batch; with `last`, one of unmatched responses, whose keys stand last in the metas."""
+    values = scorer(batch.to(assembled.engine.device)).values.float().cpu()
+    pieces = values.split(torch.bincount(batch.segments, minlength=batch.num_responses).tolist())
+    owned = torch.bincount(batch.examples_of_responses).tolist()
+    keys = [
+        key
+        for number, meta in zip(owned, batch.metas, strict=True)
+        for key in (meta.get(KEYS, ())[-1:] if last else meta.get(KEYS, ())[:number])
+    ]
+    # An empty micro-batch has a response without a key.
+    return {key: piece.clone() for key, piece in zip(keys, pieces, strict=False)}
+
+
+def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled: Assembled) -> Scorer:
+    """The policy itself where it is the reference as long as it has not been trained, else a copy."""
+    if algorithm.reference_model_name_or_path in (None, cfgs.model_cfgs.model_name_or_path) and (
+        algorithm.reference_dtype in ('auto', precision_of(cfgs))
+    ):
+        return untrained(assembled.engine)
+    return frozen_copy(cfgs, algorithm, spec, assembled)
+
+
+def untrained(engine: DeepSpeedEngine) -> Scorer:
+    """Scores with the policy as it is, without a graph and without dropout."""
+
+    def score(batch: Batch) -> Scored:
+        training = engine.engine.training
+        engine.engine.eval()
+        with torch.no_grad():
+            scored = engine.score(batch)
+        engine.engine.train(training)
+        return scored
+
+    return score
 
 
 def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Referring) -> bool:
@@ -50,13 +150,11 @@ def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Referring) -> bool:
 def adapter_off(engine: DeepSpeedEngine, model: Any) -> Scorer:
     """Scores with the weights under the adapter of `model`, the one that `engine` trains."""
 
+    plain = untrained(engine)
+
     def score(batch: Batch) -> Scored:
-        training = engine.engine.training
-        engine.engine.eval()
-        with torch.no_grad(), model.disable_adapter():
-            scored = engine.score(batch)
-        engine.engine.train(training)
-        return scored
+        with model.disable_adapter():
+            return plain(batch)
 
     return score
 
@@ -64,7 +162,7 @@ def adapter_off(engine: DeepSpeedEngine, model: Any) -> Scorer:
 def frozen_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled: Assembled) -> Scorer:
     """Loads the reference and lets it share the weights that the policy keeps frozen too."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
-    precision = precision_of(cfgs) if algorithm.reference_dtype == 'auto' else algorithm.reference_dtype
+    precision = _precision(cfgs, algorithm)
     config = build_config(
         load_deepspeed_config(algorithm.reference_ds_cfgs or cfgs.train_cfgs.ds_cfgs),
         micro_batch=cfgs.train_cfgs.per_device_train_batch_size,
@@ -76,16 +174,22 @@ def frozen_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled
     )
     dtype = DTYPES[precision]
     model: nn.Module = load_for_layout(cfgs, spec, source, assembled.collator.layout, dtype=dtype, config=config)
-    keep_features(cfgs, spec, model.requires_grad_(False), config)
+    model.requires_grad_(False)
     if find_adapter(source) is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, source)
+    # Behind the adapter, which may lie in a tower and then changes its features.
+    keep_features(cfgs, spec, model, config)
     policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
     engine = FrozenEngine(policy, config, assembled.engine.device)
     shared = share_frozen(assembled.model, model)
     logger.info('reference: a frozen copy of %s in %s, %d weights shared with the policy', source, precision, shared)
     return engine.score
+
+
+def _precision(cfgs: RunCfgs, algorithm: Referring) -> str:
+    return precision_of(cfgs) if algorithm.reference_dtype == 'auto' else algorithm.reference_dtype
 
 
 def share_frozen(policy: nn.Module, reference: nn.Module) -> int:

@@ -42,8 +42,9 @@ from align_anything.trainers.base.assembly import (
 )
 from align_anything.trainers.base.console import TrainingConsole
 from align_anything.trainers.base.data import (
-    evaluation_loader,
+    loader_in_order,
     make_dataset,
+    names_of,
     open_sources,
     probe,
     require_readable,
@@ -57,7 +58,7 @@ from align_anything.trainers.base.offline import OfflineLoop
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.plot import plot_metrics
 from align_anything.trainers.base.progress import Progress, manifest_of, rank_seed, resume_progress
-from align_anything.trainers.base.reference import make_roles
+from align_anything.trainers.base.reference import check_reference, make_roles
 from align_anything.trainers.base.trackers import check_tracker
 
 logger = get_logger(__name__)
@@ -72,6 +73,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     check_tracker(cfgs.logger_cfgs.log_type)
     join_process_group()
     engine_config(cfgs)
+    check_reference(cfgs, resolved.algorithm)
     resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
     progress = Progress() if resume_from is None else resumed(resume_from, resolved)
     sources = open_sources(cfgs)
@@ -83,7 +85,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     wanted = pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on, cfgs.data_cfgs.sample_cache_dir
     dataset = make_dataset(sources.training, *wanted)
     costs, unusable = row_costs(dataset, spec, cfgs)
-    sampler = training_sampler(sources.training, dataset, cfgs, costs, padded=layout == 'padded')
+    sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
     steps = total_steps(cfgs, sampler)
     if progress.step > steps:
         raise SettingsError(
@@ -92,9 +94,14 @@ def train(pair: Pair, resolved: Resolved) -> None:
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     assembled = assemble(cfgs, resolved.algorithm, spec, pair, layout, steps)
+    held_out = [make_dataset([part], *wanted) for part in sources.evaluation]
+    # Before the state of an earlier run is loaded: the policy is still what it is compared with.
+    roles, training_rows, held_out_rows = make_roles(cfgs, resolved.algorithm, spec, assembled, dataset, held_out)
     if resume_from is not None:
         assembled.engine.load_state(resume_from.state)
         restore_random_state(resume_from.state)
+        if progress.place is not None:
+            sampler.go_on(progress.epoch, progress.step_in_epoch, progress.place)
         logger.info('resumed from %s after step %d of %d', resume_from.path, progress.step, steps)
     else:
         torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))
@@ -103,10 +110,11 @@ def train(pair: Pair, resolved: Resolved) -> None:
             logger.warning('an earlier run left this slice, which now bears the name %s', path)
         atomic_write_text(output_dir / SETTINGS_FILE, dump_resolved(cfgs))
 
-    evaluation = None
-    if sources.evaluation:
-        held_out = make_dataset(sources.evaluation, *wanted)
-        evaluation = evaluation_loader(held_out, assembled.collator, cfgs)
+    batch_size = cfgs.train_cfgs.per_device_eval_batch_size
+    evaluation = {
+        name: loader_in_order(rows, dataset.sizes, batch_size, assembled.collator, cfgs)
+        for name, rows, dataset in zip(names_of(sources.evaluation), held_out_rows, held_out, strict=True)
+    }
     slices = Slices(resolved, output_dir, assembled, spec)
     writer = MetricsWriter(
         output_dir,
@@ -120,8 +128,8 @@ def train(pair: Pair, resolved: Resolved) -> None:
         cfgs=cfgs,
         algorithm=resolved.algorithm,
         engine=assembled.engine,
-        roles=make_roles(cfgs, resolved.algorithm, spec, assembled),
-        training=training_loader(dataset, sampler, assembled.collator, cfgs),
+        roles=roles,
+        training=training_loader(training_rows, sampler, assembled.collator, cfgs),
         evaluation=evaluation,
         rows=len(dataset) if not cfgs.data_cfgs.streaming else None,
         steps=steps,
@@ -186,16 +194,19 @@ class Slices:
     assembled: Assembled
     spec: FamilySpec
 
-    def save(self, progress: Progress, *, with_state: bool) -> Path:
-        """Writes `slice_<step>` and deletes the oldest beyond the limit. Every rank calls it."""
+    def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
+        """Writes the slice `name`, by default `slice_<step>`, and deletes the oldest of those beyond the limit.
+
+        Every rank calls it.
+        """
         path = write_slice(
             self.output_dir,
-            f'slice_{progress.step}',
+            name or f'slice_{progress.step}',
             write_model=self._write_model,
             write_state=self.assembled.engine.save_state if with_state else None,
             manifest=manifest_of(progress, self.resolved.cfgs),
         )
-        if is_main():
+        if is_main() and name is None:
             prune(self.output_dir, max(self.resolved.cfgs.logger_cfgs.save_total_limit, 1))
         return path
 
