@@ -24,6 +24,7 @@ MEDIA: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), ('image', 'video')),
     **dict.fromkeys(('llava_next_video', 'llava_onevision', 'smolvlm'), ('image', 'video')),
     'qwen2_audio': ('audio',),
+    'gemma3n': ('image', 'audio'),
     **dict.fromkeys(('gemma4', 'qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), ('image', 'video', 'audio')),
 }
 VIDEO = tuple(family for family, kinds in MEDIA.items() if 'video' in kinds)

@@ -19,6 +19,7 @@ TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'gemma2', 
 IMAGE = ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'gemma3', 'idefics3', 'internvl')
 # Families whose media have tests of their own, with clips and sounds among them (tests/models/mixed.py).
 WIDER = (
+    'gemma3n',
     'gemma4',
     'llava_next_video',
     'llava_onevision',
@@ -50,6 +51,7 @@ END = {
     'llava_next_video': '</s>',
     **dict.fromkeys(('idefics2', 'idefics3', 'smolvlm'), '<end_of_utterance>'),
     'mllama': '<|eot_id|>',
+    'gemma3n': '<end_of_turn>',
     'gemma4': '<turn|>',
     'paligemma': '<eos>',
     **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), '<|im_end|>'),

@@ -87,16 +87,16 @@ def test_outputs_are_those_without_a_cache_and_the_second_time_no_tower_runs(
     exact = {'atol': 1e-5, 'rtol': 0} if family == 'gemma3n' else {'atol': 0, 'rtol': 0}
     torch.testing.assert_close(score(model, spec, many), first[0], **exact)
     assert encoded(model, spec) == 0
+    needed = set(files(tmp_path))
     score(model, spec, few)
     # Idefics2's processor pads pictures to the largest of a batch, which makes another picture of them. So does Gemma
     # 3n's with sounds, whose last frames see the padding.
-    again = int(family in ('idefics2', 'gemma3n'))
-    assert encoded(model, spec) == again
+    assert encoded(model, spec) == (family in ('idefics2', 'gemma3n'))
     lost = files(tmp_path)[::2]
     for path in lost:
         path.unlink()
     found = score(model, spec, many)
-    assert encoded(model, spec) == len(lost) - (family == 'idefics2')
+    assert encoded(model, spec) == len(needed.intersection(lost)) > 0
     if family != 'qwen3_omni_moe_thinker':
         # The last frames of its sounds see the padding of the call that encodes them.
         torch.testing.assert_close(found, plain[0], **CLOSE)

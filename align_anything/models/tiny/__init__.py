@@ -18,7 +18,8 @@ KINDS = {
     **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl'), 'qwen_vl'),
     **dict.fromkeys(('llava_next_video', 'llava_onevision', 'llava_interleave'), 'llava_video'),
     **dict.fromkeys(('qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), 'omni'),
-    **{name: name for name in 'gemma3 gemma4 idefics2 idefics3 internvl mllama paligemma qwen2_audio smolvlm'.split()},
+    **{name: name for name in 'gemma3 gemma3n gemma4 idefics2 idefics3 internvl mllama paligemma'.split()},
+    **{name: name for name in ('qwen2_audio', 'smolvlm')},
 }
 """Families and the file in this package that builds them."""
 

@@ -1,0 +1,25 @@
+"""Gemma 3n: pictures and sounds; a picture goes through a network of timm, which has to be installed."""
+
+from __future__ import annotations
+
+from transformers import Gemma3nForConditionalGeneration
+
+from align_anything.models.family import FamilySpec
+
+
+class AccustomedGemma3nModel(Gemma3nForConditionalGeneration):
+    """Gemma 3n with a language-model head."""
+
+
+class Gemma3nSpec(FamilySpec):
+    """The default rules with the parts named."""
+
+    part_prefixes = {
+        'vision_tower': ('model.vision_tower',),
+        'audio_tower': ('model.audio_tower',),
+        'mm_proj': ('model.embed_vision', 'model.embed_audio'),
+        'language_model': ('model.language_model', 'lm_head'),
+    }
+
+
+MODEL, SPEC = AccustomedGemma3nModel, Gemma3nSpec
