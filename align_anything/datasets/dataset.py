@@ -142,7 +142,8 @@ class ExampleDataset:
         name = ''
         try:
             if isinstance(index, StreamedRow):
-                part, name, row = self.parts[index.part], index.name, index.row
+                number, name, row = index.part, index.name, index.row
+                part = self.parts[number]
                 if isinstance(row, SampleError):
                     raise row
             else:
@@ -157,7 +158,7 @@ class ExampleDataset:
             example = make() if self._kept is None else self._kept.example(conversations, make)
         except SampleError as error:
             return Skipped(name, str(error))
-        example.source = name
+        example.source, example.part = name, number
         example.meta.update(without_media(meta))
         return example
 

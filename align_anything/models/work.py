@@ -22,17 +22,21 @@ class WorkOf:
 
     A position costs in proportion to the weights it passes through, so a position of a tower counts as the tower's
     weights over the language model's; attention, which grows with the square of the length, is left out.
+
+    Args:
+        language, vision, audio: how many matrix products each weight of the part takes part in; a part that is
+            trained takes three, a frozen tower one.
     """
 
-    def __init__(self, spec: FamilySpec) -> None:
+    def __init__(self, spec: FamilySpec, language: int = 3, vision: int = 3, audio: int = 3) -> None:
         self.spec = spec
         sizes = dict.fromkeys(('vision_tower', 'audio_tower', 'mm_proj', 'language_model'), 0)
         embeddings = {id(layer.weight) for layer in (self._model.get_input_embeddings(),)}
         for name, parameter in self._model.named_parameters():
             if id(parameter) not in embeddings:
                 sizes[spec.part_of(name)] += parameter.numel()
-        language = max(sizes['language_model'], 1)
-        self.vision, self.audio = sizes['vision_tower'] / language, sizes['audio_tower'] / language
+        whole = max(sizes['language_model'] * language, 1)
+        self.vision, self.audio = sizes['vision_tower'] * vision / whole, sizes['audio_tower'] * audio / whole
         del self.__dict__['_model']
 
     @cached_property

@@ -1,4 +1,4 @@
-"""`python -m scripts.bench [text image loss media startup all] [--quick]` measures, prints, exits with 1 on a FAIL."""
+"""`python -m scripts.bench [text image loss media mixed startup all] [--quick]` measures, prints, exits 1 on a FAIL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from scripts.bench import compare, loss, media, startup  # noqa: E402
+from scripts.bench import compare, loss, media, mixed, startup  # noqa: E402
 from scripts.bench.report import Ratio, say, show  # noqa: E402
 from scripts.bench.work import FULL, QUICK, Size  # noqa: E402
 
@@ -26,6 +26,7 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'text': compare.text,
     'image': compare.image,
     'media': media.media,
+    'mixed': mixed.mixed,
 }
 
 

@@ -6,10 +6,12 @@ import importlib
 import multiprocessing
 import os
 import resource
+import socket
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any
 
 
@@ -56,22 +58,55 @@ def in_child(function: Callable[..., Any], *args: Any) -> Any:
     The libraries that the parent has imported need not be imported again. What the child prints is dropped, so that
     progress bars of other trainers don't bury the figures. Raises RuntimeError with its traceback when it failed.
     """
+    return _in_processes([{}], function, args)[0]
+
+
+def in_ranks(ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """As `in_child`, in as many processes that run together as ranks of one launch; returns their values in order."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    launch = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': ranks, 'LOCAL_WORLD_SIZE': ranks}
+    environments = [
+        {key: str(value) for key, value in {**launch, 'RANK': rank, 'LOCAL_RANK': rank}.items()}
+        for rank in range(ranks)
+    ]
+    return _in_processes(environments, function, args)
+
+
+def _in_processes(environments: list[dict[str, str]], function: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
     context = multiprocessing.get_context('fork')
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_send, args=(sender, function, args))
-    child.start()
-    sender.close()
-    try:
-        value, failure = receiver.recv()
-    except EOFError:
-        value, failure = None, 'the process ended without a result'
-    child.join()
+    children = {}
+    for number, environment in enumerate(environments):
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_send, args=(sender, environment, function, args))
+        child.start()
+        sender.close()
+        children[receiver] = (number, child)
+    values: list[Any] = [None] * len(environments)
+    waiting, failure = set(children), ''
+    while waiting and not failure:
+        for receiver in wait(list(waiting)):
+            waiting.discard(receiver)
+            number, child = children[receiver]
+            try:
+                values[number], failure = receiver.recv()
+            except EOFError:
+                failure = 'the process ended without a result'
+            if failure:
+                break
+    for _, child in children.values():
+        if failure:
+            # The others wait for the one that failed.
+            child.terminate()
+        child.join()
     if failure:
         raise RuntimeError(f'{function.__name__} failed in its process:\n{failure}')
-    return value
+    return values
 
 
-def _send(sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _send(sender: Any, environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

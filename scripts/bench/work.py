@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ class Size:
     tokens: int
     media_steps: int
     startups: int
+    omni_hidden: int
+    omni_layers: int
+    tower_hidden: int
+    tower_layers: int
+    mixed_rows: int
+    budget: int
+    mixed_steps: int
 
 
 FULL = Size(
@@ -56,6 +64,13 @@ FULL = Size(
     tokens=4096,
     media_steps=8,
     startups=3,
+    omni_hidden=256,
+    omni_layers=6,
+    tower_hidden=128,
+    tower_layers=6,
+    mixed_rows=40,
+    budget=2048,
+    mixed_steps=8,
 )
 QUICK = Size(
     hidden=64,
@@ -77,6 +92,13 @@ QUICK = Size(
     tokens=256,
     media_steps=2,
     startups=1,
+    omni_hidden=64,
+    omni_layers=1,
+    tower_hidden=32,
+    tower_layers=2,
+    mixed_rows=4,
+    budget=512,
+    mixed_steps=2,
 )
 
 
@@ -118,6 +140,23 @@ def image_model(folder: Path, size: Size) -> Path:
         image_size=size.image_size,
         vision_hidden=size.vision_hidden,
         vision_layers=size.vision_layers,
+        corpus=corpus(words(size.words // 2)),
+    )
+
+
+def omni_model(folder: Path, size: Size) -> Path:
+    """Builds the Qwen2.5-Omni-type thinker with its two towers."""
+    from align_anything.models.tiny import build
+
+    return build(
+        'qwen2_5_omni_thinker',
+        folder,
+        hidden=size.omni_hidden,
+        layers=size.omni_layers,
+        vocab=size.words // 2 + 700,
+        image_size=size.image_size,
+        vision_hidden=size.tower_hidden,
+        vision_layers=size.tower_layers,
         corpus=corpus(words(size.words // 2)),
     )
 
@@ -191,10 +230,67 @@ def image_rows(model: Path, folder: Path, size: Size, rows: int) -> list[dict[st
     return made
 
 
-def photograph(path: Path, shape: tuple[int, int], seed: int) -> None:
-    """Writes a JPEG with the gradients, edges and grain that make a photograph as costly to decode as a real one."""
+def mixed_sources(model: Path, folder: Path, size: Size) -> list[Path]:
+    """Writes four files of rows, each with media of one kind made on the spot: texts, photographs, sounds, clips."""
+    texts, draw = Texts(model, words(size.words // 2), seed=3), random.Random(4)
+    makers: dict[str, tuple[str, Callable[[Path, int], None]]] = {
+        'image': ('jpg', lambda path, seed: photograph(path, _scaled(size.photo, draw.uniform(0.3, 1)), seed)),
+        'audio': ('wav', lambda path, seed: tone(path, draw.uniform(0.3, 2), seed)),
+        'video': ('mp4', lambda path, seed: clip(path, _scaled(size.photo, 0.25), draw.randint(8, 48), seed)),
+    }
+    sources = [write_rows(folder / 'text.jsonl', text_rows(model, size, size.mixed_rows))]
+    for kind, (suffix, make) in makers.items():
+        rows = []
+        for number, length in enumerate(spread(draw, size.shortest, size.longest // 2, size.mixed_rows)):
+            path = folder / f'{kind}_{number}.{suffix}'
+            make(path, number)
+            rows.append({**texts.row(length), kind: str(path)})
+        sources.append(write_rows(folder / f'{kind}.jsonl', rows))
+    return sources
+
+
+def _scaled(shape: tuple[int, int], factor: float) -> tuple[int, int]:
+    width, height = (2 * round(side * factor / 2) for side in shape)
+    return width, height
+
+
+def tone(path: Path, seconds: float, seed: int) -> None:
+    """Writes a WAV file of a few overtones in noise."""
     import numpy as np
+    import soundfile
+
+    noise = np.random.default_rng(seed)
+    time = np.arange(round(seconds * 16000)) / 16000
+    samples = sum(np.sin(2 * np.pi * noise.uniform(80, 2000) * time) for _ in range(5)) / 10
+    soundfile.write(path, (samples + noise.normal(0, 0.02, len(time))).astype('float32'), 16000)
+
+
+def clip(path: Path, shape: tuple[int, int], frames: int, seed: int) -> None:
+    """Writes an MP4 of ten frames a second in which a photograph moves to the left."""
+    import av
+    import numpy as np
+
+    still = pixels_of(shape, seed)
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=10)
+        stream.width, stream.height = shape
+        stream.pix_fmt = 'yuv420p'
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.roll(still, -4 * number, axis=1), format='rgb24')
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def photograph(path: Path, shape: tuple[int, int], seed: int) -> None:
+    """Writes a JPEG as costly to decode as a real photograph."""
     from PIL import Image
+
+    Image.fromarray(pixels_of(shape, seed)).save(path, quality=90)
+
+
+def pixels_of(shape: tuple[int, int], seed: int) -> Any:
+    """Returns a picture with the gradients, edges and grain of a photograph, `(height, width, 3)` uint8."""
+    import numpy as np
 
     width, height = shape
     noise = np.random.default_rng(seed)
@@ -202,7 +298,7 @@ def photograph(path: Path, shape: tuple[int, int], seed: int) -> None:
     waves = [np.sin(x / noise.uniform(8, 90) + y / noise.uniform(8, 90) + channel) for channel in range(3)]
     pixels = 128 + 70 * np.stack(waves, axis=-1) + noise.normal(0, 14, (height, width, 3))
     pixels[(x // 80 + y // 60) % 3 == 0] *= 0.6
-    Image.fromarray(pixels.clip(0, 255).astype('uint8')).save(path, quality=90)
+    return pixels.clip(0, 255).astype('uint8')
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

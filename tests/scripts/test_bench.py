@@ -21,6 +21,7 @@ RATIOS = {
     'image': ['text_image_to_text: packed / trl'],
     'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
     'media': ['media wait'],
+    'mixed': ['mixed: work of the busier rank / mean'],
     'startup': ['import align_anything', 'start to first optimizer step: run / bare script'],
 }
 
