@@ -119,15 +119,16 @@ class AnyModelForScore:
         """
         model = AnyModel.from_pretrained(model_name_or_path, **kwargs)
         weight = stored_tensor(model_name_or_path, f'{SCORE_HEAD}.weight')
-        return _with_score_head(model, weight)
+        return add_score_head(model, weight)
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
         """Builds a model with random weights and a new head."""
-        return _with_score_head(AnyModel.from_config(config, **kwargs), None)
+        return add_score_head(AnyModel.from_config(config, **kwargs), None)
 
 
-def _with_score_head(model: PreTrainedModel, weight: torch.Tensor | None) -> PreTrainedModel:
+def add_score_head(model: PreTrainedModel, weight: torch.Tensor | None = None) -> PreTrainedModel:
+    """Gives `model` a `ScoreHead` at `model.score`, with `weight` `(1, size)` or a first one; returns the model."""
     head = ScoreHead(model.config.get_text_config(decoder=True).hidden_size)
     if weight is not None:
         head.load_state_dict({'weight': weight})
