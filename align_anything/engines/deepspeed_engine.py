@@ -43,6 +43,8 @@ class DeepSpeedEngine:
         join_process_group()
         self.stage = zero_stage(config)
         self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
+        if self.stage == 3:
+            _gather_position_tables(module)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
         )
@@ -219,3 +221,16 @@ class DeepSpeedEngine:
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         return all_reduce_sum(tensor.to(self.device))
+
+
+def _gather_position_tables(model: nn.Module) -> None:
+    """Has ZeRO-3 gather the position tables that encoders of sounds add as they are.
+
+    Their forward reads `embed_positions.weight` and never calls that module, so that nothing else would gather it.
+    """
+    import deepspeed
+
+    for module in model.modules():
+        table = dict(module.named_children()).get('embed_positions')
+        if isinstance(table, nn.Embedding):
+            deepspeed.zero.register_external_parameter(module, table.weight)

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ('pair', 'family', 'media', 'stage'),
     [
-        (text_audio_to_text.PAIR, 'qwen2_audio', [SOUND], 'z2'),
+        (text_audio_to_text.PAIR, 'qwen2_audio', [SOUND], 'z3'),
         (text_video_to_text.PAIR, 'qwen2_vl', [CLIP], 'z3'),
         (any_to_text.PAIR, 'qwen2_5_omni_thinker', [PICTURE, CLIP, SOUND], 'z3'),
         (any_to_text.PAIR, 'qwen2_5_vl', [PICTURE, CLIP], 'z2'),
