@@ -31,11 +31,13 @@ def merge_adapter(
         base: folder or hub name of the model; None for the one that the adapter records.
 
     Raises:
-        ModelError: `folder` holds no adapter, it was not trained on such a model, or `out` cannot be written.
+        ModelError: `folder` is missing or holds no adapter, it was not trained on such a model, or `out` cannot be written.
     """
+    if not Path(folder).is_dir():
+        raise ModelError(f'{folder} is no folder; name the one that the run saved, such as <output_dir>/slice_end.')
     adapter, out = find_adapter(folder), Path(out)
     if adapter is None:
-        raise ModelError(f'{folder} holds no LoRA adapter: no adapter_config.json, or a whole model with it.')
+        raise ModelError(f'{folder} holds no LoRA adapter: it has no adapter_config.json, or a whole model beside it.')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
     source = adapter.require_base() if base is None else base

@@ -81,7 +81,7 @@ def test_runs_are_the_leaves() -> None:
         (['train', '--epochs', '3', 'text_to_text', 'sft'], 'come first'),
         (['train', 'text_to_text', 'sft', '--epoch', '3'], "Did you mean 'epochs'"),
         (['inspect', 'text_to_txt', 'sft'], "Did you mean 'text_to_text'"),
-        (['merge', 'no/such', 'out'], 'holds no LoRA adapter'),
+        (['merge', 'no/such', 'out'], 'no/such is no folder'),
     ],
 )
 def test_errors_have_code_2_and_no_traceback(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

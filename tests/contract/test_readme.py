@@ -13,10 +13,16 @@ from PIL import Image
 
 from align_anything.cli.families import families
 from align_anything.cli.leaves import runs
+from align_anything.configs.schema import RunCfgs
+from align_anything.datasets.template_registry import get_template
+from align_anything.trainers import text_audio_to_text, text_video_to_text
+from tests.datasets.clips import clip, sound, tone
 from tests.trainers.runs import IMAGE, TEXT, run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.md').read_text()
+LMMS = (ROOT / 'docs' / 'lmms_finetune.md').read_text()
+AUDIO, VIDEO = text_audio_to_text.PAIR, text_video_to_text.PAIR
 COMMANDS = [
     shlex.split(block.replace('\\\n', ' '), comments=True)
     for block in re.findall(r'```bash\n(deepspeed .*?)```', README, re.DOTALL)
@@ -58,15 +64,22 @@ def test_links_and_targets() -> None:
         assert (ROOT / script).exists(), script
 
 
-@pytest.mark.parametrize(('number', 'pair', 'family'), [(0, TEXT, 'qwen2'), (1, IMAGE, 'qwen2_5_vl')])
+@pytest.mark.parametrize(
+    ('number', 'pair', 'family'),
+    [(0, TEXT, 'qwen2'), (1, IMAGE, 'qwen2_5_vl'), (2, AUDIO, 'qwen2_audio'), (3, VIDEO, 'qwen2_5_vl')],
+)
 def test_a_run_on_ones_own_data(
     number: int, pair: object, family: str, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launcher, module, name, *settings = COMMANDS[number]
     assert (launcher, module, name) == ('deepspeed', '--module', f'align_anything.trainers.{pair.name}.sft')
     monkeypatch.chdir(tmp_path)
-    row = re.search(r'```json\n(.*)\n```', README).group(1)
-    Path('conversations.jsonl').write_text(f'{row}\n' * 4)
+    talk, heard, seen = re.findall(r'```json\n(.*)\n```', README)
+    for name, row in (('conversations', talk), ('sounds', heard), ('clips', seen)):
+        Path(f'{name}.jsonl').write_text(f'{row}\n' * 4)
+    for name, content in ((json.loads(heard)['sound'], sound(tone(1.0))), (json.loads(seen)['clip'], clip([9] * 8))):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(content)
     Image.new('RGB', (40, 30), 'red').save('red.png')
     picture = {'question': 'What is it?', 'answer': 'A red square.', 'picture': 'red.png'}
     Path('pictures.jsonl').write_text(f'{json.dumps(picture)}\n' * 4)
@@ -76,3 +89,16 @@ def test_a_run_on_ones_own_data(
     assert ended[0].code == 0, ended[0].output
     saved = Path(settings[settings.index('--output_dir') + 1]) / 'slice_end'
     assert (saved / ('adapter_model.safetensors' if '--use_lora' in settings else 'model.safetensors')).exists()
+
+
+def test_the_settings_named_for_users_of_lmms_finetune() -> None:
+    keys = {key for group in RunCfgs.model_fields.values() for key in group.annotation.model_fields}
+    known = keys | get_template('LMMS').option_defaults().keys()
+    cells = [line.strip('|').split('|')[1] for line in LMMS.splitlines() if line.startswith('| ')][1:]
+    spans = [span for cell in cells for span in re.findall('`([^`]+)`', cell)]
+    named = {key for span in spans for key in re.findall(r'([a-z]\w+)(?::|$)', span.split(': ')[0] + ':')}
+    named |= {key for span in spans for key in re.findall(r'([a-z]\w+):', span)}
+    assert {'model_name_or_path', 'user_key', 'vision_lora'} <= named
+    assert named <= known
+    for target in re.findall(r'\]\(([^)#]+)', LMMS):
+        assert (ROOT / 'docs' / target).exists(), target
