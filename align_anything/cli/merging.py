@@ -31,7 +31,8 @@ def merge_adapter(
         base: folder or hub name of the model; None for the one that the adapter records.
 
     Raises:
-        ModelError: `folder` is missing or holds no adapter, it was not trained on such a model, or `out` cannot be written.
+        ModelError: `folder` is missing or holds no adapter, it was not trained on such a model, or `out` cannot be
+            written.
     """
     if not Path(folder).is_dir():
         raise ModelError(f'{folder} is no folder; name the one that the run saved, such as <output_dir>/slice_end.')
