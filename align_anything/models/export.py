@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from align_anything.core.errors import ModelError
+from align_anything.core.files import atomic_write_json
 from align_anything.models.any_model import skeleton_of
 from align_anything.models.quantization import dequantised, is_quantised
 from align_anything.models.score import SCORE_HEAD
@@ -33,19 +35,23 @@ def export_model(
     processor: Any = None,
     merge_adapter: bool = False,
     end_of_turn_id: int | None = None,
+    pad_token_id: int | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Writes `model` to `out_dir` as a checkpoint that plain `from_pretrained` loads. Call it on one rank.
 
     The live model is not changed. Full models have config, generation config and safetensors with the names of the
-    checkpoint they were loaded from. Under LoRA the adapter is written, or with `merge_adapter` the full model with
-    the adapter added in float32; quantised weights are then written in full precision.
+    checkpoint they were loaded from; one with a score head is also what `AutoModelForSequenceClassification` loads,
+    where transformers has such a class for the architecture. Under LoRA the adapter is written, or with
+    `merge_adapter` the full model with the adapter added in float32; quantised weights are then written in full
+    precision.
 
     Args:
         model: the model, wrapped by peft under LoRA.
         state_dict: what `model.state_dict()` would be if it were whole; needed where it is partitioned (ZeRO-3).
         tokenizer, processor: saved beside the weights; the processor is None for text families.
         end_of_turn_id: token that was trained to end an answer; added to what stops generation.
+        pad_token_id: what batches are padded with, from which classifiers of transformers tell where a text ends.
         max_shard_size: size of a weight file before another one is begun.
 
     Raises:
@@ -64,8 +70,11 @@ def export_model(
         if isinstance(model, PeftModel):
             state = merged_state(model, state)
         _save_full(plain, state, folder, max_shard_size)
+        if f'{SCORE_HEAD}.weight' in state:
+            _make_classifier(plain.config, folder, None if pad_token_id == end_of_turn_id else pad_token_id)
     if plain.can_generate():
         _save_generation_config(plain.generation_config, folder, end_of_turn_id)
+    _forget_last_call(tokenizer)
     (processor or tokenizer).save_pretrained(folder)
 
 
@@ -121,6 +130,33 @@ def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, m
         skeleton._weight_conversions = [copy.deepcopy(rename) for rename in renames]
     skeleton.generation_config = GenerationConfig()
     skeleton.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
+
+
+def _make_classifier(config: PreTrainedConfig, folder: Path, pad_token_id: int | None) -> None:
+    """Rewrites the saved configuration as that of a classifier with one label.
+
+    Where padding is the token that ends an answer, `pad_token_id` is None: classifiers of transformers then take one
+    text at a time, instead of reading the score one token early.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
+
+    file = folder / 'config.json'
+    saved = json.loads(file.read_text(encoding='utf-8'))
+    saved |= {'id2label': {'0': 'score'}, 'label2id': {'score': 0}, 'pad_token_id': pad_token_id}
+    if type(config) in CLASSIFIERS:
+        saved['architectures'] = [CLASSIFIERS[type(config)].__name__]
+    atomic_write_json(file, saved)
+
+
+def _forget_last_call(tokenizer: Any) -> None:
+    """Drops the padding and truncation of the last call, which a fast tokenizer would write down as its own.
+
+    Every call sets them anew. Written down, they become defaults of the processor's other parts: Gemma 4's then
+    refuses sounds.
+    """
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
 
 
 def _second_names(model: PreTrainedModel) -> list[str]:

@@ -87,6 +87,7 @@ class OfflineLoop:
         self.writer.log(self.progress.step, {**found, **by_part}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + _listed(found))
         train, progress = self.cfgs.train_cfgs, self.progress
+        progress.last_evaluation = found
         if (train.save_best or train.early_stopping_patience) and self._improved(found):
             progress.best_step = progress.step
             if train.save_best:

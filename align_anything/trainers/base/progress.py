@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from align_anything.configs.schema import RunCfgs, TrainCfgs
@@ -23,6 +23,7 @@ class Progress:
         nonfinite: steps that changed nothing because their loss or gradient was not finite.
         best: value of the metric that `save_best` names at the best evaluation so far, which was after `best_step`;
             `evaluations_since_best` were not better.
+        last_evaluation: the metrics of the last evaluation.
         place: where the sampler begins the next step, if it must be told (`Sampler.place`).
     """
 
@@ -35,6 +36,7 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
+    last_evaluation: dict[str, float] = field(default_factory=dict)
     place: Sequence[int] | None = None
 
 

@@ -40,6 +40,7 @@ from align_anything.trainers.base.assembly import (
     rehearse,
     spec_of,
 )
+from align_anything.trainers.base.card import write_score_card
 from align_anything.trainers.base.console import TrainingConsole
 from align_anything.trainers.base.data import (
     loader_in_order,
@@ -202,7 +203,7 @@ class Slices:
         path = write_slice(
             self.output_dir,
             name or f'slice_{progress.step}',
-            write_model=self._write_model,
+            write_model=lambda folder: self._write_model(folder, progress),
             write_state=self.assembled.engine.save_state if with_state else None,
             manifest=manifest_of(progress, self.resolved.cfgs),
         )
@@ -215,12 +216,12 @@ class Slices:
         return write_slice(
             self.output_dir,
             FINAL_NAME,
-            write_model=self._write_model,
+            write_model=lambda folder: self._write_model(folder, progress),
             write_state=None,
             manifest=manifest_of(progress, self.resolved.cfgs),
         )
 
-    def _write_model(self, folder: Path) -> None:
+    def _write_model(self, folder: Path, progress: Progress) -> None:
         engine, model = self.assembled.engine, self.assembled.model
         state = engine.full_state_dict(model) if engine.stage == 3 else None
         if is_main():
@@ -232,4 +233,14 @@ class Slices:
                 processor=self.spec.processor,
                 merge_adapter=self.resolved.cfgs.lora_cfgs.save_full_model,
                 end_of_turn_id=self.spec.renderer.end_of_turn_id,
+                pad_token_id=self.spec.pad_token_id,
             )
+            if self.resolved.algorithm.scores == 'responses':
+                write_score_card(
+                    folder,
+                    algorithm=self.resolved.algorithm.name,
+                    source=self.resolved.cfgs.model_cfgs.model_name_or_path,
+                    spec=self.spec,
+                    evaluation=progress.last_evaluation,
+                    step=progress.step,
+                )

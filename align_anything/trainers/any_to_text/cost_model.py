@@ -1,0 +1,13 @@
+"""Cost modelling, `any_to_text`."""
+
+from align_anything.algorithms.cost_model import CostModel
+from align_anything.trainers.any_to_text import PAIR
+from align_anything.trainers.base.launch import launch
+
+
+def main() -> None:
+    launch(PAIR, CostModel)
+
+
+if __name__ == '__main__':
+    main()

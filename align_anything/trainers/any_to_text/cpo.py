@@ -1,0 +1,13 @@
+"""Contrastive preference optimisation, `any_to_text`."""
+
+from align_anything.algorithms.cpo import CPO
+from align_anything.trainers.any_to_text import PAIR
+from align_anything.trainers.base.launch import launch
+
+
+def main() -> None:
+    launch(PAIR, CPO)
+
+
+if __name__ == '__main__':
+    main()

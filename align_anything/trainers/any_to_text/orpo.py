@@ -1,0 +1,13 @@
+"""Odds ratio preference optimisation, `any_to_text`."""
+
+from align_anything.algorithms.orpo import ORPO
+from align_anything.trainers.any_to_text import PAIR
+from align_anything.trainers.base.launch import launch
+
+
+def main() -> None:
+    launch(PAIR, ORPO)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,13 @@
+"""Kahneman-Tversky optimisation, `text_audio_to_text`."""
+
+from align_anything.algorithms.kto import KTO
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_audio_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, KTO)
+
+
+if __name__ == '__main__':
+    main()

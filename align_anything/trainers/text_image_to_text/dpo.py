@@ -1,0 +1,13 @@
+"""Direct preference optimisation, `text_image_to_text`."""
+
+from align_anything.algorithms.dpo import DPO
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_image_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, DPO)
+
+
+if __name__ == '__main__':
+    main()

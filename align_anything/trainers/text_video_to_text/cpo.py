@@ -1,0 +1,13 @@
+"""Contrastive preference optimisation, `text_video_to_text`."""
+
+from align_anything.algorithms.cpo import CPO
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_video_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, CPO)
+
+
+if __name__ == '__main__':
+    main()
