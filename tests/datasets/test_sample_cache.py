@@ -347,7 +347,7 @@ def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
     reasons = [[dataset[index].reason for index in (0, 1)] for _ in range(2)]
     assert reasons[0] == reasons[1] and 'prompt alone has 9 tokens' in reasons[0][0]
     assert counting.calls == 1 and len(files_in(tmp_path / 'kept')) == 1
-    unkept = Example(*[Piece(torch.ones(1), torch.ones(1))] * 1, [], meta={'seen': {1, 2}})
+    unkept = Example(Piece(torch.ones(1), torch.ones(1)), [], meta={'seen': {1, 2}})
     cache = SampleCache(tmp_path / 'none', SupervisedTask(encode), '')
     assert [cache.example([], lambda: unkept) for _ in range(2)] == [unkept] * 2
     assert files_in(tmp_path / 'none') == []
@@ -369,7 +369,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path: Path, monkeypatch
     assert alike(dataset[0], first), 'what is kept is still read'
 
 
-def test_a_folder_that_cannot_be_written_to_is_known_at_once(tmp_path: Path, tiny) -> None:
+def test_a_folder_that_cannot_be_written_to_is_known_at_once(tmp_path: Path) -> None:
     (tmp_path / 'file').touch()
     with pytest.raises(SettingsError, match='data_cfgs.sample_cache_dir: .*file/kept cannot be written to'):
         SampleCache(tmp_path / 'file' / 'kept', SupervisedTask(encode), '')
