@@ -20,8 +20,8 @@ class Algorithm(AlgorithmCfgs):
 
     Class attributes:
         name: the file name of its leaves and YAML files.
-        data_hook: what a row must give: `supervised`, `preference`, `unpaired` (a response with a label) or
-            `prompt_only`.
+        data_hook: what a row must give: `supervised`, `preference`, `unpaired` (a response with a label),
+            `answers` (one or two, to be scored) or `prompt_only`.
         meta_keys: what the row's meta must hold for it.
         roles: the models that score a batch; `trains` are those whose weights change.
         scores: what the policy gives: a number for each of the `tokens`, or for each of the `responses`.

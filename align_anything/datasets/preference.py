@@ -76,12 +76,41 @@ class UnpairedTask:
 
     def encode(self, conversations: list[Conversation]) -> Example:
         """Returns the Example of the answers, media decoded."""
-        turns = {len(conversation) for conversation in conversations}
-        if len(turns) > 1:
-            raise SampleError('the answers to compare must be the last turns of conversations of the same length')
-        example = self.encode_group(conversations, 'last', start=len(conversations[0]) - 1)
+        example = _last_turns(self.encode_group, conversations)
         *example.responses, example.unmatched = example.responses
         return example
+
+
+@dataclass(frozen=True)
+class AnswersTask:
+    """The answers of a row, to be scored: both of a pair, else the one there is.
+
+    Attributes:
+        encode_group: `FamilySpec.encode_group`.
+    """
+
+    encode_group: EncodeGroup
+    needs_reply: ClassVar[bool] = True
+    needs_other: ClassVar[bool] = False
+
+    def format(self, formatter: BaseFormatter, row: Row, other: Row | None = None) -> Formatted:
+        """Returns one conversation for each answer."""
+        if PREFERENCE in formatter.hooks():
+            better, worse, meta = formatter.format_preference_sample(row)
+            return [better, worse], {**meta, 'is_pair': True}
+        conversation, meta = formatter.format_supervised_sample(row)
+        return [conversation], {**meta, 'is_pair': False}
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns the Example of the answers, media decoded."""
+        return _last_turns(self.encode_group, conversations)
+
+
+def _last_turns(encode_group: EncodeGroup, conversations: list[Conversation]) -> Example:
+    """The Example of conversations that differ in their last turn alone."""
+    if len({len(conversation) for conversation in conversations}) > 1:
+        raise SampleError('the answers to compare must be the last turns of conversations of the same length')
+    return encode_group(conversations, 'last', start=len(conversations[0]) - 1)
 
 
 def _pair(formatter: BaseFormatter, row: Row) -> tuple[list[Any], list[Any], dict[str, Any]]:

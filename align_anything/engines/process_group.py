@@ -27,6 +27,11 @@ def join_process_group() -> None:
     deepspeed.init_distributed(dist_backend='nccl' if torch.cuda.is_available() else 'gloo', verbose=False)
 
 
+def device_of_rank() -> torch.device:
+    """The device that this process computes on."""
+    return torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))

@@ -22,6 +22,7 @@ class ScorePolicy(nn.Module):
         """Wraps `model`, made by `AnyModelForScore`, adapters applied; media are cast to `dtype`."""
         super().__init__()
         self.model = model
+        self.dtype = dtype
         self._hidden = HiddenStates(model, dtype)
 
     def forward(self, batch: Batch, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -21,6 +21,7 @@ class TokenPolicy(nn.Module):
         """Wraps `model` (a causal LM or image-text-to-text class, adapters applied); media are cast to `dtype`."""
         super().__init__()
         self.model = model
+        self.dtype = dtype
         self._hidden = HiddenStates(model, dtype)
         head = bare_model(model).get_output_embeddings()
         if head is None:

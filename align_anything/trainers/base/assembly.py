@@ -212,7 +212,8 @@ def assemble(
     logger.info(
         'in force: ZeRO stage %d, %s, optimizer %s, %s', engine.stage, precision_of(cfgs), optimizer_name, attention
     )
-    collator = _checked(engine, policy, make_collator(cfgs, spec, pair, layout), spec, pair, dtype)
+    collator = checked(engine.engine, engine.device, policy, make_collator(cfgs, spec, pair, layout), spec, pair)
+    engine.engine.train()
     if collator.layout != layout and attention == 'sdpa':
         set_text_attention(model, attention)
     logger.info('layout: %s', collator.layout)
@@ -281,27 +282,29 @@ def ordinary_tokens(spec: FamilySpec) -> list[int]:
     return [token for token in range(limit) if token not in special][:PROBE_VOCABULARY]
 
 
-def _checked(
-    engine: DeepSpeedEngine,
+def checked(
+    module: nn.Module,
+    device: torch.device,
     policy: TokenPolicy | ScorePolicy,
     collator: TokenCollator,
     spec: FamilySpec,
     pair: Pair,
-    dtype: torch.dtype,
 ) -> TokenCollator:
-    """Returns the collator when its layout is right on this model, else that of the padded layout."""
-    vocabulary, kinds = ordinary_tokens(spec), pair.kinds_in(spec.media_kinds)
-    engine.engine.eval()
+    """Returns the collator when its layout is right on this model, else that of the padded layout.
+
+    `module` is the policy, or what DeepSpeed wrapped around it. Raises ModelError when no layout is right.
+    """
+    vocabulary, kinds, dtype = ordinary_tokens(spec), pair.kinds_in(spec.media_kinds), policy.dtype
+    tokens = isinstance(policy, TokenPolicy)
+    module.eval()
 
     def score(batch: Batch) -> torch.Tensor:
-        batch = batch.to(engine.device)
-        return engine.score(batch).values if tokens else engine.engine(batch, random_reading)
+        return module(batch.to(device)) if tokens else module(batch.to(device), random_reading)
 
-    tokens = isinstance(policy, TokenPolicy)
     padded = replace(collator, layout='padded')
     try:
         if tokens:
-            probe = padded(probe_examples(padded, vocabulary, kinds)).to(engine.device)
+            probe = padded(probe_examples(padded, vocabulary, kinds)).to(device)
             check_head(score, policy.logits, probe, dtype)
         check_layout(score, padded, vocabulary, kinds, dtype)
     except LayoutMismatch as error:
@@ -314,5 +317,4 @@ def _checked(
     except (LayoutMismatch, NotImplementedError) as error:
         logger.warning("the '%s' layout is wrong for this model, falling back to 'padded': %s", collator.layout, error)
         collator = padded
-    engine.engine.train()
     return collator

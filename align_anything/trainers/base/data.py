@@ -21,7 +21,7 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.parts import open_parts
-from align_anything.datasets.preference import PreferenceTask, UnpairedTask
+from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
 from align_anything.datasets.reference_scores import Indexed
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
@@ -93,6 +93,8 @@ def make_task(
         raise SettingsError(
             [f"data_cfgs.train_on: 'all' trains prompts, but {algorithm.name} compares answers. Leave it out."]
         )
+    if algorithm.data_hook == 'answers':
+        return AnswersTask(encode_group)
     if algorithm.data_hook == 'unpaired':
         return UnpairedTask(encode_group)
     return PreferenceTask(encode_group, train_on, algorithm.meta_keys)

@@ -42,8 +42,10 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.base.dry_run import dry_run
     from align_anything.trainers.base.run import train
+    from align_anything.trainers.base.scoring import score
 
-    (dry_run if resolved.dry_run else train)(pair, resolved)
+    work = train if algorithm.trains else score
+    (dry_run if resolved.dry_run else work)(pair, resolved)
 
 
 def quieten_libraries() -> None:

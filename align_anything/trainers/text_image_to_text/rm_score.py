@@ -1,0 +1,13 @@
+"""Scores of a reward or cost model, `text_image_to_text`."""
+
+from align_anything.algorithms.rm_score import RMScore
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_image_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, RMScore)
+
+
+if __name__ == '__main__':
+    main()
