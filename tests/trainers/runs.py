@@ -93,9 +93,9 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
         def watched(self, window):
             now = rank == rank_of_it and self.progress.step + 1 == step
 
-            def terms(algorithm, batch, scored):
+            def terms(algorithm, batch, scored, estimates):
                 scored['policy'].values = scored['policy'].values * float('nan')
-                return inner_terms(algorithm, batch, scored)
+                return inner_terms(algorithm, batch, scored, estimates)
 
             if now and met is not None:
                 met.write_text('\n'.join(name for batch in window.batches for name in batch.sources))
