@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align_anything.models.work import tensors_of
+from align_anything.algorithms.base import known_algorithms
+from align_anything.algorithms.sft import SFT
+from align_anything.configs.resolve import resolve
+from align_anything.models.pretrained_model import load_spec
+from align_anything.models.work import WorkOf, tensors_of
+from align_anything.trainers.base.assembly import spec_of
+from align_anything.trainers.base.data import work_of
 from tests.trainers.runs import IMAGE, lines, run, sft, succeed, text_rows, weights, write_rows
 
 
@@ -48,8 +54,33 @@ def test_positions_of_the_towers():
     assert tensors_of(media, patch_area=196) == (18 + 2, 5)
 
 
-def test_streams_and_grouping_without_a_budget_are_refused(tiny, tmp_path):
+def test_a_part_counts_by_the_products_that_its_weights_take_part_in(tiny):
+    spec = load_spec(str(tiny('llava')), model_max_length=512)
+    trained, frozen, adapted = WorkOf(spec), WorkOf(spec, vision=1), WorkOf(spec, language=2, vision=1)
+    assert trained.vision > 0 and trained.audio == 0
+    assert trained.vision == pytest.approx(3 * frozen.vision) == pytest.approx(2 * adapted.vision)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'products'),
+    [
+        ({}, (3, 3)),
+        ({'gradient_checkpointing': True}, (4, 4)),
+        ({'freeze_vision_tower': True}, (3, 1)),
+        ({'use_lora': True}, (2, 1)),
+        ({'use_lora': True, 'vision_lora': True}, (2, 2)),
+    ],
+)
+def test_what_is_frozen_or_adapted_is_known_to_the_estimate(tiny, tmp_path, settings, products):
+    argv = sft(tmp_path, tiny('llava'), write_rows(tmp_path / 'rows.jsonl', text_rows(1)), **settings)
+    cfgs = resolve(IMAGE.name, 'sft', SFT, known_algorithms(), argv, {}).cfgs
+    language, vision = products
+    spec = spec_of(cfgs)
+    assert work_of(spec, cfgs).vision == WorkOf(spec, language=language, vision=vision).vision
+
+
+def test_settings_that_contradict_each_other_are_refused(tiny, tmp_path):
     rows = write_rows(tmp_path / 'rows.jsonl', text_rows(2))
-    stream = sft(tmp_path / 'run', tiny('llama'), rows, streaming=True, max_steps=1, max_length_per_batch=10)
-    assert 'cannot be measured' in run(stream)[0].output
-    assert 'max_length_per_batch' in run(sft(tmp_path / 'run', tiny('llama'), rows, group_by_length=True))[0].output
+    argv = sft(tmp_path / 'run', tiny('llama'), rows, group_by_length=True, train_mixing='round_robin')
+    output = run([*argv, '--train_weights', '[1]'])[0].output
+    assert 'max_length_per_batch' in output and 'train_weights mixes by weight' in output
