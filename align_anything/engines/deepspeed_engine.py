@@ -44,7 +44,7 @@ class DeepSpeedEngine:
         self.stage = zero_stage(config)
         self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
         if self.stage == 3:
-            _gather_position_tables(module)
+            _gather_bare_tables(module)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
         )
@@ -223,14 +223,19 @@ class DeepSpeedEngine:
         return all_reduce_sum(tensor.to(self.device))
 
 
-def _gather_position_tables(model: nn.Module) -> None:
-    """Has ZeRO-3 gather the position tables that encoders of sounds add as they are.
+def _gather_bare_tables(model: nn.Module) -> None:
+    """Has ZeRO-3 gather the tables that a forward pass reads without calling their module, as nothing else would.
 
-    Their forward reads `embed_positions.weight` and never calls that module, so that nothing else would gather it.
+    These are the positions that encoders of sounds add, and the word embeddings of models with inputs for each layer
+    (Gemma 4), which put the row of the padding in the place of media.
     """
     import deepspeed
 
     for module in model.modules():
-        table = dict(module.named_children()).get('embed_positions')
+        children = dict(module.named_children())
+        table = children.get('embed_positions')
         if isinstance(table, nn.Embedding):
             deepspeed.zero.register_external_parameter(module, table.weight)
+        words = dict(children['language_model'].named_children()) if 'language_model' in children else {}
+        if 'embed_tokens_per_layer' in words:
+            deepspeed.zero.register_external_parameter(module, words['embed_tokens'].weight)

@@ -19,6 +19,8 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.sft import SFT
 from align_anything.configs.resolve import resolve
 from align_anything.datasets.template_registry import make_formatter
+from align_anything.trainers import any_to_text, text_audio_to_text, text_video_to_text
+from tests.datasets.clips import sound, tone
 from tests.models.stand_ins import FAMILIES as STAND_INS
 from tests.models.stand_ins import build
 from tests.trainers.runs import IMAGE, TEXT, run
@@ -26,7 +28,7 @@ from tests.trainers.runs import IMAGE, TEXT, run
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / 'scripts').glob('*/*_sft.sh'))
 NAMES = [path.stem for path in SCRIPTS]
-PAIRS = {pair.name: pair for pair in (TEXT, IMAGE)}
+PAIRS = {pair.name: pair for pair in (TEXT, IMAGE, text_audio_to_text.PAIR, text_video_to_text.PAIR, any_to_text.PAIR)}
 
 # Where the folder of a script is not the family that it trains.
 FAMILIES = {'gemma3_text_sft': 'gemma3_text', 'own_data_sft': 'qwen2_5_vl', 'qwen_vl_sft': 'qwen'}
@@ -35,6 +37,7 @@ SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}}
 
 PICTURE = {'image': 'picture.png', 'question': 'What is it?'}
 CHOSEN = {**PICTURE, 'chosen': 'A red square.', 'rejected': 'A dog.'}
+RANKED = {'prompt': 'What is it?', 'response_1': 'A tone.', 'response_2': 'Nothing.', 'overall_response': 1}
 TURNS = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
 ROWS: dict[str, dict[str, Any]] = {
     'Alpaca': {'instruction': 'Add the numbers.', 'input': '1, 2', 'output': '3'},
@@ -46,6 +49,9 @@ ROWS: dict[str, dict[str, Any]] = {
     'A-OKVQA': {**PICTURE, 'choices': ['red', 'blue'], 'correct_choice_idx': 0, 'rationales': ['It is not blue.']},
     'OCRVQA': {'image': 'picture.png', 'questions': ['Who?', 'When?'], 'answers': ['A. Writer', '1999']},
     'Instruction': {**PICTURE, 'answer': 'A red square.'},
+    'LibriSpeech': {'audio': 'tone.wav', 'text': 'Nothing is said.'},
+    'AA_TA2T': {**RANKED, 'audio_path': 'tone.wav'},
+    'AA_TV2T': {**RANKED, 'video_path': 'clip'},
 }
 
 # Stands in for the launcher: writes down how it was called.
@@ -79,11 +85,6 @@ def call(tmp_path: Path) -> Callable[..., Called]:
     return called
 
 
-def test_families_have_scripts() -> None:
-    text, images = 'llama opt qwen2 qwen3 qwen3_moe gemma3_text', 'gemma3 llava llava_next qwen2_vl qwen2_5_vl qwen3_vl'
-    assert {*text.split(), *images.split()} <= {FAMILIES.get(path.stem, path.parent.name) for path in SCRIPTS}
-
-
 @pytest.mark.parametrize('script', SCRIPTS, ids=NAMES)
 def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None:
     required = {'TRAIN_DATASETS': 'rows.jsonl'} if script.stem == 'own_data_sft' else {}
@@ -102,12 +103,13 @@ def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[...
     template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', script.read_text()).group(1)
     rows, output = tmp_path / 'rows.jsonl', tmp_path / 'trained'
     rows.write_text(f'{json.dumps(ROWS[template])}\n' * 4)
-    Image.new('RGB', (40, 30), 'red').save(tmp_path / 'picture.png')
+    write_media(tmp_path)
     header = {
         'MODEL_NAME_OR_PATH': build(family, tmp_path / family) if family in STAND_INS else tiny(family),
         'TRAIN_DATASETS': rows,
         'TRAIN_NAME': '',
         'TRAIN_SPLIT': 'train',
+        **dict.fromkeys(('VIDEO_FOLDER', 'AUDIO_FOLDER'), tmp_path),
         'OUTPUT_DIR': output,
         **SETTINGS.get(script.stem, {}),
     }
@@ -119,6 +121,15 @@ def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[...
     assert ('adapter_model.safetensors' if '--use_lora' in argv else 'model.safetensors') in saved
     steps = [json.loads(line) for line in (output / 'metrics.jsonl').read_text().splitlines()]
     assert [record['step'] for record in steps if 'train/loss' in record] == [1, 2]
+
+
+def write_media(folder: Path) -> None:
+    """Writes the picture, the clip and the sound that the rows name."""
+    Image.new('RGB', (40, 30), 'red').save(folder / 'picture.png')
+    (folder / 'tone.wav').write_bytes(sound(tone(1.0)))
+    (folder / 'clip').mkdir()
+    for number in range(4):
+        Image.new('RGB', (40, 30), (60 * number, 0, 0)).save(folder / 'clip' / f'{number}.png')
 
 
 def test_a_script_works_from_any_folder_and_takes_further_settings(call: Callable[..., Called]) -> None:
