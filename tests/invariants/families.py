@@ -16,30 +16,57 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from align_anything.core.types import Conversation, Example, Piece
-from align_anything.models.encoding import UNUSED_OUTPUTS
+from align_anything.models import structure
 from align_anything.models.family import FamilySpec
+from align_anything.models.rendering import TrainOn, media_of
+from tests.invariants.plain_inputs import plain_inputs
+from tests.models.mixed import MEDIA, ONE_PROMPT, PADDED_ONLY, clip, sound
 from tests.models.samples import assistant, load, user
 
 TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'granite')
 IMAGE = ('gemma3', 'llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'idefics3')
-FAMILIES = TEXT + IMAGE
-WITHOUT_FILE = ('granite', 'idefics3')
-# Both kinds of layers, and a window (64) that is shorter than the longest row.
-OPTIONS = {'gemma3': {'layers': 6, 'hidden': 32}, 'gemma3_text': {'layers': 6, 'hidden': 32}}
+WIDER = (
+    'internvl',
+    'gemma4',
+    'llava_next_video',
+    'llava_onevision',
+    'llava_interleave',
+    'idefics2',
+    'smolvlm',
+    'mllama',
+    'paligemma',
+    'qwen2_audio',
+    'qwen2_5_omni_thinker',
+    'qwen3_omni_moe_thinker',
+)
+MULTIMODAL = IMAGE + WIDER
+FAMILIES = TEXT + MULTIMODAL
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
+LAID = [(family, layout) for family in FAMILIES for layout in (LAYOUTS[:1] if family in PADDED_ONLY else LAYOUTS)]
+"""Each family with each layout that it declares."""
+# Pictures that come after an answer are seen by what precedes them in transformers' Mllama, and have no place in the
+# one prompt of PaliGemma.
+MEDIA_FIRST = ('mllama', *ONE_PROMPT)
+OPTIONS = {
+    # Both kinds of layers, and a window (64) that is shorter than the longest row.
+    **dict.fromkeys(('gemma3', 'gemma3_text'), {'layers': 6, 'hidden': 32}),
+    **dict.fromkeys(WIDER, {'hidden': 32}),
+}
 
 LONG = 'one two three four five six seven eight nine ten eleven twelve ' * 3
 
-# For each optimizer step and rank the micro-batches, by kind of row. One rank has images where the other has none, a
-# rank has none in a whole step, and no rank has any in a whole micro-batch.
+# For each optimizer step and rank the micro-batches, by kind of row. One rank has media where the other has none, and a
+# rank has none in a whole step.
 SCHEDULE = (
-    ((('image', 'text'), ('text',)), (('text',), ('group', 'image'))),
-    ((('text',), ('text',)), (('image',), ('image', 'text'))),
-    ((('image',), ('text', 'image')), (('text',), ('text',))),
+    ((('media', 'text'), ('text',)), (('text',), ('group', 'media'))),
+    ((('text',), ('text',)), (('media',), ('media', 'text'))),
+    ((('media',), ('text', 'media')), (('text',), ('text',))),
 )
+# Each rank has media of another kind, then none has any.
+APART = (((('media',), ('text',)), (('media',), ('text',))),)
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,7 @@ class Row:
     sequences: list[dict[str, Tensor]]
 
     @property
-    def has_image(self) -> bool:
+    def has_media(self) -> bool:
         return any(piece.media for piece in (self.example.prompt, *self.example.responses))
 
 
@@ -69,32 +96,57 @@ def text_conversations() -> list[Conversation]:
     ]  # fmt: skip
 
 
-def image_conversations() -> list[Conversation]:
-    """Sizes that differ, several images, and images that come only in a later turn."""
-    return [
-        [user(photo(60, 40, 1), 'What is this?'), assistant('A grey noise.')],
-        [user(photo(70, 50, 2), photo(30, 90, 3), 'What are these?'), assistant('Two noises of other shapes.')],
-        [user('Hi'), assistant('Hello!'), user(photo(90, 50, 4), 'And this?'), assistant('Green.')],
-        [user(photo(56, 56, 5), 'One'), assistant('1'), user('Two', photo(112, 60, 6)), assistant('2 it is, ' + LONG)],
+def medium(kind: str, number: int) -> dict[str, Any]:
+    """The `number`-th medium of a kind, each of another size; clips of one turn are equally long."""
+    if kind == 'image':
+        return photo(*[(60, 40), (70, 50), (30, 90), (90, 50), (56, 56), (112, 60)][number], number + 1)
+    if kind == 'video':
+        return clip(4, *[(40, 60), (64, 32), (48, 48), (32, 64), (56, 40), (40, 40)][number], seed=number + 1)
+    # Of a second or more: transformers' Qwen3-Omni makes the features of shorter ones hang on what is beside them.
+    return sound([1.13, 1.4, 1.0, 1.27, 1.05, 1.6][number], pitch=300.0 + 100 * number)
+
+
+def media_conversations(family: str) -> list[Conversation]:
+    """Sizes that differ, several media and kinds in a turn, and, where a family can, media only in a later turn."""
+    kinds = MEDIA[family]
+    several = [medium(kinds[0], 1), medium(kinds[0], 2), *(medium(kind, 1) for kind in kinds[1:])]
+    found = [
+        [user(medium(kinds[-1], 0), 'What is this?'), assistant('A grey noise.')],
+        [user(*several, 'What are these?'), assistant('Two noises of other shapes.')],
     ]
+    if family in MEDIA_FIRST:
+        return [
+            *found,
+            [user(medium(kinds[0], 3), 'Hi'), assistant('Hello!'), user('And this?'), assistant('Green.')],
+            [
+                user(medium(kinds[0], 4), medium(kinds[0], 5), 'One'),
+                assistant('1'),
+                user('Two'),
+                assistant('2, ' + LONG),
+            ],
+        ]
+    first, second = medium(kinds[-1], 4), medium(kinds[1 % len(kinds)], 5)
+    return [
+        *found,
+        [user('Hi'), assistant('Hello!'), user(medium(kinds[0], 3), 'And this?'), assistant('Green.')],
+        [user(first, 'One'), assistant('1'), user('Two', second), assistant('2 it is, ' + LONG)],
+    ]  # fmt: skip
 
 
-def pictures(conversation: Conversation) -> list[Image.Image]:
-    return [part['image'] for message in conversation for part in message['content'] if part['type'] == 'image']
-
-
-def rows_of(spec: FamilySpec) -> list[Row]:
-    """Supervised rows: images where the family takes them, text between them."""
-    texts = [_row(spec, conversation) for conversation in text_conversations()]
+def rows_of(spec: FamilySpec, family: str) -> list[Row]:
+    """Supervised rows: media where the family takes them, text between them."""
+    every = 'last' if family in ONE_PROMPT else 'all_assistant'
+    texts = [_row(spec, conversation, every) for conversation in text_conversations()]
     if not spec.media_kinds:
         return [*texts, _row(spec, text_conversations()[1], 'last'), _row(spec, text_conversations()[0], 'all')]
-    images = [_row(spec, conversation) for conversation in image_conversations()]
-    prompt_too = _row(spec, image_conversations()[0], 'all')
-    return [images[0], texts[0], images[1], texts[2], images[2], images[3], texts[1], prompt_too]
+    conversations = media_conversations(family)
+    media = [_row(spec, conversation, every) for conversation in conversations]
+    again = _row(spec, conversations[0], 'last' if family in ONE_PROMPT else 'all')
+    return [media[0], texts[0], media[1], texts[2], media[2], media[3], texts[1], again]
 
 
-def groups_of(spec: FamilySpec) -> list[Row]:
-    """Examples with several responses: after text, after images, one with an image of its own, weights uneven."""
+def groups_of(spec: FamilySpec, family: str) -> list[Row]:
+    """Examples with several responses: after text, after media, one with a medium of its own, weights uneven."""
     generator = torch.Generator().manual_seed(3)
     plain = ordinary(spec)
 
@@ -106,18 +158,20 @@ def groups_of(spec: FamilySpec) -> list[Row]:
 
     conversations = [text_conversations()[1], text_conversations()[2]]
     if spec.media_kinds:
-        conversations = [conversations[0], image_conversations()[1], image_conversations()[0], image_conversations()[2]]
+        with_media = media_conversations(family)
+        conversations = [conversations[0], with_media[1], with_media[0], with_media[2]]
     found = []
     for number, conversation in enumerate(conversations):
-        base = spec.encode(conversation, 'all' if number == 0 else 'all_assistant')
-        if number == 0:
+        train_on = 'last' if family in ONE_PROMPT else 'all' if number == 0 else 'all_assistant'
+        base = spec.encode(conversation, train_on)
+        if train_on == 'all':
             # Trained prompts: each prompt token counts once, however many responses follow it.
             base = replace(base, prompt=replace(base.prompt, weights=torch.ones_like(base.prompt.weights)))
         example = replace(base, responses=[reply(5 + number), base.responses[0], reply(9)][: 3 - number % 2])
-        images = pictures(conversation)
+        media = media_of(conversation)
         own = sum(base.prompt.media_counts.values())
         sequences = [
-            hf_inputs(spec, torch.cat([base.prompt.ids, piece.ids]), images if piece.media_counts else images[:own])
+            plain_inputs(spec, base.prompt.ids, piece.ids, media if piece.media_counts else media[:own])
             for piece in example.responses
         ]
         found.append(Row(example, sequences))
@@ -129,35 +183,33 @@ def ordinary(spec: FamilySpec) -> list[int]:
     return [token for token in range(200) if token not in special]
 
 
-def _row(spec: FamilySpec, conversation: Conversation, train_on: Any = 'all_assistant') -> Row:
+def _row(spec: FamilySpec, conversation: Conversation, train_on: TrainOn) -> Row:
     example = spec.encode(conversation, train_on)
-    ids = torch.cat([example.prompt.ids, example.responses[0].ids])
-    return Row(example, [hf_inputs(spec, ids, pictures(conversation))])
+    inputs = plain_inputs(spec, example.prompt.ids, example.responses[0].ids, media_of(conversation))
+    return Row(example, [inputs])
 
 
-def hf_inputs(spec: FamilySpec, ids: Tensor, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """Arguments of the plain model: media from one call of the processor, no positions (the model knows its own)."""
-    inputs = {'input_ids': ids[None], 'attention_mask': torch.ones_like(ids)[None]}
-    if images:
-        text = ' '.join([spec.placeholder('image')] * len(images))
-        outputs = spec.processor(text=[text], images=[list(images)], return_tensors='pt')
-        inputs |= {name: value for name, value in outputs.items() if name not in UNUSED_OUTPUTS}
-    if spec.media_kinds:
-        is_image = torch.isin(ids, torch.tensor([spec.config.image_token_id]))[None].long()
-        inputs |= dict.fromkeys(spec.token_tensor_names, is_image)
-    return inputs
+def precision(family: str) -> torch.dtype:
+    """The widest type in which transformers computes the family; Gemma 4 hears in float32 only."""
+    return torch.float32 if family == 'gemma4' else torch.float64
 
 
-def load_plain(folder: Path, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The checkpoint as a user without this package loads it."""
-    is_image = any((folder / name).exists() for name in ('preprocessor_config.json', 'processor_config.json'))
-    auto = AutoModelForImageTextToText if is_image else AutoModelForCausalLM
-    return double_experts(auto.from_pretrained(folder, dtype=dtype, attn_implementation='sdpa'))
+def load_plain(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """The checkpoint as a user without this package loads it, in its widest type unless `dtype` says otherwise."""
+    dtype = precision(family_of(folder)) if dtype is None else dtype
+    has_media = any((folder / name).exists() for name in ('preprocessor_config.json', 'processor_config.json'))
+    auto = AutoModelForMultimodalLM if has_media else AutoModelForCausalLM
+    model = double_experts(auto.from_pretrained(folder, dtype=dtype, attn_implementation='sdpa'))
+    # What a constructor freezes (tables of positions) a plain load makes trainable again.
+    for name, parameter in structure.skeleton(model.config).named_parameters():
+        if not parameter.requires_grad:
+            model.get_parameter(name).requires_grad_(False)
+    return model
 
 
 def double_experts(model: nn.Module) -> nn.Module:
     """Lets mixtures of experts run in float64, for which their grouped kernel is not made."""
-    if model.dtype == torch.float64 and model.config.model_type == 'qwen3_moe':
+    if model.dtype == torch.float64 and 'moe' in model.config.model_type:
         model.set_experts_implementation('eager')
     return model
 
@@ -170,30 +222,47 @@ def spec_of(folder: Path, *, pad_is_eos: bool = False) -> FamilySpec:
 def rows(folder: Path, pad_is_eos: bool = False) -> tuple[FamilySpec, tuple[Row, ...], tuple[Row, ...]]:
     """The family's spec, its supervised rows and its groups; made once a process."""
     spec = spec_of(folder, pad_is_eos=pad_is_eos)
-    return spec, tuple(rows_of(spec)), tuple(groups_of(spec))
+    family = family_of(folder)
+    return spec, tuple(rows_of(spec, family)), tuple(groups_of(spec, family))
+
+
+def family_of(folder: Path) -> str:
+    """The family of a folder of the fixture `stirred`."""
+    return folder.name.removesuffix('-stirred')
 
 
 def schedule(folder: Path) -> list[list[list[list[Row]]]]:
-    """Rows by step, rank and micro-batch. Text families have text where others have images."""
+    """Rows by step, rank and micro-batch. Text families have text where others have media."""
     _, singles, groups = rows(folder)
-    images = [row for row in singles if row.has_image] or list(singles)
-    texts = [row for row in singles if not row.has_image]
-    kinds = {'image': images, 'text': texts, 'group': [row for row in groups if row.has_image] or list(groups)}
+    media = [row for row in singles if row.has_media] or list(singles)
+    texts = [row for row in singles if not row.has_media]
+    kinds = {'media': media, 'text': texts, 'group': [row for row in groups if row.has_media] or list(groups)}
     taken = dict.fromkeys(kinds, 0)
 
     def take(kind: str) -> Row:
         taken[kind] += 1
         return kinds[kind][taken[kind] % len(kinds[kind])]
 
-    return [[[[take(kind) for kind in micro] for micro in rank] for rank in step] for step in SCHEDULE]
+    family = family_of(folder)
+    steps = SCHEDULE[:2] + APART if family in WIDER else SCHEDULE
+    return [[[[take(kind) for kind in micro] for micro in rank] for rank in step] for step in steps]
 
 
 def sequence_logprobs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Log-probability of each token but the first of one sequence, from the model's full logits, `(length - 1,)`."""
     dtype = next(model.parameters()).dtype
     cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    if 'num_frames_per_video' in cast:
+        # transformers' Gemma 4 does not hand this on to its own method; features come of all kinds or of none.
+        clips = [cast.pop(name) for name in ('pixel_values_videos', 'video_position_ids', 'num_frames_per_video')]
+        features = {'video': model.model.get_video_features(*clips, return_dict=True)}
+        if 'pixel_values' in cast:
+            images = [cast.pop(name) for name in ('pixel_values', 'image_position_ids')]
+            features['image'] = model.model.get_image_features(*images, return_dict=True)
+        cast['mm_encoder_outputs'] = features
     logits = model(**cast, use_cache=False).logits[0].double()
-    ids = inputs['input_ids'][0]
+    # The token of a picture may lie behind the vocabulary; it is never scored.
+    ids = inputs['input_ids'][0].clamp(max=logits.shape[1] - 1)
     return logits[:-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
 
 
@@ -212,7 +281,7 @@ def reference_units(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:
 
 @cache
 def reference_scores(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """Scores of every supervised row and of every group, in float64, one sequence at a time."""
+    """Scores of every supervised row and of every group, in the widest type, one sequence at a time."""
     model = load_plain(folder).eval()
     _, singles, groups = rows(folder)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from align_anything.models.trainable import FREEZABLE_PARTS, part_of
 from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.token_policy import TokenPolicy
-from tests.invariants.families import IMAGE, TEXT, rows, state_of
+from tests.invariants.families import IMAGE, TEXT, WIDER, rows, state_of
 from tests.invariants.runs import EPSILON, assembled, fork, settings, train, trainable, weights, zero_file
+from tests.models.mixed import AUDIO
 
 Stirred = Callable[[str], Path]
 SHIPPED = Path(__file__).parents[2] / 'align_anything/configs/deepspeed'
@@ -30,20 +32,28 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str])
     return all(torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8)) for name in names)
 
 
-@pytest.mark.parametrize('part', FREEZABLE_PARTS)
-@pytest.mark.parametrize('family', IMAGE)
+@pytest.mark.parametrize(
+    ('family', 'part'),
+    [
+        *((family, part) for family in IMAGE for part in FREEZABLE_PARTS if part != 'audio_tower'),
+        # One part of each wider family in turn, the towers of sounds all.
+        *zip(WIDER, cycle(('vision_tower', 'mm_proj', 'language_model'))),
+        *((family, 'audio_tower') for family in WIDER if family in AUDIO),
+    ],
+)
 def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     register_segment_attention()
     model = load_model(folder, spec.parts)
-    set_text_attention(model, SEGMENT_ATTENTION)
+    layout = spec.layouts[-1]
+    set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     tune_model(model, spec.parts, **{f'freeze_{part}': True})
     policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
     optimized = parameter_groups(policy.named_parameters(), learning_rate=1e-3, weight_decay=0.1, rates={})
     engine = LocalEngine(policy.train(), make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=1e-8))
     before = state_of(model)
-    collate = TokenCollator(spec, 'packed')
+    collate = TokenCollator(spec, layout)
     for step in range(2):
         engine.train_window([collate([row.example for row in singles[step : step + 5]])], SFT())
     after = state_of(model)
@@ -52,7 +62,7 @@ def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str
     assert {spec.part_of(name) for name in moved} == set(spec.parts) - {part}
     # A tower's last layers stand still where features are taken before them; nothing else does.
     still = trainable(model) - moved
-    assert {spec.part_of(name) for name in still} <= {'vision_tower'}
+    assert {spec.part_of(name) for name in still} <= {'vision_tower', 'audio_tower'}
 
 
 def _asked(rank: int, folder: Path, family: str, zero: Path, changes: dict[str, Any], ranks: int, steps: int) -> Any:
@@ -200,8 +210,8 @@ def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
     """Momentum and decay go on where the gradient is zero, however many ranks and whatever dummy media they bring."""
     folder = stirred(family)
     spec, singles, _ = rows(folder)
-    with_images = [row.example for row in singles if row.has_image][:2] or [singles[0].example, singles[1].example]
-    texts = [row.example for row in singles if not row.has_image][:2]
+    with_images = [row.example for row in singles if row.has_media][:2] or [singles[0].example, singles[1].example]
+    texts = [row.example for row in singles if not row.has_media][:2]
 
     def work(rank: int, ranks: int, stage: int) -> Any:
         run = assembled(settings(folder, family, zero_file(tmp_path, stage)), family)
