@@ -20,8 +20,9 @@ FRAMES_PER_POSITION = 2
 class WorkOf:
     """Estimates the computation of an Example in units of one token through the language model. Picklable.
 
-    A position costs in proportion to the weights it passes through, so a position of a tower counts as the tower's
-    weights over the language model's; attention, which grows with the square of the length, is left out.
+    A position costs in proportion to the weights it passes through, of experts those that are chosen, so a position
+    of a tower counts as the tower's weights over the language model's. Attention, which grows with the square of the
+    length, is left out.
 
     Args:
         language, vision, audio: how many matrix products each weight of the part takes part in; a part that is
@@ -31,10 +32,11 @@ class WorkOf:
     def __init__(self, spec: FamilySpec, language: int = 3, vision: int = 3, audio: int = 3) -> None:
         self.spec = spec
         sizes = dict.fromkeys(('vision_tower', 'audio_tower', 'mm_proj', 'language_model'), 0)
+        chosen = share_of_experts(spec.config.get_text_config().to_dict())
         embeddings = {id(layer.weight) for layer in (self._model.get_input_embeddings(),)}
         for name, parameter in self._model.named_parameters():
             if id(parameter) not in embeddings:
-                sizes[spec.part_of(name)] += parameter.numel()
+                sizes[spec.part_of(name)] += parameter.numel() * (chosen if '.experts.' in name else 1)
         whole = max(sizes['language_model'] * language, 1)
         self.vision, self.audio = sizes['vision_tower'] * vision / whole, sizes['audio_tower'] * audio / whole
         del self.__dict__['_model']
@@ -55,6 +57,12 @@ class WorkOf:
         config = self.spec.config.to_dict().get('vision_config') or {}
         size = config.get('patch_size') or 14
         return prod(size) if isinstance(size, (list, tuple)) else size**2
+
+
+def share_of_experts(config: Mapping[str, Any]) -> float:
+    """Returns which part of the experts of a layer a token goes through, 1 where there are none."""
+    experts = config.get('num_experts') or config.get('num_local_experts')
+    return config['num_experts_per_tok'] / experts if experts else 1.0
 
 
 def tensors_of(media: Mapping[str, Tensor], patch_area: int) -> tuple[float, float]:

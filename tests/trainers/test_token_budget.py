@@ -61,12 +61,19 @@ def test_a_part_counts_by_the_products_that_its_weights_take_part_in(tiny):
     assert trained.vision == pytest.approx(3 * frozen.vision) == pytest.approx(2 * adapted.vision)
 
 
+def test_of_experts_those_count_that_a_token_goes_through(tiny):
+    spec = load_spec(str(tiny('qwen3_omni_moe_thinker')), model_max_length=512)
+    chosen = WorkOf(spec).vision
+    spec.config.get_text_config().num_experts_per_tok = spec.config.get_text_config().num_experts
+    assert WorkOf(spec).vision < 0.9 * chosen
+
+
 @pytest.mark.parametrize(
     ('settings', 'products'),
     [
-        ({}, (3, 3)),
-        ({'gradient_checkpointing': True}, (4, 4)),
-        ({'freeze_vision_tower': True}, (3, 1)),
+        ({'freeze_vision_tower': False}, (3, 3)),
+        ({'freeze_vision_tower': False, 'gradient_checkpointing': True}, (4, 4)),
+        ({'freeze_vision_tower': True, 'gradient_checkpointing': True}, (4, 1)),
         ({'use_lora': True}, (2, 1)),
         ({'use_lora': True, 'vision_lora': True}, (2, 2)),
     ],
