@@ -36,7 +36,9 @@ def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: 
 
 
 def log_odds(logprobs: Tensor) -> Tensor:
-    """`log(p / (1 - p))` of a mean log-probability below zero, elementwise."""
+    """`log(p / (1 - p))` of a mean log-probability, elementwise."""
+    # Tokens that are all but certain round to zero, whose odds would be infinite and their gradient not a number.
+    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
     # log(1 - e^x) by the stable branch of each range (Mächler, 2012).
     middle = -math.log(2.0)
     near = torch.log(-torch.expm1(logprobs.clamp(min=middle)))

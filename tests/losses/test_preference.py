@@ -110,6 +110,14 @@ def test_odds_ratio() -> None:
     check(odds_ratio_loss, [-0.1, -0.9, -5.0], [-0.3, -0.2, -0.69])
 
 
+@pytest.mark.parametrize('values', [(0.0, -1.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_certain_responses_have_finite_odds(values: tuple[float, float]) -> None:
+    chosen, rejected = (torch.tensor([value], requires_grad=True) for value in values)
+    loss = odds_ratio_loss(chosen, rejected).sum()
+    loss.backward()
+    assert loss.isfinite() and chosen.grad.isfinite().all() and rejected.grad.isfinite().all()
+
+
 def test_kto_pulls_the_good_up_and_the_bad_down() -> None:
     ratios, labels = tensor(CHOSEN), torch.tensor([True, False, True, False, True, False])
     found = kto_loss(ratios, labels, 0.4, beta=BETA, desirable_weight=1.5, undesirable_weight=0.5)

@@ -49,6 +49,7 @@ def decode_conversations(conversations: Sequence[Conversation], cache: MediaCach
     A long sound whose option `long_audio` is `split` becomes several parts. Raises `SampleError` as `decode` does.
     """
     seen: dict[Hashable, Any] = {}
+    pieces: dict[Hashable, list[Any]] = {}
 
     def decoded(media: Media) -> Any:
         passing = passing_key(media)
@@ -72,7 +73,10 @@ def decode_conversations(conversations: Sequence[Conversation], cache: MediaCach
         media = part.get(kind)
         if not isinstance(media, Media):
             return [part]
-        values = split_audio(decoded(media), media) if kind == 'audio' else [decoded(media)]
+        passing = passing_key(media)
+        if passing not in pieces:
+            pieces[passing] = split_audio(decoded(media), media) if kind == 'audio' else [decoded(media)]
+        values = pieces[passing]
         return [{'type': kind, kind: value} for value in values]
 
     return [

@@ -117,7 +117,9 @@ class OfflineLoop:
                 [f"train_cfgs.save_best: the evaluation gives no '{metric}'. It gives {', '.join(found)}."]
             )
         value = found[metric]
-        better = progress.best is None or (value < progress.best if is_cost(metric) else value > progress.best)
+        better = math.isfinite(value) and (
+            progress.best is None or (value < progress.best if is_cost(metric) else value > progress.best)
+        )
         progress.best, progress.evaluations_since_best = (
             (value, 0) if better else (progress.best, progress.evaluations_since_best + 1)
         )
