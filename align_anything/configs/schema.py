@@ -291,7 +291,9 @@ class DataCfgs(Cfgs):
         False, description='Reads the sound track of each video too, for models that hear what they see.'
     )
     max_audio_seconds: PositiveFloat | None = Field(
-        None, description='Longest sound. null takes sounds whole, up to two hours.'
+        None,
+        description='Longest sound. null takes sounds whole, up to two hours; a row whose sound is longer than the model '
+        'hears at once is then left out.',
     )
     long_audio: Literal['cut', 'split'] = Field(
         'cut', description='What happens to a sound past max_audio_seconds: its end is cut off, or it becomes several.'

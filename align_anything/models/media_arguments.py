@@ -15,7 +15,8 @@ from align_anything.models import structure
 def media_arguments(processor: Any, media: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Returns the arguments of a processor's call for the media of one sample, by kind.
 
-    Raises SampleError when a sound does not have the processor's rate or is empty, or a clip has no frames.
+    Raises SampleError when a sound does not have the processor's rate, is empty or longer than what the processor
+    takes, or a clip has no frames.
     """
     arguments: dict[str, Any] = {}
     if 'image' in media:
@@ -30,7 +31,8 @@ def media_arguments(processor: Any, media: Mapping[str, list[Any]]) -> dict[str,
     if 'audio' in media:
         rate = structure.audio_rate(processor)
         # Audio is the one kind that processors want flat.
-        arguments |= {'audio': [_samples(sound, rate) for sound in media['audio']], 'sampling_rate': rate}
+        window = structure.audio_window(processor)
+        arguments |= {'audio': [_samples(sound, rate, window) for sound in media['audio']], 'sampling_rate': rate}
     return arguments
 
 
@@ -63,9 +65,15 @@ def _frames(clip: Video) -> Any:
     return clip.frames
 
 
-def _samples(sound: Audio, rate: int) -> Any:
+def _samples(sound: Audio, rate: int, window: int | None) -> Any:
     if sound.rate != rate:
         raise SampleError(f'the sound has {sound.rate} samples a second, this model takes {rate}: resample it')
     if not len(sound.samples):
         raise SampleError('the sound is empty')
+    if window is not None and len(sound.samples) > window:
+        seconds = window / rate
+        raise SampleError(
+            f'the sound lasts {len(sound.samples) / rate:.1f} s, but this model hears {seconds:g} s at once and its '
+            f'processor drops the rest: set data_cfgs.max_audio_seconds: {seconds:g}, and long_audio to cut or split'
+        )
     return sound.samples

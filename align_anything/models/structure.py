@@ -49,8 +49,23 @@ def declared_token(processor: Any, kind: MediaKind) -> str | None:
 
 def audio_rate(processor: Any) -> int:
     """Returns the samples per second that a processor wants sounds to have."""
+    return int(_feature_extractor(processor).sampling_rate)
+
+
+def audio_window(processor: Any) -> int | None:
+    """Returns the samples of a sound past which the feature extractor drops the rest without a word, None for none."""
+    extractor = _feature_extractor(processor)
+    parameters = inspect.signature(type(extractor).__call__).parameters
+    defaults = processor.valid_processor_kwargs._defaults.get('audio_kwargs', {})
+    if 'truncation' not in parameters or not defaults.get('truncation', parameters['truncation'].default):
+        return None
+    longest = defaults.get('max_length', parameters['max_length'].default) if 'max_length' in parameters else None
+    return longest or vars(extractor).get('n_samples')
+
+
+def _feature_extractor(processor: Any) -> Any:
     parts = [name for name, kind in PROCESSOR_KINDS.items() if kind == 'audio' and name in processor.get_attributes()]
-    return int(vars(processor)[parts[0]].sampling_rate)
+    return vars(processor)[parts[0]]
 
 
 def smallest(kind: MediaKind, rate: int | None = None) -> Any:

@@ -15,7 +15,7 @@ from PIL import Image
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Audio
 from align_anything.models.any_model import AnyModel
-from align_anything.models.structure import skeleton
+from align_anything.models.structure import audio_window, skeleton
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.selfcheck import check_head, check_layout, probe_examples
 from tests.models.mixed import (
@@ -250,3 +250,12 @@ def test_an_answer_of_mllama_does_not_see_a_picture_that_comes_after_it(tiny: Ti
     first = len(scores[2])
     torch.testing.assert_close(scores[0][:first], scores[2], atol=2e-5, rtol=1e-4)
     assert float((scores[0][first:] - scores[1][first:]).abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize('family', ['qwen2_audio', 'qwen2_5_omni_thinker'])
+def test_a_sound_that_the_processor_would_cut_is_refused(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family))
+    window = audio_window(spec.processor) / RATE
+    spec.encode([user(sound(window), 'What is it?'), assistant('A tone.')])
+    with pytest.raises(SampleError, match='hears .* at once.*max_audio_seconds'):
+        spec.encode([user(sound(window + 0.1), 'What is it?'), assistant('A tone.')])
