@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +15,74 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align_anything.algorithms.sft import SFT
-from align_anything.core.types import map_tensors
+from align_anything.core.types import Example, map_tensors
+from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_model, set_text_attention
 from align_anything.policies import logprob
 from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.token_policy import TokenPolicy
-from tests.invariants.families import IMAGE, load_plain, ordinary, reference_units, rows
+from tests.invariants.families import MEDIA, MULTIMODAL, load_plain, ordinary, reference_units, rows
 from tests.invariants.runs import assembled, fork, settings, zero_file
 
 Stirred = Callable[[str], Path]
 
 
-def tower_inputs(model: nn.Module, prefix: str) -> list[int]:
-    """A list that grows by the number of elements of the pictures in each call of the tower."""
-    seen: list[int] = []
+def encoded_items(model: nn.Module, spec: FamilySpec) -> Counter[str]:
+    """Grows by the number of pictures (tiles, frames) and sounds in each call of each tower."""
+    seen: Counter[str] = Counter()
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        seen.append(next(value.numel() for value in tensors if value.is_floating_point()))
+    def watch(part: str, tower: nn.Module) -> None:
+        signature, calls = inspect.signature(tower.forward), spec.tower_calls(part)
 
-    model.get_submodule(prefix).register_forward_pre_hook(note, with_kwargs=True)
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            bound = signature.bind(*args, **kwargs).arguments
+            everything = {**bound, **bound.pop('kwargs', {})}
+            tensors = {name: value for name, value in everything.items() if isinstance(value, Tensor)}
+            seen[part] += len(calls.items(tensors))
+
+        tower.register_forward_pre_hook(note, with_kwargs=True)
+
+    for part in ('vision_tower', 'audio_tower'):
+        for prefix in spec.parts.get(part, ()):
+            watch(part, model.get_submodule(prefix))
     return seen
 
 
-@pytest.mark.parametrize('family', IMAGE)
-def test_responses_of_a_prompt_share_one_pass_of_its_images(family: str, stirred: Stirred) -> None:
+@pytest.mark.parametrize('family', MULTIMODAL)
+def test_responses_of_a_prompt_share_one_pass_of_its_media(family: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, _, groups = rows(folder)
-    row = next(row for row in groups if row.example.prompt.media and len(row.example.responses) == 3)
+    row = max(groups, key=lambda row: sum(row.example.prompt.media_counts.values()))
+    # Two pictures or sounds and one medium of each other kind.
+    assert row.example.prompt.media_counts == {**dict.fromkeys(MEDIA[family], 1), MEDIA[family][0]: 2}
     assert not any(piece.media for piece in row.example.responses)
+    number = len(row.example.responses)
+    assert number > 1
     register_segment_attention()
     model = load_model(folder, spec.parts).eval()
-    seen = tower_inputs(model, spec.parts['vision_tower'][0])
+    seen = encoded_items(model, spec)
     policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
 
-    def encoded(layout: str) -> int:
+    def encoded(layout: str, example: Example, dummies: tuple[str, ...] = ()) -> tuple[dict[str, int], dict[str, int]]:
         set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
         seen.clear()
+        batch = TokenCollator(spec, layout, dummy_kinds=dummies)([example])
         with torch.no_grad():
-            policy(TokenCollator(spec, layout)([row.example]))
-        return sum(seen)
+            policy(batch)
+        return dict(seen), {kind: batch.stats.get(f'{kind}s', 0) for kind in MEDIA[family]}
 
-    shared, packed, padded = (encoded(layout) for layout in ('shared_prefix', 'packed', 'padded'))
-    images = TokenCollator(spec, 'shared_prefix')([row.example]).stats['images']
-    assert images == sum(row.example.prompt.media_counts.values())
-    assert shared > 0 and packed == padded == 3 * shared
+    once, media = encoded('padded', replace(row.example, responses=row.example.responses[:1]))
+    assert set(once) == set(spec.parts) & {'vision_tower', 'audio_tower'} and all(once.values())
+    for layout in spec.layouts:
+        times = 1 if layout == 'shared_prefix' else number
+        # Nothing is missing, so no dummy comes along.
+        found = encoded(layout, row.example, MEDIA[family])
+        assert found == tuple({name: times * count for name, count in part.items()} for part in (once, media)), layout
+    text = next(row.example for row in rows(folder)[1] if not row.has_media)
+    for layout in spec.layouts:
+        assert encoded(layout, text) == ({}, dict.fromkeys(MEDIA[family], 0))
+        assert encoded(layout, text, MEDIA[family])[1] == dict.fromkeys(MEDIA[family], 1)
 
 
 class Widest(TorchDispatchMode):
