@@ -59,6 +59,18 @@ def test_a_pair_of_answers_decodes_its_media_once(tmp_path: Path, decoded: list[
         assert better[0]['content'][0][kind] is worse[0]['content'][0][kind]
 
 
+@pytest.mark.parametrize('source', ['clip', [['clip/0.png', 'clip/1.png']]], ids=['folder', 'list'])
+def test_a_pair_of_answers_decodes_a_clip_of_frames_once(tmp_path: Path, decoded: list[str], source: Any) -> None:
+    (tmp_path / 'clip').mkdir()
+    for number in range(2):
+        noisy(4).save(tmp_path / 'clip' / f'{number}.png')
+    turns = [{'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': 'A'}]
+    pair = [bind_media(turns, {'video': source}, {'video': str(tmp_path)}) for _ in range(2)]
+    better, worse = decode_conversations(pair)
+    assert decoded == ['video']
+    assert better[0]['content'][0]['video'] is worse[0]['content'][0]['video']
+
+
 def test_other_options_make_another_medium(decoded: list[str]) -> None:
     few, many = (make_media('video', CLIP, options={'num_frames': number}) for number in (2, 5))
     (turn,) = decode_conversation(showing(few, many, few))

@@ -66,8 +66,18 @@ def lasting_key(media: Media) -> Hashable:
 
 
 def passing_key(media: Media) -> Hashable:
-    """Returns what identifies the medium and its options while its source is alive."""
-    return media.kind, id(media.source), _frozen(media.options)
+    """Returns what identifies the medium and its options while its source is alive and files stay as they are."""
+    return media.kind, _identity(media.source), _frozen(media.options)
+
+
+def _identity(source: Any) -> Hashable:
+    # A clip may be a folder or a list of frames, whose path each conversation of a pair has made anew.
+    if isinstance(source, (list, tuple)):
+        return tuple(map(_identity, source))
+    if isinstance(source, Mapping):
+        return tuple((name, _identity(value)) for name, value in sorted(source.items()))
+    # Bytes by their content: where a pair is two whole conversations, a row holds them twice.
+    return source if isinstance(source, (str, bytes)) else id(source)
 
 
 def _frozen(options: Mapping[str, Any]) -> Hashable:
