@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
 import transformers
 from PIL import Image
 
-from tests.learning.tasks import Question
-from tests.trainers.runs import IMAGE, TEXT, run, sft
+from align_anything.models.tiny import build
+from align_anything.trainers.base.pair import Pair
+from tests.learning import lessons, tasks
+from tests.learning.tasks import Medium, Question
+from tests.trainers.runs import TEXT, run, sft
 
+REQUIRED = 0.9
 LONGEST_ANSWER = 8
+FRAMES_PER_SECOND = 2.0
+"""What frames without a clock count as."""
 
 
-def train(output: Path, model: Path, rows: Path, *, pictures: bool = False, ranks: int = 1, **settings: Any) -> Path:
+def train(output: Path, model: Path, rows: Path, *, pair: Pair = TEXT, ranks: int = 1, **settings: Any) -> Path:
     """Runs supervised training and returns the folder of the trained model."""
     argv = sft(
         output,
@@ -25,15 +33,34 @@ def train(output: Path, model: Path, rows: Path, *, pictures: bool = False, rank
         template='Messages',
         **{
             'per_device_train_batch_size': 16 // ranks,
-            'freeze_vision_tower': False,
+            **dict.fromkeys(('freeze_vision_tower', 'freeze_audio_tower', 'freeze_mm_proj'), False),
             'lr_scheduler_type': 'cosine',
             'lr_warmup_ratio': 0.1,
             **settings,
         },
     )
-    ended = run(argv, ranks, IMAGE if pictures else TEXT, timeout=240)
+    ended = run(argv, ranks, pair, timeout=240)
     assert [item.code for item in ended] == [0] * ranks, '\n'.join(item.output for item in ended)
     return output / 'slice_end'
+
+
+def teach(folder: Path, family: str, asked: Sequence[Question], pair: Pair, **settings: Any) -> tuple[Any, Any]:
+    """Trains a tiny model of a family on questions whose media lie in `folder`; returns it with its processor."""
+    rows = tasks.write_rows(folder / 'rows.json', asked)
+    start = build(family, folder / 'model', corpus=[*tasks.CORPUS, *lessons.CORPUS])
+    settings = {'learning_rate': 6e-3, 'model_max_length': 1024, 'save_checkpoint': False, **settings}
+    return open_media_model(train(folder / 'run', start, rows, pair=pair, **settings))
+
+
+def examine(model: Any, processor: Any, asked: Sequence[Question], *exchanges: Sequence[Question]) -> None:
+    """Asserts right answers to questions, and that exchanged media bring the answers that belong to them."""
+    assert accuracy(ask(model, processor, asked), asked) >= REQUIRED
+    for others in exchanges:
+        answers = ask(model, processor, others)
+        assert accuracy(answers, others) >= REQUIRED
+        luck = accuracy([other.answer for other in others], asked)
+        assert luck < 0.6
+        assert accuracy(answers, asked) <= luck + (1 - REQUIRED)
 
 
 def open_text_model(folder: Path) -> tuple[Any, Any]:
@@ -42,27 +69,20 @@ def open_text_model(folder: Path) -> tuple[Any, Any]:
     return _plain(model), transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def open_picture_model(folder: Path) -> tuple[Any, Any]:
+def open_media_model(folder: Path) -> tuple[Any, Any]:
     """The model and the processor of a checkpoint, as transformers finds them."""
-    model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    model = transformers.AutoModelForMultimodalLM.from_pretrained(folder)
     return _plain(model), transformers.AutoProcessor.from_pretrained(folder)
 
 
 def ask(model: Any, reader: Any, questions: Sequence[Question]) -> list[str]:
-    """Greedy answers to questions with equally many pictures each, in one batch, as a user of the checkpoint asks.
+    """Greedy answers to questions with equally many media of each kind, in one batch, as a user of the checkpoint asks.
 
     An answer that the model does not end within `LONGEST_ANSWER` tokens comes back as ''.
     """
     tokenizer = getattr(reader, 'tokenizer', reader)
     tokenizer.padding_side = 'left'
-    inputs = reader.apply_chat_template(
-        [_filled(question, reader is not tokenizer) for question in questions],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors='pt',
-        **({'padding': True} if reader is tokenizer else {'processor_kwargs': {'padding': True}}),
-    )
+    inputs = _read(reader, questions) if reader.chat_template else _read_bare(reader, questions)
     with torch.no_grad():
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=LONGEST_ANSWER)
     stops = model.generation_config.eos_token_id
@@ -84,15 +104,63 @@ def _plain(model: Any) -> Any:
     return model.eval()
 
 
-def _filled(question: Question, parts: bool) -> list[dict[str, Any]]:
-    if not parts:
+def _read(reader: Any, questions: Sequence[Question]) -> Any:
+    """The inputs of questions for a reader with a chat template."""
+    bare = not isinstance(reader, transformers.ProcessorMixin)
+    how: dict[str, Any] = {'padding': True}
+    clips = [medium for question in questions for medium in question.media if medium[0] == 'video']
+    if clips:
+        metadata = [_metadata(opened(clip)) for clip in clips]
+        how |= {'do_sample_frames': False, 'video_metadata': metadata}
+        if 'Omni' in type(reader).__name__:
+            # Its processor has a default of its own.
+            how['videos_kwargs'] = {'fps': FRAMES_PER_SECOND, 'size': reader.video_processor.to_dict()['size']}
+    return reader.apply_chat_template(
+        [_filled(question, bare) for question in questions],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors='pt',
+        **(how if bare else {'processor_kwargs': how}),
+    )
+
+
+def _read_bare(reader: Any, questions: Sequence[Question]) -> Any:
+    """The inputs of questions with one picture in one turn, for a processor that has no chat template."""
+    texts = [f'<image>{question.turns[0]["content"][-1]["text"]}' for question in questions]
+    pictures = [[opened(medium) for medium in question.media] for question in questions]
+    return reader(text=texts, images=pictures, padding=True, return_tensors='pt')
+
+
+def opened(medium: Medium) -> Any:
+    """A picture, the frames of a clip or the samples of a sound, without the package."""
+    kind, path = medium
+    if kind == 'video':
+        return np.stack([np.asarray(Image.open(frame)) for frame in sorted(path.iterdir())])
+    return Image.open(path) if kind == 'image' else soundfile.read(path, dtype='float32')[0]
+
+
+def _metadata(frames: np.ndarray) -> Any:
+    number, height, width = frames.shape[:3]
+    return transformers.video_utils.VideoMetadata(
+        total_num_frames=number,
+        fps=FRAMES_PER_SECOND,
+        width=width,
+        height=height,
+        duration=number / FRAMES_PER_SECOND,
+        frames_indices=list(range(number)),
+    )
+
+
+def _filled(question: Question, bare: bool) -> list[dict[str, Any]]:
+    if bare:
         return [{**turn, 'content': turn['content'][0]['text']} for turn in question.turns]
-    pictures = iter(question.pictures)
+    media = iter(question.media)
     return [
         {
             **turn,
             'content': [
-                {'type': 'image', 'image': Image.open(next(pictures))} if part['type'] == 'image' else part
+                part if part['type'] == 'text' else {**part, part['type']: opened(next(media))}
                 for part in turn['content']
             ],
         }

@@ -2,7 +2,7 @@
 
 Text: the number word that comes next, in phrasings that training never had, and again in a second turn that only the
 first answer explains. Pictures: the colour of a shape in pictures that training never had, also of a second picture in
-the same conversation.
+the same conversation. The tasks with clips and sounds are in lessons.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
+
+from align_anything.core.types import MEDIA_KINDS
 
 NUMBERS = 'zero one two three four five six seven eight nine'.split()
 COLOURS = {'red': (220, 30, 30), 'green': (30, 180, 40), 'blue': (30, 50, 220), 'yellow': (230, 220, 30)}
@@ -36,20 +38,22 @@ CORPUS = (
 """Texts for the tokenizer, so that a word is a token or two."""
 
 Turn = dict[str, Any]
+Medium = tuple[str, Path]
+"""Its kind and its file, or the folder of its frames."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that waits for its last answer: turns in chat form, the pictures in order, the right word."""
+    """A conversation that waits for its last answer: turns in chat form, the media in order, the right word."""
 
     turns: list[Turn]
     answer: str
-    pictures: tuple[Path, ...] = ()
+    media: tuple[Medium, ...] = ()
 
 
-def turn(role: str, text: str, pictures: int = 0) -> Turn:
-    """A turn in chat form; each picture has a placeholder in front of the text."""
-    return {'role': role, 'content': [{'type': 'image'}] * pictures + [{'type': 'text', 'text': text}]}
+def turn(role: str, text: str, media: Sequence[Medium] = ()) -> Turn:
+    """A turn in chat form; each medium has a placeholder in front of the text."""
+    return {'role': role, 'content': [*({'type': kind} for kind, _ in media), {'type': 'text', 'text': text}]}
 
 
 def questions(turns: Sequence[tuple[str, str]], pictures: Sequence[Path] = ()) -> list[Question]:
@@ -59,9 +63,10 @@ def questions(turns: Sequence[tuple[str, str]], pictures: Sequence[Path] = ()) -
     """
     asked: list[Question] = []
     history: list[Turn] = []
+    media = tuple(('image', picture) for picture in pictures)
     for index, (question, answer) in enumerate(turns):
-        history = [*history, turn('user', question, 1 if pictures else 0)]
-        asked.append(Question(history, answer, tuple(pictures[: index + 1])))
+        history = [*history, turn('user', question, media[index : index + 1])]
+        asked.append(Question(history, answer, media[: index + 1]))
         history = [*history, turn('assistant', answer)]
     return asked
 
@@ -77,13 +82,10 @@ def colour_questions(folder: Path, rounds: int, count: int = 40) -> list[Questio
     return [questions(*conversation)[-1] for conversation in conversations]
 
 
-def row(turns: Sequence[tuple[str, str]], pictures: Sequence[Path] = ()) -> dict[str, Any]:
+def row(question: Question) -> dict[str, Any]:
     """A training row for the template `Messages`."""
-    last = questions(turns, pictures)[-1]
-    return {
-        'messages': [*last.turns, turn('assistant', last.answer)],
-        'images': [path.name for path in last.pictures],
-    }
+    media = {f'{kind}s': [path.name for its, path in question.media if its == kind] for kind in MEDIA_KINDS}
+    return {'messages': [*question.turns, turn('assistant', question.answer)], **media}
 
 
 def number_turns(held_out: bool, rounds: int, step: int = 1) -> list[list[tuple[str, str]]]:
@@ -105,9 +107,8 @@ def number_turns(held_out: bool, rounds: int, step: int = 1) -> list[list[tuple[
 
 def write_text_rows(path: Path, step: int = 1) -> Path:
     """Writes the training rows of the text task as JSON, with one round and with two."""
-    rows = [row(turns) for rounds in (1, 2) for turns in number_turns(False, rounds, step)]
-    path.write_text(json.dumps(rows))
-    return path
+    asked = [questions(turns)[-1] for rounds in (1, 2) for turns in number_turns(False, rounds, step)]
+    return write_rows(path, asked)
 
 
 def draw(path: Path, colour: str, generator: random.Random) -> Path:
@@ -142,9 +143,13 @@ def colour_turns(
 def write_picture_rows(folder: Path) -> Path:
     """Writes the training rows of the picture task as JSON, beside their pictures: one picture, two, and none."""
     generator = random.Random(0)
-    rows = [row(*conversation) for conversation in colour_turns(folder, 'train', 96, 1, generator)]
-    rows += [row(*conversation) for conversation in colour_turns(folder, 'train', 48, 2, generator)]
-    rows += [row(turns) for turns in number_turns(False, 1)]
-    path = folder / 'rows.json'
-    path.write_text(json.dumps(rows))
+    conversations = colour_turns(folder, 'train', 96, 1, generator) + colour_turns(folder, 'train', 48, 2, generator)
+    asked = [questions(*conversation)[-1] for conversation in conversations]
+    asked += [questions(turns)[-1] for turns in number_turns(False, 1)]
+    return write_rows(folder / 'rows.json', asked)
+
+
+def write_rows(path: Path, asked: Sequence[Question]) -> Path:
+    """Writes questions with their answers as training rows; their media lie beside them."""
+    path.write_text(json.dumps([row(question) for question in asked]))
     return path
