@@ -113,8 +113,12 @@ class FamilySpec:
         """
         return self._encode([conversation], train_on, 0)
 
-    def encode_group(self, conversations: Sequence[Conversation], train_on: TrainOn = 'all_assistant') -> Example:
+    def encode_group(
+        self, conversations: Sequence[Conversation], train_on: TrainOn = 'all_assistant', start: int | None = None
+    ) -> Example:
         """Encodes conversations that share their first turns and part at an answer, media decoded.
+
+        `start` is the number of the turn in which they part; None finds it.
 
         Returns:
             An Example whose prompt is what the conversations share, encoded once, with one response for each of them:
@@ -123,7 +127,7 @@ class FamilySpec:
         Raises:
             SampleError: the conversations are equal or differ before an answer, or as `encode` does.
         """
-        return self._encode(conversations, train_on, parting_turn(conversations))
+        return self._encode(conversations, train_on, parting_turn(conversations) if start is None else start)
 
     def _encode(self, conversations: Sequence[Conversation], train_on: TrainOn, start: int) -> Example:
         rendered = [self.render(conversation, train_on, start) for conversation in conversations]
