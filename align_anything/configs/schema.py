@@ -292,8 +292,8 @@ class DataCfgs(Cfgs):
     )
     max_audio_seconds: PositiveFloat | None = Field(
         None,
-        description='Longest sound. null takes sounds whole, up to two hours; a row whose sound is longer than the model '
-        'hears at once is then left out.',
+        description='Longest sound. null takes sounds whole, up to two hours, and leaves out rows with a sound that is '
+        'longer than what the model hears at once.',
     )
     long_audio: Literal['cut', 'split'] = Field(
         'cut', description='What happens to a sound past max_audio_seconds: its end is cut off, or it becomes several.'
