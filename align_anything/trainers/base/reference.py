@@ -23,7 +23,7 @@ from align_anything.datasets.reference_scores import KEYS, Indexed, Referenced, 
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.frozen import FrozenEngine
-from align_anything.models.adapter import find_adapter
+from align_anything.models.adapter import find_adapter, put_on
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
@@ -60,9 +60,7 @@ def make_roles(
     if not isinstance(algorithm, Referring):
         return {}, training, held_out
     if algorithm.reference_cache_dir is not None:
-        source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
-        told = f'{weights_fingerprint(source)}-{_precision(cfgs, algorithm)}'
-        scores = ReferenceScores(algorithm.reference_cache_dir, told)
+        scores = ReferenceScores(algorithm.reference_cache_dir, reference_fingerprint(cfgs, algorithm))
         scorer = _start_or_copy(cfgs, algorithm, spec, assembled)
         for dataset in (training, *held_out):
             score_rows(cfgs, dataset, scores, scorer, assembled)
@@ -72,6 +70,17 @@ def make_roles(
         logger.info('reference: the model without the adapter')
         return {'reference': adapter_off(assembled.engine, assembled.model)}, training, held_out
     return {'reference': frozen_copy(cfgs, algorithm, spec, assembled)}, training, held_out
+
+
+def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
+    """Tells the reference from others: by its weights, those under its adapter, its precision and quantisation."""
+    source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
+    adapter = find_adapter(source)
+    told = [weights_fingerprint(item) for item in (source, *([adapter.require_base()] if adapter else []))]
+    told.append(_precision(cfgs, algorithm))
+    if cfgs.bnb_cfgs.use_bnb:
+        told.extend(str(value) for value in cfgs.bnb_cfgs.model_dump().values())
+    return '-'.join(told)
 
 
 def score_rows(
@@ -175,10 +184,9 @@ def frozen_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled
     dtype = DTYPES[precision]
     model: nn.Module = load_for_layout(cfgs, spec, source, assembled.collator.layout, dtype=dtype, config=config)
     model.requires_grad_(False)
-    if find_adapter(source) is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, source)
+    adapter = find_adapter(source)
+    if adapter is not None:
+        model = put_on(model, adapter)
     # Behind the adapter, which may lie in a tower and then changes its features.
     keep_features(cfgs, spec, model, config)
     policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
