@@ -39,6 +39,7 @@ class Size:
     omni_layers: int
     tower_hidden: int
     tower_layers: int
+    omni_image_size: int
     mixed_rows: int
     budget: int
     mixed_steps: int
@@ -64,13 +65,14 @@ FULL = Size(
     tokens=4096,
     media_steps=8,
     startups=3,
-    omni_hidden=256,
-    omni_layers=6,
-    tower_hidden=128,
+    omni_hidden=192,
+    omni_layers=4,
+    tower_hidden=192,
     tower_layers=6,
+    omni_image_size=336,
     mixed_rows=40,
     budget=2048,
-    mixed_steps=8,
+    mixed_steps=6,
 )
 QUICK = Size(
     hidden=64,
@@ -96,6 +98,7 @@ QUICK = Size(
     omni_layers=1,
     tower_hidden=32,
     tower_layers=2,
+    omni_image_size=56,
     mixed_rows=4,
     budget=512,
     mixed_steps=2,
@@ -154,7 +157,7 @@ def omni_model(folder: Path, size: Size) -> Path:
         hidden=size.omni_hidden,
         layers=size.omni_layers,
         vocab=size.words // 2 + 700,
-        image_size=size.image_size,
+        image_size=size.omni_image_size,
         vision_hidden=size.tower_hidden,
         vision_layers=size.tower_layers,
         corpus=corpus(words(size.words // 2)),
