@@ -20,6 +20,7 @@ from tests.invariants.families import (
     LAID,
     MEDIA,
     PADDED_ONLY,
+    WIDER,
     double_experts,
     family_of,
     ordinary,
@@ -27,6 +28,8 @@ from tests.invariants.families import (
     reference_scores,
     rows,
 )
+from tests.models.mixed import AUDIO, sound
+from tests.models.samples import assistant, user
 
 Stirred = Callable[[str], Path]
 # Both sides run in the same type, but norms, rotations and routers of transformers round to float32 inside.
@@ -113,6 +116,20 @@ def test_no_score_depends_on_a_later_token_or_a_neighbour(family: str, layout: s
     for number in range(len(examples)):
         neighbours = [item if place == number else other_end(item) for place, item in enumerate(examples)]
         same([scores(folder, collate, neighbours)[number]], [before[number]], UNCHANGED)
+
+
+@pytest.mark.parametrize('family', [family for family in WIDER if family in AUDIO])
+def test_a_short_sound_sounds_the_same_beside_a_longer_one(family: str, stirred: Stirred) -> None:
+    folder = stirred(family)
+    spec, *_ = rows(folder)
+    short, long = (
+        spec.encode([user(sound(seconds), 'What is it?'), assistant('A tone of some height.')])
+        for seconds in (0.3, 1.4)
+    )
+    collate = TokenCollator(spec, spec.layouts[-1])
+    alone = scores(folder, collate, [short])
+    same(scores(folder, collate, [short, long])[:1], alone)
+    same(scores(folder, collate, [long, short])[1:], alone)
 
 
 @pytest.mark.parametrize(('family', 'layout'), LAID)

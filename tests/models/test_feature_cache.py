@@ -90,16 +90,14 @@ def test_outputs_are_those_without_a_cache_and_the_second_time_no_tower_runs(
     needed = set(files(tmp_path))
     score(model, spec, few)
     # Idefics2's processor pads pictures to the largest of a batch, which makes another picture of them. So does Gemma
-    # 3n's with sounds, whose last frames see the padding.
-    assert encoded(model, spec) == (family in ('idefics2', 'gemma3n'))
+    # 3n's with sounds, whose last frames see the padding. Qwen3-Omni reads silence beside sounds that all are short.
+    assert encoded(model, spec) == (family in ('idefics2', 'gemma3n', 'qwen3_omni_moe_thinker'))
     lost = files(tmp_path)[::2]
     for path in lost:
         path.unlink()
     found = score(model, spec, many)
     assert encoded(model, spec) == len(needed.intersection(lost)) > 0
-    if family != 'qwen3_omni_moe_thinker':
-        # The last frames of its sounds see the padding of the call that encodes them.
-        torch.testing.assert_close(found, plain[0], **CLOSE)
+    torch.testing.assert_close(found, plain[0], **CLOSE)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Piece
-from align_anything.models.any_model import transformers_class
+from align_anything.models.any_model import AnyModel, transformers_class
 from align_anything.policies.collator import TokenCollator
 from tests.models.mixed import MEDIA, clip, conversation_of, first_turn, media, plain_inputs, policy_of, whole
 from tests.models.samples import TEXT, assistant, load, single, user
@@ -40,7 +40,9 @@ def test_generate_continues_as_the_policy_scores(family: str, tiny: Tiny) -> Non
     groups: dict[Any, list[Piece]] = {}
     for prompt in map(spec.encode_prompt, prompts_of(family)):
         groups.setdefault(spec.generation_key(prompt), []).append(prompt)
-    plain = transformers_class(spec.config).from_pretrained(tiny(family)).eval()
+    # In transformers' Qwen3-Omni a sound of less than a second hangs on what is beside it.
+    kind = AnyModel if family == 'qwen3_omni_moe_thinker' else transformers_class(spec.config)
+    plain = kind.from_pretrained(tiny(family)).eval()
     policy = policy_of(tiny(family), spec, 'padded')
     assert any(len(set(map(len, prompts))) > 1 for prompts in groups.values()), 'nothing is padded'
     for prompts in groups.values():

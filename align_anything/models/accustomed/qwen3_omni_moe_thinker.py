@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from align_anything.models.body import BodyWithin
+from align_anything.models.encoding import merge_media
 from align_anything.models.omni import PARTS, OmniSpec, put
-from align_anything.models.tower_calls import PatchCalls, SoundCalls, TowerCalls
+from align_anything.models.tower_calls import Features, Forward, Item, PatchCalls, SoundCalls, TowerCalls
 
 
 class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGeneration, BodyWithin):
@@ -51,6 +53,46 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
             inputs |= _by_layer(embeds, seen)
         return self.model(inputs_embeds=embeds, **inputs)
 
+    def get_audio_features(
+        self,
+        input_features: Tensor,
+        feature_attention_mask: Tensor | None = None,
+        audio_feature_lengths: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Returns the tower's output for sounds `(sounds, bins, frames)`: `last_hidden_state` `(tokens, size)`.
+
+        The tower pads all windows to the longest one of its call, and its convolutions read what is there: among
+        sounds shorter than a window (a second), what comes of one would hang on the others. Silence as long as a
+        window goes along with such sounds.
+        """
+        window = 2 * self.audio_tower.n_window
+        if feature_attention_mask is None or int(feature_attention_mask.sum(-1).max()) >= window:
+            return super().get_audio_features(input_features, feature_attention_mask, audio_feature_lengths, **inputs)
+        silence = {
+            'features': input_features.new_zeros((1, input_features.shape[1], window)),
+            'mask': feature_attention_mask.new_ones((1, window)),
+        }
+        joined = merge_media([{'features': input_features, 'mask': feature_attention_mask}, silence])
+        outputs = super().get_audio_features(joined['features'], joined['mask'], **inputs)
+        outputs.last_hidden_state = outputs.last_hidden_state[: -_tokens(window, window)]
+        return outputs
+
+
+class WindowCalls(SoundCalls):
+    """Calls in which short sounds are read as beside a longer one, whichever of them are there."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__(partial(_tokens, window=window))
+        self.window = window
+
+    def encode(self, tower: nn.Module, forward: Forward, items: Sequence[Item], others: Any) -> list[Features]:
+        """Runs the tower once, silence as long as a window beside the items, and returns the features of each item."""
+        first = items[0]
+        silence = first['input_features'].new_zeros((len(first['input_features']), self.window))
+        beside = {'input_features': silence, 'feature_lens': torch.full_like(first['feature_lens'], self.window)}
+        return super().encode(tower, forward, [*items, beside], others)[:-1]
+
 
 class Qwen3OmniMoeThinkerSpec(OmniSpec):
     """Temporal positions keep their fractions; several tower layers have mergers of their own."""
@@ -60,13 +102,10 @@ class Qwen3OmniMoeThinkerSpec(OmniSpec):
     part_prefixes = {**PARTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of a tower are cut.
-
-        The last frames of a sound see the padding of the call in which it was encoded, which is transformers' own way.
-        """
+        """Returns how calls of a tower are cut."""
         if part != 'audio_tower':
             return PatchCalls('merger_list')
-        return SoundCalls(partial(_tokens, window=2 * self.config.audio_config.n_window))
+        return WindowCalls(2 * self.config.audio_config.n_window)
 
 
 def _tokens(frames: int, window: int) -> int:
