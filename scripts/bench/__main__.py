@@ -1,4 +1,4 @@
-"""`python -m scripts.bench [text image loss media mixed startup all] [--quick]` measures, prints, exits 1 on a FAIL."""
+"""`python -m scripts.bench [text image dpo loss … all] [--quick]` measures, prints, exits 1 on a FAIL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from scripts.bench import compare, loss, media, mixed, startup  # noqa: E402
+from scripts.bench import compare, loss, media, mixed, preference, startup  # noqa: E402
 from scripts.bench.report import Ratio, say, show  # noqa: E402
 from scripts.bench.work import FULL, QUICK, Size  # noqa: E402
 
@@ -25,6 +25,10 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'loss': loss.loss,
     'text': compare.text,
     'image': compare.image,
+    'dpo': preference.dpo,
+    'dpo_image': preference.dpo_image,
+    'rm': preference.rm,
+    'shared': preference.shared,
     'media': media.media,
     'mixed': mixed.mixed,
 }

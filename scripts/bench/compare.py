@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from align_anything.trainers.base.metrics import METRICS_FILE, read_metrics
 from scripts.bench import ours, peer
-from scripts.bench.measure import StepClock, best_per_step, in_child, preload
+from scripts.bench.measure import StepClock, best_per_step, in_child, peak, preload, reset_peak, resident
 from scripts.bench.report import Ratio, say
 from scripts.bench.work import Size, image_model, image_rows, text_model, text_rows, write_rows
 
+FROZEN_TOWER = {'freeze_vision_tower': True}
 TOWER = ('model.vision_tower',)
+SAME_LOSS, SAME_NORM = 1e-4, 1e-4
+"""How far the first losses of the sides may be apart, and by what share the norms of their gradients."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all sides train: an algorithm's file name, the modality pair, a checkpoint, and rows in batches.
+
+    `settings` are those of our own runs beside the layout.
+    """
+
+    algorithm: str
+    pair: str
+    model: Path
+    rows: list[dict[str, Any]]
+    batch: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was found of one side: samples per CPU second, and bytes at the peak above what the process began with."""
+
+    rate: float
+    memory: int
 
 
 def text(folder: Path, size: Size) -> list[Ratio]:
     """Qwen2-type text SFT."""
     model = text_model(folder / 'text_model', size)
     rows = text_rows(model, size, size.batch * (size.steps + 1))
-    return _compare('text_to_text', folder, size, model, rows, size.batch, {'packed_padded': 1.7, 'peer': 1.8}, {})
+    task = Task('sft', 'text_to_text', model, rows, size.batch)
+    sides = measure(folder, size, task, {name: {'layout': name} for name in ('packed', 'padded')})
+    return [speed('text_to_text', sides, 'packed', 'padded', 1.7), speed('text_to_text', sides, 'packed', 'trl', 1.8)]
 
 
 def image(folder: Path, size: Size) -> list[Ratio]:
@@ -28,65 +57,90 @@ def image(folder: Path, size: Size) -> list[Ratio]:
     photos = folder / 'photos'
     photos.mkdir()
     rows = image_rows(model, photos, size, size.image_batch * (size.steps + 1))
-    more = {'freeze_vision_tower': True}
-    return _compare('text_image_to_text', folder, size, model, rows, size.image_batch, {'peer': 1.6}, more)
+    task = Task('sft', 'text_image_to_text', model, rows, size.image_batch, FROZEN_TOWER)
+    sides = measure(folder, size, task, {'packed': {'layout': 'packed'}})
+    return [speed('text_image_to_text', sides, 'packed', 'trl', 1.6)]
 
 
-def _compare(
-    pair: str,
-    folder: Path,
-    size: Size,
-    model: Path,
-    rows: list[dict[str, Any]],
-    batch: int,
-    targets: dict[str, float],
-    more: dict[str, Any],
-) -> list[Ratio]:
-    preload('trl', 'align_anything.trainers.base.run')
-    data = write_rows(folder / f'{pair}.jsonl', rows)
+def measure(
+    folder: Path, size: Size, task: Task, runs: Mapping[str, Mapping[str, Any]], against_peer: bool = True
+) -> dict[str, Side]:
+    """Runs each of our `runs` (settings by name) and the peer, `trl`, in turn.
+
+    Raises RuntimeError when they don't begin with the same loss and the same gradient.
+    """
+    preload('deepspeed', 'align_anything.trainers.base.run', *(peer.MODULES if against_peer else ()))
+    data = write_rows(folder / 'rows.jsonl', task.rows)
     steps = size.steps + 1
 
-    def argv(layout: str) -> list[str]:
+    def argv(name: str) -> list[str]:
         return ours.settings(
-            model,
+            task.model,
             data,
-            folder / f'{pair}_{layout}',
-            per_device_train_batch_size=batch,
+            folder / name,
+            per_device_train_batch_size=task.batch,
             max_steps=steps,
-            layout=layout,
-            **more,
+            **{**task.settings, **runs[name]},
         )
 
-    ordered = [rows[index] for index in in_child(ours.order, pair, argv('packed'))]
-    sides: dict[str, Callable[[], tuple[StepClock, float | None]]] = {
-        'packed': lambda: in_child(_ours, pair, argv('packed')),
-        'padded': lambda: in_child(_ours, pair, argv('padded')),
-        'trl': lambda: in_child(_peer, model, ordered, batch, steps, TOWER if more else ()),
+    sides: dict[str, Callable[[], tuple[StepClock, int, float | None]]] = {
+        name: lambda name=name: in_child(_ours, task.pair, argv(name), task.algorithm) for name in runs
     }
-    times: dict[str, list[list[float]]] = {name: [] for name in sides}
+    if against_peer:
+        ordered = [
+            task.rows[index] for index in in_child(ours.order, task.pair, argv(next(iter(runs))), task.algorithm)
+        ]
+        frozen = TOWER if task.settings.get('freeze_vision_tower') else ()
+        sides['trl'] = lambda: in_child(_peer, task.algorithm, task.model, ordered, task.batch, steps, frozen)
+    found: dict[str, list[tuple[StepClock, int]]] = {name: [] for name in sides}
     for number in range(size.rounds):
         for name, run in sides.items():
-            clock, padding = run()
-            times[name].append(clock.seconds)
+            clock, memory, padding = run()
+            found[name].append((clock, memory))
             listed = ' '.join(f'{value:.2f}' for value in clock.seconds)
             waste = '' if padding is None else f', padding {padding:.0%}'
-            say(f'  round {number + 1} {name}: {listed} CPU s a step, first loss {clock.losses[0]:.4f}{waste}')
-    best = {name: best_per_step(rounds) for name, rounds in times.items()}
-    samples = batch * size.steps
-    rates = {name: samples / seconds for name, seconds in best.items()}
-    found = []
-    for key, limit in targets.items():
-        other = 'padded' if key == 'packed_padded' else 'trl'
-        detail = f'{rates["packed"]:.2f} against {rates[other]:.2f} samples per CPU second'
-        found.append(Ratio(f'{pair}: packed / {other}', rates['packed'] / rates[other], limit, detail=detail))
-    return found
+            say(
+                f'  round {number + 1} {name}: {listed} CPU s a step, {memory / 2**20:.0f} MiB, '
+                f'first loss {clock.losses[0]:.4f}, gradient {clock.norms[0]:.4f}{waste}'
+            )
+    require_same_work({name: rounds[0][0] for name, rounds in found.items()})
+    samples = task.batch * size.steps
+    return {
+        name: Side(samples / best_per_step([clock.seconds for clock, _ in rounds]), min(memory for _, memory in rounds))
+        for name, rounds in found.items()
+    }
 
 
-def _ours(pair: str, argv: list[str]) -> tuple[StepClock, float]:
-    clock, output = ours.train(pair, argv)
+def speed(what: str, sides: Mapping[str, Side], name: str, other: str, limit: float) -> Ratio:
+    """How many times as many samples one side does as the other."""
+    rate, against = sides[name].rate, sides[other].rate
+    detail = f'{rate:.2f} against {against:.2f} samples per CPU second'
+    return Ratio(f'{what}: {name} / {other}', rate / against, limit, detail=detail)
+
+
+def require_same_work(clocks: Mapping[str, StepClock]) -> None:
+    """Raises RuntimeError when first losses, or the norms of the first gradients, are apart.
+
+    The gradient tells what a preference loss does not: it begins at log 2 whatever the responses are.
+    """
+    losses, norms = ([getattr(clock, key)[0] for clock in clocks.values()] for key in ('losses', 'norms'))
+    if max(losses) - min(losses) > SAME_LOSS or max(norms) > min(norms) * (1 + SAME_NORM):
+        told = ', '.join(
+            f'{name} {loss:.5f} and {norm:.5f}' for name, loss, norm in zip(clocks, losses, norms, strict=True)
+        )
+        raise RuntimeError(f'the sides do not do the same work; first losses and gradient norms: {told}')
+
+
+def _ours(*args: Any) -> tuple[StepClock, int, float]:
+    reset_peak()
+    before = resident()
+    clock, output = ours.train(*args)
     shares = [record['train/padding'] for record in read_metrics(output / METRICS_FILE)[1:]]
-    return clock, sum(shares) / len(shares)
+    return clock, peak() - before, sum(shares) / len(shares)
 
 
-def _peer(*args: Any) -> tuple[StepClock, None]:
-    return peer.train(*args), None
+def _peer(*args: Any) -> tuple[StepClock, int, None]:
+    reset_peak()
+    before = resident()
+    clock = peer.train(*args)
+    return clock, peak() - before, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.measure import in_child
+from scripts.bench.measure import cpu_seconds, in_child, peak, reset_peak, resident
 from scripts.bench.report import Ratio
 from scripts.bench.work import Size
 
@@ -18,13 +18,13 @@ def loss(folder: Path, size: Size) -> list[Ratio]:
     for _ in range(max(size.rounds, 1)):
         for form in rounds:
             rounds[form].append(in_child(_measure, form, size.vocabulary, size.tokens))
-    peak = {form: min(memory for memory, _ in values) for form, values in rounds.items()}
+    most = {form: min(memory for memory, _ in values) for form, values in rounds.items()}
     seconds = {form: min(spent for _, spent in values) for form, values in rounds.items()}
     shape = f'{size.tokens} tokens, vocabulary {size.vocabulary}'
-    memory = f'{peak["chunked"] / 2**20:.0f} against {peak["full"] / 2**20:.0f} MiB, {shape}'
+    memory = f'{most["chunked"] / 2**20:.0f} against {most["full"] / 2**20:.0f} MiB, {shape}'
     speed = f'{seconds["chunked"]:.2f} against {seconds["full"]:.2f} CPU s, {shape}'
     return [
-        Ratio('loss memory: chunked / full logits', peak['chunked'] / peak['full'], 1 / 8, at_most=True, detail=memory),
+        Ratio('loss memory: chunked / full logits', most['chunked'] / most['full'], 1 / 8, at_most=True, detail=memory),
         Ratio('loss speed: chunked / full logits', seconds['full'] / seconds['chunked'], 0.9, detail=speed),
     ]
 
@@ -34,7 +34,6 @@ def _measure(form: str, vocabulary: int, tokens: int) -> tuple[float, float]:
     import torch
 
     from align_anything.policies.logprob import chunked_logprob
-    from scripts.bench.measure import cpu_seconds
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -52,28 +51,10 @@ def _measure(form: str, vocabulary: int, tokens: int) -> tuple[float, float]:
 
     # The gradients are the result, the same for both forms; they exist before the peak is taken.
     hidden.grad, weight.grad = torch.zeros_like(hidden), torch.zeros_like(weight)
-    before = _resident()
-    _reset_peak()
+    before = resident()
+    reset_peak()
     step()
-    peak = _peak() - before
+    most = peak() - before
     started = cpu_seconds()
     step()
-    return peak, cpu_seconds() - started
-
-
-def _status(name: str) -> int:
-    lines = Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f'{name}:'))
-
-
-def _resident() -> int:
-    return _status('VmRSS')
-
-
-def _peak() -> int:
-    return _status('VmHWM')
-
-
-def _reset_peak() -> None:
-    # 5 resets the high-water mark of this process's resident memory; ru_maxrss would be the parent's after a fork.
-    Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
+    return most, cpu_seconds() - started

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 
@@ -26,10 +27,15 @@ class StepClock:
     """CPU seconds between the ends of consecutive optimizer steps, so that everything of a loop is counted.
 
     The first step, which pays for kernel selection and allocation, only starts the clock.
+
+    Attributes:
+        marks: CPU seconds at the end of each step.
+        losses, norms: the loss and the norm of the gradient of each step.
     """
 
     marks: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
     def mark(self) -> None:
         """Says that an optimizer step is done."""
@@ -44,6 +50,27 @@ class StepClock:
 def best_per_step(rounds: list[list[float]]) -> float:
     """CPU seconds of all steps, each at its quickest round: other users of the machine only ever slow a step down."""
     return sum(min(times) for times in zip(*rounds, strict=True))
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return _status('VmRSS')
+
+
+def peak() -> int:
+    """The most bytes of this process that were in memory since `reset_peak`."""
+    return _status('VmHWM')
+
+
+def reset_peak() -> None:
+    """Forgets what was in memory before now."""
+    # 5 resets the high-water mark of this process's resident memory; ru_maxrss would be the parent's after a fork.
+    Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
+
+
+def _status(name: str) -> int:
+    lines = Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f'{name}:'))
 
 
 def preload(*modules: str) -> None:

@@ -26,18 +26,21 @@ SETTINGS = {
 
 
 def settings(model: Path, data: Path, output: Path, **more: Any) -> list[str]:
-    """The command line of a run."""
+    """The command line of a run, on chats unless `more` names another template."""
     values = {**SETTINGS, 'model_name_or_path': model, 'train_datasets': data, 'output_dir': output, **more}
     return [word for key, value in values.items() for word in (f'--{key}', str(value))]
 
 
-def train(pair_name: str, argv: list[str], floating: list[int] | None = None) -> tuple[StepClock, Path]:
+def train(
+    pair_name: str, argv: list[str], algorithm: str = 'sft', floating: list[int] | None = None
+) -> tuple[StepClock, Path]:
     """Trains and returns the clock, and the folder with the metrics of the run.
 
     `floating` is filled with the floating point operations of this rank's matrix products and attention in each step.
     Counting them takes time.
     """
     from align_anything.trainers.base.console import TrainingConsole
+    from align_anything.trainers.base.metrics import METRICS_FILE, read_metrics
 
     class Clocked(TrainingConsole):
         """A console that shows nothing and looks at the clock after each step."""
@@ -46,14 +49,17 @@ def train(pair_name: str, argv: list[str], floating: list[int] | None = None) ->
             clock.mark()
 
         def report(self, step: int, values: Mapping[str, float]) -> None:
-            clock.losses.append(values['loss'])
+            """Shows nothing."""
 
     clock = StepClock()
-    loop, output = _loop(pair_name, argv, Clocked)
+    loop, output = _loop(pair_name, argv, algorithm, Clocked)
     if floating is not None:
         _count(loop, floating)
     with closing(loop):
         loop.run()
+    records = read_metrics(output / METRICS_FILE)
+    clock.losses = [record['train/loss'] for record in records]
+    clock.norms = [record['train/grad_norm'] for record in records]
     return clock, output
 
 
@@ -83,35 +89,32 @@ def _count(loop: Any, floating: list[int]) -> None:
     loop.engine.train_window = counted
 
 
-def order(pair_name: str, argv: list[str]) -> list[int]:
+def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
     """The rows of the first epoch in the order in which the run trains on them."""
-    from align_anything.algorithms.sft import SFT
     from align_anything.trainers.base.assembly import spec_of
     from align_anything.trainers.base.data import make_dataset, open_sources, training_sampler
 
-    pair, resolved = _resolved(pair_name, argv)
+    pair, resolved = _resolved(pair_name, argv, algorithm)
     cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
     spec = spec_of(cfgs)
-    dataset = make_dataset(sources.training, pair, spec, SFT(), cfgs.data_cfgs.train_on)
+    dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
     sampler = training_sampler(sources.training, dataset, spec, cfgs)
     return [row for batch in sampler.micro_batches(0) for row in batch]
 
 
-def _resolved(pair_name: str, argv: list[str]) -> tuple[Any, Any]:
+def _resolved(pair_name: str, argv: list[str], algorithm: str) -> tuple[Any, Any]:
     import importlib
 
-    from align_anything.algorithms.base import ALGORITHMS
-    from align_anything.algorithms.sft import SFT
+    from align_anything.algorithms.base import known_algorithms
     from align_anything.configs.resolve import resolve
 
-    pair = importlib.import_module(f'align_anything.trainers.{pair_name}').PAIR
-    return pair, resolve(pair.name, 'sft', SFT, {name: ALGORITHMS.get(name) for name in ALGORITHMS}, argv, {})
+    pair, known = importlib.import_module(f'align_anything.trainers.{pair_name}').PAIR, known_algorithms()
+    return pair, resolve(pair.name, algorithm, known[algorithm], known, argv, {})
 
 
-def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
+def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tuple[Any, Path]:
     import torch
 
-    from align_anything.algorithms.sft import SFT
     from align_anything.datasets.skips import SkipReport
     from align_anything.engines.process_group import join_process_group
     from align_anything.trainers.base.assembly import assemble, choose_layout, spec_of
@@ -125,28 +128,30 @@ def _loop(pair_name: str, argv: list[str], console: type) -> tuple[Any, Path]:
     from align_anything.trainers.base.metrics import MetricsWriter
     from align_anything.trainers.base.offline import OfflineLoop
     from align_anything.trainers.base.progress import Progress
+    from align_anything.trainers.base.reference import make_roles
     from align_anything.trainers.base.run import StopSignal, writable_folder
 
-    pair, resolved = _resolved(pair_name, argv)
-    cfgs = resolved.cfgs
+    pair, resolved = _resolved(pair_name, argv, algorithm)
+    cfgs, objective = resolved.cfgs, resolved.algorithm
     output = writable_folder(cfgs.logger_cfgs.output_dir)
     join_process_group()
     torch.manual_seed(cfgs.train_cfgs.seed)
     sources, spec = open_sources(cfgs), spec_of(cfgs)
-    dataset = make_dataset(sources.training, pair, spec, SFT(), cfgs.data_cfgs.train_on)
+    dataset = make_dataset(sources.training, pair, spec, objective, cfgs.data_cfgs.train_on)
     steps = cfgs.train_cfgs.max_steps
-    layout = choose_layout(cfgs, spec, SFT())
+    layout = choose_layout(cfgs, spec, objective)
     costs, _ = row_costs(dataset, spec, cfgs)
     sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
-    assembled = assemble(cfgs, SFT(), spec, pair, layout, steps)
-    if assembled.collator.layout != cfgs.train_cfgs.layout:
+    assembled = assemble(cfgs, objective, spec, pair, layout, steps)
+    if assembled.collator.layout != layout:
         raise RuntimeError(f'the run fell back to the {assembled.collator.layout} layout; nothing to measure')
+    roles, rows, _ = make_roles(cfgs, objective, spec, assembled, dataset, [])
     loop = OfflineLoop(
         cfgs=cfgs,
-        algorithm=resolved.algorithm,
+        algorithm=objective,
         engine=assembled.engine,
-        roles={},
-        training=training_loader(dataset, sampler, assembled.collator, cfgs),
+        roles=roles,
+        training=training_loader(rows, sampler, assembled.collator, cfgs),
         evaluation={},
         rows=len(dataset),
         steps=steps,

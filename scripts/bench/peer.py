@@ -1,4 +1,4 @@
-"""One measured run of TRL's SFTTrainer on the same model, rows and batches."""
+"""One measured run of TRL's trainers on the same model, rows and batches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 
 from scripts.bench.measure import StepClock
 
+MODULES = ('trl.trainer.sft_trainer', 'trl.trainer.dpo_trainer', 'trl.trainer.reward_trainer')
 
-def train(model_folder: Path, rows: list[dict[str, Any]], batch: int, steps: int, frozen: tuple[str, ...]) -> StepClock:
+
+def train(
+    algorithm: str, model_folder: Path, rows: list[dict[str, Any]], batch: int, steps: int, frozen: tuple[str, ...]
+) -> StepClock:
     """Trains on `rows` in their order and returns the clock.
 
-    Its defaults stay but for what both sides share: float32, plain AdamW, no gradient checkpointing, the learning
-    rate, and the loss on the answers alone. Parameters whose names start with one of `frozen` are frozen.
+    The trainer's defaults stay but for what both sides share: float32, plain AdamW, no gradient checkpointing, the
+    learning rate, and the loss on the answers alone. Parameters whose names start with one of `frozen` are frozen.
     """
     import transformers
+    import trl
     from datasets import Dataset, Image
-    from trl import SFTConfig, SFTTrainer
 
     clock = StepClock()
 
@@ -29,27 +33,28 @@ def train(model_folder: Path, rows: list[dict[str, Any]], batch: int, steps: int
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
             if 'loss' in logs:
                 clock.losses.append(float(logs['loss']))
+                clock.norms.append(float(logs['grad_norm']))
 
     image = 'image' in rows[0]
-    columns: dict[str, list[Any]] = {
-        'prompt': [row['messages'][:-1] for row in rows],
-        'completion': [row['messages'][-1:] for row in rows],
-    }
-    if image:
-        columns['images'] = [[row['image']] for row in rows]
-    data = Dataset.from_dict(columns)
+    auto = transformers.AutoProcessor if image else transformers.AutoTokenizer
+    processing = auto.from_pretrained(model_folder)
+    data = Dataset.from_dict(_columns(algorithm, rows, processing))
     if image:
         data = data.cast_column('images', [Image()])
-    auto = transformers.AutoModelForImageTextToText if image else transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(model_folder, dtype='float32', attn_implementation='sdpa')
+    trainer_type, config_type = {
+        'sft': (trl.SFTTrainer, trl.SFTConfig),
+        'dpo': (trl.DPOTrainer, trl.DPOConfig),
+        'rm': (trl.RewardTrainer, trl.RewardConfig),
+    }[algorithm]
+    model = _model(algorithm, model_folder, image)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
-    trainer = SFTTrainer(
+    trainer = trainer_type(
         model=model,
         train_dataset=data,
-        processing_class=transformers.AutoProcessor.from_pretrained(model_folder) if image else None,
+        processing_class=processing,
         callbacks=[Watch()],
-        args=SFTConfig(
+        args=config_type(
             output_dir=str(model_folder.parent / 'peer'),
             per_device_train_batch_size=batch,
             max_steps=steps,
@@ -71,3 +76,48 @@ def train(model_folder: Path, rows: list[dict[str, Any]], batch: int, steps: int
     )
     trainer.train()
     return clock
+
+
+def _columns(algorithm: str, rows: list[dict[str, Any]], processing: Any) -> dict[str, list[Any]]:
+    """The rows as texts in TRL's columns, rendered by the template of the checkpoint.
+
+    Conversations would leave its trainers with other tokens than ours: without the first token on images, and on
+    each answer either without an end of turn or with the line break after it.
+    """
+    image = 'image' in rows[0]
+    tokenizer = processing.tokenizer if image else processing
+    first = tokenizer.bos_token if image else ''
+
+    def turn(role: str, text: str, *media: dict[str, str]) -> dict[str, Any]:
+        return {'role': role, 'content': [*media, {'type': 'text', 'text': text}] if image else text}
+
+    def rendered(question: str, answer: str) -> tuple[str, str]:
+        asked = turn('user', question, {'type': 'image'})
+        opened = processing.apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
+        whole = processing.apply_chat_template([asked, turn('assistant', answer)], tokenize=False)
+        return first + opened, whole[len(opened) : whole.rindex(answer) + len(answer)] + tokenizer.eos_token
+
+    columns: dict[str, list[Any]] = {'images': [[row['image']] for row in rows]} if image else {}
+    if algorithm == 'sft':
+        answers = {'completion': [[message['content'] for message in row['messages']] for row in rows]}
+    else:
+        answers = {name: [(row['prompt'], row[name]) for row in rows] for name in ('chosen', 'rejected')}
+    for name, texts in answers.items():
+        columns['prompt'], columns[name] = zip(*(rendered(*pair) for pair in texts), strict=True)
+    return columns
+
+
+def _model(algorithm: str, folder: Path, image: bool) -> Any:
+    """The checkpoint; as a reward model with the head that our own runs begin with."""
+    import transformers
+
+    if algorithm != 'rm':
+        auto = transformers.AutoModelForImageTextToText if image else transformers.AutoModelForCausalLM
+        return auto.from_pretrained(folder, dtype='float32', attn_implementation='sdpa')
+    from align_anything.models.score import ScoreHead
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype='float32', attn_implementation='sdpa'
+    )
+    model.score.load_state_dict(ScoreHead(model.config.hidden_size).state_dict())
+    return model

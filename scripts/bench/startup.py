@@ -24,14 +24,15 @@ def startup(folder: Path, size: Size) -> list[Ratio]:
     model = build('qwen2', folder / 'model')
     data = write_rows(folder / 'rows.jsonl', text_rows(model, QUICK, 4))
     imports, runs, bares = [], [], []
-    # The first pair only warms the disk cache and builds DeepSpeed's communication op where it was never built.
+    # The first pair only warms the disk cache and builds DeepSpeed's communication op where it was never built; at
+    # tiny sizes it is all there is.
     for number in range(size.startups + 1):
         argv = ours.settings(model, data, folder / f'run_{number}', per_device_train_batch_size=1, max_steps=1)
         bare = _until_first_step([sys.executable, str(ROOT / 'scripts/bench/bare.py'), str(model)])
         run = _until_first_step([sys.executable, '-m', 'align_anything.trainers.text_to_text.sft', *argv])
         imported = subprocess.run([sys.executable, '-c', IMPORT], **_PLACE, check=True, capture_output=True).stdout
         say(f'  round {number}: run {run:.2f} s, bare script {bare:.2f} s')
-        if number:
+        if number or not size.startups:
             imports.append(float(imported))
             runs.append(run)
             bares.append(bare)

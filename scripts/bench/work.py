@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+PATCH = 14
 SYLLABLES = [consonant + vowel for consonant in 'bdfghjklmnprstvwxyz' for vowel in 'aeiou']
 
 
@@ -33,6 +34,9 @@ class Size:
     image_batch: int
     vocabulary: int
     tokens: int
+    pairs: int
+    text_pair: int
+    image_pair: int
     media_steps: int
     startups: int
     omni_hidden: int
@@ -63,6 +67,9 @@ FULL = Size(
     image_batch=8,
     vocabulary=128 * 1024,
     tokens=4096,
+    pairs=4,
+    text_pair=384,
+    image_pair=512,
     media_steps=8,
     startups=3,
     omni_hidden=192,
@@ -92,8 +99,11 @@ QUICK = Size(
     image_batch=4,
     vocabulary=4096,
     tokens=256,
+    pairs=2,
+    text_pair=96,
+    image_pair=96,
     media_steps=2,
-    startups=1,
+    startups=0,
     omni_hidden=64,
     omni_layers=1,
     tower_hidden=32,
@@ -103,6 +113,21 @@ QUICK = Size(
     budget=512,
     mixed_steps=2,
 )
+
+
+@dataclass(frozen=True)
+class PairLengths:
+    """Tokens of a prompt and of the answers to it."""
+
+    prompt: int
+    shortest: int
+    longest: int
+
+    @classmethod
+    def of(cls, whole: int, ratio: int, spread: float = 0.5) -> PairLengths:
+        """Prompts `ratio` times as long as the mean answer, `whole` tokens together; answers vary by `spread` of it."""
+        answer = whole // (ratio + 1)
+        return cls(whole - answer, round(answer * (1 - spread)), round(answer * (1 + spread)))
 
 
 def words(count: int, seed: int = 0) -> list[str]:
@@ -195,6 +220,14 @@ class Texts:
             ]
         }
 
+    def pair(self, prompt: int, chosen: int, rejected: int) -> dict[str, Any]:
+        """Returns a question of `prompt` tokens with the template, and two answers of so many without it."""
+        return {
+            'prompt': self._sentence(prompt - self._template),
+            'chosen': self._sentence(chosen),
+            'rejected': self._sentence(rejected),
+        }
+
     def _sentence(self, tokens: int) -> str:
         chosen: list[str] = []
         while fitting := [cost for cost in self._words if cost <= tokens]:
@@ -231,6 +264,27 @@ def image_rows(model: Path, folder: Path, size: Size, rows: int) -> list[dict[st
         photograph(path, size.photo, index)
         made.append({**texts.row(length), 'image': str(path)})
     return made
+
+
+def text_pairs(model: Path, size: Size, lengths: PairLengths, rows: int) -> list[dict[str, Any]]:
+    """Returns preference rows of such lengths, those of the answers spread evenly and apart within each pair."""
+    return _pairs(Texts(model, words(size.words), seed=5), lengths, rows)
+
+
+def image_pairs(model: Path, folder: Path, size: Size, lengths: PairLengths, rows: int) -> list[dict[str, Any]]:
+    """Returns rows as `text_pairs` does, each with a photograph, whose tokens are part of the prompt."""
+    tokens = (size.image_size // PATCH) ** 2
+    texts = Texts(model, words(size.words // 2), seed=6)
+    made = _pairs(texts, replace(lengths, prompt=lengths.prompt - tokens), rows)
+    for index, row in enumerate(made):
+        row['image'] = str(folder / f'photo_{index}.jpg')
+        photograph(Path(row['image']), size.photo, index)
+    return made
+
+
+def _pairs(texts: Texts, lengths: PairLengths, rows: int) -> list[dict[str, Any]]:
+    answers = spread(texts.random, lengths.shortest, lengths.longest, 2 * rows)
+    return [texts.pair(lengths.prompt, *two) for two in zip(answers[::2], answers[1::2], strict=True)]
 
 
 def mixed_sources(model: Path, folder: Path, size: Size) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.models.pretrained_model import load_spec
+from scripts.bench.compare import require_same_work
 from scripts.bench.measure import StepClock, best_per_step, in_child
 from scripts.bench.report import Ratio
 from scripts.bench.work import FULL, QUICK, spread, text_model, text_rows
@@ -19,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 RATIOS = {
     'text': ['text_to_text: packed / padded', 'text_to_text: packed / trl'],
     'image': ['text_image_to_text: packed / trl'],
+    'dpo': ['text DPO: ours / trl', 'text DPO: cached / ours'],
+    'dpo_image': ['image DPO 3:1: ours / trl', 'image DPO 3:1: memory of ours / trl', 'image DPO 1:1: ours / trl'],
+    'rm': ['text RM: ours / trl'],
+    'shared': [
+        'DPO 1:1, tokens 1.33: shared_prefix / padded',
+        'DPO 4:1, tokens 1.67: shared_prefix / padded',
+        'DPO 16:1, tokens 1.89: shared_prefix / padded',
+    ],
     'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
     'media': ['media wait'],
     'mixed': ['mixed: work of the busier rank / mean'],
@@ -27,19 +36,26 @@ RATIOS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', RATIOS)
-def test_each_benchmark_runs_and_reports_its_ratios(name: str, tmp_path: Path) -> None:
-    if name in ('text', 'image'):
-        pytest.importorskip('trl')
+def test_each_benchmark_runs_and_reports_its_ratios(tmp_path: Path) -> None:
+    """All in one process, whose imports cost more than the tiny sizes."""
+    pytest.importorskip('trl')
     out = tmp_path / 'ratios.json'
-    command = [sys.executable, '-m', 'scripts.bench', name, '--quick', '--json', str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    command = [sys.executable, '-m', 'scripts.bench', *RATIOS, '--quick', '--json', str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stderr[-3000:]
     records = json.loads(out.read_text(encoding='utf-8'))
-    assert [record['name'] for record in records] == RATIOS[name]
+    assert [record['name'] for record in records] == [name for names in RATIOS.values() for name in names]
     assert all(record['value'] > 0 for record in records)
     for record in records:
         assert f'{"PASS" if record["passed"] else "FAIL"}  {record["value"]:6.3f}' in done.stdout
+
+
+def test_sides_that_do_other_work_are_not_compared() -> None:
+    same = {'ours': StepClock(losses=[0.6931], norms=[3.0]), 'trl': StepClock(losses=[0.69311], norms=[3.0001])}
+    require_same_work(same)
+    for other in (StepClock(losses=[0.6941], norms=[3.0]), StepClock(losses=[0.6931], norms=[3.01])):
+        with pytest.raises(RuntimeError, match='ours 0.69310 and 3.00000'):
+            require_same_work({**same, 'trl': other})
 
 
 def test_a_ratio_passes_on_its_own_side_of_the_limit() -> None:
