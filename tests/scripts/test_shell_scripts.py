@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from align_anything.algorithms.base import known_algorithms
-from align_anything.algorithms.sft import SFT
 from align_anything.configs.resolve import resolve
 from align_anything.datasets.template_registry import make_formatter
 from align_anything.trainers import any_to_text, text_audio_to_text, text_video_to_text
@@ -26,8 +25,14 @@ from tests.models.stand_ins import build
 from tests.trainers.runs import IMAGE, TEXT, run
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted((ROOT / 'scripts').glob('*/*_sft.sh'))
+SCRIPTS = sorted(path for name in known_algorithms() for path in (ROOT / 'scripts').glob(f'*/*_{name}.sh'))
 NAMES = [path.stem for path in SCRIPTS]
+# Beside those of supervised training, which all train here, one or two of each algorithm with media of each kind.
+ALSO_TRAINED = (
+    'llama_dpo llama_kto qwen2_rm qwen2_cost_model qwen2_orpo llama_simpo qwen2_cpo llava_cost_model qwen2_vl_rm '
+    'qwen2_audio_dpo qwen2_5_vl_video_dpo'
+).split()
+TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 PAIRS = {pair.name: pair for pair in (TEXT, IMAGE, text_audio_to_text.PAIR, text_video_to_text.PAIR, any_to_text.PAIR)}
 
 # Where the folder of a script is not the family that it trains.
@@ -38,12 +43,18 @@ SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}}
 PICTURE = {'image': 'picture.png', 'question': 'What is it?'}
 CHOSEN = {**PICTURE, 'chosen': 'A red square.', 'rejected': 'A dog.'}
 RANKED = {'prompt': 'What is it?', 'response_1': 'A tone.', 'response_2': 'Nothing.', 'overall_response': 1}
+SAFETY = {'safer_response_id': 1, 'is_response_0_safe': False, 'is_response_1_safe': True}
+HARMFUL = {'response_1': 'So.', 'response_2': 'No.', 'response_1_harmless_rate': -2, 'response_2_harmless_rate': 2}
 TURNS = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
 ROWS: dict[str, dict[str, Any]] = {
     'Alpaca': {'instruction': 'Add the numbers.', 'input': '1, 2', 'output': '3'},
     'GSM8K': {'question': 'What is 1 + 2?', 'answer': '1 + 2 = 3 #### 3'},
     'Messages': {'messages': [*TURNS, {'role': 'user', 'content': 'Bye'}, {'role': 'assistant', 'content': 'See you'}]},
     'PKUSafeRLHF': {'prompt': 'How?', 'response_0': 'Like this.', 'response_1': 'No.', 'better_response_id': 0},
+    'PKUSafeRLHF_Cost': {'prompt': 'How?', 'response_0': 'Like this.', 'response_1': 'No.', **SAFETY},
+    'Preference': {'chosen': TURNS, 'rejected': [TURNS[0], {'role': 'assistant', 'content': 'No'}]},
+    'Unpaired': {'prompt': TURNS[:1], 'completion': TURNS[1:], 'label': True},
+    'SafeRLHF_V_Cost': {**PICTURE, **HARMFUL, 'safer_response_id': 2},
     'RLAIFV': CHOSEN,
     'SPA_VL': CHOSEN,
     'A-OKVQA': {**PICTURE, 'choices': ['red', 'blue'], 'correct_choice_idx': 0, 'rationales': ['It is not blue.']},
@@ -91,13 +102,13 @@ def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None
     pair, algorithm, argv, environment = call(script, **required)
     assert importlib.util.find_spec(f'align_anything.trainers.{pair}.{algorithm}')
     # Raises for a key, a value or a DeepSpeed file that does not exist.
-    cfgs = resolve(pair, algorithm, SFT, known_algorithms(), argv, environment).cfgs
+    cfgs = resolve(pair, algorithm, known_algorithms()[algorithm], known_algorithms(), argv, environment).cfgs
     make_formatter(cfgs.data_cfgs.train_template, cfgs.data_cfgs.train_template_kwargs)
     assert cfgs.logger_cfgs.output_dir == f'output/{script.stem}'
     assert '/' in cfgs.model_cfgs.model_name_or_path
 
 
-@pytest.mark.parametrize('script', SCRIPTS, ids=NAMES)
+@pytest.mark.parametrize('script', TRAINED, ids=[path.stem for path in TRAINED])
 def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path) -> None:
     family = FAMILIES.get(script.stem, script.parent.name)
     template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', script.read_text()).group(1)
@@ -114,8 +125,9 @@ def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[...
         **SETTINGS.get(script.stem, {}),
     }
     small = '--max_steps 2 --gradient_accumulation_steps 1 --num_workers 0 --log_type none --save_total_limit 0'
-    pair, _, argv, environment = call(script, *small.split(), **header)
-    ended = run(argv, pair=PAIRS[pair], before=lambda _: os.environ.update(environment))
+    pair, name, argv, environment = call(script, *small.split(), **header)
+    algorithm = known_algorithms()[name]
+    ended = run(argv, pair=PAIRS[pair], before=lambda _: os.environ.update(environment), algorithm=algorithm)
     assert ended[0].code == 0, ended[0].output
     saved = {path.name for path in (output / 'slice_end').iterdir()}
     assert ('adapter_model.safetensors' if '--use_lora' in argv else 'model.safetensors') in saved

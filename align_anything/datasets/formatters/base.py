@@ -29,6 +29,10 @@ def _fits(value: Any, default: Any) -> bool:
     return isinstance(value, type(default))
 
 
+def _answers(conversation: Turns) -> list[Any]:
+    return [turn['content'] for turn in conversation if turn['role'] == 'assistant']
+
+
 class BaseFormatter:
     """Turns raw rows of one kind of dataset into conversations.
 
@@ -133,9 +137,9 @@ class BaseFormatter:
         return [*prompt, answered[-1]], kept
 
     def check_equal(self, raw_sample: Row) -> bool:
-        """Tells whether both answers of a preference row are the same, so that the row teaches nothing."""
+        """Tells whether all answers of a preference row are the same, so that the row teaches nothing."""
         better, worse, _ = self.format_preference_sample(raw_sample)
-        return better[-1] == worse[-1]
+        return _answers(better) == _answers(worse)
 
     def check_validation(self, raw_sample: Row) -> bool:
         """Tells whether the row is usable at all."""

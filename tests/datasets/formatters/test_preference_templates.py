@@ -134,3 +134,10 @@ def test_bad_single_answers_say_what_is_wrong(row: dict[str, Any], message: str)
 def test_equal_ratings_prefer_nothing() -> None:
     rated = make_formatter('Rated')
     assert not rated.check_validation({'prompt': 'Hi', 'responses': ['No', 'Hello'], 'ratings': [1, 1]})
+
+
+def test_conversations_that_part_early_are_not_equal_when_they_end_alike() -> None:
+    row = {'chosen': [HI, HELLO, MORE, YES], 'rejected': [HI, NO, MORE, YES]}
+    preference = make_formatter('Preference')
+    assert not preference.check_equal(row)
+    assert preference.check_equal({**row, 'rejected': row['chosen']})

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Llama on pairs of conversations (UltraFeedback).
+# The header can be set from the environment; further settings may follow the command.
+
+MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-meta-llama/Llama-3.1-8B-Instruct}" # checkpoint: a folder or a hub name
+TRAIN_DATASETS="${TRAIN_DATASETS:-trl-lib/ultrafeedback_binarized}" # data: a file, a folder or a hub name
+TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-Preference}" # how rows become conversations
+TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
+OUTPUT_DIR="${OUTPUT_DIR:-output/llama_orpo}" # where the trained model goes
+
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+
+deepspeed \
+    --master_port "${MASTER_PORT}" \
+    --module align_anything.trainers.text_to_text.orpo \
+    --model_name_or_path "${MODEL_NAME_OR_PATH}" \
+    --train_datasets "${TRAIN_DATASETS}" \
+    --train_template "${TRAIN_TEMPLATE}" \
+    --train_split "${TRAIN_SPLIT}" \
+    --output_dir "${OUTPUT_DIR}" \
+    "$@"
