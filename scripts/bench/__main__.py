@@ -37,10 +37,11 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
 def main() -> int:
     """Runs the benchmarks asked for and returns the exit code."""
     parser = argparse.ArgumentParser(prog='python -m scripts.bench', description=__doc__)
-    parser.add_argument('names', nargs='*', choices=[*BENCHES, 'all'], default=['all'], help='what to measure')
+    parser.add_argument('names', nargs='*', choices=[*BENCHES, 'all'], default='all', help='what to measure')
     parser.add_argument('--quick', action='store_true', help='tiny sizes, one round: shows that it runs, no more')
     parser.add_argument('--json', type=Path, help='also write the ratios to this file')
     args = parser.parse_args()
+    # Without names argparse gives the default as it is, and holds it against the choices: a text, not a list.
     names = list(BENCHES) if 'all' in args.names else args.names
     ratios: list[Ratio] = []
     with tempfile.TemporaryDirectory(prefix='bench_') as folder:

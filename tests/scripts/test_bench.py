@@ -58,6 +58,18 @@ def test_sides_that_do_other_work_are_not_compared() -> None:
             require_same_work({**same, 'trl': other})
 
 
+def test_without_names_everything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scripts.bench import __main__ as command
+
+    ran: list[str] = []
+    benches = {name: lambda folder, size: ran.append(folder.name) or [] for name in ('one', 'two')}
+    monkeypatch.setattr(command, 'BENCHES', benches)
+    for names in ([], ['all'], ['two', 'one']):
+        monkeypatch.setattr(sys, 'argv', ['bench', *names])
+        assert command.main() == 0
+    assert ran == ['one', 'two', 'one', 'two', 'two', 'one']
+
+
 def test_a_ratio_passes_on_its_own_side_of_the_limit() -> None:
     assert Ratio('speed', 1.8, 1.7).passed and not Ratio('speed', 1.6, 1.7).passed
     assert Ratio('wait', 0.04, 0.05, at_most=True).passed and not Ratio('wait', 0.06, 0.05, at_most=True).passed
