@@ -143,13 +143,12 @@ def test_all_kinds_of_references_agree_on_two_ranks(
         'copy, partitioned': (DPO, base, rows, {'reference_ds_cfgs': zero(3), 'ds_cfgs': zero(2)}),
         'both partitioned': (DPO, base, rows, {'ds_cfgs': zero(3)}),
         'adapter off': (DPO, base, rows, lora),
-        'adapter off, partitioned': (DPO, base, rows, {**lora, 'ds_cfgs': zero(3)}),
         'cached': (DPO, base, rows, cache),
         'cached, partitioned': (DPO, base, rows, {'reference_cache_dir': tmp_path / 'cache3', 'ds_cfgs': zero(3)}),
     }
     named = {'reference_model_name_or_path': other}
     others = {'copy': (DPO, base, rows, named), 'cached': (DPO, base, rows, {**named, **cache})}
-    continued = {'copy': (DPO, adapter, rows, lora), 'cached': (DPO, adapter, rows, {**lora, **cache})}
+    continued = {'copy': (DPO, adapter, rows, lora)}
     unpaired = {'copy': (KTO, base, rows, {}), 'cached': (KTO, base, rows, cache)}
     groups = [own, others, continued, unpaired]
 
@@ -161,7 +160,7 @@ def test_all_kinds_of_references_agree_on_two_ranks(
             compare(found, same_as_start=number != 1)
         one, another = (next(iter(found.values()))[1] for found in results[:2])
         assert float((one - another).abs().max()) > 1e-2
-    assert len(list((tmp_path / 'cache').iterdir())) == 3, 'one folder for each reference'
+    assert len(list((tmp_path / 'cache').iterdir())) == 2, 'one folder for each reference'
 
 
 def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
@@ -261,12 +260,12 @@ def test_a_run_goes_on_with_the_scores_and_without_the_reference(tiny: Tiny, row
         return sft(tmp_path / name, tiny('llama'), rows, *more, template='Preference', **settings, **changes)
 
     kept = {'reference_cache_dir': tmp_path / 'cache'}
-    succeed(argv('copy'), 2, algorithm=DPO)
-    succeed(argv('kept', **kept), 2, algorithm=DPO)
-    assert len(losses(tmp_path / 'copy')) == 4
+    succeed(argv('copy'), algorithm=DPO)
+    succeed(argv('kept', **kept), algorithm=DPO)
+    assert len(losses(tmp_path / 'copy')) == 6
     assert losses(tmp_path / 'kept') == pytest.approx(losses(tmp_path / 'copy'), rel=1e-5)
     expected = weights(tmp_path / 'kept' / 'slice_end')
-    output = succeed(argv('kept', '--resume', tmp_path / 'kept' / 'slice_2', **kept), 2, before=forbid, algorithm=DPO)
+    output = succeed(argv('kept', '--resume', tmp_path / 'kept' / 'slice_2', **kept), before=forbid, algorithm=DPO)
     assert 'after step 2' in output
     found = weights(tmp_path / 'kept' / 'slice_end')
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -274,7 +273,7 @@ def test_a_run_goes_on_with_the_scores_and_without_the_reference(tiny: Tiny, row
         [record['eval/loss'] for record in lines(tmp_path / name / 'metrics.jsonl') if 'eval/loss' in record]
         for name in ('copy', 'kept')
     ]
-    assert len(evaluated[0]) == 1 and evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
+    assert len(evaluated[0]) == 2 and evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
 
 
 def test_kept_scores_and_kept_features_leave_neither_reference_nor_tower_to_run(tiny: Tiny, tmp_path: Path) -> None:
