@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example
 from align_anything.datasets.dataset import Formatted
@@ -43,8 +45,12 @@ class PreferenceTask:
         return [better, worse], meta
 
     def encode(self, conversations: list[Conversation]) -> Example:
-        """Returns the Example of the pair, media decoded."""
-        return self.encode_group(conversations, self.train_on)
+        """Returns the Example of the pair, media decoded. Raises SampleError where truncation makes answers equal."""
+        example = self.encode_group(conversations, self.train_on)
+        better, worse = example.responses
+        if not better.media and not worse.media and torch.equal(better.ids, worse.ids):
+            raise SampleError('what truncation leaves of the two answers is equal: raise model_cfgs.model_max_length')
+        return example
 
 
 @dataclass(frozen=True)

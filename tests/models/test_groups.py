@@ -223,3 +223,14 @@ def test_labelled_answers_come_with_that_of_the_next_row(tiny: Tiny, tmp_path: P
     assert example.meta['desirable'] == [True, False] and len(example.responses) == 2
     alone = spec.encode([user('2?'), assistant('Yes, 0.')])
     assert torch.equal(example.unmatched.ids, alone.responses[0].ids)
+
+
+def test_answers_that_truncation_makes_equal_are_no_pair(tiny: Tiny) -> None:
+    spec = load(tiny('qwen2'))
+    question, same = user('How many?'), 'one two three four five six seven eight nine ten '
+    pair = [[question, assistant(same + end)] for end in ('eleven', 'twelve')]
+    task = PreferenceTask(spec.encode_group)
+    whole = task.encode(pair)
+    spec.max_length = len(whole.prompt) + 4
+    with pytest.raises(SampleError, match='truncation leaves of the two answers is equal'):
+        task.encode(pair)
