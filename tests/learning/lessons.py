@@ -80,11 +80,6 @@ def changes(folder: Path, name: str, count: int) -> list[Question]:
     return asked
 
 
-def colours_and_pitches(folder: Path, name: str, count: int) -> list[Question]:
-    """Which colour the shape in a picture has, and how high a tone is."""
-    return _paired(colours(folder, f'{name}-both', count), pitches(folder, f'{name}-both', count))
-
-
 def directions_and_pitches(folder: Path, name: str, count: int) -> list[Question]:
     """Which way a bar moves, and how high a tone is."""
     return _paired(directions(folder, f'{name}-both', count), pitches(folder, f'{name}-both', count))

@@ -54,13 +54,13 @@ def teach(folder: Path, family: str, asked: Sequence[Question], pair: Pair, **se
 
 def examine(model: Any, processor: Any, asked: Sequence[Question], *exchanges: Sequence[Question]) -> None:
     """Asserts right answers to questions, and that exchanged media bring the answers that belong to them."""
-    assert accuracy(ask(model, processor, asked), asked) >= REQUIRED
-    for others in exchanges:
+    for others in (asked, *exchanges):
         answers = ask(model, processor, others)
-        assert accuracy(answers, others) >= REQUIRED
+        right = accuracy(answers, others)
+        assert right >= REQUIRED, f'{right:.0%} right: {answers}'
         luck = accuracy([other.answer for other in others], asked)
-        assert luck < 0.6
-        assert accuracy(answers, asked) <= luck + (1 - REQUIRED)
+        # What is right by luck stays right with exchanged media, and nothing else does.
+        assert others is asked or (luck < 0.6 and accuracy(answers, asked) <= luck + (1 - REQUIRED))
 
 
 def open_text_model(folder: Path) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ STEPS = {
     'qwen2_vl': 40,
     'qwen2_5_vl': 40,
     'qwen3_vl': 40,
+    'qwen3_omni_moe_thinker': 60,
     'llava_next_video': 40,
     'llava_onevision': 40,
     'smolvlm': 40,

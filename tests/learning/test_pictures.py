@@ -34,14 +34,14 @@ STEPS = {
     'idefics2': 100,
     'llava_interleave': 40,
     'mllama': 40,
-    'paligemma': 40,
+    'paligemma': 100,
     # No file of its own: the default rules.
-    'idefics3': 40,
+    'idefics3': 60,
 }
 # They do not learn at the rate of the others; Gemma 4 has most tokens to a picture, and smaller batches.
 SLOWER = {
     'gemma4': {'learning_rate': 4e-3, 'per_device_train_batch_size': 8},
-    'idefics2': {'learning_rate': 3e-3},
+    **dict.fromkeys(('idefics2', 'paligemma'), {'learning_rate': 3e-3}),
 }
 
 

@@ -13,11 +13,11 @@ from align_anything.trainers.text_audio_to_text import PAIR
 from tests.learning.lessons import exchanged, pitches, rotated
 from tests.learning.school import examine, teach
 
-STEPS = {'qwen2_audio': 40}
+STEPS = {'qwen2_audio': 60}
 
 
 @pytest.mark.parametrize('family', STEPS)
 def test_a_family_learns_to_hear(tmp_path: Path, family: str) -> None:
-    learned = teach(tmp_path, family, pitches(tmp_path, 'train', 96), PAIR, max_steps=STEPS[family])
+    learned = teach(tmp_path, family, pitches(tmp_path, 'train', 96), PAIR, max_steps=STEPS[family], learning_rate=3e-3)
     asked = pitches(tmp_path, 'held-out', 24)
     examine(*learned, asked, exchanged(asked, rotated(asked), 'audio'))
