@@ -1,0 +1,97 @@
+"""Tiny models that answer wrongly learn to prefer the right answer, about text and pictures.
+
+All start from a model that was taught the wrong answers, so that no likelihood is right before training. What is asked
+for are the metrics that a user reads: over pairs that training never had, and over the same pairs with the media of the
+other answer, where a model that looks prefers the wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align_anything.cli.leaves import find_run
+from align_anything.models.tiny import build
+from tests.learning import lessons, tasks
+from tests.learning.preferences import LESSONS, OTHER, write_lesson
+from tests.trainers.runs import lines, run, sft
+
+FAMILIES = {'text_to_text': 'qwen2', 'text_image_to_text': 'llava'}
+CELLS = {
+    'text_to_text': ('dpo', 'rm'),
+    'text_image_to_text': ('dpo', 'kto', 'orpo', 'simpo', 'rm'),
+}
+TRAINED = {'dpo': 24, 'kto': 24, 'orpo': 24, 'simpo': 24, 'rm': 40}
+"""Steps."""
+ACCURACY, MARGIN = 0.9, 0.1
+
+
+@pytest.fixture(scope='module')
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`taught(pair)` returns a folder with the rows of the pair's lesson and a `model` that answers them wrongly."""
+    done: dict[str, Path] = {}
+
+    def folder_of(pair: str) -> Path:
+        if pair not in done:
+            folder = tmp_path_factory.mktemp(pair)
+            write_lesson(folder, LESSONS[pair])
+            start = build(FAMILIES[pair], folder / 'start', corpus=[*tasks.CORPUS, *lessons.CORPUS, *OTHER])
+            wrong = '{chosen: rejected, rejected: chosen}'
+            trains = dict.fromkeys(('freeze_vision_tower', 'freeze_audio_tower'), False)
+            settings = {**common(folder), **trains, 'max_steps': 50, 'train_template_kwargs': wrong}
+            ended = run(sft(folder / 'wrong', start, folder / 'train.jsonl', **settings), 1, find_run(pair, 'sft')[0])
+            assert ended[0].code == 0, ended[0].output
+            (folder / 'model').symlink_to(folder / 'wrong' / 'slice_end')
+            done[pair] = folder
+        return done[pair]
+
+    return folder_of
+
+
+def common(folder: Path) -> dict[str, Any]:
+    """The settings of all runs in a folder: towers stay frozen, as by default, and nothing is encoded twice."""
+    held_out = [folder / name for name in ('held-out.jsonl', 'exchanged.jsonl') if (folder / name).exists()]
+    return {
+        'template': 'Preference',
+        'eval_datasets': [str(path) for path in held_out],
+        'eval_template': 'Preference',
+        'sample_cache_dir': folder / 'samples',
+        'per_device_train_batch_size': 16,
+        'per_device_eval_batch_size': 32,
+        'lr_scheduler_type': 'linear',
+        'model_max_length': 1024,
+        'freeze_vision_tower': True,
+        'freeze_audio_tower': True,
+        'freeze_mm_proj': False,
+    }
+
+
+def learned(folder: Path, output: Path) -> list[tuple[float, float]]:
+    """Accuracy and margin of the held-out pairs, and then of those with the media of the other answer, at the end."""
+    (*_, record) = (record for record in lines(output / 'metrics.jsonl') if 'eval/loss' in record)
+    names = ['held-out.jsonl/', 'exchanged.jsonl/'] if (folder / 'exchanged.jsonl').exists() else ['']
+    found = []
+    for name in names:
+        here = {key.removeprefix(f'eval/{name}'): value for key, value in record.items()}
+        margin = here.get('reward_margin')
+        if margin is None:
+            margin = here['desirable_reward'] - here['undesirable_reward']
+        found.append((here['reward_accuracy'], margin))
+    return found
+
+
+@pytest.mark.parametrize(('pair', 'name'), [(pair, name) for pair, names in CELLS.items() for name in names])
+def test_a_model_learns_what_is_preferred(taught: Callable[[str], Path], pair: str, name: str) -> None:
+    folder, (its_pair, algorithm) = taught(pair), find_run(pair, name)
+    steps = TRAINED[name]
+    settings = {**common(folder), 'max_steps': steps, 'eval_strategy': 'steps', 'eval_interval': steps}
+    argv = sft(folder / name, folder / 'model', folder / 'train.jsonl', **settings)
+    ended = run(argv, 1, its_pair, algorithm=algorithm)
+    assert ended[0].code == 0, ended[0].output
+    (accuracy, margin), *exchanged = learned(folder, folder / name)
+    assert accuracy >= ACCURACY and margin >= MARGIN
+    for accuracy, margin in exchanged:
+        assert accuracy <= 1 - ACCURACY and margin < 0
