@@ -1,0 +1,50 @@
+"""Every family that this package knows has a tiny checkpoint, a script and a learning test."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from align_anything.models import accustomed, tiny
+from tests.models import stand_ins
+
+ROOT = Path(__file__).resolve().parents[2]
+# Lists of families, with the length of their training, in tests/learning/test_*.py.
+LENGTHS = ('STEPS', 'EPOCHS')
+# The configuration of Qwen-VL calls itself qwen.
+SCRIPTS = {'qwen': 'qwen_vl'}
+
+
+def known() -> list[str]:
+    """The families with a file of their own, those with checkpoints in the table, and LLaVA-Interleave: a LLaVA."""
+    table = yaml.safe_load((ROOT / 'align_anything' / 'cli' / 'families.yaml').read_text())
+    return sorted({*(module.name for module in pkgutil.iter_modules(accustomed.__path__)), *table, 'llava_interleave'})
+
+
+def taught(folder: Path) -> set[str]:
+    """The families that the learning tests list."""
+    found = set()
+    for path in folder.glob('test_*.py'):
+        for line in ast.parse(path.read_text()).body:
+            if isinstance(line, ast.Assign) and line.targets[0].id in LENGTHS:
+                found |= ast.literal_eval(line.value).keys()
+    return found
+
+
+@pytest.mark.parametrize('family', known())
+def test_a_family_can_be_built_launched_and_taught(family: str) -> None:
+    assert family in {*tiny.KINDS, *stand_ins.FAMILIES}, 'no tiny checkpoint: align_anything/models/tiny'
+    script = SCRIPTS.get(family, family)
+    assert [*(ROOT / 'scripts').glob(f'*/{script}_sft.sh')], f'no script: scripts/{script}/{script}_sft.sh'
+    assert family in taught(ROOT / 'tests' / 'learning'), (
+        'no learning test: STEPS or EPOCHS in tests/learning/test_*.py'
+    )
+
+
+def test_a_list_of_families_is_found_in_a_test(tmp_path: Path) -> None:
+    (tmp_path / 'test_smells.py').write_text("STEPS = {'nose': 3}\nOTHER = {'ear': 4}\n")
+    assert taught(tmp_path) == {'nose'}
