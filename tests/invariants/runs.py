@@ -23,10 +23,10 @@ from align_anything.configs.resolve import resolve  # noqa: E402
 from align_anything.configs.schema import RunCfgs  # noqa: E402
 from align_anything.core.types import Batch  # noqa: E402
 from align_anything.engines.process_group import join_process_group  # noqa: E402
-from align_anything.trainers import text_image_to_text, text_to_text  # noqa: E402
+from align_anything.trainers import any_to_text, text_image_to_text, text_to_text  # noqa: E402
 from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, spec_of  # noqa: E402
 from tests.harness.ranks import run_ranks  # noqa: E402
-from tests.invariants.families import IMAGE, schedule  # noqa: E402
+from tests.invariants.families import IMAGE, WIDER, schedule  # noqa: E402
 
 TIMEOUT = 240
 EPSILON = 1e-3
@@ -71,6 +71,8 @@ def settings(folder: Path, family: str, zero: Path, **changes: Any) -> RunCfgs:
 
 
 def pair_of(family: str) -> Any:
+    if family in WIDER:
+        return any_to_text.PAIR
     return text_image_to_text.PAIR if family in IMAGE else text_to_text.PAIR
 
 

@@ -18,12 +18,22 @@ from tests.invariants.runs import assembled, fork, settings, train, zero_file
 Stirred = Callable[[str], Path]
 
 
-@pytest.mark.parametrize(('family', 'stage'), [('qwen2', 0), ('llava', 0), ('llava', 3), ('qwen2_5_vl', 3)])
+@pytest.mark.parametrize(
+    ('family', 'stage'),
+    [
+        ('qwen2', 0),
+        ('llava', 0),
+        ('llava', 3),
+        ('qwen2_5_vl', 3),
+        ('qwen2_audio', 2),
+        ('qwen2_5_omni_thinker', 3),
+    ],
+)
 def test_trained_adapters_reload_apart_and_merged(family: str, stage: int, stirred: Stirred, tmp_path: Path) -> None:
     folder = stirred(family)
     spec, singles, _ = rows(folder)
     chosen = singles[0]
-    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0, 'vision_lora': bool(spec.media_kinds)}
+    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0, 'vision_lora': 'image' in spec.media_kinds}
 
     def work(rank: int, ranks: int) -> Tensor:
         run = assembled(settings(folder, family, zero_file(tmp_path, stage), learning_rate=0.02, **changes), family)

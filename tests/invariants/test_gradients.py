@@ -113,7 +113,8 @@ def test_whatever_a_batch_holds_the_same_parameters_get_gradients_in_the_same_or
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
     collate = TokenCollator(spec, spec.layouts[-1], dummy_kinds=MEDIA[family])
     orders = set()
-    for examples in [*([row.example] for row in (*singles, *groups)), []]:
+    # One medium, text alone, all kinds at once, several responses, nothing.
+    for examples in [*([row.example] for row in (*singles[:3], groups[1])), []]:
         order.clear()
         module(collate(examples)).sum().backward()
         orders.add(tuple(order))
