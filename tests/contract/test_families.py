@@ -30,7 +30,7 @@ def taught(folder: Path) -> set[str]:
     found = set()
     for path in folder.glob('test_*.py'):
         for line in ast.parse(path.read_text()).body:
-            if isinstance(line, ast.Assign) and line.targets[0].id in LENGTHS:
+            if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) in LENGTHS:
                 found |= ast.literal_eval(line.value).keys()
     return found
 
@@ -46,5 +46,5 @@ def test_a_family_can_be_built_launched_and_taught(family: str) -> None:
 
 
 def test_a_list_of_families_is_found_in_a_test(tmp_path: Path) -> None:
-    (tmp_path / 'test_smells.py').write_text("STEPS = {'nose': 3}\nOTHER = {'ear': 4}\n")
+    (tmp_path / 'test_smells.py').write_text("STEPS = {'nose': 3}\nOTHER = {'ear': 4}\nEYES, LIDS = 2, 4\n")
     assert taught(tmp_path) == {'nose'}
