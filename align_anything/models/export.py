@@ -74,7 +74,7 @@ def export_model(
             _make_classifier(plain.config, folder, None if pad_token_id == end_of_turn_id else pad_token_id)
     if plain.can_generate():
         _save_generation_config(plain.generation_config, folder, end_of_turn_id)
-    _forget_last_call(tokenizer)
+    forget_last_call(tokenizer)
     (processor or tokenizer).save_pretrained(folder)
 
 
@@ -148,7 +148,7 @@ def _make_classifier(config: PreTrainedConfig, folder: Path, pad_token_id: int |
     atomic_write_json(file, saved)
 
 
-def _forget_last_call(tokenizer: Any) -> None:
+def forget_last_call(tokenizer: Any) -> None:
     """Drops the padding and truncation of the last call, which a fast tokenizer would write down as its own.
 
     Every call sets them anew. Written down, they become defaults of the processor's other parts: Gemma 4's then

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from transformers.utils.hub import cached_file
 
+from align_anything.models.export import forget_last_call
 from align_anything.models.family import FamilySpec
 
 MEBIBYTE = 2**20
@@ -29,6 +30,7 @@ def encoding_fingerprint(spec: FamilySpec) -> str:
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=20)
     with TemporaryDirectory() as name:
         folder = Path(name)
+        forget_last_call(spec.tokenizer)
         (spec.processor or spec.tokenizer).save_pretrained(folder)
         for file in sorted(path for path in folder.rglob('*') if path.is_file()):
             digest.update(f'{file.relative_to(folder)}\n'.encode() + file.read_bytes())

@@ -18,6 +18,7 @@ from align_anything.core.errors import ModelError
 from align_anything.models.any_model import AnyModel, AnyModelForScore, transformers_class
 from align_anything.models.checkpoint import stored_keys
 from align_anything.models.export import export_model
+from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.pretrained_model import load_model, load_spec, tune_model
 from tests.harness.ranks import run_ranks
 from tests.models.common import (
@@ -264,3 +265,10 @@ def test_state_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     state['model.extra.weight'] = torch.zeros(1)
     with pytest.raises(ModelError, match='model.extra.weight'):
         _export(model, spec, tmp_path / 'out', state_dict=state)
+
+
+def test_the_fingerprint_of_an_encoding_is_the_same_whatever_was_encoded_last(tiny: Tiny) -> None:
+    spec = load_spec(tiny('qwen2'))
+    before = encoding_fingerprint(spec)
+    spec.tokenizer(['one', 'one two three'], padding=True, truncation=True, max_length=2)
+    assert encoding_fingerprint(spec) == before
