@@ -65,10 +65,10 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     batch = next(iter(loader.micro_batches(0)), None)
     if batch is None:
         raise DataError('the training data hold no rows.')
+    # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
     for rows in islice(loader.sampler.micro_batches(0), 4 * SAMPLES):
-        kept += [item for item in (dataset[row] for row in rows) if isinstance(item, Example)]
-        if len(kept) >= SAMPLES:
-            break
+        wanted = rows if len(kept) < SAMPLES else ()
+        kept += [item for item in (dataset[row] for row in wanted) if isinstance(item, Example)]
     if not is_main():
         return
     console = console or Console(highlight=False)
