@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from align_anything.algorithms.base import known_algorithms
 from align_anything.configs import layers
+from align_anything.configs.resolve import resolve
 from align_anything.configs.schema import RunCfgs
 from align_anything.configs.yaml_text import dump_yaml, parse_yaml
 
@@ -114,20 +116,22 @@ def test_unreadable_file(problems, tmp_path):
 
 
 @pytest.mark.parametrize('path', sorted(layers.TRAIN_FOLDER.rglob('*.yaml')), ids=lambda path: path.name)
-def test_every_file_that_ships_makes_a_run(path: Path, run):
+def test_every_file_that_ships_makes_a_run(path: Path, needed):
     pair = path.parent.name if path.parent != layers.TRAIN_FOLDER else 'any_pair'
-    resolved = run('', pair=pair)
+    algorithms = known_algorithms()
+    resolved = resolve(pair, path.stem, algorithms[path.stem], algorithms, needed, {})
     assert any(
         f'configs/train/{path.relative_to(layers.TRAIN_FOLDER)}' in origin for origin in resolved.origins.values()
     )
 
 
-def test_pair_file_states_differences_only(run):
-    general = run('', pair='any_pair').cfgs
-    for path in layers.TRAIN_FOLDER.rglob('*/sft.yaml'):
+def test_pair_file_states_differences_only(needed):
+    algorithms = known_algorithms()
+    for path in layers.TRAIN_FOLDER.glob('*/*.yaml'):
+        general = resolve('any_pair', path.stem, algorithms[path.stem], algorithms, needed, {}).cfgs
         for parts, value, line in layers.parse_lines(path.read_text()):
             group, key = parts
-            assert getattr(getattr(general, group), key) != value, f'{path}:{line} repeats what sft.yaml says'
+            assert getattr(getattr(general, group), key) != value, f'{path}:{line} repeats what the general file says'
 
 
 @pytest.mark.parametrize(
