@@ -26,7 +26,8 @@ from align_anything.engines.process_group import join_process_group  # noqa: E40
 from align_anything.trainers import any_to_text, text_image_to_text, text_to_text  # noqa: E402
 from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, spec_of  # noqa: E402
 from tests.harness.ranks import run_ranks  # noqa: E402
-from tests.invariants.families import IMAGE, WIDER, schedule  # noqa: E402
+from tests.invariants.families import schedule  # noqa: E402
+from tests.models.mixed import MEDIA  # noqa: E402
 
 TIMEOUT = 240
 EPSILON = 1e-3
@@ -71,9 +72,11 @@ def settings(folder: Path, family: str, zero: Path, **changes: Any) -> RunCfgs:
 
 
 def pair_of(family: str) -> Any:
-    if family in WIDER:
-        return any_to_text.PAIR
-    return text_image_to_text.PAIR if family in IMAGE else text_to_text.PAIR
+    """The pair that takes what the rows of a family hold; ranks agree on its kinds, not on those of the rows."""
+    kinds = MEDIA.get(family, ())
+    if not kinds:
+        return text_to_text.PAIR
+    return text_image_to_text.PAIR if kinds == ('image',) else any_to_text.PAIR
 
 
 def zero_file(folder: Path, stage: int, **more: Any) -> Path:
