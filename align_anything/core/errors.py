@@ -29,3 +29,7 @@ class SampleError(AlignAnythingError):
 
 class TrainingError(AlignAnythingError):
     """A run that must stop: non-finite loss, too many skipped samples, a failed self-check."""
+
+
+class RewardError(AlignAnythingError):
+    """A reward function or service that is unknown, cannot work on these rows, or gave no usable numbers."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from align_anything.core.errors import AlignAnythingError, DataError
-from align_anything.core.registry import Registry, nearest
+from align_anything.core.errors import DataError
+from align_anything.core.registry import Registry
+from align_anything.core.user_files import look_up
 from align_anything.datasets import formatters
 from align_anything.datasets.formatters.base import BaseFormatter
 
@@ -43,12 +39,7 @@ def get_template(name: str) -> Template:
     Raises `DataError` with the nearest name when there is none, and when the file cannot be imported.
     """
     discover()
-    path, separator, member = name.rpartition(':')
-    if separator and path.endswith('.py'):
-        return _from_file(path, member)
-    if name.endswith('.py'):
-        raise DataError(f"template '{name}' names a file but no formatter in it: write {name}:Name.")
-    return _TEMPLATES.get(name)
+    return look_up(name, _TEMPLATES, _is_template)
 
 
 def make_formatter(name: str, options: Mapping[str, Any] | None = None) -> BaseFormatter:
@@ -86,35 +77,5 @@ def discover() -> None:
         importlib.import_module(f'{formatters.__name__}.{module.name}')
 
 
-def _from_file(path: str, member: str) -> Template:
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise DataError(f"template '{path}:{member}': there is no file {file}.")
-    module = _load_module(file)
-    classes = {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, BaseFormatter) and value.__module__ == module.__name__
-    }
-    registered = {name: _TEMPLATES.get(name) for name in _TEMPLATES if _TEMPLATES.get(name) in classes.values()}
-    found = {**classes, **registered}
-    if member not in found:
-        known = ', '.join(sorted(found)) or 'none'
-        raise DataError(f"{file} has no formatter '{member}'.{nearest(member, list(found))} Formatters there: {known}.")
-    return found[member]
-
-
-@functools.cache
-def _load_module(file: Path) -> ModuleType:
-    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
-    spec = importlib.util.spec_from_file_location(f'align_anything_user_template_{digest}', file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module.__name__]
-        if isinstance(error, AlignAnythingError):
-            raise
-        raise DataError(f'the template file {file} cannot be imported: {type(error).__name__}: {error}.') from error
-    return module
+def _is_template(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, BaseFormatter)

@@ -126,8 +126,8 @@ def test_own_file_errors(tmp_path: Path, own_file: Path) -> None:
             f'{tmp_path}/broken.py:Own',
             "cannot be imported: ModuleNotFoundError: No module named 'no_such_module_at_all'",
         ),
-        (f'{own_file}:Owm', "no formatter 'Owm'. Did you mean 'Own'?"),
-        (f'{own_file}:BaseFormatter', 'Formatters there: Own, '),
+        (f'{own_file}:Owm', "no template 'Owm'. Did you mean 'Own'?"),
+        (f'{own_file}:BaseFormatter', 'Templates there: Own, '),
         (str(own_file), 'write .*own.py:Name'),
     ]:
         with pytest.raises(DataError, match=message):

@@ -183,7 +183,7 @@ CASES = {
     'unknown template': case("'Alpacca'", "Did you mean 'Alpaca'?", train_template='Alpacca'),
     'template file that is not there': case('nowhere.py:Mine', 'there is no file', train_template='nowhere.py:Mine'),
     'template file without a name': given(
-        lambda at: {'train_template': at.folder / 'raising.py'}, 'raising.py:Name', 'no formatter in it'
+        lambda at: {'train_template': at.folder / 'raising.py'}, 'raising.py:Name', 'no template in it'
     ),
     'template file without that formatter': given(
         lambda at: {'train_template': f'{at.folder}/raising.py:Mein'}, "'Mein'", "Did you mean 'Mine'?"

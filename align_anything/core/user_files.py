@@ -1,0 +1,71 @@
+"""Things of a user's own Python file, named `path/to/file.py:Name` beside the names of a registry."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from align_anything.core.errors import AlignAnythingError
+from align_anything.core.registry import Registry, nearest
+
+T = TypeVar('T')
+
+
+def look_up(name: str, registry: Registry[T], is_one: Callable[[Any], bool]) -> T:
+    """Returns what the registry has under `name`, or the object `Name` of `path/to/file.py:Name`.
+
+    `Name` is what the object is registered as, or what it is called in the file; there `is_one` tells which of the
+    objects that the file defines are of the registry's kind. Raises the registry's error with the nearest name when
+    there is none, and when the file cannot be imported.
+    """
+    path, separator, member = name.rpartition(':')
+    if separator and path.endswith('.py'):
+        return _from_file(path, member, registry, is_one)
+    if name.endswith('.py'):
+        raise registry.error(f"{registry.kind} '{name}' names a file but no {registry.kind} in it: write {name}:Name.")
+    return registry.get(name)
+
+
+def _from_file(path: str, member: str, registry: Registry[T], is_one: Callable[[Any], bool]) -> T:
+    kind = registry.kind
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise registry.error(f"{kind} '{path}:{member}': there is no file {file}.")
+    try:
+        module = _load(file)
+    except AlignAnythingError:
+        raise
+    except Exception as error:
+        raise registry.error(
+            f"{kind} '{path}:{member}': the file {file} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
+    own = {name: value for name, value in vars(module).items() if is_one(value) and value.__module__ == module.__name__}
+    registered = {name: registry.get(name) for name in registry if registry.get(name) in own.values()}
+    found = {**own, **registered}
+    if member not in found:
+        known = ', '.join(sorted(found)) or 'none'
+        raise registry.error(
+            f"{file} has no {kind} '{member}'.{nearest(member, list(found))} {kind.capitalize()}s there: {known}."
+        )
+    return found[member]
+
+
+@functools.cache
+def _load(file: Path) -> ModuleType:
+    """Returns the file as a module; it runs once, however many names of it are asked for."""
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(f'align_anything_user_file_{digest}', file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    return module
