@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds either the old content or the new, never half of it."""
+"""Folders that can be written to, and files of which a reader finds the old content or the new, never half of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,25 @@ import json
 import os
 import secrets
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from align_anything.core.errors import SettingsError
+
+
+def writable_folder(folder: str | Path, setting: str) -> Path:
+    """Makes `folder` where it is missing and returns it. Ranks may do so at once.
+
+    Raises SettingsError, which says which `setting` names the folder, when it cannot be written to.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SettingsError([f'{setting}: {path} cannot be written to: {error}.']) from error
+    return path
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:

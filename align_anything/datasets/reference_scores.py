@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from align_anything.core.errors import DataError, SettingsError
-from align_anything.core.files import atomic_write_bytes
+from align_anything.core.errors import DataError
+from align_anything.core.files import atomic_write_bytes, writable_folder
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Example, Piece, Skipped
 from align_anything.datasets.dataset import Part
@@ -35,13 +35,9 @@ class ReferenceScores:
         """Opens the scores of the reference that `fingerprint` tells from others.
 
         Raises:
-            SettingsError: the folder cannot be made.
+            SettingsError: the folder cannot be written to.
         """
-        self.folder = Path(folder) / fingerprint
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError([f'train_cfgs.reference_cache_dir: {folder} cannot be written to: {error}.']) from error
+        self.folder = writable_folder(Path(folder) / fingerprint, 'train_cfgs.reference_cache_dir')
         self._files: dict[str, Path] = {}
         self._opened: dict[Path, Any] = {}
         self.look()

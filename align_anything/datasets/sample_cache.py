@@ -18,7 +18,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from stat import S_ISDIR
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy
@@ -27,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from align_anything.core.errors import SampleError, SettingsError
-from align_anything.core.files import atomic_write_bytes
+from align_anything.core.errors import SampleError
+from align_anything.core.files import atomic_write_bytes, writable_folder
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation, Example, Media, Piece
 
@@ -62,13 +61,7 @@ class SampleCache:
         Raises:
             SettingsError: the folder cannot be written to.
         """
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise SettingsError([f'data_cfgs.sample_cache_dir: {folder} cannot be written to: {error}.']) from error
+        self.folder = writable_folder(folder, 'data_cfgs.sample_cache_dir')
         values = {field.name: getattr(task, field.name) for field in fields(task)}
         asked = {name: value for name, value in values.items() if not callable(value)}
         self._fingerprint = _digest([_code(), encoding, type(task).__qualname__, _identity(asked)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.models.checkpoint import ADAPTER_CONFIG, PROCESSOR_FILES, WEIGHT_FILES, read_json
@@ -16,6 +16,7 @@ from align_anything.models.trainable import plain_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from align_anything.configs.schema import LoraCfgs
 
@@ -79,6 +80,13 @@ def find_adapter(model_name_or_path: str | Path) -> Adapter | None:
     if not file.is_file() or any(weight.is_file() for weight in weights):
         return None
     return Adapter(folder, read_json(file))
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Returns the transformers model inside an adapter wrapper, or the model itself."""
+    # Where nothing has imported peft yet, which takes seconds, nothing can have wrapped the model.
+    peft = sys.modules.get('peft')
+    return model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
 
 
 def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:

@@ -7,20 +7,23 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from align_anything.core.errors import ModelError
 from align_anything.core.files import atomic_write_json
+from align_anything.models.adapter import bare_model
 from align_anything.models.any_model import skeleton_of
 from align_anything.models.quantization import dequantised, is_quantised
 from align_anything.models.score import SCORE_HEAD
 from align_anything.models.trainable import count
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER = 'default'
 MAX_SHARD_SIZE = '5GB'
@@ -61,13 +64,14 @@ def export_model(
     if state_dict is None and any(count(parameter) > parameter.numel() == 0 for parameter in model.parameters()):
         raise ModelError('the parameters are partitioned (ZeRO-3): hand over the gathered state to save the model.')
     state = dict(model.state_dict() if state_dict is None else state_dict)
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    if isinstance(model, PeftModel) and not merge_adapter:
+    plain = bare_model(model)
+    adapted = plain is not model
+    if adapted and not merge_adapter:
         _save_adapter(model, state, folder)
     else:
         if is_quantised(model):
             state = dequantised(model, state)
-        if isinstance(model, PeftModel):
+        if adapted:
             state = merged_state(model, state)
         _save_full(plain, state, folder, max_shard_size)
         if f'{SCORE_HEAD}.weight' in state:
@@ -84,6 +88,8 @@ def merged_state(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Ten
     `state` has the names of `model.state_dict()`, already dequantised. Sums are taken in float32 and returned in the
     type of the weight; neither `model` nor `state` is changed.
     """
+    from peft.tuners.lora import LoraLayer
+
     result: dict[str, Tensor] = {}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     owners = sorted(layers, key=len, reverse=True)

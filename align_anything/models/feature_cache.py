@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -25,30 +24,26 @@ from transformers import __version__ as transformers_version
 
 from align_anything.core.distributed import all_reduce_sum
 from align_anything.core.errors import ModelError, SettingsError
-from align_anything.core.files import atomic_write_bytes
+from align_anything.core.files import atomic_write_bytes, writable_folder
 from align_anything.core.logging import get_logger
 from align_anything.core.parameters import is_partitioned
+from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
+from align_anything.models.fingerprint import lasting_settings
 from align_anything.models.tower_calls import Features, Item, TowerCalls
 
 logger = get_logger(__name__)
 
 TOWERS = ('vision_tower', 'audio_tower')
 PLAIN = (bool, int, float, str, type(None))
-VOLATILE = ('_name_or_path', 'transformers_version', 'dtype')
-"""Entries of a configuration that change nothing about what a tower computes, its weights' own type aside."""
 
 
 class FeatureStore:
     """Features of single items, one safetensors file each. Ranks and runs may share a folder."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Makes the folder. Raises SettingsError when it cannot be made."""
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError([f'model_cfgs.feature_cache_dir: {folder} cannot be written to: {error}.']) from error
+        """Makes the folder. Raises SettingsError when it cannot be written to."""
+        self.folder = writable_folder(folder, 'model_cfgs.feature_cache_dir')
 
     def get(self, key: str) -> Features | None:
         """Returns the features kept under `key`, or None. A broken file counts as none."""
@@ -89,7 +84,7 @@ def frozen_towers(model: nn.Module, spec: FamilySpec) -> list[FrozenTower]:
 
     Raises ModelError when there is none, or when something trains inside one whose output would then change.
     """
-    plain, found = _plain(model), []
+    plain, found = bare_model(model), []
     names = [name for part in TOWERS for name in spec.parts.get(part, ())]
     for part in TOWERS:
         for name in spec.parts.get(part, ()):
@@ -122,7 +117,7 @@ def cache_features(model: nn.Module, spec: FamilySpec, store: FeatureStore, *, i
     Raises as `frozen_towers` does.
     """
     for tower in frozen_towers(model, spec):
-        module = _plain(model).get_submodule(tower.name)
+        module = bare_model(model).get_submodule(tower.name)
         module.forward = CachedTower(module, tower.calls, store, fingerprint(module, tower.calls, spec), in_step)
         logger.info('features of %s are kept in %s', tower.name, store.folder)
 
@@ -204,9 +199,8 @@ def fingerprint(tower: nn.Module, calls: TowerCalls, spec: FamilySpec) -> str:
     """
     digest = hashlib.blake2b(digest_size=20)
     config = tower.config if isinstance(tower, PreTrainedModel) else spec.config
-    settings = {name: value for name, value in config.to_dict().items() if name not in VOLATILE}
     kinds = [type(tower).__qualname__, type(calls).__qualname__, transformers_version, calls.layers]
-    digest.update(json.dumps([*kinds, settings], sort_keys=True, default=str).encode())
+    digest.update(json.dumps([*kinds, lasting_settings(config)], sort_keys=True, default=str).encode())
     # The state holds what quantised weights need beside them, the buffers also what is never saved.
     state = {**dict(tower.named_buffers()), **tower.state_dict(keep_vars=True)}
     again = tuple(f'{name}.' for name in calls.projectors)
@@ -215,10 +209,6 @@ def fingerprint(tower: nn.Module, calls: TowerCalls, spec: FamilySpec) -> str:
             with _whole(value):
                 _add(digest, name, value)
     return digest.hexdigest()
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _whole(value: Tensor) -> Any:

@@ -6,7 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from align_anything.models.export import forget_last_call
@@ -14,8 +16,13 @@ from align_anything.models.family import FamilySpec
 
 MEBIBYTE = 2**20
 WEIGHTS = '.safetensors', '.bin', '.json'
-NAMES = '_name_or_path', 'transformers_version'
-"""Entries of a configuration that say where it came from."""
+PASSING = '_name_or_path', 'transformers_version', 'dtype'
+"""Entries of a configuration that say where a checkpoint came from and how it is stored, not what it computes."""
+
+
+def lasting_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Returns the entries of a configuration by which one model is told from another."""
+    return {name: value for name, value in config.to_dict().items() if name not in PASSING}
 
 
 def encoding_fingerprint(spec: FamilySpec) -> str:
@@ -25,8 +32,7 @@ def encoding_fingerprint(spec: FamilySpec) -> str:
     force, and whatever the tokenizer and the processor save of themselves: vocabulary, settings, code of their own.
     """
     kinds = [type(part).__qualname__ for part in (spec, spec.encoder, spec.tokenizer, spec.processor)]
-    settings = {name: value for name, value in spec.config.to_dict().items() if name not in NAMES}
-    known = [kinds, settings, spec.max_length, spec.renderer.template, spec.stop_token_ids]
+    known = [kinds, lasting_settings(spec.config), spec.max_length, spec.renderer.template, spec.stop_token_ids]
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=20)
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch
+from align_anything.models.adapter import bare_model
 from align_anything.models.body import BodyWithin
 
 
@@ -37,22 +39,18 @@ class HiddenStates:
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """The keyword arguments of the model for a batch."""
-        cast = {
-            # Fractional positions would lose their place in half precision.
-            name: value.to(self.dtype)
-            if isinstance(value, Tensor) and value.is_floating_point() and name != 'position_ids'
-            else value
-            for name, value in batch.inputs.items()
-        }
         # A cache would switch transformers' own handling of restarting positions off.
-        return {**cast, 'use_cache': False}
+        return {**cast_floats(batch.inputs, self.dtype), 'use_cache': False}
 
 
-def bare_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside an adapter wrapper, or the model itself."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+def cast_floats(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Keyword arguments of a model with media in `dtype`; fractional positions would lose their place in it."""
+    return {
+        name: value.to(dtype)
+        if isinstance(value, Tensor) and value.is_floating_point() and name != 'position_ids'
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def _name_of(parent: nn.Module, child: nn.Module) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.types import Batch
+from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
-from align_anything.policies.hidden import HiddenStates, bare_model
+from align_anything.policies.hidden import HiddenStates
 
 
 class ScorePolicy(nn.Module):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, Scored
-from align_anything.policies.hidden import HiddenStates, bare_model
+from align_anything.models.adapter import bare_model
+from align_anything.policies.hidden import HiddenStates
 from align_anything.policies.logprob import LogProbHead
 
 

@@ -125,6 +125,10 @@ def test_light_rooms_import_nothing_heavy(room: str) -> None:
     assert not any(heavy.values()), {name: found for name, found in heavy.items() if found}
 
 
+def test_only_runs_with_adapters_wait_for_their_library() -> None:
+    assert not [path for path in modules() if 'peft' in top_level_names(path)]
+
+
 @pytest.mark.parametrize(
     ('module', 'source', 'words'),
     [
