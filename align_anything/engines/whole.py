@@ -1,0 +1,35 @@
+"""A partitioned model whole on every rank for a while, to generate with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+
+
+@contextmanager
+def whole_weights(engine: DeepSpeedEngine) -> Iterator[None]:
+    """Has all weights of the engine's module lie whole on each rank, so that calls of it need no collectives.
+
+    Every rank enters and leaves it; in between they may call the module as differently as they like, without
+    gradients. Below ZeRO-3 it does nothing.
+    """
+    if engine.stage != 3:
+        yield
+        return
+    import deepspeed
+
+    parameters = list(engine.module.parameters())
+    offload = engine.engine.optimizer.parameter_offload
+    with deepspeed.zero.GatheredParameters(parameters):
+        # Each module's hooks would partition its weights again as soon as it has been called.
+        for parameter in parameters:
+            parameter.ds_active_sub_modules.clear()
+        for hook in (*offload.forward_hooks, *offload.backward_hooks):
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield
+        finally:
+            offload._register_deepspeed_module(offload.module)

@@ -1,0 +1,1 @@
+"""Generation of responses to prompts by the policy in training."""

@@ -1,0 +1,137 @@
+"""Rollouts by transformers' own `generate()` with the model in training: no second copy, and no speed record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+
+from align_anything.core.types import Example, Piece, map_tensors
+from align_anything.models.family import FamilySpec
+from align_anything.policies.hidden import cast_floats
+from align_anything.rollouts.base import Response, Sampling, end_of
+
+
+class HFRollouts:
+    """Generates with `model`, whose weights are always the present ones.
+
+    Args:
+        model: the transformers model, adapters in place.
+        spec: its family.
+        dtype: what floating point media are cast to.
+        batch_size: responses that are generated at once.
+        whole: makes all weights of a partitioned model lie whole on each rank as long as its context lasts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: FamilySpec,
+        *,
+        dtype: torch.dtype,
+        batch_size: int,
+        whole: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.model, self.spec, self.dtype, self.batch_size, self.whole = model, spec, dtype, batch_size, whole
+        self.version = 0
+
+    def sync(self, version: int) -> None:
+        """Remembers the number of updates; the weights are those of the policy."""
+        self.version = version
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+        """Returns `sampling.responses` responses to the prompt of each Example."""
+        wanted = [number for number in range(len(examples)) for _ in range(sampling.responses)]
+        found: list[list[Response]] = [[] for _ in examples]
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.whole(), torch.random.fork_rng(devices=self._devices()):
+            torch.manual_seed(sampling.seed)
+            for numbers in self._calls([example.prompt for example in examples], wanted):
+                responses = self._generate([examples[number].prompt for number in numbers], sampling)
+                for number, response in zip(numbers, responses, strict=True):
+                    found[number].append(response)
+        self.model.train(training)
+        return found
+
+    def _calls(self, prompts: Sequence[Piece], wanted: Sequence[int]) -> list[list[int]]:
+        """Cuts the numbers of prompts into calls, each of prompts that the class takes together and of like length."""
+        together: dict[Hashable, list[int]] = {}
+        for number in wanted:
+            together.setdefault(self.spec.generation_key(prompts[number]), []).append(number)
+        calls = []
+        for numbers in together.values():
+            ordered = sorted(numbers, key=lambda number: len(prompts[number]))
+            calls += [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
+        return calls
+
+    def _generate(self, prompts: Sequence[Piece], sampling: Sampling) -> list[Response]:
+        device = self.model.device
+        inputs = cast_floats(self.spec.generation_inputs(prompts), self.dtype)
+        inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
+        recorder = _Recorder(sampling.temperature, sorted(self.spec.media_token_ids))
+        settings = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=list(self.spec.stop_token_ids),
+            pad_token_id=self.spec.pad_token_id,
+            **_drawing(sampling),
+        )
+        sequences = self.model.generate(**inputs, generation_config=settings, logits_processor=[recorder])
+        new = sequences[:, inputs['input_ids'].shape[1] :]
+        logprobs = recorder.of(new).cpu()
+        responses = []
+        for ids, values in zip(new.cpu(), logprobs, strict=True):
+            end = end_of(ids.tolist(), self.spec.stop_token_ids)
+            length = len(ids) if end is None else end
+            responses.append(Response(ids[:length].clone(), values[:length].clone(), end is not None, self.version))
+        return responses
+
+    def _devices(self) -> list[torch.device]:
+        return [self.model.device] if self.model.device.type == 'cuda' else []
+
+
+def _drawing(sampling: Sampling) -> dict[str, Any]:
+    if not sampling.temperature:
+        return {'do_sample': False}
+    # Left out, top_k would be 50.
+    return {
+        'do_sample': True,
+        'temperature': sampling.temperature,
+        'top_p': sampling.top_p,
+        'top_k': sampling.top_k,
+    }
+
+
+class _Recorder(LogitsProcessor):
+    """Keeps the log-probability of each token that is drawn, and never more than one step of logits.
+
+    It also keeps the `media` placeholders out of the draw: a response is text, and no model reads one without a medium.
+    """
+
+    def __init__(self, temperature: float, media: list[int]) -> None:
+        self.temperature, self.media = temperature or 1.0, media
+        self._last: Tensor | None = None
+        self._found: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._last is not None:
+            self._take(input_ids[:, -1])
+        self._last = (scores.float() / self.temperature).log_softmax(-1)
+        if self.media:
+            scores = scores.clone()
+            scores[:, self.media] = float('-inf')
+        return scores
+
+    def of(self, new: Tensor) -> Tensor:
+        """The log-probabilities of all new tokens, `(batch, length)`."""
+        self._take(new[:, -1])
+        return torch.stack(self._found, 1)
+
+    def _take(self, ids: Tensor) -> None:
+        assert self._last is not None
+        self._found.append(self._last.gather(1, ids[:, None]).squeeze(1))
