@@ -129,11 +129,11 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     from align_anything.trainers.base.offline import OfflineLoop
     from align_anything.trainers.base.progress import Progress
     from align_anything.trainers.base.reference import make_roles
-    from align_anything.trainers.base.run import StopSignal, writable_folder
+    from align_anything.trainers.base.run import StopSignal, make_folders
 
     pair, resolved = _resolved(pair_name, argv, algorithm)
     cfgs, objective = resolved.cfgs, resolved.algorithm
-    output = writable_folder(cfgs.logger_cfgs.output_dir)
+    output = make_folders(cfgs, objective)
     join_process_group()
     torch.manual_seed(cfgs.train_cfgs.seed)
     sources, spec = open_sources(cfgs), spec_of(cfgs)

@@ -1,4 +1,4 @@
-"""Atomic writes: old or new, never half."""
+"""Atomic writes: old or new, never half. Folders that can be written to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from align_anything.core.files import atomic_write_json, atomic_write_text
+from align_anything.core.errors import SettingsError
+from align_anything.core.files import atomic_write_json, atomic_write_text, writable_folder
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -40,3 +41,11 @@ def test_json_round_trip(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         atomic_write_json(tmp_path / 'a.json', {'bad': object()})
     assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == value
+
+
+def test_a_folder_is_made_and_tried(tmp_path: Path) -> None:
+    folder = writable_folder(tmp_path / 'deep' / 'er', 'a_cfgs.folder')
+    assert folder.is_dir() and not list(folder.iterdir())
+    (folder / 'file').touch()
+    with pytest.raises(SettingsError, match=r'a_cfgs\.folder: .*file cannot be written to: .*exists'):
+        writable_folder(folder / 'file', 'a_cfgs.folder')

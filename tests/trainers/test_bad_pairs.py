@@ -17,6 +17,8 @@ from align_anything.core.types import Example, Skipped
 from align_anything.models.pretrained_model import load_spec
 from align_anything.trainers.base.data import make_dataset, open_sources, probe
 from align_anything.trainers.base.reference import check_reference
+from align_anything.trainers.base.run import train
+from align_anything.trainers.base.scoring import score
 from tests.trainers.runs import lines, run, sft, write_rows
 
 GOOD = {'prompt': 'name a fish', 'chosen': 'salt sea', 'rejected': 'stone'}
@@ -206,3 +208,23 @@ def test_a_run_counts_what_it_leaves_out(tiny: Callable[..., Path], tmp_path: Pa
     assert record['train/skipped'] == 2
     reasons = {item['source']: item['reason'] for item in lines(tmp_path / 'run' / 'skipped_samples.jsonl')}
     assert reasons.keys() == {f'{rows}:2', f'{rows}:4'} and 'the same' in reasons[f'{rows}:2']
+
+
+@pytest.mark.parametrize(
+    ('work', 'algorithm', 'setting'),
+    [
+        (train, 'dpo', 'data_cfgs.sample_cache_dir'),
+        (train, 'dpo', 'model_cfgs.feature_cache_dir'),
+        (train, 'dpo', 'train_cfgs.reference_cache_dir'),
+        (score, 'rm_score', 'data_cfgs.sample_cache_dir'),
+    ],
+)
+def test_a_file_where_a_cache_should_be_is_found_before_anything_is_read(
+    work: Callable[..., None], algorithm: str, setting: str, tmp_path: Path
+) -> None:
+    (tmp_path / 'file').touch()
+    pair, kind = find_run('text_to_text', algorithm)
+    argv = sft(tmp_path / 'run', tmp_path / 'no_model', tmp_path / 'no_rows.jsonl', template='Preference')
+    argv += [f'--{setting}', str(tmp_path / 'file' / 'kept')]
+    with pytest.raises(SettingsError, match=f'^- {setting}: .*file/kept cannot be written to'):
+        work(pair, resolve(pair.name, algorithm, kind, known_algorithms(), argv, {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,11 +10,14 @@ from typing import Any
 
 import torch
 
+from align_anything.algorithms.base import Algorithm
+from align_anything.algorithms.referring import Referring
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.saving import dump_resolved
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main, rank
 from align_anything.core.errors import SettingsError
-from align_anything.core.files import atomic_write_text
+from align_anything.core.files import atomic_write_text, writable_folder
 from align_anything.core.logging import get_logger
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.checkpoint import (
@@ -70,7 +72,7 @@ SETTINGS_FILE = 'settings.yaml'
 def train(pair: Pair, resolved: Resolved) -> None:
     """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
     cfgs = resolved.cfgs
-    output_dir = writable_folder(cfgs.logger_cfgs.output_dir)
+    output_dir = make_folders(cfgs, resolved.algorithm)
     check_tracker(cfgs.logger_cfgs.log_type)
     join_process_group()
     engine_config(cfgs)
@@ -159,17 +161,20 @@ def resumed(item: Slice, resolved: Resolved) -> Progress:
     return resume_progress(read_manifest(item), resolved.cfgs, str(item.path))
 
 
-def writable_folder(name: str) -> Path:
-    """Makes the output folder. Raises SettingsError when it cannot be written to."""
-    folder = Path(name)
-    trial = folder / f'.writable.{os.getpid()}'
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise SettingsError([f'logger_cfgs.output_dir: {folder} cannot be written to: {error}.']) from error
-    return folder
+def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
+    """Makes the folders of the caches and the output folder, and returns the latter.
+
+    Raises SettingsError for one that cannot be written to, before a model is loaded in vain.
+    """
+    caches = {
+        'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir,
+        'model_cfgs.feature_cache_dir': cfgs.model_cfgs.feature_cache_dir,
+        'train_cfgs.reference_cache_dir': algorithm.reference_cache_dir if isinstance(algorithm, Referring) else None,
+    }
+    for setting, folder in caches.items():
+        if folder is not None:
+            writable_folder(folder, setting)
+    return writable_folder(cfgs.logger_cfgs.output_dir, 'logger_cfgs.output_dir')
 
 
 class StopSignal:

@@ -38,7 +38,7 @@ from align_anything.trainers.base.assembly import (
 )
 from align_anything.trainers.base.data import loader_in_order, make_dataset, open_sources, probe, require_readable
 from align_anything.trainers.base.pair import Pair
-from align_anything.trainers.base.run import writable_folder
+from align_anything.trainers.base.run import make_folders
 
 logger = get_logger(__name__)
 
@@ -51,7 +51,7 @@ Record = dict[str, Any]
 def score(pair: Pair, resolved: Resolved) -> None:
     """Scores the rows of `train_datasets` into `<output_dir>/scores.jsonl`, with a summary and a histogram."""
     cfgs = resolved.cfgs
-    output_dir = writable_folder(cfgs.logger_cfgs.output_dir)
+    output_dir = make_folders(cfgs, resolved.algorithm)
     join_process_group()
     sources = open_sources(cfgs)
     probe(sources, pair, resolved.algorithm, cfgs.data_cfgs.train_on)
