@@ -1,0 +1,176 @@
+"""Numbers for responses: reward functions by name, their options, and the one way to call them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from align_anything.core.errors import AlignAnythingError, RewardError, SettingsError
+from align_anything.core.registry import Registry, nearest
+from align_anything.core.types import Conversation
+from align_anything.core.user_files import look_up
+from align_anything.rewards import functions
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A response to be rewarded.
+
+    Attributes:
+        conversation: the messages of the prompt in Hugging Face chat form, media decoded.
+        response: text of the response, without special tokens.
+        meta: the row's `meta`, untouched; `ground_truth` in it is the golden answer where the dataset has one.
+        length: tokens of the response.
+        finished: False when the response was cut at the limit of its length.
+        source: the row the prompt came from.
+    """
+
+    conversation: Conversation
+    response: str
+    meta: Mapping[str, Any]
+    length: int
+    finished: bool
+    source: str
+
+
+RewardFunction = Callable[..., list[float]]
+"""`(completions: Sequence[Completion], *, option=default, …) -> list[float]`, one finite number for each completion."""
+
+_REWARDS: Registry[RewardFunction] = Registry('reward', RewardError)
+
+
+class NoGroundTruth(RewardError):
+    """A golden answer was wanted of a row that has none."""
+
+
+def register_reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
+    """Decorator that files a reward function under `name`. Raises `RewardError` when another one holds the name."""
+    return _REWARDS.register(name)
+
+
+def get_reward(name: str) -> RewardFunction:
+    """Returns the reward function called `name`, or the function `name` of `path/to/file.py:name`.
+
+    Raises `RewardError` with the nearest name when there is none, and when the file cannot be imported.
+    """
+    _discover()
+    return look_up(name, _REWARDS, inspect.isfunction)
+
+
+def reward_names() -> list[str]:
+    """Returns the names of all registered reward functions."""
+    _discover()
+    return _REWARDS.names()
+
+
+def check_options(name: str, function: RewardFunction, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options of a reward function: those given, in the types that it declares, and its defaults.
+
+    Its options are its keyword-only parameters; one without a default must be given.
+
+    Raises:
+        SettingsError: unknown or missing options, or values of another type; names what the function takes.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    known = {
+        parameter.name: (
+            hints.get(parameter.name, Any),
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    config = ConfigDict(extra='forbid', protected_namespaces=(), arbitrary_types_allowed=True)
+    try:
+        checked = create_model('Options', __config__=config, **known)(**options)
+    except ValidationError as error:
+        raise SettingsError([_option_problem(name, list(known), problem) for problem in error.errors()]) from error
+    return {option: getattr(checked, option) for option in known}
+
+
+def call_reward(
+    name: str, function: RewardFunction, completions: Sequence[Completion], options: Mapping[str, Any]
+) -> list[float]:
+    """Returns the reward of each completion.
+
+    Args:
+        name: what the function goes by, for messages.
+        function: the reward function.
+        completions: the responses to reward.
+        options: its options, as `check_options` returns them.
+
+    Raises:
+        RewardError: the function raised, which names the row it raised on; or what it returned is not one finite
+            number for each completion.
+    """
+    return check_values(f"reward '{name}'", _call(name, function, completions, options), completions)
+
+
+def check_values(what: str, values: Any, completions: Sequence[Completion]) -> list[float]:
+    """Returns `values` as floats. Raises `RewardError` unless they are one finite number for each completion."""
+    if not isinstance(values, (list, tuple)):
+        raise RewardError(f'{what} returned {type(values).__name__}, but should return a list of numbers.')
+    if len(values) != len(completions):
+        raise RewardError(f'{what} returned {len(values)} number(s) for {len(completions)} completion(s).')
+    for value, completion in zip(values, completions, strict=True):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            shown = value if isinstance(value, Real) else type(value).__name__
+            raise RewardError(f'{what} gave {shown} to {completion.source}, not a finite number.')
+    return [float(value) for value in values]
+
+
+def ground_truth(completion: Completion) -> str:
+    """Returns the golden answer of the row as text. Raises `NoGroundTruth` when the row has none."""
+    value = completion.meta.get('ground_truth')
+    if isinstance(value, list):  # a turn of a conversation, in parts
+        value = ''.join(part['text'] for part in value if part['type'] == 'text')
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise NoGroundTruth(
+            f"{completion.source} has no golden answer: there is no text in meta['ground_truth']. Use a template that "
+            'gives one, such as Math-Zero-RL, or a reward that needs none.'
+        )
+    return value
+
+
+def _call(name: str, function: RewardFunction, completions: Sequence[Completion], options: Mapping[str, Any]) -> Any:
+    try:
+        return function(completions, **options)
+    except AlignAnythingError:
+        raise
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        if len(completions) == 1:
+            raise RewardError(f"reward '{name}' failed on {completions[0].source}: {reason}.") from error
+        for completion in completions:  # the one that it fails on is worth knowing
+            _call(name, function, [completion], options)
+        raise RewardError(
+            f"reward '{name}' failed on {len(completions)} completions together, on none of them alone: {reason}."
+        ) from error
+
+
+def _option_problem(name: str, known: list[str], problem: Mapping[str, Any]) -> str:
+    option = '.'.join(map(str, problem['loc']))
+    takes = f'Its options: {", ".join(known) or "none"}.'
+    if problem['type'] == 'extra_forbidden':
+        return f"reward '{name}' has no option '{option}'.{nearest(option, known)} {takes}"
+    if problem['type'] == 'missing':
+        return f"reward '{name}' needs the option '{option}'. {takes}"
+    return f"option '{option}' of reward '{name}' is {problem['input']!r}: {problem['msg']}. {takes}"
+
+
+@functools.cache
+def _discover() -> None:
+    """Imports every module of `functions/`, once, so that their rewards are registered."""
+    for module in pkgutil.iter_modules(functions.__path__):
+        importlib.import_module(f'{functions.__name__}.{module.name}')

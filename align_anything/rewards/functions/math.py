@@ -1,0 +1,46 @@
+"""The answer means the same mathematics as the golden one."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from align_anything.core.errors import RewardError
+from align_anything.core.logging import get_logger
+from align_anything.rewards.answers import answer_of
+from align_anything.rewards.base import Completion, ground_truth, register_reward
+from align_anything.rewards.math_checker import math_checker
+
+logger = get_logger(__name__)
+
+
+@register_reward('math')
+def math(
+    completions: Sequence[Completion], *, timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+) -> list[float]:
+    """1 for an answer equal to `meta['ground_truth']` by math-verify, 0 for any other.
+
+    The answer is what stands in `<answer>…</answer>`, else what follows `</think>`, else the whole response; in it
+    `\\boxed{27}`, `$27$` and a plain `27` are read. A golden answer that cannot be read gives 0 to all responses.
+
+    Args:
+        completions: the responses.
+        timeout: seconds of computing after which an answer that is not compared yet gets 0.
+
+    Raises:
+        RewardError: math-verify is not installed, or a row has no golden answer.
+    """
+    if importlib.util.find_spec('math_verify') is None:
+        raise RewardError("reward 'math' needs math-verify: pip install 'align-anything[math]'.")
+    return [_accuracy(completion, timeout) for completion in completions]
+
+
+def _accuracy(completion: Completion, timeout: float) -> float:
+    golden, answer = ground_truth(completion), answer_of(completion.response)
+    equal = math_checker().equal(golden, answer, timeout)
+    if equal is None:
+        logger.warning('the golden answer of %s cannot be read as mathematics: its reward is 0', completion.source)
+    return float(equal is True)
