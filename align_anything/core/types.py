@@ -79,7 +79,7 @@ class Piece:
         media: what the processor made of the media in this piece, concatenated along the first dimension.
         media_counts: number of media of each kind in this piece.
         token_tensors: further per-token processor outputs such as `mm_token_type_ids`, each `(length,)`.
-        reference: log-probability of each token with a weight under the reference, `(units,)`, where it is known.
+        known: numbers of each token with a weight, `(units,)` by name, such as its log-probability under a `reference`.
     """
 
     ids: Tensor
@@ -87,7 +87,7 @@ class Piece:
     media: dict[str, Tensor] = field(default_factory=dict)
     media_counts: dict[str, int] = field(default_factory=dict)
     token_tensors: dict[str, Tensor] = field(default_factory=dict)
-    reference: Tensor | None = None
+    known: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.ids.numel()
@@ -100,7 +100,8 @@ class Example:
     A multi-turn supervised conversation has everything after the first prompt in its one response, later user
     turns with weight zero. `meta` rides along untouched (labels, ground truth, margins); `source` names the row.
     `unmatched` is the response of another row, for algorithms that compare with it. `part` is the number of the dataset
-    that the row belongs to.
+    that the row belongs to. `conversation` is what the prompt was made of, media decoded, where something else than the
+    policy reads it too.
     """
 
     prompt: Piece
@@ -109,6 +110,7 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)
     unmatched: Piece | None = None
     part: int = 0
+    conversation: Conversation | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(response) for response in self.responses)
@@ -139,7 +141,7 @@ class Batch:
         metas: the examples' `meta` records.
         skipped: rows that fell out of this micro-batch.
         unmatched: the same prompts with the responses of other rows, where the Examples hold such.
-        reference: score of each unit under the reference, `(N,)`, where all responses bring theirs.
+        known: further numbers of each unit, `(N,)` by name, that all responses bring.
         stats: what the batch costs: `tokens` computed, `padding` among them, `media` items.
     """
 
@@ -155,7 +157,7 @@ class Batch:
     metas: list[dict[str, Any]]
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: Batch | None = None
-    reference: Tensor | None = None
+    known: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -165,6 +167,10 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Returns the batch in page-locked memory; the data loader calls it by this name."""
         return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+    def numbers(self, name: str) -> Tensor:
+        """Returns what is known of each unit under `name`, `(N,)`; a batch without units knows everything of them."""
+        return self.known[name] if len(self.targets) else self.weights.new_zeros(0)
 
 
 @dataclass

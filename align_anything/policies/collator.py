@@ -51,7 +51,8 @@ class TokenCollator:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
         placed = list(examples) or [self._filler()]
         paths, owners, carried = self._paths(placed)
-        known = [response.reference for example in placed for response in example.responses]
+        known = [response.known for example in placed for response in example.responses]
+        shared = [name for name in known[0] if all(name in numbers for numbers in known)]
         unmatched = [
             replace(item, responses=[item.unmatched], unmatched=None) for item in placed if item.unmatched is not None
         ]
@@ -78,7 +79,7 @@ class TokenCollator:
             metas=[example.meta for example in placed],
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
-            reference=None if any(scores is None for scores in known) else torch.cat(known),
+            known={name: torch.cat([numbers[name] for numbers in known]) for name in shared},
             stats={
                 'examples': len(examples),
                 'tokens': laid.tokens,
@@ -90,7 +91,7 @@ class TokenCollator:
 
     def _filler(self) -> Example:
         piece = Piece(torch.full((2,), self.spec.pad_token_id), torch.zeros(2))
-        response = Piece(piece.ids.clone(), piece.weights.clone(), reference=torch.zeros(0))
+        response = Piece(piece.ids.clone(), piece.weights.clone())
         return Example(piece, [response], source='(empty micro-batch)')
 
     def _paths(self, examples: Sequence[Example]) -> tuple[list[Path], list[int], list[Piece]]:
