@@ -1,0 +1,48 @@
+"""Reward under a bound on cost, by a Lagrange multiplier (Safe RLHF: Dai et al., 2023, arXiv:2310.12773).
+
+The policy raises `J_R - λ J_C`, the multiplier λ rises while the mean cost is above its threshold. The penalty for
+leaving the reference is split between the two: half of it is taken from the rewards, half is added to the costs, which
+is `token_rewards` with the coefficients `β / 2` and `-β / 2`. What reaches the policy is half of β, whatever λ is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+
+def lagrangian_advantages(rewards: Tensor, costs: Tensor, multiplier: float) -> Tensor:
+    """`(A_r - λ A_c) / (1 + λ)` of each unit: the step stays of one size however large λ grows (eq. 30).
+
+    Args:
+        rewards: advantage in reward, `(N,)`.
+        costs: advantage in cost, `(N,)`; more cost is worse.
+        multiplier: λ, zero or more.
+    """
+    return (rewards - multiplier * costs) / (1.0 + multiplier)
+
+
+def updated_log_multiplier(
+    log_multiplier: float, mean_cost: float, *, learning_rate: float, threshold: float, maximum: float | None = None
+) -> float:
+    """`ln λ + α λ (J_C - d)`, at most `ln maximum` (eq. 31): a step of gradient ascent on `λ (J_C - d)` in ln λ.
+
+    The paper writes J_C for the mean cost plus its d; here, as in its code, the threshold is what the cost may be.
+
+    Args:
+        mean_cost: mean cost of recent responses, over all ranks.
+        threshold: d, the mean cost that is allowed.
+    """
+    raised = log_multiplier + learning_rate * math.exp(log_multiplier) * (mean_cost - threshold)
+    return raised if maximum is None else min(raised, math.log(maximum))
+
+
+def recent(window: Sequence[float], costs: Iterable[float], size: int) -> list[float]:
+    """The last `size` costs, oldest first: those of the window, then the new ones. Their mean is J_C.
+
+    One step's responses are few; the mean of a window keeps λ from following their noise. The window, with ln λ, is
+    state that belongs in the checkpoint.
+    """
+    return [*window, *costs][-size:]
