@@ -34,8 +34,8 @@ class MathChecker:
     def equal(self, golden: str, answer: str, seconds: float) -> bool | None:
         """Returns whether the two texts mean the same, or None when the golden one has no mathematics in it.
 
-        An answer that cannot be compared within `seconds` of computing, or within 4 GiB of memory, is not the same. Raises
-        `RuntimeError` when the process cannot be started.
+        An answer that cannot be compared within `seconds` of computing, or within 4 GiB of memory, is not the same.
+        Raises `RuntimeError` when the process cannot be started.
         """
         with self._lock:
             if self._process is None:

@@ -11,7 +11,7 @@ from align_anything.rewards.functions.math import math
 
 @register_reward('math_verifier')
 def math_verifier(completions: Sequence[Completion]) -> list[float]:
-    """`0.5 * format + math`: 1.5 for a right answer in the tags, 1 for one outside of them, 0.5 for a wrong one in them.
+    """`0.5 * format + math`: 1.5 for a right answer in the tags, 1 for one without them, 0.5 for a wrong one in them.
 
     Raises `RewardError` as `math` does.
     """
