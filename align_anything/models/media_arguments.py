@@ -12,6 +12,7 @@ from align_anything.core.types import Audio, Video
 from align_anything.models import structure
 
 REST_SECONDS = 0.1
+"""By so much a sound may outlast a processor's window; the rest is left away."""
 
 
 def media_arguments(processor: Any, media: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -72,11 +73,11 @@ def _samples(sound: Audio, rate: int, window: int | None) -> Any:
         raise SampleError(f'the sound has {sound.rate} samples a second, this model takes {rate}: resample it')
     if not len(sound.samples):
         raise SampleError('the sound is empty')
-    # Encoders of files pad the last block: a rest too short to be a sound may go.
     if window is not None and len(sound.samples) > window + REST_SECONDS * rate:
         seconds = window / rate
         raise SampleError(
             f'the sound lasts {len(sound.samples) / rate:.1f} s, but this model hears {seconds:g} s at once and its '
             f'processor drops the rest: set data_cfgs.max_audio_seconds: {seconds:g}, and long_audio to cut or split'
         )
-    return sound.samples
+    # Encoders of files pad the last block: a rest too short to be a sound may go.
+    return sound.samples[:window]

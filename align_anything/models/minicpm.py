@@ -7,15 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import SampleError
 from align_anything.models.body import BodyWithin
 from align_anything.models.own_code import PICTURE, SOUND, OwnCodeEncoder, Written, by_kind, stretches
 from align_anything.models.rendering import Run
 
 IMAGE_PLACEHOLDER, AUDIO_PLACEHOLDER = '(<image>./</image>)', '(<audio>./</audio>)'
 FEATURE_TOKEN = '<unk>'
-LONGEST_SOUND = 30
-"""Seconds of sound that the encoder takes at once."""
 
 
 class MiniCPMEncoder(OwnCodeEncoder):
@@ -40,10 +37,7 @@ class MiniCPMEncoder(OwnCodeEncoder):
             tensors['tgt_sizes'] = found['tgt_sizes'][0].long()
         if sounds:
             samples = list(self.arguments({'audio': sounds})['audio'])
-            rate = sounds[0].rate
-            if any(len(sound) > LONGEST_SOUND * rate for sound in samples):
-                raise SampleError(f'a sound is longer than {LONGEST_SOUND} seconds, which this model takes in pieces')
-            features, lengths, spelled = self.processor.audio_feature_extract([samples], None, False, rate)
+            features, lengths, spelled = self.processor.audio_feature_extract([samples], None, False, sounds[0].rate)
             texts['audio'] = [self._marked(text, SOUND) for text in spelled[0]]
             tensors['audio_features'], tensors['audio_feature_lens'] = features, lengths[0].long()
         waiting = {kind: iter(entries) for kind, entries in texts.items()}

@@ -253,9 +253,13 @@ def test_an_answer_of_mllama_does_not_see_a_picture_that_comes_after_it(tiny: Ti
 
 
 @pytest.mark.parametrize('family', ['qwen2_audio', 'qwen2_5_omni_thinker'])
-def test_a_sound_that_the_processor_would_cut_is_refused(family: str, tiny: Tiny) -> None:
+def test_a_sound_that_the_processor_would_cut_is_refused_past_a_rest_that_is_none(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     window = audio_window(spec.processor) / RATE
-    spec.encode([user(sound(window + 0.05), 'What is it?'), assistant('A tone.')])
+    whole, longer = (
+        spec.encode([user(sound(seconds), 'What is it?'), assistant('A tone.')]) for seconds in (window, window + 0.05)
+    )
+    assert torch.equal(longer.prompt.ids, whole.prompt.ids)
+    assert all(torch.equal(longer.prompt.media[name], tensor) for name, tensor in whole.prompt.media.items())
     with pytest.raises(SampleError, match='hears .* at once.*max_audio_seconds'):
         spec.encode([user(sound(window + 0.2), 'What is it?'), assistant('A tone.')])

@@ -17,7 +17,6 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
-from align_anything.models.minicpm import LONGEST_SOUND
 from align_anything.models.own_code import MARKS
 from align_anything.models.pretrained_model import load_model, load_pretrained_models, load_spec
 from align_anything.policies.collator import TokenCollator
@@ -254,13 +253,20 @@ def test_what_the_published_code_cannot_take_is_refused(stand_in: StandIn, tmp_p
         spec.encode([user('Write <img>a.png</img>'), assistant('No.')])
     spec = load_spec(stand_in('minicpmo'), trust_remote_code=True)
     with pytest.raises(SampleError, match='hears 30 s at once'):
-        spec.encode([user(sound(LONGEST_SOUND + 0.5), 'Who?'), assistant('Me.')])
+        spec.encode([user(sound(30.5), 'Who?'), assistant('Me.')])
     folder = build('qwen', tmp_path / 'qwen')
     config = json.loads((folder / 'config.json').read_text())
     del config['visual']
     (folder / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ModelError, match='only Qwen-VL is known'):
         load_spec(folder, trust_remote_code=True)
+
+
+def test_a_rest_of_a_sound_that_is_none_makes_no_piece_of_its_own(stand_in: StandIn) -> None:
+    spec = load_spec(stand_in('minicpmo'), trust_remote_code=True)
+    whole, longer = (spec.encode([user(sound(seconds), 'Who?'), assistant('Me.')]) for seconds in (30, 30.05))
+    assert torch.equal(longer.prompt.ids, whole.prompt.ids)
+    assert torch.equal(longer.prompt.media['audio_features'], whole.prompt.media['audio_features'])
 
 
 def test_generation_is_left_to_the_checkpoints_own_code(stand_in: StandIn) -> None:
