@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.pairs import PairAlgorithm
+from align_anything.algorithms.pairs import LabelSmoothing, PairAlgorithm, SFTCoeff
 from align_anything.losses.dpo import Ratios
 from align_anything.losses.reference_free import cpo_loss
 
@@ -20,10 +20,8 @@ class CPO(PairAlgorithm):
     name: ClassVar[str] = 'cpo'
 
     scale_coeff: PositiveFloat = Field(0.1, description='Beta: scale of the log-probabilities as rewards.')
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description='Assumed chance that a label is flipped.')
-    sft_coeff: NonNegativeFloat = Field(
-        1.0, description='Weight of the negative log-likelihood of the chosen responses, a token mean, in the loss.'
-    )
+    label_smoothing: LabelSmoothing = 0.0
+    sft_coeff: SFTCoeff = 1.0
 
     def pair_losses(self, ratios: Ratios) -> tuple[Tensor, Tensor, Tensor]:
         losses = cpo_loss(ratios.chosen, ratios.rejected, beta=self.scale_coeff, label_smoothing=self.label_smoothing)

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, mo
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.pairs import PairAlgorithm
+from align_anything.algorithms.pairs import LabelSmoothing, PairAlgorithm
 from align_anything.algorithms.referring import Referring
 from align_anything.losses.dpo import DPO_LOSSES, Constants, Ratios
 
@@ -32,17 +32,12 @@ class DPO(PairAlgorithm, Referring):
     loss_weights: list[NonNegativeFloat] | None = Field(
         None, description='Weight of each entry of loss_type. null weighs all with 1.'
     )
-    label_smoothing: float = Field(
+    label_smoothing: LabelSmoothing = Field(
         0.0,
-        ge=0,
-        lt=0.5,
         description='Assumed chance that a label is flipped (sigmoid, sigmoid_norm, robust); in exo_pair, which needs '
         'it above 0, the probability of the rejected response.',
     )
     discopop_tau: PositiveFloat = Field(0.05, description='Temperature of the blend in the discopop loss.')
-    sft_coeff: NonNegativeFloat = Field(
-        0.0, description='Weight of the negative log-likelihood of the chosen responses, a token mean, in the loss.'
-    )
 
     @field_validator('loss_type', mode='before')
     @classmethod

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.pairs import PairAlgorithm
+from align_anything.algorithms.pairs import PairAlgorithm, SFTCoeff
 from align_anything.losses.dpo import Ratios
 from align_anything.losses.reference_free import odds_ratio_loss
 
@@ -24,9 +24,7 @@ class ORPO(PairAlgorithm):
     name: ClassVar[str] = 'orpo'
 
     scale_coeff: NonNegativeFloat = Field(0.5, description='Lambda: weight of the odds-ratio term.')
-    sft_coeff: NonNegativeFloat = Field(
-        1.0, description='Weight of the negative log-likelihood of the chosen responses, a token mean, in the loss.'
-    )
+    sft_coeff: SFTCoeff = 1.0
 
     def coefficients(self) -> dict[str, float]:
         return {'preference_loss': self.scale_coeff, 'sft_loss': self.sft_coeff}

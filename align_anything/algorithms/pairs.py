@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm
@@ -14,6 +14,12 @@ from align_anything.core.types import Batch, Scored
 from align_anything.losses.dpo import Ratios
 from align_anything.losses.responses import response_sums
 from align_anything.losses.sft import sft_loss
+
+SFTCoeff = Annotated[
+    NonNegativeFloat,
+    Field(description='Weight of the negative log-likelihood of the chosen responses, a token mean, in the loss.'),
+]
+LabelSmoothing = Annotated[float, Field(ge=0, lt=0.5, description='Assumed chance that a label is flipped.')]
 
 PAIR_METRICS = ('reward_accuracy', 'reward_margin', 'chosen_reward', 'rejected_reward')
 
@@ -48,7 +54,7 @@ class PairAlgorithm(Algorithm):
 
     data_hook: ClassVar[str] = 'preference'
 
-    sft_coeff: NonNegativeFloat
+    sft_coeff: SFTCoeff = 0.0
 
     def pair_losses(self, ratios: Ratios) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each pair and the rewards of its chosen and rejected response, `(pairs,)` each.

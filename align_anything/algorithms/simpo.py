@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.pairs import PairAlgorithm
+from align_anything.algorithms.pairs import LabelSmoothing, PairAlgorithm
 from align_anything.losses.dpo import Ratios
 from align_anything.losses.reference_free import simpo_loss
 
@@ -21,10 +21,7 @@ class SimPO(PairAlgorithm):
 
     scale_coeff: PositiveFloat = Field(2.5, description='Beta: scale of the mean log-probabilities as rewards.')
     gamma: NonNegativeFloat = Field(1.4, description='Target margin between the rewards of the two responses.')
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description='Assumed chance that a label is flipped.')
-    sft_coeff: NonNegativeFloat = Field(
-        0.0, description='Weight of the negative log-likelihood of the chosen responses, a token mean, in the loss.'
-    )
+    label_smoothing: LabelSmoothing = 0.0
 
     def pair_losses(self, ratios: Ratios) -> tuple[Tensor, Tensor, Tensor]:
         mean = ratios.per_token()

@@ -236,7 +236,7 @@ COUNTED = ('examples', 'tokens', 'padding', 'units')
 
 def is_cost(metric: str) -> bool:
     """Whether a metric is better when it is lower."""
-    return metric.rpartition('/')[2] in ('loss', 'kl', 'squared_score') or metric.endswith('_loss')
+    return metric in ('loss', 'kl', 'squared_score') or metric.endswith('_loss')
 
 
 def by_source(names: Iterable[str]) -> list[str]:
