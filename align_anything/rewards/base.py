@@ -80,7 +80,10 @@ def check_options(name: str, function: RewardFunction, options: Mapping[str, Any
     Raises:
         SettingsError: unknown or missing options, or values of another type; names what the function takes.
     """
-    hints = get_type_hints(function, include_extras=True)
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise SettingsError([f"reward '{name}': {error} in the annotations of its parameters; import it"]) from error
     known = {
         parameter.name: (
             hints.get(parameter.name, Any),

@@ -85,6 +85,12 @@ def test_all_wrong_options_are_told_at_once() -> None:
         check_options('format', get_reward('format'), {'strict': True})
 
 
+def test_annotations_that_mean_nothing_are_told(tmp_path: Path) -> None:
+    (tmp_path / 'own.py').write_text('from __future__ import annotations\ndef own(completions: Sequence): ...\n')
+    with pytest.raises(SettingsError, match="reward '.*own.py:own': name 'Sequence' is not defined in the annotations"):
+        check_options(f'{tmp_path}/own.py:own', get_reward(f'{tmp_path}/own.py:own'), {})
+
+
 @pytest.mark.parametrize(
     ('values', 'message'),
     [

@@ -1,0 +1,56 @@
+"""docs/rewards.md says what the code does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from align_anything.rewards import server
+from align_anything.rewards.base import get_reward, reward_names
+from tests.rewards.common import served
+
+TEXT = (Path(__file__).parents[2] / 'docs' / 'rewards.md').read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf'```{language}\n(.+?)```', TEXT, re.DOTALL)
+
+
+def test_the_table_lists_every_function_with_its_options() -> None:
+    listed = {}
+    for names, options in re.findall(r'^\| (`.+?`) \| .+ \| (.*?) ?\|$', TEXT, re.MULTILINE):
+        listed.update({name: re.findall(r'`(\w+)`', options) for name in re.findall(r'`(\w+)`', names)})
+    known = {}
+    # Own files of other tests may be registered too.
+    for name in (name for name in reward_names() if get_reward(name).__module__.startswith('align_anything.rewards')):
+        parameters = inspect.signature(get_reward(name)).parameters.values()
+        known[name] = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    assert listed == known
+
+
+def test_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, client = blocks('python')
+    (command,), (question,) = blocks('bash'), blocks('json')
+    (tmp_path / 'my_rewards.py').write_text(function)
+    monkeypatch.chdir(tmp_path)
+    apps = []
+    monkeypatch.setattr('uvicorn.run', lambda app, host, port, **_: apps.append((app, host, port)))
+    program, options = shlex.split(command)[:3], shlex.split(command)[3:]
+    assert program == ['python', '-m', server.__name__]
+    with pytest.raises(SystemExit) as ended:
+        server.main(options)
+    assert ended.value.code == 0
+    ((app, host, port),) = apps
+    assert (host, port) == ('127.0.0.1', 6000)
+    with served(app) as address:
+        assert httpx2.post(f'{address}/get_reward', json=json.loads(question)).json() == {'rewards': [1.0]}
+        (tmp_path / 'client.py').write_text(client.replace('http://localhost:6000', address))
+        assert runpy.run_path('client.py')['rewards'] == [1.0]
+        assert httpx2.get(f'{address}/health').json()['reward'] == 'my_rewards.py:polite'
