@@ -148,7 +148,11 @@ def _make_classifier(config: PreTrainedConfig, folder: Path, pad_token_id: int |
 
     file = folder / 'config.json'
     saved = json.loads(file.read_text(encoding='utf-8'))
-    saved |= {'id2label': {'0': 'score'}, 'label2id': {'score': 0}, 'pad_token_id': pad_token_id}
+    saved |= {'id2label': {'0': 'score'}, 'label2id': {'score': 0}}
+    # Classifiers of multimodal models read that of the text model.
+    text = config.get_text_config()
+    for settings in (saved, *(saved[name] for name in config.sub_configs if vars(config)[name] is text)):
+        settings['pad_token_id'] = pad_token_id
     if type(config) in CLASSIFIERS:
         saved['architectures'] = [CLASSIFIERS[type(config)].__name__]
     atomic_write_json(file, saved)
