@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,6 @@ class DeepSpeedEngine:
         join_process_group()
         self.stage = zero_stage(config)
         self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
-        if self.stage == 3:
-            _gather_bare_tables(module)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
         )
@@ -72,9 +71,9 @@ class DeepSpeedEngine:
         """The rate in force of each parameter group."""
         return [float(rate) for rate in self.engine.get_lr()]
 
-    def score(self, batch: Batch) -> Scored:
+    def score(self, batch: Batch, with_entropy: bool = False) -> Scored:
         """Scores a batch with the trained module; keeps the graph when gradients are enabled."""
-        return Scored(self.engine(batch))
+        return Scored(*self.engine(batch, True)) if with_entropy else Scored(self.engine(batch))
 
     def train_window(
         self,
@@ -95,7 +94,7 @@ class DeepSpeedEngine:
             The result over all ranks. When the loss is not finite, or nothing is trained by any rank, the weights are
             untouched and `applied` is False.
         """
-        scorers = {**(roles or {}), 'policy': self.score}
+        scorers = {**(roles or {}), 'policy': partial(self.score, with_entropy=algorithm.with_entropy)}
         counts, summed = global_counts(window, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
             return WindowResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
@@ -145,7 +144,7 @@ class DeepSpeedEngine:
 
         `batches` gives equally many on every rank, and the same ones each time it is called.
         """
-        scorers = {**(roles or {}), 'policy': self.score}
+        scorers = {**(roles or {}), 'policy': partial(self.score, with_entropy=algorithm.with_entropy)}
         estimates = self._estimates(batches() if algorithm.estimates_first else (), algorithm, scorers)
         self.engine.eval()
         iterator = iter(batches())
@@ -221,21 +220,3 @@ class DeepSpeedEngine:
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         return all_reduce_sum(tensor.to(self.device))
-
-
-def _gather_bare_tables(model: nn.Module) -> None:
-    """Has ZeRO-3 gather the tables that a forward pass reads without calling their module, as nothing else would.
-
-    These are the positions that encoders of sounds add, and the word embeddings of models with inputs for each layer
-    (Gemma 4), which put the row of the padding in the place of media.
-    """
-    import deepspeed
-
-    for module in model.modules():
-        children = dict(module.named_children())
-        table = children.get('embed_positions')
-        if isinstance(table, nn.Embedding):
-            deepspeed.zero.register_external_parameter(module, table.weight)
-        words = dict(children['language_model'].named_children()) if 'language_model' in children else {}
-        if 'embed_tokens_per_layer' in words:
-            deepspeed.zero.register_external_parameter(module, words['embed_tokens'].weight)

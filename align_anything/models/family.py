@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Piece
@@ -268,6 +268,14 @@ class FamilySpec:
         """
         layers = self.config.to_dict().get('vision_feature_layer')
         return TowerCalls(() if layers is None else (layers,) if isinstance(layers, int) else tuple(layers))
+
+    def read_past(self, model: nn.Module) -> Sequence[tuple[nn.Module, nn.Parameter]]:
+        """Returns each weight that a module reads without calling the module it belongs to, with the reading module.
+
+        ZeRO-3 gathers them for it. By itself it finds out about most of them, but not about one that is only now and
+        then already there, as where gradient checkpointing repeats a forward pass.
+        """
+        return ()
 
     def part_of(self, name: str) -> str:
         """Returns the part that the parameter called `name` belongs to: the one with the longest matching prefix."""

@@ -32,8 +32,13 @@ class TokenPolicy(nn.Module):
             )
         self.head = LogProbHead(head, logit_scale, softcap)
 
-    def forward(self, batch: Batch, with_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Returns the score of each unit `(N,)`, and with `with_entropy` also the entropies `(N,)`."""
+    def forward(self, batch: Batch, with_entropy: bool = False, whole: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Returns the score of each unit `(N,)`, and with `with_entropy` also the entropies `(N,)`.
+
+        With `whole` it returns the `logits` instead.
+        """
+        if whole:
+            return self.logits(batch)
         selected = self._hidden(batch).index_select(0, batch.score_index)
         values, entropies = self.head(selected, batch.targets, with_entropy)
         # An empty selection still has to lead every rank through the same backward pass.

@@ -6,8 +6,6 @@ MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-google/gemma-3n-E2B-it}" # checkpoint:
 TRAIN_DATASETS="${TRAIN_DATASETS:-openbmb/RLAIF-V-Dataset}" # data: a file, a folder or a hub name
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-RLAIFV}" # how rows become conversations
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
-# ZeRO-3 does not gather what the forward pass of this family reads past its modules.
-export ZERO_STAGE_FILE="${ZERO_STAGE_FILE:-ds_z2_config.json}" # DeepSpeed file
 OUTPUT_DIR="${OUTPUT_DIR:-output/gemma3n_sft}" # where the trained model goes
 
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

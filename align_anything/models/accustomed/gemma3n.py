@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import Gemma3nForConditionalGeneration
 
 from align_anything.models.family import FamilySpec
@@ -20,6 +21,18 @@ class Gemma3nSpec(FamilySpec):
         'mm_proj': ('model.embed_vision', 'model.embed_audio'),
         'language_model': ('model.language_model', 'lm_head'),
     }
+
+    def read_past(self, model: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
+        """Returns what each layer reads of the weights that mix its streams."""
+        return [
+            (layer, weight)
+            for layer in model.model.language_model.layers
+            for weight in (
+                layer.altup.prediction_coefs.weight,
+                layer.altup.correction_coefs.weight,
+                layer.altup.correct_output_scale,
+            )
+        ]
 
 
 MODEL, SPEC = AccustomedGemma3nModel, Gemma3nSpec

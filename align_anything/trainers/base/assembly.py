@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.deepspeed_files import load_deepspeed_config
@@ -21,22 +20,21 @@ from align_anything.engines.deepspeed_config import (
     build_config,
     needs_every_parameter,
     offloads_optimizer,
-    zero_stage,
 )
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.optim import choose_optimizer, make_optimizer, make_schedule, parameter_groups
 from align_anything.models import structure
-from align_anything.models.adapter import check_continuation, find_adapter
+from align_anything.models.adapter import bare_model, check_continuation, find_adapter
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
-from align_anything.models.feature_cache import FeatureStore, cache_features, frozen_towers
-from align_anything.models.pretrained_model import load_model, load_spec, set_text_attention, tune_model
+from align_anything.models.feature_cache import frozen_towers
+from align_anything.models.pretrained_model import load_spec, set_text_attention, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.score_policy import ScorePolicy
 from align_anything.policies.selfcheck import LayoutMismatch, check_head, check_layout, probe_examples, random_reading
 from align_anything.policies.token_policy import TokenPolicy
+from align_anything.trainers.base.loading import load_for_layout, make_ready
 from align_anything.trainers.base.pair import Pair
 
 logger = get_logger(__name__)
@@ -194,7 +192,7 @@ def assemble(
         is_reward_model=algorithm.scores == 'responses',
     )
     tuned = tune(cfgs, spec, model)
-    keep_features(cfgs, spec, tuned, config)
+    make_ready(cfgs, spec, tuned, config)
     policy = make_policy(algorithm, spec, tuned, dtype)
     rates = {f'model.{name}': rate for name, rate in parameter_rates(cfgs, spec, tuned).items()}
     groups = parameter_groups(
@@ -214,50 +212,12 @@ def assemble(
     )
     collator = checked(engine.engine, engine.device, policy, make_collator(cfgs, spec, pair, layout), spec, pair)
     engine.engine.train()
-    if collator.layout != layout and attention == 'sdpa':
-        set_text_attention(model, attention)
     logger.info('layout: %s', collator.layout)
     if model.config.get_text_config().to_dict().get('output_router_logits'):
         logger.warning(
             'the checkpoint asks for a router loss (output_router_logits), which is not part of the objective'
         )
     return Assembled(engine, tuned, collator)
-
-
-def load_for_layout(
-    cfgs: RunCfgs,
-    spec: FamilySpec,
-    source: str,
-    layout: str,
-    *,
-    dtype: torch.dtype,
-    config: dict[str, Any],
-    is_reward_model: bool = False,
-) -> PreTrainedModel:
-    """Loads the weights of `source` with the attention of `layout`, partitioned as the engine's `config` says."""
-    # Alive while the model loads: transformers then partitions each weight as it is read.
-    partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
-    model = load_model(
-        source,
-        spec.parts,
-        dtype=dtype,
-        attn_implementation=cfgs.model_cfgs.attn_implementation,
-        trust_remote_code=cfgs.model_cfgs.trust_remote_code,
-        bnb_cfgs=cfgs.bnb_cfgs,
-        is_reward_model=is_reward_model,
-    )
-    del partitioning
-    if layout != 'padded' and cfgs.model_cfgs.attn_implementation == 'sdpa':
-        register_segment_attention()
-        set_text_attention(model, SEGMENT_ATTENTION)
-    return model
-
-
-def keep_features(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[str, Any]) -> None:
-    """Lets the frozen towers of `model` keep what they compute, where the settings name a folder for it."""
-    if cfgs.model_cfgs.feature_cache_dir is not None:
-        store = FeatureStore(cfgs.model_cfgs.feature_cache_dir)
-        cache_features(model, spec, store, in_step=zero_stage(config) == 3)
 
 
 def make_policy(
@@ -267,12 +227,6 @@ def make_policy(
     if algorithm.scores == 'responses':
         return ScorePolicy(model, dtype=dtype)
     return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
-
-
-def _partitioned_loading(config: dict[str, Any]) -> Any:
-    from transformers.integrations import HfDeepSpeedConfig
-
-    return HfDeepSpeedConfig(config)
 
 
 def ordinary_tokens(spec: FamilySpec) -> list[int]:
@@ -292,7 +246,8 @@ def checked(
 ) -> TokenCollator:
     """Returns the collator when its layout is right on this model, else that of the padded layout.
 
-    `module` is the policy, or what DeepSpeed wrapped around it. Raises ModelError when no layout is right.
+    With it the model takes up the attention of that layout. `module` is the policy, or what DeepSpeed wrapped around
+    it. Raises ModelError when no layout is right.
     """
     vocabulary, kinds, dtype = ordinary_tokens(spec), pair.kinds_in(spec.media_kinds), policy.dtype
     tokens = isinstance(policy, TokenPolicy)
@@ -301,11 +256,15 @@ def checked(
     def score(batch: Batch) -> torch.Tensor:
         return module(batch.to(device)) if tokens else module(batch.to(device), random_reading)
 
+    def logits(batch: Batch) -> torch.Tensor:
+        # Also by the engine's module: only in there does ZeRO-3 gather what is read without a call of its owner.
+        return module(batch, whole=True)
+
     padded = replace(collator, layout='padded')
     try:
         if tokens:
             probe = padded(probe_examples(padded, vocabulary, kinds)).to(device)
-            check_head(score, policy.logits, probe, dtype)
+            check_head(score, logits, probe, dtype)
         check_layout(score, padded, vocabulary, kinds, dtype)
     except LayoutMismatch as error:
         raise ModelError(
@@ -316,5 +275,7 @@ def checked(
         check_layout(score, collator, vocabulary, kinds, dtype)
     except (LayoutMismatch, NotImplementedError) as error:
         logger.warning("the '%s' layout is wrong for this model, falling back to 'padded': %s", collator.layout, error)
+        if collator.segmented:
+            set_text_attention(bare_model(policy.model), 'sdpa')
         collator = padded
     return collator

@@ -23,13 +23,14 @@ from align_anything.datasets.reference_scores import KEYS, Indexed, Referenced, 
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.frozen import FrozenEngine
-from align_anything.models.adapter import find_adapter, put_on
+from align_anything.models.adapter import find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
 from align_anything.policies.token_policy import TokenPolicy
-from align_anything.trainers.base.assembly import DTYPES, Assembled, keep_features, load_for_layout, precision_of
+from align_anything.trainers.base.assembly import DTYPES, Assembled, precision_of
 from align_anything.trainers.base.data import loader_in_order
+from align_anything.trainers.base.loading import load_frozen
 
 logger = get_logger(__name__)
 
@@ -65,7 +66,7 @@ def make_roles(
         for dataset in (training, *held_out):
             score_rows(cfgs, dataset, scores, scorer, assembled)
         rows, *others = (Referenced(dataset, scores, complete=True) for dataset in (training, *held_out))
-        return {'reference': lambda batch: Scored(batch.reference)}, rows, others
+        return {'reference': lambda batch: Scored(batch.numbers('reference'))}, rows, others
     if without_adapter_is_reference(cfgs, algorithm):
         logger.info('reference: the model without the adapter')
         return {'reference': adapter_off(assembled.engine, assembled.model)}, training, held_out
@@ -182,13 +183,7 @@ def frozen_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled
         optimizer='',
     )
     dtype = DTYPES[precision]
-    model: nn.Module = load_for_layout(cfgs, spec, source, assembled.collator.layout, dtype=dtype, config=config)
-    model.requires_grad_(False)
-    adapter = find_adapter(source)
-    if adapter is not None:
-        model = put_on(model, adapter)
-    # Behind the adapter, which may lie in a tower and then changes its features.
-    keep_features(cfgs, spec, model, config)
+    model = load_frozen(cfgs, spec, source, assembled.collator.layout, dtype=dtype, config=config)
     policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
     engine = FrozenEngine(policy, config, assembled.engine.device)
     shared = share_frozen(assembled.model, model)
