@@ -145,7 +145,7 @@ class DeepSpeedEngine:
         `batches` gives equally many on every rank, and the same ones each time it is called.
         """
         scorers = {**(roles or {}), 'policy': partial(self.score, with_entropy=algorithm.with_entropy)}
-        estimates = self._estimates(batches() if algorithm.estimates_first else (), algorithm, scorers)
+        estimates = self._estimates(batches(), algorithm, scorers)
         self.engine.eval()
         iterator = iter(batches())
         sums: dict[str, float] = {}
