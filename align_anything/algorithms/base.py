@@ -24,8 +24,10 @@ class Algorithm(AlgorithmCfgs):
             `answers` (one or two, to be scored) or `prompt_only`.
         meta_keys: what the row's meta must hold for it.
         roles: the models that score a batch; `trains` are those whose weights change.
-        scores: what the policy gives: a number for each of the `tokens`, or for each of the `responses`.
+        scores: what the policy gives: a log-probability for each of the `tokens`, or a number by a head of its own for
+            each of the `responses`, or of the `units`.
         estimates_first: whether a step begins with `estimates`.
+        with_entropy: whether `terms` read the entropies of the policy.
     """
 
     name: ClassVar[str]
@@ -35,6 +37,7 @@ class Algorithm(AlgorithmCfgs):
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     scores: ClassVar[str] = 'tokens'
     estimates_first: ClassVar[bool] = False
+    with_entropy: ClassVar[bool] = False
 
     def coefficients(self) -> dict[str, float]:
         """The weight of each loss term in the objective, by the term's name."""

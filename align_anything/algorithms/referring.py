@@ -9,10 +9,8 @@ from pydantic import Field
 from align_anything.algorithms.base import Algorithm
 
 
-class Referring(Algorithm):
-    """Base of the algorithms whose loss reads the scores of a reference: the policy as it was before training."""
-
-    roles: ClassVar[tuple[str, ...]] = ('policy', 'reference')
+class Reference(Algorithm):
+    """Base of the algorithms that read the scores of a reference: the policy as it was before training."""
 
     reference_model_name_or_path: str | None = Field(
         None,
@@ -24,11 +22,18 @@ class Referring(Algorithm):
         description='DeepSpeed file of a reference that is a copy: with ZeRO-3 it is partitioned, and offloaded if the '
         'file says so, else it lies whole on each device. null is the file of the run.',
     )
+    reference_dtype: Literal['auto', 'bf16', 'fp16', 'fp32'] = Field(
+        'auto', description='Precision of a reference that is a copy. auto is the precision of the run.'
+    )
+
+
+class Referring(Reference):
+    """Base of the algorithms over fixed responses whose loss reads the reference."""
+
+    roles: ClassVar[tuple[str, ...]] = ('policy', 'reference')
+
     reference_cache_dir: str | None = Field(
         None,
         description='Folder for the log-probabilities of the reference: all are computed once, before training, and no '
         'reference is held or asked while it trains, in this run or a later one. null computes them in every step.',
-    )
-    reference_dtype: Literal['auto', 'bf16', 'fp16', 'fp32'] = Field(
-        'auto', description='Precision of a reference that is a copy. auto is the precision of the run.'
     )

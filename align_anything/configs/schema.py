@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -27,6 +28,8 @@ OnePerDataset = str | list[str | None] | None
 def build_run_schema(algorithm_cfgs: type[AlgorithmCfgs]) -> type[RunCfgs]:
     """Returns RunCfgs whose `train_cfgs` also holds the fields and validators of `algorithm_cfgs`.
 
+    Groups that the algorithm adds to, and new ones, hold what its `more_groups` name.
+
     Raises TypeError, a mistake of the algorithm's author, when a field has no default or description, a type
     that settings cannot have, or a name that the schema uses already.
     """
@@ -44,9 +47,16 @@ def build_run_schema(algorithm_cfgs: type[AlgorithmCfgs]) -> type[RunCfgs]:
     merged = create_pydantic_model(
         'TrainCfgs', __base__=(algorithm_cfgs, TrainCfgs), __module__=__name__, __doc__=TrainCfgs.__doc__
     )
-    return create_pydantic_model(
-        'RunCfgs', __base__=RunCfgs, __module__=__name__, train_cfgs=(merged, Field(default_factory=merged))
-    )
+    groups = {'train_cfgs': merged}
+    for name, more in algorithm_cfgs.more_groups.items():
+        base = groups_of(RunCfgs).get(name)
+        groups[name] = (
+            more
+            if base is None
+            else create_pydantic_model(base.__name__, __base__=(more, base), __module__=__name__, __doc__=base.__doc__)
+        )
+    fields = {name: (group, Field(default_factory=group)) for name, group in groups.items()}
+    return create_pydantic_model('RunCfgs', __base__=RunCfgs, __module__=__name__, **fields)
 
 
 def groups_of(schema: type[RunCfgs]) -> dict[str, type[Cfgs]]:
@@ -71,7 +81,12 @@ class Cfgs(BaseModel):
 
 
 class AlgorithmCfgs(Cfgs):
-    """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm."""
+    """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
+
+    `more_groups` are settings of its runs in other groups, by the group's name.
+    """
+
+    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {}
 
 
 class TrainCfgs(Cfgs):

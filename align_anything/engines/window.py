@@ -17,6 +17,7 @@ class Objective(Protocol):
     """What an engine needs of an algorithm; see `algorithms.base.Algorithm`."""
 
     estimates_first: bool
+    with_entropy: bool
 
     def counts(self, batch: Batch) -> dict[str, Tensor]: ...
 

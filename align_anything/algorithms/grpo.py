@@ -1,0 +1,59 @@
+"""Group relative policy optimisation: each response against the others to its prompt, without a critic."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.online import Experience, KLEstimator, Online, ReduceSum
+from align_anything.algorithms.referring import Reference
+from align_anything.losses.advantages import group_relative
+from align_anything.losses.aggregation import Aggregation
+from align_anything.losses.moments import mean_and_variance, moments
+from align_anything.losses.policy_gradient import cispo_loss
+
+
+@ALGORITHMS.register('grpo')
+class GRPO(Online, Reference):
+    """GRPO (Shao et al., 2024, arXiv:2402.03300), and by its settings Dr. GRPO, DAPO, GSPO and CISPO.
+
+    - Dr. GRPO: `scale_rewards: none`, `loss_aggregation: sequence-mean-token-sum-norm`, `beta: 0`.
+    - DAPO: `clip_range_high: 0.28`, `loss_aggregation: token-mean`, `overlong_buffer`, `beta: 0`.
+    - GSPO: `importance_level: sequence`, with much smaller clip ranges.
+    - CISPO: `loss_type: cispo`.
+    """
+
+    name: ClassVar[str] = 'grpo'
+
+    num_generations: PositiveInt = Field(10, ge=2, description='Responses to each prompt, which are its group.')
+    beta: NonNegativeFloat = Field(
+        0.01, description='Weight of the divergence from the reference in the loss. With 0 there is no reference.'
+    )
+    kl_estimator: KLEstimator = Field('k3', description='Estimator of that divergence.')
+    scale_rewards: Literal['group', 'batch', 'none'] = Field(
+        'group', description='Whose standard deviation scores are divided by: their group, the whole step, or none.'
+    )
+    loss_type: Literal['ppo', 'cispo'] = Field(
+        'ppo', description='Clips the surrogate (ppo), or the weight of each token but never its gradient (cispo).'
+    )
+    loss_aggregation: Aggregation = Field(
+        'sequence-mean-token-mean', description='How the tokens of a step add up; token-mean is DAPO.'
+    )
+
+    @property
+    def kl_in_loss(self) -> tuple[float, str]:
+        return self.beta, self.kl_estimator
+
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum) -> dict[str, Tensor]:
+        scores = experience.scores
+        _, variance = mean_and_variance(reduce_sum(moments(scores, scores.new_ones(len(scores)))))
+        advantages = group_relative(scores, experience.groups, scale=self.scale_rewards, batch_std=variance.sqrt())
+        return {'advantage': advantages[experience.segments]}
+
+    def policy_loss(self, logprobs: Tensor, old: Tensor, ratios: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+        if self.loss_type == 'cispo':
+            return cispo_loss(logprobs, old, advantages, weights, high=self.clip.high)
+        return super().policy_loss(logprobs, old, ratios, advantages, weights)

@@ -1,0 +1,53 @@
+"""Proximal policy optimisation: a critic says what to expect, and what came better or worse is learnt."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.kl_reward import KLReward
+from align_anything.algorithms.online import Experience, ReduceSum
+from align_anything.algorithms.reinforce_plus_plus import whitened
+from align_anything.losses.advantages import gae
+
+
+@ALGORITHMS.register('ppo')
+class PPO(KLReward):
+    """PPO with a critic, generalised advantages, and the divergence from the reference in the reward.
+
+    As in Ouyang et al., 2022, arXiv:2203.02155, and Ziegler et al., 2019, arXiv:1909.08593.
+    """
+
+    name: ClassVar[str] = 'ppo'
+    trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic')
+
+    gamma: float = Field(1.0, gt=0, le=1, description='Discount of a reward for each token that it lies ahead.')
+    gae_lambda: float = Field(
+        0.95, ge=0, le=1, description='How far an advantage looks past what the critic expects: 1 to the end.'
+    )
+    whiten_advantages: bool = Field(
+        True, description='Brings the advantages of a step to mean 0 and deviation 1 over all tokens.'
+    )
+    clip_range_value: PositiveFloat | None = Field(
+        5.0, description='How far a value may move from what it was at the rollout and still count. null sets no bound.'
+    )
+    critic_lr: NonNegativeFloat = Field(5e-6, description='Peak learning rate of the critic.')
+    critic_lr_scheduler_type: str = Field('constant', description='Shape of the learning rate of the critic.')
+    critic_lr_warmup_ratio: float = Field(
+        0.03, ge=0, le=1, description="Share of the steps over which the critic's learning rate rises from zero."
+    )
+    critic_weight_decay: NonNegativeFloat = Field(0.0, description='Decoupled weight decay of the critic.')
+
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum) -> dict[str, Tensor]:
+        advantages, returns = gae(
+            experience.values['reward_critic'],
+            self.token_rewards(experience),
+            experience.segments,
+            gamma=self.gamma,
+            lam=self.gae_lambda,
+        )
+        kept = whitened(advantages, reduce_sum) if self.whiten_advantages else advantages
+        return {'advantage': kept, 'returns/reward_critic': returns}

@@ -1,0 +1,31 @@
+"""REINFORCE leave-one-out: each response against the mean of the others to its prompt."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.kl_reward import KLReward
+from align_anything.algorithms.online import Experience, ReduceSum
+from align_anything.losses.advantages import rloo
+from align_anything.losses.responses import response_sums
+
+
+@ALGORITHMS.register('rloo')
+class RLOO(KLReward):
+    """RLOO (Ahmadian et al., 2024, arXiv:2402.14740): the response is one action, its score the whole reward.
+
+    The divergence from the reference, summed over the response, is taken off the score.
+    """
+
+    name: ClassVar[str] = 'rloo'
+
+    num_generations: PositiveInt = Field(4, ge=2, description='Responses to each prompt, which are its group.')
+
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum) -> dict[str, Tensor]:
+        penalties = response_sums(self.kl_of(experience), experience.segments, len(experience.scores))
+        advantages = rloo(experience.scores - self.kl_coeff * penalties, experience.groups)
+        return {'advantage': advantages[experience.segments]}

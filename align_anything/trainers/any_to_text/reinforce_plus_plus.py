@@ -1,0 +1,13 @@
+"""REINFORCE++, `any_to_text`."""
+
+from align_anything.algorithms.reinforce_plus_plus import ReinforcePlusPlus
+from align_anything.trainers.any_to_text import PAIR
+from align_anything.trainers.base.launch import launch
+
+
+def main() -> None:
+    launch(PAIR, ReinforcePlusPlus)
+
+
+if __name__ == '__main__':
+    main()

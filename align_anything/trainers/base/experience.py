@@ -1,0 +1,77 @@
+"""Responses of a rollout as Examples: completed, scored by token, and cut into the micro-batches of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from align_anything.core.types import Batch, Example, Piece, Scored
+from align_anything.policies.collator import TokenCollator
+from align_anything.rollouts.base import Response
+
+Scorer = Callable[[Batch], Scored]
+
+
+def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]]) -> list[Example]:
+    """The Examples with the responses that were drawn to their prompts, every token of which counts."""
+    return [
+        replace(
+            example,
+            responses=[
+                Piece(response.ids, torch.ones(len(response.ids)), known={'rollout': response.logprobs})
+                for response in drawn
+            ],
+        )
+        for example, drawn in zip(examples, responses, strict=True)
+    ]
+
+
+def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Example]]:
+    """Cuts Examples into `number` micro-batches of at most `size` responses; the last ones may be empty.
+
+    The responses to a prompt stay together as far as they fit, so that layouts which share prompts can.
+    """
+    made: list[list[Example]] = [[]]
+    room = size
+    for example in examples:
+        waiting = list(example.responses)
+        while waiting:
+            if not room:
+                made.append([])
+                room = size
+            made[-1].append(replace(example, responses=waiting[:room]))
+            waiting, room = waiting[room:], max(room - len(waiting), 0)
+    return made + [[] for _ in range(number - len(made))]
+
+
+def record(
+    name: str, scorer: Scorer, collator: TokenCollator, micro_batches: Sequence[list[Example]], device: torch.device
+) -> None:
+    """Writes what `scorer` says of each token into the `known` numbers of its response, under `name`."""
+    for examples in micro_batches:
+        batch = collator(examples)
+        values = scorer(batch.to(device)).values.float().cpu()
+        pieces = values.split(torch.bincount(batch.segments, minlength=batch.num_responses).tolist())
+        # An empty micro-batch has a response of nobody.
+        for response, piece in zip(responses_of(examples), pieces, strict=False):
+            response.known[name] = piece.clone()
+
+
+def responses_of(examples: Sequence[Example]) -> Iterator[Piece]:
+    """All responses in order."""
+    return (response for example in examples for response in example.responses)
+
+
+def joined(examples: Sequence[Example], name: str) -> Tensor:
+    """What is known under `name` of the tokens of all responses, `(N,)`."""
+    return torch.cat([torch.zeros(0), *(response.known[name] for response in responses_of(examples))])
+
+
+def spread(examples: Sequence[Example], name: str, values: Tensor) -> None:
+    """Gives each response its part of numbers of all tokens `(N,)`, to be known under `name`."""
+    responses = list(responses_of(examples))
+    for response, piece in zip(responses, values.split([len(response) for response in responses]), strict=True):
+        response.known[name] = piece.clone()

@@ -1,0 +1,362 @@
+"""The loop that draws responses, has them rewarded, and trains on them: a rollout for each step of the loader."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_anything.algorithms.critic import Critic
+from align_anything.algorithms.online import Experience, Online
+from align_anything.core.distributed import all_gather_object, all_reduce_sum, is_main, rank
+from align_anything.core.types import Batch, Example, Scored
+from align_anything.datasets.prompts import Prompts
+from align_anything.engines.window import WindowResult, combined
+from align_anything.losses.moments import NOTHING_SEEN, mean_and_variance, merged, moments, normalised
+from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
+from align_anything.losses.value import explained_variance
+from align_anything.rollouts.base import Response, RolloutEngine, Sampling
+from align_anything.trainers.base.assembly import Assembled
+from align_anything.trainers.base.experience import complete, cut, joined, record, responses_of, spread
+from align_anything.trainers.base.loop import Loop, Window, listed
+from align_anything.trainers.base.metrics import peak_memory
+from align_anything.trainers.base.progress import rank_seed
+from align_anything.trainers.base.rewarding import Reward, completions_of
+
+COMPLETIONS_FILE = 'completions.jsonl'
+EVALUATION_SEED = 0
+
+
+@dataclass
+class Drawn:
+    """One rollout of this rank: its prompts with responses, what each reward gave them, `(R,)` each, and the total."""
+
+    examples: list[Example]
+    responses: list[list[Response]]
+    rewards: dict[str, Tensor]
+    scores: Tensor
+
+    @property
+    def all_responses(self) -> list[Response]:
+        return [response for drawn in self.responses for response in drawn]
+
+
+@dataclass
+class OnlineLoop(Loop):
+    """Trains on responses that the policy draws as it goes.
+
+    Attributes:
+        policy: what draws and learns.
+        critics: what says how much reward is to come, by role, each in an engine of its own.
+        reference: what says how likely the reference would have drawn a token.
+        rollouts: draws the responses.
+        rewards: what rewards them.
+        output_dir: where completions are written.
+    """
+
+    algorithm: Online
+    policy: Assembled
+    critics: Mapping[str, tuple[Assembled, Critic]]
+    reference: Callable[[Batch], Scored] | None
+    rollouts: RolloutEngine
+    rewards: Sequence[Reward]
+    output_dir: Path
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    def _step(self, window: Window) -> bool:
+        started = time.perf_counter()
+        self._seconds = {}
+        before = self.progress.step
+        prompts: list[Prompts] = window.batches  # what the loader of an online run collates
+        stop = self._sum([float(self.stop_asked())])[0]
+        self._skip(prompts)
+        examples = [example for part in prompts for example in part.examples]
+        drawn = self._drawn(
+            examples, self._sampling(self.cfgs.train_cfgs.seed + before, self.algorithm.num_generations)
+        )
+        self._learn_from(drawn)
+        with self._clock('update'):
+            results, values = self._update(drawn)
+        took = window.waited + time.perf_counter() - started
+        self.console.advance(self.progress.step)
+        if self.progress.step // self.cfgs.logger_cfgs.log_interval > before // self.cfgs.logger_cfgs.log_interval:
+            self._report(drawn, results, values, took, window.waited)
+        return self._stepped(before, bool(stop))
+
+    def evaluate(self) -> None:
+        """Rewards one response to each held-out prompt, over all of them and by source where there are several."""
+        if not self.evaluation:
+            return
+        parts = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
+        names = list(next(iter(parts.values())))
+        count = sum(part['responses'] for part in parts.values())
+        found = {
+            name: sum(part[name] * part['responses'] for part in parts.values()) / max(count, 1.0)
+            for name in names
+            if name != 'responses'
+        }
+        by_part = {
+            f'{name}/{key}': value
+            for name, part in parts.items()
+            for key, value in part.items()
+            if len(parts) > 1 and key != 'responses'
+        }
+        self.writer.log(self.progress.step, {**found, **by_part}, prefix='eval')
+        self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
+        self._evaluated_as(found)
+
+    def _evaluated(self, loader: Any) -> dict[str, float]:
+        sums: Tensor | float = 0.0
+        names: list[str] = []
+        for prompts in loader.micro_batches(0):
+            self.file_skips([item for part in all_gather_object(prompts.skipped) for item in part])
+            drawn = self._drawn(prompts.examples, self._sampling(EVALUATION_SEED, 1))
+            local = self._summary(drawn)
+            names = list(local)
+            sums = sums + torch.tensor([float(len(drawn.scores)), *(float(v.sum()) for v in local.values())]).double()
+        count, *totals = self._sum(torch.as_tensor(sums).tolist())
+        return {
+            'responses': count,
+            **{name: total / max(count, 1.0) for name, total in zip(names, totals, strict=True)},
+        }
+
+    # One rollout
+
+    def _sampling(self, seed: int, responses: int) -> Sampling:
+        model: Any = self.cfgs.model_cfgs
+        return Sampling(
+            responses=responses,
+            max_new_tokens=model.max_new_tokens,
+            temperature=model.temperature,
+            top_p=model.top_p,
+            top_k=model.top_k,
+            repetition_penalty=model.repetition_penalty,
+            seed=rank_seed(seed, rank()),
+        )
+
+    def _drawn(self, examples: list[Example], sampling: Sampling) -> Drawn:
+        with self._clock('sync'):
+            self.rollouts.sync(self.progress.step)
+        with self._clock('generation'):
+            responses = self.rollouts.generate(examples, sampling)
+        with self._clock('reward'):
+            completions = completions_of(examples, responses, self._text)
+            rewards = {
+                reward.name: torch.tensor(reward.judge(completions) if completions else [], dtype=torch.float32)
+                for reward in self.rewards
+            }
+        scores = sum(reward.weight * rewards[reward.name] for reward in self.rewards)
+        return Drawn(complete(examples, responses), responses, rewards, torch.as_tensor(scores))
+
+    def _text(self, ids: Tensor) -> str:
+        return self.policy.collator.spec.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _shaped(self, drawn: Drawn) -> Tensor:
+        """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
+        scores, responses = drawn.scores, drawn.all_responses
+        if self.algorithm.normalize_reward:
+            state = self.progress.state.get('rewards', dict(NOTHING_SEEN))
+            state = merged(state, self._reduce(moments(scores, torch.ones(len(scores)))))
+            self.progress.state['rewards'] = state
+            scores = normalised(scores, state)
+        finished = torch.tensor([response.finished for response in responses], dtype=torch.bool)
+        scores = scores + missing_eos_penalty(finished, self.algorithm.missing_eos_penalty)
+        if self.algorithm.overlong_buffer is not None:
+            lengths = torch.tensor([float(len(response.ids)) for response in responses])
+            scores = scores + overlong_penalty(
+                lengths, max_length=self.cfgs.model_cfgs.max_new_tokens, buffer=self.algorithm.overlong_buffer
+            )
+        return scores
+
+    def _learn_from(self, drawn: Drawn) -> None:
+        """Gives every token what the losses will read of it."""
+        with self._clock('scoring'):
+            micro_batches = self._cut(drawn.examples)
+            collator, engine = self.policy.collator, self.policy.engine
+            record('old', self._untrained(engine), collator, micro_batches, engine.device)
+            if self.reference is not None:
+                record('reference', self.reference, collator, micro_batches, engine.device)
+            for role, (critic, _) in self.critics.items():
+                record(
+                    f'values/{role}',
+                    self._untrained(critic.engine),
+                    critic.collator,
+                    micro_batches,
+                    critic.engine.device,
+                )
+        examples, responses = drawn.examples, drawn.all_responses
+        lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.long)
+        experience = Experience(
+            scores=self._shaped(drawn),
+            groups=torch.tensor(
+                [number for number, example in enumerate(examples) for _ in example.responses], dtype=torch.long
+            ),
+            finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
+            segments=torch.arange(len(responses)).repeat_interleave(lengths),
+            logprobs=joined(examples, 'old'),
+            reference=None if self.reference is None else joined(examples, 'reference'),
+            values={role: joined(examples, f'values/{role}') for role in self.critics},
+        )
+        for name, values in self.algorithm.advantages(experience, self._reduce).items():
+            spread(examples, name, values)
+
+    def _update(self, drawn: Drawn) -> tuple[list[WindowResult], dict[str, list[WindowResult]]]:
+        train = self.cfgs.train_cfgs
+        results: list[WindowResult] = []
+        values: dict[str, list[WindowResult]] = {role: [] for role in self.critics}
+        for iteration in range(self.algorithm.update_iters):
+            # Every rank shuffles its own responses, the same way when the run is resumed.
+            order = random.Random(f'{train.seed} {self.progress.step} {iteration} {rank()}')
+            examples = order.sample(drawn.examples, len(drawn.examples))
+            micro_batches = self._cut(examples)
+            for start in range(0, len(micro_batches), train.gradient_accumulation_steps):
+                if self.progress.step == self.steps:
+                    break
+                part = micro_batches[start : start + train.gradient_accumulation_steps]
+                results.append(self._updated(self.policy, self.algorithm, part))
+                for role, (critic, algorithm) in self.critics.items():
+                    values[role].append(self._updated(critic, algorithm, part))
+                self.progress.step += 1
+        self.progress.step_in_epoch += 1
+        self.progress.place = self.training.sampler.place(self.progress.epoch, self.progress.step_in_epoch)
+        return results, values
+
+    def _updated(self, trained: Assembled, algorithm: Any, part: list[list[Example]]) -> WindowResult:
+        batches = [trained.collator(examples) for examples in part]
+        counted = {key: float(sum(batch.stats[key] for batch in batches)) for key in ('tokens', 'padding')}
+        result = trained.engine.train_window(batches, algorithm, extras=counted)
+        if not result.applied and any(result.counts.values()):
+            self._nonfinite(batches, result)
+        return result
+
+    def _cut(self, examples: list[Example]) -> list[list[Example]]:
+        return cut(examples, self.cfgs.train_cfgs.per_device_train_batch_size, micro_batches_of(self.cfgs))
+
+    def _untrained(self, engine: Any) -> Callable[[Batch], Scored]:
+        from align_anything.trainers.base.reference import untrained
+
+        return untrained(engine)
+
+    # What is told
+
+    def _skip(self, prompts: Sequence[Prompts]) -> None:
+        skipped = [item for part in all_gather_object([i for p in prompts for i in p.skipped]) for item in part]
+        self.progress.seen += int(self._sum([float(sum(len(p.examples) for p in prompts))])[0]) + len(skipped)
+        if skipped:
+            self.file_skips(skipped)
+
+    def _summary(self, drawn: Drawn) -> dict[str, Tensor]:
+        """Numbers of each response, `(R,)`, whose means are told."""
+        responses = drawn.all_responses
+        return {
+            'reward': drawn.scores,
+            **{f'reward/{name}': values for name, values in drawn.rewards.items() if len(drawn.rewards) > 1},
+            'response_length': torch.tensor([float(len(response.ids)) for response in responses]),
+            'truncated': torch.tensor([float(not response.finished) for response in responses]),
+            'repetition': torch.tensor([repetition(response.ids.tolist()) for response in responses]),
+        }
+
+    def _report(
+        self,
+        drawn: Drawn,
+        results: list[WindowResult],
+        values: Mapping[str, list[WindowResult]],
+        took: float,
+        waited: float,
+    ) -> None:
+        step, whole = self.progress.step, combined(results, self.algorithm)
+        summary = self._summary(drawn)
+        scores = moments(drawn.scores, torch.ones(len(drawn.scores)))
+        drift = [
+            float((response.known['old'] - response.known['rollout']).abs().sum())
+            for response in responses_of(drawn.examples)
+        ]
+        local = [float(len(drawn.scores)), sum(drift), *(float(numbers.sum()) for numbers in summary.values())]
+        count, drifted, *sums = self._sum(local)
+        tokens = sums[list(summary).index('response_length')]
+        _, variance = mean_and_variance(self._reduce(scores))
+        metrics = {
+            **{name: total / max(count, 1.0) for name, total in zip(summary, sums, strict=True)},
+            'reward_std': float(variance.sqrt()),
+            'loss': whole.loss,
+            **whole.terms,
+            'rollout_drift': drifted / max(tokens, 1.0),
+            'learning_rate': self.engine.learning_rates[0],
+            'grad_norm': self.engine.grad_norm,
+            'epoch': self._epochs_done(),
+            'responses': count,
+            'skipped': float(len(self.skips)),
+        }
+        for role, parts in values.items():
+            terms = combined(parts, self.critics[role][1]).terms
+            metrics |= {f'{role}/value_loss': terms['value_loss'], f'{role}/return': terms['returns']}
+            metrics[f'{role}/explained_variance'] = explained_variance(terms)
+        if self.progress.nonfinite:
+            metrics['nonfinite_steps'] = float(self.progress.nonfinite)
+        timings = {
+            **{f'seconds/{name}': seconds for name, seconds in self._seconds.items()},
+            'tokens_per_second': tokens / took,
+            'seconds_per_step': took,
+            'data_wait': waited / took,
+            'peak_memory': float(peak_memory()),
+        }
+        self.writer.log(step, metrics, timings=timings)
+        shown = ('reward', 'response_length', 'policy_loss', *(('kl',) if 'kl' in metrics else ()), 'entropy')
+        self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': tokens / took})
+        if is_main() and self.cfgs.logger_cfgs.log_completions:
+            self._write_completions(drawn)
+
+    def _write_completions(self, drawn: Drawn) -> None:
+        lines = []
+        number = 0
+        for example, responses in zip(drawn.examples, drawn.responses, strict=True):
+            for response in responses:
+                rewards = {name: float(values[number]) for name, values in drawn.rewards.items()}
+                record = {
+                    'step': self.progress.step,
+                    'source': example.source,
+                    'prompt': self.policy.collator.spec.tokenizer.decode(example.prompt.ids),
+                    'response': self.policy.collator.spec.tokenizer.decode(response.ids),
+                    'rewards': rewards,
+                }
+                lines.append(json.dumps(record, ensure_ascii=False) + '\n')
+                number += 1
+        with open(self.output_dir / COMPLETIONS_FILE, 'a', encoding='utf-8') as file:
+            file.write(''.join(lines))
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.to(self.engine.device)).cpu()
+
+    def _sum(self, numbers: Sequence[float]) -> list[float]:
+        return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+
+def micro_batches_of(cfgs: Any) -> int:
+    """Micro-batches of a device in one pass over a rollout, as many on each."""
+    train = cfgs.train_cfgs
+    return -(-train.per_device_prompt_batch_size * train.num_generations // train.per_device_train_batch_size)
+
+
+def steps_of_rollout(cfgs: Any) -> int:
+    """Optimizer steps that follow one rollout."""
+    return cfgs.train_cfgs.update_iters * -(-micro_batches_of(cfgs) // cfgs.train_cfgs.gradient_accumulation_steps)
+
+
+def repetition(ids: Sequence[int], size: int = 4) -> float:
+    """The share of runs of `size` tokens that stood in the response before."""
+    runs = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

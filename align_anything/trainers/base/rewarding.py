@@ -1,0 +1,73 @@
+"""What rewards the responses of a run: functions, a trained model, a service; each by name and with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.errors import SettingsError
+from align_anything.core.types import Example
+from align_anything.rewards.base import Completion, call_reward, check_options, get_reward
+from align_anything.rollouts.base import Response
+
+Judge = Callable[[Sequence[Completion]], list[float]]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One source of rewards.
+
+    Attributes:
+        name: what metrics call it.
+        weight: its share in the score.
+        judge: gives a number to each completion; every rank calls it with as many batches.
+    """
+
+    name: str
+    weight: float
+    judge: Judge
+
+
+def function_rewards(cfgs: RunCfgs) -> list[Reward]:
+    """The functions that the settings name. Raises SettingsError or RewardError for what cannot be used of them."""
+    rewards: Any = cfgs.reward_cfgs
+    names = rewards.reward_functions
+    weights = rewards.reward_weights or [1.0] * len(names)
+    if len(weights) != len(names):
+        raise SettingsError(
+            [f'reward_cfgs.reward_weights has {len(weights)} numbers for {len(names)} reward_functions.']
+        )
+    stray = [name for name in rewards.reward_kwargs if name not in names]
+    if stray:
+        raise SettingsError(
+            [f"reward_cfgs.reward_kwargs: '{name}' is not among the reward_functions." for name in stray]
+        )
+    made = []
+    for name, weight in zip(names, weights, strict=True):
+        function = get_reward(name)
+        options = check_options(name, function, rewards.reward_kwargs.get(name, {}))
+        made.append(Reward(name.rpartition(':')[2], weight, partial(call_reward, name, function, options=options)))
+    return made
+
+
+def completions_of(
+    examples: Sequence[Example], responses: Sequence[Sequence[Response]], decode: Callable[[Tensor], str]
+) -> list[Completion]:
+    """What rewards are given of each response, all of a prompt's behind each other."""
+    return [
+        Completion(
+            conversation=example.conversation or [],
+            response=decode(response.ids),
+            meta=example.meta,
+            length=len(response.ids),
+            finished=response.finished,
+            source=example.source,
+        )
+        for example, drawn in zip(examples, responses, strict=True)
+        for response in drawn
+    ]

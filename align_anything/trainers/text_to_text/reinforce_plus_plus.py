@@ -1,0 +1,13 @@
+"""REINFORCE++, `text_to_text`."""
+
+from align_anything.algorithms.reinforce_plus_plus import ReinforcePlusPlus
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, ReinforcePlusPlus)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,13 @@
+"""REINFORCE leave-one-out, `text_to_text`."""
+
+from align_anything.algorithms.rloo import RLOO
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, RLOO)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,111 @@
+"""A step on drawn responses is the same for every cut into micro-batches and every layout, and against plain code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from align_anything.algorithms.base import Algorithm, known_algorithms
+from align_anything.algorithms.critic import Critic
+from align_anything.core.types import Batch, Example, Piece
+from align_anything.engines.local import LocalEngine
+from align_anything.engines.window import WindowResult
+from align_anything.policies.collator import TokenCollator
+from align_anything.policies.layouts import LAYOUTS
+from align_anything.policies.score_policy import ScorePolicy
+from align_anything.trainers.base.experience import cut
+from tests.invariants.test_preferences import policy, sgd
+from tests.policies.stub import TextFamily
+
+KNOWN = known_algorithms()
+ALGORITHMS: dict[str, Algorithm] = {
+    'ppo': KNOWN['ppo'](entropy_coeff=0.1, clip_range_dual=3.0),
+    'rloo': KNOWN['rloo'](rollout_correction_level='sequence'),
+    'reinforce_plus_plus': KNOWN['reinforce_plus_plus'](rollout_correction_cap=None),
+    'grpo': KNOWN['grpo'](beta=0.3, clip_range_high=0.3),
+    'dr grpo': KNOWN['grpo'](
+        beta=0.0, scale_rewards='none', loss_aggregation='sequence-mean-token-sum-norm', constant_length=16
+    ),
+    'dapo': KNOWN['grpo'](beta=0.0, loss_aggregation='token-mean', clip_range_high=0.28),
+    'gspo': KNOWN['grpo'](importance_level='sequence', beta=0.1),
+    'cispo': KNOWN['grpo'](loss_type='cispo', beta=0.0, loss_aggregation='token-mean'),
+    'critic': Critic(clip_range_value=0.1),
+}
+# The length of each prompt, and of the responses to it.
+LENGTHS = ((3, (12, 2, 4)), (1, (2, 9, 1)), (8, (1, 1, 6)), (2, (5, 3, 11)))
+CUTS = {size: -(-12 // size) for size in (12, 5, 3, 1)}
+
+
+def test_every_online_algorithm_is_here() -> None:
+    online = {name for name, algorithm in KNOWN.items() if algorithm.data_hook == 'prompt_only'}
+    assert {algorithm.name for algorithm in ALGORITHMS.values()} - {'critic'} == online
+
+
+@cache
+def examples() -> list[Example]:
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(length: int, weight: float) -> Piece:
+        return Piece(torch.randint(1, 50, (length,), generator=generator), torch.full((length,), weight))
+
+    def response(length: int) -> Piece:
+        piece = tokens(length, 1.0)
+        piece.known = {
+            # Near what the policy gives, so that some ratios are clipped and some are not.
+            'old': torch.randn(length, generator=generator).double() - 4.5,
+            'reference': torch.randn(length, generator=generator).double() - 4.5,
+            **{
+                name: torch.randn(length, generator=generator).double()
+                for name in ('advantage', 'values/reward_critic', 'returns/reward_critic')
+            },
+        }
+        piece.known['rollout'] = piece.known['old'] + 0.3 * torch.randn(length, generator=generator).double()
+        return piece
+
+    return [
+        Example(tokens(prompt, 0.0), [response(length) for length in lengths], f'row {number}')
+        for number, (prompt, lengths) in enumerate(LENGTHS)
+    ]
+
+
+def gradients(name: str, layout: str, parts: Sequence[Sequence[Example]]) -> tuple[WindowResult, dict[str, Tensor]]:
+    algorithm = ALGORITHMS[name]
+    module = policy('tokens' if algorithm.scores == 'tokens' else 'responses', torch.float64)
+    if isinstance(module, ScorePolicy):
+        module.units = True
+    batches = [in_float64(TokenCollator(TextFamily(), layout)(part)) for part in parts]
+    result = LocalEngine(module, sgd(module, 0.0)).train_window(batches, algorithm)
+    return result, {key: value.grad for key, value in module.model.named_parameters() if value.grad is not None}
+
+
+def in_float64(batch: Batch) -> Batch:
+    batch.weights = batch.weights.double()
+    return batch
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None:
+    result, expected = gradients(name, 'padded', [examples()])
+    assert expected and result.finite
+    for layout in LAYOUTS:
+        for size, number in CUTS.items():
+            # One micro-batch more than there are responses for.
+            other, found = gradients(name, layout, cut(examples(), size, number + 1))
+            assert other.terms == pytest.approx(result.terms, rel=1e-9, abs=1e-12), (layout, size)
+            for key, wanted in expected.items():
+                error = float((found[key] - wanted).abs().max())
+                assert error <= 1e-6 * float(wanted.abs().max()) + 1e-12, f'{layout}, {size}, {key}: off by {error:.2g}'
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 4, 5, 12, 20])
+def test_a_cut_keeps_every_response_once_and_groups_as_whole_as_it_can(size: int) -> None:
+    parts = cut(examples(), size, 13)
+    assert len(parts) == 13 and all(sum(len(item.responses) for item in part) <= size for part in parts)
+    found = [id(response) for part in parts for item in part for response in item.responses]
+    assert found == [id(response) for item in examples() for response in item.responses]
+    if size % 3 == 0:
+        assert all(len(item.responses) == 3 for part in parts for item in part)
