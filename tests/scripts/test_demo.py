@@ -72,7 +72,7 @@ def test_too_few_right_answers_fail(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_demo_passes_under_the_real_launcher(tmp_path: Path) -> None:
-    """The one run of the suite that goes through `deepspeed` itself."""
+    """Through `deepspeed` itself, on one rank; tests/trainers/test_launcher.py does so on two."""
     home = tmp_path / 'demo'
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     done = subprocess.run(
