@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.configs.online import OnlineModelCfgs, RewardCfgs
+from align_anything.configs.online import MORE_GROUPS
 from align_anything.configs.schema import Cfgs
 from align_anything.core.types import Batch, Scored
 from align_anything.losses.aggregation import Aggregation, aggregation_weights
@@ -53,7 +53,7 @@ class Online(Algorithm):
     """
 
     data_hook: ClassVar[str] = 'prompt_only'
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {'model_cfgs': OnlineModelCfgs, 'reward_cfgs': RewardCfgs}
+    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = MORE_GROUPS
     with_entropy: ClassVar[bool] = True
 
     per_device_prompt_batch_size: PositiveInt = Field(

@@ -11,7 +11,8 @@ from align_anything.configs.annotations import describe_type
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
 from align_anything.configs.keys import ALIASES
 from align_anything.configs.layers import TRAIN_FOLDER
-from align_anything.configs.schema import RunCfgs, groups_of
+from align_anything.configs.online import MORE_GROUPS
+from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
 
 PAGE = Path(__file__).parents[2] / 'docs' / 'configuration.md'
@@ -59,11 +60,9 @@ def render_document() -> str:
     """Returns the page."""
     sections = [_OPENING]
     for group, model in groups_of(RunCfgs).items():
-        rows = [
-            (f'`{key}`', describe_type(field.annotation), _code(field.default), field.description)
-            for key, field in model.model_fields.items()
-        ]
-        sections.append(f'## {group}\n\n{model.__doc__}\n\n{_table(("key", "type", "default", "meaning"), rows)}')
+        sections.append(f'## {group}\n\n{model.__doc__}\n\n{_fields(model)}')
+    for group, model in MORE_GROUPS.items():
+        sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Older names\n\n{_table(("name", "now", "meaning"), older)}')
     sections.append(_shipped_settings())
@@ -81,6 +80,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     sys.stderr.write(f'{PAGE} is out of date. Run: python -m align_anything.configs.document\n')
     return 1
+
+
+def _fields(model: type[Cfgs]) -> str:
+    rows = [
+        (f'`{key}`', describe_type(field.annotation), _code(field.default), field.description)
+        for key, field in model.model_fields.items()
+    ]
+    return _table(('key', 'type', 'default', 'meaning'), rows)
 
 
 def _shipped_settings() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -9,8 +11,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from align_anything.configs.schema import Cfgs
 
 
-class SamplingCfgs(Cfgs):
-    """How responses are drawn, beside what `model_cfgs` says of every run."""
+class OnlineModelCfgs(Cfgs):
+    """How responses are drawn, and the models that reward them."""
 
     max_new_tokens: PositiveInt = Field(
         512, description='Tokens at which a response is cut. A prompt must leave room for them in model_max_length.'
@@ -28,20 +30,21 @@ class SamplingCfgs(Cfgs):
     generation_batch_size: PositiveInt | None = Field(
         None, description='Responses that a device draws at once. null is all of the rollout.'
     )
-
-
-class OnlineModelCfgs(SamplingCfgs):
-    """Sampling, and the models that reward what was drawn."""
-
     reward_model_name_or_path: str | None = Field(
         None, description='Reward model, as rm saves it. It may have another tokenizer and template.'
     )
+    remote_rm_url: str | None = Field(
+        None, description='Address of a service that rewards, such as http://localhost:6000/get_reward.'
+    )
+    remote_rm_timeout: PositiveFloat = Field(100.0, description='Seconds to wait for one answer of it.')
+    remote_rm_retry_times: int = Field(3, ge=0, description='How often a request that failed is sent again.')
 
 
 class RewardCfgs(Cfgs):
-    """What rewards a response: the weighted sum of the reward model and of functions."""
+    """What rewards a response: the weighted sum of what a model, a service and functions say."""
 
     reward_model_weight: float = Field(1.0, description='Weight of the score of the reward model.')
+    remote_rm_weight: float = Field(1.0, description='Weight of the rewards of the service.')
     reward_functions: list[str] = Field(
         [], description='Functions that reward responses: registered names, or file.py:name of your own.'
     )
@@ -51,3 +54,19 @@ class RewardCfgs(Cfgs):
     reward_kwargs: dict[str, dict[str, Any]] = Field(
         {}, description='Arguments of reward functions, by the name of the function.'
     )
+
+
+class OnlineLoggerCfgs(Cfgs):
+    """What an online run writes beside the rest."""
+
+    log_completions: PositiveInt | None = Field(
+        None,
+        description='Rollouts between two that are written to completions.jsonl with their prompts, responses and '
+        'rewards. null writes none.',
+    )
+
+
+MORE_GROUPS: Mapping[str, type[Cfgs]] = MappingProxyType(
+    {'model_cfgs': OnlineModelCfgs, 'reward_cfgs': RewardCfgs, 'logger_cfgs': OnlineLoggerCfgs}
+)
+"""What online algorithms add to the groups of settings."""
