@@ -224,7 +224,7 @@ def test_a_file_where_a_cache_should_be_is_found_before_anything_is_read(
 ) -> None:
     (tmp_path / 'file').touch()
     pair, kind = find_run('text_to_text', algorithm)
-    argv = sft(tmp_path / 'run', tmp_path / 'no_model', tmp_path / 'no_rows.jsonl', template='Preference')
-    argv += [f'--{setting}', str(tmp_path / 'file' / 'kept')]
+    needed = ['--model_name_or_path', 'm', '--train_datasets', 'd', '--train_template', 't']
+    argv = [*needed, '--output_dir', str(tmp_path / 'run'), f'--{setting}', str(tmp_path / 'file' / 'kept')]
     with pytest.raises(SettingsError, match=f'^- {setting}: .*file/kept cannot be written to'):
         work(pair, resolve(pair.name, algorithm, kind, known_algorithms(), argv, {}))

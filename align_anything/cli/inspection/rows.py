@@ -22,8 +22,7 @@ from align_anything.datasets.mixture import StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape, Sampler
 from align_anything.datasets.skips import kind_of_reason
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.base.assembly import spec_of
-from align_anything.trainers.base.data import make_dataset, open_sources, probe, require_readable
+from align_anything.trainers.base.data import make_dataset, open_run
 from align_anything.trainers.base.pair import Pair
 
 READ_AT_ONCE = 8
@@ -98,10 +97,7 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
 
     Raises as the run would: SettingsError, ModelError, and DataError for data that stop it.
     """
-    sources = open_sources(cfgs)
-    probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
-    spec = spec_of(cfgs)
-    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    sources, spec = open_run(cfgs, pair, algorithm)
     sets = []
     for name, parts in (('training', sources.training), ('evaluation', sources.evaluation)):
         if parts:

@@ -24,7 +24,7 @@ from align_anything.engines.deepspeed_config import (
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.optim import choose_optimizer, make_optimizer, make_schedule, parameter_groups
 from align_anything.models import structure
-from align_anything.models.adapter import bare_model, check_continuation, find_adapter
+from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
@@ -71,8 +71,6 @@ def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
 def spec_of(cfgs: RunCfgs) -> FamilySpec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
-    # Here, because it comes before any weights are read.
-    check_continuation(find_adapter(model.model_name_or_path), cfgs.lora_cfgs)
     return load_spec(
         model.model_name_or_path,
         model_max_length=model.model_max_length,
@@ -152,7 +150,8 @@ def rehearse(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> tuple[nn.
     Raises ModelError for whatever is wrong with what should train, before any weight is read.
     """
     skeleton = structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)])
-    model = tune(cfgs, spec, add_score_head(skeleton) if algorithm.scores == 'responses' else skeleton)
+    model = add_score_head(skeleton) if algorithm.scores == 'responses' else skeleton
+    model = tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
     return model, parameter_rates(cfgs, spec, model)

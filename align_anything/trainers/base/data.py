@@ -25,9 +25,11 @@ from align_anything.datasets.preference import AnswersTask, PreferenceTask, Unpa
 from align_anything.datasets.reference_scores import Indexed
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
+from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.work import WorkOf
+from align_anything.trainers.base.assembly import spec_of
 from align_anything.trainers.base.pair import Pair
 
 logger = get_logger(__name__)
@@ -49,6 +51,20 @@ def open_sources(cfgs: RunCfgs) -> Sources:
     training = _open(data, 'train', cache_dir, streaming=data.streaming)
     evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
     return Sources(training, _open(data, 'eval', cache_dir, streaming=False) if evaluate else [])
+
+
+def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
+    """Opens the data of the run and reads the rules of its checkpoint; no weights.
+
+    Raises SettingsError, DataError or ModelError when they cannot be used, or do not suit the pair or the algorithm.
+    """
+    sources = open_sources(cfgs)
+    probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
+    if algorithm.trains:
+        check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
+    spec = spec_of(cfgs)
+    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    return sources, spec
 
 
 def _open(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:

@@ -27,13 +27,10 @@ from align_anything.trainers.base.assembly import (
     make_collator,
     precision_of,
     rehearse,
-    spec_of,
 )
 from align_anything.trainers.base.data import (
     make_dataset,
-    open_sources,
-    probe,
-    require_readable,
+    open_run,
     row_costs,
     total_steps,
     training_loader,
@@ -41,6 +38,7 @@ from align_anything.trainers.base.data import (
 )
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import check_reference
+from align_anything.trainers.base.scoring import check_obeyed
 
 SAMPLES = 3
 
@@ -50,10 +48,9 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cfgs = resolved.cfgs
     config, optimizer = engine_config(cfgs)
     check_reference(cfgs, resolved.algorithm)
-    sources = open_sources(cfgs)
-    probe(sources, pair, resolved.algorithm, cfgs.data_cfgs.train_on)
-    spec = spec_of(cfgs)
-    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    if not resolved.algorithm.trains:
+        check_obeyed(resolved)
+    sources, spec = open_run(cfgs, pair, resolved.algorithm)
     layout = choose_layout(cfgs, spec, resolved.algorithm)
     dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
     costs, _ = row_costs(dataset, spec, cfgs)

@@ -40,7 +40,6 @@ from align_anything.trainers.base.assembly import (
     choose_layout,
     engine_config,
     rehearse,
-    spec_of,
 )
 from align_anything.trainers.base.card import write_score_card
 from align_anything.trainers.base.console import TrainingConsole
@@ -48,9 +47,7 @@ from align_anything.trainers.base.data import (
     loader_in_order,
     make_dataset,
     names_of,
-    open_sources,
-    probe,
-    require_readable,
+    open_run,
     row_costs,
     total_steps,
     training_loader,
@@ -79,10 +76,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     check_reference(cfgs, resolved.algorithm)
     resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
     progress = Progress() if resume_from is None else resumed(resume_from, resolved)
-    sources = open_sources(cfgs)
-    probe(sources, pair, resolved.algorithm, cfgs.data_cfgs.train_on)
-    spec = spec_of(cfgs)
-    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    sources, spec = open_run(cfgs, pair, resolved.algorithm)
     layout = choose_layout(cfgs, spec, resolved.algorithm)
     rehearse(cfgs, spec, resolved.algorithm)
     wanted = pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on, cfgs.data_cfgs.sample_cache_dir

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from align_anything.configs.resolve import Resolved
-from align_anything.configs.schema import RunCfgs
+from align_anything.configs.resolve import DEFAULT_ORIGIN, Resolved
+from align_anything.configs.schema import ModelCfgs, RunCfgs
 from align_anything.core.distributed import all_gather_object, is_main
-from align_anything.core.errors import DataError, ModelError
+from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.files import atomic_write_json, atomic_write_text, sync_folder
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Skipped
@@ -31,12 +30,11 @@ from align_anything.trainers.base.assembly import (
     checked,
     choose_layout,
     engine_config,
-    load_for_layout,
     make_collator,
     precision_of,
-    spec_of,
 )
-from align_anything.trainers.base.data import loader_in_order, make_dataset, open_sources, probe, require_readable
+from align_anything.trainers.base.data import loader_in_order, make_dataset, open_run
+from align_anything.trainers.base.loading import load_frozen
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.run import make_folders
 
@@ -46,17 +44,42 @@ SCORES_FILE, SUMMARY_FILE, HISTOGRAM_FILE = 'scores.jsonl', 'summary.json', 'his
 BINS = 20
 CALIBRATION_BINS = 10
 Record = dict[str, Any]
+OBEYED = {
+    'train_cfgs': ('ds_cfgs', 'per_device_eval_batch_size', 'bf16', 'fp16', 'layout'),
+    'data_cfgs': (
+        *(f'train_{key}' for key in ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size')),
+        *('train_data_files', 'train_optional_args', 'num_workers', 'sample_cache_dir', 'max_skipped_ratio'),
+        *('image_folder', 'video_folder', 'audio_folder', 'allow_urls', 'media_cache_mb', 'audio_in_video'),
+        *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
+        *('max_audio_seconds', 'long_audio'),
+    ),
+    'model_cfgs': tuple(ModelCfgs.model_fields),
+    'logger_cfgs': ('output_dir', 'cache_dir'),
+}
+"""The settings that mean something where nothing is trained, by group."""
+
+
+def check_obeyed(resolved: Resolved) -> None:
+    """Raises SettingsError for settings that were given and that a run which trains nothing cannot obey."""
+    problems = []
+    for path, origin in resolved.origins.items():
+        group, key, *inner = path.split('.')
+        if origin != DEFAULT_ORIGIN and not inner and key not in OBEYED.get(group, ()):
+            problems.append(
+                f'{path} ({origin}): {resolved.algorithm.name} trains nothing and does not read it; remove it.'
+            )
+    if problems:
+        raise SettingsError(problems)
 
 
 def score(pair: Pair, resolved: Resolved) -> None:
     """Scores the rows of `train_datasets` into `<output_dir>/scores.jsonl`, with a summary and a histogram."""
     cfgs = resolved.cfgs
+    check_obeyed(resolved)
     output_dir = make_folders(cfgs, resolved.algorithm)
+    require_head(cfgs.model_cfgs.model_name_or_path)
     join_process_group()
-    sources = open_sources(cfgs)
-    probe(sources, pair, resolved.algorithm, cfgs.data_cfgs.train_on)
-    spec = spec_of(cfgs)
-    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    sources, spec = open_run(cfgs, pair, resolved.algorithm)
     dataset = make_dataset(
         sources.training,
         pair,
@@ -75,6 +98,19 @@ def score(pair: Pair, resolved: Resolved) -> None:
         logger.info('scores: %s', output_dir / SCORES_FILE)
 
 
+def require_head(source: str) -> None:
+    """Raises ModelError for a checkpoint, or an adapter, that has no score head; a new one would score at random."""
+    adapter = find_adapter(source)
+    if adapter is not None and SCORE_HEAD in (adapter.settings.get('modules_to_save') or ()):
+        return
+    model = source if adapter is None else adapter.require_base()
+    if stored_tensor(model, f'{SCORE_HEAD}.weight') is None:
+        raise ModelError(
+            f'{source} has no score head ({SCORE_HEAD}.weight), so it is no reward model: train one with rm or '
+            'cost_model.'
+        )
+
+
 def in_order(records: list[Record], dataset: ExampleDataset) -> list[Record]:
     """The records in the order of the rows, each with the ranks of its scores among all, the highest being 1."""
     by_source = {record['source']: record for record in records}
@@ -88,13 +124,21 @@ def in_order(records: list[Record], dataset: ExampleDataset) -> list[Record]:
 
 
 def write_scores(folder: Path, records: list[Record]) -> None:
-    """Writes one line for each row, the summary, and the histogram. Raises DataError when no row could be scored."""
+    """Writes one line for each row, the summary, and the histogram.
+
+    Raises DataError when no row could be scored, ModelError when a score is not finite.
+    """
     if not records:
         raise DataError('no row could be scored; the reasons are in skipped_samples.jsonl.')
+    values = np.array([value for record in records for value in record['scores']])
+    unusable = next((record for record in records if not np.isfinite(record['scores']).all()), None)
+    if unusable is not None:
+        raise ModelError(
+            f'the model gives {unusable["source"]} the scores {unusable["scores"]}; are its weights whole?'
+        )
     atomic_write_text(
         folder / SCORES_FILE, ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
     )
-    values = np.array([value for record in records for value in record['scores']])
     pairs = np.array([record['scores'] for record in records if record['is_pair']]).reshape(-1, 2)
     atomic_write_json(folder / SUMMARY_FILE, {**summary(values), **(pair_summary(pairs) if len(pairs) else {})})
     _draw(folder / HISTOGRAM_FILE, values, pairs)
@@ -141,8 +185,10 @@ def _scored(
 ) -> tuple[list[Record], list[Skipped]]:
     """The record of every row that can be used, and the others, on every rank."""
     layout = choose_layout(cfgs, spec, resolved.algorithm)
-    policy = ScorePolicy(_model(cfgs, spec, layout), dtype=DTYPES[precision_of(cfgs)])
-    engine = FrozenEngine(policy, engine_config(cfgs)[0], device_of_rank())
+    source, config, dtype = cfgs.model_cfgs.model_name_or_path, engine_config(cfgs)[0], DTYPES[precision_of(cfgs)]
+    model = load_frozen(cfgs, spec, source, layout, dtype=dtype, config=config, is_reward_model=True)
+    policy = ScorePolicy(model, dtype=dtype)
+    engine = FrozenEngine(policy, config, device_of_rank())
     collator = checked(engine.module, engine.device, policy, make_collator(cfgs, spec, pair, layout), spec, pair)
     records: list[Record] = []
     skipped: list[Skipped] = []
@@ -158,24 +204,6 @@ def _scored(
                 records.append({'source': batch.sources[number], 'scores': owned, 'is_pair': is_pair})
     gathered = all_gather_object((records, skipped))
     return [item for part, _ in gathered for item in part], [item for _, part in gathered for item in part]
-
-
-def _model(cfgs: RunCfgs, spec: FamilySpec, layout: str) -> nn.Module:
-    """The reward model. Raises ModelError for a checkpoint without a score head."""
-    source = cfgs.model_cfgs.model_name_or_path
-    adapter = find_adapter(source)
-    dtype, config = DTYPES[precision_of(cfgs)], engine_config(cfgs)[0]
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = load_for_layout(cfgs, spec, source, layout, dtype=dtype, config=config, is_reward_model=True)
-        return PeftModel.from_pretrained(model, source)
-    if stored_tensor(source, f'{SCORE_HEAD}.weight') is None:
-        raise ModelError(
-            f'{source} has no score head ({SCORE_HEAD}.weight), so it is no reward model: train one with rm or '
-            'cost_model.'
-        )
-    return load_for_layout(cfgs, spec, source, layout, dtype=dtype, config=config, is_reward_model=True)
 
 
 def _draw(path: Path, values: np.ndarray, pairs: np.ndarray) -> None:
