@@ -7,7 +7,7 @@ comes equally often.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageDraw
 
-from tests.learning.tasks import ASK_COLOUR, COLOURS, SIDE, Medium, Question, draw, turn
+from tests.learning.tasks import ASK_COLOUR, COLOURS, SIDE, Question, draw, turn
 
 RATE = 16000
 PITCHES = {'low': (150, 300), 'middle': (700, 1100), 'high': (2500, 4000)}
@@ -24,6 +24,8 @@ DIRECTIONS = ('left', 'right')
 CHANGES = ('brighter', 'darker')
 OPPOSITES = {'left': 'right', 'right': 'left', 'brighter': 'darker', 'darker': 'brighter'}
 FRAMES = 4
+SUFFIXES = {'image': '.png', 'audio': '.wav', 'video': ''}
+"""Of files; a clip is a folder of frames."""
 
 ASK_PITCH = ('How high is the tone?', 'Which tone is it?', 'What do you hear?')
 ASK_DIRECTION = ('Which way does it move?',)
@@ -40,44 +42,24 @@ CORPUS = (
 """Further texts for the tokenizer."""
 
 
-def colours(folder: Path, name: str, count: int) -> list[Question]:
+def colours(folder: Path, name: str, count: int, words: Iterable[str] = COLOURS) -> list[Question]:
     """Which colour the shape in a picture has."""
-    generator = random.Random(f'colours {name}')
-    asked = []
-    for index, colour in enumerate(_shuffled([*COLOURS], count, generator)):
-        picture = draw(folder / f'{name}-{index}.png', colour, generator)
-        asked.append(_question(ASK_COLOUR, [('image', picture)], colour, generator))
-    return asked
+    return _asked_about('colours', 'image', words, draw, ASK_COLOUR, folder, name, count)
 
 
-def pitches(folder: Path, name: str, count: int) -> list[Question]:
+def pitches(folder: Path, name: str, count: int, words: Iterable[str] = PITCHES) -> list[Question]:
     """How high a tone is."""
-    generator = random.Random(f'pitches {name}')
-    asked = []
-    for index, pitch in enumerate(_shuffled([*PITCHES], count, generator)):
-        sound = play(folder / f'{name}-{index}.wav', pitch, generator)
-        asked.append(_question(ASK_PITCH, [('audio', sound)], pitch, generator))
-    return asked
+    return _asked_about('pitches', 'audio', words, play, ASK_PITCH, folder, name, count)
 
 
 def directions(folder: Path, name: str, count: int) -> list[Question]:
     """Which way a bar moves."""
-    generator = random.Random(f'directions {name}')
-    asked = []
-    for index, direction in enumerate(_shuffled([*DIRECTIONS], count, generator)):
-        clip = film(folder / f'{name}-moves-{index}', direction, generator)
-        asked.append(_question(ASK_DIRECTION, [('video', clip)], direction, generator))
-    return asked
+    return _asked_about('directions', 'video', DIRECTIONS, film, ASK_DIRECTION, folder, name, count)
 
 
 def changes(folder: Path, name: str, count: int) -> list[Question]:
     """Whether the light grows or fades."""
-    generator = random.Random(f'changes {name}')
-    asked = []
-    for index, change in enumerate(_shuffled([*CHANGES], count, generator)):
-        clip = dim(folder / f'{name}-changes-{index}', change, generator)
-        asked.append(_question(ASK_CHANGE, [('video', clip)], change, generator))
-    return asked
+    return _asked_about('changes', 'video', CHANGES, dim, ASK_CHANGE, folder, name, count)
 
 
 def directions_and_pitches(folder: Path, name: str, count: int) -> list[Question]:
@@ -150,8 +132,23 @@ def rotated(asked: Sequence[Question]) -> list[Question]:
     return [*asked[1:], *asked[:1]]
 
 
-def _shuffled(words: list[str], count: int, generator: random.Random) -> list[str]:
-    return generator.sample(words * (count // len(words)), count)
+def _asked_about(
+    lesson: str,
+    kind: str,
+    words: Iterable[str],
+    make: Callable[[Path, str, random.Random], Path],
+    asked: Sequence[str],
+    folder: Path,
+    name: str,
+    count: int,
+) -> list[Question]:
+    """Questions about one medium each, in an order of chance, every word equally often."""
+    generator = random.Random(f'{lesson} {name}')
+    words, questions = [*words], []
+    for index, word in enumerate(generator.sample(words * (count // len(words)), count)):
+        medium = (kind, make(folder / f'{name}-{lesson}-{index}{SUFFIXES[kind]}', word, generator))
+        questions.append(Question([turn('user', generator.choice(asked), [medium])], word, (medium,)))
+    return questions
 
 
 def _paired(first: Sequence[Question], second: Sequence[Question]) -> list[Question]:
@@ -159,7 +156,3 @@ def _paired(first: Sequence[Question], second: Sequence[Question]) -> list[Quest
         Question([turn('user', ASK_BOTH, one.media + two.media)], f'{one.answer} {two.answer}', one.media + two.media)
         for one, two in zip(first, second, strict=True)
     ]
-
-
-def _question(asked: Sequence[str], media: Sequence[Medium], answer: str, generator: random.Random) -> Question:
-    return Question([turn('user', generator.choice(asked), media)], answer, tuple(media))
