@@ -128,16 +128,18 @@ def test_a_row_is_left_out_with_its_reason(opened: Opened, name: str) -> None:
     assert [text for (_, text), reason in zip(bad, reasons, strict=True) if text not in reason] == [], reasons
 
 
-def test_media_must_be_the_same_on_both_sides(opened: Opened) -> None:
+def test_media_must_be_the_same_on_both_sides_up_to_the_answers(opened: Opened) -> None:
     plain = {'role': 'user', 'content': 'sun'}
     rows = [
         {'chosen': [SEEN, REPLY], 'rejected': [SEEN, OTHER]},
         {'chosen': [SEEN, REPLY], 'rejected': [plain, OTHER]},
         {'chosen': [plain, REPLY], 'rejected': [SEEN, OTHER]},
         {'prompt': 'sun', 'chosen': 'sea', 'rejected': 'stone', 'image': 'lost.png'},
+        {'chosen': [plain, REPLY, SEEN, REPLY], 'rejected': [plain, OTHER]},
     ]
-    used, *others = opened('dpo', 'Preference', rows, 'text_image_to_text')
+    used, *others, later = opened('dpo', 'Preference', rows, 'text_image_to_text')
     assert isinstance(used, Example) and used.prompt.media_counts == {'image': 1}
+    assert [answer.media_counts.get('image', 0) for answer in later.responses] == [1, 0]
     assert [other.reason.split(':')[-1].strip() for other in others[:2]] == ['both must have the same prompt'] * 2
     assert 'lost.png' in others[2].reason and 'does not exist' in others[2].reason
 
