@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cache
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,14 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.referring import Referring
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import all_reduce_sum, barrier, world_size
+from align_anything.core.distributed import (
+    all_gather_object,
+    all_reduce_sum,
+    barrier,
+    broadcast_object,
+    is_main,
+    world_size,
+)
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.parameters import is_partitioned
@@ -62,6 +72,7 @@ def make_roles(
         return {}, training, held_out
     if algorithm.reference_cache_dir is not None:
         scores = ReferenceScores(algorithm.reference_cache_dir, reference_fingerprint(cfgs, algorithm))
+        require_shared(scores.folder)
         scorer = _start_or_copy(cfgs, algorithm, spec, assembled)
         for dataset in (training, *held_out):
             score_rows(cfgs, dataset, scores, scorer, assembled)
@@ -108,9 +119,29 @@ def score_rows(
                 scores.add(fresh)
                 made, fresh = made + len(fresh), {}
     scores.add(fresh)
-    barrier()
+    # Once all ranks are here, all have written.
+    total = all_reduce_sum(torch.tensor(made + len(fresh), device=assembled.engine.device))
     scores.look()
-    logger.info('reference: %d responses scored, %s', made + len(fresh), scores.folder)
+    logger.info('reference: %d responses scored, %s', int(total), scores.folder)
+
+
+def require_shared(folder: Path) -> None:
+    """Raises SettingsError when the ranks do not see one folder but each node has its own. Every rank calls it."""
+    mark = folder / broadcast_object(f'.shared.{uuid4().hex}')
+    if is_main():
+        mark.touch()
+    barrier()
+    seen = all_gather_object(mark.exists())
+    if is_main():
+        mark.unlink()
+    if not all(seen):
+        raise SettingsError(
+            [
+                f'train_cfgs.reference_cache_dir: of {len(seen)} processes only {sum(seen)} see what the first one '
+                f'writes into {folder.parent}. Each scores a share of the rows for all: name a folder that all nodes '
+                'share.'
+            ]
+        )
 
 
 def _by_key(batch: Batch, scorer: Scorer, assembled: Assembled, last: bool) -> dict[str, Tensor]:
@@ -128,12 +159,16 @@ def _by_key(batch: Batch, scorer: Scorer, assembled: Assembled, last: bool) -> d
 
 
 def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled: Assembled) -> Scorer:
-    """The policy itself where it is the reference as long as it has not been trained, else a copy."""
+    """The policy itself where it is the reference as long as it has not been trained, else a copy.
+
+    A copy is loaded when it is first asked, which ranks do together: there may be nothing left to score.
+    """
     if algorithm.reference_model_name_or_path in (None, cfgs.model_cfgs.model_name_or_path) and (
         algorithm.reference_dtype in ('auto', precision_of(cfgs))
     ):
         return untrained(assembled.engine)
-    return frozen_copy(cfgs, algorithm, spec, assembled)
+    copy = cache(lambda: frozen_copy(cfgs, algorithm, spec, assembled))
+    return lambda batch: copy()(batch)
 
 
 def untrained(engine: DeepSpeedEngine) -> Scorer:
