@@ -218,6 +218,12 @@ class LogProbHead(nn.Module):
         else:
             self.head = head
 
+    def temper(self, temperature: float) -> None:
+        """Divides what goes into the softmax by `temperature` from now on, behind the soft cap."""
+        self.scale /= temperature
+        if self.softcap is not None:
+            self.softcap /= temperature
+
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Returns float32 log-probabilities `(N,)` of `targets` `(N,)` after `hidden` `(N, size)`, and entropies."""
         if self.plain:

@@ -150,7 +150,7 @@ def rehearse(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> tuple[nn.
     Raises ModelError for whatever is wrong with what should train, before any weight is read.
     """
     skeleton = structure.skeleton(spec.config).to(DTYPES[precision_of(cfgs)])
-    model = add_score_head(skeleton) if algorithm.scores == 'responses' else skeleton
+    model = skeleton if algorithm.scores == 'tokens' else add_score_head(skeleton)
     model = tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
@@ -188,7 +188,7 @@ def assemble(
         layout,
         dtype=dtype,
         config=config,
-        is_reward_model=algorithm.scores == 'responses',
+        is_reward_model=algorithm.scores != 'tokens',
     )
     tuned = tune(cfgs, spec, model)
     make_ready(cfgs, spec, tuned, config)
@@ -223,8 +223,8 @@ def make_policy(
     algorithm: Algorithm, spec: FamilySpec, model: nn.Module, dtype: torch.dtype
 ) -> TokenPolicy | ScorePolicy:
     """The policy that gives the scores which the algorithm reads."""
-    if algorithm.scores == 'responses':
-        return ScorePolicy(model, dtype=dtype)
+    if algorithm.scores != 'tokens':
+        return ScorePolicy(model, dtype=dtype, units=algorithm.scores == 'units')
     return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
 
 

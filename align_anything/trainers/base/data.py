@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Batch, Example, Skipped
+from align_anything.core.types import Batch, Example, Piece, Skipped
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask, Task
 from align_anything.datasets.filling import Filling
@@ -22,6 +22,7 @@ from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.parts import open_parts
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
+from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.reference_scores import Indexed
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
@@ -35,6 +36,15 @@ from align_anything.trainers.base.pair import Pair
 logger = get_logger(__name__)
 
 Collate = Callable[..., Batch]
+
+
+class Encoding(Protocol):
+    """What tasks need of a `FamilySpec`."""
+
+    max_length: int
+    encode: Callable[..., Example]
+    encode_group: Callable[..., Example]
+    encode_prompt: Callable[..., Piece]
 
 
 @dataclass(frozen=True)
@@ -99,21 +109,24 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
     }
 
 
-def make_task(
-    algorithm: Algorithm, train_on: str, encode: Callable[..., Example], encode_group: Callable[..., Example]
-) -> Task:
-    """What the algorithm wants of a row. Raises SettingsError for `train_on` all, which only supervision can mean."""
+def make_task(algorithm: Algorithm, train_on: str, encoding: Encoding, room: int = 0) -> Task:
+    """What the algorithm wants of a row; a prompt leaves `room` for so many tokens of a response.
+
+    Raises SettingsError for `train_on` all, which only supervision can mean.
+    """
     if algorithm.data_hook == 'supervised':
-        return SupervisedTask(encode, train_on)
+        return SupervisedTask(encoding.encode, train_on)
     if train_on == 'all':
         raise SettingsError(
             [f"data_cfgs.train_on: 'all' trains prompts, but {algorithm.name} compares answers. Leave it out."]
         )
+    if algorithm.data_hook == 'prompt_only':
+        return PromptTask(encoding.encode_prompt, encoding.max_length - room)
     if algorithm.data_hook == 'answers':
-        return AnswersTask(encode_group)
+        return AnswersTask(encoding.encode_group)
     if algorithm.data_hook == 'unpaired':
-        return UnpairedTask(encode_group)
-    return PreferenceTask(encode_group, train_on, algorithm.meta_keys)
+        return UnpairedTask(encoding.encode_group)
+    return PreferenceTask(encoding.encode_group, train_on, algorithm.meta_keys)
 
 
 def make_dataset(
@@ -123,8 +136,9 @@ def make_dataset(
     algorithm: Algorithm,
     train_on: str,
     sample_cache_dir: str | None = None,
+    room: int = 0,
 ) -> ExampleDataset:
-    """The rows of `parts` as Examples of the family.
+    """The rows of `parts` as Examples of the family, prompts with `room` for a response of so many tokens.
 
     Raises ModelError for sound in clips that it cannot hear, SettingsError when the cache cannot be written to.
     """
@@ -135,20 +149,27 @@ def make_dataset(
             'switch it off, or choose a checkpoint that does, such as an Omni thinker'
         )
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
-    task = make_task(algorithm, train_on, spec.encode, spec.encode_group)
+    task = make_task(algorithm, train_on, spec, room)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
     return ExampleDataset(parts, task, pair.name, pair.reads, heard, kept)
 
 
 def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:
     """Formats the first rows of every part before anything heavy is loaded. Raises DataError when none is usable."""
-    task = make_task(algorithm, train_on, _not_encoded, _not_encoded)
+    task = make_task(algorithm, train_on, _Unencoded())
     for parts in filter(None, (sources.training, sources.evaluation)):
         ExampleDataset(parts, task, pair.name, pair.reads).probe()
 
 
-def _not_encoded(*_: object, **__: object) -> None:
-    raise AssertionError('probing formats rows, it does not encode them')
+class _Unencoded:
+    """Stands for a family where rows are formatted only."""
+
+    max_length = 0
+
+    def _refuse(self, *_: object, **__: object) -> Any:
+        raise AssertionError('probing formats rows, it does not encode them')
+
+    encode = encode_group = encode_prompt = _refuse
 
 
 def training_sampler(
@@ -159,14 +180,19 @@ def training_sampler(
     costs: RowCosts | None = None,
     *,
     padded: bool = False,
+    rows: tuple[int, int] | None = None,
 ) -> Sampler:
     """Which rows go into which micro-batch of this rank, reshuffled each epoch.
+
+    `rows` are how many a micro-batch has and how many micro-batches a step, if not those of `train_cfgs`.
 
     With `max_length_per_batch`, micro-batches are filled to it by the `costs` of the rows, which streams measure as
     they go; `padded` says how their tokens are counted.
     """
     train, data = cfgs.train_cfgs, cfgs.data_cfgs
-    shape = BatchShape(train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size(), rank())
+    shape = BatchShape(
+        *(rows or (train.per_device_train_batch_size, train.gradient_accumulation_steps)), world_size(), rank()
+    )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
     filling = None if budget is None else Filling(shape, budget, padded, train.group_by_length)

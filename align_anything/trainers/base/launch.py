@@ -41,10 +41,14 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.base.dry_run import dry_run
+    from align_anything.trainers.base.online_run import train_online
     from align_anything.trainers.base.run import train
     from align_anything.trainers.base.scoring import score
 
-    work = train if algorithm.trains else score
+    if algorithm.data_hook == 'prompt_only':
+        work = train_online
+    else:
+        work = train if algorithm.trains else score
     (dry_run if resolved.dry_run else work)(pair, resolved)
 
 

@@ -311,7 +311,8 @@ class OnlineLoop(Loop):
         self.writer.log(step, metrics, timings=timings)
         shown = ('reward', 'response_length', 'policy_loss', *(('kl',) if 'kl' in metrics else ()), 'entropy')
         self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': tokens / took})
-        if is_main() and self.cfgs.logger_cfgs.log_completions:
+        every = self.cfgs.logger_cfgs.log_completions
+        if is_main() and every is not None and step // steps_of_rollout(self.cfgs) % every == 0:
             self._write_completions(drawn)
 
     def _write_completions(self, drawn: Drawn) -> None:

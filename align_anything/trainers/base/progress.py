@@ -24,6 +24,7 @@ class Progress:
         best: value of the metric that `save_best` names at the best evaluation so far, which was after `best_step`;
             `evaluations_since_best` were not better.
         last_evaluation: the metrics of the last evaluation.
+        state: what an algorithm remembers beside its engines, as plain values.
         place: where the sampler begins the next step, if it must be told (`Sampler.place`).
     """
 
@@ -37,6 +38,7 @@ class Progress:
     best_step: int = 0
     evaluations_since_best: int = 0
     last_evaluation: dict[str, float] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
     place: Sequence[int] | None = None
 
 

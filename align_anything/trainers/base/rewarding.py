@@ -12,7 +12,8 @@ from torch import Tensor
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example
-from align_anything.rewards.base import Completion, call_reward, check_options, get_reward
+from align_anything.rewards.base import Completion, call_reward, check_options, get_reward, reward_names
+from align_anything.rewards.remote import RemoteReward
 from align_anything.rollouts.base import Response
 
 Judge = Callable[[Sequence[Completion]], list[float]]
@@ -31,6 +32,32 @@ class Reward:
     name: str
     weight: float
     judge: Judge
+
+
+def make_rewards(cfgs: RunCfgs, model: Judge | None) -> list[Reward]:
+    """Everything that rewards the responses of a run; `model` is its reward model, if there is one.
+
+    Raises SettingsError when nothing does.
+    """
+    models: Any = cfgs.model_cfgs
+    rewards = function_rewards(cfgs)
+    if models.remote_rm_url is not None:
+        service = RemoteReward(models.remote_rm_url, models.remote_rm_timeout, models.remote_rm_retry_times)
+        rewards.append(Reward('service', cfgs.reward_cfgs.remote_rm_weight, service))
+    if model is not None:
+        rewards.append(Reward('model', cfgs.reward_cfgs.reward_model_weight, model))
+    if not rewards:
+        raise SettingsError(
+            [
+                'nothing rewards the responses: give model_cfgs.reward_model_name_or_path, '
+                f'model_cfgs.remote_rm_url, or reward_cfgs.reward_functions ({", ".join(reward_names())}).'
+            ]
+        )
+    names = [reward.name for reward in rewards]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise SettingsError([f'reward_cfgs.reward_functions: {", ".join(sorted(twice))} is there more than once.'])
+    return rewards
 
 
 def function_rewards(cfgs: RunCfgs) -> list[Reward]:

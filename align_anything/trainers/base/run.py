@@ -1,4 +1,4 @@
-"""One run of an offline algorithm: everything is opened and checked, then trained, then saved."""
+"""One run: everything is opened and checked, then trained, then saved."""
 
 from __future__ import annotations
 
@@ -19,31 +19,29 @@ from align_anything.core.distributed import is_main, rank
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import atomic_write_text, writable_folder
 from align_anything.core.logging import get_logger
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.sampler import Sampler
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.checkpoint import (
     FINAL_NAME,
     Slice,
     agree_on_slice,
     find_slice,
-    prune,
     read_manifest,
     restore_random_state,
     set_aside,
-    write_slice,
 )
 from align_anything.engines.process_group import join_process_group
-from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.assembly import (
-    Assembled,
     assemble,
     choose_layout,
     engine_config,
     rehearse,
 )
-from align_anything.trainers.base.card import write_score_card
 from align_anything.trainers.base.console import TrainingConsole
 from align_anything.trainers.base.data import (
+    Sources,
     loader_in_order,
     make_dataset,
     names_of,
@@ -53,12 +51,14 @@ from align_anything.trainers.base.data import (
     training_loader,
     training_sampler,
 )
+from align_anything.trainers.base.loop import Loop
 from align_anything.trainers.base.metrics import MetricsWriter
 from align_anything.trainers.base.offline import OfflineLoop
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.plot import plot_metrics
-from align_anything.trainers.base.progress import Progress, manifest_of, rank_seed, resume_progress
+from align_anything.trainers.base.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.base.reference import check_reference, make_roles
+from align_anything.trainers.base.slices import Slices
 from align_anything.trainers.base.trackers import check_tracker
 
 logger = get_logger(__name__)
@@ -66,88 +66,137 @@ logger = get_logger(__name__)
 SETTINGS_FILE = 'settings.yaml'
 
 
-def train(pair: Pair, resolved: Resolved) -> None:
-    """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
-    cfgs = resolved.cfgs
-    output_dir = make_folders(cfgs, resolved.algorithm)
+@dataclass(frozen=True)
+class Begun:
+    """A run whose settings, data and checkpoint can be used, before a model is loaded."""
+
+    pair: Pair
+    resolved: Resolved
+    output_dir: Path
+    resume_from: Slice | None
+    progress: Progress
+    sources: Sources
+    spec: FamilySpec
+    layout: str
+
+    def datasets(self, room: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
+        """The rows to train on, and those of each source to evaluate; prompts leave `room` for a response."""
+        data = self.resolved.cfgs.data_cfgs
+        wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, room
+        held_out = [make_dataset([part], *wanted) for part in self.sources.evaluation]
+        return make_dataset(self.sources.training, *wanted), held_out
+
+
+def begin(pair: Pair, resolved: Resolved) -> Begun:
+    """Checks everything that can be checked without weights. Every rank calls it."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    output_dir = make_folders(cfgs, algorithm)
     check_tracker(cfgs.logger_cfgs.log_type)
     join_process_group()
     engine_config(cfgs)
-    check_reference(cfgs, resolved.algorithm)
+    check_reference(cfgs, algorithm)
     resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
     progress = Progress() if resume_from is None else resumed(resume_from, resolved)
-    sources, spec = open_run(cfgs, pair, resolved.algorithm)
-    layout = choose_layout(cfgs, spec, resolved.algorithm)
-    rehearse(cfgs, spec, resolved.algorithm)
-    wanted = pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on, cfgs.data_cfgs.sample_cache_dir
-    dataset = make_dataset(sources.training, *wanted)
-    costs, unusable = row_costs(dataset, spec, cfgs)
-    sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
+    sources, spec = open_run(cfgs, pair, algorithm)
+    layout = choose_layout(cfgs, spec, algorithm)
+    rehearse(cfgs, spec, algorithm)
+    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, layout)
+
+
+def train(pair: Pair, resolved: Resolved) -> None:
+    """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    run = begin(pair, resolved)
+    dataset, held_out = run.datasets()
+    costs, unusable = row_costs(dataset, run.spec, cfgs)
+    sampler = training_sampler(run.sources.training, dataset, run.spec, cfgs, costs, padded=run.layout == 'padded')
     steps = total_steps(cfgs, sampler)
-    if progress.step > steps:
-        raise SettingsError(
-            [f'--resume: {resume_from.path} is past the {steps} steps of this run. Raise epochs or max_steps.']
-        )
+    check_steps(run, steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
-    assembled = assemble(cfgs, resolved.algorithm, spec, pair, layout, steps)
-    held_out = [make_dataset([part], *wanted) for part in sources.evaluation]
+    assembled = assemble(cfgs, algorithm, run.spec, pair, run.layout, steps)
     # Before the state of an earlier run is loaded: the policy is still what it is compared with.
-    roles, training_rows, held_out_rows = make_roles(cfgs, resolved.algorithm, spec, assembled, dataset, held_out)
-    if resume_from is not None:
-        assembled.engine.load_state(resume_from.state)
-        restore_random_state(resume_from.state)
-        if progress.place is not None:
-            sampler.go_on(progress.epoch, progress.step_in_epoch, progress.place)
-        logger.info('resumed from %s after step %d of %d', resume_from.path, progress.step, steps)
-    else:
-        torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))
-    if is_main():
-        for path in set_aside(output_dir, after=progress.step):
-            logger.warning('an earlier run left this slice, which now bears the name %s', path)
-        atomic_write_text(output_dir / SETTINGS_FILE, dump_resolved(cfgs))
-
+    roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, run.spec, assembled, dataset, held_out)
+    slices = Slices(resolved, run.output_dir, {'policy': assembled}, run.spec)
+    start(run, slices, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
         name: loader_in_order(rows, dataset.sizes, batch_size, assembled.collator, cfgs)
-        for name, rows, dataset in zip(names_of(sources.evaluation), held_out_rows, held_out, strict=True)
+        for name, rows, dataset in zip(names_of(run.sources.evaluation), held_out_rows, held_out, strict=True)
     }
-    slices = Slices(resolved, output_dir, assembled, spec)
-    writer = MetricsWriter(
-        output_dir,
-        cfgs.logger_cfgs.log_type,
-        cfgs.logger_cfgs.log_project,
-        cfgs.logger_cfgs.log_run_name or resolved.algorithm.name,
-        settings=cfgs.model_dump(mode='json'),
-        resume_step=None if resume_from is None else progress.step,
-    )
     loop = OfflineLoop(
-        cfgs=cfgs,
-        algorithm=resolved.algorithm,
         engine=assembled.engine,
         roles=roles,
         training=training_loader(training_rows, sampler, assembled.collator, cfgs),
         evaluation=evaluation,
-        rows=len(dataset) if not cfgs.data_cfgs.streaming else None,
-        steps=steps,
-        progress=progress,
-        writer=writer,
-        console=TrainingConsole(steps, progress.step),
-        skips=SkipReport(output_dir, keep=progress.skipped),
-        save=slices.save,
-        stop_asked=StopSignal(),
+        **bookkeeping(run, slices, dataset, steps),
     )
     loop.file_skips(unusable)
+    finish(run, loop, slices)
+
+
+def check_steps(run: Begun, steps: int) -> None:
+    """Raises SettingsError when the run is to go on from a slice that is past its last step."""
+    if run.progress.step > steps:
+        raise SettingsError(
+            [f'--resume: {run.resume_from.path} is past the {steps} steps of this run. Raise epochs or max_steps.']
+        )
+
+
+def start(run: Begun, slices: Slices, sampler: Sampler, steps: int) -> None:
+    """Puts everything where an earlier run stood, or at the beginning."""
+    cfgs, progress = run.resolved.cfgs, run.progress
+    if run.resume_from is not None:
+        slices.load_state(run.resume_from.state)
+        restore_random_state(run.resume_from.state)
+        if progress.place is not None:
+            sampler.go_on(progress.epoch, progress.step_in_epoch, progress.place)
+        logger.info('resumed from %s after step %d of %d', run.resume_from.path, progress.step, steps)
+    else:
+        torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))
+    if is_main():
+        for path in set_aside(run.output_dir, after=progress.step):
+            logger.warning('an earlier run left this slice, which now bears the name %s', path)
+        atomic_write_text(run.output_dir / SETTINGS_FILE, dump_resolved(cfgs))
+
+
+def bookkeeping(run: Begun, slices: Slices, dataset: ExampleDataset, steps: int) -> dict[str, Any]:
+    """The arguments of every loop that say where it stands and who is told."""
+    cfgs, algorithm, progress = run.resolved.cfgs, run.resolved.algorithm, run.progress
+    writer = MetricsWriter(
+        run.output_dir,
+        cfgs.logger_cfgs.log_type,
+        cfgs.logger_cfgs.log_project,
+        cfgs.logger_cfgs.log_run_name or algorithm.name,
+        settings=cfgs.model_dump(mode='json'),
+        resume_step=None if run.resume_from is None else progress.step,
+    )
+    return {
+        'cfgs': cfgs,
+        'algorithm': algorithm,
+        'rows': len(dataset) if not cfgs.data_cfgs.streaming else None,
+        'steps': steps,
+        'progress': progress,
+        'writer': writer,
+        'console': TrainingConsole(steps, progress.step),
+        'skips': SkipReport(run.output_dir, keep=progress.skipped),
+        'save': slices.save,
+        'stop_asked': StopSignal(),
+    }
+
+
+def finish(run: Begun, loop: Loop, slices: Slices) -> None:
+    """Runs the loop to its end, and saves what it trained."""
     with closing(loop):
         finished = loop.run()
     loop.skips.conclude()
     if not finished:
-        logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', progress.step)
+        logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
         return
-    slices.save_final(progress)
+    slices.save_final(run.progress)
     if is_main():
-        logger.info('curves: %s', plot_metrics(output_dir))
-        logger.info('trained model: %s', output_dir / FINAL_NAME)
+        logger.info('curves: %s', plot_metrics(run.output_dir))
+        logger.info('trained model: %s', run.output_dir / FINAL_NAME)
 
 
 def resumed(item: Slice, resolved: Resolved) -> Progress:
@@ -183,63 +232,3 @@ class StopSignal:
 
     def _remember(self, *_: Any) -> None:
         self._asked = True
-
-
-@dataclass
-class Slices:
-    """Saves the run: numbered slices with state while it goes, the plain model at its end."""
-
-    resolved: Resolved
-    output_dir: Path
-    assembled: Assembled
-    spec: FamilySpec
-
-    def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
-        """Writes the slice `name`, by default `slice_<step>`, and deletes the oldest of those beyond the limit.
-
-        Every rank calls it.
-        """
-        path = write_slice(
-            self.output_dir,
-            name or f'slice_{progress.step}',
-            write_model=lambda folder: self._write_model(folder, progress),
-            write_state=self.assembled.engine.save_state if with_state else None,
-            manifest=manifest_of(progress, self.resolved.cfgs),
-        )
-        if is_main() and name is None:
-            prune(self.output_dir, max(self.resolved.cfgs.logger_cfgs.save_total_limit, 1))
-        return path
-
-    def save_final(self, progress: Progress) -> Path:
-        """Writes the trained model without training state."""
-        return write_slice(
-            self.output_dir,
-            FINAL_NAME,
-            write_model=lambda folder: self._write_model(folder, progress),
-            write_state=None,
-            manifest=manifest_of(progress, self.resolved.cfgs),
-        )
-
-    def _write_model(self, folder: Path, progress: Progress) -> None:
-        engine, model = self.assembled.engine, self.assembled.model
-        state = engine.full_state_dict(model) if engine.stage == 3 else None
-        if is_main():
-            export_model(
-                model,
-                state,
-                folder,
-                tokenizer=self.spec.tokenizer,
-                processor=self.spec.processor,
-                merge_adapter=self.resolved.cfgs.lora_cfgs.save_full_model,
-                end_of_turn_id=self.spec.renderer.end_of_turn_id,
-                pad_token_id=self.spec.pad_token_id,
-            )
-            if self.resolved.algorithm.scores == 'responses':
-                write_score_card(
-                    folder,
-                    algorithm=self.resolved.algorithm.name,
-                    source=self.resolved.cfgs.model_cfgs.model_name_or_path,
-                    spec=self.spec,
-                    evaluation=progress.last_evaluation,
-                    step=progress.step,
-                )
