@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.algorithms.referring import Referring
+from align_anything.algorithms.referring import Reference, Referring
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import (
@@ -78,10 +78,17 @@ def make_roles(
             score_rows(cfgs, dataset, scores, scorer, assembled)
         rows, *others = (Referenced(dataset, scores, complete=True) for dataset in (training, *held_out))
         return {'reference': lambda batch: Scored(batch.numbers('reference'))}, rows, others
+    return {'reference': reference_scorer(cfgs, algorithm, spec, assembled)}, training, held_out
+
+
+def reference_scorer(
+    cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, assembled: Assembled, temperature: float = 1.0
+) -> Scorer:
+    """The reference at the `temperature` of the policy: the model under its adapter, else a frozen copy."""
     if without_adapter_is_reference(cfgs, algorithm):
         logger.info('reference: the model without the adapter')
-        return {'reference': adapter_off(assembled.engine, assembled.model)}, training, held_out
-    return {'reference': frozen_copy(cfgs, algorithm, spec, assembled)}, training, held_out
+        return adapter_off(assembled.engine, assembled.model)
+    return frozen_copy(cfgs, algorithm, spec, assembled, temperature)
 
 
 def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
@@ -185,7 +192,7 @@ def untrained(engine: DeepSpeedEngine) -> Scorer:
     return score
 
 
-def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Referring) -> bool:
+def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
     """Whether switching the adapter off gives the reference: not when training goes on from a trained adapter."""
     source = cfgs.model_cfgs.model_name_or_path
     same = algorithm.reference_model_name_or_path in (None, source)
@@ -204,7 +211,9 @@ def adapter_off(engine: DeepSpeedEngine, model: Any) -> Scorer:
     return score
 
 
-def frozen_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled: Assembled) -> Scorer:
+def frozen_copy(
+    cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, assembled: Assembled, temperature: float = 1.0
+) -> Scorer:
     """Loads the reference and lets it share the weights that the policy keeps frozen too."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     precision = _precision(cfgs, algorithm)
@@ -220,13 +229,14 @@ def frozen_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled
     dtype = DTYPES[precision]
     model = load_frozen(cfgs, spec, source, assembled.collator.layout, dtype=dtype, config=config)
     policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    policy.head.temper(temperature)
     engine = FrozenEngine(policy, config, assembled.engine.device)
     shared = share_frozen(assembled.model, model)
     logger.info('reference: a frozen copy of %s in %s, %d weights shared with the policy', source, precision, shared)
     return engine.score
 
 
-def _precision(cfgs: RunCfgs, algorithm: Referring) -> str:
+def _precision(cfgs: RunCfgs, algorithm: Reference) -> str:
     return precision_of(cfgs) if algorithm.reference_dtype == 'auto' else algorithm.reference_dtype
 
 
