@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.learning.lessons import colours
+from tests.learning.lessons import colours, directions, pitches
 from tests.learning.tasks import NUMBERS, Question, row, turn
 
 WORDS = (('red', 'blue'), ('low', 'high'), ('left', 'right'))
@@ -28,33 +28,49 @@ def words(folder: Path, name: str, count: int) -> list[Question]:
     generator = random.Random(f'words {name}')
     around = [(one, two) for one in range(10) for two in range(10) if ((one + two) % 4 == 0) == (name == 'held-out')]
     asked = []
-    for index in range(count):
-        (one, two), word = generator.choice(around), WORDS[0][index % 2]
+    for word in generator.sample([*WORDS[0]] * (count // 2), count):
+        one, two = generator.choice(around)
         asked.append(Question([turn('user', f'{NUMBERS[one]} {word} {NUMBERS[two]}')], word))
     return asked
 
 
+def two_colours(folder: Path, name: str, count: int) -> list[Question]:
+    """Whether the shape in a picture is red or blue."""
+    return colours(folder, name, count, ('red', 'blue'))
+
+
+def two_pitches(folder: Path, name: str, count: int) -> list[Question]:
+    """Whether a tone is low or high."""
+    return pitches(folder, name, count, ('low', 'high'))
+
+
+def sights_and_sounds(folder: Path, name: str, count: int) -> list[Question]:
+    """Rows with a picture and rows with a sound."""
+    return [question for lesson in (two_colours, two_pitches) for question in lesson(folder, name, count * 2 // 3)]
+
+
 LESSONS: dict[str, Lesson] = {
     'text_to_text': words,
-    'text_image_to_text': colours,
+    'text_image_to_text': two_colours,
+    'text_audio_to_text': two_pitches,
+    'text_video_to_text': directions,
+    'any_to_text': sights_and_sounds,
 }
+"""By pair."""
 
 
-def write_lesson(folder: Path, lesson: Lesson) -> dict[str, Path]:
-    """Writes the rows of a lesson: `train`, `held-out` and, where there are media, `exchanged`."""
-    parts = {
-        name: [question for question in lesson(folder, name, count) if question.answer in OTHER]
-        for name, count in (('train', TRAINED), ('held-out', HELD_OUT))
-    }
+def write_lesson(folder: Path, lesson: Lesson) -> list[Path]:
+    """Writes the rows of a lesson into files: `train`, `held-out` and, where there are media, `exchanged`."""
+    parts = {name: lesson(folder, name, count) for name, count in (('train', TRAINED), ('held-out', HELD_OUT))}
     if parts['train'][0].media:
         parts['exchanged'] = with_media_of_the_other(parts['held-out'])
-    return {name: _write(folder / f'{name}.jsonl', asked) for name, asked in parts.items()}
+    return [_write(folder / f'{name}.jsonl', asked) for name, asked in parts.items()]
 
 
 def with_media_of_the_other(asked: Sequence[Question]) -> list[Question]:
-    """The questions, each with the media of one that has the other answer."""
-    media = {question.answer: question.media for question in asked}
-    return [replace(question, media=media[OTHER[question.answer]]) for question in asked]
+    """The questions, each with the media of one that has the other answer; all media are used."""
+    media = {word: iter([question.media for question in asked if question.answer == word]) for word in OTHER}
+    return [replace(question, media=next(media[OTHER[question.answer]])) for question in asked]
 
 
 def _write(path: Path, asked: Sequence[Question]) -> Path:
