@@ -189,11 +189,11 @@ def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
         found = {'first': asked()[0]}
         found['again'], run = asked()
         found['with larger batches'] = asked(per_device_train_batch_size=4)[0]
-        known = run.rows[0].responses[0].reference
+        known = run.rows[0].responses[0].known['reference']
         for file in cache.glob('*/*.safetensors'):
             file.write_bytes(file.read_bytes()[:-4])
         found['broken'], mended = asked()
-        torch.testing.assert_close(mended.rows[0].responses[0].reference, known)
+        torch.testing.assert_close(mended.rows[0].responses[0].known['reference'], known)
         found['mended'] = asked()[0]
         found['other model'] = asked(reference_model_name_or_path=other)[0]
         found['other precision'] = asked(reference_dtype='bf16')[0]

@@ -23,7 +23,7 @@ from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.models.any_model import AnyModelForScore
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies import attention
-from align_anything.trainers.base import scoring
+from align_anything.trainers.base import reward_model
 from align_anything.trainers.base.scoring import (
     OBEYED,
     check_obeyed,
@@ -134,14 +134,14 @@ def test_single_answers_have_no_pairs_and_a_wrong_layout_falls_back(
     monkeypatch.setattr(attention, 'segment_attention', only_in_rows(causal_over_the_row))
 
     def before(rank: int) -> None:
-        inner = scoring.checked
+        inner = reward_model.checked
 
         def watched(module: Any, *given: Any) -> Any:
             collator = inner(module, *given)
             (tmp_path / 'force').write_text(f'{collator.layout} {module.model.config._attn_implementation}')
             return collator
 
-        scoring.checked = watched
+        reward_model.checked = watched
 
     succeed(argv(tmp_path / 'out', rewards, file, 'Instruction'), before=before, algorithm=RMScore)
     assert (tmp_path / 'force').read_text() == 'padded sdpa'

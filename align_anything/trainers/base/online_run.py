@@ -20,12 +20,13 @@ from align_anything.engines.whole import whole_weights
 from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.hf import HFRollouts
-from align_anything.trainers.base.assembly import DTYPES, Assembled, assemble, precision_of
+from align_anything.trainers.base.assembly import DTYPES, Assembled, assemble, choose_layout, precision_of
 from align_anything.trainers.base.data import loader_in_order, names_of, training_sampler
 from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import reference_scorer
-from align_anything.trainers.base.rewarding import make_rewards
+from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
+from align_anything.trainers.base.rewarding import MODEL, Reward, make_rewards
 from align_anything.trainers.base.run import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.base.slices import Slices
 
@@ -34,8 +35,12 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models: Any = cfgs.model_cfgs
-    rewards = make_rewards(cfgs, None)
+    source = models.reward_model_name_or_path
+    if source is not None:
+        require_head(source)
+    rewards = make_rewards(cfgs)
     run = begin(pair, resolved)
+    judged_by = None if source is None else spec_of_reward_model(cfgs, source, pair)
     dataset, held_out = run.datasets(room=models.max_new_tokens)
     rows = (algorithm.per_device_prompt_batch_size, 1)
     sampler = training_sampler(run.sources.training, dataset, run.spec, cfgs, rows=rows)
@@ -50,6 +55,9 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     if algorithm.refers:
         reference = reference_scorer(cfgs, algorithm, run.spec, policy, models.temperature)
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
+    if source is not None:
+        judge = _judge(cfgs, source, judged_by, algorithm, pair)
+        rewards.append(Reward(MODEL, cfgs.reward_cfgs.reward_model_weight, judge))
     slices = Slices(resolved, run.output_dir, trained, run.spec)
     start(run, slices, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
@@ -96,6 +104,11 @@ def _critic(role: str, cfgs: RunCfgs, algorithm: Online, run: Begun, steps: int)
     own = cfgs.model_copy(update={'train_cfgs': train.model_copy(update=changed)})
     critic = Critic(role=role, clip_range_value=train.clip_range_value)
     return assemble(own, critic, run.spec, run.pair, run.layout, steps), critic
+
+
+def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
+    engine, collator = open_scorer(cfgs, spec, source, pair, choose_layout(cfgs, spec, algorithm))
+    return ModelJudge(source, spec, engine, collator, cfgs.train_cfgs.per_device_train_batch_size)
 
 
 def _rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> HFRollouts:

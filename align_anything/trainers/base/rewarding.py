@@ -16,6 +16,7 @@ from align_anything.rewards.base import Completion, call_reward, check_options, 
 from align_anything.rewards.remote import RemoteReward
 from align_anything.rollouts.base import Response
 
+SERVICE, MODEL = 'service', 'model'
 Judge = Callable[[Sequence[Completion]], list[float]]
 
 
@@ -34,29 +35,27 @@ class Reward:
     judge: Judge
 
 
-def make_rewards(cfgs: RunCfgs, model: Judge | None) -> list[Reward]:
-    """Everything that rewards the responses of a run; `model` is its reward model, if there is one.
+def make_rewards(cfgs: RunCfgs) -> list[Reward]:
+    """Everything that rewards the responses of a run but a model, which is loaded later.
 
-    Raises SettingsError when nothing does.
+    Raises SettingsError when nothing does, or two go by one name.
     """
     models: Any = cfgs.model_cfgs
     rewards = function_rewards(cfgs)
     if models.remote_rm_url is not None:
         service = RemoteReward(models.remote_rm_url, models.remote_rm_timeout, models.remote_rm_retry_times)
-        rewards.append(Reward('service', cfgs.reward_cfgs.remote_rm_weight, service))
-    if model is not None:
-        rewards.append(Reward('model', cfgs.reward_cfgs.reward_model_weight, model))
-    if not rewards:
+        rewards.append(Reward(SERVICE, cfgs.reward_cfgs.remote_rm_weight, service))
+    names = [*(reward.name for reward in rewards), *([MODEL] if models.reward_model_name_or_path else [])]
+    if not names:
         raise SettingsError(
             [
                 'nothing rewards the responses: give model_cfgs.reward_model_name_or_path, '
                 f'model_cfgs.remote_rm_url, or reward_cfgs.reward_functions ({", ".join(reward_names())}).'
             ]
         )
-    names = [reward.name for reward in rewards]
-    twice = {name for name in names if names.count(name) > 1}
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise SettingsError([f'reward_cfgs.reward_functions: {", ".join(sorted(twice))} is there more than once.'])
+        raise SettingsError([f'reward_cfgs.reward_functions: more than one goes by the name {", ".join(twice)}.'])
     return rewards
 
 

@@ -18,24 +18,14 @@ from align_anything.core.logging import get_logger
 from align_anything.core.types import Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.skips import SkipReport
-from align_anything.engines.frozen import FrozenEngine
-from align_anything.engines.process_group import device_of_rank, join_process_group
-from align_anything.models.adapter import find_adapter
-from align_anything.models.checkpoint import stored_tensor
+from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
-from align_anything.models.score import SCORE_HEAD
-from align_anything.policies.score_policy import ScorePolicy
 from align_anything.trainers.base.assembly import (
-    DTYPES,
-    checked,
     choose_layout,
-    engine_config,
-    make_collator,
-    precision_of,
 )
 from align_anything.trainers.base.data import loader_in_order, make_dataset, open_run
-from align_anything.trainers.base.loading import load_frozen
 from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.base.reward_model import open_scorer, require_head
 from align_anything.trainers.base.run import make_folders
 
 logger = get_logger(__name__)
@@ -96,19 +86,6 @@ def score(pair: Pair, resolved: Resolved) -> None:
     if is_main():
         write_scores(output_dir, in_order(records, dataset))
         logger.info('scores: %s', output_dir / SCORES_FILE)
-
-
-def require_head(source: str) -> None:
-    """Raises ModelError for a checkpoint, or an adapter, that has no score head; a new one would score at random."""
-    adapter = find_adapter(source)
-    if adapter is not None and SCORE_HEAD in (adapter.settings.get('modules_to_save') or ()):
-        return
-    model = source if adapter is None else adapter.require_base()
-    if stored_tensor(model, f'{SCORE_HEAD}.weight') is None:
-        raise ModelError(
-            f'{source} has no score head ({SCORE_HEAD}.weight), so it is no reward model: train one with rm or '
-            'cost_model.'
-        )
 
 
 def in_order(records: list[Record], dataset: ExampleDataset) -> list[Record]:
@@ -185,11 +162,7 @@ def _scored(
 ) -> tuple[list[Record], list[Skipped]]:
     """The record of every row that can be used, and the others, on every rank."""
     layout = choose_layout(cfgs, spec, resolved.algorithm)
-    source, config, dtype = cfgs.model_cfgs.model_name_or_path, engine_config(cfgs)[0], DTYPES[precision_of(cfgs)]
-    model = load_frozen(cfgs, spec, source, layout, dtype=dtype, config=config, is_reward_model=True)
-    policy = ScorePolicy(model, dtype=dtype)
-    engine = FrozenEngine(policy, config, device_of_rank())
-    collator = checked(engine.module, engine.device, policy, make_collator(cfgs, spec, pair, layout), spec, pair)
+    engine, collator = open_scorer(cfgs, spec, cfgs.model_cfgs.model_name_or_path, pair, layout)
     records: list[Record] = []
     skipped: list[Skipped] = []
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size

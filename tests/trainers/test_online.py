@@ -1,0 +1,213 @@
+"""Online runs: what rewards them, what they tell, what they refuse, and that a killed one goes on as if nothing was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.cli.leaves import find_run
+from align_anything.rollouts.hf import HFRollouts
+from align_anything.trainers.base.online import OnlineLoop, repetition
+from tests.trainers.runs import die, lines, run, sft, text_rows, weights, write_rows
+from tests.trainers.test_resume import assert_same
+from tests.trainers.test_scoring import plain, turns, with_head
+
+ROWS = 14
+REWARDS = """
+def brief(completions, *, longest: int = 20):
+    return [float(item.finished) - item.length / longest for item in completions]
+
+def varied(completions):
+    return [float(len(item.response) % 5) for item in completions]
+
+def broken(completions):
+    return [float('nan') for _ in completions]
+"""
+
+Tiny = Callable[..., Path]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts, one of which is longer than what leaves room for a response, and reward functions."""
+    folder = tmp_path_factory.mktemp('online')
+    rows = text_rows(ROWS)
+    rows[5]['instruction'] = 'sun ' * 120
+    write_rows(folder / 'rows.jsonl', rows)
+    write_rows(folder / 'held-out.jsonl', text_rows(5, seed=1))
+    (folder / 'rewards.py').write_text(REWARDS)
+    return folder
+
+
+def argv(folder: Path, output: Path, model: Path, *more: str, **changes: Any) -> list[str]:
+    """2 prompts x 3 responses a rank and rollout; 2 passes of 2 micro-batches of 4 and 2, each its own step."""
+    settings = {
+        'num_generations': 3,
+        'per_device_prompt_batch_size': 2,
+        'per_device_train_batch_size': 4,
+        'update_iters': 2,
+        'max_new_tokens': 6,
+        'reward_functions': f'[{folder}/rewards.py:brief]',
+        'max_skipped_ratio': 0.5,
+        'max_steps': 12,
+        'eval_datasets': folder / 'held-out.jsonl',
+        'eval_template': 'Instruction',
+        'per_device_eval_batch_size': 2,
+        'eval_strategy': 'steps',
+        'eval_interval': 8,
+        'ds_cfgs': 'ds_z2_config.json',
+        'num_workers': 1,
+        **changes,
+    }
+    return sft(output, model, folder / 'rows.jsonl', *more, **settings)
+
+
+def named(name: str) -> type[Algorithm]:
+    return find_run('text_to_text', name)[1]
+
+
+def metrics_of(output: Path) -> list[dict[str, Any]]:
+    return [record for record in lines(output / 'metrics.jsonl') if 'train/reward' in record]
+
+
+def test_a_run_tells_what_was_drawn_and_what_it_was_worth(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    ended = run(argv(folder, tmp_path, tiny('qwen2'), log_completions=2, num_workers=0), 2, algorithm=named('grpo'))
+    assert [item.code for item in ended] == [0, 0], ended[0].output
+    records = metrics_of(tmp_path)
+    # 14 prompts, one skipped, 4 a rollout: an epoch has four rollouts, of four steps each.
+    assert [record['step'] for record in records] == [4, 8, 12]
+    assert records[-1]['train/skipped'] == 1 and 'leave room for max_new_tokens' in str(
+        lines(tmp_path / 'skipped_samples.jsonl')
+    )
+    for record in records:
+        assert record['train/rollout_drift'] < 1e-5
+        assert record['train/response_length'] <= 6 and 0 <= record['train/truncated'] <= 1
+        # brief: 1 for an end, less a twentieth for each token.
+        expected = 1 - record['train/truncated'] - record['train/response_length'] / 20
+        assert record['train/reward'] == pytest.approx(expected, abs=1e-5)
+    written = lines(tmp_path / 'completions.jsonl')
+    assert {record['step'] for record in written} == {8} and {*written[0]['rewards']} == {'brief'}
+    (evaluated,) = (record for record in lines(tmp_path / 'metrics.jsonl') if 'eval/reward' in record)
+    assert evaluated['step'] == 8
+    timings = lines(tmp_path / 'timings.jsonl')[-1]
+    assert all(timings[f'train/seconds/{name}'] > 0 for name in ('generation', 'reward', 'scoring', 'update'))
+
+
+@pytest.mark.parametrize('family', ['qwen2', 'llama'])
+def test_a_reward_model_reads_conversations_in_its_own_template(
+    folder: Path, tiny: Tiny, tmp_path: Path, family: str
+) -> None:
+    """What it gave is what transformers' classifier gives to prompt and response."""
+    judge = tmp_path / 'judge'
+    judge.mkdir()
+    with_head(tiny(family), judge)
+    changes = {'max_steps': 4, 'log_completions': 1, 'eval_strategy': 'no', 'reward_functions': '[]'}
+    ended = run(
+        argv(folder, tmp_path / 'out', tiny('qwen2'), reward_model_name_or_path=judge, **changes),
+        algorithm=named('rloo'),
+    )
+    assert ended[0].code == 0, ended[0].output
+    rows = {row['instruction']: row for row in text_rows(ROWS)}
+    drawn = lines(tmp_path / 'out' / 'completions.jsonl')
+    assert drawn
+    from align_anything.models.pretrained_model import load_spec
+
+    spec = load_spec(tiny('qwen2'))
+    for record in drawn:
+        (asked,) = (text for text in rows if f'\n{text}<' in record['prompt'])
+        ids = spec.tokenizer(record['response'], add_special_tokens=False).input_ids
+        (expected,) = plain(judge, [turns(asked, spec.tokenizer.decode(ids, skip_special_tokens=True))])
+        assert record['rewards']['model'] == pytest.approx(expected, abs=1e-4)
+
+
+def dies_in(what: str, step: int) -> Callable[[int], None]:
+    """Rank 1 is killed when it draws after `step` optimizer steps, or in the second update that follows them."""
+
+    def before(rank: int) -> None:
+        owner, name = {'rollout': (HFRollouts, '_generate'), 'update': (OnlineLoop, '_updated')}[what]
+        inner = getattr(owner, name)
+
+        def watched(self, *given):
+            # An evaluation draws one response to each prompt.
+            now = (
+                self.version == step and given[1].responses > 1 if what == 'rollout' else self.progress.step == step + 1
+            )
+            if now and rank == 1:
+                die()
+            return inner(self, *given)
+
+        setattr(owner, name, watched)
+
+    return before
+
+
+@pytest.mark.parametrize(
+    ('what', 'name', 'stage'), [('rollout', 'ppo', 3), ('update', 'ppo', 2), ('update', 'grpo', 0)]
+)
+def test_killed_in_rollout_and_in_update(
+    folder: Path, tiny: Tiny, tmp_path: Path, what: str, name: str, stage: int
+) -> None:
+    changes = {
+        'ds_cfgs': f'ds_z{stage}_config.json',
+        'save_interval': 4,
+        'save_total_limit': 2,
+        'normalize_reward': True,
+        **({'critic_lr': 1e-2} if name == 'ppo' else {}),
+    }
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    ended = run(argv(folder, whole, tiny('qwen2'), **{**changes, 'save_total_limit': 0}), 2, algorithm=named(name))
+    assert [item.code for item in ended] == [0, 0], ended[0].output
+    run(argv(folder, broken, tiny('qwen2'), **changes), 2, algorithm=named(name), before=dies_in(what, 8))
+    assert (broken / 'slice_8').is_dir() and not (broken / 'slice_end').exists()
+    ended = run(argv(folder, broken, tiny('qwen2'), '--resume', 'auto', **changes), 2, algorithm=named(name))
+    assert [item.code for item in ended] == [0, 0], ended[0].output
+    assert 'after step 8 of 12' in ended[0].output
+    assert_same(whole, broken)
+
+
+def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0.0, 'max_steps': 4, 'eval_strategy': 'no'}
+    changes['reward_functions'] = f'[{folder}/rewards.py:varied]'
+    ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), algorithm=named('grpo'))
+    assert ended[0].code == 0 and 'the model without the adapter' in ended[0].output
+    (record,) = metrics_of(tmp_path)
+    assert record['train/kl'] > 0 and weights(tmp_path / 'slice_end')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'reward_functions': '[]'}, 'nothing rewards the responses'),
+        ({'reward_functions': '[exact_macth]'}, "Did you mean 'exact_match'"),
+        ({'reward_functions': '[format]', 'reward_weights': '[1, 2]'}, '2 numbers for 1 reward_functions'),
+        ({'reward_functions': '[format]', 'reward_kwargs': '{regex: {pattern: x}}'}, 'not among the reward_functions'),
+        ({'num_generations': 1}, 'num_generations'),
+        ({'loss_aggregation': 'sequence-mean-token-sum-norm'}, 'constant_length'),
+        ({'reward_model_name_or_path': 'the policy'}, 'no score head'),
+        ({'max_new_tokens': 500}, 'leave room'),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    folder: Path, tiny: Tiny, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    model = tiny('qwen2')
+    changes = {key: model if value == 'the policy' else value for key, value in changes.items()}
+    (ended,) = run(argv(folder, tmp_path, model, **changes), algorithm=named('grpo'))
+    assert ended.code == 2 and message in ended.output, ended.output
+
+
+def test_a_reward_that_is_no_number_ends_the_run_and_names_the_row(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    (ended,) = run(
+        argv(folder, tmp_path, tiny('qwen2'), reward_functions=f'[{folder}/rewards.py:broken]'), algorithm=named('grpo')
+    )
+    assert ended.code == 2 and 'rows.jsonl:' in ended.output and 'nan' in ended.output
+
+
+def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
+    assert repetition([1, 2, 3]) == 0
+    assert repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert repetition([7] * 8) == pytest.approx(4 / 5)
