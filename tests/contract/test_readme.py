@@ -39,7 +39,7 @@ def rows(heading: str) -> list[list[str]]:
 
 def test_pairs_and_algorithms() -> None:
     head = re.search(r'\| modality pair \|(.*)\|\n', README).group(1)
-    names = [name.strip().lower().replace(' ', '_') for name in head.split('|')]
+    names = [name.strip().lower().replace(' ', '_').replace('+', '_plus') for name in head.split('|')]
     said = {
         pair: [name for name, mark in zip(names, marks, strict=True) if mark] for pair, *marks in rows('What works')
     }
