@@ -35,8 +35,8 @@ TAUGHT = {
 }
 JUDGES = {
     **dict.fromkeys(('text_to_text', 'text_image_to_text'), {'max_steps': 48, 'learning_rate': 3e-3}),
-    **dict.fromkeys(('text_audio_to_text', 'any_to_text'), {'max_steps': 56, 'learning_rate': 5e-3}),
-    'text_video_to_text': {'max_steps': 80, 'learning_rate': 5e-3},
+    **dict.fromkeys(('text_audio_to_text', 'text_video_to_text'), {'max_steps': 56, 'learning_rate': 5e-3}),
+    'any_to_text': {'max_steps': 72, 'learning_rate': 5e-3},
 }
 """What reward and cost models take, by pair."""
 TRAINED: dict[str, dict[str, Any]] = {
@@ -49,9 +49,9 @@ TRAINED: dict[str, dict[str, Any]] = {
     'dpo': {'max_steps': 16},
     # With equal weights bad answers fall faster than good ones rise, and both may end below the divergence.
     'kto': {'max_steps': 16, 'scale_better': 2},
-    'orpo': {'max_steps': 32},
+    'orpo': {'max_steps': 48},
     'simpo': {'max_steps': 32},
-    'cpo': {'max_steps': 32},
+    'cpo': {'max_steps': 48},
 }
 ACCURACY, MARGIN = 0.9, 0.1
 
