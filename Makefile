@@ -15,6 +15,8 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export UV_HTTP_TIMEOUT ?= 600
+# Without compiled modules a process takes twice as long to import torch and its company, and there are many processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test bench lint format docs clean
 .DEFAULT_GOAL := install
