@@ -15,11 +15,8 @@ from align_anything.losses.dpo import DPO_LOSSES, Constants, Ratios
 LossType = Literal[tuple(DPO_LOSSES)]
 
 
-@ALGORITHMS.register('dpo')
-class DPO(PairAlgorithm, Referring):
+class DPOLosses(PairAlgorithm):
     """Pair mean of one loss, or of several with weights, plus an optional likelihood term on chosen responses."""
-
-    name: ClassVar[str] = 'dpo'
 
     scale_coeff: PositiveFloat = Field(
         0.1,
@@ -45,7 +42,7 @@ class DPO(PairAlgorithm, Referring):
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode='after')
-    def _fits_together(self) -> DPO:
+    def _fits_together(self) -> DPOLosses:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             raise ValueError(
                 f'loss_weights has {len(self.loss_weights)} entries for {len(self.loss_type)} losses in loss_type'
@@ -61,3 +58,10 @@ class DPO(PairAlgorithm, Referring):
             weight * DPO_LOSSES[name](ratios, constants) for name, weight in zip(self.loss_type, weights, strict=True)
         )
         return losses, self.scale_coeff * ratios.chosen, self.scale_coeff * ratios.rejected
+
+
+@ALGORITHMS.register('dpo')
+class DPO(DPOLosses, Referring):
+    """Learns from pairs that there are."""
+
+    name: ClassVar[str] = 'dpo'

@@ -8,7 +8,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.online import Experience, KLEstimator, Online, ReduceSum
+from align_anything.algorithms.online import Experience, KLEstimator, ReduceSum, State
+from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.referring import Reference
 from align_anything.losses.advantages import group_relative
 from align_anything.losses.aggregation import Aggregation
@@ -17,7 +18,7 @@ from align_anything.losses.policy_gradient import cispo_loss
 
 
 @ALGORITHMS.register('grpo')
-class GRPO(Online, Reference):
+class GRPO(PolicyGradient, Reference):
     """GRPO (Shao et al., 2024, arXiv:2402.03300), and by its settings Dr. GRPO, DAPO, GSPO and CISPO.
 
     - Dr. GRPO: `scale_rewards: none`, `loss_aggregation: sequence-mean-token-sum-norm`, `beta: 0`.
@@ -47,7 +48,7 @@ class GRPO(Online, Reference):
     def kl_in_loss(self) -> tuple[float, str]:
         return self.beta, self.kl_estimator
 
-    def advantages(self, experience: Experience, reduce_sum: ReduceSum) -> dict[str, Tensor]:
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         scores = experience.scores
         _, variance = mean_and_variance(reduce_sum(moments(scores, scores.new_ones(len(scores)))))
         advantages = group_relative(scores, experience.groups, scale=self.scale_rewards, batch_std=variance.sqrt())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align_anything.algorithms.online import Experience, KLEstimator, Online
+from align_anything.algorithms.online import Experience, KLEstimator
+from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.referring import Reference
 from align_anything.losses.advantages import token_rewards
 from align_anything.losses.kl import KL_ESTIMATORS
 
 
-class KLReward(Online, Reference):
+class KLReward(PolicyGradient, Reference):
     """Base of the algorithms whose reward pays for every token that the reference would not have drawn."""
 
     kl_coeff: NonNegativeFloat = Field(

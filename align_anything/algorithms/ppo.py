@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import KLReward
-from align_anything.algorithms.online import Experience, ReduceSum
+from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.reinforce_plus_plus import whitened
+from align_anything.configs.online import MORE_GROUPS, CriticModelCfgs
+from align_anything.configs.schema import Cfgs
 from align_anything.losses.advantages import gae
 
 
@@ -23,6 +26,7 @@ class PPO(KLReward):
 
     name: ClassVar[str] = 'ppo'
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic')
+    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**MORE_GROUPS, 'model_cfgs': CriticModelCfgs}
 
     gamma: float = Field(1.0, gt=0, le=1, description='Discount of a reward for each token that it lies ahead.')
     gae_lambda: float = Field(
@@ -41,13 +45,14 @@ class PPO(KLReward):
     )
     critic_weight_decay: NonNegativeFloat = Field(0.0, description='Decoupled weight decay of the critic.')
 
-    def advantages(self, experience: Experience, reduce_sum: ReduceSum) -> dict[str, Tensor]:
-        advantages, returns = gae(
-            experience.values['reward_critic'],
-            self.token_rewards(experience),
-            experience.segments,
-            gamma=self.gamma,
-            lam=self.gae_lambda,
-        )
-        kept = whitened(advantages, reduce_sum) if self.whiten_advantages else advantages
-        return {'advantage': kept, 'returns/reward_critic': returns}
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
+        advantages, returns = self.estimated(experience, 'reward_critic', self.token_rewards(experience))
+        return {'advantage': self.brought_to_scale(advantages, reduce_sum), 'returns/reward_critic': returns}
+
+    def estimated(self, experience: Experience, critic: str, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages and returns of each token, `(N,)`, by what a critic expects and what came, `(N,)`."""
+        return gae(experience.values[critic], rewards, experience.segments, gamma=self.gamma, lam=self.gae_lambda)
+
+    def brought_to_scale(self, advantages: Tensor, reduce_sum: ReduceSum) -> Tensor:
+        """The advantages, `(N,)`, whitened if the settings ask for it."""
+        return whitened(advantages, reduce_sum) if self.whiten_advantages else advantages

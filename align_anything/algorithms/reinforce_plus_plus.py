@@ -9,7 +9,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import KLReward
-from align_anything.algorithms.online import Experience, ReduceSum
+from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.losses.advantages import discounted_sums
 from align_anything.losses.moments import mean_and_variance, moments, whiten
 
@@ -22,7 +22,7 @@ class ReinforcePlusPlus(KLReward):
 
     gamma: float = Field(1.0, gt=0, le=1, description='Discount of a reward for each token that it lies ahead.')
 
-    def advantages(self, experience: Experience, reduce_sum: ReduceSum) -> dict[str, Tensor]:
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         returns = discounted_sums(self.token_rewards(experience), experience.segments, self.gamma)
         return {'advantage': whitened(returns, reduce_sum)}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import KLReward
-from align_anything.algorithms.online import Experience, ReduceSum
+from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.losses.advantages import rloo
 from align_anything.losses.responses import response_sums
 
@@ -25,7 +25,7 @@ class RLOO(KLReward):
 
     num_generations: PositiveInt = Field(4, ge=2, description='Responses to each prompt, which are its group.')
 
-    def advantages(self, experience: Experience, reduce_sum: ReduceSum) -> dict[str, Tensor]:
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         penalties = response_sums(self.kl_of(experience), experience.segments, len(experience.scores))
         advantages = rloo(experience.scores - self.kl_coeff * penalties, experience.groups)
         return {'advantage': advantages[experience.segments]}

@@ -40,6 +40,25 @@ class OnlineModelCfgs(Cfgs):
     remote_rm_retry_times: int = Field(3, ge=0, description='How often a request that failed is sent again.')
 
 
+class CriticModelCfgs(OnlineModelCfgs):
+    """The same, with a critic."""
+
+    reward_critic_model_name_or_path: str | None = Field(
+        None, description='What the critic starts from, such as the reward model; null is what the policy starts from.'
+    )
+
+
+class SafeModelCfgs(CriticModelCfgs):
+    """The same, with what costs and its critic."""
+
+    cost_model_name_or_path: str | None = Field(
+        None, description='Cost model, as cost_model saves it: above 0 for harm. Required.'
+    )
+    cost_critic_model_name_or_path: str | None = Field(
+        None, description='What the critic of costs starts from, such as the cost model; null is as for the other.'
+    )
+
+
 class RewardCfgs(Cfgs):
     """What rewards a response: the weighted sum of what a model, a service and functions say."""
 

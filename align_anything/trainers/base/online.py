@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, is_main, rank
 from align_anything.core.types import Batch, Example, Scored
 from align_anything.datasets.prompts import Prompts
@@ -29,7 +30,8 @@ from align_anything.trainers.base.experience import complete, cut, joined, recor
 from align_anything.trainers.base.loop import Loop, Window, listed
 from align_anything.trainers.base.metrics import peak_memory
 from align_anything.trainers.base.progress import rank_seed
-from align_anything.trainers.base.rewarding import Reward, completions_of
+from align_anything.trainers.base.reference import untrained
+from align_anything.trainers.base.rewarding import COST, Reward, completions_of
 
 COMPLETIONS_FILE = 'completions.jsonl'
 EVALUATION_SEED = 0
@@ -82,13 +84,13 @@ class OnlineLoop(Loop):
         drawn = self._drawn(
             examples, self._sampling(self.cfgs.train_cfgs.seed + before, self.algorithm.num_generations)
         )
-        self._learn_from(drawn)
+        trained = self._learn_from(drawn)
         with self._clock('update'):
-            results, values = self._update(drawn)
+            results, values = self._update(trained)
         took = window.waited + time.perf_counter() - started
         self.console.advance(self.progress.step)
         if self.progress.step // self.cfgs.logger_cfgs.log_interval > before // self.cfgs.logger_cfgs.log_interval:
-            self._report(drawn, results, values, took, window.waited)
+            self._report(drawn, trained, results, values, took, window.waited)
         return self._stepped(before, bool(stop))
 
     def evaluate(self) -> None:
@@ -149,11 +151,11 @@ class OnlineLoop(Loop):
             responses = self.rollouts.generate(examples, sampling)
         with self._clock('reward'):
             completions = completions_of(examples, responses, self._text)
+            # Also by a rank that has nothing to reward: models are asked by all ranks together.
             rewards = {
-                reward.name: torch.tensor(reward.judge(completions) if completions else [], dtype=torch.float32)
-                for reward in self.rewards
+                reward.name: torch.tensor(reward.judge(completions), dtype=torch.float32) for reward in self.rewards
             }
-        scores = sum(reward.weight * rewards[reward.name] for reward in self.rewards)
+        scores = sum(reward.weight * rewards[reward.name] for reward in self.rewards if reward.name != COST)
         return Drawn(complete(examples, responses), responses, rewards, torch.as_tensor(scores))
 
     def _text(self, ids: Tensor) -> str:
@@ -176,46 +178,56 @@ class OnlineLoop(Loop):
             )
         return scores
 
-    def _learn_from(self, drawn: Drawn) -> None:
-        """Gives every token what the losses will read of it."""
+    def _learn_from(self, drawn: Drawn) -> list[Example]:
+        """Returns what is trained on of a rollout, with what the losses will read of every token."""
+        shaped = self._shaped(drawn).split([len(responses) for responses in drawn.responses])
+        kept = self.algorithm.kept(shaped)
+        examples = [
+            replace(example, responses=[example.responses[number] for number in numbers])
+            for example, numbers in zip(drawn.examples, kept, strict=True)
+        ]
         with self._clock('scoring'):
-            micro_batches = self._cut(drawn.examples)
+            micro_batches = self._cut(examples)
             collator, engine = self.policy.collator, self.policy.engine
-            record('old', self._untrained(engine), collator, micro_batches, engine.device)
+            record('old', untrained(engine), collator, micro_batches, engine.device)
             if self.reference is not None:
                 record('reference', self.reference, collator, micro_batches, engine.device)
             for role, (critic, _) in self.critics.items():
                 record(
                     f'values/{role}',
-                    self._untrained(critic.engine),
+                    untrained(critic.engine),
                     critic.collator,
                     micro_batches,
                     critic.engine.device,
                 )
-        examples, responses = drawn.examples, drawn.all_responses
+        places = [(place, number) for place, numbers in enumerate(kept) for number in numbers]
+        responses = [drawn.responses[place][number] for place, number in places]
         lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.long)
+        costs = drawn.rewards.get(COST, torch.zeros(0))
         experience = Experience(
-            scores=self._shaped(drawn),
-            groups=torch.tensor(
-                [number for number, example in enumerate(examples) for _ in example.responses], dtype=torch.long
-            ),
+            scores=torch.tensor([float(shaped[place][number]) for place, number in places]),
+            groups=torch.tensor([place for place, _ in places], dtype=torch.long),
             finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
             segments=torch.arange(len(responses)).repeat_interleave(lengths),
             logprobs=joined(examples, 'old'),
             reference=None if self.reference is None else joined(examples, 'reference'),
             values={role: joined(examples, f'values/{role}') for role in self.critics},
+            costs=costs,
+            all_costs=[cost for part in all_gather_object(costs.tolist()) for cost in part],
         )
-        for name, values in self.algorithm.advantages(experience, self._reduce).items():
+        state = self.progress.state.setdefault('algorithm', {})
+        for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
             spread(examples, name, values)
+        return examples
 
-    def _update(self, drawn: Drawn) -> tuple[list[WindowResult], dict[str, list[WindowResult]]]:
+    def _update(self, trained: list[Example]) -> tuple[list[WindowResult], dict[str, list[WindowResult]]]:
         train = self.cfgs.train_cfgs
         results: list[WindowResult] = []
         values: dict[str, list[WindowResult]] = {role: [] for role in self.critics}
         for iteration in range(self.algorithm.update_iters):
             # Every rank shuffles its own responses, the same way when the run is resumed.
             order = random.Random(f'{train.seed} {self.progress.step} {iteration} {rank()}')
-            examples = order.sample(drawn.examples, len(drawn.examples))
+            examples = order.sample(trained, len(trained))
             micro_batches = self._cut(examples)
             for start in range(0, len(micro_batches), train.gradient_accumulation_steps):
                 if self.progress.step == self.steps:
@@ -231,19 +243,15 @@ class OnlineLoop(Loop):
 
     def _updated(self, trained: Assembled, algorithm: Any, part: list[list[Example]]) -> WindowResult:
         batches = [trained.collator(examples) for examples in part]
-        counted = {key: float(sum(batch.stats[key] for batch in batches)) for key in ('tokens', 'padding')}
-        result = trained.engine.train_window(batches, algorithm, extras=counted)
+        roles = {'reference': _known_reference} if 'reference' in algorithm.roles else {}
+        result = trained.engine.train_window(batches, algorithm, roles)
         if not result.applied and any(result.counts.values()):
             self._nonfinite(batches, result)
         return result
 
     def _cut(self, examples: list[Example]) -> list[list[Example]]:
-        return cut(examples, self.cfgs.train_cfgs.per_device_train_batch_size, micro_batches_of(self.cfgs))
-
-    def _untrained(self, engine: Any) -> Callable[[Batch], Scored]:
-        from align_anything.trainers.base.reference import untrained
-
-        return untrained(engine)
+        number = micro_batches_of(self.cfgs, self.algorithm)
+        return cut(examples, self.cfgs.train_cfgs.per_device_train_batch_size, number)
 
     # What is told
 
@@ -267,6 +275,7 @@ class OnlineLoop(Loop):
     def _report(
         self,
         drawn: Drawn,
+        trained: list[Example],
         results: list[WindowResult],
         values: Mapping[str, list[WindowResult]],
         took: float,
@@ -276,8 +285,7 @@ class OnlineLoop(Loop):
         summary = self._summary(drawn)
         scores = moments(drawn.scores, torch.ones(len(drawn.scores)))
         drift = [
-            float((response.known['old'] - response.known['rollout']).abs().sum())
-            for response in responses_of(drawn.examples)
+            float((response.known['old'] - response.known['rollout']).abs().sum()) for response in responses_of(trained)
         ]
         local = [float(len(drawn.scores)), sum(drift), *(float(numbers.sum()) for numbers in summary.values())]
         count, drifted, *sums = self._sum(local)
@@ -299,6 +307,7 @@ class OnlineLoop(Loop):
             terms = combined(parts, self.critics[role][1]).terms
             metrics |= {f'{role}/value_loss': terms['value_loss'], f'{role}/return': terms['returns']}
             metrics[f'{role}/explained_variance'] = explained_variance(terms)
+        metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
         if self.progress.nonfinite:
             metrics['nonfinite_steps'] = float(self.progress.nonfinite)
         timings = {
@@ -309,10 +318,10 @@ class OnlineLoop(Loop):
             'peak_memory': float(peak_memory()),
         }
         self.writer.log(step, metrics, timings=timings)
-        shown = ('reward', 'response_length', 'policy_loss', *(('kl',) if 'kl' in metrics else ()), 'entropy')
+        shown = ('reward', 'response_length', 'loss', *(name for name in ('kl', 'entropy') if name in metrics))
         self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': tokens / took})
         every = self.cfgs.logger_cfgs.log_completions
-        if is_main() and every is not None and step // steps_of_rollout(self.cfgs) % every == 0:
+        if is_main() and every is not None and step // steps_of_rollout(self.cfgs, self.algorithm) % every == 0:
             self._write_completions(drawn)
 
     def _write_completions(self, drawn: Drawn) -> None:
@@ -346,15 +355,20 @@ class OnlineLoop(Loop):
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
-def micro_batches_of(cfgs: Any) -> int:
+def micro_batches_of(cfgs: RunCfgs, algorithm: Online) -> int:
     """Micro-batches of a device in one pass over a rollout, as many on each."""
-    train = cfgs.train_cfgs
-    return -(-train.per_device_prompt_batch_size * train.num_generations // train.per_device_train_batch_size)
+    responses = algorithm.per_device_prompt_batch_size * algorithm.trained_responses
+    return -(-responses // cfgs.train_cfgs.per_device_train_batch_size)
 
 
-def steps_of_rollout(cfgs: Any) -> int:
+def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
     """Optimizer steps that follow one rollout."""
-    return cfgs.train_cfgs.update_iters * -(-micro_batches_of(cfgs) // cfgs.train_cfgs.gradient_accumulation_steps)
+    windows = -(-micro_batches_of(cfgs, algorithm) // cfgs.train_cfgs.gradient_accumulation_steps)
+    return algorithm.update_iters * windows
+
+
+def _known_reference(batch: Batch) -> Scored:
+    return Scored(batch.numbers('reference'))
 
 
 def repetition(ids: Sequence[int], size: int = 4) -> float:

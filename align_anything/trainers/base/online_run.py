@@ -12,6 +12,7 @@ from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
@@ -26,7 +27,7 @@ from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import reference_scorer
 from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
-from align_anything.trainers.base.rewarding import MODEL, Reward, make_rewards
+from align_anything.trainers.base.rewarding import COST, MODEL, Reward, make_rewards
 from align_anything.trainers.base.run import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.base.slices import Slices
 
@@ -35,29 +36,38 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models: Any = cfgs.model_cfgs
-    source = models.reward_model_name_or_path
-    if source is not None:
-        require_head(source)
+    size, together = cfgs.train_cfgs.per_device_train_batch_size, algorithm.trained_responses
+    if algorithm.compares and size % together:
+        raise SettingsError(
+            [
+                f'train_cfgs.per_device_train_batch_size = {size}: {algorithm.name} compares {together} responses to a '
+                f'prompt, so a micro-batch must hold a multiple of {together} responses.'
+            ]
+        )
     rewards = make_rewards(cfgs)
+    judges = _judges(cfgs, algorithm)
+    for source in judges.values():
+        require_head(source)
     run = begin(pair, resolved)
-    judged_by = None if source is None else spec_of_reward_model(cfgs, source, pair)
+    specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
+    critic_specs = {role: _critic_spec(role, cfgs, run) for role in algorithm.trains if role != 'policy'}
     dataset, held_out = run.datasets(room=models.max_new_tokens)
     rows = (algorithm.per_device_prompt_batch_size, 1)
     sampler = training_sampler(run.sources.training, dataset, run.spec, cfgs, rows=rows)
-    steps = total_steps(cfgs, sampler)
+    steps = total_steps(cfgs, algorithm, sampler)
     check_steps(run, steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.spec, pair, run.layout, steps)
     policy.engine.module.head.temper(models.temperature)
-    critics = {role: _critic(role, cfgs, algorithm, run, steps) for role in algorithm.trains if role != 'policy'}
+    critics = {role: _critic(role, cfgs, spec, run, steps) for role, spec in critic_specs.items()}
     reference = None
     if algorithm.refers:
         reference = reference_scorer(cfgs, algorithm, run.spec, policy, models.temperature)
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
-    if source is not None:
-        judge = _judge(cfgs, source, judged_by, algorithm, pair)
-        rewards.append(Reward(MODEL, cfgs.reward_cfgs.reward_model_weight, judge))
+    for name, source in judges.items():
+        weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
+        rewards.append(Reward(name, weight, _judge(cfgs, source, specs[name], algorithm, pair)))
     slices = Slices(resolved, run.output_dir, trained, run.spec)
     start(run, slices, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
@@ -80,30 +90,67 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     finish(run, loop, slices)
 
 
-def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
+def total_steps(cfgs: RunCfgs, algorithm: Online, sampler: Sampler) -> int:
     """Optimizer steps of the run: `max_steps`, else those of the rollouts of all epochs."""
     from align_anything.trainers.base.data import total_steps as loader_steps
 
     if cfgs.train_cfgs.max_steps is not None:
         return cfgs.train_cfgs.max_steps
-    return loader_steps(cfgs, sampler) * steps_of_rollout(cfgs)
+    return loader_steps(cfgs, sampler) * steps_of_rollout(cfgs, algorithm)
 
 
 def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:
     return Prompts(list(examples), list(skipped))
 
 
-def _critic(role: str, cfgs: RunCfgs, algorithm: Online, run: Begun, steps: int) -> tuple[Assembled, Critic]:
-    train = cfgs.train_cfgs
+def _judges(cfgs: RunCfgs, algorithm: Online) -> dict[str, str]:
+    """The models that judge responses, by what metrics call them. Raises SettingsError without a cost model to obey."""
+    models: Any = cfgs.model_cfgs
+    judges = {} if models.reward_model_name_or_path is None else {MODEL: models.reward_model_name_or_path}
+    if 'cost_critic' in algorithm.trains:
+        if models.cost_model_name_or_path is None:
+            raise SettingsError(
+                [f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.']
+            )
+        judges[COST] = models.cost_model_name_or_path
+    return judges
+
+
+def _critic_source(role: str, cfgs: RunCfgs) -> str:
+    return getattr(cfgs.model_cfgs, f'{role}_model_name_or_path') or cfgs.model_cfgs.model_name_or_path
+
+
+def _critic_spec(role: str, cfgs: RunCfgs, run: Begun) -> FamilySpec:
+    """The rules of a critic's family. Raises ModelError when it does not read the tokens of the policy."""
+    source = _critic_source(role, cfgs)
+    if source == cfgs.model_cfgs.model_name_or_path:
+        return run.spec
+    spec = spec_of_reward_model(cfgs, source, run.pair)
+    same = spec.model_type == run.spec.model_type and spec.tokenizer.get_vocab() == run.spec.tokenizer.get_vocab()
+    if not same:
+        raise ModelError(
+            f'model_cfgs.{role}_model_name_or_path: {source} does not read the tokens of the policy: a critic must be '
+            'of its family and have its tokenizer.'
+        )
+    return spec
+
+
+def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[Assembled, Critic]:
+    train: Any = cfgs.train_cfgs
     changed = {
         'learning_rate': train.critic_lr,
         'lr_scheduler_type': train.critic_lr_scheduler_type,
         'lr_warmup_ratio': train.critic_lr_warmup_ratio,
         'weight_decay': train.critic_weight_decay,
     }
-    own = cfgs.model_copy(update={'train_cfgs': train.model_copy(update=changed)})
+    own = cfgs.model_copy(
+        update={
+            'train_cfgs': train.model_copy(update=changed),
+            'model_cfgs': cfgs.model_cfgs.model_copy(update={'model_name_or_path': _critic_source(role, cfgs)}),
+        }
+    )
     critic = Critic(role=role, clip_range_value=train.clip_range_value)
-    return assemble(own, critic, run.spec, run.pair, run.layout, steps), critic
+    return assemble(own, critic, spec, run.pair, run.layout, steps), critic
 
 
 def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from align_anything.configs.schema import RunCfgs, TrainCfgs
+from align_anything.configs.schema import RunCfgs, groups_of
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 
@@ -78,8 +78,11 @@ _MUST_AGREE = {
 }
 
 
-# Settings of algorithms that say where something lies and not what is computed.
-_MAY_DIFFER = {'reference_cache_dir', 'reference_ds_cfgs'}
+# Settings of algorithms that say where something lies or is, and not what is computed.
+_MAY_DIFFER = {
+    *('reference_cache_dir', 'reference_ds_cfgs'),
+    *('remote_rm_url', 'remote_rm_timeout', 'remote_rm_retry_times', 'log_completions'),
+}
 
 
 def identity(cfgs: RunCfgs) -> dict[str, Any]:
@@ -89,10 +92,11 @@ def identity(cfgs: RunCfgs) -> dict[str, Any]:
         for group, keys in _MUST_AGREE.items()
         for key, value in getattr(cfgs, group).model_dump(mode='json', include=set(keys)).items()
     }
-    own = set(type(cfgs.train_cfgs).model_fields) - set(TrainCfgs.model_fields) - _MAY_DIFFER
-    values |= {
-        f'train_cfgs.{key}': value for key, value in cfgs.train_cfgs.model_dump(mode='json', include=own).items()
-    }
+    common = groups_of(RunCfgs)
+    for group, model in groups_of(type(cfgs)).items():
+        own = set(model.model_fields) - set(common[group].model_fields if group in common else ()) - _MAY_DIFFER
+        of_algorithm = getattr(cfgs, group).model_dump(mode='json', include=own)
+        values |= {f'{group}.{key}': value for key, value in of_algorithm.items()}
     return {**values, 'world_size': world_size()}
 
 

@@ -16,7 +16,7 @@ from align_anything.rewards.base import Completion, call_reward, check_options, 
 from align_anything.rewards.remote import RemoteReward
 from align_anything.rollouts.base import Response
 
-SERVICE, MODEL = 'service', 'model'
+SERVICE, MODEL, COST = 'service', 'model', 'cost'
 Judge = Callable[[Sequence[Completion]], list[float]]
 
 
@@ -26,7 +26,7 @@ class Reward:
 
     Attributes:
         name: what metrics call it.
-        weight: its share in the score.
+        weight: its share in the score; a cost has none.
         judge: gives a number to each completion; every rank calls it with as many batches.
     """
 
@@ -46,6 +46,8 @@ def make_rewards(cfgs: RunCfgs) -> list[Reward]:
         service = RemoteReward(models.remote_rm_url, models.remote_rm_timeout, models.remote_rm_retry_times)
         rewards.append(Reward(SERVICE, cfgs.reward_cfgs.remote_rm_weight, service))
     names = [*(reward.name for reward in rewards), *([MODEL] if models.reward_model_name_or_path else [])]
+    if COST in names:
+        raise SettingsError([f"reward_cfgs.reward_functions: '{COST}' is what a cost model says; rename the function."])
     if not names:
         raise SettingsError(
             [

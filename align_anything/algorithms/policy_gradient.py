@@ -1,0 +1,125 @@
+"""Policy gradients on drawn responses: ratios, clipping, aggregation, and a divergence in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from align_anything.algorithms.online import Online
+from align_anything.core.types import Batch, Scored
+from align_anything.losses.aggregation import Aggregation, aggregation_weights
+from align_anything.losses.kl import KL_ESTIMATORS
+from align_anything.losses.policy_gradient import Clip, importance_ratios, policy_metrics, ppo_loss, rollout_weights
+
+
+class PolicyGradient(Online):
+    """Base of the algorithms that raise what had an advantage and lower what had none.
+
+    What the loss reads of a unit is `advantage`, `old`, `rollout` and, where there is a reference, `reference`: the
+    last three are its log-probabilities under the policy that drew it, by the trainer and by the rollout engine, and
+    under the reference.
+    """
+
+    with_entropy: ClassVar[bool] = True
+
+    clip_range_ratio: PositiveFloat = Field(
+        0.2, description='How far the ratio of a token to what it was when drawn may fall, or rise, and still count.'
+    )
+    clip_range_high: PositiveFloat | None = Field(
+        None, description='How far the ratio may rise where that is another number (clip-higher). null is the same.'
+    )
+    clip_range_dual: float | None = Field(
+        None, gt=1, description='Largest ratio that tokens with a negative advantage count with. null bounds none.'
+    )
+    importance_level: Literal['token', 'sequence', 'sequence_token'] = Field(
+        'token',
+        description='What a ratio is of: the token, its whole response (GSPO), or that with gradients by token '
+        '(GSPO-token).',
+    )
+    loss_aggregation: Aggregation = Field(
+        'token-mean',
+        description='How the tokens of a step add up: all alike, or each response alike by the mean of its tokens, or '
+        'by their sum over constant_length.',
+    )
+    constant_length: PositiveInt | None = Field(
+        None, description='What the sums of sequence-mean-token-sum-norm are divided by, such as max_new_tokens.'
+    )
+    entropy_coeff: NonNegativeFloat = Field(0.0, description='Weight of the mean entropy, which the loss then raises.')
+    rollout_correction_cap: float | None = Field(
+        2.0,
+        gt=1,
+        description='Largest factor that makes up for other rounding in the rollout engine than in the trainer '
+        '(truncated importance sampling). null makes up for nothing.',
+    )
+    rollout_correction_level: Literal['token', 'sequence'] = Field(
+        'token', description='Whether that factor is one of each token, or of its whole response.'
+    )
+
+    @model_validator(mode='after')
+    def _has_its_length(self) -> PolicyGradient:
+        if (self.loss_aggregation == 'sequence-mean-token-sum-norm') != (self.constant_length is not None):
+            raise ValueError('constant_length belongs to loss_aggregation sequence-mean-token-sum-norm: give both')
+        return self
+
+    @property
+    def kl_in_loss(self) -> tuple[float, str]:
+        """Weight and estimator of the divergence from the reference in the loss."""
+        return 0.0, 'k3'
+
+    @property
+    def refers(self) -> bool:
+        return bool(self.kl_in_loss[0])
+
+    @property
+    def clip(self) -> Clip:
+        """The range in which ratios count."""
+        high = self.clip_range_ratio if self.clip_range_high is None else self.clip_range_high
+        return Clip(self.clip_range_ratio, high, self.clip_range_dual)
+
+    def policy_loss(self, logprobs: Tensor, old: Tensor, ratios: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+        """The sum over tokens that is lowered, `()`, of numbers of tokens `(N,)`: by default PPO's surrogate."""
+        return ppo_loss(ratios, advantages, weights, self.clip)
+
+    def coefficients(self) -> dict[str, float]:
+        kl, _ = self.kl_in_loss
+        terms = {'policy_loss': 1.0, 'kl': kl, 'entropy': -self.entropy_coeff}
+        return {name: weight for name, weight in terms.items() if weight}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        _, count = self._aggregated(batch)
+        metrics = ('ratio', 'approx_kl', 'clipped_low', 'clipped_high')
+        dual = () if self.clip_range_dual is None else ('clipped_dual',)
+        kl = ('kl',) if self.refers else ()
+        return {
+            **dict.fromkeys(('policy_loss', 'entropy', *kl), count),
+            **dict.fromkeys((*metrics, *dual), batch.weights.sum()),
+        }
+
+    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        logprobs, responses = scored['policy'].values, (batch.segments, batch.num_responses)
+        old, advantages = batch.numbers('old'), batch.numbers('advantage')
+        weights, _ = self._aggregated(batch)
+        ratios = importance_ratios(logprobs, old, batch.weights, *responses, self.importance_level)
+        trusted = weights
+        if self.rollout_correction_cap is not None:
+            level, cap = self.rollout_correction_level, self.rollout_correction_cap
+            trusted = weights * rollout_weights(
+                old, batch.numbers('rollout'), batch.weights, *responses, level=level, cap=cap
+            )
+        terms = {
+            'policy_loss': self.policy_loss(logprobs, old, ratios, advantages, trusted),
+            'entropy': (weights * scored['policy'].entropy).sum(),
+        }
+        if self.refers:
+            estimator = KL_ESTIMATORS[self.kl_in_loss[1]]
+            terms['kl'] = (weights * estimator(logprobs, batch.numbers('reference'))).sum()
+        metrics = policy_metrics(logprobs.detach(), old, ratios.detach(), advantages, batch.weights, self.clip)
+        return {**terms, **metrics}
+
+    def _aggregated(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return aggregation_weights(
+            batch.weights, batch.segments, batch.num_responses, self.loss_aggregation, self.constant_length
+        )

@@ -1,0 +1,78 @@
+"""Safe RLHF: reward under a bound on cost, by PPO with two critics and a Lagrange multiplier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.online import Experience, ReduceSum, State
+from align_anything.algorithms.ppo import PPO
+from align_anything.configs.online import MORE_GROUPS, SafeModelCfgs
+from align_anything.configs.schema import Cfgs
+from align_anything.losses.advantages import token_rewards
+from align_anything.losses.lagrange import lagrangian_advantages, recent, updated_log_multiplier
+
+
+@ALGORITHMS.register('saferlhf')
+class SafeRLHF(PPO):
+    """PPO-Lagrangian (Dai et al., 2023, arXiv:2310.12773): the multiplier rises while responses cost too much.
+
+    Half of the penalty for leaving the reference is taken from the rewards, half is added to the costs.
+    """
+
+    name: ClassVar[str] = 'saferlhf'
+    trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic', 'cost_critic')
+    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**MORE_GROUPS, 'model_cfgs': SafeModelCfgs}
+
+    threshold: float = Field(-0.5, description='Mean cost that is allowed; the cost model puts 0 between safe and not.')
+    lambda_init: PositiveFloat = Field(10.0, description='Multiplier of costs at the start.')
+    lambda_max: PositiveFloat = Field(20.0, description='Largest multiplier.')
+    lambda_lr: PositiveFloat = Field(0.1, description='Rate at which the logarithm of the multiplier follows the cost.')
+    lambda_update_delay_steps: int = Field(
+        1, ge=0, description='Rollouts at the start during which the multiplier stays as it is.'
+    )
+    episode_cost_window_size: PositiveInt = Field(
+        128, description='Most recent responses whose mean cost the multiplier follows.'
+    )
+
+    def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
+        multiplier = math.exp(self._follow(experience, state))
+        # Of opposite sign: costs are subtracted from rewards below.
+        penalties = {'kl_coeff': self.kl_coeff / 2, 'clip_range': self.clip_range_score}
+        against = {**penalties, 'kl_coeff': -self.kl_coeff / 2}
+        kl, segments = self.kl_of(experience), experience.segments
+        rewards, reward_returns = self.estimated(
+            experience, 'reward_critic', token_rewards(experience.scores, kl, segments, **penalties)
+        )
+        costs, cost_returns = self.estimated(
+            experience, 'cost_critic', token_rewards(experience.costs, kl, segments, **against)
+        )
+        advantages = lagrangian_advantages(rewards, costs, multiplier)
+        return {
+            'advantage': self.brought_to_scale(advantages, reduce_sum),
+            'returns/reward_critic': reward_returns,
+            'returns/cost_critic': cost_returns,
+        }
+
+    def _follow(self, experience: Experience, state: State) -> float:
+        """Updates the window of costs and the logarithm of the multiplier, which it returns."""
+        state['costs'] = recent(state.get('costs', []), experience.all_costs, self.episode_cost_window_size)
+        state['rollouts'] = state.get('rollouts', 0) + 1
+        logarithm = state.get('log_multiplier', math.log(self.lambda_init))
+        if state['rollouts'] > self.lambda_update_delay_steps and state['costs']:
+            state['mean_cost'] = sum(state['costs']) / len(state['costs'])
+            logarithm = updated_log_multiplier(
+                logarithm,
+                state['mean_cost'],
+                learning_rate=self.lambda_lr,
+                threshold=self.threshold,
+                maximum=self.lambda_max,
+            )
+        state['log_multiplier'] = logarithm
+        state['multiplier'] = math.exp(logarithm)
+        return logarithm

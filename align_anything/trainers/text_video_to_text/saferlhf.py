@@ -1,0 +1,13 @@
+"""Safe RLHF, `text_video_to_text`."""
+
+from align_anything.algorithms.saferlhf import SafeRLHF
+from align_anything.trainers.base.launch import launch
+from align_anything.trainers.text_video_to_text import PAIR
+
+
+def main() -> None:
+    launch(PAIR, SafeRLHF)
+
+
+if __name__ == '__main__':
+    main()
