@@ -31,8 +31,12 @@ from filelock import FileLock  # noqa: E402
 torch.set_num_threads(1)
 
 
+LONG = ('tests/scripts/test_demo', 'tests/scripts/test_bench', 'tests/learning/', 'tests/invariants/')
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out `gpu` tests where there is no device."""
+    """Leaves out `gpu` tests where there is no device, and begins with the longest files: none is left to the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from align_anything.algorithms.base import known_algorithms  # noqa: E402
 from align_anything.algorithms.sft import SFT  # noqa: E402
 from align_anything.configs.resolve import resolve  # noqa: E402
 from align_anything.configs.schema import RunCfgs  # noqa: E402
+from align_anything.core.files import atomic_write_json  # noqa: E402
 from align_anything.core.types import Batch  # noqa: E402
 from align_anything.engines.process_group import join_process_group  # noqa: E402
 from align_anything.trainers import any_to_text, text_image_to_text, text_to_text  # noqa: E402
@@ -83,7 +83,8 @@ def zero_file(folder: Path, stage: int, **more: Any) -> Path:
     """A ZeRO file that partitions even tiny parameters."""
     path = folder / f'zero{stage}-{"-".join(more)}.json'
     zero = {'stage': stage, **({'stage3_param_persistence_threshold': 0} if stage == 3 else {}), **more}
-    path.write_text(json.dumps({'zero_optimization': zero}))
+    # Ranks write it side by side and read it at once.
+    atomic_write_json(path, {'zero_optimization': zero})
     return path
 
 

@@ -49,6 +49,7 @@ LEARNING_RATE, MOMENTUM = 0.2, 0.9
 CROWDS = tuple(WIDER[start : start + 4] for start in range(0, len(WIDER), 4))
 # Families whose checkpoints name or cut weights otherwise than their models in memory.
 RENAMED = ('llava', 'qwen2_vl', 'gemma3', 'qwen3_moe')
+TRAINED_AT = {3: TEXT + IMAGE, 2: IMAGE, 0: RENAMED}
 
 
 def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
@@ -171,7 +172,7 @@ def check_reload(source: Path, out: Path, state: dict[str, Tensor], scores: Tens
 
 @pytest.mark.parametrize(
     ('family', 'stage'),
-    [*((family, stage) for family in TEXT + IMAGE for stage in (2, 3)), *((family, 0) for family in RENAMED)],
+    [(family, stage) for stage, families in TRAINED_AT.items() for family in families],
 )
 def test_two_ranks_with_different_rows_train_as_one_loop_and_export(
     family: str, stage: int, stirred: Stirred, tmp_path: Path
@@ -202,8 +203,9 @@ def test_ranks_with_other_kinds_of_media_train_as_one_loop_and_export(
         check_reload(folder, tmp_path / family_of(folder), state, scores)
 
 
-@pytest.mark.parametrize('frozen', [None, 'vision_tower'])
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize(
+    ('layout', 'frozen'), [*((layout, None) for layout in LAYOUTS), ('shared_prefix', 'vision_tower')]
+)
 @pytest.mark.parametrize('stage', [0, 2, 3])
 @pytest.mark.parametrize('ranks', [1, 2])
 @pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl'])

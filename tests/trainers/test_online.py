@@ -124,6 +124,70 @@ def test_a_reward_model_reads_conversations_in_its_own_template(
         assert record['rewards']['model'] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_rank_whose_prompts_all_fell_out_keeps_step(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    judge = tmp_path / 'judge'
+    judge.mkdir()
+    with_head(tiny('qwen2'), judge)
+    rows = write_rows(tmp_path / 'rows.jsonl', [text_rows(1)[0], {**text_rows(1)[0], 'instruction': 'sun ' * 120}])
+    changes = {
+        'train_datasets': rows,
+        'per_device_prompt_batch_size': 1,
+        'max_steps': 8,
+        'eval_strategy': 'no',
+        'reward_model_name_or_path': judge,
+        'ds_cfgs': 'ds_z3_config.json',
+        'critic_lr': 1e-3,
+    }
+    ended = run(argv(folder, tmp_path / 'out', tiny('qwen2'), **changes), 2, algorithm=named('ppo'))
+    assert [item.code for item in ended] == [0, 0], ended[0].output
+    assert [record['train/responses'] for record in metrics_of(tmp_path / 'out')] == [3.0] * 4
+
+
+def test_safe_rlhf_weighs_what_a_cost_model_says(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    judge = tmp_path / 'judge'
+    judge.mkdir()
+    with_head(tiny('qwen2'), judge)
+    changes = {
+        'cost_model_name_or_path': judge,
+        'reward_critic_model_name_or_path': judge,
+        'threshold': -100,
+        'lambda_init': 1,
+        'critic_lr': 1e-3,
+        'eval_strategy': 'no',
+    }
+    (refused,) = run(argv(folder, tmp_path / 'out', tiny('qwen2')), algorithm=named('saferlhf'))
+    assert refused.code == 2 and 'cost_model_name_or_path is required' in refused.output
+    (refused,) = run(
+        argv(folder, tmp_path / 'out', tiny('qwen2'), **{**changes, 'cost_critic_model_name_or_path': tiny('llama')}),
+        algorithm=named('saferlhf'),
+    )
+    assert refused.code == 2 and 'does not read the tokens of the policy' in refused.output
+    (ended,) = run(argv(folder, tmp_path / 'out', tiny('qwen2'), **changes), algorithm=named('saferlhf'))
+    assert ended.code == 0, ended.output
+    records = metrics_of(tmp_path / 'out')
+    multipliers = [record['train/multiplier'] for record in records]
+    # Everything costs more than is allowed; the first rollout is within the delay.
+    assert multipliers[0] == pytest.approx(1.0) and multipliers == sorted(multipliers) and multipliers[-1] > 1.5
+    assert all(record['train/reward'] == record['train/reward/brief'] for record in records), 'a cost is no reward'
+    assert {'train/cost_critic/value_loss', 'train/reward_critic/value_loss', 'train/reward/cost'} <= records[0].keys()
+
+
+def test_online_dpo_learns_from_the_extremes(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    changes = {'reward_functions': f'[{folder}/rewards.py:varied]', 'eval_strategy': 'no'}
+    algorithm = named('online_dpo')
+    (refused,) = run(
+        argv(folder, tmp_path, tiny('qwen2'), **changes, per_device_train_batch_size=3), algorithm=algorithm
+    )
+    assert refused.code == 2 and 'a multiple of 2 responses' in refused.output
+    (ended,) = run(argv(folder, tmp_path, tiny('qwen2'), **changes), algorithm=algorithm)
+    assert ended.code == 0, ended.output
+    records = metrics_of(tmp_path)
+    # Two prompts, so two pairs, in one micro-batch of four; two passes over them.
+    assert [record['step'] for record in records] == [2, 4, 6, 8, 10, 12]
+    assert all(record['train/responses'] == 6 for record in records[:2])
+    assert any(record['train/reward_margin'] != 0 for record in records)
+
+
 def dies_in(what: str, step: int) -> Callable[[int], None]:
     """Rank 1 is killed when it draws after `step` optimizer steps, or in the second update that follows them."""
 
