@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
@@ -36,8 +37,10 @@ from align_anything.trainers.base.data import (
     training_loader,
     training_sampler,
 )
+from align_anything.trainers.base.online_run import check_online, prompt_sampler
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import check_reference
+from align_anything.trainers.base.rewarding import make_rewards
 from align_anything.trainers.base.scoring import check_obeyed
 
 SAMPLES = 3
@@ -52,18 +55,26 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         check_obeyed(resolved)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
     layout = choose_layout(cfgs, spec, resolved.algorithm)
-    dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
-    costs, _ = row_costs(dataset, spec, cfgs)
-    sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
-    steps = total_steps(cfgs, sampler)
+    given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
+    batch = None
+    if isinstance(resolved.algorithm, Online):
+        check_online(cfgs, resolved.algorithm)
+        make_rewards(cfgs)
+        dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)
+        sampler, steps = prompt_sampler(sources, dataset, spec, cfgs, resolved.algorithm)
+    else:
+        dataset = make_dataset(*given)
+        costs, _ = row_costs(dataset, spec, cfgs)
+        sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
+        steps = total_steps(cfgs, sampler)
+        loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)
+        batch = next(iter(loader.micro_batches(0)), None)
+        if batch is None:
+            raise DataError('the training data hold no rows.')
     model, rates = rehearse(cfgs, spec, resolved.algorithm)
-    loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)
     kept: list[Example] = []
-    batch = next(iter(loader.micro_batches(0)), None)
-    if batch is None:
-        raise DataError('the training data hold no rows.')
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
-    for rows in islice(loader.sampler.micro_batches(0), 4 * SAMPLES):
+    for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):
         wanted = rows if len(kept) < SAMPLES else ()
         kept += [item for item in (dataset[row] for row in wanted) if isinstance(item, Example)]
     if not is_main():
@@ -74,7 +85,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
     console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, cached))
     console.print(_memory_table(estimate_memory(model, config, precision_of(cfgs))))
-    console.print(_first_batch(batch))
+    if batch is not None:
+        console.print(_first_batch(batch))
     for number, example in enumerate(kept[:SAMPLES], 1):
         console.rule(f'sample {number} of {min(SAMPLES, len(kept))}')
         # Not in the rule, which would cut a long path before the number of the row.

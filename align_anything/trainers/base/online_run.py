@@ -14,6 +14,7 @@ from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.types import Example, Skipped
+from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.sampler import Sampler
@@ -22,7 +23,7 @@ from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.base.assembly import DTYPES, Assembled, assemble, choose_layout, precision_of
-from align_anything.trainers.base.data import loader_in_order, names_of, training_sampler
+from align_anything.trainers.base.data import Sources, loader_in_order, names_of, total_steps, training_sampler
 from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import reference_scorer
@@ -36,14 +37,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models: Any = cfgs.model_cfgs
-    size, together = cfgs.train_cfgs.per_device_train_batch_size, algorithm.trained_responses
-    if algorithm.compares and size % together:
-        raise SettingsError(
-            [
-                f'train_cfgs.per_device_train_batch_size = {size}: {algorithm.name} compares {together} responses to a '
-                f'prompt, so a micro-batch must hold a multiple of {together} responses.'
-            ]
-        )
+    check_online(cfgs, algorithm)
     rewards = make_rewards(cfgs)
     judges = _judges(cfgs, algorithm)
     for source in judges.values():
@@ -52,9 +46,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
     critic_specs = {role: _critic_spec(role, cfgs, run) for role in algorithm.trains if role != 'policy'}
     dataset, held_out = run.datasets(room=models.max_new_tokens)
-    rows = (algorithm.per_device_prompt_batch_size, 1)
-    sampler = training_sampler(run.sources.training, dataset, run.spec, cfgs, rows=rows)
-    steps = total_steps(cfgs, algorithm, sampler)
+    sampler, steps = prompt_sampler(run.sources, dataset, run.spec, cfgs, algorithm)
     check_steps(run, steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
@@ -90,13 +82,35 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     finish(run, loop, slices)
 
 
-def total_steps(cfgs: RunCfgs, algorithm: Online, sampler: Sampler) -> int:
-    """Optimizer steps of the run: `max_steps`, else those of the rollouts of all epochs."""
-    from align_anything.trainers.base.data import total_steps as loader_steps
+def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
+    """Raises SettingsError for settings that an online run cannot obey."""
+    train, problems = cfgs.train_cfgs, []
+    size, together = train.per_device_train_batch_size, algorithm.trained_responses
+    if algorithm.compares and size % together:
+        problems.append(
+            f'train_cfgs.per_device_train_batch_size = {size}: {algorithm.name} compares {together} responses to a '
+            f'prompt, so a micro-batch must hold a multiple of {together} responses.'
+        )
+    unread = {
+        'train_cfgs.max_length_per_batch': train.max_length_per_batch is not None,
+        'train_cfgs.group_by_length': train.group_by_length,
+        'data_cfgs.train_on': cfgs.data_cfgs.train_on != 'all_assistant',
+        'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
+    }
+    problems += [f'{key}: it means nothing where responses are drawn; leave it out.' for key in unread if unread[key]]
+    if problems:
+        raise SettingsError(problems)
 
+
+def prompt_sampler(
+    sources: Sources, dataset: ExampleDataset, spec: FamilySpec, cfgs: RunCfgs, algorithm: Online
+) -> tuple[Sampler, int]:
+    """Which prompts each rollout has, and the optimizer steps of the run: `max_steps`, else those of all epochs."""
+    rows = (algorithm.per_device_prompt_batch_size, 1)
+    sampler = training_sampler(sources.training, dataset, spec, cfgs, rows=rows)
     if cfgs.train_cfgs.max_steps is not None:
-        return cfgs.train_cfgs.max_steps
-    return loader_steps(cfgs, sampler) * steps_of_rollout(cfgs, algorithm)
+        return sampler, cfgs.train_cfgs.max_steps
+    return sampler, total_steps(cfgs, sampler) * steps_of_rollout(cfgs, algorithm)
 
 
 def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:
