@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
@@ -13,7 +13,7 @@ from align_anything.algorithms.kl_reward import KLReward
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.reinforce_plus_plus import whitened
 from align_anything.configs.online import MORE_GROUPS, CriticModelCfgs
-from align_anything.configs.schema import Cfgs
+from align_anything.configs.schema import Cfgs, ScheduleType
 from align_anything.losses.advantages import gae
 
 
@@ -39,11 +39,22 @@ class PPO(KLReward):
         5.0, description='How far a value may move from what it was at the rollout and still count. null sets no bound.'
     )
     critic_lr: NonNegativeFloat = Field(5e-6, description='Peak learning rate of the critic.')
-    critic_lr_scheduler_type: str = Field('constant', description='Shape of the learning rate of the critic.')
+    critic_lr_scheduler_type: ScheduleType = Field(
+        'constant_with_warmup', description='Shape of the learning rate of the critic.'
+    )
     critic_lr_warmup_ratio: float = Field(
         0.03, ge=0, le=1, description="Share of the steps over which the critic's learning rate rises from zero."
     )
     critic_weight_decay: NonNegativeFloat = Field(0.0, description='Decoupled weight decay of the critic.')
+
+    @model_validator(mode='after')
+    def _warms_up(self) -> PPO:
+        if self.critic_lr_scheduler_type == 'constant' and self.critic_lr_warmup_ratio:
+            raise ValueError(
+                "critic_lr_scheduler_type 'constant' has no warm-up: choose constant_with_warmup, or "
+                'critic_lr_warmup_ratio 0'
+            )
+        return self
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         advantages, returns = self.estimated(experience, 'reward_critic', self.token_rewards(experience))

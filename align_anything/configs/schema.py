@@ -22,6 +22,9 @@ from pydantic_core import PydanticCustomError
 from align_anything.configs.annotations import NULLS, shape_of
 
 OnePerDataset = str | list[str | None] | None
+ScheduleType = Literal[
+    'linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant', 'constant_with_warmup', 'inverse_sqrt'
+]
 
 
 @cache
@@ -126,15 +129,9 @@ class TrainCfgs(Cfgs):
         True, description='Recomputes activations in the backward pass, which saves memory and costs time.'
     )
     learning_rate: NonNegativeFloat = Field(2e-5, description='Peak learning rate.')
-    lr_scheduler_type: Literal[
-        'linear',
-        'cosine',
-        'cosine_with_restarts',
-        'polynomial',
-        'constant',
-        'constant_with_warmup',
-        'inverse_sqrt',
-    ] = Field('cosine', description='Shape of the learning rate over the optimizer steps of the run.')
+    lr_scheduler_type: ScheduleType = Field(
+        'cosine', description='Shape of the learning rate over the optimizer steps of the run.'
+    )
     lr_warmup_ratio: float = Field(
         0.03, ge=0, le=1, description='Share of the optimizer steps over which the learning rate rises from zero.'
     )

@@ -155,6 +155,9 @@ def test_safe_rlhf_weighs_what_a_cost_model_says(folder: Path, tiny: Tiny, tmp_p
         'critic_lr': 1e-3,
         'eval_strategy': 'no',
     }
+    constant = {'critic_lr_scheduler_type': 'constant'}
+    (refused,) = run(argv(folder, tmp_path / 'out', tiny('qwen2'), **constant), algorithm=named('saferlhf'))
+    assert refused.code == 2 and "'constant' has no warm-up" in refused.output
     (refused,) = run(argv(folder, tmp_path / 'out', tiny('qwen2')), algorithm=named('saferlhf'))
     assert refused.code == 2 and 'cost_model_name_or_path is required' in refused.output
     (refused,) = run(
