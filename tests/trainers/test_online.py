@@ -212,9 +212,7 @@ def dies_in(what: str, step: int) -> Callable[[int], None]:
     return before
 
 
-@pytest.mark.parametrize(
-    ('what', 'name', 'stage'), [('rollout', 'ppo', 3), ('update', 'ppo', 2), ('update', 'grpo', 0)]
-)
+@pytest.mark.parametrize(('what', 'name', 'stage'), [('rollout', 'ppo', 3), ('update', 'grpo', 2)])
 def test_killed_in_rollout_and_in_update(
     folder: Path, tiny: Tiny, tmp_path: Path, what: str, name: str, stage: int
 ) -> None:
