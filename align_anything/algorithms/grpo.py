@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
@@ -43,6 +43,12 @@ class GRPO(PolicyGradient, Reference):
     loss_aggregation: Aggregation = Field(
         'sequence-mean-token-mean', description='How the tokens of a step add up; token-mean is DAPO.'
     )
+
+    @model_validator(mode='after')
+    def _reads_its_clips(self) -> GRPO:
+        if self.loss_type == 'cispo' and (self.importance_level != 'token' or self.clip_range_dual is not None):
+            raise ValueError('loss_type cispo weighs single tokens: leave importance_level and clip_range_dual out')
+        return self
 
     @property
     def kl_in_loss(self) -> tuple[float, str]:

@@ -19,9 +19,6 @@ class KLReward(PolicyGradient, Reference):
         0.02, description='What a nat of divergence from the reference costs in reward. With 0 there is no reference.'
     )
     kl_estimator: KLEstimator = Field('k1', description='Estimator of the divergence at each token.')
-    clip_range_score: PositiveFloat | None = Field(
-        50.0, description='Bound of the reward at each token, the score at the last one included. null bounds none.'
-    )
 
     @property
     def refers(self) -> bool:
@@ -32,6 +29,14 @@ class KLReward(PolicyGradient, Reference):
         if experience.reference is None:
             return experience.logprobs.new_zeros(len(experience.logprobs))
         return KL_ESTIMATORS[self.kl_estimator](experience.logprobs, experience.reference)
+
+
+class TokenRewards(KLReward):
+    """Base of those among them that credit rewards to the tokens before them."""
+
+    clip_range_score: PositiveFloat | None = Field(
+        50.0, description='Bound of the reward at each token, the score at the last one included. null bounds none.'
+    )
 
     def token_rewards(self, experience: Experience) -> Tensor:
         """The reward at each token, `(N,)`."""

@@ -26,7 +26,6 @@ class Experience:
     Attributes:
         scores: the weighted sum of the rewards of each response, penalties taken off, `(R,)`.
         groups: the prompt that each response belongs to, `(R,)`.
-        finished: whether the response ended before the limit, `(R,)`.
         segments: the response of each token, `(N,)`.
         logprobs: of each token under the policy as it drew them, by the trainer, `(N,)`.
         reference: the same under the reference, where the algorithm asks for one, `(N,)`.
@@ -36,7 +35,6 @@ class Experience:
 
     scores: Tensor
     groups: Tensor
-    finished: Tensor
     segments: Tensor
     logprobs: Tensor
     reference: Tensor | None = None

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.kl_reward import KLReward
+from align_anything.algorithms.kl_reward import TokenRewards
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.reinforce_plus_plus import whitened
 from align_anything.configs.online import MORE_GROUPS, CriticModelCfgs
@@ -18,7 +18,7 @@ from align_anything.losses.advantages import gae
 
 
 @ALGORITHMS.register('ppo')
-class PPO(KLReward):
+class PPO(TokenRewards):
     """PPO with a critic, generalised advantages, and the divergence from the reference in the reward.
 
     As in Ouyang et al., 2022, arXiv:2203.02155, and Ziegler et al., 2019, arXiv:1909.08593.

@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.kl_reward import KLReward
+from align_anything.algorithms.kl_reward import TokenRewards
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.losses.advantages import discounted_sums
 from align_anything.losses.moments import mean_and_variance, moments, whiten
 
 
 @ALGORITHMS.register('reinforce_plus_plus')
-class ReinforcePlusPlus(KLReward):
+class ReinforcePlusPlus(TokenRewards):
     """REINFORCE++ (Hu et al., 2025, arXiv:2501.03262)."""
 
     name: ClassVar[str] = 'reinforce_plus_plus'

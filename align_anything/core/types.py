@@ -168,6 +168,10 @@ class Batch:
         """Returns the batch in page-locked memory; the data loader calls it by this name."""
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
+    def by_response(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Returns numbers of all units `(N,)` as those of each response, R tensors."""
+        return values.split(torch.bincount(self.segments, minlength=self.num_responses).tolist())
+
     def numbers(self, name: str) -> Tensor:
         """Returns what is known of each unit under `name`, `(N,)`; a batch without units knows everything of them."""
         return self.known[name] if len(self.targets) else self.weights.new_zeros(0)

@@ -115,6 +115,8 @@ def call_reward(
         RewardError: the function raised, which names the row it raised on; or what it returned is not one finite
             number for each completion.
     """
+    if not completions:
+        return []  # the share of a rank whose rows all fell out; foreign code need not expect that
     return check_values(f"reward '{name}'", _call(name, function, completions, options), completions)
 
 

@@ -24,7 +24,6 @@ def experience(critics: tuple[str, ...] = ('reward_critic', 'cost_critic')) -> E
     return Experience(
         scores=torch.tensor(SCORES, dtype=torch.float64),
         groups=torch.tensor(GROUPS),
-        finished=torch.tensor([True, True, False, True]),
         segments=torch.arange(4).repeat_interleave(torch.tensor(LENGTHS)),
         logprobs=-numbers().abs(),
         reference=-numbers().abs(),

@@ -12,6 +12,8 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.cli.leaves import find_run
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.base.online import OnlineLoop, repetition
+from tests.learning.preferences import LESSONS
+from tests.learning.tasks import row
 from tests.trainers.runs import die, lines, run, sft, text_rows, weights, write_rows
 from tests.trainers.test_resume import assert_same
 from tests.trainers.test_scoring import plain, turns, with_head
@@ -191,6 +193,35 @@ def test_online_dpo_learns_from_the_extremes(folder: Path, tiny: Tiny, tmp_path:
     assert any(record['train/reward_margin'] != 0 for record in records)
 
 
+@pytest.mark.parametrize(
+    ('pair', 'family'),
+    [
+        ('text_image_to_text', 'llava'),
+        ('text_audio_to_text', 'qwen2_audio'),
+        ('text_video_to_text', 'qwen2_vl'),
+        ('any_to_text', 'qwen2_5_omni_thinker'),
+    ],
+)
+def test_every_kind_of_media_is_drawn_about_and_trained_on(pair: str, family: str, tiny: Tiny, tmp_path: Path) -> None:
+    asked = LESSONS[pair](tmp_path, 'train', 6)
+    rows = write_rows(tmp_path / 'rows.jsonl', map(row, asked))
+    changes = {
+        'train_datasets': rows,
+        'train_template': 'Messages',
+        'reward_functions': '[length]',
+        'reward_kwargs': '{length: {max_length: 8, cache: 8}}',
+        'max_steps': 2,
+        'eval_strategy': 'no',
+        'model_max_length': 1024,
+    }
+    its_pair, algorithm = find_run(pair, 'grpo')
+    (ended,) = run(argv(tmp_path, tmp_path / 'out', tiny(family), **changes), 1, its_pair, algorithm=algorithm)
+    assert ended.code == 0, ended.output
+    (record,) = metrics_of(tmp_path / 'out')
+    # By the trainer, in another layout than by generation: they saw the same media.
+    assert record['train/rollout_drift'] < 1e-4 and record['train/responses'] == 6
+
+
 def dies_in(what: str, step: int) -> Callable[[int], None]:
     """Rank 1 is killed when it draws after `step` optimizer steps, or in the second update that follows them."""
 
@@ -221,6 +252,7 @@ def test_killed_in_rollout_and_in_update(
         'save_interval': 4,
         'save_total_limit': 2,
         'normalize_reward': True,
+        'log_completions': 1,
         **({'critic_lr': 1e-2} if name == 'ppo' else {}),
     }
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
@@ -232,6 +264,7 @@ def test_killed_in_rollout_and_in_update(
     assert [item.code for item in ended] == [0, 0], ended[0].output
     assert 'after step 8 of 12' in ended[0].output
     assert_same(whole, broken)
+    assert (broken / 'completions.jsonl').read_text() == (whole / 'completions.jsonl').read_text()
 
 
 def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -256,6 +289,8 @@ def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Pa
         ({'max_new_tokens': 500}, 'leave room'),
         ({'max_length_per_batch': 64}, 'max_length_per_batch: it means nothing where responses are drawn'),
         ({'train_on': 'last'}, 'train_on: it means nothing'),
+        ({'early_stopping_patience': 2}, 'set save_best: reward'),
+        ({'loss_type': 'cispo', 'importance_level': 'sequence'}, 'cispo weighs single tokens'),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -54,9 +54,8 @@ def record(
     for examples in micro_batches:
         batch = collator(examples)
         values = scorer(batch.to(device)).values.float().cpu()
-        pieces = values.split(torch.bincount(batch.segments, minlength=batch.num_responses).tolist())
         # An empty micro-batch has a response of nobody.
-        for response, piece in zip(responses_of(examples), pieces, strict=False):
+        for response, piece in zip(responses_of(examples), batch.by_response(values), strict=False):
             response.known[name] = piece.clone()
 
 

@@ -68,7 +68,7 @@ class MetricsWriter:
         settings: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
     ) -> None:
-        self._files: dict[str, _StepFile] = {}
+        self._files: dict[str, StepFile] = {}
         self._tracker: Tracker | None = None
         if not is_main():
             return
@@ -82,7 +82,7 @@ class MetricsWriter:
             settings=without_secrets(dict(settings or {})),
             resume_step=resume_step,
         )
-        self._files = {name: _StepFile(folder / name, resume_step) for name in (METRICS_FILE, TIMINGS_FILE)}
+        self._files = {name: StepFile(folder / name, resume_step) for name in (METRICS_FILE, TIMINGS_FILE)}
 
     def log(
         self,
@@ -117,7 +117,7 @@ class MetricsWriter:
             self._tracker = None
 
 
-class _StepFile:
+class StepFile:
     """A file of one JSON object per line, each with its `step`, whole or absent after a kill."""
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
@@ -131,7 +131,8 @@ class _StepFile:
             path.replace(path.with_name(path.name + '.old'))
         self._file = open(path, 'a', encoding='utf-8')
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes a record; one of a step that is done again, and stands there already, is left out."""
         record = {'step': step, **{name: _jsonable(value) for name, value in values.items()}}
         if step == self._resume_step and tuple(record) in self._done_again:
             return
@@ -139,6 +140,7 @@ class _StepFile:
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -146,5 +148,5 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + '\n'
 
 
-def _jsonable(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _jsonable(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

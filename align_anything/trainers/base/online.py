@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import all_gather_object, all_reduce_sum, is_main, rank
+from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored
 from align_anything.datasets.prompts import Prompts
 from align_anything.engines.window import WindowResult, combined
@@ -28,12 +26,11 @@ from align_anything.rollouts.base import Response, RolloutEngine, Sampling
 from align_anything.trainers.base.assembly import Assembled
 from align_anything.trainers.base.experience import complete, cut, joined, record, responses_of, spread
 from align_anything.trainers.base.loop import Loop, Window, listed
-from align_anything.trainers.base.metrics import peak_memory
+from align_anything.trainers.base.metrics import StepFile, peak_memory
 from align_anything.trainers.base.progress import rank_seed
-from align_anything.trainers.base.reference import untrained
+from align_anything.trainers.base.reference import known_reference, untrained
 from align_anything.trainers.base.rewarding import COST, Reward, completions_of
 
-COMPLETIONS_FILE = 'completions.jsonl'
 EVALUATION_SEED = 0
 
 
@@ -61,7 +58,7 @@ class OnlineLoop(Loop):
         reference: what says how likely the reference would have drawn a token.
         rollouts: draws the responses.
         rewards: what rewards them.
-        output_dir: where completions are written.
+        completions: where whole responses are written, if they are.
     """
 
     algorithm: Online
@@ -70,7 +67,7 @@ class OnlineLoop(Loop):
     reference: Callable[[Batch], Scored] | None
     rollouts: RolloutEngine
     rewards: Sequence[Reward]
-    output_dir: Path
+    completions: StepFile | None
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def _step(self, window: Window) -> bool:
@@ -89,9 +86,16 @@ class OnlineLoop(Loop):
             results, values = self._update(trained)
         took = window.waited + time.perf_counter() - started
         self.console.advance(self.progress.step)
-        if self.progress.step // self.cfgs.logger_cfgs.log_interval > before // self.cfgs.logger_cfgs.log_interval:
+        interval, step = self.cfgs.logger_cfgs.log_interval, self.progress.step
+        if step // interval > before // interval or step == self.steps:
             self._report(drawn, trained, results, values, took, window.waited)
         return self._stepped(before, bool(stop))
+
+    def close(self) -> None:
+        """As every loop, and closes the file of completions."""
+        if self.completions is not None:
+            self.completions.close()
+        super().close()
 
     def evaluate(self) -> None:
         """Rewards one response to each held-out prompt, over all of them and by source where there are several."""
@@ -207,7 +211,6 @@ class OnlineLoop(Loop):
         experience = Experience(
             scores=torch.tensor([float(shaped[place][number]) for place, number in places]),
             groups=torch.tensor([place for place, _ in places], dtype=torch.long),
-            finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
             segments=torch.arange(len(responses)).repeat_interleave(lengths),
             logprobs=joined(examples, 'old'),
             reference=None if self.reference is None else joined(examples, 'reference'),
@@ -243,7 +246,7 @@ class OnlineLoop(Loop):
 
     def _updated(self, trained: Assembled, algorithm: Any, part: list[list[Example]]) -> WindowResult:
         batches = [trained.collator(examples) for examples in part]
-        roles = {'reference': _known_reference} if 'reference' in algorithm.roles else {}
+        roles = {'reference': known_reference} if 'reference' in algorithm.roles else {}
         result = trained.engine.train_window(batches, algorithm, roles)
         if not result.applied and any(result.counts.values()):
             self._nonfinite(batches, result)
@@ -321,26 +324,22 @@ class OnlineLoop(Loop):
         shown = ('reward', 'response_length', 'loss', *(name for name in ('kl', 'entropy') if name in metrics))
         self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': tokens / took})
         every = self.cfgs.logger_cfgs.log_completions
-        if is_main() and every is not None and step // steps_of_rollout(self.cfgs, self.algorithm) % every == 0:
-            self._write_completions(drawn)
+        if self.completions is not None and step // steps_of_rollout(self.cfgs, self.algorithm) % every == 0:
+            self._write_completions(drawn, self.completions)
 
-    def _write_completions(self, drawn: Drawn) -> None:
-        lines = []
+    def _write_completions(self, drawn: Drawn, file: StepFile) -> None:
         number = 0
         for example, responses in zip(drawn.examples, drawn.responses, strict=True):
             for response in responses:
                 rewards = {name: float(values[number]) for name, values in drawn.rewards.items()}
                 record = {
-                    'step': self.progress.step,
                     'source': example.source,
                     'prompt': self.policy.collator.spec.tokenizer.decode(example.prompt.ids),
                     'response': self.policy.collator.spec.tokenizer.decode(response.ids),
                     'rewards': rewards,
                 }
-                lines.append(json.dumps(record, ensure_ascii=False) + '\n')
+                file.append(self.progress.step, record)
                 number += 1
-        with open(self.output_dir / COMPLETIONS_FILE, 'a', encoding='utf-8') as file:
-            file.write(''.join(lines))
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
@@ -365,10 +364,6 @@ def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
     """Optimizer steps that follow one rollout."""
     windows = -(-micro_batches_of(cfgs, algorithm) // cfgs.train_cfgs.gradient_accumulation_steps)
     return algorithm.update_iters * windows
-
-
-def _known_reference(batch: Batch) -> Scored:
-    return Scored(batch.numbers('reference'))
 
 
 def repetition(ids: Sequence[int], size: int = 4) -> float:

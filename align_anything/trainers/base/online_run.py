@@ -12,6 +12,7 @@ from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import is_main
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
@@ -24,6 +25,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.base.assembly import DTYPES, Assembled, assemble, choose_layout, precision_of
 from align_anything.trainers.base.data import Sources, loader_in_order, names_of, total_steps, training_sampler
+from align_anything.trainers.base.metrics import StepFile
 from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import reference_scorer
@@ -31,6 +33,8 @@ from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, r
 from align_anything.trainers.base.rewarding import COST, MODEL, Reward, make_rewards
 from align_anything.trainers.base.run import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.base.slices import Slices
+
+COMPLETIONS_FILE = 'completions.jsonl'
 
 
 def train_online(pair: Pair, resolved: Resolved) -> None:
@@ -76,10 +80,16 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         reference=reference,
         rollouts=_rollouts(cfgs, policy, run.spec),
         rewards=rewards,
-        output_dir=run.output_dir,
+        completions=_completions(run),
         **bookkeeping(run, slices, dataset, steps),
     )
     finish(run, loop, slices)
+
+
+def _completions(run: Begun) -> StepFile | None:
+    if run.resolved.cfgs.logger_cfgs.log_completions is None or not is_main():
+        return None
+    return StepFile(run.output_dir / COMPLETIONS_FILE, None if run.resume_from is None else run.progress.step)
 
 
 def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
@@ -98,6 +108,8 @@ def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
     }
     problems += [f'{key}: it means nothing where responses are drawn; leave it out.' for key in unread if unread[key]]
+    if train.early_stopping_patience is not None and train.save_best is None:
+        problems.append('train_cfgs.early_stopping_patience: an evaluation has no loss here; set save_best: reward.')
     if problems:
         raise SettingsError(problems)
 

@@ -77,7 +77,7 @@ def make_roles(
         for dataset in (training, *held_out):
             score_rows(cfgs, dataset, scores, scorer, assembled)
         rows, *others = (Referenced(dataset, scores, complete=True) for dataset in (training, *held_out))
-        return {'reference': lambda batch: Scored(batch.numbers('reference'))}, rows, others
+        return {'reference': known_reference}, rows, others
     return {'reference': reference_scorer(cfgs, algorithm, spec, assembled)}, training, held_out
 
 
@@ -89,6 +89,11 @@ def reference_scorer(
         logger.info('reference: the model without the adapter')
         return adapter_off(assembled.engine, assembled.model)
     return frozen_copy(cfgs, algorithm, spec, assembled, temperature)
+
+
+def known_reference(batch: Batch) -> Scored:
+    """What the reference gave to the units of a batch when it was asked before."""
+    return Scored(batch.numbers('reference'))
 
 
 def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
@@ -154,7 +159,7 @@ def require_shared(folder: Path) -> None:
 def _by_key(batch: Batch, scorer: Scorer, assembled: Assembled, last: bool) -> dict[str, Tensor]:
     """Scores a batch; with `last`, one of unmatched responses, whose keys stand last in the metas."""
     values = scorer(batch.to(assembled.engine.device)).values.float().cpu()
-    pieces = values.split(torch.bincount(batch.segments, minlength=batch.num_responses).tolist())
+    pieces = batch.by_response(values)
     owned = torch.bincount(batch.examples_of_responses).tolist()
     keys = [
         key
