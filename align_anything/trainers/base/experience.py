@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,20 @@ from align_anything.policies.collator import TokenCollator
 from align_anything.rollouts.base import Response
 
 Scorer = Callable[[Batch], Scored]
+
+
+@dataclass
+class Drawn:
+    """One rollout of this rank: its prompts with responses, what each reward gave them, `(R,)` each, and the total."""
+
+    examples: list[Example]
+    responses: list[list[Response]]
+    rewards: dict[str, Tensor]
+    scores: Tensor
+
+    @property
+    def all_responses(self) -> list[Response]:
+        return [response for drawn in self.responses for response in drawn]
 
 
 def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]]) -> list[Example]:

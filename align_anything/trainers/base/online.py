@@ -18,34 +18,21 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored
 from align_anything.datasets.prompts import Prompts
-from align_anything.engines.window import WindowResult, combined
-from align_anything.losses.moments import NOTHING_SEEN, mean_and_variance, merged, moments, normalised
+from align_anything.engines.window import WindowResult
+from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
-from align_anything.losses.value import explained_variance
-from align_anything.rollouts.base import Response, RolloutEngine, Sampling
+from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.trainers.base.assembly import Assembled
-from align_anything.trainers.base.experience import complete, cut, joined, record, responses_of, spread
+from align_anything.trainers.base.completions import Completions
+from align_anything.trainers.base.experience import Drawn, complete, cut, joined, record, spread
 from align_anything.trainers.base.loop import Loop, Window, listed
-from align_anything.trainers.base.metrics import StepFile, peak_memory
+from align_anything.trainers.base.metrics import peak_memory
+from align_anything.trainers.base.online_report import critic_metrics, numbers_of, rollout_metrics, update_metrics
 from align_anything.trainers.base.progress import rank_seed
 from align_anything.trainers.base.reference import known_reference, untrained
 from align_anything.trainers.base.rewarding import COST, Reward, completions_of
 
 EVALUATION_SEED = 0
-
-
-@dataclass
-class Drawn:
-    """One rollout of this rank: its prompts with responses, what each reward gave them, `(R,)` each, and the total."""
-
-    examples: list[Example]
-    responses: list[list[Response]]
-    rewards: dict[str, Tensor]
-    scores: Tensor
-
-    @property
-    def all_responses(self) -> list[Response]:
-        return [response for drawn in self.responses for response in drawn]
 
 
 @dataclass
@@ -58,7 +45,7 @@ class OnlineLoop(Loop):
         reference: what says how likely the reference would have drawn a token.
         rollouts: draws the responses.
         rewards: what rewards them.
-        completions: where whole responses are written, if they are.
+        completions: shows whole responses, if they are asked for.
     """
 
     algorithm: Online
@@ -67,7 +54,7 @@ class OnlineLoop(Loop):
     reference: Callable[[Batch], Scored] | None
     rollouts: RolloutEngine
     rewards: Sequence[Reward]
-    completions: StepFile | None
+    completions: Completions | None
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def _step(self, window: Window) -> bool:
@@ -92,7 +79,7 @@ class OnlineLoop(Loop):
         return self._stepped(before, bool(stop))
 
     def close(self) -> None:
-        """As every loop, and closes the file of completions."""
+        """As every loop, and closes what shows completions."""
         if self.completions is not None:
             self.completions.close()
         super().close()
@@ -125,7 +112,7 @@ class OnlineLoop(Loop):
         for prompts in loader.micro_batches(0):
             self.file_skips([item for part in all_gather_object(prompts.skipped) for item in part])
             drawn = self._drawn(prompts.examples, self._sampling(EVALUATION_SEED, 1))
-            local = self._summary(drawn)
+            local = numbers_of(drawn)
             names = list(local)
             sums = sums + torch.tensor([float(len(drawn.scores)), *(float(v.sum()) for v in local.values())]).double()
         count, *totals = self._sum(torch.as_tensor(sums).tolist())
@@ -264,17 +251,6 @@ class OnlineLoop(Loop):
         if skipped:
             self.file_skips(skipped)
 
-    def _summary(self, drawn: Drawn) -> dict[str, Tensor]:
-        """Numbers of each response, `(R,)`, whose means are told."""
-        responses = drawn.all_responses
-        return {
-            'reward': drawn.scores,
-            **{f'reward/{name}': values for name, values in drawn.rewards.items() if len(drawn.rewards) > 1},
-            'response_length': torch.tensor([float(len(response.ids)) for response in responses]),
-            'truncated': torch.tensor([float(not response.finished) for response in responses]),
-            'repetition': torch.tensor([repetition(response.ids.tolist()) for response in responses]),
-        }
-
     def _report(
         self,
         drawn: Drawn,
@@ -284,62 +260,35 @@ class OnlineLoop(Loop):
         took: float,
         waited: float,
     ) -> None:
-        step, whole = self.progress.step, combined(results, self.algorithm)
-        summary = self._summary(drawn)
-        scores = moments(drawn.scores, torch.ones(len(drawn.scores)))
-        drift = [
-            float((response.known['old'] - response.known['rollout']).abs().sum()) for response in responses_of(trained)
-        ]
-        local = [float(len(drawn.scores)), sum(drift), *(float(numbers.sum()) for numbers in summary.values())]
-        count, drifted, *sums = self._sum(local)
-        tokens = sums[list(summary).index('response_length')]
-        _, variance = mean_and_variance(self._reduce(scores))
+        rollout = rollout_metrics(drawn, trained, self._reduce)
         metrics = {
-            **{name: total / max(count, 1.0) for name, total in zip(summary, sums, strict=True)},
-            'reward_std': float(variance.sqrt()),
-            'loss': whole.loss,
-            **whole.terms,
-            'rollout_drift': drifted / max(tokens, 1.0),
+            **rollout,
+            **update_metrics(results, self.algorithm),
             'learning_rate': self.engine.learning_rates[0],
             'grad_norm': self.engine.grad_norm,
             'epoch': self._epochs_done(),
-            'responses': count,
             'skipped': float(len(self.skips)),
         }
         for role, parts in values.items():
-            terms = combined(parts, self.critics[role][1]).terms
-            metrics |= {f'{role}/value_loss': terms['value_loss'], f'{role}/return': terms['returns']}
-            metrics[f'{role}/explained_variance'] = explained_variance(terms)
+            metrics |= critic_metrics(role, parts, self.critics[role][1])
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
         if self.progress.nonfinite:
             metrics['nonfinite_steps'] = float(self.progress.nonfinite)
+        speed = rollout['response_length'] * rollout['responses'] / took
         timings = {
             **{f'seconds/{name}': seconds for name, seconds in self._seconds.items()},
-            'tokens_per_second': tokens / took,
+            'tokens_per_second': speed,
             'seconds_per_step': took,
             'data_wait': waited / took,
             'peak_memory': float(peak_memory()),
         }
+        step = self.progress.step
         self.writer.log(step, metrics, timings=timings)
         shown = ('reward', 'response_length', 'loss', *(name for name in ('kl', 'entropy') if name in metrics))
-        self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': tokens / took})
+        self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': speed})
         every = self.cfgs.logger_cfgs.log_completions
         if self.completions is not None and step // steps_of_rollout(self.cfgs, self.algorithm) % every == 0:
-            self._write_completions(drawn, self.completions)
-
-    def _write_completions(self, drawn: Drawn, file: StepFile) -> None:
-        number = 0
-        for example, responses in zip(drawn.examples, drawn.responses, strict=True):
-            for response in responses:
-                rewards = {name: float(values[number]) for name, values in drawn.rewards.items()}
-                record = {
-                    'source': example.source,
-                    'prompt': self.policy.collator.spec.tokenizer.decode(example.prompt.ids),
-                    'response': self.policy.collator.spec.tokenizer.decode(response.ids),
-                    'rewards': rewards,
-                }
-                file.append(self.progress.step, record)
-                number += 1
+            self.completions.write(step, drawn)
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
@@ -364,9 +313,3 @@ def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
     """Optimizer steps that follow one rollout."""
     windows = -(-micro_batches_of(cfgs, algorithm) // cfgs.train_cfgs.gradient_accumulation_steps)
     return algorithm.update_iters * windows
-
-
-def repetition(ids: Sequence[int], size: int = 4) -> float:
-    """The share of runs of `size` tokens that stood in the response before."""
-    runs = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
-    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

@@ -24,8 +24,8 @@ from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.base.assembly import DTYPES, Assembled, assemble, choose_layout, precision_of
+from align_anything.trainers.base.completions import Completions
 from align_anything.trainers.base.data import Sources, loader_in_order, names_of, total_steps, training_sampler
-from align_anything.trainers.base.metrics import StepFile
 from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import reference_scorer
@@ -33,8 +33,6 @@ from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, r
 from align_anything.trainers.base.rewarding import COST, MODEL, Reward, make_rewards
 from align_anything.trainers.base.run import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.base.slices import Slices
-
-COMPLETIONS_FILE = 'completions.jsonl'
 
 
 def train_online(pair: Pair, resolved: Resolved) -> None:
@@ -86,10 +84,10 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     finish(run, loop, slices)
 
 
-def _completions(run: Begun) -> StepFile | None:
+def _completions(run: Begun) -> Completions | None:
     if run.resolved.cfgs.logger_cfgs.log_completions is None or not is_main():
         return None
-    return StepFile(run.output_dir / COMPLETIONS_FILE, None if run.resume_from is None else run.progress.step)
+    return Completions(run.output_dir, run.spec, None if run.resume_from is None else run.progress.step)
 
 
 def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
