@@ -12,7 +12,6 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.cli.leaves import find_run
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.base.online import OnlineLoop
-from align_anything.trainers.base.online_report import repetition
 from tests.learning.preferences import LESSONS
 from tests.learning.tasks import row
 from tests.trainers.runs import die, lines, run, sft, text_rows, weights, write_rows
@@ -308,9 +307,3 @@ def test_a_reward_that_is_no_number_ends_the_run_and_names_the_row(folder: Path,
         argv(folder, tmp_path, tiny('qwen2'), reward_functions=f'[{folder}/rewards.py:broken]'), algorithm=named('grpo')
     )
     assert ended.code == 2 and 'rows.jsonl:' in ended.output and 'nan' in ended.output
-
-
-def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
-    assert repetition([1, 2, 3]) == 0
-    assert repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert repetition([7] * 8) == pytest.approx(4 / 5)

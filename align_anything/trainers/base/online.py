@@ -24,6 +24,7 @@ from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.trainers.base.assembly import Assembled
 from align_anything.trainers.base.completions import Completions
+from align_anything.trainers.base.data import names_of
 from align_anything.trainers.base.experience import Drawn, complete, cut, joined, record, spread
 from align_anything.trainers.base.loop import Loop, Window, listed
 from align_anything.trainers.base.metrics import peak_memory
@@ -260,7 +261,7 @@ class OnlineLoop(Loop):
         took: float,
         waited: float,
     ) -> None:
-        rollout = rollout_metrics(drawn, trained, self._reduce)
+        rollout = rollout_metrics(drawn, trained, names_of(self.training.dataset.parts), self._reduce)
         metrics = {
             **rollout,
             **update_metrics(results, self.algorithm),

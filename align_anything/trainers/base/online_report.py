@@ -30,24 +30,42 @@ def numbers_of(drawn: Drawn) -> dict[str, Tensor]:
     }
 
 
-def rollout_metrics(drawn: Drawn, trained: Sequence[Example], reduce_sum: ReduceSum) -> dict[str, float]:
-    """What was drawn, over all ranks; every rank calls it.
+def rollout_metrics(
+    drawn: Drawn, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum
+) -> dict[str, float]:
+    """Means over what all ranks drew, and of several sources those of each under its name; every rank calls it.
 
-    `trained` are the responses that are learned from, with their log-probabilities by the trainer.
+    Args:
+        drawn: the responses of this rank.
+        trained: those that are learned from, with their log-probabilities by the trainer.
+        sources: what metrics call the datasets, in the order of `Example.part`.
+        reduce_sum: adds a tensor up over ranks.
     """
-    numbers = numbers_of(drawn)
-    drift = [
-        float((response.known['old'] - response.known['rollout']).abs().sum()) for response in responses_of(trained)
-    ]
-    local = [float(len(drawn.scores)), sum(drift), *(float(values.sum()) for values in numbers.values())]
-    count, drifted, *sums = reduce_sum(torch.tensor(local, dtype=torch.float64)).tolist()
-    totals = dict(zip(numbers, sums, strict=True))
+    numbers = {'responses': torch.ones(len(drawn.scores)), **numbers_of(drawn)}
+    values = torch.stack(list(numbers.values())).double()
+    parts = torch.tensor(
+        [example.part for example, responses in zip(drawn.examples, drawn.responses, strict=True) for _ in responses],
+        dtype=torch.long,
+    )
+    several = sources if len(sources) > 1 else ()
+    of_each = [values[:, parts == number].sum(1) for number in range(len(several))]
+    totals = reduce_sum(torch.stack([values.sum(1), *of_each]))
+    totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
+    whole, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
     _, variance = mean_and_variance(reduce_sum(moments(drawn.scores, torch.ones(len(drawn.scores)))))
+    drifts = [(response.known['old'] - response.known['rollout']).abs() for response in responses_of(trained)]
+    drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
+    drifted, tokens = reduce_sum(drift).tolist()
     return {
-        **{name: total / max(count, 1.0) for name, total in totals.items()},
+        **whole,
         'reward_std': float(variance.sqrt()),
-        'rollout_drift': drifted / max(totals['response_length'], 1.0),
-        'responses': count,
+        'rollout_drift': drifted / max(tokens, 1.0),
+        **{
+            f'{source}/{name}': value
+            for source, own in zip(several, of_each, strict=True)
+            for name, value in own.items()
+            if own['responses']
+        },
     }
 
 
