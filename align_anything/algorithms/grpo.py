@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.online import Experience, KLEstimator, ReduceSum, State
+from align_anything.algorithms.online import Comparing, Experience, KLEstimator, ReduceSum, State
 from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.referring import Reference
 from align_anything.losses.advantages import group_relative
@@ -18,11 +18,12 @@ from align_anything.losses.policy_gradient import cispo_loss
 
 
 @ALGORITHMS.register('grpo')
-class GRPO(PolicyGradient, Reference):
+class GRPO(Comparing, PolicyGradient, Reference):
     """GRPO (Shao et al., 2024, arXiv:2402.03300), and by its settings Dr. GRPO, DAPO, GSPO and CISPO.
 
     - Dr. GRPO: `scale_rewards: none`, `loss_aggregation: sequence-mean-token-sum-norm`, `beta: 0`.
-    - DAPO: `clip_range_high: 0.28`, `loss_aggregation: token-mean`, `overlong_buffer`, `beta: 0`.
+    - DAPO: `clip_range_high: 0.28`, `loss_aggregation: token-mean`, `overlong_buffer`, `dynamic_sampling_rounds`,
+      `beta: 0`.
     - GSPO: `importance_level: sequence`, with much smaller clip ranges.
     - CISPO: `loss_type: cispo`.
     """

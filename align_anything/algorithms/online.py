@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm
@@ -76,6 +76,11 @@ class Online(Algorithm):
         return False
 
     @property
+    def further_draws(self) -> int:
+        """How many further batches of prompts a rollout may take in search of responses that differ in score."""
+        return 0
+
+    @property
     def trained_responses(self) -> int:
         """How many of the responses to a prompt are trained on."""
         return self.num_generations
@@ -91,3 +96,18 @@ class Online(Algorithm):
         plain values, the same on every rank, which are saved with the run. Numbers in it are told with the metrics.
         """
         return {}
+
+
+class Comparing(Online):
+    """Base of the algorithms that learn from how the responses to a prompt differ, and nothing where they do not."""
+
+    dynamic_sampling_rounds: NonNegativeInt = Field(
+        0,
+        description='How many further batches of prompts a rollout may take in place of prompts whose responses all '
+        'have the same score (dynamic sampling, DAPO). What is still missing then is filled with those. The data last '
+        'for fewer rollouts, the number of optimizer steps stays what it is. 0 takes none.',
+    )
+
+    @property
+    def further_draws(self) -> int:
+        return self.dynamic_sampling_rounds

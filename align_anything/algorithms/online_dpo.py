@@ -10,12 +10,12 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.dpo import DPOLosses
-from align_anything.algorithms.online import Online
+from align_anything.algorithms.online import Comparing
 from align_anything.algorithms.referring import Reference
 
 
 @ALGORITHMS.register('online_dpo')
-class OnlineDPO(DPOLosses, Online, Reference):
+class OnlineDPO(DPOLosses, Comparing, Reference):
     """DPO on pairs of the policy's own (Guo et al., 2024, arXiv:2402.04792), by score instead of by a judge.
 
     A prompt whose responses all score alike gives no pair.

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import KLReward
-from align_anything.algorithms.online import Experience, ReduceSum, State
+from align_anything.algorithms.online import Comparing, Experience, ReduceSum, State
 from align_anything.losses.advantages import rloo
 from align_anything.losses.responses import response_sums
 
 
 @ALGORITHMS.register('rloo')
-class RLOO(KLReward):
+class RLOO(Comparing, KLReward):
     """RLOO (Ahmadian et al., 2024, arXiv:2402.14740): the response is one action, its score the whole reward.
 
     The divergence from the reference, summed over the response, is taken off the score.

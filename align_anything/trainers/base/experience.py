@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.types import Batch, Example, Piece, Scored
+from align_anything.losses.shaping import informative
 from align_anything.policies.collator import TokenCollator
 from align_anything.rollouts.base import Response
 
@@ -27,6 +28,43 @@ class Drawn:
     @property
     def all_responses(self) -> list[Response]:
         return [response for drawn in self.responses for response in drawn]
+
+    @property
+    def differing(self) -> list[bool]:
+        """Of each prompt, whether the scores of its responses differ."""
+        sizes = [len(drawn) for drawn in self.responses]
+        groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
+        return [bool(part.all()) for part in informative(self.scores, groups).split(sizes)]
+
+    def of(self, prompts: Sequence[int]) -> Drawn:
+        """The part that belongs to these prompts, by number, in that order."""
+        numbers = torch.arange(len(self.scores)).split([len(drawn) for drawn in self.responses])
+        chosen = torch.cat([torch.zeros(0, dtype=torch.long), *(numbers[prompt] for prompt in prompts)])
+        return Drawn(
+            [self.examples[prompt] for prompt in prompts],
+            [self.responses[prompt] for prompt in prompts],
+            {name: values[chosen] for name, values in self.rewards.items()},
+            self.scores[chosen],
+        )
+
+    def with_more(self, other: Drawn) -> Drawn:
+        """This and what was drawn after it."""
+        return Drawn(
+            [*self.examples, *other.examples],
+            [*self.responses, *other.responses],
+            {name: torch.cat([values, other.rewards[name]]) for name, values in self.rewards.items()},
+            torch.cat([self.scores, other.scores]),
+        )
+
+
+def most_telling(drawn: Drawn, prompts: int) -> Drawn:
+    """The first so many prompts whose responses differ in score, then the first others, as many as there is room for.
+
+    Dynamic sampling (DAPO: Yu et al., 2025, arXiv:2503.14476, section 3.2), which there draws until it has enough.
+    """
+    differing = drawn.differing
+    ordered = sorted(range(len(differing)), key=lambda number: not differing[number])
+    return drawn.of(ordered[:prompts])
 
 
 def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]]) -> list[Example]:

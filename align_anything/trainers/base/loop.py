@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from align_anything.algorithms.base import Algorithm
@@ -35,7 +35,10 @@ class Save(Protocol):
 
 @dataclass
 class Loop:
-    """Trains `algorithm` with what a loader gives. Every rank runs one, in step."""
+    """Trains `algorithm` with what a loader gives. Every rank runs one, in step.
+
+    `windows` are those of the present epoch that are still to come.
+    """
 
     cfgs: RunCfgs
     algorithm: Algorithm
@@ -50,11 +53,13 @@ class Loop:
     skips: SkipReport
     save: Save
     stop_asked: Callable[[], bool]
+    windows: Iterator[Window] = field(init=False)
 
     def run(self) -> bool:
         """Trains until the last step. Returns False when it stopped early because it was asked to."""
         while self.progress.step < self.steps:
-            for window in timed(self.training.steps(self.progress.epoch, self.progress.step_in_epoch)):
+            self.windows = timed(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
+            for window in self.windows:
                 if not self._step(window):
                     return False
                 if self.progress.step == self.steps:

@@ -25,10 +25,16 @@ from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.trainers.base.assembly import Assembled
 from align_anything.trainers.base.completions import Completions
 from align_anything.trainers.base.data import names_of
-from align_anything.trainers.base.experience import Drawn, complete, cut, joined, record, spread
+from align_anything.trainers.base.experience import Drawn, complete, cut, joined, most_telling, record, spread
 from align_anything.trainers.base.loop import Loop, Window, listed
 from align_anything.trainers.base.metrics import peak_memory
-from align_anything.trainers.base.online_report import critic_metrics, numbers_of, rollout_metrics, update_metrics
+from align_anything.trainers.base.online_report import (
+    critic_metrics,
+    numbers_of,
+    rollout_metrics,
+    uninformative,
+    update_metrics,
+)
 from align_anything.trainers.base.progress import rank_seed
 from align_anything.trainers.base.reference import known_reference, untrained
 from align_anything.trainers.base.rewarding import COST, Reward, completions_of
@@ -62,21 +68,17 @@ class OnlineLoop(Loop):
         started = time.perf_counter()
         self._seconds = {}
         before = self.progress.step
-        prompts: list[Prompts] = window.batches  # what the loader of an online run collates
         stop = self._sum([float(self.stop_asked())])[0]
-        self._skip(prompts)
-        examples = [example for part in prompts for example in part.examples]
-        drawn = self._drawn(
-            examples, self._sampling(self.cfgs.train_cfgs.seed + before, self.algorithm.num_generations)
-        )
-        trained = self._learn_from(drawn)
+        drawn, waited = self._rollout(window)
+        most = self.algorithm.per_device_prompt_batch_size
+        trained = self._learn_from(most_telling(drawn, most) if self.algorithm.further_draws else drawn)
         with self._clock('update'):
             results, values = self._update(trained)
         took = window.waited + time.perf_counter() - started
         self.console.advance(self.progress.step)
         interval, step = self.cfgs.logger_cfgs.log_interval, self.progress.step
         if step // interval > before // interval or step == self.steps:
-            self._report(drawn, trained, results, values, took, window.waited)
+            self._report(drawn, trained, results, values, took, waited)
         return self._stepped(before, bool(stop))
 
     def close(self) -> None:
@@ -123,6 +125,34 @@ class OnlineLoop(Loop):
         }
 
     # One rollout
+
+    def _rollout(self, window: Window) -> tuple[Drawn, float]:
+        """All that is drawn for one rollout, and the seconds of waiting for its prompts.
+
+        While a rank has too few prompts whose responses differ in score, all go on with the next prompts of the loader
+        as often as the algorithm allows and the epoch has some; a rank that has enough passes over its own.
+        """
+        drawn, waited = self._answered(window, 0), window.waited
+        for number in range(1, self.algorithm.further_draws + 1):
+            missing = self.algorithm.per_device_prompt_batch_size > sum(drawn.differing)
+            if not self._sum([float(missing)])[0]:
+                break
+            window = next(self.windows, None)
+            if window is None:
+                break
+            self.progress.step_in_epoch += 1
+            drawn = drawn.with_more(self._answered(window, number, wanted=missing))
+            waited += window.waited
+        return drawn, waited
+
+    def _answered(self, window: Window, number: int, wanted: bool = True) -> Drawn:
+        """The prompts of a window, the `number`th of this rollout, with responses; none of them unless `wanted`."""
+        prompts: list[Prompts] = window.batches  # what the loader of an online run collates
+        self._skip(prompts)
+        examples = [example for part in prompts for example in part.examples if wanted]
+        # Far from the seeds of other rollouts, which differ by their steps.
+        seed = self.cfgs.train_cfgs.seed + self.progress.step + (number << 32)
+        return self._drawn(examples, self._sampling(seed, self.algorithm.num_generations))
 
     def _sampling(self, seed: int, responses: int) -> Sampling:
         model: Any = self.cfgs.model_cfgs
@@ -272,6 +302,8 @@ class OnlineLoop(Loop):
         }
         for role, parts in values.items():
             metrics |= critic_metrics(role, parts, self.critics[role][1])
+        if self.algorithm.num_generations > 1:
+            metrics['uninformative'] = uninformative(drawn, self._reduce)
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
         if self.progress.nonfinite:
             metrics['nonfinite_steps'] = float(self.progress.nonfinite)

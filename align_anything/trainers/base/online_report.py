@@ -69,6 +69,14 @@ def rollout_metrics(
     }
 
 
+def uninformative(drawn: Drawn, reduce_sum: ReduceSum) -> float:
+    """The share of the prompts whose responses all have the same score, over all ranks; every rank calls it."""
+    differing = drawn.differing
+    counts = torch.tensor([differing.count(False), len(differing)], dtype=torch.float64)
+    alike, prompts = reduce_sum(counts).tolist()
+    return alike / max(prompts, 1.0)
+
+
 def update_metrics(results: Sequence[WindowResult], algorithm: Online) -> dict[str, float]:
     """How the optimizer steps on one rollout went."""
     whole = combined(results, algorithm)
