@@ -9,38 +9,26 @@ from html import escape
 from rich.text import Text
 
 from align_anything.cli.inspection.figures import Bin, histograms, stops, summary
-from align_anything.cli.inspection.media import show_medium
 from align_anything.cli.inspection.rows import Sample, SetSurvey, Survey, size_of
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.types import Conversation, Example, Piece, Skipped
+from align_anything.core.types import Example, Piece, Skipped
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.dry_run import show_example
+from align_anything.trainers.base.html import make_page, show_conversation
 
 LISTED_SKIPS = 1000
 EXAMPLES_OF_A_REASON = 3
 # The styles that show_example gives to trained tokens, media, and the rest.
 CLASSES: Mapping[str, str] = {'bold green': 'trained', 'magenta': 'media', 'dim': 'prompt'}
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --trained: #1a7f37; --media: #a02fb4; }
-@media (prefers-color-scheme: dark) { :root { --trained: #56c271; --media: #df8fea; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); } h3 { font-size: 1rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
-pre, .tokens, .text { white-space: pre-wrap; overflow-wrap: anywhere; }
-pre, .tokens { font: 13px/1.5 ui-monospace, monospace; background: var(--soft); padding: .6rem; border-radius: 6px; }
-.tokens, .turn .text { max-height: 24rem; overflow: auto; }
+.tokens { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; overflow: auto; }
+.tokens { font: 13px/1.5 ui-monospace, monospace; background: var(--soft); padding: .6rem; border-radius: 6px; }
 .tokens .trained { color: var(--trained); font-weight: 600; } .tokens .media { color: var(--media); }
 .tokens .prompt { opacity: .75; }
 .stop { border-left: 4px solid #d33; padding-left: .8rem; }
 .charts { display: flex; flex-wrap: wrap; gap: 2rem; } .chart td { padding: 0 .6rem 0 0; font-size: 13px; }
 .bar { display: inline-block; height: .8em; background: #4a7fd6; vertical-align: middle; }
-.sample { border: 1px solid var(--line); border-radius: 8px; padding: 0 1rem 1rem; margin: 1.2rem 0; }
-.turn { margin: .4rem 0; padding: .3rem .8rem; border-left: 3px solid var(--line); }
-.turn.assistant { border-color: var(--trained); }
-.role, figcaption, .note { font-size: 12px; opacity: .7; }
-figure { display: inline-block; margin: .3rem .6rem .3rem 0; } img { max-width: 100%; margin-right: 2px; }
 """
 
 
@@ -48,17 +36,11 @@ def render_page(survey: Survey, cfgs: RunCfgs) -> str:
     """Returns the report. Secrets in the settings are left out."""
     sets = ''.join(_set(survey, found) for found in survey.sets)
     model = f'{cfgs.model_cfgs.model_name_or_path} ({survey.spec.model_type})'
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(survey.run)}</title><style>{STYLE}</style></head><body>
-<h1>Data of {escape(survey.run)}</h1>
+    body = f"""<h1>Data of {escape(survey.run)}</h1>
 <p>Model: {escape(model)}. No weights were read and nothing was trained.</p>
 {sets}
-<h2>Settings</h2><details><summary>all settings in force</summary><pre>{escape(dump_resolved(cfgs))}</pre></details>
-</body></html>
-"""
-    # Rows may hold halves of surrogate pairs, which no file can.
-    return page.encode('utf-8', 'replace').decode('utf-8')
+<h2>Settings</h2><details><summary>all settings in force</summary><pre>{escape(dump_resolved(cfgs))}</pre></details>"""
+    return make_page(survey.run, body, STYLE)
 
 
 def _set(survey: Survey, found: SetSurvey) -> str:
@@ -113,28 +95,13 @@ def _sample(sample: Sample, spec: FamilySpec) -> str:
     media = f', {size.media_tokens} of media' if size.media_tokens else ''
     several = len(sample.conversations) > 1
     chats = ''.join(
-        (f'<h3>conversation {number}</h3>' if several else '') + _chat(conversation)
+        (f'<h3>conversation {number}</h3>' if several else '') + show_conversation(conversation)
         for number, conversation in enumerate(sample.conversations, 1)
     )
     return (
         f'<div class="sample"><h3>{escape(size.source)}</h3>{chats}'
         f'<p class="note">{size.tokens} tokens, {size.trained} trained{media}</p>{_tokens(sample.example, spec)}</div>'
     )
-
-
-def _chat(conversation: Conversation) -> str:
-    turns = []
-    for message in conversation:
-        parts = ''.join(
-            f'<div class="text">{escape(part["text"])}</div>'
-            if part['type'] == 'text'
-            else show_medium(part['type'], part[part['type']])
-            for part in message['content']
-        )
-        role = escape(str(message['role']))
-        kind = ' assistant' if message['role'] == 'assistant' else ''
-        turns.append(f'<div class="turn{kind}"><div class="role">{role}</div>{parts}</div>')
-    return ''.join(turns)
 
 
 def _tokens(example: Example, spec: FamilySpec) -> str:
