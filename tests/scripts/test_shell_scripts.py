@@ -16,21 +16,26 @@ import pytest
 from PIL import Image
 
 from align_anything.algorithms.base import known_algorithms
+from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import resolve
 from align_anything.datasets.template_registry import make_formatter
 from align_anything.trainers import any_to_text, text_audio_to_text, text_video_to_text
+from align_anything.trainers.base.online_run import check_online
+from align_anything.trainers.base.rewarding import make_rewards
 from tests.datasets.clips import sound, tone
 from tests.models.stand_ins import FAMILIES as STAND_INS
 from tests.models.stand_ins import build
 from tests.trainers.runs import IMAGE, TEXT, run
+from tests.trainers.test_scoring import with_head
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(path for name in known_algorithms() for path in (ROOT / 'scripts').glob(f'*/*_{name}.sh'))
+# A set: the name of online DPO ends as that of DPO does.
+SCRIPTS = sorted({path for name in known_algorithms() for path in (ROOT / 'scripts').glob(f'*/*_{name}.sh')})
 NAMES = [path.stem for path in SCRIPTS]
 # Beside those of supervised training, which all train here, one or two of each algorithm with media of each kind.
 ALSO_TRAINED = (
     'llama_dpo llama_kto qwen2_rm qwen2_cost_model qwen2_orpo llama_simpo qwen2_cpo llava_cost_model qwen2_vl_rm '
-    'qwen2_audio_dpo qwen2_5_vl_video_dpo'
+    'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo'
 ).split()
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 PAIRS = {pair.name: pair for pair in (TEXT, IMAGE, text_audio_to_text.PAIR, text_video_to_text.PAIR, any_to_text.PAIR)}
@@ -39,6 +44,10 @@ PAIRS = {pair.name: pair for pair in (TEXT, IMAGE, text_audio_to_text.PAIR, text
 FAMILIES = {'gemma3_text_sft': 'gemma3_text', 'own_data_sft': 'qwen2_5_vl', 'qwen_vl_sft': 'qwen'}
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
 SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}}
+
+SMALL = '--max_steps 2 --num_workers 0 --log_type none --save_total_limit 0'.split()
+# Scripts of online algorithms set these themselves.
+ROLLOUT = {'NUM_GENERATIONS': 2, 'PER_DEVICE_PROMPT_BATCH_SIZE': 2, 'GRADIENT_ACCUMULATION_STEPS': 1}
 
 PICTURE = {'image': 'picture.png', 'question': 'What is it?'}
 CHOSEN = {**PICTURE, 'chosen': 'A red square.', 'rejected': 'A dog.'}
@@ -64,6 +73,8 @@ ROWS: dict[str, dict[str, Any]] = {
     'AA_TA2T': {**RANKED, 'audio_path': 'tone.wav'},
     'AA_TV2T': {**RANKED, 'video_path': 'clip'},
 }
+# Of scripts that name the columns themselves.
+ROW = {'qwen2_vl_grpo': {'image': 'picture.png', 'problem': 'How many?', 'solution': '<answer> 3 </answer>'}}
 
 # Stands in for the launcher: writes down how it was called.
 RECORDER = """#!{python}
@@ -102,30 +113,43 @@ def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None
     pair, algorithm, argv, environment = call(script, **required)
     assert importlib.util.find_spec(f'align_anything.trainers.{pair}.{algorithm}')
     # Raises for a key, a value or a DeepSpeed file that does not exist.
-    cfgs = resolve(pair, algorithm, known_algorithms()[algorithm], known_algorithms(), argv, environment).cfgs
+    resolved = resolve(pair, algorithm, known_algorithms()[algorithm], known_algorithms(), argv, environment)
+    cfgs = resolved.cfgs
     make_formatter(cfgs.data_cfgs.train_template, cfgs.data_cfgs.train_template_kwargs)
     assert cfgs.logger_cfgs.output_dir == f'output/{script.stem}'
     assert '/' in cfgs.model_cfgs.model_name_or_path
+    if isinstance(resolved.algorithm, Online):
+        # Both raise for what a run cannot do: functions that do not exist, or nothing that rewards.
+        make_rewards(cfgs)
+        check_online(cfgs, resolved.algorithm)
+        judges = re.findall(r'output/(\w+)/slice_end', script.read_text())
+        assert {*judges} <= {*NAMES}, 'each judge that is not given is made by a script'
 
 
 @pytest.mark.parametrize('script', TRAINED, ids=[path.stem for path in TRAINED])
 def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path) -> None:
-    family = FAMILIES.get(script.stem, script.parent.name)
-    template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', script.read_text()).group(1)
+    family, text = FAMILIES.get(script.stem, script.parent.name), script.read_text()
+    template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', text).group(1)
     rows, output = tmp_path / 'rows.jsonl', tmp_path / 'trained'
-    rows.write_text(f'{json.dumps(ROWS[template])}\n' * 4)
+    rows.write_text(f'{json.dumps(ROW.get(script.stem, ROWS[template]))}\n' * 4)
     write_media(tmp_path)
+    model = build(family, tmp_path / family) if family in STAND_INS else tiny(family)
     header = {
-        'MODEL_NAME_OR_PATH': build(family, tmp_path / family) if family in STAND_INS else tiny(family),
+        'MODEL_NAME_OR_PATH': model,
         'TRAIN_DATASETS': rows,
         'TRAIN_NAME': '',
         'TRAIN_SPLIT': 'train',
         **dict.fromkeys(('VIDEO_FOLDER', 'AUDIO_FOLDER'), tmp_path),
         'OUTPUT_DIR': output,
+        **ROLLOUT,
         **SETTINGS.get(script.stem, {}),
     }
-    small = '--max_steps 2 --gradient_accumulation_steps 1 --num_workers 0 --log_type none --save_total_limit 0'
-    pair, name, argv, environment = call(script, *small.split(), **header)
+    if 'REWARD_MODEL' in text:
+        (tmp_path / 'judge').mkdir()
+        judge = with_head(model, tmp_path / 'judge')
+        header |= dict.fromkeys(('REWARD_MODEL_NAME_OR_PATH', 'COST_MODEL_NAME_OR_PATH'), judge)
+    more = '--max_new_tokens 4' if 'PROMPT_BATCH' in text else '--gradient_accumulation_steps 1'
+    pair, name, argv, environment = call(script, *SMALL, *more.split(), **header)
     algorithm = known_algorithms()[name]
     ended = run(argv, pair=PAIRS[pair], before=lambda _: os.environ.update(environment), algorithm=algorithm)
     assert ended[0].code == 0, ended[0].output
