@@ -111,7 +111,8 @@ def test_a_missing_package_names_the_extra_before_anything_is_written(
 
 
 def test_tensorboard_scalars_and_resume(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     for first, last, resume in ((1, 4, None), (3, 4, 2)):
         writer = MetricsWriter(tmp_path, 'tensorboard', settings={'train_cfgs': {'seed': 42}}, resume_step=resume)
@@ -121,7 +122,7 @@ def test_tensorboard_scalars_and_resume(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
     # Steps 3 and 4 of the first run (3.1, 4.1) are purged; the resumed run's 3.3 and 4.3 stand.
-    points = [(point.step, round(point.value, 3)) for point in events.Scalars('train/loss')]
+    points = [(point.step, round(make_ndarray(point.tensor_proto).item(), 3)) for point in events.Tensors('train/loss')]
     assert points == [(1, 1.1), (2, 2.1), (3, 3.3), (4, 4.3)]
     assert 'settings/text_summary' in events.Tags()['tensors']
 

@@ -93,6 +93,8 @@ def test_a_run_tells_what_was_drawn_and_what_it_was_worth(folder: Path, tiny: Ti
         assert record['train/reward'] == pytest.approx(expected, abs=1e-5)
     written = lines(tmp_path / 'completions.jsonl')
     assert {record['step'] for record in written} == {8} and {*written[0]['rewards']} == {'brief'}
+    assert 'Responses after step 8' in ended[0].output and 'Responses after step 4' not in ended[0].output
+    assert 'Responses after' not in ended[1].output
     (evaluated,) = (record for record in lines(tmp_path / 'metrics.jsonl') if 'eval/reward' in record)
     assert evaluated['step'] == 8
     timings = lines(tmp_path / 'timings.jsonl')[-1]
@@ -213,6 +215,7 @@ def test_every_kind_of_media_is_drawn_about_and_trained_on(pair: str, family: st
         'max_steps': 2,
         'eval_strategy': 'no',
         'model_max_length': 1024,
+        'log_completions': 1,
     }
     its_pair, algorithm = find_run(pair, 'grpo')
     (ended,) = run(argv(tmp_path, tmp_path / 'out', tiny(family), **changes), 1, its_pair, algorithm=algorithm)
@@ -220,6 +223,8 @@ def test_every_kind_of_media_is_drawn_about_and_trained_on(pair: str, family: st
     (record,) = metrics_of(tmp_path / 'out')
     # By the trainer, in another layout than by generation: they saw the same media.
     assert record['train/rollout_drift'] < 1e-4 and record['train/responses'] == 6
+    page = (tmp_path / 'out' / 'completions.html').read_text()
+    assert '<img' in page or '<audio' in page
 
 
 def dies_in(what: str, step: int) -> Callable[[int], None]:
@@ -268,12 +273,15 @@ def test_killed_in_rollout_and_in_update(
 
 
 def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
-    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0.0, 'max_steps': 4, 'eval_strategy': 'no'}
+    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0.0, 'max_steps': 8, 'eval_strategy': 'no'}
+    changes |= {'log_interval': 8, 'log_completions': 1}
     changes['reward_functions'] = f'[{folder}/rewards.py:varied]'
     ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), algorithm=named('grpo'))
     assert ended[0].code == 0 and 'the model without the adapter' in ended[0].output
     (record,) = metrics_of(tmp_path)
     assert record['train/kl'] > 0 and weights(tmp_path / 'slice_end')
+    # Rollouts are shown whether their metrics are recorded or not.
+    assert {written['step'] for written in lines(tmp_path / 'completions.jsonl')} == {4, 8}
 
 
 @pytest.mark.parametrize(

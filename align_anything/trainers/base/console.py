@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
 
 from align_anything.core.distributed import is_main
 from align_anything.core.logging import get_logger
@@ -53,15 +54,15 @@ class TrainingConsole:
         self._refreshed = 0.0
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        console = console or Console(stderr=True)
-        if is_main() and console.is_terminal:
+        self._console = console or Console(stderr=True)
+        if is_main() and self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn('{task.fields[left]}'),
                 TextColumn('{task.fields[numbers]}'),
-                console=console,
+                console=self._console,
                 # Drawn from here, not from a thread that a forked data worker would inherit half-way.
                 auto_refresh=False,
             )
@@ -90,6 +91,11 @@ class TrainingConsole:
     def note(self, text: str) -> None:
         """Writes a line that stays, above the bar: a checkpoint, an evaluation."""
         logger.info(text)
+
+    def show(self, table: Table) -> None:
+        """Prints a table that stays, above the bar."""
+        if is_main():
+            self._console.print(table)
 
     def close(self) -> None:
         """Leaves the terminal as it was. May be called twice."""

@@ -123,9 +123,8 @@ def _pictures(kind: str, item: Any) -> list[Image.Image]:
         return [item]
     if kind != 'video':
         return []
-    count = len(item.frames)
-    chosen = sorted({round(n * (count - 1) / max(FRAMES - 1, 1)) for n in range(min(FRAMES, count))})
-    return [Image.fromarray(item.frames[n]) for n in chosen]
+    last, steps = len(item.frames) - 1, min(FRAMES, len(item.frames)) - 1
+    return [Image.fromarray(item.frames[round(n * last / max(steps, 1))]) for n in range(steps + 1)]
 
 
 def _thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:

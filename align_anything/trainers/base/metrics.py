@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from align_anything.configs.redaction import without_secrets
 from align_anything.core.distributed import is_main
 from align_anything.core.files import atomic_write_text
-from align_anything.trainers.base.trackers import Tracker, make_tracker
+from align_anything.trainers.base.trackers import Answers, Tracker, make_tracker
 
 METRICS_FILE = 'metrics.jsonl'
 TIMINGS_FILE = 'timings.jsonl'
@@ -106,6 +106,11 @@ class MetricsWriter:
                 everything.update(named)
         if self._tracker is not None:
             self._tracker.log(step, everything)
+
+    def show(self, step: int, answers: Sequence[Answers]) -> None:
+        """Hands responses to the tracker; the files have numbers only."""
+        if self._tracker is not None:
+            self._tracker.show(step, answers)
 
     def close(self) -> None:
         """Closes the files and lets the tracker send what it still holds. May be called twice."""

@@ -79,6 +79,9 @@ class OnlineLoop(Loop):
         interval, step = self.cfgs.logger_cfgs.log_interval, self.progress.step
         if step // interval > before // interval or step == self.steps:
             self._report(drawn, trained, results, values, took, waited)
+        rollout = -(-step // steps_of_rollout(self.cfgs, self.algorithm))
+        if self.completions is not None and rollout % self.cfgs.logger_cfgs.log_completions == 0:
+            self.completions.write(step, drawn)
         return self._stepped(before, bool(stop))
 
     def close(self) -> None:
@@ -319,9 +322,6 @@ class OnlineLoop(Loop):
         self.writer.log(step, metrics, timings=timings)
         shown = ('reward', 'response_length', 'loss', *(name for name in ('kl', 'entropy') if name in metrics))
         self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': speed})
-        every = self.cfgs.logger_cfgs.log_completions
-        if self.completions is not None and step // steps_of_rollout(self.cfgs, self.algorithm) % every == 0:
-            self.completions.write(step, drawn)
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:

@@ -25,7 +25,9 @@ from align_anything.models.family import FamilySpec
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.base.assembly import DTYPES, Assembled, assemble, choose_layout, precision_of
 from align_anything.trainers.base.completions import Completions
+from align_anything.trainers.base.console import TrainingConsole
 from align_anything.trainers.base.data import Sources, loader_in_order, names_of, total_steps, training_sampler
+from align_anything.trainers.base.metrics import MetricsWriter
 from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import reference_scorer
@@ -69,6 +71,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         name: loader_in_order(rows, rows.sizes, batch_size, _collate, cfgs)
         for name, rows in zip(names_of(run.sources.evaluation), held_out, strict=True)
     }
+    kept = bookkeeping(run, slices, dataset, steps)
     loop = OnlineLoop(
         engine=policy.engine,
         training=Loader(dataset, sampler, _collate, cfgs.data_cfgs.num_workers),
@@ -78,16 +81,17 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         reference=reference,
         rollouts=_rollouts(cfgs, policy, run.spec),
         rewards=rewards,
-        completions=_completions(run),
-        **bookkeeping(run, slices, dataset, steps),
+        completions=_completions(run, kept['console'], kept['writer']),
+        **kept,
     )
     finish(run, loop, slices)
 
 
-def _completions(run: Begun) -> Completions | None:
+def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:
     if run.resolved.cfgs.logger_cfgs.log_completions is None or not is_main():
         return None
-    return Completions(run.output_dir, run.spec, None if run.resume_from is None else run.progress.step)
+    resume_step = None if run.resume_from is None else run.progress.step
+    return Completions(run.output_dir, run.spec, console, writer, resume_step)
 
 
 def check_online(cfgs: RunCfgs, algorithm: Online) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import atomic_write_json
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # What a tracker needs installed, and the extra of this package that brings it.
 PACKAGES = {
@@ -18,6 +25,31 @@ PACKAGES = {
     'clearml': ('clearml', '[clearml]'),
 }
 RUN_ID_FILE = 'tracker.json'
+COMPLETIONS = 'completions'
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A prompt and responses to it.
+
+    Attributes:
+        prompt: what was asked.
+        picture: its media in one small picture, where there is something to see.
+        responses: the text of each response.
+        rewards: what each of them was worth, by name.
+    """
+
+    prompt: str
+    picture: Image.Image | None
+    responses: list[str]
+    rewards: dict[str, list[float]]
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """A row for each response: prompt, response, rewards."""
+        return [
+            (self.prompt, response, *rewards)
+            for response, *rewards in zip(self.responses, *self.rewards.values(), strict=True)
+        ]
 
 
 class Tracker(Protocol):
@@ -25,6 +57,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the numbers of one optimizer step, already named `train/loss`."""
+
+    def show(self, step: int, answers: Sequence[Answers]) -> None:
+        """Takes some prompts of one rollout with their responses; all have rewards of the same names."""
 
     def close(self) -> None:
         """Sends what is left and ends the run."""
@@ -73,7 +108,8 @@ class TensorBoardTracker:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = None if resume_step is None else resume_step + 1
+        # Also by the first run: TensorBoard takes the first mark of a start that it sees for no restart.
+        purge = 0 if resume_step is None else resume_step + 1
         self._writer = SummaryWriter(log_dir=str(output_dir / 'tensorboard'), purge_step=purge)
         self._writer.add_text('run', f'{project} / {run_name}')
         self._writer.add_text('settings', f'```json\n{json.dumps(settings, indent=2, default=str)}\n```')
@@ -82,6 +118,17 @@ class TensorBoardTracker:
         """Adds one scalar per value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def show(self, step: int, answers: Sequence[Answers]) -> None:
+        """Adds a text with a table, and the media of each prompt as a picture."""
+        columns = ('prompt', 'response', *answers[0].rewards)
+        rows = [columns, ['---'] * len(columns), *(map(_cell, row) for one in answers for row in one.rows())]
+        self._writer.add_text(COMPLETIONS, '\n'.join(f'| {" | ".join(row)} |' for row in rows), step)
+        for number, one in enumerate(answers, 1):
+            if one.picture is not None:
+                self._writer.add_image(
+                    f'{COMPLETIONS}/prompt {number}', np.asarray(one.picture), step, dataformats='HWC'
+                )
 
     def close(self) -> None:
         """Flushes the event file."""
@@ -123,6 +170,19 @@ class WandbTracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the values against the optimizer step."""
         self._run.log({'step': step, **values})
+
+    def show(self, step: int, answers: Sequence[Answers]) -> None:
+        """Logs a table with the media of each prompt in a column."""
+        import wandb
+
+        pictures = [None if one.picture is None else wandb.Image(one.picture) for one in answers]
+        rows = [
+            [prompt, picture, *rest]
+            for one, picture in zip(answers, pictures, strict=True)
+            for prompt, *rest in one.rows()
+        ]
+        columns = ['prompt', 'media', 'response', *answers[0].rewards]
+        self._run.log({'step': step, COMPLETIONS: wandb.Table(columns=columns, data=rows)})
 
     def close(self) -> None:
         """Waits until everything is sent."""
@@ -166,9 +226,29 @@ class ClearMLTracker:
             series, _, title = name.partition('/')
             self._logger.report_scalar(title=title or series, series=series, value=value, iteration=step)
 
+    def show(self, step: int, answers: Sequence[Answers]) -> None:
+        """Reports a table, and the media of each prompt as a picture."""
+        rows = [('prompt', 'response', *answers[0].rewards), *(row for one in answers for row in one.rows())]
+        self._logger.report_table(
+            title=COMPLETIONS, series=COMPLETIONS, iteration=step, table_plot=[list(map(str, row)) for row in rows]
+        )
+        for number, one in enumerate(answers, 1):
+            if one.picture is not None:
+                self._logger.report_image(
+                    title=COMPLETIONS, series=f'prompt {number}', iteration=step, image=one.picture
+                )
+
     def close(self) -> None:
         """Waits until everything is sent."""
         self._task.close()
+
+
+def _cell(value: str | float) -> str:
+    """A value in a table of Markdown, of which nothing is taken for Markdown or HTML."""
+    if isinstance(value, float):
+        return f'{value:.4g}'
+    escaped = re.sub(r'[^\w\s]|_', lambda found: f'&#{ord(found[0])};', value)
+    return '<br>'.join(escaped.splitlines())
 
 
 def _stored_id(output_dir: Path, log_type: str) -> str | None:
