@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from align_anything.algorithms.online import Experience, KLEstimator
+from align_anything.algorithms.online import Experience, KLEstimator, ReduceSum, State
 from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.referring import Reference
 from align_anything.losses.advantages import token_rewards
-from align_anything.losses.kl import KL_ESTIMATORS
+from align_anything.losses.kl import KL_ESTIMATORS, adapted_kl_coeff
 
 
 class KLReward(PolicyGradient, Reference):
@@ -18,11 +19,46 @@ class KLReward(PolicyGradient, Reference):
     kl_coeff: NonNegativeFloat = Field(
         0.02, description='What a nat of divergence from the reference costs in reward. With 0 there is no reference.'
     )
-    kl_estimator: KLEstimator = Field('k1', description='Estimator of the divergence at each token.')
+    kl_estimator: KLEstimator = Field('k1', description='Estimator of the divergence at each token in the reward.')
+    kl_target: PositiveFloat | None = Field(
+        None,
+        description='Divergence of a whole response, in nats, to be held: after each rollout kl_coeff rises if there '
+        'was more, and falls if there was less. null leaves kl_coeff as it is.',
+    )
+    kl_horizon: PositiveInt = Field(
+        10000, description='Responses over which kl_target moves kl_coeff by a fifth, at most.'
+    )
+    kl_loss_coeff: NonNegativeFloat = Field(
+        0.0, description='Weight of the divergence from the reference in the loss, beside or instead of the reward.'
+    )
+    kl_loss_estimator: KLEstimator = Field('k3', description='Estimator of the divergence in the loss.')
+
+    @model_validator(mode='after')
+    def _has_what_moves(self) -> KLReward:
+        if self.kl_target is not None and not self.kl_coeff:
+            raise ValueError('kl_target moves kl_coeff, which is 0 and would stay so: give the one to begin with')
+        return self
 
     @property
     def refers(self) -> bool:
-        return bool(self.kl_coeff)
+        return bool(self.kl_coeff or self.kl_loss_coeff)
+
+    @property
+    def kl_in_loss(self) -> tuple[float, str]:
+        return self.kl_loss_coeff, self.kl_loss_estimator
+
+    def price_of_kl(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> float:
+        """What a nat costs in this rollout: `kl_coeff`, or where that has a target, what it has come to."""
+        if self.kl_target is None:
+            return self.kl_coeff
+        price = state.get('kl_coeff', self.kl_coeff)
+        local = [float(self.kl_of(experience).double().sum()), float(len(experience.scores))]
+        total, responses = reduce_sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        if responses:
+            state['response_kl'] = total / responses
+            gain = min(responses / self.kl_horizon, 1.0)
+            state['kl_coeff'] = adapted_kl_coeff(price, state['response_kl'], target=self.kl_target, gain=gain)
+        return price
 
     def kl_of(self, experience: Experience) -> Tensor:
         """The estimated divergence at each token, `(N,)`; zeros without a reference."""
@@ -38,12 +74,7 @@ class TokenRewards(KLReward):
         50.0, description='Bound of the reward at each token, the score at the last one included. null bounds none.'
     )
 
-    def token_rewards(self, experience: Experience) -> Tensor:
-        """The reward at each token, `(N,)`."""
-        return token_rewards(
-            experience.scores,
-            self.kl_of(experience),
-            experience.segments,
-            kl_coeff=self.kl_coeff,
-            clip_range=self.clip_range_score,
-        )
+    def token_rewards(self, experience: Experience, scores: Tensor, kl_coeff: float) -> Tensor:
+        """The reward at each token, `(N,)`, of responses with these scores, `(R,)`."""
+        kl, segments = self.kl_of(experience), experience.segments
+        return token_rewards(scores, kl, segments, kl_coeff=kl_coeff, clip_range=self.clip_range_score)

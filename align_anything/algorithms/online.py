@@ -27,18 +27,23 @@ class Experience:
         scores: the weighted sum of the rewards of each response, penalties taken off, `(R,)`.
         groups: the prompt that each response belongs to, `(R,)`.
         segments: the response of each token, `(N,)`.
+        finished: whether the policy ended each response, `(R,)` bool; else it was cut.
         logprobs: of each token under the policy as it drew them, by the trainer, `(N,)`.
         reference: the same under the reference, where the algorithm asks for one, `(N,)`.
         values: what each critic expects before each token, `(N,)`, by the critic's role.
+        beyond: what each critic expects behind the last token of each response, `(R,)`, by the critic's role, where
+            the algorithm bootstraps.
         costs: what each response costs, where a cost model says so, `(R,)`; `all_costs` those of all ranks.
     """
 
     scores: Tensor
     groups: Tensor
     segments: Tensor
+    finished: Tensor
     logprobs: Tensor
     reference: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    beyond: Mapping[str, Tensor] = field(default_factory=dict)
     costs: Tensor | None = None
     all_costs: Sequence[float] = ()
 
@@ -73,6 +78,11 @@ class Online(Algorithm):
     @property
     def refers(self) -> bool:
         """Whether a reference is asked at all."""
+        return False
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether critics are asked what follows behind the last token of a response."""
         return False
 
     @property

@@ -32,6 +32,11 @@ class PPO(TokenRewards):
     gae_lambda: float = Field(
         0.95, ge=0, le=1, description='How far an advantage looks past what the critic expects: 1 to the end.'
     )
+    bootstrap_truncated: bool = Field(
+        False,
+        description='Adds to a response that was cut at max_new_tokens what the critic expects to follow. Off, it '
+        'counts as ended there.',
+    )
     whiten_advantages: bool = Field(
         True, description='Brings the advantages of a step to mean 0 and deviation 1 over all tokens.'
     )
@@ -56,13 +61,26 @@ class PPO(TokenRewards):
             )
         return self
 
+    @property
+    def bootstraps(self) -> bool:
+        return self.bootstrap_truncated
+
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
-        advantages, returns = self.estimated(experience, 'reward_critic', self.token_rewards(experience))
+        rewards = self.token_rewards(experience, experience.scores, self.price_of_kl(experience, reduce_sum, state))
+        advantages, returns = self.estimated(experience, 'reward_critic', rewards)
         return {'advantage': self.brought_to_scale(advantages, reduce_sum), 'returns/reward_critic': returns}
 
     def estimated(self, experience: Experience, critic: str, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and returns of each token, `(N,)`, by what a critic expects and what came, `(N,)`."""
-        return gae(experience.values[critic], rewards, experience.segments, gamma=self.gamma, lam=self.gae_lambda)
+        bootstrap = experience.beyond[critic].where(~experience.finished, 0.0) if self.bootstraps else None
+        return gae(
+            experience.values[critic],
+            rewards,
+            experience.segments,
+            gamma=self.gamma,
+            lam=self.gae_lambda,
+            bootstrap=bootstrap,
+        )
 
     def brought_to_scale(self, advantages: Tensor, reduce_sum: ReduceSum) -> Tensor:
         """The advantages, `(N,)`, whitened if the settings ask for it."""

@@ -2,29 +2,73 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import TokenRewards
-from align_anything.algorithms.online import Experience, ReduceSum, State
-from align_anything.losses.advantages import discounted_sums
+from align_anything.algorithms.online import Comparing, Experience, ReduceSum, State
+from align_anything.losses.advantages import discounted_sums, group_relative, rloo
 from align_anything.losses.moments import mean_and_variance, moments, whiten
+
+COMPARED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        'reinforce': lambda scores, groups: scores,
+        'reinforce_baseline': partial(group_relative, scale='none'),
+        'rloo': rloo,
+        'group_norm': partial(group_relative, scale='group'),
+    }
+)
+"""What an estimator makes of scores, `(R,)`, given the prompt of each, `(R,)`, before it credits them to tokens."""
 
 
 @ALGORITHMS.register('reinforce_plus_plus')
-class ReinforcePlusPlus(TokenRewards):
-    """REINFORCE++ (Hu et al., 2025, arXiv:2501.03262)."""
+class ReinforcePlusPlus(Comparing, TokenRewards):
+    """REINFORCE++ (Hu et al., 2025, arXiv:2501.03262), and as `reinforce_baseline` its form with a baseline.
+
+    `rloo` and `group_norm` credit to tokens, together with the divergence from the reference, what those compare. That
+    is of one scale already and is not whitened, as in OpenRLHF.
+    """
 
     name: ClassVar[str] = 'reinforce_plus_plus'
 
+    advantage_estimator: Literal[tuple(COMPARED)] = Field(
+        'reinforce',
+        description='What the score of a response is compared with: nothing (reinforce), the mean of its group '
+        '(reinforce_baseline), the mean of the others in it (rloo), or that of its group over the deviation '
+        '(group_norm). The first two are whitened over all tokens of the step.',
+    )
     gamma: float = Field(1.0, gt=0, le=1, description='Discount of a reward for each token that it lies ahead.')
 
+    @field_validator('advantage_estimator', mode='before')
+    @classmethod
+    def _needs_no_critic(cls, value: Any) -> Any:
+        if value == 'gae':
+            raise ValueError(f'gae needs a critic: run the algorithm ppo, or choose among {", ".join(COMPARED)}')
+        return value
+
+    @model_validator(mode='after')
+    def _has_its_group(self) -> ReinforcePlusPlus:
+        alone = self.advantage_estimator == 'reinforce'
+        if not alone and self.num_generations < 2:
+            raise ValueError(f'advantage_estimator {self.advantage_estimator} needs num_generations of 2 or more')
+        if alone and self.dynamic_sampling_rounds:
+            raise ValueError(
+                'dynamic_sampling_rounds: advantage_estimator reinforce does not compare the responses to a prompt'
+            )
+        return self
+
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
-        returns = discounted_sums(self.token_rewards(experience), experience.segments, self.gamma)
-        return {'advantage': whitened(returns, reduce_sum)}
+        scores = COMPARED[self.advantage_estimator](experience.scores, experience.groups)
+        rewards = self.token_rewards(experience, scores, self.price_of_kl(experience, reduce_sum, state))
+        returns = discounted_sums(rewards, experience.segments, self.gamma)
+        on_scale = self.advantage_estimator in ('rloo', 'group_norm')
+        return {'advantage': returns if on_scale else whitened(returns, reduce_sum)}
 
 
 def whitened(values: Tensor, reduce_sum: ReduceSum) -> Tensor:

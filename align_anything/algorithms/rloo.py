@@ -27,5 +27,6 @@ class RLOO(Comparing, KLReward):
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         penalties = response_sums(self.kl_of(experience), experience.segments, len(experience.scores))
-        advantages = rloo(experience.scores - self.kl_coeff * penalties, experience.groups)
+        price = self.price_of_kl(experience, reduce_sum, state)
+        advantages = rloo(experience.scores - price * penalties, experience.groups)
         return {'advantage': advantages[experience.segments]}

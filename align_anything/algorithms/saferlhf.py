@@ -14,7 +14,6 @@ from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.ppo import PPO
 from align_anything.configs.online import MORE_GROUPS, SafeModelCfgs
 from align_anything.configs.schema import Cfgs
-from align_anything.losses.advantages import token_rewards
 from align_anything.losses.lagrange import lagrangian_advantages, recent, updated_log_multiplier
 
 
@@ -42,15 +41,13 @@ class SafeRLHF(PPO):
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         multiplier = math.exp(self._follow(experience, state))
-        # Of opposite sign: costs are subtracted from rewards below.
-        penalties = {'kl_coeff': self.kl_coeff / 2, 'clip_range': self.clip_range_score}
-        against = {**penalties, 'kl_coeff': -self.kl_coeff / 2}
-        kl, segments = self.kl_of(experience), experience.segments
+        half = self.price_of_kl(experience, reduce_sum, state) / 2
         rewards, reward_returns = self.estimated(
-            experience, 'reward_critic', token_rewards(experience.scores, kl, segments, **penalties)
+            experience, 'reward_critic', self.token_rewards(experience, experience.scores, half)
         )
+        # Of opposite sign: costs are subtracted from rewards below.
         costs, cost_returns = self.estimated(
-            experience, 'cost_critic', token_rewards(experience.costs, kl, segments, **against)
+            experience, 'cost_critic', self.token_rewards(experience, experience.costs, -half)
         )
         advantages = lagrangian_advantages(rewards, costs, multiplier)
         return {

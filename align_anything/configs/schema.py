@@ -115,7 +115,8 @@ class TrainCfgs(Cfgs):
         None,
         description='Fills each micro-batch of a device to this many tokens, media included, instead of to '
         'per_device_train_batch_size samples, with nearly equal work on all devices. Every row is encoded once '
-        'more to learn what it takes: before training, or a little ahead of it when streaming.',
+        'more to learn what it takes: before training, or a little ahead of it when streaming. Where responses are '
+        'drawn, an optimizer step has as many of them as without it, and its micro-batches are filled with those.',
     )
     group_by_length: bool = Field(
         False,

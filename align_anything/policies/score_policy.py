@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -41,3 +42,13 @@ class ScorePolicy(nn.Module):
         scores = bare_model(self.model).get_submodule(SCORE_HEAD)(hidden.index_select(0, places))
         # An empty selection still has to lead every rank through the same backward pass.
         return scores if len(scores) else scores + 0.0 * hidden.sum()
+
+
+@contextmanager
+def reading_ends(policy: ScorePolicy) -> Iterator[None]:
+    """While the context lasts, a critic scores responses, `(R,)`: by what it expects behind the last token of each."""
+    units, policy.units = policy.units, False
+    try:
+        yield
+    finally:
+        policy.units = units

@@ -9,9 +9,11 @@ import torch
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.online import Experience
+from align_anything.losses.kl import KL_ESTIMATORS
 
 KNOWN = known_algorithms()
 LENGTHS, GROUPS = [3, 1, 4, 2], [0, 0, 1, 1]
+FINISHED = [True, False, False, True]
 SCORES, COSTS = [1.0, -1.0, 0.5, 2.5], [2.0, -3.0, 0.0, 1.0]
 
 
@@ -25,9 +27,11 @@ def experience(critics: tuple[str, ...] = ('reward_critic', 'cost_critic')) -> E
         scores=torch.tensor(SCORES, dtype=torch.float64),
         groups=torch.tensor(GROUPS),
         segments=torch.arange(4).repeat_interleave(torch.tensor(LENGTHS)),
+        finished=torch.tensor(FINISHED),
         logprobs=-numbers().abs(),
         reference=-numbers().abs(),
         values={name: numbers() for name in critics},
+        beyond={name: numbers()[:4] for name in critics},
         costs=torch.tensor(COSTS, dtype=torch.float64),
         all_costs=COSTS,
     )
@@ -47,17 +51,23 @@ def whitened(values: list[float]) -> list[float]:
     return [(value - mean) / deviation for value in values]
 
 
-def estimated(scores: list[float], critic: str, kl_coeff: float, lam: float) -> tuple[list[float], list[float]]:
+def estimated(
+    scores: list[float], critic: str, kl_coeff: float, lam: float, cut_goes_on: bool = False
+) -> tuple[list[float], list[float]]:
     """Generalised advantages and returns of all tokens, with a penalty of k1."""
     drawn = experience()
     found, returns = [], []
-    parts = zip(*map(by_response, (drawn.logprobs, drawn.reference, drawn.values[critic])), scores, strict=True)
-    for policy, reference, values, score in parts:
+    behind = [
+        value if cut_goes_on and not finished else 0.0
+        for value, finished in zip(drawn.beyond[critic].tolist(), FINISHED, strict=True)
+    ]
+    parts = zip(*map(by_response, (drawn.logprobs, drawn.reference, drawn.values[critic])), scores, behind, strict=True)
+    for policy, reference, values, score, last in parts:
         rewards = [-kl_coeff * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
         rewards[-1] += score
         ahead, reversed_ = 0.0, []
         for place in reversed(range(len(values))):
-            following = values[place + 1] if place + 1 < len(values) else 0.0
+            following = values[place + 1] if place + 1 < len(values) else last
             ahead = rewards[place] + following - values[place] + lam * ahead
             reversed_.append(ahead)
         found += reversed_[::-1]
@@ -92,6 +102,88 @@ def test_reinforce_plus_plus_whitens_returns() -> None:
         returns += [sum(rewards[place:]) for place in range(len(rewards))]
     found = advantages(KNOWN['reinforce_plus_plus'](kl_coeff=0.1))['advantage']
     assert found.tolist() == pytest.approx(whitened(returns))
+
+
+@pytest.mark.parametrize('estimator', ['reinforce', 'reinforce_baseline', 'rloo', 'group_norm'])
+@pytest.mark.parametrize('name', ['reinforce_plus_plus', 'multi_ppo'])
+def test_what_an_estimator_compares_is_credited_to_tokens(name: str, estimator: str) -> None:
+    # Groups of two: their means are half way, and their deviations the distance over √2.
+    distances = [SCORES[0] - SCORES[1], SCORES[1] - SCORES[0], SCORES[2] - SCORES[3], SCORES[3] - SCORES[2]]
+    worth = {
+        'reinforce': SCORES,
+        'reinforce_baseline': [distance / 2 for distance in distances],
+        'rloo': distances,
+        'group_norm': [distance / 2 / (abs(distance) / math.sqrt(2) + 1e-4) for distance in distances],
+    }[estimator]
+    drawn, gamma = experience(), 0.9
+    returns = []
+    for policy, reference, score in zip(by_response(drawn.logprobs), by_response(drawn.reference), worth, strict=True):
+        rewards = [-0.1 * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
+        rewards[-1] += score
+        returns += [
+            sum(gamma**ahead * reward for ahead, reward in enumerate(rewards[place:])) for place in range(len(rewards))
+        ]
+    algorithm = KNOWN[name](advantage_estimator=estimator, num_generations=2, kl_coeff=0.1, gamma=gamma)
+    expected = returns if estimator in ('rloo', 'group_norm') else whitened(returns)
+    assert advantages(algorithm)['advantage'].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings', 'message'),
+    [
+        ('multi_ppo', {'advantage_estimator': 'gae'}, 'gae needs a critic: run the algorithm ppo'),
+        ('reinforce_plus_plus', {'advantage_estimator': 'rloo'}, 'needs num_generations of 2 or more'),
+        ('multi_ppo', {'dynamic_sampling_rounds': 1}, 'reinforce does not compare the responses'),
+        ('ppo', {'kl_target': 6.0, 'kl_coeff': 0.0}, 'kl_target moves kl_coeff, which is 0'),
+    ],
+)
+def test_settings_that_do_not_go_together(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KNOWN[name](**settings)
+
+
+@pytest.mark.parametrize('name', ['ppo', 'saferlhf', 'rloo', 'reinforce_plus_plus'])
+def test_the_price_of_divergence_follows_its_target(name: str) -> None:
+    """Each rollout pays what the one before it led to."""
+    drawn = experience()
+    divergence = float((drawn.logprobs - drawn.reference).sum()) / 4
+    assert abs(divergence) > 0.1
+    still = {'lambda_update_delay_steps': 9} if name == 'saferlhf' else {}
+    algorithm = KNOWN[name](kl_coeff=0.1, kl_target=abs(divergence) / 2, kl_horizon=40, **still)
+    # Of 4 responses in 40; the error is bounded by 0.2 on either side.
+    factor = 1 + 4 / 40 * (0.2 if divergence > 0 else -0.2)
+    state: dict = {}
+    prices = [0.1, 0.1 * factor, 0.1 * factor**2]
+    for price, following in zip(prices, prices[1:], strict=False):
+        found = advantages(algorithm, state)
+        settled = advantages(KNOWN[name](kl_coeff=price, **still))
+        assert found['advantage'].tolist() == pytest.approx(settled['advantage'].tolist(), rel=1e-9)
+        assert state['kl_coeff'] == pytest.approx(following) and state['response_kl'] == pytest.approx(divergence)
+
+
+def test_the_price_does_not_turn_round_however_many_responses_there_are() -> None:
+    state: dict = {}
+    KNOWN['rloo'](kl_coeff=0.1, kl_target=1e6, kl_horizon=1).price_of_kl(experience(), lambda tensor: tensor, state)
+    assert state['kl_coeff'] == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize('estimator', KL_ESTIMATORS)
+def test_a_divergence_may_be_in_the_loss_too(estimator: str) -> None:
+    algorithm = KNOWN['ppo'](kl_coeff=0.0, kl_loss_coeff=0.3, kl_loss_estimator=estimator)
+    assert algorithm.refers and algorithm.kl_in_loss == (0.3, estimator)
+    assert algorithm.coefficients() == {'policy_loss': 1.0, 'kl': 0.3}
+    assert not KNOWN['ppo'](kl_coeff=0.0).refers and KNOWN['ppo'](kl_coeff=0.1).coefficients() == {'policy_loss': 1.0}
+
+
+@pytest.mark.parametrize('name', ['ppo', 'saferlhf'])
+def test_a_response_that_was_cut_goes_on_as_the_critic_expects(name: str) -> None:
+    settings = {'kl_coeff': 0.1, 'gae_lambda': 0.9, 'whiten_advantages': False, 'bootstrap_truncated': True}
+    found = advantages(KNOWN[name](**settings))
+    kl_coeff = 0.1 if name == 'ppo' else 0.05
+    rewards, returns = estimated(SCORES, 'reward_critic', kl_coeff, 0.9, cut_goes_on=True)
+    assert found['returns/reward_critic'].tolist() == pytest.approx(returns)
+    if name == 'ppo':
+        assert found['advantage'].tolist() == pytest.approx(rewards)
 
 
 @pytest.mark.parametrize('whiten', [True, False])

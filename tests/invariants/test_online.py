@@ -11,19 +11,19 @@ from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.algorithms.critic import Critic
-from align_anything.core.types import Batch, Example, Piece
+from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.local import LocalEngine
 from align_anything.engines.window import WindowResult
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.layouts import LAYOUTS
-from align_anything.policies.score_policy import ScorePolicy
-from align_anything.trainers.base.experience import cut
+from align_anything.policies.score_policy import ScorePolicy, reading_ends
+from align_anything.trainers.base.experience import cut, filled, record, scores_of, tokens_of
 from tests.invariants.test_preferences import policy, sgd
 from tests.policies.stub import TextFamily
 
 KNOWN = known_algorithms()
 ALGORITHMS: dict[str, Algorithm] = {
-    'ppo': KNOWN['ppo'](entropy_coeff=0.1, clip_range_dual=3.0),
+    'ppo': KNOWN['ppo'](entropy_coeff=0.1, clip_range_dual=3.0, kl_loss_coeff=0.2, kl_loss_estimator='k2'),
     'saferlhf': KNOWN['saferlhf'](),
     'rloo': KNOWN['rloo'](rollout_correction_level='sequence'),
     'reinforce_plus_plus': KNOWN['reinforce_plus_plus'](rollout_correction_cap=None),
@@ -39,12 +39,14 @@ ALGORITHMS: dict[str, Algorithm] = {
 # The length of each prompt, and of the responses to it.
 LENGTHS = ((3, (12, 2, 4)), (1, (2, 9, 1)), (8, (1, 1, 6)), (2, (5, 3, 11)))
 CUTS = {size: -(-12 // size) for size in (12, 5, 3, 1)}
+BUDGETS = (1, 21)
 
 
 def test_every_online_algorithm_is_here() -> None:
     online = {name for name, algorithm in KNOWN.items() if algorithm.data_hook == 'prompt_only'}
-    # The loss of online DPO is that of DPO, which test_preferences.py cuts.
-    assert {algorithm.name for algorithm in ALGORITHMS.values()} - {'critic'} == online - {'online_dpo'}
+    # The loss of online DPO is that of DPO, which test_preferences.py cuts,
+    # and multi_ppo has that of reinforce_plus_plus.
+    assert {algorithm.name for algorithm in ALGORITHMS.values()} - {'critic'} == online - {'online_dpo', 'multi_ppo'}
 
 
 @cache
@@ -94,13 +96,15 @@ def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None
     result, expected = gradients(name, 'padded', [examples()])
     assert expected and result.finite
     for layout in LAYOUTS:
-        for size, number in CUTS.items():
-            # One micro-batch more than there are responses for.
-            other, found = gradients(name, layout, cut(examples(), size, number + 1))
-            assert other.terms == pytest.approx(result.terms, rel=1e-9, abs=1e-12), (layout, size)
+        # One micro-batch more than there are responses for.
+        ways = {f'{size} responses': cut(examples(), size, number + 1) for size, number in CUTS.items()}
+        ways |= {f'{budget} tokens': filled(examples(), budget, layout) for budget in BUDGETS}
+        for way, parts in ways.items():
+            other, found = gradients(name, layout, parts)
+            assert other.terms == pytest.approx(result.terms, rel=1e-9, abs=1e-12), (layout, way)
             for key, wanted in expected.items():
                 error = float((found[key] - wanted).abs().max())
-                assert error <= 1e-6 * float(wanted.abs().max()) + 1e-12, f'{layout}, {size}, {key}: off by {error:.2g}'
+                assert error <= 1e-6 * float(wanted.abs().max()) + 1e-12, f'{layout}, {way}, {key}: off by {error:.2g}'
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 4, 5, 12, 20])
@@ -111,3 +115,54 @@ def test_a_cut_keeps_every_response_once_and_groups_as_whole_as_it_can(size: int
     assert found == [id(response) for item in examples() for response in item.responses]
     if size % 3 == 0:
         assert all(len(item.responses) == 3 for part in parts for item in part)
+
+
+@pytest.mark.parametrize('whole', [False, True])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('budget', [1, 15, 21, 40, 500])
+def test_micro_batches_are_filled_to_a_number_of_tokens(budget: int, layout: str, whole: bool) -> None:
+    parts = filled(examples(), budget, layout, whole=whole)
+    found = [id(response) for part in parts for item in part for response in item.responses]
+    assert found == [id(response) for item in examples() for response in item.responses]
+    collate = TokenCollator(TextFamily(), layout)
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        # What is counted is what the layout computes.
+        assert tokens_of(part, layout) == collate(part).stats['tokens']
+        alone = len(part) == 1 and (whole or len(part[0].responses) == 1)
+        assert tokens_of(part, layout) <= budget or alone
+        if whole:
+            assert all(len(item.responses) == 3 for item in part)
+        elif following is not None:
+            first = following[0]
+            one_more = filled([*part, Example(first.prompt, first.responses[:1])], 10**6, layout)[0]
+            assert tokens_of(one_more, layout) > budget, 'there was room for the next response'
+
+
+def test_nothing_is_one_empty_micro_batch() -> None:
+    assert filled([], 10, 'packed') == [[]]
+    assert filled([Example(examples()[0].prompt, [])], 10, 'packed') == [[]]
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_behind_a_response_a_critic_expects_what_it_does_before_the_token_that_follows(layout: str) -> None:
+    module = policy('responses', torch.float64)
+    module.units = True
+    shorter = [
+        Example(item.prompt, [Piece(piece.ids[:-1], piece.weights[:-1]) for piece in item.responses if len(piece) > 1])
+        for item in examples()
+    ]
+    given = TokenCollator(TextFamily(), layout), torch.device('cpu')
+
+    def score(batch: Batch) -> Scored:
+        with torch.no_grad():
+            return Scored(module(batch))
+
+    whole = [
+        Example(item.prompt, [Piece(piece.ids, piece.weights) for piece in item.responses if len(piece) > 1])
+        for item in examples()
+    ]
+    record('values', score, given[0], cut(whole, 5, 3), given[1])
+    expected = [float(piece.known['values'][-1]) for item in whole for piece in item.responses]
+    with reading_ends(module):
+        found = scores_of(score, given[0], cut(shorter, 2, 6), given[1])
+    assert module.units and found.tolist() == pytest.approx(expected, rel=1e-5)

@@ -227,6 +227,29 @@ def test_every_kind_of_media_is_drawn_about_and_trained_on(pair: str, family: st
     assert '<img' in page or '<audio' in page
 
 
+def test_micro_batches_by_tokens_change_no_step(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """One prompt is too long, so a rank has fewer responses, and fewer micro-batches, than the other."""
+    changes = {
+        'reward_functions': f'[{folder}/rewards.py:varied]',
+        'max_steps': 4,
+        'per_device_prompt_batch_size': 3,
+        'gradient_accumulation_steps': 2,
+        'bootstrap_truncated': True,
+        'eval_strategy': 'no',
+    }
+    records = []
+    for budget in (None, 40):
+        output = tmp_path / str(budget)
+        given = argv(folder, output, tiny('qwen2'), **changes, max_length_per_batch=budget)
+        ended = run(given, 2, algorithm=named('ppo'))
+        assert [item.code for item in ended] == [0, 0], ended[0].output
+        records.append(metrics_of(output))
+    by_number, by_tokens = records
+    assert by_number[-1]['step'] == 4
+    for one, other in zip(by_number, by_tokens, strict=True):
+        assert other == pytest.approx(one, rel=2e-3, abs=1e-4)
+
+
 def dies_in(what: str, step: int) -> Callable[[int], None]:
     """Rank 1 is killed when it draws after `step` optimizer steps, or in the second update that follows them."""
 
@@ -295,7 +318,7 @@ def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Pa
         ({'loss_aggregation': 'sequence-mean-token-sum-norm'}, 'constant_length'),
         ({'reward_model_name_or_path': 'the policy'}, 'no score head'),
         ({'max_new_tokens': 500}, 'leave room'),
-        ({'max_length_per_batch': 64}, 'max_length_per_batch: it means nothing where responses are drawn'),
+        ({'max_length_per_batch': 64, 'group_by_length': True}, 'group_by_length: it means nothing where responses'),
         ({'train_on': 'last'}, 'train_on: it means nothing'),
         ({'early_stopping_patience': 2}, 'set save_best: reward'),
         ({'loss_type': 'cispo', 'importance_level': 'sequence'}, 'cispo weighs single tokens'),

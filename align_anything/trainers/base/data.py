@@ -184,7 +184,8 @@ def training_sampler(
 ) -> Sampler:
     """Which rows go into which micro-batch of this rank, reshuffled each epoch.
 
-    `rows` are how many a micro-batch has and how many micro-batches a step, if not those of `train_cfgs`.
+    `rows` are how many a micro-batch has and how many micro-batches a step, if not those of `train_cfgs`; they are not
+    filled by tokens.
 
     With `max_length_per_batch`, micro-batches are filled to it by the `costs` of the rows, which streams measure as
     they go; `padded` says how their tokens are counted.
@@ -195,7 +196,7 @@ def training_sampler(
     )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
-    filling = None if budget is None else Filling(shape, budget, padded, train.group_by_length)
+    filling = None if budget is None or rows is not None else Filling(shape, budget, padded, train.group_by_length)
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
         return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)

@@ -99,6 +99,38 @@ def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Exampl
     return made + [[] for _ in range(number - len(made))]
 
 
+def filled(examples: Sequence[Example], budget: int, layout: str, *, whole: bool = False) -> list[list[Example]]:
+    """Cuts Examples into micro-batches of at most `budget` tokens, in their order.
+
+    A response that takes more with its prompt makes a micro-batch of its own, or if Examples are to stay `whole`, all
+    to a prompt do.
+    """
+    made: list[list[Example]] = [[]]
+    for example in examples:
+        for responses in [example.responses] if whole else [[response] for response in example.responses]:
+            grown = _grown(made[-1], example, responses)
+            if made[-1] and tokens_of(grown, layout) > budget:
+                made.append([])
+                grown = _grown([], example, responses)
+            made[-1] = grown
+    return made
+
+
+def tokens_of(examples: Sequence[Example], layout: str) -> int:
+    """Tokens that a micro-batch takes in a layout: prompts once where responses share them, and with padding."""
+    if layout == 'shared_prefix':
+        return sum(map(len, examples))
+    rows = [len(example.prompt) + len(response) for example in examples for response in example.responses]
+    return len(rows) * max(rows, default=0) if layout == 'padded' else sum(rows)
+
+
+def _grown(examples: list[Example], example: Example, responses: Sequence[Piece]) -> list[Example]:
+    """A micro-batch with more responses to the prompt of `example`."""
+    if examples and examples[-1].prompt is example.prompt:
+        return [*examples[:-1], replace(example, responses=[*examples[-1].responses, *responses])]
+    return [*examples, replace(example, responses=list(responses))] if responses else examples
+
+
 def record(
     name: str, scorer: Scorer, collator: TokenCollator, micro_batches: Sequence[list[Example]], device: torch.device
 ) -> None:
@@ -109,6 +141,17 @@ def record(
         # An empty micro-batch has a response of nobody.
         for response, piece in zip(responses_of(examples), batch.by_response(values), strict=False):
             response.known[name] = piece.clone()
+
+
+def scores_of(
+    scorer: Scorer, collator: TokenCollator, micro_batches: Sequence[list[Example]], device: torch.device
+) -> Tensor:
+    """What `scorer` says of each response, `(R,)`."""
+    found = [torch.zeros(0)]
+    for examples in micro_batches:
+        values = scorer(collator(examples).to(device)).values.float().cpu()
+        found.append(values[: sum(len(example.responses) for example in examples)])
+    return torch.cat(found)
 
 
 def responses_of(examples: Sequence[Example]) -> Iterator[Piece]:

@@ -21,11 +21,23 @@ from align_anything.datasets.prompts import Prompts
 from align_anything.engines.window import WindowResult
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
+from align_anything.policies.layouts import LAYOUTS
+from align_anything.policies.score_policy import reading_ends
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.trainers.base.assembly import Assembled
 from align_anything.trainers.base.completions import Completions
 from align_anything.trainers.base.data import names_of
-from align_anything.trainers.base.experience import Drawn, complete, cut, joined, most_telling, record, spread
+from align_anything.trainers.base.experience import (
+    Drawn,
+    complete,
+    cut,
+    filled,
+    joined,
+    most_telling,
+    record,
+    scores_of,
+    spread,
+)
 from align_anything.trainers.base.loop import Loop, Window, listed
 from align_anything.trainers.base.metrics import peak_memory
 from align_anything.trainers.base.online_report import (
@@ -212,19 +224,18 @@ class OnlineLoop(Loop):
             for example, numbers in zip(drawn.examples, kept, strict=True)
         ]
         with self._clock('scoring'):
-            micro_batches = self._cut(examples)
+            micro_batches = [part for window in self._windows(examples) for part in window]
             collator, engine = self.policy.collator, self.policy.engine
             record('old', untrained(engine), collator, micro_batches, engine.device)
             if self.reference is not None:
                 record('reference', self.reference, collator, micro_batches, engine.device)
+            beyond = {}
             for role, (critic, _) in self.critics.items():
-                record(
-                    f'values/{role}',
-                    untrained(critic.engine),
-                    critic.collator,
-                    micro_batches,
-                    critic.engine.device,
-                )
+                scorer, given = untrained(critic.engine), (critic.collator, micro_batches, critic.engine.device)
+                record(f'values/{role}', scorer, *given)
+                if self.algorithm.bootstraps:
+                    with reading_ends(critic.engine.module):
+                        beyond[role] = scores_of(scorer, *given)
         places = [(place, number) for place, numbers in enumerate(kept) for number in numbers]
         responses = [drawn.responses[place][number] for place, number in places]
         lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.long)
@@ -233,9 +244,11 @@ class OnlineLoop(Loop):
             scores=torch.tensor([float(shaped[place][number]) for place, number in places]),
             groups=torch.tensor([place for place, _ in places], dtype=torch.long),
             segments=torch.arange(len(responses)).repeat_interleave(lengths),
+            finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
             logprobs=joined(examples, 'old'),
             reference=None if self.reference is None else joined(examples, 'reference'),
             values={role: joined(examples, f'values/{role}') for role in self.critics},
+            beyond=beyond,
             costs=costs,
             all_costs=[cost for part in all_gather_object(costs.tolist()) for cost in part],
         )
@@ -245,18 +258,15 @@ class OnlineLoop(Loop):
         return examples
 
     def _update(self, trained: list[Example]) -> tuple[list[WindowResult], dict[str, list[WindowResult]]]:
-        train = self.cfgs.train_cfgs
         results: list[WindowResult] = []
         values: dict[str, list[WindowResult]] = {role: [] for role in self.critics}
         for iteration in range(self.algorithm.update_iters):
             # Every rank shuffles its own responses, the same way when the run is resumed.
-            order = random.Random(f'{train.seed} {self.progress.step} {iteration} {rank()}')
+            order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {rank()}')
             examples = order.sample(trained, len(trained))
-            micro_batches = self._cut(examples)
-            for start in range(0, len(micro_batches), train.gradient_accumulation_steps):
+            for part in self._windows(examples):
                 if self.progress.step == self.steps:
                     break
-                part = micro_batches[start : start + train.gradient_accumulation_steps]
                 results.append(self._updated(self.policy, self.algorithm, part))
                 for role, (critic, algorithm) in self.critics.items():
                     values[role].append(self._updated(critic, algorithm, part))
@@ -273,9 +283,27 @@ class OnlineLoop(Loop):
             self._nonfinite(batches, result)
         return result
 
-    def _cut(self, examples: list[Example]) -> list[list[Example]]:
+    def _windows(self, examples: list[Example]) -> list[list[list[Example]]]:
+        """The micro-batches of each optimizer step in one pass over the responses, equally many on every rank.
+
+        Which responses a step has goes by their number, also where its micro-batches go by tokens: the number of steps
+        is known before the run.
+        """
+        train = self.cfgs.train_cfgs
+        size, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
         number = micro_batches_of(self.cfgs, self.algorithm)
-        return cut(examples, self.cfgs.train_cfgs.per_device_train_batch_size, number)
+        if train.max_length_per_batch is None:
+            parts = cut(examples, size, number)
+            return [parts[start : start + accumulation] for start in range(0, number, accumulation)]
+        collators = [self.policy.collator, *(critic.collator for critic, _ in self.critics.values())]
+        # A model whose check found another layout wrong has fallen back to padding.
+        layout = min((collator.layout for collator in collators), key=LAYOUTS.index)
+        windows = [
+            filled(part, train.max_length_per_batch, layout, whole=self.algorithm.compares)
+            for part in cut(examples, size * accumulation, -(-number // accumulation))
+        ]
+        most = [max(counts) for counts in zip(*all_gather_object([len(window) for window in windows]), strict=True)]
+        return [window + [[]] * (count - len(window)) for window, count in zip(windows, most, strict=True)]
 
     # What is told
 

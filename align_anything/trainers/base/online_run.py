@@ -104,7 +104,6 @@ def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
             f'prompt, so a micro-batch must hold a multiple of {together} responses.'
         )
     unread = {
-        'train_cfgs.max_length_per_batch': train.max_length_per_batch is not None,
         'train_cfgs.group_by_length': train.group_by_length,
         'data_cfgs.train_on': cfgs.data_cfgs.train_on != 'all_assistant',
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
