@@ -30,7 +30,7 @@ from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_sche
 from align_anything.core.errors import SettingsError
 from align_anything.core.registry import nearest
 
-DEFAULT_ORIGIN = 'default'
+DEFAULT_ORIGIN, SHIPPED_ORIGIN = 'default', 'configs/train/'
 _SAYS_THE_BOUND = (
     'greater_than',
     'less_than',
@@ -83,7 +83,7 @@ def _gather(
 ) -> Layers:
     layers = Layers()
     for path in shipped_files(pair, algorithm):
-        layers.lay(read_settings_file(path, f'configs/train/{path.relative_to(TRAIN_FOLDER)}', index))
+        layers.lay(read_settings_file(path, f'{SHIPPED_ORIGIN}{path.relative_to(TRAIN_FOLDER)}', index))
     for name in command_line.config_files:
         layers.lay(read_settings_file(Path(name), name, index))
     layers.lay(read_environment(environ, index))
@@ -215,3 +215,7 @@ class Resolved:
     algorithm: AlgorithmCfgs
     origins: dict[str, str]
     dry_run: bool
+
+    def given(self, path: str) -> bool:
+        """Whether the user gave the setting `group.key`, and neither the schema nor a file of the package alone did."""
+        return not self.origins[path].startswith((DEFAULT_ORIGIN, SHIPPED_ORIGIN))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import math
 import pkgutil
@@ -46,24 +47,40 @@ RewardFunction = Callable[..., list[float]]
 """`(completions: Sequence[Completion], *, option=default, …) -> list[float]`, one finite number for each completion."""
 
 _REWARDS: Registry[RewardFunction] = Registry('reward', RewardError)
+_NEEDS: dict[str, Mapping[str, str]] = {}
 
 
 class NoGroundTruth(RewardError):
     """A golden answer was wanted of a row that has none."""
 
 
-def register_reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator that files a reward function under `name`. Raises `RewardError` when another one holds the name."""
-    return _REWARDS.register(name)
+def register_reward(name: str, needs: Mapping[str, str] | None = None) -> Callable[[RewardFunction], RewardFunction]:
+    """Decorator that files a reward function under `name`.
+
+    `needs` are packages that it imports when it is called, each with the extra of this package that brings it:
+    `get_reward` refuses the function without them. Raises `RewardError` when another one holds the name.
+    """
+
+    def decorate(function: RewardFunction) -> RewardFunction:
+        _REWARDS.register(name)(function)
+        _NEEDS[name] = needs or {}
+        return function
+
+    return decorate
 
 
 def get_reward(name: str) -> RewardFunction:
     """Returns the reward function called `name`, or the function `name` of `path/to/file.py:name`.
 
-    Raises `RewardError` with the nearest name when there is none, and when the file cannot be imported.
+    Raises `RewardError` with the nearest name when there is none, when the file cannot be imported, and when a package
+    is missing that the function needs.
     """
     _discover()
-    return look_up(name, _REWARDS, inspect.isfunction)
+    function = look_up(name, _REWARDS, inspect.isfunction)
+    for package, extra in _NEEDS.get(name, {}).items():
+        if importlib.util.find_spec(package) is None:
+            raise RewardError(f"reward '{name}' needs {package}: pip install 'align-anything[{extra}]'.")
+    return function
 
 
 def reward_names() -> list[str]:

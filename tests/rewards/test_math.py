@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from align_anything.core.errors import RewardError
-from align_anything.rewards.base import NoGroundTruth, call_reward, get_reward
+from align_anything.rewards.base import NoGroundTruth, get_reward
 from align_anything.rewards.math_checker import MathChecker, math_checker
-from tests.rewards.common import completion, reward
+from tests.rewards.common import reward
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,14 @@ def test_forked_processes_have_a_checker_of_their_own(monkeypatch: pytest.Monkey
     assert math_checker() is not own
 
 
-def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('name', ['math', 'math_verifier'])
+def test_without_math_verify_the_extra_is_named_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(RewardError, match=r'align-anything\[math\]'):
-        call_reward('math', get_reward('math'), [completion('27', '27')], {'timeout': 1.0})
+    with pytest.raises(RewardError, match=rf"reward '{name}' needs math_verify: .*align-anything\[math\]"):
+        get_reward(name)
+    assert get_reward('format')
 
 
 @pytest.mark.parametrize(

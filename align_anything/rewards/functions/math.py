@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
-from align_anything.core.errors import RewardError
 from align_anything.core.logging import get_logger
 from align_anything.rewards.answers import answer_of
 from align_anything.rewards.base import Completion, ground_truth, register_reward
@@ -17,7 +15,7 @@ from align_anything.rewards.math_checker import math_checker
 logger = get_logger(__name__)
 
 
-@register_reward('math')
+@register_reward('math', needs={'math_verify': 'math'})
 def math(
     completions: Sequence[Completion], *, timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
 ) -> list[float]:
@@ -31,10 +29,8 @@ def math(
         timeout: seconds of computing after which an answer that is not compared yet gets 0.
 
     Raises:
-        RewardError: math-verify is not installed, or a row has no golden answer.
+        RewardError: a row has no golden answer.
     """
-    if importlib.util.find_spec('math_verify') is None:
-        raise RewardError("reward 'math' needs math-verify: pip install 'align-anything[math]'.")
     return [_accuracy(completion, timeout) for completion in completions]
 
 

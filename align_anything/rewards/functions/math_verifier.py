@@ -9,7 +9,7 @@ from align_anything.rewards.functions.format import format_reward
 from align_anything.rewards.functions.math import math
 
 
-@register_reward('math_verifier')
+@register_reward('math_verifier', needs={'math_verify': 'math'})
 def math_verifier(completions: Sequence[Completion]) -> list[float]:
     """`0.5 * format + math`: 1.5 for a right answer in the tags, 1 for one without them, 0.5 for a wrong one in them.
 

@@ -40,7 +40,7 @@ from align_anything.trainers.base.data import (
 from align_anything.trainers.base.online_run import check_online, prompt_sampler
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import check_reference
-from align_anything.trainers.base.rewarding import make_rewards
+from align_anything.trainers.base.rewarding import check_rewards, make_rewards
 from align_anything.trainers.base.scoring import check_obeyed
 
 SAMPLES = 3
@@ -59,6 +59,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     batch = None
     if isinstance(resolved.algorithm, Online):
         check_online(cfgs, resolved.algorithm)
+        check_rewards(resolved)
         make_rewards(cfgs)
         dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)
         sampler, steps = prompt_sampler(sources, dataset, spec, cfgs, resolved.algorithm)

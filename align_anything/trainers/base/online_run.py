@@ -32,7 +32,7 @@ from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import reference_scorer
 from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
-from align_anything.trainers.base.rewarding import COST, MODEL, Reward, make_rewards
+from align_anything.trainers.base.rewarding import COST, MODEL, Reward, check_rewards, make_rewards
 from align_anything.trainers.base.run import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.base.slices import Slices
 
@@ -42,6 +42,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models: Any = cfgs.model_cfgs
     check_online(cfgs, algorithm)
+    check_rewards(resolved)
     rewards = make_rewards(cfgs)
     judges = _judges(cfgs, algorithm)
     for source in judges.values():

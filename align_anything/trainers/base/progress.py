@@ -81,7 +81,7 @@ _MUST_AGREE = {
 # Settings of algorithms that say where something lies or is, and not what is computed.
 _MAY_DIFFER = {
     *('reference_cache_dir', 'reference_ds_cfgs'),
-    *('remote_rm_url', 'remote_rm_timeout', 'remote_rm_retry_times', 'log_completions'),
+    *('remote_rm_url', 'remote_rm_timeout', 'remote_rm_retry_times', 'remote_rm_batch_size', 'log_completions'),
 }
 
 

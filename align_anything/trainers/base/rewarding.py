@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example
@@ -17,6 +18,14 @@ from align_anything.rewards.remote import RemoteReward
 from align_anything.rollouts.base import Response
 
 SERVICE, MODEL, COST = 'service', 'model', 'cost'
+OF_SOURCES = {
+    'model_cfgs.reward_model_name_or_path': ('reward_cfgs.reward_model_weight',),
+    'model_cfgs.remote_rm_url': (
+        'reward_cfgs.remote_rm_weight',
+        *(f'model_cfgs.remote_rm_{key}' for key in ('timeout', 'retry_times', 'batch_size', 'send_media')),
+    ),
+}
+"""The settings that say more of a source of rewards, by the one that names it."""
 Judge = Callable[[Sequence[Completion]], list[float]]
 
 
@@ -35,6 +44,21 @@ class Reward:
     judge: Judge
 
 
+def check_rewards(resolved: Resolved) -> None:
+    """Raises SettingsError for settings that were given of a reward which is not asked for."""
+    problems = []
+    for source, keys in OF_SOURCES.items():
+        group, key = source.split('.')
+        if getattr(getattr(resolved.cfgs, group), key) is None:
+            problems += [
+                f'{path} ({resolved.origins[path]}): it means nothing without {source}; give that too, or leave it out.'
+                for path in keys
+                if resolved.given(path)
+            ]
+    if problems:
+        raise SettingsError(problems)
+
+
 def make_rewards(cfgs: RunCfgs) -> list[Reward]:
     """Everything that rewards the responses of a run but a model, which is loaded later.
 
@@ -43,7 +67,13 @@ def make_rewards(cfgs: RunCfgs) -> list[Reward]:
     models: Any = cfgs.model_cfgs
     rewards = function_rewards(cfgs)
     if models.remote_rm_url is not None:
-        service = RemoteReward(models.remote_rm_url, models.remote_rm_timeout, models.remote_rm_retry_times)
+        service = RemoteReward(
+            models.remote_rm_url,
+            models.remote_rm_timeout,
+            models.remote_rm_retry_times,
+            batch_size=models.remote_rm_batch_size,
+            send_media=models.remote_rm_send_media,
+        )
         rewards.append(Reward(SERVICE, cfgs.reward_cfgs.remote_rm_weight, service))
     names = [*(reward.name for reward in rewards), *([MODEL] if models.reward_model_name_or_path else [])]
     if COST in names:
