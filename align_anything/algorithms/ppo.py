@@ -51,6 +51,10 @@ class PPO(TokenRewards):
         0.03, ge=0, le=1, description="Share of the steps over which the critic's learning rate rises from zero."
     )
     critic_weight_decay: NonNegativeFloat = Field(0.0, description='Decoupled weight decay of the critic.')
+    critic_gradient_checkpointing: bool | None = Field(
+        None,
+        description='Recomputes activations of the critic in its backward pass. null is as gradient_checkpointing.',
+    )
 
     @model_validator(mode='after')
     def _warms_up(self) -> PPO:

@@ -38,7 +38,10 @@ def render_help(
             origin = origins.get(f'{group}.{key}', 'default')
             lines += [f'  --{key}  {describe_type(field.annotation)}']
             lines += _wrapped(f'{field.description} [{shown(value)}, {origin}]', width)
+    keys = {(group, key) for group, model in groups_of(schema).items() for key in model.model_fields}
     for name, alias in ALIASES.items():
+        if (alias.group, alias.key) not in keys:
+            continue
         lines += ['', f'  --{name}', *_wrapped(f'Older name of {alias.group}.{alias.key}: {alias.meaning}.', width)]
     return '\n'.join(lines) + '\n'
 

@@ -27,19 +27,26 @@ class UnknownKey(Exception):
 
 @dataclass(frozen=True)
 class Alias:
-    """An older name of a key, with what turns its values into values of the key."""
+    """An older name of a key, and where its values are others, their type and what turns them into those of the key."""
 
     group: str
     key: str
-    annotation: Any
-    convert: Callable[[Any], Any]
-    meaning: str
+    meaning: str = 'the same'
+    annotation: Any = None
+    convert: Callable[[Any], Any] | None = None
 
 
 ALIASES = {
     'load_checkpoint': Alias(
-        'train_cfgs', 'resume', bool | str | None, convert_load_checkpoint, 'True is `resume: auto`, False is null'
-    )
+        'train_cfgs', 'resume', 'True is `resume: auto`, False is null', bool | str | None, convert_load_checkpoint
+    ),
+    **{
+        f'actor_{key}': Alias('train_cfgs', key)
+        for key in ('weight_decay', 'lr_scheduler_type', 'lr_warmup_ratio', 'gradient_checkpointing')
+    },
+    'actor_lr': Alias('train_cfgs', 'learning_rate'),
+    'actor_model_name_or_path': Alias('model_cfgs', 'model_name_or_path'),
+    'n_samples_per_prompt': Alias('train_cfgs', 'num_generations'),
 }
 
 
@@ -59,7 +66,7 @@ class Location:
 
 
 class KeyIndex:
-    """The keys of one run, and those of every other algorithm."""
+    """The keys of one run with their older names, and the keys of every other algorithm."""
 
     def __init__(self, schema: type[RunCfgs], run: str, known_algorithms: Mapping[str, type[AlgorithmCfgs]]) -> None:
         """`run` names the run in messages; `known_algorithms` are all algorithms with their settings, by name."""
@@ -69,6 +76,7 @@ class KeyIndex:
             group: {key: field.annotation for key, field in model.model_fields.items()}
             for group, model in groups_of(schema).items()
         }
+        self.aliases = {name: alias for name, alias in ALIASES.items() if alias.key in self.fields[alias.group]}
 
     def holders(self, key: str) -> list[str]:
         """Returns the groups that have `key`."""
@@ -87,7 +95,7 @@ class KeyIndex:
             raise UnknownKey(f"'{first}' is a group; name one of its keys, for instance '{first}.{self._first(first)}'")
         key, *rest = _SEPARATOR.split(others[0], maxsplit=1)
         key = key.replace('-', '_')
-        if key in ALIASES and ALIASES[key].group == first:
+        if key in self.aliases and self.aliases[key].group == first:
             return self._located(first, key, rest)
         if key not in self.fields[first]:
             elsewhere = self.holders(key)
@@ -97,8 +105,8 @@ class KeyIndex:
         return self._located(first, key, rest)
 
     def _locate_bare(self, key: str, rest: list[str], name: str) -> Location:
-        if key in ALIASES:
-            return self._located(ALIASES[key].group, key, rest)
+        if key in self.aliases:
+            return self._located(self.aliases[key].group, key, rest)
         holders = self.holders(key)
         if len(holders) > 1:
             forms = ' or '.join(f"'{group}.{key}'" for group in holders)
@@ -109,10 +117,10 @@ class KeyIndex:
         return self._located(holders[0], key, rest)
 
     def _located(self, group: str, key: str, rest: list[str]) -> Location:
-        alias = ALIASES.get(key)
-        annotation = alias.annotation if alias else self.fields[group][key]
+        alias = self.aliases.get(key)
         convert = alias.convert if alias else None
         key = alias.key if alias else key
+        annotation = alias.annotation if convert else self.fields[group][key]
         if not rest:
             return Location(group, key, (), annotation, convert)
         shape = shape_of(annotation)
@@ -137,13 +145,13 @@ class KeyIndex:
         group = self.holders(key)
         if group:
             return f"there is no key '{written}'. Did you mean '{group[0]}.{key}'?"
-        leaves = [leaf for keys in self.fields.values() for leaf in keys] + list(ALIASES)
+        leaves = [leaf for keys in self.fields.values() for leaf in keys] + list(self.aliases)
         close = difflib.get_close_matches(key.lower(), [*leaves, *self.fields], n=1, cutoff=0.6)
         if not close:
             return f"there is no key '{written}'. --help lists every key of this run"
         if close[0] in self.fields:
             return f"there is no group '{key}'. Did you mean '{close[0]}'?"
-        holders = self.holders(close[0]) or [ALIASES[close[0]].group]
+        holders = self.holders(close[0]) or [self.aliases[close[0]].group]
         return f"there is no key '{written}'. Did you mean '{close[0]}' ({holders[0]}.{close[0]})?"
 
     def _first(self, group: str) -> str:

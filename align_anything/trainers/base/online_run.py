@@ -165,11 +165,13 @@ def _critic_spec(role: str, cfgs: RunCfgs, run: Begun) -> FamilySpec:
 
 def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[Assembled, Critic]:
     train: Any = cfgs.train_cfgs
+    checkpointing = train.critic_gradient_checkpointing
     changed = {
         'learning_rate': train.critic_lr,
         'lr_scheduler_type': train.critic_lr_scheduler_type,
         'lr_warmup_ratio': train.critic_lr_warmup_ratio,
         'weight_decay': train.critic_weight_decay,
+        'gradient_checkpointing': train.gradient_checkpointing if checkpointing is None else checkpointing,
     }
     own = cfgs.model_copy(
         update={
