@@ -1,6 +1,7 @@
-"""Tiny models that answer by chance learn the right answers from rewards alone, about text and every kind of media.
+"""Tiny models that are often wrong learn the right answers from rewards alone, about text and every kind of media.
 
-They start from models that were taught to answer with one of two words, whichever: half of what they draw is right.
+They start from models that were taught to answer with one of two words, the right one twice as often: two of three
+answers that they draw are right.
 What a held-out prompt shows decides what is right there, and with the media of the other answer it is wrong.
 """
 
@@ -20,13 +21,13 @@ from tests.learning.preferences import HELD_OUT, LESSONS, OTHER, TRAINED, with_m
 from tests.learning.test_preferences import FAMILIES
 from tests.trainers.runs import lines, run, sft, write_rows
 
-START, REACHED = 0.65, 0.9
+START, REACHED = 0.8, 0.9
 """Share of right answers, at most before and at least after."""
 
 
 @pytest.fixture(scope='module')
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`taught(pair)` returns a folder with the rows of the pair's lesson and a `model` that answers by chance."""
+    """`taught(pair)` returns a folder with the rows of the pair's lesson and a `model` that is often wrong."""
     done: dict[str, Path] = {}
 
     def folder_of(pair: str) -> Path:
@@ -37,7 +38,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             either = [
                 replace(question, answer=word)
                 for question in asked
-                for word in (question.answer, OTHER[question.answer])
+                for word in (question.answer, question.answer, OTHER[question.answer])
             ]
             parts = {'train': asked, 'held-out': held_out, 'either': either}
             if asked[0].media:
