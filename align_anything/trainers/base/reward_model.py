@@ -18,7 +18,7 @@ from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.score_policy import ScorePolicy
-from align_anything.rewards.base import Completion
+from align_anything.rewards.base import Completion, check_values
 from align_anything.trainers.base.assembly import DTYPES, checked, engine_config, make_collator, precision_of
 from align_anything.trainers.base.data import require_readable
 from align_anything.trainers.base.experience import cut
@@ -78,7 +78,7 @@ class ModelJudge:
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Returns the score of each completion. Every rank calls it, with however many it has.
 
-        Raises RewardError for a conversation that the model cannot read whole.
+        Raises RewardError for a conversation that the model cannot read whole, and for a score that is not finite.
         """
         examples = [self._example(list(group)) for _, group in groupby(completions, lambda item: id(item.conversation))]
         # Ranks make equally many passes, which a partitioned model needs.
@@ -88,7 +88,7 @@ class ModelJudge:
             batch = self.collator(part).to(self.engine.device)
             found = self.engine.score(batch).values.tolist()
             scores += found[: sum(len(example.responses) for example in part)]
-        return scores
+        return check_values(f'the model {self.source}', scores, completions)
 
     def _example(self, group: list[Completion]) -> Example:
         conversations = [[*item.conversation, _answer(item.response)] for item in group]

@@ -1,0 +1,146 @@
+"""What rewards the responses of a run: what is refused of it, and a service and a model that answer well or badly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from align_anything.algorithms.base import known_algorithms
+from align_anything.cli.leaves import find_run
+from align_anything.configs.resolve import Resolved, resolve
+from align_anything.core.errors import RewardError, SettingsError
+from align_anything.core.types import Example, Piece
+from align_anything.trainers.base.reward_model import ModelJudge
+from align_anything.trainers.base.rewarding import check_rewards, make_rewards
+from tests.learning.preferences import LESSONS
+from tests.learning.tasks import row
+from tests.rewards.common import completion
+from tests.rewards.test_remote import Service
+from tests.trainers.runs import lines, run, write_rows
+from tests.trainers.test_online import argv
+
+Tiny = Callable[..., Path]
+
+
+def settings(*more: str, algorithm: str = 'grpo', environ: dict[str, str] | None = None) -> Resolved:
+    needed = ('model_name_or_path', 'train_datasets', 'train_template', 'output_dir')
+    given = [part for key in needed for part in (f'--{key}', 'any')]
+    known = known_algorithms()
+    return resolve('text_to_text', algorithm, known[algorithm], known, [*given, *more], environ or {})
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (
+            ('--remote_rm_weight', '2'),
+            r'remote_rm_weight \(command line --remote_rm_weight\): it means nothing',
+        ),
+        (('--remote_rm_weight', '1'), 'remote_rm_weight'),  # the default, but somebody thought of it
+        (('--remote_rm_timeout', '5'), 'remote_rm_timeout .* without model_cfgs.remote_rm_url; give that too'),
+        (('--remote_rm_retry_times', '0'), 'remote_rm_retry_times'),
+        (('--remote_rm_batch_size', '8'), 'remote_rm_batch_size'),
+        (('--remote_rm_send_media', 'True'), 'remote_rm_send_media'),
+        (('--reward_model_weight', '0.5'), 'without model_cfgs.reward_model_name_or_path'),
+    ],
+)
+def test_settings_of_a_reward_that_is_not_asked_for_are_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check_rewards(settings('--reward_functions', '[format]', *given))
+
+
+def test_only_what_was_given_is_refused(tmp_path: Path) -> None:
+    check_rewards(settings('--reward_functions', '[format]'))
+    check_rewards(settings('--remote_rm_url', 'http://localhost:1', '--remote_rm_weight', '2'))
+    preset = settings(algorithm='ppo_remote_rm')
+    assert not preset.given('model_cfgs.remote_rm_url') and preset.cfgs.model_cfgs.remote_rm_url
+    check_rewards(settings('--remote_rm_timeout', '5', algorithm='ppo_remote_rm'))
+    own = tmp_path / 'own.yaml'
+    own.write_text('reward_cfgs:\n  reward_model_weight: 0.5\n')
+    for found in (
+        settings('--config', str(own)),
+        settings(environ={'ALIGN_ANYTHING__REWARD_CFGS__REWARD_MODEL_WEIGHT': '0.5'}),
+    ):
+        with pytest.raises(SettingsError, match='reward_model_weight'):
+            check_rewards(found)
+
+
+def test_a_function_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfgs = settings('--reward_functions', '[format, math_verifier]').cfgs
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(RewardError, match=r"reward 'math_verifier' needs math_verify"):
+        make_rewards(cfgs)
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    yield service
+    service.stop()
+
+
+def about_pictures(folder: Path, model: Path, service: Service, **changes: Any) -> list[str]:
+    asked = LESSONS['text_image_to_text'](folder, 'train', 4)
+    values = {
+        'train_datasets': write_rows(folder / 'rows.jsonl', map(row, asked)),
+        'train_template': 'Messages',
+        'model_max_length': 1024,
+        'reward_functions': '[]',
+        'remote_rm_url': service.url,
+        'num_generations': 3,
+        'max_steps': 4,
+        'eval_strategy': 'no',
+        'log_interval': 1,
+        **changes,
+    }
+    return argv(folder, folder / 'out', model, **values)
+
+
+def test_a_service_is_told_all_and_may_fail_for_a_while(tiny: Tiny, service: Service, tmp_path: Path) -> None:
+    service.script = [503, None, lambda question: [float(length) for length in question['lengths']]]
+    pair, algorithm = find_run('text_image_to_text', 'grpo')
+    changes = {'remote_rm_batch_size': 4, 'remote_rm_send_media': True, 'remote_rm_weight': 0.5}
+    given = about_pictures(tmp_path, tiny('llava'), service, **changes)
+    (ended,) = run(given, 1, pair, algorithm=algorithm)
+    assert ended.code == 0, ended.output
+    assert ended.output.count('attempt 1 of 4') == 1 and ended.output.count('attempt 2 of 4') == 1
+    # Two prompts with three responses each; the first request was sent three times.
+    assert [len(asked['responses']) for asked in service.asked] == [4, 4, 4, 2]
+    first, again, *_, last = service.asked
+    assert first == again
+    assert {len(values) for values in last.values()} == {2} and last['prompts'][0] == last['prompts'][1]
+    turns = LESSONS['text_image_to_text'](tmp_path, 'train', 4)
+    assert set(first['ground_truths']) <= {question.answer for question in turns}
+    pictures = [part for turn in last['conversations'][0] for part in turn['content'] if part['type'] == 'image']
+    assert pictures and all(part['image'].startswith('data:image/png;base64,') for part in pictures)
+    (record,) = lines(tmp_path / 'out' / 'metrics.jsonl')
+    lengths = [length for asked in service.asked[-2:] for length in asked['lengths']]
+    assert record['train/reward'] == pytest.approx(0.5 * sum(lengths) / 6)
+
+
+def test_a_service_that_is_gone_ends_the_run(tiny: Tiny, service: Service, tmp_path: Path) -> None:
+    service.script = [500]
+    pair, algorithm = find_run('text_image_to_text', 'grpo')
+    given = about_pictures(tmp_path, tiny('llava'), service, remote_rm_retry_times=0)
+    (ended,) = run(given, 1, pair, algorithm=algorithm)
+    assert ended.code == 2 and 'at last with status 500: boom. Check that it runs' in ended.output, ended.output
+    assert 'Traceback' not in ended.output
+
+
+def test_a_model_that_gives_no_number_names_the_row() -> None:
+    """As one does whose training has gone wrong: every other check is of its files."""
+
+    def encode_group(conversations: list[Any], train_on: str, start: int) -> Example:
+        return Example(Piece(torch.zeros(1), torch.zeros(1)), [Piece(torch.zeros(1), torch.ones(1))] * 2)
+
+    engine = SimpleNamespace(device='cpu', score=lambda batch: SimpleNamespace(values=torch.tensor([0.5, torch.nan])))
+    collator = lambda part: SimpleNamespace(to=lambda device: part)  # noqa: E731
+    judge = ModelJudge('my-judge', SimpleNamespace(encode_group=encode_group), engine, collator, batch_size=2)
+    first = completion(source='rows:1')
+    with pytest.raises(RewardError, match='the model my-judge gave nan to rows:1, not a finite number'):
+        judge([first, completion('No.', source='rows:1', conversation=first.conversation)])
