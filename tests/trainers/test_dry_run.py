@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from align_anything.algorithms.base import known_algorithms
 from tests.trainers.runs import IMAGE, TEXT, run, sft, succeed, text_rows, write_rows
 
 
@@ -23,6 +24,12 @@ def rows(tmp_path) -> Path:
 def plain(output: str) -> str:
     """Without colours and line breaks of the console."""
     return re.sub(r'\x1b\[[0-9;]*m', '', output)
+
+
+def row_of_memory(name: str, output: str) -> list[str]:
+    """The GiB of weights, gradients, optimizer and all of them."""
+    (row,) = re.findall(rf'│ {name} +│(.*)│', output)
+    return re.findall(r'([\d.]+) GiB', row)
 
 
 def reads_no_weights(rank: int) -> None:
@@ -49,7 +56,8 @@ def test_a_text_run(tiny, rows, tmp_path):
     assert re.search(r'optimizer steps\s*│\s*9\b', output) and re.search(r'rows\s*│\s*10\b', output)
     assert re.search(r'engine.*ZeRO stage 0, fp32, adamw_torch', output)
     # Weights, gradients and two Adam moments, four bytes each.
-    assert re.search(rf'total\s*│\s*{total * 16 / 2**30:.3f} GiB', output)
+    assert row_of_memory('policy', output) == [f'{total * size / 2**30:.3f}' for size in (4, 4, 8, 16)]
+    assert 'reference' not in output
     samples = re.findall(r'sample (\d) of 3 .*\n(\S+)', output)
     assert [number for number, _ in samples] == ['1', '2', '3']
     for _, source in samples:
@@ -92,8 +100,7 @@ def test_the_memory_of_one_of_two_ranks_under_each_stage(tiny, rows, tmp_path, s
         total * 2 / (2 if stage >= 2 else 1),
         total * 12 / (2 if stage else 1),
     )
-    for name, size in zip(('weights', 'gradients', 'optimizer', 'total'), (*shares, sum(shares)), strict=True):
-        assert re.search(rf'{name}\s*│\s*{size / 2**30:.3f} GiB', output), (name, output)
+    assert row_of_memory('policy', output) == [f'{size / 2**30:.3f}' for size in (*shares, sum(shares))], output
 
 
 def test_mistakes_that_only_the_model_shows_are_found_without_its_weights(tiny, rows, tmp_path):
@@ -105,3 +112,13 @@ def test_mistakes_that_only_the_model_shows_are_found_without_its_weights(tiny, 
         argv = sft(tmp_path / 'run', tiny('llama'), rows, '--dry_run', **{key: value})
         [ended] = run(argv, 1, TEXT, reads_no_weights)
         assert ended.code == 2 and 'Traceback' not in ended.output, ended.output
+
+
+def test_an_online_run_counts_all_its_models(tiny, rows, tmp_path):
+    """By name, with a line for all of them; and what cannot judge is refused."""
+    argv = sft(tmp_path / 'run', tiny('llama'), rows, '--dry_run', reward_functions='[format]', max_new_tokens=8)
+    output = plain(succeed(argv, before=reads_no_weights, algorithm=known_algorithms()['ppo']))
+    named = {name: row_of_memory(name, output) for name in ('policy', 'reference', 'reward critic', 'all')}
+    assert all(len(sizes) == 4 for sizes in named.values())
+    [ended] = run([*argv, '--reward_model_name_or_path', str(tiny('llama'))], algorithm=known_algorithms()['ppo'])
+    assert ended.code == 2 and 'no score head' in ended.output

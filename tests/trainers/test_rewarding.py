@@ -70,6 +70,12 @@ def test_only_what_was_given_is_refused(tmp_path: Path) -> None:
             check_rewards(found)
 
 
+def test_no_weights_are_not_the_weights_of_one_function() -> None:
+    given = ('--reward_functions', '[format]', '--reward_weights', '[]')
+    with pytest.raises(SettingsError, match='0 numbers for 1 reward_functions'):
+        make_rewards(settings(*given).cfgs)
+
+
 def test_a_function_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cfgs = settings('--reward_functions', '[format, math_verifier]').cfgs
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
 from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece
-from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
+from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
-from align_anything.models.trainable import count, parameter_table, render_table
+from align_anything.models.trainable import parameter_table, render_table
 from align_anything.trainers.base.assembly import (
-    DTYPES,
     choose_layout,
     engine_config,
     make_collator,
@@ -37,6 +34,7 @@ from align_anything.trainers.base.data import (
     training_loader,
     training_sampler,
 )
+from align_anything.trainers.base.memory import memory_of_run, memory_table
 from align_anything.trainers.base.online_run import check_online, prompt_sampler
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.reference import check_reference
@@ -73,6 +71,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         if batch is None:
             raise DataError('the training data hold no rows.')
     model, rates = rehearse(cfgs, spec, resolved.algorithm)
+    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model)
     kept: list[Example] = []
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
     for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):
@@ -85,7 +84,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
     console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, cached))
-    console.print(_memory_table(estimate_memory(model, config, precision_of(cfgs))))
+    console.print(memory_table(held))
     if batch is not None:
         console.print(_first_batch(batch))
     for number, example in enumerate(kept[:SAMPLES], 1):
@@ -94,37 +93,6 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         console.print(example.source, soft_wrap=True)
         console.print(show_example(example, spec), soft_wrap=True)
     console.print('\ntrained tokens stand between ⟦ ⟧. This was a dry run: nothing was trained or saved.')
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that one rank holds on its device, activations not counted."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer
-
-
-def estimate_memory(model: nn.Module, config: dict, precision: str) -> Memory:
-    """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
-
-    ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
-    al., 2020, arXiv:1910.02054, section 3). Half precision keeps float32 masters with the Adam moments.
-    """
-    ranks, stage = world_size(), zero_stage(config)
-    everything = sum(count(parameter) for parameter in model.parameters())
-    trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    width = DTYPES[precision].itemsize
-    states = 8 if precision == 'fp32' else 12
-    return Memory(
-        weights=0.0 if offloads_parameters(config) else everything * width / (ranks if stage == 3 else 1),
-        gradients=trained * width / (ranks if stage >= 2 else 1),
-        optimizer=0.0 if offloads_optimizer(config) else trained * states / (ranks if stage >= 1 else 1),
-    )
 
 
 def show_example(example: Example, spec: FamilySpec) -> Text:
@@ -172,13 +140,6 @@ def _plan(
         **({'features kept': ', '.join(cached)} if cached else {}),
     }.items():
         table.add_row(name, value)
-    return table
-
-
-def _memory_table(memory: Memory) -> Table:
-    table = Table(title='Memory of one rank, without activations', show_header=False)
-    for name in ('weights', 'gradients', 'optimizer', 'total'):
-        table.add_row(name, f'{getattr(memory, name) / 2**30:.3f} GiB')
     return table
 
 

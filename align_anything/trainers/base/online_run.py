@@ -44,12 +44,12 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     check_online(cfgs, algorithm)
     check_rewards(resolved)
     rewards = make_rewards(cfgs)
-    judges = _judges(cfgs, algorithm)
+    judges = judges_of(cfgs, algorithm)
     for source in judges.values():
         require_head(source)
     run = begin(pair, resolved)
     specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
-    critic_specs = {role: _critic_spec(role, cfgs, run) for role in algorithm.trains if role != 'policy'}
+    critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.trains if role != 'policy'}
     dataset, held_out = run.datasets(room=models.max_new_tokens)
     sampler, steps = prompt_sampler(run.sources, dataset, run.spec, cfgs, algorithm)
     check_steps(run, steps)
@@ -131,7 +131,7 @@ def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts
     return Prompts(list(examples), list(skipped))
 
 
-def _judges(cfgs: RunCfgs, algorithm: Online) -> dict[str, str]:
+def judges_of(cfgs: RunCfgs, algorithm: Online) -> dict[str, str]:
     """The models that judge responses, by what metrics call them. Raises SettingsError without a cost model to obey."""
     models: Any = cfgs.model_cfgs
     judges = {} if models.reward_model_name_or_path is None else {MODEL: models.reward_model_name_or_path}
@@ -148,13 +148,13 @@ def _critic_source(role: str, cfgs: RunCfgs) -> str:
     return getattr(cfgs.model_cfgs, f'{role}_model_name_or_path') or cfgs.model_cfgs.model_name_or_path
 
 
-def _critic_spec(role: str, cfgs: RunCfgs, run: Begun) -> FamilySpec:
+def critic_spec(role: str, cfgs: RunCfgs, policy: FamilySpec, pair: Pair) -> FamilySpec:
     """The rules of a critic's family. Raises ModelError when it does not read the tokens of the policy."""
     source = _critic_source(role, cfgs)
     if source == cfgs.model_cfgs.model_name_or_path:
-        return run.spec
-    spec = spec_of_reward_model(cfgs, source, run.pair)
-    same = spec.model_type == run.spec.model_type and spec.tokenizer.get_vocab() == run.spec.tokenizer.get_vocab()
+        return policy
+    spec = spec_of_reward_model(cfgs, source, pair)
+    same = spec.model_type == policy.model_type and spec.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if not same:
         raise ModelError(
             f'model_cfgs.{role}_model_name_or_path: {source} does not read the tokens of the policy: a critic must be '
@@ -163,7 +163,8 @@ def _critic_spec(role: str, cfgs: RunCfgs, run: Begun) -> FamilySpec:
     return spec
 
 
-def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[Assembled, Critic]:
+def critic_cfgs(role: str, cfgs: RunCfgs) -> RunCfgs:
+    """The settings of a run as a critic of it reads them."""
     train: Any = cfgs.train_cfgs
     checkpointing = train.critic_gradient_checkpointing
     changed = {
@@ -173,14 +174,18 @@ def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) 
         'weight_decay': train.critic_weight_decay,
         'gradient_checkpointing': train.gradient_checkpointing if checkpointing is None else checkpointing,
     }
-    own = cfgs.model_copy(
+    return cfgs.model_copy(
         update={
             'train_cfgs': train.model_copy(update=changed),
             'model_cfgs': cfgs.model_cfgs.model_copy(update={'model_name_or_path': _critic_source(role, cfgs)}),
         }
     )
+
+
+def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[Assembled, Critic]:
+    train: Any = cfgs.train_cfgs
     critic = Critic(role=role, clip_range_value=train.clip_range_value)
-    return assemble(own, critic, spec, run.pair, run.layout, steps), critic
+    return assemble(critic_cfgs(role, cfgs), critic, spec, run.pair, run.layout, steps), critic
 
 
 def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:

@@ -101,7 +101,7 @@ def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     adapter = find_adapter(source)
     told = [weights_fingerprint(item) for item in (source, *([adapter.require_base()] if adapter else []))]
-    told.append(_precision(cfgs, algorithm))
+    told.append(precision_of_reference(cfgs, algorithm))
     if cfgs.bnb_cfgs.use_bnb:
         told.extend(str(value) for value in cfgs.bnb_cfgs.model_dump().values())
     return '-'.join(told)
@@ -221,7 +221,7 @@ def frozen_copy(
 ) -> Scorer:
     """Loads the reference and lets it share the weights that the policy keeps frozen too."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
-    precision = _precision(cfgs, algorithm)
+    precision = precision_of_reference(cfgs, algorithm)
     config = build_config(
         load_deepspeed_config(algorithm.reference_ds_cfgs or cfgs.train_cfgs.ds_cfgs),
         micro_batch=cfgs.train_cfgs.per_device_train_batch_size,
@@ -241,7 +241,8 @@ def frozen_copy(
     return engine.score
 
 
-def _precision(cfgs: RunCfgs, algorithm: Reference) -> str:
+def precision_of_reference(cfgs: RunCfgs, algorithm: Reference) -> str:
+    """The precision in which a reference scores."""
     return precision_of(cfgs) if algorithm.reference_dtype == 'auto' else algorithm.reference_dtype
 
 

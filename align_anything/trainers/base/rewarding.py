@@ -95,7 +95,7 @@ def function_rewards(cfgs: RunCfgs) -> list[Reward]:
     """The functions that the settings name. Raises SettingsError or RewardError for what cannot be used of them."""
     rewards: Any = cfgs.reward_cfgs
     names = rewards.reward_functions
-    weights = rewards.reward_weights or [1.0] * len(names)
+    weights = [1.0] * len(names) if rewards.reward_weights is None else rewards.reward_weights
     if len(weights) != len(names):
         raise SettingsError(
             [f'reward_cfgs.reward_weights has {len(weights)} numbers for {len(names)} reward_functions.']

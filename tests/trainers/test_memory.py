@@ -1,0 +1,100 @@
+"""What the models of a run take, counted from the models themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align_anything.algorithms.base import known_algorithms
+from align_anything.cli.leaves import find_run
+from align_anything.configs.resolve import resolve
+from align_anything.core.errors import ModelError
+from align_anything.models.any_model import AnyModel, AnyModelForScore
+from align_anything.trainers.base.assembly import rehearse, spec_of
+from align_anything.trainers.base.memory import Memory, memory_of_run
+from tests.trainers.test_scoring import with_head
+
+Tiny = Callable[..., Path]
+
+
+@pytest.fixture(scope='module')
+def judge(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('judge')
+    with_head(tiny('llama'), folder)
+    return folder
+
+
+def held(algorithm: str, model: Path, pair: str = 'text_to_text', **settings: Any) -> dict[str, Memory]:
+    values = {
+        'model_name_or_path': model,
+        'train_datasets': 'rows',
+        'train_template': 'Instruction',
+        'output_dir': 'out',
+        'ds_cfgs': 'ds_z0_config.json',
+        **settings,
+    }
+    argv = [part for key, value in values.items() for part in (f'--{key}', str(value))]
+    its_pair, kind = find_run(pair, algorithm)
+    resolved = resolve(pair, algorithm, kind, known_algorithms(), argv, {})
+    spec = spec_of(resolved.cfgs)
+    policy, _ = rehearse(resolved.cfgs, spec, resolved.algorithm)
+    return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy)
+
+
+def size(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def trained(model: torch.nn.Module, width: int, states: int) -> Memory:
+    moved = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Memory(float(size(model) * width), float(moved * width), float(moved * states))
+
+
+def test_every_model_of_safe_rlhf_is_counted(tiny: Tiny, judge: Path) -> None:
+    policy = AnyModel.from_pretrained(tiny('qwen2'))
+    critic = AnyModelForScore.from_pretrained(tiny('qwen2'))
+    critic.lm_head.requires_grad_(False)  # nothing reads it, and nothing trains it
+    frozen = Memory(2.0 * size(AnyModelForScore.from_pretrained(judge)))
+    models = {'reward_model_name_or_path': judge, 'cost_model_name_or_path': judge}
+    # bfloat16; the optimizer has a float32 copy and two moments.
+    assert held('saferlhf', tiny('qwen2'), bf16=True, critic_lr_warmup_ratio=0.1, **models) == {
+        'policy': trained(policy, 2, 12),
+        'reference': Memory(2.0 * size(policy)),
+        'reward critic': trained(critic, 2, 12),
+        'cost critic': trained(critic, 2, 12),
+        'reward model': frozen,
+        'cost model': frozen,
+    }
+
+
+def test_a_reference_that_is_no_copy_takes_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    reward = {'reward_functions': '[format]', 'bf16': False}
+    assert [*held('grpo', tiny('llama'), beta=0.1, **reward)] == ['policy', 'reference']
+    assert [*held('grpo', tiny('llama'), beta=0.0, **reward)] == ['policy']
+    assert [*held('grpo', tiny('llama'), beta=0.1, use_lora=True, **reward)] == ['policy']
+    assert [*held('dpo', tiny('llama'))] == ['policy', 'reference']
+    assert [*held('dpo', tiny('llama'), reference_cache_dir=tmp_path)] == ['policy']
+    assert [*held('sft', tiny('llama'))] == ['policy']
+
+
+def test_a_reference_has_a_precision_and_a_model_of_its_own_and_shares_what_is_frozen(tiny: Tiny) -> None:
+    model = AnyModel.from_pretrained(tiny('llava'))
+    tower = size(model.model.vision_tower)
+    images = {'pair': 'text_image_to_text', 'bf16': False, 'freeze_vision_tower': True, 'freeze_mm_proj': False}
+    both = held('dpo', tiny('llava'), **images)
+    assert both['policy'].weights == 4 * size(model) and both['policy'].gradients == 4 * (size(model) - tower)
+    assert both['reference'] == Memory(4.0 * (size(model) - tower))
+    assert held('dpo', tiny('llava'), reference_dtype='bf16', **images)['reference'] == Memory(2.0 * size(model))
+    other = held('dpo', tiny('llama'), reference_model_name_or_path=tiny('qwen2'), bf16=False)
+    assert other['reference'] == Memory(4.0 * size(AnyModel.from_pretrained(tiny('qwen2'))))
+
+
+def test_judges_and_critics_that_a_run_would_refuse_are_refused(tiny: Tiny, judge: Path) -> None:
+    with pytest.raises(ModelError, match='no score head'):
+        held('grpo', tiny('qwen2'), reward_model_name_or_path=tiny('llama'))
+    with pytest.raises(ModelError, match='does not read the tokens of the policy'):
+        held('ppo', tiny('qwen2'), reward_functions='[format]', reward_critic_model_name_or_path=judge)
