@@ -16,7 +16,7 @@ import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from scripts.bench import compare, loss, media, mixed, preference, startup  # noqa: E402
+from scripts.bench import compare, loss, media, mixed, online, preference, startup  # noqa: E402
 from scripts.bench.report import Ratio, say, show  # noqa: E402
 from scripts.bench.work import FULL, QUICK, Size  # noqa: E402
 
@@ -29,6 +29,8 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'dpo_image': preference.dpo_image,
     'rm': preference.rm,
     'shared': preference.shared,
+    'grpo': online.grpo,
+    'online': online.online,
     'media': media.media,
     'mixed': mixed.mixed,
 }

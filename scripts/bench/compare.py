@@ -15,6 +15,8 @@ from scripts.bench.work import Size, image_model, image_rows, text_model, text_r
 
 FROZEN_TOWER = {'freeze_vision_tower': True}
 TOWER = ('model.vision_tower',)
+Found = tuple[StepClock, int, float | None]
+"""Of one run: its clock, bytes at the peak above what it began with, and the share of padding where it is known."""
 SAME_LOSS, SAME_NORM = 1e-4, 1e-4
 """How far the first losses of the sides may be apart, and by what share the norms of their gradients."""
 
@@ -83,7 +85,7 @@ def measure(
             **{**task.settings, **runs[name]},
         )
 
-    sides: dict[str, Callable[[], tuple[StepClock, int, float | None]]] = {
+    sides: dict[str, Callable[[], Found]] = {
         name: lambda name=name: in_child(_ours, task.pair, argv(name), task.algorithm) for name in runs
     }
     if against_peer:
@@ -92,8 +94,16 @@ def measure(
         ]
         frozen = TOWER if task.settings.get('freeze_vision_tower') else ()
         sides['trl'] = lambda: in_child(_peer, task.algorithm, task.model, ordered, task.batch, steps, frozen)
+    return in_turn(sides, size.rounds, task.batch * size.steps)
+
+
+def in_turn(sides: Mapping[str, Callable[[], Found]], times: int, samples: int) -> dict[str, Side]:
+    """Runs all `sides` one after the other, so many `times`; each trains on `samples` after its first step.
+
+    Raises RuntimeError when they don't begin with the same loss and the same gradient.
+    """
     found: dict[str, list[tuple[StepClock, int]]] = {name: [] for name in sides}
-    for number in range(size.rounds):
+    for number in range(times):
         for name, run in sides.items():
             clock, memory, padding = run()
             found[name].append((clock, memory))
@@ -104,7 +114,6 @@ def measure(
                 f'first loss {clock.losses[0]:.4f}, gradient {clock.norms[0]:.4f}{waste}'
             )
     require_same_work({name: rounds[0][0] for name, rounds in found.items()})
-    samples = task.batch * size.steps
     return {
         name: Side(samples / best_per_step([clock.seconds for clock, _ in rounds]), min(memory for _, memory in rounds))
         for name, rounds in found.items()

@@ -41,6 +41,10 @@ class StepClock:
         """Says that an optimizer step is done."""
         self.marks.append(cpu_seconds())
 
+    def spend(self, seconds: float) -> None:
+        """Says that an optimizer step took so many CPU seconds, where what lies between steps is not to count."""
+        self.marks.append((self.marks[-1] if self.marks else 0.0) + seconds)
+
     @property
     def seconds(self) -> list[float]:
         """CPU seconds of each step after the first."""

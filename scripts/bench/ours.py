@@ -94,7 +94,7 @@ def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
     from align_anything.trainers.base.assembly import spec_of
     from align_anything.trainers.base.data import make_dataset, open_sources, training_sampler
 
-    pair, resolved = _resolved(pair_name, argv, algorithm)
+    pair, resolved = resolved_run(pair_name, argv, algorithm)
     cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
     spec = spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
@@ -102,7 +102,8 @@ def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
     return [row for batch in sampler.micro_batches(0) for row in batch]
 
 
-def _resolved(pair_name: str, argv: list[str], algorithm: str) -> tuple[Any, Any]:
+def resolved_run(pair_name: str, argv: list[str], algorithm: str) -> tuple[Any, Any]:
+    """The pair of a run, and its settings with its algorithm."""
     import importlib
 
     from align_anything.algorithms.base import known_algorithms
@@ -131,7 +132,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     from align_anything.trainers.base.reference import make_roles
     from align_anything.trainers.base.run import StopSignal, make_folders
 
-    pair, resolved = _resolved(pair_name, argv, algorithm)
+    pair, resolved = resolved_run(pair_name, argv, algorithm)
     cfgs, objective = resolved.cfgs, resolved.algorithm
     output = make_folders(cfgs, objective)
     join_process_group()

@@ -1,13 +1,34 @@
-"""One measured run of TRL's trainers on the same model, rows and batches."""
+"""Measured runs of TRL's trainers on the same model, rows and batches."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.measure import StepClock
+from scripts.bench.measure import StepClock, cpu_seconds
+from scripts.bench.ours_online import Given
 
-MODULES = ('trl.trainer.sft_trainer', 'trl.trainer.dpo_trainer', 'trl.trainer.reward_trainer')
+MODULES = (
+    'trl.trainer.sft_trainer',
+    'trl.trainer.dpo_trainer',
+    'trl.trainer.reward_trainer',
+    'trl.trainer.grpo_trainer',
+)
+SHARED = {
+    'gradient_accumulation_steps': 1,
+    'gradient_checkpointing': False,
+    'bf16': False,
+    'use_cpu': True,
+    'optim': 'adamw_torch',
+    'learning_rate': 1e-4,
+    'lr_scheduler_type': 'constant',
+    'dataloader_num_workers': 0,
+    'logging_steps': 1,
+    'save_strategy': 'no',
+    'report_to': 'none',
+    'disable_tqdm': True,
+}
+"""What both sides share; the rest are the defaults of the trainer."""
 
 
 def train(
@@ -15,26 +36,13 @@ def train(
 ) -> StepClock:
     """Trains on `rows` in their order and returns the clock.
 
-    The trainer's defaults stay but for what both sides share: float32, plain AdamW, no gradient checkpointing, the
-    learning rate, and the loss on the answers alone. Parameters whose names start with one of `frozen` are frozen.
+    The loss is on the answers alone. Parameters whose names start with one of `frozen` are frozen.
     """
     import transformers
     import trl
     from datasets import Dataset, Image
 
     clock = StepClock()
-
-    class Watch(transformers.TrainerCallback):
-        """Looks at the clock after each step."""
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.mark()
-
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-            if 'loss' in logs:
-                clock.losses.append(float(logs['loss']))
-                clock.norms.append(float(logs['grad_norm']))
-
     image = 'image' in rows[0]
     auto = transformers.AutoProcessor if image else transformers.AutoTokenizer
     processing = auto.from_pretrained(model_folder)
@@ -46,36 +54,114 @@ def train(
         'dpo': (trl.DPOTrainer, trl.DPOConfig),
         'rm': (trl.RewardTrainer, trl.RewardConfig),
     }[algorithm]
-    model = _model(algorithm, model_folder, image)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(frozen))
     trainer = trainer_type(
-        model=model,
+        model=_frozen(_model(algorithm, model_folder, image), frozen),
         train_dataset=data,
         processing_class=processing,
-        callbacks=[Watch()],
+        callbacks=[_watch(clock, whole=True)],
         args=config_type(
             output_dir=str(model_folder.parent / 'peer'),
             per_device_train_batch_size=batch,
             max_steps=steps,
             max_length=None if image else 4096,
-            gradient_accumulation_steps=1,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            optim='adamw_torch',
-            learning_rate=1e-4,
-            lr_scheduler_type='constant',
             train_sampling_strategy='sequential',
-            dataloader_num_workers=0,
-            logging_steps=1,
-            save_strategy='no',
-            report_to='none',
-            disable_tqdm=True,
+            **SHARED,
         ),
     )
     trainer.train()
     return clock
+
+
+def update(
+    model_folder: Path, rows: list[dict[str, Any]], given: Given, steps: int, frozen: tuple[str, ...]
+) -> StepClock:
+    """Trains by GRPO on the same responses to the prompts of all `rows` in each step, and returns the clock.
+
+    It runs from a batch that lies ready to the end of the optimizer's step; log-probabilities from before the update
+    are not asked for, since it is the first one after the rollout.
+    """
+    import torch
+    import transformers
+    import trl
+    from datasets import Dataset
+    from PIL import Image
+
+    clock, processing = StepClock(), transformers.AutoProcessor.from_pretrained(model_folder)
+    columns = _columns('dpo', rows, processing)
+    images = [[Image.open(path).convert('RGB') for path in paths] for paths in columns['images']]
+    how = {'padding': True, 'padding_side': 'left', 'add_special_tokens': False, 'return_tensors': 'pt'}
+    prompts = processing(images=images, text=list(columns['prompt']), **how)
+    count = len(given.ids)
+    scores = torch.tensor(given.scores)
+    advantages = (scores - scores.mean()) / (scores.std() + 1e-4)
+    completions = torch.tensor(given.ids).repeat(len(rows), 1)
+    batch = {
+        'prompt_ids': prompts['input_ids'].repeat_interleave(count, 0),
+        'prompt_mask': prompts['attention_mask'].repeat_interleave(count, 0),
+        'completion_ids': completions,
+        'completion_mask': torch.ones_like(completions),
+        'advantages': advantages.repeat(len(rows)),
+        'num_items_in_batch': torch.tensor(completions.numel()),
+        'pixel_values': prompts['pixel_values'].repeat_interleave(count, 0),
+        'num_images': [1] * len(completions),
+    }
+
+    class Prepared(trl.GRPOTrainer):
+        """Trains on the batch in place of generations."""
+
+        def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+            return dict(batch)
+
+    trainer = Prepared(
+        model=_frozen(_model('grpo', model_folder, image=True), frozen),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        train_dataset=Dataset.from_dict({'prompt': ['' for _ in rows]}),
+        processing_class=processing,
+        callbacks=[_watch(clock, whole=False)],
+        args=trl.GRPOConfig(
+            output_dir=str(model_folder.parent / 'peer'),
+            per_device_train_batch_size=len(completions),
+            num_generations=count,
+            max_completion_length=completions.shape[1],
+            loss_type='grpo',
+            max_steps=steps,
+            **SHARED,
+        ),
+    )
+    trainer.train()
+    return clock
+
+
+def _watch(clock: StepClock, whole: bool) -> Any:
+    """A callback that looks at the clock after each step: at the `whole` of it, or from its batch on."""
+    import transformers
+
+    class Watch(transformers.TrainerCallback):
+        """Looks at the clock."""
+
+        began = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = cpu_seconds()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if whole:
+                clock.mark()
+            else:
+                clock.spend(cpu_seconds() - self.began)
+
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+            if 'loss' in logs:
+                clock.losses.append(float(logs['loss']))
+                clock.norms.append(float(logs['grad_norm']))
+
+    return Watch()
+
+
+def _frozen(model: Any, prefixes: tuple[str, ...]) -> Any:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(prefixes))
+    return model
 
 
 def _columns(algorithm: str, rows: list[dict[str, Any]], processing: Any) -> dict[str, list[Any]]:

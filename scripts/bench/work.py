@@ -37,6 +37,9 @@ class Size:
     pairs: int
     text_pair: int
     image_pair: int
+    groups: int
+    group_prompt: int
+    group_response: int
     media_steps: int
     startups: int
     omni_hidden: int
@@ -70,6 +73,9 @@ FULL = Size(
     pairs=4,
     text_pair=384,
     image_pair=512,
+    groups=2,
+    group_prompt=512,
+    group_response=64,
     media_steps=8,
     startups=3,
     omni_hidden=192,
@@ -102,6 +108,9 @@ QUICK = Size(
     pairs=2,
     text_pair=96,
     image_pair=96,
+    groups=1,
+    group_prompt=64,
+    group_response=8,
     media_steps=2,
     startups=0,
     omni_hidden=64,
@@ -285,6 +294,16 @@ def image_pairs(model: Path, folder: Path, size: Size, lengths: PairLengths, row
 def _pairs(texts: Texts, lengths: PairLengths, rows: int) -> list[dict[str, Any]]:
     answers = spread(texts.random, lengths.shortest, lengths.longest, 2 * rows)
     return [texts.pair(lengths.prompt, *two) for two in zip(answers[::2], answers[1::2], strict=True)]
+
+
+def given_responses(model: Path, size: Size, count: int) -> list[list[int]]:
+    """Returns the token ids of responses that a model could have drawn, all of the same length and cut at its end."""
+    from align_anything.models.pretrained_model import load_spec
+
+    tokenizer, draw = load_spec(str(model)).tokenizer, random.Random(7)
+    ids = sorted({token for text in corpus(words(size.words // 2)) for token in tokenizer(text)['input_ids']})
+    ordinary = [token for token in ids if token not in tokenizer.all_special_ids]
+    return [draw.choices(ordinary, k=size.group_response) for _ in range(count)]
 
 
 def mixed_sources(model: Path, folder: Path, size: Size) -> list[Path]:

@@ -33,6 +33,12 @@ RATIOS = {
         'DPO 4:1, tokens 1.67: shared_prefix / padded',
         'DPO 16:1, tokens 1.89: shared_prefix / padded',
     ],
+    'grpo': [
+        f'GRPO update, tower {tower}: {what}'
+        for tower in ('frozen', 'trained')
+        for what in ('shared_prefix / padded', 'shared_prefix / trl', 'memory of shared_prefix / trl')
+    ],
+    'online': [],
     'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
     'media': ['media wait'],
     'mixed': ['mixed: work of the busier rank / mean'],
@@ -62,6 +68,13 @@ def test_sides_that_do_other_work_are_not_compared() -> None:
     for other in (StepClock(losses=[0.6941], norms=[3.0]), StepClock(losses=[0.6931], norms=[3.01])):
         with pytest.raises(RuntimeError, match='ours 0.69310 and 3.00000'):
             require_same_work({**same, 'trl': other})
+
+
+def test_a_clock_can_count_a_part_of_each_step() -> None:
+    clock = StepClock()
+    for seconds in (9.0, 2.0, 4.0):
+        clock.spend(seconds)
+    assert clock.seconds == [2.0, 4.0]
 
 
 def test_without_names_everything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

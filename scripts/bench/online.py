@@ -1,0 +1,116 @@
+"""Learning from drawn responses: the update of GRPO on groups that share a prompt and a picture, and a whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts.bench import ours, ours_online, peer
+from scripts.bench.compare import FROZEN_TOWER, TOWER, Found, Side, in_turn, speed
+from scripts.bench.measure import StepClock, in_child, peak, preload, reset_peak, resident
+from scripts.bench.ours_online import Given
+from scripts.bench.report import Ratio, say
+from scripts.bench.work import PairLengths, Size, given_responses, image_model, image_pairs, write_rows
+
+GENERATIONS = 8
+LAYOUTS = ('shared_prefix', 'padded')
+TRAINED_TOWER = {'freeze_vision_tower': False}
+
+
+def grpo(folder: Path, size: Size) -> list[Ratio]:
+    """The update of a LLaVA-type model, with the tower frozen and trained: our two layouts, and the peer."""
+    model, rows = _work(folder, size)
+    data = write_rows(folder / 'rows.jsonl', rows)
+    ids = given_responses(model, size, GENERATIONS)
+    given = Given(ids, [float(number % 3) for number in range(GENERATIONS)])
+    preload('deepspeed', 'align_anything.trainers.base.online_run', *peer.MODULES)
+    found = []
+    for what, settings, frozen in (('frozen', FROZEN_TOWER, TOWER), ('trained', TRAINED_TOWER, ())):
+        argvs = {
+            layout: _argv(model, data, folder / what / layout, size, layout=layout, beta=0, **settings)
+            for layout in LAYOUTS
+        }
+        sides: dict[str, Callable[[], Found]] = {
+            layout: lambda argv=argv: in_child(_ours, argv, given) for layout, argv in argvs.items()
+        }
+        sides['trl'] = lambda frozen=frozen: in_child(_peer, model, rows, given, size.steps + 1, frozen)
+        done = in_turn(sides, size.rounds, size.groups * GENERATIONS * size.steps)
+        name = f'GRPO update, tower {what}'
+        found += [speed(name, done, 'shared_prefix', other, 3.0) for other in ('padded', 'trl')]
+        found.append(_memory(name, done, model))
+    return found
+
+
+def online(folder: Path, size: Size) -> list[Ratio]:
+    """Where the CPU seconds of a step go, without a target: GRPO, its reference asked, judged by a reward model."""
+    model, rows = _work(folder, size)
+    data = write_rows(folder / 'rows.jsonl', rows)
+    preload('deepspeed', 'align_anything.trainers.base.online_run')
+    judge = in_child(_with_head, model, folder / 'judge')
+    argv = _argv(model, data, folder / 'run', size, reward_model_name_or_path=judge, **FROZEN_TOWER)
+    clock, parts = in_child(ours_online.train, 'text_image_to_text', argv, 'grpo')
+    whole = sum(clock.seconds)
+    spent = {name: sum(step[name] for step in parts[1:]) for name in parts[0]}
+    spent['the rest'] = whole - sum(spent.values())
+    shares = ', '.join(f'{name} {seconds / whole:.1%}' for name, seconds in spent.items())
+    say(f'  {whole / len(clock.seconds):.2f} CPU s a step: {shares}')
+    return []
+
+
+def _work(folder: Path, size: Size) -> tuple[Path, list[dict[str, Any]]]:
+    """The checkpoint, and the prompts of one step."""
+    model, photos = image_model(folder / 'model', size), folder / 'photos'
+    photos.mkdir()
+    lengths = PairLengths(size.group_prompt, size.group_response, size.group_response)
+    return model, image_pairs(model, photos, size, lengths, size.groups)
+
+
+def _argv(model: Path, data: Path, output: Path, size: Size, **more: Any) -> list[str]:
+    return ours.settings(
+        model,
+        data,
+        output,
+        train_template='Preference',
+        num_generations=GENERATIONS,
+        per_device_prompt_batch_size=size.groups,
+        per_device_train_batch_size=size.groups * GENERATIONS,
+        max_new_tokens=size.group_response,
+        max_steps=size.steps + 1,
+        rollout_correction_cap='null',
+        reward_functions='[format]',
+        **more,
+    )
+
+
+def _ours(argv: list[str], given: Given) -> Found:
+    reset_peak()
+    before = resident()
+    whole, parts = ours_online.train('text_image_to_text', argv, 'grpo', given)
+    clock = StepClock(losses=whole.losses, norms=whole.norms)
+    for step in parts:
+        clock.spend(step['update'])
+    return clock, peak() - before, None
+
+
+def _peer(*args: Any) -> Found:
+    reset_peak()
+    before = resident()
+    clock = peer.update(*args)
+    return clock, peak() - before, None
+
+
+def _with_head(model: Path, folder: Path) -> Path:
+    from align_anything.models.pretrained_model import load_pretrained_models
+
+    judge, _, processor = load_pretrained_models(model, is_reward_model=True)
+    judge.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _memory(what: str, sides: dict[str, Side], model: Path) -> Ratio:
+    weights = sum(file.stat().st_size for file in model.glob('*.safetensors'))
+    mine, theirs = (sides[name].memory - weights for name in ('shared_prefix', 'trl'))
+    detail = f'{mine / 2**20:.0f} against {theirs / 2**20:.0f} MiB above the model'
+    return Ratio(f'{what}: memory of shared_prefix / trl', mine / theirs, 0.6, at_most=True, detail=detail)

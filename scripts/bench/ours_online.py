@@ -1,0 +1,91 @@
+"""Measured online runs of align-anything: CPU seconds of each part of a step, on drawn responses or on given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from scripts.bench.measure import StepClock, cpu_seconds
+
+
+@dataclass(frozen=True)
+class Given:
+    """A rollout engine and a reward in one: the same responses to every prompt, by their token ids and scores."""
+
+    ids: list[list[int]]
+    scores: list[float]
+
+    def generate(self, examples: Sequence[Any], sampling: Any) -> list[list[Any]]:
+        """Returns the responses for each prompt, each drawn as if it was certain."""
+        import torch
+
+        from align_anything.rollouts.base import Response
+
+        return [
+            [Response(torch.tensor(ids), torch.zeros(len(ids)), finished=False, version=0) for ids in self.ids]
+            for _ in examples
+        ]
+
+    def sync(self, version: int) -> None:
+        """Takes no weights."""
+
+    def judge(self, completions: Sequence[Any]) -> list[float]:
+        """Returns the scores."""
+        return self.scores * (len(completions) // len(self.scores))
+
+
+def train(
+    pair_name: str, argv: list[str], algorithm: str, given: Given | None = None
+) -> tuple[StepClock, list[dict[str, float]]]:
+    """Trains and returns the clock of whole steps, and for each step the CPU seconds of each of its parts.
+
+    Nothing is saved. Raises RuntimeError when the run falls back to another layout than it was asked for.
+    """
+    from align_anything.trainers.base import online_run
+    from align_anything.trainers.base.metrics import METRICS_FILE, TIMINGS_FILE, read_metrics
+    from align_anything.trainers.base.online import OnlineLoop
+    from align_anything.trainers.base.rewarding import Reward
+    from scripts.bench.ours import resolved_run
+
+    clock = StepClock()
+
+    class Clocked(OnlineLoop):
+        """Counts CPU seconds where the loop counts those on the wall, and ends without a word."""
+
+        def run(self) -> bool:
+            asked, found = self.cfgs.train_cfgs.layout, self.policy.collator.layout
+            if asked not in ('auto', found):
+                raise RuntimeError(f'the run fell back to the {found} layout; nothing to measure')
+            if given is not None:
+                self.rollouts, self.rewards = given, [Reward('given', 1.0, given.judge)]
+            super().run()
+            return False
+
+        def _step(self, window: Any) -> bool:
+            goes_on = super()._step(window)
+            clock.mark()
+            return goes_on
+
+        @contextmanager
+        def _clock(self, name: str) -> Iterator[None]:
+            began = cpu_seconds()
+            yield
+            self._seconds[name] = self._seconds.get(name, 0.0) + cpu_seconds() - began
+
+    pair, resolved = resolved_run(pair_name, argv, algorithm)
+    with mock.patch.object(online_run, 'OnlineLoop', Clocked):
+        online_run.train_online(pair, resolved)
+    output = Path(resolved.cfgs.logger_cfgs.output_dir)
+    records = read_metrics(output / METRICS_FILE)
+    clock.losses = [record['train/loss'] for record in records]
+    clock.norms = [record['train/grad_norm'] for record in records]
+    prefix = 'train/seconds/'
+    parts = [
+        {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+        for record in read_metrics(output / TIMINGS_FILE)
+    ]
+    return clock, parts
