@@ -98,7 +98,7 @@ def test_a_run_tells_what_was_drawn_and_what_it_was_worth(folder: Path, tiny: Ti
     (evaluated,) = (record for record in lines(tmp_path / 'metrics.jsonl') if 'eval/reward' in record)
     assert evaluated['step'] == 8
     timings = lines(tmp_path / 'timings.jsonl')[-1]
-    assert all(timings[f'train/seconds/{name}'] > 0 for name in ('generation', 'reward', 'scoring', 'update'))
+    assert all(timings[f'train/seconds/{name}'] > 0 for name in ('generation', 'reward', 'scoring', 'update', 'sync'))
 
 
 @pytest.mark.parametrize('family', ['qwen2', 'llama'])
