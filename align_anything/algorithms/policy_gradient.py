@@ -9,10 +9,13 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor
 
 from align_anything.algorithms.online import Online
+from align_anything.configs.ptx import POLICY_GROUPS
+from align_anything.configs.schema import Cfgs
 from align_anything.core.types import Batch, Scored
 from align_anything.losses.aggregation import Aggregation, aggregation_weights
 from align_anything.losses.kl import KL_ESTIMATORS
 from align_anything.losses.policy_gradient import Clip, importance_ratios, policy_metrics, ppo_loss, rollout_weights
+from align_anything.losses.sft import sft_loss
 
 
 class PolicyGradient(Online):
@@ -20,10 +23,11 @@ class PolicyGradient(Online):
 
     What the loss reads of a unit is `advantage`, `old`, `rollout` and, where there is a reference, `reference`: the
     last three are its log-probabilities under the policy that drew it, by the trainer and by the rollout engine, and
-    under the reference.
+    under the reference. A batch of which nothing is known is of given responses, which are supervised.
     """
 
     with_entropy: ClassVar[bool] = True
+    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = POLICY_GROUPS
 
     clip_range_ratio: PositiveFloat = Field(
         0.2, description='How far the ratio of a token to what it was when drawn may fall, or rise, and still count.'
@@ -48,6 +52,11 @@ class PolicyGradient(Online):
         None, description='What the sums of sequence-mean-token-sum-norm are divided by, such as max_new_tokens.'
     )
     entropy_coeff: NonNegativeFloat = Field(0.0, description='Weight of the mean entropy, which the loss then raises.')
+    ptx_coeff: NonNegativeFloat = Field(
+        16.0,
+        description='Weight of the negative log-likelihood of ptx_datasets, a token mean, in the loss; InstructGPT has '
+        '27.8, Safe RLHF 16.',
+    )
     rollout_correction_cap: float | None = Field(
         2.0,
         gt=1,
@@ -85,10 +94,27 @@ class PolicyGradient(Online):
 
     def coefficients(self) -> dict[str, float]:
         kl, _ = self.kl_in_loss
-        terms = {'policy_loss': 1.0, 'kl': kl, 'entropy': -self.entropy_coeff}
+        terms = {'policy_loss': 1.0, 'kl': kl, 'entropy': -self.entropy_coeff, 'ptx_loss': self.ptx_coeff}
         return {name: weight for name, weight in terms.items() if weight}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
+        drawn, nothing = self._drawn_counts(batch), batch.weights.new_zeros(())
+        if not self.ptx_coeff:
+            return drawn
+        if batch.known:
+            return {**drawn, 'ptx_loss': nothing}
+        return {**dict.fromkeys(drawn, nothing), 'ptx_loss': batch.weights.sum()}
+
+    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        if not self.ptx_coeff:
+            return self._drawn_terms(batch, scored)
+        nothing = batch.weights.new_zeros(())
+        if batch.known:
+            return {**self._drawn_terms(batch, scored), 'ptx_loss': nothing}
+        supervised = sft_loss(scored['policy'].values, batch.weights)
+        return {**dict.fromkeys(self._drawn_counts(batch), nothing), 'ptx_loss': supervised}
+
+    def _drawn_counts(self, batch: Batch) -> dict[str, Tensor]:
         _, count = self._aggregated(batch)
         metrics = ('ratio', 'approx_kl', 'clipped_low', 'clipped_high')
         dual = () if self.clip_range_dual is None else ('clipped_dual',)
@@ -98,7 +124,7 @@ class PolicyGradient(Online):
             **dict.fromkeys((*metrics, *dual), batch.weights.sum()),
         }
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
+    def _drawn_terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]:
         logprobs, responses = scored['policy'].values, (batch.segments, batch.num_responses)
         old, advantages = batch.numbers('old'), batch.numbers('advantage')
         weights, _ = self._aggregated(batch)

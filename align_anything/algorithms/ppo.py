@@ -12,7 +12,8 @@ from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import TokenRewards
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.reinforce_plus_plus import whitened
-from align_anything.configs.online import MORE_GROUPS, CriticModelCfgs
+from align_anything.configs.online import CriticModelCfgs
+from align_anything.configs.ptx import POLICY_GROUPS
 from align_anything.configs.schema import Cfgs, ScheduleType
 from align_anything.losses.advantages import gae
 
@@ -26,7 +27,7 @@ class PPO(TokenRewards):
 
     name: ClassVar[str] = 'ppo'
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic')
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**MORE_GROUPS, 'model_cfgs': CriticModelCfgs}
+    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**POLICY_GROUPS, 'model_cfgs': CriticModelCfgs}
 
     gamma: float = Field(1.0, gt=0, le=1, description='Discount of a reward for each token that it lies ahead.')
     gae_lambda: float = Field(

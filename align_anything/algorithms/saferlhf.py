@@ -12,7 +12,8 @@ from torch import Tensor
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.ppo import PPO
-from align_anything.configs.online import MORE_GROUPS, SafeModelCfgs
+from align_anything.configs.online import SafeModelCfgs
+from align_anything.configs.ptx import POLICY_GROUPS
 from align_anything.configs.schema import Cfgs
 from align_anything.losses.lagrange import lagrangian_advantages, recent, updated_log_multiplier
 
@@ -26,7 +27,7 @@ class SafeRLHF(PPO):
 
     name: ClassVar[str] = 'saferlhf'
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic', 'cost_critic')
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**MORE_GROUPS, 'model_cfgs': SafeModelCfgs}
+    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**POLICY_GROUPS, 'model_cfgs': SafeModelCfgs}
 
     threshold: float = Field(-0.5, description='Mean cost that is allowed; the cost model puts 0 between safe and not.')
     lambda_init: PositiveFloat = Field(10.0, description='Multiplier of costs at the start.')

@@ -78,7 +78,7 @@ def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:
 def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
     if not cfgs.model_cfgs.model_name_or_path:
         yield ('model_cfgs.model_name_or_path',), 'is required: name the checkpoint, a folder or a hub name'
-    for role in ('train', 'eval'):
+    for role in ('train', 'eval', *(('ptx',) if 'ptx_datasets' in type(cfgs.data_cfgs).model_fields else ())):
         for key, problem in _dataset_problems(cfgs.data_cfgs, role):
             yield (f'data_cfgs.{key}', f'data_cfgs.{role}_datasets'), problem
     weights, datasets = cfgs.data_cfgs.train_weights, cfgs.data_cfgs.train_datasets

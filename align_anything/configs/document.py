@@ -11,7 +11,7 @@ from align_anything.configs.annotations import describe_type
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
 from align_anything.configs.keys import ALIASES
 from align_anything.configs.layers import TRAIN_FOLDER
-from align_anything.configs.online import MORE_GROUPS
+from align_anything.configs.ptx import POLICY_GROUPS
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
 
@@ -61,7 +61,7 @@ def render_document() -> str:
     sections = [_OPENING]
     for group, model in groups_of(RunCfgs).items():
         sections.append(f'## {group}\n\n{model.__doc__}\n\n{_fields(model)}')
-    for group, model in MORE_GROUPS.items():
+    for group, model in POLICY_GROUPS.items():
         sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Older names\n\n{_table(("name", "now", "meaning"), older)}')

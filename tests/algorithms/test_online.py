@@ -169,10 +169,11 @@ def test_the_price_does_not_turn_round_however_many_responses_there_are() -> Non
 
 @pytest.mark.parametrize('estimator', KL_ESTIMATORS)
 def test_a_divergence_may_be_in_the_loss_too(estimator: str) -> None:
-    algorithm = KNOWN['ppo'](kl_coeff=0.0, kl_loss_coeff=0.3, kl_loss_estimator=estimator)
+    algorithm = KNOWN['ppo'](kl_coeff=0.0, kl_loss_coeff=0.3, kl_loss_estimator=estimator, ptx_coeff=0.0)
     assert algorithm.refers and algorithm.kl_in_loss == (0.3, estimator)
     assert algorithm.coefficients() == {'policy_loss': 1.0, 'kl': 0.3}
-    assert not KNOWN['ppo'](kl_coeff=0.0).refers and KNOWN['ppo'](kl_coeff=0.1).coefficients() == {'policy_loss': 1.0}
+    assert not KNOWN['ppo'](kl_coeff=0.0).refers
+    assert KNOWN['ppo'](kl_coeff=0.1, ptx_coeff=0.0).coefficients() == {'policy_loss': 1.0}
 
 
 @pytest.mark.parametrize('name', ['ppo', 'saferlhf'])

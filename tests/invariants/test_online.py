@@ -76,8 +76,9 @@ def examples() -> list[Example]:
     ]
 
 
-def gradients(name: str, layout: str, parts: Sequence[Sequence[Example]]) -> tuple[WindowResult, dict[str, Tensor]]:
-    algorithm = ALGORITHMS[name]
+def gradients(
+    algorithm: Algorithm, layout: str, parts: Sequence[Sequence[Example]]
+) -> tuple[WindowResult, dict[str, Tensor]]:
     module = policy('tokens' if algorithm.scores == 'tokens' else 'responses', torch.float64)
     if isinstance(module, ScorePolicy):
         module.units = True
@@ -93,18 +94,43 @@ def in_float64(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize('name', ALGORITHMS)
 def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None:
-    result, expected = gradients(name, 'padded', [examples()])
+    algorithm = ALGORITHMS[name]
+    result, expected = gradients(algorithm, 'padded', [examples()])
     assert expected and result.finite
     for layout in LAYOUTS:
         # One micro-batch more than there are responses for.
         ways = {f'{size} responses': cut(examples(), size, number + 1) for size, number in CUTS.items()}
         ways |= {f'{budget} tokens': filled(examples(), budget, layout) for budget in BUDGETS}
         for way, parts in ways.items():
-            other, found = gradients(name, layout, parts)
+            other, found = gradients(algorithm, layout, parts)
             assert other.terms == pytest.approx(result.terms, rel=1e-9, abs=1e-12), (layout, way)
             for key, wanted in expected.items():
                 error = float((found[key] - wanted).abs().max())
                 assert error <= 1e-6 * float(wanted.abs().max()) + 1e-12, f'{layout}, {way}, {key}: off by {error:.2g}'
+
+
+def test_a_step_on_drawn_and_given_responses_has_the_gradients_of_both() -> None:
+    """Each term is divided by its own count, whatever the number of micro-batches of the other."""
+    given = [
+        Example(item.prompt, [Piece(item.responses[0].ids, torch.ones(len(item.responses[0])))]) for item in examples()
+    ]
+    settings = {'entropy_coeff': 0.1, 'kl_loss_coeff': 0.2}
+    alone = KNOWN['ppo'](**settings, ptx_coeff=0.0)
+    both = KNOWN['ppo'](**settings, ptx_coeff=0.5)
+    drawn, one = gradients(alone, 'padded', [examples()])
+    supervised, other = gradients(KNOWN['sft'](), 'padded', [given])
+    for layout in LAYOUTS:
+        for size, more in ((12, 4), (5, 1), (3, 2)):
+            parts = [*cut(examples(), size, CUTS[size] + 1), *cut(given, more, 5)]
+            result, found = gradients(both, layout, parts)
+            expected = {**drawn.terms, 'ptx_loss': supervised.terms['loss']}
+            assert result.terms == pytest.approx(expected, rel=1e-9, abs=1e-12)
+            assert result.loss == pytest.approx(drawn.loss + 0.5 * supervised.loss, rel=1e-9)
+            for key, gradient in found.items():
+                error = float((gradient - one[key] - 0.5 * other[key]).abs().max())
+                assert error <= 1e-6 * float(gradient.abs().max()) + 1e-12, (
+                    f'{layout}, {size}, {key}: off by {error:.2g}'
+                )
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 4, 5, 12, 20])

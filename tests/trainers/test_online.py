@@ -271,6 +271,14 @@ def dies_in(what: str, step: int) -> Callable[[int], None]:
     return before
 
 
+def supervised(folder: Path) -> dict[str, Any]:
+    """Settings of a run with a critic and given responses, one of which is empty; they are an epoch of two steps."""
+    rows = text_rows(16, seed=2)
+    rows[2]['output'] = ''
+    given = {'ptx_datasets': write_rows(folder / 'given.jsonl', rows), 'ptx_template': 'Instruction'}
+    return {**given, 'critic_lr': 1e-2}
+
+
 @pytest.mark.parametrize(('what', 'name', 'stage'), [('rollout', 'ppo', 3), ('update', 'grpo', 2)])
 def test_killed_in_rollout_and_in_update(
     folder: Path, tiny: Tiny, tmp_path: Path, what: str, name: str, stage: int
@@ -281,7 +289,7 @@ def test_killed_in_rollout_and_in_update(
         'save_total_limit': 2,
         'normalize_reward': True,
         'log_completions': 1,
-        **({'critic_lr': 1e-2} if name == 'ppo' else {}),
+        **(supervised(tmp_path) if name == 'ppo' else {}),
     }
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     ended = run(argv(folder, whole, tiny('qwen2'), **{**changes, 'save_total_limit': 0}), 2, algorithm=named(name))
@@ -292,6 +300,9 @@ def test_killed_in_rollout_and_in_update(
     assert [item.code for item in ended] == [0, 0], ended[0].output
     assert 'after step 8 of 12' in ended[0].output
     assert_same(whole, broken)
+    if name == 'ppo':
+        told = [record['train/ptx_loss'] for record in metrics_of(whole)]
+        assert told == sorted(told, reverse=True) and 'given.jsonl:3' in (whole / 'skipped_samples.jsonl').read_text()
     assert (broken / 'completions.jsonl').read_text() == (whole / 'completions.jsonl').read_text()
 
 
@@ -322,6 +333,8 @@ def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Pa
         ({'train_on': 'last'}, 'train_on: it means nothing'),
         ({'early_stopping_patience': 2}, 'set save_best: reward'),
         ({'loss_type': 'cispo', 'importance_level': 'sequence'}, 'cispo weighs single tokens'),
+        ({'ptx_datasets': 'given.jsonl'}, 'ptx_template = None (default): is required'),
+        ({'ptx_datasets': 'given.jsonl', 'ptx_template': 'Instruction'}, 'given.jsonl'),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -58,9 +58,9 @@ class Sources:
 def open_sources(cfgs: RunCfgs) -> Sources:
     """Opens every dataset of the run. Raises DataError for sources or templates that cannot be used."""
     data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
-    training = _open(data, 'train', cache_dir, streaming=data.streaming)
+    training = open_parts_of(data, 'train', cache_dir, streaming=data.streaming)
     evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
-    return Sources(training, _open(data, 'eval', cache_dir, streaming=False) if evaluate else [])
+    return Sources(training, open_parts_of(data, 'eval', cache_dir, streaming=False) if evaluate else [])
 
 
 def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
@@ -77,7 +77,8 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     return sources, spec
 
 
-def _open(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
+def open_parts_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
+    """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
     values = {key: getattr(data, f'{purpose}_{key}') for key in ('datasets', 'template', 'template_kwargs')}
     values |= {
         key: getattr(data, f'{purpose}_{key}') for key in ('name', 'split', 'size', 'data_files', 'optional_args')

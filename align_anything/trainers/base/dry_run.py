@@ -37,6 +37,7 @@ from align_anything.trainers.base.data import (
 from align_anything.trainers.base.memory import memory_of_run, memory_table
 from align_anything.trainers.base.online_run import check_online, prompt_sampler
 from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.base.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.base.reference import check_reference
 from align_anything.trainers.base.rewarding import check_rewards, make_rewards
 from align_anything.trainers.base.scoring import check_obeyed
@@ -54,13 +55,14 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
     layout = choose_layout(cfgs, spec, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
-    batch = None
-    if isinstance(resolved.algorithm, Online):
+    batch, draws = None, isinstance(resolved.algorithm, Online)
+    if draws:
         check_online(cfgs, resolved.algorithm)
         check_rewards(resolved)
         make_rewards(cfgs)
         dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)
         sampler, steps = prompt_sampler(sources, dataset, spec, cfgs, resolved.algorithm)
+        ptx_dataset(with_ptx_if_given(resolved), pair, spec)
     else:
         dataset = make_dataset(*given)
         costs, _ = row_costs(dataset, spec, cfgs)
@@ -83,7 +85,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     console.print(render_table(parameter_table(model, spec.parts, rates)))
     cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
-    console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, cached))
+    console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, cached, draws))
     console.print(memory_table(held))
     if batch is not None:
         console.print(_first_batch(batch))
@@ -123,15 +125,15 @@ def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
 
 
 def _plan(
-    cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, cached: Sequence[str]
+    cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, cached: Sequence[str], draws: bool
 ) -> Table:
     train = cfgs.train_cfgs
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
     table = Table(title='Run', show_header=False)
     for name, value in {
         'rows': 'stream' if rows is None else f'{rows:,}',
-        'samples per step': f'up to {train.max_length_per_batch} tokens a device'
-        if train.max_length_per_batch
+        'responses per step' if draws else 'samples per step': f'up to {train.max_length_per_batch} tokens a device'
+        if train.max_length_per_batch and not draws
         else f'{per_step} = {train.per_device_train_batch_size} × '
         f'{train.gradient_accumulation_steps} accumulated × {world_size()} ranks',
         'optimizer steps': f'{steps:,}',

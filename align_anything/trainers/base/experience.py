@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from align_anything.core.distributed import all_gather_object
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.losses.shaping import informative
 from align_anything.policies.collator import TokenCollator
@@ -114,6 +115,15 @@ def filled(examples: Sequence[Example], budget: int, layout: str, *, whole: bool
                 grown = _grown([], example, responses)
             made[-1] = grown
     return made
+
+
+def equally_filled(
+    windows: Sequence[Sequence[Example]], budget: int, layout: str, *, whole: bool = False
+) -> list[list[list[Example]]]:
+    """Cuts the Examples of each window as `filled` does, into as many micro-batches on every rank; all call it."""
+    parts = [filled(window, budget, layout, whole=whole) for window in windows]
+    most = [max(counts) for counts in zip(*all_gather_object([len(part) for part in parts]), strict=True)]
+    return [part + [[]] * (count - len(part)) for part, count in zip(parts, most, strict=True)]
 
 
 def tokens_of(examples: Sequence[Example], layout: str) -> int:

@@ -16,7 +16,8 @@ from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
-from align_anything.core.types import Batch, Example, Scored
+from align_anything.core.types import Batch, Example, Scored, Skipped
+from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.engines.window import WindowResult
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
@@ -31,7 +32,7 @@ from align_anything.trainers.base.experience import (
     Drawn,
     complete,
     cut,
-    filled,
+    equally_filled,
     joined,
     most_telling,
     record,
@@ -48,6 +49,7 @@ from align_anything.trainers.base.online_report import (
     update_metrics,
 )
 from align_anything.trainers.base.progress import rank_seed
+from align_anything.trainers.base.ptx import ptx_from
 from align_anything.trainers.base.reference import known_reference, untrained
 from align_anything.trainers.base.rewarding import COST, Reward, completions_of
 
@@ -65,6 +67,7 @@ class OnlineLoop(Loop):
         rollouts: draws the responses.
         rewards: what rewards them.
         completions: shows whole responses, if they are asked for.
+        ptx: gives the supervised rows of each optimizer step, if it has such.
     """
 
     algorithm: Online
@@ -74,7 +77,13 @@ class OnlineLoop(Loop):
     rollouts: RolloutEngine
     rewards: Sequence[Reward]
     completions: Completions | None
+    ptx: Loader | None
     _seconds: dict[str, float] = field(default_factory=dict)
+    _unusable: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.ptx is not None:
+            self._rows = ptx_from(self.ptx, self.progress.step)
 
     def _step(self, window: Window) -> bool:
         started = time.perf_counter()
@@ -100,6 +109,8 @@ class OnlineLoop(Loop):
         """As every loop, and closes what shows completions."""
         if self.completions is not None:
             self.completions.close()
+        if self.ptx is not None:
+            self.ptx.close()
         super().close()
 
     def evaluate(self) -> None:
@@ -267,10 +278,13 @@ class OnlineLoop(Loop):
             for part in self._windows(examples):
                 if self.progress.step == self.steps:
                     break
-                results.append(self._updated(self.policy, self.algorithm, part))
+                results.append(self._updated(self.policy, self.algorithm, [*part, *self._supervised()]))
                 for role, (critic, algorithm) in self.critics.items():
                     values[role].append(self._updated(critic, algorithm, part))
                 self.progress.step += 1
+        if self.ptx is not None:
+            self.file_skips([item for part in all_gather_object(self._unusable) for item in part])
+            self._unusable = []
         self.progress.step_in_epoch += 1
         self.progress.place = self.training.sampler.place(self.progress.epoch, self.progress.step_in_epoch)
         return results, values
@@ -295,15 +309,25 @@ class OnlineLoop(Loop):
         if train.max_length_per_batch is None:
             parts = cut(examples, size, number)
             return [parts[start : start + accumulation] for start in range(0, number, accumulation)]
+        windows = cut(examples, size * accumulation, -(-number // accumulation))
+        return equally_filled(windows, train.max_length_per_batch, self._layout, whole=self.algorithm.compares)
+
+    def _supervised(self) -> list[list[Example]]:
+        """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
+        if self.ptx is None:
+            return []
+        rows, train = next(self._rows), self.cfgs.train_cfgs
+        self._unusable += rows.skipped
+        if train.max_length_per_batch is None:
+            return cut(rows.examples, train.per_device_train_batch_size, train.gradient_accumulation_steps)
+        (parts,) = equally_filled([rows.examples], train.max_length_per_batch, self._layout)
+        return parts
+
+    @property
+    def _layout(self) -> str:
+        """By which tokens are counted: a model whose check found another layout wrong has fallen back to padding."""
         collators = [self.policy.collator, *(critic.collator for critic, _ in self.critics.values())]
-        # A model whose check found another layout wrong has fallen back to padding.
-        layout = min((collator.layout for collator in collators), key=LAYOUTS.index)
-        windows = [
-            filled(part, train.max_length_per_batch, layout, whole=self.algorithm.compares)
-            for part in cut(examples, size * accumulation, -(-number // accumulation))
-        ]
-        most = [max(counts) for counts in zip(*all_gather_object([len(window) for window in windows]), strict=True)]
-        return [window + [[]] * (count - len(window)) for window, count in zip(windows, most, strict=True)]
+        return min((collator.layout for collator in collators), key=LAYOUTS.index)
 
     # What is told
 

@@ -30,6 +30,7 @@ from align_anything.trainers.base.data import Sources, loader_in_order, names_of
 from align_anything.trainers.base.metrics import MetricsWriter
 from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
 from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.base.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.base.reference import reference_scorer
 from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
 from align_anything.trainers.base.rewarding import COST, MODEL, Reward, check_rewards, make_rewards
@@ -39,6 +40,7 @@ from align_anything.trainers.base.slices import Slices
 
 def train_online(pair: Pair, resolved: Resolved) -> None:
     """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
+    resolved = with_ptx_if_given(resolved)
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models: Any = cfgs.model_cfgs
     check_online(cfgs, algorithm)
@@ -51,6 +53,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.trains if role != 'policy'}
     dataset, held_out = run.datasets(room=models.max_new_tokens)
+    supervised = ptx_dataset(resolved, pair, run.spec)
     sampler, steps = prompt_sampler(run.sources, dataset, run.spec, cfgs, algorithm)
     check_steps(run, steps)
 
@@ -83,8 +86,11 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         rollouts=_rollouts(cfgs, policy, run.spec),
         rewards=rewards,
         completions=_completions(run, kept['console'], kept['writer']),
+        ptx=None if supervised is None else ptx_loader(supervised, _collate, cfgs),
         **kept,
     )
+    if supervised is not None and loop.rows is not None:
+        loop.rows += len(supervised)
     finish(run, loop, slices)
 
 
