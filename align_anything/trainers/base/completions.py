@@ -113,8 +113,7 @@ class Completions:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text with its middle left out where it is longer, and a `?` for what no file can take."""
-    text = text.encode('utf-8', 'replace').decode('utf-8')
+    """The text, with its middle left out where it is longer."""
     half = longest // 2
     return text if len(text) <= longest else f'{text[:half]} … {text[-half:]}'
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOT_FILE = 'metrics.png'
-FIRST_PANELS = ('loss', 'learning_rate', 'tokens_per_second')
+FIRST_PANELS = ('reward', 'loss', 'learning_rate', 'tokens_per_second')
 COLORS = {'train': 'tab:blue', 'eval': 'tab:orange'}
 SMOOTH_FROM = 50
 
@@ -59,7 +59,7 @@ def plot_metrics(output_dir: str | Path) -> Path | None:
 
 
 def read_panels(folder: Path) -> dict[str, dict[str, Curve]]:
-    """Returns metric name → `train` or `eval` → points, the loss first. A metric without a finite value is absent."""
+    """Returns metric name → `train` or `eval` → points, reward and loss first; one without a finite value is absent."""
     panels: dict[str, dict[str, Curve]] = defaultdict(lambda: defaultdict(list))
     for record in [*read_metrics(folder / METRICS_FILE), *read_metrics(folder / TIMINGS_FILE)]:
         for key, value in record.items():
