@@ -218,4 +218,5 @@ class Resolved:
 
     def given(self, path: str) -> bool:
         """Whether the user gave the setting `group.key`, and neither the schema nor a file of the package alone did."""
-        return not self.origins[path].startswith((DEFAULT_ORIGIN, SHIPPED_ORIGIN))
+        origin = self.origins[path]
+        return origin != DEFAULT_ORIGIN and not origin.startswith(SHIPPED_ORIGIN)

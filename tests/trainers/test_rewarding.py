@@ -54,16 +54,16 @@ def test_settings_of_a_reward_that_is_not_asked_for_are_refused(given: tuple[str
         check_rewards(settings('--reward_functions', '[format]', *given))
 
 
-def test_only_what_was_given_is_refused(tmp_path: Path) -> None:
+def test_only_what_was_given_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_rewards(settings('--reward_functions', '[format]'))
     check_rewards(settings('--remote_rm_url', 'http://localhost:1', '--remote_rm_weight', '2'))
     preset = settings(algorithm='ppo_remote_rm')
     assert not preset.given('model_cfgs.remote_rm_url') and preset.cfgs.model_cfgs.remote_rm_url
     check_rewards(settings('--remote_rm_timeout', '5', algorithm='ppo_remote_rm'))
-    own = tmp_path / 'own.yaml'
-    own.write_text('reward_cfgs:\n  reward_model_weight: 0.5\n')
+    (tmp_path / 'default.yaml').write_text('reward_cfgs:\n  reward_model_weight: 0.5\n')
+    monkeypatch.chdir(tmp_path)
     for found in (
-        settings('--config', str(own)),
+        settings('--config', 'default.yaml'),
         settings(environ={'ALIGN_ANYTHING__REWARD_CFGS__REWARD_MODEL_WEIGHT': '0.5'}),
     ):
         with pytest.raises(SettingsError, match='reward_model_weight'):
