@@ -38,6 +38,12 @@ class OnlineModelCfgs(Cfgs):
     )
     remote_rm_timeout: PositiveFloat = Field(100.0, description='Seconds to wait for one answer of it.')
     remote_rm_retry_times: int = Field(3, ge=0, description='How often a request that failed is sent again.')
+    remote_rm_batch_size: PositiveInt | None = Field(
+        None, description='Responses in one request. null sends all that a device has drawn in one.'
+    )
+    remote_rm_send_media: bool = Field(
+        False, description='Sends pictures, clips and sounds of the prompts along, as data URIs.'
+    )
 
 
 class CriticModelCfgs(OnlineModelCfgs):
