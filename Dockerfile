@@ -21,7 +21,7 @@ RUN chown align:align /app
 USER align
 
 # The environment first: it changes less often than the code, so its layer is kept.
-COPY --chown=align:align pyproject.toml setup.py constraints.txt README.md LICENSE Makefile ./
+COPY --chown=align:align pyproject.toml setup.py constraints.txt overrides.txt README.md LICENSE Makefile ./
 COPY --chown=align:align align_anything/__init__.py align_anything/__init__.py
 RUN make install
 

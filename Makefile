@@ -28,12 +28,12 @@ $(PY):
 
 # uv resolves and unpacks in parallel; where the machine has none, pip brings it into the environment.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo $(VENV)/bin/uv)
-UV_INSTALL := $(UV) pip install --quiet --python $(PY) --constraint constraints.txt --editable
+UV_INSTALL := $(UV) pip install --quiet --python $(PY) --constraint constraints.txt --override overrides.txt --editable
 
 $(VENV)/bin/uv: | $(PY)
 	$(PY) -m pip install --quiet uv
 
-$(STAMP): pyproject.toml setup.py constraints.txt | $(PY) $(filter $(VENV)/bin/uv,$(UV))
+$(STAMP): pyproject.toml setup.py constraints.txt overrides.txt | $(PY) $(filter $(VENV)/bin/uv,$(UV))
 	$(UV_INSTALL) '.[dev]'
 	touch $@
 

@@ -65,6 +65,40 @@ class SafeModelCfgs(CriticModelCfgs):
     )
 
 
+class VLLMCfgs(Cfgs):
+    """Whether vLLM draws the responses, and how it runs: in the trainer's own processes, on the same devices."""
+
+    use_vllm: bool = Field(False, description='Draws responses with vLLM, and not with transformers.')
+    vllm_num_engines: PositiveInt | None = Field(
+        None,
+        description='Copies of the model that draw. null is one for each device, or for each '
+        'vllm_tensor_parallel_size of them; another number is refused.',
+    )
+    vllm_tensor_parallel_size: PositiveInt = Field(1, description='Devices that share one copy of the weights.')
+    vllm_enable_prefix_caching: bool = Field(True, description='Computes what prompts have in common once.')
+    vllm_enforce_eager: bool = Field(
+        True, description='Runs without captured graphs: starts sooner, takes less memory, and draws more slowly.'
+    )
+    vllm_gpu_memory_utilization: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description='Share of the memory of a device that vLLM takes, weights included. On a CPU, of the free memory, '
+        'for keys and values.',
+    )
+    vllm_max_model_len: PositiveInt | None = Field(
+        None, description='Tokens of the longest prompt with its response; null is model_max_length. It may be larger.'
+    )
+    vllm_enable_sleep: bool = Field(
+        False, description='Gives the memory of a GPU back while the policy is trained. Leave the share to it then.'
+    )
+    vllm_probe_tolerance: PositiveFloat | None = Field(
+        None,
+        description='The run stops when, after new weights, log-probabilities of vLLM differ from those of the trainer '
+        'by more than this in the mean. null is 0.01 in float32 and 0.1 in half precision.',
+    )
+
+
 class RewardCfgs(Cfgs):
     """What rewards a response: the weighted sum of what a model, a service and functions say."""
 
@@ -86,12 +120,17 @@ class OnlineLoggerCfgs(Cfgs):
 
     log_completions: PositiveInt | None = Field(
         None,
-        description='Rollouts between two that are written to completions.jsonl with their prompts, responses and '
-        'rewards. null writes none.',
+        description='Rollouts between two whose prompts, responses and rewards are written to completions.jsonl, and '
+        'shown on completions.html, the console and the tracker. null shows none.',
     )
 
 
 MORE_GROUPS: Mapping[str, type[Cfgs]] = MappingProxyType(
-    {'model_cfgs': OnlineModelCfgs, 'reward_cfgs': RewardCfgs, 'logger_cfgs': OnlineLoggerCfgs}
+    {
+        'model_cfgs': OnlineModelCfgs,
+        'reward_cfgs': RewardCfgs,
+        'logger_cfgs': OnlineLoggerCfgs,
+        'vllm_cfgs': VLLMCfgs,
+    }
 )
 """What online algorithms add to the groups of settings."""

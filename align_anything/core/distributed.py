@@ -25,6 +25,11 @@ def world_size() -> int:
     return int(os.environ.get('WORLD_SIZE', '1'))
 
 
+def ranks_of_machine() -> int:
+    """Returns the number of processes on this machine, as the launcher says."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('LOCAL_SIZE') or '1')
+
+
 def is_main() -> bool:
     """Returns whether this is rank 0, the one rank that writes files and talks to people."""
     return rank() == 0

@@ -1,10 +1,13 @@
-"""A partitioned model whole on every rank for a while, to generate with."""
+"""A partitioned model, or some of its weights, whole on every rank for a while: to generate with, to hand over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import Tensor, nn
+
+from align_anything.core.parameters import is_partitioned
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 
 
@@ -33,3 +36,16 @@ def whole_weights(engine: DeepSpeedEngine) -> Iterator[None]:
             yield
         finally:
             offload._register_deepspeed_module(offload.module)
+
+
+@contextmanager
+def whole_tensors(engine: DeepSpeedEngine, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Has some tensors of the engine's module lie whole on each rank. Every rank enters it with the same ones."""
+    if engine.stage != 3:
+        yield
+        return
+    import deepspeed
+
+    parameters = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter) and is_partitioned(tensor)]
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield

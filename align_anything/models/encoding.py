@@ -169,18 +169,23 @@ class RunEncoder:
         for kind, item in self.handed(run):
             media.setdefault(kind, []).append(item)
         arguments = self.arguments(media)
-        bos = self.tokenizer.bos_token
         if first:
-            # As apply_chat_template does: the processor's own habit, unless the template has written the BOS itself.
-            if bos is not None and run.text.startswith(bos):
-                arguments['add_special_tokens'] = False
-            return self._call(run.text, arguments), 0
+            return self._call(run.text, {**arguments, **self._special_tokens(run)}), 0
         arguments['add_special_tokens'] = False
         for sentinel, ids in self._sentinels:
             outputs = self._call(sentinel + run.text, arguments)
             if outputs['input_ids'][0][: len(ids)].tolist() == ids:
                 return outputs, len(ids)
         return self._call(run.text, arguments), 0
+
+    def unexpanded(self, run: Run) -> list[int]:
+        """Returns the ids of a prompt with one placeholder for each medium, as other engines read it."""
+        return self.tokenizer(run.text, **self._special_tokens(run))['input_ids']
+
+    def _special_tokens(self, run: Run) -> dict[str, bool]:
+        """As apply_chat_template does: the tokenizer's own habit, unless the template has written the BOS itself."""
+        bos = self.tokenizer.bos_token
+        return {'add_special_tokens': False} if bos is not None and run.text.startswith(bos) else {}
 
     def _call(self, text: str, arguments: Mapping[str, Any]) -> Mapping[str, Tensor]:
         try:

@@ -126,7 +126,7 @@ def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, m
     skeleton = skeleton_of(model)
     _check_complete(skeleton, state)
     # Gathered tensors no longer share storage, by which transformers would know that they are tied.
-    for name in (*skeleton.all_tied_weights_keys, *_second_names(skeleton)):
+    for name in (*skeleton.all_tied_weights_keys, *second_names(skeleton)):
         state.pop(name, None)
     # A skeleton writes the files: saving the live model would write the name of an Accustomed class, and adapters
     # and quantisation change what it writes.
@@ -169,7 +169,7 @@ def forget_last_call(tokenizer: Any) -> None:
         tokenizer.backend_tokenizer.no_truncation()
 
 
-def _second_names(model: PreTrainedModel) -> list[str]:
+def second_names(model: PreTrainedModel) -> list[str]:
     """Returns the further names of parameters that have several without the class calling them tied."""
     first: dict[int, str] = {}
     names = [

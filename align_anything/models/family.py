@@ -261,6 +261,10 @@ class FamilySpec:
             return {part: list(prefixes) for part, prefixes in self.part_prefixes.items()}
         return structure.parts(self.config)
 
+    def rollout_name(self, name: str) -> str:
+        """Returns what rollout engines call the weight that checkpoints of the family call `name`."""
+        return structure.hub_name(self.config, name)
+
     def tower_calls(self, part: str) -> TowerCalls:
         """Returns how calls of the towers in `part` are cut into single media, for a cache of their features.
 

@@ -56,20 +56,25 @@ def keep_trainable(model: nn.Module) -> None:
 
 def is_quantised(model: nn.Module) -> bool:
     """Whether any layer of `model` holds quantised weights."""
-    return any(_kind(module) is not None for module in model.modules())
+    return bool(quantised_layers(model))
+
+
+def quantised_layers(model: nn.Module) -> list[str]:
+    """Names of the layers of `model` that hold quantised weights."""
+    return [name for name, module in model.named_modules() if _kind(module) is not None]
 
 
 def dequantised(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns `state` with quantised weights in the float32 values that the layers compute with.
 
-    `state` has the names of `model.state_dict()`; the layers of `model` hold the scales. The model is not changed.
+    `state` has the names of `model.state_dict()`, or some of them; the layers of `model` hold the scales. The model is
+    not changed.
     """
     result = dict(state)
     for name, module in model.named_modules():
-        kind = _kind(module)
-        if kind is None:
+        kind, key = _kind(module), f'{name}.weight'
+        if kind is None or key not in state:
             continue
-        key = f'{name}.weight'
         value = _dequantise(module, state[key], kind)
         for extra in [entry for entry in result if entry.startswith(f'{key}.') or entry == f'{name}.SCB']:
             del result[extra]

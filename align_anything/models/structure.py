@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ PROJECTOR_NAMES = frozenset(
     'modality_projection'.split()
 )
 TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone'.split())
+NESTED_TOWERS = frozenset(('clip_vision_model', 'siglip_vision_model'))
 AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())
 
 
@@ -128,6 +130,18 @@ def parts(config: Any) -> dict[str, list[str]]:
     """Returns prefixes of the parameter names of each part, found by the names of the model's modules."""
     # A tied head has no name of its own among the distinct parameters, but adapters and saved weights know it by one.
     return parts_of_names([name for name, _ in skeleton(config).named_parameters(remove_duplicate=False)])
+
+
+def hub_name(config: Any, name: str) -> str:
+    """Returns the name that a weight has in checkpoints of the hub, given that of a checkpoint.
+
+    Newer versions of transformers leave out the module `vision_model` in which the encoders of CLIP and SigLIP lie
+    there, and write `model` twice into the names of a model that was made from a configuration.
+    """
+    vision = config.to_dict().get('vision_config') or {}
+    if vision.get('model_type') in NESTED_TOWERS:
+        name = re.sub(r'^((?:model\.)?vision_tower\.)(?!vision_model\.)', r'\1vision_model.', name)
+    return re.sub(r'^language_model\.model\.model\.', 'language_model.model.', name)
 
 
 def parts_of_names(names: Sequence[str]) -> dict[str, list[str]]:

@@ -63,6 +63,10 @@ class RolloutEngine(Protocol):
         """Takes the present weights of the policy, which has seen `version` updates."""
         ...
 
+    def sleep(self) -> None:
+        """Gives back what memory it can do without until the next `sync`."""
+        ...
+
 
 def end_of(ids: Sequence[int], stops: Sequence[int]) -> int | None:
     """Returns how many of `ids` there are up to the first one among `stops`, that one included; None without one."""

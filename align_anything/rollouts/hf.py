@@ -43,6 +43,9 @@ class HFRollouts:
         """Remembers the number of updates; the weights are those of the policy."""
         self.version = version
 
+    def sleep(self) -> None:
+        """Has no memory of its own to give back."""
+
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
         """Returns `sampling.responses` responses to the prompt of each Example."""
         wanted = [number for number in range(len(examples)) for _ in range(sampling.responses)]

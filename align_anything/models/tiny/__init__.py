@@ -37,6 +37,7 @@ def build(
     vision_hidden: int = 32,
     vision_layers: int = 2,
     corpus: list[str] | None = None,
+    sound_seconds: int = 2,
 ) -> Path:
     """Writes a checkpoint of `family` into `out` and returns that folder; the same arguments give the same files.
 
@@ -49,6 +50,7 @@ def build(
         image_size: side of a picture in pixels, a multiple of 28.
         vision_hidden, vision_layers: size of the vision tower.
         corpus: texts to train the tokenizer on; a small built-in one by default.
+        sound_seconds: longest sound, to which the processors of some families fill all others up.
 
     Raises:
         ModelError: unknown family, a folder that is not empty, or sizes that do not fit each other.
@@ -60,7 +62,17 @@ def build(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
     options = TinyOptions(
-        family, hidden, layers, vocab, heads, seed, image_size, vision_hidden, vision_layers, tuple(corpus or ())
+        family,
+        hidden,
+        layers,
+        vocab,
+        heads,
+        seed,
+        image_size,
+        vision_hidden,
+        vision_layers,
+        tuple(corpus or ()),
+        sound_seconds,
     )
     options.check()
     importlib.import_module(f'{__name__}.{KINDS[family]}').build(options, out)

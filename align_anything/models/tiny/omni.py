@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align_anything.models.tiny.options import MELS, SECONDS, TinyOptions, save
+from align_anything.models.tiny.options import MELS, TinyOptions, save
 from align_anything.models.tiny.templates import CHATML_CLOSING, CHATML_OPENING, content, turns
 from align_anything.models.tiny.tokenizers import make_tokenizer
 
@@ -51,7 +51,7 @@ def build(options: TinyOptions, out: Path) -> None:
         'encoder_attention_heads': options.vision_heads,
         'encoder_ffn_dim': 2 * options.vision_hidden,
         'num_mel_bins': MELS,
-        'max_source_positions': 50 * SECONDS,
+        'max_source_positions': 50 * options.sound_seconds,
         'n_window': 50,
         'output_dim': options.hidden,
         # With the usual range three convolutions leave next to nothing of a sound in so small a model.
@@ -99,7 +99,9 @@ def build(options: TinyOptions, out: Path) -> None:
             **how, size={'shortest_edge': 4 * unit, 'longest_edge': max(4 * unit, options.image_size**2)}
         ),
         transformers.Qwen2VLVideoProcessor(**how, size={'shortest_edge': 4 * unit, 'longest_edge': 64 * unit}),
-        transformers.WhisperFeatureExtractor(feature_size=MELS, chunk_length=SECONDS, return_attention_mask=True),
+        transformers.WhisperFeatureExtractor(
+            feature_size=MELS, chunk_length=options.sound_seconds, return_attention_mask=True
+        ),
         tokenizer,
         chat_template=turns(CHATML_OPENING, CHATML_CLOSING, BODY),
     )

