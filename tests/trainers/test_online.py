@@ -272,11 +272,14 @@ def dies_in(what: str, step: int) -> Callable[[int], None]:
 
 
 def supervised(folder: Path) -> dict[str, Any]:
-    """Settings of a run with a critic and given responses, one of which is empty; they are an epoch of two steps."""
+    """Settings of a run with all that it may remember: a critic, a price that moves, its place in given responses.
+
+    One of those is empty; they are an epoch of two steps.
+    """
     rows = text_rows(16, seed=2)
     rows[2]['output'] = ''
     given = {'ptx_datasets': write_rows(folder / 'given.jsonl', rows), 'ptx_template': 'Instruction'}
-    return {**given, 'critic_lr': 1e-2}
+    return {**given, 'critic_lr': 1e-2, 'kl_target': 1e-3, 'kl_horizon': 60, 'kl_loss_coeff': 0.1}
 
 
 @pytest.mark.parametrize(('what', 'name', 'stage'), [('rollout', 'ppo', 3), ('update', 'grpo', 2)])
@@ -303,7 +306,10 @@ def test_killed_in_rollout_and_in_update(
     if name == 'ppo':
         told = [record['train/ptx_loss'] for record in metrics_of(whole)]
         assert told == sorted(told, reverse=True) and 'given.jsonl:3' in (whole / 'skipped_samples.jsonl').read_text()
-    assert (broken / 'completions.jsonl').read_text() == (whole / 'completions.jsonl').read_text()
+        prices = [record['train/kl_coeff'] for record in metrics_of(whole)]
+        assert len(set(prices)) == 3 and all(record['train/kl'] >= 0 for record in metrics_of(whole))
+    for name in ('completions.jsonl', 'completions.html'):
+        assert (broken / name).read_text() == (whole / name).read_text()
 
 
 def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
