@@ -17,7 +17,9 @@ class KLReward(PolicyGradient, Reference):
     """Base of the algorithms whose reward pays for every token that the reference would not have drawn."""
 
     kl_coeff: NonNegativeFloat = Field(
-        0.02, description='What a nat of divergence from the reference costs in reward. With 0 there is no reference.'
+        0.02,
+        description='What a nat of divergence from the reference costs in reward. With 0 here and in kl_loss_coeff '
+        'there is no reference.',
     )
     kl_estimator: KLEstimator = Field('k1', description='Estimator of the divergence at each token in the reward.')
     kl_target: PositiveFloat | None = Field(
@@ -31,7 +33,9 @@ class KLReward(PolicyGradient, Reference):
     kl_loss_coeff: NonNegativeFloat = Field(
         0.0, description='Weight of the divergence from the reference in the loss, beside or instead of the reward.'
     )
-    kl_loss_estimator: KLEstimator = Field('k3', description='Estimator of the divergence in the loss.')
+    kl_loss_estimator: KLEstimator = Field(
+        'k3', description='Estimator of the divergence in the loss, where k1 has in the mean no gradient.'
+    )
 
     @model_validator(mode='after')
     def _has_what_moves(self) -> KLReward:

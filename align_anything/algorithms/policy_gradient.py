@@ -54,8 +54,8 @@ class PolicyGradient(Online):
     entropy_coeff: NonNegativeFloat = Field(0.0, description='Weight of the mean entropy, which the loss then raises.')
     ptx_coeff: NonNegativeFloat = Field(
         16.0,
-        description='Weight of the negative log-likelihood of ptx_datasets, a token mean, in the loss; InstructGPT has '
-        '27.8, Safe RLHF 16.',
+        description='Weight in the loss of the negative log-likelihood of ptx_datasets, a token mean. Without those it '
+        'has no part in the loss.',
     )
     rollout_correction_cap: float | None = Field(
         2.0,
