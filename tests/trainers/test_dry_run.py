@@ -122,3 +122,5 @@ def test_an_online_run_counts_all_its_models(tiny, rows, tmp_path):
     assert all(len(sizes) == 4 for sizes in named.values())
     [ended] = run([*argv, '--reward_model_name_or_path', str(tiny('llama'))], algorithm=known_algorithms()['ppo'])
     assert ended.code == 2 and 'no score head' in ended.output
+    [ended] = run([*argv, '--vllm_enforce_eager', 'False'], algorithm=known_algorithms()['ppo'])
+    assert ended.code == 2 and 'it means nothing without use_vllm' in ended.output

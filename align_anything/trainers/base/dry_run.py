@@ -40,6 +40,7 @@ from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.base.reference import check_reference
 from align_anything.trainers.base.rewarding import check_rewards, make_rewards
+from align_anything.trainers.base.rollout_engine import check_rollouts
 from align_anything.trainers.base.scoring import check_obeyed
 
 SAMPLES = 3
@@ -58,6 +59,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     batch, draws = None, isinstance(resolved.algorithm, Online)
     if draws:
         check_online(cfgs, resolved.algorithm)
+        check_rollouts(cfgs)
         check_rewards(resolved)
         make_rewards(cfgs)
         dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)
