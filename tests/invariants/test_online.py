@@ -17,7 +17,8 @@ from align_anything.engines.window import WindowResult
 from align_anything.policies.collator import TokenCollator
 from align_anything.policies.layouts import LAYOUTS
 from align_anything.policies.score_policy import ScorePolicy, reading_ends
-from align_anything.trainers.base.experience import cut, filled, record, scores_of, tokens_of
+from align_anything.trainers.base.cutting import cut, filled, tokens_of
+from align_anything.trainers.base.experience import record, scores_of
 from tests.invariants.test_preferences import policy, sgd
 from tests.policies.stub import TextFamily
 

@@ -1,4 +1,4 @@
-"""Responses of a rollout as Examples: completed, scored by token, and cut into the micro-batches of updates."""
+"""Responses of a rollout as Examples: drawn, completed, and scored by token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from align_anything.core.distributed import all_gather_object
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.losses.shaping import informative
 from align_anything.policies.collator import TokenCollator
@@ -80,65 +79,6 @@ def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]
         )
         for example, drawn in zip(examples, responses, strict=True)
     ]
-
-
-def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Example]]:
-    """Cuts Examples into `number` micro-batches of at most `size` responses; the last ones may be empty.
-
-    The responses to a prompt stay together as far as they fit, so that layouts which share prompts can.
-    """
-    made: list[list[Example]] = [[]]
-    room = size
-    for example in examples:
-        waiting = list(example.responses)
-        while waiting:
-            if not room:
-                made.append([])
-                room = size
-            made[-1].append(replace(example, responses=waiting[:room]))
-            waiting, room = waiting[room:], max(room - len(waiting), 0)
-    return made + [[] for _ in range(number - len(made))]
-
-
-def filled(examples: Sequence[Example], budget: int, layout: str, *, whole: bool = False) -> list[list[Example]]:
-    """Cuts Examples into micro-batches of at most `budget` tokens, in their order.
-
-    A response that takes more with its prompt makes a micro-batch of its own, or if Examples are to stay `whole`, all
-    to a prompt do.
-    """
-    made: list[list[Example]] = [[]]
-    for example in examples:
-        for responses in [example.responses] if whole else [[response] for response in example.responses]:
-            grown = _grown(made[-1], example, responses)
-            if made[-1] and tokens_of(grown, layout) > budget:
-                made.append([])
-                grown = _grown([], example, responses)
-            made[-1] = grown
-    return made
-
-
-def equally_filled(
-    windows: Sequence[Sequence[Example]], budget: int, layout: str, *, whole: bool = False
-) -> list[list[list[Example]]]:
-    """Cuts the Examples of each window as `filled` does, into as many micro-batches on every rank; all call it."""
-    parts = [filled(window, budget, layout, whole=whole) for window in windows]
-    most = [max(counts) for counts in zip(*all_gather_object([len(part) for part in parts]), strict=True)]
-    return [part + [[]] * (count - len(part)) for part, count in zip(parts, most, strict=True)]
-
-
-def tokens_of(examples: Sequence[Example], layout: str) -> int:
-    """Tokens that a micro-batch takes in a layout: prompts once where responses share them, and with padding."""
-    if layout == 'shared_prefix':
-        return sum(map(len, examples))
-    rows = [len(example.prompt) + len(response) for example in examples for response in example.responses]
-    return len(rows) * max(rows, default=0) if layout == 'padded' else sum(rows)
-
-
-def _grown(examples: list[Example], example: Example, responses: Sequence[Piece]) -> list[Example]:
-    """A micro-batch with more responses to the prompt of `example`."""
-    if examples and examples[-1].prompt is example.prompt:
-        return [*examples[:-1], replace(example, responses=[*examples[-1].responses, *responses])]
-    return [*examples, replace(example, responses=list(responses))] if responses else examples
 
 
 def record(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
-from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
@@ -27,18 +26,9 @@ from align_anything.policies.score_policy import reading_ends
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.trainers.base.assembly import Assembled
 from align_anything.trainers.base.completions import Completions
+from align_anything.trainers.base.cutting import cut_into_steps, cut_step, steps_of_rollout
 from align_anything.trainers.base.data import names_of
-from align_anything.trainers.base.experience import (
-    Drawn,
-    complete,
-    cut,
-    equally_filled,
-    joined,
-    most_telling,
-    record,
-    scores_of,
-    spread,
-)
+from align_anything.trainers.base.experience import Drawn, complete, joined, most_telling, record, scores_of, spread
 from align_anything.trainers.base.loop import Loop, Window, listed
 from align_anything.trainers.base.metrics import peak_memory
 from align_anything.trainers.base.online_report import (
@@ -298,30 +288,15 @@ class OnlineLoop(Loop):
         return result
 
     def _windows(self, examples: list[Example]) -> list[list[list[Example]]]:
-        """The micro-batches of each optimizer step in one pass over the responses, equally many on every rank.
-
-        Which responses a step has goes by their number, also where its micro-batches go by tokens: the number of steps
-        is known before the run.
-        """
-        train = self.cfgs.train_cfgs
-        size, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-        number = micro_batches_of(self.cfgs, self.algorithm)
-        if train.max_length_per_batch is None:
-            parts = cut(examples, size, number)
-            return [parts[start : start + accumulation] for start in range(0, number, accumulation)]
-        windows = cut(examples, size * accumulation, -(-number // accumulation))
-        return equally_filled(windows, train.max_length_per_batch, self._layout, whole=self.algorithm.compares)
+        return cut_into_steps(examples, self.cfgs, self.algorithm, self._layout)
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
         if self.ptx is None:
             return []
-        rows, train = next(self._rows), self.cfgs.train_cfgs
+        rows = next(self._rows)
         self._unusable += rows.skipped
-        if train.max_length_per_batch is None:
-            return cut(rows.examples, train.per_device_train_batch_size, train.gradient_accumulation_steps)
-        (parts,) = equally_filled([rows.examples], train.max_length_per_batch, self._layout)
-        return parts
+        return cut_step(rows.examples, self.cfgs, self._layout)
 
     @property
     def _layout(self) -> str:
@@ -386,15 +361,3 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
-
-
-def micro_batches_of(cfgs: RunCfgs, algorithm: Online) -> int:
-    """Micro-batches of a device in one pass over a rollout, as many on each."""
-    responses = algorithm.per_device_prompt_batch_size * algorithm.trained_responses
-    return -(-responses // cfgs.train_cfgs.per_device_train_batch_size)
-
-
-def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
-    """Optimizer steps that follow one rollout."""
-    windows = -(-micro_batches_of(cfgs, algorithm) // cfgs.train_cfgs.gradient_accumulation_steps)
-    return algorithm.update_iters * windows

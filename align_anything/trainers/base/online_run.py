@@ -22,9 +22,10 @@ from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout
 from align_anything.trainers.base.completions import Completions
 from align_anything.trainers.base.console import TrainingConsole
+from align_anything.trainers.base.cutting import steps_of_rollout
 from align_anything.trainers.base.data import Sources, loader_in_order, names_of, total_steps, training_sampler
 from align_anything.trainers.base.metrics import MetricsWriter
-from align_anything.trainers.base.online import OnlineLoop, steps_of_rollout
+from align_anything.trainers.base.online import OnlineLoop
 from align_anything.trainers.base.pair import Pair
 from align_anything.trainers.base.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.base.reference import reference_scorer

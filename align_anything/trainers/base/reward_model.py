@@ -20,8 +20,8 @@ from align_anything.policies.collator import TokenCollator
 from align_anything.policies.score_policy import ScorePolicy
 from align_anything.rewards.base import Completion, check_values
 from align_anything.trainers.base.assembly import DTYPES, checked, engine_config, make_collator, precision_of
+from align_anything.trainers.base.cutting import cut
 from align_anything.trainers.base.data import require_readable
-from align_anything.trainers.base.experience import cut
 from align_anything.trainers.base.loading import load_frozen
 from align_anything.trainers.base.pair import Pair
 

@@ -1,0 +1,112 @@
+"""How responses are cut into optimizer steps and micro-batches: equally many on every rank, some of them empty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from align_anything.algorithms.online import Online
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import all_gather_object
+from align_anything.core.types import Example, Piece
+
+
+def micro_batches_of(cfgs: RunCfgs, algorithm: Online) -> int:
+    """Micro-batches by number of a device in one pass over a rollout, as many on each."""
+    responses = algorithm.per_device_prompt_batch_size * algorithm.trained_responses
+    return -(-responses // cfgs.train_cfgs.per_device_train_batch_size)
+
+
+def windows_of(cfgs: RunCfgs, algorithm: Online) -> int:
+    """Optimizer steps of one pass over a rollout."""
+    return -(-micro_batches_of(cfgs, algorithm) // cfgs.train_cfgs.gradient_accumulation_steps)
+
+
+def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
+    """Optimizer steps that follow one rollout."""
+    return algorithm.update_iters * windows_of(cfgs, algorithm)
+
+
+def cut_into_steps(
+    examples: Sequence[Example], cfgs: RunCfgs, algorithm: Online, layout: str
+) -> list[list[list[Example]]]:
+    """The micro-batches of each optimizer step in one pass over the responses. Every rank calls it.
+
+    Which responses a step has goes by their number, also where its micro-batches go by tokens: the number of steps is
+    known before the run.
+    """
+    train = cfgs.train_cfgs
+    size, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    if train.max_length_per_batch is None:
+        number = micro_batches_of(cfgs, algorithm)
+        parts = cut(examples, size, number)
+        return [parts[start : start + accumulation] for start in range(0, number, accumulation)]
+    steps = cut(examples, size * accumulation, windows_of(cfgs, algorithm))
+    return _equally_filled(steps, train.max_length_per_batch, layout, whole=algorithm.compares)
+
+
+def cut_step(examples: Sequence[Example], cfgs: RunCfgs, layout: str) -> list[list[Example]]:
+    """The micro-batches of the responses of one optimizer step. Every rank calls it."""
+    train = cfgs.train_cfgs
+    if train.max_length_per_batch is None:
+        return cut(examples, train.per_device_train_batch_size, train.gradient_accumulation_steps)
+    return _equally_filled([examples], train.max_length_per_batch, layout)[0]
+
+
+def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Example]]:
+    """Cuts Examples into `number` micro-batches of at most `size` responses; the last ones may be empty.
+
+    The responses to a prompt stay together as far as they fit, so that layouts which share prompts can.
+    """
+    made: list[list[Example]] = [[]]
+    room = size
+    for example in examples:
+        waiting = list(example.responses)
+        while waiting:
+            if not room:
+                made.append([])
+                room = size
+            made[-1].append(replace(example, responses=waiting[:room]))
+            waiting, room = waiting[room:], max(room - len(waiting), 0)
+    return made + [[] for _ in range(number - len(made))]
+
+
+def filled(examples: Sequence[Example], budget: int, layout: str, *, whole: bool = False) -> list[list[Example]]:
+    """Cuts Examples into micro-batches of at most `budget` tokens, in their order.
+
+    A response that takes more with its prompt makes a micro-batch of its own, or if Examples are to stay `whole`, all
+    to a prompt do.
+    """
+    made: list[list[Example]] = [[]]
+    for example in examples:
+        for responses in [example.responses] if whole else [[response] for response in example.responses]:
+            grown = _grown(made[-1], example, responses)
+            if made[-1] and tokens_of(grown, layout) > budget:
+                made.append([])
+                grown = _grown([], example, responses)
+            made[-1] = grown
+    return made
+
+
+def tokens_of(examples: Sequence[Example], layout: str) -> int:
+    """Tokens that a micro-batch takes in a layout: prompts once where responses share them, and with padding."""
+    if layout == 'shared_prefix':
+        return sum(map(len, examples))
+    rows = [len(example.prompt) + len(response) for example in examples for response in example.responses]
+    return len(rows) * max(rows, default=0) if layout == 'padded' else sum(rows)
+
+
+def _grown(examples: list[Example], example: Example, responses: Sequence[Piece]) -> list[Example]:
+    """A micro-batch with more responses to the prompt of `example`."""
+    if examples and examples[-1].prompt is example.prompt:
+        return [*examples[:-1], replace(example, responses=[*examples[-1].responses, *responses])]
+    return [*examples, replace(example, responses=list(responses))] if responses else examples
+
+
+def _equally_filled(
+    steps: Sequence[Sequence[Example]], budget: int, layout: str, *, whole: bool = False
+) -> list[list[list[Example]]]:
+    """Cuts the Examples of each step as `filled` does, into as many micro-batches on every rank."""
+    parts = [filled(window, budget, layout, whole=whole) for window in steps]
+    most = [max(counts) for counts in zip(*all_gather_object([len(part) for part in parts]), strict=True)]
+    return [part + [[]] * (count - len(part)) for part, count in zip(parts, most, strict=True)]
