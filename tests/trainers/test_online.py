@@ -141,6 +141,7 @@ def test_a_rank_whose_prompts_all_fell_out_keeps_step(folder: Path, tiny: Tiny, 
         'reward_model_name_or_path': judge,
         'ds_cfgs': 'ds_z3_config.json',
         'critic_lr': 1e-3,
+        'bootstrap_truncated': True,
     }
     ended = run(argv(folder, tmp_path / 'out', tiny('qwen2'), **changes), 2, algorithm=named('ppo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
