@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from align_anything.models.handover import handed_over
+from align_anything.rollouts.vllm import VLLMRollouts
+from align_anything.trainers.base import rollout_engine
 from tests.harness.warm import import_vllm
-from tests.trainers.runs import run
+from tests.trainers.runs import die, run
 from tests.trainers.test_online import argv, folder, metrics_of, named
+from tests.trainers.test_resume import assert_same
 
 __all__ = ['folder']
+
+Tiny = Callable[..., Path]
+SMALL = {'use_vllm': True, 'vllm_gpu_memory_utilization': 0.01, 'eval_strategy': 'no', 'max_steps': 8}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -20,19 +28,75 @@ def vllm() -> None:
     import_vllm()
 
 
-Tiny = Callable[..., Path]
-SMALL = {'use_vllm': True, 'vllm_gpu_memory_utilization': 0.01, 'eval_strategy': 'no', 'max_steps': 8}
-
-
 @pytest.mark.parametrize('stage', [2, 3])
 def test_ranks_draw_with_the_weights_in_training(stage: int, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     """Adapters under ZeRO-3, whole weights under ZeRO-2; the probe of each rollout passes as closely as can be."""
     adapters: dict[str, Any] = {'use_lora': True, 'lora_dropout': 0.0} if stage == 3 else {}
     changes = {**SMALL, **adapters, 'vllm_probe_tolerance': 1e-5, 'learning_rate': 1e-2}
-    model = tiny('qwen2')
-    settings = argv(folder, tmp_path, model, **changes, ds_cfgs=f'ds_z{stage}_config.json')
+    settings = argv(folder, tmp_path, tiny('qwen2'), **changes, ds_cfgs=f'ds_z{stage}_config.json')
     ended = run(settings, 2, algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
     records = metrics_of(tmp_path)
     assert len(records) == 2
     assert all(record['train/rollout_drift'] < 1e-5 for record in records)
+
+
+def test_a_run_stops_when_vllm_does_not_draw_from_the_weights_in_training(
+    folder: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    settings = argv(folder, tmp_path, tiny('qwen2'), **SMALL, learning_rate=1e-1)
+    (ended,) = run(settings, before=hands_over_the_first_weights, algorithm=named('ppo_vllm'))
+    assert ended.code == 2 and 'after step 4 vLLM does not draw from the weights in training' in ended.output
+    assert 'those of the trainer' in ended.output and 'vllm_probe_tolerance' in ended.output
+    assert len(metrics_of(tmp_path)) == 1
+
+
+def hands_over_the_first_weights(rank: int) -> None:
+    first: list[tuple[str, Tensor]] = []
+
+    def stale(*arguments: Any) -> Iterator[tuple[str, Tensor]]:
+        if not first:
+            first.extend((name, tensor.clone()) for name, tensor in handed_over(*arguments))
+        return iter(first)
+
+    rollout_engine.handed_over = stale
+
+
+def test_killed_while_weights_are_handed_over(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    changes = {**SMALL, 'save_interval': 4, 'save_total_limit': 2, 'log_completions': 1}
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    (ended,) = run(argv(folder, whole, tiny('qwen2'), **{**changes, 'save_total_limit': 0}), algorithm=named('grpo'))
+    assert ended.code == 0, ended.output
+    (ended,) = run(argv(folder, broken, tiny('qwen2'), **changes), before=dies_in_sync, algorithm=named('grpo'))
+    assert ended.code is None and (broken / 'slice_4').is_dir() and not (broken / 'slice_end').exists()
+    (ended,) = run(argv(folder, broken, tiny('qwen2'), '--resume', 'auto', **changes), algorithm=named('grpo'))
+    assert ended.code == 0 and 'after step 4 of 8' in ended.output
+    assert_same(whole, broken)
+
+
+def dies_in_sync(rank: int) -> None:
+    named_weights = VLLMRollouts._named
+
+    def broken(self: VLLMRollouts) -> Iterator[tuple[str, Tensor]]:
+        for number, item in enumerate(named_weights(self)):
+            if self.version == 0 and number == 3:
+                die()
+            yield item
+
+    VLLMRollouts._named = broken
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'use_vllm': True, 'vllm_num_engines': 3}, 'vllm_num_engines = 3: every device draws, so there are 1'),
+        ({'use_vllm': True, 'vllm_tensor_parallel_size': 2}, 'vllm_tensor_parallel_size = 2 does not divide the 1 dev'),
+        ({'use_vllm': True, 'vllm_max_model_len': 8}, 'vllm_max_model_len = 8 is less than model_cfgs.model_max_len'),
+        ({'vllm_enforce_eager': True}, 'vllm_cfgs.vllm_enforce_eager: it means nothing without use_vllm: True'),
+    ],
+)
+def test_settings_that_vllm_cannot_obey(
+    changes: dict[str, Any], message: str, folder: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    (ended,) = run(argv(folder, tmp_path, tiny('qwen2'), **changes), algorithm=named('grpo'))
+    assert ended.code == 2 and message in ended.output, ended.output
