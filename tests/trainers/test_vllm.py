@@ -86,6 +86,13 @@ def dies_in_sync(rank: int) -> None:
     VLLMRollouts._named = broken
 
 
+def test_two_ranks_share_one_engine(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    changes = {**SMALL, 'vllm_tensor_parallel_size': 2, 'vllm_num_engines': 1, 'vllm_probe_tolerance': 1e-5}
+    ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes, learning_rate=1e-2), 2, algorithm=named('grpo'))
+    assert [item.code for item in ended] == [0, 0], ended[0].output
+    assert all(record['train/rollout_drift'] < 1e-5 for record in metrics_of(tmp_path))
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, world_size
 from align_anything.core.errors import SettingsError, TrainingError
@@ -19,13 +17,14 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
 from align_anything.rollouts.base import Response, RolloutEngine, Sampling
 from align_anything.rollouts.hf import HFRollouts
-from align_anything.rollouts.vllm import VLLMOptions, VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from align_anything.trainers.base.assembly import DTYPES, Assembled, precision_of
 from align_anything.trainers.base.experience import complete, joined, record
 from align_anything.trainers.base.reference import untrained
 
 PROBE_TOKENS = 8
-TOLERANCES = {torch.float32: 0.01, torch.bfloat16: 0.1, torch.float16: 0.1}
+TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
 
 
 def check_rollouts(cfgs: RunCfgs) -> None:
@@ -56,7 +55,7 @@ def check_rollouts(cfgs: RunCfgs) -> None:
         )
     if problems:
         raise SettingsError(problems)
-    check_vllm(_options(cfgs))
+    check_vllm(_options(cfgs), truncates=models.top_p < 1 or models.top_k > 0)
 
 
 def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> RolloutEngine:
@@ -74,20 +73,18 @@ def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> Rollout
     source = models.model_name_or_path
     adapter = find_adapter(source)
     weights = partial(handed_over, policy.model, partial(whole_tensors, policy.engine))
-    options = _options(cfgs)
-    engine = VLLMRollouts(source if adapter is None else adapter.require_base(), spec, weights, options)
-    tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[options.dtype]
-    return ProbedRollouts(engine, policy, tolerance)
+    engine = Engine(source if adapter is None else adapter.require_base(), _options(cfgs))
+    tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
+    return ProbedRollouts(VLLMRollouts(spec, weights, engine), policy, tolerance)
 
 
 def _options(cfgs: RunCfgs) -> VLLMOptions:
     settings: Any = cfgs.vllm_cfgs
     models: Any = cfgs.model_cfgs
     return VLLMOptions(
-        dtype=DTYPES[precision_of(cfgs)],
+        dtype=str(DTYPES[precision_of(cfgs)]).removeprefix('torch.'),
         max_length=settings.vllm_max_model_len or models.model_max_length,
         reweighs=(models.temperature, models.repetition_penalty) != (1, 1),
-        truncates=models.top_p < 1 or models.top_k > 0,
         tensor_parallel_size=settings.vllm_tensor_parallel_size,
         memory=settings.vllm_gpu_memory_utilization,
         eager=settings.vllm_enforce_eager,
