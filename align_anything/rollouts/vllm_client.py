@@ -1,0 +1,122 @@
+"""Servers that draw for a run: each is handed the weights, and the prompts are spread over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+from torch import Tensor
+
+from align_anything.core.distributed import barrier, rank, world_size
+from align_anything.core.errors import SampleError, SettingsError, TrainingError
+from align_anything.rollouts.vllm_engine import Drawn, Named, Request, VLLMOptions
+from align_anything.rollouts.wire import pack, pack_requests, unpack_drawn
+
+PART_BYTES = 256 * 2**20
+CONNECT_SECONDS = 10.0
+
+
+class Servers:
+    """Draws with servers, `python -m align_anything.rollouts.vllm_server`, all with the same weights.
+
+    Server number s gets its weights from rank s modulo the number of ranks. A rank draws with those it feeds, and with
+    fewer servers than ranks, with that of its number modulo theirs.
+
+    Args:
+        urls: addresses of the servers, such as `http://node1:8000`.
+        source: the model, by a name or path that the servers know too.
+        options: how vLLM runs on each.
+        timeout: seconds after which a server that answers nothing is taken for dead.
+
+    Raises:
+        SettingsError: a server cannot be reached.
+    """
+
+    def __init__(self, urls: Sequence[str], source: str, options: VLLMOptions, timeout: float) -> None:
+        self.source, self.options = source, options
+        self.fed = [url.rstrip('/') for url in urls[rank() :: world_size()]]
+        self.asked = self.fed or [urls[rank() % len(urls)].rstrip('/')]
+        self._client = httpx2.Client(timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS))
+        unreached = [problem for url in self.asked if (problem := self._unreached(url))]
+        if unreached:
+            raise SettingsError(unreached)
+
+    def load(self, named: Callable[[], Named]) -> None:
+        """Hands the weights to the servers that this rank feeds. Every rank calls it and goes through all of them."""
+        record = {'model': self.source, 'options': dataclasses.asdict(self.options)}
+        for number, (part, last) in enumerate(_parts(named())):
+            if self.fed:
+                message = pack({**record, 'first': number == 0, 'last': last}, part)
+                self._all(self.fed, '/weights', [message] * len(self.fed))
+        # Others may draw with a server that this rank feeds.
+        barrier()
+
+    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
+        """Returns what is drawn to each request, which the servers of this rank divide."""
+        shares = [list(requests[number :: len(self.asked)]) for number in range(len(self.asked))]
+        found: list[Drawn | None] = [None] * len(requests)
+        answers = self._all(self.asked, '/draw', [pack_requests(share) for share in shares])
+        for number, (url, answer) in enumerate(zip(self.asked, answers, strict=True)):
+            try:
+                drawn = unpack_drawn(answer)
+            except (SampleError, TypeError, ValueError) as error:
+                raise TrainingError(f'{url} answered with something else than responses: {error}') from error
+            if len(drawn) != len(shares[number]):
+                raise TrainingError(f'{url} answered {len(drawn)} of {len(shares[number])} requests.')
+            found[number :: len(self.asked)] = drawn
+        return [item for item in found if item is not None]
+
+    def sleep(self) -> None:
+        """Does nothing: the memory of a server is its own."""
+
+    def _all(self, urls: Sequence[str], path: str, messages: Sequence[bytes]) -> list[bytes]:
+        with ThreadPoolExecutor(len(urls)) as pool:
+            return list(pool.map(self._post, [f'{url}{path}' for url in urls], messages))
+
+    def _post(self, url: str, message: bytes) -> bytes:
+        try:
+            answer = self._client.post(url, content=message)
+        except httpx2.TransportError as error:
+            raise TrainingError(
+                f'{url} is gone ({type(error).__name__}: {error}). Start it again; the run goes on from its last slice '
+                'with resume.'
+            ) from error
+        if answer.status_code != 200:
+            raise TrainingError(f'{url} answered {answer.status_code}: {_reason(answer)}')
+        return answer.content
+
+    def _unreached(self, url: str) -> str | None:
+        start = f'vllm_cfgs.vllm_server_urls: {url}'
+        if not url.startswith(('http://', 'https://')):
+            return f'{start} is no address; write for instance http://localhost:8000.'
+        try:
+            answer = self._client.get(f'{url}/health')
+        except httpx2.TransportError as error:
+            return (
+                f'{start} cannot be reached ({type(error).__name__}: {error}): start python -m '
+                'align_anything.rollouts.vllm_server there.'
+            )
+        return None if answer.status_code == 200 else f'{start} answered {answer.status_code} to /health.'
+
+
+def _parts(named: Named) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """Cuts weights into parts of at most `PART_BYTES`, at least one weight each, and says which is the last."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in named:
+        if part and size + tensor.nbytes > PART_BYTES:
+            yield part, False
+            part, size = {}, 0
+        part[name] = tensor
+        size += tensor.nbytes
+    yield part, True
+
+
+def _reason(answer: httpx2.Response) -> Any:
+    try:
+        return answer.json()['error']
+    except (ValueError, KeyError, TypeError):
+        return 'no reason given.'

@@ -1,0 +1,207 @@
+"""vLLM itself: one engine in this process, whose weights are what it was handed last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from align_anything.core.distributed import all_gather_object, rank, ranks_of_machine, subgroup
+from align_anything.core.errors import ModelError, TrainingError
+
+Named = Iterator[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class VLLMOptions:
+    """What vLLM is started with.
+
+    Attributes:
+        dtype: of its weights and activations, such as `bfloat16`.
+        max_length: tokens of the longest prompt with its response.
+        reweighs: whether draws to come have a temperature or a repetition penalty other than 1.
+        tensor_parallel_size: ranks that share one copy of the weights.
+        memory: share of the device's memory that it takes. On a CPU it is one of the memory that is free, for keys and
+            values, which the ranks of the machine divide.
+        eager: whether it runs without captured graphs.
+        prefix_caching: whether it keeps what prompts have in common.
+        sleeps: whether it gives its memory back between rollouts.
+        processor_kwargs: arguments of the processor.
+        trust_remote_code: whether code out of the checkpoint may run.
+    """
+
+    dtype: str
+    max_length: int
+    reweighs: bool = False
+    tensor_parallel_size: int = 1
+    memory: float = 0.3
+    eager: bool = True
+    prefix_caching: bool = True
+    sleeps: bool = False
+    processor_kwargs: Mapping[str, Any] | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt in vLLM's form, with placeholders and decoded media, and the arguments of its `SamplingParams`."""
+
+    prompt: dict[str, Any]
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The prompt as the engine read it, and the token ids and log-probabilities of each response."""
+
+    prompt_ids: list[int]
+    responses: list[tuple[list[int], list[float]]]
+
+
+class Engine:
+    """An engine that starts when it is handed weights for the first time.
+
+    Args:
+        source: folder or hub name of the model, for its configuration and processor.
+        options: how it runs.
+    """
+
+    def __init__(self, source: str, options: VLLMOptions) -> None:
+        self.source, self.options = source, options
+        self._llm: Any = None
+        self._asleep = False
+        self._shared = options.tensor_parallel_size > 1
+        self._peers = subgroup(options.tensor_parallel_size) if self._shared else None
+
+    def load(self, named: Callable[[], Named]) -> None:
+        """Takes weights, by the names of checkpoints. Ranks that share an engine call it together.
+
+        Raises ModelError when vLLM does not start, or does not know the model or a weight of it.
+        """
+        if self._llm is None:
+            self._llm = self._started(named)
+            return
+        if self._asleep:
+            self._llm.wake_up(tags=['weights'])
+        try:
+            self._llm.collective_rpc('reload_weights', kwargs={'weights_iterator': named()})
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f'vLLM does not take the weights of {self.source}: {error}') from error
+        self._llm.apply_model(_repack_heads)
+        # What was computed with the old weights. A picture that is known already has no features any more.
+        self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+        self._llm.llm_engine.reset_mm_cache()
+
+    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
+        """Returns what is drawn to each request. Ranks that share an engine call it together, each with its own.
+
+        Raises TrainingError when the engine dies.
+        """
+        import vllm
+
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+        # An engine of several ranks sees the requests of all of them on each.
+        shared = all_gather_object(list(requests), self._peers) if self._shared else [list(requests)]
+        asked = [request for part in shared for request in part]
+        try:
+            found = self._llm.generate(
+                [request.prompt for request in asked],
+                [vllm.SamplingParams(**request.parameters) for request in asked],
+                use_tqdm=False,
+            )
+        except Exception as error:  # Whatever an engine dies of.
+            raise TrainingError(
+                f'vLLM ended in the middle of a rollout: {error!r}. The run goes on from its last slice with resume.'
+            ) from error
+        before = sum(len(part) for part in shared[: rank() % self.options.tensor_parallel_size])
+        return [_drawn(output) for output in found[before : before + len(requests)]]
+
+    def sleep(self) -> None:
+        """Gives the memory of the GPU back until weights come or something is drawn, where the options ask for it."""
+        if self.options.sleeps and not self._asleep:
+            # Level 2 would also drop buffers, which no weights bring back.
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def _started(self, named: Callable[[], Named]) -> Any:
+        import vllm
+
+        options = self.options
+        # In this process: weights are handed over as they lie in memory.
+        os.environ['VLLM_ENABLE_V1_MULTIPROCESSING'] = '0'
+        if not torch.cuda.is_available():
+            # The cores belong to the trainer too.
+            os.environ.setdefault('VLLM_CPU_OMP_THREADS_BIND', 'nobind')
+        os.environ.setdefault('VLLM_LOGGING_LEVEL', 'ERROR')
+        parallel = options.tensor_parallel_size
+        try:
+            return vllm.LLM(
+                model=self.source,
+                tokenizer=self.source,
+                dtype=options.dtype,
+                max_model_len=options.max_length,
+                tensor_parallel_size=parallel,
+                distributed_executor_backend='external_launcher' if parallel > 1 else None,
+                **_memory(options.memory),
+                enforce_eager=options.eager,
+                enable_prefix_caching=options.prefix_caching,
+                enable_sleep_mode=options.sleeps,
+                mm_processor_kwargs=dict(options.processor_kwargs or {}) or None,
+                trust_remote_code=options.trust_remote_code,
+                load_format=_register_loader(named),
+                # Of the distribution before top-p and top-k: either these or what else changes it are not there.
+                logprobs_mode='processed_logprobs' if options.reweighs else 'raw_logprobs',
+                disable_log_stats=True,
+                seed=0,
+            )
+        except Exception as error:  # vLLM refuses models and machines with errors of every kind.
+            raise ModelError(f'vLLM does not start with {self.source}: {error}') from error
+
+
+def _drawn(output: Any) -> Drawn:
+    responses = []
+    for response in output.outputs:
+        ids = list(response.token_ids)
+        logprobs = [step[token].logprob for step, token in zip(response.logprobs, ids, strict=True)]
+        responses.append((ids, logprobs))
+    return Drawn(list(output.prompt_token_ids), responses)
+
+
+def _memory(share: float) -> dict[str, Any]:
+    if torch.cuda.is_available():
+        return {'gpu_memory_utilization': share}
+    # vLLM would take the share of all memory there is, less what this process holds already.
+    return {'kv_cache_memory_bytes': int(share * psutil.virtual_memory().available / ranks_of_machine())}
+
+
+def _register_loader(named: Callable[[], Iterable[tuple[str, Tensor]]]) -> str:
+    """Makes vLLM load weights from the policy and not from files, which may be an adapter's or have other names."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    class PolicyLoader(BaseModelLoader):
+        def download_model(self, model_config: Any) -> None:
+            pass
+
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            model.load_weights(named())
+
+    register_model_loader('policy')(PolicyLoader)
+    return 'policy'
+
+
+def _repack_heads(model: nn.Module) -> None:
+    """Lets output heads see what embeddings they are tied to hold now: on a CPU they compute with a packed copy."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

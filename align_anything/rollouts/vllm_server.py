@@ -1,0 +1,139 @@
+"""vLLM as a server on another device or machine: `python -m align_anything.rollouts.vllm_server --port 8000`.
+
+It loads no weights of its own: a run names its model and hands its weights over, again after each update.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from torch import Tensor
+
+from align_anything.core.errors import AlignAnythingError, ModelError, SampleError, SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.rollouts.wire import pack_drawn, unpack, unpack_requests
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
+
+logger = get_logger(__name__)
+
+BAD_REQUEST, SERVER_ERROR = 400, 500
+USER_ERROR = 2
+
+
+class Served:
+    """The one engine of a server. Its methods take messages and may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._waiting: dict[str, Tensor] = {}
+
+    def health(self) -> dict[str, Any]:
+        """What runs."""
+        return {'status': 'ok', 'model': None if self._engine is None else self._engine.source}
+
+    def take(self, message: bytes) -> dict[str, Any]:
+        """Takes a part of the weights; with the last one the engine loads all of them."""
+        record, tensors = unpack(message)
+        with self._lock:
+            if record['first']:
+                self._waiting = {}
+                options = VLLMOptions(**record['options'])
+                if self._engine is None or (self._engine.source, self._engine.options) != (record['model'], options):
+                    if self._engine is not None:
+                        raise ModelError(
+                            f'this server draws with {self._engine.source}, and with other options: start it anew for '
+                            f'{record["model"]}.'
+                        )
+                    self._engine = Engine(record['model'], options)
+            self._waiting |= tensors
+            if record['last']:
+                waiting, self._waiting = self._waiting, {}
+                assert self._engine is not None
+                self._engine.load(lambda: iter(waiting.items()))
+        return {'weights': len(tensors)}
+
+    def draw(self, message: bytes) -> bytes:
+        """Draws to the requests in a message."""
+        requests = unpack_requests(message)
+        with self._lock:
+            if self._engine is None:
+                raise ModelError('no run has handed weights to this server yet.')
+            return pack_drawn(self._engine.draw(requests))
+
+
+def make_app(served: Served) -> FastAPI:
+    """Returns the web application.
+
+    `POST /weights` and `POST /draw` take messages of `rollouts/wire.py`; 400 with `{"error": str}` where a message is
+    at fault, 500 where vLLM is. `GET /health` says which model it draws with.
+    """
+    from fastapi import FastAPI, Response
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.responses import JSONResponse
+
+    app = FastAPI(title='vLLM rollouts')
+
+    async def answered(request: Request, work: Callable[[bytes], Any]) -> Response:
+        message = await request.body()
+        try:
+            found = await run_in_threadpool(work, message)
+        except SampleError as error:
+            return JSONResponse({'error': str(error)}, status_code=BAD_REQUEST)
+        except AlignAnythingError as error:
+            logger.error('%s: %s', type(error).__name__, error)
+            return JSONResponse({'error': str(error)}, status_code=SERVER_ERROR)
+        return Response(found) if isinstance(found, bytes) else JSONResponse(found)
+
+    @app.get('/health')
+    def health() -> dict[str, Any]:
+        return served.health()
+
+    async def weights(request: Request) -> Response:
+        return await answered(request, served.take)
+
+    async def draw(request: Request) -> Response:
+        return await answered(request, served.draw)
+
+    # Added by hand: their annotations are imported where they are used, and FastAPI would look for them here.
+    app.router.add_route('/weights', weights, methods=['POST'])
+    app.router.add_route('/draw', draw, methods=['POST'])
+    return app
+
+
+def serve(
+    host: Annotated[str, typer.Option(help='Address to listen at; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
+    port: Annotated[int, typer.Option(min=1, max=65535, help='Port to listen at.')] = 8000,
+) -> None:
+    """Draw responses for online runs, with the weights that they hand over."""
+    try:
+        import uvicorn
+        import vllm  # noqa: F401
+
+        app = make_app(Served())
+    except ImportError as error:
+        raise SettingsError([f"the server needs {error.name}: pip install 'align-anything[vllm,serve]'"]) from error
+    logger.info('vLLM draws at http://%s:%d', host, port)
+    uvicorn.run(app, host=host, port=port, log_level='warning')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the server. An error that is the user's to mend is printed without a traceback and ends with code 2."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(serve)
+    try:
+        app(args=None if argv is None else list(argv), prog_name='python -m align_anything.rollouts.vllm_server')
+    except AlignAnythingError as error:
+        logger.error('%s:\n%s', type(error).__name__, error)
+        sys.exit(USER_ERROR)
+
+
+if __name__ == '__main__':
+    main()
