@@ -66,13 +66,21 @@ class SafeModelCfgs(CriticModelCfgs):
 
 
 class VLLMCfgs(Cfgs):
-    """Whether vLLM draws the responses, and how it runs: in the trainer's own processes, on the same devices."""
+    """Whether vLLM draws the responses, and how it runs: in the trainer's own processes, or on servers."""
 
     use_vllm: bool = Field(False, description='Draws responses with vLLM, and not with transformers.')
     vllm_num_engines: PositiveInt | None = Field(
         None,
         description='Copies of the model that draw. null is one for each device, or for each '
-        'vllm_tensor_parallel_size of them; another number is refused.',
+        'vllm_tensor_parallel_size of them, or for each server; another number is refused.',
+    )
+    vllm_server_urls: list[str] | None = Field(
+        None,
+        description='Addresses of servers that draw (python -m align_anything.rollouts.vllm_server), such as '
+        'http://node1:8000. null draws in the processes that train, on their devices.',
+    )
+    vllm_server_timeout: PositiveFloat = Field(
+        1800.0, description='Seconds after which a server that answers nothing is taken for dead.'
     )
     vllm_tensor_parallel_size: PositiveInt = Field(1, description='Devices that share one copy of the weights.')
     vllm_enable_prefix_caching: bool = Field(True, description='Computes what prompts have in common once.')
@@ -91,6 +99,11 @@ class VLLMCfgs(Cfgs):
     )
     vllm_enable_sleep: bool = Field(
         False, description='Gives the memory of a GPU back while the policy is trained. Leave the share to it then.'
+    )
+    vllm_async: bool = Field(
+        False,
+        description='Draws the next responses while those before are trained on, with weights that are one rollout '
+        'older. It takes a rollout_correction_cap, which makes up for that.',
     )
     vllm_probe_tolerance: PositiveFloat | None = Field(
         None,

@@ -47,7 +47,7 @@ def run_ranks(
     """
     _check_forkable()
     with tempfile.TemporaryDirectory(prefix='ranks-') as folder:
-        port = _free_port()
+        port = free_port()
         sys.stdout.flush()
         sys.stderr.flush()
         children = {}
@@ -90,7 +90,7 @@ def _check_forkable() -> None:
         raise RuntimeError('CUDA is in use in this process, so it cannot be forked: keep GPU work in children')
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]

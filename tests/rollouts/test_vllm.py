@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from align_anything.policies.collator import TokenCollator
 from align_anything.rollouts.base import Response, Sampling
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from tests.harness.ranks import run_ranks
+from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
 from tests.models.mixed import media, policy_of
 from tests.models.samples import load, single, user
@@ -56,9 +58,13 @@ def options(**changes: Any) -> VLLMOptions:
     return VLLMOptions('float32', 2048, **{'memory': 0.01, **changes})
 
 
-def started(folder: Path, spec: FamilySpec, model: torch.nn.Module, **changes: Any) -> VLLMRollouts:
+def started(
+    folder: Path, spec: FamilySpec, model: torch.nn.Module, servers: Sequence[str] = (), **changes: Any
+) -> VLLMRollouts:
     weights = partial(handed_over, model, lambda tensors: nullcontext())
-    return VLLMRollouts(spec, weights, Engine(str(folder), options(**changes)))
+    how = options(**changes)
+    engine = Servers(servers, str(folder), how, timeout=60.0) if servers else Engine(str(folder), how)
+    return VLLMRollouts(spec, weights, engine)
 
 
 def joined(found: list[list[Response]]) -> torch.Tensor:
@@ -81,12 +87,19 @@ def test_tied_heads_follow_their_embeddings(tiny: Tiny, tmp_path: Path) -> None:
     run_ranks(draws_as_the_policy, 1, args=(tmp_path, [], 1.0))
 
 
-def draws_as_the_policy(rank: int, folder: Path, kinds: list[str], temperature: float) -> None:
+def test_servers_draw_what_the_policy_draws(tiny: Tiny) -> None:
+    with vllm_servers(2) as (urls, _):
+        run_ranks(draws_as_the_policy, 1, args=(tiny('qwen2_vl'), ['image', 'video'], 1.0, urls))
+
+
+def draws_as_the_policy(
+    rank: int, folder: Path, kinds: list[str], temperature: float, servers: Sequence[str] = ()
+) -> None:
     spec = load(folder)
     policy = policy_of(folder, spec, 'padded').eval()
     policy.head.temper(temperature)
     examples = prompts(spec, kinds)
-    engine = started(folder, spec, policy.model, reweighs=temperature != 1)
+    engine = started(folder, spec, policy.model, servers, reweighs=temperature != 1)
     own = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=8)
     for version in range(2):
         engine.sync(version)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor
 from align_anything.models.handover import handed_over
 from align_anything.rollouts.vllm import VLLMRollouts
 from align_anything.trainers.base import rollout_engine
+from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
 from tests.trainers.runs import die, run
 from tests.trainers.test_online import argv, folder, metrics_of, named
@@ -93,12 +96,41 @@ def test_two_ranks_share_one_engine(folder: Path, tiny: Tiny, tmp_path: Path) ->
     assert all(record['train/rollout_drift'] < 1e-5 for record in metrics_of(tmp_path))
 
 
+def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    def dies_after_the_first_rollout(rank: int) -> None:
+        generate = VLLMRollouts.generate
+
+        def watched(self: VLLMRollouts, *given: Any) -> Any:
+            if self.version and rank == 0:
+                os.kill(server, signal.SIGKILL)
+            return generate(self, *given)
+
+        VLLMRollouts.generate = watched
+
+    with vllm_servers(1) as (urls, (server,)):
+        changes = {**SMALL, 'vllm_server_urls': f'[{urls[0]}]', 'vllm_probe_tolerance': 1e-5}
+        ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), 2, algorithm=named('grpo'))
+        assert [item.code for item in ended] == [0, 0], ended[0].output
+        assert all(record['train/rollout_drift'] < 1e-5 for record in metrics_of(tmp_path))
+        settings = argv(folder, tmp_path / 'broken', tiny('qwen2'), **changes)
+        (ended,) = run(settings, before=dies_after_the_first_rollout, algorithm=named('grpo'))
+        assert ended.code == 2 and f'{urls[0]}/draw is gone' in ended.output and 'with resume' in ended.output
+        (ended,) = run(argv(folder, tmp_path / 'gone', tiny('qwen2'), **changes), algorithm=named('grpo'))
+        assert ended.code == 2 and f'vllm_server_urls: {urls[0]} cannot be reached' in ended.output
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'use_vllm': True, 'vllm_num_engines': 3}, 'vllm_num_engines = 3: every device draws, so there are 1'),
         ({'use_vllm': True, 'vllm_tensor_parallel_size': 2}, 'vllm_tensor_parallel_size = 2 does not divide the 1 dev'),
         ({'use_vllm': True, 'vllm_max_model_len': 8}, 'vllm_max_model_len = 8 is less than model_cfgs.model_max_len'),
+        (
+            {'use_vllm': True, 'vllm_server_timeout': 3},
+            'vllm_server_timeout: it means nothing without vllm_server_urls',
+        ),
+        ({'use_vllm': True, 'vllm_server_urls': '[a, b]', 'vllm_num_engines': 1}, 'but vllm_server_urls has 2'),
+        ({'use_vllm': True, 'vllm_server_urls': '[a]', 'vllm_tensor_parallel_size': 2}, 'a server draws on one device'),
         ({'vllm_enforce_eager': True}, 'vllm_cfgs.vllm_enforce_eager: it means nothing without use_vllm: True'),
     ],
 )

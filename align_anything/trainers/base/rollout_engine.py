@@ -18,6 +18,7 @@ from align_anything.models.handover import handed_over
 from align_anything.rollouts.base import Response, RolloutEngine, Sampling
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from align_anything.trainers.base.assembly import DTYPES, Assembled, precision_of
 from align_anything.trainers.base.experience import complete, joined, record
@@ -35,19 +36,8 @@ def check_rollouts(cfgs: RunCfgs) -> None:
         if stray:
             raise SettingsError([f'vllm_cfgs.{key}: it means nothing without use_vllm: True.' for key in stray])
         return
-    problems: list[str] = []
     models: Any = cfgs.model_cfgs
-    engines, rest = divmod(world_size(), settings.vllm_tensor_parallel_size)
-    if rest:
-        problems.append(
-            f'vllm_cfgs.vllm_tensor_parallel_size = {settings.vllm_tensor_parallel_size} does not divide the '
-            f'{world_size()} devices.'
-        )
-    elif settings.vllm_num_engines not in (None, engines):
-        problems.append(
-            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}: every device draws, so there are {engines}; '
-            'leave it out.'
-        )
+    problems = _problems_of_servers(settings) if settings.vllm_server_urls else _problems_here(settings)
     if settings.vllm_max_model_len is not None and settings.vllm_max_model_len < models.model_max_length:
         problems.append(
             f'vllm_cfgs.vllm_max_model_len = {settings.vllm_max_model_len} is less than model_cfgs.model_max_length '
@@ -55,7 +45,41 @@ def check_rollouts(cfgs: RunCfgs) -> None:
         )
     if problems:
         raise SettingsError(problems)
-    check_vllm(_options(cfgs), truncates=models.top_p < 1 or models.top_k > 0)
+    truncates, here = models.top_p < 1 or models.top_k > 0, settings.vllm_server_urls is None
+    check_vllm(_options(cfgs), truncates=truncates, here=here)
+
+
+def _problems_here(settings: Any) -> list[str]:
+    engines, rest = divmod(world_size(), settings.vllm_tensor_parallel_size)
+    if 'vllm_server_timeout' in settings.model_fields_set:
+        return ['vllm_cfgs.vllm_server_timeout: it means nothing without vllm_server_urls.']
+    if rest:
+        return [
+            f'vllm_cfgs.vllm_tensor_parallel_size = {settings.vllm_tensor_parallel_size} does not divide the '
+            f'{world_size()} devices.'
+        ]
+    if settings.vllm_num_engines not in (None, engines):
+        return [
+            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}: every device draws, so there are {engines}; '
+            'leave it out.'
+        ]
+    return []
+
+
+def _problems_of_servers(settings: Any) -> list[str]:
+    servers = len(settings.vllm_server_urls)
+    problems = []
+    if settings.vllm_num_engines not in (None, servers):
+        problems.append(
+            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}, but vllm_server_urls has {servers}: leave it '
+            'out.'
+        )
+    if settings.vllm_tensor_parallel_size > 1 or settings.vllm_enable_sleep:
+        problems.append(
+            'vllm_cfgs: a server draws on one device, which is its own: leave out vllm_tensor_parallel_size and '
+            'vllm_enable_sleep, or vllm_server_urls.'
+        )
+    return problems
 
 
 def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> RolloutEngine:
@@ -73,7 +97,9 @@ def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> Rollout
     source = models.model_name_or_path
     adapter = find_adapter(source)
     weights = partial(handed_over, policy.model, partial(whole_tensors, policy.engine))
-    engine = Engine(source if adapter is None else adapter.require_base(), _options(cfgs))
+    source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
+    options, timeout = _options(cfgs), cfgs.vllm_cfgs.vllm_server_timeout
+    engine = Servers(urls, source, options, timeout) if urls else Engine(source, options)
     tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
     return ProbedRollouts(VLLMRollouts(spec, weights, engine), policy, tolerance)
 
@@ -121,16 +147,19 @@ class ProbedRollouts:
         self.engine.sleep()
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
-        """As the engine does. Raises TrainingError, on every rank, when a probe with new weights fails on one."""
-        if self._synced != self._probed:
-            self._probe(examples, sampling)
-            self._probed = self._synced
+        """As the engine does, after a probe."""
+        self.probe(examples, sampling)
         found = self.engine.generate(examples, sampling)
         self.engine.sleep()
         return found
 
-    def _probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
-        """Draws a few tokens to one prompt, with media if one has them, and compares what both say of them."""
+    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
+        """Compares, if weights are new, what both say of a few tokens drawn to one prompt, with media if one has them.
+
+        Every rank calls it. Raises TrainingError, on every rank, when they differ on one.
+        """
+        if self._synced == self._probed:
+            return
         asked = sorted(examples, key=lambda example: not example.prompt.media_counts)[:1]
         tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
         few = replace(sampling, responses=1, max_new_tokens=tokens, repetition_penalty=1.0)
@@ -149,3 +178,4 @@ class ProbedRollouts:
                     f'{difference[2]:.5f}, and they differ by {difference[0]:.5f} a token, where '
                     f'{self.tolerance:g} is allowed (vllm_cfgs.vllm_probe_tolerance).'
                 )
+        self._probed = self._synced

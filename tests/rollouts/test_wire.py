@@ -1,0 +1,74 @@
+"""Messages between a run and a server that draws for it: what is read is what was written, and nothing else is read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from align_anything.core.errors import SampleError
+from align_anything.rollouts.vllm_client import PART_BYTES, _parts
+from align_anything.rollouts.vllm_engine import Drawn, Request
+from align_anything.rollouts.vllm_server import Served, make_app
+from align_anything.rollouts.wire import (
+    pack,
+    pack_drawn,
+    pack_requests,
+    unpack,
+    unpack_drawn,
+    unpack_requests,
+)
+
+RANDOM = np.random.default_rng(0)
+PIXELS, FRAMES = (RANDOM.integers(0, 256, shape).astype(np.uint8) for shape in ((5, 7, 3), (2, 4, 6, 3)))
+SOUND = RANDOM.standard_normal(9).astype(np.float32)
+
+
+def test_requests_arrive_as_they_were() -> None:
+    media = {
+        'image': [Image.fromarray(PIXELS), Image.fromarray(PIXELS[:3])],
+        'audio': [(SOUND, 16000)],
+        'video': [(FRAMES, {'fps': 2.0, 'frames_indices': [0, 1], 'do_sample_frames': False})],
+    }
+    requests = [
+        Request({'prompt_token_ids': [3, 1, 2], 'multi_modal_data': media}, {'n': 2, 'logit_bias': {7: -100.0}}),
+        Request({'prompt_token_ids': [4]}, {'n': 1, 'logit_bias': None}),
+    ]
+    found = unpack_requests(pack_requests(requests))
+    assert [item.parameters for item in found] == [item.parameters for item in requests]
+    assert found[1].prompt == {'prompt_token_ids': [4]} and found[0].prompt['prompt_token_ids'] == [3, 1, 2]
+    arrived = found[0].prompt['multi_modal_data']
+    assert [np.array(item).tolist() for item in arrived['image']] == [PIXELS.tolist(), PIXELS[:3].tolist()]
+    ((samples, rate),), ((frames, metadata),) = arrived['audio'], arrived['video']
+    assert np.array_equal(samples, SOUND) and rate == 16000
+    assert np.array_equal(frames, FRAMES) and metadata == media['video'][0][1]
+
+
+def test_responses_arrive_as_they_were() -> None:
+    drawn = [Drawn([1, 2], [([3, 4], [-0.1, -1 / 3]), ([], [])])]
+    assert unpack_drawn(pack_drawn(drawn)) == drawn
+
+
+def test_weights_keep_their_type_and_are_cut_into_parts() -> None:
+    _, tensors = unpack(pack({}, {'a': torch.ones(2, dtype=torch.bfloat16), 'b': torch.zeros(3, 2).T}))
+    assert tensors['a'].dtype == torch.bfloat16 and tensors['b'].shape == (2, 3)
+    large = torch.empty(PART_BYTES // 2 + 1, dtype=torch.uint8)
+    named = [('a', large), ('b', large), ('c', torch.ones(1))]
+    assert [(list(part), last) for part, last in _parts(iter(named))] == [(['a'], False), (['b', 'c'], True)]
+
+
+@pytest.mark.parametrize('message', [b'', b'nonsense', b'\x80\x04pickle', pack({'no': 'list'}, {})])
+def test_other_messages_are_refused(message: bytes) -> None:
+    with pytest.raises(SampleError):
+        unpack_requests(message)
+    answer = TestClient(make_app(Served())).post('/draw', content=message)
+    assert answer.status_code == 400 and answer.json()['error']
+
+
+def test_a_server_without_weights_says_so() -> None:
+    client = TestClient(make_app(Served()))
+    assert client.get('/health').json() == {'status': 'ok', 'model': None}
+    answer = client.post('/draw', content=pack_requests([]))
+    assert answer.status_code == 500 and 'no run has handed weights' in answer.json()['error']
