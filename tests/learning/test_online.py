@@ -90,9 +90,9 @@ def test_rewards_alone_teach_what_is_right(taught: Callable[[str], Path], pair: 
         'max_new_tokens': 4,
         'reward_functions': '[exact_match]',
         'learning_rate': 3e-3,
-        'max_steps': 120,
+        'max_steps': 64,
         'eval_strategy': 'steps',
-        'eval_interval': 120,
+        'eval_interval': 64,
     }
     (ended,) = run(
         sft(folder / name, folder / 'model', folder / 'train.jsonl', **settings), 1, its_pair, algorithm=algorithm
