@@ -17,7 +17,7 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Piece
 from align_anything.models import structure
 from align_anything.models.encoding import RunEncoder, cut, join, merge_media, pad_left
-from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn
+from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn, require_answers
 from align_anything.models.tower_calls import TowerCalls
 
 
@@ -114,11 +114,16 @@ class FamilySpec:
         return self._encode([conversation], train_on, 0)
 
     def encode_group(
-        self, conversations: Sequence[Conversation], train_on: TrainOn = 'all_assistant', start: int | None = None
+        self,
+        conversations: Sequence[Conversation],
+        train_on: TrainOn = 'all_assistant',
+        start: int | None = None,
+        may_be_empty: bool = False,
     ) -> Example:
         """Encodes conversations that share their first turns and part at an answer, media decoded.
 
-        `start` is the number of the turn in which they part; None finds it.
+        `start` is the number of the turn in which they part; None finds it. Answers that a model has drawn
+        `may_be_empty`: they are the token that ends them.
 
         Returns:
             An Example whose prompt is what the conversations share, encoded once, with one response for each of them:
@@ -127,9 +132,15 @@ class FamilySpec:
         Raises:
             SampleError: the conversations are equal or differ before an answer, or as `encode` does.
         """
-        return self._encode(conversations, train_on, parting_turn(conversations) if start is None else start)
+        start = parting_turn(conversations) if start is None else start
+        return self._encode(conversations, train_on, start, may_be_empty)
 
-    def _encode(self, conversations: Sequence[Conversation], train_on: TrainOn, start: int) -> Example:
+    def _encode(
+        self, conversations: Sequence[Conversation], train_on: TrainOn, start: int, may_be_empty: bool = False
+    ) -> Example:
+        if not may_be_empty:
+            for conversation in conversations:
+                require_answers(conversation, train_on, start)
         rendered = [self.render(conversation, train_on, start) for conversation in conversations]
         opening = rendered[0][0]
         if any(runs[0] != opening for runs in rendered):

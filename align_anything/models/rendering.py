@@ -59,6 +59,14 @@ def text_of(message: Message) -> str:
     return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
 
 
+def require_answers(conversation: Conversation, train_on: TrainOn, start: int) -> None:
+    """Raises SampleError when one of the answers to train on, from turn number `start` on, says nothing."""
+    answers = [turn['content'] for turn in conversation[start:] if turn['role'] == 'assistant']
+    for parts in answers[-1:] if train_on == 'last' else answers:
+        if all(part['type'] == 'text' and not part['text'].strip() for part in parts):
+            raise SampleError('the answer is empty')
+
+
 def parting_turn(conversations: Sequence[Conversation]) -> int:
     """Returns the number of the first turn in which conversations differ, an answer in each of them.
 
@@ -230,8 +238,6 @@ class ChatRenderer:
         if not segment.endswith(tail):
             raise SampleError(f'the chat template ends this answer in an unknown way: {segment[-40:]!r}')
         answer = segment[: len(segment) - len(tail)]
-        if not answer.strip():
-            raise SampleError('the answer is empty')
         if _compact(content) not in _compact(self.generation_prompt + answer):
             raise SampleError(
                 f'the chat template changes the answer: {content[:60]!r} became {answer[:60]!r}. '

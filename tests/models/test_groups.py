@@ -54,6 +54,22 @@ def test_answers_to_one_question(family: str, tiny: Tiny) -> None:
     assert len(group.responses) == 2 and len(set(map(len, group.responses))) == 2
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_an_answer_that_was_drawn_may_be_empty(family: str, tiny: Tiny) -> None:
+    """A policy may draw nothing but the end; who writes an empty answer has made a mistake."""
+    spec = load(tiny(family))
+    conversations = [[ASKED, assistant('')], [ASKED, assistant(' ')], [ASKED, assistant('Two.')]]
+    group = spec.encode_group(conversations, 'last', start=1, may_be_empty=True)
+    nothing, _, two = group.responses
+    *space, end = nothing.ids.tolist()
+    assert end == spec.renderer.end_of_turn_id and not spec.tokenizer.decode(space).strip() and nothing.weights.all()
+    alone = spec.encode_group(conversations[2:], start=1)
+    assert torch.equal(group.prompt.ids, alone.prompt.ids) and torch.equal(two.ids, alone.responses[0].ids)
+    for start in (1, None):
+        with pytest.raises(SampleError, match='the answer is empty'):
+            spec.encode_group(conversations, 'last', start=start)
+
+
 @pytest.mark.parametrize('family', ['llama', 'llava', 'qwen2_vl'])
 def test_answers_after_a_history_and_turns_after_the_parting(family: str, tiny: Tiny) -> None:
     history = [ASKED, assistant('Two.'), user('Sure?')]
