@@ -140,7 +140,8 @@ class Engine:
         if not torch.cuda.is_available():
             # The cores belong to the trainer too.
             os.environ.setdefault('VLLM_CPU_OMP_THREADS_BIND', 'nobind')
-        os.environ.setdefault('VLLM_LOGGING_LEVEL', 'ERROR')
+        # As it dies it would log all prompts and pixels; what it dies of is told here.
+        os.environ.setdefault('VLLM_LOGGING_LEVEL', 'CRITICAL')
         parallel = options.tensor_parallel_size
         try:
             return vllm.LLM(
@@ -153,6 +154,8 @@ class Engine:
                 **_memory(options.memory),
                 enforce_eager=options.eager,
                 enable_prefix_caching=options.prefix_caching,
+                # A prompt in pieces turns its seeded generator back, which those of a CPU cannot.
+                enable_chunked_prefill=torch.cuda.is_available(),
                 enable_sleep_mode=options.sleeps,
                 mm_processor_kwargs=dict(options.processor_kwargs or {}) or None,
                 trust_remote_code=options.trust_remote_code,

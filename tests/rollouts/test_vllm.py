@@ -143,6 +143,9 @@ def ends_where_it_ends(rank: int, folder: Path) -> None:
         length = ids.index(third) + 1 if third in ids else len(ids)
         assert after.ids.tolist() == ids[:length] and len(after.logprobs) == length
         assert after.finished == (third in ids)
+    # More than vLLM takes in at once.
+    (many,) = engine.generate(examples, Sampling(responses=300, max_new_tokens=1))
+    assert len(many) == 300 and len({int(response.ids[0]) for response in many}) > 100
     # What becomes of a run whose engine dies, or reads other prompts than the trainer.
     engine.engine._llm.llm_engine.step = None
     with pytest.raises(TrainingError, match='ended in the middle of a rollout'):
