@@ -81,6 +81,11 @@ class Online(Algorithm):
         return False
 
     @property
+    def corrects(self) -> bool:
+        """Whether the loss makes up for responses being drawn by other log-probabilities than the trainer has."""
+        return False
+
+    @property
     def bootstraps(self) -> bool:
         """Whether critics are asked what follows behind the last token of a response."""
         return False

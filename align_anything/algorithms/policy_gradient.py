@@ -60,8 +60,8 @@ class PolicyGradient(Online):
     rollout_correction_cap: float | None = Field(
         2.0,
         gt=1,
-        description='Largest factor that makes up for other rounding in the rollout engine than in the trainer '
-        '(truncated importance sampling). null makes up for nothing.',
+        description='Largest factor that makes up for responses being drawn with other rounding, or older weights, '
+        'than the trainer has (truncated importance sampling). null makes up for nothing.',
     )
     rollout_correction_level: Literal['token', 'sequence'] = Field(
         'token', description='Whether that factor is one of each token, or of its whole response.'
@@ -81,6 +81,10 @@ class PolicyGradient(Online):
     @property
     def refers(self) -> bool:
         return bool(self.kl_in_loss[0])
+
+    @property
+    def corrects(self) -> bool:
+        return self.rollout_correction_cap is not None
 
     @property
     def clip(self) -> Clip:
@@ -130,7 +134,7 @@ class PolicyGradient(Online):
         weights, _ = self._aggregated(batch)
         ratios = importance_ratios(logprobs, old, batch.weights, *responses, self.importance_level)
         trusted = weights
-        if self.rollout_correction_cap is not None:
+        if self.corrects:
             level, cap = self.rollout_correction_level, self.rollout_correction_cap
             trusted = weights * rollout_weights(
                 old, batch.numbers('rollout'), batch.weights, *responses, level=level, cap=cap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from align_anything.algorithms.base import Algorithm
@@ -53,12 +53,12 @@ class Loop:
     skips: SkipReport
     save: Save
     stop_asked: Callable[[], bool]
-    windows: Iterator[Window] = field(init=False)
+    windows: Windows = field(init=False)
 
     def run(self) -> bool:
         """Trains until the last step. Returns False when it stopped early because it was asked to."""
         while self.progress.step < self.steps:
-            self.windows = timed(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
+            self.windows = Windows(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
             for window in self.windows:
                 if not self._step(window):
                     return False
@@ -187,14 +187,36 @@ class Window:
     waited: float
 
 
-def timed(windows: Iterator[list[Batch]]) -> Iterator[Window]:
-    """Yields the windows with the time that each made the loop wait."""
-    while True:
-        started = time.perf_counter()
-        window = next(windows, None)
+class Windows:
+    """The windows of an epoch, of which the next can be had before its turn.
+
+    Args:
+        batches: the micro-batches of each.
+    """
+
+    def __init__(self, batches: Iterator[list[Batch]]) -> None:
+        self._batches = batches
+        self._ahead: Window | None = None
+
+    def __iter__(self) -> Iterator[Window]:
+        return self
+
+    def __next__(self) -> Window:
+        window, self._ahead = self._ahead or self._read(), None
         if window is None:
-            return
-        yield Window(window, time.perf_counter() - started)
+            raise StopIteration
+        return window
+
+    def peek(self) -> Window | None:
+        """Returns the next window, if there is one. In its turn nobody waits for it any more."""
+        window = self._ahead or self._read()
+        self._ahead = None if window is None else replace(window, waited=0.0)
+        return window
+
+    def _read(self) -> Window | None:
+        started = time.perf_counter()
+        batches = next(self._batches, None)
+        return None if batches is None else Window(batches, time.perf_counter() - started)
 
 
 def listed(terms: dict[str, float]) -> str:

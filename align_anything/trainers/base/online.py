@@ -23,7 +23,7 @@ from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normali
 from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
 from align_anything.policies.layouts import LAYOUTS
 from align_anything.policies.score_policy import reading_ends
-from align_anything.rollouts.base import RolloutEngine, Sampling
+from align_anything.rollouts.base import Response, RolloutEngine, Sampling
 from align_anything.trainers.base.assembly import Assembled
 from align_anything.trainers.base.completions import Completions
 from align_anything.trainers.base.cutting import cut_into_steps, cut_step, steps_of_rollout
@@ -35,9 +35,11 @@ from align_anything.trainers.base.online_report import (
     critic_metrics,
     numbers_of,
     rollout_metrics,
+    staleness,
     uninformative,
     update_metrics,
 )
+from align_anything.trainers.base.pending import Pending
 from align_anything.trainers.base.progress import rank_seed
 from align_anything.trainers.base.ptx import ptx_from
 from align_anything.trainers.base.reference import known_reference, untrained
@@ -55,6 +57,7 @@ class OnlineLoop(Loop):
         critics: what says how much reward is to come, by role, each in an engine of its own.
         reference: what says how likely the reference would have drawn a token.
         rollouts: draws the responses.
+        pending: those of the next rollout, where they are drawn ahead.
         rewards: what rewards them.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
@@ -65,6 +68,7 @@ class OnlineLoop(Loop):
     critics: Mapping[str, tuple[Assembled, Critic]]
     reference: Callable[[Batch], Scored] | None
     rollouts: RolloutEngine
+    pending: Pending
     rewards: Sequence[Reward]
     completions: Completions | None
     ptx: Loader | None
@@ -96,7 +100,8 @@ class OnlineLoop(Loop):
         return self._stepped(before, bool(stop))
 
     def close(self) -> None:
-        """As every loop, and closes what shows completions."""
+        """As every loop, and closes what draws ahead and what shows completions."""
+        self.pending.close()
         if self.completions is not None:
             self.completions.close()
         if self.ptx is not None:
@@ -107,6 +112,7 @@ class OnlineLoop(Loop):
         """Rewards one response to each held-out prompt, over all of them and by source where there are several."""
         if not self.evaluation:
             return
+        self.pending.wait()
         parts = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
         names = list(next(iter(parts.values())))
         count = sum(part['responses'] for part in parts.values())
@@ -130,7 +136,8 @@ class OnlineLoop(Loop):
         names: list[str] = []
         for prompts in loader.micro_batches(0):
             self.file_skips([item for part in all_gather_object(prompts.skipped) for item in part])
-            drawn = self._drawn(prompts.examples, self._sampling(EVALUATION_SEED, 1))
+            responses = self._drawn(prompts.examples, self._sampling(EVALUATION_SEED, 1))
+            drawn = self._rewarded(prompts.examples, responses)
             local = numbers_of(drawn)
             names = list(local)
             sums = sums + torch.tensor([float(len(drawn.scores)), *(float(v.sum()) for v in local.values())]).double()
@@ -148,7 +155,9 @@ class OnlineLoop(Loop):
         While a rank has too few prompts whose responses differ in score, all go on with the next prompts of the loader
         as often as the algorithm allows and the epoch has some; a rank that has enough passes over its own.
         """
-        drawn, waited = self._answered(window, 0), window.waited
+        examples, responses = self._answered(window, 0)
+        waited = window.waited + self._draw_ahead()
+        drawn = self._rewarded(examples, responses)
         for number in range(1, self.algorithm.further_draws + 1):
             missing = self.algorithm.per_device_prompt_batch_size > sum(drawn.differing)
             if not self._sum([float(missing)])[0]:
@@ -157,18 +166,38 @@ class OnlineLoop(Loop):
             if window is None:
                 break
             self.progress.step_in_epoch += 1
-            drawn = drawn.with_more(self._answered(window, number, wanted=missing))
+            drawn = drawn.with_more(self._rewarded(*self._answered(window, number, wanted=missing)))
             waited += window.waited
         return drawn, waited
 
-    def _answered(self, window: Window, number: int, wanted: bool = True) -> Drawn:
+    def _answered(self, window: Window, number: int, wanted: bool = True) -> tuple[list[Example], list[list[Response]]]:
         """The prompts of a window, the `number`th of this rollout, with responses; none of them unless `wanted`."""
-        prompts: list[Prompts] = window.batches  # what the loader of an online run collates
-        self._skip(prompts)
-        examples = [example for part in prompts for example in part.examples if wanted]
+        self._skip(window.batches)
+        examples = [example for example in examples_of(window) if wanted]
+        with self._clock('generation'):
+            ahead = self.pending.take()
+        if ahead is not None:
+            self._seconds['generation_ahead'] = self.pending.seconds
+            return examples, ahead
+        return examples, self._drawn(examples, self._sampling_at(self.progress.step, number))
+
+    def _draw_ahead(self) -> float:
+        """Begins to draw the next rollout of the epoch, if the settings say so; returns the seconds of waiting for it.
+
+        The weights are those before the updates on the present one, the seed that of a run which waits for these.
+        """
+        step = self.progress.step + steps_of_rollout(self.cfgs, self.algorithm)
+        window = self.windows.peek() if self.cfgs.vllm_cfgs.vllm_async and step < self.steps else None
+        if window is None:
+            return 0.0
+        with self._clock('sync'):
+            self.rollouts.sync(self.progress.step)
+            self.pending.begin(self.rollouts, examples_of(window), self._sampling_at(step, 0))
+        return window.waited
+
+    def _sampling_at(self, step: int, number: int) -> Sampling:
         # Far from the seeds of other rollouts, which differ by their steps.
-        seed = self.cfgs.train_cfgs.seed + self.progress.step + (number << 32)
-        return self._drawn(examples, self._sampling(seed, self.algorithm.num_generations))
+        return self._sampling(self.cfgs.train_cfgs.seed + step + (number << 32), self.algorithm.num_generations)
 
     def _sampling(self, seed: int, responses: int) -> Sampling:
         model: Any = self.cfgs.model_cfgs
@@ -182,11 +211,13 @@ class OnlineLoop(Loop):
             seed=rank_seed(seed, rank()),
         )
 
-    def _drawn(self, examples: list[Example], sampling: Sampling) -> Drawn:
+    def _drawn(self, examples: list[Example], sampling: Sampling) -> list[list[Response]]:
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
         with self._clock('generation'):
-            responses = self.rollouts.generate(examples, sampling)
+            return self.rollouts.generate(examples, sampling)
+
+    def _rewarded(self, examples: list[Example], responses: list[list[Response]]) -> Drawn:
         with self._clock('reward'):
             completions = completions_of(examples, responses, self._text)
             # Also by a rank that has nothing to reward: models are asked by all ranks together.
@@ -334,6 +365,8 @@ class OnlineLoop(Loop):
             metrics |= critic_metrics(role, parts, self.critics[role][1])
         if self.algorithm.num_generations > 1:
             metrics['uninformative'] = uninformative(drawn, self._reduce)
+        if self.cfgs.vllm_cfgs.vllm_async:
+            metrics['staleness'] = staleness(drawn, self.progress.step - len(results), self._reduce)
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
         if self.progress.nonfinite:
             metrics['nonfinite_steps'] = float(self.progress.nonfinite)
@@ -361,3 +394,9 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+
+def examples_of(window: Window) -> list[Example]:
+    """The prompts of a window."""
+    prompts: list[Prompts] = window.batches  # what the loader of an online run collates
+    return [example for part in prompts for example in part.examples]

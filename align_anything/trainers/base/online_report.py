@@ -77,6 +77,16 @@ def uninformative(drawn: Drawn, reduce_sum: ReduceSum) -> float:
     return alike / max(prompts, 1.0)
 
 
+def staleness(drawn: Drawn, step: int, reduce_sum: ReduceSum) -> float:
+    """How many optimizer steps the weights at `step` are ahead of those that drew a response, in the mean.
+
+    Over all ranks; every rank calls it.
+    """
+    behind = [step - response.version for response in drawn.all_responses]
+    steps, responses = reduce_sum(torch.tensor([sum(behind), len(behind)], dtype=torch.float64)).tolist()
+    return steps / max(responses, 1.0)
+
+
 def update_metrics(results: Sequence[WindowResult], algorithm: Online) -> dict[str, float]:
     """How the optimizer steps on one rollout went."""
     whole = combined(results, algorithm)

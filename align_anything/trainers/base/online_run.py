@@ -27,6 +27,7 @@ from align_anything.trainers.base.data import Sources, loader_in_order, names_of
 from align_anything.trainers.base.metrics import MetricsWriter
 from align_anything.trainers.base.online import OnlineLoop
 from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.base.pending import Pending, problems_of_drawing_ahead
 from align_anything.trainers.base.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.base.reference import reference_scorer
 from align_anything.trainers.base.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
@@ -67,7 +68,8 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     for name, source in judges.items():
         weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
         rewards.append(Reward(name, weight, _judge(cfgs, source, specs[name], algorithm, pair)))
-    slices = Slices(resolved, run.output_dir, trained, run.spec)
+    pending = Pending(policy.engine.device)
+    slices = Slices(resolved, run.output_dir, trained, run.spec, pending)
     start(run, slices, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
@@ -83,6 +85,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         critics=critics,
         reference=reference,
         rollouts=open_rollouts(cfgs, policy, run.spec),
+        pending=pending,
         rewards=rewards,
         completions=_completions(run, kept['console'], kept['writer']),
         ptx=None if supervised is None else ptx_loader(supervised, _collate, cfgs),
@@ -117,6 +120,7 @@ def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
     problems += [f'{key}: it means nothing where responses are drawn; leave it out.' for key in unread if unread[key]]
     if train.early_stopping_patience is not None and train.save_best is None:
         problems.append('train_cfgs.early_stopping_patience: an evaluation has no loss here; set save_best: reward.')
+    problems += problems_of_drawing_ahead(cfgs, algorithm)
     if problems:
         raise SettingsError(problems)
 

@@ -13,6 +13,7 @@ from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.base.assembly import Assembled
 from align_anything.trainers.base.card import write_score_card
+from align_anything.trainers.base.pending import Pending
 from align_anything.trainers.base.progress import Progress, manifest_of
 
 
@@ -20,13 +21,15 @@ from align_anything.trainers.base.progress import Progress, manifest_of
 class Slices:
     """Saves the run: numbered slices with state while it goes, the plain model at its end.
 
-    `trained` are the engines of the run by role: the `policy`, which gets saved, and critics, whose state alone does.
+    `trained` are the engines of the run by role: the `policy`, which gets saved, and critics, whose state alone does;
+    `pending` is what an online run has drawn ahead, which belongs to its state.
     """
 
     resolved: Resolved
     output_dir: Path
     trained: Mapping[str, Assembled]
     spec: FamilySpec
+    pending: Pending | None = None
 
     def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
         """Writes the slice `name`, by default `slice_<step>`, and deletes the oldest of those beyond the limit.
@@ -58,10 +61,14 @@ class Slices:
         """Restores every engine from the state in a slice. Every rank calls it."""
         for role, assembled in self.trained.items():
             assembled.engine.load_state(state_folder(folder, role))
+        if self.pending is not None:
+            self.pending.load_state(folder)
 
     def _write_state(self, folder: Path) -> None:
         for role, assembled in self.trained.items():
             assembled.engine.save_state(state_folder(folder, role))
+        if self.pending is not None:
+            self.pending.save_state(folder)
 
     def _write_model(self, folder: Path, progress: Progress) -> None:
         policy = self.trained['policy']
