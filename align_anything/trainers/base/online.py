@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -77,7 +78,9 @@ class OnlineLoop(Loop):
 
     def __post_init__(self) -> None:
         if self.ptx is not None:
-            self._rows = ptx_from(self.ptx, self.progress.step)
+            rows = ptx_from(self.ptx, self.progress.step)
+            # The workers are forked with the first rows: now, and not while a thread draws.
+            self._rows = chain([next(rows)], rows)
 
     def _step(self, window: Window) -> bool:
         started = time.perf_counter()
