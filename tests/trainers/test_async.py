@@ -17,6 +17,7 @@ from align_anything.algorithms import policy_gradient
 from align_anything.core.errors import TrainingError
 from align_anything.rollouts.vllm import VLLMRollouts
 from align_anything.trainers.base.online import OnlineLoop
+from align_anything.trainers.base.pending import Pending
 from tests.harness.warm import import_vllm
 from tests.trainers.runs import die, lines, run
 from tests.trainers.test_online import argv, folder, metrics_of, named
@@ -164,24 +165,28 @@ def dies_in_update(rank: int) -> None:
 
 def test_ranks_draw_ahead_together(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     """Adapters under ZeRO-3, and held-out prompts, which wait until no rank draws any more."""
-    changes = {**AHEAD, 'train_size': 14, 'max_steps': 8, 'save_total_limit': 0, 'eval_strategy': 'steps'}
-    more = {'eval_interval': 4, 'use_lora': True, 'lora_dropout': 0.0, 'ds_cfgs': 'ds_z3_config.json'}
+    changes = {**AHEAD, 'train_size': 14, 'max_steps': 12, 'save_total_limit': 0, 'eval_strategy': 'steps'}
+    more = {'eval_interval': 8, 'use_lora': True, 'lora_dropout': 0.0, 'ds_cfgs': 'ds_z3_config.json'}
     settings = argv(folder, tmp_path, tiny('qwen2'), **changes, **more)
     ended = run(settings, 2, before=draws_slowly_on_rank_1(tmp_path), algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
-    assert [record['train/staleness'] for record in metrics_of(tmp_path)] == [0, 4]
-    assert sum('eval/reward' in record for record in lines(tmp_path / 'metrics.jsonl')) == 2
+    assert [record['train/staleness'] for record in metrics_of(tmp_path)] == [0, 4, 4]
+    assert sum('eval/reward' in record for record in lines(tmp_path / 'metrics.jsonl')) == 1
 
 
 def draws_slowly_on_rank_1(output: Path) -> Callable[[int], None]:
     """Makes a hand-over fail while a rank draws: it may draw with the server that another one feeds."""
 
     def before(rank: int) -> None:
-        generate, sync = VLLMRollouts.generate, VLLMRollouts.sync
+        # Other than a thread has before it asks.
+        torch.set_num_threads(3)
+        generate, sync, take = VLLMRollouts.generate, VLLMRollouts.sync, Pending.take
+        asked = threading.Event()
 
         def drawn(self: VLLMRollouts, *given: Any) -> Any:
             ahead = threading.current_thread() is not threading.main_thread()
             if ahead and rank == 1:
+                assert asked.wait(SECONDS)
                 time.sleep(1)
             found = generate(self, *given)
             if ahead:
@@ -192,7 +197,11 @@ def draws_slowly_on_rank_1(output: Path) -> Callable[[int], None]:
             assert version == 0 or all((output / f'drawn_{number}').exists() for number in range(2))
             sync(self, version)
 
-        VLLMRollouts.generate, VLLMRollouts.sync = drawn, watched
+        def taken(self: Pending) -> Any:
+            asked.set()
+            return take(self)
+
+        VLLMRollouts.generate, VLLMRollouts.sync, Pending.take = drawn, watched, taken
 
     return before
 
