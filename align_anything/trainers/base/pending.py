@@ -29,8 +29,8 @@ class Pending:
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0  # that drawing the last ones took
-        # On a CPU, loops in a new thread run on another number of cores until it first asks torch for theirs. vLLM counts
-        # them before and after, and ends when they differ.
+        # On a CPU, loops in a new thread run on another number of cores until it first asks torch for theirs. vLLM
+        # counts them before and after, and ends when they differ.
         self._thread = ThreadPoolExecutor(1, initializer=torch.get_num_threads)
         self._stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
         self._drawing: Future[Responses] | None = None
