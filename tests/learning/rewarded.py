@@ -1,13 +1,14 @@
 """Lessons for rewards alone: tiny models that are often wrong, and what they are right about afterwards.
 
 They start from models that were taught to answer with one of two words, the right one twice as often: two of three
-answers that they draw are right. What a held-out prompt shows decides what is right there, and with the media of the
-other answer it is wrong.
+answers that they draw are right. Hearing takes more than that to learn, so who has to hear is taught the right answers
+first, and then to doubt them. What a held-out prompt shows decides what is right there, and with the media of the other
+answer it is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,23 @@ from align_anything.cli.leaves import find_run
 from align_anything.models.tiny import build
 from tests.learning import lessons, tasks
 from tests.learning.preferences import HELD_OUT, LESSONS, OTHER, TRAINED, with_media_of_the_other
+from tests.learning.tasks import Question
 from tests.learning.test_preferences import FAMILIES
 from tests.trainers.runs import lines, run, sft, write_rows
 
-START, REACHED = 0.8, 0.9
+START, REACHED = 0.8, 0.85
 """Share of right answers, at most before and at least after."""
+
+
+DOUBT = {'max_steps': 12, 'learning_rate': 1e-3}
+TAUGHT: dict[str, dict[str, dict[str, Any]]] = {
+    **dict.fromkeys(LESSONS, {'doubted': {'max_steps': 60, 'learning_rate': 4e-3}}),
+    'text_audio_to_text': {'right': {'max_steps': 60, 'learning_rate': 3e-3}, 'doubted': DOUBT},
+    'any_to_text': {'right': {'max_steps': 70, 'learning_rate': 4e-3}, 'doubted': DOUBT},
+}
+"""On which rows models are taught, one after the other, and how."""
+SHARED = {'any_to_text': 1.5}
+"""How many times as many questions there are where two kinds of media share them."""
 
 
 @pytest.fixture(scope='module')
@@ -32,28 +45,45 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def folder_of(pair: str) -> Path:
         if pair not in done:
-            done[pair] = folder = tmp_path_factory.mktemp(pair)
-            asked = LESSONS[pair](folder, 'train', TRAINED)
-            held_out = LESSONS[pair](folder, 'held-out', HELD_OUT)
-            either = [
-                replace(question, answer=word)
-                for question in asked
-                for word in (question.answer, question.answer, OTHER[question.answer])
-            ]
-            parts = {'train': asked, 'held-out': held_out, 'either': either}
-            if asked[0].media:
-                parts['exchanged'] = with_media_of_the_other(held_out)
-            for name, questions in parts.items():
-                write_rows(folder / f'{name}.jsonl', map(tasks.row, questions))
-            start = build(FAMILIES[pair], folder / 'start', corpus=[*tasks.CORPUS, *lessons.CORPUS, *OTHER])
-            settings = {**common(), 'max_steps': 60, 'learning_rate': 4e-3, 'eval_strategy': 'no'}
-            argv = sft(folder / 'sft', start, folder / 'either.jsonl', **settings)
-            (ended,) = run(argv, 1, find_run(pair, 'sft')[0])
-            assert ended.code == 0, ended.output
-            (folder / 'model').symlink_to(folder / 'sft' / 'slice_end')
+            done[pair] = tmp_path_factory.mktemp(pair)
+            teach(done[pair], pair, TAUGHT[pair])
         return done[pair]
 
     return folder_of
+
+
+def teach(folder: Path, pair: str, stages: Mapping[str, Mapping[str, Any]], ends: Sequence[str] = ('',)) -> None:
+    """Writes the rows of a lesson into a folder and teaches a `model` there, whose answers have one of `ends` each."""
+    share = SHARED.get(pair, 1)
+    asked = LESSONS[pair](folder, 'train', int(share * TRAINED))
+    held_out = LESSONS[pair](folder, 'held-out', int(share * HELD_OUT))
+    doubted = [
+        replace(question, answer=word)
+        for question in asked
+        for word in (question.answer, question.answer, OTHER[question.answer])
+    ]
+    parts = {'train': asked, 'held-out': held_out, 'right': ended(asked, ends), 'doubted': ended(doubted, ends)}
+    if asked[0].media:
+        parts['exchanged'] = with_media_of_the_other(held_out)
+    for name, questions in parts.items():
+        write_rows(folder / f'{name}.jsonl', map(tasks.row, questions))
+    model = build(FAMILIES[pair], folder / 'start', corpus=[*tasks.CORPUS, *lessons.CORPUS, *OTHER])
+    for name, settings in stages.items():
+        model = train(pair, 'sft', folder / f'taught-{name}', model, folder / f'{name}.jsonl', **settings)
+    (folder / 'model').symlink_to(model)
+
+
+def ended(asked: Sequence[Question], ends: Sequence[str]) -> list[Question]:
+    """The questions, once with each of the ends behind their answers."""
+    return [replace(question, answer=question.answer + end) for question in asked for end in ends]
+
+
+def train(pair: str, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
+    """Trains a model by an algorithm and returns the folder of what came of it."""
+    its_pair, algorithm = find_run(pair, name)
+    (done,) = run(sft(output, model, rows, **{**common(), **settings}), 1, its_pair, algorithm=algorithm)
+    assert done.code == 0, done.output
+    return output / 'slice_end'
 
 
 def common() -> dict[str, Any]:
@@ -65,25 +95,18 @@ def common() -> dict[str, Any]:
         'model_max_length': 1024,
         'freeze_vision_tower': False,
         'freeze_audio_tower': False,
+        'eval_strategy': 'no',
     }
 
 
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    'grpo': {'num_generations': 8, 'beta': 0.0, 'loss_aggregation': 'token-mean'},
-    **dict.fromkeys(('ppo', 'ppo_vllm'), {'num_generations': 8, 'kl_coeff': 0.0, 'critic_lr': 3e-3}),
-}
-
-
-def learns(folder: Path, pair: str, name: str, **more: Any) -> None:
-    """Asserts that the model in `folder`, of `taught`, learns its lesson by an algorithm, settings `more` added."""
-    its_pair, algorithm = find_run(pair, name)
-    held_out = [folder / part for part in ('held-out.jsonl', 'exchanged.jsonl') if (folder / part).exists()]
+def drawing(held_out: Sequence[Path], **more: Any) -> dict[str, Any]:
+    """The settings of online runs, `more` added: responses to 16 prompts a step, held-out ones rewarded at the end."""
     settings = {
-        **common(),
-        **ALGORITHMS[name],
         'eval_datasets': [str(path) for path in held_out],
         'eval_template': 'Messages',
+        'eval_strategy': 'steps',
         'per_device_eval_batch_size': 24,
+        'num_generations': 8,
         'per_device_prompt_batch_size': 16,
         'per_device_train_batch_size': 128,
         'update_iters': 2,
@@ -91,14 +114,22 @@ def learns(folder: Path, pair: str, name: str, **more: Any) -> None:
         'reward_functions': '[exact_match]',
         'learning_rate': 3e-3,
         'max_steps': 64,
-        'eval_strategy': 'steps',
-        'eval_interval': 64,
         **more,
     }
-    (ended,) = run(
-        sft(folder / name, folder / 'model', folder / 'train.jsonl', **settings), 1, its_pair, algorithm=algorithm
-    )
-    assert ended.code == 0, ended.output
+    return {**settings, 'eval_interval': settings['max_steps']}
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    'grpo': {'beta': 0.0, 'loss_aggregation': 'token-mean'},
+    **dict.fromkeys(('ppo', 'ppo_vllm', 'saferlhf'), {'kl_coeff': 0.0, 'critic_lr': 3e-3}),
+}
+
+
+def learns(folder: Path, pair: str, name: str, **more: Any) -> None:
+    """Asserts that the model in `folder`, of `taught`, learns its lesson by an algorithm, settings `more` added."""
+    held_out = [folder / part for part in ('held-out.jsonl', 'exchanged.jsonl') if (folder / part).exists()]
+    settings = {**ALGORITHMS[name], **drawing(held_out, **more)}
+    train(pair, name, folder / name, folder / 'model', folder / 'train.jsonl', **settings)
     records = lines(folder / name / 'metrics.jsonl')
     first = next(record for record in records if 'train/reward' in record)
     assert first['train/reward'] <= START
