@@ -18,6 +18,7 @@ from align_anything.core.errors import TrainingError
 from align_anything.rollouts.vllm import VLLMRollouts
 from align_anything.trainers.base.online import OnlineLoop
 from align_anything.trainers.base.pending import Pending
+from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
 from tests.trainers.runs import die, lines, run
 from tests.trainers.test_online import argv, folder, metrics_of, named
@@ -61,6 +62,7 @@ def draws_until_it_updates(output: Path) -> Callable[[int], None]:
     """Holds a thread that draws until the main one has made an update; writes down corrections beside."""
 
     def before(rank: int) -> None:
+        more_cores(rank)
         updated = threading.Event()
         generate, update = VLLMRollouts.generate, OnlineLoop._updated
         weigh = policy_gradient.rollout_weights
@@ -94,6 +96,11 @@ def draws_until_it_updates(output: Path) -> Callable[[int], None]:
         policy_gradient.rollout_weights = weighed
 
     return before
+
+
+def more_cores(rank: int) -> None:
+    """Gives the main thread another number of cores than a new thread has until it asks."""
+    torch.set_num_threads(3)
 
 
 def test_the_next_rollout_is_drawn_while_one_is_trained_on(whole: Path) -> None:
@@ -147,12 +154,13 @@ def test_killed_in_an_update_while_more_is_drawn(whole: Path, folder: Path, tiny
     settings = argv(folder, tmp_path, tiny('qwen2'), **AHEAD)
     (ended,) = run(settings, before=dies_in_update, algorithm=named('grpo'))
     assert ended.code is None and (tmp_path / 'slice_8').is_dir() and not (tmp_path / 'slice_end').exists()
-    (ended,) = run([*settings, '--resume', 'auto'], algorithm=named('grpo'))
+    (ended,) = run([*settings, '--resume', 'auto'], before=more_cores, algorithm=named('grpo'))
     assert ended.code == 0 and 'after step 8 of 20' in ended.output
     assert_same(whole, tmp_path)
 
 
 def dies_in_update(rank: int) -> None:
+    more_cores(rank)
     update = OnlineLoop._updated
 
     def watched(self: OnlineLoop, *given: Any) -> Any:
@@ -164,22 +172,21 @@ def dies_in_update(rank: int) -> None:
 
 
 def test_ranks_draw_ahead_together(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """Adapters under ZeRO-3, and held-out prompts, which wait until no rank draws any more."""
+    """With one server, whose weights change when no rank draws any more; adapters under ZeRO-3, held-out prompts."""
     changes = {**AHEAD, 'train_size': 14, 'max_steps': 12, 'save_total_limit': 0, 'eval_strategy': 'steps'}
     more = {'eval_interval': 8, 'use_lora': True, 'lora_dropout': 0.0, 'ds_cfgs': 'ds_z3_config.json'}
-    settings = argv(folder, tmp_path, tiny('qwen2'), **changes, **more)
-    ended = run(settings, 2, before=draws_slowly_on_rank_1(tmp_path), algorithm=named('grpo'))
+    with vllm_servers(1) as (urls, _):
+        settings = argv(folder, tmp_path, tiny('qwen2'), **changes, **more, vllm_server_urls=f'[{urls[0]}]')
+        ended = run(settings, 2, before=draws_slowly_on_rank_1(tmp_path), algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
     assert [record['train/staleness'] for record in metrics_of(tmp_path)] == [0, 4, 4]
     assert sum('eval/reward' in record for record in lines(tmp_path / 'metrics.jsonl')) == 1
 
 
 def draws_slowly_on_rank_1(output: Path) -> Callable[[int], None]:
-    """Makes a hand-over fail while a rank draws: it may draw with the server that another one feeds."""
+    """Makes a hand-over fail while a rank draws with the server that another one feeds."""
 
     def before(rank: int) -> None:
-        # Other than a thread has before it asks.
-        torch.set_num_threads(3)
         generate, sync, take = VLLMRollouts.generate, VLLMRollouts.sync, Pending.take
         asked = threading.Event()
 
