@@ -34,8 +34,13 @@ torch.set_num_threads(1)
 LONG = ('tests/scripts/test_demo', 'tests/scripts/test_bench', 'tests/learning/', 'tests/invariants/')
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out `gpu` tests where there is no device, and begins with the longest files: none is left to the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out `gpu` tests where there is no device, and `extended` ones unless they are asked for.
+
+    It begins with the longest files: none is left to the end.
+    """
+    if 'extended' not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker('extended')]
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     if torch.cuda.is_available():
         return

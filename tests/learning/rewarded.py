@@ -125,10 +125,18 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
+SMALL = {'per_device_prompt_batch_size': 8, 'per_device_train_batch_size': 64, 'max_steps': 48}
+STEPS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(('text_audio_to_text', 'any_to_text'), {**SMALL, 'learning_rate': 1e-3}),
+    'text_video_to_text': {'max_steps': 40, 'learning_rate': 2e-3},
+}
+"""What other lessons take than those of texts and pictures."""
+
+
 def learns(folder: Path, pair: str, name: str, **more: Any) -> None:
     """Asserts that the model in `folder`, of `taught`, learns its lesson by an algorithm, settings `more` added."""
     held_out = [folder / part for part in ('held-out.jsonl', 'exchanged.jsonl') if (folder / part).exists()]
-    settings = {**ALGORITHMS[name], **drawing(held_out, **more)}
+    settings = {**ALGORITHMS[name], **drawing(held_out, **STEPS.get(pair, {}), **more)}
     train(pair, name, folder / name, folder / 'model', folder / 'train.jsonl', **settings)
     records = lines(folder / name / 'metrics.jsonl')
     first = next(record for record in records if 'train/reward' in record)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.learning import judged
 from tests.learning.preferences import LESSONS, OTHER, TRAINED
-from tests.learning.rewarded import ALGORITHMS, DOUBT, REACHED, START, drawing, learns, taught, teach, train
+from tests.learning.rewarded import ALGORITHMS, DOUBT, REACHED, SMALL, START, drawing, learns, taught, teach, train
 from tests.trainers.runs import lines, write_rows
 
 __all__ = ['taught']
 
-SMALL = {'per_device_prompt_batch_size': 8, 'per_device_train_batch_size': 64, 'max_steps': 48}
-STEPS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(('text_audio_to_text', 'any_to_text'), {**SMALL, 'learning_rate': 1e-3}),
-    'text_video_to_text': {'max_steps': 40, 'learning_rate': 2e-3},
-}
-"""What other lessons take than those of texts and pictures."""
 LIMIT = -0.3
 """What an answer may cost; a cost model puts zero between what is safe and what is not."""
 
@@ -33,10 +26,15 @@ LIMIT = -0.3
         ('text_audio_to_text', 'grpo'),
         ('text_video_to_text', 'grpo'),
         ('any_to_text', 'grpo'),
+        pytest.param('text_to_text', 'grpo', marks=pytest.mark.extended),
+        pytest.param('text_image_to_text', 'ppo', marks=pytest.mark.extended),
+        pytest.param('text_audio_to_text', 'ppo', marks=pytest.mark.extended),
+        pytest.param('text_video_to_text', 'ppo', marks=pytest.mark.extended),
+        pytest.param('any_to_text', 'ppo', marks=pytest.mark.extended),
     ],
 )
 def test_rewards_alone_teach_what_is_right(taught: Callable[[str], Path], pair: str, name: str) -> None:
-    learns(taught(pair), pair, name, **STEPS.get(pair, {}))
+    learns(taught(pair), pair, name)
 
 
 def test_rewards_rise_within_a_limit_on_cost(tmp_path: Path) -> None:

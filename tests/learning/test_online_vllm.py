@@ -19,7 +19,15 @@ def vllm() -> None:
 
 
 @pytest.mark.parametrize(
-    ('pair', 'name'), [('text_to_text', 'ppo_vllm'), ('text_image_to_text', 'grpo'), ('text_video_to_text', 'grpo')]
+    ('pair', 'name'),
+    [
+        ('text_to_text', 'ppo_vllm'),
+        ('text_image_to_text', 'grpo'),
+        pytest.param('text_to_text', 'grpo', marks=pytest.mark.extended),
+        pytest.param('text_image_to_text', 'ppo_vllm', marks=pytest.mark.extended),
+        pytest.param('text_video_to_text', 'grpo', marks=pytest.mark.extended),
+        pytest.param('text_video_to_text', 'ppo_vllm', marks=pytest.mark.extended),
+    ],
 )
 def test_rewards_alone_teach_what_is_right(taught: Callable[[str], Path], pair: str, name: str) -> None:
     learns(taught(pair), pair, name, use_vllm=True, vllm_gpu_memory_utilization=0.05)
