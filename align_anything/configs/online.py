@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -81,6 +81,11 @@ class VLLMCfgs(Cfgs):
     )
     vllm_server_timeout: PositiveFloat = Field(
         1800.0, description='Seconds after which a server that answers nothing is taken for dead.'
+    )
+    vllm_server_transfer: Literal['http', 'gloo', 'nccl'] = Field(
+        'http',
+        description='How weights go to the servers: over HTTP, or through a process group, nccl between GPUs. A group '
+        'needs vLLM where training runs too.',
     )
     vllm_tensor_parallel_size: PositiveInt = Field(1, description='Devices that share one copy of the weights.')
     vllm_enable_prefix_caching: bool = Field(True, description='Computes what prompts have in common once.')

@@ -13,6 +13,7 @@ from torch import Tensor
 from align_anything.core.distributed import barrier, rank, world_size
 from align_anything.core.errors import SampleError, SettingsError, TrainingError
 from align_anything.rollouts.vllm_engine import Drawn, Named, Request, VLLMOptions
+from align_anything.rollouts.weight_group import address_seen_from, join_group, send, shapes_of
 from align_anything.rollouts.wire import pack, pack_requests, unpack_drawn
 
 PART_BYTES = 256 * 2**20
@@ -30,13 +31,17 @@ class Servers:
         source: the model, by a name or path that the servers know too.
         options: how vLLM runs on each.
         timeout: seconds after which a server that answers nothing is taken for dead.
+        backend: of the process group that weights go through, `nccl` between GPUs or `gloo`; None sends them over HTTP.
 
     Raises:
         SettingsError: a server cannot be reached.
     """
 
-    def __init__(self, urls: Sequence[str], source: str, options: VLLMOptions, timeout: float) -> None:
-        self.source, self.options = source, options
+    def __init__(
+        self, urls: Sequence[str], source: str, options: VLLMOptions, timeout: float, backend: str | None = None
+    ) -> None:
+        self.source, self.options, self.backend = source, options, backend
+        self._group: Any = None
         self.fed = [url.rstrip('/') for url in urls[rank() :: world_size()]]
         self.asked = self.fed or [urls[rank() % len(urls)].rstrip('/')]
         self._client = httpx2.Client(timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS))
@@ -46,11 +51,11 @@ class Servers:
 
     def load(self, named: Callable[[], Named]) -> None:
         """Hands the weights to the servers that this rank feeds. Every rank calls it and goes through all of them."""
-        record = {'model': self.source, 'options': dataclasses.asdict(self.options)}
+        if self.backend is not None and self._group is None and self.fed:
+            self._group = self._joined(self.backend)
         for number, (part, last) in enumerate(_parts(named())):
             if self.fed:
-                message = pack({**record, 'first': number == 0, 'last': last}, part)
-                self._all(self.fed, '/weights', [message] * len(self.fed))
+                self._hand_over(part, first=number == 0, last=last)
         # Others may draw with a server that this rank feeds.
         barrier()
 
@@ -71,6 +76,28 @@ class Servers:
 
     def sleep(self) -> None:
         """Does nothing: the memory of a server is its own."""
+
+    def _hand_over(self, part: dict[str, Tensor], *, first: bool, last: bool) -> None:
+        record = {'model': self.source, 'options': dataclasses.asdict(self.options), 'first': first, 'last': last}
+        if self.backend is None:
+            message = pack({**record, 'backend': None}, part)
+            self._all(self.fed, '/weights', [message] * len(self.fed))
+            return
+        message = pack({**record, 'backend': self.backend, 'shapes': shapes_of(part)}, {})
+        with ThreadPoolExecutor(1) as pool:
+            answers = pool.submit(self._all, self.fed, '/weights', [message] * len(self.fed))
+            send(self._group, list(part.values()), self.backend)
+            answers.result()
+
+    def _joined(self, backend: str) -> Any:
+        host, port = address_seen_from(self.fed[0])
+        member = {'host': host, 'port': port, 'size': len(self.fed) + 1, 'backend': backend}
+        messages = [pack({**member, 'rank': number}, {}) for number in range(1, member['size'])]
+        with ThreadPoolExecutor(1) as pool:
+            answers = pool.submit(self._all, self.fed, '/group', messages)
+            group = join_group(**member, rank=0)
+            answers.result()
+        return group
 
     def _all(self, urls: Sequence[str], path: str, messages: Sequence[bytes]) -> list[bytes]:
         with ThreadPoolExecutor(len(urls)) as pool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from align_anything.core.errors import AlignAnythingError, ModelError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.rollouts.weight_group import join_group, receive
 from align_anything.rollouts.wire import pack_drawn, unpack, unpack_requests
 
 if TYPE_CHECKING:
@@ -34,15 +35,25 @@ class Served:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._waiting: dict[str, Tensor] = {}
+        self._group: Any = None
 
     def health(self) -> dict[str, Any]:
         """What runs."""
         return {'status': 'ok', 'model': None if self._engine is None else self._engine.source}
 
+    def join(self, message: bytes) -> dict[str, Any]:
+        """Joins the group of the rank that feeds this server."""
+        record, _ = unpack(message)
+        with self._lock:
+            self._group = join_group(**record)
+        return {'rank': record['rank']}
+
     def take(self, message: bytes) -> dict[str, Any]:
-        """Takes a part of the weights; with the last one the engine loads all of them."""
+        """Takes a part of the weights, out of the message or the group; with the last one the engine loads them all."""
         record, tensors = unpack(message)
         with self._lock:
+            if record['backend'] is not None:
+                tensors = receive(self._group, record['shapes'], record['backend'])
             if record['first']:
                 self._waiting = {}
                 options = VLLMOptions(**record['options'])
@@ -72,8 +83,8 @@ class Served:
 def make_app(served: Served) -> FastAPI:
     """Returns the web application.
 
-    `POST /weights` and `POST /draw` take messages of `rollouts/wire.py`; 400 with `{"error": str}` where a message is
-    at fault, 500 where vLLM is. `GET /health` says which model it draws with.
+    `POST /group`, `/weights` and `/draw` take messages of `rollouts/wire.py`; 400 with `{"error": str}` where a
+    message is at fault, 500 where vLLM is. `GET /health` says which model it draws with.
     """
     from fastapi import FastAPI, Response
     from fastapi.concurrency import run_in_threadpool
@@ -99,10 +110,14 @@ def make_app(served: Served) -> FastAPI:
     async def weights(request: Request) -> Response:
         return await answered(request, served.take)
 
+    async def group(request: Request) -> Response:
+        return await answered(request, served.join)
+
     async def draw(request: Request) -> Response:
         return await answered(request, served.draw)
 
     # Added by hand: their annotations are imported where they are used, and FastAPI would look for them here.
+    app.router.add_route('/group', group, methods=['POST'])
     app.router.add_route('/weights', weights, methods=['POST'])
     app.router.add_route('/draw', draw, methods=['POST'])
     return app

@@ -63,7 +63,7 @@ def started(
 ) -> VLLMRollouts:
     weights = partial(handed_over, model, lambda tensors: nullcontext())
     how = options(**changes)
-    engine = Servers(servers, str(folder), how, timeout=60.0) if servers else Engine(str(folder), how)
+    engine = Servers(servers, str(folder), how, 60.0, 'gloo') if servers else Engine(str(folder), how)
     return VLLMRollouts(spec, weights, engine)
 
 
@@ -88,6 +88,7 @@ def test_tied_heads_follow_their_embeddings(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_servers_draw_what_the_policy_draws(tiny: Tiny) -> None:
+    """Two of them, which get their weights through a process group."""
     with vllm_servers(2) as (urls, _):
         run_ranks(draws_as_the_policy, 1, args=(tiny('qwen2_vl'), ['image', 'video'], 1.0, urls))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, world_size
@@ -51,8 +54,9 @@ def check_rollouts(cfgs: RunCfgs) -> None:
 
 def _problems_here(settings: Any) -> list[str]:
     engines, rest = divmod(world_size(), settings.vllm_tensor_parallel_size)
-    if 'vllm_server_timeout' in settings.model_fields_set:
-        return ['vllm_cfgs.vllm_server_timeout: it means nothing without vllm_server_urls.']
+    stray = sorted({'vllm_server_timeout', 'vllm_server_transfer'} & settings.model_fields_set)
+    if stray:
+        return [f'vllm_cfgs.{key}: it means nothing without vllm_server_urls.' for key in stray]
     if rest:
         return [
             f'vllm_cfgs.vllm_tensor_parallel_size = {settings.vllm_tensor_parallel_size} does not divide the '
@@ -67,8 +71,12 @@ def _problems_here(settings: Any) -> list[str]:
 
 
 def _problems_of_servers(settings: Any) -> list[str]:
-    servers = len(settings.vllm_server_urls)
+    servers, transfer = len(settings.vllm_server_urls), settings.vllm_server_transfer
     problems = []
+    if transfer == 'nccl' and not torch.cuda.is_available():
+        problems.append('vllm_cfgs.vllm_server_transfer: there is no GPU here for nccl; choose gloo or http.')
+    if transfer != 'http' and importlib.util.find_spec('vllm') is None:
+        problems.append(f'vllm_cfgs.vllm_server_transfer: {transfer} takes vLLM here too: pip install vllm, or http.')
     if settings.vllm_num_engines not in (None, servers):
         problems.append(
             f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}, but vllm_server_urls has {servers}: leave it '
@@ -99,7 +107,9 @@ def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> Rollout
     weights = partial(handed_over, policy.model, partial(whole_tensors, policy.engine))
     source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
     options, timeout = _options(cfgs), cfgs.vllm_cfgs.vllm_server_timeout
-    engine = Servers(urls, source, options, timeout) if urls else Engine(source, options)
+    transfer = cfgs.vllm_cfgs.vllm_server_transfer
+    backend = None if transfer == 'http' else transfer
+    engine = Servers(urls, source, options, timeout, backend) if urls else Engine(source, options)
     tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
     return ProbedRollouts(VLLMRollouts(spec, weights, engine), policy, tolerance)
 
