@@ -29,9 +29,13 @@ USER_ERROR = 2
 
 
 class Served:
-    """The one engine of a server. Its methods take messages and may be called from any thread."""
+    """The one engine of a server. Its methods take messages and may be called from any thread.
 
-    def __init__(self) -> None:
+    `trust_remote_code` says whether a run may ask for a model that brings its own code.
+    """
+
+    def __init__(self, trust_remote_code: bool = False) -> None:
+        self._trusts_code = trust_remote_code
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._waiting: dict[str, Tensor] = {}
@@ -57,6 +61,8 @@ class Served:
             if record['first']:
                 self._waiting = {}
                 options = VLLMOptions(**record['options'])
+                if options.trust_remote_code and not self._trusts_code:
+                    raise ModelError('this server runs no code out of checkpoints: start it with --trust-remote-code.')
                 if self._engine is None or (self._engine.source, self._engine.options) != (record['model'], options):
                     if self._engine is not None:
                         raise ModelError(
@@ -126,13 +132,16 @@ def make_app(served: Served) -> FastAPI:
 def serve(
     host: Annotated[str, typer.Option(help='Address to listen at; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
     port: Annotated[int, typer.Option(min=1, max=65535, help='Port to listen at.')] = 8000,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help='Lets runs ask for models that bring their own code.')
+    ] = False,
 ) -> None:
     """Draw responses for online runs, with the weights that they hand over."""
     try:
         import uvicorn
         import vllm  # noqa: F401
 
-        app = make_app(Served())
+        app = make_app(Served(trust_remote_code))
     except ImportError as error:
         raise SettingsError([f"the server needs {error.name}: pip install 'align-anything[vllm,serve]'"]) from error
     logger.info('vLLM draws at http://%s:%d', host, port)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image
 
 from align_anything.core.errors import SampleError
 from align_anything.rollouts.vllm_client import PART_BYTES, _parts
-from align_anything.rollouts.vllm_engine import Drawn, Request
+from align_anything.rollouts.vllm_engine import Drawn, Request, VLLMOptions
 from align_anything.rollouts.vllm_server import Served, make_app
 from align_anything.rollouts.wire import (
     pack,
@@ -72,3 +74,12 @@ def test_a_server_without_weights_says_so() -> None:
     assert client.get('/health').json() == {'status': 'ok', 'model': None}
     answer = client.post('/draw', content=pack_requests([]))
     assert answer.status_code == 500 and 'no run has handed weights' in answer.json()['error']
+
+
+def test_a_server_runs_no_code_of_checkpoints_unless_told_to() -> None:
+    options = dataclasses.asdict(VLLMOptions('float32', 8, trust_remote_code=True))
+    record = {'model': 'anything', 'options': options, 'first': True, 'last': False, 'backend': None}
+    message = pack(record, {'a': torch.ones(1)})
+    answer = TestClient(make_app(Served())).post('/weights', content=message)
+    assert answer.status_code == 500 and '--trust-remote-code' in answer.json()['error']
+    assert TestClient(make_app(Served(True))).post('/weights', content=message).json() == {'weights': 1}
