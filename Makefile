@@ -1,7 +1,7 @@
 # make install   a virtual environment in .venv with the tested versions
 # make demo      train a small vision model on handwritten digits and talk to it
 # make test      every test
-# make lessons   more lessons of rewards than the tests have time for
+# make lessons   more lessons of rewards, and the like, than the tests have time for
 # make bench     the benchmarks of docs/benchmarks.md
 # make lint      style
 # make docs      the reference pages that are made from code
@@ -45,7 +45,7 @@ test: install
 	HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lessons: install
-	$(MAKE) test ARGS='-m extended tests/learning'
+	$(MAKE) test ARGS='-m extended'
 
 bench: install
 	$(UV_INSTALL) '.[dev,bench]'

@@ -31,9 +31,12 @@ def vllm() -> None:
     import_vllm()
 
 
-@pytest.mark.parametrize('stage', [2, 3])
+@pytest.mark.parametrize('stage', [pytest.param(2, marks=pytest.mark.extended), 3])
 def test_ranks_draw_with_the_weights_in_training(stage: int, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """Adapters under ZeRO-3, whole weights under ZeRO-2; the probe of each rollout passes as closely as can be."""
+    """Adapters under ZeRO-3, whole weights under ZeRO-2; the probe of each rollout passes as closely as can be.
+
+    Two ranks under ZeRO-2 also share an engine, or ask a server, below.
+    """
     adapters: dict[str, Any] = {'use_lora': True, 'lora_dropout': 0.0} if stage == 3 else {}
     changes = {**SMALL, **adapters, 'vllm_probe_tolerance': 1e-5, 'learning_rate': 1e-2}
     settings = argv(folder, tmp_path, tiny('qwen2'), **changes, ds_cfgs=f'ds_z{stage}_config.json')
