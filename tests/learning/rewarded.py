@@ -127,8 +127,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 SMALL = {'per_device_prompt_batch_size': 8, 'per_device_train_batch_size': 64, 'max_steps': 48}
 STEPS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(('text_audio_to_text', 'any_to_text'), {**SMALL, 'learning_rate': 1e-3}),
+    'text_audio_to_text': {**SMALL, 'max_steps': 40, 'learning_rate': 2e-3},
     'text_video_to_text': {'max_steps': 40, 'learning_rate': 2e-3},
+    'any_to_text': {**SMALL, 'learning_rate': 1e-3},
 }
 """What other lessons take than those of texts and pictures."""
 
