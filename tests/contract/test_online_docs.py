@@ -50,7 +50,7 @@ def test_the_metrics_are_recorded(metrics: set[str]) -> None:
     named = {name for row in cells('| metric |') for name in re.findall('`([^`]+)`', row[0])}
     # Of several rewards, of a critic, short for the one before, and of settings that the command has not.
     special = {name for name in named if '<' in name or '…' in name} | {'multiplier', 'mean_cost'}
-    special |= {'kl_coeff', 'response_kl'}
+    special |= {'kl_coeff', 'response_kl', 'staleness', 'seconds/generation_ahead'}
     assert named - special <= metrics and {'seconds/reward', 'seconds/scoring', 'seconds/update'} <= metrics
 
 
@@ -70,7 +70,8 @@ def test_settings_and_links_exist() -> None:
         for group in groups_of(build_run_schema(kind)).values()
         for key in group.model_fields
     }
-    assert set(re.findall(r'--(\w+)', TEXT)) - {'module', 'dry_run'} <= known
+    # The last two are those of the server.
+    assert set(re.findall(r'--(\w+)', TEXT)) - {'module', 'dry_run', 'host', 'port'} <= known
     for variant, settings in cells('| variant |'):
         for name in re.findall(r'`(\w+)', settings):
             assert name in ONLINE['grpo'].model_fields, (variant, name)
