@@ -1,7 +1,7 @@
 # make install   a virtual environment in .venv with the tested versions
 # make demo      train a small vision model on handwritten digits and talk to it
 # make test      every test
-# make lessons   more lessons of rewards, and the like, than the tests have time for
+# make extended  further tests of the same kinds, which take longer than `make test` may
 # make bench     the benchmarks of docs/benchmarks.md
 # make lint      style
 # make docs      the reference pages that are made from code
@@ -19,7 +19,7 @@ export UV_HTTP_TIMEOUT ?= 600
 # Without compiled modules a process takes twice as long to import torch and its company, and there are many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test lessons bench lint format docs clean
+.PHONY: install demo test extended bench lint format docs clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -44,7 +44,7 @@ demo: install
 test: install
 	HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lessons: install
+extended: install
 	$(MAKE) test ARGS='-m extended'
 
 bench: install

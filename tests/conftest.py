@@ -31,7 +31,16 @@ from filelock import FileLock  # noqa: E402
 torch.set_num_threads(1)
 
 
-LONG = ('tests/scripts/test_demo', 'tests/scripts/test_bench', 'tests/learning/', 'tests/invariants/')
+LONG = (
+    'tests/scripts/test_demo',
+    'tests/learning/',
+    'tests/invariants/',
+    'tests/scripts/test_shell_scripts',
+    'tests/trainers/test_vllm',
+    'tests/trainers/test_async',
+    'tests/trainers/test_online',
+    'tests/rollouts/test_vllm',
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

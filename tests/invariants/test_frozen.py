@@ -210,7 +210,7 @@ def test_offloaded_states_with_torchs_adam_give_the_same_weights(
         assert error < 2e-5, f'{name} is off by {error:.2g}'
 
 
-@pytest.mark.parametrize('family', [*TEXT[:1], 'llava', 'qwen2_5_vl'])
+@pytest.mark.parametrize('family', [*TEXT[:1], 'llava', pytest.param('qwen2_5_vl', marks=pytest.mark.extended)])
 def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
     family: str, stirred: Stirred, tmp_path: Path
 ) -> None:

@@ -189,7 +189,7 @@ def _train_several(rank: int, folders: list[Path], layouts: list[str], stage: in
     ]
 
 
-@pytest.mark.parametrize('stage', [2, 3])
+@pytest.mark.parametrize('stage', [pytest.param(2, marks=pytest.mark.extended), 3])
 @pytest.mark.parametrize('families', CROWDS, ids='-'.join)
 def test_ranks_with_other_kinds_of_media_train_as_one_loop_and_export(
     families: tuple[str, ...], stage: int, stirred: Stirred, tmp_path: Path
@@ -206,8 +206,10 @@ def test_ranks_with_other_kinds_of_media_train_as_one_loop_and_export(
 @pytest.mark.parametrize(
     ('layout', 'frozen'), [*((layout, None) for layout in LAYOUTS), ('shared_prefix', 'vision_tower')]
 )
-@pytest.mark.parametrize('stage', [0, 2, 3])
-@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize(
+    ('ranks', 'stage'),
+    [(1, 3), (2, 0), (2, 2), (2, 3), *(pytest.param(1, stage, marks=pytest.mark.extended) for stage in (0, 2))],
+)
 @pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl'])
 def test_every_stage_cut_and_layout_train_as_one_loop(
     family: str, ranks: int, stage: int, layout: str, frozen: str | None, stirred: Stirred

@@ -21,7 +21,7 @@ def vllm() -> None:
 @pytest.mark.parametrize(
     ('pair', 'name'),
     [
-        ('text_to_text', 'ppo_vllm'),
+        pytest.param('text_to_text', 'ppo_vllm', marks=pytest.mark.extended),
         ('text_image_to_text', 'grpo'),
         pytest.param('text_to_text', 'grpo', marks=pytest.mark.extended),
         pytest.param('text_image_to_text', 'ppo_vllm', marks=pytest.mark.extended),

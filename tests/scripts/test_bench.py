@@ -46,6 +46,7 @@ RATIOS = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_each_benchmark_runs_and_reports_its_ratios(tmp_path: Path) -> None:

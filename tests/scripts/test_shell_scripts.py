@@ -126,7 +126,13 @@ def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None
         assert {*judges} <= {*NAMES}, 'each judge that is not given is made by a script'
 
 
-@pytest.mark.parametrize('script', TRAINED, ids=[path.stem for path in TRAINED])
+@pytest.mark.parametrize(
+    'script',
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.extended] if path.stem in ALSO_TRAINED[2:] else [])
+        for path in TRAINED
+    ],
+)
 def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path) -> None:
     family, text = FAMILIES.get(script.stem, script.parent.name), script.read_text()
     template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', text).group(1)

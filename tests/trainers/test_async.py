@@ -116,7 +116,7 @@ def test_the_next_rollout_is_drawn_while_one_is_trained_on(whole: Path) -> None:
 
 def test_older_weights_are_made_up_for(whole: Path) -> None:
     drifts = [record['train/rollout_drift'] for record in metrics_of(whole)]
-    assert max(drifts[0], drifts[3]) < 1e-5 and min(drifts[1], drifts[2], drifts[4]) > 1e-2
+    assert max(drifts[0], drifts[3]) < 1e-4 and min(drifts[1], drifts[2], drifts[4]) > 1e-2
     steps = [note for note in lines(whole / 'notes.jsonl') if 'factors' in note]
     factors = [[number for note in steps[start : start + 4] for number in note['factors']] for start in range(0, 20, 4)]
     furthest = [max(abs(number - 1) for number in rollout) for rollout in factors]

@@ -31,6 +31,7 @@ KINDS = {
     'lora_z3': {'ds_cfgs': 'ds_z3_config.json', 'use_lora': True, 'r': 4, 'lora_dropout': 0.2},
     'stream': {'ds_cfgs': 'ds_z2_config.json', 'streaming': True, 'max_steps': STEPS},
 }
+TWINS = ('z0', 'bf16', 'lora')
 
 Settings = Callable[..., list[str]]
 
@@ -171,7 +172,9 @@ def test_the_uninterrupted_run_trains_with_dropout_skips_and_evaluates(settings,
     assert not any(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', ['z2', 'z3', 'lora_z3', 'stream', *(pytest.param(kind, marks=pytest.mark.extended) for kind in TWINS)]
+)
 def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path, kind):
     killed(settings(tmp_path, kind, **SAVES), dies_in_step(8))
     assert slices_in(tmp_path) == ['slice_3', 'slice_6']

@@ -38,13 +38,13 @@ def test_ranks_draw_with_the_weights_in_training(stage: int, folder: Path, tiny:
     Two ranks under ZeRO-2 also share an engine, or ask a server, below.
     """
     adapters: dict[str, Any] = {'use_lora': True, 'lora_dropout': 0.0} if stage == 3 else {}
-    changes = {**SMALL, **adapters, 'vllm_probe_tolerance': 1e-5, 'learning_rate': 1e-2}
+    changes = {**SMALL, **adapters, 'vllm_probe_tolerance': 1e-4, 'learning_rate': 1e-2}
     settings = argv(folder, tmp_path, tiny('qwen2'), **changes, ds_cfgs=f'ds_z{stage}_config.json')
     ended = run(settings, 2, algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
     records = metrics_of(tmp_path)
     assert len(records) == 2
-    assert all(record['train/rollout_drift'] < 1e-5 for record in records)
+    assert all(record['train/rollout_drift'] < 1e-4 for record in records)
 
 
 def test_a_run_stops_when_vllm_does_not_draw_from_the_weights_in_training(
@@ -93,10 +93,10 @@ def dies_in_sync(rank: int) -> None:
 
 
 def test_two_ranks_share_one_engine(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
-    changes = {**SMALL, 'vllm_tensor_parallel_size': 2, 'vllm_num_engines': 1, 'vllm_probe_tolerance': 1e-5}
+    changes = {**SMALL, 'vllm_tensor_parallel_size': 2, 'vllm_num_engines': 1, 'vllm_probe_tolerance': 1e-4}
     ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes, learning_rate=1e-2), 2, algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
-    assert all(record['train/rollout_drift'] < 1e-5 for record in metrics_of(tmp_path))
+    assert all(record['train/rollout_drift'] < 1e-4 for record in metrics_of(tmp_path))
 
 
 def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_pa
         VLLMRollouts.generate = watched
 
     with vllm_servers(1) as (urls, (server,)):
-        changes = {**SMALL, 'vllm_server_urls': f'[{urls[0]}]', 'vllm_probe_tolerance': 1e-5}
+        changes = {**SMALL, 'vllm_server_urls': f'[{urls[0]}]', 'vllm_probe_tolerance': 1e-4}
         ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), 2, algorithm=named('grpo'))
         assert [item.code for item in ended] == [0, 0], ended[0].output
-        assert all(record['train/rollout_drift'] < 1e-5 for record in metrics_of(tmp_path))
+        assert all(record['train/rollout_drift'] < 1e-4 for record in metrics_of(tmp_path))
         settings = argv(folder, tmp_path / 'broken', tiny('qwen2'), **changes)
         (ended,) = run(settings, before=dies_after_the_first_rollout, algorithm=named('grpo'))
         assert ended.code == 2 and f'{urls[0]}/draw is gone' in ended.output and 'with resume' in ended.output
