@@ -45,7 +45,7 @@ BUDGETS = (1, 21)
 
 def test_every_online_algorithm_is_here() -> None:
     online = {name for name, algorithm in KNOWN.items() if algorithm.data_hook == 'prompt_only'}
-    # The loss of online DPO is that of DPO, which test_preferences.py cuts; the others only preset what those here have.
+    # The loss of online DPO is that of DPO, which test_preferences.py cuts; the others preset what those here have.
     elsewhere = {'online_dpo', 'multi_ppo', 'ppo_vllm', 'ppo_remote_rm'}
     assert {algorithm.name for algorithm in ALGORITHMS.values()} - {'critic'} == online - elsewhere
 
