@@ -53,7 +53,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_object(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """Returns every rank's picklable `value`, in rank order, on every rank, or within one of `subgroups`.
+    """Returns every rank's picklable `value`, in rank order, on every rank, or within a `subgroup`.
 
     Raises RuntimeError when several ranks run without a process group.
     """

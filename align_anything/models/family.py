@@ -274,7 +274,11 @@ class FamilySpec:
 
     def rollout_name(self, name: str) -> str:
         """Returns what rollout engines call the weight that checkpoints of the family call `name`."""
-        return structure.hub_name(self.config, name)
+        return structure.hub_name(name, self._nests_tower)
+
+    @cached_property
+    def _nests_tower(self) -> bool:
+        return structure.nests_tower(self.config)
 
     def tower_calls(self, part: str) -> TowerCalls:
         """Returns how calls of the towers in `part` are cut into single media, for a cache of their features.

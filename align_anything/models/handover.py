@@ -24,25 +24,27 @@ def handed_over(model: nn.Module, gather: Gather) -> Iterator[tuple[str, Tensor]
     lasts; a weight that it had to make whole is copied, others are yielded as they lie. Every rank goes through all.
     """
     plain = bare_model(model)
+    quantised = quantised_layers(model)
     tied = {*plain.all_tied_weights_keys, *second_names(plain)}
-    for group in _groups(model).values():
+    for group in _groups(model, quantised).values():
         partitioned = any(isinstance(tensor, nn.Parameter) and is_partitioned(tensor) for tensor in group.values())
         with gather(list(group.values())):
             state = {name: tensor.detach() for name, tensor in group.items()}
             if partitioned:
                 state = {name: tensor.clone() for name, tensor in state.items()}
-            state = dequantised(model, state)
+            if quantised:
+                state = dequantised(model, state)
             if plain is not model:
                 state = merged_state(model, state)
         named = {name: tensor for name, tensor in state.items() if name not in tied}
         yield from revert_weight_conversion(plain, named).items()
 
 
-def _groups(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+def _groups(model: nn.Module, quantised: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """The state of a model by what is needed together: a layer with its adapter or its scales, the rest one by one."""
     live = model.state_dict(keep_vars=True)
     adapted = {name.partition('.lora_')[0] for name in live if '.lora_' in name}
-    layers = sorted(adapted | {f'{name}.weight' for name in quantised_layers(model)}, key=len)
+    layers = sorted(adapted | {f'{name}.weight' for name in quantised}, key=len)
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in live.items():
         # The shortest: scales of a layer under an adapter go with the adapter.

@@ -132,14 +132,18 @@ def parts(config: Any) -> dict[str, list[str]]:
     return parts_of_names([name for name, _ in skeleton(config).named_parameters(remove_duplicate=False)])
 
 
-def hub_name(config: Any, name: str) -> str:
+def nests_tower(config: Any) -> bool:
+    """Whether the vision tower is an encoder of CLIP or SigLIP, which checkpoints of the hub nest once more."""
+    return (config.to_dict().get('vision_config') or {}).get('model_type') in NESTED_TOWERS
+
+
+def hub_name(name: str, nests: bool) -> str:
     """Returns the name that a weight has in checkpoints of the hub, given that of a checkpoint.
 
-    Newer versions of transformers leave out the module `vision_model` in which the encoders of CLIP and SigLIP lie
-    there, and write `model` twice into the names of a model that was made from a configuration.
+    Newer versions of transformers leave out the module `vision_model` in which such encoders lie there, and write
+    `model` twice into the names of a model that was made from a configuration.
     """
-    vision = config.to_dict().get('vision_config') or {}
-    if vision.get('model_type') in NESTED_TOWERS:
+    if nests:
         name = re.sub(r'^((?:model\.)?vision_tower\.)(?!vision_model\.)', r'\1vision_model.', name)
     return re.sub(r'^language_model\.model\.model\.', 'language_model.model.', name)
 

@@ -74,7 +74,7 @@ class Engine:
     def __init__(self, source: str, options: VLLMOptions) -> None:
         self.source, self.options = source, options
         self._llm: Any = None
-        self._asleep = False
+        self._asleep: set[str] = set()
         self._shared = options.tensor_parallel_size > 1
         self._peers = subgroup(options.tensor_parallel_size) if self._shared else None
 
@@ -86,8 +86,7 @@ class Engine:
         if self._llm is None:
             self._llm = self._started(named)
             return
-        if self._asleep:
-            self._llm.wake_up(tags=['weights'])
+        self._wake('weights')
         try:
             self._llm.collective_rpc('reload_weights', kwargs={'weights_iterator': named()})
         except (ValueError, KeyError, RuntimeError) as error:
@@ -105,9 +104,7 @@ class Engine:
         """
         import vllm
 
-        if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
+        self._wake('weights', 'kv_cache')
         # An engine of several ranks sees the requests of all of them on each.
         shared = all_gather_object(list(requests), self._peers) if self._shared else [list(requests)]
         asked = [request for part in shared for request in part]
@@ -129,7 +126,13 @@ class Engine:
         if self.options.sleeps and not self._asleep:
             # Level 2 would also drop buffers, which no weights bring back.
             self._llm.sleep(level=1)
-            self._asleep = True
+            self._asleep = {'weights', 'kv_cache'}
+
+    def _wake(self, *parts: str) -> None:
+        """Takes back the memory of some parts, of each once: what is awake would be mapped a second time."""
+        for part in self._asleep.intersection(parts):
+            self._llm.wake_up(tags=[part])
+            self._asleep.remove(part)
 
     def _started(self, named: Callable[[], Named]) -> Any:
         import vllm

@@ -8,15 +8,16 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from align_anything.core.errors import AlignAnythingError, ModelError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
-from align_anything.rollouts.weight_group import join_group, receive
+from align_anything.rollouts.weight_group import Shapes, join_group, receive
 from align_anything.rollouts.wire import pack_drawn, unpack, unpack_requests
 
 if TYPE_CHECKING:
@@ -26,6 +27,27 @@ logger = get_logger(__name__)
 
 BAD_REQUEST, SERVER_ERROR = 400, 500
 USER_ERROR = 2
+
+
+class Member(BaseModel):
+    """What a server must know to join the group of the rank that feeds it."""
+
+    host: str
+    port: int
+    rank: int
+    size: int
+    backend: Literal['gloo', 'nccl']
+
+
+class Part(BaseModel):
+    """A part of the weights: of which model, how vLLM runs, and what the group sends if it does not lie beside this."""
+
+    model: str
+    options: VLLMOptions
+    first: bool
+    last: bool
+    backend: Literal['gloo', 'nccl'] | None
+    shapes: Shapes = []
 
 
 class Served:
@@ -47,35 +69,39 @@ class Served:
 
     def join(self, message: bytes) -> dict[str, Any]:
         """Joins the group of the rank that feeds this server."""
-        record, _ = unpack(message)
+        member = Member.model_validate(unpack(message)[0])
         with self._lock:
-            self._group = join_group(**record)
-        return {'rank': record['rank']}
+            self._group = join_group(**member.model_dump())
+        return {'rank': member.rank}
 
     def take(self, message: bytes) -> dict[str, Any]:
         """Takes a part of the weights, out of the message or the group; with the last one the engine loads them all."""
         record, tensors = unpack(message)
+        part = Part.model_validate(record)
         with self._lock:
-            if record['backend'] is not None:
-                tensors = receive(self._group, record['shapes'], record['backend'])
-            if record['first']:
+            if part.backend is not None:
+                tensors = receive(self._group, part.shapes, part.backend)
+            if part.first:
                 self._waiting = {}
-                options = VLLMOptions(**record['options'])
-                if options.trust_remote_code and not self._trusts_code:
-                    raise ModelError('this server runs no code out of checkpoints: start it with --trust-remote-code.')
-                if self._engine is None or (self._engine.source, self._engine.options) != (record['model'], options):
-                    if self._engine is not None:
-                        raise ModelError(
-                            f'this server draws with {self._engine.source}, and with other options: start it anew for '
-                            f'{record["model"]}.'
-                        )
-                    self._engine = Engine(record['model'], options)
+                self._engine = self._opened(part.model, part.options)
+            if self._engine is None:
+                raise SampleError('the first part of these weights was never sent.')
             self._waiting |= tensors
-            if record['last']:
+            if part.last:
                 waiting, self._waiting = self._waiting, {}
-                assert self._engine is not None
                 self._engine.load(lambda: iter(waiting.items()))
         return {'weights': len(tensors)}
+
+    def _opened(self, model: str, options: VLLMOptions) -> Engine:
+        if options.trust_remote_code and not self._trusts_code:
+            raise ModelError('this server runs no code out of checkpoints: start it with --trust-remote-code.')
+        if self._engine is None:
+            return Engine(model, options)
+        if (self._engine.source, self._engine.options) != (model, options):
+            raise ModelError(
+                f'this server draws with {self._engine.source}, and with other options: start it anew for {model}.'
+            )
+        return self._engine
 
     def draw(self, message: bytes) -> bytes:
         """Draws to the requests in a message."""
@@ -102,7 +128,7 @@ def make_app(served: Served) -> FastAPI:
         message = await request.body()
         try:
             found = await run_in_threadpool(work, message)
-        except SampleError as error:
+        except (SampleError, ValidationError) as error:
             return JSONResponse({'error': str(error)}, status_code=BAD_REQUEST)
         except AlignAnythingError as error:
             logger.error('%s: %s', type(error).__name__, error)

@@ -71,9 +71,16 @@ def joined(found: list[list[Response]]) -> torch.Tensor:
     return torch.cat([response.logprobs for responses in found for response in responses])
 
 
-@pytest.mark.parametrize('case', CASES)
+# Further families that docs/online.md names.
+MORE: dict[str, tuple[str, dict[str, Any], list[str], float]] = {
+    **{family: (family, {}, ['image', 'video'], 1.0) for family in ('qwen2_5_vl', 'llava_onevision')},
+    **{family: (family, {}, ['image'], 1.0) for family in ('llava_next', 'idefics3', 'qwen3_vl')},
+}
+
+
+@pytest.mark.parametrize('case', [*CASES, *(pytest.param(case, marks=pytest.mark.extended) for case in MORE)])
 def test_what_is_drawn_is_what_the_policy_draws(case: str, tiny: Tiny) -> None:
-    family, how, kinds, temperature = CASES[case]
+    family, how, kinds, temperature = {**CASES, **MORE}[case]
     run_ranks(draws_as_the_policy, 1, args=(tiny(family, **how), kinds, temperature))
 
 
@@ -122,6 +129,27 @@ def draws_as_the_policy(
         with torch.no_grad():
             for parameter in policy.model.parameters():
                 parameter.mul_(1.03)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ('family', 'kind', 'error', 'message'),
+    [
+        ('internvl', 'video', TrainingError, 'vLLM reads a prompt of'),
+        ('llava_next_video', 'image', TrainingError, 'At most 0 image'),
+        ('qwen2_5_omni_thinker', 'image', ModelError, 'vLLM does not start with'),
+        ('qwen3_vl', 'video', AssertionError, 'not close'),
+        ('gemma3_text', None, AssertionError, 'not close'),
+    ],
+)
+def test_what_docs_say_does_not_agree(
+    family: str, kind: str | None, error: type[Exception], message: str, tiny: Tiny
+) -> None:
+    def disagrees(rank: int) -> None:
+        with pytest.raises(error, match=message):
+            draws_as_the_policy(rank, tiny(family), [kind] if kind else [], 1.0)
+
+    run_ranks(disagrees, 1)
 
 
 def test_a_response_ends_with_the_token_that_ends_it(tiny: Tiny) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from align_anything.core.errors import SampleError
 from align_anything.rollouts.vllm_client import PART_BYTES, _parts
-from align_anything.rollouts.vllm_engine import Drawn, Request, VLLMOptions
+from align_anything.rollouts.vllm_engine import Drawn, Engine, Request, VLLMOptions
 from align_anything.rollouts.vllm_server import Served, make_app
 from align_anything.rollouts.wire import (
     pack,
@@ -67,6 +68,40 @@ def test_other_messages_are_refused(message: bytes) -> None:
         unpack_requests(message)
     answer = TestClient(make_app(Served())).post('/draw', content=message)
     assert answer.status_code == 400 and answer.json()['error']
+
+
+@pytest.mark.parametrize('path', ['/weights', '/group'])
+@pytest.mark.parametrize('record', [[], {'first': True}, {'model': 3, 'options': {}}])
+def test_records_that_say_too_little_are_refused(path: str, record: object) -> None:
+    answer = TestClient(make_app(Served())).post(path, content=pack(record, {}))
+    assert answer.status_code == 400 and answer.json()['error']
+
+
+def test_a_server_takes_weights_from_the_first_part_on() -> None:
+    options = dataclasses.asdict(VLLMOptions('float32', 8))
+    record = {'model': 'anything', 'options': options, 'first': False, 'last': True, 'backend': None}
+    answer = TestClient(make_app(Served())).post('/weights', content=pack(record, {'a': torch.ones(1)}))
+    assert answer.status_code == 400 and 'the first part of these weights was never sent' in answer.json()['error']
+
+
+def test_what_sleeps_is_woken_once() -> None:
+    """Memory that is mapped already must not be mapped again."""
+    engine, called = Engine('anything', VLLMOptions('float32', 8, sleeps=True)), []
+
+    class Asked:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *given, **how: called.append((name, *how.get('tags', ()))) or []
+
+    engine._llm = Asked()
+    engine._llm.llm_engine = Asked()
+    for _ in range(2):
+        engine.sleep()
+        engine.sleep()
+        engine.load(lambda: iter(()))
+        engine.load(lambda: iter(()))
+        engine._wake('weights', 'kv_cache')
+    slept = [call for call in called if call[0] in ('sleep', 'wake_up')]
+    assert slept == [('sleep',), ('wake_up', 'weights'), ('wake_up', 'kv_cache')] * 2
 
 
 def test_a_server_without_weights_says_so() -> None:

@@ -130,11 +130,15 @@ def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_pa
         ({'use_vllm': True, 'vllm_max_model_len': 8}, 'vllm_max_model_len = 8 is less than model_cfgs.model_max_len'),
         (
             {'use_vllm': True, 'vllm_server_timeout': 3},
-            'vllm_server_timeout: it means nothing without vllm_server_urls',
+            '(command line --vllm_server_timeout): it means nothing without vllm_server_urls',
         ),
         ({'use_vllm': True, 'vllm_server_urls': '[a, b]', 'vllm_num_engines': 1}, 'but vllm_server_urls has 2'),
         ({'use_vllm': True, 'vllm_server_urls': '[a]', 'vllm_tensor_parallel_size': 2}, 'a server draws on one device'),
-        ({'vllm_enforce_eager': True}, 'vllm_cfgs.vllm_enforce_eager: it means nothing without use_vllm: True'),
+        (
+            {'use_vllm': True, 'generation_batch_size': 2},
+            '(command line --generation_batch_size): it means nothing without use_vllm: False',
+        ),
+        ({'vllm_enforce_eager': True}, '(command line --vllm_enforce_eager): it means nothing without use_vllm: True'),
     ],
 )
 def test_settings_that_vllm_cannot_obey(

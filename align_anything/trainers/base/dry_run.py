@@ -59,7 +59,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     batch, draws = None, isinstance(resolved.algorithm, Online)
     if draws:
         check_online(cfgs, resolved.algorithm)
-        check_rollouts(cfgs)
+        check_rollouts(resolved)
         check_rewards(resolved)
         make_rewards(cfgs)
         dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)

@@ -88,6 +88,7 @@ class OnlineLoop(Loop):
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
         drawn, waited = self._rollout(window)
+        self.rollouts.sleep()
         most = self.algorithm.per_device_prompt_batch_size
         trained = self._learn_from(most_telling(drawn, most) if self.algorithm.further_draws else drawn)
         with self._clock('update'):
@@ -117,6 +118,7 @@ class OnlineLoop(Loop):
             return
         self.pending.wait()
         parts = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
+        self.rollouts.sleep()
         names = list(next(iter(parts.values())))
         count = sum(part['responses'] for part in parts.values())
         found = {

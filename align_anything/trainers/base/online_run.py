@@ -43,7 +43,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models: Any = cfgs.model_cfgs
     check_online(cfgs, algorithm)
-    check_rollouts(cfgs)
+    check_rollouts(resolved)
     check_rewards(resolved)
     rewards = make_rewards(cfgs)
     judges = judges_of(cfgs, algorithm)

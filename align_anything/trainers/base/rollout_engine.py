@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, world_size
 from align_anything.core.errors import SettingsError, TrainingError
@@ -31,13 +32,26 @@ PROBE_TOKENS = 8
 TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
 
 
-def check_rollouts(cfgs: RunCfgs) -> None:
+def check_rollouts(resolved: Resolved) -> None:
     """Raises SettingsError for settings of the rollouts that cannot be obeyed."""
+    cfgs = resolved.cfgs
     settings: Any = cfgs.vllm_cfgs
+    own = {f'vllm_cfgs.{key}' for key in type(settings).model_fields} - {'vllm_cfgs.use_vllm'}
+    of_servers = {f'vllm_cfgs.{key}' for key in ('vllm_server_timeout', 'vllm_server_transfer')}
+    unread = {
+        'use_vllm: True': set() if settings.use_vllm else own,
+        'vllm_server_urls': set() if settings.vllm_server_urls or not settings.use_vllm else of_servers,
+        'use_vllm: False': {'model_cfgs.generation_batch_size'} if settings.use_vllm else set(),
+    }
+    stray = [
+        f'{path} ({resolved.origins[path]}): it means nothing without {what}; leave it out.'
+        for what, paths in unread.items()
+        for path in sorted(paths)
+        if resolved.given(path)
+    ]
+    if stray:
+        raise SettingsError(stray)
     if not settings.use_vllm:
-        stray = sorted(settings.model_fields_set - {'use_vllm'})
-        if stray:
-            raise SettingsError([f'vllm_cfgs.{key}: it means nothing without use_vllm: True.' for key in stray])
         return
     models: Any = cfgs.model_cfgs
     problems = _problems_of_servers(settings) if settings.vllm_server_urls else _problems_here(settings)
@@ -54,9 +68,6 @@ def check_rollouts(cfgs: RunCfgs) -> None:
 
 def _problems_here(settings: Any) -> list[str]:
     engines, rest = divmod(world_size(), settings.vllm_tensor_parallel_size)
-    stray = sorted({'vllm_server_timeout', 'vllm_server_transfer'} & settings.model_fields_set)
-    if stray:
-        return [f'vllm_cfgs.{key}: it means nothing without vllm_server_urls.' for key in stray]
     if rest:
         return [
             f'vllm_cfgs.vllm_tensor_parallel_size = {settings.vllm_tensor_parallel_size} does not divide the '
@@ -159,9 +170,7 @@ class ProbedRollouts:
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
         """As the engine does, after a probe."""
         self.probe(examples, sampling)
-        found = self.engine.generate(examples, sampling)
-        self.engine.sleep()
-        return found
+        return self.engine.generate(examples, sampling)
 
     def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
         """Compares, if weights are new, what both say of a few tokens drawn to one prompt, with media if one has them.
