@@ -60,7 +60,7 @@ format: install
 	$(PY) -m ruff format .
 
 docs: install
-	$(PY) -m align_anything.configs.document
+	$(PY) -m scripts.document
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -79,11 +79,11 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(shared_cache: Path) -> Callable[..., Path]:
     """`tiny('llava')` returns the folder of a tiny random checkpoint, built once a run. Do not write into it.
 
-    Keyword arguments are those of `align_anything.models.tiny.build`: `tiny('qwen2', layers=3)`.
+    Keyword arguments are those of `align_anything.testing.tiny.build`: `tiny('qwen2', layers=3)`.
     """
 
     def checkpoint(family: str, **options: Any) -> Path:
-        from align_anything.models.tiny import build
+        from align_anything.testing.tiny import build
 
         name = '-'.join([family, *(f'{key}{value}' for key, value in sorted(options.items()))])
         done = shared_cache / f'{name}.done'

@@ -17,11 +17,12 @@ from rich.text import Text
 
 from align_anything.cli.leaves import runs
 from align_anything.core.errors import ModelError
-from align_anything.models import accustomed, structure
-from align_anything.models.accustomed import family_module
+from align_anything.models import families as family_files
+from align_anything.models import structure
+from align_anything.models.families import family_module
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.base.data import require_readable
-from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.data import require_readable
 
 TABLE_FILE = Path(__file__).with_name('families.yaml')
 OTHERS = 'Every other causal or image-text-to-text class of transformers is served by the default rules.'
@@ -65,7 +66,7 @@ class _Readable:
 def families() -> list[Family]:
     """Returns every family that has a file of its own or checkpoints in the table, by `model_type`."""
     listed = yaml.safe_load(TABLE_FILE.read_text(encoding='utf-8'))
-    filed = [module.name for module in pkgutil.iter_modules(accustomed.__path__)]
+    filed = [module.name for module in pkgutil.iter_modules(family_files.__path__)]
     pairs = runs()
     return [_family(name, listed.get(name, {}), pairs) for name in sorted({*listed, *filed})]
 

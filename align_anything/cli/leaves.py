@@ -9,7 +9,7 @@ from align_anything import trainers
 from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.core.errors import SettingsError
 from align_anything.core.registry import nearest
-from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.pairs import Pair
 
 
 def runs() -> dict[str, tuple[Pair, list[str]]]:

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.models import structure
-from align_anything.models.accustomed import accustomed_body, accustomed_class, loading_options
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
+from align_anything.models.families import accustomed_body, accustomed_class, loading_options
 from align_anything.models.score import SCORE_HEAD, ScoreHead
 
 logger = get_logger(__name__)

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from align_anything.core.errors import ModelError
 from align_anything.core.registry import nearest
-from align_anything.models.accustomed import family_module, loading_options
+from align_anything.models.families import family_module, loading_options
 
 ADAPTER_CONFIG = 'adapter_config.json'
 PROCESSOR_FILES = ('processor_config.json', 'preprocessor_config.json')

@@ -1,7 +1,7 @@
 """The rules of a model family: everything about it that is not its weights.
 
 The base class is the default: it serves any causal or image-text-to-text class of transformers. A family with quirks
-overrides class attributes or methods in `models/accustomed/<model_type>.py`.
+overrides class attributes or methods in `models/families/<model_type>.py`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class FamilySpec:
         if kinds and not placeholders:
             raise ModelError(
                 f'{type(processor).__name__} does not say which text stands for a medium, so this family needs a file '
-                f'align_anything/models/accustomed/{config.model_type}.py that overrides placeholder().'
+                f'align_anything/models/families/{config.model_type}.py that overrides placeholder().'
             )
         self.media_kinds: frozenset[MediaKind] = frozenset(placeholders)
         self.audio_rate = structure.audio_rate(processor) if 'audio' in self.media_kinds else None

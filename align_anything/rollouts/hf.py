@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from align_anything.core.types import Example, Piece, map_tensors
 from align_anything.models.family import FamilySpec
-from align_anything.policies.hidden import cast_floats
+from align_anything.policies.token.hidden import cast_floats
 from align_anything.rollouts.base import Response, Sampling, end_of
 
 

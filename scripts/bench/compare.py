@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align_anything.trainers.base.metrics import METRICS_FILE, read_metrics
+from align_anything.reporting.metrics import METRICS_FILE, read_metrics
 from scripts.bench import ours, peer
 from scripts.bench.measure import StepClock, best_per_step, in_child, peak, preload, reset_peak, resident
 from scripts.bench.report import Ratio, say
@@ -71,7 +71,7 @@ def measure(
 
     Raises RuntimeError when they don't begin with the same loss and the same gradient.
     """
-    preload('deepspeed', 'align_anything.trainers.base.run', *(peer.MODULES if against_peer else ()))
+    preload('deepspeed', 'align_anything.trainers.runs.offline', *(peer.MODULES if against_peer else ()))
     data = write_rows(folder / 'rows.jsonl', task.rows)
     steps = size.steps + 1
 

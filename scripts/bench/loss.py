@@ -33,7 +33,7 @@ def _measure(form: str, vocabulary: int, tokens: int) -> tuple[float, float]:
     """Peak memory of the second pass above what was there before it, in bytes, and CPU seconds of the third."""
     import torch
 
-    from align_anything.policies.logprob import chunked_logprob
+    from align_anything.policies.token.logprob import chunked_logprob
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ def media(folder: Path, size: Size) -> list[Ratio]:
     photos.mkdir()
     rows = image_rows(model, photos, size, size.image_batch * (size.media_steps + 1))
     data = write_rows(folder / 'rows.jsonl', rows)
-    preload('align_anything.trainers.base.run')
+    preload('align_anything.trainers.runs.offline')
     shares = []
     for number in range(size.rounds):
         argv = ours.settings(
@@ -39,7 +39,7 @@ def media(folder: Path, size: Size) -> list[Ratio]:
 
 
 def _waits(argv: list[str]) -> tuple[float, float]:
-    from align_anything.trainers.base.metrics import TIMINGS_FILE, read_metrics
+    from align_anything.reporting.metrics import TIMINGS_FILE, read_metrics
 
     _, output = ours.train('text_image_to_text', argv)
     records = read_metrics(output / TIMINGS_FILE)[1:]

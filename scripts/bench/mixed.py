@@ -23,7 +23,7 @@ def mixed(folder: Path, size: Size) -> list[Ratio]:
     media = folder / 'media'
     media.mkdir()
     sources = mixed_sources(model, media, size)
-    preload('align_anything.trainers.base.run')
+    preload('align_anything.trainers.runs.offline')
 
     def argv(name: str, **more: Any) -> list[str]:
         return ours.settings(
@@ -52,7 +52,7 @@ def mixed(folder: Path, size: Size) -> list[Ratio]:
 
 def _timed(argv: list[str]) -> tuple[float, float, float]:
     """Share of padding, seconds waited for data, seconds in all; without the first step, whose queue is empty."""
-    from align_anything.trainers.base.metrics import METRICS_FILE, TIMINGS_FILE, read_metrics
+    from align_anything.reporting.metrics import METRICS_FILE, TIMINGS_FILE, read_metrics
 
     _, output = ours.train('any_to_text', argv)
     shares = [record['train/padding'] for record in read_metrics(output / METRICS_FILE)[1:]]

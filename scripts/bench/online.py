@@ -24,7 +24,7 @@ def grpo(folder: Path, size: Size) -> list[Ratio]:
     data = write_rows(folder / 'rows.jsonl', rows)
     ids = given_responses(model, size, GENERATIONS)
     given = Given(ids, [float(number % 3) for number in range(GENERATIONS)])
-    preload('deepspeed', 'align_anything.trainers.base.online_run', *peer.MODULES)
+    preload('deepspeed', 'align_anything.trainers.runs.online', *peer.MODULES)
     found = []
     for what, settings, frozen in (('frozen', FROZEN_TOWER, TOWER), ('trained', TRAINED_TOWER, ())):
         argvs = {
@@ -46,7 +46,7 @@ def online(folder: Path, size: Size) -> list[Ratio]:
     """Where the CPU seconds of a step go, without a target: GRPO, its reference asked, judged by a reward model."""
     model, rows = _work(folder, size)
     data = write_rows(folder / 'rows.jsonl', rows)
-    preload('deepspeed', 'align_anything.trainers.base.online_run')
+    preload('deepspeed', 'align_anything.trainers.runs.online')
     judge = in_child(_with_head, model, folder / 'judge')
     argv = _argv(model, data, folder / 'run', size, reward_model_name_or_path=judge, **FROZEN_TOWER)
     clock, parts = in_child(ours_online.train, 'text_image_to_text', argv, 'grpo')

@@ -39,8 +39,8 @@ def train(
     `floating` is filled with the floating point operations of this rank's matrix products and attention in each step.
     Counting them takes time.
     """
-    from align_anything.trainers.base.console import TrainingConsole
-    from align_anything.trainers.base.metrics import METRICS_FILE, read_metrics
+    from align_anything.reporting.console import TrainingConsole
+    from align_anything.reporting.metrics import METRICS_FILE, read_metrics
 
     class Clocked(TrainingConsole):
         """A console that shows nothing and looks at the clock after each step."""
@@ -91,8 +91,8 @@ def _count(loop: Any, floating: list[int]) -> None:
 
 def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
     """The rows of the first epoch in the order in which the run trains on them."""
-    from align_anything.trainers.base.assembly import spec_of
-    from align_anything.trainers.base.data import make_dataset, open_sources, training_sampler
+    from align_anything.trainers.runs.assembly import spec_of
+    from align_anything.trainers.runs.data import make_dataset, open_sources, training_sampler
 
     pair, resolved = resolved_run(pair_name, argv, algorithm)
     cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
@@ -118,19 +118,19 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
 
     from align_anything.datasets.skips import SkipReport
     from align_anything.engines.process_group import join_process_group
-    from align_anything.trainers.base.assembly import assemble, choose_layout, spec_of
-    from align_anything.trainers.base.data import (
+    from align_anything.reporting.metrics import MetricsWriter
+    from align_anything.trainers.loops.offline import OfflineLoop
+    from align_anything.trainers.loops.progress import Progress
+    from align_anything.trainers.runs.assembly import assemble, choose_layout, spec_of
+    from align_anything.trainers.runs.data import (
         make_dataset,
         open_sources,
         row_costs,
         training_loader,
         training_sampler,
     )
-    from align_anything.trainers.base.metrics import MetricsWriter
-    from align_anything.trainers.base.offline import OfflineLoop
-    from align_anything.trainers.base.progress import Progress
-    from align_anything.trainers.base.reference import make_roles
-    from align_anything.trainers.base.run import StopSignal, make_folders
+    from align_anything.trainers.runs.offline import StopSignal, make_folders
+    from align_anything.trainers.runs.reference import make_roles
 
     pair, resolved = resolved_run(pair_name, argv, algorithm)
     cfgs, objective = resolved.cfgs, resolved.algorithm

@@ -45,10 +45,10 @@ def train(
 
     Nothing is saved. Raises RuntimeError when the run falls back to another layout than it was asked for.
     """
-    from align_anything.trainers.base import online_run
-    from align_anything.trainers.base.metrics import METRICS_FILE, TIMINGS_FILE, read_metrics
-    from align_anything.trainers.base.online import OnlineLoop
-    from align_anything.trainers.base.rewarding import Reward
+    from align_anything.reporting.metrics import METRICS_FILE, TIMINGS_FILE, read_metrics
+    from align_anything.trainers.loops.online import OnlineLoop
+    from align_anything.trainers.runs import online as online_run
+    from align_anything.trainers.runs.rewarding import Reward
     from scripts.bench.ours import resolved_run
 
     clock = StepClock()

@@ -19,7 +19,7 @@ FIRST_STEP = 'step 1/1'
 
 def startup(folder: Path, size: Size) -> list[Ratio]:
     """Wall-clock seconds of fresh processes; each figure is the best of several, ours and the bare one in turn."""
-    from align_anything.models.tiny import build
+    from align_anything.testing.tiny import build
 
     model = build('qwen2', folder / 'model')
     data = write_rows(folder / 'rows.jsonl', text_rows(model, QUICK, 4))

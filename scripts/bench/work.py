@@ -155,7 +155,7 @@ def corpus(vocabulary: list[str]) -> list[str]:
 
 def text_model(folder: Path, size: Size) -> Path:
     """Builds the Qwen2-type checkpoint."""
-    from align_anything.models.tiny import build
+    from align_anything.testing.tiny import build
 
     pieces = size.words + 700
     return build(
@@ -165,7 +165,7 @@ def text_model(folder: Path, size: Size) -> Path:
 
 def image_model(folder: Path, size: Size) -> Path:
     """Builds the LLaVA-type checkpoint with its CLIP tower."""
-    from align_anything.models.tiny import build
+    from align_anything.testing.tiny import build
 
     return build(
         'llava',
@@ -183,7 +183,7 @@ def image_model(folder: Path, size: Size) -> Path:
 
 def omni_model(folder: Path, size: Size) -> Path:
     """Builds the Qwen2.5-Omni-type thinker with its two towers."""
-    from align_anything.models.tiny import build
+    from align_anything.testing.tiny import build
 
     return build(
         'qwen2_5_omni_thinker',

@@ -63,7 +63,7 @@ def prepare(folder: Path) -> int:
     training, held_out = write_data(data)
     say(f'{training} pictures to learn from, {held_out} held out: {data}')
 
-    from align_anything.models.tiny import build
+    from align_anything.testing.tiny import build
 
     corpus = [*QUESTIONS, *(f'ASSISTANT: {word}' for word in WORDS)] * 20
     model = build('llava', folder / 'untrained', image_size=SIDE, hidden=128, vision_hidden=128, corpus=corpus)

@@ -5,7 +5,7 @@ import torch
 from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Scored
-from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token.collator import TokenCollator
 from tests.policies.stub import TextFamily, example, piece
 
 

@@ -23,9 +23,9 @@ from align_anything.core.types import Batch, Example, Scored
 from align_anything.engines.window import global_estimates
 from align_anything.losses.dpo import DPO_LOSSES
 from align_anything.models.any_model import add_score_head
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.score_policy import ScorePolicy
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.score import ScorePolicy
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.policies.stub import TextFamily, example, piece
 
 pytest.importorskip('trl')

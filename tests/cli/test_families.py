@@ -12,9 +12,9 @@ import yaml
 
 from align_anything.cli.families import NONE, TABLE_FILE, Family, families, families_as_json
 from align_anything.cli.main import main
-from align_anything.models import accustomed
+from align_anything.models import families as family_files
 from align_anything.models.pretrained_model import load_spec
-from align_anything.models.tiny import KINDS
+from align_anything.testing.tiny import KINDS
 
 HUB_NAMES = {
     'llava-1.5-13b': 'llava-hf/llava-1.5-13b-hf',
@@ -43,7 +43,7 @@ def test_every_id_of_lmms_finetune_is_there(found: dict[str, Family]) -> None:
 
 
 def test_every_family_file_is_listed_with_a_checkpoint(found: dict[str, Family]) -> None:
-    filed = {module.name for module in pkgutil.iter_modules(accustomed.__path__)}
+    filed = {module.name for module in pkgutil.iter_modules(family_files.__path__)}
     assert filed <= set(found) and {found[name].rules for name in filed} == {'own file'}
     table = yaml.safe_load(TABLE_FILE.read_text())
     assert all(entry.keys() <= {'ids', 'checkpoints', 'checkpoint_type'} for entry in table.values())

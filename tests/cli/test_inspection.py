@@ -18,7 +18,7 @@ from PIL import Image
 from align_anything.cli.inspection.figures import Bin, histogram
 from align_anything.cli.main import main
 from align_anything.core.types import Audio, Video
-from align_anything.trainers.base.html import show_medium
+from align_anything.reporting.html import show_medium
 
 Tiny = Callable[..., Path]
 EVIL = '<script>alert("x")</script>[red]&amp;'

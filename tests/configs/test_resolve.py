@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
-from align_anything.configs.document import main as document
+from scripts.document import main as document
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.resolve import resolve
 from align_anything.configs.saving import dump_resolved
@@ -274,4 +274,4 @@ def test_known_algorithms_share_no_state():
 
 
 def test_configuration_page_is_up_to_date():
-    assert document(['--check']) == 0, 'run: python -m align_anything.configs.document'
+    assert document(['--check']) == 0, 'run: python -m scripts.document'

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from align_anything.models import accustomed, tiny
+from align_anything.models import families as family_files
+from align_anything.testing import tiny
 from tests.models import stand_ins
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ NOT_TAUGHT = ('gemma3n',)
 def known() -> list[str]:
     """The families with a file of their own, those with checkpoints in the table, and LLaVA-Interleave: a LLaVA."""
     table = yaml.safe_load((ROOT / 'align_anything' / 'cli' / 'families.yaml').read_text())
-    families = {*(module.name for module in pkgutil.iter_modules(accustomed.__path__)), *table, 'llava_interleave'}
+    families = {*(module.name for module in pkgutil.iter_modules(family_files.__path__)), *table, 'llava_interleave'}
     return sorted(families.difference(NOT_SERVED))
 
 
@@ -44,7 +45,7 @@ def taught(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize('family', known())
 def test_a_family_can_be_built_launched_and_taught(family: str) -> None:
-    assert family in {*tiny.KINDS, *stand_ins.FAMILIES}, 'no tiny checkpoint: align_anything/models/tiny'
+    assert family in {*tiny.KINDS, *stand_ins.FAMILIES}, 'no tiny checkpoint: align_anything/testing/tiny'
     script = SCRIPTS.get(family, family)
     assert [*(ROOT / 'scripts').glob(f'*/{script}_sft.sh')], f'no script: scripts/{script}/{script}_sft.sh'
     assert family in STAND_INS_ONLY + NOT_TAUGHT or family in taught(ROOT / 'tests' / 'learning'), (

@@ -22,12 +22,16 @@ FLOORS = {
     'engines': 4,
     'rollouts': 4,
     'rewards': 4,
-    'trainers.base': 5,
-    'cli': 7,
-    'serve': 7,
-    'evaluation': 7,
+    'reporting': 5,
+    'trainers.pairs': 1,
+    'trainers.loops': 6,
+    'trainers.runs': 7,
+    'serve': 9,
+    'evaluation': 9,
+    'cli': 10,
+    'testing': 10,
 }
-LEAVES = 6  # trainers/<modality pair>
+LEAVES = 8  # trainers/<modality pair>
 HEAVY = {'transformers', 'deepspeed', 'peft', 'vllm', 'diffusers', 'wandb', 'clearml', 'bitsandbytes'}
 
 
@@ -37,7 +41,7 @@ def module_name(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """Returns the package that has a floor: `datasets`, `trainers.base`, `trainers.text_to_text`; '' for the root."""
+    """Returns the package that has a floor: `datasets`, `trainers.runs`, `trainers.text_to_text`; '' for the root."""
     parts = module.split('.')[1:]
     if not parts:
         return ''
@@ -50,7 +54,7 @@ def floor_of(room: str) -> int | None:
     """Returns the floor of a package; the bare root and `trainers` hold no code and sit with the vocabulary."""
     if room in ('', 'trainers'):
         return 0
-    if room.startswith('trainers.') and room != 'trainers.base':
+    if room.startswith('trainers.') and room not in FLOORS:
         return LEAVES
     return FLOORS.get(room)
 
@@ -135,8 +139,8 @@ def test_only_runs_with_adapters_wait_for_their_library() -> None:
         ('align_anything.datasets.x', 'from align_anything.models.family import FamilySpec', 'sibling on floor 2'),
         ('align_anything.core.x', 'import align_anything.configs.schema', 'up on floor 1'),
         ('align_anything.losses.x', 'def f():\n    from align_anything import engines', 'up on floor 4'),
-        ('align_anything.policies.x', 'from ..trainers.base import run', 'up on floor 5'),
-        ('align_anything.trainers.a_to_b.sft', 'from align_anything.trainers.c_to_d import sft', 'sibling on floor 6'),
+        ('align_anything.policies.x', 'from ..trainers.runs import offline', 'up on floor 7'),
+        ('align_anything.trainers.a_to_b.sft', 'from align_anything.trainers.c_to_d import sft', 'sibling on floor 8'),
         ('align_anything.attic.x', '', 'has no floor'),
     ],
 )

@@ -197,7 +197,7 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('source', 'message'),
     [
-        ('data:image/png;base64,@@@', 'broken base64'),
+        ('data:image/png;base64,@', 'broken base64'),
         ('data:image/png,plain', 'no base64 data URI'),
         ('data:image/png;base64,', 'is empty (0 bytes)'),
         ({'bytes': b'', 'path': 'a.png'}, "image 'a.png' is empty (0 bytes)"),

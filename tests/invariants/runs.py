@@ -24,7 +24,7 @@ from align_anything.core.files import atomic_write_json  # noqa: E402
 from align_anything.core.types import Batch  # noqa: E402
 from align_anything.engines.process_group import join_process_group  # noqa: E402
 from align_anything.trainers import any_to_text, text_image_to_text, text_to_text  # noqa: E402
-from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, spec_of  # noqa: E402
+from align_anything.trainers.runs.assembly import Assembled, assemble, choose_layout, spec_of  # noqa: E402
 from tests.harness.ranks import run_ranks  # noqa: E402
 from tests.invariants.families import schedule  # noqa: E402
 from tests.models.mixed import MEDIA  # noqa: E402

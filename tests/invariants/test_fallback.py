@@ -14,11 +14,11 @@ import transformers.integrations.sdpa_attention as plain_attention
 from torch import Tensor
 
 from align_anything.models.pretrained_model import load_model, set_text_attention
-from align_anything.policies import attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.selfcheck import check_head, check_layout, probe_examples
-from align_anything.policies.token_policy import TokenPolicy
-from align_anything.trainers.base import assembly
+from align_anything.policies.token import attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
+from align_anything.policies.token.selfcheck import check_head, check_layout, probe_examples
+from align_anything.trainers.runs import assembly
 from tests.harness.ranks import RanksError
 from tests.invariants.families import IMAGE, LAID, MEDIA, TEXT, WIDER, rows
 from tests.invariants.runs import assembled, fork, settings, train, zero_file

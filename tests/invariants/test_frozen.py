@@ -16,9 +16,9 @@ from align_anything.engines.local import LocalEngine
 from align_anything.engines.optim import make_optimizer, parameter_groups
 from align_anything.models.pretrained_model import load_model, set_text_attention, tune_model
 from align_anything.models.trainable import FREEZABLE_PARTS, part_of
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.invariants.families import IMAGE, TEXT, WIDER, rows, state_of
 from tests.invariants.runs import EPSILON, assembled, fork, settings, train, trainable, weights, zero_file
 from tests.models.mixed import AUDIO

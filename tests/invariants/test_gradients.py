@@ -15,9 +15,9 @@ from align_anything.core.types import Example
 from align_anything.engines.local import LocalEngine
 from align_anything.models.pretrained_model import load_model, set_text_attention
 from align_anything.models.trainable import enable_gradient_checkpointing
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.invariants.families import (
     FAMILIES,
     IMAGE,

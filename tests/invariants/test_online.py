@@ -14,11 +14,11 @@ from align_anything.algorithms.critic import Critic
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.local import LocalEngine
 from align_anything.engines.window import WindowResult
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.layouts import LAYOUTS
-from align_anything.policies.score_policy import ScorePolicy, reading_ends
-from align_anything.trainers.base.cutting import cut, filled, tokens_of
-from align_anything.trainers.base.experience import record, scores_of
+from align_anything.policies.score import ScorePolicy, reading_ends
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.rollouts.experience import record, scores_of
+from align_anything.trainers.loops.cutting import cut, filled, tokens_of
 from tests.invariants.test_preferences import policy, sgd
 from tests.policies.stub import TextFamily
 

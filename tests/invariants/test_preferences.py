@@ -19,11 +19,11 @@ from align_anything.engines.frozen import FrozenEngine
 from align_anything.engines.local import LocalEngine
 from align_anything.engines.window import WindowResult
 from align_anything.models.any_model import add_score_head
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.layouts import LAYOUTS
-from align_anything.policies.score_policy import ScorePolicy
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.score import ScorePolicy
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.policies.token.policy import TokenPolicy
 from tests.invariants.runs import fork
 from tests.policies.stub import TextFamily, tiny_llama
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from align_anything.core.types import Example
 from align_anything.models.pretrained_model import load_model, set_text_attention
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.invariants.families import (
     LAID,
     MEDIA,

@@ -18,10 +18,10 @@ from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Example, map_tensors
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_model, set_text_attention
-from align_anything.policies import logprob
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token import logprob
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.invariants.families import MEDIA, MULTIMODAL, load_plain, ordinary, reference_units, rows
 from tests.invariants.runs import assembled, fork, settings, zero_file
 

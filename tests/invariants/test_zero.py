@@ -21,9 +21,9 @@ from align_anything.engines.optim import complete_gradients
 from align_anything.models.checkpoint import stored_keys
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_model, set_text_attention
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.invariants.families import (
     IMAGE,
     LAYOUTS,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from align_anything.cli.leaves import find_run
-from align_anything.models.tiny import build
+from align_anything.testing.tiny import build
 from tests.learning import lessons, tasks
 from tests.learning.preferences import HELD_OUT, LESSONS, OTHER, TRAINED, with_media_of_the_other
 from tests.learning.tasks import Question

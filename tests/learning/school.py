@@ -12,8 +12,8 @@ import torch
 import transformers
 from PIL import Image
 
-from align_anything.models.tiny import build
-from align_anything.trainers.base.pair import Pair
+from align_anything.testing.tiny import build
+from align_anything.trainers.pairs import Pair
 from tests.learning import lessons, tasks
 from tests.learning.tasks import Medium, Question
 from tests.trainers.runs import TEXT, run, sft

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from align_anything.models.tiny import build
+from align_anything.testing.tiny import build
 from tests.learning.lessons import colours, exchanged, rotated
 from tests.learning.school import accuracy, ask, examine, open_media_model, teach, train
 from tests.learning.tasks import CORPUS, colour_questions, number_questions, write_picture_rows

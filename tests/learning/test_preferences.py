@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from align_anything.cli.leaves import find_run
-from align_anything.models.tiny import build
+from align_anything.testing.tiny import build
 from tests.learning import judged, lessons, tasks
 from tests.learning.preferences import LESSONS, OTHER, write_lesson
 from tests.trainers.runs import lines, run, sft

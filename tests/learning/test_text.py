@@ -11,7 +11,7 @@ from pathlib import Path
 import peft
 import pytest
 
-from align_anything.models.tiny import build
+from align_anything.testing.tiny import build
 from tests.learning.school import accuracy, ask, open_text_model, train
 from tests.learning.tasks import CORPUS, number_questions, write_text_rows
 

@@ -12,7 +12,7 @@ from align_anything.models.family import FamilySpec
 
 TEXT_FAMILIES = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text')
 IMAGE_FAMILIES = ('gemma3', 'llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl')
-# No file in models/accustomed serves these.
+# No file in models/families serves these.
 DEFAULT_FAMILIES = ('granite', 'idefics3')
 
 

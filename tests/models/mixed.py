@@ -14,8 +14,8 @@ from align_anything.core.types import Audio, Conversation, Example, Piece, Video
 from align_anything.models.any_model import AnyModel
 from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import video_metadata
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.policy import TokenPolicy
 from tests.models.samples import assistant, picture, user
 
 MEDIA: dict[str, tuple[str, ...]] = {

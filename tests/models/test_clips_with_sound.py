@@ -17,7 +17,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import video_metadata
 from align_anything.models.rendering import media_of
 from align_anything.models.structure import skeleton
-from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token.collator import TokenCollator
 from tests.models.mixed import RATE, clip, media, policy_of, sound, whole
 from tests.models.samples import assistant, labelled, learnt, load, user
 

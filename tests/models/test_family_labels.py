@@ -118,7 +118,7 @@ def test_truncation_never_cuts_media(family: str, tiny: Tiny) -> None:
 
 
 def test_families_without_a_file_are_served_by_the_default_rules(tiny: Tiny) -> None:
-    from align_anything.models.accustomed import accustomed_class
+    from align_anything.models.families import accustomed_class
     from align_anything.models.family import FamilySpec
 
     for family in FAMILIES:

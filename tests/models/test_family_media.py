@@ -148,7 +148,7 @@ def test_a_picture_in_the_answer_is_carried_but_not_trained(tiny: Tiny) -> None:
 def test_a_processor_without_placeholders_needs_a_file(tiny: Tiny) -> None:
     spec = load(tiny('llava'))
     del spec.processor.image_token
-    with pytest.raises(ModelError, match='accustomed/llava.py that overrides placeholder'):
+    with pytest.raises(ModelError, match='families/llava.py that overrides placeholder'):
         type(spec)(spec.config, spec.tokenizer, spec.processor, max_length=64)
 
 

@@ -16,8 +16,8 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import Audio
 from align_anything.models.any_model import AnyModel
 from align_anything.models.structure import audio_window, skeleton
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.selfcheck import check_head, check_layout, probe_examples
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.selfcheck import check_head, check_layout, probe_examples
 from tests.models.mixed import (
     AUDIO,
     MEDIA,

@@ -19,8 +19,8 @@ from align_anything.models.feature_cache import CachedTower, FeatureStore, cache
 from align_anything.models.lora import apply_lora
 from align_anything.models.tower_calls import TowerCalls
 from align_anything.models.trainable import freeze_parts
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.models.common import lora_cfgs, stir
 from tests.models.mixed import MEDIA, conversation_of, first_turn
 from tests.models.samples import assistant, load, picture, single, user

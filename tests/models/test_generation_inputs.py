@@ -13,7 +13,7 @@ from torch import Tensor
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Piece
 from align_anything.models.any_model import AnyModel, transformers_class
-from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token.collator import TokenCollator
 from tests.models.mixed import MEDIA, clip, conversation_of, first_turn, media, plain_inputs, policy_of, whole
 from tests.models.samples import TEXT, assistant, load, single, user
 

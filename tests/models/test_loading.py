@@ -23,7 +23,7 @@ from align_anything.models.pretrained_model import (
     set_text_attention,
 )
 from align_anything.models.score import ScoreHead
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from tests.harness.ranks import RanksError, run_ranks
 from tests.models.common import DEFAULT_FAMILIES, IMAGE_FAMILIES, TEXT_FAMILIES, logits, model_inputs
 
@@ -50,7 +50,7 @@ def broken(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize('family', [*TEXT_FAMILIES, *IMAGE_FAMILIES, *DEFAULT_FAMILIES])
 def test_a_checkpoint_loads_as_the_class_of_its_family(family: str, tiny: Tiny) -> None:
     model, tokenizer, processor = load_pretrained_models(tiny(family), 64)
-    own = type(model).__module__ == f'align_anything.models.accustomed.{model.config.model_type}'
+    own = type(model).__module__ == f'align_anything.models.families.{model.config.model_type}'
     assert own == (family not in DEFAULT_FAMILIES)
     assert (processor is None) == (family in TEXT_FAMILIES or family == 'granite')
     assert processor is None or processor.tokenizer is tokenizer

@@ -19,8 +19,8 @@ from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.models.own_code import MARKS
 from align_anything.models.pretrained_model import load_model, load_pretrained_models, load_spec
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from tests.models.common import lora_cfgs
 from tests.models.mixed import sound, whole
 from tests.models.samples import assistant, multi_turn, picture, single, user
@@ -144,7 +144,7 @@ def test_code_runs_only_where_it_is_trusted(family: str, stand_in: StandIn) -> N
         with pytest.raises(ModelError, match='set trust_remote_code if you trust'):
             load(folder)
     spec, model = loaded(folder)
-    assert type(model).__module__ == f'align_anything.models.accustomed.{family}'
+    assert type(model).__module__ == f'align_anything.models.families.{family}'
     assert spec.media_kinds == set(MEDIA.get(family, ())) and spec.layouts == ('padded',)
     assert (spec.processor is None) == (family in ('qwen', 'baichuan_m1'))
     assert pickle.loads(pickle.dumps(spec)).encode(single()).prompt.ids.equal(spec.encode(single()).prompt.ids)

@@ -16,8 +16,8 @@ from align_anything.models.any_model import AnyModelForScore
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_model, load_spec
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.score_policy import ScorePolicy
+from align_anything.policies.score import ScorePolicy
+from align_anything.policies.token.collator import TokenCollator
 from tests.models.common import stir
 from tests.models.samples import END, multi_turn, several_images, single
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from align_anything.core.errors import ModelError
-from align_anything.models.tiny import KINDS, build
+from align_anything.testing.tiny import KINDS, build
 from tests.models.samples import END, FAMILIES, IMAGE, WIDER, load, picture, single, user
 
 Tiny = Callable[[str], Path]
@@ -120,7 +120,7 @@ def test_an_unknown_family_gets_the_nearest_name(tmp_path: Path) -> None:
 
 
 def test_the_command_line_builds_and_says_where(tmp_path: Path) -> None:
-    from align_anything.models.tiny.__main__ import main
+    from align_anything.testing.tiny.__main__ import main
 
     assert main(['llama', '--out', str(tmp_path / 'a'), '--hidden', '32', '--layers', '1']) == 0
     assert load(tmp_path / 'a').config.hidden_size == 32
@@ -129,7 +129,7 @@ def test_the_command_line_builds_and_says_where(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_module_runs(tmp_path: Path) -> None:
-    command = [sys.executable, '-m', 'align_anything.models.tiny', 'qwen2', '--out', str(tmp_path / 'a')]
+    command = [sys.executable, '-m', 'align_anything.testing.tiny', 'qwen2', '--out', str(tmp_path / 'a')]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     # Libraries may say something of their own first.
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(tmp_path / 'a'), done.stderr

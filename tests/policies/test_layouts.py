@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from align_anything.core.types import Piece, Skipped
-from align_anything.policies.attention import (
+from align_anything.policies.token.attention import (
     SEGMENT_ATTENTION,
     AttentionPlan,
     Span,
     media_blocks,
     register_segment_attention,
 )
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.selfcheck import LayoutMismatch, check_head, check_layout
-from align_anything.policies.token_policy import TokenPolicy
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
+from align_anything.policies.token.selfcheck import LayoutMismatch, check_head, check_layout
 
 from .stub import TextFamily, example, piece, tiny_llama
 

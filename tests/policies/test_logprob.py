@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align_anything.policies import logprob
-from align_anything.policies.logprob import LogProbHead, chunked_logprob
+from align_anything.policies.token import logprob
+from align_anything.policies.token.logprob import LogProbHead, chunked_logprob
 
 HIDDEN, VOCABULARY, ROWS = 6, 11, 7
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from align_anything.core.types import Example
 from align_anything.models.any_model import add_score_head
 from align_anything.models.pretrained_model import load_model, set_text_attention
-from align_anything.policies.attention import SEGMENT_ATTENTION, register_segment_attention
-from align_anything.policies.collator import TokenCollator
-from align_anything.policies.layouts import LAYOUTS
-from align_anything.policies.score_policy import ScorePolicy
+from align_anything.policies.score import ScorePolicy
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.layouts import LAYOUTS
 from tests.invariants.families import Row, groups_of, load_plain, ordinary, rows_of, spec_of
 
 Tiny = Callable[..., Path]

@@ -13,7 +13,7 @@ from align_anything.core.types import Example, Piece
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.whole import whole_weights
 from align_anything.models.family import FamilySpec
-from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.rollouts.base import Response, Sampling
 from align_anything.rollouts.hf import HFRollouts
 from tests.engines.test_deepspeed_engine import STEPS, config, optimizer, schedule

@@ -18,7 +18,7 @@ from align_anything.core.errors import ModelError, SettingsError, TrainingError
 from align_anything.core.types import Example
 from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
-from align_anything.policies.collator import TokenCollator
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.rollouts.base import Response, Sampling
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm

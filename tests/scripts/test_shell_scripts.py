@@ -20,8 +20,8 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import resolve
 from align_anything.datasets.template_registry import make_formatter
 from align_anything.trainers import any_to_text, text_audio_to_text, text_video_to_text
-from align_anything.trainers.base.online_run import check_online
-from align_anything.trainers.base.rewarding import make_rewards
+from align_anything.trainers.runs.online import check_online
+from align_anything.trainers.runs.rewarding import make_rewards
 from tests.datasets.clips import sound, tone
 from tests.models.stand_ins import FAMILIES as STAND_INS
 from tests.models.stand_ins import build

@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.sft import SFT
 from align_anything.trainers import text_image_to_text, text_to_text
-from align_anything.trainers.base.launch import launch
-from align_anything.trainers.base.offline import OfflineLoop
-from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.loops.offline import OfflineLoop
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.launch import launch
 from tests.harness.ranks import RanksError, run_ranks
 
 TEXT, IMAGE = text_to_text.PAIR, text_image_to_text.PAIR
@@ -116,8 +116,8 @@ def warm() -> None:
     import torchvision
     import transformers.integrations
 
-    import align_anything.trainers.base.dry_run
-    import align_anything.trainers.base.run
+    import align_anything.trainers.runs.dry_run
+    import align_anything.trainers.runs.offline
 
     assert all((datasets, deepspeed, peft, torchvision, transformers, align_anything))
 
@@ -132,7 +132,7 @@ def _rank(rank: int, argv: list[str], pair: Pair, before: Hook, algorithm: type[
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         try:
-            from align_anything.trainers.base import run as module
+            from align_anything.trainers.runs import run as module
 
             module.plot_metrics = lambda folder: 'none'
             before(rank)

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align_anything.algorithms import policy_gradient
 from align_anything.core.errors import TrainingError
 from align_anything.rollouts.vllm import VLLMRollouts
-from align_anything.trainers.base.online import OnlineLoop
-from align_anything.trainers.base.pending import Pending
+from align_anything.trainers.loops.online import OnlineLoop
+from align_anything.trainers.loops.pending import Pending
 from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
 from tests.trainers.runs import die, lines, run

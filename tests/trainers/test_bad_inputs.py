@@ -294,7 +294,7 @@ def test_the_run_ends_with_code_2_and_a_message(inputs, tmp_path, monkeypatch, n
         monkeypatch.setenv(variable, value)
 
     def before(rank: int) -> None:
-        from align_anything.trainers.base import assembly
+        from align_anything.trainers.runs import assembly
 
         def load_model(*_: object, **__: object) -> None:
             raise AssertionError(LOST)

@@ -15,10 +15,10 @@ from align_anything.configs.resolve import resolve
 from align_anything.core.errors import AlignAnythingError, DataError, SettingsError
 from align_anything.core.types import Example, Skipped
 from align_anything.models.pretrained_model import load_spec
-from align_anything.trainers.base.data import make_dataset, open_sources, probe
-from align_anything.trainers.base.reference import check_reference
-from align_anything.trainers.base.run import train
-from align_anything.trainers.base.scoring import score
+from align_anything.trainers.runs.data import make_dataset, open_sources, probe
+from align_anything.trainers.runs.offline import train
+from align_anything.trainers.runs.reference import check_reference
+from align_anything.trainers.runs.scoring import score
 from tests.trainers.runs import lines, run, sft, write_rows
 
 GOOD = {'prompt': 'name a fish', 'chosen': 'salt sea', 'rejected': 'stone'}

@@ -16,8 +16,8 @@ from align_anything.algorithms.dpo import DPO
 from align_anything.algorithms.rm import RM
 from align_anything.core.errors import SettingsError
 from align_anything.engines.window import WindowResult
-from align_anything.trainers.base.offline import OfflineLoop
-from align_anything.trainers.base.progress import Progress
+from align_anything.trainers.loops.offline import OfflineLoop
+from align_anything.trainers.loops.progress import Progress
 from tests.trainers.runs import lines, sft, succeed, text_rows, weights, write_rows
 
 Values = Sequence[dict[str, float]]

@@ -10,7 +10,7 @@ import pytest
 
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
-from align_anything.trainers.base.card import write_score_card
+from align_anything.reporting.card import write_score_card
 
 # Scores 3 and 5 of chosen answers, 1 and 3 of rejected ones: their mean is 3, that of the squares 11.
 EVALUATION = {'chosen_reward': 4.0, 'rejected_reward': 2.0, 'squared_score': 11.0, 'reward_accuracy': 0.75}

@@ -17,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 
 from align_anything.core.types import Audio, Conversation, Example, Piece, Video
+from align_anything.reporting.completions import RESPONSES, Completions, shortened
+from align_anything.reporting.console import TrainingConsole
+from align_anything.reporting.html import STRIP_HEIGHT, strip_of
+from align_anything.reporting.metrics import MetricsWriter
 from align_anything.rollouts.base import Response
-from align_anything.trainers.base.completions import RESPONSES, Completions, shortened
-from align_anything.trainers.base.console import TrainingConsole
-from align_anything.trainers.base.experience import Drawn
-from align_anything.trainers.base.html import STRIP_HEIGHT, strip_of
-from align_anything.trainers.base.metrics import MetricsWriter
+from align_anything.rollouts.experience import Drawn
 from tests.trainers.runs import lines
 from tests.trainers.test_metrics import fake_wandb
 

@@ -10,7 +10,7 @@ import torch
 
 from align_anything.core.types import Example, Piece
 from align_anything.rollouts.base import Response
-from align_anything.trainers.base.experience import Drawn, complete, most_telling
+from align_anything.rollouts.experience import Drawn, complete, most_telling
 from tests.trainers.runs import lines, run, text_rows, write_rows
 from tests.trainers.test_online import Tiny, argv, dies_in, metrics_of, named
 from tests.trainers.test_resume import assert_same

@@ -52,7 +52,7 @@ def count(folder: Path) -> Callable[[int], None]:
 
     def before(rank: int) -> None:
         from align_anything.models.feature_cache import CachedTower
-        from align_anything.trainers.base.offline import OfflineLoop
+        from align_anything.trainers.loops.offline import OfflineLoop
 
         features, encode, end = CachedTower._features, CachedTower._encode, OfflineLoop._end_epoch
 

@@ -13,8 +13,8 @@ from align_anything.core.errors import ModelError
 from align_anything.core.types import Conversation
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
 from align_anything.trainers import any_to_text, text_video_to_text
-from align_anything.trainers.base.assembly import make_collator
-from align_anything.trainers.base.data import make_dataset, media_options, open_sources
+from align_anything.trainers.runs.assembly import make_collator
+from align_anything.trainers.runs.data import make_dataset, media_options, open_sources
 from tests.datasets import fakes
 from tests.datasets.clips import clip, sound, tone
 from tests.models.samples import load

@@ -14,8 +14,8 @@ from align_anything.cli.leaves import find_run
 from align_anything.configs.resolve import resolve
 from align_anything.core.errors import ModelError
 from align_anything.models.any_model import AnyModel, AnyModelForScore
-from align_anything.trainers.base.assembly import rehearse, spec_of
-from align_anything.trainers.base.memory import Memory, memory_of_run
+from align_anything.trainers.runs.assembly import rehearse, spec_of
+from align_anything.trainers.runs.memory import Memory, memory_of_run
 from tests.trainers.test_scoring import with_head
 
 Tiny = Callable[..., Path]

@@ -14,10 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from align_anything.core.errors import SettingsError
-from align_anything.trainers.base import trackers
-from align_anything.trainers.base.console import TrainingConsole, format_duration, format_values
-from align_anything.trainers.base.metrics import MetricsWriter, peak_memory, read_metrics
-from align_anything.trainers.base.plot import plot_metrics, read_panels, smooth
+from align_anything.reporting import trackers
+from align_anything.reporting.console import TrainingConsole, format_duration, format_values
+from align_anything.reporting.metrics import MetricsWriter, peak_memory, read_metrics
+from align_anything.reporting.plot import plot_metrics, read_panels, smooth
 
 
 def run(folder: Path, first: int, last: int, speed: float, resume_step: int | None = None) -> None:

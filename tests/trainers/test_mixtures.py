@@ -66,8 +66,8 @@ Step = dict[str, float]
 
 def read_data(rank: int, commands: dict[str, list[str]]) -> dict[str, list[list[Step]]]:
     """What this rank is given in each step of two epochs, by kind of run."""
-    from align_anything.trainers.base.assembly import choose_layout, make_collator, spec_of
-    from align_anything.trainers.base.data import (
+    from align_anything.trainers.runs.assembly import choose_layout, make_collator, spec_of
+    from align_anything.trainers.runs.data import (
         make_dataset,
         open_sources,
         row_costs,
@@ -161,7 +161,7 @@ def test_sets_in_turn_keep_in_step_until_they_are_exhausted(both: list[list[Step
 
 def dies_in_step(rank: int) -> None:
     """Rank 1 is killed with the rows of the sixth step in its hands."""
-    from align_anything.trainers.base.offline import OfflineLoop
+    from align_anything.trainers.loops.offline import OfflineLoop
 
     inner = OfflineLoop._step
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align_anything.algorithms.sft import SFT
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.base.offline import OfflineLoop
+from align_anything.trainers.loops.offline import OfflineLoop
 from tests.trainers.runs import lines, poison, run, sft, succeed, text_rows, weights, write_rows
 
 STEPS = 5  # 20 rows, 2 ranks x 2 rows

@@ -11,7 +11,7 @@ import pytest
 from align_anything.algorithms.base import Algorithm
 from align_anything.cli.leaves import find_run
 from align_anything.rollouts.hf import HFRollouts
-from align_anything.trainers.base.online import OnlineLoop
+from align_anything.trainers.loops.online import OnlineLoop
 from tests.learning.preferences import LESSONS
 from tests.learning.tasks import row
 from tests.trainers.runs import die, lines, run, sft, text_rows, weights, write_rows

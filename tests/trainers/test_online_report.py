@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from align_anything.core.types import Example, Piece
+from align_anything.reporting.online_report import repetition, rollout_metrics
 from align_anything.rollouts.base import Response
-from align_anything.trainers.base.experience import Drawn, complete
-from align_anything.trainers.base.online_report import repetition, rollout_metrics
+from align_anything.rollouts.experience import Drawn, complete
 
 SOURCES = ('sums.jsonl', 'words.jsonl', 'unseen.jsonl')
 

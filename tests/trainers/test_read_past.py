@@ -16,9 +16,9 @@ from torch import Tensor
 from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Example
 from align_anything.engines.frozen import FrozenEngine
-from align_anything.policies.collator import TokenCollator
-from align_anything.trainers.base.assembly import engine_config, make_policy, spec_of
-from align_anything.trainers.base.loading import load_frozen
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.trainers.runs.assembly import engine_config, make_policy, spec_of
+from align_anything.trainers.runs.loading import load_frozen
 from tests.invariants.runs import assembled, fork, settings, zero_file
 from tests.models.mixed import MEDIA, first_turn
 

@@ -21,10 +21,10 @@ from align_anything.core.errors import DataError, SettingsError
 from align_anything.core.types import Batch
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.reference_scores import Referenced
-from align_anything.trainers.base import reference as module
-from align_anything.trainers.base.assembly import Assembled, assemble, choose_layout, spec_of
-from align_anything.trainers.base.data import make_dataset, open_sources
-from align_anything.trainers.base.reference import check_reference, make_roles, untrained
+from align_anything.trainers.runs import reference as module
+from align_anything.trainers.runs.assembly import Assembled, assemble, choose_layout, spec_of
+from align_anything.trainers.runs.data import make_dataset, open_sources
+from align_anything.trainers.runs.reference import check_reference, make_roles, untrained
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import IMAGE, TEXT, lines, sft, succeed, text_rows, warm, weights, write_rows
 from tests.trainers.test_kept_features import count, epochs

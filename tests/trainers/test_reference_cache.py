@@ -11,8 +11,8 @@ import pytest
 
 from align_anything.algorithms.dpo import DPO
 from align_anything.core.errors import SettingsError
-from align_anything.trainers.base import reference as module
-from align_anything.trainers.base.reference import require_shared
+from align_anything.trainers.runs import reference as module
+from align_anything.trainers.runs.reference import require_shared
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import warm, write_rows
 from tests.trainers.test_reference import ROWS, opened, pairs

@@ -15,8 +15,8 @@ from align_anything.cli.leaves import find_run
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.errors import RewardError, SettingsError
 from align_anything.core.types import Example, Piece
-from align_anything.trainers.base.reward_model import ModelJudge
-from align_anything.trainers.base.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.reward_model import ModelJudge
+from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
 from tests.learning.preferences import LESSONS
 from tests.learning.tasks import row
 from tests.rewards.common import completion

@@ -22,9 +22,9 @@ from align_anything.configs.resolve import resolve
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.models.any_model import AnyModelForScore
 from align_anything.models.pretrained_model import load_spec
-from align_anything.policies import attention
-from align_anything.trainers.base import reward_model
-from align_anything.trainers.base.scoring import (
+from align_anything.policies.token import attention
+from align_anything.trainers.runs import reward_model
+from align_anything.trainers.runs.scoring import (
     OBEYED,
     check_obeyed,
     in_order,

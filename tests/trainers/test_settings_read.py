@@ -10,7 +10,7 @@ from pydantic import Field
 
 from align_anything.algorithms.sft import SFT
 from align_anything.configs.schema import Cfgs, build_run_schema, groups_of
-from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.pairs import Pair
 from tests.trainers.runs import IMAGE, TEXT, Hook, nothing, poison, sft, succeed, text_rows, write_rows
 
 
@@ -29,7 +29,7 @@ def record(path: Path, also: Hook = nothing) -> Hook:
 
     def before(rank: int) -> None:
         also(rank)
-        from align_anything.trainers.base import launch
+        from align_anything.trainers.runs import launch
 
         resolve, read = launch.resolve, set()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align_anything.models.handover import handed_over
 from align_anything.rollouts.vllm import VLLMRollouts
-from align_anything.trainers.base import rollout_engine
+from align_anything.trainers.runs import rollout_engine
 from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
 from tests.trainers.runs import die, run

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from align_anything.trainers import any_to_text, text_audio_to_text, text_video_to_text
-from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.pairs import Pair
 from tests.trainers.runs import lines, run, sft, succeed, text_rows, write_rows
 
 PICTURE = {'instruction': '<image> what is it?', 'output': 'red', 'images': 'red.png'}

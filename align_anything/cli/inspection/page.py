@@ -14,8 +14,8 @@ from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Example, Piece, Skipped
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.base.dry_run import show_example
-from align_anything.trainers.base.html import make_page, show_conversation
+from align_anything.reporting.html import make_page, show_conversation
+from align_anything.trainers.runs.dry_run import show_example
 
 LISTED_SKIPS = 1000
 EXAMPLES_OF_A_REASON = 3

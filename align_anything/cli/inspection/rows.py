@@ -22,8 +22,8 @@ from align_anything.datasets.mixture import StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape, Sampler
 from align_anything.datasets.skips import kind_of_reason
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.base.data import make_dataset, open_run
-from align_anything.trainers.base.pair import Pair
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.data import make_dataset, open_run
 
 READ_AT_ONCE = 8
 STREAMED_ROWS = 1000

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from align_anything.cli.inspection.figures import Bin, histograms, stops, summary
 from align_anything.cli.inspection.rows import SetSurvey, Survey
-from align_anything.trainers.base.dry_run import show_example
+from align_anything.trainers.runs.dry_run import show_example
 
 SAMPLES = 3
 REASONS = 10

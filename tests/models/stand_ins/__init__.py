@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from align_anything.models.tiny.templates import CHATML_CLOSING, CHATML_OPENING, turns
-from align_anything.models.tiny.tokenizers import make_tokenizer
+from align_anything.testing.tiny.templates import CHATML_CLOSING, CHATML_OPENING, turns
+from align_anything.testing.tiny.tokenizers import make_tokenizer
 
 CODE = Path(__file__).parent
 MINICPM_TOKENS = ['<image>', '</image>', '<slice>', '</slice>', '<image_id>', '</image_id>', '<unk>']

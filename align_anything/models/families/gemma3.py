@@ -1,0 +1,22 @@
+"""Gemma 3 with its vision tower: a picture's tokens see each other in both directions."""
+
+from __future__ import annotations
+
+from transformers import Gemma3ForConditionalGeneration
+
+from align_anything.models.families.llava import PARTS
+from align_anything.models.family import FamilySpec
+
+
+class AccustomedGemma3Model(Gemma3ForConditionalGeneration):
+    """Gemma 3 with a language-model head."""
+
+
+class Gemma3Spec(FamilySpec):
+    """Token types reach the model (its training forward demands them), as the attention within a picture needs them."""
+
+    bidirectional_media = True
+    part_prefixes = PARTS
+
+
+MODEL, SPEC = AccustomedGemma3Model, Gemma3Spec

@@ -1,0 +1,144 @@
+"""The check before the first step: does the layout in force compute what the model would compute alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from align_anything.core.types import Batch, Example, Piece
+from align_anything.policies.token.collator import TokenCollator
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4, torch.bfloat16: 0.15, torch.float16: 0.05}
+
+
+class LayoutMismatch(Exception):
+    """The layout changes a score; the message says which comparison failed and by how much."""
+
+
+def probe_examples(
+    collator: TokenCollator, vocabulary: Sequence[int], kinds: Sequence[str], seed: int = 0
+) -> list[Example]:
+    """Two small Examples of ordinary tokens and one medium of each kind, the same on every rank.
+
+    The second example has two responses, so that prefix sharing has something to share.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.tensor(list(vocabulary))
+
+    def text(length: int, weight: float) -> Piece:
+        picks = torch.randint(len(tokens), (length,), generator=generator)
+        return Piece(tokens[picks], torch.full((length,), weight))
+
+    def prompt(length: int) -> Piece:
+        pieces = [text(length, 0.0), *(collator.spec.dummy(kind) for kind in kinds), text(3, 0.0)]
+        names = collator.spec.token_tensor_names
+        return Piece(
+            ids=torch.cat([piece.ids for piece in pieces]),
+            weights=torch.cat([piece.weights for piece in pieces]),
+            media=collator.spec.merge_media([piece.media for piece in pieces if piece.media]),
+            media_counts={kind: 1 for kind in kinds},
+            token_tensors={
+                name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces])
+                for name in names
+            },
+        )
+
+    return [Example(prompt(6), [text(9, 1.0)]), Example(prompt(4), [text(5, 1.0), text(7, 1.0)])]
+
+
+def _last_token_changed(example: Example, vocabulary: Sequence[int]) -> Example:
+    def change(piece: Piece) -> Piece:
+        ids = piece.ids.clone()
+        ids[-1] = next(token for token in vocabulary if token != int(ids[-1]))
+        return replace(piece, ids=ids)
+
+    return replace(example, responses=[change(response) for response in example.responses])
+
+
+def _neighbour_changed(example: Example, vocabulary: Sequence[int]) -> Example:
+    plain = set(vocabulary)
+    shifted = {token: other for token, other in zip(vocabulary, [*vocabulary[1:], vocabulary[0]], strict=True)}
+
+    def change(piece: Piece) -> Piece:
+        return replace(piece, ids=torch.tensor([shifted[t] if t in plain else t for t in piece.ids.tolist()]))
+
+    return replace(
+        example, prompt=change(example.prompt), responses=[change(response) for response in example.responses]
+    )
+
+
+def check_layout(
+    score: Callable[[Batch], Tensor],
+    collator: TokenCollator,
+    vocabulary: Sequence[int],
+    kinds: Sequence[str],
+    dtype: torch.dtype,
+) -> None:
+    """Raises `LayoutMismatch` when a score depends on a neighbour, on a later token, or on the layout.
+
+    Every rank makes the same forward passes, so it is safe under partitioned parameters. `score` maps a Batch to
+    `(N,)`; `vocabulary` are ordinary token ids to build the probe from.
+    """
+    examples = probe_examples(collator, vocabulary, kinds)
+    # Calls of the same shape round alike; only the comparison between layouts needs the full allowance.
+    tolerance = TOLERANCE[dtype]
+
+    def scores(chosen: list[Example], other: TokenCollator = collator) -> Tensor:
+        with torch.no_grad():
+            return score(other(chosen)).float()
+
+    together = scores(examples)
+    first = len(examples[0].responses[0])
+
+    def compare(name: str, expected: Tensor, found: Tensor, allowed: float) -> None:
+        error = float((expected - found).abs().max())
+        if not error <= allowed:
+            raise LayoutMismatch(f'{name}: scores differ by {error:.2g} (allowed {allowed:.2g} in {dtype})')
+
+    neighbour = "a neighbour's tokens change a sample's scores"
+    changed = scores([examples[0], _neighbour_changed(examples[1], vocabulary)])
+    compare(neighbour, together[:first], changed[:first], tolerance / 10)
+    changed = scores([_neighbour_changed(examples[0], vocabulary), examples[1]])
+    compare(neighbour, together[first:], changed[first:], tolerance / 10)
+
+    leaking = scores([_last_token_changed(example, vocabulary) for example in examples])
+    keep = torch.ones(len(together), dtype=torch.bool, device=together.device)
+    ends = torch.cumsum(torch.tensor([len(response) for example in examples for response in example.responses]), 0) - 1
+    keep[ends] = False
+    compare('a later token changes an earlier score', together[keep], leaking[keep], tolerance / 10)
+
+    padded = replace(collator, layout='padded')
+    alone = torch.cat(
+        [
+            scores([replace(example, responses=[response])], padded)
+            for example in examples
+            for response in example.responses
+        ]
+    )
+    compare(f'the {collator.layout} layout differs from one sequence at a time', alone, together, tolerance)
+
+
+def random_reading(hidden: Tensor) -> Tensor:
+    """Projects hidden states `(N, size)` onto one direction, the same each time, to numbers of order one `(N,)`."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(hidden.shape[-1], generator=generator).to(hidden.device)
+    scaled = hidden.float() / hidden.float().square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+    return scaled @ direction / hidden.shape[-1] ** 0.5
+
+
+def check_head(
+    score: Callable[[Batch], Tensor], logits: Callable[[Batch], Tensor], batch: Batch, dtype: torch.dtype
+) -> None:
+    """Raises `LayoutMismatch` when the chunked op disagrees with the model's own logits `(rows, length, vocabulary)`.
+
+    Catches heads that scale, cap or shift their logits in a way the family does not declare.
+    """
+    with torch.no_grad():
+        expected = torch.log_softmax(logits(batch).float(), dim=-1).flatten(0, 1)[batch.score_index]
+        expected = expected.gather(1, batch.targets[:, None]).squeeze(1)
+        error = float((expected - score(batch).float()).abs().max())
+    if not error <= TOLERANCE[dtype]:
+        raise LayoutMismatch(f"scores differ by {error:.2g} from the model's own logits")

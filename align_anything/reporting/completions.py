@@ -1,0 +1,146 @@
+"""What an online run shows of its responses: all in a file, some on a page, on the console and in the tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from align_anything.core.files import atomic_write_text
+from align_anything.core.types import Conversation
+from align_anything.models.family import FamilySpec
+from align_anything.reporting.console import TrainingConsole
+from align_anything.reporting.html import make_page, show_conversation, strip_of
+from align_anything.reporting.metrics import MetricsWriter, StepFile
+from align_anything.reporting.online_report import numbers_of
+from align_anything.reporting.trackers import Answers
+from align_anything.rollouts.experience import Drawn
+
+COMPLETIONS_FILE = 'completions.jsonl'
+PAGE_FILE = 'completions.html'
+PROMPTS, RESPONSES = 8, 8
+"""How many prompts the page and the tracker show, and how many responses to each."""
+TRACKER_TEXT, CONSOLE_TEXT = 2000, 160
+"""Characters of a text there; the page has all of it."""
+CONSOLE_ROWS = 4
+
+
+class Completions:
+    """Writes the responses of a rollout to `completions.jsonl`, and shows some of them with their media.
+
+    `completions.html` shows the newest of them, and so do the console and the tracker, which keeps them all.
+
+    Args:
+        output_dir: folder of the run.
+        spec: the family of the policy.
+        console, writer: of the run.
+        resume_step: step that the run goes on from, whose later records are cut off; None starts afresh.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        spec: FamilySpec,
+        console: TrainingConsole,
+        writer: MetricsWriter,
+        resume_step: int | None,
+    ) -> None:
+        self._tokenizer = spec.tokenizer
+        self._console, self._writer = console, writer
+        self._file = StepFile(output_dir / COMPLETIONS_FILE, resume_step)
+        self._page = output_dir / PAGE_FILE
+        if resume_step is None and self._page.exists():
+            self._page.replace(self._page.with_name(f'{PAGE_FILE}.old'))
+
+    def write(self, step: int, drawn: Drawn) -> None:
+        """Writes and shows the responses that were learned from up to optimizer step `step`."""
+        prompts = [drawn.of([number]) for number in range(len(drawn.examples))]
+        for one in prompts:
+            self._append(step, one)
+        if not prompts:
+            return  # all rows of this rank fell out
+        shown = prompts[:PROMPTS]
+        title = f'Responses after step {step}'
+        note = f'<p class="note">The first of this rollout; {COMPLETIONS_FILE} has all of them.</p>'
+        body = f'<h1>{title}</h1>{note}' + ''.join(self._section(one) for one in shown)
+        atomic_write_text(self._page, make_page(title, body))
+        answers = [self._answers(one) for one in shown]
+        self._console.show(_table(title, answers))
+        self._writer.show(step, answers)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _append(self, step: int, one: Drawn) -> None:
+        (example,), (responses,) = one.examples, one.responses
+        for number, response in enumerate(responses):
+            record = {
+                'source': example.source,
+                'prompt': self._tokenizer.decode(example.prompt.ids),
+                'response': self._tokenizer.decode(response.ids),
+                'reward': float(one.scores[number]),
+                'rewards': {name: float(values[number]) for name, values in one.rewards.items()},
+            }
+            self._file.append(step, record)
+
+    def _section(self, one: Drawn) -> str:
+        (example,), (responses,) = one.examples, one.responses
+        rewards = _rewards(one)
+        rows = [
+            f'<td class="text">{escape(self._tokenizer.decode(response.ids))}</td>'
+            + ''.join(f'<td>{values[number]:.4g}</td>' for values in rewards.values())
+            + f'<td>{len(response.ids)}{"" if response.finished else ", cut"}</td>'
+            for number, response in enumerate(responses[:RESPONSES])
+        ]
+        head = ''.join(f'<th>{escape(name)}</th>' for name in ('response', *rewards, 'tokens'))
+        table = f'<table><tr>{head}</tr>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+        conversation = show_conversation(example.conversation or [])
+        return f'<div class="sample"><h3>{escape(example.source)}</h3>{conversation}{table}</div>'
+
+    def _answers(self, one: Drawn) -> Answers:
+        (example,), (responses,) = one.examples, one.responses
+        conversation = example.conversation or []
+        return Answers(
+            prompt=shortened(_asked(conversation), TRACKER_TEXT),
+            picture=strip_of(conversation),
+            responses=[shortened(self._tokenizer.decode(each.ids), TRACKER_TEXT) for each in responses[:RESPONSES]],
+            rewards={name: values[:RESPONSES] for name, values in _rewards(one).items()},
+        )
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, with its middle left out where it is longer."""
+    half = longest // 2
+    return text if len(text) <= longest else f'{text[:half]} … {text[-half:]}'
+
+
+def _rewards(drawn: Drawn) -> dict[str, list[float]]:
+    """What each response was worth, by the names that metrics have for it."""
+    return {name: values.tolist() for name, values in numbers_of(drawn).items() if name.startswith('reward')}
+
+
+def _asked(conversation: Conversation) -> str:
+    """The text of the last turn, with a mark for each medium in it."""
+    parts = [part for message in conversation[-1:] for part in message['content']]
+    return ''.join(part['text'] if part['type'] == 'text' else f'<{part["type"]}>' for part in parts)
+
+
+def _table(title: str, answers: Sequence[Answers]) -> Table:
+    """Some of the responses, spread over the prompts."""
+    rows = [row for answered in answers for row in answered.rows()]
+    table = Table(title=title, show_lines=True)
+    for name in ('prompt', 'response', *answers[0].rewards):
+        table.add_column(Text(name))
+    for prompt, response, *rewards in rows[:: -(-len(rows) // CONSOLE_ROWS)]:
+        texts = [Text(_line(shortened(text, CONSOLE_TEXT))) for text in (prompt, response)]
+        table.add_row(*texts, *(f'{value:.4g}' for value in rewards))
+    return table
+
+
+def _line(text: str) -> str:
+    """The text on one line, without anything that a terminal would obey."""
+    return ''.join(character if character.isprintable() else ' ' for character in text)

@@ -1,0 +1,109 @@
+"""The metrics of an online run: what was drawn and what it was worth, and how the updates on it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from align_anything.algorithms.critic import Critic
+from align_anything.algorithms.online import Online
+from align_anything.core.types import Example
+from align_anything.engines.window import WindowResult, combined
+from align_anything.losses.moments import mean_and_variance, moments
+from align_anything.losses.value import explained_variance
+from align_anything.rollouts.experience import Drawn, responses_of
+
+ReduceSum = Callable[[Tensor], Tensor]
+
+
+def numbers_of(drawn: Drawn) -> dict[str, Tensor]:
+    """Numbers of each response, `(R,)`, whose means are told."""
+    responses = drawn.all_responses
+    return {
+        'reward': drawn.scores,
+        **{f'reward/{name}': values for name, values in drawn.rewards.items() if len(drawn.rewards) > 1},
+        'response_length': torch.tensor([float(len(response.ids)) for response in responses]),
+        'truncated': torch.tensor([float(not response.finished) for response in responses]),
+        'repetition': torch.tensor([repetition(response.ids.tolist()) for response in responses]),
+    }
+
+
+def rollout_metrics(
+    drawn: Drawn, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum
+) -> dict[str, float]:
+    """Means over what all ranks drew, and of several sources those of each under its name; every rank calls it.
+
+    Args:
+        drawn: the responses of this rank.
+        trained: those that are learned from, with their log-probabilities by the trainer.
+        sources: what metrics call the datasets, in the order of `Example.part`.
+        reduce_sum: adds a tensor up over ranks.
+    """
+    numbers = {'responses': torch.ones(len(drawn.scores)), **numbers_of(drawn)}
+    values = torch.stack(list(numbers.values())).double()
+    parts = torch.tensor(
+        [example.part for example, responses in zip(drawn.examples, drawn.responses, strict=True) for _ in responses],
+        dtype=torch.long,
+    )
+    several = sources if len(sources) > 1 else ()
+    of_each = [values[:, parts == number].sum(1) for number in range(len(several))]
+    totals = reduce_sum(torch.stack([values.sum(1), *of_each]))
+    totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
+    whole, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
+    _, variance = mean_and_variance(reduce_sum(moments(drawn.scores, torch.ones(len(drawn.scores)))))
+    drifts = [(response.known['old'] - response.known['rollout']).abs() for response in responses_of(trained)]
+    drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
+    drifted, tokens = reduce_sum(drift).tolist()
+    return {
+        **whole,
+        'reward_std': float(variance.sqrt()),
+        'rollout_drift': drifted / max(tokens, 1.0),
+        **{
+            f'{source}/{name}': value
+            for source, own in zip(several, of_each, strict=True)
+            for name, value in own.items()
+            if own['responses']
+        },
+    }
+
+
+def uninformative(drawn: Drawn, reduce_sum: ReduceSum) -> float:
+    """The share of the prompts whose responses all have the same score, over all ranks; every rank calls it."""
+    differing = drawn.differing
+    counts = torch.tensor([differing.count(False), len(differing)], dtype=torch.float64)
+    alike, prompts = reduce_sum(counts).tolist()
+    return alike / max(prompts, 1.0)
+
+
+def staleness(drawn: Drawn, step: int, reduce_sum: ReduceSum) -> float:
+    """How many optimizer steps the weights at `step` are ahead of those that drew a response, in the mean.
+
+    Over all ranks; every rank calls it.
+    """
+    behind = [step - response.version for response in drawn.all_responses]
+    steps, responses = reduce_sum(torch.tensor([sum(behind), len(behind)], dtype=torch.float64)).tolist()
+    return steps / max(responses, 1.0)
+
+
+def update_metrics(results: Sequence[WindowResult], algorithm: Online) -> dict[str, float]:
+    """How the optimizer steps on one rollout went."""
+    whole = combined(results, algorithm)
+    return {'loss': whole.loss, **whole.terms}
+
+
+def critic_metrics(role: str, results: Sequence[WindowResult], critic: Critic) -> dict[str, float]:
+    """The same of a critic."""
+    terms = combined(results, critic).terms
+    return {
+        f'{role}/value_loss': terms['value_loss'],
+        f'{role}/return': terms['returns'],
+        f'{role}/explained_variance': explained_variance(terms),
+    }
+
+
+def repetition(ids: Sequence[int], size: int = 4) -> float:
+    """The share of runs of `size` tokens that stood in the response before."""
+    runs = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

@@ -1,0 +1,223 @@
+"""What every training loop does: epochs, evaluation, slices, and what to do when something is wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import all_gather_object
+from align_anything.core.errors import DataError, SettingsError, TrainingError
+from align_anything.core.logging import get_logger
+from align_anything.core.types import Batch, Skipped
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.skips import SkipReport
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.window import WindowResult
+from align_anything.reporting.console import TrainingConsole
+from align_anything.reporting.metrics import MetricsWriter
+from align_anything.trainers.loops.progress import Progress
+
+logger = get_logger(__name__)
+
+BEST_NAME = 'slice_best'
+STREAM_ROWS_BEFORE_RATIO = 200
+"""Rows of a stream, whose length is unknown, that are seen before the share of skipped ones may stop the run."""
+
+
+class Save(Protocol):
+    def __call__(self, progress: Progress, *, with_state: bool, name: str | None = None) -> object: ...
+
+
+@dataclass
+class Loop:
+    """Trains `algorithm` with what a loader gives. Every rank runs one, in step.
+
+    `windows` are those of the present epoch that are still to come.
+    """
+
+    cfgs: RunCfgs
+    algorithm: Algorithm
+    engine: DeepSpeedEngine
+    training: Loader
+    evaluation: Mapping[str, Loader]
+    rows: int | None
+    steps: int
+    progress: Progress
+    writer: MetricsWriter
+    console: TrainingConsole
+    skips: SkipReport
+    save: Save
+    stop_asked: Callable[[], bool]
+    windows: Windows = field(init=False)
+
+    def run(self) -> bool:
+        """Trains until the last step. Returns False when it stopped early because it was asked to."""
+        while self.progress.step < self.steps:
+            self.windows = Windows(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
+            for window in self.windows:
+                if not self._step(window):
+                    return False
+                if self.progress.step == self.steps:
+                    break
+            else:
+                self._end_epoch()
+        if self.progress.step_in_epoch:
+            self._end_epoch()
+        return True
+
+    def close(self) -> None:
+        """Ends the data workers and closes the metrics and the console."""
+        for loader in (self.training, *self.evaluation.values()):
+            loader.close()
+        self.console.close()
+        self.writer.close()
+
+    def evaluate(self) -> None:
+        """Records the metrics of the evaluation data."""
+        raise NotImplementedError
+
+    def _step(self, window: Window) -> bool:
+        """Trains on what the loader gave for one step. Returns False when the run should stop."""
+        raise NotImplementedError
+
+    def _stepped(self, before: int, stop: bool) -> bool:
+        """Evaluates and saves where that is due after the steps since `before`. Returns whether the run goes on."""
+        train, step = self.cfgs.train_cfgs, self.progress.step
+        if train.eval_strategy == 'steps' and step // train.eval_interval > before // train.eval_interval:
+            self.evaluate()
+        if stop:
+            self.save(self.progress, with_state=True)
+        elif self._saves_now(before):
+            self.save(self.progress, with_state=train.save_checkpoint)
+        return not stop
+
+    def _evaluated_as(self, found: dict[str, float]) -> None:
+        """Keeps the best model, and ends the run when it gets no better, as the settings ask."""
+        train, progress = self.cfgs.train_cfgs, self.progress
+        progress.last_evaluation = found
+        if (train.save_best or train.early_stopping_patience) and self._improved(found):
+            progress.best_step = progress.step
+            if train.save_best:
+                self.save(progress, with_state=False, name=BEST_NAME)
+        if train.early_stopping_patience and progress.evaluations_since_best >= train.early_stopping_patience:
+            self.console.note(f'stopping early: step {progress.best_step} was better than all evaluations since')
+            self.steps = progress.step
+
+    def _improved(self, found: Mapping[str, float]) -> bool:
+        """Whether this evaluation is the best so far; remembers how many in a row were not."""
+        progress, metric = self.progress, self.cfgs.train_cfgs.save_best or 'loss'
+        if metric not in found:
+            raise SettingsError(
+                [f"train_cfgs.save_best: the evaluation gives no '{metric}'. It gives {', '.join(found)}."]
+            )
+        value = found[metric]
+        better = math.isfinite(value) and (
+            progress.best is None or (value < progress.best if is_cost(metric) else value > progress.best)
+        )
+        progress.best, progress.evaluations_since_best = (
+            (value, 0) if better else (progress.best, progress.evaluations_since_best + 1)
+        )
+        return better
+
+    def _saves_now(self, before: int) -> bool:
+        # The last step is followed by the final model, which needs no slice beside it.
+        logger_cfgs, step = self.cfgs.logger_cfgs, self.progress.step
+        interval = logger_cfgs.save_interval or math.ceil(self.steps / (logger_cfgs.save_total_limit + 1))
+        return bool(logger_cfgs.save_total_limit) and step // interval > before // interval and step < self.steps
+
+    def _end_epoch(self) -> None:
+        if not self.progress.step_in_epoch:
+            raise DataError('an epoch over the training data gave no rows; look at the datasets and their size.')
+        self.progress.epoch += 1
+        self.progress.step_in_epoch = 0
+        self.progress.place = None
+        if self.cfgs.train_cfgs.eval_strategy == 'epoch':
+            self.evaluate()
+
+    def _epochs_done(self) -> float:
+        per_epoch = self.training.steps_in(self.progress.epoch)
+        return self.progress.epoch + (self.progress.step_in_epoch / per_epoch if per_epoch else 0.0)
+
+    def file_skips(self, skipped: list[Skipped]) -> None:
+        """Lists rows that cannot be used. Every rank calls it with the same ones."""
+        self.skips.add(skipped)
+        self.progress.skipped = len(self.skips)
+        ratio = self.cfgs.data_cfgs.max_skipped_ratio
+        if self.rows is not None:
+            self.skips.check(self.rows, ratio)
+        elif self.progress.seen >= STREAM_ROWS_BEFORE_RATIO:
+            self.skips.check(self.progress.seen, ratio)
+
+    def _nonfinite(self, batches: list[Batch], result: WindowResult) -> None:
+        """Handles a step that changed nothing because its loss or its gradient was not finite."""
+        if result.finite and self.cfgs.train_cfgs.fp16:
+            return  # the loss scale was too high and has been lowered: a normal part of float16 training
+        suspects = result.suspects or (
+            [] if not result.finite else [name for batch in batches for name in batch.sources]
+        )
+        names = [name for part in all_gather_object(suspects) for name in part]
+        what = 'gradient' if result.finite else 'loss'
+        message = (
+            f'step {self.progress.step}: the {what} is not finite; the weights were left as they were. '
+            f'Samples in question: {", ".join(names[:20])}{" …" if len(names) > 20 else ""}.'
+        )
+        if self.cfgs.train_cfgs.nonfinite_loss == 'stop':
+            raise TrainingError(
+                f'{message} Look at them, lower the learning rate, or set train_cfgs.nonfinite_loss: skip.'
+            )
+        self.progress.nonfinite += 1
+        logger.warning(message)
+
+
+def is_cost(metric: str) -> bool:
+    """Whether a metric is better when it is lower."""
+    return metric in ('loss', 'kl', 'squared_score') or metric.endswith('_loss')
+
+
+@dataclass(frozen=True)
+class Window:
+    """The micro-batches of one optimizer step, and the seconds that were spent waiting for them."""
+
+    batches: list[Batch]
+    waited: float
+
+
+class Windows:
+    """The windows of an epoch, of which the next can be had before its turn.
+
+    Args:
+        batches: the micro-batches of each.
+    """
+
+    def __init__(self, batches: Iterator[list[Batch]]) -> None:
+        self._batches = batches
+        self._ahead: Window | None = None
+
+    def __iter__(self) -> Iterator[Window]:
+        return self
+
+    def __next__(self) -> Window:
+        window, self._ahead = self._ahead or self._read(), None
+        if window is None:
+            raise StopIteration
+        return window
+
+    def peek(self) -> Window | None:
+        """Returns the next window, if there is one. In its turn nobody waits for it any more."""
+        window = self._ahead or self._read()
+        self._ahead = None if window is None else replace(window, waited=0.0)
+        return window
+
+    def _read(self) -> Window | None:
+        started = time.perf_counter()
+        batches = next(self._batches, None)
+        return None if batches is None else Window(batches, time.perf_counter() - started)
+
+
+def listed(terms: dict[str, float]) -> str:
+    return ', '.join(f'{name} {value:.4f}' for name, value in terms.items())

@@ -1,0 +1,106 @@
+"""The loop over a fixed dataset: an optimizer step for each window of micro-batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from align_anything.core.distributed import all_gather_object
+from align_anything.core.types import Batch, Scored, Skipped
+from align_anything.datasets.loader import Loader
+from align_anything.engines.window import WindowResult, combined
+from align_anything.reporting.metrics import peak_memory
+from align_anything.trainers.loops.base import Loop, Window, listed
+
+
+@dataclass
+class OfflineLoop(Loop):
+    """Trains `algorithm` on a loader. Every rank runs one, in step."""
+
+    roles: Mapping[str, Callable[[Batch], Scored]]
+
+    def evaluate(self) -> None:
+        """Scores the evaluation data and records the metrics over all of it, and by source where there are several.
+
+        The best model so far is saved when the settings ask for it.
+        """
+        if not self.evaluation:
+            return
+        results = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
+        whole = combined(list(results.values()), self.algorithm)
+        found = {'loss': whole.loss, **whole.terms}
+        parts = results if len(results) > 1 else {}
+        by_part = {f'{name}/{key}': value for name, part in parts.items() for key, value in part.terms.items()}
+        self.writer.log(self.progress.step, {**found, **by_part}, prefix='eval')
+        self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
+        self._evaluated_as(found)
+
+    def _evaluated(self, loader: Loader) -> WindowResult:
+        skipped: list[Skipped] = []
+
+        def batches() -> Iterator[Batch]:
+            skipped.clear()
+            for batch in loader.micro_batches(0):
+                skipped.extend(batch.skipped)
+                yield batch
+
+        result = self.engine.evaluate(batches, self.algorithm, self.roles)
+        self.file_skips([item for part in all_gather_object(skipped) for item in part])
+        return result
+
+    def _step(self, window: Window) -> bool:
+        progress = self.progress
+        started = time.perf_counter()
+        counted = (*COUNTED, *by_source(window.batches[0].stats))
+        local = {key: float(sum(batch.stats.get(key, 0) for batch in window.batches)) for key in counted}
+        skipped = [item for batch in window.batches for item in batch.skipped]
+        extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
+        result = self.engine.train_window(window.batches, self.algorithm, self.roles, extras)
+        took = window.waited + time.perf_counter() - started
+        progress.step += 1
+        progress.step_in_epoch += 1
+        progress.place = self.training.sampler.place(progress.epoch, progress.step_in_epoch)
+        progress.seen += int(result.extras['examples'] + result.extras['skipped'])
+        if result.extras['skipped']:
+            self.file_skips([item for part in all_gather_object(skipped) for item in part])
+        if not result.applied and any(result.counts.values()):
+            self._nonfinite(window.batches, result)
+        self.console.advance(progress.step)
+        if progress.step % self.cfgs.logger_cfgs.log_interval == 0 or progress.step == self.steps:
+            self._report(result, took, window.waited)
+        return self._stepped(progress.step - 1, bool(result.extras['stop']))
+
+    def _report(self, result: WindowResult, took: float, waited: float) -> None:
+        extras, step = result.extras, self.progress.step
+        metrics = {
+            'loss': result.loss,
+            **result.terms,
+            'learning_rate': self.engine.learning_rates[0],
+            'grad_norm': self.engine.grad_norm,
+            'epoch': self._epochs_done(),
+            'samples': extras['examples'],
+            'tokens': extras['tokens'] - extras['padding'],
+            'padding': extras['padding'] / max(extras['tokens'], 1.0),
+            'skipped': float(len(self.skips)),
+            **{key: extras[key] for key in by_source(extras)},
+        }
+        if self.progress.nonfinite:
+            metrics['nonfinite_steps'] = float(self.progress.nonfinite)
+        timings = {
+            'tokens_per_second': metrics['tokens'] / took,
+            'seconds_per_step': took,
+            'data_wait': waited / took,
+            'peak_memory': float(peak_memory()),
+        }
+        self.writer.log(step, metrics, timings=timings)
+        shown = {key: metrics[key] for key in ('loss', *result.terms, 'learning_rate', 'padding')}
+        self.console.report(step, {**shown, **{key: timings[key] for key in ('tokens_per_second', 'peak_memory')}})
+
+
+COUNTED = ('examples', 'tokens', 'padding', 'units')
+
+
+def by_source(names: Iterable[str]) -> list[str]:
+    """Those among the names of counts that are of one source of several, the same on every rank."""
+    return [name for name in names if '/' in name]

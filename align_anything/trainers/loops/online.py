@@ -1,0 +1,407 @@
+"""The loop that draws responses, has them rewarded, and trains on them: a rollout for each step of the loader."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_anything.algorithms.critic import Critic
+from align_anything.algorithms.online import Experience, Online
+from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
+from align_anything.core.types import Batch, Example, Scored, Skipped
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.prompts import Prompts
+from align_anything.engines.window import WindowResult
+from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
+from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
+from align_anything.policies.score import reading_ends
+from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.reporting.completions import Completions
+from align_anything.reporting.metrics import peak_memory
+from align_anything.reporting.online_report import (
+    critic_metrics,
+    numbers_of,
+    rollout_metrics,
+    staleness,
+    uninformative,
+    update_metrics,
+)
+from align_anything.rollouts.base import Response, RolloutEngine, Sampling
+from align_anything.rollouts.experience import Drawn, complete, joined, most_telling, record, scores_of, spread
+from align_anything.trainers.loops.base import Loop, Window, listed
+from align_anything.trainers.loops.cutting import cut_into_steps, cut_step, steps_of_rollout
+from align_anything.trainers.loops.pending import Pending
+from align_anything.trainers.loops.progress import rank_seed
+from align_anything.trainers.runs.assembly import Assembled
+from align_anything.trainers.runs.data import names_of
+from align_anything.trainers.runs.ptx import ptx_from
+from align_anything.trainers.runs.reference import known_reference, untrained
+from align_anything.trainers.runs.rewarding import COST, Reward, completions_of
+
+EVALUATION_SEED = 0
+
+
+@dataclass
+class OnlineLoop(Loop):
+    """Trains on responses that the policy draws as it goes.
+
+    Attributes:
+        policy: what draws and learns.
+        critics: what says how much reward is to come, by role, each in an engine of its own.
+        reference: what says how likely the reference would have drawn a token.
+        rollouts: draws the responses.
+        pending: those of the next rollout, where they are drawn ahead.
+        rewards: what rewards them.
+        completions: shows whole responses, if they are asked for.
+        ptx: gives the supervised rows of each optimizer step, if it has such.
+    """
+
+    algorithm: Online
+    policy: Assembled
+    critics: Mapping[str, tuple[Assembled, Critic]]
+    reference: Callable[[Batch], Scored] | None
+    rollouts: RolloutEngine
+    pending: Pending
+    rewards: Sequence[Reward]
+    completions: Completions | None
+    ptx: Loader | None
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _unusable: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.ptx is not None:
+            rows = ptx_from(self.ptx, self.progress.step)
+            # The workers are forked with the first rows: now, and not while a thread draws.
+            self._rows = chain([next(rows)], rows)
+
+    def _step(self, window: Window) -> bool:
+        started = time.perf_counter()
+        self._seconds = {}
+        before = self.progress.step
+        stop = self._sum([float(self.stop_asked())])[0]
+        drawn, waited = self._rollout(window)
+        self.rollouts.sleep()
+        most = self.algorithm.per_device_prompt_batch_size
+        trained = self._learn_from(most_telling(drawn, most) if self.algorithm.further_draws else drawn)
+        with self._clock('update'):
+            results, values = self._update(trained)
+        took = window.waited + time.perf_counter() - started
+        self.console.advance(self.progress.step)
+        interval, step = self.cfgs.logger_cfgs.log_interval, self.progress.step
+        if step // interval > before // interval or step == self.steps:
+            self._report(drawn, trained, results, values, took, waited)
+        rollout = -(-step // steps_of_rollout(self.cfgs, self.algorithm))
+        if self.completions is not None and rollout % self.cfgs.logger_cfgs.log_completions == 0:
+            self.completions.write(step, drawn)
+        return self._stepped(before, bool(stop))
+
+    def close(self) -> None:
+        """As every loop, and closes what draws ahead and what shows completions."""
+        self.pending.close()
+        if self.completions is not None:
+            self.completions.close()
+        if self.ptx is not None:
+            self.ptx.close()
+        super().close()
+
+    def evaluate(self) -> None:
+        """Rewards one response to each held-out prompt, over all of them and by source where there are several."""
+        if not self.evaluation:
+            return
+        self.pending.wait()
+        parts = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
+        self.rollouts.sleep()
+        names = list(next(iter(parts.values())))
+        count = sum(part['responses'] for part in parts.values())
+        found = {
+            name: sum(part[name] * part['responses'] for part in parts.values()) / max(count, 1.0)
+            for name in names
+            if name != 'responses'
+        }
+        by_part = {
+            f'{name}/{key}': value
+            for name, part in parts.items()
+            for key, value in part.items()
+            if len(parts) > 1 and key != 'responses'
+        }
+        self.writer.log(self.progress.step, {**found, **by_part}, prefix='eval')
+        self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
+        self._evaluated_as(found)
+
+    def _evaluated(self, loader: Any) -> dict[str, float]:
+        sums: Tensor | float = 0.0
+        names: list[str] = []
+        for prompts in loader.micro_batches(0):
+            self.file_skips([item for part in all_gather_object(prompts.skipped) for item in part])
+            responses = self._drawn(prompts.examples, self._sampling(EVALUATION_SEED, 1))
+            drawn = self._rewarded(prompts.examples, responses)
+            local = numbers_of(drawn)
+            names = list(local)
+            sums = sums + torch.tensor([float(len(drawn.scores)), *(float(v.sum()) for v in local.values())]).double()
+        count, *totals = self._sum(torch.as_tensor(sums).tolist())
+        return {
+            'responses': count,
+            **{name: total / max(count, 1.0) for name, total in zip(names, totals, strict=True)},
+        }
+
+    # One rollout
+
+    def _rollout(self, window: Window) -> tuple[Drawn, float]:
+        """All that is drawn for one rollout, and the seconds of waiting for its prompts.
+
+        While a rank has too few prompts whose responses differ in score, all go on with the next prompts of the loader
+        as often as the algorithm allows and the epoch has some; a rank that has enough passes over its own.
+        """
+        examples, responses = self._answered(window, 0)
+        waited = window.waited + self._draw_ahead()
+        drawn = self._rewarded(examples, responses)
+        for number in range(1, self.algorithm.further_draws + 1):
+            missing = self.algorithm.per_device_prompt_batch_size > sum(drawn.differing)
+            if not self._sum([float(missing)])[0]:
+                break
+            window = next(self.windows, None)
+            if window is None:
+                break
+            self.progress.step_in_epoch += 1
+            drawn = drawn.with_more(self._rewarded(*self._answered(window, number, wanted=missing)))
+            waited += window.waited
+        return drawn, waited
+
+    def _answered(self, window: Window, number: int, wanted: bool = True) -> tuple[list[Example], list[list[Response]]]:
+        """The prompts of a window, the `number`th of this rollout, with responses; none of them unless `wanted`."""
+        self._skip(window.batches)
+        examples = [example for example in examples_of(window) if wanted]
+        with self._clock('generation'):
+            ahead = self.pending.take()
+        if ahead is not None:
+            self._seconds['generation_ahead'] = self.pending.seconds
+            return examples, ahead
+        return examples, self._drawn(examples, self._sampling_at(self.progress.step, number))
+
+    def _draw_ahead(self) -> float:
+        """Begins to draw the next rollout of the epoch, if the settings say so; returns the seconds of waiting for it.
+
+        The weights are those before the updates on the present one, the seed that of a run which waits for these.
+        """
+        step = self.progress.step + steps_of_rollout(self.cfgs, self.algorithm)
+        window = self.windows.peek() if self.cfgs.vllm_cfgs.vllm_async and step < self.steps else None
+        if window is None:
+            return 0.0
+        with self._clock('sync'):
+            self.rollouts.sync(self.progress.step)
+            self.pending.begin(self.rollouts, examples_of(window), self._sampling_at(step, 0))
+        return window.waited
+
+    def _sampling_at(self, step: int, number: int) -> Sampling:
+        # Far from the seeds of other rollouts, which differ by their steps.
+        return self._sampling(self.cfgs.train_cfgs.seed + step + (number << 32), self.algorithm.num_generations)
+
+    def _sampling(self, seed: int, responses: int) -> Sampling:
+        model: Any = self.cfgs.model_cfgs
+        return Sampling(
+            responses=responses,
+            max_new_tokens=model.max_new_tokens,
+            temperature=model.temperature,
+            top_p=model.top_p,
+            top_k=model.top_k,
+            repetition_penalty=model.repetition_penalty,
+            seed=rank_seed(seed, rank()),
+        )
+
+    def _drawn(self, examples: list[Example], sampling: Sampling) -> list[list[Response]]:
+        with self._clock('sync'):
+            self.rollouts.sync(self.progress.step)
+        with self._clock('generation'):
+            return self.rollouts.generate(examples, sampling)
+
+    def _rewarded(self, examples: list[Example], responses: list[list[Response]]) -> Drawn:
+        with self._clock('reward'):
+            completions = completions_of(examples, responses, self._text)
+            # Also by a rank that has nothing to reward: models are asked by all ranks together.
+            rewards = {
+                reward.name: torch.tensor(reward.judge(completions), dtype=torch.float32) for reward in self.rewards
+            }
+        scores = sum(reward.weight * rewards[reward.name] for reward in self.rewards if reward.name != COST)
+        return Drawn(complete(examples, responses), responses, rewards, torch.as_tensor(scores))
+
+    def _text(self, ids: Tensor) -> str:
+        return self.policy.collator.spec.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _shaped(self, drawn: Drawn) -> Tensor:
+        """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
+        scores, responses = drawn.scores, drawn.all_responses
+        if self.algorithm.normalize_reward:
+            state = self.progress.state.get('rewards', dict(NOTHING_SEEN))
+            state = merged(state, self._reduce(moments(scores, torch.ones(len(scores)))))
+            self.progress.state['rewards'] = state
+            scores = normalised(scores, state)
+        finished = torch.tensor([response.finished for response in responses], dtype=torch.bool)
+        scores = scores + missing_eos_penalty(finished, self.algorithm.missing_eos_penalty)
+        if self.algorithm.overlong_buffer is not None:
+            lengths = torch.tensor([float(len(response.ids)) for response in responses])
+            scores = scores + overlong_penalty(
+                lengths, max_length=self.cfgs.model_cfgs.max_new_tokens, buffer=self.algorithm.overlong_buffer
+            )
+        return scores
+
+    def _learn_from(self, drawn: Drawn) -> list[Example]:
+        """Returns what is trained on of a rollout, with what the losses will read of every token."""
+        shaped = self._shaped(drawn).split([len(responses) for responses in drawn.responses])
+        kept = self.algorithm.kept(shaped)
+        examples = [
+            replace(example, responses=[example.responses[number] for number in numbers])
+            for example, numbers in zip(drawn.examples, kept, strict=True)
+        ]
+        with self._clock('scoring'):
+            micro_batches = [part for window in self._windows(examples) for part in window]
+            collator, engine = self.policy.collator, self.policy.engine
+            record('old', untrained(engine), collator, micro_batches, engine.device)
+            if self.reference is not None:
+                record('reference', self.reference, collator, micro_batches, engine.device)
+            beyond = {}
+            for role, (critic, _) in self.critics.items():
+                scorer, given = untrained(critic.engine), (critic.collator, micro_batches, critic.engine.device)
+                record(f'values/{role}', scorer, *given)
+                if self.algorithm.bootstraps:
+                    with reading_ends(critic.engine.module):
+                        beyond[role] = scores_of(scorer, *given)
+        places = [(place, number) for place, numbers in enumerate(kept) for number in numbers]
+        responses = [drawn.responses[place][number] for place, number in places]
+        lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.long)
+        costs = drawn.rewards.get(COST, torch.zeros(0))
+        experience = Experience(
+            scores=torch.tensor([float(shaped[place][number]) for place, number in places]),
+            groups=torch.tensor([place for place, _ in places], dtype=torch.long),
+            segments=torch.arange(len(responses)).repeat_interleave(lengths),
+            finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
+            logprobs=joined(examples, 'old'),
+            reference=None if self.reference is None else joined(examples, 'reference'),
+            values={role: joined(examples, f'values/{role}') for role in self.critics},
+            beyond=beyond,
+            costs=costs,
+            all_costs=[cost for part in all_gather_object(costs.tolist()) for cost in part],
+        )
+        state = self.progress.state.setdefault('algorithm', {})
+        for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
+            spread(examples, name, values)
+        return examples
+
+    def _update(self, trained: list[Example]) -> tuple[list[WindowResult], dict[str, list[WindowResult]]]:
+        results: list[WindowResult] = []
+        values: dict[str, list[WindowResult]] = {role: [] for role in self.critics}
+        for iteration in range(self.algorithm.update_iters):
+            # Every rank shuffles its own responses, the same way when the run is resumed.
+            order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {rank()}')
+            examples = order.sample(trained, len(trained))
+            for part in self._windows(examples):
+                if self.progress.step == self.steps:
+                    break
+                results.append(self._updated(self.policy, self.algorithm, [*part, *self._supervised()]))
+                for role, (critic, algorithm) in self.critics.items():
+                    values[role].append(self._updated(critic, algorithm, part))
+                self.progress.step += 1
+        if self.ptx is not None:
+            self.file_skips([item for part in all_gather_object(self._unusable) for item in part])
+            self._unusable = []
+        self.progress.step_in_epoch += 1
+        self.progress.place = self.training.sampler.place(self.progress.epoch, self.progress.step_in_epoch)
+        return results, values
+
+    def _updated(self, trained: Assembled, algorithm: Any, part: list[list[Example]]) -> WindowResult:
+        batches = [trained.collator(examples) for examples in part]
+        roles = {'reference': known_reference} if 'reference' in algorithm.roles else {}
+        result = trained.engine.train_window(batches, algorithm, roles)
+        if not result.applied and any(result.counts.values()):
+            self._nonfinite(batches, result)
+        return result
+
+    def _windows(self, examples: list[Example]) -> list[list[list[Example]]]:
+        return cut_into_steps(examples, self.cfgs, self.algorithm, self._layout)
+
+    def _supervised(self) -> list[list[Example]]:
+        """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
+        if self.ptx is None:
+            return []
+        rows = next(self._rows)
+        self._unusable += rows.skipped
+        return cut_step(rows.examples, self.cfgs, self._layout)
+
+    @property
+    def _layout(self) -> str:
+        """By which tokens are counted: a model whose check found another layout wrong has fallen back to padding."""
+        collators = [self.policy.collator, *(critic.collator for critic, _ in self.critics.values())]
+        return min((collator.layout for collator in collators), key=LAYOUTS.index)
+
+    # What is told
+
+    def _skip(self, prompts: Sequence[Prompts]) -> None:
+        skipped = [item for part in all_gather_object([i for p in prompts for i in p.skipped]) for item in part]
+        self.progress.seen += int(self._sum([float(sum(len(p.examples) for p in prompts))])[0]) + len(skipped)
+        if skipped:
+            self.file_skips(skipped)
+
+    def _report(
+        self,
+        drawn: Drawn,
+        trained: list[Example],
+        results: list[WindowResult],
+        values: Mapping[str, list[WindowResult]],
+        took: float,
+        waited: float,
+    ) -> None:
+        rollout = rollout_metrics(drawn, trained, names_of(self.training.dataset.parts), self._reduce)
+        metrics = {
+            **rollout,
+            **update_metrics(results, self.algorithm),
+            'learning_rate': self.engine.learning_rates[0],
+            'grad_norm': self.engine.grad_norm,
+            'epoch': self._epochs_done(),
+            'skipped': float(len(self.skips)),
+        }
+        for role, parts in values.items():
+            metrics |= critic_metrics(role, parts, self.critics[role][1])
+        if self.algorithm.num_generations > 1:
+            metrics['uninformative'] = uninformative(drawn, self._reduce)
+        if self.cfgs.vllm_cfgs.vllm_async:
+            metrics['staleness'] = staleness(drawn, self.progress.step - len(results), self._reduce)
+        metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
+        if self.progress.nonfinite:
+            metrics['nonfinite_steps'] = float(self.progress.nonfinite)
+        speed = rollout['response_length'] * rollout['responses'] / took
+        timings = {
+            **{f'seconds/{name}': seconds for name, seconds in self._seconds.items()},
+            'tokens_per_second': speed,
+            'seconds_per_step': took,
+            'data_wait': waited / took,
+            'peak_memory': float(peak_memory()),
+        }
+        step = self.progress.step
+        self.writer.log(step, metrics, timings=timings)
+        shown = ('reward', 'response_length', 'loss', *(name for name in ('kl', 'entropy') if name in metrics))
+        self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': speed})
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.to(self.engine.device)).cpu()
+
+    def _sum(self, numbers: Sequence[float]) -> list[float]:
+        return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+
+def examples_of(window: Window) -> list[Example]:
+    """The prompts of a window."""
+    prompts: list[Prompts] = window.batches  # what the loader of an online run collates
+    return [example for part in prompts for example in part.examples]

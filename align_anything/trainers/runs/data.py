@@ -1,0 +1,299 @@
+"""From the data settings to loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.configs.schema import DataCfgs, RunCfgs
+from align_anything.core.distributed import rank, world_size
+from align_anything.core.errors import DataError, ModelError, SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.core.types import Batch, Example, Piece, Skipped
+from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
+from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask, Task
+from align_anything.datasets.filling import Filling
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.measuring import measure_rows, measure_stream
+from align_anything.datasets.mixture import Mixture, StreamMixture
+from align_anything.datasets.parts import open_parts
+from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
+from align_anything.datasets.prompts import PromptTask
+from align_anything.datasets.reference_scores import Indexed
+from align_anything.datasets.sample_cache import SampleCache
+from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
+from align_anything.models.adapter import check_continuation, find_adapter
+from align_anything.models.family import FamilySpec
+from align_anything.models.fingerprint import encoding_fingerprint
+from align_anything.models.work import WorkOf
+from align_anything.trainers.runs.assembly import spec_of
+from align_anything.trainers.pairs import Pair
+
+logger = get_logger(__name__)
+
+Collate = Callable[..., Batch]
+
+
+class Encoding(Protocol):
+    """What tasks need of a `FamilySpec`."""
+
+    max_length: int
+    encode: Callable[..., Example]
+    encode_group: Callable[..., Example]
+    encode_prompt: Callable[..., Piece]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The opened parts of a run; `evaluation` is empty when nothing is evaluated."""
+
+    training: list[Part]
+    evaluation: list[Part]
+
+
+def open_sources(cfgs: RunCfgs) -> Sources:
+    """Opens every dataset of the run. Raises DataError for sources or templates that cannot be used."""
+    data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
+    training = open_parts_of(data, 'train', cache_dir, streaming=data.streaming)
+    evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
+    return Sources(training, open_parts_of(data, 'eval', cache_dir, streaming=False) if evaluate else [])
+
+
+def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
+    """Opens the data of the run and reads the rules of its checkpoint; no weights.
+
+    Raises SettingsError, DataError or ModelError when they cannot be used, or do not suit the pair or the algorithm.
+    """
+    sources = open_sources(cfgs)
+    probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
+    if algorithm.trains:
+        check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
+    spec = spec_of(cfgs)
+    require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    return sources, spec
+
+
+def open_parts_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
+    """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
+    values = {key: getattr(data, f'{purpose}_{key}') for key in ('datasets', 'template', 'template_kwargs')}
+    values |= {
+        key: getattr(data, f'{purpose}_{key}') for key in ('name', 'split', 'size', 'data_files', 'optional_args')
+    }
+    return open_parts(
+        **values,
+        image_folder=data.image_folder,
+        video_folder=data.video_folder,
+        audio_folder=data.audio_folder,
+        media_options=media_options(data),
+        cache_bytes=data.media_cache_mb * 2**20,
+        streaming=streaming,
+        cache_dir=cache_dir,
+    )
+
+
+def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
+    """What the settings ask of decoding each kind of media."""
+    sound = {'max_seconds': data.max_audio_seconds, 'long_audio': data.long_audio}
+    frames = {
+        key: getattr(data, key)
+        for key in ('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels')
+    }
+    urls = {'allow_urls': data.allow_urls}
+    return {
+        'image': urls,
+        'video': {**urls, **frames, **sound, 'audio': data.audio_in_video},
+        'audio': {**urls, **sound},
+    }
+
+
+def make_task(algorithm: Algorithm, train_on: str, encoding: Encoding, room: int = 0) -> Task:
+    """What the algorithm wants of a row; a prompt leaves `room` for so many tokens of a response.
+
+    Raises SettingsError for `train_on` all, which only supervision can mean.
+    """
+    if algorithm.data_hook == 'supervised':
+        return SupervisedTask(encoding.encode, train_on)
+    if train_on == 'all':
+        raise SettingsError(
+            [f"data_cfgs.train_on: 'all' trains prompts, but {algorithm.name} compares answers. Leave it out."]
+        )
+    if algorithm.data_hook == 'prompt_only':
+        return PromptTask(encoding.encode_prompt, encoding.max_length - room)
+    if algorithm.data_hook == 'answers':
+        return AnswersTask(encoding.encode_group)
+    if algorithm.data_hook == 'unpaired':
+        return UnpairedTask(encoding.encode_group)
+    return PreferenceTask(encoding.encode_group, train_on, algorithm.meta_keys)
+
+
+def make_dataset(
+    parts: list[Part],
+    pair: Pair,
+    spec: FamilySpec,
+    algorithm: Algorithm,
+    train_on: str,
+    sample_cache_dir: str | None = None,
+    room: int = 0,
+) -> ExampleDataset:
+    """The rows of `parts` as Examples of the family, prompts with `room` for a response of so many tokens.
+
+    Raises ModelError for sound in clips that it cannot hear, SettingsError when the cache cannot be written to.
+    """
+    with_sound = any(part.media_options.get('video', {}).get('audio') for part in parts)
+    if with_sound and not (spec.hears_clips and 'audio' in spec.media_kinds):
+        raise ModelError(
+            f"data_cfgs.audio_in_video is on, but models of type '{spec.model_type}' do not hear the sound of a clip: "
+            'switch it off, or choose a checkpoint that does, such as an Omni thinker'
+        )
+    heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
+    task = make_task(algorithm, train_on, spec, room)
+    kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
+    return ExampleDataset(parts, task, pair.name, pair.reads, heard, kept)
+
+
+def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:
+    """Formats the first rows of every part before anything heavy is loaded. Raises DataError when none is usable."""
+    task = make_task(algorithm, train_on, _Unencoded())
+    for parts in filter(None, (sources.training, sources.evaluation)):
+        ExampleDataset(parts, task, pair.name, pair.reads).probe()
+
+
+class _Unencoded:
+    """Stands for a family where rows are formatted only."""
+
+    max_length = 0
+
+    def _refuse(self, *_: object, **__: object) -> Any:
+        raise AssertionError('probing formats rows, it does not encode them')
+
+    encode = encode_group = encode_prompt = _refuse
+
+
+def training_sampler(
+    parts: list[Part],
+    dataset: ExampleDataset,
+    spec: FamilySpec,
+    cfgs: RunCfgs,
+    costs: RowCosts | None = None,
+    *,
+    padded: bool = False,
+    rows: tuple[int, int] | None = None,
+) -> Sampler:
+    """Which rows go into which micro-batch of this rank, reshuffled each epoch.
+
+    `rows` are how many a micro-batch has and how many micro-batches a step, if not those of `train_cfgs`; they are not
+    filled by tokens.
+
+    With `max_length_per_batch`, micro-batches are filled to it by the `costs` of the rows, which streams measure as
+    they go; `padded` says how their tokens are counted.
+    """
+    train, data = cfgs.train_cfgs, cfgs.data_cfgs
+    shape = BatchShape(
+        *(rows or (train.per_device_train_batch_size, train.gradient_accumulation_steps)), world_size(), rank()
+    )
+    mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
+    budget = train.max_length_per_batch
+    filling = None if budget is None or rows is not None else Filling(shape, budget, padded, train.group_by_length)
+    if not data.streaming:
+        mixture = Mixture(dataset.sizes, train.seed, **mixing)
+        return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)
+    if len(parts) > 1 and data.train_weights is None and data.train_mixing == 'concatenate':
+        logger.warning(
+            'the %d streams are read one after the other, so their rows mix only where one ends and the next begins: '
+            'set data_cfgs.train_mixing: round_robin, or give train_weights.',
+            len(parts),
+        )
+    stream = StreamMixture([part.rows for part in parts], train.seed, **mixing)
+    if filling is None:
+        return StreamSampler(stream, shape)
+    return StreamBudgetSampler(stream, partial(measure_stream, dataset, work_of(spec, cfgs), data.num_workers), filling)
+
+
+def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
+    """How much computation an Example takes in this run."""
+    train, lora = cfgs.train_cfgs, cfgs.lora_cfgs
+    again = int(train.gradient_checkpointing)
+
+    def passes(frozen: bool, adapted: bool, below: bool) -> int:
+        """Matrix products for each weight: forward, gradient of the inputs, gradient of the weight, forward again."""
+        if frozen or lora.use_lora:
+            return 2 + again if adapted or below else 1
+        return 3 + again
+
+    return WorkOf(
+        spec,
+        language=passes(train.freeze_language_model, lora.use_lora, below=True),
+        vision=passes(train.freeze_vision_tower, lora.use_lora and lora.vision_lora, below=False),
+        audio=passes(train.freeze_audio_tower, adapted=False, below=False),
+    )
+
+
+def row_costs(dataset: ExampleDataset, spec: FamilySpec, cfgs: RunCfgs) -> tuple[RowCosts | None, list[Skipped]]:
+    """What every row takes, when the settings ask for micro-batches by tokens, and the rows that cannot be used.
+
+    None for streams, which are measured as they are read.
+    """
+    if cfgs.train_cfgs.max_length_per_batch is None or cfgs.data_cfgs.streaming:
+        return None, []
+    return measure_rows(dataset, work_of(spec, cfgs), cfgs.data_cfgs.num_workers)
+
+
+def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
+    """Optimizer steps of the run: `max_steps`, else those of all epochs. Raises DataError for an endless stream."""
+    train = cfgs.train_cfgs
+    if train.max_steps is not None:
+        return train.max_steps
+    steps = [sampler.steps_in(epoch) for epoch in range(train.epochs)]
+    if None in steps:
+        raise DataError('a stream has no known length: set train_cfgs.max_steps.')
+    return sum(steps)
+
+
+def training_loader(dataset: Indexed, sampler: Sampler, collate: Collate, cfgs: RunCfgs) -> Loader:
+    """The loader of this rank's training micro-batches; of several sources, they tell how much each gave."""
+    names = names_of(dataset.parts)
+    counting = Counting(collate, names) if len(names) > 1 else collate
+    return Loader(dataset, sampler, counting, cfgs.data_cfgs.num_workers)
+
+
+def names_of(parts: Sequence[Part]) -> tuple[str, ...]:
+    """What metrics call the sources: the last part of their name, with their number where it is not the only such."""
+    names = [Path(part.source).resolve().name for part in parts]
+    return tuple(name if names.count(name) == 1 else f'{name} {number}' for number, name in enumerate(names, 1))
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A collator that adds to the `stats` of each Batch how many Examples and tokens came from each source."""
+
+    collate: Collate
+    names: tuple[str, ...]
+
+    def __call__(self, examples: list[Example], skipped: list[Skipped]) -> Batch:
+        batch = self.collate(examples, skipped)
+        for number, name in enumerate(self.names):
+            own = [example for example in examples if example.part == number]
+            batch.stats[f'samples/{name}'] = len(own)
+            batch.stats[f'tokens/{name}'] = sum(map(len, own))
+        return batch
+
+
+def loader_in_order(dataset: Indexed, sizes: Sequence[int], batch_size: int, collate: Collate, cfgs: RunCfgs) -> Loader:
+    """The loader of this rank's share of all rows, in the order of the rows, for evaluation and the like."""
+    shape = BatchShape(batch_size, 1, world_size(), rank())
+    sampler = IndexSampler(Mixture(sizes, cfgs.train_cfgs.seed, shuffle=False), shape)
+    return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
+
+
+def require_readable(pair: Pair, spec: FamilySpec, model: str) -> None:
+    """Raises ModelError when the model cannot read what the pair puts into conversations."""
+    missing = pair.missing_from(spec.media_kinds)
+    if missing:
+        raise ModelError(
+            f"{model} (model_type '{spec.model_type}') takes no {', '.join(missing)}, which the pair '{pair.name}' is "
+            'about. Choose a checkpoint that does, or the trainer of a pair without.'
+        )

@@ -1,0 +1,158 @@
+"""Everything that can be known before training: what trains, how long, how much memory, and what is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from align_anything.algorithms.online import Online
+from align_anything.configs.resolve import Resolved
+from align_anything.core.distributed import is_main, world_size
+from align_anything.core.errors import DataError
+from align_anything.core.types import Batch, Example, Piece
+from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.models.family import FamilySpec
+from align_anything.models.feature_cache import frozen_towers
+from align_anything.models.trainable import parameter_table, render_table
+from align_anything.trainers.runs.assembly import (
+    choose_layout,
+    engine_config,
+    make_collator,
+    precision_of,
+    rehearse,
+)
+from align_anything.trainers.runs.data import (
+    make_dataset,
+    open_run,
+    row_costs,
+    total_steps,
+    training_loader,
+    training_sampler,
+)
+from align_anything.trainers.runs.memory import memory_of_run, memory_table
+from align_anything.trainers.runs.online import check_online, prompt_sampler
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
+from align_anything.trainers.runs.reference import check_reference
+from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.rollout_engine import check_rollouts
+from align_anything.trainers.runs.scoring import check_obeyed
+
+SAMPLES = 3
+
+
+def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> None:
+    """Resolves everything, builds the first batch and prints what a run would do. Reads and writes no weights."""
+    cfgs = resolved.cfgs
+    config, optimizer = engine_config(cfgs)
+    check_reference(cfgs, resolved.algorithm)
+    if not resolved.algorithm.trains:
+        check_obeyed(resolved)
+    sources, spec = open_run(cfgs, pair, resolved.algorithm)
+    layout = choose_layout(cfgs, spec, resolved.algorithm)
+    given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
+    batch, draws = None, isinstance(resolved.algorithm, Online)
+    if draws:
+        check_online(cfgs, resolved.algorithm)
+        check_rollouts(resolved)
+        check_rewards(resolved)
+        make_rewards(cfgs)
+        dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)
+        sampler, steps = prompt_sampler(sources, dataset, spec, cfgs, resolved.algorithm)
+        ptx_dataset(with_ptx_if_given(resolved), pair, spec)
+    else:
+        dataset = make_dataset(*given)
+        costs, _ = row_costs(dataset, spec, cfgs)
+        sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
+        steps = total_steps(cfgs, sampler)
+        loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)
+        batch = next(iter(loader.micro_batches(0)), None)
+        if batch is None:
+            raise DataError('the training data hold no rows.')
+    model, rates = rehearse(cfgs, spec, resolved.algorithm)
+    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model)
+    kept: list[Example] = []
+    # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
+    for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):
+        wanted = rows if len(kept) < SAMPLES else ()
+        kept += [item for item in (dataset[row] for row in wanted) if isinstance(item, Example)]
+    if not is_main():
+        return
+    console = console or Console(highlight=False)
+    console.print(render_table(parameter_table(model, spec.parts, rates)))
+    cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
+    shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
+    console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, cached, draws))
+    console.print(memory_table(held))
+    if batch is not None:
+        console.print(_first_batch(batch))
+    for number, example in enumerate(kept[:SAMPLES], 1):
+        console.rule(f'sample {number} of {min(SAMPLES, len(kept))}')
+        # Not in the rule, which would cut a long path before the number of the row.
+        console.print(example.source, soft_wrap=True)
+        console.print(show_example(example, spec), soft_wrap=True)
+    console.print('\ntrained tokens stand between ⟦ ⟧. This was a dry run: nothing was trained or saved.')
+
+
+def show_example(example: Example, spec: FamilySpec) -> Text:
+    """The example as text: trained tokens marked, each medium's tokens as one `<image × 576>`."""
+    text = Text()
+    for piece in [example.prompt, *example.responses]:
+        text.append_text(_show_piece(piece, spec))
+    return text
+
+
+def _show_piece(piece: Piece, spec: FamilySpec) -> Text:
+    text = Text()
+    media = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
+    for start, stop in _runs(list(zip((piece.weights > 0).tolist(), media.tolist(), strict=True))):
+        ids = piece.ids[start:stop].tolist()
+        if media[start]:
+            text.append(f'<media × {len(ids)}>', style='magenta')
+        elif piece.weights[start] > 0:
+            text.append(f'⟦{spec.tokenizer.decode(ids)}⟧', style='bold green')
+        else:
+            text.append(spec.tokenizer.decode(ids), style='dim')
+    return text
+
+
+def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
+    bounds = [0, *(i for i in range(1, len(values)) if values[i] != values[i - 1]), len(values)]
+    return [(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start]
+
+
+def _plan(
+    cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, cached: Sequence[str], draws: bool
+) -> Table:
+    train = cfgs.train_cfgs
+    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
+    table = Table(title='Run', show_header=False)
+    for name, value in {
+        'rows': 'stream' if rows is None else f'{rows:,}',
+        'responses per step' if draws else 'samples per step': f'up to {train.max_length_per_batch} tokens a device'
+        if train.max_length_per_batch and not draws
+        else f'{per_step} = {train.per_device_train_batch_size} × '
+        f'{train.gradient_accumulation_steps} accumulated × {world_size()} ranks',
+        'optimizer steps': f'{steps:,}',
+        'engine': f'ZeRO stage {zero_stage(config)}, {precision_of(cfgs)}, {optimizer}',
+        'layout': f'{layout} (checked on the model before the first step)',
+        **({'features kept': ', '.join(cached)} if cached else {}),
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+def _first_batch(batch: Batch) -> Table:
+    table = Table(title='First micro-batch of this rank', show_header=False)
+    for name, value in batch.stats.items():
+        table.add_row(name, str(value))
+    table.add_row('skipped', str(len(batch.skipped)))
+    for name, value in batch.inputs.items():
+        if isinstance(value, torch.Tensor):
+            table.add_row(name, f'{tuple(value.shape)} {str(value.dtype).removeprefix("torch.")}')
+    return table

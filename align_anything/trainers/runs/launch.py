@@ -1,0 +1,69 @@
+"""The entry of every trainer: settings in, an exit code out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+
+from align_anything.algorithms.base import Algorithm, known_algorithms
+from align_anything.configs.resolve import resolve
+from align_anything.core.distributed import is_main
+from align_anything.core.errors import AlignAnythingError, SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.trainers.pairs import Pair
+
+logger = get_logger(__name__)
+
+USER_ERROR = 2
+
+
+def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = None) -> None:
+    """Runs `algorithm` on `pair` with the settings of the command line.
+
+    Works under `deepspeed --module`, `torchrun -m` and `python -m`. An error that is the user's to mend is printed
+    without a traceback and ends the process with code 2.
+    """
+    try:
+        start(pair, algorithm, sys.argv[1:] if argv is None else argv, os.environ)
+    except AlignAnythingError as error:
+        # Every rank finds the same settings wrong; what goes wrong later may concern one rank alone.
+        if is_main() or not isinstance(error, SettingsError):
+            logger.error('%s:\n%s', type(error).__name__, error)
+        sys.exit(USER_ERROR)
+
+
+def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> None:
+    """As `launch`, but lets errors through."""
+    resolved = resolve(pair.name, algorithm.name, algorithm, known_algorithms(), argv, environ)
+    quieten_libraries()
+    # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
+    from align_anything.trainers.runs.dry_run import dry_run
+    from align_anything.trainers.runs.online import train_online
+    from align_anything.trainers.runs.offline import train
+    from align_anything.trainers.runs.scoring import score
+
+    if algorithm.data_hook == 'prompt_only':
+        work = train_online
+    else:
+        work = train if algorithm.trains else score
+    (dry_run if resolved.dry_run else work)(pair, resolved)
+
+
+def quieten_libraries() -> None:
+    """Silences notes of libraries that say nothing about the run; their warnings and errors stay."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    if not torch.cuda.is_available():
+        # DeepSpeed warns when it has to find out by itself.
+        os.environ.setdefault('DS_ACCELERATOR', 'cpu')
+        logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    # Collectives that DeepSpeed calls by their old names.
+    warnings.filterwarnings('ignore', category=FutureWarning, module='torch.distributed')
+    logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()

@@ -1,0 +1,124 @@
+"""What the models of a run take of the memory of a device, by their configurations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.algorithms.critic import Critic
+from align_anything.algorithms.online import Online
+from align_anything.algorithms.referring import Reference, Referring
+from align_anything.configs.deepspeed_files import load_deepspeed_config
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import world_size
+from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
+from align_anything.models import structure
+from align_anything.models.any_model import add_score_head
+from align_anything.models.family import FamilySpec
+from align_anything.models.trainable import count
+from align_anything.trainers.runs.assembly import DTYPES, engine_config, precision_of, rehearse, spec_of
+from align_anything.trainers.runs.online import critic_cfgs, critic_spec, judges_of
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.reference import precision_of_reference, without_adapter_is_reference
+from align_anything.trainers.runs.reward_model import require_head, spec_of_reward_model
+from align_anything.trainers.runs.rewarding import COST, MODEL
+
+JUDGES = {MODEL: 'reward model', COST: 'cost model'}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank holds of a model on its device, activations not counted."""
+
+    weights: float
+    gradients: float = 0.0
+    optimizer: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(self.weights + other.weights, self.gradients + other.gradients, self.optimizer + other.optimizer)
+
+
+def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str) -> Memory:
+    """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
+
+    ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
+    al., 2020, arXiv:1910.02054, section 3). Half precision keeps float32 masters with the Adam moments.
+    """
+    ranks, stage = world_size(), zero_stage(config)
+    everything = sum(count(parameter) for parameter in model.parameters())
+    trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    width = DTYPES[precision].itemsize
+    states = 8 if precision == 'fp32' else 12
+    return Memory(
+        weights=0.0 if offloads_parameters(config) else everything * width / (ranks if stage == 3 else 1),
+        gradients=trained * width / (ranks if stage >= 2 else 1),
+        optimizer=0.0 if offloads_optimizer(config) else trained * states / (ranks if stage >= 1 else 1),
+    )
+
+
+def memory_of_run(
+    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec, policy: nn.Module
+) -> dict[str, Memory]:
+    """The memory of each model that the run holds, by what it is, `policy` as `rehearse` made it first.
+
+    Raises SettingsError or ModelError for a critic or a judge that cannot be used, as the run would. No weights are
+    read.
+    """
+    (config, _), precision = engine_config(cfgs), precision_of(cfgs)
+    held = {'policy' if algorithm.trains else 'model': estimate_memory(policy, config, precision)}
+    if isinstance(algorithm, Reference) and _holds_reference(cfgs, algorithm):
+        held['reference'] = _reference(cfgs, algorithm, spec, policy)
+    if not isinstance(algorithm, Online):
+        return held
+    for role in (role for role in algorithm.trains if role != 'policy'):
+        own = critic_cfgs(role, cfgs)
+        critic, _ = rehearse(own, critic_spec(role, cfgs, spec, pair), Critic(role=role))
+        held[role.replace('_', ' ')] = estimate_memory(critic, config, precision)
+    for name, source in judges_of(cfgs, algorithm).items():
+        require_head(source)
+        judge = add_score_head(structure.skeleton(spec_of_reward_model(cfgs, source, pair).config))
+        held[JUDGES[name]] = estimate_memory(judge.requires_grad_(False), config, precision)
+    return held
+
+
+def memory_table(held: Mapping[str, Memory]) -> Table:
+    """A line for each model and, of several, one for all."""
+    table = Table('', 'weights', 'gradients', 'optimizer', 'total', title='Memory of one rank, without activations')
+    together = {'all': sum(held.values(), Memory(0.0))} if len(held) > 1 else {}
+    for name, memory in {**held, **together}.items():
+        sizes = (memory.weights, memory.gradients, memory.optimizer, memory.total)
+        table.add_row(name, *(f'{size / 2**30:.3f} GiB' for size in sizes))
+    return table
+
+
+def _holds_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
+    """Whether a copy is asked while the run trains."""
+    asks = algorithm.refers if isinstance(algorithm, Online) else isinstance(algorithm, Referring)
+    kept = isinstance(algorithm, Referring) and algorithm.reference_cache_dir is not None
+    return asks and not kept and not without_adapter_is_reference(cfgs, algorithm)
+
+
+def _reference(cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, policy: nn.Module) -> Memory:
+    """That of a frozen copy, less the weights that the policy keeps frozen and shares with it."""
+    source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
+    same = source == cfgs.model_cfgs.model_name_or_path
+    if not same:
+        models = cfgs.model_cfgs.model_copy(update={'model_name_or_path': source})
+        spec = spec_of(cfgs.model_copy(update={'model_cfgs': models}))
+    config = load_deepspeed_config(algorithm.reference_ds_cfgs or cfgs.train_cfgs.ds_cfgs)
+    precision = precision_of_reference(cfgs, algorithm)
+    whole = estimate_memory(structure.skeleton(spec.config).requires_grad_(False), config, precision)
+    stages = zero_stage(config), zero_stage(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs))
+    if not same or precision != precision_of(cfgs) or 3 in stages:
+        return whole
+    frozen = sum(count(parameter) for parameter in policy.parameters() if not parameter.requires_grad)
+    return Memory(whole.weights - frozen * DTYPES[precision].itemsize)

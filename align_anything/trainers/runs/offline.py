@@ -1,0 +1,234 @@
+"""One run: everything is opened and checked, then trained, then saved."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.algorithms.referring import Referring
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.saving import dump_resolved
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import is_main, rank
+from align_anything.core.errors import SettingsError
+from align_anything.core.files import atomic_write_text, writable_folder
+from align_anything.core.logging import get_logger
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.sampler import Sampler
+from align_anything.datasets.skips import SkipReport
+from align_anything.engines.checkpoint import (
+    FINAL_NAME,
+    Slice,
+    agree_on_slice,
+    find_slice,
+    read_manifest,
+    restore_random_state,
+    set_aside,
+)
+from align_anything.engines.process_group import join_process_group
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.runs.assembly import (
+    assemble,
+    choose_layout,
+    engine_config,
+    rehearse,
+)
+from align_anything.reporting.console import TrainingConsole
+from align_anything.trainers.runs.data import (
+    Sources,
+    loader_in_order,
+    make_dataset,
+    names_of,
+    open_run,
+    row_costs,
+    total_steps,
+    training_loader,
+    training_sampler,
+)
+from align_anything.trainers.loops.base import Loop
+from align_anything.reporting.metrics import MetricsWriter
+from align_anything.trainers.loops.offline import OfflineLoop
+from align_anything.trainers.pairs import Pair
+from align_anything.reporting.plot import plot_metrics
+from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
+from align_anything.trainers.runs.reference import check_reference, make_roles
+from align_anything.trainers.runs.slices import Slices
+from align_anything.reporting.trackers import check_tracker
+
+logger = get_logger(__name__)
+
+SETTINGS_FILE = 'settings.yaml'
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run whose settings, data and checkpoint can be used, before a model is loaded."""
+
+    pair: Pair
+    resolved: Resolved
+    output_dir: Path
+    resume_from: Slice | None
+    progress: Progress
+    sources: Sources
+    spec: FamilySpec
+    layout: str
+
+    def datasets(self, room: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
+        """The rows to train on, and those of each source to evaluate; prompts leave `room` for a response."""
+        data = self.resolved.cfgs.data_cfgs
+        wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, room
+        held_out = [make_dataset([part], *wanted) for part in self.sources.evaluation]
+        return make_dataset(self.sources.training, *wanted), held_out
+
+
+def begin(pair: Pair, resolved: Resolved) -> Begun:
+    """Checks everything that can be checked without weights. Every rank calls it."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    output_dir = make_folders(cfgs, algorithm)
+    check_tracker(cfgs.logger_cfgs.log_type)
+    join_process_group()
+    engine_config(cfgs)
+    check_reference(cfgs, algorithm)
+    resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
+    progress = Progress() if resume_from is None else resumed(resume_from, resolved)
+    sources, spec = open_run(cfgs, pair, algorithm)
+    layout = choose_layout(cfgs, spec, algorithm)
+    rehearse(cfgs, spec, algorithm)
+    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, layout)
+
+
+def train(pair: Pair, resolved: Resolved) -> None:
+    """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    run = begin(pair, resolved)
+    dataset, held_out = run.datasets()
+    costs, unusable = row_costs(dataset, run.spec, cfgs)
+    sampler = training_sampler(run.sources.training, dataset, run.spec, cfgs, costs, padded=run.layout == 'padded')
+    steps = total_steps(cfgs, sampler)
+    check_steps(run, steps)
+
+    torch.manual_seed(cfgs.train_cfgs.seed)
+    assembled = assemble(cfgs, algorithm, run.spec, pair, run.layout, steps)
+    # Before the state of an earlier run is loaded: the policy is still what it is compared with.
+    roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, run.spec, assembled, dataset, held_out)
+    slices = Slices(resolved, run.output_dir, {'policy': assembled}, run.spec)
+    start(run, slices, sampler, steps)
+    batch_size = cfgs.train_cfgs.per_device_eval_batch_size
+    evaluation = {
+        name: loader_in_order(rows, dataset.sizes, batch_size, assembled.collator, cfgs)
+        for name, rows, dataset in zip(names_of(run.sources.evaluation), held_out_rows, held_out, strict=True)
+    }
+    loop = OfflineLoop(
+        engine=assembled.engine,
+        roles=roles,
+        training=training_loader(training_rows, sampler, assembled.collator, cfgs),
+        evaluation=evaluation,
+        **bookkeeping(run, slices, dataset, steps),
+    )
+    loop.file_skips(unusable)
+    finish(run, loop, slices)
+
+
+def check_steps(run: Begun, steps: int) -> None:
+    """Raises SettingsError when the run is to go on from a slice that is past its last step."""
+    if run.progress.step > steps:
+        raise SettingsError(
+            [f'--resume: {run.resume_from.path} is past the {steps} steps of this run. Raise epochs or max_steps.']
+        )
+
+
+def start(run: Begun, slices: Slices, sampler: Sampler, steps: int) -> None:
+    """Puts everything where an earlier run stood, or at the beginning."""
+    cfgs, progress = run.resolved.cfgs, run.progress
+    if run.resume_from is not None:
+        slices.load_state(run.resume_from.state)
+        restore_random_state(run.resume_from.state)
+        if progress.place is not None:
+            sampler.go_on(progress.epoch, progress.step_in_epoch, progress.place)
+        logger.info('resumed from %s after step %d of %d', run.resume_from.path, progress.step, steps)
+    else:
+        torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))
+    if is_main():
+        for path in set_aside(run.output_dir, after=progress.step):
+            logger.warning('an earlier run left this slice, which now bears the name %s', path)
+        atomic_write_text(run.output_dir / SETTINGS_FILE, dump_resolved(cfgs))
+
+
+def bookkeeping(run: Begun, slices: Slices, dataset: ExampleDataset, steps: int) -> dict[str, Any]:
+    """The arguments of every loop that say where it stands and who is told."""
+    cfgs, algorithm, progress = run.resolved.cfgs, run.resolved.algorithm, run.progress
+    writer = MetricsWriter(
+        run.output_dir,
+        cfgs.logger_cfgs.log_type,
+        cfgs.logger_cfgs.log_project,
+        cfgs.logger_cfgs.log_run_name or algorithm.name,
+        settings=cfgs.model_dump(mode='json'),
+        resume_step=None if run.resume_from is None else progress.step,
+    )
+    return {
+        'cfgs': cfgs,
+        'algorithm': algorithm,
+        'rows': len(dataset) if not cfgs.data_cfgs.streaming else None,
+        'steps': steps,
+        'progress': progress,
+        'writer': writer,
+        'console': TrainingConsole(steps, progress.step),
+        'skips': SkipReport(run.output_dir, keep=progress.skipped),
+        'save': slices.save,
+        'stop_asked': StopSignal(),
+    }
+
+
+def finish(run: Begun, loop: Loop, slices: Slices) -> None:
+    """Runs the loop to its end, and saves what it trained."""
+    with closing(loop):
+        finished = loop.run()
+    loop.skips.conclude()
+    if not finished:
+        logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
+        return
+    slices.save_final(run.progress)
+    if is_main():
+        logger.info('curves: %s', plot_metrics(run.output_dir))
+        logger.info('trained model: %s', run.output_dir / FINAL_NAME)
+
+
+def resumed(item: Slice, resolved: Resolved) -> Progress:
+    """The progress of the slice that the run goes on from. Raises SettingsError when the run is not the same one."""
+    return resume_progress(read_manifest(item), resolved.cfgs, str(item.path))
+
+
+def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
+    """Makes the folders of the caches and the output folder, and returns the latter.
+
+    Raises SettingsError for one that cannot be written to, before a model is loaded in vain.
+    """
+    caches = {
+        'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir,
+        'model_cfgs.feature_cache_dir': cfgs.model_cfgs.feature_cache_dir,
+        'train_cfgs.reference_cache_dir': algorithm.reference_cache_dir if isinstance(algorithm, Referring) else None,
+    }
+    for setting, folder in caches.items():
+        if folder is not None:
+            writable_folder(folder, setting)
+    return writable_folder(cfgs.logger_cfgs.output_dir, 'logger_cfgs.output_dir')
+
+
+class StopSignal:
+    """Whether this process was asked to end; the step under way is finished first."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def _remember(self, *_: Any) -> None:
+        self._asked = True

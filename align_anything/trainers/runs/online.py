@@ -1,0 +1,202 @@
+"""One online run: the policy, what it is compared with, its critics, its rewards and its rollouts, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from align_anything.algorithms.critic import Critic
+from align_anything.algorithms.online import Online
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import is_main
+from align_anything.core.errors import ModelError, SettingsError
+from align_anything.core.types import Example, Skipped
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.prompts import Prompts
+from align_anything.datasets.sampler import Sampler
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.runs.assembly import Assembled, assemble, choose_layout
+from align_anything.reporting.completions import Completions
+from align_anything.reporting.console import TrainingConsole
+from align_anything.trainers.loops.cutting import steps_of_rollout
+from align_anything.trainers.runs.data import Sources, loader_in_order, names_of, total_steps, training_sampler
+from align_anything.reporting.metrics import MetricsWriter
+from align_anything.trainers.loops.online import OnlineLoop
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.loops.pending import Pending, problems_of_drawing_ahead
+from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
+from align_anything.trainers.runs.reference import reference_scorer
+from align_anything.trainers.runs.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
+from align_anything.trainers.runs.rewarding import COST, MODEL, Reward, check_rewards, make_rewards
+from align_anything.trainers.runs.rollout_engine import check_rollouts, open_rollouts
+from align_anything.trainers.runs.offline import Begun, begin, bookkeeping, check_steps, finish, start
+from align_anything.trainers.runs.slices import Slices
+
+
+def train_online(pair: Pair, resolved: Resolved) -> None:
+    """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
+    resolved = with_ptx_if_given(resolved)
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    models: Any = cfgs.model_cfgs
+    check_online(cfgs, algorithm)
+    check_rollouts(resolved)
+    check_rewards(resolved)
+    rewards = make_rewards(cfgs)
+    judges = judges_of(cfgs, algorithm)
+    for source in judges.values():
+        require_head(source)
+    run = begin(pair, resolved)
+    specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
+    critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.trains if role != 'policy'}
+    dataset, held_out = run.datasets(room=models.max_new_tokens)
+    supervised = ptx_dataset(resolved, pair, run.spec)
+    sampler, steps = prompt_sampler(run.sources, dataset, run.spec, cfgs, algorithm)
+    check_steps(run, steps)
+
+    torch.manual_seed(cfgs.train_cfgs.seed)
+    policy = assemble(cfgs, algorithm, run.spec, pair, run.layout, steps)
+    policy.engine.module.head.temper(models.temperature)
+    critics = {role: _critic(role, cfgs, spec, run, steps) for role, spec in critic_specs.items()}
+    reference = None
+    if algorithm.refers:
+        reference = reference_scorer(cfgs, algorithm, run.spec, policy, models.temperature)
+    trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
+    for name, source in judges.items():
+        weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
+        rewards.append(Reward(name, weight, _judge(cfgs, source, specs[name], algorithm, pair)))
+    pending = Pending(policy.engine.device)
+    slices = Slices(resolved, run.output_dir, trained, run.spec, pending)
+    start(run, slices, sampler, steps)
+    batch_size = cfgs.train_cfgs.per_device_eval_batch_size
+    evaluation = {
+        name: loader_in_order(rows, rows.sizes, batch_size, _collate, cfgs)
+        for name, rows in zip(names_of(run.sources.evaluation), held_out, strict=True)
+    }
+    kept = bookkeeping(run, slices, dataset, steps)
+    loop = OnlineLoop(
+        engine=policy.engine,
+        training=Loader(dataset, sampler, _collate, cfgs.data_cfgs.num_workers),
+        evaluation=evaluation,
+        policy=policy,
+        critics=critics,
+        reference=reference,
+        rollouts=open_rollouts(cfgs, policy, run.spec),
+        pending=pending,
+        rewards=rewards,
+        completions=_completions(run, kept['console'], kept['writer']),
+        ptx=None if supervised is None else ptx_loader(supervised, _collate, cfgs),
+        **kept,
+    )
+    if supervised is not None and loop.rows is not None:
+        loop.rows += len(supervised)
+    finish(run, loop, slices)
+
+
+def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:
+    if run.resolved.cfgs.logger_cfgs.log_completions is None or not is_main():
+        return None
+    resume_step = None if run.resume_from is None else run.progress.step
+    return Completions(run.output_dir, run.spec, console, writer, resume_step)
+
+
+def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
+    """Raises SettingsError for settings that an online run cannot obey."""
+    train, problems = cfgs.train_cfgs, []
+    size, together = train.per_device_train_batch_size, algorithm.trained_responses
+    if algorithm.compares and size % together:
+        problems.append(
+            f'train_cfgs.per_device_train_batch_size = {size}: {algorithm.name} compares {together} responses to a '
+            f'prompt, so a micro-batch must hold a multiple of {together} responses.'
+        )
+    unread = {
+        'train_cfgs.group_by_length': train.group_by_length,
+        'data_cfgs.train_on': cfgs.data_cfgs.train_on != 'all_assistant',
+        'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
+    }
+    problems += [f'{key}: it means nothing where responses are drawn; leave it out.' for key in unread if unread[key]]
+    if train.early_stopping_patience is not None and train.save_best is None:
+        problems.append('train_cfgs.early_stopping_patience: an evaluation has no loss here; set save_best: reward.')
+    problems += problems_of_drawing_ahead(cfgs, algorithm)
+    if problems:
+        raise SettingsError(problems)
+
+
+def prompt_sampler(
+    sources: Sources, dataset: ExampleDataset, spec: FamilySpec, cfgs: RunCfgs, algorithm: Online
+) -> tuple[Sampler, int]:
+    """Which prompts each rollout has, and the optimizer steps of the run: `max_steps`, else those of all epochs."""
+    rows = (algorithm.per_device_prompt_batch_size, 1)
+    sampler = training_sampler(sources.training, dataset, spec, cfgs, rows=rows)
+    if cfgs.train_cfgs.max_steps is not None:
+        return sampler, cfgs.train_cfgs.max_steps
+    return sampler, total_steps(cfgs, sampler) * steps_of_rollout(cfgs, algorithm)
+
+
+def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:
+    return Prompts(list(examples), list(skipped))
+
+
+def judges_of(cfgs: RunCfgs, algorithm: Online) -> dict[str, str]:
+    """The models that judge responses, by what metrics call them. Raises SettingsError without a cost model to obey."""
+    models: Any = cfgs.model_cfgs
+    judges = {} if models.reward_model_name_or_path is None else {MODEL: models.reward_model_name_or_path}
+    if 'cost_critic' in algorithm.trains:
+        if models.cost_model_name_or_path is None:
+            raise SettingsError(
+                [f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.']
+            )
+        judges[COST] = models.cost_model_name_or_path
+    return judges
+
+
+def _critic_source(role: str, cfgs: RunCfgs) -> str:
+    return getattr(cfgs.model_cfgs, f'{role}_model_name_or_path') or cfgs.model_cfgs.model_name_or_path
+
+
+def critic_spec(role: str, cfgs: RunCfgs, policy: FamilySpec, pair: Pair) -> FamilySpec:
+    """The rules of a critic's family. Raises ModelError when it does not read the tokens of the policy."""
+    source = _critic_source(role, cfgs)
+    if source == cfgs.model_cfgs.model_name_or_path:
+        return policy
+    spec = spec_of_reward_model(cfgs, source, pair)
+    same = spec.model_type == policy.model_type and spec.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    if not same:
+        raise ModelError(
+            f'model_cfgs.{role}_model_name_or_path: {source} does not read the tokens of the policy: a critic must be '
+            'of its family and have its tokenizer.'
+        )
+    return spec
+
+
+def critic_cfgs(role: str, cfgs: RunCfgs) -> RunCfgs:
+    """The settings of a run as a critic of it reads them."""
+    train: Any = cfgs.train_cfgs
+    checkpointing = train.critic_gradient_checkpointing
+    changed = {
+        'learning_rate': train.critic_lr,
+        'lr_scheduler_type': train.critic_lr_scheduler_type,
+        'lr_warmup_ratio': train.critic_lr_warmup_ratio,
+        'weight_decay': train.critic_weight_decay,
+        'gradient_checkpointing': train.gradient_checkpointing if checkpointing is None else checkpointing,
+    }
+    return cfgs.model_copy(
+        update={
+            'train_cfgs': train.model_copy(update=changed),
+            'model_cfgs': cfgs.model_cfgs.model_copy(update={'model_name_or_path': _critic_source(role, cfgs)}),
+        }
+    )
+
+
+def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[Assembled, Critic]:
+    train: Any = cfgs.train_cfgs
+    critic = Critic(role=role, clip_range_value=train.clip_range_value)
+    return assemble(critic_cfgs(role, cfgs), critic, spec, run.pair, run.layout, steps), critic
+
+
+def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
+    engine, collator = open_scorer(cfgs, spec, source, pair, choose_layout(cfgs, spec, algorithm))
+    return ModelJudge(source, spec, engine, collator, cfgs.train_cfgs.per_device_train_batch_size)

@@ -1,0 +1,61 @@
+"""Supervised rows beside drawn responses: as many in each optimizer step as it has responses at most (ptx)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from align_anything.algorithms.policy_gradient import PolicyGradient
+from align_anything.algorithms.sft import SFT
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import rank, world_size
+from align_anything.core.errors import DataError
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.loader import Loader
+from align_anything.datasets.mixture import Mixture
+from align_anything.datasets.prompts import Prompts
+from align_anything.datasets.sampler import BatchShape, IndexSampler
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.runs.data import make_dataset, open_parts_of
+from align_anything.trainers.pairs import Pair
+
+
+def with_ptx_if_given(resolved: Resolved) -> Resolved:
+    """The same run, without a supervised term where there are no data for it."""
+    algorithm = resolved.algorithm
+    if not isinstance(algorithm, PolicyGradient) or resolved.cfgs.data_cfgs.ptx_datasets:
+        return resolved
+    return replace(resolved, algorithm=algorithm.model_copy(update={'ptx_coeff': 0.0}))
+
+
+def ptx_dataset(resolved: Resolved, pair: Pair, spec: FamilySpec) -> ExampleDataset | None:
+    """The supervised rows of the run, if it has some. Raises DataError for those that cannot be used."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    if not isinstance(algorithm, PolicyGradient) or not algorithm.ptx_coeff:
+        return None
+    parts = open_parts_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
+    dataset = make_dataset(parts, pair, spec, SFT(), cfgs.data_cfgs.train_on)
+    if not len(dataset):
+        raise DataError('data_cfgs.ptx_datasets hold no rows.')
+    dataset.probe()
+    return dataset
+
+
+def ptx_loader(dataset: ExampleDataset, collate: Callable[..., Prompts], cfgs: RunCfgs) -> Loader:
+    """The rows of each optimizer step on this rank; the loop cuts them into micro-batches."""
+    train = cfgs.train_cfgs
+    size = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    sampler = IndexSampler(Mixture(dataset.sizes, train.seed), BatchShape(size, 1, world_size(), rank()))
+    return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
+
+
+def ptx_from(loader: Loader, step: int) -> Iterator[Prompts]:
+    """Yields the rows of optimizer step `step` and of all after it, epoch after epoch."""
+    epoch = 0
+    while step >= loader.steps_in(epoch):
+        step -= loader.steps_in(epoch)
+        epoch += 1
+    while True:
+        yield from loader.micro_batches(epoch, step)
+        epoch, step = epoch + 1, 0

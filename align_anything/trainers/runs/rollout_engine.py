@@ -1,0 +1,200 @@
+"""What draws the responses of a run: transformers or vLLM, the latter checked against the trainer at each sync."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import all_gather_object, world_size
+from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.types import Example
+from align_anything.engines.whole import whole_tensors, whole_weights
+from align_anything.models.adapter import bare_model, find_adapter
+from align_anything.models.family import FamilySpec
+from align_anything.models.handover import handed_over
+from align_anything.rollouts.base import Response, RolloutEngine, Sampling
+from align_anything.rollouts.hf import HFRollouts
+from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm_client import Servers
+from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.trainers.runs.assembly import DTYPES, Assembled, precision_of
+from align_anything.rollouts.experience import complete, joined, record
+from align_anything.trainers.runs.reference import untrained
+
+PROBE_TOKENS = 8
+TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
+
+
+def check_rollouts(resolved: Resolved) -> None:
+    """Raises SettingsError for settings of the rollouts that cannot be obeyed."""
+    cfgs = resolved.cfgs
+    settings: Any = cfgs.vllm_cfgs
+    own = {f'vllm_cfgs.{key}' for key in type(settings).model_fields} - {'vllm_cfgs.use_vllm'}
+    of_servers = {f'vllm_cfgs.{key}' for key in ('vllm_server_timeout', 'vllm_server_transfer')}
+    unread = {
+        'use_vllm: True': set() if settings.use_vllm else own,
+        'vllm_server_urls': set() if settings.vllm_server_urls or not settings.use_vllm else of_servers,
+        'use_vllm: False': {'model_cfgs.generation_batch_size'} if settings.use_vllm else set(),
+    }
+    stray = [
+        f'{path} ({resolved.origins[path]}): it means nothing without {what}; leave it out.'
+        for what, paths in unread.items()
+        for path in sorted(paths)
+        if resolved.given(path)
+    ]
+    if stray:
+        raise SettingsError(stray)
+    if not settings.use_vllm:
+        return
+    models: Any = cfgs.model_cfgs
+    problems = _problems_of_servers(settings) if settings.vllm_server_urls else _problems_here(settings)
+    if settings.vllm_max_model_len is not None and settings.vllm_max_model_len < models.model_max_length:
+        problems.append(
+            f'vllm_cfgs.vllm_max_model_len = {settings.vllm_max_model_len} is less than model_cfgs.model_max_length '
+            f'= {models.model_max_length}.'
+        )
+    if problems:
+        raise SettingsError(problems)
+    truncates, here = models.top_p < 1 or models.top_k > 0, settings.vllm_server_urls is None
+    check_vllm(_options(cfgs), truncates=truncates, here=here)
+
+
+def _problems_here(settings: Any) -> list[str]:
+    engines, rest = divmod(world_size(), settings.vllm_tensor_parallel_size)
+    if rest:
+        return [
+            f'vllm_cfgs.vllm_tensor_parallel_size = {settings.vllm_tensor_parallel_size} does not divide the '
+            f'{world_size()} devices.'
+        ]
+    if settings.vllm_num_engines not in (None, engines):
+        return [
+            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}: every device draws, so there are {engines}; '
+            'leave it out.'
+        ]
+    return []
+
+
+def _problems_of_servers(settings: Any) -> list[str]:
+    servers, transfer = len(settings.vllm_server_urls), settings.vllm_server_transfer
+    problems = []
+    if transfer == 'nccl' and not torch.cuda.is_available():
+        problems.append('vllm_cfgs.vllm_server_transfer: there is no GPU here for nccl; choose gloo or http.')
+    if transfer != 'http' and importlib.util.find_spec('vllm') is None:
+        problems.append(f'vllm_cfgs.vllm_server_transfer: {transfer} takes vLLM here too: pip install vllm, or http.')
+    if settings.vllm_num_engines not in (None, servers):
+        problems.append(
+            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}, but vllm_server_urls has {servers}: leave it '
+            'out.'
+        )
+    if settings.vllm_tensor_parallel_size > 1 or settings.vllm_enable_sleep:
+        problems.append(
+            'vllm_cfgs: a server draws on one device, which is its own: leave out vllm_tensor_parallel_size and '
+            'vllm_enable_sleep, or vllm_server_urls.'
+        )
+    return problems
+
+
+def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> RolloutEngine:
+    """Returns what draws responses with the weights of `policy`. Every rank calls it."""
+    models: Any = cfgs.model_cfgs
+    if not cfgs.vllm_cfgs.use_vllm:
+        size = cfgs.train_cfgs.per_device_prompt_batch_size * cfgs.train_cfgs.num_generations
+        return HFRollouts(
+            bare_model(policy.model),
+            spec,
+            dtype=DTYPES[precision_of(cfgs)],
+            batch_size=models.generation_batch_size or size,
+            whole=partial(whole_weights, policy.engine),
+        )
+    source = models.model_name_or_path
+    adapter = find_adapter(source)
+    weights = partial(handed_over, policy.model, partial(whole_tensors, policy.engine))
+    source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
+    options, timeout = _options(cfgs), cfgs.vllm_cfgs.vllm_server_timeout
+    transfer = cfgs.vllm_cfgs.vllm_server_transfer
+    backend = None if transfer == 'http' else transfer
+    engine = Servers(urls, source, options, timeout, backend) if urls else Engine(source, options)
+    tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
+    return ProbedRollouts(VLLMRollouts(spec, weights, engine), policy, tolerance)
+
+
+def _options(cfgs: RunCfgs) -> VLLMOptions:
+    settings: Any = cfgs.vllm_cfgs
+    models: Any = cfgs.model_cfgs
+    return VLLMOptions(
+        dtype=str(DTYPES[precision_of(cfgs)]).removeprefix('torch.'),
+        max_length=settings.vllm_max_model_len or models.model_max_length,
+        reweighs=(models.temperature, models.repetition_penalty) != (1, 1),
+        tensor_parallel_size=settings.vllm_tensor_parallel_size,
+        memory=settings.vllm_gpu_memory_utilization,
+        eager=settings.vllm_enforce_eager,
+        prefix_caching=settings.vllm_enable_prefix_caching,
+        sleeps=settings.vllm_enable_sleep,
+        processor_kwargs=models.processor_kwargs,
+        trust_remote_code=models.trust_remote_code,
+    )
+
+
+@dataclass
+class ProbedRollouts:
+    """Draws with `engine`, a copy of the policy, and stops the run when that copy is not what is trained.
+
+    Attributes:
+        engine: what draws.
+        policy: what is trained.
+        tolerance: how far the log-probabilities of both may lie apart, in the mean over tokens.
+    """
+
+    engine: RolloutEngine
+    policy: Assembled
+    tolerance: float
+    _synced: int | None = None
+    _probed: int | None = None
+
+    def sync(self, version: int) -> None:
+        """Hands the weights over; the next draw begins with a probe if they are new."""
+        self.engine.sync(version)
+        self._synced = version
+
+    def sleep(self) -> None:
+        """As the engine does."""
+        self.engine.sleep()
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+        """As the engine does, after a probe."""
+        self.probe(examples, sampling)
+        return self.engine.generate(examples, sampling)
+
+    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
+        """Compares, if weights are new, what both say of a few tokens drawn to one prompt, with media if one has them.
+
+        Every rank calls it. Raises TrainingError, on every rank, when they differ on one.
+        """
+        if self._synced == self._probed:
+            return
+        asked = sorted(examples, key=lambda example: not example.prompt.media_counts)[:1]
+        tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
+        few = replace(sampling, responses=1, max_new_tokens=tokens, repetition_penalty=1.0)
+        drawn = complete(asked, self.engine.generate(asked, few))
+        collator, engine = self.policy.collator, self.policy.engine
+        record('old', untrained(engine), collator, [drawn], engine.device)
+        theirs, ours = joined(drawn, 'rollout'), joined(drawn, 'old')
+        found = (float((theirs - ours).abs().mean()), float(theirs.mean()), float(ours.mean())) if drawn else None
+        source = asked[0].source if asked else ''
+        for number, (difference, where) in enumerate(all_gather_object((found, source))):
+            # Not a number is no agreement either.
+            if difference is not None and not difference[0] <= self.tolerance:
+                raise TrainingError(
+                    f'rank {number}: after step {self._synced} vLLM does not draw from the weights in training: on '
+                    f'{where} its log-probabilities are {difference[1]:.5f} in the mean, those of the trainer '
+                    f'{difference[2]:.5f}, and they differ by {difference[0]:.5f} a token, where '
+                    f'{self.tolerance:g} is allowed (vllm_cfgs.vllm_probe_tolerance).'
+                )
+        self._probed = self._synced

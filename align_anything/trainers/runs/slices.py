@@ -1,0 +1,101 @@
+"""What a run saves, and when: numbered slices with state, the best model, the final one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from align_anything.configs.resolve import Resolved
+from align_anything.core.distributed import is_main
+from align_anything.engines.checkpoint import FINAL_NAME, prune, write_slice
+from align_anything.models.export import export_model
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.runs.assembly import Assembled
+from align_anything.reporting.card import write_score_card
+from align_anything.trainers.loops.pending import Pending
+from align_anything.trainers.loops.progress import Progress, manifest_of
+
+
+@dataclass
+class Slices:
+    """Saves the run: numbered slices with state while it goes, the plain model at its end.
+
+    `trained` are the engines of the run by role: the `policy`, which gets saved, and critics, whose state alone does;
+    `pending` is what an online run has drawn ahead, which belongs to its state.
+    """
+
+    resolved: Resolved
+    output_dir: Path
+    trained: Mapping[str, Assembled]
+    spec: FamilySpec
+    pending: Pending | None = None
+
+    def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
+        """Writes the slice `name`, by default `slice_<step>`, and deletes the oldest of those beyond the limit.
+
+        Every rank calls it.
+        """
+        path = write_slice(
+            self.output_dir,
+            name or f'slice_{progress.step}',
+            write_model=lambda folder: self._write_model(folder, progress),
+            write_state=self._write_state if with_state else None,
+            manifest=manifest_of(progress, self.resolved.cfgs),
+        )
+        if is_main() and name is None:
+            prune(self.output_dir, max(self.resolved.cfgs.logger_cfgs.save_total_limit, 1))
+        return path
+
+    def save_final(self, progress: Progress) -> Path:
+        """Writes the trained model without training state."""
+        return write_slice(
+            self.output_dir,
+            FINAL_NAME,
+            write_model=lambda folder: self._write_model(folder, progress),
+            write_state=None,
+            manifest=manifest_of(progress, self.resolved.cfgs),
+        )
+
+    def load_state(self, folder: Path) -> None:
+        """Restores every engine from the state in a slice. Every rank calls it."""
+        for role, assembled in self.trained.items():
+            assembled.engine.load_state(state_folder(folder, role))
+        if self.pending is not None:
+            self.pending.load_state(folder)
+
+    def _write_state(self, folder: Path) -> None:
+        for role, assembled in self.trained.items():
+            assembled.engine.save_state(state_folder(folder, role))
+        if self.pending is not None:
+            self.pending.save_state(folder)
+
+    def _write_model(self, folder: Path, progress: Progress) -> None:
+        policy = self.trained['policy']
+        engine, model = policy.engine, policy.model
+        state = engine.full_state_dict(model) if engine.stage == 3 else None
+        if is_main():
+            export_model(
+                model,
+                state,
+                folder,
+                tokenizer=self.spec.tokenizer,
+                processor=self.spec.processor,
+                merge_adapter=self.resolved.cfgs.lora_cfgs.save_full_model,
+                end_of_turn_id=self.spec.renderer.end_of_turn_id,
+                pad_token_id=self.spec.pad_token_id,
+            )
+            if self.resolved.algorithm.scores == 'responses':
+                write_score_card(
+                    folder,
+                    algorithm=self.resolved.algorithm.name,
+                    source=self.resolved.cfgs.model_cfgs.model_name_or_path,
+                    spec=self.spec,
+                    evaluation=progress.last_evaluation,
+                    step=progress.step,
+                )
+
+
+def state_folder(folder: Path, role: str) -> Path:
+    """Where the state of a role lies in that of a slice."""
+    return folder if role == 'policy' else folder / role

@@ -1,0 +1,128 @@
+"""Writes docs/configuration.md from the schema: `python -m scripts.document [--check]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align_anything.configs.annotations import describe_type
+from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
+from align_anything.configs.keys import ALIASES
+from align_anything.configs.layers import TRAIN_FOLDER
+from align_anything.configs.ptx import POLICY_GROUPS
+from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
+from align_anything.configs.yaml_text import parse_lines
+
+PAGE = Path(__file__).parents[1] / 'docs' / 'configuration.md'
+
+_OPENING = """# Settings
+
+<!-- Written by `python -m scripts.document` from align_anything/configs. Do not edit by hand. -->
+
+Every run has the groups below. `python -m align_anything.trainers.<pair>.<algorithm> --help` lists the keys of one run,
+the algorithm's own among them, with the value in force and where it comes from.
+
+## Layers
+
+Each layer goes over the one before it. Mappings are joined key by key, an empty mapping empties, all else replaces.
+
+1. the schema: the defaults in the tables below;
+2. `align_anything/configs/train/<algorithm>.yaml`;
+3. `align_anything/configs/train/<pair>/<algorithm>.yaml`, which holds differences only;
+4. each `--config FILE`, in the order of the command line;
+5. the environment: `ALIGN_ANYTHING__GROUP__KEY=VALUE`, for instance `ALIGN_ANYTHING__TRAIN_CFGS__SEED=1`, and
+   `ZERO_STAGE_FILE` for `train_cfgs.ds_cfgs`;
+6. the command line.
+
+## Writing keys and values
+
+```bash
+--learning_rate 1e-5                       # works while one group has the key
+--train_cfgs.learning_rate 1e-5            # always works; also --train_cfgs:learning_rate and --learning-rate=1e-5
+--lr_groups.vision_tower 1e-6              # one entry of a mapping
+--train_template_kwargs.prompt question
+--train_datasets a.jsonl b.jsonl           # several values after a key that takes a list; also '[a.jsonl, b.jsonl]'
+--max_steps null                           # None means the same
+```
+
+Values are YAML, with `1e-5` a number and `no` a word. Keys that take text take it as it stands. An unknown key, a value
+of the wrong type, a repeated key, a stray or an empty value stops the run before a model loads. All such problems are
+reported at once, each with the place it came from.
+
+The resolved settings are saved in the output folder. The file works as `--config` again; entries whose name contains
+`token`, `key`, `secret` or `password` and credentials in URLs are left out of it.
+"""
+
+
+def render_document() -> str:
+    """Returns the page."""
+    sections = [_OPENING]
+    for group, model in groups_of(RunCfgs).items():
+        sections.append(f'## {group}\n\n{model.__doc__}\n\n{_fields(model)}')
+    for group, model in POLICY_GROUPS.items():
+        sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model)}')
+    older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
+    sections.append(f'## Older names\n\n{_table(("name", "now", "meaning"), older)}')
+    sections.append(_shipped_settings())
+    sections.append(_deepspeed_files())
+    return '\n'.join(sections)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the page. With `--check` compares only, and returns 1 when the page is out of date."""
+    text = render_document()
+    if '--check' not in arguments:
+        PAGE.write_text(text, encoding='utf-8')
+        return 0
+    if PAGE.is_file() and PAGE.read_text(encoding='utf-8') == text:
+        return 0
+    sys.stderr.write(f'{PAGE} is out of date. Run: python -m scripts.document\n')
+    return 1
+
+
+def _fields(model: type[Cfgs]) -> str:
+    rows = [
+        (f'`{key}`', describe_type(field.annotation), _code(field.default), field.description)
+        for key, field in model.model_fields.items()
+    ]
+    return _table(('key', 'type', 'default', 'meaning'), rows)
+
+
+def _shipped_settings() -> str:
+    rows = [
+        (f'`{path.relative_to(TRAIN_FOLDER)}`', f'`{".".join(parts)}`', _code(value))
+        for path in sorted(TRAIN_FOLDER.rglob('*.yaml'), key=lambda path: (len(path.parts), path))
+        for parts, value, _ in parse_lines(path.read_text(encoding='utf-8'))
+    ]
+    return f'## Files that ship\n\n{_table(("file", "key", "value"), rows)}'
+
+
+def _deepspeed_files() -> str:
+    rows = []
+    for name in deepspeed_file_names():
+        zero = load_deepspeed_config(name)['zero_optimization']
+        offloaded = [part for part in ('optimizer', 'param') if f'offload_{part}' in zero]
+        rows.append((f'`{name}`', str(zero['stage']), ' and '.join(offloaded) or 'nothing'))
+    return (
+        '## DeepSpeed files\n\n'
+        'They hold the ZeRO stage, offload and communication sizes. Batch sizes, precision, optimizer, schedule and '
+        'clipping come\nfrom `train_cfgs`; a file of your own may have those keys only as `"auto"`.\n\n'
+        + _table(('file', 'ZeRO stage', 'moved to the CPU'), rows)
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ['---'] * len(heads), *rows]
+    return ''.join(f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in line)} |\n' for line in lines)
+
+
+def _code(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return f'`{"null" if value is None else value}`'
+
+
+if __name__ == '__main__':
+    raise SystemExit(main(sys.argv[1:]))
