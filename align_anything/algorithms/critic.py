@@ -18,7 +18,7 @@ EXPLAINED = ('returns', 'squared_returns', 'value_errors', 'squared_value_errors
 class Critic(Algorithm):
     """Half the squared error of the values, clipped around those at the rollout. No run is of it alone.
 
-    A unit's `known` numbers are `values/<role>` and `returns/<role>`.
+    A unit's per-unit values are `values/<role>` and `returns/<role>`.
     """
 
     name: ClassVar[str] = 'critic'
@@ -35,8 +35,8 @@ class Critic(Algorithm):
         return dict.fromkeys(('value_loss', *EXPLAINED), batch.weights.sum())
 
     def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
-        values, returns = scored['policy'].values, batch.numbers(f'returns/{self.role}')
+        values, returns = scored['policy'].values, batch.values_of(f'returns/{self.role}')
         loss = value_loss(
-            values, batch.numbers(f'values/{self.role}'), returns, batch.weights, clip_range=self.clip_range_value
+            values, batch.values_of(f'values/{self.role}'), returns, batch.weights, clip_range=self.clip_range_value
         )
         return {'value_loss': loss, **explained_variance_sums(values, returns, batch.weights)}

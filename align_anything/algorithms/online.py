@@ -31,7 +31,7 @@ class Experience:
         logprobs: of each token under the policy as it drew them, by the trainer, `(N,)`.
         reference: the same under the reference, where the algorithm asks for one, `(N,)`.
         values: what each critic expects before each token, `(N,)`, by the critic's role.
-        beyond: what each critic expects behind the last token of each response, `(R,)`, by the critic's role, where
+        bootstrap: what each critic expects behind the last token of each response, `(R,)`, by the critic's role, where
             the algorithm bootstraps.
         costs: what each response costs, where a cost model says so, `(R,)`; `all_costs` those of all ranks.
     """
@@ -43,7 +43,7 @@ class Experience:
     logprobs: Tensor
     reference: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
-    beyond: Mapping[str, Tensor] = field(default_factory=dict)
+    bootstrap: Mapping[str, Tensor] = field(default_factory=dict)
     costs: Tensor | None = None
     all_costs: Sequence[float] = ()
 

@@ -105,7 +105,7 @@ class PolicyGradient(Online):
         drawn, nothing = self._drawn_counts(batch), batch.weights.new_zeros(())
         if not self.ptx_coeff:
             return drawn
-        if batch.known:
+        if batch.per_unit:
             return {**drawn, 'ptx_loss': nothing}
         return {**dict.fromkeys(drawn, nothing), 'ptx_loss': batch.weights.sum()}
 
@@ -113,7 +113,7 @@ class PolicyGradient(Online):
         if not self.ptx_coeff:
             return self._drawn_terms(batch, scored)
         nothing = batch.weights.new_zeros(())
-        if batch.known:
+        if batch.per_unit:
             return {**self._drawn_terms(batch, scored), 'ptx_loss': nothing}
         supervised = sft_loss(scored['policy'].values, batch.weights)
         return {**dict.fromkeys(self._drawn_counts(batch), nothing), 'ptx_loss': supervised}
@@ -130,14 +130,14 @@ class PolicyGradient(Online):
 
     def _drawn_terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]:
         logprobs, responses = scored['policy'].values, (batch.segments, batch.num_responses)
-        old, advantages = batch.numbers('old'), batch.numbers('advantage')
+        old, advantages = batch.values_of('old'), batch.values_of('advantage')
         weights, _ = self._aggregated(batch)
         ratios = importance_ratios(logprobs, old, batch.weights, *responses, self.importance_level)
         trusted = weights
         if self.corrects:
             level, cap = self.rollout_correction_level, self.rollout_correction_cap
             trusted = weights * rollout_weights(
-                old, batch.numbers('rollout'), batch.weights, *responses, level=level, cap=cap
+                old, batch.values_of('rollout'), batch.weights, *responses, level=level, cap=cap
             )
         terms = {
             'policy_loss': self.policy_loss(logprobs, old, ratios, advantages, trusted),
@@ -145,7 +145,7 @@ class PolicyGradient(Online):
         }
         if self.refers:
             estimator = KL_ESTIMATORS[self.kl_in_loss[1]]
-            terms['kl'] = (weights * estimator(logprobs, batch.numbers('reference'))).sum()
+            terms['kl'] = (weights * estimator(logprobs, batch.values_of('reference'))).sum()
         metrics = policy_metrics(logprobs.detach(), old, ratios.detach(), advantages, batch.weights, self.clip)
         return {**terms, **metrics}
 

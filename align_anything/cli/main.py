@@ -51,7 +51,7 @@ def train(context: typer.Context, pair: PairName = None, algorithm: AlgorithmNam
         return
     _check_order(pair, algorithm)
     from align_anything.cli.leaves import find_run
-    from align_anything.trainers.runs.launch import launch
+    from align_anything.trainers.launch import launch
 
     launch(*find_run(pair, algorithm), context.args)
 
@@ -96,7 +96,7 @@ def merge(
 ) -> None:
     """Merge a LoRA adapter into its model, in full precision: a checkpoint that plain transformers loads."""
     from align_anything.cli.merging import merge_adapter
-    from align_anything.trainers.runs.launch import quieten_libraries
+    from align_anything.trainers.launch import quieten_libraries
 
     quieten_libraries()
     merge_adapter(adapter, out, base=base, trust_remote_code=trust_remote_code)
@@ -109,7 +109,7 @@ def models(as_json: AsJson = False) -> None:
     from transformers.utils import logging
 
     from align_anything.cli.families import families, families_as_json, families_tables
-    from align_anything.trainers.runs.launch import quieten_libraries
+    from align_anything.trainers.launch import quieten_libraries
 
     quieten_libraries()
     # Default configurations are not ones that anybody uses, and it says so.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ class Piece:
         media: what the processor made of the media in this piece, concatenated along the first dimension.
         media_counts: number of media of each kind in this piece.
         token_tensors: further per-token processor outputs such as `mm_token_type_ids`, each `(length,)`.
-        known: numbers of each token with a weight, `(units,)` by name, such as its log-probability under a `reference`.
+        per_unit: values of each token with a weight, `(units,)` by name, such as its log-probability under a
+            `reference`.
     """
 
     ids: Tensor
@@ -87,7 +88,7 @@ class Piece:
     media: dict[str, Tensor] = field(default_factory=dict)
     media_counts: dict[str, int] = field(default_factory=dict)
     token_tensors: dict[str, Tensor] = field(default_factory=dict)
-    known: dict[str, Tensor] = field(default_factory=dict)
+    per_unit: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.ids.numel()
@@ -129,35 +130,29 @@ class Batch:
     """Collated Examples of one micro-batch. It is never sliced: split the Examples and collate again.
 
     Attributes:
-        inputs: keyword arguments of the model body (ids, positions, mask, media, attention plan).
-        score_index: position in the flattened `(rows * length,)` hidden states that predicts each unit, `(N,)`.
-        targets: token id of each unit, `(N,)`.
+        inputs: what the policy that collated the batch reads, and nothing else does.
         segments: response that each unit belongs to, `(N,)`, non-decreasing.
         weights: loss weight of each unit, `(N,)` float32.
-        ends: position in the flattened hidden states of the last token of each response, `(R,)`.
         num_responses: number of responses in the batch, R.
         examples_of_responses: example that each response belongs to, `(R,)`.
         sources: the row each example came from.
         metas: the examples' `meta` records.
         skipped: rows that fell out of this micro-batch.
         unmatched: the same prompts with the responses of other rows, where the Examples hold such.
-        known: further numbers of each unit, `(N,)` by name, that all responses bring.
+        per_unit: further values of each unit, `(N,)` by name, that all responses bring.
         stats: what the batch costs: `tokens` computed, `padding` among them, `media` items.
     """
 
-    inputs: dict[str, Any]
-    score_index: Tensor
-    targets: Tensor
+    inputs: Any
     segments: Tensor
     weights: Tensor
-    ends: Tensor
     num_responses: int
     examples_of_responses: Tensor
     sources: list[str]
     metas: list[dict[str, Any]]
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: Batch | None = None
-    known: dict[str, Tensor] = field(default_factory=dict)
+    per_unit: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -172,22 +167,24 @@ class Batch:
         """Returns numbers of all units `(N,)` as those of each response, R tensors."""
         return values.split(torch.bincount(self.segments, minlength=self.num_responses).tolist())
 
-    def numbers(self, name: str) -> Tensor:
-        """Returns what is known of each unit under `name`, `(N,)`; a batch without units knows everything of them."""
-        return self.known[name] if len(self.targets) else self.weights.new_zeros(0)
+    def values_of(self, name: str) -> Tensor:
+        """Returns the per-unit values under `name`, `(N,)`; a batch without units has them under every name."""
+        return self.per_unit[name] if len(self.segments) else self.weights.new_zeros(0)
 
 
-@dataclass
-class Scored:
-    """What a policy returns for a Batch.
+class Scored(NamedTuple):
+    """What a policy returns for a Batch; a tuple, because DeepSpeed looks for tensors in tuples only.
 
     Attributes:
-        values: score of each unit, `(N,)` float32: for tokens the log-probability of that token.
-        entropy: entropy of the distribution each token was drawn from, `(N,)`, on request.
+        values: score of each unit, `(N,)` float32: for tokens the log-probability of that token. Policies that score
+            whole responses give one for each of them, `(R,)`.
+        entropy: entropy of the distribution each unit was sampled from, `(N,)`, on request.
+        bootstrap: of a critic on request, the value behind the last unit of each response, `(R,)`.
     """
 
     values: Tensor
     entropy: Tensor | None = None
+    bootstrap: Tensor | None = None
 
 
 def map_tensors(value: Any, function: Any) -> Any:

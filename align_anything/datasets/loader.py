@@ -75,6 +75,19 @@ class Loader:
                 raise batch
             yield batch
 
+    def endless(self, step: int) -> Iterator[Batch]:
+        """Yields this rank's Batches from micro-batch `step` of the run on, epoch after epoch.
+
+        For loaders with one micro-batch in each optimizer step.
+        """
+        epoch = 0
+        while step >= self.steps_in(epoch):
+            step -= self.steps_in(epoch)
+            epoch += 1
+        while True:
+            yield from self.micro_batches(epoch, step)
+            epoch, step = epoch + 1, 0
+
     def close(self) -> None:
         """Ends the workers now instead of when the interpreter exits; the loader can't be used after it."""
         del self._batches

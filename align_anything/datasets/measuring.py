@@ -17,22 +17,21 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import Mixture, StreamedRow
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler
 
+Cost = Callable[[Example], tuple[int, float]]
+"""Tells the size of an Example, its share of the budget, and its work, its share of the computation."""
 ROWS_AT_ONCE = 16
 UNUSABLE = 1, 0.0
 """Tokens and work of a streamed row that cannot be used: next to nothing, but no step may hold any number of them."""
 
 
-def measure_rows(
-    dataset: ExampleDataset, work_of: Callable[[Example], float], num_workers: int
-) -> tuple[RowCosts, list[Skipped]]:
+def measure_rows(dataset: ExampleDataset, cost: Cost, num_workers: int) -> tuple[RowCosts, list[Skipped]]:
     """Encodes every row once, each rank its share, and returns the costs of all rows and those that cannot be used.
 
-    `work_of` says how much computation an Example takes, in tokens through the language model; it is pickled into the
-    workers. Every rank calls it and gets the same result.
+    `cost` runs in the workers. Every rank calls it and gets the same result.
     """
     shape = BatchShape(ROWS_AT_ONCE, 1, world_size(), rank())
     sampler = IndexSampler(Mixture(dataset.sizes, seed=0, shuffle=False), shape)
-    loader = Loader(_Numbered(dataset), sampler, _Cost(work_of), num_workers)
+    loader = Loader(_Numbered(dataset), sampler, _Costing(cost), num_workers)
     entries: list[tuple[int, int, float]] = []
     skipped: list[tuple[int, Skipped]] = []
     for batch in loader.micro_batches(0):
@@ -49,7 +48,7 @@ def measure_rows(
 
 def measure_stream(
     dataset: ExampleDataset,
-    work_of: Callable[[Example], float],
+    cost: Cost,
     num_workers: int,
     rows: Iterator[StreamedRow],
 ) -> Iterator[Sized]:
@@ -58,7 +57,7 @@ def measure_stream(
     Every rank must ask for equally many rows, because the ranks tell each other what they found.
     """
     chunks = _Chunks(rows)
-    with closing(Loader(_Numbered(dataset), chunks, _Cost(work_of), num_workers)) as loader:
+    with closing(Loader(_Numbered(dataset), chunks, _Costing(cost), num_workers)) as loader:
         for batch in loader.micro_batches(0):
             found = {row: took for part in all_gather_object(batch.entries) for row, *took in part}
             for row in chunks.handed_out.popleft():
@@ -106,11 +105,11 @@ class _Costs:
 
 
 @dataclass(frozen=True)
-class _Cost:
-    work_of: Callable[[Example], float]
+class _Costing:
+    cost: Cost
 
     def __call__(self, examples: list[Example], skipped: list[Skipped]) -> _Costs:
         return _Costs(
-            [(example.meta['row'], len(example), self.work_of(example)) for example in examples],
+            [(example.meta['row'], *self.cost(example)) for example in examples],
             [(record.row, Skipped(record.source, record.reason)) for record in skipped],
         )

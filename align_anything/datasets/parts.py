@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import DataError
@@ -99,3 +100,9 @@ def _is_list(value: Any) -> bool:
 
 def _is_text(values: Sequence[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def names_of(parts: Sequence[Part]) -> tuple[str, ...]:
+    """What metrics call the sources: the last part of their name, with their number where it is not the only such."""
+    names = [Path(part.source).resolve().name for part in parts]
+    return tuple(name if names.count(name) == 1 else f'{name} {number}' for number, name in enumerate(names, 1))

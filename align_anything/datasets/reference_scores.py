@@ -118,7 +118,7 @@ class Referenced:
         others = [] if example.unmatched is None else [example.unmatched]
         for key, piece in zip(keys, [*example.responses, *others], strict=True):
             if key in self._scores:
-                piece.known['reference'] = self._scores.get(key)
+                piece.per_unit['reference'] = self._scores.get(key)
             elif self._complete:
                 raise DataError(
                     f'{example.source}: this row, or a file that it names, has changed since the reference scored it. '

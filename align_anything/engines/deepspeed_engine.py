@@ -21,12 +21,13 @@ from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import join_process_group
 from align_anything.engines.window import Objective, WindowResult, global_counts, global_estimates, run_window
+from align_anything.policies.base import Policy
 
 STATE_TAG = 'deepspeed'
 
 
 class DeepSpeedEngine:
-    """Trains one module under ZeRO 0 to 3.
+    """Trains one policy under ZeRO 0 to 3.
 
     It drives DeepSpeed's accumulation boundary itself and never lets it divide a loss: the loss that arrives is
     already the share of this micro-batch in the objective of the whole step.
@@ -61,6 +62,11 @@ class DeepSpeedEngine:
         return self.engine.module
 
     @property
+    def policy(self) -> Policy:
+        """What is trained, without what DeepSpeed put around it."""
+        return self.engine.module
+
+    @property
     def grad_norm(self) -> float:
         """Norm of the last step's gradient before clipping, over all ranks."""
         norm = self._plain_norm if self._plain else self.engine.get_global_grad_norm()
@@ -71,9 +77,21 @@ class DeepSpeedEngine:
         """The rate in force of each parameter group."""
         return [float(rate) for rate in self.engine.get_lr()]
 
-    def score(self, batch: Batch, with_entropy: bool = False) -> Scored:
-        """Scores a batch with the trained module; keeps the graph when gradients are enabled."""
-        return Scored(*self.engine(batch, True)) if with_entropy else Scored(self.engine(batch))
+    def score(self, batch: Batch, **asked: bool) -> Scored:
+        """Scores a batch with the trained policy; keeps the graph when gradients are enabled.
+
+        `asked` says what the policy returns beside the scores, see `Policy.__call__`.
+        """
+        return self.engine(batch, **asked)
+
+    def infer(self, batch: Batch, **asked: bool) -> Scored:
+        """Scores a batch with the policy as it is, without a graph and without dropout."""
+        training = self.engine.training
+        self.engine.eval()
+        with torch.no_grad():
+            scored = self.score(batch, **asked)
+        self.engine.train(training)
+        return scored
 
     def train_window(
         self,
@@ -94,7 +112,7 @@ class DeepSpeedEngine:
             The result over all ranks. When the loss is not finite, or nothing is trained by any rank, the weights are
             untouched and `applied` is False.
         """
-        scorers = {**(roles or {}), 'policy': partial(self.score, with_entropy=algorithm.with_entropy)}
+        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
         counts, summed = global_counts(window, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
             return WindowResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
@@ -144,7 +162,7 @@ class DeepSpeedEngine:
 
         `batches` gives equally many on every rank, and the same ones each time it is called.
         """
-        scorers = {**(roles or {}), 'policy': partial(self.score, with_entropy=algorithm.with_entropy)}
+        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
         estimates = self._estimates(batches(), algorithm, scorers)
         self.engine.eval()
         iterator = iter(batches())

@@ -1,4 +1,4 @@
-"""A module that only scores: on each device whole, or partitioned by DeepSpeed's ZeRO-3."""
+"""A policy that only scores: on each device whole, or partitioned by DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from torch import nn
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.process_group import join_process_group
+from align_anything.policies.base import Policy
 
 
 class FrozenEngine:
-    """Scores batches with a module whose weights never change. Every rank makes the same calls under ZeRO-3.
+    """Scores batches with a policy whose weights never change. Every rank makes the same calls under ZeRO-3.
 
-    ZeRO stages below 3 share what only training has, so the module then lies whole on each device.
+    ZeRO stages below 3 share what only training has, so the model then lies whole on each device.
     """
 
-    def __init__(self, module: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
-        module.requires_grad_(False).eval()
+    def __init__(self, policy: Policy, config: Mapping[str, Any], device: torch.device) -> None:
+        policy.requires_grad_(False).eval()
         self.device = device
-        self.module = module
+        self.policy = policy
+        self.module: nn.Module = policy
         if zero_stage(config) == 3:
             import deepspeed
 
             join_process_group()
-            self.module, *_ = deepspeed.initialize(model=module, config=dict(config), dist_init_required=False)
+            self.module, *_ = deepspeed.initialize(model=policy, config=dict(config), dist_init_required=False)
             self.module.eval()
         else:
-            module.to(device)
+            policy.to(device)
 
     def score(self, batch: Batch) -> Scored:
         """Scores a batch that is on the device, without a graph."""
         with torch.no_grad():
-            return Scored(self.module(batch))
+            return self.module(batch)

@@ -29,9 +29,9 @@ class LocalEngine:
         self.max_grad_norm = max_grad_norm
         self.grad_norm = 0.0
 
-    def score(self, batch: Batch, with_entropy: bool = False) -> Scored:
+    def score(self, batch: Batch, **asked: bool) -> Scored:
         """Scores a batch with the trained module; keeps the graph when gradients are enabled."""
-        return Scored(*self.module(batch, True)) if with_entropy else Scored(self.module(batch))
+        return self.module(batch, **asked)
 
     def train_window(
         self,
@@ -41,7 +41,7 @@ class LocalEngine:
         extras: Mapping[str, float] | None = None,
     ) -> WindowResult:
         """One optimizer step; see `DeepSpeedEngine.train_window`."""
-        scorers = {**(roles or {}), 'policy': partial(self.score, with_entropy=algorithm.with_entropy)}
+        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
         counts, summed = global_counts(window, algorithm, extras or {}, _identity)
 
         def score(batch: Batch) -> dict[str, Scored]:
@@ -76,7 +76,7 @@ class LocalEngine:
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
     ) -> WindowResult:
         """Loss terms over all batches, divided by their counts; no gradients."""
-        scorers = {**(roles or {}), 'policy': partial(self.score, with_entropy=algorithm.with_entropy)}
+        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
         window = list(batches())
         counts, _ = global_counts(window, algorithm, {}, _identity)
 

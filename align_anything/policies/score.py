@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.types import Batch
+from align_anything.core.errors import ModelError
+from align_anything.core.types import Batch, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.hidden import HiddenStates
+from align_anything.policies.token.selfcheck import choose_checked, random_reading
 
 
 class ScorePolicy(nn.Module):
-    """Scores whole responses: `forward(batch) -> (R,)` float32, read at the last token of each response.
+    """Scores whole responses: `forward(batch) -> Scored` with `(R,)` float32, read at the last token of each response.
 
     That token is the end-of-turn token, or where a response was cut, the last one that is left of it. With `units` it
     scores each unit instead, `(N,)`, by what stands before it: a critic.
     """
 
-    def __init__(self, model: nn.Module, *, dtype: torch.dtype, units: bool = False) -> None:
+    def __init__(self, model: nn.Module, collate: TokenCollator, *, dtype: torch.dtype, units: bool = False) -> None:
         """Wraps `model`, made by `AnyModelForScore`, adapters applied; media are cast to `dtype`."""
         super().__init__()
         self.model = model
+        self.collate = collate
         self.dtype = dtype
         self.units = units
         self._hidden = HiddenStates(model, dtype)
 
-    def forward(self, batch: Batch, read: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False, states: bool = False) -> Any:
         """Returns the score of each response `(R,)`, or of each unit `(N,)`.
 
-        With `read` it returns what that makes of the hidden states `(N, size)` before each unit instead: new heads
-        score everything nearly alike, which would hide what a layout does to the states.
+        With `bootstrap` it also returns what a critic expects behind the last token of each response, `(R,)`. With
+        `states` it returns a projection of the hidden states before each unit instead, `(N,)`: new heads score
+        everything nearly alike, which would hide from the check what a layout does to the states.
         """
+        if entropy:
+            raise ModelError('a score has no entropy: ask the policy that samples for it.')
         hidden = self._hidden(batch)
-        if read is not None:
-            return read(hidden.index_select(0, batch.score_index))
-        places = batch.score_index if self.units else batch.ends
-        scores = bare_model(self.model).get_submodule(SCORE_HEAD)(hidden.index_select(0, places))
-        # An empty selection still has to lead every rank through the same backward pass.
-        return scores if len(scores) else scores + 0.0 * hidden.sum()
+        if states:
+            return random_reading(hidden.index_select(0, batch.inputs.score_index))
+        head = partial(_headed, bare_model(self.model).get_submodule(SCORE_HEAD), hidden)
+        return Scored(
+            head(batch.inputs.score_index if self.units else batch.inputs.ends),
+            bootstrap=head(batch.inputs.ends) if bootstrap else None,
+        )
+
+    def check(self, module: Any, device: torch.device) -> None:
+        """Compares the states that its layout gives with those of one sequence at a time; see `TokenPolicy.check`."""
+
+        def read(batch: Batch) -> Tensor:
+            return module(batch.to(device), states=True)
+
+        module.eval()
+        self.collate = choose_checked(read, self.collate, self.model, self.dtype)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Raises ModelError: what is not sampled from has no temperature."""
+        raise ModelError('a score head has no temperature.')
 
 
-@contextmanager
-def reading_ends(policy: ScorePolicy) -> Iterator[None]:
-    """While the context lasts, a critic scores responses, `(R,)`: by what it expects behind the last token of each."""
-    units, policy.units = policy.units, False
-    try:
-        yield
-    finally:
-        policy.units = units
+def _headed(head: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
+    scores = head(hidden.index_select(0, index))
+    # An empty selection still has to lead every rank through the same backward pass.
+    return scores if len(scores) else scores + 0.0 * hidden.sum()

@@ -53,7 +53,7 @@ def rollout_metrics(
     totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
     whole, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
     _, variance = mean_and_variance(reduce_sum(moments(drawn.scores, torch.ones(len(drawn.scores)))))
-    drifts = [(response.known['old'] - response.known['rollout']).abs() for response in responses_of(trained)]
+    drifts = [(response.per_unit['old'] - response.per_unit['rollout']).abs() for response in responses_of(trained)]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()
     return {

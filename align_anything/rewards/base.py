@@ -46,6 +46,26 @@ class Completion:
 RewardFunction = Callable[..., list[float]]
 """`(completions: Sequence[Completion], *, option=default, …) -> list[float]`, one finite number for each completion."""
 
+Judge = Callable[[Sequence[Completion]], list[float]]
+SERVICE, MODEL, COST = 'service', 'model', 'cost'
+"""What metrics call rewards that are no functions."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One source of rewards.
+
+    Attributes:
+        name: what metrics call it.
+        weight: its share in the score; a cost has none.
+        judge: gives a number to each completion; every rank calls it with as many batches.
+    """
+
+    name: str
+    weight: float
+    judge: Judge
+
+
 _REWARDS: Registry[RewardFunction] = Registry('reward', RewardError)
 _NEEDS: dict[str, Mapping[str, str]] = {}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.losses.shaping import informative
-from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.base import Collator
 from align_anything.rollouts.base import Response
 
 Scorer = Callable[[Batch], Scored]
@@ -73,7 +73,7 @@ def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]
         replace(
             example,
             responses=[
-                Piece(response.ids, torch.ones(len(response.ids)), known={'rollout': response.logprobs})
+                Piece(response.ids, torch.ones(len(response.ids)), per_unit={'rollout': response.logprobs})
                 for response in drawn
             ],
         )
@@ -82,26 +82,24 @@ def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]
 
 
 def record(
-    name: str, scorer: Scorer, collator: TokenCollator, micro_batches: Sequence[list[Example]], device: torch.device
-) -> None:
-    """Writes what `scorer` says of each token into the `known` numbers of its response, under `name`."""
+    name: str, scorer: Scorer, collate: Collator, micro_batches: Sequence[list[Example]], device: torch.device
+) -> Tensor | None:
+    """Writes the score of each unit into the per-unit values of its response, under `name`.
+
+    Returns the bootstrap values of all responses, `(R,)`, if the scorer gives such.
+    """
+    bootstrap: list[Tensor] = []
     for examples in micro_batches:
-        batch = collator(examples)
-        values = scorer(batch.to(device)).values.float().cpu()
+        batch = collate(examples)
+        scored = scorer(batch.to(device))
         # An empty micro-batch has a response of nobody.
-        for response, piece in zip(responses_of(examples), batch.by_response(values), strict=False):
-            response.known[name] = piece.clone()
-
-
-def scores_of(
-    scorer: Scorer, collator: TokenCollator, micro_batches: Sequence[list[Example]], device: torch.device
-) -> Tensor:
-    """What `scorer` says of each response, `(R,)`."""
-    found = [torch.zeros(0)]
-    for examples in micro_batches:
-        values = scorer(collator(examples).to(device)).values.float().cpu()
-        found.append(values[: sum(len(example.responses) for example in examples)])
-    return torch.cat(found)
+        pieces = batch.by_response(scored.values.float().cpu())
+        for response, piece in zip(responses_of(examples), pieces, strict=False):
+            response.per_unit[name] = piece.clone()
+        if scored.bootstrap is not None:
+            number = sum(len(example.responses) for example in examples)
+            bootstrap.append(scored.bootstrap.float().cpu()[:number])
+    return torch.cat(bootstrap) if bootstrap else None
 
 
 def responses_of(examples: Sequence[Example]) -> Iterator[Piece]:
@@ -110,12 +108,12 @@ def responses_of(examples: Sequence[Example]) -> Iterator[Piece]:
 
 
 def joined(examples: Sequence[Example], name: str) -> Tensor:
-    """What is known under `name` of the tokens of all responses, `(N,)`."""
-    return torch.cat([torch.zeros(0), *(response.known[name] for response in responses_of(examples))])
+    """The per-unit values of all responses under `name`, `(N,)`."""
+    return torch.cat([torch.zeros(0), *(response.per_unit[name] for response in responses_of(examples))])
 
 
 def spread(examples: Sequence[Example], name: str, values: Tensor) -> None:
-    """Gives each response its part of numbers of all tokens `(N,)`, to be known under `name`."""
+    """Gives each response its part of the values of all units `(N,)`, under `name`."""
     responses = list(responses_of(examples))
     for response, piece in zip(responses, values.split([len(response) for response in responses]), strict=True):
-        response.known[name] = piece.clone()
+        response.per_unit[name] = piece.clone()

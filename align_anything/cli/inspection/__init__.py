@@ -10,8 +10,8 @@ from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.configs.resolve import resolve
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import atomic_write_text
+from align_anything.trainers.launch import quieten_libraries
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.launch import quieten_libraries
 
 REPORT_NAME = 'inspect.html'
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from align_anything.core.types import Batch, Example, Piece, Skipped
-from align_anything.policies.token.layouts import Path, concatenate, lay_flat, lay_padded
+from align_anything.models.family import FamilySpec
+from align_anything.policies.base import Cost
+from align_anything.policies.token.layouts import TokenInputs, TokenSequence, concatenate, pack, pad
 
 
-class Family(Protocol):
-    """What collation needs of a model family (`models.family.FamilySpec` provides it)."""
-
-    pad_token_id: int
-    media_token_ids: frozenset[int]
-    token_tensor_names: tuple[str, ...]
-    bidirectional_media: bool
-
-    def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor: ...
-
-    def merge_media(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]: ...
-
-    def dummy(self, kind: str) -> Piece: ...
+def work_in_tokens(example: Example) -> float:
+    """The computation of an Example where only the language model's is counted."""
+    return float(len(example))
 
 
 @dataclass(frozen=True)
@@ -36,50 +27,72 @@ class TokenCollator:
     Attributes:
         spec: the model's family.
         layout: `padded`, `packed` or `shared_prefix`.
+        kinds: kinds of media that the Examples may hold.
         segmented: whether the row layouts use attention by segment, or flash-attention with variable lengths.
+        work: how much computation an Example takes, in tokens through the language model.
         dummy_kinds: media kinds that every batch must contain, so that all ranks run the same towers. A batch
             without one gets the family's smallest media item at the end of its shortest sequence, with weight zero,
             where nothing that is scored can see it.
     """
 
-    spec: Family
+    spec: FamilySpec
     layout: str
+    kinds: tuple[str, ...] = ()
     segmented: bool = True
     dummy_kinds: tuple[str, ...] = ()
+    work: Callable[[Example], float] = work_in_tokens
+
+    @property
+    def pads(self) -> bool:
+        """Whether each row takes as many tokens as the longest one."""
+        return self.layout == 'padded'
+
+    def cost(self, example: Example) -> Cost:
+        """The tokens of an Example, its prompt counted once, and its computation."""
+        return Cost(len(example), self.work(example))
+
+    def size(self, examples: Sequence[Example]) -> int:
+        """Tokens that a micro-batch takes in the layout: prompts once where responses share them, and with padding."""
+        if self.layout == 'shared_prefix':
+            return sum(map(len, examples))
+        rows = [len(example.prompt) + len(response) for example in examples for response in example.responses]
+        return len(rows) * max(rows, default=0) if self.pads else sum(rows)
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
         placed = list(examples) or [self._filler()]
-        paths, owners, carried = self._paths(placed)
-        known = [response.known for example in placed for response in example.responses]
-        shared = [name for name in known[0] if all(name in numbers for numbers in known)]
+        sequences, owners, carried = self._sequences(placed)
+        per_unit = [response.per_unit for example in placed for response in example.responses]
+        shared = [name for name in per_unit[0] if all(name in values for values in per_unit)]
         unmatched = [
             replace(item, responses=[item.unmatched], unmatched=None) for item in placed if item.unmatched is not None
         ]
         counts = sum((Counter(piece.media_counts) for piece in carried), Counter())
-        if self.layout == 'padded':
-            laid = lay_padded(paths, self.spec.pad_token_id)
+        if self.pads:
+            laid = pad(sequences, self.spec.pad_token_id)
         else:
-            laid = lay_flat(
-                paths,
+            laid = pack(
+                sequences,
                 share=self.layout == 'shared_prefix',
                 segmented=self.segmented,
                 bidirectional=self.spec.bidirectional_media,
             )
         return Batch(
-            inputs={**laid.inputs, **self.spec.merge_media([piece.media for piece in carried])},
-            score_index=laid.score_index,
-            targets=laid.targets,
+            inputs=TokenInputs(
+                {**laid.arguments, **self.spec.merge_media([piece.media for piece in carried])},
+                laid.score_index,
+                laid.targets,
+                laid.ends,
+            ),
             segments=laid.segments,
             weights=laid.weights,
-            ends=laid.ends,
-            num_responses=len(paths),
+            num_responses=len(sequences),
             examples_of_responses=torch.tensor(owners),
             sources=[example.source for example in placed],
             metas=[example.meta for example in placed],
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
-            known={name: torch.cat([numbers[name] for numbers in known]) for name in shared},
+            per_unit={name: torch.cat([values[name] for values in per_unit]) for name in shared},
             stats={
                 'examples': len(examples),
                 'tokens': laid.tokens,
@@ -94,7 +107,7 @@ class TokenCollator:
         response = Piece(piece.ids.clone(), piece.weights.clone())
         return Example(piece, [response], source='(empty micro-batch)')
 
-    def _paths(self, examples: Sequence[Example]) -> tuple[list[Path], list[int], list[Piece]]:
+    def _sequences(self, examples: Sequence[Example]) -> tuple[list[TokenSequence], list[int], list[Piece]]:
         lists: list[list[Piece]] = []
         owners: list[int] = []
         for number, example in enumerate(examples):
@@ -106,14 +119,14 @@ class TokenCollator:
             if not any(piece.media_counts.get(kind) for pieces in lists for piece in pieces):
                 lists[shortest].append(self.spec.dummy(kind))
 
-        paths = []
+        sequences = []
         shared = self.layout == 'shared_prefix'
         carried: list[Piece] = []
         for index, (pieces, owner) in enumerate(zip(lists, owners, strict=True)):
             ids, weights, token_tensors = concatenate(pieces, self.spec.token_tensor_names)
             merged = self.spec.merge_media([piece.media for piece in pieces if piece.media])
-            paths.append(
-                Path(
+            sequences.append(
+                TokenSequence(
                     prompt=owner,
                     prefix_length=len(pieces[0]),
                     end=len(pieces[0]) + len(pieces[1]),
@@ -127,7 +140,7 @@ class TokenCollator:
             # The prompt's media are encoded once when its tokens stand in the row once.
             prompt_repeats = shared and index > 0 and owners[index - 1] == owner
             carried.extend(piece for piece in (pieces[1:] if prompt_repeats else pieces) if piece.media)
-        return paths, owners, carried
+        return sequences, owners, carried
 
     def _is_media(self, ids: Tensor) -> Tensor:
         mask = torch.zeros_like(ids, dtype=torch.bool)

@@ -40,7 +40,7 @@ class HiddenStates:
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """The keyword arguments of the model for a batch."""
         # A cache would switch transformers' own handling of restarting positions off.
-        return {**cast_floats(batch.inputs, self.dtype), 'use_cache': False}
+        return {**cast_floats(batch.inputs.arguments, self.dtype), 'use_cache': False}
 
 
 def cast_floats(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

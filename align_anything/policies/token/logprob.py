@@ -218,7 +218,7 @@ class LogProbHead(nn.Module):
         else:
             self.head = head
 
-    def temper(self, temperature: float) -> None:
+    def set_temperature(self, temperature: float) -> None:
         """Divides what goes into the softmax by `temperature` from now on, behind the soft cap."""
         self.scale /= temperature
         if self.softcap is not None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, Scored
 from align_anything.models.adapter import bare_model
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.hidden import HiddenStates
 from align_anything.policies.token.logprob import LogProbHead
+from align_anything.policies.token.selfcheck import check_head, choose_checked, probe_batch
 
 
 class TokenPolicy(nn.Module):
-    """Scores response tokens: `forward(batch) -> (N,)` log-probabilities in float32.
+    """Scores response tokens: `forward(batch) -> Scored` with log-probabilities `(N,)` in float32.
 
     Only positions that predict a scored unit reach the output embedding. Serves text, unified tokens and actions.
     """
 
-    def __init__(self, model: nn.Module, *, softcap: float | None, logit_scale: float, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, collate: TokenCollator, *, dtype: torch.dtype) -> None:
         """Wraps `model` (a causal LM or image-text-to-text class, adapters applied); media are cast to `dtype`."""
         super().__init__()
         self.model = model
+        self.collate = collate
         self.dtype = dtype
         self._hidden = HiddenStates(model, dtype)
         head = bare_model(model).get_output_embeddings()
@@ -30,26 +35,44 @@ class TokenPolicy(nn.Module):
                 f'{type(bare_model(model)).__name__} has no output embedding; '
                 'load it through a class with a language-model head.'
             )
-        self.head = LogProbHead(head, logit_scale, softcap)
+        self.head = LogProbHead(head, collate.spec.logit_scale, collate.spec.softcap)
 
-    def forward(self, batch: Batch, with_entropy: bool = False, whole: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Returns the score of each unit `(N,)`, and with `with_entropy` also the entropies `(N,)`.
+    def forward(self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False, logits: bool = False) -> Any:
+        """Returns the score of each unit `(N,)`, and with `entropy` also the entropies `(N,)`.
 
-        With `whole` it returns the `logits` instead.
+        With `logits` it returns those of the model itself instead, `(rows, length, vocabulary)`: for checks on small
+        batches, through whatever wraps this module, because only in there does ZeRO-3 gather the weights.
         """
-        if whole:
-            return self.logits(batch)
-        selected = self._hidden(batch).index_select(0, batch.score_index)
-        values, entropies = self.head(selected, batch.targets, with_entropy)
+        if bootstrap:
+            raise ModelError('a token policy expects no returns: only critics have bootstrap values.')
+        if logits:
+            return bare_model(self.model)(**self._hidden.arguments(batch)).logits
+        selected = self._hidden(batch).index_select(0, batch.inputs.score_index)
+        values, entropies = self.head(selected, batch.inputs.targets, entropy)
         # An empty selection still has to lead every rank through the same backward pass.
-        values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
-        return (values, entropies) if with_entropy else values
+        return Scored(values + 0.0 * selected.sum().float() if len(values) == 0 else values, entropies)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """The model's own logits `(rows, length, vocabulary)`: for checks on small batches only."""
-        return bare_model(self.model)(**self._hidden.arguments(batch)).logits
+    def check(self, module: Any, device: torch.device) -> None:
+        """Compares the head with the model's own logits, and its layout with one sequence at a time.
 
-    def score(self, batch: Batch, with_entropy: bool = False) -> Scored:
-        """The forward pass with its result as a `Scored`, for use outside an engine."""
-        result = self(batch, with_entropy)
-        return Scored(*result) if with_entropy else Scored(result)
+        A layout that is wrong on this model gives way to the padded one. Raises ModelError when that is wrong too.
+        """
+
+        def score(batch: Batch) -> Tensor:
+            return module(batch.to(device)).values
+
+        def logits(batch: Batch) -> Tensor:
+            return module(batch, logits=True)
+
+        module.eval()
+        self.collate = choose_checked(
+            score,
+            self.collate,
+            self.model,
+            self.dtype,
+            first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype),
+        )
+
+    def set_temperature(self, temperature: float) -> None:
+        """Divides what goes into the softmax by `temperature` from now on, behind the soft cap."""
+        self.head.set_temperature(temperature)

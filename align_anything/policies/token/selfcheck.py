@@ -6,16 +6,67 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from align_anything.core.errors import ModelError
+from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Piece
+from align_anything.models.adapter import bare_model
+from align_anything.models.family import FamilySpec
+from align_anything.models.pretrained_model import set_text_attention
 from align_anything.policies.token.collator import TokenCollator
 
+logger = get_logger(__name__)
+
+PROBE_VOCABULARY = 200
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
 class LayoutMismatch(Exception):
     """The layout changes a score; the message says which comparison failed and by how much."""
+
+
+def choose_checked(
+    score: Callable[[Batch], Tensor],
+    collate: TokenCollator,
+    model: nn.Module,
+    dtype: torch.dtype,
+    first: Callable[[TokenCollator], None] = lambda padded: None,
+) -> TokenCollator:
+    """Returns `collate` when its layout is right on `model`, else the one of the padded layout.
+
+    With the latter the model takes up the attention of that layout. `first` is what has to hold in any layout. Raises
+    ModelError when no layout is right.
+    """
+    vocabulary, padded = ordinary_tokens(collate.spec), replace(collate, layout='padded')
+    try:
+        first(padded)
+        check_layout(score, padded, vocabulary, collate.kinds, dtype)
+    except LayoutMismatch as error:
+        raise ModelError(
+            f"model_type '{collate.spec.model_type}' fails the check before training: {error}. Its scores would be "
+            'wrong in any layout; it needs a FamilySpec of its own (docs/extending.md).'
+        ) from error
+    try:
+        check_layout(score, collate, vocabulary, collate.kinds, dtype)
+    except (LayoutMismatch, NotImplementedError) as error:
+        logger.warning("the '%s' layout is wrong for this model, falling back to 'padded': %s", collate.layout, error)
+        if collate.segmented:
+            set_text_attention(bare_model(model), 'sdpa')
+        return padded
+    return collate
+
+
+def ordinary_tokens(spec: FamilySpec) -> list[int]:
+    """Ids of tokens that are plain text, to build probes from."""
+    special = set(spec.tokenizer.added_tokens_decoder) | set(spec.tokenizer.all_special_ids) | spec.media_token_ids
+    limit = min(len(spec.tokenizer), spec.config.get_text_config().vocab_size)
+    return [token for token in range(limit) if token not in special][:PROBE_VOCABULARY]
+
+
+def probe_batch(collator: TokenCollator) -> Batch:
+    """The Batch of `probe_examples` with each kind of media that the run may hold."""
+    return collator(probe_examples(collator, ordinary_tokens(collator.spec), collator.kinds))
 
 
 def probe_examples(
@@ -137,8 +188,8 @@ def check_head(
     Catches heads that scale, cap or shift their logits in a way the family does not declare.
     """
     with torch.no_grad():
-        expected = torch.log_softmax(logits(batch).float(), dim=-1).flatten(0, 1)[batch.score_index]
-        expected = expected.gather(1, batch.targets[:, None]).squeeze(1)
+        expected = torch.log_softmax(logits(batch).float(), dim=-1).flatten(0, 1)[batch.inputs.score_index]
+        expected = expected.gather(1, batch.inputs.targets[:, None]).squeeze(1)
         error = float((expected - score(batch).float()).abs().max())
     if not error <= TOLERANCE[dtype]:
         raise LayoutMismatch(f"scores differ by {error:.2g} from the model's own logits")

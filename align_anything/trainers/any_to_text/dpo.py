@@ -2,7 +2,7 @@
 
 from align_anything.algorithms.dpo import DPO
 from align_anything.trainers.any_to_text import PAIR
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 
 
 def main() -> None:

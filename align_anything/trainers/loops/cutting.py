@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from align_anything.algorithms.online import Online
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.types import Example, Piece
+
+Size = Callable[[Sequence[Example]], int]
+"""What a micro-batch takes of `max_length_per_batch`."""
 
 
 def micro_batches_of(cfgs: RunCfgs, algorithm: Online) -> int:
@@ -28,7 +31,7 @@ def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
 
 
 def cut_into_steps(
-    examples: Sequence[Example], cfgs: RunCfgs, algorithm: Online, layout: str
+    examples: Sequence[Example], cfgs: RunCfgs, algorithm: Online, size: Size
 ) -> list[list[list[Example]]]:
     """The micro-batches of each optimizer step in one pass over the responses. Every rank calls it.
 
@@ -36,21 +39,21 @@ def cut_into_steps(
     known before the run.
     """
     train = cfgs.train_cfgs
-    size, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    responses, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if train.max_length_per_batch is None:
         number = micro_batches_of(cfgs, algorithm)
-        parts = cut(examples, size, number)
+        parts = cut(examples, responses, number)
         return [parts[start : start + accumulation] for start in range(0, number, accumulation)]
-    steps = cut(examples, size * accumulation, windows_of(cfgs, algorithm))
-    return _equally_filled(steps, train.max_length_per_batch, layout, whole=algorithm.compares)
+    steps = cut(examples, responses * accumulation, windows_of(cfgs, algorithm))
+    return _equally_filled(steps, train.max_length_per_batch, size, whole=algorithm.compares)
 
 
-def cut_step(examples: Sequence[Example], cfgs: RunCfgs, layout: str) -> list[list[Example]]:
+def cut_step(examples: Sequence[Example], cfgs: RunCfgs, size: Size) -> list[list[Example]]:
     """The micro-batches of the responses of one optimizer step. Every rank calls it."""
     train = cfgs.train_cfgs
     if train.max_length_per_batch is None:
         return cut(examples, train.per_device_train_batch_size, train.gradient_accumulation_steps)
-    return _equally_filled([examples], train.max_length_per_batch, layout)[0]
+    return _equally_filled([examples], train.max_length_per_batch, size)[0]
 
 
 def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Example]]:
@@ -71,7 +74,7 @@ def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Exampl
     return made + [[] for _ in range(number - len(made))]
 
 
-def filled(examples: Sequence[Example], budget: int, layout: str, *, whole: bool = False) -> list[list[Example]]:
+def filled(examples: Sequence[Example], budget: int, size: Size, *, whole: bool = False) -> list[list[Example]]:
     """Cuts Examples into micro-batches of at most `budget` tokens, in their order.
 
     A response that takes more with its prompt makes a micro-batch of its own, or if Examples are to stay `whole`, all
@@ -81,19 +84,11 @@ def filled(examples: Sequence[Example], budget: int, layout: str, *, whole: bool
     for example in examples:
         for responses in [example.responses] if whole else [[response] for response in example.responses]:
             grown = _grown(made[-1], example, responses)
-            if made[-1] and tokens_of(grown, layout) > budget:
+            if made[-1] and size(grown) > budget:
                 made.append([])
                 grown = _grown([], example, responses)
             made[-1] = grown
     return made
-
-
-def tokens_of(examples: Sequence[Example], layout: str) -> int:
-    """Tokens that a micro-batch takes in a layout: prompts once where responses share them, and with padding."""
-    if layout == 'shared_prefix':
-        return sum(map(len, examples))
-    rows = [len(example.prompt) + len(response) for example in examples for response in example.responses]
-    return len(rows) * max(rows, default=0) if layout == 'padded' else sum(rows)
 
 
 def _grown(examples: list[Example], example: Example, responses: Sequence[Piece]) -> list[Example]:
@@ -104,9 +99,9 @@ def _grown(examples: list[Example], example: Example, responses: Sequence[Piece]
 
 
 def _equally_filled(
-    steps: Sequence[Sequence[Example]], budget: int, layout: str, *, whole: bool = False
+    steps: Sequence[Sequence[Example]], budget: int, size: Size, *, whole: bool = False
 ) -> list[list[list[Example]]]:
     """Cuts the Examples of each step as `filled` does, into as many micro-batches on every rank."""
-    parts = [filled(window, budget, layout, whole=whole) for window in steps]
+    parts = [filled(window, budget, size, whole=whole) for window in steps]
     most = [max(counts) for counts in zip(*all_gather_object([len(part) for part in parts]), strict=True)]
     return [part + [[]] * (count - len(part)) for part, count in zip(parts, most, strict=True)]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,12 +19,13 @@ from align_anything.algorithms.online import Experience, Online
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
+from align_anything.datasets.parts import names_of
 from align_anything.datasets.prompts import Prompts
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.window import WindowResult
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
-from align_anything.policies.score import reading_ends
-from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.metrics import peak_memory
 from align_anything.reporting.online_report import (
@@ -34,17 +36,14 @@ from align_anything.reporting.online_report import (
     uninformative,
     update_metrics,
 )
+from align_anything.rewards.base import COST, Reward
 from align_anything.rollouts.base import Response, RolloutEngine, Sampling
-from align_anything.rollouts.experience import Drawn, complete, joined, most_telling, record, scores_of, spread
-from align_anything.trainers.loops.base import Loop, Window, listed
+from align_anything.rollouts.experience import Drawn, complete, joined, most_telling, record, spread
+from align_anything.trainers.loops.base import Loop, Window, listed, recorded_reference
 from align_anything.trainers.loops.cutting import cut_into_steps, cut_step, steps_of_rollout
+from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
-from align_anything.trainers.runs.assembly import Assembled
-from align_anything.trainers.runs.data import names_of
-from align_anything.trainers.runs.ptx import ptx_from
-from align_anything.trainers.runs.reference import known_reference, untrained
-from align_anything.trainers.runs.rewarding import COST, Reward, completions_of
 
 EVALUATION_SEED = 0
 
@@ -54,7 +53,7 @@ class OnlineLoop(Loop):
     """Trains on responses that the policy draws as it goes.
 
     Attributes:
-        policy: what draws and learns.
+        spec: the family of the policy.
         critics: what says how much reward is to come, by role, each in an engine of its own.
         reference: what says how likely the reference would have drawn a token.
         rollouts: draws the responses.
@@ -65,8 +64,8 @@ class OnlineLoop(Loop):
     """
 
     algorithm: Online
-    policy: Assembled
-    critics: Mapping[str, tuple[Assembled, Critic]]
+    spec: FamilySpec
+    critics: Mapping[str, tuple[DeepSpeedEngine, Critic]]
     reference: Callable[[Batch], Scored] | None
     rollouts: RolloutEngine
     pending: Pending
@@ -78,7 +77,7 @@ class OnlineLoop(Loop):
 
     def __post_init__(self) -> None:
         if self.ptx is not None:
-            rows = ptx_from(self.ptx, self.progress.step)
+            rows = self.ptx.endless(self.progress.step)
             # The workers are forked with the first rows: now, and not while a thread draws.
             self._rows = chain([next(rows)], rows)
 
@@ -233,7 +232,7 @@ class OnlineLoop(Loop):
         return Drawn(complete(examples, responses), responses, rewards, torch.as_tensor(scores))
 
     def _text(self, ids: Tensor) -> str:
-        return self.policy.collator.spec.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.spec.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _shaped(self, drawn: Drawn) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
@@ -262,17 +261,16 @@ class OnlineLoop(Loop):
         ]
         with self._clock('scoring'):
             micro_batches = [part for window in self._windows(examples) for part in window]
-            collator, engine = self.policy.collator, self.policy.engine
-            record('old', untrained(engine), collator, micro_batches, engine.device)
+            given = (self.engine.policy.collate, micro_batches, self.engine.device)
+            record('old', self.engine.infer, *given)
             if self.reference is not None:
-                record('reference', self.reference, collator, micro_batches, engine.device)
-            beyond = {}
+                record('reference', self.reference, *given)
+            bootstrap = {}
             for role, (critic, _) in self.critics.items():
-                scorer, given = untrained(critic.engine), (critic.collator, micro_batches, critic.engine.device)
-                record(f'values/{role}', scorer, *given)
+                scorer = partial(critic.infer, bootstrap=self.algorithm.bootstraps)
+                found = record(f'values/{role}', scorer, critic.policy.collate, micro_batches, critic.device)
                 if self.algorithm.bootstraps:
-                    with reading_ends(critic.engine.module):
-                        beyond[role] = scores_of(scorer, *given)
+                    bootstrap[role] = torch.zeros(0) if found is None else found
         places = [(place, number) for place, numbers in enumerate(kept) for number in numbers]
         responses = [drawn.responses[place][number] for place, number in places]
         lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.long)
@@ -285,7 +283,7 @@ class OnlineLoop(Loop):
             logprobs=joined(examples, 'old'),
             reference=None if self.reference is None else joined(examples, 'reference'),
             values={role: joined(examples, f'values/{role}') for role in self.critics},
-            beyond=beyond,
+            bootstrap=bootstrap,
             costs=costs,
             all_costs=[cost for part in all_gather_object(costs.tolist()) for cost in part],
         )
@@ -304,7 +302,7 @@ class OnlineLoop(Loop):
             for part in self._windows(examples):
                 if self.progress.step == self.steps:
                     break
-                results.append(self._updated(self.policy, self.algorithm, [*part, *self._supervised()]))
+                results.append(self._updated(self.engine, self.algorithm, [*part, *self._supervised()]))
                 for role, (critic, algorithm) in self.critics.items():
                     values[role].append(self._updated(critic, algorithm, part))
                 self.progress.step += 1
@@ -315,16 +313,16 @@ class OnlineLoop(Loop):
         self.progress.place = self.training.sampler.place(self.progress.epoch, self.progress.step_in_epoch)
         return results, values
 
-    def _updated(self, trained: Assembled, algorithm: Any, part: list[list[Example]]) -> WindowResult:
-        batches = [trained.collator(examples) for examples in part]
-        roles = {'reference': known_reference} if 'reference' in algorithm.roles else {}
-        result = trained.engine.train_window(batches, algorithm, roles)
+    def _updated(self, engine: DeepSpeedEngine, algorithm: Any, part: list[list[Example]]) -> WindowResult:
+        batches = [engine.policy.collate(examples) for examples in part]
+        roles = {'reference': recorded_reference} if 'reference' in algorithm.roles else {}
+        result = engine.train_window(batches, algorithm, roles)
         if not result.applied and any(result.counts.values()):
             self._nonfinite(batches, result)
         return result
 
     def _windows(self, examples: list[Example]) -> list[list[list[Example]]]:
-        return cut_into_steps(examples, self.cfgs, self.algorithm, self._layout)
+        return cut_into_steps(examples, self.cfgs, self.algorithm, self._size)
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
@@ -332,13 +330,12 @@ class OnlineLoop(Loop):
             return []
         rows = next(self._rows)
         self._unusable += rows.skipped
-        return cut_step(rows.examples, self.cfgs, self._layout)
+        return cut_step(rows.examples, self.cfgs, self._size)
 
-    @property
-    def _layout(self) -> str:
-        """By which tokens are counted: a model whose check found another layout wrong has fallen back to padding."""
-        collators = [self.policy.collator, *(critic.collator for critic, _ in self.critics.values())]
-        return min((collator.layout for collator in collators), key=LAYOUTS.index)
+    def _size(self, examples: Sequence[Example]) -> int:
+        """What a micro-batch takes of its budget: for policy and critics each, which may lay it out differently."""
+        engines = [self.engine, *(critic for critic, _ in self.critics.values())]
+        return max(engine.policy.collate.size(examples) for engine in engines)
 
     # What is told
 

@@ -15,7 +15,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import barrier, rank
 from align_anything.core.types import Example
 from align_anything.rollouts.base import Response, Sampling
-from align_anything.trainers.runs.rollout_engine import ProbedRollouts
+from align_anything.rollouts.probe import ProbedRollouts
 
 Responses = list[list[Response]]
 

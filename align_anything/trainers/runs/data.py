@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from align_anything.algorithms.base import Algorithm
@@ -20,7 +19,7 @@ from align_anything.datasets.filling import Filling
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
-from align_anything.datasets.parts import open_parts
+from align_anything.datasets.parts import names_of, open_parts
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
 from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.reference_scores import Indexed
@@ -29,8 +28,8 @@ from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, S
 from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
-from align_anything.models.work import WorkOf
-from align_anything.trainers.runs.assembly import spec_of
+from align_anything.policies.base import Collator
+from align_anything.trainers.runs.settings import spec_of
 from align_anything.trainers.pairs import Pair
 
 logger = get_logger(__name__)
@@ -176,11 +175,10 @@ class _Unencoded:
 def training_sampler(
     parts: list[Part],
     dataset: ExampleDataset,
-    spec: FamilySpec,
+    collate: Collator,
     cfgs: RunCfgs,
     costs: RowCosts | None = None,
     *,
-    padded: bool = False,
     rows: tuple[int, int] | None = None,
 ) -> Sampler:
     """Which rows go into which micro-batch of this rank, reshuffled each epoch.
@@ -189,7 +187,7 @@ def training_sampler(
     filled by tokens.
 
     With `max_length_per_batch`, micro-batches are filled to it by the `costs` of the rows, which streams measure as
-    they go; `padded` says how their tokens are counted.
+    they go; `collate` says what they take.
     """
     train, data = cfgs.train_cfgs, cfgs.data_cfgs
     shape = BatchShape(
@@ -197,7 +195,7 @@ def training_sampler(
     )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
-    filling = None if budget is None or rows is not None else Filling(shape, budget, padded, train.group_by_length)
+    filling = None if budget is None or rows is not None else Filling(shape, budget, collate.pads, train.group_by_length)
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
         return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)
@@ -210,36 +208,17 @@ def training_sampler(
     stream = StreamMixture([part.rows for part in parts], train.seed, **mixing)
     if filling is None:
         return StreamSampler(stream, shape)
-    return StreamBudgetSampler(stream, partial(measure_stream, dataset, work_of(spec, cfgs), data.num_workers), filling)
+    return StreamBudgetSampler(stream, partial(measure_stream, dataset, collate.cost, data.num_workers), filling)
 
 
-def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
-    """How much computation an Example takes in this run."""
-    train, lora = cfgs.train_cfgs, cfgs.lora_cfgs
-    again = int(train.gradient_checkpointing)
-
-    def passes(frozen: bool, adapted: bool, below: bool) -> int:
-        """Matrix products for each weight: forward, gradient of the inputs, gradient of the weight, forward again."""
-        if frozen or lora.use_lora:
-            return 2 + again if adapted or below else 1
-        return 3 + again
-
-    return WorkOf(
-        spec,
-        language=passes(train.freeze_language_model, lora.use_lora, below=True),
-        vision=passes(train.freeze_vision_tower, lora.use_lora and lora.vision_lora, below=False),
-        audio=passes(train.freeze_audio_tower, adapted=False, below=False),
-    )
-
-
-def row_costs(dataset: ExampleDataset, spec: FamilySpec, cfgs: RunCfgs) -> tuple[RowCosts | None, list[Skipped]]:
+def row_costs(dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs) -> tuple[RowCosts | None, list[Skipped]]:
     """What every row takes, when the settings ask for micro-batches by tokens, and the rows that cannot be used.
 
     None for streams, which are measured as they are read.
     """
     if cfgs.train_cfgs.max_length_per_batch is None or cfgs.data_cfgs.streaming:
         return None, []
-    return measure_rows(dataset, work_of(spec, cfgs), cfgs.data_cfgs.num_workers)
+    return measure_rows(dataset, collate.cost, cfgs.data_cfgs.num_workers)
 
 
 def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
@@ -258,12 +237,6 @@ def training_loader(dataset: Indexed, sampler: Sampler, collate: Collate, cfgs: 
     names = names_of(dataset.parts)
     counting = Counting(collate, names) if len(names) > 1 else collate
     return Loader(dataset, sampler, counting, cfgs.data_cfgs.num_workers)
-
-
-def names_of(parts: Sequence[Part]) -> tuple[str, ...]:
-    """What metrics call the sources: the last part of their name, with their number where it is not the only such."""
-    names = [Path(part.source).resolve().name for part in parts]
-    return tuple(name if names.count(name) == 1 else f'{name} {number}' for number, name in enumerate(names, 1))
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,8 @@ from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table
-from align_anything.trainers.runs.assembly import (
-    choose_layout,
-    engine_config,
-    make_collator,
-    precision_of,
-    rehearse,
-)
+from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.settings import engine_config, precision_of
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
@@ -54,7 +49,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if not resolved.algorithm.trains:
         check_obeyed(resolved)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
-    layout = choose_layout(cfgs, spec, resolved.algorithm)
+    collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
     batch, draws = None, isinstance(resolved.algorithm, Online)
     if draws:
@@ -63,18 +58,18 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         check_rewards(resolved)
         make_rewards(cfgs)
         dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)
-        sampler, steps = prompt_sampler(sources, dataset, spec, cfgs, resolved.algorithm)
+        sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
     else:
         dataset = make_dataset(*given)
-        costs, _ = row_costs(dataset, spec, cfgs)
-        sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
+        costs, _ = row_costs(dataset, collate, cfgs)
+        sampler = training_sampler(sources.training, dataset, collate, cfgs, costs)
         steps = total_steps(cfgs, sampler)
-        loader = training_loader(dataset, sampler, make_collator(cfgs, spec, pair, layout), cfgs)
+        loader = training_loader(dataset, sampler, collate, cfgs)
         batch = next(iter(loader.micro_batches(0)), None)
         if batch is None:
             raise DataError('the training data hold no rows.')
-    model, rates = rehearse(cfgs, spec, resolved.algorithm)
+    model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model)
     kept: list[Example] = []
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
@@ -87,7 +82,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     console.print(render_table(parameter_table(model, spec.parts, rates)))
     cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
-    console.print(_plan(cfgs, shown_rows, steps, layout, optimizer, config, cached, draws))
+    console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, draws))
     console.print(memory_table(held))
     if batch is not None:
         console.print(_first_batch(batch))
@@ -152,7 +147,7 @@ def _first_batch(batch: Batch) -> Table:
     for name, value in batch.stats.items():
         table.add_row(name, str(value))
     table.add_row('skipped', str(len(batch.skipped)))
-    for name, value in batch.inputs.items():
+    for name, value in batch.inputs.arguments.items():
         if isinstance(value, torch.Tensor):
             table.add_row(name, f'{tuple(value.shape)} {str(value.dtype).removeprefix("torch.")}')
     return table

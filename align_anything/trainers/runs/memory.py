@@ -21,12 +21,12 @@ from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.trainable import count
-from align_anything.trainers.runs.assembly import DTYPES, engine_config, precision_of, rehearse, spec_of
-from align_anything.trainers.runs.online import critic_cfgs, critic_spec, judges_of
+from align_anything.trainers.runs.assembly import build_on_meta
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.reference import precision_of_reference, without_adapter_is_reference
-from align_anything.trainers.runs.reward_model import require_head, spec_of_reward_model
-from align_anything.trainers.runs.rewarding import COST, MODEL
+from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_reward_model
+from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
+from align_anything.rewards.base import COST, MODEL
 
 JUDGES = {MODEL: 'reward model', COST: 'cost model'}
 
@@ -68,7 +68,7 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str)
 def memory_of_run(
     cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec, policy: nn.Module
 ) -> dict[str, Memory]:
-    """The memory of each model that the run holds, by what it is, `policy` as `rehearse` made it first.
+    """The memory of each model that the run holds, by what it is, `policy` as `build_on_meta` made it first.
 
     Raises SettingsError or ModelError for a critic or a judge that cannot be used, as the run would. No weights are
     read.
@@ -81,7 +81,7 @@ def memory_of_run(
         return held
     for role in (role for role in algorithm.trains if role != 'policy'):
         own = critic_cfgs(role, cfgs)
-        critic, _ = rehearse(own, critic_spec(role, cfgs, spec, pair), Critic(role=role))
+        critic, _ = build_on_meta(own, critic_spec(role, cfgs, spec, pair), Critic(role=role))
         held[role.replace('_', ' ')] = estimate_memory(critic, config, precision)
     for name, source in judges_of(cfgs, algorithm).items():
         require_head(source)

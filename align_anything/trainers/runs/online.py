@@ -12,28 +12,40 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import ModelError, SettingsError
+from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
+from align_anything.datasets.parts import names_of
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.sampler import Sampler
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.assembly import Assembled, assemble, choose_layout
+from align_anything.policies.base import Collator
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
-from align_anything.trainers.loops.cutting import steps_of_rollout
-from align_anything.trainers.runs.data import Sources, loader_in_order, names_of, total_steps, training_sampler
 from align_anything.reporting.metrics import MetricsWriter
+from align_anything.rewards.base import MODEL, Reward
+from align_anything.trainers.loops.cutting import steps_of_rollout
 from align_anything.trainers.loops.online import OnlineLoop
-from align_anything.trainers.pairs import Pair
 from align_anything.trainers.loops.pending import Pending, problems_of_drawing_ahead
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.assembly import assemble, make_collator
+from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
+from align_anything.trainers.runs.data import Sources, loader_in_order, total_steps, training_sampler
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
-from align_anything.trainers.runs.reward_model import ModelJudge, open_scorer, require_head, spec_of_reward_model
-from align_anything.trainers.runs.rewarding import COST, MODEL, Reward, check_rewards, make_rewards
+from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.roles import (
+    ModelJudge,
+    critic_cfgs,
+    critic_spec,
+    judges_of,
+    open_scorer,
+    require_head,
+    spec_of_reward_model,
+)
 from align_anything.trainers.runs.rollout_engine import check_rollouts, open_rollouts
-from align_anything.trainers.runs.offline import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.slices import Slices
 
 
@@ -54,21 +66,21 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.trains if role != 'policy'}
     dataset, held_out = run.datasets(room=models.max_new_tokens)
     supervised = ptx_dataset(resolved, pair, run.spec)
-    sampler, steps = prompt_sampler(run.sources, dataset, run.spec, cfgs, algorithm)
+    sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
-    policy = assemble(cfgs, algorithm, run.spec, pair, run.layout, steps)
-    policy.engine.module.head.temper(models.temperature)
+    policy = assemble(cfgs, algorithm, run.collate, steps)
+    policy.policy.set_temperature(models.temperature)
     critics = {role: _critic(role, cfgs, spec, run, steps) for role, spec in critic_specs.items()}
     reference = None
     if algorithm.refers:
-        reference = reference_scorer(cfgs, algorithm, run.spec, policy, models.temperature)
+        reference = reference_scorer(cfgs, algorithm, policy, models.temperature)
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     for name, source in judges.items():
         weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
         rewards.append(Reward(name, weight, _judge(cfgs, source, specs[name], algorithm, pair)))
-    pending = Pending(policy.engine.device)
+    pending = Pending(policy.device)
     slices = Slices(resolved, run.output_dir, trained, run.spec, pending)
     start(run, slices, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
@@ -78,10 +90,10 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     }
     kept = bookkeeping(run, slices, dataset, steps)
     loop = OnlineLoop(
-        engine=policy.engine,
+        engine=policy,
+        spec=run.spec,
         training=Loader(dataset, sampler, _collate, cfgs.data_cfgs.num_workers),
         evaluation=evaluation,
-        policy=policy,
         critics=critics,
         reference=reference,
         rollouts=open_rollouts(cfgs, policy, run.spec),
@@ -126,11 +138,11 @@ def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
 
 
 def prompt_sampler(
-    sources: Sources, dataset: ExampleDataset, spec: FamilySpec, cfgs: RunCfgs, algorithm: Online
+    sources: Sources, dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs, algorithm: Online
 ) -> tuple[Sampler, int]:
     """Which prompts each rollout has, and the optimizer steps of the run: `max_steps`, else those of all epochs."""
     rows = (algorithm.per_device_prompt_batch_size, 1)
-    sampler = training_sampler(sources.training, dataset, spec, cfgs, rows=rows)
+    sampler = training_sampler(sources.training, dataset, collate, cfgs, rows=rows)
     if cfgs.train_cfgs.max_steps is not None:
         return sampler, cfgs.train_cfgs.max_steps
     return sampler, total_steps(cfgs, sampler) * steps_of_rollout(cfgs, algorithm)
@@ -140,63 +152,13 @@ def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts
     return Prompts(list(examples), list(skipped))
 
 
-def judges_of(cfgs: RunCfgs, algorithm: Online) -> dict[str, str]:
-    """The models that judge responses, by what metrics call them. Raises SettingsError without a cost model to obey."""
-    models: Any = cfgs.model_cfgs
-    judges = {} if models.reward_model_name_or_path is None else {MODEL: models.reward_model_name_or_path}
-    if 'cost_critic' in algorithm.trains:
-        if models.cost_model_name_or_path is None:
-            raise SettingsError(
-                [f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.']
-            )
-        judges[COST] = models.cost_model_name_or_path
-    return judges
-
-
-def _critic_source(role: str, cfgs: RunCfgs) -> str:
-    return getattr(cfgs.model_cfgs, f'{role}_model_name_or_path') or cfgs.model_cfgs.model_name_or_path
-
-
-def critic_spec(role: str, cfgs: RunCfgs, policy: FamilySpec, pair: Pair) -> FamilySpec:
-    """The rules of a critic's family. Raises ModelError when it does not read the tokens of the policy."""
-    source = _critic_source(role, cfgs)
-    if source == cfgs.model_cfgs.model_name_or_path:
-        return policy
-    spec = spec_of_reward_model(cfgs, source, pair)
-    same = spec.model_type == policy.model_type and spec.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
-    if not same:
-        raise ModelError(
-            f'model_cfgs.{role}_model_name_or_path: {source} does not read the tokens of the policy: a critic must be '
-            'of its family and have its tokenizer.'
-        )
-    return spec
-
-
-def critic_cfgs(role: str, cfgs: RunCfgs) -> RunCfgs:
-    """The settings of a run as a critic of it reads them."""
-    train: Any = cfgs.train_cfgs
-    checkpointing = train.critic_gradient_checkpointing
-    changed = {
-        'learning_rate': train.critic_lr,
-        'lr_scheduler_type': train.critic_lr_scheduler_type,
-        'lr_warmup_ratio': train.critic_lr_warmup_ratio,
-        'weight_decay': train.critic_weight_decay,
-        'gradient_checkpointing': train.gradient_checkpointing if checkpointing is None else checkpointing,
-    }
-    return cfgs.model_copy(
-        update={
-            'train_cfgs': train.model_copy(update=changed),
-            'model_cfgs': cfgs.model_cfgs.model_copy(update={'model_name_or_path': _critic_source(role, cfgs)}),
-        }
-    )
-
-
-def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[Assembled, Critic]:
+def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[DeepSpeedEngine, Critic]:
     train: Any = cfgs.train_cfgs
     critic = Critic(role=role, clip_range_value=train.clip_range_value)
-    return assemble(critic_cfgs(role, cfgs), critic, spec, run.pair, run.layout, steps), critic
+    own = critic_cfgs(role, cfgs)
+    return assemble(own, critic, make_collator(own, spec, run.pair, critic), steps), critic
 
 
 def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
-    engine, collator = open_scorer(cfgs, spec, source, pair, choose_layout(cfgs, spec, algorithm))
-    return ModelJudge(source, spec, engine, collator, cfgs.train_cfgs.per_device_train_batch_size)
+    engine = open_scorer(cfgs, make_collator(cfgs, spec, pair, algorithm), source)
+    return ModelJudge(source, engine, cfgs.train_cfgs.per_device_train_batch_size)

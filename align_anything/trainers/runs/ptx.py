@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from align_anything.algorithms.policy_gradient import PolicyGradient
@@ -49,13 +49,3 @@ def ptx_loader(dataset: ExampleDataset, collate: Callable[..., Prompts], cfgs: R
     sampler = IndexSampler(Mixture(dataset.sizes, train.seed), BatchShape(size, 1, world_size(), rank()))
     return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
 
-
-def ptx_from(loader: Loader, step: int) -> Iterator[Prompts]:
-    """Yields the rows of optimizer step `step` and of all after it, epoch after epoch."""
-    epoch = 0
-    while step >= loader.steps_in(epoch):
-        step -= loader.steps_in(epoch)
-        epoch += 1
-    while True:
-        yield from loader.micro_batches(epoch, step)
-        epoch, step = epoch + 1, 0

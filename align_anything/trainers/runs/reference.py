@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.referring import Reference, Referring
-from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import (
     all_gather_object,
@@ -22,7 +20,6 @@ from align_anything.core.distributed import (
     barrier,
     broadcast_object,
     is_main,
-    world_size,
 )
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
@@ -30,17 +27,14 @@ from align_anything.core.parameters import is_partitioned
 from align_anything.core.types import Batch, Scored
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.reference_scores import KEYS, Indexed, Referenced, ReferenceScores
-from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
-from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
-from align_anything.policies.token.policy import TokenPolicy
-from align_anything.trainers.runs.assembly import DTYPES, Assembled, precision_of
+from align_anything.trainers.loops.base import recorded_reference
+from align_anything.trainers.runs.assembly import open_frozen
 from align_anything.trainers.runs.data import loader_in_order
-from align_anything.trainers.runs.loading import load_frozen
+from align_anything.trainers.runs.settings import DTYPES, frozen_config, precision_of
 
 logger = get_logger(__name__)
 
@@ -59,8 +53,7 @@ def check_reference(cfgs: RunCfgs, algorithm: Algorithm) -> None:
 def make_roles(
     cfgs: RunCfgs,
     algorithm: Algorithm,
-    spec: FamilySpec,
-    assembled: Assembled,
+    policy: DeepSpeedEngine,
     training: ExampleDataset,
     held_out: Sequence[ExampleDataset],
 ) -> tuple[dict[str, Scorer], Indexed, Sequence[Indexed]]:
@@ -73,27 +66,22 @@ def make_roles(
     if algorithm.reference_cache_dir is not None:
         scores = ReferenceScores(algorithm.reference_cache_dir, reference_fingerprint(cfgs, algorithm))
         require_shared(scores.folder)
-        scorer = _start_or_copy(cfgs, algorithm, spec, assembled)
+        scorer = _start_or_copy(cfgs, algorithm, policy)
         for dataset in (training, *held_out):
-            score_rows(cfgs, dataset, scores, scorer, assembled)
+            score_rows(cfgs, dataset, scores, scorer, policy)
         rows, *others = (Referenced(dataset, scores, complete=True) for dataset in (training, *held_out))
-        return {'reference': known_reference}, rows, others
-    return {'reference': reference_scorer(cfgs, algorithm, spec, assembled)}, training, held_out
+        return {'reference': recorded_reference}, rows, others
+    return {'reference': reference_scorer(cfgs, algorithm, policy)}, training, held_out
 
 
 def reference_scorer(
-    cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, assembled: Assembled, temperature: float = 1.0
+    cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0
 ) -> Scorer:
     """The reference at the `temperature` of the policy: the model under its adapter, else a frozen copy."""
     if without_adapter_is_reference(cfgs, algorithm):
         logger.info('reference: the model without the adapter')
-        return adapter_off(assembled.engine, assembled.model)
-    return frozen_copy(cfgs, algorithm, spec, assembled, temperature)
-
-
-def known_reference(batch: Batch) -> Scored:
-    """What the reference gave to the units of a batch when it was asked before."""
-    return Scored(batch.numbers('reference'))
+        return adapter_off(policy)
+    return frozen_copy(cfgs, algorithm, policy, temperature)
 
 
 def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
@@ -108,31 +96,31 @@ def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
 
 
 def score_rows(
-    cfgs: RunCfgs, dataset: ExampleDataset, scores: ReferenceScores, scorer: Scorer, assembled: Assembled
+    cfgs: RunCfgs, dataset: ExampleDataset, scores: ReferenceScores, scorer: Scorer, policy: DeepSpeedEngine
 ) -> None:
     """Adds what `scores` lacks of the rows of `dataset`. Every rank calls it and takes its share of the rows."""
     rows = Referenced(dataset, scores, complete=False)
     batch_size = cfgs.train_cfgs.per_device_train_batch_size
     fresh: dict[str, Tensor] = {}
     made = 0
-    with closing(loader_in_order(rows, dataset.sizes, batch_size, assembled.collator, cfgs)) as loader:
+    with closing(loader_in_order(rows, dataset.sizes, batch_size, policy.policy.collate, cfgs)) as loader:
         for batch in loader.micro_batches(0):
             wanted = {key for meta in batch.metas for key in meta.get(KEYS, ()) if key not in scores}
             # Ranks make the same calls, whichever of them lacks something.
             local = torch.tensor([float(bool(wanted)), float(batch.unmatched is not None)])
-            lacks, compares = all_reduce_sum(local.to(assembled.engine.device)).tolist()
+            lacks, compares = all_reduce_sum(local.to(policy.device)).tolist()
             if not lacks:
                 continue
-            found = _by_key(batch, scorer, assembled, last=False)
+            found = _by_key(batch, scorer, policy.device, last=False)
             if compares:
-                found |= _by_key(batch.unmatched or batch, scorer, assembled, last=batch.unmatched is not None)
+                found |= _by_key(batch.unmatched or batch, scorer, policy.device, last=batch.unmatched is not None)
             fresh |= {key: value for key, value in found.items() if key in wanted}
             if len(fresh) >= WRITTEN_AT_ONCE:
                 scores.add(fresh)
                 made, fresh = made + len(fresh), {}
     scores.add(fresh)
     # Once all ranks are here, all have written.
-    total = all_reduce_sum(torch.tensor(made + len(fresh), device=assembled.engine.device))
+    total = all_reduce_sum(torch.tensor(made + len(fresh), device=policy.device))
     scores.look()
     logger.info('reference: %d responses scored, %s', int(total), scores.folder)
 
@@ -156,9 +144,9 @@ def require_shared(folder: Path) -> None:
         )
 
 
-def _by_key(batch: Batch, scorer: Scorer, assembled: Assembled, last: bool) -> dict[str, Tensor]:
+def _by_key(batch: Batch, scorer: Scorer, device: torch.device, last: bool) -> dict[str, Tensor]:
     """Scores a batch; with `last`, one of unmatched responses, whose keys stand last in the metas."""
-    values = scorer(batch.to(assembled.engine.device)).values.float().cpu()
+    values = scorer(batch.to(device)).values.float().cpu()
     pieces = batch.by_response(values)
     owned = torch.bincount(batch.examples_of_responses).tolist()
     keys = [
@@ -170,7 +158,7 @@ def _by_key(batch: Batch, scorer: Scorer, assembled: Assembled, last: bool) -> d
     return {key: piece.clone() for key, piece in zip(keys, pieces, strict=False)}
 
 
-def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assembled: Assembled) -> Scorer:
+def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, policy: DeepSpeedEngine) -> Scorer:
     """The policy itself where it is the reference as long as it has not been trained, else a copy.
 
     A copy is loaded when it is first asked, which ranks do together: there may be nothing left to score.
@@ -178,23 +166,9 @@ def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, spec: FamilySpec, assemb
     if algorithm.reference_model_name_or_path in (None, cfgs.model_cfgs.model_name_or_path) and (
         algorithm.reference_dtype in ('auto', precision_of(cfgs))
     ):
-        return untrained(assembled.engine)
-    copy = cache(lambda: frozen_copy(cfgs, algorithm, spec, assembled))
+        return policy.infer
+    copy = cache(lambda: frozen_copy(cfgs, algorithm, policy))
     return lambda batch: copy()(batch)
-
-
-def untrained(engine: DeepSpeedEngine) -> Scorer:
-    """Scores with the policy as it is, without a graph and without dropout."""
-
-    def score(batch: Batch) -> Scored:
-        training = engine.engine.training
-        engine.engine.eval()
-        with torch.no_grad():
-            scored = engine.score(batch)
-        engine.engine.train(training)
-        return scored
-
-    return score
 
 
 def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
@@ -204,39 +178,28 @@ def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
     return cfgs.lora_cfgs.use_lora and same and find_adapter(source) is None
 
 
-def adapter_off(engine: DeepSpeedEngine, model: Any) -> Scorer:
-    """Scores with the weights under the adapter of `model`, the one that `engine` trains."""
-
-    plain = untrained(engine)
+def adapter_off(policy: DeepSpeedEngine) -> Scorer:
+    """Scores with the weights under the adapter that `policy` trains."""
 
     def score(batch: Batch) -> Scored:
-        with model.disable_adapter():
-            return plain(batch)
+        with policy.policy.model.disable_adapter():
+            return policy.infer(batch)
 
     return score
 
 
 def frozen_copy(
-    cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, assembled: Assembled, temperature: float = 1.0
+    cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0
 ) -> Scorer:
     """Loads the reference and lets it share the weights that the policy keeps frozen too."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     precision = precision_of_reference(cfgs, algorithm)
-    config = build_config(
-        load_deepspeed_config(algorithm.reference_ds_cfgs or cfgs.train_cfgs.ds_cfgs),
-        micro_batch=cfgs.train_cfgs.per_device_train_batch_size,
-        accumulation=1,
-        world_size=world_size(),
-        precision=precision,
-        max_grad_norm=0.0,
-        optimizer='',
+    config = frozen_config(cfgs, precision, algorithm.reference_ds_cfgs)
+    engine = open_frozen(
+        cfgs, policy.policy.collate, source, scores=algorithm.scores, dtype=DTYPES[precision], config=config
     )
-    dtype = DTYPES[precision]
-    model = load_frozen(cfgs, spec, source, assembled.collator.layout, dtype=dtype, config=config)
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
-    policy.head.temper(temperature)
-    engine = FrozenEngine(policy, config, assembled.engine.device)
-    shared = share_frozen(assembled.model, model)
+    engine.policy.set_temperature(temperature)
+    shared = share_frozen(policy.policy.model, engine.policy.model)
     logger.info('reference: a frozen copy of %s in %s, %d weights shared with the policy', source, precision, shared)
     return engine.score
 

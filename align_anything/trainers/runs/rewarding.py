@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
-from align_anything.core.types import Example
-from align_anything.rewards.base import Completion, call_reward, check_options, get_reward, reward_names
+from align_anything.rewards.base import (
+    COST,
+    MODEL,
+    SERVICE,
+    Reward,
+    call_reward,
+    check_options,
+    get_reward,
+    reward_names,
+)
 from align_anything.rewards.remote import RemoteReward
-from align_anything.rollouts.base import Response
 
-SERVICE, MODEL, COST = 'service', 'model', 'cost'
 OF_SOURCES = {
     'model_cfgs.reward_model_name_or_path': ('reward_cfgs.reward_model_weight',),
     'model_cfgs.remote_rm_url': (
@@ -26,22 +28,6 @@ OF_SOURCES = {
     ),
 }
 """The settings that say more of a source of rewards, by the one that names it."""
-Judge = Callable[[Sequence[Completion]], list[float]]
-
-
-@dataclass(frozen=True)
-class Reward:
-    """One source of rewards.
-
-    Attributes:
-        name: what metrics call it.
-        weight: its share in the score; a cost has none.
-        judge: gives a number to each completion; every rank calls it with as many batches.
-    """
-
-    name: str
-    weight: float
-    judge: Judge
 
 
 def check_rewards(resolved: Resolved) -> None:
@@ -111,21 +97,3 @@ def function_rewards(cfgs: RunCfgs) -> list[Reward]:
         options = check_options(name, function, rewards.reward_kwargs.get(name, {}))
         made.append(Reward(name.rpartition(':')[2], weight, partial(call_reward, name, function, options=options)))
     return made
-
-
-def completions_of(
-    examples: Sequence[Example], responses: Sequence[Sequence[Response]], decode: Callable[[Tensor], str]
-) -> list[Completion]:
-    """What rewards are given of each response, all of a prompt's behind each other."""
-    return [
-        Completion(
-            conversation=example.conversation or [],
-            response=decode(response.ids),
-            meta=example.meta,
-            length=len(response.ids),
-            finished=response.finished,
-            source=example.source,
-        )
-        for example, drawn in zip(examples, responses, strict=True)
-        for response in drawn
-    ]

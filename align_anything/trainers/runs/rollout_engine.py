@@ -24,11 +24,8 @@ from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
-from align_anything.trainers.runs.assembly import DTYPES, Assembled, precision_of
-from align_anything.rollouts.experience import complete, joined, record
-from align_anything.trainers.runs.reference import untrained
+from align_anything.trainers.runs.settings import dtype_of, precision_of
 
-PROBE_TOKENS = 8
 TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
 
 
@@ -101,35 +98,37 @@ def _problems_of_servers(settings: Any) -> list[str]:
     return problems
 
 
-def open_rollouts(cfgs: RunCfgs, policy: Assembled, spec: FamilySpec) -> RolloutEngine:
+def open_rollouts(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec) -> RolloutEngine:
     """Returns what draws responses with the weights of `policy`. Every rank calls it."""
     models: Any = cfgs.model_cfgs
     if not cfgs.vllm_cfgs.use_vllm:
         size = cfgs.train_cfgs.per_device_prompt_batch_size * cfgs.train_cfgs.num_generations
         return HFRollouts(
-            bare_model(policy.model),
+            bare_model(policy.policy.model),
             spec,
-            dtype=DTYPES[precision_of(cfgs)],
+            dtype=dtype_of(cfgs),
             batch_size=models.generation_batch_size or size,
-            whole=partial(whole_weights, policy.engine),
+            whole=partial(whole_weights, policy),
         )
     source = models.model_name_or_path
     adapter = find_adapter(source)
-    weights = partial(handed_over, policy.model, partial(whole_tensors, policy.engine))
+    weights = partial(handed_over, policy.policy.model, partial(whole_tensors, policy))
     source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
     options, timeout = _options(cfgs), cfgs.vllm_cfgs.vllm_server_timeout
     transfer = cfgs.vllm_cfgs.vllm_server_transfer
     backend = None if transfer == 'http' else transfer
     engine = Servers(urls, source, options, timeout, backend) if urls else Engine(source, options)
     tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
-    return ProbedRollouts(VLLMRollouts(spec, weights, engine), policy, tolerance)
+    return ProbedRollouts(
+        VLLMRollouts(spec, weights, engine), policy.infer, policy.policy.collate, policy.device, tolerance
+    )
 
 
 def _options(cfgs: RunCfgs) -> VLLMOptions:
     settings: Any = cfgs.vllm_cfgs
     models: Any = cfgs.model_cfgs
     return VLLMOptions(
-        dtype=str(DTYPES[precision_of(cfgs)]).removeprefix('torch.'),
+        dtype=str(dtype_of(cfgs)).removeprefix('torch.'),
         max_length=settings.vllm_max_model_len or models.model_max_length,
         reweighs=(models.temperature, models.repetition_penalty) != (1, 1),
         tensor_parallel_size=settings.vllm_tensor_parallel_size,
@@ -140,61 +139,3 @@ def _options(cfgs: RunCfgs) -> VLLMOptions:
         processor_kwargs=models.processor_kwargs,
         trust_remote_code=models.trust_remote_code,
     )
-
-
-@dataclass
-class ProbedRollouts:
-    """Draws with `engine`, a copy of the policy, and stops the run when that copy is not what is trained.
-
-    Attributes:
-        engine: what draws.
-        policy: what is trained.
-        tolerance: how far the log-probabilities of both may lie apart, in the mean over tokens.
-    """
-
-    engine: RolloutEngine
-    policy: Assembled
-    tolerance: float
-    _synced: int | None = None
-    _probed: int | None = None
-
-    def sync(self, version: int) -> None:
-        """Hands the weights over; the next draw begins with a probe if they are new."""
-        self.engine.sync(version)
-        self._synced = version
-
-    def sleep(self) -> None:
-        """As the engine does."""
-        self.engine.sleep()
-
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
-        """As the engine does, after a probe."""
-        self.probe(examples, sampling)
-        return self.engine.generate(examples, sampling)
-
-    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
-        """Compares, if weights are new, what both say of a few tokens drawn to one prompt, with media if one has them.
-
-        Every rank calls it. Raises TrainingError, on every rank, when they differ on one.
-        """
-        if self._synced == self._probed:
-            return
-        asked = sorted(examples, key=lambda example: not example.prompt.media_counts)[:1]
-        tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
-        few = replace(sampling, responses=1, max_new_tokens=tokens, repetition_penalty=1.0)
-        drawn = complete(asked, self.engine.generate(asked, few))
-        collator, engine = self.policy.collator, self.policy.engine
-        record('old', untrained(engine), collator, [drawn], engine.device)
-        theirs, ours = joined(drawn, 'rollout'), joined(drawn, 'old')
-        found = (float((theirs - ours).abs().mean()), float(theirs.mean()), float(ours.mean())) if drawn else None
-        source = asked[0].source if asked else ''
-        for number, (difference, where) in enumerate(all_gather_object((found, source))):
-            # Not a number is no agreement either.
-            if difference is not None and not difference[0] <= self.tolerance:
-                raise TrainingError(
-                    f'rank {number}: after step {self._synced} vLLM does not draw from the weights in training: on '
-                    f'{where} its log-probabilities are {difference[1]:.5f} in the mean, those of the trainer '
-                    f'{difference[2]:.5f}, and they differ by {difference[0]:.5f} a token, where '
-                    f'{self.tolerance:g} is allowed (vllm_cfgs.vllm_probe_tolerance).'
-                )
-        self._probed = self._synced

@@ -20,13 +20,11 @@ from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.assembly import (
-    choose_layout,
-)
+from align_anything.trainers.runs.assembly import make_collator
 from align_anything.trainers.runs.data import loader_in_order, make_dataset, open_run
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.reward_model import open_scorer, require_head
-from align_anything.trainers.runs.offline import make_folders
+from align_anything.trainers.runs.roles import open_scorer, require_head
+from align_anything.trainers.runs.begin import make_folders
 
 logger = get_logger(__name__)
 
@@ -161,12 +159,12 @@ def _scored(
     cfgs: RunCfgs, pair: Pair, resolved: Resolved, spec: FamilySpec, dataset: ExampleDataset
 ) -> tuple[list[Record], list[Skipped]]:
     """The record of every row that can be used, and the others, on every rank."""
-    layout = choose_layout(cfgs, spec, resolved.algorithm)
-    engine, collator = open_scorer(cfgs, spec, cfgs.model_cfgs.model_name_or_path, pair, layout)
+    collate = make_collator(cfgs, spec, pair, resolved.algorithm)
+    engine = open_scorer(cfgs, collate, cfgs.model_cfgs.model_name_or_path)
     records: list[Record] = []
     skipped: list[Skipped] = []
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
-    with closing(loader_in_order(dataset, dataset.sizes, batch_size, collator, cfgs)) as loader:
+    with closing(loader_in_order(dataset, dataset.sizes, batch_size, engine.policy.collate, cfgs)) as loader:
         for batch in loader.micro_batches(0):
             skipped += batch.skipped
             scores = engine.score(batch.to(engine.device)).values.tolist()

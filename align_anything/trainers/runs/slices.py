@@ -11,7 +11,7 @@ from align_anything.core.distributed import is_main
 from align_anything.engines.checkpoint import FINAL_NAME, prune, write_slice
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.assembly import Assembled
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.reporting.card import write_score_card
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
@@ -27,7 +27,7 @@ class Slices:
 
     resolved: Resolved
     output_dir: Path
-    trained: Mapping[str, Assembled]
+    trained: Mapping[str, DeepSpeedEngine]
     spec: FamilySpec
     pending: Pending | None = None
 
@@ -59,20 +59,20 @@ class Slices:
 
     def load_state(self, folder: Path) -> None:
         """Restores every engine from the state in a slice. Every rank calls it."""
-        for role, assembled in self.trained.items():
-            assembled.engine.load_state(state_folder(folder, role))
+        for role, engine in self.trained.items():
+            engine.load_state(state_folder(folder, role))
         if self.pending is not None:
             self.pending.load_state(folder)
 
     def _write_state(self, folder: Path) -> None:
-        for role, assembled in self.trained.items():
-            assembled.engine.save_state(state_folder(folder, role))
+        for role, engine in self.trained.items():
+            engine.save_state(state_folder(folder, role))
         if self.pending is not None:
             self.pending.save_state(folder)
 
     def _write_model(self, folder: Path, progress: Progress) -> None:
-        policy = self.trained['policy']
-        engine, model = policy.engine, policy.model
+        engine = self.trained['policy']
+        model = engine.policy.model
         state = engine.full_state_dict(model) if engine.stage == 3 else None
         if is_main():
             export_model(

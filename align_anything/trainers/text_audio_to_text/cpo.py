@@ -1,7 +1,7 @@
 """Contrastive preference optimisation, `text_audio_to_text`."""
 
 from align_anything.algorithms.cpo import CPO
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_audio_to_text import PAIR
 
 

@@ -1,7 +1,7 @@
 """Group relative policy optimisation, `text_audio_to_text`."""
 
 from align_anything.algorithms.grpo import GRPO
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_audio_to_text import PAIR
 
 

@@ -1,7 +1,7 @@
 """Proximal policy optimisation with vLLM, `text_audio_to_text`."""
 
 from align_anything.algorithms.ppo_vllm import PPOVLLM
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_audio_to_text import PAIR
 
 

@@ -1,7 +1,7 @@
 """REINFORCE++, `text_audio_to_text`."""
 
 from align_anything.algorithms.reinforce_plus_plus import ReinforcePlusPlus
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_audio_to_text import PAIR
 
 

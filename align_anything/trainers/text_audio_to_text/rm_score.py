@@ -1,7 +1,7 @@
 """Scores of a reward or cost model, `text_audio_to_text`."""
 
 from align_anything.algorithms.rm_score import RMScore
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_audio_to_text import PAIR
 
 

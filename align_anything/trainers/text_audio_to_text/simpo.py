@@ -1,7 +1,7 @@
 """Simple preference optimisation, `text_audio_to_text`."""
 
 from align_anything.algorithms.simpo import SimPO
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_audio_to_text import PAIR
 
 

@@ -1,7 +1,7 @@
 """Direct preference optimisation, `text_image_to_text`."""
 
 from align_anything.algorithms.dpo import DPO
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_image_to_text import PAIR
 
 

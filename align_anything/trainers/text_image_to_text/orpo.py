@@ -1,7 +1,7 @@
 """Odds ratio preference optimisation, `text_image_to_text`."""
 
 from align_anything.algorithms.orpo import ORPO
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_image_to_text import PAIR
 
 

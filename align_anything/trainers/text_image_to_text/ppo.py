@@ -1,7 +1,7 @@
 """Proximal policy optimisation, `text_image_to_text`."""
 
 from align_anything.algorithms.ppo import PPO
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_image_to_text import PAIR
 
 

@@ -1,7 +1,7 @@
 """Proximal policy optimisation with a reward service, `text_to_text`."""
 
 from align_anything.algorithms.ppo_remote_rm import PPORemoteRM
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_to_text import PAIR
 
 

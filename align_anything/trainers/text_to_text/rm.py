@@ -1,7 +1,7 @@
 """Reward modelling, `text_to_text`."""
 
 from align_anything.algorithms.rm import RM
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_to_text import PAIR
 
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning, `text_to_text`."""
 
 from align_anything.algorithms.sft import SFT
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_to_text import PAIR
 
 

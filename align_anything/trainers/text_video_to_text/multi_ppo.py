@@ -1,7 +1,7 @@
 """PPO without a critic, `text_video_to_text`."""
 
 from align_anything.algorithms.multi_ppo import MultiPPO
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_video_to_text import PAIR
 
 

@@ -1,7 +1,7 @@
 """Safe RLHF, `text_video_to_text`."""
 
 from align_anything.algorithms.saferlhf import SafeRLHF
-from align_anything.trainers.runs.launch import launch
+from align_anything.trainers.launch import launch
 from align_anything.trainers.text_video_to_text import PAIR
 
 

@@ -1,4 +1,4 @@
-"""One run: everything is opened and checked, then trained, then saved."""
+"""What every run begins and ends with: all that can be checked without weights, and what is saved."""
 
 from __future__ import annotations
 
@@ -33,31 +33,17 @@ from align_anything.engines.checkpoint import (
 )
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.assembly import (
-    assemble,
-    choose_layout,
-    engine_config,
-    rehearse,
-)
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.trainers.runs.assembly import build_on_meta, make_collator
 from align_anything.reporting.console import TrainingConsole
-from align_anything.trainers.runs.data import (
-    Sources,
-    loader_in_order,
-    make_dataset,
-    names_of,
-    open_run,
-    row_costs,
-    total_steps,
-    training_loader,
-    training_sampler,
-)
+from align_anything.trainers.runs.data import Sources, make_dataset, open_run
 from align_anything.trainers.loops.base import Loop
 from align_anything.reporting.metrics import MetricsWriter
-from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.reporting.plot import plot_metrics
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
-from align_anything.trainers.runs.reference import check_reference, make_roles
+from align_anything.trainers.runs.reference import check_reference
+from align_anything.trainers.runs.settings import engine_config
 from align_anything.trainers.runs.slices import Slices
 from align_anything.reporting.trackers import check_tracker
 
@@ -76,8 +62,12 @@ class Begun:
     resume_from: Slice | None
     progress: Progress
     sources: Sources
-    spec: FamilySpec
-    layout: str
+    collate: TokenCollator
+
+    @property
+    def spec(self) -> FamilySpec:
+        """The rules of the policy's family."""
+        return self.collate.spec
 
     def datasets(self, room: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
         """The rows to train on, and those of each source to evaluate; prompts leave `room` for a response."""
@@ -98,41 +88,9 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
     progress = Progress() if resume_from is None else resumed(resume_from, resolved)
     sources, spec = open_run(cfgs, pair, algorithm)
-    layout = choose_layout(cfgs, spec, algorithm)
-    rehearse(cfgs, spec, algorithm)
-    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, layout)
-
-
-def train(pair: Pair, resolved: Resolved) -> None:
-    """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
-    cfgs, algorithm = resolved.cfgs, resolved.algorithm
-    run = begin(pair, resolved)
-    dataset, held_out = run.datasets()
-    costs, unusable = row_costs(dataset, run.spec, cfgs)
-    sampler = training_sampler(run.sources.training, dataset, run.spec, cfgs, costs, padded=run.layout == 'padded')
-    steps = total_steps(cfgs, sampler)
-    check_steps(run, steps)
-
-    torch.manual_seed(cfgs.train_cfgs.seed)
-    assembled = assemble(cfgs, algorithm, run.spec, pair, run.layout, steps)
-    # Before the state of an earlier run is loaded: the policy is still what it is compared with.
-    roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, run.spec, assembled, dataset, held_out)
-    slices = Slices(resolved, run.output_dir, {'policy': assembled}, run.spec)
-    start(run, slices, sampler, steps)
-    batch_size = cfgs.train_cfgs.per_device_eval_batch_size
-    evaluation = {
-        name: loader_in_order(rows, dataset.sizes, batch_size, assembled.collator, cfgs)
-        for name, rows, dataset in zip(names_of(run.sources.evaluation), held_out_rows, held_out, strict=True)
-    }
-    loop = OfflineLoop(
-        engine=assembled.engine,
-        roles=roles,
-        training=training_loader(training_rows, sampler, assembled.collator, cfgs),
-        evaluation=evaluation,
-        **bookkeeping(run, slices, dataset, steps),
-    )
-    loop.file_skips(unusable)
-    finish(run, loop, slices)
+    collate = make_collator(cfgs, spec, pair, algorithm)
+    build_on_meta(cfgs, spec, algorithm)
+    return Begun(pair, resolved, output_dir, resume_from, progress, sources, collate)
 
 
 def check_steps(run: Begun, steps: int) -> None:

@@ -41,8 +41,8 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.runs.dry_run import dry_run
-    from align_anything.trainers.runs.online import train_online
     from align_anything.trainers.runs.offline import train
+    from align_anything.trainers.runs.online import train_online
     from align_anything.trainers.runs.scoring import score
 
     if algorithm.data_hook == 'prompt_only':

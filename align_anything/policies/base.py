@@ -1,0 +1,75 @@
+"""What every policy is, whatever it writes: Examples to a Batch, and a Batch to flat scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from align_anything.core.types import Batch, Example, Scored, Skipped
+
+
+class Cost(NamedTuple):
+    """What an Example takes of a micro-batch.
+
+    Attributes:
+        size: its share of `max_length_per_batch`; for token policies its tokens.
+        work: its share of the computation, in the policy's own unit, which ranks even out.
+    """
+
+    size: int
+    work: float
+
+
+class Collator(Protocol):
+    """The half of a policy that runs in data workers: picklable, without weights."""
+
+    pads: bool
+    """Whether each Example of a micro-batch takes as much of the budget as the largest one."""
+
+    def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
+        """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
+        ...
+
+    def cost(self, example: Example) -> Cost:
+        """Returns what one Example takes."""
+        ...
+
+    def size(self, examples: Sequence[Example]) -> int:
+        """Returns what a micro-batch of these Examples takes of `max_length_per_batch`."""
+        ...
+
+
+class Policy(Protocol):
+    """A model as a function from Batches to flat scores; an `nn.Module` that engines wrap.
+
+    Attributes:
+        model: what gets saved: the model itself, in its adapter wrapper under LoRA.
+        collate: what makes its batches. `check` may replace it, so read it after that.
+        dtype: what the model computes in.
+    """
+
+    model: nn.Module
+    collate: Collator
+    dtype: torch.dtype
+
+    def __call__(self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False) -> Scored:
+        """Returns the score of each unit `(N,)`, or of each response `(R,)`; with `entropy` and `bootstrap` those too.
+
+        Raises ModelError for something that this policy has not.
+        """
+        ...
+
+    def check(self, module: Any, device: torch.device) -> None:
+        """Compares, before training, what it computes with what the model computes by itself. Every rank calls it.
+
+        `module` is the policy or what an engine wrapped around it. Raises ModelError where the model cannot be
+        trained rightly; where only the fast way is wrong, it takes the plain one and says so.
+        """
+        ...
+
+    def set_temperature(self, temperature: float) -> None:
+        """Makes scores those of the distribution that samples at `temperature` from now on."""
+        ...

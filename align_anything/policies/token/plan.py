@@ -1,0 +1,85 @@
+"""How a token policy lays out the batches of a run, known before a model is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.errors import SettingsError
+from align_anything.models.family import FamilySpec
+from align_anything.models.work import WorkOf
+from align_anything.policies.token.collator import TokenCollator, work_in_tokens
+
+
+def plan_batches(
+    cfgs: RunCfgs, spec: FamilySpec, kinds: Sequence[str], *, shares_prompts: bool, every_parameter: bool
+) -> TokenCollator:
+    """Returns the collator of the layout to try.
+
+    Args:
+        kinds: kinds of media that the Examples of the run may hold.
+        shares_prompts: whether several responses share a prompt.
+        every_parameter: whether each micro-batch must reach each parameter, so that it needs media of every kind.
+
+    Raises SettingsError for a layout that the family or its attention does not bear.
+    """
+    if cfgs.data_cfgs.audio_in_video and 'video' in kinds and 'audio' not in kinds:
+        kinds = ('audio', *kinds)
+    return TokenCollator(
+        spec,
+        choose_layout(cfgs, spec, shares_prompts=shares_prompts),
+        tuple(kinds),
+        segmented=cfgs.model_cfgs.attn_implementation == 'sdpa',
+        dummy_kinds=tuple(kinds) if every_parameter else (),
+        work=work_in_tokens if cfgs.train_cfgs.max_length_per_batch is None else work_of(spec, cfgs),
+    )
+
+
+def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> str:
+    """The layout to try: the one asked for, or the fastest for this data that the family and its attention bear.
+
+    Raises SettingsError for a layout that they do not bear.
+    """
+    attention = cfgs.model_cfgs.attn_implementation
+    if attention == 'flash_attention_2' and importlib.util.find_spec('flash_attn') is None:
+        raise SettingsError(
+            [
+                'model_cfgs.attn_implementation: flash_attention_2 needs the package flash-attn and a GPU: '
+                "pip install 'align-anything[flash-attn]', or use sdpa, which packs and shares prompts too."
+            ]
+        )
+    by_attention = {'sdpa': spec.layouts, 'flash_attention_2': ('padded', 'packed'), 'eager': ('padded',)}[attention]
+    possible = [layout for layout in spec.layouts if layout in by_attention]
+    asked = cfgs.train_cfgs.layout
+    if asked == 'auto':
+        # With one response per prompt there is nothing to share, and packing is the plainer of the two.
+        wanted = ('shared_prefix', 'packed') if shares_prompts else ('packed',)
+        return next((layout for layout in wanted if layout in possible), 'padded')
+    if asked not in possible:
+        raise SettingsError(
+            [
+                f"train_cfgs.layout: '{asked}' is not possible for model_type '{spec.model_type}' with "
+                f"attn_implementation '{attention}'. Possible: {', '.join(possible)}."
+            ]
+        )
+    return asked
+
+
+def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
+    """How much computation an Example takes in this run."""
+    train, lora = cfgs.train_cfgs, cfgs.lora_cfgs
+    again = int(train.gradient_checkpointing)
+
+    def passes(frozen: bool, adapted: bool, below: bool) -> int:
+        """Matrix products for each weight: forward, gradient of the inputs, gradient of the weight, forward again."""
+        if frozen or lora.use_lora:
+            return 2 + again if adapted or below else 1
+        return 3 + again
+
+    return WorkOf(
+        spec,
+        language=passes(train.freeze_language_model, lora.use_lora, below=True),
+        vision=passes(train.freeze_vision_tower, lora.use_lora and lora.vision_lora, below=False),
+        audio=passes(train.freeze_audio_tower, adapted=False, below=False),
+    )
