@@ -77,7 +77,7 @@ class PPO(TokenRewards):
 
     def estimated(self, experience: Experience, critic: str, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and returns of each token, `(N,)`, by what a critic expects and what came, `(N,)`."""
-        bootstrap = experience.beyond[critic].where(~experience.finished, 0.0) if self.bootstraps else None
+        bootstrap = experience.bootstrap[critic].where(~experience.finished, 0.0) if self.bootstraps else None
         return gae(
             experience.values[critic],
             rewards,
