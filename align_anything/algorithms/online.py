@@ -91,7 +91,7 @@ class Online(Algorithm):
         return False
 
     @property
-    def further_draws(self) -> int:
+    def further_batches(self) -> int:
         """How many further batches of prompts a rollout may take in search of responses that differ in score."""
         return 0
 
@@ -124,5 +124,5 @@ class Comparing(Online):
     )
 
     @property
-    def further_draws(self) -> int:
+    def further_batches(self) -> int:
         return self.dynamic_sampling_rounds

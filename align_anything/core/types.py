@@ -93,6 +93,33 @@ class Piece:
     def __len__(self) -> int:
         return self.ids.numel()
 
+    @property
+    def units(self) -> int:
+        """Number of tokens with a weight, those that the policy chose."""
+        return int(self.weights.count_nonzero())
+
+
+@dataclass
+class Response(Piece):
+    """A piece that a policy generated: its weights are zero where something else chose the tokens.
+
+    `per_unit['rollout']` are the log-probabilities of its units under the distribution that the policy sampled from.
+
+    Attributes:
+        finished: whether the policy ended it; else it was clipped at the length limit.
+        version: optimizer steps that the policy had done.
+        parts: what it says, as the content of an assistant message in Hugging Face chat form, media decoded.
+    """
+
+    finished: bool = True
+    version: int = 0
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def message(self) -> Message:
+        """The response as a turn of a conversation."""
+        return {'role': 'assistant', 'content': self.parts}
+
 
 @dataclass
 class Example:

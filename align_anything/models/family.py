@@ -192,6 +192,22 @@ class FamilySpec:
     def _media_positions(self, ids: Tensor) -> Tensor:
         return torch.isin(ids, torch.tensor(sorted(self.media_token_ids), dtype=torch.long)).nonzero().flatten()
 
+    def decode(self, piece: Piece) -> list[dict[str, Any]]:
+        """Returns a response as the parts that an assistant message holds: `[{'type': 'text', 'text': …}]`.
+
+        Only the tokens that end it, and padding behind them, are taken off. All others stay in the text, special ones
+        too: the policy chose them, so whoever judges or shows the response must see them.
+        """
+        silent = {*self.stop_token_ids, self.pad_token_id}
+        ids = piece.ids.tolist()
+        while ids and ids[-1] in silent:
+            ids.pop()
+        return [{'type': 'text', 'text': self.tokenizer.decode(ids)}]
+
+    def generation_prefix(self, messages: Conversation) -> str:
+        """Returns the text that the template puts between the last message and a response that is generated."""
+        return self.renderer.generation_prefix(messages)
+
     # What collation asks
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:

@@ -188,6 +188,11 @@ class ChatRenderer:
         """Returns the one run that generation starts from."""
         return Run(self.text(messages, add_generation_prompt=True), 0.0, media_of(messages))
 
+    def generation_prefix(self, messages: Conversation) -> str:
+        """Returns what the template writes behind the last message for an answer to begin with."""
+        plain, prompt = self.text(messages), self.text(messages, add_generation_prompt=True)
+        return prompt[len(plain) :] if prompt.startswith(plain) else ''
+
     def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
         """Returns the runs up to the end of the last assistant turn; the first is the prompt of the first trained turn.
 

@@ -13,11 +13,11 @@ from align_anything.core.files import atomic_write_text
 from align_anything.core.types import Conversation
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.console import TrainingConsole
-from align_anything.reporting.html import make_page, show_conversation, strip_of
+from align_anything.reporting.html import make_page, show_conversation, show_media, strip_of
 from align_anything.reporting.metrics import MetricsWriter, StepFile
 from align_anything.reporting.online_report import numbers_of
 from align_anything.reporting.trackers import Answers
-from align_anything.rollouts.experience import Drawn
+from align_anything.rollouts.experience import Rollout
 
 COMPLETIONS_FILE = 'completions.jsonl'
 PAGE_FILE = 'completions.html'
@@ -55,9 +55,9 @@ class Completions:
         if resume_step is None and self._page.exists():
             self._page.replace(self._page.with_name(f'{PAGE_FILE}.old'))
 
-    def write(self, step: int, drawn: Drawn) -> None:
+    def write(self, step: int, rollout: Rollout) -> None:
         """Writes and shows the responses that were learned from up to optimizer step `step`."""
-        prompts = [drawn.of([number]) for number in range(len(drawn.examples))]
+        prompts = [rollout.of([number]) for number in range(len(rollout.examples))]
         for one in prompts:
             self._append(step, one)
         if not prompts:
@@ -75,9 +75,9 @@ class Completions:
         """Closes the file."""
         self._file.close()
 
-    def _append(self, step: int, one: Drawn) -> None:
-        (example,), (responses,) = one.examples, one.responses
-        for number, response in enumerate(responses):
+    def _append(self, step: int, one: Rollout) -> None:
+        (example,) = one.examples
+        for number, response in enumerate(example.responses):
             record = {
                 'source': example.source,
                 'prompt': self._tokenizer.decode(example.prompt.ids),
@@ -87,27 +87,29 @@ class Completions:
             }
             self._file.append(step, record)
 
-    def _section(self, one: Drawn) -> str:
-        (example,), (responses,) = one.examples, one.responses
+    def _section(self, one: Rollout) -> str:
+        (example,) = one.examples
         rewards = _rewards(one)
         rows = [
-            f'<td class="text">{escape(self._tokenizer.decode(response.ids))}</td>'
+            f'<td class="text">{escape(self._tokenizer.decode(response.ids))}{show_media(response.parts)}</td>'
             + ''.join(f'<td>{values[number]:.4g}</td>' for values in rewards.values())
-            + f'<td>{len(response.ids)}{"" if response.finished else ", cut"}</td>'
-            for number, response in enumerate(responses[:RESPONSES])
+            + f'<td>{response.units}{"" if response.finished else ", clipped"}</td>'
+            for number, response in enumerate(example.responses[:RESPONSES])
         ]
         head = ''.join(f'<th>{escape(name)}</th>' for name in ('response', *rewards, 'tokens'))
         table = f'<table><tr>{head}</tr>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
         conversation = show_conversation(example.conversation or [])
         return f'<div class="sample"><h3>{escape(example.source)}</h3>{conversation}{table}</div>'
 
-    def _answers(self, one: Drawn) -> Answers:
-        (example,), (responses,) = one.examples, one.responses
+    def _answers(self, one: Rollout) -> Answers:
+        (example,) = one.examples
         conversation = example.conversation or []
         return Answers(
             prompt=shortened(_asked(conversation), TRACKER_TEXT),
             picture=strip_of(conversation),
-            responses=[shortened(self._tokenizer.decode(each.ids), TRACKER_TEXT) for each in responses[:RESPONSES]],
+            responses=[
+                shortened(self._tokenizer.decode(each.ids), TRACKER_TEXT) for each in example.responses[:RESPONSES]
+            ],
             rewards={name: values[:RESPONSES] for name, values in _rewards(one).items()},
         )
 
@@ -118,9 +120,9 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f'{text[:half]} … {text[-half:]}'
 
 
-def _rewards(drawn: Drawn) -> dict[str, list[float]]:
+def _rewards(rollout: Rollout) -> dict[str, list[float]]:
     """What each response was worth, by the names that metrics have for it."""
-    return {name: values.tolist() for name, values in numbers_of(drawn).items() if name.startswith('reward')}
+    return {name: values.tolist() for name, values in numbers_of(rollout).items() if name.startswith('reward')}
 
 
 def _asked(conversation: Conversation) -> str:

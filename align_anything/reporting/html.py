@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -64,6 +64,11 @@ def show_conversation(conversation: Conversation) -> str:
         kind = ' assistant' if message['role'] == 'assistant' else ''
         turns.append(f'<div class="turn{kind}"><div class="role">{role}</div>{parts}</div>')
     return ''.join(turns)
+
+
+def show_media(parts: Sequence[dict[str, Any]]) -> str:
+    """Returns the media among the parts of a message."""
+    return ''.join(show_medium(part['type'], part[part['type']]) for part in parts if part['type'] != 'text')
 
 
 def strip_of(conversation: Conversation) -> Image.Image | None:

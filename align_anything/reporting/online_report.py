@@ -1,4 +1,4 @@
-"""The metrics of an online run: what was drawn and what it was worth, and how the updates on it went."""
+"""The metrics of an online run: what was generated and what it was worth, and how the updates on it went."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from align_anything.core.types import Example
 from align_anything.engines.window import WindowResult, combined
 from align_anything.losses.moments import mean_and_variance, moments
 from align_anything.losses.value import explained_variance
-from align_anything.rollouts.experience import Drawn, responses_of
+from align_anything.rollouts.experience import Rollout, responses_of
 
 ReduceSum = Callable[[Tensor], Tensor]
 
 
-def numbers_of(drawn: Drawn) -> dict[str, Tensor]:
+def numbers_of(rollout: Rollout) -> dict[str, Tensor]:
     """Numbers of each response, `(R,)`, whose means are told."""
-    responses = drawn.all_responses
+    responses = rollout.responses
     return {
-        'reward': drawn.scores,
-        **{f'reward/{name}': values for name, values in drawn.rewards.items() if len(drawn.rewards) > 1},
-        'response_length': torch.tensor([float(len(response.ids)) for response in responses]),
+        'reward': rollout.scores,
+        **{f'reward/{name}': values for name, values in rollout.rewards.items() if len(rollout.rewards) > 1},
+        'response_length': torch.tensor([float(response.units) for response in responses]),
         'truncated': torch.tensor([float(not response.finished) for response in responses]),
-        'repetition': torch.tensor([repetition(response.ids.tolist()) for response in responses]),
+        'repetition': torch.tensor([repetition(response.ids[response.weights > 0].tolist()) for response in responses]),
     }
 
 
 def rollout_metrics(
-    drawn: Drawn, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum
+    rollout: Rollout, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum
 ) -> dict[str, float]:
     """Means over what all ranks drew, and of several sources those of each under its name; every rank calls it.
 
     Args:
-        drawn: the responses of this rank.
+        rollout: the responses of this rank.
         trained: those that are learned from, with their log-probabilities by the trainer.
         sources: what metrics call the datasets, in the order of `Example.part`.
         reduce_sum: adds a tensor up over ranks.
     """
-    numbers = {'responses': torch.ones(len(drawn.scores)), **numbers_of(drawn)}
+    numbers = {'responses': torch.ones(len(rollout.scores)), **numbers_of(rollout)}
     values = torch.stack(list(numbers.values())).double()
     parts = torch.tensor(
-        [example.part for example, responses in zip(drawn.examples, drawn.responses, strict=True) for _ in responses],
+        [example.part for example in rollout.examples for _ in example.responses],
         dtype=torch.long,
     )
     several = sources if len(sources) > 1 else ()
@@ -52,7 +52,7 @@ def rollout_metrics(
     totals = reduce_sum(torch.stack([values.sum(1), *of_each]))
     totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
     whole, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
-    _, variance = mean_and_variance(reduce_sum(moments(drawn.scores, torch.ones(len(drawn.scores)))))
+    _, variance = mean_and_variance(reduce_sum(moments(rollout.scores, torch.ones(len(rollout.scores)))))
     drifts = [(response.per_unit['old'] - response.per_unit['rollout']).abs() for response in responses_of(trained)]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()
@@ -69,20 +69,20 @@ def rollout_metrics(
     }
 
 
-def uninformative(drawn: Drawn, reduce_sum: ReduceSum) -> float:
+def uninformative(rollout: Rollout, reduce_sum: ReduceSum) -> float:
     """The share of the prompts whose responses all have the same score, over all ranks; every rank calls it."""
-    differing = drawn.differing
+    differing = rollout.differing
     counts = torch.tensor([differing.count(False), len(differing)], dtype=torch.float64)
     alike, prompts = reduce_sum(counts).tolist()
     return alike / max(prompts, 1.0)
 
 
-def staleness(drawn: Drawn, step: int, reduce_sum: ReduceSum) -> float:
+def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> float:
     """How many optimizer steps the weights at `step` are ahead of those that drew a response, in the mean.
 
     Over all ranks; every rank calls it.
     """
-    behind = [step - response.version for response in drawn.all_responses]
+    behind = [step - response.version for response in rollout.responses]
     steps, responses = reduce_sum(torch.tensor([sum(behind), len(behind)], dtype=torch.float64)).tolist()
     return steps / max(responses, 1.0)
 

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from align_anything.core.errors import AlignAnythingError, RewardError, SettingsError
 from align_anything.core.registry import Registry, nearest
-from align_anything.core.types import Conversation
+from align_anything.core.types import Conversation, Message
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
 
@@ -28,19 +28,28 @@ class Completion:
 
     Attributes:
         conversation: the messages of the prompt in Hugging Face chat form, media decoded.
-        response: text of the response, without special tokens.
+        message: the response as a further message, media decoded. Special tokens in its text are what the policy chose;
+            only those that end it are left out.
+        prefix: the text that the template put between the last message and the response, such as
+            `<|im_start|>assistant\n`, and where a template begins the answer, the beginning.
         meta: the row's `meta`, untouched; `ground_truth` in it is the golden answer where the dataset has one.
-        length: tokens of the response.
-        finished: False when the response was cut at the limit of its length.
+        length: units of the response, which for text are tokens.
+        finished: False when the response was clipped at the length limit.
         source: the row the prompt came from.
     """
 
     conversation: Conversation
-    response: str
+    message: Message
     meta: Mapping[str, Any]
     length: int
     finished: bool
     source: str
+    prefix: str = ''
+
+    @property
+    def response(self) -> str:
+        """Text of the response."""
+        return ''.join(part['text'] for part in self.message['content'] if part['type'] == 'text')
 
 
 RewardFunction = Callable[..., list[float]]

@@ -23,9 +23,10 @@ TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
 class RemoteReward:
     """A reward function that asks a service, such as `python -m align_anything.rewards.server`.
 
-    It posts `{"prompts", "responses", "conversations", "ground_truths", "lengths", "finished"}`, a list each with one
-    entry for each completion, and expects `{"rewards": [float]}`, or `{"error": str}` with a status of 400 or more. A
-    prompt is the text of the last user turn; `conversations` has all turns. One connection is kept open.
+    It posts lists with one entry for each completion: `prompts` (text of the last user turn), `responses` (text),
+    `conversations` (all turns of the prompt), `messages` (responses with their media), `prefixes` (what the template put
+    before the response), `ground_truths`, `lengths` and `finished`. It expects `{"rewards": [float]}`, or
+    `{"error": str}` with a status of 400 or more. One connection is kept open.
 
     Args:
         url: address of the service, such as `http://localhost:6000/get_reward`. Certificates are verified.
@@ -86,6 +87,8 @@ class RemoteReward:
                 'prompts': [text_of(completion.conversation) for completion in batch],
                 'responses': [completion.response for completion in batch],
                 'conversations': [to_json(completion.conversation, self.send_media) for completion in batch],
+                'messages': [to_json([completion.message], self.send_media)[0] for completion in batch],
+                'prefixes': [completion.prefix for completion in batch],
                 'ground_truths': [_truth(completion) for completion in batch],
                 'lengths': [completion.length for completion in batch],
                 'finished': [completion.finished for completion in batch],

@@ -47,6 +47,8 @@ class Question(BaseModel):
     prompts: list[str]
     responses: list[str]
     conversations: list[list[Message]] | None = None
+    messages: list[Message] | None = None
+    prefixes: list[str] | None = None
     ground_truths: list[str | None] | None = Field(
         None, validation_alias=AliasChoices('ground_truths', 'golden_responses')
     )
@@ -56,7 +58,7 @@ class Question(BaseModel):
     @model_validator(mode='after')
     def _same_length(self) -> Question:
         count = len(self.prompts)
-        for name in ('responses', 'conversations', 'ground_truths', 'lengths', 'finished'):
+        for name in type(self).model_fields:
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f'{name} has {len(values)} entries for {count} prompts')
@@ -178,10 +180,12 @@ def _completions(question: Question, golden: Mapping[str, str]) -> list[Completi
             conversation = from_json([message.model_dump() for message in question.conversations[index]])
         truth = question.ground_truths[index] if question.ground_truths else None
         truth = golden.get(prompt.strip()) if truth is None else truth
+        message = question.messages[index] if question.messages else Message(role='assistant', content=response)
         completions.append(
             Completion(
                 conversation=conversation,
-                response=response,
+                message=from_json([message.model_dump()])[0],
+                prefix=question.prefixes[index] if question.prefixes else '',
                 meta={} if truth is None else {'ground_truth': truth},
                 # Those who send no lengths get words for tokens: the service has no tokenizer.
                 length=question.lengths[index] if question.lengths else len(response.split()),

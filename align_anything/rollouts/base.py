@@ -1,4 +1,4 @@
-"""What every rollout engine is: prompts in, responses as token ids out. Text is never decoded and encoded again."""
+"""What every rollout engine is: prompts in, responses out. What was decoded is never encoded again."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+import torch
 
-from align_anything.core.types import Example
+from align_anything.core.types import Example, Response
+from align_anything.models.family import FamilySpec
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn.
+    """How responses are sampled.
 
     Attributes:
-        responses: how many to each prompt.
-        max_new_tokens: tokens at which a response is cut.
-        temperature: what the logits are divided by; 0 takes the likeliest token.
-        top_p: share of the probability that the likeliest tokens to draw from must hold.
-        top_k: number of tokens to draw from, 0 for all.
-        repetition_penalty: what divides the logits of tokens that are there already, 1 for nothing.
-        seed: of the draws.
+        responses: how many for each prompt.
+        max_new_tokens: length limit of a response.
+        temperature: divides the logits; 0 decodes greedily.
+        top_p: nucleus sampling: probability mass of the tokens to sample from, 1 for all.
+        top_k: number of most likely tokens to sample from, 0 for all.
+        repetition_penalty: divides the logits of tokens that are there already, 1 for nothing.
+        seed: of the generator.
     """
 
     responses: int = 1
@@ -32,24 +33,6 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Response:
-    """One response to a prompt.
-
-    Attributes:
-        ids: its tokens, the one that ended it included, and nothing after it, `(length,)` int64.
-        logprobs: log-probability of each token under the distribution it was drawn from, before top-p and top-k,
-            `(length,)` float32.
-        finished: whether the model ended it; else it was cut at the limit.
-        version: number of updates that the policy had seen.
-    """
-
-    ids: Tensor
-    logprobs: Tensor
-    finished: bool
-    version: int
 
 
 class RolloutEngine(Protocol):
@@ -71,3 +54,18 @@ class RolloutEngine(Protocol):
 def end_of(ids: Sequence[int], stops: Sequence[int]) -> int | None:
     """Returns how many of `ids` there are up to the first one among `stops`, that one included; None without one."""
     return next((number for number, token in enumerate(ids, 1) if token in stops), None)
+
+
+def sampled(spec: FamilySpec, ids: Sequence[int], logprobs: Sequence[float], version: int) -> Response:
+    """Returns a generated response up to the first token that ends it, every token of which the policy chose."""
+    end = end_of(ids, spec.stop_token_ids)
+    length = len(ids) if end is None else end
+    response = Response(
+        ids=torch.tensor(ids[:length], dtype=torch.long),
+        weights=torch.ones(length),
+        per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)},
+        finished=end is not None,
+        version=version,
+    )
+    response.parts = spec.decode(response)
+    return response

@@ -1,4 +1,4 @@
-"""Responses of a rollout as Examples: drawn, completed, and scored by token."""
+"""Responses of a rollout as Examples: generated, completed, and scored by unit."""
 
 from __future__ import annotations
 
@@ -8,77 +8,68 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from align_anything.core.types import Batch, Example, Piece, Scored
+from align_anything.core.types import Batch, Example, Response, Scored
 from align_anything.losses.shaping import informative
 from align_anything.policies.base import Collator
-from align_anything.rollouts.base import Response
 
 Scorer = Callable[[Batch], Scored]
 
 
 @dataclass
-class Drawn:
-    """One rollout of this rank: its prompts with responses, what each reward gave them, `(R,)` each, and the total."""
+class Rollout:
+    """One rollout of this rank: its prompts with their responses, what each reward gave them, `(R,)`, and the total."""
 
     examples: list[Example]
-    responses: list[list[Response]]
     rewards: dict[str, Tensor]
     scores: Tensor
 
     @property
-    def all_responses(self) -> list[Response]:
-        return [response for drawn in self.responses for response in drawn]
+    def responses(self) -> list[Response]:
+        """All responses in order."""
+        return list(responses_of(self.examples))
 
     @property
     def differing(self) -> list[bool]:
         """Of each prompt, whether the scores of its responses differ."""
-        sizes = [len(drawn) for drawn in self.responses]
+        sizes = self._sizes()
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
         return [bool(part.all()) for part in informative(self.scores, groups).split(sizes)]
 
-    def of(self, prompts: Sequence[int]) -> Drawn:
+    def of(self, prompts: Sequence[int]) -> Rollout:
         """The part that belongs to these prompts, by number, in that order."""
-        numbers = torch.arange(len(self.scores)).split([len(drawn) for drawn in self.responses])
+        numbers = torch.arange(len(self.scores)).split(self._sizes())
         chosen = torch.cat([torch.zeros(0, dtype=torch.long), *(numbers[prompt] for prompt in prompts)])
-        return Drawn(
+        return Rollout(
             [self.examples[prompt] for prompt in prompts],
-            [self.responses[prompt] for prompt in prompts],
             {name: values[chosen] for name, values in self.rewards.items()},
             self.scores[chosen],
         )
 
-    def with_more(self, other: Drawn) -> Drawn:
-        """This and what was drawn after it."""
-        return Drawn(
+    def with_more(self, other: Rollout) -> Rollout:
+        """This and what was generated after it."""
+        return Rollout(
             [*self.examples, *other.examples],
-            [*self.responses, *other.responses],
             {name: torch.cat([values, other.rewards[name]]) for name, values in self.rewards.items()},
             torch.cat([self.scores, other.scores]),
         )
 
+    def _sizes(self) -> list[int]:
+        return [len(example.responses) for example in self.examples]
 
-def most_telling(drawn: Drawn, prompts: int) -> Drawn:
-    """The first so many prompts whose responses differ in score, then the first others, as many as there is room for.
 
-    Dynamic sampling (DAPO: Yu et al., 2025, arXiv:2503.14476, section 3.2), which there draws until it has enough.
+def most_telling(rollout: Rollout, prompts: int) -> Rollout:
+    """The first so many prompts whose responses differ in score, then as many of the first others as are missing.
+
+    Dynamic sampling (DAPO: Yu et al., 2025, arXiv:2503.14476, section 3.2), which there samples until it has enough.
     """
-    differing = drawn.differing
+    differing = rollout.differing
     ordered = sorted(range(len(differing)), key=lambda number: not differing[number])
-    return drawn.of(ordered[:prompts])
+    return rollout.of(ordered[:prompts])
 
 
 def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]]) -> list[Example]:
-    """The Examples with the responses that were drawn to their prompts, every token of which counts."""
-    return [
-        replace(
-            example,
-            responses=[
-                Piece(response.ids, torch.ones(len(response.ids)), per_unit={'rollout': response.logprobs})
-                for response in drawn
-            ],
-        )
-        for example, drawn in zip(examples, responses, strict=True)
-    ]
+    """The Examples with the responses that were generated for their prompts."""
+    return [replace(example, responses=list(generated)) for example, generated in zip(examples, responses, strict=True)]
 
 
 def record(
@@ -102,7 +93,7 @@ def record(
     return torch.cat(bootstrap) if bootstrap else None
 
 
-def responses_of(examples: Sequence[Example]) -> Iterator[Piece]:
+def responses_of(examples: Sequence[Example]) -> Iterator[Response]:
     """All responses in order."""
     return (response for example in examples for response in example.responses)
 
@@ -115,5 +106,5 @@ def joined(examples: Sequence[Example], name: str) -> Tensor:
 def spread(examples: Sequence[Example], name: str, values: Tensor) -> None:
     """Gives each response its part of the values of all units `(N,)`, under `name`."""
     responses = list(responses_of(examples))
-    for response, piece in zip(responses, values.split([len(response) for response in responses]), strict=True):
+    for response, piece in zip(responses, values.split([response.units for response in responses]), strict=True):
         response.per_unit[name] = piece.clone()

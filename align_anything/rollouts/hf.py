@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from align_anything.core.types import Example, Piece, map_tensors
+from align_anything.core.types import Example, Piece, Response, map_tensors
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.hidden import cast_floats
-from align_anything.rollouts.base import Response, Sampling, end_of
+from align_anything.rollouts.base import Sampling, sampled
 
 
 class HFRollouts:
@@ -89,9 +89,7 @@ class HFRollouts:
         logprobs = recorder.of(new).cpu()
         responses = []
         for ids, values in zip(new.cpu(), logprobs, strict=True):
-            end = end_of(ids.tolist(), self.spec.stop_token_ids)
-            length = len(ids) if end is None else end
-            responses.append(Response(ids[:length].clone(), values[:length].clone(), end is not None, self.version))
+            responses.append(sampled(self.spec, ids.tolist(), values.tolist(), self.version))
         return responses
 
     def _devices(self) -> list[torch.device]:

@@ -9,9 +9,9 @@ import torch
 
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import TrainingError
-from align_anything.core.types import Example
+from align_anything.core.types import Example, Response
 from align_anything.policies.base import Collator
-from align_anything.rollouts.base import Response, RolloutEngine, Sampling
+from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import Scorer, complete, joined, record
 
 PROBE_TOKENS = 8

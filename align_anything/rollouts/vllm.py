@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from align_anything.core.errors import SettingsError, TrainingError
-from align_anything.core.types import Example
+from align_anything.core.types import Example, Response
 from align_anything.models.family import FamilySpec
-from align_anything.rollouts.base import Response, Sampling, end_of
+from align_anything.rollouts.base import Sampling, sampled
 from align_anything.rollouts.media import untouched
 from align_anything.rollouts.vllm_engine import Drawn, Named, Request, VLLMOptions
 
@@ -92,7 +92,8 @@ class VLLMRollouts:
         found = self.engine.draw(requests)
         for example, drawn in zip(examples, found, strict=True):
             self._check(example, drawn.prompt_ids)
-        return [[self._response(*response) for response in drawn.responses] for drawn in found]
+        assert self.version is not None, 'sync comes before generate'
+        return [[sampled(self.spec, *response, self.version) for response in drawn.responses] for drawn in found]
 
     def _named(self) -> Named:
         return ((self.spec.rollout_name(name), tensor) for name, tensor in self.weights())
@@ -123,9 +124,3 @@ class VLLMRollouts:
                 f'or other tokens: its processor of {self.spec.model_type} does not agree with that of transformers. '
                 'Draw with transformers instead (vllm_cfgs.use_vllm False).'
             )
-
-    def _response(self, ids: list[int], logprobs: list[float]) -> Response:
-        end = end_of(ids, self.spec.stop_token_ids)
-        length = len(ids) if end is None else end
-        assert self.version is not None, 'sync comes before generate'
-        return Response(torch.tensor(ids[:length]), torch.tensor(logprobs[:length]), end is not None, self.version)

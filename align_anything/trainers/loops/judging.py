@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from align_anything.core.types import Example
+from align_anything.models.family import FamilySpec
 from align_anything.rewards.base import Completion
-from align_anything.rollouts.base import Response
 
 
-def completions_of(
-    examples: Sequence[Example], responses: Sequence[Sequence[Response]], decode: Callable[[Tensor], str]
-) -> list[Completion]:
-    """What rewards are given of each response, all of a prompt's behind each other."""
+def completions_of(examples: Sequence[Example], spec: FamilySpec) -> list[Completion]:
+    """What rewards are given of each generated response, all of a prompt's behind each other."""
     return [
         Completion(
-            conversation=example.conversation or [],
-            response=decode(response.ids),
+            conversation=example.conversation,
+            message=response.message,
             meta=example.meta,
-            length=len(response.ids),
+            length=response.units,
             finished=response.finished,
             source=example.source,
+            prefix=prefix,
         )
-        for example, drawn in zip(examples, responses, strict=True)
-        for response in drawn
+        for example in examples
+        for prefix in [spec.generation_prefix(example.conversation)]
+        for response in example.responses
     ]

@@ -37,8 +37,8 @@ from align_anything.reporting.online_report import (
     update_metrics,
 )
 from align_anything.rewards.base import COST, Reward
-from align_anything.rollouts.base import Response, RolloutEngine, Sampling
-from align_anything.rollouts.experience import Drawn, complete, joined, most_telling, record, spread
+from align_anything.rollouts.base import RolloutEngine, Sampling
+from align_anything.rollouts.experience import Rollout, complete, joined, most_telling, record, spread
 from align_anything.trainers.loops.base import Loop, Window, listed, recorded_reference
 from align_anything.trainers.loops.cutting import cut_into_steps, cut_step, steps_of_rollout
 from align_anything.trainers.loops.judging import completions_of
@@ -55,9 +55,9 @@ class OnlineLoop(Loop):
     Attributes:
         spec: the family of the policy.
         critics: what says how much reward is to come, by role, each in an engine of its own.
-        reference: what says how likely the reference would have drawn a token.
+        reference: what says the scores of the reference.
         rollouts: draws the responses.
-        pending: those of the next rollout, where they are drawn ahead.
+        pending: those of the next rollout, where they are generated ahead.
         rewards: what rewards them.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
@@ -86,20 +86,20 @@ class OnlineLoop(Loop):
         self._seconds = {}
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
-        drawn, waited = self._rollout(window)
+        generated, waited = self._rollout(window)
         self.rollouts.sleep()
         most = self.algorithm.per_device_prompt_batch_size
-        trained = self._learn_from(most_telling(drawn, most) if self.algorithm.further_draws else drawn)
+        trained = self._learn_from(most_telling(generated, most) if self.algorithm.further_batches else generated)
         with self._clock('update'):
             results, values = self._update(trained)
         took = window.waited + time.perf_counter() - started
         self.console.advance(self.progress.step)
         interval, step = self.cfgs.logger_cfgs.log_interval, self.progress.step
         if step // interval > before // interval or step == self.steps:
-            self._report(drawn, trained, results, values, took, waited)
+            self._report(generated, trained, results, values, took, waited)
         rollout = -(-step // steps_of_rollout(self.cfgs, self.algorithm))
         if self.completions is not None and rollout % self.cfgs.logger_cfgs.log_completions == 0:
-            self.completions.write(step, drawn)
+            self.completions.write(step, generated)
         return self._stepped(before, bool(stop))
 
     def close(self) -> None:
@@ -140,11 +140,10 @@ class OnlineLoop(Loop):
         names: list[str] = []
         for prompts in loader.micro_batches(0):
             self.file_skips([item for part in all_gather_object(prompts.skipped) for item in part])
-            responses = self._drawn(prompts.examples, self._sampling(EVALUATION_SEED, 1))
-            drawn = self._rewarded(prompts.examples, responses)
-            local = numbers_of(drawn)
+            rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)))
+            local = numbers_of(rollout)
             names = list(local)
-            sums = sums + torch.tensor([float(len(drawn.scores)), *(float(v.sum()) for v in local.values())]).double()
+            sums = sums + torch.tensor([float(len(rollout.scores)), *(float(v.sum()) for v in local.values())]).double()
         count, *totals = self._sum(torch.as_tensor(sums).tolist())
         return {
             'responses': count,
@@ -153,28 +152,28 @@ class OnlineLoop(Loop):
 
     # One rollout
 
-    def _rollout(self, window: Window) -> tuple[Drawn, float]:
-        """All that is drawn for one rollout, and the seconds of waiting for its prompts.
+    def _rollout(self, window: Window) -> tuple[Rollout, float]:
+        """All that is generated for one rollout, and the seconds of waiting for its prompts.
 
         While a rank has too few prompts whose responses differ in score, all go on with the next prompts of the loader
         as often as the algorithm allows and the epoch has some; a rank that has enough passes over its own.
         """
-        examples, responses = self._answered(window, 0)
-        waited = window.waited + self._draw_ahead()
-        drawn = self._rewarded(examples, responses)
-        for number in range(1, self.algorithm.further_draws + 1):
-            missing = self.algorithm.per_device_prompt_batch_size > sum(drawn.differing)
+        examples = self._answered(window, 0)
+        waited = window.waited + self._generate_ahead()
+        rollout = self._rewarded(examples)
+        for number in range(1, self.algorithm.further_batches + 1):
+            missing = self.algorithm.per_device_prompt_batch_size > sum(rollout.differing)
             if not self._sum([float(missing)])[0]:
                 break
             window = next(self.windows, None)
             if window is None:
                 break
             self.progress.step_in_epoch += 1
-            drawn = drawn.with_more(self._rewarded(*self._answered(window, number, wanted=missing)))
+            rollout = rollout.with_more(self._rewarded(self._answered(window, number, wanted=missing)))
             waited += window.waited
-        return drawn, waited
+        return rollout, waited
 
-    def _answered(self, window: Window, number: int, wanted: bool = True) -> tuple[list[Example], list[list[Response]]]:
+    def _answered(self, window: Window, number: int, wanted: bool = True) -> list[Example]:
         """The prompts of a window, the `number`th of this rollout, with responses; none of them unless `wanted`."""
         self._skip(window.batches)
         examples = [example for example in examples_of(window) if wanted]
@@ -182,10 +181,10 @@ class OnlineLoop(Loop):
             ahead = self.pending.take()
         if ahead is not None:
             self._seconds['generation_ahead'] = self.pending.seconds
-            return examples, ahead
-        return examples, self._drawn(examples, self._sampling_at(self.progress.step, number))
+            return complete(examples, ahead)
+        return self._generated(examples, self._sampling_at(self.progress.step, number))
 
-    def _draw_ahead(self) -> float:
+    def _generate_ahead(self) -> float:
         """Begins to draw the next rollout of the epoch, if the settings say so; returns the seconds of waiting for it.
 
         The weights are those before the updates on the present one, the seed that of a run which waits for these.
@@ -215,28 +214,25 @@ class OnlineLoop(Loop):
             seed=rank_seed(seed, rank()),
         )
 
-    def _drawn(self, examples: list[Example], sampling: Sampling) -> list[list[Response]]:
+    def _generated(self, examples: list[Example], sampling: Sampling) -> list[Example]:
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
         with self._clock('generation'):
-            return self.rollouts.generate(examples, sampling)
+            return complete(examples, self.rollouts.generate(examples, sampling))
 
-    def _rewarded(self, examples: list[Example], responses: list[list[Response]]) -> Drawn:
+    def _rewarded(self, examples: list[Example]) -> Rollout:
         with self._clock('reward'):
-            completions = completions_of(examples, responses, self._text)
+            completions = completions_of(examples, self.spec)
             # Also by a rank that has nothing to reward: models are asked by all ranks together.
             rewards = {
                 reward.name: torch.tensor(reward.judge(completions), dtype=torch.float32) for reward in self.rewards
             }
         scores = sum(reward.weight * rewards[reward.name] for reward in self.rewards if reward.name != COST)
-        return Drawn(complete(examples, responses), responses, rewards, torch.as_tensor(scores))
+        return Rollout(examples, rewards, torch.as_tensor(scores))
 
-    def _text(self, ids: Tensor) -> str:
-        return self.spec.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def _shaped(self, drawn: Drawn) -> Tensor:
+    def _shaped(self, rollout: Rollout) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
-        scores, responses = drawn.scores, drawn.all_responses
+        scores, responses = rollout.scores, rollout.responses
         if self.algorithm.normalize_reward:
             state = self.progress.state.get('rewards', dict(NOTHING_SEEN))
             state = merged(state, self._reduce(moments(scores, torch.ones(len(scores)))))
@@ -245,19 +241,19 @@ class OnlineLoop(Loop):
         finished = torch.tensor([response.finished for response in responses], dtype=torch.bool)
         scores = scores + missing_eos_penalty(finished, self.algorithm.missing_eos_penalty)
         if self.algorithm.overlong_buffer is not None:
-            lengths = torch.tensor([float(len(response.ids)) for response in responses])
+            lengths = torch.tensor([float(response.units) for response in responses])
             scores = scores + overlong_penalty(
                 lengths, max_length=self.cfgs.model_cfgs.max_new_tokens, buffer=self.algorithm.overlong_buffer
             )
         return scores
 
-    def _learn_from(self, drawn: Drawn) -> list[Example]:
+    def _learn_from(self, rollout: Rollout) -> list[Example]:
         """Returns what is trained on of a rollout, with what the losses will read of every token."""
-        shaped = self._shaped(drawn).split([len(responses) for responses in drawn.responses])
+        shaped = self._shaped(rollout).split([len(example.responses) for example in rollout.examples])
         kept = self.algorithm.kept(shaped)
         examples = [
             replace(example, responses=[example.responses[number] for number in numbers])
-            for example, numbers in zip(drawn.examples, kept, strict=True)
+            for example, numbers in zip(rollout.examples, kept, strict=True)
         ]
         with self._clock('scoring'):
             micro_batches = [part for window in self._windows(examples) for part in window]
@@ -271,13 +267,13 @@ class OnlineLoop(Loop):
                 found = record(f'values/{role}', scorer, critic.policy.collate, micro_batches, critic.device)
                 if self.algorithm.bootstraps:
                     bootstrap[role] = torch.zeros(0) if found is None else found
-        places = [(place, number) for place, numbers in enumerate(kept) for number in numbers]
-        responses = [drawn.responses[place][number] for place, number in places]
-        lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.long)
-        costs = drawn.rewards.get(COST, torch.zeros(0))
+        learned = [(prompt, number) for prompt, numbers in enumerate(kept) for number in numbers]
+        responses = [rollout.examples[prompt].responses[number] for prompt, number in learned]
+        lengths = torch.tensor([response.units for response in responses], dtype=torch.long)
+        costs = rollout.rewards.get(COST, torch.zeros(0))
         experience = Experience(
-            scores=torch.tensor([float(shaped[place][number]) for place, number in places]),
-            groups=torch.tensor([place for place, _ in places], dtype=torch.long),
+            scores=torch.tensor([float(shaped[prompt][number]) for prompt, number in learned]),
+            groups=torch.tensor([prompt for prompt, _ in learned], dtype=torch.long),
             segments=torch.arange(len(responses)).repeat_interleave(lengths),
             finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
             logprobs=joined(examples, 'old'),
@@ -347,14 +343,14 @@ class OnlineLoop(Loop):
 
     def _report(
         self,
-        drawn: Drawn,
+        generated: Rollout,
         trained: list[Example],
         results: list[WindowResult],
         values: Mapping[str, list[WindowResult]],
         took: float,
         waited: float,
     ) -> None:
-        rollout = rollout_metrics(drawn, trained, names_of(self.training.dataset.parts), self._reduce)
+        rollout = rollout_metrics(generated, trained, names_of(self.training.dataset.parts), self._reduce)
         metrics = {
             **rollout,
             **update_metrics(results, self.algorithm),
@@ -366,9 +362,9 @@ class OnlineLoop(Loop):
         for role, parts in values.items():
             metrics |= critic_metrics(role, parts, self.critics[role][1])
         if self.algorithm.num_generations > 1:
-            metrics['uninformative'] = uninformative(drawn, self._reduce)
+            metrics['uninformative'] = uninformative(generated, self._reduce)
         if self.cfgs.vllm_cfgs.vllm_async:
-            metrics['staleness'] = staleness(drawn, self.progress.step - len(results), self._reduce)
+            metrics['staleness'] = staleness(generated, self.progress.step - len(results), self._reduce)
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
         if self.progress.nonfinite:
             metrics['nonfinite_steps'] = float(self.progress.nonfinite)

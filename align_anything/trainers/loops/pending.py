@@ -13,8 +13,8 @@ import torch
 from align_anything.algorithms.online import Online
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import barrier, rank
-from align_anything.core.types import Example
-from align_anything.rollouts.base import Response, Sampling
+from align_anything.core.types import Example, Response
+from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.probe import ProbedRollouts
 
 Responses = list[list[Response]]
@@ -91,7 +91,7 @@ def problems_of_drawing_ahead(cfgs: RunCfgs, algorithm: Online) -> list[str]:
         f'what it draws is of older weights than those in training, for which {algorithm.name} does not make up; that '
         'takes train_cfgs.rollout_correction_cap, and a number for it.': not algorithm.corrects,
         'dynamic_sampling_rounds draws on when it is known what the first responses are worth; set it to 0.': bool(
-            algorithm.further_draws
+            algorithm.further_batches
         ),
         'vllm_enable_sleep gives away, during the update, the memory that is drawn with; set it to False.': (
             settings.vllm_enable_sleep

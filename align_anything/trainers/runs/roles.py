@@ -10,7 +10,7 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import ModelError, RewardError, SampleError, SettingsError
-from align_anything.core.types import Example, Message
+from align_anything.core.types import Example
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import stored_tensor
@@ -134,13 +134,10 @@ class ModelJudge:
         return check_values(f'the model {self.source}', scores, completions)
 
     def _example(self, group: list[Completion]) -> Example:
-        conversations = [[*item.conversation, _answer(item.response)] for item in group]
+        conversations = [[*item.conversation, item.message] for item in group]
         start = len(group[0].conversation)
         try:
             return self.engine.policy.collate.spec.encode_group(conversations, 'last', start=start, may_be_empty=True)
         except SampleError as error:
             raise RewardError(f'{group[0].source}: the reward model {self.source} cannot read this: {error}') from error
 
-
-def _answer(text: str) -> Message:
-    return {'role': 'assistant', 'content': [{'type': 'text', 'text': text}]}
