@@ -24,7 +24,7 @@ class RemoteReward:
     """A reward function that asks a service, such as `python -m align_anything.rewards.server`.
 
     It posts lists with one entry for each completion: `prompts` (text of the last user turn), `responses` (text),
-    `conversations` (all turns of the prompt), `messages` (responses with their media), `prefixes` (what the template put
+    `conversations` (all turns of the prompt), `messages` (responses and their media), `prefixes` (what the template put
     before the response), `ground_truths`, `lengths` and `finished`. It expects `{"rewards": [float]}`, or
     `{"error": str}` with a status of 400 or more. One connection is kept open.
 
