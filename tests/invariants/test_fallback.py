@@ -118,7 +118,7 @@ def test_no_right_layout_is_thrown_away(family: str, dtype: torch.dtype, stirred
     attention.register_segment_attention()
     model = load_model(folder, spec.parts, dtype=dtype).eval()
     set_text_attention(model, attention.SEGMENT_ATTENTION)
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=dtype)
     kinds = MEDIA.get(family, ())
     vocabulary = assembly.ordinary_tokens(spec)
     padded = TokenCollator(spec, 'padded')

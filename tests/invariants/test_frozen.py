@@ -49,7 +49,7 @@ def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str
     layout = spec.layouts[-1]
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     tune_model(model, spec.parts, **{f'freeze_{part}': True})
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
     optimized = parameter_groups(policy.named_parameters(), learning_rate=1e-3, weight_decay=0.1, rates={})
     engine = LocalEngine(policy.train(), make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=1e-8))
     before = state_of(model)
@@ -230,7 +230,7 @@ def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
     register_segment_attention()
     model = load_model(folder, spec.parts)
     set_text_attention(model, SEGMENT_ATTENTION)
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32).train()
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32).train()
     optimized = parameter_groups(policy.named_parameters(), learning_rate=2e-3, weight_decay=0.1, rates={})
     adam = make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=EPSILON)
     local = LocalEngine(policy, adam, max_grad_norm=1.0)

@@ -54,7 +54,7 @@ def engine(folder: Path, layout: str, frozen: str | None = None) -> LocalEngine:
     dtype = precision(family_of(folder))
     model = double_experts(load_model(folder, spec.parts, dtype=dtype))
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
-    policy = TokenPolicy(freeze(model, spec, frozen), softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    policy = TokenPolicy(freeze(model, spec, frozen), TokenCollator(spec, 'padded'), dtype=dtype)
     return LocalEngine(policy.train(), torch.optim.SGD(policy.parameters(), lr=0.0))
 
 

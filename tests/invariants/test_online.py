@@ -59,7 +59,7 @@ def examples() -> list[Example]:
 
     def response(length: int) -> Piece:
         piece = tokens(length, 1.0)
-        piece.known = {
+        piece.per_unit = {
             # Near what the policy gives, so that some ratios are clipped and some are not.
             'old': torch.randn(length, generator=generator).double() - 4.5,
             'reference': torch.randn(length, generator=generator).double() - 4.5,
@@ -68,7 +68,7 @@ def examples() -> list[Example]:
                 for name in ('advantage', 'values/reward_critic', 'returns/reward_critic')
             },
         }
-        piece.known['rollout'] = piece.known['old'] + 0.3 * torch.randn(length, generator=generator).double()
+        piece.per_unit['rollout'] = piece.per_unit['old'] + 0.3 * torch.randn(length, generator=generator).double()
         return piece
 
     return [
@@ -189,7 +189,7 @@ def test_behind_a_response_a_critic_expects_what_it_does_before_the_token_that_f
         for item in examples()
     ]
     record('values', score, given[0], cut(whole, 5, 3), given[1])
-    expected = [float(piece.known['values'][-1]) for item in whole for piece in item.responses]
+    expected = [float(piece.per_unit['values'][-1]) for item in whole for piece in item.responses]
     with reading_ends(module):
         found = scores_of(score, given[0], cut(shorter, 2, 6), given[1])
     assert module.units and found.tolist() == pytest.approx(expected, rel=1e-5)

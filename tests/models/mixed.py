@@ -117,7 +117,7 @@ def policy_of(folder: Path, spec: FamilySpec, layout: str) -> TokenPolicy:
 
         register_segment_attention()
         set_text_attention(model, SEGMENT_ATTENTION)
-    return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    return TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
 
 
 def ordinary_tokens(spec: FamilySpec) -> list[int]:

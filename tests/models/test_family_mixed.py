@@ -108,14 +108,14 @@ def test_logits_are_those_of_the_plain_model(family: str, tiny: Tiny) -> None:
         # The text-only neighbour is the shorter row.
         examples = [spec.encode(conversation, 'last'), spec.encode(single(), 'last')]
         batch = TokenCollator(spec, 'padded')(examples)
-        found = policy.logits(batch)[0, : len(expected)]
+        found = policy(batch, logits=True)[0, : len(expected)]
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
         check_head(policy, policy.logits, batch, torch.float32)
         # Mllama's later pictures are hidden from the first answer, which one prompt with both does not do. The last
         # frames of Qwen3-Omni's and Gemma 3n's sounds see the padding up to the longest sound of the same call.
         if family not in (*WITHOUT_END, 'mllama', 'qwen3_omni_moe_thinker', 'gemma3n'):
             batch = TokenCollator(spec, 'padded')([spec.encode(conversation)])
-            found = policy.logits(batch)[0, : len(expected)]
+            found = policy(batch, logits=True)[0, : len(expected)]
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 

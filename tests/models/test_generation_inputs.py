@@ -75,7 +75,7 @@ def test_a_prompt_for_generation_is_that_of_the_training_example(family: str, ti
     alone = spec.positions(piece.ids, piece.media, piece.token_tensors)
     assert torch.equal(alone, spec.positions(both.ids, both.media, both.token_tensors)[:, : len(piece)])
     batch = TokenCollator(spec, 'padded')([example])
-    same({name: batch.inputs[name] for name in piece.media}, piece.media)
+    same({name: batch.inputs.arguments[name] for name in piece.media}, piece.media)
 
 
 @pytest.mark.parametrize('family', tuple(MEDIA))

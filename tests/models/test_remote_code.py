@@ -49,7 +49,7 @@ def loaded(folder: Path) -> tuple[FamilySpec, Any]:
 
 
 def policy_of(spec: FamilySpec, model: Any) -> TokenPolicy:
-    return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    return TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
 
 
 def plain(folder: Path) -> Any:
@@ -182,9 +182,9 @@ def test_neighbours_padding_and_dummies_do_not_matter(family: str, stand_in: Sta
         torch.testing.assert_close(scores(spec, policy, examples[:1], kinds), alone[0], atol=2e-5, rtol=1e-5)
     batch = TokenCollator(spec, 'padded')(examples[:1] if family == 'minicpmo' else examples)
     with torch.no_grad():
-        logits = policy.logits(batch).flatten(0, 1).log_softmax(-1)[batch.score_index]
+        logits = policy(batch, logits=True).flatten(0, 1).log_softmax(-1)[batch.inputs.score_index]
     expected = policy(batch).detach()
-    torch.testing.assert_close(logits.gather(1, batch.targets[:, None])[:, 0], expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(logits.gather(1, batch.inputs.targets[:, None])[:, 0], expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('family', MEDIA)

@@ -105,7 +105,7 @@ def draws_as_the_policy(
 ) -> None:
     spec = load(folder)
     policy = policy_of(folder, spec, 'padded').eval()
-    policy.head.temper(temperature)
+    policy.set_temperature(temperature)
     examples = prompts(spec, kinds)
     engine = started(folder, spec, policy.model, servers, reweighs=temperature != 1)
     own = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=8)
