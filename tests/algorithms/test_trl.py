@@ -191,7 +191,7 @@ def test_kto_with_the_divergence_of_the_step(folder: Path, models: tuple[nn.Modu
     policies = {'policy': policy_of(policy), 'reference': policy_of(reference)}
 
     def score(batch: Batch) -> dict[str, Scored]:
-        return {name: scorer.score(batch) for name, scorer in policies.items()}
+        return {name: scorer(batch) for name, scorer in policies.items()}
 
     estimated = []
     # With the one response of another row, and with the other: an estimate below zero counts as zero.

@@ -116,7 +116,7 @@ def test_whatever_a_batch_holds_the_same_parameters_get_gradients_in_the_same_or
     # One medium, text alone, all kinds at once, several responses, nothing.
     for examples in [*([row.example] for row in (*singles[:3], groups[1])), []]:
         order.clear()
-        module(collate(examples)).sum().backward()
+        module(collate(examples)).values.sum().backward()
         orders.add(tuple(order))
     assert len(orders) == 1 and {spec.part_of(name) for name in order} == set(spec.parts)
 
