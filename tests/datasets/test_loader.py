@@ -35,7 +35,7 @@ def make_loader(source: str, workers: int, streaming: bool = False, shape: Batch
 
 
 def content(batch: Batch) -> tuple[Any, ...]:
-    return batch.inputs.arguments['ids'].tolist(), batch.sources, batch.skipped, batch.num_responses
+    return batch.inputs['ids'].tolist(), batch.sources, batch.skipped, batch.num_responses
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def scores_and_gradients(model: nn.Module, spec: FamilySpec, batch: Batch) -> tu
     """Scores of a batch, and gradients of the projectors, which train on the features."""
     model.zero_grad()
     policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
-    scores = policy.train()(batch)
+    scores = policy.train()(batch).values
     (scores * torch.linspace(0.5, 1.5, len(scores))).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
     return scores.detach(), {name: value for name, value in gradients.items() if spec.part_of(name) == 'mm_proj'}
@@ -122,7 +122,7 @@ def kept(tiny: Tiny, spec: FamilySpec, store: Path, change: Callable[[nn.Module]
 def score(model: nn.Module, spec: FamilySpec, batch: Batch) -> Tensor:
     policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=model.dtype)
     with torch.no_grad():
-        return policy(batch)
+        return policy(batch).values
 
 
 def files(folder: Path) -> list[Path]:

@@ -54,7 +54,7 @@ def test_generate_continues_as_the_policy_scores(family: str, tiny: Tiny) -> Non
         assert new.shape == (len(prompts), NEW)
         examples = [Example(prompt, [Piece(ids, torch.ones(NEW))]) for prompt, ids in zip(prompts, new, strict=True)]
         with torch.no_grad():
-            logits = policy.logits(TokenCollator(spec, 'padded')(examples))
+            logits = policy(TokenCollator(spec, 'padded')(examples), logits=True)
         for row, prompt in enumerate(prompts):
             scored = logits[row, len(prompt) - 1 : len(prompt) - 1 + NEW]
             generated = torch.stack([step[row] for step in found.logits])

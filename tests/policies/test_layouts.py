@@ -88,7 +88,8 @@ def test_dummy_media_stand_at_the_end_of_the_shortest_sequence(layout):
     batch = TokenCollator(TextFamily(), layout, dummy_kinds=('image',))([PAIR, SINGLE])
     plain = TokenCollator(TextFamily(), layout)([PAIR, SINGLE])
     assert batch.inputs.arguments['pixels'].shape == (1, 3)
-    assert batch.inputs.targets.tolist() == plain.inputs.targets.tolist() and batch.weights.tolist() == plain.weights.tolist()
+    assert batch.inputs.targets.tolist() == plain.inputs.targets.tolist()
+    assert batch.weights.tolist() == plain.weights.tolist()
 
 
 @pytest.mark.parametrize('layout', ['padded', 'packed', 'shared_prefix'])

@@ -114,7 +114,7 @@ def draws_as_the_policy(
         sampling = Sampling(responses=2, max_new_tokens=6, temperature=temperature, seed=version)
         found = engine.generate(examples, sampling)
         with torch.no_grad():
-            expected = policy(TokenCollator(spec, 'padded')(completed(examples, found)))
+            expected = policy(TokenCollator(spec, 'padded')(completed(examples, found))).values
         torch.testing.assert_close(joined(found), expected, atol=1e-4, rtol=1e-4)
         assert {response.version for responses in found for response in responses} == {version}
         assert len({tuple(response.ids.tolist()) for responses in found for response in responses}) > len(examples)
