@@ -91,14 +91,16 @@ def _count(loop: Any, floating: list[int]) -> None:
 
 def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
     """The rows of the first epoch in the order in which the run trains on them."""
-    from align_anything.trainers.runs.assembly import spec_of
+    from align_anything.trainers.runs.assembly import make_collator
     from align_anything.trainers.runs.data import make_dataset, open_sources, training_sampler
+    from align_anything.trainers.runs.settings import spec_of
 
     pair, resolved = resolved_run(pair_name, argv, algorithm)
     cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs)
     spec = spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
-    sampler = training_sampler(sources.training, dataset, spec, cfgs)
+    collate = make_collator(cfgs, spec, pair, resolved.algorithm)
+    sampler = training_sampler(sources.training, dataset, collate, cfgs)
     return [row for batch in sampler.micro_batches(0) for row in batch]
 
 
@@ -121,7 +123,8 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     from align_anything.reporting.metrics import MetricsWriter
     from align_anything.trainers.loops.offline import OfflineLoop
     from align_anything.trainers.loops.progress import Progress
-    from align_anything.trainers.runs.assembly import assemble, choose_layout, spec_of
+    from align_anything.trainers.runs.assembly import assemble, make_collator
+    from align_anything.trainers.runs.begin import StopSignal, make_folders
     from align_anything.trainers.runs.data import (
         make_dataset,
         open_sources,
@@ -129,8 +132,8 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
         training_loader,
         training_sampler,
     )
-    from align_anything.trainers.runs.offline import StopSignal, make_folders
     from align_anything.trainers.runs.reference import make_roles
+    from align_anything.trainers.runs.settings import spec_of
 
     pair, resolved = resolved_run(pair_name, argv, algorithm)
     cfgs, objective = resolved.cfgs, resolved.algorithm
@@ -140,19 +143,20 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     sources, spec = open_sources(cfgs), spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, objective, cfgs.data_cfgs.train_on)
     steps = cfgs.train_cfgs.max_steps
-    layout = choose_layout(cfgs, spec, objective)
-    costs, _ = row_costs(dataset, spec, cfgs)
-    sampler = training_sampler(sources.training, dataset, spec, cfgs, costs, padded=layout == 'padded')
-    assembled = assemble(cfgs, objective, spec, pair, layout, steps)
-    if assembled.collator.layout != layout:
-        raise RuntimeError(f'the run fell back to the {assembled.collator.layout} layout; nothing to measure')
-    roles, rows, _ = make_roles(cfgs, objective, spec, assembled, dataset, [])
+    collate = make_collator(cfgs, spec, pair, objective)
+    costs, _ = row_costs(dataset, collate, cfgs)
+    sampler = training_sampler(sources.training, dataset, collate, cfgs, costs)
+    engine = assemble(cfgs, objective, collate, steps)
+    found = engine.policy.collate
+    if found.layout != collate.layout:
+        raise RuntimeError(f'the run fell back to the {found.layout} layout; nothing to measure')
+    roles, rows, _ = make_roles(cfgs, objective, engine, dataset, [])
     loop = OfflineLoop(
         cfgs=cfgs,
         algorithm=objective,
-        engine=assembled.engine,
+        engine=engine,
         roles=roles,
-        training=training_loader(rows, sampler, assembled.collator, cfgs),
+        training=training_loader(rows, sampler, found, cfgs),
         evaluation={},
         rows=len(dataset),
         steps=steps,

@@ -46,9 +46,9 @@ def train(
     Nothing is saved. Raises RuntimeError when the run falls back to another layout than it was asked for.
     """
     from align_anything.reporting.metrics import METRICS_FILE, TIMINGS_FILE, read_metrics
+    from align_anything.rewards.base import Reward
     from align_anything.trainers.loops.online import OnlineLoop
     from align_anything.trainers.runs import online as online_run
-    from align_anything.trainers.runs.rewarding import Reward
     from scripts.bench.ours import resolved_run
 
     clock = StepClock()
@@ -57,7 +57,7 @@ def train(
         """Counts CPU seconds where the loop counts those on the wall, and ends without a word."""
 
         def run(self) -> bool:
-            asked, found = self.cfgs.train_cfgs.layout, self.policy.collator.layout
+            asked, found = self.cfgs.train_cfgs.layout, self.engine.policy.collate.layout
             if asked not in ('auto', found):
                 raise RuntimeError(f'the run fell back to the {found} layout; nothing to measure')
             if given is not None:

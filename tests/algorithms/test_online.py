@@ -31,7 +31,7 @@ def experience(critics: tuple[str, ...] = ('reward_critic', 'cost_critic')) -> E
         logprobs=-numbers().abs(),
         reference=-numbers().abs(),
         values={name: numbers() for name in critics},
-        beyond={name: numbers()[:4] for name in critics},
+        bootstrap={name: numbers()[:4] for name in critics},
         costs=torch.tensor(COSTS, dtype=torch.float64),
         all_costs=COSTS,
     )
@@ -59,7 +59,7 @@ def estimated(
     found, returns = [], []
     behind = [
         value if cut_goes_on and not finished else 0.0
-        for value, finished in zip(drawn.beyond[critic].tolist(), FINISHED, strict=True)
+        for value, finished in zip(drawn.bootstrap[critic].tolist(), FINISHED, strict=True)
     ]
     parts = zip(*map(by_response, (drawn.logprobs, drawn.reference, drawn.values[critic])), scores, behind, strict=True)
     for policy, reference, values, score, last in parts:

@@ -26,7 +26,7 @@ from align_anything.models.any_model import add_score_head
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
-from tests.policies.stub import TextFamily, example, piece
+from tests.policies.stub import TextFamily, example, piece, plain_policy
 
 pytest.importorskip('trl')
 
@@ -89,12 +89,15 @@ def pairs() -> list[Example]:
     ]
 
 
+PADDED = TokenCollator(TextFamily(), 'padded')
+
+
 def collated(examples: list[Example]) -> Batch:
-    return TokenCollator(TextFamily(), 'padded')(examples)
+    return PADDED(examples)
 
 
 def policy_of(model: nn.Module) -> TokenPolicy:
-    return TokenPolicy(model, softcap=None, logit_scale=1.0, dtype=torch.float64)
+    return plain_policy(model, torch.float64)
 
 
 def means(
@@ -115,7 +118,7 @@ def scored(models: tuple[nn.Module, nn.Module]) -> tuple[Batch, dict[str, Scored
     batch = collated(pairs())
     with torch.no_grad():
         return batch, {
-            name: policy_of(model).score(batch) for name, model in zip(('policy', 'reference'), models, strict=True)
+            name: policy_of(model)(batch) for name, model in zip(('policy', 'reference'), models, strict=True)
         }
 
 
@@ -188,7 +191,7 @@ def test_kto_with_the_divergence_of_the_step(folder: Path, models: tuple[nn.Modu
     policies = {'policy': policy_of(policy), 'reference': policy_of(reference)}
 
     def score(batch: Batch) -> dict[str, Scored]:
-        return {name: scorer.score(batch) for name, scorer in policies.items()}
+        return {name: scorer(batch) for name, scorer in policies.items()}
 
     estimated = []
     # With the one response of another row, and with the other: an estimate below zero counts as zero.
@@ -221,14 +224,14 @@ def test_the_reward_model(margin: bool, folder: Path, reward_trainer: Any) -> No
     trainer, theirs = reward_trainer
     body = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     body.model.load_state_dict(theirs.model.state_dict())
-    policy = ScorePolicy(add_score_head(body, theirs.score.weight.detach()).eval(), dtype=torch.float64)
+    policy = ScorePolicy(add_score_head(body, theirs.score.weight.detach()).eval(), PADDED, dtype=torch.float64)
     examples, rows = pairs(), []
     for number, (row, (prompt, chosen, rejected, _)) in enumerate(zip(examples, ROWS, strict=True)):
         row.meta = {'margin': 0.25 * number} if margin else {}
         rows.append({'chosen_ids': [*prompt, *chosen], 'rejected_ids': [*prompt, *rejected], **row.meta})
     batch = collated(examples)
     with torch.no_grad():
-        values = policy(batch)
+        values = policy(batch).values
         loss = float(trainer.compute_loss(theirs, trainer.data_collator(rows)))
     found = means(RM(), batch, {'policy': Scored(values)})
     assert found['preference_loss'] == pytest.approx(loss, **EXACT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from align_anything.core.types import Batch, Example, Piece, map_tensors
+from align_anything.core.types import Batch, Example, Piece, Scored, map_tensors
 
 
 def piece(length: int) -> Piece:
@@ -24,15 +24,18 @@ def test_map_tensors_reaches_every_depth_and_keeps_the_shape() -> None:
     assert value['b'][1].ids.tolist() == [0, 1]
 
 
+def test_map_tensors_keeps_named_tuples() -> None:
+    scored = map_tensors(Scored(torch.zeros(2), bootstrap=torch.ones(1)), lambda tensor: tensor + 1)
+    assert isinstance(scored, Scored) and scored.values.tolist() == [1, 1]
+    assert scored.entropy is None and scored.bootstrap.tolist() == [2]
+
+
 def test_batch_moves_whole() -> None:
     empty = torch.empty(0)
     batch = Batch(
         inputs={'input_ids': torch.ones(1, 2)},
-        score_index=empty,
-        targets=empty,
         segments=empty,
         weights=empty,
-        ends=empty,
         num_responses=0,
         examples_of_responses=empty,
         sources=['rows.json:3'],

@@ -40,11 +40,8 @@ def collate(examples: list[Example], skipped: list[Skipped]) -> Batch:
     ids = torch.cat([torch.empty(0, dtype=torch.int64), *(example.responses[0].ids for example in examples)])
     return Batch(
         inputs={'ids': ids},
-        score_index=ids,
-        targets=ids,
         segments=ids,
         weights=torch.ones(len(ids)),
-        ends=ids,
         num_responses=len(examples),
         examples_of_responses=torch.arange(len(examples)),
         sources=[example.source for example in examples],

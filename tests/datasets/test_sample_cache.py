@@ -183,7 +183,7 @@ def test_every_kind_of_tensor_comes_back(tmp_path: Path) -> None:
     )
     made = Example(prompt, [Piece(whole[4:9], torch.ones(5)) for _ in range(12)], meta={'b': [1, None], 'a': 0.1})
     made.responses[11].ids = whole[9:]
-    made.responses[1].known['reference'] = torch.zeros(5)
+    made.responses[1].per_unit['reference'] = torch.zeros(5)
     cache = SampleCache(tmp_path, SupervisedTask(encode), '')
     assert cache.example([], lambda: made) is made
     kept = cache.example([], lambda: pytest.fail('it is kept'))

@@ -18,7 +18,7 @@ from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.harness.ranks import run_ranks
-from tests.policies.stub import TextFamily, example, piece, tiny_llama
+from tests.policies.stub import TextFamily, example, piece, plain_policy, tiny_llama
 
 STEPS, GLOBAL_BATCH = 3, 8
 
@@ -40,7 +40,7 @@ def policy(tied: bool) -> TokenPolicy:
     register_segment_attention()
     model = tiny_llama(tie_word_embeddings=tied)
     model.set_attn_implementation(SEGMENT_ATTENTION)
-    return TokenPolicy(model, softcap=None, logit_scale=1.0, dtype=torch.float32)
+    return plain_policy(model)
 
 
 def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:

@@ -22,9 +22,11 @@ from align_anything.configs.resolve import resolve  # noqa: E402
 from align_anything.configs.schema import RunCfgs  # noqa: E402
 from align_anything.core.files import atomic_write_json  # noqa: E402
 from align_anything.core.types import Batch  # noqa: E402
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine  # noqa: E402
 from align_anything.engines.process_group import join_process_group  # noqa: E402
 from align_anything.trainers import any_to_text, text_image_to_text, text_to_text  # noqa: E402
-from align_anything.trainers.runs.assembly import Assembled, assemble, choose_layout, spec_of  # noqa: E402
+from align_anything.trainers.runs.assembly import assemble, make_collator  # noqa: E402
+from align_anything.trainers.runs.settings import spec_of  # noqa: E402
 from tests.harness.ranks import run_ranks  # noqa: E402
 from tests.invariants.families import schedule  # noqa: E402
 from tests.models.mixed import MEDIA  # noqa: E402
@@ -88,32 +90,32 @@ def zero_file(folder: Path, stage: int, **more: Any) -> Path:
     return path
 
 
-def assembled(cfgs: RunCfgs, family: str) -> Assembled:
-    spec = spec_of(cfgs)
+def assembled(cfgs: RunCfgs, family: str) -> DeepSpeedEngine:
+    collate = make_collator(cfgs, spec_of(cfgs), pair_of(family), SFT())
     torch.manual_seed(cfgs.train_cfgs.seed)
-    return assemble(cfgs, SFT(), spec, pair_of(family), choose_layout(cfgs, spec, SFT()), total_steps=10)
+    return assemble(cfgs, SFT(), collate, total_steps=10)
 
 
-def windows(run: Assembled, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[list[Batch]]:
+def windows(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[list[Batch]]:
     """This rank's micro-batches of the first steps of the schedule; together the same rows for any world size."""
     found = []
     for step in schedule(folder)[:steps]:
         micros = step[rank] if ranks == 2 else step[0] + step[1]
-        found.append([run.collator([row.example for row in micro]) for micro in micros])
+        found.append([run.policy.collate([row.example for row in micro]) for micro in micros])
     return found
 
 
-def train(run: Assembled, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[float]:
+def train(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[float]:
     """Losses of a few optimizer steps."""
-    results = [run.engine.train_window(window, SFT()) for window in windows(run, folder, rank, ranks, steps)]
+    results = [run.train_window(window, SFT()) for window in windows(run, folder, rank, ranks, steps)]
     assert all(result.applied for result in results)
     return [result.loss for result in results]
 
 
-def weights(run: Assembled) -> dict[str, Tensor] | None:
+def weights(run: DeepSpeedEngine) -> dict[str, Tensor] | None:
     """Every parameter of the live model, whole, on rank 0."""
-    state = run.engine.full_state_dict(run.model)
-    names = {name for name, _ in run.model.named_parameters()}
+    state = run.full_state_dict(run.policy.model)
+    names = {name for name, _ in run.policy.model.named_parameters()}
     return None if state is None else {name: tensor for name, tensor in state.items() if name in names}
 
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 import transformers.integrations.sdpa_attention as plain_attention
 from torch import Tensor
 
+from align_anything.core.types import Batch
 from align_anything.models.pretrained_model import load_model, set_text_attention
-from align_anything.policies.token import attention
+from align_anything.policies.token import attention, selfcheck
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import check_head, check_layout, probe_examples
@@ -60,9 +61,10 @@ def _run(rank: int, folder: Path, family: str, zero: Path) -> tuple[str, list[st
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    assembly.logger.addHandler(handler)
+    for module in (assembly, selfcheck):
+        module.logger.addHandler(handler)
     run = assembled(settings(folder, family, zero), family)
-    return run.collator.layout, said, train(run, folder, rank, 1)
+    return run.policy.collate.layout, said, train(run, folder, rank, 1)
 
 
 @pytest.mark.parametrize('family', ['llama', 'llava'])
@@ -118,11 +120,18 @@ def test_no_right_layout_is_thrown_away(family: str, dtype: torch.dtype, stirred
     attention.register_segment_attention()
     model = load_model(folder, spec.parts, dtype=dtype).eval()
     set_text_attention(model, attention.SEGMENT_ATTENTION)
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=dtype)
+
+    def score(batch: Batch) -> Tensor:
+        return policy(batch).values
+
+    def logits(batch: Batch) -> Tensor:
+        return policy(batch, logits=True)
+
     kinds = MEDIA.get(family, ())
-    vocabulary = assembly.ordinary_tokens(spec)
+    vocabulary = selfcheck.ordinary_tokens(spec)
     padded = TokenCollator(spec, 'padded')
-    check_head(policy, policy.logits, padded(probe_examples(padded, vocabulary, kinds)), dtype)
+    check_head(score, logits, padded(probe_examples(padded, vocabulary, kinds)), dtype)
     assert spec.layouts == tuple(layout for name, layout in LAID if name == family)
     for layout in spec.layouts:
-        check_layout(policy, TokenCollator(spec, layout), vocabulary, kinds, dtype)
+        check_layout(score, TokenCollator(spec, layout), vocabulary, kinds, dtype)

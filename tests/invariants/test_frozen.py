@@ -49,7 +49,7 @@ def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str
     layout = spec.layouts[-1]
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     tune_model(model, spec.parts, **{f'freeze_{part}': True})
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
     optimized = parameter_groups(policy.named_parameters(), learning_rate=1e-3, weight_decay=0.1, rates={})
     engine = LocalEngine(policy.train(), make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=1e-8))
     before = state_of(model)
@@ -70,8 +70,8 @@ def _asked(rank: int, folder: Path, family: str, zero: Path, changes: dict[str, 
     run = assembled(cfgs, family)
     before = weights(run)
     losses = train(run, folder, rank, ranks, steps)
-    dtypes = {parameter.dtype for parameter in run.model.parameters()}
-    return losses, before, weights(run), trainable(run.model), dtypes
+    dtypes = {parameter.dtype for parameter in run.policy.model.parameters()}
+    return losses, before, weights(run), trainable(run.policy.model), dtypes
 
 
 def asked(
@@ -150,10 +150,10 @@ def test_quantised_base_stays_while_its_adapters_learn(
         cfgs = settings(folder, family, zero_file(tmp_path, stage), **changes)
         run = assembled(cfgs, family)
         before = weights(run)
-        window = [run.collator([row.example for row in rows(folder)[1][rank : rank + 2]])]
-        losses = [run.engine.train_window(window, SFT()).loss for _ in range(8)]
-        kinds = {type(parameter).__name__ for parameter in run.model.parameters()}
-        return losses, before, weights(run), trainable(run.model), kinds
+        window = [run.policy.collate([row.example for row in rows(folder)[1][rank : rank + 2]])]
+        losses = [run.train_window(window, SFT()).loss for _ in range(8)]
+        kinds = {type(parameter).__name__ for parameter in run.policy.model.parameters()}
+        return losses, before, weights(run), trainable(run.policy.model), kinds
 
     losses, before, after, names, kinds = fork(work, ranks)[0]
     assert 'Params4bit' in kinds
@@ -173,12 +173,12 @@ def test_the_precision_asked_for_is_in_force_and_masters_are_wide(
         cfgs = settings(folder, 'llava', zero_file(tmp_path, stage), bf16=bf16, learning_rate=4e-5, adam_epsilon=1e-8)
         run = assembled(cfgs, 'llava')
         before = weights(run)
-        batch = run.collator([row.example for row in rows(folder)[1][:3]])
+        batch = run.policy.collate([row.example for row in rows(folder)[1][:3]])
         with torch.no_grad():
-            values = run.engine.score(batch).values
+            values = run.score(batch).values
         for _ in range(20):
-            run.engine.train_window([batch], SFT())
-        return {parameter.dtype for parameter in run.model.parameters()}, values.dtype, before, weights(run)
+            run.train_window([batch], SFT())
+        return {parameter.dtype for parameter in run.policy.model.parameters()}, values.dtype, before, weights(run)
 
     dtypes, scored, before, after = fork(work, 1)[0]
     assert dtypes == {dtype} and scored == torch.float32
@@ -224,13 +224,13 @@ def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
         run = assembled(settings(folder, family, zero_file(tmp_path, stage)), family)
         for examples in (with_images, texts, texts):
             own = examples if ranks == 1 else examples[rank : rank + 1]
-            run.engine.train_window([run.collator([example]) for example in own], SFT())
+            run.train_window([run.policy.collate([example]) for example in own], SFT())
         return weights(run)
 
     register_segment_attention()
     model = load_model(folder, spec.parts)
     set_text_attention(model, SEGMENT_ATTENTION)
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32).train()
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32).train()
     optimized = parameter_groups(policy.named_parameters(), learning_rate=2e-3, weight_decay=0.1, rates={})
     adam = make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=EPSILON)
     local = LocalEngine(policy, adam, max_grad_norm=1.0)

@@ -54,7 +54,7 @@ def engine(folder: Path, layout: str, frozen: str | None = None) -> LocalEngine:
     dtype = precision(family_of(folder))
     model = double_experts(load_model(folder, spec.parts, dtype=dtype))
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
-    policy = TokenPolicy(freeze(model, spec, frozen), softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    policy = TokenPolicy(freeze(model, spec, frozen), TokenCollator(spec, 'padded'), dtype=dtype)
     return LocalEngine(policy.train(), torch.optim.SGD(policy.parameters(), lr=0.0))
 
 
@@ -116,7 +116,7 @@ def test_whatever_a_batch_holds_the_same_parameters_get_gradients_in_the_same_or
     # One medium, text alone, all kinds at once, several responses, nothing.
     for examples in [*([row.example] for row in (*singles[:3], groups[1])), []]:
         order.clear()
-        module(collate(examples)).sum().backward()
+        module(collate(examples)).values.sum().backward()
         orders.add(tuple(order))
     assert len(orders) == 1 and {spec.part_of(name) for name in order} == set(spec.parts)
 

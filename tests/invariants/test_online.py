@@ -14,11 +14,11 @@ from align_anything.algorithms.critic import Critic
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.local import LocalEngine
 from align_anything.engines.window import WindowResult
-from align_anything.policies.score import ScorePolicy, reading_ends
+from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
-from align_anything.rollouts.experience import record, scores_of
-from align_anything.trainers.loops.cutting import cut, filled, tokens_of
+from align_anything.rollouts.experience import record
+from align_anything.trainers.loops.cutting import cut, filled
 from tests.invariants.test_preferences import policy, sgd
 from tests.policies.stub import TextFamily
 
@@ -59,7 +59,7 @@ def examples() -> list[Example]:
 
     def response(length: int) -> Piece:
         piece = tokens(length, 1.0)
-        piece.known = {
+        piece.per_unit = {
             # Near what the policy gives, so that some ratios are clipped and some are not.
             'old': torch.randn(length, generator=generator).double() - 4.5,
             'reference': torch.randn(length, generator=generator).double() - 4.5,
@@ -68,7 +68,7 @@ def examples() -> list[Example]:
                 for name in ('advantage', 'values/reward_critic', 'returns/reward_critic')
             },
         }
-        piece.known['rollout'] = piece.known['old'] + 0.3 * torch.randn(length, generator=generator).double()
+        piece.per_unit['rollout'] = piece.per_unit['old'] + 0.3 * torch.randn(length, generator=generator).double()
         return piece
 
     return [
@@ -101,7 +101,7 @@ def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None
     for layout in LAYOUTS:
         # One micro-batch more than there are responses for.
         ways = {f'{size} responses': cut(examples(), size, number + 1) for size, number in CUTS.items()}
-        ways |= {f'{budget} tokens': filled(examples(), budget, layout) for budget in BUDGETS}
+        ways |= {f'{budget} tokens': filled(examples(), budget, TokenCollator(TextFamily(), layout).size) for budget in BUDGETS}
         for way, parts in ways.items():
             other, found = gradients(algorithm, layout, parts)
             assert other.terms == pytest.approx(result.terms, rel=1e-9, abs=1e-12), (layout, way)
@@ -148,26 +148,27 @@ def test_a_cut_keeps_every_response_once_and_groups_as_whole_as_it_can(size: int
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('budget', [1, 15, 21, 40, 500])
 def test_micro_batches_are_filled_to_a_number_of_tokens(budget: int, layout: str, whole: bool) -> None:
-    parts = filled(examples(), budget, layout, whole=whole)
+    collate = TokenCollator(TextFamily(), layout)
+    parts = filled(examples(), budget, collate.size, whole=whole)
     found = [id(response) for part in parts for item in part for response in item.responses]
     assert found == [id(response) for item in examples() for response in item.responses]
-    collate = TokenCollator(TextFamily(), layout)
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         # What is counted is what the layout computes.
-        assert tokens_of(part, layout) == collate(part).stats['tokens']
+        assert collate.size(part) == collate(part).stats['tokens']
         alone = len(part) == 1 and (whole or len(part[0].responses) == 1)
-        assert tokens_of(part, layout) <= budget or alone
+        assert collate.size(part) <= budget or alone
         if whole:
             assert all(len(item.responses) == 3 for item in part)
         elif following is not None:
             first = following[0]
-            one_more = filled([*part, Example(first.prompt, first.responses[:1])], 10**6, layout)[0]
-            assert tokens_of(one_more, layout) > budget, 'there was room for the next response'
+            one_more = filled([*part, Example(first.prompt, first.responses[:1])], 10**6, collate.size)[0]
+            assert collate.size(one_more) > budget, 'there was room for the next response'
 
 
 def test_nothing_is_one_empty_micro_batch() -> None:
-    assert filled([], 10, 'packed') == [[]]
-    assert filled([Example(examples()[0].prompt, [])], 10, 'packed') == [[]]
+    size = TokenCollator(TextFamily(), 'packed').size
+    assert filled([], 10, size) == [[]]
+    assert filled([Example(examples()[0].prompt, [])], 10, size) == [[]]
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -182,14 +183,17 @@ def test_behind_a_response_a_critic_expects_what_it_does_before_the_token_that_f
 
     def score(batch: Batch) -> Scored:
         with torch.no_grad():
-            return Scored(module(batch))
+            return module(batch)
+
+    def score_ends(batch: Batch) -> Scored:
+        with torch.no_grad():
+            return module(batch, bootstrap=True)
 
     whole = [
         Example(item.prompt, [Piece(piece.ids, piece.weights) for piece in item.responses if len(piece) > 1])
         for item in examples()
     ]
-    record('values', score, given[0], cut(whole, 5, 3), given[1])
-    expected = [float(piece.known['values'][-1]) for item in whole for piece in item.responses]
-    with reading_ends(module):
-        found = scores_of(score, given[0], cut(shorter, 2, 6), given[1])
-    assert module.units and found.tolist() == pytest.approx(expected, rel=1e-5)
+    assert record('values', score, given[0], cut(whole, 5, 3), given[1]) is None
+    expected = [float(piece.per_unit['values'][-1]) for item in whole for piece in item.responses]
+    found = record('values', score_ends, given[0], cut(shorter, 2, 6), given[1])
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)

@@ -44,7 +44,7 @@ def policy(folder: Path) -> TokenPolicy:
     register_segment_attention()
     dtype = precision(family_of(folder))
     model = double_experts(load_model(folder, spec.parts, dtype=dtype)).eval()
-    return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=dtype)
+    return TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=dtype)
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def scores(folder: Path, collate: TokenCollator, examples: Sequence[Example]) ->
     module = policy(folder)
     set_text_attention(module.model, 'sdpa' if collate.layout == 'padded' else SEGMENT_ATTENTION)
     batch = collate(examples)
-    values = module(batch)
+    values = module(batch).values
     assert values.dtype == precision(family_of(folder))
     owner = batch.examples_of_responses[batch.segments]
     return [values[owner == number] for number in range(len(examples))]
@@ -161,9 +161,10 @@ def test_dropping_the_attention_plan_would_be_noticed(family: str, stirred: Stir
     module = policy(folder)
     set_text_attention(module.model, 'sdpa')
     batch = TokenCollator(spec, 'packed')([row.example for row in singles])
-    del batch.inputs['segments'], batch.inputs['attention_mask']
-    length = batch.inputs['input_ids'].shape[1]
-    batch.inputs['attention_mask'] = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    arguments = batch.inputs.arguments
+    del arguments['segments']
+    length = arguments['input_ids'].shape[1]
+    arguments['attention_mask'] = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
     with torch.no_grad():
-        error = (module(batch) - torch.cat(expected)).abs().max()
+        error = (module(batch).values - torch.cat(expected)).abs().max()
     assert error > 1e-2

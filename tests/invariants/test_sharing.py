@@ -62,7 +62,7 @@ def test_responses_of_a_prompt_share_one_pass_of_its_media(family: str, stirred:
     register_segment_attention()
     model = load_model(folder, spec.parts).eval()
     seen = encoded_items(model, spec)
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
 
     def encoded(layout: str, example: Example, dummies: tuple[str, ...] = ()) -> tuple[dict[str, int], dict[str, int]]:
         set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
@@ -128,10 +128,10 @@ def test_no_tensor_of_length_by_vocabulary(family: str, stage: int, stirred: Sti
     def work(rank: int) -> Any:
         logprob.CHUNK_ELEMENTS = budget
         run = assembled(settings(source, family, zero_file(tmp_path, stage)), family)
-        batch = run.collator(examples)
+        batch = run.policy.collate(examples)
         with Widest(vocabulary) as seen:
-            loss = run.engine.train_window([batch], SFT()).loss
-        return seen.shapes, loss, len(batch.targets), batch.stats['tokens']
+            loss = run.train_window([batch], SFT()).loss
+        return seen.shapes, loss, len(batch.inputs.targets), batch.stats['tokens']
 
     shapes, loss, units, tokens = fork(work, 1)[0]
     chunk = logprob.CHUNK_ELEMENTS and budget // vocabulary  # 2^18 / 9973 = 26 rows

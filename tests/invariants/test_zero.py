@@ -100,7 +100,7 @@ def train(
     register_segment_attention()
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     freeze(model, spec, frozen)
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
     engine = DeepSpeedEngine(
         policy, config, optimizer_of(policy), lambda base: torch.optim.lr_scheduler.ConstantLR(base, factor=1.0)
     )

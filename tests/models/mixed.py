@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align_anything.core.types import Audio, Conversation, Example, Piece, Video
+from align_anything.core.types import Audio, Batch, Conversation, Example, Piece, Video
 from align_anything.models.any_model import AnyModel
 from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import video_metadata
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.models.samples import assistant, picture, user
 
@@ -117,7 +118,17 @@ def policy_of(folder: Path, spec: FamilySpec, layout: str) -> TokenPolicy:
 
         register_segment_attention()
         set_text_attention(model, SEGMENT_ATTENTION)
-    return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    return TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
+
+
+def scorer(policy: TokenPolicy) -> Callable[[Batch], Tensor]:
+    """The scores alone, as checks take them."""
+    return lambda batch: policy(batch).values
+
+
+def logits_of(policy: TokenPolicy) -> Callable[[Batch], Tensor]:
+    """The model's own logits, as checks take them."""
+    return lambda batch: policy(batch, logits=True)
 
 
 def ordinary_tokens(spec: FamilySpec) -> list[int]:

@@ -118,7 +118,7 @@ def test_all_is_as_transformers_has_it(family: str, tiny: Tiny) -> None:
     example = Example(piece, [Piece(new, torch.ones(len(new)))])
     policy = policy_of(tiny(family), spec, 'padded')
     with torch.no_grad():
-        scored = policy.logits(TokenCollator(spec, 'padded')([example]))[0, len(piece) - 1 : -1]
+        scored = policy(TokenCollator(spec, 'padded')([example]), logits=True)[0, len(piece) - 1 : -1]
     torch.testing.assert_close(scored, torch.cat(theirs.logits), atol=5e-5, rtol=1e-4)
 
 
@@ -159,8 +159,8 @@ def test_clips_with_and_without_sound_share_a_turn_and_a_batch(family: str, tiny
     policy = policy_of(tiny(family), spec, layout)
     padded = TokenCollator(spec, 'padded')
     with torch.no_grad():
-        alone = torch.cat([policy(padded([example])) for example in examples])
-        together = policy(TokenCollator(spec, layout)(examples))
+        alone = torch.cat([policy(padded([example])).values for example in examples])
+        together = policy(TokenCollator(spec, layout)(examples)).values
     torch.testing.assert_close(together, alone, atol=5e-5, rtol=1e-4)
 
     prompts = [spec.encode_prompt(row[:-1]) for row in rows]
@@ -168,8 +168,9 @@ def test_clips_with_and_without_sound_share_a_turn_and_a_batch(family: str, tiny
     inputs = spec.generation_inputs(prompts)
     new = plain.generate(**inputs, max_new_tokens=2, do_sample=False)[:, inputs['input_ids'].shape[1] :]
     with torch.no_grad():
-        logits = policy.logits(
-            padded([Example(prompt, [Piece(ids, torch.ones(2))]) for prompt, ids in zip(prompts, new, strict=True)])
+        logits = policy(
+            padded([Example(prompt, [Piece(ids, torch.ones(2))]) for prompt, ids in zip(prompts, new, strict=True)]),
+            logits=True,
         )
     for row, prompt in enumerate(prompts):
         assert logits[row, len(prompt) - 1 : len(prompt) + 1].argmax(-1).tolist() == new[row].tolist()
@@ -179,9 +180,10 @@ def test_clips_with_and_without_sound_share_a_turn_and_a_batch(family: str, tiny
 def test_the_sound_of_a_clip_matters(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     policy = policy_of(tiny(family), spec, 'padded')
+    collate = TokenCollator(spec, 'padded')
     with torch.no_grad():
         low, high = (
-            policy(TokenCollator(spec, 'padded')([spec.encode([user(part, 'What?'), assistant('This or that.')])]))
+            policy(collate([spec.encode([user(part, 'What?'), assistant('This or that.')])])).values
             for part in (
                 heard(4, 1.0),
                 {**heard(4, 1.0), 'video': replace(heard(4, 1.0)['video'], audio=sound(1.0, pitch=900)['audio'])},

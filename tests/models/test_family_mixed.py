@@ -28,10 +28,12 @@ from tests.models.mixed import (
     clip,
     conversation_of,
     first_turn,
+    logits_of,
     media,
     ordinary_tokens,
     plain_inputs,
     policy_of,
+    scorer,
     sound,
     whole,
 )
@@ -108,14 +110,14 @@ def test_logits_are_those_of_the_plain_model(family: str, tiny: Tiny) -> None:
         # The text-only neighbour is the shorter row.
         examples = [spec.encode(conversation, 'last'), spec.encode(single(), 'last')]
         batch = TokenCollator(spec, 'padded')(examples)
-        found = policy.logits(batch)[0, : len(expected)]
+        found = policy(batch, logits=True)[0, : len(expected)]
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
-        check_head(policy, policy.logits, batch, torch.float32)
+        check_head(scorer(policy), logits_of(policy), batch, torch.float32)
         # Mllama's later pictures are hidden from the first answer, which one prompt with both does not do. The last
         # frames of Qwen3-Omni's and Gemma 3n's sounds see the padding up to the longest sound of the same call.
         if family not in (*WITHOUT_END, 'mllama', 'qwen3_omni_moe_thinker', 'gemma3n'):
             batch = TokenCollator(spec, 'padded')([spec.encode(conversation)])
-            found = policy.logits(batch)[0, : len(expected)]
+            found = policy(batch, logits=True)[0, : len(expected)]
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
@@ -153,10 +155,10 @@ def test_a_dummy_of_each_kind_is_legal_and_harmless(family: str, tiny: Tiny) -> 
     text, other = spec.encode(single()), spec.encode(first_turn(MEDIA[family]))
     with torch.no_grad():
         for example in (text, other):
-            alone = policy(TokenCollator(spec, 'padded')([example]))
+            alone = policy(TokenCollator(spec, 'padded')([example])).values
             batch = TokenCollator(spec, 'padded', dummy_kinds=tuple(MEDIA[family]))([example])
             assert all(batch.stats[f'{kind}s'] == 1 for kind in MEDIA[family])
-            torch.testing.assert_close(policy(batch), alone, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(policy(batch).values, alone, atol=2e-5, rtol=1e-4)
     for kind in MEDIA[family]:
         dummy = spec.dummy(kind)
         assert dummy.media_counts == {kind: 1} and not dummy.weights.any() and dummy.media
@@ -168,9 +170,10 @@ def test_every_layout_scores_each_sample_as_if_alone(family: str, layout: str, t
     policy = policy_of(tiny(family), spec, layout)
     kinds = MEDIA[family]
     collator = TokenCollator(spec, layout, dummy_kinds=tuple(kinds))
-    check_layout(policy, collator, ordinary_tokens(spec), kinds, torch.float32)
+    check_layout(scorer(policy), collator, ordinary_tokens(spec), kinds, torch.float32)
     padded = replace(collator, layout='padded')
-    check_head(policy, policy.logits, padded(probe_examples(padded, ordinary_tokens(spec), kinds)), torch.float32)
+    probe = padded(probe_examples(padded, ordinary_tokens(spec), kinds))
+    check_head(scorer(policy), logits_of(policy), probe, torch.float32)
     # Media of unequal sizes, one kind more in each row, text alone among them; the first prompt has two answers.
     pair = spec.encode(first_turn(kinds, 0, 'Noise.'))
     pair.responses += spec.encode(first_turn(kinds, 0, 'A red thing, it seems.')).responses
@@ -180,9 +183,9 @@ def test_every_layout_scores_each_sample_as_if_alone(family: str, layout: str, t
     plain = TokenCollator(spec, 'padded')
     with torch.no_grad():
         alone = torch.cat(
-            [policy(plain([replace(row, responses=[answer])])) for row in rows for answer in row.responses]
+            [policy(plain([replace(row, responses=[answer])])).values for row in rows for answer in row.responses]
         )
-        torch.testing.assert_close(policy(collator(rows)), alone, atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(policy(collator(rows)).values, alone, atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('family', VIDEO)
@@ -193,9 +196,9 @@ def test_clips_of_unequal_length_share_a_turn_and_a_batch(family: str, tiny: Tin
     assert example.prompt.media_counts == {'video': 2, 'image': 1}
     policy = policy_of(tiny(family), spec, 'padded')
     with torch.no_grad():
-        alone = policy(TokenCollator(spec, 'padded')([example]))
+        alone = policy(TokenCollator(spec, 'padded')([example])).values
         other = spec.encode([user(clips[1], 'What?'), assistant('That.')])
-        together = policy(TokenCollator(spec, 'padded')([other, example]))
+        together = policy(TokenCollator(spec, 'padded')([other, example])).values
     assert torch.isfinite(alone).all()
     torch.testing.assert_close(together[-len(alone) :], alone, atol=5e-5, rtol=1e-4)
 
@@ -212,9 +215,10 @@ def test_each_kind_of_media_matters(family: str, kind: str, tiny: Tiny) -> None:
         'video': [clip(4, 56, 56), _reversed(clip(4, 56, 56))],
         'audio': [sound(0.5, pitch=300), sound(0.5, pitch=900)],
     }[kind]
+    collate = TokenCollator(spec, 'padded')
     with torch.no_grad():
         scores = [
-            policy(TokenCollator(spec, 'padded')([spec.encode([user(item, 'What?'), assistant('This or that.')])]))
+            policy(collate([spec.encode([user(item, 'What?'), assistant('This or that.')])])).values
             for item in items
         ]
     assert float((scores[0] - scores[1]).abs().max()) > 1e-5
@@ -246,7 +250,7 @@ def test_an_answer_of_mllama_does_not_see_a_picture_that_comes_after_it(tiny: Ti
     other = [*single(), user(media('image', 1), 'And this?'), assistant('Red.')]
     collator = TokenCollator(spec, 'padded')
     with torch.no_grad():
-        scores = [policy(collator([spec.encode(each)])) for each in (conversation, other, single())]
+        scores = [policy(collator([spec.encode(each)])).values for each in (conversation, other, single())]
     first = len(scores[2])
     torch.testing.assert_close(scores[0][:first], scores[2], atol=2e-5, rtol=1e-4)
     assert float((scores[0][first:] - scores[1][first:]).abs().max()) > 1e-5

@@ -53,8 +53,8 @@ def encoded(model: nn.Module, spec: FamilySpec) -> int:
 def scores_and_gradients(model: nn.Module, spec: FamilySpec, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Scores of a batch, and gradients of the projectors, which train on the features."""
     model.zero_grad()
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
-    scores = policy.train()(batch)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
+    scores = policy.train()(batch).values
     (scores * torch.linspace(0.5, 1.5, len(scores))).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
     return scores.detach(), {name: value for name, value in gradients.items() if spec.part_of(name) == 'mm_proj'}
@@ -120,9 +120,9 @@ def kept(tiny: Tiny, spec: FamilySpec, store: Path, change: Callable[[nn.Module]
 
 
 def score(model: nn.Module, spec: FamilySpec, batch: Batch) -> Tensor:
-    policy = TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=model.dtype)
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=model.dtype)
     with torch.no_grad():
-        return policy(batch)
+        return policy(batch).values
 
 
 def files(folder: Path) -> list[Path]:
@@ -197,7 +197,7 @@ def test_dropout_does_not_touch_what_is_kept(tiny: Tiny, spec: FamilySpec, tmp_p
 def test_reading_what_is_not_kept_is_an_error(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
     model, batch = kept(tiny, spec, tmp_path), pictures(spec, 'red')
     tower = model.model.vision_tower
-    output = tower(batch.inputs['pixel_values'], output_hidden_states=True)
+    output = tower(batch.inputs.arguments['pixel_values'], output_hidden_states=True)
     assert output.hidden_states[spec.config.vision_feature_layer].shape[0] == 1
     for read in (lambda: output.hidden_states[0], lambda: output.last_hidden_state, lambda: output['attentions']):
         with pytest.raises(ModelError, match='is kept'):

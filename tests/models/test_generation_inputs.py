@@ -54,7 +54,7 @@ def test_generate_continues_as_the_policy_scores(family: str, tiny: Tiny) -> Non
         assert new.shape == (len(prompts), NEW)
         examples = [Example(prompt, [Piece(ids, torch.ones(NEW))]) for prompt, ids in zip(prompts, new, strict=True)]
         with torch.no_grad():
-            logits = policy.logits(TokenCollator(spec, 'padded')(examples))
+            logits = policy(TokenCollator(spec, 'padded')(examples), logits=True)
         for row, prompt in enumerate(prompts):
             scored = logits[row, len(prompt) - 1 : len(prompt) - 1 + NEW]
             generated = torch.stack([step[row] for step in found.logits])
@@ -75,7 +75,7 @@ def test_a_prompt_for_generation_is_that_of_the_training_example(family: str, ti
     alone = spec.positions(piece.ids, piece.media, piece.token_tensors)
     assert torch.equal(alone, spec.positions(both.ids, both.media, both.token_tensors)[:, : len(piece)])
     batch = TokenCollator(spec, 'padded')([example])
-    same({name: batch.inputs[name] for name in piece.media}, piece.media)
+    same({name: batch.inputs.arguments[name] for name in piece.media}, piece.media)
 
 
 @pytest.mark.parametrize('family', tuple(MEDIA))

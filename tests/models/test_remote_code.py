@@ -49,7 +49,7 @@ def loaded(folder: Path) -> tuple[FamilySpec, Any]:
 
 
 def policy_of(spec: FamilySpec, model: Any) -> TokenPolicy:
-    return TokenPolicy(model, softcap=spec.softcap, logit_scale=spec.logit_scale, dtype=torch.float32)
+    return TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
 
 
 def plain(folder: Path) -> Any:
@@ -134,7 +134,7 @@ def own_qwen_ids(tokenizer: Any, conversation: Conversation, tmp_path: Path) -> 
 
 def scores(spec: FamilySpec, policy: TokenPolicy, examples: list[Example], dummies: tuple[str, ...] = ()) -> Tensor:
     with torch.no_grad():
-        return policy(TokenCollator(spec, 'padded', dummy_kinds=dummies)(examples))
+        return policy(TokenCollator(spec, 'padded', dummy_kinds=dummies)(examples)).values
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -182,9 +182,9 @@ def test_neighbours_padding_and_dummies_do_not_matter(family: str, stand_in: Sta
         torch.testing.assert_close(scores(spec, policy, examples[:1], kinds), alone[0], atol=2e-5, rtol=1e-5)
     batch = TokenCollator(spec, 'padded')(examples[:1] if family == 'minicpmo' else examples)
     with torch.no_grad():
-        logits = policy.logits(batch).flatten(0, 1).log_softmax(-1)[batch.score_index]
-    expected = policy(batch).detach()
-    torch.testing.assert_close(logits.gather(1, batch.targets[:, None])[:, 0], expected, atol=2e-5, rtol=1e-5)
+        logits = policy(batch, logits=True).flatten(0, 1).log_softmax(-1)[batch.inputs.score_index]
+    expected = policy(batch).values.detach()
+    torch.testing.assert_close(logits.gather(1, batch.inputs.targets[:, None])[:, 0], expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('family', MEDIA)
@@ -204,12 +204,12 @@ def test_gradients_reach_every_part_and_every_parameter_has_one(family: str, sta
     assert {spec.part_of(name) for name in names} == set(spec.parts)
     kinds = tuple(sorted(spec.media_kinds))
     policy = policy_of(spec, model.train())
-    policy(TokenCollator(spec, 'padded')([spec.encode(talk(family))])).sum().backward()
+    policy(TokenCollator(spec, 'padded')([spec.encode(talk(family))])).values.sum().backward()
     reached = {spec.part_of(name) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == set(spec.parts)
     model.zero_grad()
     # A batch of text alone runs the towers too, where ranks have to keep in step, and teaches them nothing.
-    policy(TokenCollator(spec, 'padded', dummy_kinds=kinds)([spec.encode(single())])).sum().backward()
+    policy(TokenCollator(spec, 'padded', dummy_kinds=kinds)([spec.encode(single())])).values.sum().backward()
     for name, parameter in model.named_parameters():
         if spec.part_of(name) in ('vision_tower', 'audio_tower'):
             assert parameter.grad is None or not parameter.grad.any(), name
@@ -240,7 +240,7 @@ def test_an_exported_checkpoint_is_complete(family: str, tmp_path: Path, monkeyp
 def test_adapters_and_score_heads_fit(family: str, stand_in: StandIn) -> None:
     model, _, _ = load_pretrained_models(stand_in(family), trust_remote_code=True, lora_cfgs=lora_cfgs())
     spec = load_spec(stand_in(family), trust_remote_code=True)
-    policy_of(spec, model)(TokenCollator(spec, 'padded')([spec.encode(talk(family))])).sum().backward()
+    policy_of(spec, model)(TokenCollator(spec, 'padded')([spec.encode(talk(family))])).values.sum().backward()
     trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert trained and all('lora' in name for name in trained)
     judge, _, _ = load_pretrained_models(stand_in(family), trust_remote_code=True, is_reward_model=True)

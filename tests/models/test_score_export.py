@@ -42,8 +42,9 @@ def exported(family: str, tiny: Tiny, out: Path, **options: Any) -> tuple[Family
 
 @torch.no_grad()
 def scores(model: nn.Module, spec: FamilySpec, family: str) -> Tensor:
-    batch = TokenCollator(spec, 'padded')([spec.encode(conversation) for conversation in rows(family)])
-    return ScorePolicy(model.eval(), dtype=torch.float32)(batch)
+    collate = TokenCollator(spec, 'padded')
+    batch = collate([spec.encode(conversation) for conversation in rows(family)])
+    return ScorePolicy(model.eval(), collate, dtype=torch.float32)(batch).values
 
 
 def in_words(conversation: Conversation) -> Conversation:

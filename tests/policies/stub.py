@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from align_anything.core.types import Example, Piece
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,8 @@ class TextFamily:
     media_token_ids: frozenset[int] = frozenset()
     token_tensor_names: tuple[str, ...] = ()
     bidirectional_media: bool = False
+    softcap: float | None = None
+    logit_scale: float = 1.0
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         return torch.arange(len(ids))[None]
@@ -25,6 +29,11 @@ class TextFamily:
 
     def dummy(self, kind: str) -> Piece:
         return Piece(torch.tensor([7, 7]), torch.zeros(2), media={'pixels': torch.ones(1, 3)}, media_counts={kind: 1})
+
+
+def plain_policy(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> TokenPolicy:
+    """A policy of this family with the padded layout."""
+    return TokenPolicy(model, TokenCollator(TextFamily(), 'padded'), dtype=dtype)
 
 
 def piece(*tokens: int, weight: float = 0.0) -> Piece:

@@ -16,10 +16,9 @@ from align_anything.policies.token.attention import (
     register_segment_attention,
 )
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import LayoutMismatch, check_head, check_layout
 
-from .stub import TextFamily, example, piece, tiny_llama
+from .stub import TextFamily, example, piece, plain_policy, tiny_llama
 
 PAIR = example(piece(11, 12, 13), piece(21, 22, weight=1.0), piece(31, weight=1.0))
 SINGLE = example(piece(14, 15), piece(0, 23, 0, weight=2.0))  # token 0 is also the pad token
@@ -27,11 +26,12 @@ SINGLE = example(piece(14, 15), piece(0, 23, 0, weight=2.0))  # token 0 is also 
 
 def test_padded_places():
     batch = TokenCollator(TextFamily(), 'padded')([PAIR, SINGLE])
-    assert batch.inputs['input_ids'].tolist() == [[11, 12, 13, 21, 22], [11, 12, 13, 31, 0], [14, 15, 0, 23, 0]]
-    assert batch.inputs['attention_mask'].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert batch.targets.tolist() == [21, 22, 31, 0, 23, 0]
+    arguments = batch.inputs.arguments
+    assert arguments['input_ids'].tolist() == [[11, 12, 13, 21, 22], [11, 12, 13, 31, 0], [14, 15, 0, 23, 0]]
+    assert arguments['attention_mask'].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert batch.inputs.targets.tolist() == [21, 22, 31, 0, 23, 0]
     # predictor of 21 is column 2 of row 0; of 31 column 2 of row 1 (5 + 2); of the first 0 column 1 of row 2 (10 + 1)
-    assert batch.score_index.tolist() == [2, 3, 7, 11, 12, 13]
+    assert batch.inputs.score_index.tolist() == [2, 3, 7, 11, 12, 13]
     assert batch.segments.tolist() == [0, 0, 1, 2, 2, 2]
     assert batch.weights.tolist() == [1, 1, 1, 2, 2, 2]
     assert batch.examples_of_responses.tolist() == [0, 0, 1]
@@ -40,20 +40,20 @@ def test_padded_places():
 
 def test_packed_places():
     batch = TokenCollator(TextFamily(), 'packed')([PAIR, SINGLE])
-    assert batch.inputs['input_ids'].tolist() == [[11, 12, 13, 21, 22, 11, 12, 13, 31, 14, 15, 0, 23, 0]]
-    assert batch.inputs['position_ids'].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3, 4]]
-    assert batch.score_index.tolist() == [2, 3, 7, 10, 11, 12]
-    assert batch.inputs['segments'].spans == (Span(0, 5), Span(5, 9), Span(9, 14))
+    assert batch.inputs.arguments['input_ids'].tolist() == [[11, 12, 13, 21, 22, 11, 12, 13, 31, 14, 15, 0, 23, 0]]
+    assert batch.inputs.arguments['position_ids'].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3, 4]]
+    assert batch.inputs.score_index.tolist() == [2, 3, 7, 10, 11, 12]
+    assert batch.inputs.arguments['segments'].spans == (Span(0, 5), Span(5, 9), Span(9, 14))
     assert batch.stats['padding'] == 0
 
 
 def test_shared_prefix_places():
     batch = TokenCollator(TextFamily(), 'shared_prefix')([PAIR, SINGLE])
-    assert batch.inputs['input_ids'].tolist() == [[11, 12, 13, 21, 22, 31, 14, 15, 0, 23, 0]]
-    assert batch.inputs['position_ids'].tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 4]]
+    assert batch.inputs.arguments['input_ids'].tolist() == [[11, 12, 13, 21, 22, 31, 14, 15, 0, 23, 0]]
+    assert batch.inputs.arguments['position_ids'].tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 4]]
     # both first response tokens are predicted by the prompt's last token, at 2
-    assert batch.score_index.tolist() == [2, 3, 2, 7, 8, 9]
-    assert batch.inputs['segments'].spans == (
+    assert batch.inputs.score_index.tolist() == [2, 3, 2, 7, 8, 9]
+    assert batch.inputs.arguments['segments'].spans == (
         Span(0, 3),
         Span(3, 5, 0, 3),
         Span(5, 6, 0, 3),
@@ -63,7 +63,7 @@ def test_shared_prefix_places():
 
 
 def test_flash_arguments():
-    inputs = TokenCollator(TextFamily(), 'packed', segmented=False)([PAIR, SINGLE]).inputs
+    inputs = TokenCollator(TextFamily(), 'packed', segmented=False)([PAIR, SINGLE]).inputs.arguments
     assert inputs['cu_seq_lens_q'].tolist() == [0, 5, 9, 14] and inputs['cu_seq_lens_q'].dtype == torch.int32
     assert inputs['max_length_k'] == 5 and inputs['attention_mask'] is None and 'segments' not in inputs
 
@@ -72,7 +72,7 @@ def test_prompt_weights_count_once_and_the_first_token_has_no_score():
     trained = example(piece(11, 12, 13, weight=1.0), piece(21, weight=1.0), piece(31, weight=1.0))
     for layout in ('padded', 'packed', 'shared_prefix'):
         batch = TokenCollator(TextFamily(), layout)([trained])
-        assert batch.targets.tolist() == [12, 13, 21, 31], layout
+        assert batch.inputs.targets.tolist() == [12, 13, 21, 31], layout
 
 
 def test_prompt_media_are_carried_once_when_the_prompt_is_shared():
@@ -80,22 +80,23 @@ def test_prompt_media_are_carried_once_when_the_prompt_is_shared():
     pair = example(prompt, piece(21, weight=1.0), piece(31, weight=1.0))
     for layout, carried in (('padded', 2), ('packed', 2), ('shared_prefix', 1)):
         batch = TokenCollator(TextFamily(), layout)([pair])
-        assert len(batch.inputs['pixels']) == batch.stats['images'] == carried, layout
+        assert len(batch.inputs.arguments['pixels']) == batch.stats['images'] == carried, layout
 
 
 @pytest.mark.parametrize('layout', ['padded', 'packed', 'shared_prefix'])
 def test_dummy_media_stand_at_the_end_of_the_shortest_sequence(layout):
     batch = TokenCollator(TextFamily(), layout, dummy_kinds=('image',))([PAIR, SINGLE])
     plain = TokenCollator(TextFamily(), layout)([PAIR, SINGLE])
-    assert batch.inputs['pixels'].shape == (1, 3)
-    assert batch.targets.tolist() == plain.targets.tolist() and batch.weights.tolist() == plain.weights.tolist()
+    assert batch.inputs.arguments['pixels'].shape == (1, 3)
+    assert batch.inputs.targets.tolist() == plain.inputs.targets.tolist()
+    assert batch.weights.tolist() == plain.weights.tolist()
 
 
 @pytest.mark.parametrize('layout', ['padded', 'packed', 'shared_prefix'])
 def test_a_batch_of_nothing_has_no_units_and_lists_what_fell_out(layout):
     batch = TokenCollator(TextFamily(), layout)([], [Skipped('row', 'broken')])
-    assert batch.targets.shape == (0,) and batch.stats['examples'] == 0 and batch.skipped[0].reason == 'broken'
-    assert batch.inputs['input_ids'].numel() > 0
+    assert batch.inputs.targets.shape == (0,) and batch.stats['examples'] == 0 and batch.skipped[0].reason == 'broken'
+    assert batch.inputs.arguments['input_ids'].numel() > 0
 
 
 def test_masks_of_a_branch_with_a_window():
@@ -116,14 +117,19 @@ def policy():
     register_segment_attention()
     model = tiny_llama()
     model.set_attn_implementation(SEGMENT_ATTENTION)
-    return TokenPolicy(model, softcap=None, logit_scale=1.0, dtype=torch.float32)
+    return plain_policy(model)
+
+
+@pytest.fixture(scope='module')
+def score(policy):
+    return lambda batch: policy(batch).values
 
 
 @pytest.mark.parametrize('layout', ['padded', 'packed', 'shared_prefix'])
-def test_scores_and_gradients_equal_one_sequence_at_a_time(policy, layout):
+def test_scores_and_gradients_equal_one_sequence_at_a_time(policy, score, layout):
     def run(batches):
         policy.zero_grad()
-        values = [policy(batch) for batch in batches]
+        values = [score(batch) for batch in batches]
         sum(value.square().sum() for value in values).backward()
         return torch.cat(values).detach(), [parameter.grad.clone() for parameter in policy.parameters()]
 
@@ -137,32 +143,33 @@ def test_scores_and_gradients_equal_one_sequence_at_a_time(policy, layout):
 
 
 @pytest.mark.parametrize('layout', ['padded', 'packed', 'shared_prefix'])
-def test_self_check_passes_on_a_causal_model(policy, layout):
-    check_layout(policy, TokenCollator(TextFamily(), layout), range(10, 50), (), torch.float32)
+def test_self_check_passes_on_a_causal_model(score, layout):
+    check_layout(score, TokenCollator(TextFamily(), layout), range(10, 50), (), torch.float32)
 
 
-def test_self_check_finds_a_leak_between_neighbours(policy):
+def test_self_check_finds_a_leak_between_neighbours(score):
     class Leaking(TokenCollator):
         def __call__(self, examples, skipped=()):
             batch = super().__call__(examples, skipped)
-            if 'segments' in batch.inputs:
-                batch.inputs['segments'] = AttentionPlan((Span(0, batch.inputs['input_ids'].numel()),))
+            arguments = batch.inputs.arguments
+            if 'segments' in arguments:
+                arguments['segments'] = AttentionPlan((Span(0, arguments['input_ids'].numel()),))
             return batch
 
     with pytest.raises(LayoutMismatch, match="neighbour's tokens"):
-        check_layout(policy, Leaking(TextFamily(), 'packed'), range(10, 50), (), torch.float32)
+        check_layout(score, Leaking(TextFamily(), 'packed'), range(10, 50), (), torch.float32)
 
 
-def test_self_check_finds_a_model_that_sees_the_future(policy):
+def test_self_check_finds_a_model_that_sees_the_future(score):
     def future(batch):
-        return policy(batch) + batch.targets.sum() * 0.01
+        return score(batch) + batch.inputs.targets.sum() * 0.01
 
     with pytest.raises(LayoutMismatch, match="neighbour's tokens|later token"):
         check_layout(future, TokenCollator(TextFamily(), 'padded'), range(10, 50), (), torch.float32)
 
 
-def test_self_check_finds_an_undeclared_logit_scale(policy):
+def test_self_check_finds_an_undeclared_logit_scale(policy, score):
     batch = TokenCollator(TextFamily(), 'padded')([PAIR, SINGLE])
-    check_head(policy, lambda b: policy.model(**b.inputs).logits, batch, torch.float32)
+    check_head(score, lambda b: policy.model(**b.inputs.arguments).logits, batch, torch.float32)
     with pytest.raises(LayoutMismatch, match="model's own logits"):
-        check_head(policy, lambda b: 2 * policy.model(**b.inputs).logits, batch, torch.float32)
+        check_head(score, lambda b: 2 * policy.model(**b.inputs.arguments).logits, batch, torch.float32)

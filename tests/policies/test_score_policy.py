@@ -70,13 +70,14 @@ def policy(folder: Path, layout: str) -> ScorePolicy:
     model = stir(load_model(folder, spec.parts, dtype=torch.float64))
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     size = model.config.get_text_config().hidden_size
-    return ScorePolicy(add_score_head(model, head(size)).eval(), dtype=torch.float64)
+    collate = TokenCollator(spec, layout)
+    return ScorePolicy(add_score_head(model, head(size)).eval(), collate, dtype=torch.float64)
 
 
 def scores(folder: Path, collate: TokenCollator, examples: list[Example]) -> list[list[float]]:
     """The scores of each Example's responses."""
     with torch.no_grad():
-        values = policy(folder, collate.layout)(collate(examples)).tolist()
+        values = policy(folder, collate.layout)(collate(examples)).values.tolist()
     return [[values.pop(0) for _ in example.responses] for example in examples]
 
 
@@ -130,7 +131,7 @@ def test_a_batch_of_nothing_still_goes_through_head_and_body(tiny: Tiny) -> None
     folder = tiny('llama')
     module = policy(folder, 'packed')
     module.zero_grad()
-    values = module(TokenCollator(spec_of(folder), 'packed')([]))
+    values = module(TokenCollator(spec_of(folder), 'packed')([])).values
     values[:0].sum().backward()
     assert values.shape == (1,) and module.model.score.weight.grad is not None
     assert not any(parameter.grad.any() for parameter in module.parameters() if parameter.grad is not None)

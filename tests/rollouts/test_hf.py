@@ -53,7 +53,7 @@ def test_log_probabilities_are_those_of_the_policy(family: str, temperature: flo
     batch = TokenCollator(spec, 'shared_prefix')(completed(examples, found))
     policy.head.scale /= temperature or 1.0
     with torch.no_grad():
-        expected = policy(batch)
+        expected = policy(batch).values
     logprobs = torch.cat([response.logprobs for responses in found for response in responses])
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=1e-4)
     assert {response.version for responses in found for response in responses} == {7}

@@ -105,7 +105,7 @@ def draws_as_the_policy(
 ) -> None:
     spec = load(folder)
     policy = policy_of(folder, spec, 'padded').eval()
-    policy.head.temper(temperature)
+    policy.set_temperature(temperature)
     examples = prompts(spec, kinds)
     engine = started(folder, spec, policy.model, servers, reweighs=temperature != 1)
     own = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=8)
@@ -114,7 +114,7 @@ def draws_as_the_policy(
         sampling = Sampling(responses=2, max_new_tokens=6, temperature=temperature, seed=version)
         found = engine.generate(examples, sampling)
         with torch.no_grad():
-            expected = policy(TokenCollator(spec, 'padded')(completed(examples, found)))
+            expected = policy(TokenCollator(spec, 'padded')(completed(examples, found))).values
         torch.testing.assert_close(joined(found), expected, atol=1e-4, rtol=1e-4)
         assert {response.version for responses in found for response in responses} == {version}
         assert len({tuple(response.ids.tolist()) for responses in found for response in responses}) > len(examples)

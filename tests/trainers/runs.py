@@ -94,8 +94,8 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
             now = rank == rank_of_it and self.progress.step + 1 == step
 
             def terms(algorithm, batch, scored, estimates):
-                scored['policy'].values = scored['policy'].values * float('nan')
-                return inner_terms(algorithm, batch, scored, estimates)
+                poisoned = scored['policy']._replace(values=scored['policy'].values * float('nan'))
+                return inner_terms(algorithm, batch, {**scored, 'policy': poisoned}, estimates)
 
             if now and met is not None:
                 met.write_text('\n'.join(name for batch in window.batches for name in batch.sources))
@@ -132,7 +132,7 @@ def _rank(rank: int, argv: list[str], pair: Pair, before: Hook, algorithm: type[
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         try:
-            from align_anything.trainers.runs import run as module
+            from align_anything.trainers.runs import begin as module
 
             module.plot_metrics = lambda folder: 'none'
             before(rank)

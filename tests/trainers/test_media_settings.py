@@ -90,10 +90,10 @@ def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Pa
     # 2 s at 25 tokens a second.
     assert int((heard.prompt.ids == spec.config.audio_token_id).sum()) == 50
     # Where all ranks have to run the same towers, that for sounds is among them, though the pair reads none.
-    assert make_collator(cfgs, spec, text_video_to_text.PAIR, 'packed').dummy_kinds == ('audio', 'video')
+    assert make_collator(cfgs, spec, text_video_to_text.PAIR, SFT()).dummy_kinds == ('audio', 'video')
     without = cfgs.model_copy(update={'data_cfgs': cfgs.data_cfgs.model_copy(update={'audio_in_video': False})})
-    assert make_collator(without, spec, text_video_to_text.PAIR, 'packed').dummy_kinds == ('video',)
-    assert make_collator(cfgs, spec, any_to_text.PAIR, 'packed').dummy_kinds == ('audio', 'image', 'video')
+    assert make_collator(without, spec, text_video_to_text.PAIR, SFT()).dummy_kinds == ('video',)
+    assert make_collator(cfgs, spec, any_to_text.PAIR, SFT()).dummy_kinds == ('audio', 'image', 'video')
 
 
 def test_sound_in_clips_is_refused_for_a_model_that_does_not_hear_them(

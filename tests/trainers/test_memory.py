@@ -14,8 +14,9 @@ from align_anything.cli.leaves import find_run
 from align_anything.configs.resolve import resolve
 from align_anything.core.errors import ModelError
 from align_anything.models.any_model import AnyModel, AnyModelForScore
-from align_anything.trainers.runs.assembly import rehearse, spec_of
+from align_anything.trainers.runs.assembly import build_on_meta
 from align_anything.trainers.runs.memory import Memory, memory_of_run
+from align_anything.trainers.runs.settings import spec_of
 from tests.trainers.test_scoring import with_head
 
 Tiny = Callable[..., Path]
@@ -41,7 +42,7 @@ def held(algorithm: str, model: Path, pair: str = 'text_to_text', **settings: An
     its_pair, kind = find_run(pair, algorithm)
     resolved = resolve(pair, algorithm, kind, known_algorithms(), argv, {})
     spec = spec_of(resolved.cfgs)
-    policy, _ = rehearse(resolved.cfgs, spec, resolved.algorithm)
+    policy, _ = build_on_meta(resolved.cfgs, spec, resolved.algorithm)
     return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy)
 
 

@@ -66,7 +66,7 @@ Step = dict[str, float]
 
 def read_data(rank: int, commands: dict[str, list[str]]) -> dict[str, list[list[Step]]]:
     """What this rank is given in each step of two epochs, by kind of run."""
-    from align_anything.trainers.runs.assembly import choose_layout, make_collator, spec_of
+    from align_anything.trainers.runs.assembly import make_collator
     from align_anything.trainers.runs.data import (
         make_dataset,
         open_sources,
@@ -74,6 +74,7 @@ def read_data(rank: int, commands: dict[str, list[str]]) -> dict[str, list[list[
         training_loader,
         training_sampler,
     )
+    from align_anything.trainers.runs.settings import spec_of
 
     found: dict[str, list[list[Step]]] = {}
     spec = None
@@ -82,10 +83,10 @@ def read_data(rank: int, commands: dict[str, list[str]]) -> dict[str, list[list[
         cfgs, parts = resolved.cfgs, open_sources(resolved.cfgs).training
         spec = spec or spec_of(cfgs)
         dataset = make_dataset(parts, PAIR, spec, resolved.algorithm, 'all_assistant')
-        layout = choose_layout(cfgs, spec, resolved.algorithm)
-        costs, unusable = row_costs(dataset, spec, cfgs)
-        sampler = training_sampler(parts, dataset, spec, cfgs, costs, padded=layout == 'padded')
-        loader = training_loader(dataset, sampler, make_collator(cfgs, spec, PAIR, layout), cfgs)
+        collate = make_collator(cfgs, spec, PAIR, resolved.algorithm)
+        costs, unusable = row_costs(dataset, collate, cfgs)
+        sampler = training_sampler(parts, dataset, collate, cfgs, costs)
+        loader = training_loader(dataset, sampler, collate, cfgs)
         found[kind] = [
             [{**batch.stats, 'skipped': len(batch.skipped) + len(unusable)} for (batch,) in loader.steps(epoch)]
             for epoch in (0, 1)

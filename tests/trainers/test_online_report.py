@@ -29,7 +29,7 @@ def drawn() -> Drawn:
 def known(drawn: Drawn, by_trainer: float) -> list[Example]:
     for example in drawn.examples:
         for piece in example.responses:
-            piece.known['old'] = torch.full((len(piece),), by_trainer)
+            piece.per_unit['old'] = torch.full((len(piece),), by_trainer)
     return drawn.examples
 
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Example
-from align_anything.engines.frozen import FrozenEngine
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.trainers.runs.assembly import engine_config, make_policy, spec_of
-from align_anything.trainers.runs.loading import load_frozen
+from align_anything.trainers.runs.assembly import open_frozen
+from align_anything.trainers.runs.settings import engine_config, spec_of
 from tests.invariants.runs import assembled, fork, settings, zero_file
 from tests.models.mixed import MEDIA, first_turn
 
@@ -32,17 +31,16 @@ def scores(folder: Path, family: str, zero: Path) -> list[Tensor]:
     """Of the answers of the examples, by a model that never trains."""
     cfgs = settings(folder, family, zero)
     spec, config = spec_of(cfgs), engine_config(cfgs)[0]
-    model = load_frozen(cfgs, spec, str(folder), 'padded', dtype=torch.float32, config=config)
-    engine = FrozenEngine(make_policy(SFT(), spec, model, torch.float32), config, torch.device('cpu'))
     collate = TokenCollator(spec, 'padded', dummy_kinds=MEDIA[family])
+    engine = open_frozen(cfgs, collate, str(folder), scores='tokens', dtype=torch.float32, config=config)
     return [engine.score(collate([example])).values for example in examples(spec, family)]
 
 
 def losses(folder: Path, family: str, zero: Path) -> list[float]:
     """Of two optimizer steps over the examples."""
     run = assembled(settings(folder, family, zero, gradient_checkpointing=True), family)
-    window = [run.collator([example]) for example in examples(run.collator.spec, family)]
-    return [run.engine.train_window(window, SFT()).loss for _ in range(2)]
+    window = [run.policy.collate([example]) for example in examples(run.policy.collate.spec, family)]
+    return [run.train_window(window, SFT()).loss for _ in range(2)]
 
 
 @pytest.mark.parametrize('family', ['qwen2_audio', 'gemma4', 'gemma3n'])

@@ -21,10 +21,12 @@ from align_anything.core.errors import DataError, SettingsError
 from align_anything.core.types import Batch
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.reference_scores import Referenced
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.trainers.runs import reference as module
-from align_anything.trainers.runs.assembly import Assembled, assemble, choose_layout, spec_of
+from align_anything.trainers.runs.assembly import assemble, make_collator
 from align_anything.trainers.runs.data import make_dataset, open_sources
-from align_anything.trainers.runs.reference import check_reference, make_roles, untrained
+from align_anything.trainers.runs.reference import check_reference, make_roles
+from align_anything.trainers.runs.settings import spec_of
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import IMAGE, TEXT, lines, sft, succeed, text_rows, warm, weights, write_rows
 from tests.trainers.test_kept_features import count, epochs
@@ -79,13 +81,13 @@ class Opened:
     """A run before its first step."""
 
     algorithm: Algorithm
-    assembled: Assembled
+    engine: DeepSpeedEngine
     dataset: ExampleDataset
     roles: dict[str, Any]
     rows: Any
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        return self.assembled.collator([self.rows[number] for number in numbers])
+        return self.engine.policy.collate([self.rows[number] for number in numbers])
 
 
 def opened(kind: type[Algorithm], out: Path, model: Path, rows: Path, **settings: Any) -> Opened:
@@ -96,9 +98,9 @@ def opened(kind: type[Algorithm], out: Path, model: Path, rows: Path, **settings
     spec = spec_of(cfgs)
     dataset = make_dataset(open_sources(cfgs).training, TEXT, spec, algorithm, cfgs.data_cfgs.train_on)
     torch.manual_seed(cfgs.train_cfgs.seed)
-    assembled = assemble(cfgs, algorithm, spec, TEXT, choose_layout(cfgs, spec, algorithm), total_steps=10)
-    roles, training, _ = make_roles(cfgs, algorithm, spec, assembled, dataset, [])
-    return Opened(algorithm, assembled, dataset, roles, training)
+    engine = assemble(cfgs, algorithm, make_collator(cfgs, spec, TEXT, algorithm), total_steps=10)
+    roles, training, _ = make_roles(cfgs, algorithm, engine, dataset, [])
+    return Opened(algorithm, engine, dataset, roles, training)
 
 
 def scores(batch: Batch, score: Callable[[Batch], Any]) -> torch.Tensor:
@@ -112,9 +114,9 @@ def follow(rank: int, ranks: int, out: Path, given: dict[str, tuple[type[Algorit
     for name, (kind, model, rows, settings) in given.items():
         run = opened(kind, out / name, model, rows, **settings)
         batch = run.batch(range(rank, ROWS, ranks))
-        policy, reference = untrained(run.assembled.engine), run.roles['reference']
+        policy, reference = run.engine.infer, run.roles['reference']
         before = scores(batch, policy), scores(batch, reference)
-        assert run.assembled.engine.train_window([batch], run.algorithm, run.roles).applied
+        assert run.engine.train_window([batch], run.algorithm, run.roles).applied
         found[name] = *before, scores(batch, reference), scores(batch, policy)
     return found
 
@@ -189,11 +191,11 @@ def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
         found = {'first': asked()[0]}
         found['again'], run = asked()
         found['with larger batches'] = asked(per_device_train_batch_size=4)[0]
-        known = run.rows[0].responses[0].known['reference']
+        known = run.rows[0].responses[0].per_unit['reference']
         for file in cache.glob('*/*.safetensors'):
             file.write_bytes(file.read_bytes()[:-4])
         found['broken'], mended = asked()
-        torch.testing.assert_close(mended.rows[0].responses[0].known['reference'], known)
+        torch.testing.assert_close(mended.rows[0].responses[0].per_unit['reference'], known)
         found['mended'] = asked()[0]
         found['other model'] = asked(reference_model_name_or_path=other)[0]
         found['other precision'] = asked(reference_dtype='bf16')[0]

@@ -15,8 +15,8 @@ from align_anything.cli.leaves import find_run
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.errors import RewardError, SettingsError
 from align_anything.core.types import Example, Piece
-from align_anything.trainers.runs.reward_model import ModelJudge
 from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.roles import ModelJudge
 from tests.learning.preferences import LESSONS
 from tests.learning.tasks import row
 from tests.rewards.common import completion
@@ -144,9 +144,18 @@ def test_a_model_that_gives_no_number_names_the_row() -> None:
     def encode_group(conversations: list[Any], train_on: str, start: int, may_be_empty: bool) -> Example:
         return Example(Piece(torch.zeros(1), torch.zeros(1)), [Piece(torch.zeros(1), torch.ones(1))] * 2)
 
-    engine = SimpleNamespace(device='cpu', score=lambda batch: SimpleNamespace(values=torch.tensor([0.5, torch.nan])))
-    collator = lambda part: SimpleNamespace(to=lambda device: part)  # noqa: E731
-    judge = ModelJudge('my-judge', SimpleNamespace(encode_group=encode_group), engine, collator, batch_size=2)
+    class Collate:
+        spec = SimpleNamespace(encode_group=encode_group)
+
+        def __call__(self, part: list[Example]) -> Any:
+            return SimpleNamespace(to=lambda device: part)
+
+    engine = SimpleNamespace(
+        device='cpu',
+        policy=SimpleNamespace(collate=Collate()),
+        score=lambda batch: SimpleNamespace(values=torch.tensor([0.5, torch.nan])),
+    )
+    judge = ModelJudge('my-judge', engine, batch_size=2)
     first = completion(source='rows:1')
     with pytest.raises(RewardError, match='the model my-judge gave nan to rows:1, not a finite number'):
         judge([first, completion('No.', source='rows:1', conversation=first.conversation)])

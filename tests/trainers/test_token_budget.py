@@ -10,8 +10,8 @@ from align_anything.algorithms.sft import SFT
 from align_anything.configs.resolve import resolve
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.work import WorkOf, tensors_of
-from align_anything.trainers.runs.assembly import spec_of
-from align_anything.trainers.runs.data import work_of
+from align_anything.policies.token.plan import work_of
+from align_anything.trainers.runs.settings import spec_of
 from tests.trainers.runs import IMAGE, lines, run, sft, succeed, text_rows, weights, write_rows
 
 

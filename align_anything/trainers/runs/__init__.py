@@ -1,0 +1,1 @@
+"""The wiring of one run, from resolved settings to a saved model."""

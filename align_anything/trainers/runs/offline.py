@@ -1,0 +1,47 @@
+"""One run over a fixed dataset: everything is opened and checked, then trained, then saved."""
+
+from __future__ import annotations
+
+import torch
+
+from align_anything.configs.resolve import Resolved
+from align_anything.datasets.parts import names_of
+from align_anything.trainers.loops.offline import OfflineLoop
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.assembly import assemble
+from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
+from align_anything.trainers.runs.data import loader_in_order, row_costs, total_steps, training_loader, training_sampler
+from align_anything.trainers.runs.reference import make_roles
+from align_anything.trainers.runs.slices import Slices
+
+
+def train(pair: Pair, resolved: Resolved) -> None:
+    """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    run = begin(pair, resolved)
+    dataset, held_out = run.datasets()
+    costs, unusable = row_costs(dataset, run.collate, cfgs)
+    sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs)
+    steps = total_steps(cfgs, sampler)
+    check_steps(run, steps)
+
+    torch.manual_seed(cfgs.train_cfgs.seed)
+    policy = assemble(cfgs, algorithm, run.collate, steps)
+    # Before the state of an earlier run is loaded: the policy is still what it is compared with.
+    roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, policy, dataset, held_out)
+    slices = Slices(resolved, run.output_dir, {'policy': policy}, run.spec)
+    start(run, slices, sampler, steps)
+    batch_size = cfgs.train_cfgs.per_device_eval_batch_size
+    evaluation = {
+        name: loader_in_order(rows, dataset.sizes, batch_size, policy.policy.collate, cfgs)
+        for name, rows, dataset in zip(names_of(run.sources.evaluation), held_out_rows, held_out, strict=True)
+    }
+    loop = OfflineLoop(
+        engine=policy,
+        roles=roles,
+        training=training_loader(training_rows, sampler, policy.policy.collate, cfgs),
+        evaluation=evaluation,
+        **bookkeeping(run, slices, dataset, steps),
+    )
+    loop.file_skips(unusable)
+    finish(run, loop, slices)

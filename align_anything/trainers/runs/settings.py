@@ -1,0 +1,73 @@
+"""What follows from the settings of a run alone: its precision, its engine's configuration, its family's rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from align_anything.configs.deepspeed_files import load_deepspeed_config
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import world_size
+from align_anything.core.errors import SettingsError
+from align_anything.engines.deepspeed_config import build_config, offloads_optimizer
+from align_anything.engines.optim import choose_optimizer
+from align_anything.models.family import FamilySpec
+from align_anything.models.pretrained_model import load_spec
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
+
+
+def precision_of(cfgs: RunCfgs) -> str:
+    """`bf16`, `fp16` or `fp32`, as the settings ask. Raises SettingsError for fp16 on a CPU, which has no such mode."""
+    if cfgs.train_cfgs.fp16 and not torch.cuda.is_available():
+        raise SettingsError(['train_cfgs.fp16: DeepSpeed cannot train in float16 on a CPU. Use bf16, or neither.'])
+    return 'bf16' if cfgs.train_cfgs.bf16 else 'fp16' if cfgs.train_cfgs.fp16 else 'fp32'
+
+
+def dtype_of(cfgs: RunCfgs) -> torch.dtype:
+    """The type of the run's precision."""
+    return DTYPES[precision_of(cfgs)]
+
+
+def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
+    """The DeepSpeed configuration of the run and the name of its optimizer."""
+    train = cfgs.train_cfgs
+    zero_file = load_deepspeed_config(train.ds_cfgs)
+    device_type = 'cuda' if torch.cuda.is_available() else 'cpu'
+    optimizer = choose_optimizer(train.optimizer, device_type=device_type, offload=offloads_optimizer(zero_file))
+    config = build_config(
+        zero_file,
+        micro_batch=train.per_device_train_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        world_size=world_size(),
+        precision=precision_of(cfgs),
+        max_grad_norm=train.max_grad_norm,
+        optimizer=optimizer,
+    )
+    return config, optimizer
+
+
+def frozen_config(cfgs: RunCfgs, precision: str, zero_file: str | None = None) -> dict[str, Any]:
+    """The DeepSpeed configuration of a model that only scores, by its own `zero_file` or that of the run."""
+    return build_config(
+        load_deepspeed_config(zero_file or cfgs.train_cfgs.ds_cfgs),
+        micro_batch=cfgs.train_cfgs.per_device_train_batch_size,
+        accumulation=1,
+        world_size=world_size(),
+        precision=precision,
+        max_grad_norm=0.0,
+        optimizer='',
+    )
+
+
+def spec_of(cfgs: RunCfgs) -> FamilySpec:
+    """The family rules of the run's checkpoint; reads no weights."""
+    model = cfgs.model_cfgs
+    return load_spec(
+        model.model_name_or_path,
+        model_max_length=model.model_max_length,
+        trust_remote_code=model.trust_remote_code,
+        chat_template=model.chat_template,
+        processor_kwargs=model.processor_kwargs,
+    )
