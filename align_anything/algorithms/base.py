@@ -12,7 +12,7 @@ from torch import Tensor
 from align_anything.configs.schema import AlgorithmCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.registry import Registry
-from align_anything.core.types import Batch, Scored
+from align_anything.core.types import Batch, Need, Scored
 
 
 class Algorithm(AlgorithmCfgs):
@@ -20,24 +20,35 @@ class Algorithm(AlgorithmCfgs):
 
     Class attributes:
         name: the file name of its leaves and YAML files.
-        data_hook: what a row must give: `supervised`, `preference`, `unpaired` (a response with a label),
-            `answers` (one or two, to be scored) or `prompt_only`.
+        task: what it reads of a row: `supervised`, `preference`, `unpaired` (a response with a label), `answers` (one
+            or two, to be scored) or `prompt`.
         meta_keys: what the row's meta must hold for it.
-        roles: the models that score a batch; `trains` are those whose weights change.
+        trains: the models whose weights change, by role.
         scores: what the policy gives: a log-probability for each of the `tokens`, or a number by a head of its own for
             each of the `responses`, or of the `units`.
         estimates_first: whether a step begins with `estimates`.
         with_entropy: whether `terms` read the entropies of the policy.
+        generates: whether the policy generates the responses that it learns from.
     """
 
     name: ClassVar[str]
-    data_hook: ClassVar[str]
+    task: ClassVar[str]
     meta_keys: ClassVar[tuple[str, ...]] = ()
-    roles: ClassVar[tuple[str, ...]] = ('policy',)
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     scores: ClassVar[str] = 'tokens'
     estimates_first: ClassVar[bool] = False
     with_entropy: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+
+    @property
+    def refers(self) -> bool:
+        """Whether it reads the scores of a reference, the per-unit values `reference` of a batch."""
+        return False
+
+    @property
+    def needs(self) -> Need:
+        """The least that the score of a unit must be, see `core.types.Need`."""
+        return 'score'
 
     def coefficients(self) -> dict[str, float]:
         """The weight of each loss term in the objective, by the term's name."""
@@ -47,11 +58,11 @@ class Algorithm(AlgorithmCfgs):
         """What each term, and each metric, is divided by, summed over the step: its own units in this batch."""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
-        """The sum of each term over this batch, given every role's scores. What has no coefficient is a metric."""
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        """The sum of each term over this batch, given the scores of the policy. What has no coefficient is a metric."""
         raise NotImplementedError
 
-    def estimates(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, tuple[Tensor, Tensor]]:
+    def estimates(self, batch: Batch, scored: Scored) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum and count, over a batch with the responses of other rows, of what `terms` needs of the whole step."""
         raise NotImplementedError
 

@@ -25,7 +25,7 @@ class CostModel(Algorithm):
     """
 
     name: ClassVar[str] = 'cost_model'
-    data_hook: ClassVar[str] = 'preference'
+    task: ClassVar[str] = 'preference'
     scores: ClassVar[str] = 'responses'
     meta_keys: ClassVar[tuple[str, ...]] = ('is_better_safe', 'is_worse_safe')
 
@@ -47,8 +47,8 @@ class CostModel(Algorithm):
             **dict.fromkeys(PAIR_METRICS, pairs),
         }
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
-        costs = scored['policy'].values
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        costs = scored.values
         harmful, harmless = pairs_of(costs)
         costs = torch.stack([harmful, harmless], dim=1).flatten()
         flags = [not meta[key] for meta in batch.metas for key in self.meta_keys if key in meta]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.pairs import LabelSmoothing, PairAlgorithm, SFTCoeff
+from align_anything.core.types import Need
 from align_anything.losses.dpo import Ratios
 from align_anything.losses.reference_free import cpo_loss
 
@@ -22,6 +23,10 @@ class CPO(PairAlgorithm):
     scale_coeff: PositiveFloat = Field(0.1, description='Beta: scale of the log-probabilities as rewards.')
     label_smoothing: LabelSmoothing = 0.0
     sft_coeff: SFTCoeff = 1.0
+
+    @property
+    def needs(self) -> Need:
+        return 'probability'
 
     def pair_losses(self, ratios: Ratios) -> tuple[Tensor, Tensor, Tensor]:
         losses = cpo_loss(ratios.chosen, ratios.rejected, beta=self.scale_coeff, label_smoothing=self.label_smoothing)

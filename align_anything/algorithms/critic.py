@@ -22,7 +22,7 @@ class Critic(Algorithm):
     """
 
     name: ClassVar[str] = 'critic'
-    data_hook: ClassVar[str] = 'prompt_only'
+    task: ClassVar[str] = 'prompt'
     scores: ClassVar[str] = 'units'
 
     role: str = Field('reward_critic', description='Which critic this is.')
@@ -34,8 +34,8 @@ class Critic(Algorithm):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return dict.fromkeys(('value_loss', *EXPLAINED), batch.weights.sum())
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
-        values, returns = scored['policy'].values, batch.values_of(f'returns/{self.role}')
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        values, returns = scored.values, batch.values_of(f'returns/{self.role}')
         loss = value_loss(
             values, batch.values_of(f'values/{self.role}'), returns, batch.weights, clip_range=self.clip_range_value
         )

@@ -25,7 +25,7 @@ class KTO(Referring):
     """
 
     name: ClassVar[str] = 'kto'
-    data_hook: ClassVar[str] = 'unpaired'
+    task: ClassVar[str] = 'unpaired'
     estimates_first: ClassVar[bool] = True
 
     scale_coeff: PositiveFloat = Field(
@@ -47,7 +47,7 @@ class KTO(Referring):
             'undesirable_reward': (~labels).sum(),
         }
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
         labels = labels_of(batch).to(batch.weights.device)
         ratios = self._ratios(batch, scored)[: len(labels)]
         # The divergence cannot be below zero, its estimate can.
@@ -69,12 +69,12 @@ class KTO(Referring):
             'undesirable_reward': (rewards * ~labels).sum(),
         }
 
-    def estimates(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, tuple[Tensor, Tensor]]:
+    def estimates(self, batch: Batch, scored: Scored) -> dict[str, tuple[Tensor, Tensor]]:
         ratios = self._ratios(batch, scored)
         return {'kl': (ratios.sum(), torch.tensor(float(len(ratios)), device=ratios.device))}
 
-    def _ratios(self, batch: Batch, scored: Mapping[str, Scored]) -> Tensor:
-        values = (scored['policy'].values - scored['reference'].values) * batch.weights
+    def _ratios(self, batch: Batch, scored: Scored) -> Tensor:
+        values = (scored.values - batch.values_of('reference')) * batch.weights
         return response_sums(values, batch.segments, batch.num_responses)
 
 

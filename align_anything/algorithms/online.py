@@ -54,7 +54,8 @@ class Online(Algorithm):
     `compares` says that the loss itself compares the responses to a prompt, so that no micro-batch may part them.
     """
 
-    data_hook: ClassVar[str] = 'prompt_only'
+    task: ClassVar[str] = 'prompt'
+    generates: ClassVar[bool] = True
     compares: ClassVar[bool] = False
     more_groups: ClassVar[Mapping[str, type[Cfgs]]] = MORE_GROUPS
 
@@ -76,14 +77,18 @@ class Online(Algorithm):
     )
 
     @property
-    def refers(self) -> bool:
-        """Whether a reference is asked at all."""
-        return False
-
-    @property
     def corrects(self) -> bool:
         """Whether the loss makes up for responses being drawn by other log-probabilities than the trainer has."""
         return False
+
+    @property
+    def supervises(self) -> bool:
+        """Whether an optimizer step has supervised rows too."""
+        return False
+
+    def without_supervision(self) -> Online:
+        """The same algorithm without a supervised term."""
+        return self
 
     @property
     def bootstraps(self) -> bool:

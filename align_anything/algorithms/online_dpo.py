@@ -22,9 +22,8 @@ class OnlineDPO(DPOLosses, Comparing, Reference):
     """
 
     name: ClassVar[str] = 'online_dpo'
-    data_hook: ClassVar[str] = 'prompt_only'
+    task: ClassVar[str] = 'prompt'
     compares: ClassVar[bool] = True
-    roles: ClassVar[tuple[str, ...]] = ('policy', 'reference')
 
     num_generations: PositiveInt = Field(
         2, ge=2, description='Responses to each prompt; the best and the worst are learnt from.'

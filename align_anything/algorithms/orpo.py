@@ -9,6 +9,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.pairs import PairAlgorithm, SFTCoeff
+from align_anything.core.types import Need
 from align_anything.losses.dpo import Ratios
 from align_anything.losses.reference_free import odds_ratio_loss
 
@@ -28,6 +29,10 @@ class ORPO(PairAlgorithm):
 
     def coefficients(self) -> dict[str, float]:
         return {'preference_loss': self.scale_coeff, 'sft_loss': self.sft_coeff}
+
+    @property
+    def needs(self) -> Need:
+        return 'probability'
 
     def pair_losses(self, ratios: Ratios) -> tuple[Tensor, Tensor, Tensor]:
         mean = ratios.per_token()

@@ -52,7 +52,7 @@ class PairAlgorithm(Algorithm):
     beside it with a coefficient of its own.
     """
 
-    data_hook: ClassVar[str] = 'preference'
+    task: ClassVar[str] = 'preference'
 
     sft_coeff: SFTCoeff = 0.0
 
@@ -74,9 +74,9 @@ class PairAlgorithm(Algorithm):
             **dict.fromkeys(PAIR_METRICS, pairs),
         }
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
-        logprobs = scored['policy'].values
-        ratios = logprobs - scored['reference'].values if 'reference' in self.roles else logprobs
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        logprobs = scored.values
+        ratios = logprobs - batch.values_of('reference') if self.refers else logprobs
         losses, chosen, rejected = self.pair_losses(_ratios(batch, ratios))
         return {
             'preference_loss': losses.sum(),

@@ -11,7 +11,7 @@ from torch import Tensor
 from align_anything.algorithms.online import Online
 from align_anything.configs.ptx import POLICY_GROUPS
 from align_anything.configs.schema import Cfgs
-from align_anything.core.types import Batch, Scored
+from align_anything.core.types import Batch, Need, Scored
 from align_anything.losses.aggregation import Aggregation, aggregation_weights
 from align_anything.losses.kl import KL_ESTIMATORS
 from align_anything.losses.policy_gradient import Clip, importance_ratios, policy_metrics, ppo_loss, rollout_weights
@@ -83,6 +83,17 @@ class PolicyGradient(Online):
         return bool(self.kl_in_loss[0])
 
     @property
+    def needs(self) -> Need:
+        return 'probability' if self.entropy_coeff else 'transition'
+
+    @property
+    def supervises(self) -> bool:
+        return bool(self.ptx_coeff)
+
+    def without_supervision(self) -> PolicyGradient:
+        return self.model_copy(update={'ptx_coeff': 0.0})
+
+    @property
     def corrects(self) -> bool:
         return self.rollout_correction_cap is not None
 
@@ -109,13 +120,13 @@ class PolicyGradient(Online):
             return {**drawn, 'ptx_loss': nothing}
         return {**dict.fromkeys(drawn, nothing), 'ptx_loss': batch.weights.sum()}
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
         if not self.ptx_coeff:
             return self._drawn_terms(batch, scored)
         nothing = batch.weights.new_zeros(())
         if batch.per_unit:
             return {**self._drawn_terms(batch, scored), 'ptx_loss': nothing}
-        supervised = sft_loss(scored['policy'].values, batch.weights)
+        supervised = sft_loss(scored.values, batch.weights)
         return {**dict.fromkeys(self._drawn_counts(batch), nothing), 'ptx_loss': supervised}
 
     def _drawn_counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -128,8 +139,8 @@ class PolicyGradient(Online):
             **dict.fromkeys((*metrics, *dual), batch.weights.sum()),
         }
 
-    def _drawn_terms(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, Tensor]:
-        logprobs, responses = scored['policy'].values, (batch.segments, batch.num_responses)
+    def _drawn_terms(self, batch: Batch, scored: Scored) -> dict[str, Tensor]:
+        logprobs, responses = scored.values, (batch.segments, batch.num_responses)
         old, advantages = batch.values_of('old'), batch.values_of('advantage')
         weights, _ = self._aggregated(batch)
         ratios = importance_ratios(logprobs, old, batch.weights, *responses, self.importance_level)
@@ -141,7 +152,7 @@ class PolicyGradient(Online):
             )
         terms = {
             'policy_loss': self.policy_loss(logprobs, old, ratios, advantages, trusted),
-            'entropy': (weights * scored['policy'].entropy).sum(),
+            'entropy': (weights * scored.entropy).sum(),
         }
         if self.refers:
             estimator = KL_ESTIMATORS[self.kl_in_loss[1]]

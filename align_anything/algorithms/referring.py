@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -30,7 +30,9 @@ class Reference(Algorithm):
 class Referring(Reference):
     """Base of the algorithms over fixed responses whose loss reads the reference."""
 
-    roles: ClassVar[tuple[str, ...]] = ('policy', 'reference')
+    @property
+    def refers(self) -> bool:
+        return True
 
     reference_cache_dir: str | None = Field(
         None,

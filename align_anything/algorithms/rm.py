@@ -23,7 +23,7 @@ class RM(Algorithm):
     """
 
     name: ClassVar[str] = 'rm'
-    data_hook: ClassVar[str] = 'preference'
+    task: ClassVar[str] = 'preference'
     scores: ClassVar[str] = 'responses'
 
     regularization: NonNegativeFloat = Field(
@@ -41,8 +41,8 @@ class RM(Algorithm):
             **dict.fromkeys((*PAIR_METRICS, 'overconfidence'), pairs),
         }
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
-        chosen, rejected = pairs_of(scored['policy'].values)
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        chosen, rejected = pairs_of(scored.values)
         return {
             'preference_loss': bradley_terry_loss(chosen, rejected, margins_of(batch, chosen)).sum(),
             'squared_score': chosen.square().sum() + rejected.square().sum(),

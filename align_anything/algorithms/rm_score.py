@@ -12,6 +12,6 @@ class RMScore(Algorithm):
     """Gives every answer of the data its score."""
 
     name: ClassVar[str] = 'rm_score'
-    data_hook: ClassVar[str] = 'answers'
+    task: ClassVar[str] = 'answers'
     scores: ClassVar[str] = 'responses'
     trains: ClassVar[tuple[str, ...]] = ()

@@ -17,7 +17,7 @@ class SFT(Algorithm):
     """Token mean of the negative log-likelihood over the whole optimizer step."""
 
     name: ClassVar[str] = 'sft'
-    data_hook: ClassVar[str] = 'supervised'
+    task: ClassVar[str] = 'supervised'
 
     def coefficients(self) -> dict[str, float]:
         return {'loss': 1.0}
@@ -25,5 +25,5 @@ class SFT(Algorithm):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {'loss': batch.weights.sum()}
 
-    def terms(self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]) -> dict[str, Tensor]:
-        return {'loss': sft_loss(scored['policy'].values, batch.weights)}
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
+        return {'loss': sft_loss(scored.values, batch.weights)}

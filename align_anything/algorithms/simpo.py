@@ -9,6 +9,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.pairs import LabelSmoothing, PairAlgorithm
+from align_anything.core.types import Need
 from align_anything.losses.dpo import Ratios
 from align_anything.losses.reference_free import simpo_loss
 
@@ -22,6 +23,10 @@ class SimPO(PairAlgorithm):
     scale_coeff: PositiveFloat = Field(2.5, description='Beta: scale of the mean log-probabilities as rewards.')
     gamma: NonNegativeFloat = Field(1.4, description='Target margin between the rewards of the two responses.')
     label_smoothing: LabelSmoothing = 0.0
+
+    @property
+    def needs(self) -> Need:
+        return 'probability'
 
     def pair_losses(self, ratios: Ratios) -> tuple[Tensor, Tensor, Tensor]:
         mean = ratios.per_token()

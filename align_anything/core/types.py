@@ -23,6 +23,11 @@ A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the 
 """
 Conversation = list[Message]
 
+Need = Literal['score', 'transition', 'probability']
+NEEDS: tuple[Need, ...] = ('score', 'transition', 'probability')
+"""What the score of a unit is, each more than the one before: a number that is better when it is higher; the
+log-density of a transition that was sampled; the log-probability of one choice among finitely many."""
+
 Array = Any
 """A numpy array; this floor imports no numpy."""
 

@@ -20,7 +20,14 @@ from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import join_process_group
-from align_anything.engines.window import Objective, WindowResult, global_counts, global_estimates, run_window
+from align_anything.engines.window import (
+    Objective,
+    WindowResult,
+    global_counts,
+    global_estimates,
+    run_window,
+    with_roles,
+)
 from align_anything.policies.base import Policy
 
 STATE_TAG = 'deepspeed'
@@ -105,27 +112,27 @@ class DeepSpeedEngine:
         Args:
             window: the micro-batches, equally many on every rank (some may be empty ones).
             algorithm: gives counts, term sums and coefficients.
-            roles: further scorers by role, for instance a reference model.
+            roles: further scorers, such as the `reference`, whose scores the algorithm reads as per-unit values.
             extras: numbers to be summed over ranks along the way.
 
         Returns:
             The result over all ranks. When the loss is not finite, or nothing is trained by any rank, the weights are
             untouched and `applied` is False.
         """
-        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
+        scorer = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
         counts, summed = global_counts(window, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
             return WindowResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
-        estimates = self._estimates(window, algorithm, scorers)
+        estimates = self._estimates(window, algorithm, scorer)
         self.engine.train()
         remaining = len(window)
 
-        def score(batch: Batch) -> dict[str, Scored]:
+        def score(batch: Batch) -> Scored:
             nonlocal remaining
             remaining -= 1
             # ZeRO reads the boundary in the forward pass as well.
             self.engine.set_gradient_accumulation_boundary(remaining == 0)
-            return {name: scorer(batch) for name, scorer in scorers.items()}
+            return scorer(batch)
 
         result = run_window(
             window,
@@ -162,8 +169,8 @@ class DeepSpeedEngine:
 
         `batches` gives equally many on every rank, and the same ones each time it is called.
         """
-        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
-        estimates = self._estimates(batches(), algorithm, scorers)
+        scorer = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
+        estimates = self._estimates(batches(), algorithm, scorer)
         self.engine.eval()
         iterator = iter(batches())
         sums: dict[str, float] = {}
@@ -176,7 +183,7 @@ class DeepSpeedEngine:
                     algorithm,
                     dict.fromkeys(part_counts, 1.0),
                     estimates,
-                    score=lambda batch: {name: scorer(batch) for name, scorer in scorers.items()},
+                    score=scorer,
                     backward=None,
                     world_size=world_size(),
                     reduce_sum=self._reduce,
@@ -191,14 +198,14 @@ class DeepSpeedEngine:
         return WindowResult(terms, loss, counts)
 
     def _estimates(
-        self, batches: Iterable[Batch], algorithm: Objective, scorers: Mapping[str, Callable[[Batch], Scored]]
+        self, batches: Iterable[Batch], algorithm: Objective, score: Callable[[Batch], Scored]
     ) -> dict[str, float]:
         self.engine.eval()
         self.engine.set_gradient_accumulation_boundary(False)
         return global_estimates(
             batches,
             algorithm,
-            score=lambda batch: {name: scorer(batch) for name, scorer in scorers.items()},
+            score=score,
             reduce_sum=self._reduce,
             device=self.device,
         )

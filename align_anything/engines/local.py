@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.optim import clip_and_norm, complete_gradients
-from align_anything.engines.window import Objective, WindowResult, global_counts, global_estimates, run_window
+from align_anything.engines.window import (
+    Objective,
+    WindowResult,
+    global_counts,
+    global_estimates,
+    run_window,
+    with_roles,
+)
 
 
 class LocalEngine:
@@ -41,12 +48,8 @@ class LocalEngine:
         extras: Mapping[str, float] | None = None,
     ) -> WindowResult:
         """One optimizer step; see `DeepSpeedEngine.train_window`."""
-        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
+        score = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
         counts, summed = global_counts(window, algorithm, extras or {}, _identity)
-
-        def score(batch: Batch) -> dict[str, Scored]:
-            return {name: scorer(batch) for name, scorer in scorers.items()}
-
         estimates = global_estimates(window, algorithm, score=score, reduce_sum=_identity)
         self.optimizer.zero_grad()
         result = run_window(
@@ -76,13 +79,9 @@ class LocalEngine:
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
     ) -> WindowResult:
         """Loss terms over all batches, divided by their counts; no gradients."""
-        scorers = {**(roles or {}), 'policy': partial(self.score, entropy=algorithm.with_entropy)}
+        score = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
         window = list(batches())
         counts, _ = global_counts(window, algorithm, {}, _identity)
-
-        def score(batch: Batch) -> dict[str, Scored]:
-            return {name: scorer(batch) for name, scorer in scorers.items()}
-
         with torch.no_grad():
             return run_window(
                 window,

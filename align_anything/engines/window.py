@@ -21,13 +21,11 @@ class Objective(Protocol):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]: ...
 
-    def terms(
-        self, batch: Batch, scored: Mapping[str, Scored], estimates: Mapping[str, float]
-    ) -> dict[str, Tensor]: ...
+    def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]: ...
 
     def coefficients(self) -> dict[str, float]: ...
 
-    def estimates(self, batch: Batch, scored: Mapping[str, Scored]) -> dict[str, tuple[Tensor, Tensor]]: ...
+    def estimates(self, batch: Batch, scored: Scored) -> dict[str, tuple[Tensor, Tensor]]: ...
 
 
 @dataclass
@@ -56,7 +54,18 @@ class WindowResult:
 
 
 ReduceSum = Callable[[Tensor], Tensor]
-Score = Callable[[Batch], Mapping[str, Scored]]
+Score = Callable[[Batch], Scored]
+
+
+def with_roles(score: Score, roles: Mapping[str, Score]) -> Score:
+    """Scores with the policy, after the scores of further `roles` have become per-unit values of the batch."""
+
+    def scored(batch: Batch) -> Scored:
+        for name, scorer in roles.items():
+            batch.per_unit[name] = scorer(batch).values
+        return score(batch)
+
+    return scored
 
 
 def combined(results: Sequence[WindowResult], algorithm: Objective) -> WindowResult:
@@ -140,7 +149,8 @@ def run_window(
             backward(loss * world_size, number == len(window) - 1)
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.detach().double()
-        seen.append((batch, torch.stack([torch.isfinite(item.values).all() for item in scored.values()]).all()))
+        read = (scored.values, *batch.per_unit.values())
+        seen.append((batch, torch.stack([torch.isfinite(values).all() for values in read]).all()))
     vector = torch.stack([torch.as_tensor(totals[name]).reshape(()) for name in counts])
     values = dict(zip(counts, reduce_sum(vector).tolist(), strict=True))
     terms = {name: value / max(counts[name], 1e-12) for name, value in values.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
-from align_anything.core.types import Conversation, Example, MediaKind, Piece
+from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
 from align_anything.models.encoding import RunEncoder, cut, join, merge_media, pad_left
 from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn, require_answers
@@ -39,6 +39,8 @@ class FamilySpec:
         softcap, logit_scale: `logits = softcap * tanh(logit_scale * hidden @ W / softcap)`; None caps nothing.
     """
 
+    meets: ClassVar[Need] = 'probability'
+    """What the score of a unit is, which decides what algorithms can train it."""
     bidirectional_media: ClassVar[bool] = False
     """Whether the tokens of one medium see each other in both directions."""
     hears_clips: ClassVar[bool] = False

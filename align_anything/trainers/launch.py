@@ -45,7 +45,7 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     from align_anything.trainers.runs.online import train_online
     from align_anything.trainers.runs.scoring import score
 
-    if algorithm.data_hook == 'prompt_only':
+    if algorithm.generates:
         work = train_online
     else:
         work = train if algorithm.trains else score

@@ -13,7 +13,7 @@ def test_term_and_count_are_those_of_the_weighted_tokens():
     batch = TokenCollator(TextFamily(), 'packed')(
         [example(piece(11, 12), piece(21, 22, weight=1.0), piece(23, weight=3.0))]
     )
-    scored = {'policy': Scored(torch.tensor([0.5, 0.25, 0.5]).log())}
+    scored = Scored(torch.tensor([0.5, 0.25, 0.5]).log())
     algorithm = SFT()
     assert float(algorithm.counts(batch)['loss']) == 1 + 1 + 3
     # ln 2 + ln 4 + 3 ln 2 = 6 ln 2

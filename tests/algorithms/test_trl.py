@@ -20,7 +20,7 @@ from align_anything.algorithms.orpo import ORPO
 from align_anything.algorithms.rm import RM
 from align_anything.algorithms.simpo import SimPO
 from align_anything.core.types import Batch, Example, Scored
-from align_anything.engines.window import global_estimates
+from align_anything.engines.window import global_estimates, with_roles
 from align_anything.losses.dpo import DPO_LOSSES
 from align_anything.models.any_model import add_score_head
 from align_anything.policies.score import ScorePolicy
@@ -101,7 +101,7 @@ def policy_of(model: nn.Module) -> TokenPolicy:
 
 
 def means(
-    algorithm: Algorithm, batch: Batch, scored: dict[str, Scored], estimates: dict[str, float] | None = None
+    algorithm: Algorithm, batch: Batch, scored: Scored, estimates: dict[str, float] | None = None
 ) -> dict[str, float]:
     """Each term of the algorithm as the engines divide it."""
     counts = algorithm.counts(batch)
@@ -114,12 +114,11 @@ def objective(algorithm: Algorithm, found: dict[str, float]) -> float:
 
 
 @pytest.fixture(scope='module')
-def scored(models: tuple[nn.Module, nn.Module]) -> tuple[Batch, dict[str, Scored]]:
+def scored(models: tuple[nn.Module, nn.Module]) -> tuple[Batch, Scored]:
     batch = collated(pairs())
     with torch.no_grad():
-        return batch, {
-            name: policy_of(model)(batch) for name, model in zip(('policy', 'reference'), models, strict=True)
-        }
+        policy, reference = map(policy_of, models)
+        return batch, with_roles(policy, {'reference': reference})(batch)
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +149,7 @@ def dpo_loss_of_trl(trainer: Any, losses: dict[str, float], smoothing: float) ->
 
 
 @pytest.mark.parametrize('name', DPO_LOSSES)
-def test_each_dpo_loss(name: str, dpo_trainer: Any, scored: tuple[Batch, dict[str, Scored]]) -> None:
+def test_each_dpo_loss(name: str, dpo_trainer: Any, scored: tuple[Batch, Scored]) -> None:
     # TRL's own sigmoid losses know no label smoothing.
     smoothing = 0.1 if name in ('robust', 'exo_pair') else 0.0
     found = means(DPO(scale_coeff=BETA, loss_type=name, label_smoothing=smoothing), *scored)
@@ -163,7 +162,7 @@ def test_each_dpo_loss(name: str, dpo_trainer: Any, scored: tuple[Batch, dict[st
 
 
 def test_several_dpo_losses_with_weights_and_the_likelihood(
-    dpo_trainer: Any, scored: tuple[Batch, dict[str, Scored]]
+    dpo_trainer: Any, scored: tuple[Batch, Scored]
 ) -> None:
     algorithm = DPO(scale_coeff=BETA, loss_type=['sigmoid', 'bco_pair'], loss_weights=[0.8, 0.2], sft_coeff=0.5)
     theirs = dpo_loss_of_trl(dpo_trainer, {'sigmoid': 0.8, 'bco_pair': 0.2, 'sft': 0.5}, 0.0)
@@ -188,10 +187,7 @@ def test_kto_with_the_divergence_of_the_step(folder: Path, models: tuple[nn.Modu
     trainer.beta, trainer.desirable_weight, trainer.undesirable_weight = BETA, 1.3, 0.7
     labels = (True, False, False, True)
     algorithm = KTO(scale_coeff=BETA, scale_better=1.3, scale_worse=0.7)
-    policies = {'policy': policy_of(policy), 'reference': policy_of(reference)}
-
-    def score(batch: Batch) -> dict[str, Scored]:
-        return {name: scorer(batch) for name, scorer in policies.items()}
+    score = with_roles(policy_of(policy), {'reference': policy_of(reference)})
 
     estimated = []
     # With the one response of another row, and with the other: an estimate below zero counts as zero.
@@ -233,7 +229,7 @@ def test_the_reward_model(margin: bool, folder: Path, reward_trainer: Any) -> No
     with torch.no_grad():
         values = policy(batch).values
         loss = float(trainer.compute_loss(theirs, trainer.data_collator(rows)))
-    found = means(RM(), batch, {'policy': Scored(values)})
+    found = means(RM(), batch, Scored(values))
     assert found['preference_loss'] == pytest.approx(loss, **EXACT)
     assert found['reward_accuracy'] == pytest.approx(trainer._metrics['eval']['accuracy'][-1])
     assert found['reward_margin'] == pytest.approx(trainer._metrics['eval']['margin'][-1], **SINGLE)
@@ -270,7 +266,7 @@ def concatenated_pairs() -> dict[str, torch.Tensor]:
 
 
 def test_cpo_and_simpo(
-    folder: Path, models: tuple[nn.Module, nn.Module], scored: tuple[Batch, dict[str, Scored]], tmp_path: Path
+    folder: Path, models: tuple[nn.Module, nn.Module], scored: tuple[Batch, Scored], tmp_path: Path
 ) -> None:
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -295,7 +291,7 @@ def test_cpo_and_simpo(
         assert found['reward_margin'] == pytest.approx(metrics['rewards/margins'], **SINGLE)
 
 
-def test_the_odds_of_orpo(models: tuple[nn.Module, nn.Module], scored: tuple[Batch, dict[str, Scored]]) -> None:
+def test_the_odds_of_orpo(models: tuple[nn.Module, nn.Module], scored: tuple[Batch, Scored]) -> None:
     """TRL's likelihood is that of the prompt too, so only the other term is compared."""
     from trl.experimental.orpo import ORPOTrainer
 

@@ -116,7 +116,7 @@ def test_rows_and_templates_of_the_first_table(tmp_path: Path) -> None:
         for algorithm in names(algorithms):
             learned[algorithm] = names(templates)
             hook = {'unpaired': 'format_supervised_sample'}.get(
-                known_algorithms()[algorithm].data_hook, 'format_preference_sample'
+                known_algorithms()[algorithm].task, 'format_preference_sample'
             )
             assert all(hook in get_template(name).hooks() for name in learned[algorithm]), algorithm
     assert learned.keys() == {name for row in table(CHOICE) for name in names(row[0])}

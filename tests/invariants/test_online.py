@@ -44,7 +44,7 @@ BUDGETS = (1, 21)
 
 
 def test_every_online_algorithm_is_here() -> None:
-    online = {name for name, algorithm in KNOWN.items() if algorithm.data_hook == 'prompt_only'}
+    online = {name for name, algorithm in KNOWN.items() if algorithm.generates}
     # The loss of online DPO is that of DPO, which test_preferences.py cuts; the others preset what those here have.
     elsewhere = {'online_dpo', 'multi_ppo', 'ppo_vllm', 'ppo_remote_rm'}
     assert {algorithm.name for algorithm in ALGORITHMS.values()} - {'critic'} == online - elsewhere
@@ -101,7 +101,8 @@ def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None
     for layout in LAYOUTS:
         # One micro-batch more than there are responses for.
         ways = {f'{size} responses': cut(examples(), size, number + 1) for size, number in CUTS.items()}
-        ways |= {f'{budget} tokens': filled(examples(), budget, TokenCollator(TextFamily(), layout).size) for budget in BUDGETS}
+        size = TokenCollator(TextFamily(), layout).size
+        ways |= {f'{budget} tokens': filled(examples(), budget, size) for budget in BUDGETS}
         for way, parts in ways.items():
             other, found = gradients(algorithm, layout, parts)
             assert other.terms == pytest.approx(result.terms, rel=1e-9, abs=1e-12), (layout, way)

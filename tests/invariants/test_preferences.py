@@ -51,7 +51,7 @@ RANKS = [[[0], [1, 2]], [[3], []]]
 
 
 def test_every_preference_algorithm_is_here() -> None:
-    trained = {name for name, algorithm in KNOWN.items() if algorithm.trains and algorithm.data_hook != 'prompt_only'}
+    trained = {name for name, algorithm in KNOWN.items() if algorithm.trains and not algorithm.generates}
     assert {algorithm.name for algorithm in ALGORITHMS.values()} == trained - {'sft'}
 
 
@@ -68,7 +68,7 @@ def examples(name: str) -> list[Example]:
         opening, (chosen, rejected, other) = tokens(prompt, 0.0), map(tokens, answers)
         meta = {'margin': 0.3 * number, 'is_better_safe': number == 2, 'is_worse_safe': number != 1}
         found.append(Example(opening, [chosen, rejected], f'row {number}', meta))
-        if ALGORITHMS[name].data_hook == 'unpaired':
+        if ALGORITHMS[name].task == 'unpaired':
             kept = [(chosen, True), (rejected, False)][: 2 - number % 2]
             found[-1].unmatched, found[-1].responses = other, [response for response, _ in kept]
             found[-1].meta = {'desirable': [label for _, label in kept]}
@@ -112,7 +112,7 @@ def reference(dtype: torch.dtype) -> Callable[[Batch], Scored]:
 
 
 def roles_of(algorithm: Algorithm, score: Callable[[Batch], Scored]) -> dict[str, Callable[[Batch], Scored]]:
-    return {'reference': score} if 'reference' in algorithm.roles else {}
+    return {'reference': score} if algorithm.refers else {}
 
 
 def window(name: str, layout: str, cut: Sequence[Sequence[int]]) -> list[Batch]:

@@ -14,7 +14,7 @@ from tests.trainers.runs import TEXT, sft, succeed, text_rows, write_rows
 from tests.trainers.test_scoring import with_head
 from tests.trainers.test_settings_read import record
 
-ONLINE = {name: kind for name, kind in known_algorithms().items() if kind.data_hook == 'prompt_only'}
+ONLINE = {name: kind for name, kind in known_algorithms().items() if kind.generates}
 REWARD = 'def varied(completions):\n    return [float(sum(map(ord, item.response)) % 97) for item in completions]\n'
 
 

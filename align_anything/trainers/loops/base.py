@@ -13,7 +13,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import DataError, SettingsError, TrainingError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Batch, Scored, Skipped
+from align_anything.core.types import Batch, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -27,11 +27,6 @@ logger = get_logger(__name__)
 BEST_NAME = 'slice_best'
 STREAM_ROWS_BEFORE_RATIO = 200
 """Rows of a stream, whose length is unknown, that are seen before the share of skipped ones may stop the run."""
-
-
-def recorded_reference(batch: Batch) -> Scored:
-    """The scores of the reference that were recorded for the units of a batch."""
-    return Scored(batch.values_of('reference'))
 
 
 class Save(Protocol):

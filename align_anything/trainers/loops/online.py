@@ -39,7 +39,7 @@ from align_anything.reporting.online_report import (
 from align_anything.rewards.base import COST, Reward
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import Rollout, complete, joined, most_telling, record, spread
-from align_anything.trainers.loops.base import Loop, Window, listed, recorded_reference
+from align_anything.trainers.loops.base import Loop, Window, listed
 from align_anything.trainers.loops.cutting import cut_into_steps, cut_step, steps_of_rollout
 from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.loops.pending import Pending
@@ -311,8 +311,7 @@ class OnlineLoop(Loop):
 
     def _updated(self, engine: DeepSpeedEngine, algorithm: Any, part: list[list[Example]]) -> WindowResult:
         batches = [engine.policy.collate(examples) for examples in part]
-        roles = {'reference': recorded_reference} if 'reference' in algorithm.roles else {}
-        result = engine.train_window(batches, algorithm, roles)
+        result = engine.train_window(batches, algorithm)
         if not result.applied and any(result.counts.values()):
             self._nonfinite(batches, result)
         return result

@@ -43,7 +43,7 @@ def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algori
         cfgs,
         spec,
         pair.kinds_in(spec.media_kinds),
-        shares_prompts=algorithm.data_hook != 'supervised',
+        shares_prompts=algorithm.task != 'supervised',
         every_parameter=needs_every_parameter(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs), world_size()),
     )
 

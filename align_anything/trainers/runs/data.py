@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Batch, Example, Piece, Skipped
+from align_anything.core.types import NEEDS, Batch, Example, Piece, Skipped
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask, Task
 from align_anything.datasets.filling import Filling
@@ -29,8 +29,8 @@ from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.policies.base import Collator
-from align_anything.trainers.runs.settings import spec_of
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.settings import spec_of
 
 logger = get_logger(__name__)
 
@@ -72,6 +72,7 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)
+    require_met(algorithm, spec)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     return sources, spec
 
@@ -109,24 +110,29 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
     }
 
 
-def make_task(algorithm: Algorithm, train_on: str, encoding: Encoding, room: int = 0) -> Task:
-    """What the algorithm wants of a row; a prompt leaves `room` for so many tokens of a response.
+TASKS: Mapping[str, Callable[[Algorithm, str, Encoding, int], Task]] = {
+    'supervised': lambda algorithm, train_on, encoding, reserved: SupervisedTask(encoding.encode, train_on),
+    'preference': lambda algorithm, train_on, encoding, reserved: PreferenceTask(
+        encoding.encode_group, train_on, algorithm.meta_keys
+    ),
+    'unpaired': lambda algorithm, train_on, encoding, reserved: UnpairedTask(encoding.encode_group),
+    'answers': lambda algorithm, train_on, encoding, reserved: AnswersTask(encoding.encode_group),
+    'prompt': lambda algorithm, train_on, encoding, reserved: PromptTask(
+        encoding.encode_prompt, encoding.max_length - reserved
+    ),
+}
+
+
+def make_task(algorithm: Algorithm, train_on: str, encoding: Encoding, reserved: int = 0) -> Task:
+    """What the algorithm wants of a row; with a prompt, so many tokens are `reserved` for a response.
 
     Raises SettingsError for `train_on` all, which only supervision can mean.
     """
-    if algorithm.data_hook == 'supervised':
-        return SupervisedTask(encoding.encode, train_on)
-    if train_on == 'all':
+    if train_on == 'all' and algorithm.task != 'supervised':
         raise SettingsError(
             [f"data_cfgs.train_on: 'all' trains prompts, but {algorithm.name} compares answers. Leave it out."]
         )
-    if algorithm.data_hook == 'prompt_only':
-        return PromptTask(encoding.encode_prompt, encoding.max_length - room)
-    if algorithm.data_hook == 'answers':
-        return AnswersTask(encoding.encode_group)
-    if algorithm.data_hook == 'unpaired':
-        return UnpairedTask(encoding.encode_group)
-    return PreferenceTask(encoding.encode_group, train_on, algorithm.meta_keys)
+    return TASKS[algorithm.task](algorithm, train_on, encoding, reserved)
 
 
 def make_dataset(
@@ -195,7 +201,9 @@ def training_sampler(
     )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
-    filling = None if budget is None or rows is not None else Filling(shape, budget, collate.pads, train.group_by_length)
+    filling = (
+        None if budget is None or rows is not None else Filling(shape, budget, collate.pads, train.group_by_length)
+    )
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
         return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)
@@ -260,6 +268,25 @@ def loader_in_order(dataset: Indexed, sizes: Sequence[int], batch_size: int, col
     shape = BatchShape(batch_size, 1, world_size(), rank())
     sampler = IndexSampler(Mixture(sizes, cfgs.train_cfgs.seed, shuffle=False), shape)
     return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
+
+
+NEED_WORDS = {
+    'score': 'a number that is better when it is higher',
+    'transition': 'the log-density of a transition that was sampled',
+    'probability': 'the log-probability of one choice among finitely many',
+}
+
+
+def require_met(algorithm: Algorithm, spec: FamilySpec) -> None:
+    """Raises SettingsError when the algorithm needs more of a unit than policies of the family give."""
+    if NEEDS.index(algorithm.needs) > NEEDS.index(spec.meets):
+        raise SettingsError(
+            [
+                f'{algorithm.name} needs of each unit {NEED_WORDS[algorithm.needs]}, but models of type '
+                f"'{spec.model_type}' give {NEED_WORDS[spec.meets]}: choose another algorithm, or leave out the "
+                'setting that asks for it.'
+            ]
+        )
 
 
 def require_readable(pair: Pair, spec: FamilySpec, model: str) -> None:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
@@ -19,8 +18,8 @@ from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table
+from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
-from align_anything.trainers.runs.settings import engine_config, precision_of
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
@@ -31,12 +30,12 @@ from align_anything.trainers.runs.data import (
 )
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.online import check_online, prompt_sampler
-from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.reference import check_reference
 from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.scoring import check_obeyed
+from align_anything.trainers.runs.settings import engine_config, precision_of
 
 SAMPLES = 3
 
@@ -51,7 +50,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
-    batch, draws = None, isinstance(resolved.algorithm, Online)
+    batch, draws = None, resolved.algorithm.generates
     if draws:
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)

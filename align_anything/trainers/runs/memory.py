@@ -11,8 +11,7 @@ from torch import nn
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.critic import Critic
-from align_anything.algorithms.online import Online
-from align_anything.algorithms.referring import Reference, Referring
+from align_anything.algorithms.referring import Reference
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
@@ -21,12 +20,16 @@ from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.trainable import count
-from align_anything.trainers.runs.assembly import build_on_meta
+from align_anything.rewards.base import COST, MODEL
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.reference import precision_of_reference, without_adapter_is_reference
+from align_anything.trainers.runs.assembly import build_on_meta
+from align_anything.trainers.runs.reference import (
+    precision_of_reference,
+    reference_cache_of,
+    without_adapter_is_reference,
+)
 from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_reward_model
 from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
-from align_anything.rewards.base import COST, MODEL
 
 JUDGES = {MODEL: 'reward model', COST: 'cost model'}
 
@@ -75,9 +78,9 @@ def memory_of_run(
     """
     (config, _), precision = engine_config(cfgs), precision_of(cfgs)
     held = {'policy' if algorithm.trains else 'model': estimate_memory(policy, config, precision)}
-    if isinstance(algorithm, Reference) and _holds_reference(cfgs, algorithm):
+    if algorithm.refers and _holds_reference(cfgs, algorithm):
         held['reference'] = _reference(cfgs, algorithm, spec, policy)
-    if not isinstance(algorithm, Online):
+    if not algorithm.generates:
         return held
     for role in (role for role in algorithm.trains if role != 'policy'):
         own = critic_cfgs(role, cfgs)
@@ -102,9 +105,7 @@ def memory_table(held: Mapping[str, Memory]) -> Table:
 
 def _holds_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
     """Whether a copy is asked while the run trains."""
-    asks = algorithm.refers if isinstance(algorithm, Online) else isinstance(algorithm, Referring)
-    kept = isinstance(algorithm, Referring) and algorithm.reference_cache_dir is not None
-    return asks and not kept and not without_adapter_is_reference(cfgs, algorithm)
+    return reference_cache_of(algorithm) is None and not without_adapter_is_reference(cfgs, algorithm)
 
 
 def _reference(cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, policy: nn.Module) -> Memory:

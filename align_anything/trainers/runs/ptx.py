@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.sft import SFT
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
@@ -17,22 +16,22 @@ from align_anything.datasets.mixture import Mixture
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.sampler import BatchShape, IndexSampler
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.data import make_dataset, open_parts_of
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.data import make_dataset, open_parts_of
 
 
 def with_ptx_if_given(resolved: Resolved) -> Resolved:
     """The same run, without a supervised term where there are no data for it."""
     algorithm = resolved.algorithm
-    if not isinstance(algorithm, PolicyGradient) or resolved.cfgs.data_cfgs.ptx_datasets:
+    if not algorithm.supervises or resolved.cfgs.data_cfgs.ptx_datasets:
         return resolved
-    return replace(resolved, algorithm=algorithm.model_copy(update={'ptx_coeff': 0.0}))
+    return replace(resolved, algorithm=algorithm.without_supervision())
 
 
 def ptx_dataset(resolved: Resolved, pair: Pair, spec: FamilySpec) -> ExampleDataset | None:
     """The supervised rows of the run, if it has some. Raises DataError for those that cannot be used."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
-    if not isinstance(algorithm, PolicyGradient) or not algorithm.ptx_coeff:
+    if not algorithm.supervises:
         return None
     parts = open_parts_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
     dataset = make_dataset(parts, pair, spec, SFT(), cfgs.data_cfgs.train_on)
@@ -48,4 +47,3 @@ def ptx_loader(dataset: ExampleDataset, collate: Callable[..., Prompts], cfgs: R
     size = train.per_device_train_batch_size * train.gradient_accumulation_steps
     sampler = IndexSampler(Mixture(dataset.sizes, train.seed), BatchShape(size, 1, world_size(), rank()))
     return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
-

@@ -31,7 +31,6 @@ from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
-from align_anything.trainers.loops.base import recorded_reference
 from align_anything.trainers.runs.assembly import open_frozen
 from align_anything.trainers.runs.data import loader_in_order
 from align_anything.trainers.runs.settings import DTYPES, frozen_config, precision_of
@@ -42,9 +41,14 @@ WRITTEN_AT_ONCE = 4096
 Scorer = Callable[[Batch], Scored]
 
 
+def reference_cache_of(algorithm: Algorithm) -> str | None:
+    """The folder of the reference's scores; responses that are generated cannot be scored beforehand."""
+    return algorithm.reference_cache_dir if algorithm.refers and not algorithm.generates else None
+
+
 def check_reference(cfgs: RunCfgs, algorithm: Algorithm) -> None:
     """Raises SettingsError for what the reference cannot do."""
-    if isinstance(algorithm, Referring) and algorithm.reference_cache_dir and cfgs.data_cfgs.streaming:
+    if reference_cache_of(algorithm) is not None and cfgs.data_cfgs.streaming:
         raise SettingsError(
             ['train_cfgs.reference_cache_dir: a stream cannot be scored beforehand. Set data_cfgs.streaming: False.']
         )
@@ -61,7 +65,7 @@ def make_roles(
 
     To be called before the policy has changed or resumed, while it is the model that training starts from.
     """
-    if not isinstance(algorithm, Referring):
+    if not algorithm.refers:
         return {}, training, held_out
     if algorithm.reference_cache_dir is not None:
         scores = ReferenceScores(algorithm.reference_cache_dir, reference_fingerprint(cfgs, algorithm))
@@ -70,13 +74,11 @@ def make_roles(
         for dataset in (training, *held_out):
             score_rows(cfgs, dataset, scores, scorer, policy)
         rows, *others = (Referenced(dataset, scores, complete=True) for dataset in (training, *held_out))
-        return {'reference': recorded_reference}, rows, others
+        return {}, rows, others
     return {'reference': reference_scorer(cfgs, algorithm, policy)}, training, held_out
 
 
-def reference_scorer(
-    cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0
-) -> Scorer:
+def reference_scorer(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0) -> Scorer:
     """The reference at the `temperature` of the policy: the model under its adapter, else a frozen copy."""
     if without_adapter_is_reference(cfgs, algorithm):
         logger.info('reference: the model without the adapter')
@@ -188,9 +190,7 @@ def adapter_off(policy: DeepSpeedEngine) -> Scorer:
     return score
 
 
-def frozen_copy(
-    cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0
-) -> Scorer:
+def frozen_copy(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0) -> Scorer:
     """Loads the reference and lets it share the weights that the policy keeps frozen too."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     precision = precision_of_reference(cfgs, algorithm)

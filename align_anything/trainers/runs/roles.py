@@ -140,4 +140,3 @@ class ModelJudge:
             return self.engine.policy.collate.spec.encode_group(conversations, 'last', start=start, may_be_empty=True)
         except SampleError as error:
             raise RewardError(f'{group[0].source}: the reward model {self.source} cannot read this: {error}') from error
-
