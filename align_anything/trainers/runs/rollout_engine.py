@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,15 +10,16 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import all_gather_object, world_size
-from align_anything.core.errors import SettingsError, TrainingError
-from align_anything.core.types import Example
+from align_anything.core.distributed import world_size
+from align_anything.core.errors import SettingsError
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.whole import whole_tensors, whole_weights
 from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
-from align_anything.rollouts.base import Response, RolloutEngine, Sampling
+from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.hf import HFRollouts
+from align_anything.rollouts.probe import ProbedRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
