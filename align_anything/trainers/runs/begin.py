@@ -34,18 +34,18 @@ from align_anything.engines.checkpoint import (
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.trainers.runs.assembly import build_on_meta, make_collator
 from align_anything.reporting.console import TrainingConsole
-from align_anything.trainers.runs.data import Sources, make_dataset, open_run
-from align_anything.trainers.loops.base import Loop
 from align_anything.reporting.metrics import MetricsWriter
-from align_anything.trainers.pairs import Pair
 from align_anything.reporting.plot import plot_metrics
+from align_anything.reporting.trackers import check_tracker
+from align_anything.trainers.loops.base import Loop
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.data import Sources, make_dataset, open_run
 from align_anything.trainers.runs.reference import check_reference
 from align_anything.trainers.runs.settings import engine_config
 from align_anything.trainers.runs.slices import Slices
-from align_anything.reporting.trackers import check_tracker
 
 logger = get_logger(__name__)
 

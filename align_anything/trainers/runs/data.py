@@ -29,8 +29,8 @@ from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.policies.base import Collator
-from align_anything.trainers.runs.settings import spec_of
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.settings import spec_of
 
 logger = get_logger(__name__)
 
@@ -195,7 +195,9 @@ def training_sampler(
     )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
-    filling = None if budget is None or rows is not None else Filling(shape, budget, collate.pads, train.group_by_length)
+    filling = (
+        None if budget is None or rows is not None else Filling(shape, budget, collate.pads, train.group_by_length)
+    )
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
         return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)

@@ -19,8 +19,8 @@ from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table
+from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
-from align_anything.trainers.runs.settings import engine_config, precision_of
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
@@ -31,12 +31,12 @@ from align_anything.trainers.runs.data import (
 )
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.online import check_online, prompt_sampler
-from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.reference import check_reference
 from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.scoring import check_obeyed
+from align_anything.trainers.runs.settings import engine_config, precision_of
 
 SAMPLES = 3
 

@@ -21,12 +21,12 @@ from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.trainable import count
-from align_anything.trainers.runs.assembly import build_on_meta
+from align_anything.rewards.base import COST, MODEL
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.assembly import build_on_meta
 from align_anything.trainers.runs.reference import precision_of_reference, without_adapter_is_reference
 from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_reward_model
 from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
-from align_anything.rewards.base import COST, MODEL
 
 JUDGES = {MODEL: 'reward model', COST: 'cost model'}
 

@@ -17,8 +17,8 @@ from align_anything.datasets.mixture import Mixture
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.sampler import BatchShape, IndexSampler
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.data import make_dataset, open_parts_of
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.data import make_dataset, open_parts_of
 
 
 def with_ptx_if_given(resolved: Resolved) -> Resolved:
@@ -48,4 +48,3 @@ def ptx_loader(dataset: ExampleDataset, collate: Callable[..., Prompts], cfgs: R
     size = train.per_device_train_batch_size * train.gradient_accumulation_steps
     sampler = IndexSampler(Mixture(dataset.sizes, train.seed), BatchShape(size, 1, world_size(), rank()))
     return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
-

@@ -74,9 +74,7 @@ def make_roles(
     return {'reference': reference_scorer(cfgs, algorithm, policy)}, training, held_out
 
 
-def reference_scorer(
-    cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0
-) -> Scorer:
+def reference_scorer(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0) -> Scorer:
     """The reference at the `temperature` of the policy: the model under its adapter, else a frozen copy."""
     if without_adapter_is_reference(cfgs, algorithm):
         logger.info('reference: the model without the adapter')
@@ -188,9 +186,7 @@ def adapter_off(policy: DeepSpeedEngine) -> Scorer:
     return score
 
 
-def frozen_copy(
-    cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0
-) -> Scorer:
+def frozen_copy(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0) -> Scorer:
     """Loads the reference and lets it share the weights that the policy keeps frozen too."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     precision = precision_of_reference(cfgs, algorithm)

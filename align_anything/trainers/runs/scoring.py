@@ -20,11 +20,11 @@ from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.assembly import make_collator
-from align_anything.trainers.runs.data import loader_in_order, make_dataset, open_run
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.roles import open_scorer, require_head
+from align_anything.trainers.runs.assembly import make_collator
 from align_anything.trainers.runs.begin import make_folders
+from align_anything.trainers.runs.data import loader_in_order, make_dataset, open_run
+from align_anything.trainers.runs.roles import open_scorer, require_head
 
 logger = get_logger(__name__)
 

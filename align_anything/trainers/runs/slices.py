@@ -9,9 +9,9 @@ from pathlib import Path
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
 from align_anything.engines.checkpoint import FINAL_NAME, prune, write_slice
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.reporting.card import write_score_card
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
