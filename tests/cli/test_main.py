@@ -45,7 +45,7 @@ def test_the_installed_command_is_this_one() -> None:
 
 
 def test_settings_reach_the_run_as_they_were_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from align_anything.trainers.runs import launch
+    from align_anything.trainers import launch
 
     seen = []
     monkeypatch.setattr(launch, 'launch', lambda *given: seen.append(given))
