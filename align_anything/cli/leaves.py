@@ -16,10 +16,12 @@ def runs() -> dict[str, tuple[Pair, list[str]]]:
     """Returns every modality pair with its algorithms, by the name of the pair."""
     known = known_algorithms()
     found = {}
-    for name in sorted(module.name for module in pkgutil.iter_modules(trainers.__path__) if module.name != 'base'):
+    for name in sorted(module.name for module in pkgutil.iter_modules(trainers.__path__) if module.ispkg):
         package = importlib.import_module(f'{trainers.__name__}.{name}')
-        leaves = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in known]
-        found[name] = (package.PAIR, sorted(leaves))
+        # What pairs share stands beside them.
+        if hasattr(package, 'PAIR'):
+            leaves = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in known]
+            found[name] = (package.PAIR, sorted(leaves))
     return found
 
 

@@ -26,12 +26,13 @@ FLOORS = {
     'trainers.pairs': 1,
     'trainers.loops': 6,
     'trainers.runs': 7,
-    'serve': 9,
-    'evaluation': 9,
-    'cli': 10,
-    'testing': 10,
+    'trainers.launch': 8,
+    'serve': 10,
+    'evaluation': 10,
+    'cli': 11,
+    'testing': 11,
 }
-LEAVES = 8  # trainers/<modality pair>
+LEAVES = 9  # trainers/<modality pair>
 HEAVY = {'transformers', 'deepspeed', 'peft', 'vllm', 'diffusers', 'wandb', 'clearml', 'bitsandbytes'}
 
 
@@ -140,7 +141,7 @@ def test_only_runs_with_adapters_wait_for_their_library() -> None:
         ('align_anything.core.x', 'import align_anything.configs.schema', 'up on floor 1'),
         ('align_anything.losses.x', 'def f():\n    from align_anything import engines', 'up on floor 4'),
         ('align_anything.policies.x', 'from ..trainers.runs import offline', 'up on floor 7'),
-        ('align_anything.trainers.a_to_b.sft', 'from align_anything.trainers.c_to_d import sft', 'sibling on floor 8'),
+        ('align_anything.trainers.a_to_b.sft', 'from align_anything.trainers.c_to_d import sft', 'sibling on floor 9'),
         ('align_anything.attic.x', '', 'has no floor'),
     ],
 )

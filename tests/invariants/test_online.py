@@ -100,7 +100,7 @@ def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None
     assert expected and result.finite
     for layout in LAYOUTS:
         # One micro-batch more than there are responses for.
-        ways = {f'{size} responses': cut(examples(), size, number + 1) for size, number in CUTS.items()}
+        ways = {f'{most} responses': cut(examples(), most, number + 1) for most, number in CUTS.items()}
         size = TokenCollator(TextFamily(), layout).size
         ways |= {f'{budget} tokens': filled(examples(), budget, size) for budget in BUDGETS}
         for way, parts in ways.items():

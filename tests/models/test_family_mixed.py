@@ -218,8 +218,7 @@ def test_each_kind_of_media_matters(family: str, kind: str, tiny: Tiny) -> None:
     collate = TokenCollator(spec, 'padded')
     with torch.no_grad():
         scores = [
-            policy(collate([spec.encode([user(item, 'What?'), assistant('This or that.')])])).values
-            for item in items
+            policy(collate([spec.encode([user(item, 'What?'), assistant('This or that.')])])).values for item in items
         ]
     assert float((scores[0] - scores[1]).abs().max()) > 1e-5
 

@@ -22,8 +22,8 @@ from align_anything.configs.resolve import resolve
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.models.any_model import AnyModelForScore
 from align_anything.models.pretrained_model import load_spec
+from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token import attention
-from align_anything.trainers.runs import reward_model
 from align_anything.trainers.runs.scoring import (
     OBEYED,
     check_obeyed,
@@ -134,14 +134,13 @@ def test_single_answers_have_no_pairs_and_a_wrong_layout_falls_back(
     monkeypatch.setattr(attention, 'segment_attention', only_in_rows(causal_over_the_row))
 
     def before(rank: int) -> None:
-        inner = reward_model.checked
+        inner = ScorePolicy.check
 
-        def watched(module: Any, *given: Any) -> Any:
-            collator = inner(module, *given)
-            (tmp_path / 'force').write_text(f'{collator.layout} {module.model.config._attn_implementation}')
-            return collator
+        def watched(self: ScorePolicy, *given: Any) -> None:
+            inner(self, *given)
+            (tmp_path / 'force').write_text(f'{self.collate.layout} {self.model.config._attn_implementation}')
 
-        reward_model.checked = watched
+        ScorePolicy.check = watched
 
     succeed(argv(tmp_path / 'out', rewards, file, 'Instruction'), before=before, algorithm=RMScore)
     assert (tmp_path / 'force').read_text() == 'padded sdpa'

@@ -29,7 +29,7 @@ def record(path: Path, also: Hook = nothing) -> Hook:
 
     def before(rank: int) -> None:
         also(rank)
-        from align_anything.trainers.runs import launch
+        from align_anything.trainers import launch
 
         resolve, read = launch.resolve, set()
 
