@@ -19,6 +19,7 @@ from align_anything.engines.frozen import FrozenEngine
 from align_anything.policies.collator import TokenCollator
 from align_anything.trainers.base.assembly import engine_config, make_policy, spec_of
 from align_anything.trainers.base.loading import load_frozen
+from tests.harness.pairwise import first_of
 from tests.invariants.runs import assembled, fork, settings, zero_file
 from tests.models.mixed import MEDIA, first_turn
 
@@ -45,7 +46,7 @@ def losses(folder: Path, family: str, zero: Path) -> list[float]:
     return [run.engine.train_window(window, SFT()).loss for _ in range(2)]
 
 
-@pytest.mark.parametrize('family', ['qwen2_audio', 'gemma4', 'gemma3n'])
+@pytest.mark.parametrize('family', first_of(['qwen2_audio', 'gemma4', 'gemma3n'], 'qwen2_audio'))
 def test_partitioned_it_scores_and_trains_as_it_does_whole(
     family: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
