@@ -1,7 +1,8 @@
 # make install   a virtual environment in .venv with the tested versions
 # make demo      train a small vision model on handwritten digits and talk to it
-# make test      every test
-# make extended  further tests of the same kinds, which take longer than `make test` may
+# make quick     losses, policies, datasets, settings and the contract, in three minutes
+# make test      every invariant for every family and algorithm, in twelve minutes; ARGS='tests/models' runs a part
+# make extended  what `make test` leaves out: the other combinations, the other lessons, the whole demo, in an hour
 # make bench     the benchmarks of docs/benchmarks.md
 # make lint      style
 # make docs      the reference pages that are made from code
@@ -19,7 +20,7 @@ export UV_HTTP_TIMEOUT ?= 600
 # Without compiled modules a process takes twice as long to import torch and its company, and there are many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test extended bench lint format docs clean
+.PHONY: install demo quick test extended bench lint format docs clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -41,11 +42,17 @@ $(STAMP): pyproject.toml setup.py constraints.txt overrides.txt | $(PY) $(filter
 demo: install
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo/run.sh
 
+# Tests spread one by one, but for groups that share what is costly to make (tests/conftest.py), the longest first.
+PYTEST := HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+quick: install
+	$(PYTEST) tests/losses tests/policies tests/datasets tests/configs tests/contract $(ARGS)
+
 test: install
-	HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
 
 extended: install
-	$(MAKE) test ARGS='-m extended'
+	$(PYTEST) -m extended $(ARGS)
 
 bench: install
 	$(UV_INSTALL) '.[dev,bench]'

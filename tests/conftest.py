@@ -26,31 +26,31 @@ from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from filelock import FileLock  # noqa: E402
+
+from tests.harness.once import once  # noqa: E402
+from tests.harness.tiers import COUNTS, LONG, count_tiers, group_of, parameters_of  # noqa: E402
+from tests.harness.times import Times  # noqa: E402
 
 torch.set_num_threads(1)
 
 
-LONG = (
-    'tests/scripts/test_demo',
-    'tests/learning/',
-    'tests/invariants/',
-    'tests/scripts/test_shell_scripts',
-    'tests/trainers/test_vllm',
-    'tests/trainers/test_async',
-    'tests/trainers/test_online',
-    'tests/rollouts/test_vllm',
-)
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Times())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out `gpu` tests where there is no device, and `extended` ones unless they are asked for.
 
-    It begins with the longest files: none is left to the end.
+    It says which tests stay on one worker, before xdist reads that, and begins with the longest files.
     """
+    config.stash[COUNTS] = count_tiers(items)
     if 'extended' not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker('extended')]
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    for item in items:
+        if group := group_of(item.nodeid, parameters_of(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
     if torch.cuda.is_available():
         return
     for item in items:
@@ -86,11 +86,6 @@ def tiny(shared_cache: Path) -> Callable[..., Path]:
         from align_anything.testing.tiny import build
 
         name = '-'.join([family, *(f'{key}{value}' for key, value in sorted(options.items()))])
-        done = shared_cache / f'{name}.done'
-        with FileLock(shared_cache / f'{name}.lock'):
-            if not done.exists():
-                build(family, shared_cache / name, **options)
-                done.touch()
-        return shared_cache / name
+        return once(shared_cache, name, lambda folder: build(family, folder, **options))
 
     return checkpoint

@@ -161,9 +161,7 @@ def test_each_dpo_loss(name: str, dpo_trainer: Any, scored: tuple[Batch, Scored]
     )
 
 
-def test_several_dpo_losses_with_weights_and_the_likelihood(
-    dpo_trainer: Any, scored: tuple[Batch, Scored]
-) -> None:
+def test_several_dpo_losses_with_weights_and_the_likelihood(dpo_trainer: Any, scored: tuple[Batch, Scored]) -> None:
     algorithm = DPO(scale_coeff=BETA, loss_type=['sigmoid', 'bco_pair'], loss_weights=[0.8, 0.2], sft_coeff=0.5)
     theirs = dpo_loss_of_trl(dpo_trainer, {'sigmoid': 0.8, 'bco_pair': 0.2, 'sft': 0.5}, 0.0)
     assert objective(algorithm, means(algorithm, *scored)) == pytest.approx(theirs, **EXACT)

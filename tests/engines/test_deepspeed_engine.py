@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from align_anything.engines.optim import make_optimizer, make_schedule, paramete
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
+from tests.harness.pairwise import in_tiers, pairwise
 from tests.harness.ranks import run_ranks
 from tests.policies.stub import TextFamily, example, piece, plain_policy, tiny_llama
 
@@ -97,12 +99,10 @@ def expected():
     return oracle()
 
 
-CUTS = [(ranks, micro) for ranks in (1, 2) for micro in (1, 4)]
+DIMENSIONS = {'stage': (0, 1, 2, 3), 'ranks': (1, 2), 'micro': (1, 4), 'layout': ('padded', 'packed', 'shared_prefix')}
 
 
-@pytest.mark.parametrize('stage', [0, 1, 2, 3])
-@pytest.mark.parametrize(('ranks', 'micro'), CUTS)
-@pytest.mark.parametrize('layout', ['padded', 'packed', 'shared_prefix'])
+@pytest.mark.parametrize([*DIMENSIONS], in_tiers(product(*DIMENSIONS.values()), pairwise(**DIMENSIONS)))
 def test_same_weights_for_every_cut_stage_and_layout(expected, stage, ranks, micro, layout):
     state, losses, norms = run_ranks(train, ranks, args=(ranks, stage, micro, layout))[0]
     assert losses == pytest.approx(expected[1], rel=1e-5)
@@ -162,8 +162,10 @@ def nonfinite(rank: int, stage: int, precision: str):
     return bad.applied, bad.finite, unchanged, good.applied, good.finite, changed
 
 
-@pytest.mark.parametrize('stage', [0, 1, 2, 3])
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize(
+    ('stage', 'precision'),
+    in_tiers(product((0, 1, 2, 3), ('fp32', 'bf16')), [(0, 'fp32'), (1, 'bf16'), (2, 'bf16'), (3, 'fp32')]),
+)
 def test_a_non_finite_loss_never_reaches_the_weights(stage, precision):
     for applied, finite, unchanged, good_applied, good_finite, changed in run_ranks(
         nonfinite, 2, args=(stage, precision)

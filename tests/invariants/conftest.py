@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+from tests.harness.once import once
 from tests.invariants.families import OPTIONS
 
 
@@ -19,18 +19,16 @@ def stirred(tiny: Callable[..., Path], shared_cache: Path) -> Callable[[str], Pa
     """`stirred('llava')` is the folder of a tiny checkpoint without zero biases, unit norms or equal rows."""
 
     def checkpoint(family: str) -> Path:
-        folder = shared_cache / f'{family}-stirred'
-        done = shared_cache / f'{family}-stirred.done'
         source = tiny(family, **OPTIONS.get(family, {}))
-        with FileLock(shared_cache / f'{family}-stirred.lock'):
-            if not done.exists():
-                shutil.copytree(source, folder)
-                generator = torch.Generator().manual_seed(11)
-                weights = load_file(source / 'model.safetensors')
-                for name in sorted(weights):
-                    weights[name] = weights[name] + 0.05 * torch.randn(weights[name].shape, generator=generator)
-                save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
-                done.touch()
-        return folder
+
+        def stir(folder: Path) -> None:
+            shutil.copytree(source, folder)
+            generator = torch.Generator().manual_seed(11)
+            weights = load_file(source / 'model.safetensors')
+            for name in sorted(weights):
+                weights[name] = weights[name] + 0.05 * torch.randn(weights[name].shape, generator=generator)
+            save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
+
+        return once(shared_cache, f'{family}-stirred', stir)
 
     return checkpoint

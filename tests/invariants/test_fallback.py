@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import check_head, check_layout, probe_examples
 from align_anything.trainers.runs import assembly
+from tests.harness.pairwise import in_tiers
 from tests.harness.ranks import RanksError
 from tests.invariants.families import IMAGE, LAID, MEDIA, TEXT, WIDER, rows
 from tests.invariants.runs import assembled, fork, settings, train, zero_file
@@ -67,19 +69,20 @@ def _run(rank: int, folder: Path, family: str, zero: Path) -> tuple[str, list[st
     return run.policy.collate.layout, said, train(run, folder, rank, 1)
 
 
-@pytest.mark.parametrize('family', ['llama', 'llava'])
+REASONS = {
+    causal_over_the_row: "a neighbour's tokens change",
+    sees_the_future: 'later token',
+    refuses: 'soft-capped scores',
+}
+
+
 @pytest.mark.parametrize(
-    ('wrong', 'reason'),
-    [
-        (causal_over_the_row, "a neighbour's tokens change"),
-        (sees_the_future, 'later token'),
-        (refuses, 'soft-capped scores'),
-    ],
+    ('family', 'wrong'),
+    in_tiers(product(('llama', 'llava'), REASONS), [*zip(('llava', 'llama', 'llava'), REASONS, strict=True)]),
 )
 def test_a_wrong_layout_falls_back_to_padded_and_says_so(
     family: str,
     wrong: Callable[..., Any],
-    reason: str,
     stirred: Stirred,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,7 +94,7 @@ def test_a_wrong_layout_falls_back_to_padded_and_says_so(
     monkeypatch.setattr(attention, 'segment_attention', only_in_rows(wrong))
     layout, said, losses = fork(_run, 1, folder, family, zero)[0]
     assert layout == 'padded'
-    assert any("falling back to 'padded'" in line and reason in line for line in said), said
+    assert any("falling back to 'padded'" in line and REASONS[wrong] in line for line in said), said
     assert any(line == 'layout: padded' for line in said)
     # What it then trains is right.
     assert losses == pytest.approx(expected, rel=1e-5)
@@ -108,8 +111,9 @@ def test_a_model_that_leaks_in_every_layout_does_not_train(
 @pytest.mark.parametrize(
     ('family', 'dtype'),
     [
-        *((family, torch.float32) for family in TEXT + IMAGE),
         # In float32, wider families have this test beside their others (tests/models/test_family_mixed.py).
+        *(pytest.param(family, torch.float32, marks=pytest.mark.extended) for family in TEXT + IMAGE),
+        # Where rounding is widest, for every family.
         *((family, torch.bfloat16) for family in TEXT + IMAGE + WIDER),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from align_anything.models.pretrained_model import load_model, set_text_attentio
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
+from tests.harness.pairwise import covering, in_tiers
 from tests.invariants.families import (
     IMAGE,
     LAYOUTS,
@@ -50,6 +52,19 @@ CROWDS = tuple(WIDER[start : start + 4] for start in range(0, len(WIDER), 4))
 # Families whose checkpoints name or cut weights otherwise than their models in memory.
 RENAMED = ('llava', 'qwen2_vl', 'gemma3', 'qwen3_moe')
 TRAINED_AT = {3: TEXT + IMAGE, 2: IMAGE, 0: RENAMED}
+# What `make test` runs of those: what tells families apart here is how they name, cut and call their weights.
+FIRST = [
+    *((family, 3) for family in ('llama', 'opt', 'gemma3_text', 'granite')),
+    *zip(RENAMED, (3, 3, 2, 3), strict=True),
+    ('qwen2_5_vl', 2),
+    ('idefics3', 3),
+]
+# Family, ranks, stage, layout and frozen part.
+CUTS = [
+    (family, ranks, stage, layout, frozen)
+    for family, ranks, stage in product(('llava', 'qwen2_5_vl'), (1, 2), (0, 2, 3))
+    for layout, frozen in (*product(LAYOUTS, (None,)), ('shared_prefix', 'vision_tower'))
+]
 
 
 def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
@@ -172,7 +187,10 @@ def check_reload(source: Path, out: Path, state: dict[str, Tensor], scores: Tens
 
 @pytest.mark.parametrize(
     ('family', 'stage'),
-    [(family, stage) for stage, families in TRAINED_AT.items() for family in families],
+    in_tiers(
+        [(family, stage) for stage, families in TRAINED_AT.items() for family in families],
+        FIRST,
+    ),
 )
 def test_two_ranks_with_different_rows_train_as_one_loop_and_export(
     family: str, stage: int, stirred: Stirred, tmp_path: Path
@@ -189,8 +207,12 @@ def _train_several(rank: int, folders: list[Path], layouts: list[str], stage: in
     ]
 
 
-@pytest.mark.parametrize('stage', [pytest.param(2, marks=pytest.mark.extended), 3])
-@pytest.mark.parametrize('families', CROWDS, ids='-'.join)
+@pytest.mark.parametrize(
+    ('families', 'stage'),
+    # The last one sees, hears, and has experts.
+    in_tiers(product(CROWDS, (2, 3)), [(CROWDS[-1], 3)]),
+    ids=lambda value: value if isinstance(value, int) else '-'.join(value),
+)
 def test_ranks_with_other_kinds_of_media_train_as_one_loop_and_export(
     families: tuple[str, ...], stage: int, stirred: Stirred, tmp_path: Path
 ) -> None:
@@ -203,14 +225,7 @@ def test_ranks_with_other_kinds_of_media_train_as_one_loop_and_export(
         check_reload(folder, tmp_path / family_of(folder), state, scores)
 
 
-@pytest.mark.parametrize(
-    ('layout', 'frozen'), [*((layout, None) for layout in LAYOUTS), ('shared_prefix', 'vision_tower')]
-)
-@pytest.mark.parametrize(
-    ('ranks', 'stage'),
-    [(1, 3), (2, 0), (2, 2), (2, 3), *(pytest.param(1, stage, marks=pytest.mark.extended) for stage in (0, 2))],
-)
-@pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl'])
+@pytest.mark.parametrize(('family', 'ranks', 'stage', 'layout', 'frozen'), in_tiers(CUTS, covering(CUTS)))
 def test_every_stage_cut_and_layout_train_as_one_loop(
     family: str, ranks: int, stage: int, layout: str, frozen: str | None, stirred: Stirred
 ) -> None:

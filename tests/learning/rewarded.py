@@ -17,6 +17,7 @@ import pytest
 
 from align_anything.cli.leaves import find_run
 from align_anything.testing.tiny import build
+from tests.harness.once import once
 from tests.learning import lessons, tasks
 from tests.learning.preferences import HELD_OUT, LESSONS, OTHER, TRAINED, with_media_of_the_other
 from tests.learning.tasks import Question
@@ -38,16 +39,19 @@ SHARED = {'any_to_text': 1.5}
 """How many times as many questions there are where two kinds of media share them."""
 
 
-@pytest.fixture(scope='module')
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`taught(pair)` returns a folder with the rows of the pair's lesson and a `model` that is often wrong."""
-    done: dict[str, Path] = {}
+@pytest.fixture
+def taught(shared_cache: Path) -> Callable[[str], Path]:
+    """`taught(pair)` returns a folder with the rows of the pair's lesson and a `model` that is often wrong.
+
+    It is taught once a run. Do not write into the folder.
+    """
 
     def folder_of(pair: str) -> Path:
-        if pair not in done:
-            done[pair] = tmp_path_factory.mktemp(pair)
-            teach(done[pair], pair, TAUGHT[pair])
-        return done[pair]
+        def first_lesson(folder: Path) -> None:
+            folder.mkdir()
+            teach(folder, pair, TAUGHT[pair])
+
+        return once(shared_cache, f'taught-doubted-{pair}', first_lesson)
 
     return folder_of
 
@@ -134,12 +138,15 @@ STEPS: dict[str, dict[str, Any]] = {
 """What other lessons take than those of texts and pictures."""
 
 
-def learns(folder: Path, pair: str, name: str, **more: Any) -> None:
-    """Asserts that the model in `folder`, of `taught`, learns its lesson by an algorithm, settings `more` added."""
+def learns(folder: Path, output: Path, pair: str, name: str, **more: Any) -> None:
+    """Asserts that the model in `folder`, of `taught`, learns its lesson by an algorithm, settings `more` added.
+
+    The run writes into `output`.
+    """
     held_out = [folder / part for part in ('held-out.jsonl', 'exchanged.jsonl') if (folder / part).exists()]
     settings = {**ALGORITHMS[name], **drawing(held_out, **STEPS.get(pair, {}), **more)}
-    train(pair, name, folder / name, folder / 'model', folder / 'train.jsonl', **settings)
-    records = lines(folder / name / 'metrics.jsonl')
+    train(pair, name, output, folder / 'model', folder / 'train.jsonl', **settings)
+    records = lines(output / 'metrics.jsonl')
     first = next(record for record in records if 'train/reward' in record)
     assert first['train/reward'] <= START
     (*_, last) = (record for record in records if 'eval/reward' in record)

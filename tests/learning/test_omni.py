@@ -24,6 +24,8 @@ from tests.learning.school import examine, teach
 from tests.learning.tasks import number_turns, questions
 
 STEPS = {'qwen2_5_omni_thinker': 50}
+# `make test` has a lesson for each kind of media.
+pytestmark = pytest.mark.extended
 
 
 @pytest.mark.parametrize('family', STEPS)

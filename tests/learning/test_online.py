@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from tests.harness.pairwise import in_tiers
 from tests.learning import judged
 from tests.learning.preferences import LESSONS, OTHER, TRAINED
 from tests.learning.rewarded import ALGORITHMS, DOUBT, REACHED, SMALL, START, drawing, learns, taught, teach, train
@@ -20,23 +22,13 @@ LIMIT = -0.3
 
 @pytest.mark.parametrize(
     ('pair', 'name'),
-    [
-        ('text_to_text', 'ppo'),
-        ('text_image_to_text', 'grpo'),
-        ('text_audio_to_text', 'grpo'),
-        ('text_video_to_text', 'grpo'),
-        ('any_to_text', 'grpo'),
-        pytest.param('text_to_text', 'grpo', marks=pytest.mark.extended),
-        pytest.param('text_image_to_text', 'ppo', marks=pytest.mark.extended),
-        pytest.param('text_audio_to_text', 'ppo', marks=pytest.mark.extended),
-        pytest.param('text_video_to_text', 'ppo', marks=pytest.mark.extended),
-        pytest.param('any_to_text', 'ppo', marks=pytest.mark.extended),
-    ],
+    in_tiers(product(LESSONS, ('grpo', 'ppo')), [('text_to_text', 'ppo')]),
 )
-def test_rewards_alone_teach_what_is_right(taught: Callable[[str], Path], pair: str, name: str) -> None:
-    learns(taught(pair), pair, name)
+def test_rewards_alone_teach_what_is_right(taught: Callable[[str], Path], tmp_path: Path, pair: str, name: str) -> None:
+    learns(taught(pair), tmp_path, pair, name)
 
 
+@pytest.mark.extended
 def test_rewards_rise_within_a_limit_on_cost(tmp_path: Path) -> None:
     """Answers end in a high or a low voice, mostly in a high one, and a cost model was taught to mind it."""
     pair, right = 'text_to_text', {'max_steps': 60, 'learning_rate': 4e-3}

@@ -11,6 +11,8 @@ from tests.harness.warm import import_vllm
 from tests.learning.rewarded import learns, taught
 
 __all__ = ['taught']
+# `make test` has this lesson without vLLM, and what vLLM draws in tests/rollouts.
+pytestmark = pytest.mark.extended
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -21,13 +23,13 @@ def vllm() -> None:
 @pytest.mark.parametrize(
     ('pair', 'name'),
     [
-        pytest.param('text_to_text', 'ppo_vllm', marks=pytest.mark.extended),
+        ('text_to_text', 'ppo_vllm'),
         ('text_image_to_text', 'grpo'),
-        pytest.param('text_to_text', 'grpo', marks=pytest.mark.extended),
-        pytest.param('text_image_to_text', 'ppo_vllm', marks=pytest.mark.extended),
-        pytest.param('text_video_to_text', 'grpo', marks=pytest.mark.extended),
-        pytest.param('text_video_to_text', 'ppo_vllm', marks=pytest.mark.extended),
+        ('text_to_text', 'grpo'),
+        ('text_image_to_text', 'ppo_vllm'),
+        ('text_video_to_text', 'grpo'),
+        ('text_video_to_text', 'ppo_vllm'),
     ],
 )
-def test_rewards_alone_teach_what_is_right(taught: Callable[[str], Path], pair: str, name: str) -> None:
-    learns(taught(pair), pair, name, use_vllm=True, vllm_gpu_memory_utilization=0.05)
+def test_rewards_alone_teach_what_is_right(taught: Callable[[str], Path], tmp_path: Path, pair: str, name: str) -> None:
+    learns(taught(pair), tmp_path, pair, name, use_vllm=True, vllm_gpu_memory_utilization=0.05)

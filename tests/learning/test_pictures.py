@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from align_anything.testing.tiny import build
+from tests.harness.pairwise import first_of
 from tests.learning.lessons import colours, exchanged, rotated
 from tests.learning.school import accuracy, ask, examine, open_media_model, teach, train
 from tests.learning.tasks import CORPUS, colour_questions, number_questions, write_picture_rows
@@ -41,7 +42,7 @@ SLOWER = {
 }
 
 
-@pytest.mark.parametrize('family', STEPS)
+@pytest.mark.parametrize('family', first_of(STEPS, 'qwen2_vl'))
 def test_a_family_learns_to_see_one_picture(tmp_path: Path, family: str) -> None:
     settings = {'max_steps': STEPS[family], **SLOWER.get(family, {})}
     learned = teach(tmp_path, family, colours(tmp_path, 'train', 192), IMAGE, **settings)
@@ -49,11 +50,13 @@ def test_a_family_learns_to_see_one_picture(tmp_path: Path, family: str) -> None
     examine(*learned, asked, exchanged(asked, rotated(asked), 'image'))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize('family', EPOCHS)
 def test_a_family_learns_to_see(tmp_path: Path, family: str) -> None:
     learn(tmp_path, family, epochs=EPOCHS[family])
 
 
+@pytest.mark.extended
 def test_two_ranks_with_partitioned_weights_learn_to_see(tmp_path: Path) -> None:
     rows, settings = colours(tmp_path, 'train', 192), {'ranks': 2, 'ds_cfgs': 'ds_z3_config.json', 'max_steps': 40}
     learned = teach(tmp_path, 'llava', rows, IMAGE, **settings)

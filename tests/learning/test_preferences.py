@@ -9,6 +9,7 @@ one that comes first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 
 from align_anything.cli.leaves import find_run
 from align_anything.testing.tiny import build
+from tests.harness.once import once
+from tests.harness.pairwise import in_tiers
 from tests.learning import judged, lessons, tasks
 from tests.learning.preferences import LESSONS, OTHER, write_lesson
 from tests.trainers.runs import lines, run, sft
@@ -53,8 +56,6 @@ TRAINED: dict[str, dict[str, Any]] = {
     'simpo': {'max_steps': 32},
     'cpo': {'max_steps': 48},
 }
-MORE, KIN = ('text_audio_to_text', 'text_video_to_text', 'any_to_text'), ('cost_model', 'orpo', 'simpo', 'cpo')
-"""Pairs whose lessons by these algorithms are left to `make extended`: text and pictures have all of them."""
 ACCURACY, MARGIN = 0.9, 0.1
 SEEDS = 42, 1, 2
 """Of the order of the rows and of new score heads.
@@ -64,14 +65,16 @@ leave it only after many more steps: of these three, one has to. Everything that
 """
 
 
-@pytest.fixture(scope='module')
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`taught(pair)` returns a folder with the rows of the pair's lesson and a `model` that answers them wrongly."""
-    done: dict[str, Path] = {}
+@pytest.fixture
+def taught(shared_cache: Path) -> Callable[[str], Path]:
+    """`taught(pair)` returns a folder with the rows of the pair's lesson and a `model` that answers them wrongly.
+
+    It is taught once a run; all may keep encoded samples there.
+    """
 
     def folder_of(pair: str) -> Path:
-        if pair not in done:
-            folder = tmp_path_factory.mktemp(pair)
+        def teach(folder: Path) -> None:
+            folder.mkdir()
             write_lesson(folder, LESSONS[pair])
             start = build(FAMILIES[pair], folder / 'start', corpus=[*tasks.CORPUS, *lessons.CORPUS, *OTHER])
             wrong = '{chosen: rejected, rejected: chosen}'
@@ -81,8 +84,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             ended = run(argv, 1, find_run(pair, 'sft')[0])
             assert ended[0].code == 0, ended[0].output
             (folder / 'model').symlink_to(folder / 'wrong' / 'slice_end')
-            done[pair] = folder
-        return done[pair]
+
+        return once(shared_cache, f'taught-wrong-{pair}', teach)
 
     return folder_of
 
@@ -124,23 +127,19 @@ def learned(folder: Path, output: Path) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize(
     ('pair', 'name'),
-    [
-        pytest.param(pair, name, marks=[pytest.mark.extended] if pair in MORE and name in KIN else [])
-        for pair in LESSONS
-        for name in TRAINED
-    ],
+    in_tiers(product(LESSONS, TRAINED), [('text_to_text', 'dpo')]),
 )
-def test_a_model_learns_what_is_preferred(taught: Callable[[str], Path], pair: str, name: str) -> None:
+def test_a_model_learns_what_is_preferred(taught: Callable[[str], Path], tmp_path: Path, pair: str, name: str) -> None:
     folder, (its_pair, algorithm) = taught(pair), find_run(pair, name)
     judges = algorithm.scores == 'responses'
     settings = {**common(folder), **(JUDGES[pair] if judges else {}), **TRAINED[name], 'eval_strategy': 'steps'}
     settings['eval_interval'] = settings['max_steps']
     tried = []
     for seed in SEEDS if judges else SEEDS[:1]:
-        argv = sft(folder / f'{name}-{seed}', folder / 'model', folder / 'train.jsonl', **settings, seed=seed)
+        argv = sft(tmp_path / f'{name}-{seed}', folder / 'model', folder / 'train.jsonl', **settings, seed=seed)
         ended = run(argv, 1, its_pair, algorithm=algorithm)
         assert ended[0].code == 0, ended[0].output
-        tried.append(learned(folder, folder / f'{name}-{seed}'))
+        tried.append(learned(folder, tmp_path / f'{name}-{seed}'))
         if has_learned(*tried[-1]):
             return
     raise AssertionError(f'accuracy and margin of what was held out, and of exchanged media, by seed: {tried}')

@@ -12,6 +12,8 @@ import peft
 import pytest
 
 from align_anything.testing.tiny import build
+from tests.harness.once import once
+from tests.harness.pairwise import first_of
 from tests.learning.school import accuracy, ask, open_text_model, train
 from tests.learning.tasks import CORPUS, number_questions, write_text_rows
 
@@ -35,23 +37,23 @@ OPT_TEMPLATE = (
 SETTINGS = {'opt': {'chat_template': OPT_TEMPLATE}}
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`trained('llama')` returns the folder of a model that has learned to count up; trained once."""
-    done: dict[str, Path] = {}
+@pytest.fixture
+def trained(shared_cache: Path) -> Callable[[str], Path]:
+    """`trained('llama')` returns the folder of a model that has learned to count up; trained once a run."""
 
     def checkpoint(family: str) -> Path:
-        if family not in done:
-            folder = tmp_path_factory.mktemp(family)
+        def teach(folder: Path) -> None:
+            folder.mkdir()
             rows = write_text_rows(folder / 'rows.json')
             settings = {'learning_rate': 5e-3, 'epochs': EPOCHS[family], **SETTINGS.get(family, {})}
-            done[family] = train(folder / 'run', build(family, folder / 'model', corpus=list(CORPUS)), rows, **settings)
-        return done[family]
+            train(folder / 'run', build(family, folder / 'model', corpus=list(CORPUS)), rows, **settings)
+
+        return once(shared_cache, f'counts-{family}', teach) / 'run' / 'slice_end'
 
     return checkpoint
 
 
-@pytest.mark.parametrize('family', EPOCHS)
+@pytest.mark.parametrize('family', first_of(EPOCHS, 'llama'))
 def test_a_family_learns_to_count_in_phrasings_it_never_saw(trained: Callable[[str], Path], family: str) -> None:
     model, tokenizer = open_text_model(trained(family))
     for rounds in (1, 2):
@@ -60,6 +62,7 @@ def test_a_family_learns_to_count_in_phrasings_it_never_saw(trained: Callable[[s
         assert accuracy(ask(model, tokenizer, asked), asked) >= REQUIRED
 
 
+@pytest.mark.extended
 def test_an_adapter_learns_to_count_down_and_leaves_the_model_as_it_is(
     trained: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from tests.harness.pairwise import first_of
 from tests.harness.ranks import run_ranks
 from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
@@ -78,12 +79,13 @@ MORE: dict[str, tuple[str, dict[str, Any], list[str], float]] = {
 }
 
 
-@pytest.mark.parametrize('case', [*CASES, *(pytest.param(case, marks=pytest.mark.extended) for case in MORE)])
+@pytest.mark.parametrize('case', first_of([*CASES, *MORE], 'text', 'pictures'))
 def test_what_is_drawn_is_what_the_policy_draws(case: str, tiny: Tiny) -> None:
     family, how, kinds, temperature = {**CASES, **MORE}[case]
     run_ranks(draws_as_the_policy, 1, args=(tiny(family, **how), kinds, temperature))
 
 
+@pytest.mark.extended
 def test_tied_heads_follow_their_embeddings(tiny: Tiny, tmp_path: Path) -> None:
     shutil.copytree(tiny('qwen2'), tmp_path, dirs_exist_ok=True)
     weights, config = tmp_path / 'model.safetensors', tmp_path / 'config.json'
@@ -94,6 +96,7 @@ def test_tied_heads_follow_their_embeddings(tiny: Tiny, tmp_path: Path) -> None:
     run_ranks(draws_as_the_policy, 1, args=(tmp_path, [], 1.0))
 
 
+@pytest.mark.extended
 def test_servers_draw_what_the_policy_draws(tiny: Tiny) -> None:
     """Two of them, which get their weights through a process group."""
     with vllm_servers(2) as (urls, _):
@@ -152,6 +155,7 @@ def test_what_docs_say_does_not_agree(
     run_ranks(disagrees, 1)
 
 
+@pytest.mark.extended
 def test_a_response_ends_with_the_token_that_ends_it(tiny: Tiny) -> None:
     run_ranks(ends_where_it_ends, 1, args=(tiny('qwen2'),))
 
@@ -183,6 +187,7 @@ def ends_where_it_ends(rank: int, folder: Path) -> None:
         engine._check(examples[0], [1, 2, 3])
 
 
+@pytest.mark.extended
 def test_an_engine_that_does_not_start_is_an_error_before_training(tiny: Tiny) -> None:
     run_ranks(does_not_start, 1, args=(tiny('qwen2'),))
 

@@ -40,6 +40,10 @@ ALSO_TRAINED = (
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 PAIRS = {pair.name: pair for pair in (TEXT, IMAGE, text_audio_to_text.PAIR, text_video_to_text.PAIR, any_to_text.PAIR)}
 
+# What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
+FIRST_TRAINED = 'llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft'.split()
+FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
+
 # Where the folder of a script is not the family that it trains.
 FAMILIES = {'gemma3_text_sft': 'gemma3_text', 'own_data_sft': 'qwen2_5_vl', 'qwen_vl_sft': 'qwen'}
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
@@ -75,6 +79,15 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 # Of scripts that name the columns themselves.
 ROW = {'qwen2_vl_grpo': {'image': 'picture.png', 'problem': 'How many?', 'solution': '<answer> 3 </answer>'}}
+
+
+def named(scripts: list[Path], first: list[str]) -> list[Any]:
+    """Parameters: the scripts under their names, all but those named `first` left to `make extended`."""
+    assert {*first} <= {path.stem for path in scripts}
+    return [
+        pytest.param(path, id=path.stem, marks=() if path.stem in first else pytest.mark.extended) for path in scripts
+    ]
+
 
 # Stands in for the launcher: writes down how it was called.
 RECORDER = """#!{python}
@@ -126,43 +139,57 @@ def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None
         assert {*judges} <= {*NAMES}, 'each judge that is not given is made by a script'
 
 
-@pytest.mark.parametrize(
-    'script',
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.extended] if path.stem in ALSO_TRAINED[2:] else [])
-        for path in TRAINED
-    ],
-)
-def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path) -> None:
+def aimed(
+    script: Path, call: Callable[..., Called], tiny: Callable[..., Path], folder: Path, *more: str
+) -> tuple[list[str], dict[str, Any]]:
+    """The settings that a script gives a run on a tiny model and rows in `folder`, and how to start that run."""
     family, text = FAMILIES.get(script.stem, script.parent.name), script.read_text()
     template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', text).group(1)
-    rows, output = tmp_path / 'rows.jsonl', tmp_path / 'trained'
+    rows = folder / 'rows.jsonl'
     rows.write_text(f'{json.dumps(ROW.get(script.stem, ROWS[template]))}\n' * 4)
-    write_media(tmp_path)
-    model = build(family, tmp_path / family) if family in STAND_INS else tiny(family)
+    write_media(folder)
+    model = build(family, folder / family) if family in STAND_INS else tiny(family)
     header = {
         'MODEL_NAME_OR_PATH': model,
         'TRAIN_DATASETS': rows,
         'TRAIN_NAME': '',
         'TRAIN_SPLIT': 'train',
-        **dict.fromkeys(('VIDEO_FOLDER', 'AUDIO_FOLDER'), tmp_path),
-        'OUTPUT_DIR': output,
+        **dict.fromkeys(('VIDEO_FOLDER', 'AUDIO_FOLDER'), folder),
+        'OUTPUT_DIR': folder / 'trained',
         **ROLLOUT,
         **SETTINGS.get(script.stem, {}),
     }
     if 'REWARD_MODEL' in text:
-        (tmp_path / 'judge').mkdir()
-        judge = with_head(model, tmp_path / 'judge')
+        (folder / 'judge').mkdir()
+        judge = with_head(model, folder / 'judge')
         header |= dict.fromkeys(('REWARD_MODEL_NAME_OR_PATH', 'COST_MODEL_NAME_OR_PATH'), judge)
-    more = '--max_new_tokens 4' if 'PROMPT_BATCH' in text else '--gradient_accumulation_steps 1'
-    pair, name, argv, environment = call(script, *SMALL, *more.split(), **header)
-    algorithm = known_algorithms()[name]
-    ended = run(argv, pair=PAIRS[pair], before=lambda _: os.environ.update(environment), algorithm=algorithm)
+    steps = '--max_new_tokens 4' if 'PROMPT_BATCH' in text else '--gradient_accumulation_steps 1'
+    pair, name, argv, environment = call(script, *SMALL, *steps.split(), *more, **header)
+    how = {'pair': PAIRS[pair], 'before': lambda _: os.environ.update(environment)}
+    return argv, {**how, 'algorithm': known_algorithms()[name]}
+
+
+@pytest.mark.parametrize('script', named(TRAINED, FIRST_TRAINED))
+def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path) -> None:
+    argv, how = aimed(script, call, tiny, tmp_path)
+    ended = run(argv, **how)
     assert ended[0].code == 0, ended[0].output
+    output = tmp_path / 'trained'
     saved = {path.name for path in (output / 'slice_end').iterdir()}
     assert ('adapter_model.safetensors' if '--use_lora' in argv else 'model.safetensors') in saved
     steps = [json.loads(line) for line in (output / 'metrics.jsonl').read_text().splitlines()]
     assert [record['step'] for record in steps if 'train/loss' in record] == [1, 2]
+
+
+@pytest.mark.parametrize('script', named(sorted({*SCRIPTS} - {*TRAINED}), FIRST_DRY))
+def test_a_dry_run_gets_to_its_end(
+    script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of those that no test trains: they read their data and fit their model."""
+    argv, how = aimed(script, call, tiny, tmp_path, '--dry_run')
+    ended = run(argv, **how)
+    assert ended[0].code == 0 and 'This was a dry run' in ended[0].output, ended[0].output
+    assert not (tmp_path / 'trained').exists()
 
 
 def write_media(folder: Path) -> None:

@@ -171,6 +171,7 @@ def dies_in_update(rank: int) -> None:
     OnlineLoop._updated = watched
 
 
+@pytest.mark.extended
 def test_ranks_draw_ahead_together(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     """With one server, whose weights change when no rank draws any more; adapters under ZeRO-3, held-out prompts."""
     changes = {**AHEAD, 'train_size': 14, 'max_steps': 12, 'save_total_limit': 0, 'eval_strategy': 'steps'}
@@ -213,6 +214,7 @@ def draws_slowly_on_rank_1(output: Path) -> Callable[[int], None]:
     return before
 
 
+@pytest.mark.extended
 def test_what_goes_wrong_in_the_thread_ends_the_run(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     settings = argv(folder, tmp_path, tiny('qwen2'), **AHEAD)
     (ended,) = run(settings, before=fails_ahead, algorithm=named('grpo'))

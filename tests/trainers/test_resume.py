@@ -15,6 +15,7 @@ import torch
 from align_anything.algorithms.sft import SFT
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.trainers.loops.offline import OfflineLoop
+from tests.harness.pairwise import first_of
 from tests.trainers.runs import die, lines, run, sft, succeed, text_rows, weights, write_rows
 
 ROWS, RANKS = 26, 2
@@ -31,7 +32,6 @@ KINDS = {
     'lora_z3': {'ds_cfgs': 'ds_z3_config.json', 'use_lora': True, 'r': 4, 'lora_dropout': 0.2},
     'stream': {'ds_cfgs': 'ds_z2_config.json', 'streaming': True, 'max_steps': STEPS},
 }
-TWINS = ('z0', 'bf16', 'lora')
 
 Settings = Callable[..., list[str]]
 
@@ -172,9 +172,7 @@ def test_the_uninterrupted_run_trains_with_dropout_skips_and_evaluates(settings,
     assert not any(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(
-    'kind', ['z2', 'z3', 'lora_z3', 'stream', *(pytest.param(kind, marks=pytest.mark.extended) for kind in TWINS)]
-)
+@pytest.mark.parametrize('kind', first_of(KINDS, 'z2'))
 def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path, kind):
     killed(settings(tmp_path, kind, **SAVES), dies_in_step(8))
     assert slices_in(tmp_path) == ['slice_3', 'slice_6']
@@ -183,7 +181,7 @@ def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path, kind)
     assert_same(uninterrupted(kind), tmp_path)
 
 
-@pytest.mark.parametrize('dies', [dies_while_saving, dies_before_the_rename])
+@pytest.mark.parametrize('dies', first_of([dies_while_saving, dies_before_the_rename], dies_while_saving))
 def test_killed_while_saving_the_half_written_slice_is_never_taken(settings, uninterrupted, tmp_path, dies):
     killed(settings(tmp_path, 'z2', **SAVES), dies('slice_9'))
     assert slices_in(tmp_path) == ['slice_3', 'slice_6']
@@ -194,7 +192,7 @@ def test_killed_while_saving_the_half_written_slice_is_never_taken(settings, uni
     assert [path.name for path in tmp_path.glob('.slice*')] == []
 
 
-@pytest.mark.parametrize('interval', [3, 7])
+@pytest.mark.parametrize('interval', first_of([3, 7], 7))
 def test_killed_between_epochs(settings, uninterrupted, tmp_path, interval):
     """With 7, the slice was taken after the last step of the epoch and before the evaluation that follows it."""
     saves = {'save_interval': interval, 'save_total_limit': 2}
@@ -205,6 +203,7 @@ def test_killed_between_epochs(settings, uninterrupted, tmp_path, interval):
     assert_same(uninterrupted('z2'), tmp_path)
 
 
+@pytest.mark.extended
 def test_killed_three_times(settings, uninterrupted, tmp_path):
     killed(settings(tmp_path, 'z2', **SAVES), dies_in_step(2))
     assert slices_in(tmp_path) == []
@@ -234,6 +233,7 @@ def test_sigterm_saves_and_leaves_with_code_zero_and_resume_is_exact(settings, u
     assert_same(uninterrupted('z2'), tmp_path)
 
 
+@pytest.mark.extended
 def test_resume_from_a_path_into_another_folder(settings, uninterrupted, tmp_path):
     first, second = tmp_path / 'first', tmp_path / 'second'
     killed(settings(first, 'z2', **SAVES), dies_in_step(8))

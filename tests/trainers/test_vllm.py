@@ -31,7 +31,8 @@ def vllm() -> None:
     import_vllm()
 
 
-@pytest.mark.parametrize('stage', [pytest.param(2, marks=pytest.mark.extended), 3])
+@pytest.mark.extended
+@pytest.mark.parametrize('stage', [2, 3])
 def test_ranks_draw_with_the_weights_in_training(stage: int, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     """Adapters under ZeRO-3, whole weights under ZeRO-2; the probe of each rollout passes as closely as can be.
 
@@ -68,6 +69,7 @@ def hands_over_the_first_weights(rank: int) -> None:
     rollout_engine.handed_over = stale
 
 
+@pytest.mark.extended
 def test_killed_while_weights_are_handed_over(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     changes = {**SMALL, 'save_interval': 4, 'save_total_limit': 2, 'log_completions': 1}
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
@@ -99,6 +101,7 @@ def test_two_ranks_share_one_engine(folder: Path, tiny: Tiny, tmp_path: Path) ->
     assert all(record['train/rollout_drift'] < 1e-4 for record in metrics_of(tmp_path))
 
 
+@pytest.mark.extended
 def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     def dies_after_the_first_rollout(rank: int) -> None:
         generate = VLLMRollouts.generate

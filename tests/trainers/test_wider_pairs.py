@@ -35,10 +35,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ('pair', 'family', 'media', 'stage'),
     [
-        (text_audio_to_text.PAIR, 'qwen2_audio', [SOUND], 'z3'),
-        (text_video_to_text.PAIR, 'qwen2_vl', [CLIP], 'z3'),
+        pytest.param(text_audio_to_text.PAIR, 'qwen2_audio', [SOUND], 'z3', marks=pytest.mark.extended),
+        pytest.param(text_video_to_text.PAIR, 'qwen2_vl', [CLIP], 'z3', marks=pytest.mark.extended),
         (any_to_text.PAIR, 'qwen2_5_omni_thinker', [PICTURE, CLIP, SOUND], 'z3'),
-        (any_to_text.PAIR, 'qwen2_5_vl', [PICTURE, CLIP], 'z2'),
+        pytest.param(any_to_text.PAIR, 'qwen2_5_vl', [PICTURE, CLIP], 'z2', marks=pytest.mark.extended),
     ],
 )
 def test_rows_of_every_kind_and_of_text_alone_train_on_two_ranks(

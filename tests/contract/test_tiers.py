@@ -1,0 +1,159 @@
+"""`make test` is short and still holds each invariant, for each family and algorithm that one is about."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from align_anything.cli.leaves import runs
+from tests.harness.pairwise import in_tiers
+from tests.harness.tiers import COUNTS, LONG, TOGETHER, count_tiers, first_tier, group_of
+from tests.invariants import families, test_fallback, test_frozen, test_gradients, test_scores, test_zero
+from tests.learning import test_clips, test_online, test_pictures, test_preferences, test_sounds, test_text
+from tests.scripts import test_shell_scripts
+
+ROOT = Path(__file__).resolve().parents[2]
+# Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
+ONLY_EXTENDED = {
+    'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
+    'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM draws in tests/rollouts',
+    'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
+}
+
+
+def test_a_file_with_extended_tests_has_others_too(request: pytest.FixtureRequest) -> None:
+    """Of the files that this run has collected; `make test` collects all."""
+    counts = request.config.stash[COUNTS]
+    assert counts[Path(__file__).relative_to(ROOT).as_posix()][0] > 0
+    assert only_extended(counts) <= set(ONLY_EXTENDED)
+    for name in ONLY_EXTENDED:
+        assert (ROOT / name).exists() and counts.get(name, [0, 1])[0] == 0, f'{name} need not be listed'
+
+
+def only_extended(counts: dict[str, list[int]]) -> set[str]:
+    return {name for name, (first, extended) in counts.items() if extended and not first}
+
+
+def test_a_file_without_any_would_be_found() -> None:
+    assert only_extended({'tests/a.py': [1, 2], 'tests/b.py': [0, 2], 'tests/c.py': [3, 0]}) == {'tests/b.py'}
+
+
+def test_tests_are_counted_by_what_they_are_marked(request: pytest.FixtureRequest) -> None:
+    counts = count_tiers(request.session.items)
+    assert counts[Path(__file__).relative_to(ROOT).as_posix()] == [
+        sum(item.path == Path(__file__) for item in request.session.items),
+        0,
+    ]
+
+
+def test_scores_are_compared_for_every_family_in_every_layout() -> None:
+    assert first_tier(test_scores.test_scores_are_the_plain_models_for_any_neighbours) == families.LAID
+
+
+@pytest.mark.parametrize(
+    'test',
+    [
+        test_scores.test_no_score_depends_on_a_later_token_or_a_neighbour,
+        test_scores.test_pad_may_be_the_end_token_and_dummy_media_change_nothing,
+        test_gradients.test_gradients_are_those_of_a_plain_loop_for_every_cut,
+        test_gradients.test_recomputing_activations_changes_no_gradient,
+        test_fallback.test_no_right_layout_is_thrown_away,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_every_family_is_in_the_first_tier(test) -> None:
+    assert {family for family, *_ in first_tier(test)} == {*families.FAMILIES}
+
+
+def test_every_family_with_media_has_a_frozen_part_and_every_part_is_frozen_in_one() -> None:
+    found = first_tier(test_frozen.test_a_frozen_part_keeps_its_bits_and_the_others_move)
+    assert {family for family, _ in found} == {*families.MULTIMODAL}
+    assert {part for _, part in found} == {*test_frozen.PARTS, 'audio_tower'}
+
+
+def test_gradients_are_compared_in_every_layout() -> None:
+    found = first_tier(test_gradients.test_gradients_are_those_of_a_plain_loop_for_every_cut)
+    assert {layout for _, layout in found} == {*families.LAYOUTS}
+
+
+def test_every_two_of_ranks_stages_layouts_and_frozen_parts_meet() -> None:
+    found = first_tier(test_zero.test_every_stage_cut_and_layout_train_as_one_loop)
+    assert len(found) < len(test_zero.CUTS) / 3
+    assert {(ranks, stage) for _, ranks, stage, _, _ in found} == {*product((1, 2), (0, 2, 3))}
+    assert {(layout, ranks) for _, ranks, _, layout, _ in found} == {*product(families.LAYOUTS, (1, 2))}
+    assert {(layout, stage) for _, _, stage, layout, _ in found} == {*product(families.LAYOUTS, (0, 2, 3))}
+    assert {(family, layout) for family, _, _, layout, _ in found} == {
+        *product(('llava', 'qwen2_5_vl'), families.LAYOUTS)
+    }
+    assert {stage for _, _, stage, _, frozen in found if frozen} == {0, 2, 3}
+
+
+def test_six_lessons_stay() -> None:
+    assert [
+        first_tier(test)
+        for test in (
+            test_text.test_a_family_learns_to_count_in_phrasings_it_never_saw,
+            test_pictures.test_a_family_learns_to_see_one_picture,
+            test_clips.test_a_family_learns_the_order_of_frames,
+            test_sounds.test_a_family_learns_to_hear,
+            test_preferences.test_a_model_learns_what_is_preferred,
+            test_online.test_rewards_alone_teach_what_is_right,
+        )
+    ] == [
+        [('llama',)],
+        [('qwen2_vl',)],
+        [('qwen2_5_vl',)],
+        [('qwen2_audio',)],
+        [('text_to_text', 'dpo')],
+        [('text_to_text', 'ppo')],
+    ]
+
+
+def test_a_script_of_every_pair_trains_and_no_script_is_left_out() -> None:
+    trained = [path for (path,) in first_tier(test_shell_scripts.test_it_trains)]
+    texts = [path.read_text() for path in trained]
+    for pair in runs():
+        assert any(f'align_anything.trainers.{pair}.' in text for text in texts), pair
+    dry = first_tier(test_shell_scripts.test_a_dry_run_gets_to_its_end)
+    assert dry and not {*trained} & {path for (path,) in dry}
+    assert [path for (path,) in first_tier(test_shell_scripts.test_it_names_what_exists)] == test_shell_scripts.SCRIPTS
+
+
+def test_extended_parameters_are_told_from_others() -> None:
+    @pytest.mark.parametrize(('one', 'two'), in_tiers(product('ab', 'xy'), [('a', 'x'), ('b', 'y')]))
+    def mixed() -> None: ...
+
+    @pytest.mark.parametrize('one', ['a', pytest.param('b', marks=pytest.mark.extended)])
+    def single() -> None: ...
+
+    @pytest.mark.extended
+    @pytest.mark.parametrize('one', ['a'])
+    def left_out() -> None: ...
+
+    assert first_tier(mixed) == [('a', 'x'), ('b', 'y')]
+    assert first_tier(single) == [('a',)] and first_tier(left_out) == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters', 'group'),
+    [
+        ('tests/trainers/test_vllm.py::test_a', {}, 'vllm'),
+        ('tests/learning/test_online_vllm.py::test_a[dpo]', {'pair': 'text_to_text'}, 'vllm'),
+        ('tests/learning/test_online.py::test_a[dpo]', {'pair': 'text_to_text'}, 'text_to_text'),
+        ('tests/invariants/test_zero.py::test_a[llava-3]', {'family': 'llava', 'stage': 3}, 'llava'),
+        ('tests/invariants/test_zero.py::test_a', {}, None),
+        ('tests/trainers/test_resume.py::test_a[z2]', {'kind': 'z2'}, 'resume'),
+        ('tests/losses/test_sft.py::test_a', {}, None),
+    ],
+)
+def test_what_shares_something_costly_stays_on_one_worker(
+    name: str, parameters: dict[str, object], group: str | None
+) -> None:
+    assert group_of(name, parameters) == group
+
+
+@pytest.mark.parametrize('name', [*LONG, *TOGETHER])
+def test_what_is_named_exists(name: str) -> None:
+    assert [*ROOT.glob(f'{name}*')] or (ROOT / name).is_dir(), name

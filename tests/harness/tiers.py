@@ -1,0 +1,92 @@
+"""Which tests `make test` runs and which are left to `make extended`; which come first, and which stay together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytest
+
+# Begun first, so that none is left to the end.
+LONG = (
+    'tests/scripts/test_demo',
+    'tests/learning/',
+    'tests/trainers/test_vllm',
+    'tests/trainers/test_async',
+    'tests/rollouts/test_vllm',
+    'tests/trainers/test_resume',
+    'tests/trainers/test_online',
+    'tests/invariants/',
+    'tests/scripts/test_shell_scripts',
+)
+# Tests that share what a process takes seconds to make stay on one worker (xdist's loadgroup); all others spread over
+# the workers. The first line that fits a test names its group, after a parameter of the test where there are braces.
+TOGETHER = {
+    # vLLM takes ten seconds to import.
+    **dict.fromkeys(
+        (
+            'tests/learning/test_online_vllm.py',
+            'tests/rollouts/test_vllm.py',
+            'tests/trainers/test_async.py',
+            'tests/trainers/test_vllm.py',
+        ),
+        'vllm',
+    ),
+    # A model that was taught first.
+    'tests/learning/': '{pair}',
+    # Rows, scores and gradients of plain transformers.
+    'tests/invariants/': '{family}',
+    # The run that nothing interrupted, or the one that left what all tests look at.
+    **{
+        f'tests/{name}.py': name.rpartition('_')[2]
+        for name in (
+            'contract/test_online_docs',
+            'contract/test_preference_docs',
+            'contract/test_recipes',
+            'trainers/test_kept_features',
+            'trainers/test_mixtures',
+            'trainers/test_online_settings_read',
+            'trainers/test_resume',
+            'trainers/test_settings_read',
+            'trainers/test_slices',
+        )
+    },
+}
+
+COUNTS = pytest.StashKey[dict[str, list[int]]]()
+"""In the stash of pytest's config: how many tests of the first tier and how many extended ones each file has."""
+
+
+def count_tiers(items: Iterable[pytest.Item]) -> dict[str, list[int]]:
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for item in items:
+        counts[item.nodeid.partition('::')[0]][item.get_closest_marker('extended') is not None] += 1
+    return dict(counts)
+
+
+def parameters_of(item: pytest.Item) -> Mapping[str, Any]:
+    """The parameters of a test, by name; none where it has none."""
+    return item.callspec.params if isinstance(item, pytest.Function) and 'callspec' in vars(item) else {}
+
+
+def group_of(name: str, parameters: Mapping[str, Any]) -> str | None:
+    """The group of the test of this name and these parameters, if it has one."""
+    group = next((group for files, group in TOGETHER.items() if name.startswith(files)), None)
+    if group is None or not group.startswith('{'):
+        return group
+    value = parameters.get(group.strip('{}'))
+    return None if value is None else str(value)
+
+
+def first_tier(test: Callable[..., Any]) -> list[tuple[Any, ...]]:
+    """The parameters, of a test with one `parametrize`, that are not marked `extended`; none where it is itself."""
+    marks = {mark.name: mark for mark in test.pytestmark}
+    if 'extended' in marks:
+        return []
+    found = []
+    for given in marks['parametrize'].args[1]:
+        values = given.values if isinstance(given, type(pytest.param())) else given
+        extended = isinstance(given, type(pytest.param())) and any(mark.name == 'extended' for mark in given.marks)
+        found += [] if extended else [values if isinstance(values, tuple) else (values,)]
+    return found
