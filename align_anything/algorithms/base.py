@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import inspect
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -67,12 +66,20 @@ class Algorithm(AlgorithmCfgs):
         raise NotImplementedError
 
 
-ALGORITHMS: Registry[type[Algorithm]] = Registry('algorithm', SettingsError)
+def _is_algorithm(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, Algorithm)
+
+
+ALGORITHMS: Registry[type[Algorithm]] = Registry(
+    'algorithm',
+    lambda text: SettingsError([text]),
+    package=__package__,
+    group='align_anything.algorithms',
+    wanted='a class derived from Algorithm',
+    is_one=_is_algorithm,
+)
 
 
 def known_algorithms() -> dict[str, type[Algorithm]]:
-    """Every algorithm that has a file in this package, by name."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f'{__package__}.{module.name}')
+    """Every algorithm that has a file in this package or comes with an installed one, by name."""
     return {name: ALGORITHMS.get(name) for name in ALGORITHMS}

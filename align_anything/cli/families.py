@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ from rich.text import Text
 
 from align_anything.cli.leaves import runs
 from align_anything.core.errors import ModelError
-from align_anything.models import families as family_files
 from align_anything.models import structure
-from align_anything.models.families import family_module
+from align_anything.models.families import family_module, family_names
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import require_readable
@@ -36,7 +34,8 @@ class Family:
 
     Attributes:
         model_type: that of the configuration.
-        rules: `own file`, `default` (the rules for every class of transformers), or `none`: it cannot be trained.
+        rules: `own file`, here or in an installed package; `default`, the rules for every class of transformers; or
+            `none`: it cannot be trained.
         media_kinds: kinds of media that its processor takes, text aside; None when only a checkpoint can tell.
         layouts: those that the model class can compute; None when only a checkpoint can tell.
         runs: algorithms by the modality pair whose media it reads.
@@ -66,9 +65,8 @@ class _Readable:
 def families() -> list[Family]:
     """Returns every family that has a file of its own or checkpoints in the table, by `model_type`."""
     listed = yaml.safe_load(TABLE_FILE.read_text(encoding='utf-8'))
-    filed = [module.name for module in pkgutil.iter_modules(family_files.__path__)]
     pairs = runs()
-    return [_family(name, listed.get(name, {}), pairs) for name in sorted({*listed, *filed})]
+    return [_family(name, listed.get(name, {}), pairs) for name in sorted({*listed, *family_names()})]
 
 
 def families_as_json(found: list[Family]) -> str:

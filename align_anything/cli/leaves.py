@@ -1,4 +1,7 @@
-"""The runs there are: a package for each modality pair, a module in it for each algorithm."""
+"""The runs there are: a package for each modality pair, a module in it for each algorithm.
+
+The algorithms of installed packages have no modules here: the command runs them on every pair.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import importlib
 import pkgutil
 
 from align_anything import trainers
-from align_anything.algorithms.base import Algorithm, known_algorithms
+from align_anything.algorithms.base import ALGORITHMS, Algorithm, known_algorithms
 from align_anything.core.errors import SettingsError
 from align_anything.core.registry import nearest
 from align_anything.trainers.pairs import Pair
@@ -16,12 +19,10 @@ def runs() -> dict[str, tuple[Pair, list[str]]]:
     """Returns every modality pair with its algorithms, by the name of the pair."""
     known = known_algorithms()
     found = {}
-    for name in sorted(module.name for module in pkgutil.iter_modules(trainers.__path__) if module.ispkg):
+    for name in sorted(module.name for module in pkgutil.iter_modules(trainers.__path__) if '_to_' in module.name):
         package = importlib.import_module(f'{trainers.__name__}.{name}')
-        # What pairs share stands beside them.
-        if hasattr(package, 'PAIR'):
-            leaves = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in known]
-            found[name] = (package.PAIR, sorted(leaves))
+        leaves = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in known]
+        found[name] = (package.PAIR, sorted({*leaves, *ALGORITHMS.plugins}))
     return found
 
 

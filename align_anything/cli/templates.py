@@ -7,8 +7,7 @@ import json
 from rich.table import Table
 from rich.text import Text
 
-from align_anything.datasets.formatters.base import HOOKS, BaseFormatter
-from align_anything.datasets.template_registry import get_template, template_names
+from align_anything.datasets.formatters.base import HOOKS, BaseFormatter, get_template, template_names
 
 
 def described_templates() -> list[dict[str, object]]:

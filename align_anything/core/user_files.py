@@ -6,10 +6,9 @@ import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from align_anything.core.errors import AlignAnythingError
 from align_anything.core.registry import Registry, nearest
@@ -17,23 +16,24 @@ from align_anything.core.registry import Registry, nearest
 T = TypeVar('T')
 
 
-def look_up(name: str, registry: Registry[T], is_one: Callable[[Any], bool]) -> T:
+def look_up(name: str, registry: Registry[T]) -> T:
     """Returns what the registry has under `name`, or the object `Name` of `path/to/file.py:Name`.
 
-    `Name` is what the object is registered as, or what it is called in the file; there `is_one` tells which of the
+    `Name` is what the object is registered as, or what it is called in the file; `registry.is_one` tells which of the
     objects that the file defines are of the registry's kind. Raises the registry's error with the nearest name when
     there is none, and when the file cannot be imported.
     """
     path, separator, member = name.rpartition(':')
     if separator and path.endswith('.py'):
-        return _from_file(path, member, registry, is_one)
+        return _from_file(path, member, registry)
     if name.endswith('.py'):
         raise registry.error(f"{registry.kind} '{name}' names a file but no {registry.kind} in it: write {name}:Name.")
     return registry.get(name)
 
 
-def _from_file(path: str, member: str, registry: Registry[T], is_one: Callable[[Any], bool]) -> T:
+def _from_file(path: str, member: str, registry: Registry[T]) -> T:
     kind = registry.kind
+    registry.discover()  # so that the file, not one of ours, is told of a name that is taken
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise registry.error(f"{kind} '{path}:{member}': there is no file {file}.")
@@ -45,8 +45,9 @@ def _from_file(path: str, member: str, registry: Registry[T], is_one: Callable[[
         raise registry.error(
             f"{kind} '{path}:{member}': the file {file} cannot be imported: {type(error).__name__}: {error}."
         ) from error
-    own = {name: value for name, value in vars(module).items() if is_one(value) and value.__module__ == module.__name__}
-    registered = {name: registry.get(name) for name in registry if registry.get(name) in own.values()}
+    members = vars(module).items()
+    own = {name: value for name, value in members if registry.is_one(value) and value.__module__ == module.__name__}
+    registered = {name: value for name, value in registry.registered().items() if value in own.values()}
     found = {**own, **registered}
     if member not in found:
         known = ', '.join(sorted(found)) or 'none'

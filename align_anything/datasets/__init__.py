@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from align_anything.datasets.formatters.base import BaseFormatter
-from align_anything.datasets.template_registry import get_template, make_formatter, register_template
+from align_anything.datasets.formatters.base import BaseFormatter, get_template, make_formatter, register_template
 
 __all__ = ['BaseFormatter', 'get_template', 'make_formatter', 'register_template']

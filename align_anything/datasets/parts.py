@@ -9,10 +9,10 @@ from typing import Any
 from align_anything.core.errors import DataError
 from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.dataset import Part
+from align_anything.datasets.formatters.base import make_formatter
 from align_anything.datasets.local_files import DataFiles
 from align_anything.datasets.media import MediaCache
 from align_anything.datasets.sources import load_rows, load_stream, source_folder
-from align_anything.datasets.template_registry import make_formatter
 
 
 def open_parts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,57 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
-from align_anything.models import structure
+from align_anything.models.architecture import skeleton_of, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
 from align_anything.models.families import accustomed_body, accustomed_class, loading_options
 from align_anything.models.score import SCORE_HEAD, ScoreHead
 
 logger = get_logger(__name__)
 MOST_KEYS_LISTED = 12
-
-
-def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
-    """Returns the class of transformers that holds a language-model head for `config`.
-
-    Raises ModelError when there is none, or when it is the checkpoint's own code and that is not trusted.
-    """
-    from transformers.models.auto import modeling_auto as auto
-
-    mappings = {
-        'AutoModelForImageTextToText': auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        'AutoModelForMultimodalLM': auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
-        'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
-    }
-    remote = config.to_dict().get('auto_map') or {}
-    own_code = next((name for name in (*mappings, 'AutoModel') if name in remote), None)
-    if own_code is not None and trust_remote_code:
-        return _own_class(remote[own_code], config.name_or_path, own_code)
-    for mapping in mappings.values():
-        if type(config) in mapping:
-            return mapping[type(config)]
-    hint = ' It brings code of its own: set trust_remote_code if you trust it.' if own_code else ''
-    raise ModelError(
-        f"model_type '{config.model_type}' is neither a causal language model nor an image-text-to-text model "
-        f'of this transformers version, so it cannot generate text.{hint}'
-    )
-
-
-def _own_class(reference: str, source: str, auto_class: str) -> type[PreTrainedModel]:
-    """Returns the class in a checkpoint's own code, able to generate and to be saved with that code, as AutoModel's."""
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-    from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
-
-    kind = get_class_from_dynamic_module(reference, source)
-    kind.register_for_auto_class(auto_class)
-    return add_generation_mixin_to_remote_model(kind)
-
-
-def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the architecture of `model` without storage, of its plain class and not quantised."""
-    config = copy.deepcopy(model.config)
-    if 'quantization_config' in vars(config):
-        del config.quantization_config
-    return structure.skeleton(config)
 
 
 class AnyModel:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from align_anything.core.errors import ModelError
 from align_anything.core.files import atomic_write_json
 from align_anything.models.adapter import bare_model
-from align_anything.models.any_model import skeleton_of
+from align_anything.models.architecture import skeleton_of
 from align_anything.models.quantization import dequantised, is_quantised
 from align_anything.models.score import SCORE_HEAD
 from align_anything.models.trainable import count

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Audio, MediaKind, Video
+from align_anything.models.architecture import skeleton
 
 PROCESSOR_KINDS: dict[str, MediaKind] = {
     'image_processor': 'image',
@@ -90,19 +90,6 @@ def logit_transform(text_config: Any) -> tuple[float | None, float]:
     )
     scale = float(known.get('logit_scale') or 1.0) * float(known.get('lm_head_multiplier') or 1.0)
     return softcap, scale / float(known.get('logits_scaling') or 1.0)
-
-
-def skeleton(config: Any) -> torch.nn.Module:
-    """Returns the model of a configuration without storage, of transformers' class or the checkpoint's own code."""
-    from transformers.modeling_utils import set_zero3_state
-
-    from align_anything.models.any_model import transformers_class
-
-    # A configuration class out of a checkpoint's own code exists only where that code is trusted.
-    trusted = type(config).__module__.startswith('transformers_modules')
-    # Submodels ask whether ZeRO-3 has to partition them; a skeleton has nothing to partition.
-    with set_zero3_state(), torch.device('meta'):
-        return transformers_class(config, trust_remote_code=trusted)(config)
 
 
 def layouts(config: Any) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from align_anything.core.types import Example
+from align_anything.models.architecture import skeleton
 from align_anything.models.family import FamilySpec
-from align_anything.models.structure import skeleton
 
 FRAMES_PER_POSITION = 2
 """Feature frames of a sound that make one position of its encoder, as in Whisper's."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 import inspect
 import math
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -75,7 +72,14 @@ class Reward:
     judge: Judge
 
 
-_REWARDS: Registry[RewardFunction] = Registry('reward', RewardError)
+_REWARDS: Registry[RewardFunction] = Registry(
+    'reward',
+    RewardError,
+    package=functions.__name__,
+    group='align_anything.rewards',
+    wanted='a function',
+    is_one=inspect.isfunction,
+)
 _NEEDS: dict[str, Mapping[str, str]] = {}
 
 
@@ -104,8 +108,7 @@ def get_reward(name: str) -> RewardFunction:
     Raises `RewardError` with the nearest name when there is none, when the file cannot be imported, and when a package
     is missing that the function needs.
     """
-    _discover()
-    function = look_up(name, _REWARDS, inspect.isfunction)
+    function = look_up(name, _REWARDS)
     for package, extra in _NEEDS.get(name, {}).items():
         if importlib.util.find_spec(package) is None:
             raise RewardError(f"reward '{name}' needs {package}: pip install 'align-anything[{extra}]'.")
@@ -114,7 +117,6 @@ def get_reward(name: str) -> RewardFunction:
 
 def reward_names() -> list[str]:
     """Returns the names of all registered reward functions."""
-    _discover()
     return _REWARDS.names()
 
 
@@ -218,10 +220,3 @@ def _option_problem(name: str, known: list[str], problem: Mapping[str, Any]) -> 
     if problem['type'] == 'missing':
         return f"reward '{name}' needs the option '{option}'. {takes}"
     return f"option '{option}' of reward '{name}' is {problem['input']!r}: {problem['msg']}. {takes}"
-
-
-@functools.cache
-def _discover() -> None:
-    """Imports every module of `functions/`, once, so that their rewards are registered."""
-    for module in pkgutil.iter_modules(functions.__path__):
-        importlib.import_module(f'{functions.__name__}.{module.name}')

@@ -1,12 +1,15 @@
-"""Imports go downward only, never to a sibling on the same floor (docs/architecture.md)."""
+"""Imports go downward only, never to a sibling on the same floor, never in a circle (docs/architecture.md)."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.contract.aliases import ALIAS_MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'align_anything'
@@ -111,11 +114,84 @@ def top_level_names(path: Path) -> set[str]:
     return {target.split('.')[0] for _, target in found}
 
 
+def import_graph(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Returns the modules that each module imports, given source and whether it is a package by name.
+
+    Imports in functions and for type checks count. A package that Python imports on the way to a module of it does not.
+    """
+    graph = {}
+    for module, (source, is_package) in sources.items():
+        targets = {target for _, target in imports_of(source, module, is_package)}
+        # What is no module is a name in one.
+        targets = {target if target in sources else target.rpartition('.')[0] for target in targets}
+        graph[module] = targets & sources.keys()
+    return graph
+
+
+def reached(graph: Mapping[str, set[str]], start: str) -> set[str]:
+    """Returns the modules that `start` imports, itself or through others."""
+    found: set[str] = set()
+    ahead = [start]
+    while ahead:
+        ahead += graph[ahead.pop()] - found
+        found |= set(ahead)
+    return found
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Returns the strongly connected components of more than one module, and modules that import themselves."""
+    ahead = {module: reached(graph, module) for module in graph}
+    found = {frozenset(other for other in ahead[module] if module in ahead[other]) for module in graph}
+    return sorted(sorted(component) for component in found if component)
+
+
+def alias_users(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Returns the modules that import aliases, with these."""
+    found = {module: targets & ALIAS_MODULES for module, targets in graph.items()}
+    return {module: targets for module, targets in found.items() if targets}
+
+
+@pytest.fixture(scope='module')
+def graph() -> dict[str, set[str]]:
+    return import_graph({module_name(path): (path.read_text(), path.name == '__init__.py') for path in modules()})
+
+
 def test_every_import_goes_down() -> None:
     problems = []
     for path in modules():
-        problems += violations(path.read_text(), module_name(path), path.name == '__init__.py')
+        # Aliases lead to what may live on a floor above; tests/contract/test_document_paths.py keeps them thin.
+        if module_name(path) not in ALIAS_MODULES:
+            problems += violations(path.read_text(), module_name(path), path.name == '__init__.py')
     assert not problems, '\n'.join(problems)
+
+
+def test_no_imports_go_in_a_circle(graph: dict[str, set[str]]) -> None:
+    # That the graph has the imports at all: a name of a module, a module of a package, and one inside a function.
+    assert 'align_anything.core.types' in graph['align_anything.datasets.chat_template']
+    assert 'align_anything.models.structure' in graph['align_anything.models.family']
+    assert 'align_anything.cli.leaves' in graph['align_anything.cli.main']
+    assert circles(graph) == []
+
+
+def test_only_users_import_aliases(graph: dict[str, set[str]]) -> None:
+    assert ALIAS_MODULES <= graph.keys()
+    assert alias_users(graph) == {}
+
+
+def test_the_search_for_circles_and_aliases_can_fail() -> None:
+    sources = {
+        'p': ('from p import a', True),
+        'p.a': ('from p.b import name\nfrom p import c', False),
+        'p.b': ('def f():\n    from . import c', False),
+        'p.c': ('if TYPE_CHECKING:\n    import p.a', False),
+        'p.d': ('from p.a import name\nimport p.d', False),
+        'p.e': ('from align_anything.models.llava import AccustomedLlavaModel', False),
+        'align_anything.models.llava': ('', False),
+    }
+    graph = import_graph(sources)
+    assert circles(graph) == [['p.a', 'p.b', 'p.c'], ['p.d']]
+    assert alias_users(graph) == {'p.e': {'align_anything.models.llava'}}
+    assert circles(import_graph({**sources, 'p.c': ('', False), 'p.d': ('', False)})) == []
 
 
 def test_the_vocabulary_needs_only_torch() -> None:

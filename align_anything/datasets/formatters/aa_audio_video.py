@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.questions import AnsweredOrRanked, Refined
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('AA_TA2T')

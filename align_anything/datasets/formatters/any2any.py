@@ -7,11 +7,10 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, as_text, column, filled, items, text
 from align_anything.datasets.formatters.sharegpt import ROLES
 from align_anything.datasets.formatters.turns import Meta, Sample, Turns, assistant
-from align_anything.datasets.template_registry import register_template
 
 MODALITIES = ('text', *MEDIA_KINDS)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import zlib
 
 from align_anything.core.errors import SampleError
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, as_text, column, text
 from align_anything.datasets.formatters.questions import MediaQuestion
 from align_anything.datasets.formatters.turns import Sample, assistant, user_with
-from align_anything.datasets.template_registry import register_template
 
 
 class AudioText(BaseFormatter):

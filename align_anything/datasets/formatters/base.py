@@ -1,14 +1,15 @@
-"""What every template is: hooks that turn one raw row into conversations."""
+"""What every template is, hooks that turn one raw row into conversations, and all of them by name."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from align_anything.core.errors import DataError
-from align_anything.core.registry import nearest
+from align_anything.core.registry import Registry, nearest
+from align_anything.core.user_files import look_up
 from align_anything.datasets.formatters.columns import Row
 from align_anything.datasets.formatters.turns import PairSample, Sample, Turns
 
@@ -76,8 +77,6 @@ class BaseFormatter:
         # A class from a user's file cannot be found by module name in a spawned worker, so it travels as its spec.
         if not self._spec:
             return super().__reduce__()
-        from align_anything.datasets.template_registry import make_formatter  # the registry imports this module
-
         return make_formatter, (self._spec, dict(self._given))
 
     @classmethod
@@ -151,7 +150,71 @@ class BaseFormatter:
             raise self._lacking(hook)
 
     def _lacking(self, hook: str) -> DataError:
-        from align_anything.datasets.template_registry import templates_with  # the registry imports this module
-
         others = ', '.join(templates_with(hook))
         return DataError(f"template '{self.name}' has no {hook}. Templates that have it: {others}.")
+
+
+Template = type[BaseFormatter]
+
+
+def _is_template(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, BaseFormatter)
+
+
+_TEMPLATES: Registry[Template] = Registry(
+    'template',
+    DataError,
+    package=__package__,
+    group='align_anything.templates',
+    wanted='a class derived from BaseFormatter',
+    is_one=_is_template,
+)
+
+
+def register_template(name: str) -> Callable[[Template], Template]:
+    """Class decorator that files a formatter under `name`.
+
+    Raises `DataError` when another class holds the name, or when the class is no `BaseFormatter`.
+    """
+
+    def decorate(template: Template) -> Template:
+        if not issubclass(template, BaseFormatter):
+            raise DataError(f"template '{name}': {template.__name__} must derive from BaseFormatter.")
+        return _TEMPLATES.register(name)(template)
+
+    return decorate
+
+
+def get_template(name: str) -> Template:
+    """Returns the formatter class called `name`, or the class `Name` of `path/to/file.py:Name`.
+
+    Raises `DataError` with the nearest name when there is none, and when the file cannot be imported.
+    """
+    return look_up(name, _TEMPLATES)
+
+
+def make_formatter(name: str, options: Mapping[str, Any] | None = None) -> BaseFormatter:
+    """Returns an instance of the template called `name`, made with its options (the template kwargs).
+
+    The instance can be pickled, also when its class comes from a user's file. Raises `DataError` for an unknown
+    template or option.
+    """
+    template = get_template(name)
+    given = dict(options or {})
+    try:
+        formatter = template(**given)
+    except TypeError as error:
+        raise DataError(f"template '{name}' does not take the options {sorted(given)}: {error}.") from error
+    # An own constructor need not pass these on, and errors and worker processes rely on them.
+    formatter._spec, formatter._given = name, given
+    return formatter
+
+
+def template_names() -> list[str]:
+    """Returns the names of all registered templates."""
+    return _TEMPLATES.names()
+
+
+def templates_with(hook: str) -> list[str]:
+    """Returns the names of the templates that have `hook`, for instance `format_preference_sample`."""
+    return [name for name in template_names() if hook in _TEMPLATES.get(name).hooks()]

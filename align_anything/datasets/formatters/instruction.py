@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from align_anything.core.errors import SampleError
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, as_text, filled, items, text
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample, Turns, assistant, user
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('Instruction')

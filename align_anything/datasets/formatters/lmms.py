@@ -7,10 +7,10 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Media
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, filled, items, text
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('LMMS')

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, filled, first_of, text
 from align_anything.datasets.formatters.turns import Sample, assistant, user
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('Math-Zero-RL')

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from align_anything.core.errors import SampleError
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, items
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
-from align_anything.datasets.template_registry import register_template
 
 NOT_TRAINED = ('tool_calls', 'function_call', 'tool_call_id', 'reasoning_content', 'thinking')
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from align_anything.core.errors import SampleError
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, column, texts
 from align_anything.datasets.formatters.turns import Sample, assistant, user, user_with
-from align_anything.datasets.template_registry import register_template
 
 
 class MultiQA(BaseFormatter):

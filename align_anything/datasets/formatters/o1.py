@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from align_anything.core.errors import DataError, SampleError
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, items, text
 from align_anything.datasets.formatters.turns import Sample, assistant, user
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('O1_T2T')

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, as_text, filled, items
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.messages import message
 from align_anything.datasets.formatters.turns import Meta, PairSample, Sample, Turns, assistant, user
-from align_anything.datasets.template_registry import register_template
 
 PROMPTS = ('prompt', 'messages', 'question', 'instruction', 'input')
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, first_of, text
 from align_anything.datasets.formatters.questions import MediaQuestion
 from align_anything.datasets.formatters.turns import PairSample, Sample, assistant, pair
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('Qwen2-VL')

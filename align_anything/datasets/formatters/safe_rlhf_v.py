@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from align_anything.core.errors import SampleError
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, chosen_id, column, text
 from align_anything.datasets.formatters.questions import AnsweredOrRanked
 from align_anything.datasets.formatters.turns import PairSample, Sample, assistant, pair
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('SafeRLHF_V_Reward')

@@ -8,10 +8,10 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.registry import nearest
+from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, items, text
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
-from align_anything.datasets.template_registry import register_template
 
 ROLES = MappingProxyType(
     {

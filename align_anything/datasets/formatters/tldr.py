@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import zlib
 
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, text
 from align_anything.datasets.formatters.turns import Sample, assistant, user
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('TLDR')

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from align_anything.core.errors import SampleError
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, column, text, texts
 from align_anything.datasets.formatters.turns import Sample, assistant, user_with
-from align_anything.datasets.template_registry import register_template
 
 
 @register_template('GQA')

@@ -6,22 +6,47 @@ checkpoint of its family is asked for. An Accustomed class adds methods to trans
 
 For a family whose class comes with the checkpoint, `MODEL` and `BODY` derive from no module: they are joined with the
 class when it is loaded. `LOADING` holds settings of its configuration to load it with.
+
+An installed package brings further families: an entry point of the group `align_anything.families` for each, its name
+the `model_type`, its value such a module.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import pkgutil
 from types import ModuleType
 from typing import Any
 
+from align_anything.core.errors import ModelError
+from align_anything.core.plugins import Plugins, registered_twice
 from align_anything.models.family import FamilySpec
 
 
+def _is_family(value: Any) -> bool:
+    return inspect.ismodule(value) and {'MODEL', 'SPEC'} <= vars(value).keys()
+
+
+_PLUGINS = Plugins('family', 'align_anything.families', ModelError, 'a module that holds MODEL and SPEC', _is_family)
+
+
+def family_names() -> list[str]:
+    """Returns the families with a file of their own, in this package or an installed one, sorted."""
+    return sorted({*(module.name for module in pkgutil.iter_modules(__path__)), *_plugins_by_file()})
+
+
 def family_module(model_type: str) -> ModuleType | None:
-    """Imports `models/families/<model_type>.py`, or returns None when the family has no file."""
-    name = f'{__name__}.{model_type.replace("-", "_")}'
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+    """Imports `models/families/<model_type>.py` or the module of an installed package, None for a family without.
+
+    Raises `ModelError` when an installed package brings a family that has a file here, or one that cannot be imported.
+    """
+    name = model_type.replace('-', '_')
+    plugins = _plugins_by_file()
+    if name in plugins:
+        return _PLUGINS.load(plugins[name])
+    return importlib.import_module(f'{__name__}.{name}') if _is_filed(name) else None
 
 
 def accustomed_class(model_type: str) -> type | None:
@@ -52,3 +77,16 @@ def spec_for(
     module = family_module(config.model_type)
     kind = FamilySpec if module is None else module.SPEC
     return kind(config, tokenizer, processor, max_length=max_length, generation_config=generation_config)
+
+
+def _plugins_by_file() -> dict[str, str]:
+    """Returns the entry points of installed packages by what their files would be called here."""
+    found = {name.replace('-', '_'): name for name in _PLUGINS}
+    for file, name in found.items():
+        if _is_filed(file):
+            raise ModelError(registered_twice('family', name, f'{__name__}.{file}', _PLUGINS.origin(name)))
+    return found
+
+
+def _is_filed(name: str) -> bool:
+    return importlib.util.find_spec(f'{__name__}.{name}') is not None

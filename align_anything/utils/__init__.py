@@ -1,0 +1,1 @@
+"""Holds nothing but paths that the documentation of align-anything names."""
