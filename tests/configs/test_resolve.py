@@ -8,12 +8,12 @@ import pytest
 from pydantic import Field
 
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
-from scripts.document import main as document
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.resolve import resolve
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema, groups_of
 from align_anything.core.errors import SettingsError
+from scripts.document import main as document
 from tests.configs.made_up import DPO, KNOWN, SFT
 
 
