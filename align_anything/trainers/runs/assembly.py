@@ -32,7 +32,13 @@ from align_anything.models.pretrained_model import load_spec, set_text_attention
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.score import ScorePolicy
-from align_anything.policies.token.selfcheck import LayoutMismatch, check_head, check_layout, probe_examples, random_reading
+from align_anything.policies.token.selfcheck import (
+    LayoutMismatch,
+    check_head,
+    check_layout,
+    probe_examples,
+    random_reading,
+)
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.runs.loading import load_for_layout, make_ready
 from align_anything.trainers.pairs import Pair
@@ -113,7 +119,7 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> str:
 def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, layout: str) -> TokenCollator:
     """The collator of a layout; where the engine needs it, every batch holds each kind of media that any may hold."""
     every = needs_every_parameter(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs), world_size())
-    kinds = pair.kinds_in(spec.media_kinds)
+    kinds = pair.kinds_in(spec.reads)
     if cfgs.data_cfgs.audio_in_video and 'video' in kinds and 'audio' not in kinds:
         kinds = ('audio', *kinds)
     return TokenCollator(
@@ -248,7 +254,7 @@ def checked(
     With it the model takes up the attention of that layout. `module` is the policy, or what DeepSpeed wrapped around
     it. Raises ModelError when no layout is right.
     """
-    vocabulary, kinds, dtype = ordinary_tokens(spec), pair.kinds_in(spec.media_kinds), policy.dtype
+    vocabulary, kinds, dtype = ordinary_tokens(spec), pair.kinds_in(spec.reads), policy.dtype
     tokens = isinstance(policy, TokenPolicy)
     module.eval()
 

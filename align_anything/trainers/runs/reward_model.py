@@ -94,7 +94,7 @@ class ModelJudge:
         conversations = [[*item.conversation, _answer(item.response)] for item in group]
         start = len(group[0].conversation)
         try:
-            return self.spec.encode_group(conversations, 'last', start=start, may_be_empty=True)
+            return self.spec.encode_group(conversations, 'last', start=start, judged=True)
         except SampleError as error:
             raise RewardError(f'{group[0].source}: the reward model {self.source} cannot read this: {error}') from error
 
