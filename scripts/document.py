@@ -14,6 +14,7 @@ from align_anything.configs.layers import TRAIN_FOLDER
 from align_anything.configs.ptx import POLICY_GROUPS
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
+from align_anything.trainers.pairs import PAIRS
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'configuration.md'
 
@@ -30,11 +31,12 @@ Each layer goes over the one before it. Mappings are joined key by key, an empty
 
 1. the schema: the defaults in the tables below;
 2. `align_anything/configs/train/<algorithm>.yaml`;
-3. `align_anything/configs/train/<pair>/<algorithm>.yaml`, which holds differences only;
-4. each `--config FILE`, in the order of the command line;
-5. the environment: `ALIGN_ANYTHING__GROUP__KEY=VALUE`, for instance `ALIGN_ANYTHING__TRAIN_CFGS__SEED=1`, and
+3. the defaults of the pair in `align_anything/trainers/pairs.py`, for every algorithm that trains;
+4. `align_anything/configs/train/<pair>/<algorithm>.yaml`, which holds differences only, where there are any;
+5. each `--config FILE`, in the order of the command line;
+6. the environment: `ALIGN_ANYTHING__GROUP__KEY=VALUE`, for instance `ALIGN_ANYTHING__TRAIN_CFGS__SEED=1`, and
    `ZERO_STAGE_FILE` for `train_cfgs.ds_cfgs`;
-6. the command line.
+7. the command line.
 
 ## Writing keys and values
 
@@ -65,6 +67,7 @@ def render_document() -> str:
         sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Older names\n\n{_table(("name", "now", "meaning"), older)}')
+    sections.append(_pairs())
     sections.append(_shipped_settings())
     sections.append(_deepspeed_files())
     return '\n'.join(sections)
@@ -90,6 +93,15 @@ def _fields(model: type[Cfgs]) -> str:
     return _table(('key', 'type', 'default', 'meaning'), rows)
 
 
+def _pairs() -> str:
+    rows = [
+        (f'`{name}`', _listed(pair.reads), _listed(pair.writes), f'`{key}`', _code(value))
+        for name, pair in PAIRS.items()
+        for key, value in pair.defaults.items()
+    ]
+    return f'## Defaults of the pairs\n\n{_table(("pair", "reads", "writes", "key", "value"), rows)}'
+
+
 def _shipped_settings() -> str:
     rows = [
         (f'`{path.relative_to(TRAIN_FOLDER)}`', f'`{".".join(parts)}`', _code(value))
@@ -97,6 +109,10 @@ def _shipped_settings() -> str:
         for parts, value, _ in parse_lines(path.read_text(encoding='utf-8'))
     ]
     return f'## Files that ship\n\n{_table(("file", "key", "value"), rows)}'
+
+
+def _listed(kinds: frozenset[str]) -> str:
+    return ', '.join(['text', *sorted(kinds)])
 
 
 def _deepspeed_files() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align_anything.configs.schema import AlgorithmCfgs
 from align_anything.core.errors import SettingsError
-from align_anything.core.registry import Registry
+from align_anything.core.registry import Registry, nearest
 from align_anything.core.types import Batch, Need, Scored
 
 
@@ -78,6 +78,16 @@ ALGORITHMS: Registry[type[Algorithm]] = Registry(
     wanted='a class derived from Algorithm',
     is_one=_is_algorithm,
 )
+
+
+def find_algorithm(name: str) -> type[Algorithm]:
+    """Returns the algorithm called `name`. Raises SettingsError, with the nearest name, when there is none."""
+    known = known_algorithms()
+    if name not in known:
+        raise SettingsError(
+            [f"there is no algorithm '{name}'.{nearest(name, list(known))} There are: {', '.join(known)}."]
+        )
+    return known[name]
 
 
 def known_algorithms() -> dict[str, type[Algorithm]]:

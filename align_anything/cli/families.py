@@ -15,12 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from align_anything.cli.leaves import runs
-from align_anything.core.errors import ModelError
 from align_anything.models import structure
 from align_anything.models.families import family_module, family_names
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.data import require_readable
+from align_anything.trainers.pairs import PAIRS
 
 TABLE_FILE = Path(__file__).with_name('families.yaml')
 OTHERS = 'Every other causal or image-text-to-text class of transformers is served by the default rules.'
@@ -36,7 +34,7 @@ class Family:
         model_type: that of the configuration.
         rules: `own file`, here or in an installed package; `default`, the rules for every class of transformers; or
             `none`: it cannot be trained.
-        media_kinds: kinds of media that its processor takes, text aside; None when only a checkpoint can tell.
+        reads: kinds of media that its processor takes, text aside; None when only a checkpoint can tell.
         layouts: those that the model class can compute; None when only a checkpoint can tell.
         runs: algorithms by the modality pair whose media it reads.
         ids: the names that lmms-finetune gave to checkpoints, with their hub names.
@@ -46,20 +44,12 @@ class Family:
 
     model_type: str
     rules: str
-    media_kinds: list[str] | None
+    reads: list[str] | None
     layouts: list[str] | None
     runs: Mapping[str, list[str]]
     ids: Mapping[str, str]
     checkpoints: list[str]
     note: str = ''
-
-
-@dataclass(frozen=True)
-class _Readable:
-    """As much of a FamilySpec as `require_readable` asks."""
-
-    model_type: str
-    media_kinds: frozenset[str]
 
 
 def families() -> list[Family]:
@@ -80,7 +70,7 @@ def families_tables(found: list[Family]) -> Group:
     table = Table('family', 'reads', 'runs', 'layouts', 'rules', title='Model families', box=SIMPLE)
     names = Table('name', 'checkpoint', 'family', title='Checkpoints', box=SIMPLE)
     for family in found:
-        reads = 'unknown' if family.media_kinds is None else ', '.join(['text', *family.media_kinds])
+        reads = 'unknown' if family.reads is None else ', '.join(['text', *family.reads])
         layouts = 'unknown' if family.layouts is None else ', '.join(family.layouts)
         row = [
             family.model_type,
@@ -95,7 +85,7 @@ def families_tables(found: list[Family]) -> Group:
     return Group(table, Text(OTHERS), Text(), names, Text('Names are those of lmms-finetune.'))
 
 
-def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, tuple[Pair, list[str]]]) -> Family:
+def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, list[str]]) -> Family:
     module = family_module(model_type)
     names = {'ids': dict(listed.get('ids', {})), 'checkpoints': list(listed.get('checkpoints', []))}
     config, note = _default_config(model_type)
@@ -108,7 +98,7 @@ def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, tupl
             OWN,
             sorted(kinds),
             list(module.SPEC.layouts),
-            _runs(pairs, model_type, kinds),
+            _runs(pairs, kinds),
             **names,
             note=note,
         )
@@ -119,14 +109,14 @@ def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, tupl
         DEFAULT if module is None else OWN,
         sorted(kinds),
         layouts,
-        _runs(pairs, model_type, kinds),
+        _runs(pairs, kinds),
         **names,
         note=note,
     )
 
 
-def _runs(pairs: Mapping[str, tuple[Pair, list[str]]], model_type: str, kinds: frozenset[str]) -> dict[str, list[str]]:
-    return {name: algorithms for name, (pair, algorithms) in pairs.items() if _reads(pair, model_type, kinds)}
+def _runs(pairs: Mapping[str, list[str]], kinds: frozenset[str]) -> dict[str, list[str]]:
+    return {name: algorithms for name, algorithms in pairs.items() if not PAIRS[name].missing_from(kinds)}
 
 
 def _default_config(model_type: str) -> tuple[Any, str]:
@@ -160,11 +150,3 @@ def _layouts(kind: type[FamilySpec], config: Any) -> tuple[list[str] | None, str
         return list(spec.layouts), ''
     except ImportError as error:
         return None, str(error).strip().split('\n')[0]
-
-
-def _reads(pair: Pair, model_type: str, kinds: frozenset[str]) -> bool:
-    try:
-        require_readable(pair, _Readable(model_type, kinds), model_type)
-    except ModelError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""The runs there are: a package for each modality pair, a module in it for each algorithm.
+"""The runs there are: the pairs of the table, and for each the algorithms that have a module in its package.
 
 The algorithms of installed packages have no modules here: the command runs them on every pair.
 """
@@ -12,28 +12,25 @@ from align_anything import trainers
 from align_anything.algorithms.base import ALGORITHMS, Algorithm, known_algorithms
 from align_anything.core.errors import SettingsError
 from align_anything.core.registry import nearest
-from align_anything.trainers.pairs import Pair
+from align_anything.trainers.pairs import PAIRS, Pair, find_pair
 
 
-def runs() -> dict[str, tuple[Pair, list[str]]]:
-    """Returns every modality pair with its algorithms, by the name of the pair."""
-    known = known_algorithms()
-    found = {}
-    for name in sorted(module.name for module in pkgutil.iter_modules(trainers.__path__) if '_to_' in module.name):
-        package = importlib.import_module(f'{trainers.__name__}.{name}')
-        leaves = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in known]
-        found[name] = (package.PAIR, sorted({*leaves, *ALGORITHMS.plugins}))
-    return found
+def runs() -> dict[str, list[str]]:
+    """Returns the algorithms of every modality pair."""
+    return {name: _algorithms_of(name) for name in sorted(PAIRS)}
 
 
 def find_run(pair: str, algorithm: str) -> tuple[Pair, type[Algorithm]]:
     """Returns the pair and the algorithm of a run. Raises SettingsError, with the nearest name, when there is none."""
-    known = runs()
-    if pair not in known:
-        hint = nearest(pair, list(known))
-        raise SettingsError([f"there is no modality pair '{pair}'.{hint} There are: {', '.join(known)}."])
-    its_pair, algorithms = known[pair]
+    its_pair, algorithms = find_pair(pair), _algorithms_of(pair)
     if algorithm not in algorithms:
         hint = nearest(algorithm, algorithms)
         raise SettingsError([f"{pair} has no algorithm '{algorithm}'.{hint} It has: {', '.join(algorithms)}."])
     return its_pair, known_algorithms()[algorithm]
+
+
+def _algorithms_of(pair: str) -> list[str]:
+    known = known_algorithms()
+    package = importlib.import_module(f'{trainers.__name__}.{pair}')
+    leaves = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in known]
+    return sorted({*leaves, *ALGORITHMS.plugins})

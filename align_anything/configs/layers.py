@@ -14,12 +14,15 @@ from align_anything.configs.yaml_text import parse_lines
 TRAIN_FOLDER = Path(__file__).parent / 'train'
 ENVIRONMENT_PREFIX = 'ALIGN_ANYTHING__'
 ZERO_STAGE_FILE = 'ZERO_STAGE_FILE'
+PAIR_ORIGIN = 'pair '
 
 
-def shipped_files(pair: str, algorithm: str) -> list[Path]:
-    """Returns the files that ship for a run, the general one first. An algorithm may do without."""
-    candidates = (TRAIN_FOLDER / f'{algorithm}.yaml', TRAIN_FOLDER / pair / f'{algorithm}.yaml')
-    return [path for path in candidates if path.is_file()]
+def pair_layer(pair: str, defaults: Mapping[str, Any], index: KeyIndex) -> Layer:
+    """Returns the settings that the table of pairs gives a pair, and the problems in them."""
+    layer, origin = Layer(), f'{PAIR_ORIGIN}{pair}'
+    for name, value in defaults.items():
+        layer.put(name, value, origin, index)
+    return layer
 
 
 def read_settings_file(path: Path, shown_as: str, index: KeyIndex) -> Layer:
@@ -33,13 +36,7 @@ def read_settings_file(path: Path, shown_as: str, index: KeyIndex) -> Layer:
     for parts, value, line in lines:
         if value is None and parts[0] in index.fields and len(parts) == 1:
             continue
-        origin = f'{shown_as} line {line}'
-        try:
-            location = index.locate('.'.join(parts))
-        except UnknownKey as problem:
-            layer.refuse(origin, problem)
-        else:
-            layer.settings.append(Setting(location, value, origin))
+        layer.put('.'.join(parts), value, f'{shown_as} line {line}', index)
     return layer
 
 
@@ -90,6 +87,15 @@ class Layer:
     settings: list[Setting] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
+
+    def put(self, name: str, value: Any, origin: str, index: KeyIndex) -> None:
+        """Adds a value for the key called `name`."""
+        try:
+            location = index.locate(name)
+        except UnknownKey as problem:
+            self.refuse(origin, problem)
+        else:
+            self.settings.append(Setting(location, value, origin))
 
     def take(self, name: str, texts: list[str], origin: str, index: KeyIndex) -> list[str]:
         """Adds the setting that `texts` spell for the key called `name`; returns the texts it has no use for."""

@@ -17,13 +17,14 @@ from align_anything.configs.command_line import CommandLine, parse_command_line
 from align_anything.configs.help import render_help
 from align_anything.configs.keys import KeyIndex
 from align_anything.configs.layers import (
+    PAIR_ORIGIN,
     TRAIN_FOLDER,
     Layer,
     Setting,
+    pair_layer,
     read_environment,
     read_settings_file,
     sentence,
-    shipped_files,
 )
 from align_anything.configs.redaction import shown
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema
@@ -49,18 +50,20 @@ def resolve(
     known_algorithms: Mapping[str, type[AlgorithmCfgs]],
     argv: Sequence[str],
     environ: Mapping[str, str] = os.environ,
+    pair_defaults: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Returns the settings of a run of `algorithm` on the modality `pair`.
 
-    Layers, each over the one before: schema, `configs/train/<algorithm>.yaml`, `configs/train/<pair>/<algorithm>.yaml`,
-    every `--config` file in order, environment, command line. `argv` comes without the program's name. With `--help`
+    Layers, each over the one before: schema, `configs/train/<algorithm>.yaml`, `pair_defaults`,
+    `configs/train/<pair>/<algorithm>.yaml`, every `--config` file in order, environment, command line. A file that does
+    not ship counts as empty. `argv` comes without the program's name. With `--help`
     the first process writes the help to standard output, and SystemExit(0) is raised.
     Raises SettingsError with all problems at once.
     """
     schema = build_run_schema(algorithm_cfgs)
     index = KeyIndex(schema, f'{pair} {algorithm}', known_algorithms)
     command_line = parse_command_line(argv, index)
-    layers = _gather(pair, algorithm, command_line, environ, index)
+    layers = _gather(pair, algorithm, command_line, environ, index, pair_defaults or {})
     if command_line.help:
         if environ.get('RANK', '0') == '0':
             sys.stdout.write(render_help(f'{pair} {algorithm}', schema, layers.values, layers.origins))
@@ -79,11 +82,21 @@ def resolve(
 
 
 def _gather(
-    pair: str, algorithm: str, command_line: CommandLine, environ: Mapping[str, str], index: KeyIndex
+    pair: str,
+    algorithm: str,
+    command_line: CommandLine,
+    environ: Mapping[str, str],
+    index: KeyIndex,
+    pair_defaults: Mapping[str, Any],
 ) -> Layers:
+    def shipped(name: str) -> Layer:
+        path = TRAIN_FOLDER / name
+        return read_settings_file(path, f'{SHIPPED_ORIGIN}{name}', index) if path.is_file() else Layer()
+
     layers = Layers()
-    for path in shipped_files(pair, algorithm):
-        layers.lay(read_settings_file(path, f'{SHIPPED_ORIGIN}{path.relative_to(TRAIN_FOLDER)}', index))
+    layers.lay(shipped(f'{algorithm}.yaml'))
+    layers.lay(pair_layer(pair, pair_defaults, index))
+    layers.lay(shipped(f'{pair}/{algorithm}.yaml'))
     for name in command_line.config_files:
         layers.lay(read_settings_file(Path(name), name, index))
     layers.lay(read_environment(environ, index))
@@ -217,6 +230,6 @@ class Resolved:
     dry_run: bool
 
     def given(self, path: str) -> bool:
-        """Whether the user gave the setting `group.key`, and neither the schema nor a file of the package alone did."""
+        """Whether the user gave the setting `group.key`, and not the package alone: its schema, a file, a pair."""
         origin = self.origins[path]
-        return origin != DEFAULT_ORIGIN and not origin.startswith(SHIPPED_ORIGIN)
+        return origin != DEFAULT_ORIGIN and not origin.startswith((SHIPPED_ORIGIN, PAIR_ORIGIN))

@@ -163,7 +163,7 @@ class ExampleDataset:
         return example
 
     def probe(self, rows: int = PROBED_ROWS) -> None:
-        """Formats the first rows of each part and decodes their media, to find a wrong template before a model loads.
+        """Makes Examples of the first rows of each part, to find a wrong template or task before a model loads.
 
         Raises:
             DataError: not one of the first `rows` rows of a part can be used (rows that the template's own check
@@ -176,7 +176,7 @@ class ExampleDataset:
                     if isinstance(row, SampleError):
                         raise row
                     conversations, _ = self._conversations(part, name, row, row)
-                    decode_conversations(conversations, part.cache)
+                    self._encode(part, name, conversations)
                     failures = []
                     break
                 except _Rejected:

@@ -25,11 +25,13 @@ class PreferenceTask:
         encode_group: `FamilySpec.encode_group`.
         train_on: `all_assistant` turns after the parting, or the `last`.
         meta_keys: what the row's meta must hold.
+        judged: whether the model reads the answers to score them, and does not learn to write them.
     """
 
     encode_group: EncodeGroup
     train_on: str = 'all_assistant'
     meta_keys: tuple[str, ...] = ()
+    judged: bool = False
     needs_reply: ClassVar[bool] = True
     needs_other: ClassVar[bool] = False
 
@@ -46,7 +48,7 @@ class PreferenceTask:
 
     def encode(self, conversations: list[Conversation]) -> Example:
         """Returns the Example of the pair, media decoded. Raises SampleError where truncation makes answers equal."""
-        example = self.encode_group(conversations, self.train_on)
+        example = self.encode_group(conversations, self.train_on, judged=self.judged)
         better, worse = example.responses
         if not better.media and not worse.media and torch.equal(better.ids, worse.ids):
             raise SampleError('what truncation leaves of the two answers is equal: raise model_cfgs.model_max_length')
@@ -109,14 +111,14 @@ class AnswersTask:
 
     def encode(self, conversations: list[Conversation]) -> Example:
         """Returns the Example of the answers, media decoded."""
-        return _last_turns(self.encode_group, conversations)
+        return _last_turns(self.encode_group, conversations, judged=True)
 
 
-def _last_turns(encode_group: EncodeGroup, conversations: list[Conversation]) -> Example:
+def _last_turns(encode_group: EncodeGroup, conversations: list[Conversation], judged: bool = False) -> Example:
     """The Example of conversations that differ in their last turn alone."""
     if len({len(conversation) for conversation in conversations}) > 1:
         raise SampleError('the answers to compare must be the last turns of conversations of the same length')
-    return encode_group(conversations, 'last', start=len(conversations[0]) - 1)
+    return encode_group(conversations, 'last', start=len(conversations[0]) - 1, judged=judged)
 
 
 def _pair(formatter: BaseFormatter, row: Row) -> tuple[list[Any], list[Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The rules of a model family: everything about it that is not its weights.
+"""The rules of a family whose answers are tokens: everything about it that is not its weights, the `Spec` of it.
 
 The base class is the default: it serves any causal or image-text-to-text class of transformers. A family with quirks
 overrides class attributes or methods in `models/families/<model_type>.py`.
@@ -17,7 +17,7 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
 from align_anything.models.encoding import RunEncoder, cut, join, merge_media, pad_left
-from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn, require_answers
+from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn, require_answers, require_written
 from align_anything.models.tower_calls import TowerCalls
 
 
@@ -30,7 +30,8 @@ class FamilySpec:
         model_type: the configuration's `model_type`.
         config, tokenizer, processor: of the checkpoint; `processor` is None for text families.
         max_length: longest sequence that `encode` returns.
-        media_kinds: the kinds of media the processor takes.
+        reads: the kinds of media that may stand in a prompt, text aside: those that the processor takes.
+        emits: the kinds of media that the model can learn to write into an answer, text aside.
         audio_rate: samples per second that sounds must have, None for families that take none.
         media_token_ids: placeholder ids that stand for media in `input_ids`.
         token_tensor_names: per-token tensors that the model body takes beside `input_ids`.
@@ -55,6 +56,7 @@ class FamilySpec:
     """The family's own template, preferred to the checkpoint's."""
     part_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
     """Parameter-name prefixes of `vision_tower`, `mm_proj`, `language_model`; None finds them by structure."""
+    emits: frozenset[MediaKind] = frozenset()
 
     def __init__(
         self, config: Any, tokenizer: Any, processor: Any = None, *, max_length: int, generation_config: Any = None
@@ -80,9 +82,9 @@ class FamilySpec:
                 f'{type(processor).__name__} does not say which text stands for a medium, so this family needs a file '
                 f'align_anything/models/families/{config.model_type}.py that overrides placeholder().'
             )
-        self.media_kinds: frozenset[MediaKind] = frozenset(placeholders)
-        self.audio_rate = structure.audio_rate(processor) if 'audio' in self.media_kinds else None
-        self.media_token_ids = self.placeholder_ids() if self.media_kinds else frozenset()
+        self.reads: frozenset[MediaKind] = frozenset(placeholders)
+        self.audio_rate = structure.audio_rate(processor) if 'audio' in self.reads else None
+        self.media_token_ids = self.placeholder_ids() if self.reads else frozenset()
         self.softcap, self.logit_scale = structure.logit_transform(text_config)
         template = self.chat_template or self._checkpoint_template()
         self.renderer = ChatRenderer(tokenizer, processor, template, placeholders)
@@ -94,7 +96,7 @@ class FamilySpec:
         ends = [*declared, tokenizer.eos_token_id, self.renderer.end_of_turn_id]
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(token for token in ends if token is not None))
         self.pad_token_id: int = self.stop_token_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._dummies = {kind: self._make_dummy(kind) for kind in sorted(self.media_kinds)}
+        self._dummies = {kind: self._make_dummy(kind) for kind in sorted(self.reads)}
         probed = {name for piece in self._dummies.values() for name in piece.token_tensors}
         self.token_tensor_names: tuple[str, ...] = tuple(sorted(probed))
 
@@ -111,7 +113,8 @@ class FamilySpec:
             An Example whose prompt ends where the first trained answer begins and whose one response is the rest.
 
         Raises:
-            SampleError: the row cannot be rendered or processed, or nothing to train on fits into `max_length`.
+            SampleError: the row cannot be rendered or processed, an answer to train holds media of a kind that the
+                family does not emit, or nothing to train on fits into `max_length`.
         """
         return self._encode([conversation], train_on, 0)
 
@@ -120,12 +123,12 @@ class FamilySpec:
         conversations: Sequence[Conversation],
         train_on: TrainOn = 'all_assistant',
         start: int | None = None,
-        may_be_empty: bool = False,
+        judged: bool = False,
     ) -> Example:
         """Encodes conversations that share their first turns and part at an answer, media decoded.
 
-        `start` is the number of the turn in which they part; None finds it. Answers that a model has drawn
-        `may_be_empty`: they are the token that ends them.
+        `start` is the number of the turn in which they part; None finds it. Answers that are `judged` are read, not
+        learnt: they may be empty, which leaves the token that ends them, and hold any media that the family reads.
 
         Returns:
             An Example whose prompt is what the conversations share, encoded once, with one response for each of them:
@@ -135,14 +138,15 @@ class FamilySpec:
             SampleError: the conversations are equal or differ before an answer, or as `encode` does.
         """
         start = parting_turn(conversations) if start is None else start
-        return self._encode(conversations, train_on, start, may_be_empty)
+        return self._encode(conversations, train_on, start, judged)
 
     def _encode(
-        self, conversations: Sequence[Conversation], train_on: TrainOn, start: int, may_be_empty: bool = False
+        self, conversations: Sequence[Conversation], train_on: TrainOn, start: int, judged: bool = False
     ) -> Example:
-        if not may_be_empty:
+        if not judged:
             for conversation in conversations:
                 require_answers(conversation, train_on, start)
+                require_written(conversation, train_on, start, self.emits, f"models of type '{self.model_type}' write")
         rendered = [self.render(conversation, train_on, start) for conversation in conversations]
         opening = rendered[0][0]
         if any(runs[0] != opening for runs in rendered):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import MEDIA_KINDS, Conversation, Message
+from align_anything.core.types import MEDIA_KINDS, Conversation, MediaKind, Message
 
 TrainOn = Literal['all_assistant', 'last', 'all']
 
@@ -59,12 +59,35 @@ def text_of(message: Message) -> str:
     return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
 
 
+def trained_turns(conversation: Conversation, train_on: TrainOn, start: int = 0) -> list[int]:
+    """Returns the numbers of the assistant turns to train on, from turn number `start` on."""
+    turns = [number for number in range(start, len(conversation)) if conversation[number]['role'] == 'assistant']
+    return turns[-1:] if train_on == 'last' else turns
+
+
 def require_answers(conversation: Conversation, train_on: TrainOn, start: int) -> None:
     """Raises SampleError when one of the answers to train on, from turn number `start` on, says nothing."""
-    answers = [turn['content'] for turn in conversation[start:] if turn['role'] == 'assistant']
-    for parts in answers[-1:] if train_on == 'last' else answers:
-        if all(part['type'] == 'text' and not part['text'].strip() for part in parts):
+    for turn in trained_turns(conversation, train_on, start):
+        if all(part['type'] == 'text' and not part['text'].strip() for part in conversation[turn]['content']):
             raise SampleError('the answer is empty')
+
+
+def require_written(
+    conversation: Conversation, train_on: TrainOn, start: int, emitted: Set[MediaKind], writer: str
+) -> None:
+    """Raises SampleError when one of the answers to train on holds media of a kind that is not among the `emitted`.
+
+    Their tokens would weigh nothing, and the model would learn to open and close media with nothing in them. `writer`
+    says who does not write them, as in `models of type 'llava' write`.
+    """
+    for turn in trained_turns(conversation, train_on, start):
+        kinds = {part['type'] for part in conversation[turn]['content']} & set(MEDIA_KINDS) - emitted
+        if kinds:
+            raise SampleError(
+                f'turn {turn} is an answer to train and holds {" and ".join(sorted(kinds))} media, but {writer} no '
+                f'{" and no ".join(sorted(kinds))}: put the media into a user turn, set data_cfgs.train_on: last if a '
+                'later answer is what you train, or choose a model family and a pair that write them'
+            )
 
 
 def parting_turn(conversations: Sequence[Conversation]) -> int:
@@ -201,11 +224,9 @@ class ChatRenderer:
         Raises SampleError when there is no assistant turn, when the template refuses the conversation, changes the
         answer, or writes earlier turns differently once later ones follow.
         """
-        turns = [index for index in range(start, len(conversation)) if conversation[index]['role'] == 'assistant']
+        turns = trained_turns(conversation, train_on, start)
         if not turns:
             raise SampleError('the conversation has no assistant turn, so there is nothing to train on')
-        if train_on == 'last':
-            turns = turns[-1:]
         prompt_weight = 1.0 if train_on == 'all' else 0.0
         runs: list[Run] = []
         done, begin = '', 0

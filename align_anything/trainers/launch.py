@@ -6,18 +6,31 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from align_anything.algorithms.base import Algorithm, known_algorithms
-from align_anything.configs.resolve import resolve
+from align_anything.algorithms.base import Algorithm, find_algorithm, known_algorithms
+from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.trainers.pairs import Pair
+from align_anything.trainers.pairs import Pair, find_pair
 
 logger = get_logger(__name__)
 
 USER_ERROR = 2
+
+
+def leaf(pair: str, algorithm: str) -> Callable[..., None]:
+    """Returns `main(argv=None)`, the trainer of the pair and the algorithm of these names, for `trainers/<pair>/`.
+
+    Raises SettingsError for a name that is neither in the table of pairs nor an algorithm's.
+    """
+    its_pair, kind = find_pair(pair), find_algorithm(algorithm)
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        launch(its_pair, kind, argv)
+
+    return main
 
 
 def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = None) -> None:
@@ -37,7 +50,7 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
 
 def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> None:
     """As `launch`, but lets errors through."""
-    resolved = resolve(pair.name, algorithm.name, algorithm, known_algorithms(), argv, environ)
+    resolved = settings_of(pair, algorithm, argv, environ)
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.runs.dry_run import dry_run
@@ -50,6 +63,12 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     else:
         work = train if algorithm.trains else score
     (dry_run if resolved.dry_run else work)(pair, resolved)
+
+
+def settings_of(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> Resolved:
+    """The settings of a run, as `resolve` makes them; the pair's defaults are those of training."""
+    defaults = pair.defaults if algorithm.trains else {}
+    return resolve(pair.name, algorithm.name, algorithm, known_algorithms(), argv, environ, defaults)
 
 
 def quieten_libraries() -> None:

@@ -1,10 +1,13 @@
-"""What a run reads and writes."""
+"""What a run reads and writes, and the settings that follow from it: the table of modality pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
 
+from align_anything.core.errors import SettingsError
+from align_anything.core.registry import nearest
 from align_anything.core.types import MediaKind
 
 
@@ -15,13 +18,17 @@ class Pair:
     Attributes:
         name: the folder of its trainers and settings.
         reads: media kinds that may stand in a conversation, text aside.
-        needs_all: whether a model must read every one of them. Where it need not, it must read at least one, and
+        writes: media kinds that an answer to learn may hold, text aside.
+        needs_all: whether a model must read every one of `reads`. Where it need not, it must read at least one, and
             rows with other kinds are left out.
+        defaults: settings of every training on the pair, by key; between the algorithm's YAML file and the pair's.
     """
 
     name: str
     reads: frozenset[MediaKind] = frozenset()
+    writes: frozenset[MediaKind] = frozenset()
     needs_all: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def kinds_in(self, readable: Set[MediaKind]) -> tuple[MediaKind, ...]:
         """The kinds that both the pair and a model that reads `readable` take."""
@@ -32,3 +39,30 @@ class Pair:
         if not self.needs_all and self.reads & readable:
             return ()
         return tuple(sorted(self.reads - readable))
+
+
+PAIRS: Mapping[str, Pair] = {
+    pair.name: pair
+    for pair in (
+        Pair('text_to_text'),
+        Pair('text_image_to_text', reads=frozenset({'image'}), defaults={'freeze_vision_tower': True}),
+        Pair('text_video_to_text', reads=frozenset({'video'}), defaults={'freeze_vision_tower': True}),
+        Pair('text_audio_to_text', reads=frozenset({'audio'}), defaults={'freeze_audio_tower': True}),
+        Pair(
+            'any_to_text',
+            reads=frozenset({'image', 'video', 'audio'}),
+            needs_all=False,
+            defaults={'freeze_vision_tower': True, 'freeze_audio_tower': True},
+        ),
+    )
+}
+
+
+def find_pair(name: str) -> Pair:
+    """Returns the pair called `name`. Raises SettingsError, with the nearest name, when there is none."""
+    if name not in PAIRS:
+        known = sorted(PAIRS)
+        raise SettingsError(
+            [f"there is no modality pair '{name}'.{nearest(name, known)} There are: {', '.join(known)}."]
+        )
+    return PAIRS[name]

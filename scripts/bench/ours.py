@@ -106,13 +106,11 @@ def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
 
 def resolved_run(pair_name: str, argv: list[str], algorithm: str) -> tuple[Any, Any]:
     """The pair of a run, and its settings with its algorithm."""
-    import importlib
+    from align_anything.cli.leaves import find_run
+    from align_anything.trainers.launch import settings_of
 
-    from align_anything.algorithms.base import known_algorithms
-    from align_anything.configs.resolve import resolve
-
-    pair, known = importlib.import_module(f'align_anything.trainers.{pair_name}').PAIR, known_algorithms()
-    return pair, resolve(pair.name, algorithm, known[algorithm], known, argv, {})
+    pair, kind = find_run(pair_name, algorithm)
+    return pair, settings_of(pair, kind, argv, {})
 
 
 def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tuple[Any, Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.cli.main import main
-from align_anything.trainers import any_to_text
+from align_anything.trainers.pairs import PAIRS
 from tests.datasets.clips import clip, sound, tone
 from tests.datasets.formatters.test_mixed_templates import CONV_FILE, IO_FILE, LMMS_FILE
 from tests.datasets.test_media import encoded, noisy
@@ -75,7 +75,7 @@ def test_documented_rows_are_shown_and_trained(
     assert 'answers with audio, and only answers in text can be learned' in page
 
     options = {**settings, 'model_max_length': 1024, 'learning_rate': 1e-4}
-    output = succeed(sft(tmp_path / 'run', model, settings['train_datasets'], **options), pair=any_to_text.PAIR)
+    output = succeed(sft(tmp_path / 'run', model, settings['train_datasets'], **options), pair=PAIRS['any_to_text'])
     metrics = lines(tmp_path / 'run' / 'metrics.jsonl')
     assert sum(record['train/samples'] for record in metrics) == 5
     (skipped,) = lines(tmp_path / 'run' / 'skipped_samples.jsonl')

@@ -53,7 +53,7 @@ def test_every_family_file_is_listed_with_a_checkpoint(found: dict[str, Family])
 def test_the_list_says_what_checkpoints_say(name: str, found: dict[str, Family], tiny: Callable[..., Path]) -> None:
     assert name in KINDS
     spec, family = load_spec(tiny(name)), found[name]
-    assert (family.media_kinds, tuple(family.layouts)) == (sorted(spec.media_kinds), spec.layouts)
+    assert (family.reads, tuple(family.layouts)) == (sorted(spec.reads), spec.layouts)
 
 
 def test_runs_are_those_whose_media_the_family_reads(found: dict[str, Family]) -> None:
@@ -69,7 +69,7 @@ def test_json_and_table(
 ) -> None:
     content = json.loads(families_as_json(list(found.values())))
     llava = next(entry for entry in content['families'] if entry['model_type'] == 'llava')
-    assert llava['ids']['llava-1.5-7b'] == 'llava-hf/llava-1.5-7b-hf' and llava['media_kinds'] == ['image']
+    assert llava['ids']['llava-1.5-7b'] == 'llava-hf/llava-1.5-7b-hf' and llava['reads'] == ['image']
     monkeypatch.setattr('align_anything.cli.families.families', lambda: list(found.values()))
     with pytest.raises(SystemExit):
         main(['models'])

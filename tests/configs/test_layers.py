@@ -11,6 +11,9 @@ from align_anything.configs import layers
 from align_anything.configs.resolve import resolve
 from align_anything.configs.schema import RunCfgs
 from align_anything.configs.yaml_text import dump_yaml, parse_yaml
+from align_anything.core.errors import SettingsError
+from align_anything.trainers.pairs import PAIRS
+from tests.configs.made_up import KNOWN, SFT
 
 
 @pytest.fixture
@@ -46,6 +49,26 @@ def test_each_layer_goes_over_the_one_before(six_layers, run):
     }
     assert resolved.origins['train_cfgs.max_grad_norm'] == 'command line --max_grad_norm'
     assert resolved.origins['train_cfgs.bf16'] == 'default'
+
+
+def test_the_defaults_of_a_pair_go_over_the_algorithms_file_and_under_the_pairs(six_layers, needed):
+    given = {'eval_interval': 7, 'epochs': 7, 'learning_rate': 7.0}
+    resolved = resolve('text_to_text', 'sft', SFT, KNOWN, needed, {}, given)
+    train = resolved.cfgs.train_cfgs
+    assert (train.eval_interval, train.epochs, train.learning_rate) == (7, 3, 7.0)
+    assert resolved.origins['train_cfgs.eval_interval'] == 'pair text_to_text'
+    assert not resolved.given('train_cfgs.eval_interval') and not resolved.given('train_cfgs.epochs')
+
+
+def test_a_wrong_default_of_a_pair_names_the_pair(six_layers, needed, capsys):
+    with pytest.raises(SettingsError) as caught:
+        resolve('text_to_text', 'sft', SFT, KNOWN, needed, {}, {'epoch': 1, 'learning_rate': -1.0})
+    unknown, wrong = caught.value.problems
+    assert unknown.startswith("pair text_to_text: there is no key 'epoch'. Did you mean 'epochs'")
+    assert wrong.startswith('train_cfgs.learning_rate = -1.0 (pair text_to_text): ')
+    with pytest.raises(SystemExit):
+        resolve('text_to_text', 'sft', SFT, KNOWN, ['--help'], {}, {'learning_rate': 7.0})
+    assert '[7.0, pair text_to_text]' in capsys.readouterr().out
 
 
 def test_later_config_file_wins_and_mappings_join(run, tmp_path):
@@ -128,10 +151,11 @@ def test_every_file_that_ships_makes_a_run(path: Path, needed):
 def test_pair_file_states_differences_only(needed):
     algorithms = known_algorithms()
     for path in layers.TRAIN_FOLDER.glob('*/*.yaml'):
-        general = resolve('any_pair', path.stem, algorithms[path.stem], algorithms, needed, {}).cfgs
+        defaults = PAIRS[path.parent.name].defaults
+        general = resolve('any_pair', path.stem, algorithms[path.stem], algorithms, needed, {}, defaults).cfgs
         for parts, value, line in layers.parse_lines(path.read_text()):
             group, key = parts
-            assert getattr(getattr(general, group), key) != value, f'{path}:{line} repeats what the general file says'
+            assert getattr(getattr(general, group), key) != value, f'{path}:{line} repeats what goes without it'
 
 
 @pytest.mark.parametrize(

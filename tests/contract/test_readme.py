@@ -15,14 +15,14 @@ from align_anything.cli.families import families
 from align_anything.cli.leaves import runs
 from align_anything.configs.schema import RunCfgs
 from align_anything.datasets.template_registry import get_template
-from align_anything.trainers import text_audio_to_text, text_video_to_text
+from align_anything.trainers.pairs import PAIRS
 from tests.datasets.clips import clip, sound, tone
 from tests.trainers.runs import IMAGE, TEXT, run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.md').read_text()
 LMMS = (ROOT / 'docs' / 'lmms_finetune.md').read_text()
-AUDIO, VIDEO = text_audio_to_text.PAIR, text_video_to_text.PAIR
+AUDIO, VIDEO = PAIRS['text_audio_to_text'], PAIRS['text_video_to_text']
 COMMANDS = [
     shlex.split(block.replace('\\\n', ' '), comments=True)
     for block in re.findall(r'```bash\n(deepspeed .*?)```', README, re.DOTALL)
@@ -43,14 +43,14 @@ def test_pairs_and_algorithms() -> None:
     said = {
         pair: [name for name, mark in zip(names, marks, strict=True) if mark] for pair, *marks in rows('What works')
     }
-    assert {pair: sorted(found) for pair, found in said.items()} == {pair: names for pair, (_, names) in runs().items()}
+    assert {pair: sorted(found) for pair, found in said.items()} == runs()
 
 
 def test_families() -> None:
     known = {family.model_type: family for family in families()}
     for name, reads, example in rows('Families'):
         family = known[name]
-        assert reads == ', '.join(sorted(family.media_kinds)), name
+        assert reads == ', '.join(sorted(family.reads)), name
         assert example in (*family.checkpoints, *family.ids.values()), name
 
 

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BLOCK = re.compile(r'```python\n# (\S+\.py)\n(.*?)```', re.DOTALL)
+ROW = re.compile(r'```python\n# (\S+\.py), among the others\n(.*?)```', re.DOTALL)
+FIRST_ROW = "        Pair('text_to_text'),\n"
 
 # Run in a copy of the package to which the recipes were added, one after the other in one warm process.
 PROBE = """
@@ -35,7 +37,10 @@ text = [{'type': 'text', 'text': 'hi'}], [{'type': 'text', 'text': 'hello'}]
 runs = spec.render([{'role': 'user', 'content': text[0]}, {'role': 'assistant', 'content': text[1]}])
 
 from align_anything.losses.focal import focal_loss
+from align_anything.algorithms.sft import SFT
 from align_anything.trainers.image_to_text import sft
+from align_anything.trainers.pairs import PAIRS
+from align_anything.trainers.launch import settings_of
 from align_anything.trainers.text_to_text import focal
 
 sys.argv = ['focal', '--gamma', '1.5', '--model_name_or_path', text_model, '--train_datasets', 'texts.jsonl',
@@ -51,7 +56,8 @@ print(json.dumps({
     'spec': type(spec).__name__,
     'text': ''.join(run.text for run in runs),
     'loss': float(focal_loss(torch.tensor([math.log(0.5), math.log(0.1)]), torch.tensor([1.0, 0.0]), 2.0)),
-    'reads': sorted(sft.PAIR.reads),
+    'reads': sorted(PAIRS['image_to_text'].reads),
+    'frozen': settings_of(PAIRS['image_to_text'], SFT, sys.argv[1:], {}).origins['train_cfgs.freeze_vision_tower'],
 }))
 """
 COMMON = {
@@ -71,7 +77,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with every recipe where it says, and data for it."""
     home = tmp_path_factory.mktemp('recipes')
     shutil.copytree(ROOT / 'align_anything', home / 'align_anything', ignore=shutil.ignore_patterns('__pycache__'))
-    recipes = BLOCK.findall((ROOT / 'docs' / 'extending.md').read_text())
+    page = (ROOT / 'docs' / 'extending.md').read_text()
+    [(table, row)] = ROW.findall(page)
+    rows = (home / table).read_text()
+    assert rows.count(FIRST_ROW) == 1
+    (home / table).write_text(rows.replace(FIRST_ROW, FIRST_ROW + row))
+    recipes = BLOCK.findall(page)
     assert len(recipes) == 7
     for name, code in recipes:
         target = home / name
@@ -129,7 +140,7 @@ def test_algorithm(outcome: dict, home: Path) -> None:
 
 
 def test_pair(outcome: dict, home: Path) -> None:
-    assert outcome['reads'] == ['image']
+    assert (outcome['reads'], outcome['frozen']) == (['image'], 'pair image_to_text')
     first, _, third = losses(home / 'sft_run')
     assert 0 < third < first
     assert not (home / 'sft_run' / 'skipped_samples.jsonl').exists()

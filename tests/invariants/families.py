@@ -139,7 +139,7 @@ def rows_of(spec: FamilySpec, family: str) -> list[Row]:
     """Supervised rows: media where the family takes them, text between them."""
     every = 'last' if family in ONE_PROMPT else 'all_assistant'
     texts = [_row(spec, conversation, every) for conversation in text_conversations()]
-    if not spec.media_kinds:
+    if not spec.reads:
         return [*texts, _row(spec, text_conversations()[1], 'last'), _row(spec, text_conversations()[0], 'all')]
     conversations = media_conversations(family)
     media = [_row(spec, conversation, every) for conversation in conversations]
@@ -159,7 +159,7 @@ def groups_of(spec: FamilySpec, family: str) -> list[Row]:
         return Piece(torch.tensor(plain)[picks], weights)
 
     conversations = [text_conversations()[1], text_conversations()[2]]
-    if spec.media_kinds:
+    if spec.reads:
         with_media = media_conversations(family)
         conversations = [conversations[0], with_media[1], with_media[0], with_media[2]]
     found = []

@@ -16,15 +16,14 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402, F401
 from torch import Tensor, nn  # noqa: E402
 
-from align_anything.algorithms.base import known_algorithms  # noqa: E402
 from align_anything.algorithms.sft import SFT  # noqa: E402
-from align_anything.configs.resolve import resolve  # noqa: E402
 from align_anything.configs.schema import RunCfgs  # noqa: E402
 from align_anything.core.files import atomic_write_json  # noqa: E402
 from align_anything.core.types import Batch  # noqa: E402
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine  # noqa: E402
 from align_anything.engines.process_group import join_process_group  # noqa: E402
-from align_anything.trainers import any_to_text, text_image_to_text, text_to_text  # noqa: E402
+from align_anything.trainers.launch import settings_of  # noqa: E402
+from align_anything.trainers.pairs import PAIRS  # noqa: E402
 from align_anything.trainers.runs.assembly import assemble, make_collator  # noqa: E402
 from align_anything.trainers.runs.settings import spec_of  # noqa: E402
 from tests.harness.ranks import run_ranks  # noqa: E402
@@ -70,15 +69,15 @@ def settings(folder: Path, family: str, zero: Path, **changes: Any) -> RunCfgs:
         **changes,
     }
     argv = [word for key, value in values.items() for word in (f'--{key}', str(value))]
-    return resolve(pair.name, 'sft', SFT, known_algorithms(), argv, {}).cfgs
+    return settings_of(pair, SFT, argv, {}).cfgs
 
 
 def pair_of(family: str) -> Any:
     """The pair that takes what the rows of a family hold; ranks agree on its kinds, not on those of the rows."""
     kinds = MEDIA.get(family, ())
     if not kinds:
-        return text_to_text.PAIR
-    return text_image_to_text.PAIR if kinds == ('image',) else any_to_text.PAIR
+        return PAIRS['text_to_text']
+    return PAIRS['text_image_to_text'] if kinds == ('image',) else PAIRS['any_to_text']
 
 
 def zero_file(folder: Path, stage: int, **more: Any) -> Path:

@@ -37,7 +37,7 @@ def test_trained_adapters_reload_apart_and_merged(family: str, stage: int, stirr
     folder = stirred(family)
     spec, singles, _ = rows(folder)
     chosen = singles[0]
-    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0, 'vision_lora': 'image' in spec.media_kinds}
+    changes = {'use_lora': True, 'r': 4, 'lora_dropout': 0, 'vision_lora': 'image' in spec.reads}
 
     def work(rank: int, ranks: int) -> Tensor:
         run = assembled(settings(folder, family, zero_file(tmp_path, stage), learning_rate=0.02, **changes), family)

@@ -178,7 +178,7 @@ def check_reload(source: Path, out: Path, state: dict[str, Tensor], scores: Tens
     again = load(out)
     assert again.renderer.template == spec.renderer.template
     assert again.tokenizer('a red dog, 12 times').input_ids == spec.tokenizer('a red dog, 12 times').input_ids
-    if spec.media_kinds:
+    if spec.reads:
         conversation = media_conversations(family_of(source))[1]
         one, other = (each.encode(conversation, 'last').prompt for each in (spec, again))
         assert torch.equal(one.ids, other.ids) and one.media.keys() == other.media.keys()

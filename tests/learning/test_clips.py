@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from align_anything.trainers.text_video_to_text import PAIR
+from align_anything.trainers.pairs import PAIRS
 from tests.harness.pairwise import first_of
 from tests.learning.lessons import changes, directions, turned_round
 from tests.learning.school import examine, teach
+
+PAIR = PAIRS['text_video_to_text']
 
 STEPS = {
     'qwen2_vl': 40,

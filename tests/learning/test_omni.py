@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align_anything.trainers.any_to_text import PAIR
+from align_anything.trainers.pairs import PAIRS
 from tests.learning.lessons import (
     colours,
     directions,
@@ -22,6 +22,8 @@ from tests.learning.lessons import (
 )
 from tests.learning.school import examine, teach
 from tests.learning.tasks import number_turns, questions
+
+PAIR = PAIRS['any_to_text']
 
 STEPS = {'qwen2_5_omni_thinker': 50}
 # `make test` has a lesson for each kind of media.

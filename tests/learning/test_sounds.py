@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from align_anything.trainers.text_audio_to_text import PAIR
+from align_anything.trainers.pairs import PAIRS
 from tests.learning.lessons import exchanged, pitches, rotated
 from tests.learning.school import examine, teach
+
+PAIR = PAIRS['text_audio_to_text']
 
 STEPS = {'qwen2_audio': 60}
 

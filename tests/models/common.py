@@ -24,7 +24,7 @@ def lora_cfgs(**changes: Any) -> LoraCfgs:
 def model_inputs(spec: FamilySpec) -> dict[str, Tensor]:
     """One row for the model: an image where the family takes one, then eight text tokens."""
     text = torch.arange(20, 28)
-    if 'image' not in spec.media_kinds:
+    if 'image' not in spec.reads:
         return {'input_ids': text[None]}
     piece = spec.dummy('image')
     row = {'input_ids': torch.cat([piece.ids, text])[None], **spec.merge_media([piece.media])}

@@ -149,7 +149,7 @@ def test_merged_export_computes_what_the_live_adapter_computes(
     source = tiny(family)
     spec = load_spec(source)
     base = load_model(source, spec.parts)
-    vision = 'image' in spec.media_kinds
+    vision = 'image' in spec.reads
     inputs = model_inputs(spec)
     plain = logits(base, inputs)
     model = tune_model(base, spec.parts, lora_cfgs=lora_cfgs(vision_lora=vision, **changes))

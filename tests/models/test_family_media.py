@@ -137,14 +137,6 @@ def test_a_picture_the_processor_cannot_take_is_one_bad_sample(tiny: Tiny) -> No
         load(tiny('qwen2_vl')).encode([user(picture(3000, 1), 'What?'), assistant('A line.')])
 
 
-def test_a_picture_in_the_answer_is_carried_but_not_trained(tiny: Tiny) -> None:
-    spec = load(tiny('qwen2_vl'))
-    answer = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'Like this: '}, picture(56, 56)]}
-    response = spec.encode([user('Show me.'), answer]).responses[0]
-    is_media = torch.isin(response.ids, torch.tensor(sorted(spec.media_token_ids)))
-    assert response.media_counts == {'image': 1} and is_media.any() and not response.weights[is_media].any()
-
-
 def test_a_processor_without_placeholders_needs_a_file(tiny: Tiny) -> None:
     spec = load(tiny('llava'))
     del spec.processor.image_token

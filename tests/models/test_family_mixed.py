@@ -53,7 +53,7 @@ MROPE = [family for family in MEDIA if family.startswith('qwen') and family != '
 @pytest.mark.parametrize('family', MEDIA)
 def test_a_family_says_what_it_takes(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
-    assert spec.media_kinds == set(MEDIA[family])
+    assert spec.reads == set(MEDIA[family])
     assert spec.audio_rate == (RATE if family in AUDIO else None)
     assert spec.layouts == tuple(layout for name, layout in LAYOUTS if name == family)
 

@@ -73,4 +73,4 @@ def test_of_a_whole_omni_checkpoint_the_thinker_is_loaded(tiny: Tiny, tmp_path: 
     weights = thinker.state_dict()
     assert loaded.state_dict().keys() == weights.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
-    assert load_spec(tmp_path).media_kinds == {'image', 'video', 'audio'}
+    assert load_spec(tmp_path).reads == {'image', 'video', 'audio'}

@@ -32,16 +32,16 @@ def whole(example: Example, number: int) -> list[int]:
     return torch.cat([example.prompt.ids, example.responses[number].ids]).tolist()
 
 
-def same_as_alone(folder: Path, conversations: list[Conversation]) -> Example:
+def same_as_alone(folder: Path, conversations: list[Conversation], judged: bool = False) -> Example:
     """Encodes a group and compares each of its responses with the conversation by itself."""
     spec = load(folder)
-    group = spec.encode_group(conversations)
+    group = spec.encode_group(conversations, judged=judged)
     at = parting_turn(conversations)
     for number, conversation in enumerate(conversations):
-        alone = spec.encode_group([conversation], start=at)
+        alone = spec.encode_group([conversation], start=at, judged=judged)
         assert whole(group, number) == whole(alone, 0)
         assert torch.equal(group.responses[number].weights, alone.responses[0].weights)
-        if at == 1:
+        if at == 1 and not judged:
             # Earlier answers get an end that the template may not write, if they are trained.
             assert whole(alone, 0) == whole(spec.encode(conversation), 0)
     assert not group.prompt.weights.any() and all(piece.weights.any() for piece in group.responses)
@@ -55,11 +55,11 @@ def test_answers_to_one_question(family: str, tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_an_answer_that_was_drawn_may_be_empty(family: str, tiny: Tiny) -> None:
-    """A policy may draw nothing but the end; who writes an empty answer has made a mistake."""
+def test_an_answer_to_judge_may_be_empty(family: str, tiny: Tiny) -> None:
+    """A policy may sample nothing but the end; who writes an empty answer has made a mistake."""
     spec = load(tiny(family))
     conversations = [[ASKED, assistant('')], [ASKED, assistant(' ')], [ASKED, assistant('Two.')]]
-    group = spec.encode_group(conversations, 'last', start=1, may_be_empty=True)
+    group = spec.encode_group(conversations, 'last', start=1, judged=True)
     nothing, _, two = group.responses
     *space, end = nothing.ids.tolist()
     assert end == spec.renderer.end_of_turn_id and not spec.tokenizer.decode(space).strip() and nothing.weights.all()
@@ -94,12 +94,12 @@ def test_media_of_the_prompt_are_encoded_once(family: str, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize('family', ['llava', 'qwen2_vl'])
 def test_media_of_the_responses_are_their_own(family: str, tiny: Tiny) -> None:
-    """Two pictures for one prompt, then one of them in a turn after the parting."""
+    """Two pictures for one prompt, to be judged, then one of them in a turn after the parting."""
     shown = [
         [user('Draw a square.'), {**assistant('Here.'), 'content': [drawn, *assistant('Here.')['content']]}]
         for drawn in (picture(60, 40), picture(30, 90, 'blue'))
     ]
-    group = same_as_alone(tiny(family), shown)
+    group = same_as_alone(tiny(family), shown, judged=True)
     spec = load(tiny(family))
     assert not group.prompt.media and [piece.media_counts for piece in group.responses] == [{'image': 1}] * 2
     for piece in group.responses:

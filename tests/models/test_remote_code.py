@@ -145,7 +145,7 @@ def test_code_runs_only_where_it_is_trusted(family: str, stand_in: StandIn) -> N
             load(folder)
     spec, model = loaded(folder)
     assert type(model).__module__ == f'align_anything.models.families.{family}'
-    assert spec.media_kinds == set(MEDIA.get(family, ())) and spec.layouts == ('padded',)
+    assert spec.reads == set(MEDIA.get(family, ())) and spec.layouts == ('padded',)
     assert (spec.processor is None) == (family in ('qwen', 'baichuan_m1'))
     assert pickle.loads(pickle.dumps(spec)).encode(single()).prompt.ids.equal(spec.encode(single()).prompt.ids)
 
@@ -176,9 +176,9 @@ def test_neighbours_padding_and_dummies_do_not_matter(family: str, stand_in: Sta
     policy = policy_of(spec, model)
     examples = [spec.encode(conversation) for conversation in (single(), talk(family), multi_turn(), talk(family)[:2])]
     alone = [scores(spec, policy, [example]) for example in examples]
-    together = scores(spec, policy, examples, tuple(sorted(spec.media_kinds)))
+    together = scores(spec, policy, examples, tuple(sorted(spec.reads)))
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-5)
-    for kinds in [(kind,) for kind in sorted(spec.media_kinds)]:
+    for kinds in [(kind,) for kind in sorted(spec.reads)]:
         torch.testing.assert_close(scores(spec, policy, examples[:1], kinds), alone[0], atol=2e-5, rtol=1e-5)
     batch = TokenCollator(spec, 'padded')(examples[:1] if family == 'minicpmo' else examples)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_gradients_reach_every_part_and_every_parameter_has_one(family: str, sta
     spec, model = loaded(stand_in(family))
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     assert {spec.part_of(name) for name in names} == set(spec.parts)
-    kinds = tuple(sorted(spec.media_kinds))
+    kinds = tuple(sorted(spec.reads))
     policy = policy_of(spec, model.train())
     policy(TokenCollator(spec, 'padded')([spec.encode(talk(family))])).values.sum().backward()
     reached = {spec.part_of(name) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}

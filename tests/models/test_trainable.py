@@ -53,7 +53,7 @@ def test_freezing_a_part_freezes_it_and_nothing_else(family: str, part: str, tin
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     expected = {name for name, _ in model.named_parameters() if _expected_part(family, name) == part}
     assert frozen == expected
-    assert bool(frozen) == (part == 'language_model' or 'image' in spec.media_kinds)
+    assert bool(frozen) == (part == 'language_model' or 'image' in spec.reads)
 
 
 def test_patterns_unfreeze_inside_frozen_parts(tiny: Tiny) -> None:
@@ -174,7 +174,7 @@ def test_gradient_checkpointing_changes_no_gradient(family: str, with_lora: bool
     gradients = []
     for checkpointing in (False, True):
         model = load_model(tiny(family), spec.parts)
-        cfgs = lora_cfgs(vision_lora='image' in spec.media_kinds) if with_lora else None
+        cfgs = lora_cfgs(vision_lora='image' in spec.reads) if with_lora else None
         torch.manual_seed(0)
         model = tune_model(model, spec.parts, freeze_mm_proj=not with_lora, lora_cfgs=cfgs)
         stir(model)

@@ -106,7 +106,7 @@ def test_the_pad_token_may_end_answers_and_dummies_are_not_read(family: str, lay
     assert spec.pad_token_id == spec.tokenizer.eos_token_id
     texts = [number for number, row in enumerate(rows(folder, pad_is_eos=True)) if not row.has_media]
     examples = [rows(folder, pad_is_eos=True)[number].example for number in texts]
-    kinds = ('image',) if spec.media_kinds else ()
+    kinds = ('image',) if spec.reads else ()
     collate = TokenCollator(spec, layout, dummy_kinds=kinds)
     assert bool(collate(examples).stats.get('images')) == bool(kinds)
     same(scores(folder, collate, examples), [expected(folder)[number] for number in texts])

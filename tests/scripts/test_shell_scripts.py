@@ -17,15 +17,16 @@ from PIL import Image
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.online import Online
-from align_anything.configs.resolve import resolve
+from align_anything.cli.leaves import find_run
 from align_anything.datasets.template_registry import make_formatter
-from align_anything.trainers import any_to_text, text_audio_to_text, text_video_to_text
+from align_anything.trainers.launch import settings_of
+from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.online import check_online
 from align_anything.trainers.runs.rewarding import make_rewards
 from tests.datasets.clips import sound, tone
 from tests.models.stand_ins import FAMILIES as STAND_INS
 from tests.models.stand_ins import build
-from tests.trainers.runs import IMAGE, TEXT, run
+from tests.trainers.runs import run
 from tests.trainers.test_scoring import with_head
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,6 @@ ALSO_TRAINED = (
     'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo'
 ).split()
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
-PAIRS = {pair.name: pair for pair in (TEXT, IMAGE, text_audio_to_text.PAIR, text_video_to_text.PAIR, any_to_text.PAIR)}
 
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
 FIRST_TRAINED = 'llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft'.split()
@@ -126,7 +126,7 @@ def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None
     pair, algorithm, argv, environment = call(script, **required)
     assert importlib.util.find_spec(f'align_anything.trainers.{pair}.{algorithm}')
     # Raises for a key, a value or a DeepSpeed file that does not exist.
-    resolved = resolve(pair, algorithm, known_algorithms()[algorithm], known_algorithms(), argv, environment)
+    resolved = settings_of(*find_run(pair, algorithm), argv, environment)
     cfgs = resolved.cfgs
     make_formatter(cfgs.data_cfgs.train_template, cfgs.data_cfgs.train_template_kwargs)
     assert cfgs.logger_cfgs.output_dir == f'output/{script.stem}'

@@ -23,13 +23,12 @@ from safetensors.torch import load_file
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.sft import SFT
-from align_anything.trainers import text_image_to_text, text_to_text
 from align_anything.trainers.launch import launch
 from align_anything.trainers.loops.offline import OfflineLoop
-from align_anything.trainers.pairs import Pair
+from align_anything.trainers.pairs import PAIRS, Pair
 from tests.harness.ranks import RanksError, run_ranks
 
-TEXT, IMAGE = text_to_text.PAIR, text_image_to_text.PAIR
+TEXT, IMAGE = PAIRS['text_to_text'], PAIRS['text_image_to_text']
 WORDS = 'sun sea tree stone bird cloud river field house road lamp door fish salt wind star moon hill'.split()
 
 Hook = Callable[[int], None]

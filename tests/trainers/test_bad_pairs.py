@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run
-from align_anything.configs.resolve import resolve
 from align_anything.core.errors import AlignAnythingError, DataError, SettingsError
 from align_anything.core.types import Example, Skipped
 from align_anything.models.pretrained_model import load_spec
+from align_anything.trainers.launch import settings_of
 from align_anything.trainers.runs.data import make_dataset, open_sources, probe
 from align_anything.trainers.runs.offline import train
 from align_anything.trainers.runs.reference import check_reference
@@ -38,7 +37,7 @@ def planned(algorithm: str, model: Path, rows: Path, template: str, pair: str = 
     """What a run does before it loads weights: the settings, the sources and the first rows are looked at."""
     its_pair, kind = find_run(pair, algorithm)
     argv = sft(rows.parent / 'run', model, rows, template=template, **settings)
-    resolved = resolve(pair, algorithm, kind, known_algorithms(), argv, {})
+    resolved = settings_of(its_pair, kind, argv, {})
     check_reference(resolved.cfgs, resolved.algorithm)
     sources = open_sources(resolved.cfgs)
     probe(sources, its_pair, resolved.algorithm, resolved.cfgs.data_cfgs.train_on)
@@ -229,4 +228,4 @@ def test_a_file_where_a_cache_should_be_is_found_before_anything_is_read(
     needed = ['--model_name_or_path', 'm', '--train_datasets', 'd', '--train_template', 't']
     argv = [*needed, '--output_dir', str(tmp_path / 'run'), f'--{setting}', str(tmp_path / 'file' / 'kept')]
     with pytest.raises(SettingsError, match=f'^- {setting}: .*file/kept cannot be written to'):
-        work(pair, resolve(pair.name, algorithm, kind, known_algorithms(), argv, {}))
+        work(pair, settings_of(pair, kind, argv, {}))

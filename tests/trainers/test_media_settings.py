@@ -12,7 +12,7 @@ from align_anything.configs.schema import DataCfgs, LoggerCfgs, RunCfgs, TrainCf
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Conversation
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
-from align_anything.trainers import any_to_text, text_video_to_text
+from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.assembly import make_collator
 from align_anything.trainers.runs.data import make_dataset, media_options, open_sources
 from tests.datasets import fakes
@@ -84,16 +84,16 @@ def _clips_with_and_without_sound(folder: Path) -> RunCfgs:
 def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     cfgs = _clips_with_and_without_sound(tmp_path)
     spec = load(tiny('qwen2_5_omni_thinker'))
-    dataset = make_dataset(open_sources(cfgs).training, text_video_to_text.PAIR, spec, SFT(), 'all_assistant')
+    dataset = make_dataset(open_sources(cfgs).training, PAIRS['text_video_to_text'], spec, SFT(), 'all_assistant')
     heard, silent = (dataset[row] for row in (0, 1))
     assert heard.prompt.media_counts == {'video': 1, 'audio': 1} and silent.prompt.media_counts == {'video': 1}
     # 2 s at 25 tokens a second.
     assert int((heard.prompt.ids == spec.config.audio_token_id).sum()) == 50
     # Where all ranks have to run the same towers, that for sounds is among them, though the pair reads none.
-    assert make_collator(cfgs, spec, text_video_to_text.PAIR, SFT()).dummy_kinds == ('audio', 'video')
+    assert make_collator(cfgs, spec, PAIRS['text_video_to_text'], SFT()).dummy_kinds == ('audio', 'video')
     without = cfgs.model_copy(update={'data_cfgs': cfgs.data_cfgs.model_copy(update={'audio_in_video': False})})
-    assert make_collator(without, spec, text_video_to_text.PAIR, SFT()).dummy_kinds == ('video',)
-    assert make_collator(cfgs, spec, any_to_text.PAIR, SFT()).dummy_kinds == ('audio', 'image', 'video')
+    assert make_collator(without, spec, PAIRS['text_video_to_text'], SFT()).dummy_kinds == ('video',)
+    assert make_collator(cfgs, spec, PAIRS['any_to_text'], SFT()).dummy_kinds == ('audio', 'image', 'video')
 
 
 def test_sound_in_clips_is_refused_for_a_model_that_does_not_hear_them(
@@ -101,4 +101,4 @@ def test_sound_in_clips_is_refused_for_a_model_that_does_not_hear_them(
 ) -> None:
     parts = open_sources(_clips_with_and_without_sound(tmp_path)).training
     with pytest.raises(ModelError, match="audio_in_video is on, but models of type 'qwen2_vl' do not hear"):
-        make_dataset(parts, text_video_to_text.PAIR, load(tiny('qwen2_vl')), SFT(), 'all_assistant')
+        make_dataset(parts, PAIRS['text_video_to_text'], load(tiny('qwen2_vl')), SFT(), 'all_assistant')

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run
-from align_anything.configs.resolve import resolve
 from align_anything.core.errors import ModelError
 from align_anything.models.any_model import AnyModel, AnyModelForScore
+from align_anything.trainers.launch import settings_of
 from align_anything.trainers.runs.assembly import build_on_meta
 from align_anything.trainers.runs.memory import Memory, memory_of_run
 from align_anything.trainers.runs.settings import spec_of
@@ -40,7 +39,7 @@ def held(algorithm: str, model: Path, pair: str = 'text_to_text', **settings: An
     }
     argv = [part for key, value in values.items() for part in (f'--{key}', str(value))]
     its_pair, kind = find_run(pair, algorithm)
-    resolved = resolve(pair, algorithm, kind, known_algorithms(), argv, {})
+    resolved = settings_of(its_pair, kind, argv, {})
     spec = spec_of(resolved.cfgs)
     policy, _ = build_on_meta(resolved.cfgs, spec, resolved.algorithm)
     return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy)

@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.sft import SFT
-from align_anything.configs.resolve import resolve
-from align_anything.trainers import any_to_text
+from align_anything.trainers.launch import settings_of
+from align_anything.trainers.pairs import PAIRS
 from tests.datasets.clips import clip, sound, tone
 from tests.harness.pairwise import first_of
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import die, lines, run, sft, succeed, text_rows, warm, write_rows
 from tests.trainers.test_resume import assert_same
 
-PAIR = any_to_text.PAIR
+PAIR = PAIRS['any_to_text']
 SIZES = {'text': 9, 'image': 6, 'audio': 4, 'video': 3}
 USABLE = {**SIZES, 'text': 8}
 MEDIA = {'image': ('images', 'png'), 'audio': ('audios', 'wav'), 'video': ('videos', 'mp4')}
@@ -80,7 +79,7 @@ def read_data(rank: int, commands: dict[str, list[str]]) -> dict[str, list[list[
     found: dict[str, list[list[Step]]] = {}
     spec = None
     for kind, argv in commands.items():
-        resolved = resolve(PAIR.name, 'sft', SFT, known_algorithms(), argv, {})
+        resolved = settings_of(PAIR, SFT, argv, {})
         cfgs, parts = resolved.cfgs, open_sources(resolved.cfgs).training
         spec = spec or spec_of(cfgs)
         dataset = make_dataset(parts, PAIR, spec, resolved.algorithm, 'all_assistant')

@@ -141,7 +141,7 @@ def test_a_service_that_is_gone_ends_the_run(tiny: Tiny, service: Service, tmp_p
 def test_a_model_that_gives_no_number_names_the_row() -> None:
     """As one does whose training has gone wrong: every other check is of its files."""
 
-    def encode_group(conversations: list[Any], train_on: str, start: int, may_be_empty: bool) -> Example:
+    def encode_group(conversations: list[Any], train_on: str, start: int, judged: bool) -> Example:
         return Example(Piece(torch.zeros(1), torch.zeros(1)), [Piece(torch.zeros(1), torch.ones(1))] * 2)
 
     class Collate:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.sft import SFT
-from align_anything.configs.resolve import resolve
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.work import WorkOf, tensors_of
 from align_anything.policies.token.plan import work_of
+from align_anything.trainers.launch import settings_of
 from align_anything.trainers.runs.settings import spec_of
 from tests.trainers.runs import IMAGE, lines, run, sft, succeed, text_rows, weights, write_rows
 
@@ -80,7 +79,7 @@ def test_of_experts_those_count_that_a_token_goes_through(tiny):
 )
 def test_what_is_frozen_or_adapted_is_known_to_the_estimate(tiny, tmp_path, settings, products):
     argv = sft(tmp_path, tiny('llava'), write_rows(tmp_path / 'rows.jsonl', text_rows(1)), **settings)
-    cfgs = resolve(IMAGE.name, 'sft', SFT, known_algorithms(), argv, {}).cfgs
+    cfgs = settings_of(IMAGE, SFT, argv, {}).cfgs
     language, vision = products
     spec = spec_of(cfgs)
     assert work_of(spec, cfgs).vision == WorkOf(spec, language=language, vision=vision).vision

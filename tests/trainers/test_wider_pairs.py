@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from align_anything.trainers import any_to_text, text_audio_to_text, text_video_to_text
-from align_anything.trainers.pairs import Pair
+from align_anything.trainers.pairs import PAIRS, Pair
 from tests.trainers.runs import lines, run, sft, succeed, text_rows, write_rows
 
 PICTURE = {'instruction': '<image> what is it?', 'output': 'red', 'images': 'red.png'}
@@ -35,10 +34,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ('pair', 'family', 'media', 'stage'),
     [
-        pytest.param(text_audio_to_text.PAIR, 'qwen2_audio', [SOUND], 'z3', marks=pytest.mark.extended),
-        pytest.param(text_video_to_text.PAIR, 'qwen2_vl', [CLIP], 'z3', marks=pytest.mark.extended),
-        (any_to_text.PAIR, 'qwen2_5_omni_thinker', [PICTURE, CLIP, SOUND], 'z3'),
-        pytest.param(any_to_text.PAIR, 'qwen2_5_vl', [PICTURE, CLIP], 'z2', marks=pytest.mark.extended),
+        pytest.param(PAIRS['text_audio_to_text'], 'qwen2_audio', [SOUND], 'z3', marks=pytest.mark.extended),
+        pytest.param(PAIRS['text_video_to_text'], 'qwen2_vl', [CLIP], 'z3', marks=pytest.mark.extended),
+        (PAIRS['any_to_text'], 'qwen2_5_omni_thinker', [PICTURE, CLIP, SOUND], 'z3'),
+        pytest.param(PAIRS['any_to_text'], 'qwen2_5_vl', [PICTURE, CLIP], 'z2', marks=pytest.mark.extended),
     ],
 )
 def test_rows_of_every_kind_and_of_text_alone_train_on_two_ranks(
@@ -59,5 +58,5 @@ def test_rows_of_every_kind_and_of_text_alone_train_on_two_ranks(
 
 def test_a_model_that_reads_no_sounds_cannot_serve_the_pair(tiny, folder: Path) -> None:
     data = write_rows(folder / 'rows.jsonl', text_rows(2))
-    ended = run(sft(folder / 'run', tiny('qwen2_vl'), data), pair=text_audio_to_text.PAIR)[0]
+    ended = run(sft(folder / 'run', tiny('qwen2_vl'), data), pair=PAIRS['text_audio_to_text'])[0]
     assert ended.code == 2 and 'takes no audio' in ended.output

@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from align_anything.algorithms.base import Algorithm, known_algorithms
-from align_anything.configs.resolve import resolve
+from align_anything.algorithms.base import Algorithm
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import atomic_write_text
-from align_anything.trainers.launch import quieten_libraries
+from align_anything.trainers.launch import quieten_libraries, settings_of
 from align_anything.trainers.pairs import Pair
 
 REPORT_NAME = 'inspect.html'
@@ -28,7 +27,7 @@ def inspect_run(
     Raises:
         SettingsError, DataError, ModelError: as the run would, before it loads a model.
     """
-    resolved = resolve(pair.name, algorithm.name, algorithm, known_algorithms(), argv, os.environ)
+    resolved = settings_of(pair, algorithm, argv, os.environ)
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.cli.inspection.page import render_page

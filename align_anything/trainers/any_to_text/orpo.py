@@ -1,13 +1,8 @@
 """Odds ratio preference optimisation, `any_to_text`."""
 
-from align_anything.algorithms.orpo import ORPO
-from align_anything.trainers.any_to_text import PAIR
-from align_anything.trainers.launch import launch
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, ORPO)
-
+main = leaf('any_to_text', 'orpo')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """REINFORCE++, `any_to_text`."""
 
-from align_anything.algorithms.reinforce_plus_plus import ReinforcePlusPlus
-from align_anything.trainers.any_to_text import PAIR
-from align_anything.trainers.launch import launch
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, ReinforcePlusPlus)
-
+main = leaf('any_to_text', 'reinforce_plus_plus')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """Supervised fine-tuning, `any_to_text`."""
 
-from align_anything.algorithms.sft import SFT
-from align_anything.trainers.any_to_text import PAIR
-from align_anything.trainers.launch import launch
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, SFT)
-
+main = leaf('any_to_text', 'sft')
 
 if __name__ == '__main__':
     main()

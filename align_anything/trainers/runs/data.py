@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+import torch
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import NEEDS, Batch, Example, Piece, Skipped
+from align_anything.core.types import NEEDS, Batch, Conversation, Example, Piece, Skipped
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask, Task
 from align_anything.datasets.filling import Filling
@@ -28,8 +30,10 @@ from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, S
 from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
+from align_anything.models.rendering import TrainOn, parting_turn, require_written
+from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
-from align_anything.trainers.pairs import Pair
+from align_anything.trainers.pairs import PAIRS, Pair
 from align_anything.trainers.runs.settings import spec_of
 
 logger = get_logger(__name__)
@@ -74,6 +78,8 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     spec = spec_of(cfgs)
     require_met(algorithm, spec)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    if algorithm.scores == 'tokens':
+        require_writable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     return sources, spec
 
 
@@ -113,7 +119,7 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
 TASKS: Mapping[str, Callable[[Algorithm, str, Encoding, int], Task]] = {
     'supervised': lambda algorithm, train_on, encoding, reserved: SupervisedTask(encoding.encode, train_on),
     'preference': lambda algorithm, train_on, encoding, reserved: PreferenceTask(
-        encoding.encode_group, train_on, algorithm.meta_keys
+        encoding.encode_group, train_on, algorithm.meta_keys, judged=algorithm.scores != 'tokens'
     ),
     'unpaired': lambda algorithm, train_on, encoding, reserved: UnpairedTask(encoding.encode_group),
     'answers': lambda algorithm, train_on, encoding, reserved: AnswersTask(encoding.encode_group),
@@ -149,7 +155,7 @@ def make_dataset(
     Raises ModelError for sound in clips that it cannot hear, SettingsError when the cache cannot be written to.
     """
     with_sound = any(part.media_options.get('video', {}).get('audio') for part in parts)
-    if with_sound and not (spec.hears_clips and 'audio' in spec.media_kinds):
+    if with_sound and not (spec.hears_clips and 'audio' in spec.reads):
         raise ModelError(
             f"data_cfgs.audio_in_video is on, but models of type '{spec.model_type}' do not hear the sound of a clip: "
             'switch it off, or choose a checkpoint that does, such as an Omni thinker'
@@ -157,25 +163,38 @@ def make_dataset(
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
     task = make_task(algorithm, train_on, spec, room)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
-    return ExampleDataset(parts, task, pair.name, pair.reads, heard, kept)
+    return ExampleDataset(parts, task, pair.name, pair.reads | pair.writes, heard, kept)
 
 
 def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:
-    """Formats the first rows of every part before anything heavy is loaded. Raises DataError when none is usable."""
-    task = make_task(algorithm, train_on, _Unencoded())
+    """Looks at the first rows of every part before anything heavy is loaded. Raises DataError when none is usable."""
+    task = make_task(algorithm, train_on, _Unread(pair))
     for parts in filter(None, (sources.training, sources.evaluation)):
-        ExampleDataset(parts, task, pair.name, pair.reads).probe()
+        ExampleDataset(parts, task, pair.name, pair.reads | pair.writes).probe()
 
 
-class _Unencoded:
-    """Stands for a family where rows are formatted only."""
+@dataclass(frozen=True)
+class _Unread:
+    """Stands for the family while its checkpoint is not read: knows what answers may hold, and writes no tokens."""
 
-    max_length = 0
+    pair: Pair
+    max_length: ClassVar[int] = 0
 
-    def _refuse(self, *_: object, **__: object) -> Any:
-        raise AssertionError('probing formats rows, it does not encode them')
+    def encode(self, conversation: Conversation, train_on: TrainOn) -> Example:
+        return self.encode_group([conversation], train_on, 0)
 
-    encode = encode_group = encode_prompt = _refuse
+    def encode_group(
+        self, conversations: Sequence[Conversation], train_on: TrainOn, start: int | None = None, judged: bool = False
+    ) -> Example:
+        start = parting_turn(conversations) if start is None else start
+        for conversation in conversations if not judged else ():
+            require_written(conversation, train_on, start, self.pair.writes, f"the pair '{self.pair.name}' writes")
+        # One token for each answer, which tells them apart as the tasks ask.
+        responses = [Piece(torch.tensor([number]), torch.ones(1)) for number in range(len(conversations))]
+        return Example(self.encode_prompt(conversations[0]), responses)
+
+    def encode_prompt(self, messages: Conversation) -> Piece:
+        return Piece(torch.tensor([], dtype=torch.long), torch.tensor([]))
 
 
 def training_sampler(
@@ -277,7 +296,7 @@ NEED_WORDS = {
 }
 
 
-def require_met(algorithm: Algorithm, spec: FamilySpec) -> None:
+def require_met(algorithm: Algorithm, spec: Spec) -> None:
     """Raises SettingsError when the algorithm needs more of a unit than policies of the family give."""
     if NEEDS.index(algorithm.needs) > NEEDS.index(spec.meets):
         raise SettingsError(
@@ -289,11 +308,22 @@ def require_met(algorithm: Algorithm, spec: FamilySpec) -> None:
         )
 
 
-def require_readable(pair: Pair, spec: FamilySpec, model: str) -> None:
+def require_readable(pair: Pair, spec: Spec, model: str) -> None:
     """Raises ModelError when the model cannot read what the pair puts into conversations."""
-    missing = pair.missing_from(spec.media_kinds)
+    missing = pair.missing_from(spec.reads)
     if missing:
+        others = ', '.join(name for name, other in PAIRS.items() if not other.missing_from(spec.reads))
         raise ModelError(
             f"{model} (model_type '{spec.model_type}') takes no {', '.join(missing)}, which the pair '{pair.name}' is "
-            'about. Choose a checkpoint that does, or the trainer of a pair without.'
+            f'about. Choose a checkpoint that does, or a pair that this one can read: {others}.'
+        )
+
+
+def require_writable(pair: Pair, spec: Spec, model: str) -> None:
+    """Raises ModelError when the model cannot learn to write what the pair has answers made of."""
+    missing = sorted(pair.writes - spec.emits)
+    if missing:
+        raise ModelError(
+            f"{model} (model_type '{spec.model_type}') writes no {', '.join(missing)}, which the pair '{pair.name}' is "
+            'about. Choose a checkpoint that does, or a pair that writes text alone.'
         )

@@ -137,6 +137,6 @@ class ModelJudge:
         conversations = [[*item.conversation, item.message] for item in group]
         start = len(group[0].conversation)
         try:
-            return self.engine.policy.collate.spec.encode_group(conversations, 'last', start=start, may_be_empty=True)
+            return self.engine.policy.collate.spec.encode_group(conversations, 'last', start=start, judged=True)
         except SampleError as error:
             raise RewardError(f'{group[0].source}: the reward model {self.source} cannot read this: {error}') from error

@@ -1,13 +1,8 @@
 """Direct preference optimisation, `text_audio_to_text`."""
 
-from align_anything.algorithms.dpo import DPO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_audio_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, DPO)
-
+main = leaf('text_audio_to_text', 'dpo')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """Proximal policy optimisation with a reward service, `text_audio_to_text`."""
 
-from align_anything.algorithms.ppo_remote_rm import PPORemoteRM
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_audio_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, PPORemoteRM)
-
+main = leaf('text_audio_to_text', 'ppo_remote_rm')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """REINFORCE leave-one-out, `text_audio_to_text`."""
 
-from align_anything.algorithms.rloo import RLOO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_audio_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, RLOO)
-
+main = leaf('text_audio_to_text', 'rloo')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """Contrastive preference optimisation, `text_image_to_text`."""
 
-from align_anything.algorithms.cpo import CPO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_image_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, CPO)
-
+main = leaf('text_image_to_text', 'cpo')
 
 if __name__ == '__main__':
     main()

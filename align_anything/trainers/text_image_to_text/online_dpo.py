@@ -1,13 +1,8 @@
 """Online DPO, `text_image_to_text`."""
 
-from align_anything.algorithms.online_dpo import OnlineDPO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_image_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, OnlineDPO)
-
+main = leaf('text_image_to_text', 'online_dpo')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """Reward modelling, `text_image_to_text`."""
 
-from align_anything.algorithms.rm import RM
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_image_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, RM)
-
+main = leaf('text_image_to_text', 'rm')
 
 if __name__ == '__main__':
     main()

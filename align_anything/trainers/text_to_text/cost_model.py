@@ -1,13 +1,8 @@
 """Cost modelling, `text_to_text`."""
 
-from align_anything.algorithms.cost_model import CostModel
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, CostModel)
-
+main = leaf('text_to_text', 'cost_model')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """Group relative policy optimisation, `text_to_text`."""
 
-from align_anything.algorithms.grpo import GRPO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, GRPO)
-
+main = leaf('text_to_text', 'grpo')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """Kahneman-Tversky optimisation, `text_to_text`."""
 
-from align_anything.algorithms.kto import KTO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, KTO)
-
+main = leaf('text_to_text', 'kto')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """PPO without a critic, `text_to_text`."""
 
-from align_anything.algorithms.multi_ppo import MultiPPO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, MultiPPO)
-
+main = leaf('text_to_text', 'multi_ppo')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,8 @@
 """Safe RLHF, `text_to_text`."""
 
-from align_anything.algorithms.saferlhf import SafeRLHF
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, SafeRLHF)
-
+main = leaf('text_to_text', 'saferlhf')
 
 if __name__ == '__main__':
     main()

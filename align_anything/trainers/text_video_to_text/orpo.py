@@ -1,13 +1,8 @@
 """Odds ratio preference optimisation, `text_video_to_text`."""
 
-from align_anything.algorithms.orpo import ORPO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_video_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, ORPO)
-
+main = leaf('text_video_to_text', 'orpo')
 
 if __name__ == '__main__':
     main()

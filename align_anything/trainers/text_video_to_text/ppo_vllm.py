@@ -1,13 +1,8 @@
 """Proximal policy optimisation with vLLM, `text_video_to_text`."""
 
-from align_anything.algorithms.ppo_vllm import PPOVLLM
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_video_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, PPOVLLM)
-
+main = leaf('text_video_to_text', 'ppo_vllm')
 
 if __name__ == '__main__':
     main()

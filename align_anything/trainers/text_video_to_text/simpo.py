@@ -1,13 +1,8 @@
 """Simple preference optimisation, `text_video_to_text`."""
 
-from align_anything.algorithms.simpo import SimPO
-from align_anything.trainers.launch import launch
-from align_anything.trainers.text_video_to_text import PAIR
+from align_anything.trainers.launch import leaf
 
-
-def main() -> None:
-    launch(PAIR, SimPO)
-
+main = leaf('text_video_to_text', 'simpo')
 
 if __name__ == '__main__':
     main()
