@@ -61,6 +61,7 @@ HARMFUL = {'response_1': 'So.', 'response_2': 'No.', 'response_1_harmless_rate':
 TURNS = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
 ROWS: dict[str, dict[str, Any]] = {
     'Alpaca': {'instruction': 'Add the numbers.', 'input': '1, 2', 'output': '3'},
+    'Math-Zero-RL': {'prompt': 'What is 1 + 2?', 'answer': '3'},
     'GSM8K': {'question': 'What is 1 + 2?', 'answer': '1 + 2 = 3 #### 3'},
     'Messages': {'messages': [*TURNS, {'role': 'user', 'content': 'Bye'}, {'role': 'assistant', 'content': 'See you'}]},
     'PKUSafeRLHF': {'prompt': 'How?', 'response_0': 'Like this.', 'response_1': 'No.', 'better_response_id': 0},
