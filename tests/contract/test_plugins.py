@@ -1,0 +1,187 @@
+"""A package like that of docs/extending.md brings a template, a reward, an algorithm and a family by entry points."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align_anything.core.errors import ModelError
+from align_anything.core.plugins import Plugins
+from align_anything.models import families
+from tests.harness.packages import lay_package
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = re.compile(r'```toml\n# pyproject\.toml\n(.*?)```', re.DOTALL)
+RECIPE = r'```python\n# {}\n(.*?)```'
+
+REWARDS = '''
+def brevity(completions, *, limit: int = 5):
+    """1 for a response within `limit` characters."""
+    return [float(len(completion.response) <= limit) for completion in completions]
+'''
+# Everything by name in one process, and a formatter that travels as to a data worker.
+PROBE = """
+import json, pickle, sys
+
+import align_anything, align_anything.core.registry
+early = [name for name in sys.modules if name.split('.')[0] == 'captions']
+from align_anything.algorithms.base import ALGORITHMS, known_algorithms
+from align_anything.cli.leaves import find_run
+from align_anything.datasets import get_template, make_formatter
+from align_anything.models.families import family_names
+from align_anything.models.pretrained_model import load_spec
+from align_anything.rewards.base import get_reward, reward_names
+
+pair, algorithm = find_run('text_to_text', 'focal')
+print(json.dumps({
+    'early': early,
+    'template': get_template('Captions').__module__,
+    'travelled': type(pickle.loads(pickle.dumps(make_formatter('Captions')))).__module__,
+    'reward': get_reward('brevity').__module__,
+    'algorithm': [algorithm.__module__, algorithm is known_algorithms()['focal'], pair.name],
+    'family': type(load_spec(sys.argv[1], model_max_length=128)).__module__,
+    'listed': ['brevity' in reward_names(), 'focal' in ALGORITHMS, 'mistral' in family_names()],
+}))
+"""
+# What asking for one name of each kind says, an error being the answer.
+ERRORS = """
+import json
+
+from align_anything.algorithms.base import ALGORITHMS
+from align_anything.core.errors import AlignAnythingError
+from align_anything.datasets import get_template
+from align_anything.models.families import family_module
+from align_anything.rewards.base import get_reward
+
+
+def said(ask, name):
+    try:
+        return f'{ask(name)!r} was found'
+    except AlignAnythingError as error:
+        return f'{type(error).__name__}: {error}'
+
+
+asked = {
+    'template': (get_template, 'GSM8K'), 'reward': (get_reward, 'math'), 'algorithm': (ALGORITHMS.get, 'sft'),
+    'family': (family_module, 'llava'), 'broken family': (family_module, 'mistral'),
+}
+print(json.dumps({kind: said(*question) for kind, question in asked.items()}))
+"""
+
+
+def recipe(path: str) -> str:
+    """Returns the code block of docs/extending.md for a file."""
+    return re.search(RECIPE.format(re.escape(path)), (ROOT / 'docs' / 'extending.md').read_text(), re.DOTALL)[1]
+
+
+def python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(site)]), 'COLUMNS': '200'},
+        cwd=site,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def answer(site: Path, *words: str) -> Any:
+    done = python(site, *words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the import path with the package of the document in it, its modules made of the recipes."""
+    project = tomllib.loads(PROJECT.search((ROOT / 'docs' / 'extending.md').read_text())[1])['project']
+    imports_loss = 'from align_anything.losses.focal import focal_loss\n'
+    assert imports_loss in recipe('align_anything/algorithms/focal.py')
+    modules = {
+        'captions/__init__.py': '',
+        'captions/templates.py': recipe('my_templates.py'),
+        'captions/rewards.py': REWARDS,
+        'captions/mistral.py': recipe('align_anything/models/families/mistral.py'),
+        'captions/focal_loss.py': recipe('align_anything/losses/focal.py'),
+        'captions/focal.py': recipe('align_anything/algorithms/focal.py').replace(
+            imports_loss, 'from captions.focal_loss import focal_loss\n'
+        ),
+    }
+    folder = tmp_path_factory.mktemp('site')
+    lay_package(folder, project['name'], project['version'], project['entry-points'], modules)
+    return folder
+
+
+def test_each_thing_of_a_plugin_is_found_by_name(site: Path, tiny: Callable[..., Path]) -> None:
+    found = answer(site, '-c', PROBE, str(tiny('mistral')))
+    assert found == {
+        'early': [],
+        'template': 'captions.templates',
+        'travelled': 'captions.templates',
+        'reward': 'captions.rewards',
+        'algorithm': ['captions.focal', True, 'text_to_text'],
+        'family': 'captions.mistral',
+        'listed': [True, True, True],
+    }
+
+
+def test_the_command_lists_templates_of_plugins(site: Path) -> None:
+    listed = answer(site, '-m', 'align_anything.cli', 'templates', '--json')
+    [entry] = [entry for entry in listed['templates'] if entry['name'] == 'Captions']
+    assert entry['meaning'] == 'Columns `file` (a picture) and `caption`.'
+    assert entry['options'] == {'question': 'What is in the picture?'}
+
+
+def test_names_that_are_taken_and_broken_plugins_say_whose_they_are(tmp_path: Path) -> None:
+    points = {
+        'templates': {'Alpaca': 'copycat:Alpaca'},
+        'rewards': {'math': 'copycat:math'},
+        'algorithms': {'sft': 'copycat:SFT'},
+        'families': {'mistral': 'copycat'},
+    }
+    groups = {f'align_anything.{kind}': of for kind, of in points.items()}
+    lay_package(tmp_path, 'copycat', '0.1', groups, {'copycat.py': 'import no_such_module_at_all\n'})
+    said = answer(tmp_path, '-c', ERRORS)
+    theirs = 'of copycat 0.1. Rename one, or uninstall its package.'
+    assert said['template'] == (
+        "DataError: template 'Alpaca' is registered twice: by align_anything.datasets.formatters.alpaca.Alpaca and by "
+        f"the entry point 'Alpaca = copycat:Alpaca' {theirs}"
+    )
+    assert said['reward'].startswith(
+        "RewardError: reward 'math' is registered twice: by align_anything.rewards.functions"
+    )
+    assert said['reward'].endswith(f"by the entry point 'math = copycat:math' {theirs}")
+    assert said['algorithm'] == (
+        "SettingsError: - algorithm 'sft' is registered twice: by align_anything.algorithms.sft.SFT and by "
+        f"the entry point 'sft = copycat:SFT' {theirs}"
+    )
+    assert said['broken family'] == (
+        "ModelError: family 'mistral': the entry point 'mistral = copycat' of copycat 0.1 cannot be imported: "
+        "ModuleNotFoundError: No module named 'no_such_module_at_all'. Repair or uninstall that package."
+    )
+    assert 'was found' in said['family']
+
+
+def test_a_family_that_has_a_file_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_package(tmp_path, 'copycat', '0.1', {'align_anything.families': {'qwen2-vl': 'copycat'}}, {'copycat.py': ''})
+    monkeypatch.syspath_prepend(tmp_path)
+    # One that has not looked yet.
+    monkeypatch.setattr(families, '_PLUGINS', Plugins('family', 'align_anything.families', ModelError))
+    for ask in (families.family_names, lambda: families.family_module('llava'), lambda: families.family_module('opt')):
+        with pytest.raises(ModelError) as caught:
+            ask()
+        assert str(caught.value) == (
+            "family 'qwen2-vl' is registered twice: by align_anything.models.families.qwen2_vl and by "
+            "the entry point 'qwen2-vl = copycat' of copycat 0.1. Rename one, or uninstall its package."
+        )
