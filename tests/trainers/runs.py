@@ -132,7 +132,7 @@ def _rank(rank: int, argv: list[str], pair: Pair, before: Hook, algorithm: type[
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         try:
-            from align_anything.trainers.runs import run as module
+            from align_anything.trainers.runs import offline as module
 
             module.plot_metrics = lambda folder: 'none'
             before(rank)

@@ -162,7 +162,7 @@ def test_the_uninterrupted_run_trains_with_dropout_skips_and_evaluates(settings,
     assert len(lines(folder / 'skipped_samples.jsonl')) == 3
     assert len({record['train/learning_rate'] for record in records if 'train/loss' in record}) == STEPS
     # Seeds the dropout alone differently: the weights must notice.
-    from align_anything.trainers.runs import run as module
+    from align_anything.trainers.runs import offline as module
 
     def before(rank: int) -> None:
         module.rank_seed = lambda seed, rank: 1 + rank
