@@ -117,8 +117,8 @@ def test_every_import_goes_down() -> None:
     assert not problems, '\n'.join(problems)
 
 
-def test_the_vocabulary_needs_only_torch() -> None:
-    allowed = set(sys.stdlib_module_names) | {'torch', 'align_anything'}
+def test_the_vocabulary_needs_only_torch_and_safetensors() -> None:
+    allowed = set(sys.stdlib_module_names) | {'torch', 'safetensors', 'align_anything'}
     strangers = {path.name: top_level_names(path) - allowed for path in modules() if path.parent.name == 'core'}
     assert not any(strangers.values()), strangers
 

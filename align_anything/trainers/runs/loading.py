@@ -12,7 +12,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.family import FamilySpec
-from align_anything.models.feature_cache import FeatureStore, cache_features
+from align_anything.models.feature_cache import cache_features
 from align_anything.models.pretrained_model import load_model, set_text_attention
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 
@@ -80,8 +80,7 @@ def make_ready(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[s
         for module, parameter in spec.read_past(bare_model(model)):
             deepspeed.zero.register_external_parameter(module, parameter)
     if cfgs.model_cfgs.feature_cache_dir is not None:
-        store = FeatureStore(cfgs.model_cfgs.feature_cache_dir)
-        cache_features(model, spec, store, in_step=zero_stage(config) == 3)
+        cache_features(model, spec, cfgs.model_cfgs.feature_cache_dir, in_step=zero_stage(config) == 3)
 
 
 def _partitioned_loading(config: dict[str, Any]) -> Any:
