@@ -16,7 +16,7 @@ from stat import S_ISDIR
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -40,10 +40,10 @@ class Entry(NamedTuple):
 
 
 class TensorStore:
-    """Entries in a folder, one file each. Ranks, data workers and runs may share it, and several makers may.
+    """Entries in a folder, one file each or many in a pack. Ranks, data workers, runs and makers may share the folder.
 
     An entry is there whole or not at all, whenever its writer is killed. A file that is broken in any way, or is not
-    what its name says, counts as missing, with a warning.
+    what its name says, counts as missing, with a warning. Packs are known from when the store was opened or refreshed.
     """
 
     def __init__(self, folder: str | Path, maker: str, fingerprint: Any, setting: str) -> None:
@@ -62,6 +62,9 @@ class TensorStore:
         self.folder, self.setting = writable_folder(folder, setting), setting
         self._maker = digest(maker, fingerprint)
         self._entries = self.folder / FORMAT / f'{maker}-{self._maker[:16]}'
+        self._packs: dict[Path, Any] = {}
+        self._packed: dict[str, tuple[Path, list[str]]] = {}
+        self.refresh()
 
     def key(self, *content: Any) -> str:
         """Returns the key of what this maker makes of `content`. Raises as `identity` does."""
@@ -69,28 +72,45 @@ class TensorStore:
 
     def get(self, key: str) -> Entry | None:
         """Returns what is stored under `key`, None when there is nothing that can be used. It may be written to."""
-        path = self._path(key)
-        try:
-            return _unpacked(key, path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning('%s cannot be read and is made anew: %r', path, error)
-            return None
+        if key not in self._packed:
+            return _read(self._path(key))
+        path, names = self._packed[key]
+        return Entry({name: self._packs[path].get_tensor(f'{key}/{name}') for name in names}, None)
 
     def __contains__(self, key: str) -> bool:
         """Whether `get` finds an entry; it is read, so that a broken one is noticed while it can be made anew."""
-        return self.get(key) is not None
+        return key in self._packed or _read(self._path(key)) is not None
 
     def put(self, key: str, tensors: Mapping[str, Tensor], record: Any = None) -> None:
         """Stores tensors, copied to the CPU, and a record under `key`; what is there already is replaced.
 
         Raises SettingsError when the disk does not take them.
         """
-        path = self._path(key)
+        self._write(self._path(key), tensors, record)
+
+    def put_all(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Stores the tensors of many keys in one pack: making a file takes longer than writing a small entry.
+
+        They are found once the store was refreshed. Raises as `put` does.
+        """
+        names = {key: list(entries[key]) for key in sorted(entries)}
+        tensors = {f'{key}/{name}': entries[key][name] for key in names for name in names[key]}
+        if names:
+            # By its keys, so that equal packs take each other's place.
+            self._write(self._entries / f'{digest(list(names))}.safetensors', tensors, names)
+
+    def refresh(self) -> None:
+        """Finds the packs that were written meanwhile, by other ranks too."""
+        for path in sorted(self._entries.glob('*.safetensors')):
+            pack = None if path in self._packs else _read(path)
+            if pack is not None:
+                self._packs[path] = safe_open(path, 'pt')
+                self._packed |= {key: (path, names) for key, names in pack.record.items()}
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], record: Any) -> None:
         try:
-            # Not flushed, which costs more than all else: what a power cut spoils has a wrong checksum.
-            atomic_write_bytes(path, _packed(key, tensors, record), durable=False)
+            # Not flushed, which takes longer than all else: what a power cut spoils has a wrong checksum.
+            atomic_write_bytes(path, _packed(path.stem, tensors, record), durable=False)
         except OSError as error:
             raise SettingsError(
                 [f'{self.setting}: {path} cannot be written: {error}. Make room, or leave it out.']
@@ -163,6 +183,16 @@ def _hash(content: Any) -> str:
 
 def _bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _read(path: Path) -> Entry | None:
+    try:
+        return _unpacked(path.stem, path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        logger.warning('%s cannot be read and is made anew: %r', path, error)
+        return None
 
 
 def _packed(key: str, tensors: Mapping[str, Tensor], record: Any) -> bytes:
