@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,9 +27,12 @@ from align_anything.core.types import Media
 
 logger = get_logger(__name__)
 
+T = TypeVar('T')
+
 FORMAT = 'tensors-v1'
 """The folder that entries of this layout stand in, so that no other layout is ever read as this one."""
 HEADER = 'entry'
+UNCHECKED = '0' * 8
 
 
 class Entry(NamedTuple):
@@ -73,13 +76,13 @@ class TensorStore:
     def get(self, key: str) -> Entry | None:
         """Returns what is stored under `key`, None when there is nothing that can be used. It may be written to."""
         if key not in self._packed:
-            return _read(self._path(key))
+            return self._read(self._path(key), lambda record, content: Entry(load(content), record))
         path, names = self._packed[key]
         return Entry({name: self._packs[path].get_tensor(f'{key}/{name}') for name in names}, None)
 
     def __contains__(self, key: str) -> bool:
         """Whether `get` finds an entry; it is read, so that a broken one is noticed while it can be made anew."""
-        return key in self._packed or _read(self._path(key)) is not None
+        return key in self._packed or self._read(self._path(key), lambda *_: True) is not None
 
     def put(self, key: str, tensors: Mapping[str, Tensor], record: Any = None) -> None:
         """Stores tensors, copied to the CPU, and a record under `key`; what is there already is replaced.
@@ -102,10 +105,21 @@ class TensorStore:
     def refresh(self) -> None:
         """Finds the packs that were written meanwhile, by other ranks too."""
         for path in sorted(self._entries.glob('*.safetensors')):
-            pack = None if path in self._packs else _read(path)
-            if pack is not None:
+            keys = None if path in self._packs else self._read(path, lambda record, _: record)
+            if keys is not None:
                 self._packs[path] = safe_open(path, 'pt')
-                self._packed |= {key: (path, names) for key, names in pack.record.items()}
+                self._packed |= {key: (path, names) for key, names in keys.items()}
+
+    def _read(self, path: Path, use: Callable[[Any, bytes], T]) -> T | None:
+        """What `use` makes of the record and the content of a file, None when there is none or it is broken."""
+        try:
+            content = path.read_bytes()
+            return use(_unpacked(path.stem, content), content)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            logger.warning('%s cannot be read and is made anew: %r', path, error)
+            return None
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], record: Any) -> None:
         try:
@@ -143,7 +157,8 @@ def identity(value: Any, of_medium: bool = False) -> Any:
     if isinstance(value, (bytes, bytearray)):
         return ['bytes', _hash(value)]
     if isinstance(value, Tensor):
-        return [str(value.dtype), list(value.shape), _hash(_bytes(value.detach().cpu()))]
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return [str(value.dtype), list(value.shape), _hash(content)]
     if isinstance(value, Mapping) and isinstance(value.get('bytes'), (bytes, bytearray)):
         # Beside bytes, path is only the name the file once had.
         return [identity(value['bytes']), value.get('path')]
@@ -181,44 +196,32 @@ def _hash(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=20).hexdigest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy()
-
-
-def _read(path: Path) -> Entry | None:
-    try:
-        return _unpacked(path.stem, path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        logger.warning('%s cannot be read and is made anew: %r', path, error)
-        return None
-
-
 def _packed(key: str, tensors: Mapping[str, Tensor], record: Any) -> bytes:
     # A copy, because several tensors may be slices of one, which safetensors refuses.
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    text = json.dumps([key, record])
     # One string, because the order of several is not always the same.
-    return save(own, {HEADER: f'{_checksum(text, own)} {text}'})
+    blank = save(own, {HEADER: UNCHECKED + json.dumps([key, record])})
+    before = f'"{HEADER}":"'.encode()
+    return blank.replace(before + UNCHECKED.encode(), before + _opened(blank)[1].encode(), 1)
 
 
-def _unpacked(key: str, content: bytes) -> Entry:
-    tensors = load(content)
-    # The header of a safetensors file: its length in eight bytes, then JSON.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
-    checksum, _, text = header['__metadata__'][HEADER].partition(' ')
-    if _checksum(text, tensors) != checksum:
+def _unpacked(key: str, content: bytes) -> Any:
+    """Returns the record of a file that is the entry of `key`, whose tensors then are as they were written."""
+    told, checksum = _opened(content)
+    if not told.startswith(checksum):
         raise ValueError('its checksum is wrong')
-    stored, record = json.loads(text)
+    stored, record = json.loads(told[len(UNCHECKED) :])
     if stored != key:
         raise ValueError(f'it is the entry of {stored}')
-    return Entry(tensors, record)
+    return record
 
 
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    total = zlib.crc32(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        total = zlib.crc32(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode(), total)
-        total = zlib.crc32(_bytes(tensor), total)
-    return str(total)
+def _opened(content: bytes) -> tuple[str, str]:
+    """Returns what the header of a file tells beside its tensors, and the checksum that this should begin with."""
+    # A safetensors file: the length of the header in eight bytes, the header in JSON, the tensors.
+    end = 8 + int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8:end])
+    told = header.pop('__metadata__')[HEADER]
+    known = json.dumps([told[len(UNCHECKED) :], header], sort_keys=True).encode()
+    # Of all bytes at once: a pack of many tensors is checked without making them.
+    return told, f'{zlib.crc32(memoryview(content)[end:], zlib.crc32(known)):08x}'
