@@ -27,6 +27,10 @@ class SampleError(AlignAnythingError):
     """One row that cannot be used. The run leaves it out, counts it and lists it."""
 
 
+class UnidentifiedError(SampleError):
+    """Content that cannot be told from other content, so that nothing that was made of it can be found again."""
+
+
 class TrainingError(AlignAnythingError):
     """A run that must stop: non-finite loss, too many skipped samples, a failed self-check."""
 

@@ -27,10 +27,11 @@ def writable_folder(folder: str | Path, setting: str) -> Path:
     return path
 
 
-def atomic_write_bytes(path: str | Path, content: bytes) -> None:
+def atomic_write_bytes(path: str | Path, content: bytes, durable: bool = True) -> None:
     """Writes `content` to `path` in one step, making missing parent folders.
 
-    A process killed at any moment leaves the old file or the new one. Raises OSError as `open` does.
+    A process killed at any moment leaves the old file or the new one. So does a power cut if the write is `durable`,
+    which waits for the disk. Raises OSError as `open` does.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,12 +40,14 @@ def atomic_write_bytes(path: str | Path, content: bytes) -> None:
     try:
         with open(draft, 'wb') as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
-    sync_folder(target.parent)
+    if durable:
+        sync_folder(target.parent)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

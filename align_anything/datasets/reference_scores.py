@@ -1,91 +1,33 @@
-"""What a reference model thinks of responses, kept on disk for all epochs, restarts and runs."""
+"""What a reference model thinks of responses, read from where it was stored before training."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from align_anything.core.errors import DataError
-from align_anything.core.files import atomic_write_bytes, writable_folder
-from align_anything.core.logging import get_logger
+from align_anything.core.store import TensorStore, identity
 from align_anything.core.types import Example, Piece, Skipped
 from align_anything.datasets.dataset import Part
 
-logger = get_logger(__name__)
-
-KEYS = 'reference_keys'
-"""Entry of an Example's meta: the keys of its responses, and of its unmatched one at the end when it has one."""
+SCORES = 'scores'
+"""The tensor of an entry: log-probabilities of a response's trained tokens, `(units,)` float32."""
 
 
-class ReferenceScores:
-    """Log-probabilities of trained tokens, by what the model reads: prompt, response, media, their weights.
-
-    Each rank writes files of its own, whole or not at all; runs may share the folder, and it may be deleted. A broken
-    file counts as missing.
-    """
-
-    def __init__(self, folder: str | Path, fingerprint: str) -> None:
-        """Opens the scores of the reference that `fingerprint` tells from others.
-
-        Raises:
-            SettingsError: the folder cannot be written to.
-        """
-        self.folder = writable_folder(Path(folder) / fingerprint, 'train_cfgs.reference_cache_dir')
-        self._files: dict[str, Path] = {}
-        self._opened: dict[Path, Any] = {}
-        self.look()
-
-    def look(self) -> None:
-        """Finds what was written meanwhile, by other ranks too."""
-        for path in sorted(self.folder.glob('*.safetensors')):
-            try:
-                with safe_open(path, 'pt') as file:
-                    self._files |= dict.fromkeys(file.keys(), path)
-            except (SafetensorError, OSError) as error:
-                logger.warning('%s cannot be read, its scores are made anew: %r', path, error)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._files
-
-    def get(self, key: str) -> Tensor:
-        """Returns the log-probabilities of a response's trained tokens, `(units,)` float32."""
-        path = self._files[key]
-        if path not in self._opened:
-            self._opened[path] = safe_open(path, 'pt')
-        return self._opened[path].get_tensor(key)
-
-    def add(self, scores: Mapping[str, Tensor]) -> None:
-        """Writes a file of scores; its name is that of its keys, so that equal ones take each other's place."""
-        if scores:
-            name = hashlib.blake2b('\n'.join(sorted(scores)).encode(), digest_size=20).hexdigest()
-            atomic_write_bytes(self.folder / f'{name}.safetensors', save({key: scores[key] for key in sorted(scores)}))
+def scored_responses(example: Example) -> list[Piece]:
+    """Returns what a reference scores of `example`: its responses, and its unmatched one at the end if it has one."""
+    return [*example.responses, *([] if example.unmatched is None else [example.unmatched])]
 
 
-def reference_keys(example: Example) -> list[str]:
-    """Returns a key for each response of `example`, and for the unmatched one if it has one."""
-    prompt = hashlib.blake2b(digest_size=20)
-    _tell(prompt, example.prompt)
-    others = [] if example.unmatched is None else [example.unmatched]
-    keys = []
-    for response in [*example.responses, *others]:
-        digest = prompt.copy()
-        _tell(digest, response)
-        keys.append(digest.hexdigest())
-    return keys
+def reference_keys(store: TensorStore, example: Example) -> list[str]:
+    """Returns a key for each of the `scored_responses`, by what the model reads: prompt, response, media, weights."""
+    # Once, however many responses there are: its media may be large.
+    prompt = identity(_read(example.prompt))
+    return [store.key(prompt, _read(response)) for response in scored_responses(example)]
 
 
-def _tell(digest: Any, piece: Piece) -> None:
-    named = {'ids': piece.ids, 'weights': piece.weights, **piece.token_tensors, **piece.media}
-    for name, tensor in sorted(named.items()):
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)};'.encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+def _read(piece: Piece) -> dict[str, Tensor]:
+    return {'ids': piece.ids, 'weights': piece.weights, **piece.token_tensors, **piece.media}
 
 
 class Indexed(Protocol):
@@ -97,13 +39,13 @@ class Indexed(Protocol):
 
 
 class Referenced:
-    """A dataset whose Examples bear the keys of their responses, and the reference's scores where there are any.
+    """A dataset whose Examples bear the scores that the reference gave to their responses before training.
 
-    With `complete`, an Example without scores is an error: its row is not the one that was scored before training.
+    A row that has none is left out: it is not the one that was scored.
     """
 
-    def __init__(self, dataset: Indexed, scores: ReferenceScores, complete: bool) -> None:
-        self._dataset, self._scores, self._complete = dataset, scores, complete
+    def __init__(self, dataset: Indexed, store: TensorStore) -> None:
+        self._dataset, self._store = dataset, store
         self.parts = dataset.parts
 
     def __len__(self) -> int:
@@ -113,15 +55,13 @@ class Referenced:
         example = self._dataset[index]
         if isinstance(example, Skipped):
             return example
-        keys = reference_keys(example)
-        example.meta[KEYS] = keys
-        others = [] if example.unmatched is None else [example.unmatched]
-        for key, piece in zip(keys, [*example.responses, *others], strict=True):
-            if key in self._scores:
-                piece.per_unit['reference'] = self._scores.get(key)
-            elif self._complete:
-                raise DataError(
-                    f'{example.source}: this row, or a file that it names, has changed since the reference scored it. '
-                    'Start the run again.'
+        for key, piece in zip(reference_keys(self._store, example), scored_responses(example), strict=True):
+            entry = self._store.get(key)
+            if entry is None:
+                return Skipped(
+                    example.source,
+                    f'the reference has no scores of it in {self._store.folder}: the row, or a file that it names, has '
+                    'changed since they were made, or they were deleted. Start the run again.',
                 )
+            piece.per_unit['reference'] = entry.tensors[SCORES]
         return example

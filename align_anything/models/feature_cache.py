@@ -6,7 +6,6 @@ so saving knows nothing of it, and projectors train on the features as on the to
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -16,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from align_anything.core.distributed import all_reduce_sum
-from align_anything.core.errors import ModelError, SettingsError
-from align_anything.core.files import atomic_write_bytes, writable_folder
+from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.core.parameters import is_partitioned
+from align_anything.core.store import TensorStore, digest, identity
 from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import lasting_settings
@@ -36,39 +33,6 @@ logger = get_logger(__name__)
 
 TOWERS = ('vision_tower', 'audio_tower')
 PLAIN = (bool, int, float, str, type(None))
-
-
-class FeatureStore:
-    """Features of single items, one safetensors file each. Ranks and runs may share a folder."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """Makes the folder. Raises SettingsError when it cannot be written to."""
-        self.folder = writable_folder(folder, 'model_cfgs.feature_cache_dir')
-
-    def get(self, key: str) -> Features | None:
-        """Returns the features kept under `key`, or None. A broken file counts as none."""
-        path = self._path(key)
-        try:
-            return load_file(path)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError, ValueError) as error:
-            logger.warning('%s cannot be read and is made anew: %s', path, error)
-            return None
-
-    def put(self, key: str, features: Mapping[str, Tensor]) -> None:
-        """Keeps features under `key`. Raises SettingsError when the disk does not take them."""
-        path = self._path(key)
-        try:
-            # A clone, because a slice would bring the features of the whole call along.
-            atomic_write_bytes(path, save({name: value.cpu().clone().contiguous() for name, value in features.items()}))
-        except OSError as error:
-            raise SettingsError(
-                [f'model_cfgs.feature_cache_dir: {path} cannot be written: {error}. Make room, or leave it out.']
-            ) from error
-
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f'{key}.safetensors'
 
 
 @dataclass(frozen=True)
@@ -110,15 +74,17 @@ def frozen_towers(model: nn.Module, spec: FamilySpec) -> list[FrozenTower]:
     return found
 
 
-def cache_features(model: nn.Module, spec: FamilySpec, store: FeatureStore, *, in_step: bool = False) -> None:
-    """Makes the frozen towers of a tuned `model` keep their features in `store`. Every rank calls it.
+def cache_features(model: nn.Module, spec: FamilySpec, folder: str | Path, *, in_step: bool = False) -> None:
+    """Makes the frozen towers of a tuned `model` keep their features in a `TensorStore`. Every rank calls it.
 
     `in_step`: the weights are partitioned among ranks (ZeRO-3), so that either all ranks run a tower or none does.
-    Raises as `frozen_towers` does.
+    Raises as `frozen_towers` does, and SettingsError when `folder` cannot be written to.
     """
     for tower in frozen_towers(model, spec):
         module = bare_model(model).get_submodule(tower.name)
-        module.forward = CachedTower(module, tower.calls, store, fingerprint(module, tower.calls, spec), in_step)
+        made_by = fingerprint(module, tower.calls, spec)
+        store = TensorStore(folder, 'features', made_by, 'model_cfgs.feature_cache_dir')
+        module.forward = CachedTower(module, tower.calls, store, in_step)
         logger.info('features of %s are kept in %s', tower.name, store.folder)
 
 
@@ -129,11 +95,8 @@ class CachedTower:
     `encoded` counts the items that it ran for.
     """
 
-    def __init__(
-        self, tower: nn.Module, calls: TowerCalls, store: FeatureStore, fingerprint: str, in_step: bool
-    ) -> None:
-        self.tower, self.calls, self.store = tower, calls, store
-        self.fingerprint, self.in_step = fingerprint, in_step
+    def __init__(self, tower: nn.Module, calls: TowerCalls, store: TensorStore, in_step: bool) -> None:
+        self.tower, self.calls, self.store, self.in_step = tower, calls, store, in_step
         self.forward: Callable[..., Any] = tower.forward
         self.signature = inspect.signature(tower.forward)
         self.encoded = 0
@@ -145,8 +108,9 @@ class CachedTower:
         return self.calls.outputs(self.tower, features)
 
     def _features(self, items: list[Item], others: Mapping[str, Any]) -> list[Features]:
-        keys = [self._key(item, others) for item in items]
-        found = {key: self.store.get(key) for key in keys}
+        keys = [self.store.key(others, item) for item in items]
+        entries = {key: self.store.get(key) for key in keys}
+        found = {key: entry and entry.tensors for key, entry in entries.items()}
         missing = {key: item for key, item in zip(keys, items, strict=True) if found[key] is None}
         device = next(iter(items[0].values())).device
         needed = torch.tensor(float(bool(missing)), device=device)
@@ -184,31 +148,24 @@ class CachedTower:
             )
         return tensors, others
 
-    def _key(self, item: Item, others: Mapping[str, Any]) -> str:
-        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=20)
-        digest.update(repr(sorted(others.items())).encode())
-        for name, tensor in sorted(item.items()):
-            _add(digest, name, tensor)
-        return digest.hexdigest()
-
 
 def fingerprint(tower: nn.Module, calls: TowerCalls, spec: FamilySpec) -> str:
     """Returns a digest of everything that the features of an item hang on, the item aside: weights, class, settings.
 
     Partitioned weights are gathered one by one, so every rank has to call it.
     """
-    digest = hashlib.blake2b(digest_size=20)
     config = tower.config if isinstance(tower, PreTrainedModel) else spec.config
     kinds = [type(tower).__qualname__, type(calls).__qualname__, transformers_version, calls.layers]
-    digest.update(json.dumps([*kinds, lasting_settings(config)], sort_keys=True, default=str).encode())
+    settings = json.dumps(lasting_settings(config), sort_keys=True, default=str)
     # The state holds what quantised weights need beside them, the buffers also what is never saved.
     state = {**dict(tower.named_buffers()), **tower.state_dict(keep_vars=True)}
     again = tuple(f'{name}.' for name in calls.projectors)
+    known = {}
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor) and not name.startswith(again):
             with _whole(value):
-                _add(digest, name, value)
-    return digest.hexdigest()
+                known[name] = identity(value)
+    return digest(kinds, settings, known)
 
 
 def _whole(value: Tensor) -> Any:
@@ -217,11 +174,6 @@ def _whole(value: Tensor) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([value])
-
-
-def _add(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _is_plain(value: Any) -> bool:

@@ -15,6 +15,7 @@ from align_anything.core.logging import get_logger
 logger = get_logger(__name__)
 
 REFRESH_SECONDS = 0.1
+LINE_SECONDS = 30.0
 
 
 def format_duration(seconds: float) -> str:
@@ -46,6 +47,8 @@ class TrainingConsole:
     logging interval. Give `console` to choose where the bar is drawn (standard error by default).
     """
 
+    name = 'step'
+
     def __init__(self, total_steps: int, start_step: int = 0, console: Console | None = None) -> None:
         self._total = total_steps
         self._first = start_step
@@ -58,6 +61,7 @@ class TrainingConsole:
         if is_main() and self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
+                TextColumn('{task.description}'),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn('{task.fields[left]}'),
@@ -66,7 +70,7 @@ class TrainingConsole:
                 # Drawn from here, not from a thread that a forked data worker would inherit half-way.
                 auto_refresh=False,
             )
-            self._task = self._bar.add_task('train', total=total_steps, completed=start_step, left='', numbers='')
+            self._task = self._bar.add_task(self.name, total=total_steps, completed=start_step, left='', numbers='')
             self._bar.start()
 
     def advance(self, step: int) -> None:
@@ -86,7 +90,8 @@ class TrainingConsole:
             self._bar.update(self._task, completed=step, left=self._left(), numbers=format_values(values))
             self._bar.refresh()
         elif is_main():
-            logger.info('step %d/%d · %s · %s', step, self._total, self._left(), format_values(values))
+            told = filter(None, (self._left(), format_values(values)))
+            logger.info('%s %d/%d · %s', self.name, step, self._total, ' · '.join(told))
 
     def note(self, text: str) -> None:
         """Writes a line that stays, above the bar: a checkpoint, an evaluation."""
@@ -109,3 +114,19 @@ class TrainingConsole:
             return 'eta ?'
         seconds = (time.monotonic() - self._started) / done * (self._total - self._step)
         return f'eta {format_duration(seconds)}'
+
+
+class StageConsole(TrainingConsole):
+    """Progress over the batches of a stage before training: a bar with its name, elsewhere a line now and then."""
+
+    def __init__(self, name: str, total: int, console: Console | None = None) -> None:
+        self.name = name
+        super().__init__(total, console=console)
+        self._refreshed = self._started
+
+    def advance(self, step: int) -> None:
+        """Says that `step` batches are done."""
+        super().advance(step)
+        if self._bar is None and time.monotonic() - self._refreshed > LINE_SECONDS:
+            self._refreshed = time.monotonic()
+            self.report(step, {})

@@ -29,9 +29,9 @@ ALIASES = {
     'align_anything.models.minicpmv.AccustomedMiniCPMV': (
         'align_anything.models.families.minicpmv.AccustomedMiniCPMVModel'
     ),
-    'align_anything.testing.tiny.KINDS': 'align_anything.testing.tiny.KINDS',
-    'align_anything.testing.tiny.build': 'align_anything.testing.tiny.build',
-    'align_anything.testing.tiny.main': 'align_anything.testing.tiny.__main__.main',
+    'align_anything.models.tiny.KINDS': 'align_anything.testing.tiny.KINDS',
+    'align_anything.models.tiny.build': 'align_anything.testing.tiny.build',
+    'align_anything.models.tiny.main': 'align_anything.testing.tiny.__main__.main',
 }
 ALIAS_MODULES = frozenset({'align_anything.utils', *(path.rpartition('.')[0] for path in ALIASES)})
 MAIN = "if __name__ == '__main__':\n    sys.exit(main())"

@@ -60,8 +60,8 @@ def test_the_older_command_writes_a_tiny_checkpoint(
 ) -> None:
     out = tmp_path / 'llama'
     monkeypatch.setattr(sys, 'argv', ['tiny', 'llama', '--out', str(out)])
-    monkeypatch.delitem(sys.modules, 'align_anything.testing.tiny', raising=False)
+    monkeypatch.delitem(sys.modules, 'align_anything.models.tiny', raising=False)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module('align_anything.testing.tiny', run_name='__main__')
+        runpy.run_module('align_anything.models.tiny', run_name='__main__')
     assert ended.value.code == 0 and capsys.readouterr().out.splitlines()[-1] == str(out)
     assert (out / 'config.json').is_file() and (out / 'model.safetensors').is_file()

@@ -194,8 +194,8 @@ def test_the_search_for_circles_and_aliases_can_fail() -> None:
     assert circles(import_graph({**sources, 'p.c': ('', False), 'p.d': ('', False)})) == []
 
 
-def test_the_vocabulary_needs_only_torch() -> None:
-    allowed = set(sys.stdlib_module_names) | {'torch', 'align_anything'}
+def test_the_vocabulary_needs_only_torch_and_safetensors() -> None:
+    allowed = set(sys.stdlib_module_names) | {'torch', 'safetensors', 'align_anything'}
     strangers = {path.name: top_level_names(path) - allowed for path in modules() if path.parent.name == 'core'}
     assert not any(strangers.values()), strangers
 

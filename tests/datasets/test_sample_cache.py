@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from align_anything.core import store
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example, Piece, Skipped
 from align_anything.datasets import sample_cache
@@ -358,11 +359,11 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path: Path, monkeypatch
     dataset = dataset_of(rows, tmp_path / 'kept', template='Alpaca')
     first, tries = dataset[0], []
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, **_: Any) -> None:
         tries.append(path)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(sample_cache, 'atomic_write_bytes', full)
+    monkeypatch.setattr(store, 'atomic_write_bytes', full)
     with caplog.at_level(logging.WARNING):
         assert all(isinstance(dataset[index], Example) for index in (1, 2, 1))
     assert len(tries) == 1 and caplog.text.count('No space left') == 1 and 'Make room' in caplog.text

@@ -15,7 +15,7 @@ from align_anything.core.types import Batch
 from align_anything.models.any_model import AnyModel
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
-from align_anything.models.feature_cache import CachedTower, FeatureStore, cache_features, frozen_towers
+from align_anything.models.feature_cache import CachedTower, cache_features, frozen_towers
 from align_anything.models.lora import apply_lora
 from align_anything.models.tower_calls import TowerCalls
 from align_anything.models.trainable import freeze_parts
@@ -78,7 +78,7 @@ def test_outputs_are_those_without_a_cache_and_the_second_time_no_tower_runs(
     model = open_model(tiny(family), spec)
     plain = scores_and_gradients(model, spec, many)
     assert plain[1] and all(value is not None and value.any() for value in plain[1].values())
-    cache_features(model, spec, FeatureStore(tmp_path))
+    cache_features(model, spec, tmp_path)
     first = scores_and_gradients(model, spec, many)
     same(first, plain)
     assert encoded(model, spec) == len(files(tmp_path)) > 1
@@ -115,7 +115,7 @@ def kept(tiny: Tiny, spec: FamilySpec, store: Path, change: Callable[[nn.Module]
     model = open_model(tiny('llava'), spec)
     if change is not None:
         change(model)
-    cache_features(model, spec, FeatureStore(store))
+    cache_features(model, spec, store)
     return model
 
 
@@ -258,7 +258,7 @@ def test_a_frozen_adapter_in_the_tower_makes_another_tower_of_it(tiny: Tiny, spe
     adapted.requires_grad_(False)
     expected = score(adapted, spec, batch)
     assert not torch.allclose(expected, score(plain, spec, batch), **CLOSE)
-    cache_features(adapted, spec, FeatureStore(tmp_path))
+    cache_features(adapted, spec, tmp_path)
     torch.testing.assert_close(score(adapted, spec, batch), expected, **CLOSE)
 
 
@@ -269,7 +269,7 @@ def test_a_projector_that_trains_inside_a_tower_which_keeps_its_output_is_refuse
         frozen_towers(open_model(tiny('qwen2_vl'), spec, vision_tower=True), spec)
 
 
-def test_a_folder_that_cannot_be_made_is_a_setting_to_mend(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_a_setting_to_mend(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
     (tmp_path / 'file').touch()
-    with pytest.raises(SettingsError, match='feature_cache_dir'):
-        FeatureStore(tmp_path / 'file' / 'folder')
+    with pytest.raises(SettingsError, match='model_cfgs.feature_cache_dir'):
+        kept(tiny, spec, tmp_path / 'file' / 'folder')

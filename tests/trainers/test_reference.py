@@ -17,8 +17,9 @@ from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.algorithms.dpo import DPO
 from align_anything.algorithms.kto import KTO
 from align_anything.configs.resolve import resolve
-from align_anything.core.errors import DataError, SettingsError
-from align_anything.core.types import Batch
+from align_anything.core.errors import SettingsError
+from align_anything.core.store import FORMAT
+from align_anything.core.types import Batch, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.reference_scores import Referenced
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -162,7 +163,7 @@ def test_all_kinds_of_references_agree_on_two_ranks(
             compare(found, same_as_start=number != 1)
         one, another = (next(iter(found.values()))[1] for found in results[:2])
         assert float((one - another).abs().max()) > 1e-2
-    assert len(list((tmp_path / 'cache').iterdir())) == 2, 'one folder for each reference'
+    assert len(list((tmp_path / 'cache' / FORMAT).iterdir())) == 2, 'one folder for each reference'
 
 
 def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
@@ -192,7 +193,7 @@ def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
         found['again'], run = asked()
         found['with larger batches'] = asked(per_device_train_batch_size=4)[0]
         known = run.rows[0].responses[0].per_unit['reference']
-        for file in cache.glob('*/*.safetensors'):
+        for file in cache.rglob('*.safetensors'):
             file.write_bytes(file.read_bytes()[:-4])
         found['broken'], mended = asked()
         torch.testing.assert_close(mended.rows[0].responses[0].per_unit['reference'], known)
@@ -206,9 +207,9 @@ def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
 
         changed = write_rows(tmp_path / 'changed.jsonl', [{**row, 'chosen': 'Another'} for row in pairs(ROWS)])
         edited = opened(DPO, tmp_path / 'run', tiny('llama'), changed, reference_cache_dir=cache).dataset
-        stale = Referenced(edited, mended.rows._scores, complete=True)
-        with pytest.raises(DataError, match=r'changed\.jsonl.*has changed since the reference scored it'):
-            stale[0]
+        stale = Referenced(edited, mended.rows._store)[0]
+        assert isinstance(stale, Skipped) and 'changed.jsonl' in stale.source
+        assert 'the reference has no scores of it' in stale.reason and 'Start the run again' in stale.reason
         return found
 
     [found] = run_ranks(work, 1, timeout=240)

@@ -22,7 +22,7 @@ from align_anything.models import structure
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
-from align_anything.models.feature_cache import FeatureStore, cache_features, frozen_towers
+from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.pretrained_model import load_model, set_text_attention, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
 from align_anything.policies.base import Policy
@@ -187,8 +187,7 @@ def make_ready(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[s
         for module, parameter in spec.read_past(bare_model(model)):
             deepspeed.zero.register_external_parameter(module, parameter)
     if cfgs.model_cfgs.feature_cache_dir is not None:
-        store = FeatureStore(cfgs.model_cfgs.feature_cache_dir)
-        cache_features(model, spec, store, in_step=zero_stage(config) == 3)
+        cache_features(model, spec, cfgs.model_cfgs.feature_cache_dir, in_step=zero_stage(config) == 3)
 
 
 def _partitioned_loading(config: dict[str, Any]) -> Any:

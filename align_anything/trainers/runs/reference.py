@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +12,24 @@ from torch import Tensor, nn
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.referring import Reference, Referring
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import (
-    all_gather_object,
-    all_reduce_sum,
-    barrier,
-    broadcast_object,
-    is_main,
-)
+from align_anything.core.distributed import all_reduce_sum
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.parameters import is_partitioned
-from align_anything.core.types import Batch, Scored
+from align_anything.core.store import TensorStore
+from align_anything.core.types import Batch, Example, Scored
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.reference_scores import KEYS, Indexed, Referenced, ReferenceScores
+from align_anything.datasets.reference_scores import SCORES, Indexed, Referenced, reference_keys
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
 from align_anything.trainers.runs.assembly import open_frozen
-from align_anything.trainers.runs.data import loader_in_order
+from align_anything.trainers.runs.prepare import prepare
 from align_anything.trainers.runs.settings import DTYPES, frozen_config, precision_of
 
 logger = get_logger(__name__)
 
-WRITTEN_AT_ONCE = 4096
 Scorer = Callable[[Batch], Scored]
 
 
@@ -68,12 +60,12 @@ def make_roles(
     if not algorithm.refers:
         return {}, training, held_out
     if algorithm.reference_cache_dir is not None:
-        scores = ReferenceScores(algorithm.reference_cache_dir, reference_fingerprint(cfgs, algorithm))
-        require_shared(scores.folder)
-        scorer = _start_or_copy(cfgs, algorithm, policy)
+        fingerprint, setting = reference_fingerprint(cfgs, algorithm), 'train_cfgs.reference_cache_dir'
+        store = TensorStore(algorithm.reference_cache_dir, 'reference', fingerprint, setting)
+        maker = ReferenceScores(store, _start_or_copy(cfgs, algorithm, policy), policy.device)
         for dataset in (training, *held_out):
-            score_rows(cfgs, dataset, scores, scorer, policy)
-        rows, *others = (Referenced(dataset, scores, complete=True) for dataset in (training, *held_out))
+            prepare([maker], dataset, policy.policy.collate, cfgs, policy.device)
+        rows, *others = (Referenced(dataset, store) for dataset in (training, *held_out))
         return {}, rows, others
     return {'reference': reference_scorer(cfgs, algorithm, policy)}, training, held_out
 
@@ -86,7 +78,7 @@ def reference_scorer(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngin
     return frozen_copy(cfgs, algorithm, policy, temperature)
 
 
-def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
+def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> list[str]:
     """Tells the reference from others: by its weights, those under its adapter, its precision and quantisation."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     adapter = find_adapter(source)
@@ -94,70 +86,42 @@ def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> str:
     told.append(precision_of_reference(cfgs, algorithm))
     if cfgs.bnb_cfgs.use_bnb:
         told.extend(str(value) for value in cfgs.bnb_cfgs.model_dump().values())
-    return '-'.join(told)
+    return told
 
 
-def score_rows(
-    cfgs: RunCfgs, dataset: ExampleDataset, scores: ReferenceScores, scorer: Scorer, policy: DeepSpeedEngine
-) -> None:
-    """Adds what `scores` lacks of the rows of `dataset`. Every rank calls it and takes its share of the rows."""
-    rows = Referenced(dataset, scores, complete=False)
-    batch_size = cfgs.train_cfgs.per_device_train_batch_size
-    fresh: dict[str, Tensor] = {}
-    made = 0
-    with closing(loader_in_order(rows, dataset.sizes, batch_size, policy.policy.collate, cfgs)) as loader:
-        for batch in loader.micro_batches(0):
-            wanted = {key for meta in batch.metas for key in meta.get(KEYS, ()) if key not in scores}
-            # Ranks make the same calls, whichever of them lacks something.
-            local = torch.tensor([float(bool(wanted)), float(batch.unmatched is not None)])
-            lacks, compares = all_reduce_sum(local.to(policy.device)).tolist()
-            if not lacks:
-                continue
-            found = _by_key(batch, scorer, policy.device, last=False)
-            if compares:
-                found |= _by_key(batch.unmatched or batch, scorer, policy.device, last=batch.unmatched is not None)
-            fresh |= {key: value for key, value in found.items() if key in wanted}
-            if len(fresh) >= WRITTEN_AT_ONCE:
-                scores.add(fresh)
-                made, fresh = made + len(fresh), {}
-    scores.add(fresh)
-    # Once all ranks are here, all have written.
-    total = all_reduce_sum(torch.tensor(made + len(fresh), device=policy.device))
-    scores.look()
-    logger.info('reference: %d responses scored, %s', int(total), scores.folder)
+@dataclass(frozen=True)
+class ReferenceScores:
+    """Makes what the reference `scorer` gives to the trained tokens of each response: an entry for each of them."""
+
+    store: TensorStore
+    scorer: Scorer
+    device: torch.device
+    name: str = 'reference scores'
+
+    def keys(self, example: Example) -> list[str]:
+        """Returns the keys of the responses, and of the unmatched one at the end where there is one."""
+        return reference_keys(self.store, example)
+
+    def make(self, batch: Batch, keys: Sequence[Sequence[str]]) -> dict[str, dict[str, Tensor]]:
+        """Scores the responses of a batch, and the unmatched ones where any rank has such."""
+        compares = torch.tensor(float(batch.unmatched is not None), device=self.device)
+        found = _by_key(batch, keys, self.scorer, self.device, last=False)
+        if all_reduce_sum(compares):
+            unmatched = batch.unmatched is not None
+            found |= _by_key(batch.unmatched or batch, keys, self.scorer, self.device, last=unmatched)
+        return found
 
 
-def require_shared(folder: Path) -> None:
-    """Raises SettingsError when the ranks do not see one folder but each node has its own. Every rank calls it."""
-    mark = folder / broadcast_object(f'.shared.{uuid4().hex}')
-    if is_main():
-        mark.touch()
-    barrier()
-    seen = all_gather_object(mark.exists())
-    if is_main():
-        mark.unlink()
-    if not all(seen):
-        raise SettingsError(
-            [
-                f'train_cfgs.reference_cache_dir: of {len(seen)} processes only {sum(seen)} see what the first one '
-                f'writes into {folder.parent}. Each scores a share of the rows for all: name a folder that all nodes '
-                'share.'
-            ]
-        )
-
-
-def _by_key(batch: Batch, scorer: Scorer, device: torch.device, last: bool) -> dict[str, Tensor]:
-    """Scores a batch; with `last`, one of unmatched responses, whose keys stand last in the metas."""
-    values = scorer(batch.to(device)).values.float().cpu()
-    pieces = batch.by_response(values)
+def _by_key(
+    batch: Batch, keys: Sequence[Sequence[str]], scorer: Scorer, device: torch.device, last: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Scores a batch; with `last`, one of unmatched responses, whose keys stand last in those of each row."""
+    pieces = batch.by_response(scorer(batch.to(device)).values.float().cpu())
     owned = torch.bincount(batch.examples_of_responses).tolist()
-    keys = [
-        key
-        for number, meta in zip(owned, batch.metas, strict=True)
-        for key in (meta.get(KEYS, ())[-1:] if last else meta.get(KEYS, ())[:number])
-    ]
     # An empty micro-batch has a response without a key.
-    return {key: piece.clone() for key, piece in zip(keys, pieces, strict=False)}
+    pairs = zip(owned, keys, strict=False)
+    flat = [key for number, own in pairs for key in (own[-1:] if last else own[:number])]
+    return {key: {SCORES: piece} for key, piece in zip(flat, pieces, strict=False)}
 
 
 def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, policy: DeepSpeedEngine) -> Scorer:

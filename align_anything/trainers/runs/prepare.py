@@ -1,0 +1,154 @@
+"""The stage before training in which frozen modules make what training reads: once, on the device, by all ranks.
+
+Each rank makes its share of the rows and stores it every half minute, so a run that was killed goes on where it stood,
+and later runs find everything. While it trains, data workers only read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import all_gather_object, all_reduce_sum, barrier, broadcast_object, is_main
+from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.core.store import TensorStore
+from align_anything.core.types import Example, Skipped, map_tensors
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.reporting.console import StageConsole
+from align_anything.trainers.runs.data import loader_in_order
+
+logger = get_logger(__name__)
+
+T = TypeVar('T')
+
+PACK_SECONDS = 30.0
+"""What a rank has made is written after so long: as much is lost when it is killed."""
+PACK_BYTES = 2**26
+
+
+class Maker(Protocol[T]):
+    """What makes entries of a store out of the rows of a dataset, collated to batches `T`.
+
+    Attributes:
+        name: what its entries are, for the progress bar and the log.
+        store: where they go; its fingerprint is that of the maker.
+    """
+
+    name: str
+    store: TensorStore
+
+    def keys(self, example: Example) -> list[str]:
+        """Returns the keys of what is made of a row, by which training finds it. It runs in data workers."""
+
+    def make(self, batch: T, keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """Returns the entries of a batch, on the CPU; `keys` are those of its rows, in their order.
+
+        All ranks call it together as soon as one of them lacks something, so a batch may have no rows.
+        """
+
+
+def prepare(
+    makers: Sequence[Maker[T]],
+    dataset: ExampleDataset,
+    collate: Callable[[list[Example], list[Skipped]], T],
+    cfgs: RunCfgs,
+    device: torch.device,
+) -> None:
+    """Stores what `makers` make of the rows of `dataset` and is not stored yet, in one pass. Every rank calls it.
+
+    Rows that cannot be used are passed over; training reports them.
+
+    Raises:
+        SettingsError: the ranks do not share the folder of a store, or its disk is full.
+    """
+    for maker in makers:
+        require_shared(maker.store)
+    made = torch.zeros(len(makers), device=device)
+    batch_size = cfgs.train_cfgs.per_device_train_batch_size
+    name = ', '.join(maker.name for maker in makers)
+    fresh: list[dict[str, Mapping[str, Tensor]]] = [{} for _ in makers]
+    written, size = time.monotonic(), 0
+    with (
+        closing(loader_in_order(dataset, dataset.sizes, batch_size, _Asking(collate, makers), cfgs)) as loader,
+        closing(StageConsole(f'prepare {name}', loader.steps_in(0) or 0)) as console,
+    ):
+        for number, asked in enumerate(loader.micro_batches(0), 1):
+            # Ranks make the same calls, whichever of them lacks something.
+            lacking = torch.tensor([len(missing) for missing in asked.missing], dtype=made.dtype, device=device)
+            made += lacking
+            for place, lacks in enumerate(all_reduce_sum(lacking).tolist()):
+                entries = makers[place].make(asked.batch, asked.keys[place]) if lacks else {}
+                own = {key: entries[key] for key in asked.missing[place]}
+                fresh[place] |= own
+                size += sum(tensor.nbytes for tensors in own.values() for tensor in tensors.values())
+            if size > PACK_BYTES or time.monotonic() - written > PACK_SECONDS:
+                _write(makers, fresh)
+                written, size = time.monotonic(), 0
+            console.advance(number)
+    _write(makers, fresh)
+    # Once all ranks are here, all have written.
+    for maker, count in zip(makers, all_reduce_sum(made).tolist(), strict=True):
+        maker.store.refresh()
+        logger.info('%s: %d entries made, %s', maker.name, int(count), maker.store.folder)
+
+
+def _write(makers: Sequence[Maker[T]], fresh: Sequence[dict[str, Mapping[str, Tensor]]]) -> None:
+    for maker, entries in zip(makers, fresh, strict=True):
+        maker.store.put_all(entries)
+        entries.clear()
+
+
+def require_shared(store: TensorStore) -> None:
+    """Raises SettingsError when the ranks do not see one folder but each node has its own. Every rank calls it."""
+    mark = store.folder / broadcast_object(f'.shared.{uuid4().hex}')
+    if is_main():
+        mark.touch()
+    barrier()
+    seen = all_gather_object(mark.exists())
+    if is_main():
+        mark.unlink()
+    if not all(seen):
+        raise SettingsError(
+            [
+                f'{store.setting}: of {len(seen)} processes only {sum(seen)} see what the first one writes into '
+                f'{store.folder}. Each makes a share of the entries for all: name a folder that all nodes share.'
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class _Asked(Generic[T]):
+    """A batch with what each maker is asked for: the keys of each row, and which of them are missing."""
+
+    batch: T
+    keys: list[list[list[str]]]
+    missing: list[list[str]]
+
+    def pin_memory(self) -> _Asked[T]:
+        """Returns the batch in page-locked memory; the data loader calls it by this name."""
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class _Asking(Generic[T]):
+    """A collator that looks for missing entries in the data workers."""
+
+    collate: Callable[[list[Example], list[Skipped]], T]
+    makers: Sequence[Maker[T]]
+
+    def __call__(self, examples: list[Example], skipped: list[Skipped]) -> _Asked[T]:
+        keys = [[maker.keys(example) for example in examples] for maker in self.makers]
+        missing = [
+            [key for key in dict.fromkeys(sum(found, [])) if key not in maker.store]
+            for maker, found in zip(self.makers, keys, strict=True)
+        ]
+        return _Asked(self.collate(examples, skipped), keys, missing)
