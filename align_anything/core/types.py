@@ -225,8 +225,8 @@ def map_tensors(value: Any, function: Any) -> Any:
         return function(value)
     if isinstance(value, dict):
         return {key: map_tensors(item, function) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, '_fields'):
-        return type(value)(*(map_tensors(item, function) for item in value))
+    if isinstance(value, Scored):
+        return Scored(*(map_tensors(item, function) for item in value))
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(item, function) for item in value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,1 +1,1 @@
-"""Runs: the shared wiring in `base`, and one leaf per modality pair and algorithm."""
+"""Runs: the table of pairs, one leaf per pair and algorithm, and what they share: `launch`, `runs` and `loops`."""

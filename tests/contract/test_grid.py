@@ -14,8 +14,8 @@ from align_anything.cli.leaves import runs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.yaml_text import parse_lines
 from align_anything.core.errors import SettingsError
+from align_anything.trainers import launch
 from align_anything.trainers.pairs import PAIRS
-from align_anything.trainers.runs import launch
 
 CONFIGS = Path(algorithms.__file__).parents[1] / 'configs' / 'train'
 GRID = [(pair, name) for pair in PAIRS for name in sorted(known_algorithms())]
