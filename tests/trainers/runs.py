@@ -94,8 +94,8 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
             now = rank == rank_of_it and self.progress.step + 1 == step
 
             def terms(algorithm, batch, scored, estimates):
-                poisoned = scored['policy']._replace(values=scored['policy'].values * float('nan'))
-                return inner_terms(algorithm, batch, {**scored, 'policy': poisoned}, estimates)
+                scored['policy'] = scored['policy']._replace(values=scored['policy'].values * float('nan'))
+                return inner_terms(algorithm, batch, scored, estimates)
 
             if now and met is not None:
                 met.write_text('\n'.join(name for batch in window.batches for name in batch.sources))
