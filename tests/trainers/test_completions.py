@@ -16,13 +16,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from align_anything.core.types import Audio, Conversation, Example, Piece, Video
+from align_anything.core.types import Audio, Conversation, Example, Piece, Response, Video
 from align_anything.reporting.completions import RESPONSES, Completions, shortened
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import STRIP_HEIGHT, strip_of
 from align_anything.reporting.metrics import MetricsWriter
-from align_anything.rollouts.base import Response
-from align_anything.rollouts.experience import Drawn
+from align_anything.rollouts.experience import Rollout
 from tests.trainers.runs import lines
 from tests.trainers.test_metrics import fake_wandb
 
@@ -40,19 +39,19 @@ def conversation(*media: tuple[str, Any], text: str = 'Is it <b>so</b>?') -> Con
     return [{'role': 'user', 'content': [*parts, {'type': 'text', 'text': text}]}]
 
 
-def drawn(*conversations: Conversation, responses: int = 2) -> Drawn:
+def drawn(*conversations: Conversation, responses: int = 2) -> Rollout:
     """To each prompt `yes`, then the nasty text; worth 1, 2, … and, but for the first prompt, all ended."""
-    made = [[Response(torch.tensor([n % 2]), torch.zeros(1), True, 0) for n in range(responses)] for _ in conversations]
-    made[0][-1] = Response(torch.tensor([1, 2]), torch.zeros(2), False, 0)
+    made = [[Response(torch.tensor([n % 2]), torch.ones(1)) for n in range(responses)] for _ in conversations]
+    made[0][-1] = Response(torch.tensor([1, 2]), torch.ones(2), finished=False)
     examples = [
-        Example(Piece(torch.tensor([2]), torch.zeros(1)), [], source=f'rows.jsonl:{n}', conversation=conversation)
-        for n, conversation in enumerate(conversations, 1)
+        Example(Piece(torch.tensor([2]), torch.zeros(1)), own, source=f'rows.jsonl:{n}', conversation=conversation)
+        for n, (conversation, own) in enumerate(zip(conversations, made, strict=True), 1)
     ]
     numbers = torch.arange(1.0, 1 + responses * len(conversations))
-    return Drawn(examples, made, {'right': numbers, 'brief': -numbers}, numbers / 2)
+    return Rollout(examples, {'right': numbers, 'brief': -numbers}, numbers / 2)
 
 
-def shown(folder: Path, *told: tuple[int, Drawn], log_type: str = 'none', resume_step: int | None = None) -> str:
+def shown(folder: Path, *told: tuple[int, Rollout], log_type: str = 'none', resume_step: int | None = None) -> str:
     """What the console prints of rollouts that end at these steps."""
     screen = io.StringIO()
     console = TrainingConsole(total_steps=9, console=Console(file=screen, width=200, color_system=None))
@@ -117,7 +116,7 @@ def test_the_page_shows_texts_as_they_are_and_media_small(tmp_path: Path) -> Non
         *('response', 'reward', 'reward/right', 'reward/brief', 'tokens'),
         *('yes', '0.5', '1', '-1', '1'),
     ]
-    assert page.cells[10:15] == [f'{NASTY} no', '1', '2', '-2', '2, cut']
+    assert page.cells[10:15] == [f'{NASTY} no', '1', '2', '-2', '2, clipped']
     tags = [tag for tag, _ in page.tags]
     assert tags.count('img') == 1 + 3 and tags.count('audio') == 1 and 'script' not in tags and 'b' not in tags
     sources = [attributes['src'] for _, attributes in page.tags if 'src' in attributes]
@@ -146,7 +145,7 @@ def test_nothing_is_repeated_or_lost_when_a_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_rank_without_prompts_shows_nothing(tmp_path: Path) -> None:
-    assert shown(tmp_path, (2, Drawn([], [], {'right': torch.zeros(0)}, torch.zeros(0)))) == ''
+    assert shown(tmp_path, (2, Rollout([], {'right': torch.zeros(0)}, torch.zeros(0)))) == ''
     assert not (tmp_path / 'completions.html').exists() and lines(tmp_path / 'completions.jsonl') == []
 
 

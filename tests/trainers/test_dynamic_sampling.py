@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from align_anything.core.types import Example, Piece
-from align_anything.rollouts.base import Response
-from align_anything.rollouts.experience import Drawn, complete, most_telling
+from align_anything.core.types import Example, Piece, Response
+from align_anything.rollouts.experience import Rollout, complete, most_telling
 from tests.trainers.runs import lines, run, text_rows, write_rows
 from tests.trainers.test_online import Tiny, argv, dies_in, metrics_of, named
 from tests.trainers.test_resume import assert_same
@@ -34,15 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawn(scores: list[list[float]]) -> Drawn:
+def drawn(scores: list[list[float]]) -> Rollout:
     """Responses of one token that is the number of the prompt, with a reward that is ten times the score."""
     responses = [
-        [Response(torch.tensor([number]), torch.zeros(1), True, 0) for _ in of_prompt]
-        for number, of_prompt in enumerate(scores)
+        [Response(torch.tensor([number]), torch.ones(1)) for _ in of_prompt] for number, of_prompt in enumerate(scores)
     ]
     prompts = [Example(Piece(torch.tensor([7]), torch.zeros(1)), [], f'row {number}') for number in range(len(scores))]
     flat = torch.tensor([score for of_prompt in scores for score in of_prompt])
-    return Drawn(complete(prompts, responses), responses, {'ten': 10 * flat}, flat)
+    return Rollout(complete(prompts, responses), {'ten': 10 * flat}, flat)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,7 @@ def test_prompts_whose_responses_differ_come_first(room: int, expected: list[int
     scores = [[1.0, 1.0], [0.0, 1.0], [0.3, 0.3], [2.0, -1.0], [5.0, 4.0]]
     chosen = most_telling(drawn(scores), room)
     assert [example.source for example in chosen.examples] == [f'row {number}' for number in expected]
-    assert [int(response.ids) for response in chosen.all_responses] == [number for number in expected for _ in (0, 1)]
+    assert [int(response.ids) for response in chosen.responses] == [number for number in expected for _ in (0, 1)]
     assert chosen.scores.tolist() == pytest.approx([score for number in expected for score in scores[number]])
     assert torch.equal(chosen.rewards['ten'], 10 * chosen.scores)
 
@@ -64,7 +62,7 @@ def test_parts_of_a_rollout_are_joined() -> None:
     whole = nothing.with_more(first).with_more(nothing).with_more(second)
     assert whole.differing == [True, False, True] and nothing.differing == []
     assert whole.scores.tolist() == [1.0, 0.0, 2.0, 2.0, 3.0, 4.0]
-    assert torch.equal(whole.rewards['ten'], 10 * whole.scores) and len(whole.all_responses) == 6
+    assert torch.equal(whole.rewards['ten'], 10 * whole.scores) and len(whole.responses) == 6
     assert most_telling(nothing, 3).examples == []
 
 
