@@ -62,7 +62,7 @@ class Algorithm(AlgorithmCfgs):
         raise NotImplementedError
 
     def estimates(self, batch: Batch, scored: Scored) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sum and count, over a batch with the responses of other rows, of what `terms` needs of the whole step."""
+        """Sum and count, over a batch with the responses of other rows, of what `terms` needs of the optimizer step."""
         raise NotImplementedError
 
 

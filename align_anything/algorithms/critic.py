@@ -26,7 +26,9 @@ class Critic(Algorithm):
     scores: ClassVar[str] = 'units'
 
     role: str = Field('reward_critic', description='Which critic this is.')
-    clip_range_value: PositiveFloat | None = Field(None, description='Range around the values at the rollout.')
+    clip_range_value: PositiveFloat | None = Field(
+        None, description='Value clip range, around the values at the rollout.'
+    )
 
     def coefficients(self) -> dict[str, float]:
         return {'value_loss': 1.0}

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
-from align_anything.algorithms.online import Comparing, Experience, KLEstimator, ReduceSum, State
+from align_anything.algorithms.online import Experience, GroupBased, KLEstimator, ReduceSum, State
 from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.referring import Reference
 from align_anything.losses.advantages import group_relative
@@ -18,7 +18,7 @@ from align_anything.losses.policy_gradient import cispo_loss
 
 
 @ALGORITHMS.register('grpo')
-class GRPO(Comparing, PolicyGradient, Reference):
+class GRPO(GroupBased, PolicyGradient, Reference):
     """GRPO (Shao et al., 2024, arXiv:2402.03300), and by its settings Dr. GRPO, DAPO, GSPO and CISPO.
 
     - Dr. GRPO: `scale_rewards: none`, `loss_aggregation: sequence-mean-token-sum-norm`, `beta: 0`.
@@ -30,19 +30,18 @@ class GRPO(Comparing, PolicyGradient, Reference):
 
     name: ClassVar[str] = 'grpo'
 
-    num_generations: PositiveInt = Field(10, ge=2, description='Responses to each prompt, which are its group.')
-    beta: NonNegativeFloat = Field(
-        0.01, description='Weight of the divergence from the reference in the loss. With 0 there is no reference.'
-    )
-    kl_estimator: KLEstimator = Field('k3', description='Estimator of that divergence.')
+    num_generations: PositiveInt = Field(10, ge=2, description='GRPO group size: responses for each prompt.')
+    beta: NonNegativeFloat = Field(0.01, description='KL coefficient of the loss. With 0 there is no reference.')
+    kl_estimator: KLEstimator = Field('k3', description='Estimator of that KL.')
     scale_rewards: Literal['group', 'batch', 'none'] = Field(
-        'group', description='Whose standard deviation scores are divided by: their group, the whole step, or none.'
+        'group',
+        description='Standard deviation that scales advantages: of their group, of the batch (one step), or none.',
     )
     loss_type: Literal['ppo', 'cispo'] = Field(
         'ppo', description='Clips the surrogate (ppo), or the weight of each token but never its gradient (cispo).'
     )
     loss_aggregation: Aggregation = Field(
-        'sequence-mean-token-mean', description='How the tokens of a step add up; token-mean is DAPO.'
+        'sequence-mean-token-mean', description='Aggregation of token losses; token-mean is DAPO.'
     )
 
     @model_validator(mode='after')

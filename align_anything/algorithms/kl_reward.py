@@ -1,4 +1,4 @@
-"""What the online algorithms share that take the divergence from the reference off the reward."""
+"""What the online algorithms share that take a KL penalty to the reference off the reward."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from align_anything.losses.kl import KL_ESTIMATORS, adapted_kl_coeff
 
 
 class KLReward(PolicyGradient, Reference):
-    """Base of the algorithms whose reward pays for every token that the reference would not have drawn."""
+    """Base of the algorithms with a KL penalty to the reference in the reward."""
 
     kl_coeff: NonNegativeFloat = Field(
         0.02,
-        description='What a nat of divergence from the reference costs in reward. With 0 here and in kl_loss_coeff '
-        'there is no reference.',
+        description='KL penalty coefficient of the reward. With 0 here and in kl_loss_coeff there is no reference.',
     )
-    kl_estimator: KLEstimator = Field('k1', description='Estimator of the divergence at each token in the reward.')
+    kl_estimator: KLEstimator = Field('k1', description='KL estimator at each token in the reward.')
     kl_target: PositiveFloat | None = Field(
         None,
-        description='Divergence of a whole response, in nats, to be held: after each rollout kl_coeff rises if there '
-        'was more, and falls if there was less. null leaves kl_coeff as it is.',
+        description='Target KL of the adaptive KL controller, in nats for each response: after each rollout kl_coeff '
+        'rises if there was more, and falls if there was less. null leaves kl_coeff as it is.',
     )
     kl_horizon: PositiveInt = Field(
-        10000, description='Responses over which kl_target moves kl_coeff by a fifth, at most.'
+        10000,
+        description='Horizon of the adaptive KL controller: responses over which kl_coeff moves by a fifth, at most.',
     )
     kl_loss_coeff: NonNegativeFloat = Field(
-        0.0, description='Weight of the divergence from the reference in the loss, beside or instead of the reward.'
+        0.0, description='KL loss coefficient, beside or instead of the penalty in the reward.'
     )
     kl_loss_estimator: KLEstimator = Field(
-        'k3', description='Estimator of the divergence in the loss, where k1 has in the mean no gradient.'
+        'k3', description='KL estimator in the loss, where k1 has in the mean no gradient.'
     )
 
     @model_validator(mode='after')
@@ -75,7 +75,7 @@ class TokenRewards(KLReward):
     """Base of those among them that credit rewards to the tokens before them."""
 
     clip_range_score: PositiveFloat | None = Field(
-        50.0, description='Bound of the reward at each token, the score at the last one included. null bounds none.'
+        50.0, description='Clip range of the reward at each token, the score at the last one included. null clips none.'
     )
 
     def token_rewards(self, experience: Experience, scores: Tensor, kl_coeff: float) -> Tensor:

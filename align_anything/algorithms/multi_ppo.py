@@ -16,4 +16,4 @@ class MultiPPO(ReinforcePlusPlus):
 
     name: ClassVar[str] = 'multi_ppo'
 
-    num_generations: PositiveInt = Field(4, description='Responses to each prompt, which are its group.')
+    num_generations: PositiveInt = Field(4, description='Group size: responses for each prompt.')

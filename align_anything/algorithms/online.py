@@ -1,4 +1,4 @@
-"""What the algorithms share that learn from responses which the policy has just drawn."""
+"""What the algorithms share that learn from responses which the policy has just generated."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Experience:
         scores: the weighted sum of the rewards of each response, penalties taken off, `(R,)`.
         groups: the prompt that each response belongs to, `(R,)`.
         segments: the response of each token, `(N,)`.
-        finished: whether the policy ended each response, `(R,)` bool; else it was cut.
-        logprobs: of each token under the policy as it drew them, by the trainer, `(N,)`.
+        finished: whether the policy ended each response, `(R,)` bool; else it was clipped at the length limit.
+        logprobs: of each token under the policy that sampled it, by the trainer, `(N,)`.
         reference: the same under the reference, where the algorithm asks for one, `(N,)`.
-        values: what each critic expects before each token, `(N,)`, by the critic's role.
-        bootstrap: what each critic expects behind the last token of each response, `(R,)`, by the critic's role, where
-            the algorithm bootstraps.
+        values: the value of each critic before each token, `(N,)`, by the critic's role.
+        bootstrap: the bootstrap value of each response by each critic, `(R,)`, by the critic's role, where the
+            algorithm bootstraps.
         costs: what each response costs, where a cost model says so, `(R,)`; `all_costs` those of all ranks.
     """
 
@@ -51,7 +51,7 @@ class Experience:
 class Online(Algorithm):
     """Base of the online algorithms: what a rollout is, and what is made of it.
 
-    `compares` says that the loss itself compares the responses to a prompt, so that no micro-batch may part them.
+    `compares` says that the loss itself compares the responses to a prompt, so that no micro-batch may separate them.
     """
 
     task: ClassVar[str] = 'prompt'
@@ -59,26 +59,24 @@ class Online(Algorithm):
     compares: ClassVar[bool] = False
     more_groups: ClassVar[Mapping[str, type[Cfgs]]] = MORE_GROUPS
 
-    per_device_prompt_batch_size: PositiveInt = Field(
-        1, description='Prompts that each device draws responses to before it trains on them.'
-    )
-    num_generations: PositiveInt = Field(1, description='Responses that are drawn to each prompt.')
-    update_iters: PositiveInt = Field(1, description='How often the responses of one rollout are trained on.')
+    per_device_prompt_batch_size: PositiveInt = Field(1, description='Prompts of each device in one rollout.')
+    num_generations: PositiveInt = Field(1, description='Responses that are sampled for each prompt.')
+    update_iters: PositiveInt = Field(1, description='Epochs of training on one rollout.')
     normalize_reward: bool = Field(
-        False, description='Brings scores to mean 0 and deviation 1, by all scores that the run has seen.'
+        False, description='Normalizes scores by the running mean and standard deviation of the run.'
     )
     missing_eos_penalty: NonNegativeFloat = Field(
-        0.0, description='What is taken off the score of a response that was cut at max_new_tokens.'
+        0.0, description='Penalty on the score of a response without end token, clipped at max_new_tokens.'
     )
     overlong_buffer: PositiveInt | None = Field(
         None,
-        description='Last tokens before max_new_tokens over which up to 1 is taken off the score (DAPO). null takes '
-        'nothing off.',
+        description='Soft overlong penalty (DAPO): last tokens before max_new_tokens over which it rises to 1. null is '
+        'none.',
     )
 
     @property
     def corrects(self) -> bool:
-        """Whether the loss makes up for responses being drawn by other log-probabilities than the trainer has."""
+        """Whether the loss corrects for responses being sampled by other log-probabilities than the trainer's."""
         return False
 
     @property
@@ -92,7 +90,7 @@ class Online(Algorithm):
 
     @property
     def bootstraps(self) -> bool:
-        """Whether critics are asked what follows behind the last token of a response."""
+        """Whether critics are asked for the bootstrap value of a response."""
         return False
 
     @property
@@ -118,14 +116,14 @@ class Online(Algorithm):
         return {}
 
 
-class Comparing(Online):
+class GroupBased(Online):
     """Base of the algorithms that learn from how the responses to a prompt differ, and nothing where they do not."""
 
     dynamic_sampling_rounds: NonNegativeInt = Field(
         0,
-        description='How many further batches of prompts a rollout may take in place of prompts whose responses all '
-        'have the same score (dynamic sampling, DAPO). What is still missing then is filled with those. The data last '
-        'for fewer rollouts, the number of optimizer steps stays what it is. 0 takes none.',
+        description='Dynamic sampling (DAPO): further batches of prompts that a rollout may take to replace prompts '
+        'whose responses all have the same score. What is still missing then is filled with those. The data last for fewer '
+        'rollouts, the number of optimizer steps stays what it is. 0 takes none.',
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Online DPO: the best and the worst of the responses that the policy has just drawn are a pair to learn from."""
+"""Online DPO: the best and the worst of the responses that the policy has just generated are a pair to learn from."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.dpo import DPOLosses
-from align_anything.algorithms.online import Comparing
+from align_anything.algorithms.online import GroupBased
 from align_anything.algorithms.referring import Reference
 
 
 @ALGORITHMS.register('online_dpo')
-class OnlineDPO(DPOLosses, Comparing, Reference):
+class OnlineDPO(DPOLosses, GroupBased, Reference):
     """DPO on pairs of the policy's own (Guo et al., 2024, arXiv:2402.04792), by score instead of by a judge.
 
     A prompt whose responses all score alike gives no pair.
@@ -26,7 +26,7 @@ class OnlineDPO(DPOLosses, Comparing, Reference):
     compares: ClassVar[bool] = True
 
     num_generations: PositiveInt = Field(
-        2, ge=2, description='Responses to each prompt; the best and the worst are learnt from.'
+        2, ge=2, description='Responses for each prompt; the best and the worst are the pair.'
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Policy gradients on drawn responses: ratios, clipping, aggregation, and a divergence in the loss."""
+"""Policy gradients on sampled responses: ratios, clipping, aggregation, and a divergence in the loss."""
 
 from __future__ import annotations
 
@@ -22,49 +22,51 @@ class PolicyGradient(Online):
     """Base of the algorithms that raise what had an advantage and lower what had none.
 
     What the loss reads of a unit is `advantage`, `old`, `rollout` and, where there is a reference, `reference`: the
-    last three are its log-probabilities under the policy that drew it, by the trainer and by the rollout engine, and
-    under the reference. A batch of which nothing is known is of given responses, which are supervised.
+    last three are its log-probabilities under the policy that sampled it, by the trainer and by the rollout engine, and
+    under the reference. A batch without per-unit values is of given responses, which are supervised.
     """
 
     with_entropy: ClassVar[bool] = True
     more_groups: ClassVar[Mapping[str, type[Cfgs]]] = POLICY_GROUPS
 
     clip_range_ratio: PositiveFloat = Field(
-        0.2, description='How far the ratio of a token to what it was when drawn may fall, or rise, and still count.'
+        0.2, description='PPO clip range: the probability ratio is clipped to 1 - this and 1 + this.'
     )
     clip_range_high: PositiveFloat | None = Field(
-        None, description='How far the ratio may rise where that is another number (clip-higher). null is the same.'
+        None, description='Upper PPO clip range (clip-higher, DAPO). null is clip_range_ratio.'
     )
     clip_range_dual: float | None = Field(
-        None, gt=1, description='Largest ratio that tokens with a negative advantage count with. null bounds none.'
+        None, gt=1, description='Dual-clip bound of the ratio of tokens with a negative advantage. null bounds none.'
     )
     importance_level: Literal['token', 'sequence', 'sequence_token'] = Field(
         'token',
-        description='What a ratio is of: the token, its whole response (GSPO), or that with gradients by token '
-        '(GSPO-token).',
+        description='Level of the importance ratio: of each token, of its sequence (GSPO), or that with gradients by '
+        'token (GSPO-token).',
     )
     loss_aggregation: Aggregation = Field(
         'token-mean',
-        description='How the tokens of a step add up: all alike, or each response alike by the mean of its tokens, or '
-        'by their sum over constant_length.',
+        description='Aggregation of the token losses of a step: mean over all tokens, or mean over responses of the mean '
+        'of their tokens, or of their sum over constant_length.',
     )
     constant_length: PositiveInt | None = Field(
         None, description='What the sums of sequence-mean-token-sum-norm are divided by, such as max_new_tokens.'
     )
-    entropy_coeff: NonNegativeFloat = Field(0.0, description='Weight of the mean entropy, which the loss then raises.')
+    entropy_coeff: NonNegativeFloat = Field(
+        0.0, description='Entropy bonus coefficient: weight of the mean entropy in the loss.'
+    )
     ptx_coeff: NonNegativeFloat = Field(
         16.0,
-        description='Weight in the loss of the negative log-likelihood of ptx_datasets, a token mean. Without those it '
-        'has no part in the loss.',
+        description='PTX loss coefficient: weight of the negative log-likelihood of ptx_datasets, a token mean. '
+        'Without those there is no such term.',
     )
     rollout_correction_cap: float | None = Field(
         2.0,
         gt=1,
-        description='Largest factor that makes up for responses being drawn with other rounding, or older weights, '
-        'than the trainer has (truncated importance sampling). null makes up for nothing.',
+        description='Cap of the truncated importance sampling weights, which correct for rollouts with other numerics, '
+        'or older weights, than the trainer has. null corrects nothing.',
     )
     rollout_correction_level: Literal['token', 'sequence'] = Field(
-        'token', description='Whether that factor is one of each token, or of its whole response.'
+        'token', description='Level of those weights: of each token, or of its sequence.'
     )
 
     @model_validator(mode='after')
@@ -113,23 +115,23 @@ class PolicyGradient(Online):
         return {name: weight for name, weight in terms.items() if weight}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        drawn, nothing = self._drawn_counts(batch), batch.weights.new_zeros(())
+        sampled, nothing = self._sampled_counts(batch), batch.weights.new_zeros(())
         if not self.ptx_coeff:
-            return drawn
+            return sampled
         if batch.per_unit:
-            return {**drawn, 'ptx_loss': nothing}
-        return {**dict.fromkeys(drawn, nothing), 'ptx_loss': batch.weights.sum()}
+            return {**sampled, 'ptx_loss': nothing}
+        return {**dict.fromkeys(sampled, nothing), 'ptx_loss': batch.weights.sum()}
 
     def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
         if not self.ptx_coeff:
-            return self._drawn_terms(batch, scored)
+            return self._sampled_terms(batch, scored)
         nothing = batch.weights.new_zeros(())
         if batch.per_unit:
-            return {**self._drawn_terms(batch, scored), 'ptx_loss': nothing}
+            return {**self._sampled_terms(batch, scored), 'ptx_loss': nothing}
         supervised = sft_loss(scored.values, batch.weights)
-        return {**dict.fromkeys(self._drawn_counts(batch), nothing), 'ptx_loss': supervised}
+        return {**dict.fromkeys(self._sampled_counts(batch), nothing), 'ptx_loss': supervised}
 
-    def _drawn_counts(self, batch: Batch) -> dict[str, Tensor]:
+    def _sampled_counts(self, batch: Batch) -> dict[str, Tensor]:
         _, count = self._aggregated(batch)
         metrics = ('ratio', 'approx_kl', 'clipped_low', 'clipped_high')
         dual = () if self.clip_range_dual is None else ('clipped_dual',)
@@ -139,7 +141,7 @@ class PolicyGradient(Online):
             **dict.fromkeys((*metrics, *dual), batch.weights.sum()),
         }
 
-    def _drawn_terms(self, batch: Batch, scored: Scored) -> dict[str, Tensor]:
+    def _sampled_terms(self, batch: Batch, scored: Scored) -> dict[str, Tensor]:
         logprobs, responses = scored.values, (batch.segments, batch.num_responses)
         old, advantages = batch.values_of('old'), batch.values_of('advantage')
         weights, _ = self._aggregated(batch)

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: a critic says what to expect, and what came better or worse is learnt."""
+"""Proximal policy optimisation: advantages are estimated with a critic (GAE)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from align_anything.losses.advantages import gae
 
 @ALGORITHMS.register('ppo')
 class PPO(TokenRewards):
-    """PPO with a critic, generalised advantages, and the divergence from the reference in the reward.
+    """PPO with a critic, generalized advantage estimation, and the KL penalty in the reward.
 
     As in Ouyang et al., 2022, arXiv:2203.02155, and Ziegler et al., 2019, arXiv:1909.08593.
     """
@@ -29,20 +29,18 @@ class PPO(TokenRewards):
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic')
     more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**POLICY_GROUPS, 'model_cfgs': CriticModelCfgs}
 
-    gamma: float = Field(1.0, gt=0, le=1, description='Discount of a reward for each token that it lies ahead.')
-    gae_lambda: float = Field(
-        0.95, ge=0, le=1, description='How far an advantage looks past what the critic expects: 1 to the end.'
-    )
+    gamma: float = Field(1.0, gt=0, le=1, description='Discount factor, per token.')
+    gae_lambda: float = Field(0.95, ge=0, le=1, description='Lambda of generalized advantage estimation (GAE).')
     bootstrap_truncated: bool = Field(
         False,
-        description='Adds to a response that was cut at max_new_tokens what the critic expects to follow. Off, it '
+        description='Adds the bootstrap value of the critic to a response that was clipped at max_new_tokens. Off, it '
         'counts as ended there.',
     )
     whiten_advantages: bool = Field(
-        True, description='Brings the advantages of a step to mean 0 and deviation 1 over all tokens.'
+        True, description='Whitens advantages over all tokens of a step: mean 0, standard deviation 1.'
     )
     clip_range_value: PositiveFloat | None = Field(
-        5.0, description='How far a value may move from what it was at the rollout and still count. null sets no bound.'
+        5.0, description='Value clip range, around the values at the rollout. null clips none.'
     )
     critic_lr: NonNegativeFloat = Field(5e-6, description='Peak learning rate of the critic.')
     critic_lr_scheduler_type: ScheduleType = Field(
@@ -76,7 +74,7 @@ class PPO(TokenRewards):
         return {'advantage': self.brought_to_scale(advantages, reduce_sum), 'returns/reward_critic': returns}
 
     def estimated(self, experience: Experience, critic: str, rewards: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages and returns of each token, `(N,)`, by what a critic expects and what came, `(N,)`."""
+        """Advantages and returns of each token, `(N,)`, by the values of a critic and the rewards, `(N,)`."""
         bootstrap = experience.bootstrap[critic].where(~experience.finished, 0.0) if self.bootstraps else None
         return gae(
             experience.values[critic],

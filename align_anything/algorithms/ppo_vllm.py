@@ -1,4 +1,4 @@
-"""PPO whose settings let vLLM draw the responses."""
+"""PPO whose settings let vLLM generate the responses."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Reference(Algorithm):
     reference_ds_cfgs: str | None = Field(
         None,
         description='DeepSpeed file of a reference that is a copy: with ZeRO-3 it is partitioned, and offloaded if the '
-        'file says so, else it lies whole on each device. null is the file of the run.',
+        'file says so, else each device holds a full copy. null is the file of the run.',
     )
     reference_dtype: Literal['auto', 'bf16', 'fp16', 'fp32'] = Field(
         'auto', description='Precision of a reference that is a copy. auto is the precision of the run.'

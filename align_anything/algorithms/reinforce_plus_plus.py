@@ -1,4 +1,4 @@
-"""REINFORCE++: returns of single responses, whitened over the whole step, with PPO's surrogate."""
+"""REINFORCE++: returns of single responses, whitened over the optimizer step, with PPO's surrogate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import TokenRewards
-from align_anything.algorithms.online import Comparing, Experience, ReduceSum, State
+from align_anything.algorithms.online import Experience, GroupBased, ReduceSum, State
 from align_anything.losses.advantages import discounted_sums, group_relative, rloo
 from align_anything.losses.moments import mean_and_variance, moments, whiten
 
@@ -28,7 +28,7 @@ COMPARED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
 
 
 @ALGORITHMS.register('reinforce_plus_plus')
-class ReinforcePlusPlus(Comparing, TokenRewards):
+class ReinforcePlusPlus(GroupBased, TokenRewards):
     """REINFORCE++ (Hu et al., 2025, arXiv:2501.03262), and as `reinforce_baseline` its form with a baseline.
 
     `rloo` and `group_norm` credit to tokens, together with the divergence from the reference, what those compare. That
@@ -39,11 +39,11 @@ class ReinforcePlusPlus(Comparing, TokenRewards):
 
     advantage_estimator: Literal[tuple(COMPARED)] = Field(
         'reinforce',
-        description='What the score of a response is compared with: nothing (reinforce), the mean of its group '
-        '(reinforce_baseline), the mean of the others in it (rloo), or that of its group over the deviation '
+        description='Advantage estimator: baseline of a score is none (reinforce), the mean of its group '
+        '(reinforce_baseline), the mean of the others in it (rloo), or that of its group over the standard deviation '
         '(group_norm). The first two are whitened over all tokens of the step.',
     )
-    gamma: float = Field(1.0, gt=0, le=1, description='Discount of a reward for each token that it lies ahead.')
+    gamma: float = Field(1.0, gt=0, le=1, description='Discount factor, per token.')
 
     @field_validator('advantage_estimator', mode='before')
     @classmethod

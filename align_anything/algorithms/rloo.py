@@ -9,21 +9,21 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.kl_reward import KLReward
-from align_anything.algorithms.online import Comparing, Experience, ReduceSum, State
+from align_anything.algorithms.online import Experience, GroupBased, ReduceSum, State
 from align_anything.losses.advantages import rloo
 from align_anything.losses.responses import response_sums
 
 
 @ALGORITHMS.register('rloo')
-class RLOO(Comparing, KLReward):
-    """RLOO (Ahmadian et al., 2024, arXiv:2402.14740): the response is one action, its score the whole reward.
+class RLOO(GroupBased, KLReward):
+    """RLOO (Ahmadian et al., 2024, arXiv:2402.14740): the response is one action, its score the reward.
 
     The divergence from the reference, summed over the response, is taken off the score.
     """
 
     name: ClassVar[str] = 'rloo'
 
-    num_generations: PositiveInt = Field(4, ge=2, description='Responses to each prompt, which are its group.')
+    num_generations: PositiveInt = Field(4, ge=2, description='RLOO group size: responses for each prompt.')
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         penalties = response_sums(self.kl_of(experience), experience.segments, len(experience.scores))

@@ -29,13 +29,13 @@ class SafeRLHF(PPO):
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic', 'cost_critic')
     more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**POLICY_GROUPS, 'model_cfgs': SafeModelCfgs}
 
-    threshold: float = Field(-0.5, description='Mean cost that is allowed; the cost model puts 0 between safe and not.')
-    lambda_init: PositiveFloat = Field(10.0, description='Multiplier of costs at the start.')
-    lambda_max: PositiveFloat = Field(20.0, description='Largest multiplier.')
-    lambda_lr: PositiveFloat = Field(0.1, description='Rate at which the logarithm of the multiplier follows the cost.')
-    lambda_update_delay_steps: int = Field(
-        1, ge=0, description='Rollouts at the start during which the multiplier stays as it is.'
+    threshold: float = Field(
+        -0.5, description='Cost threshold: mean cost that is allowed; the cost model puts 0 between safe and not.'
     )
+    lambda_init: PositiveFloat = Field(10.0, description='Initial Lagrange multiplier.')
+    lambda_max: PositiveFloat = Field(20.0, description='Largest Lagrange multiplier.')
+    lambda_lr: PositiveFloat = Field(0.1, description='Learning rate of the logarithm of the Lagrange multiplier.')
+    lambda_update_delay_steps: int = Field(1, ge=0, description='Rollouts before the first update of the multiplier.')
     episode_cost_window_size: PositiveInt = Field(
         128, description='Most recent responses whose mean cost the multiplier follows.'
     )
@@ -58,7 +58,7 @@ class SafeRLHF(PPO):
         }
 
     def _follow(self, experience: Experience, state: State) -> float:
-        """Updates the window of costs and the logarithm of the multiplier, which it returns."""
+        """Updates the recent costs and the logarithm of the multiplier, which it returns."""
         state['costs'] = recent(state.get('costs', []), experience.all_costs, self.episode_cost_window_size)
         state['rollouts'] = state.get('rollouts', 0) + 1
         logarithm = state.get('log_multiplier', math.log(self.lambda_init))

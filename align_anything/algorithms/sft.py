@@ -14,7 +14,7 @@ from align_anything.losses.sft import sft_loss
 
 @ALGORITHMS.register('sft')
 class SFT(Algorithm):
-    """Token mean of the negative log-likelihood over the whole optimizer step."""
+    """Token mean of the negative log-likelihood over the optimizer step."""
 
     name: ClassVar[str] = 'sft'
     task: ClassVar[str] = 'supervised'

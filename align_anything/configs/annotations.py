@@ -59,7 +59,7 @@ def parse_texts(texts: Sequence[str], annotation: Any) -> Any:
     """Reads what a person typed after a key.
 
     Text fields keep the words as they stand, so that `007`, `train[:10%]` and `a: b` survive; everything else is
-    YAML. Several words make a list; a list that the shell cut at its blanks is put together again.
+    YAML. Several words make a list; a list that the shell split at its blanks is put together again.
     Raises ValueError for broken YAML.
     """
     shape = shape_of(annotation)
@@ -95,7 +95,7 @@ def _members(annotation: Any) -> list[Any]:
     if origin is Annotated:
         return _members(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [part for member in get_args(annotation) for part in _members(member)]
+        return [inner for member in get_args(annotation) for inner in _members(member)]
     return [annotation]
 
 

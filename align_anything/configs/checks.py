@@ -146,7 +146,7 @@ def _check_folders(cfgs: RunCfgs) -> Iterator[Problem]:
         elif not os.access(parent, os.W_OK):
             yield ('logger_cfgs.output_dir',), f'cannot be written: no permission in {parent}'
     if resume is not None and resume != 'auto' and not Path(resume).is_dir():
-        yield ('train_cfgs.resume',), 'is no saved slice: there is no such folder. Give its path, or auto'
+        yield ('train_cfgs.resume',), 'is no checkpoint: there is no such folder. Give its path, or auto'
 
 
 def _check_adapters(cfgs: RunCfgs) -> Iterator[Problem]:

@@ -33,7 +33,7 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
 
     Keys that the run's settings decide (batch sizes, precision, optimizer, schedule, clipping) may be there only as
     `"auto"` or null, and are left out of the result. Raises SettingsError for a missing or broken file, and for
-    such a key with a value, since two places would then claim to decide it.
+    such a key with a value, since two settings would then claim to decide it.
     """
     path = DEEPSPEED_FOLDER / name_or_path
     if not path.is_file():

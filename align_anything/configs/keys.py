@@ -128,9 +128,9 @@ class KeyIndex:
         if entry is None and shape.item is not None:
             entry = shape_of(shape.item).entry
         if entry is None:
-            raise UnknownKey(f"'{group}.{key}' is {describe_type(annotation)} and has no part '{rest[0]}'")
-        parts = tuple(rest[0].split('.')) if shape_of(entry).anything else (rest[0],)
-        return Location(group, key, parts, entry, convert)
+            raise UnknownKey(f"'{group}.{key}' is {describe_type(annotation)} and has no key '{rest[0]}'")
+        names = tuple(rest[0].split('.')) if shape_of(entry).anything else (rest[0],)
+        return Location(group, key, names, entry, convert)
 
     def _known_somewhere(self, key: str) -> bool:
         return bool(self.holders(key) or self._algorithms_with(key))

@@ -1,4 +1,4 @@
-"""Settings that only online algorithms have: how responses are drawn, and what rewards them."""
+"""Settings that only online algorithms have: how responses are sampled, and what rewards them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from align_anything.configs.schema import Cfgs
 
 
 class OnlineModelCfgs(Cfgs):
-    """How responses are drawn, and the models that reward them."""
+    """How responses are sampled, and the models that reward them."""
 
     max_new_tokens: PositiveInt = Field(
-        512, description='Tokens at which a response is cut. A prompt must leave room for them in model_max_length.'
+        512,
+        description='Maximum length of a response in tokens; it is clipped there. model_max_length must hold the prompt '
+        'and these.',
     )
     temperature: PositiveFloat = Field(
-        1.0, description='What logits are divided by when responses are drawn, and when they are trained on.'
+        1.0,
+        description='Sampling temperature. It also divides the logits that log-probabilities in training come from.',
     )
     top_p: float = Field(
-        1.0, gt=0, le=1, description='Share of the probability that the tokens to draw from hold, the likeliest first.'
+        1.0,
+        gt=0,
+        le=1,
+        description='Nucleus sampling: only the most probable tokens that together hold this probability are sampled '
+        'from. 1 is all.',
     )
-    top_k: int = Field(0, ge=0, description='Number of tokens to draw from, the likeliest first. 0 is all.')
+    top_k: int = Field(
+        0, ge=0, description='Top-k sampling: only so many of the most probable tokens are sampled from. 0 is all.'
+    )
     repetition_penalty: PositiveFloat = Field(
-        1.0, description='What divides the logits of tokens that stand in the text already. 1 changes nothing.'
+        1.0, description='Repetition penalty on tokens that the prompt or the response already has. 1 is none.'
     )
     generation_batch_size: PositiveInt | None = Field(
-        None, description='Responses that a device draws at once. null is all of the rollout.'
+        None, description='Responses that a device generates at once. null is all of the rollout.'
     )
     reward_model_name_or_path: str | None = Field(
         None, description='Reward model, as rm saves it. It may have another tokenizer and template.'
@@ -39,10 +48,10 @@ class OnlineModelCfgs(Cfgs):
     remote_rm_timeout: PositiveFloat = Field(100.0, description='Seconds to wait for one answer of it.')
     remote_rm_retry_times: int = Field(3, ge=0, description='How often a request that failed is sent again.')
     remote_rm_batch_size: PositiveInt | None = Field(
-        None, description='Responses in one request. null sends all that a device has drawn in one.'
+        None, description='Responses in one request. null sends all that a device has generated in one.'
     )
     remote_rm_send_media: bool = Field(
-        False, description='Sends pictures, clips and sounds of the prompts along, as data URIs.'
+        False, description='Sends images, videos and audio of the prompts along, as data URIs.'
     )
 
 
@@ -66,38 +75,38 @@ class SafeModelCfgs(CriticModelCfgs):
 
 
 class VLLMCfgs(Cfgs):
-    """Whether vLLM draws the responses, and how it runs: in the trainer's own processes, or on servers."""
+    """Whether vLLM generates the responses, and how: in the trainer's own processes, or on servers."""
 
-    use_vllm: bool = Field(False, description='Draws responses with vLLM, and not with transformers.')
+    use_vllm: bool = Field(False, description='Generates responses with vLLM instead of transformers.')
     vllm_num_engines: PositiveInt | None = Field(
         None,
-        description='Copies of the model that draw. null is one for each device, or for each '
+        description='Copies of the model that generate. null is one for each device, or for each '
         'vllm_tensor_parallel_size of them, or for each server; another number is refused.',
     )
     vllm_server_urls: list[str] | None = Field(
         None,
-        description='Addresses of servers that draw (python -m align_anything.rollouts.vllm_server), such as '
-        'http://node1:8000. null draws in the processes that train, on their devices.',
+        description='Addresses of generation servers (python -m align_anything.rollouts.vllm_server), such as '
+        'http://node1:8000. null generates in the processes that train, on their devices.',
     )
     vllm_server_timeout: PositiveFloat = Field(
-        1800.0, description='Seconds after which a server that answers nothing is taken for dead.'
+        1800.0, description='Seconds after which a server that answers nothing counts as dead.'
     )
     vllm_server_transfer: Literal['http', 'gloo', 'nccl'] = Field(
         'http',
         description='How weights go to the servers: over HTTP, or through a process group, nccl between GPUs. A group '
         'needs vLLM where training runs too.',
     )
-    vllm_tensor_parallel_size: PositiveInt = Field(1, description='Devices that share one copy of the weights.')
-    vllm_enable_prefix_caching: bool = Field(True, description='Computes what prompts have in common once.')
+    vllm_tensor_parallel_size: PositiveInt = Field(1, description='Tensor parallel size: devices that share one copy.')
+    vllm_enable_prefix_caching: bool = Field(True, description='Prefix caching: shared prefixes are computed once.')
     vllm_enforce_eager: bool = Field(
-        True, description='Runs without captured graphs: starts sooner, takes less memory, and draws more slowly.'
+        True, description='Runs without CUDA graphs: starts sooner, takes less memory, and generates more slowly.'
     )
     vllm_gpu_memory_utilization: float = Field(
         0.3,
         gt=0,
         le=1,
         description='Share of the memory of a device that vLLM takes, weights included. On a CPU, of the free memory, '
-        'for keys and values.',
+        'for the KV cache.',
     )
     vllm_max_model_len: PositiveInt | None = Field(
         None, description='Tokens of the longest prompt with its response; null is model_max_length. It may be larger.'
@@ -107,8 +116,8 @@ class VLLMCfgs(Cfgs):
     )
     vllm_async: bool = Field(
         False,
-        description='Draws the next responses while those before are trained on, with weights that are one rollout '
-        'older. It takes a rollout_correction_cap, which makes up for that.',
+        description='Asynchronous rollout: generates the next responses while those before are trained on, with weights '
+        'one rollout older. It needs a rollout_correction_cap, which corrects for that.',
     )
     vllm_probe_tolerance: PositiveFloat | None = Field(
         None,

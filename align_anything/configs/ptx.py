@@ -1,4 +1,4 @@
-"""Settings of supervised data that are trained on beside drawn responses (ptx)."""
+"""Settings of supervised data that are trained on beside the rollouts (ptx)."""
 
 from __future__ import annotations
 
@@ -39,4 +39,4 @@ class PtxDataCfgs(Cfgs):
 
 
 POLICY_GROUPS: Mapping[str, type[Cfgs]] = MappingProxyType({**MORE_GROUPS, 'data_cfgs': PtxDataCfgs})
-"""What algorithms with a loss of drawn tokens add to the groups of settings."""
+"""What policy gradient algorithms add to the groups of settings."""

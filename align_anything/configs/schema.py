@@ -68,7 +68,7 @@ def groups_of(schema: type[RunCfgs]) -> dict[str, type[Cfgs]]:
 
 
 class Cfgs(BaseModel):
-    """Base of all settings: frozen, no unknown keys, no infinities, no truth value in the place of a number."""
+    """Base of all settings: frozen, no unknown keys, no infinities, no truth value instead of a number."""
 
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False, coerce_numbers_to_str=True)
 
@@ -93,7 +93,7 @@ class AlgorithmCfgs(Cfgs):
 
 
 class TrainCfgs(Cfgs):
-    """How the run trains: engine, length, batch, optimizer, precision, frozen parts, evaluation, resuming."""
+    """How the run trains: engine, length, batch, optimizer, precision, frozen components, evaluation, resuming."""
 
     ds_cfgs: str = Field(
         'ds_z3_config.json',
@@ -102,7 +102,7 @@ class TrainCfgs(Cfgs):
     )
     epochs: int = Field(1, ge=0, description='How often the run goes through the training data.')
     max_steps: PositiveInt | None = Field(
-        None, description='Number of optimizer steps of the run. When given, it takes the place of epochs.'
+        None, description='Number of optimizer steps of the run. When given, it replaces epochs.'
     )
     seed: int = Field(42, ge=0, description='Seed of the data order, the initialisation of new weights and dropout.')
     per_device_train_batch_size: PositiveInt = Field(
@@ -115,8 +115,8 @@ class TrainCfgs(Cfgs):
         None,
         description='Fills each micro-batch of a device to this many tokens, media included, instead of to '
         'per_device_train_batch_size samples, with nearly equal work on all devices. Every row is encoded once '
-        'more to learn what it takes: before training, or a little ahead of it when streaming. Where responses are '
-        'drawn, an optimizer step has as many of them as without it, and its micro-batches are filled with those.',
+        'more to learn what it takes: before training, or a little ahead of it when streaming. In online '
+        'training an optimizer step has as many responses as without it, and its micro-batches are filled with those.',
     )
     group_by_length: bool = Field(
         False,
@@ -138,7 +138,7 @@ class TrainCfgs(Cfgs):
     )
     lr_groups: dict[str, NonNegativeFloat] | None = Field(
         None,
-        description='Learning rates of parts of the model: a part (`vision_tower`, `mm_proj`, `language_model`) or a '
+        description='Learning rates of components of the model: one (`vision_tower`, `mm_proj`, `language_model`) or a '
         'regular expression over parameter names, to its rate. Everything else uses learning_rate.',
     )
     weight_decay: NonNegativeFloat = Field(
@@ -150,7 +150,7 @@ class TrainCfgs(Cfgs):
         None, description='Optimizer implementation. null chooses the fastest one for the device and the offload.'
     )
     max_grad_norm: NonNegativeFloat = Field(
-        1.0, description='Gradients are scaled down to this global norm. 0 leaves them as they are.'
+        1.0, description='Maximum global norm of the gradients, for clipping. 0 clips nothing.'
     )
     bf16: bool = Field(True, description='Trains in bfloat16. With fp16 off as well, the run trains in float32.')
     fp16: bool = Field(False, description='Trains in float16 with dynamic loss scaling.')
@@ -186,7 +186,7 @@ class TrainCfgs(Cfgs):
     layout: Literal['auto', 'padded', 'packed', 'shared_prefix'] = Field(
         'auto',
         description='How samples lie in a batch: padded rows, packed without padding, or prompts shared by their '
-        'responses. auto takes the fastest one that the model bears.',
+        'responses. auto takes the fastest one that the model supports.',
     )
     nonfinite_loss: Literal['stop', 'skip'] = Field(
         'stop',
@@ -195,12 +195,12 @@ class TrainCfgs(Cfgs):
     )
     save_checkpoint: bool = Field(
         True,
-        description='Writes into each saved slice also the optimizer, schedule, random and data state that resume '
-        'needs. Off, a slice holds the model only.',
+        description='Writes into each checkpoint also the optimizer, schedule, random and data state that resume '
+        'needs. Off, a checkpoint holds the model only.',
     )
     resume: str | None = Field(
         None,
-        description='Saved slice that the run goes on from: a path, or auto for the newest whole one in output_dir '
+        description='Checkpoint to resume from: a path, or auto for the newest complete one in output_dir '
         '(none there: the run starts afresh). load_checkpoint: True means auto.',
     )
 
@@ -301,15 +301,16 @@ class DataCfgs(Cfgs):
         2**25, description='Pixels of all frames of a video together; past it every frame is scaled down.'
     )
     audio_in_video: bool = Field(
-        False, description='Reads the sound track of each video too, for models that hear what they see.'
+        False, description='Reads the audio track of each video too, for models that take both.'
     )
     max_audio_seconds: PositiveFloat | None = Field(
         None,
-        description='Longest sound. null takes sounds whole, up to two hours, and leaves out rows with a sound that is '
-        'longer than what the model hears at once.',
+        description='Longest audio. null takes all of it, up to two hours, and leaves out rows with audio longer than '
+        'the model takes at once.',
     )
     long_audio: Literal['cut', 'split'] = Field(
-        'cut', description='What happens to a sound past max_audio_seconds: its end is cut off, or it becomes several.'
+        'cut',
+        description='What happens to audio past max_audio_seconds: its end is cut off, or it is split into several.',
     )
     media_cache_mb: int = Field(
         256, ge=0, description='Decoded media that each worker keeps for the next row that shows them, in MiB.'
@@ -346,7 +347,7 @@ class ModelCfgs(Cfgs):
         False, description='Lets the checkpoint run Python code of its own. Only for sources you trust.'
     )
     model_max_length: PositiveInt = Field(
-        2048, description='Longest sample in tokens, media included. Longer ones are cut at the end.'
+        2048, description='Longest sample in tokens, media included. Longer ones are truncated at the end.'
     )
     attn_implementation: Literal['sdpa', 'eager', 'flash_attention_2'] = Field(
         'sdpa', description='Attention implementation. flash_attention_2 needs the flash-attn package and a GPU.'
@@ -359,7 +360,7 @@ class ModelCfgs(Cfgs):
     )
     feature_cache_dir: str | None = Field(
         None,
-        description='Folder that keeps what frozen towers make of pictures, clips and sounds, for later epochs and '
+        description='Folder that keeps features of frozen towers for images, videos and audio, for later epochs and '
         'runs. null keeps nothing.',
     )
 
@@ -378,17 +379,17 @@ class LoggerCfgs(Cfgs):
     )
     save_interval: PositiveInt | None = Field(
         None,
-        description='Optimizer steps between two saved slices. null spreads save_total_limit slices evenly over '
+        description='Optimizer steps between two checkpoints. null spreads save_total_limit checkpoints evenly over '
         'the run.',
     )
     save_total_limit: int = Field(
-        1, ge=0, description='How many slices are kept; the oldest is deleted first. 0 saves none.'
+        1, ge=0, description='How many checkpoints are kept; the oldest is deleted first. 0 saves none.'
     )
     log_interval: PositiveInt = Field(1, description='Optimizer steps between two lines of metrics.')
 
 
 class LoraCfgs(Cfgs):
-    """Low-rank adapters in place of training the whole weights."""
+    """Low-rank adapters instead of training all weights."""
 
     use_lora: bool = Field(False, description='Trains low-rank adapters and keeps the weights under them.')
     r: PositiveInt = Field(16, description='Rank of the adapters.')
@@ -404,14 +405,14 @@ class LoraCfgs(Cfgs):
         False, description='With target_modules auto, the linear layers of the vision tower get adapters too.'
     )
     modules_to_save: list[str] | None = Field(
-        None, description='Modules that are trained whole beside the adapters and saved with them.'
+        None, description='Modules that are trained in full beside the adapters and saved with them.'
     )
     task_type: Literal['CAUSAL_LM', 'SEQ_CLS', 'FEATURE_EXTRACTION'] = Field(
         'CAUSAL_LM', description='Task that is written into the adapter configuration.'
     )
     inference_mode: bool = Field(False, description='Loads the adapters frozen. A run that trains them needs False.')
     save_full_model: bool = Field(
-        False, description='Saves slices with the adapters merged into the weights, not the adapters alone.'
+        False, description='Saves checkpoints with the adapters merged into the weights, not the adapters alone.'
     )
 
     @field_validator('task_type', mode='before')

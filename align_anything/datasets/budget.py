@@ -72,7 +72,7 @@ Measure = Callable[[Iterator[StreamedRow]], Iterator[Sized]]
 class StreamBudgetSampler(Sampler):
     """The same for streams: each rank measures its share of the rows ahead, and all learn what they take.
 
-    Every rank reads the whole stream and plans the whole step, so all agree on the steps and on their number. All must
+    Every rank reads the whole stream and plans the optimizer step, so all agree on the steps and on their number. All must
     ask for the same ones, because `measure` communicates. Rows that cannot be used stay in, and are reported where
     they would have been trained.
 
@@ -83,26 +83,26 @@ class StreamBudgetSampler(Sampler):
     def __init__(self, mixture: StreamMixture, measure: Measure, filling: Filling) -> None:
         self.mixture, self.filling, self.shape = mixture, filling, filling.shape
         self._measure = measure
-        self._places: dict[tuple[int, int], Sequence[int]] = {}
+        self._cursors: dict[tuple[int, int], Sequence[int]] = {}
 
-    def place(self, epoch: int, step: int) -> Sequence[int] | None:
+    def cursor(self, epoch: int, step: int) -> Sequence[int] | None:
         """Where in the stream the step begins: the first row of a group, and how many rows of the group went before.
 
         Known once the step before has been handed out; what is before it is forgotten.
         """
-        self._places = {key: place for key, place in self._places.items() if key >= (epoch, step)}
-        return self._places.get((epoch, step))
+        self._cursors = {key: cursor for key, cursor in self._cursors.items() if key >= (epoch, step)}
+        return self._cursors.get((epoch, step))
 
-    def go_on(self, epoch: int, step: int, place: Sequence[int]) -> None:
+    def resume_at(self, epoch: int, step: int, cursor: Sequence[int]) -> None:
         """Makes known where a step begins, so that nothing before it has to be measured again."""
-        self._places[epoch, step] = place
+        self._cursors[epoch, step] = cursor
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[StreamedRow]]:
         """Yields this rank's lists of rows, exactly `accumulation` for each optimizer step."""
-        known = self._places.get((epoch, start_step))
+        known = self._cursors.get((epoch, start_step))
         first, (group, used) = (0, (0, 0)) if known is None else (start_step, known)
         for number, step in enumerate(self.filling.steps(self._rows(epoch, group, used)), first):
-            self._places[epoch, number + 1] = max((item.group, item.used) for micro in step for item in micro)
+            self._cursors[epoch, number + 1] = max((item.group, item.used) for micro in step for item in micro)
             if number >= start_step:
                 yield from self.filling.share(step)
 

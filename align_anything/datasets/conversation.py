@@ -1,4 +1,4 @@
-"""The normal form of a conversation: every content a list of parts, every medium in its place."""
+"""The normal form of a conversation: every content a list of parts, every medium in its position."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Part:
         source: its name, for messages.
         folders: where relative paths start, for each kind of media that may have them.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
-        cache: what keeps decoded media for rows to come; parts may share it.
+        cache: what keeps decoded media for rows to come; sources may share it.
     """
 
     rows: Rows | RowStream
@@ -53,7 +53,7 @@ class Task(Protocol):
     """What a kind of training wants of a row: the formatter hook that makes conversations, and their encoding.
 
     `needs_reply` says whether a conversation must hold an assistant turn, `needs_other` whether `format` wants another
-    row of the same part beside the one to format.
+    row of the same source beside the one to format.
     """
 
     needs_reply: bool
@@ -95,20 +95,20 @@ class _Rejected(SampleError):
 
 
 class ExampleDataset:
-    """Rows of several parts as Examples; index by a number of the concatenation, or by a `StreamedRow`.
+    """Rows of several sources as Examples; index by a number of the concatenation, or by a `StreamedRow`.
 
-    A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each part.
+    A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each source.
 
     Args:
         parts: the sources, in the order of the mixture.
         task: what to make of each row.
         pair: the modality pair of the run, named in errors.
         allowed_media: the media kinds that the pair takes in.
-        media_options: what the model asks of decoding, such as `{'audio': {'rate': 16000}}`; over that of the parts.
+        media_options: what the model asks of decoding, such as `{'audio': {'rate': 16000}}`; over that of the sources.
         kept: what keeps Examples on disk, for this task and its encoder.
 
     Raises:
-        DataError: a part is streamed whose rows have to be seen beside each other; (when a row is read) it holds
+        DataError: a source is streamed whose rows have to be seen beside each other; (when a row is read) it holds
             media of a kind that the pair doesn't allow, its template lacks the hook, or encoding fails in a way that
             isn't the row's fault.
     """
@@ -135,7 +135,7 @@ class ExampleDataset:
         self._ends = list(accumulate(self.sizes))
 
     def __len__(self) -> int:
-        """Rows of all indexed parts together; streams have no length."""
+        """Rows of all indexed sources together; streams have no length."""
         return self._ends[-1]
 
     def __getitem__(self, index: int | StreamedRow) -> Example | Skipped:
@@ -163,10 +163,10 @@ class ExampleDataset:
         return example
 
     def probe(self, rows: int = PROBED_ROWS) -> None:
-        """Makes Examples of the first rows of each part, to find a wrong template or task before a model loads.
+        """Makes Examples of the first rows of each source, to find a wrong template or task before a model loads.
 
         Raises:
-            DataError: not one of the first `rows` rows of a part can be used (rows that the template's own check
+            DataError: not one of the first `rows` rows of a source can be used (rows that the template's own check
                 rejects aren't counted), with the reasons.
         """
         for part in self.parts:
@@ -196,7 +196,7 @@ class ExampleDataset:
         return iter(part.rows if part.streamed else InOrder(part.rows))
 
     def _other(self, part: Part, at: int) -> dict[str, Any]:
-        """The next row of the part, which each row has for the same neighbour however rows are batched."""
+        """The next row of the source, which each row has for the same neighbour however rows are batched."""
         size = len(part.rows)
         for step in range(1, min(size, OTHERS_TRIED + 1)):
             try:

@@ -69,13 +69,13 @@ class Filling:
         """Yields, for each step, `slots` micro-batches, rank by rank. A step takes consecutive rows."""
         bins = self._bins()
         for item in rows:
-            place = self._emptiest(bins, item)
-            if place is None:
+            bin_ = self._emptiest(bins, item)
+            if bin_ is None:
                 yield self._spread(bins)
                 bins = self._bins()
-                place = bins[0]
-            place.add(item)
-        if any(place.items for place in bins):
+                bin_ = bins[0]
+            bin_.add(item)
+        if any(bin_.items for bin_ in bins):
             yield self._spread(bins)
 
     def share(self, step: list[list[Sized]]) -> list[list[Any]]:
@@ -89,29 +89,29 @@ class Filling:
 
     @staticmethod
     def _emptiest(bins: list[_Bin], item: Sized) -> _Bin | None:
-        return min((place for place in bins if place.takes(item)), key=lambda place: place.size, default=None)
+        return min((bin_ for bin_ in bins if bin_.takes(item)), key=lambda bin_: bin_.size, default=None)
 
     def _spread(self, bins: list[_Bin]) -> list[list[Sized]]:
         """The same rows with the work evened out: among micro-batches where the budget allows, then among ranks."""
-        items = [item for place in bins for item in place.items]
+        items = [item for bin_ in bins for item in bin_.items]
         return self._by_rank(self._evened(items) or bins)
 
     def _evened(self, items: list[Sized]) -> list[_Bin] | None:
         # Longest processing time first: within 4/3 of the best possible largest load (Graham, 1969).
         bins = self._bins()
         for item in sorted(items, key=lambda item: -item.work):
-            place = min((place for place in bins if place.takes(item)), key=lambda place: place.work, default=None)
-            if place is None:
+            bin_ = min((bin_ for bin_ in bins if bin_.takes(item)), key=lambda bin_: bin_.work, default=None)
+            if bin_ is None:
                 return None
-            place.add(item)
+            bin_.add(item)
         return bins
 
     def _by_rank(self, bins: list[_Bin]) -> list[list[Sized]]:
         ranks: list[list[_Bin]] = [[] for _ in range(self.shape.world_size)]
-        for place in sorted(bins, key=lambda place: -place.work):
+        for bin_ in sorted(bins, key=lambda bin_: -bin_.work):
             waiting = [held for held in ranks if len(held) < self.shape.accumulation]
-            min(waiting, key=lambda held: sum(other.work for other in held)).append(place)
-        return [place.items for held in ranks for place in held]
+            min(waiting, key=lambda held: sum(other.work for other in held)).append(bin_)
+        return [bin_.items for held in ranks for bin_ in held]
 
 
 class _Bin:

@@ -54,7 +54,7 @@ class Loader:
             collate_fn=_as_it_is,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
-            # Its own generator: the loader draws a seed whenever it starts, and a resumed run starts more often.
+            # Its own generator: the loader takes a seed whenever it starts, and a resumed run starts more often.
             generator=torch.Generator().manual_seed(0),
             **workers,
         )
@@ -110,7 +110,7 @@ class _Position:
 
 
 class _MicroBatches:
-    """Makes a whole micro-batch of a list of rows; `__getitems__` is what the DataLoader calls for a list."""
+    """Makes a micro-batch of a list of rows; `__getitems__` is what the DataLoader calls for a list."""
 
     def __init__(self, dataset: ExampleDataset, collate: Collate) -> None:
         self.dataset, self.collate = dataset, collate

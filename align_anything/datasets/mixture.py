@@ -36,16 +36,16 @@ class StreamedRow:
 
 
 class Mixture:
-    """An order over the concatenation of parts of the given sizes.
+    """An order over the concatenation of sources of the given sizes.
 
-    Without weights an epoch holds every row once, all parts shuffled as one; `in_turn`, each part is shuffled by
-    itself and they give a row each, one that is exhausted drops out. With weights an epoch is as long, and each part
-    fills its share of it: rows are drawn without replacement until the part is exhausted, then it is shuffled anew;
-    the next epoch goes on where this one stopped, so that no row of a large part with a small weight is left out for
+    Without weights an epoch holds every row once, all sources shuffled as one; `in_turn`, each is shuffled by
+    itself and they give a row each, one that is exhausted drops out. With weights an epoch is as long, and each source
+    fills its share of it: rows are taken without replacement until it is exhausted, then it is shuffled anew;
+    the next epoch goes on where this one stopped, so that no row of a large source with a small weight is left out for
     ever.
 
     Raises:
-        DataError: the weights aren't one number for each part, zero or more, not all zero.
+        DataError: the weights aren't one number for each source, zero or more, not all zero.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Mixture:
         return self._ends[-1]
 
     def order(self, epoch: int) -> Tensor:
-        """Returns the indices, into the concatenation of the parts, of that epoch, `(rows,)` int64."""
+        """Returns the indices, into the concatenation of the sources, of that epoch, `(rows,)` int64."""
         if self._quotas is None:
             return self._turns(epoch) if self._in_turn else self._numbers(epoch, len(self))
-        drawn = torch.cat([self._draw(part, epoch) for part in range(len(self.sizes))])
-        return drawn[self._numbers(epoch, len(drawn))]
+        taken = torch.cat([self._take(part, epoch) for part in range(len(self.sizes))])
+        return taken[self._numbers(epoch, len(taken))]
 
     def _numbers(self, epoch: int, size: int, *part: object) -> Tensor:
         return _permutation(size, self._seed, epoch, *part) if self._shuffle else torch.arange(size)
@@ -84,7 +84,7 @@ class Mixture:
         turns = torch.cat([torch.arange(size) for size in self.sizes])
         return torch.cat(parts)[turns.argsort(stable=True)]
 
-    def _draw(self, part: int, epoch: int) -> Tensor:
+    def _take(self, part: int, epoch: int) -> Tensor:
         size, quota = self.sizes[part], self._quotas[part]
         first, rounds = epoch * quota, []
         for turn in range(first // size, -(-(first + quota) // size)):
@@ -97,8 +97,8 @@ class Mixture:
 class StreamMixture:
     """The same for streams, whose rows can only be shuffled within a buffer of the next ones.
 
-    Without weights each row comes once: the parts one after the other, or `in_turn` a row of each until all are
-    exhausted. With weights each next row comes from a part drawn by weight; an exhausted part starts again, and the
+    Without weights each row comes once: the sources one after the other, or `in_turn` a row of each until all are
+    exhausted. With weights each next row comes from a source sampled by weight; an exhausted one starts again, and the
     epoch ends when each was read through once.
     """
 
@@ -172,7 +172,7 @@ def mix_seed(*parts: object) -> int:
 
 
 def check_weights(weights: Sequence[float] | None, parts: int) -> None:
-    """Raises `DataError` unless there is a weight of zero or more for each part, some above, or no weights at all."""
+    """Raises `DataError` unless there is a weight of zero or more for each source, some above, or no weights at all."""
     if weights is None:
         return
     if len(weights) != parts:

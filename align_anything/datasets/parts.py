@@ -1,4 +1,4 @@
-"""From the data settings of a run to the parts of its dataset."""
+"""From the data settings of a run to the sources of its dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from align_anything.datasets.media import MediaCache
 from align_anything.datasets.sources import load_rows, load_stream, source_folder
 
 
-def open_parts(
+def open_sources(
     datasets: str | Sequence[str],
     template: str | Sequence[str],
     *,

@@ -19,11 +19,11 @@ EncodeGroup = Callable[..., Example]
 
 @dataclass(frozen=True)
 class PreferenceTask:
-    """Two conversations that part at an answer, the better one first.
+    """Two conversations that first differ at an answer, the better one first.
 
     Attributes:
         encode_group: `FamilySpec.encode_group`.
-        train_on: `all_assistant` turns after the parting, or the `last`.
+        train_on: `all_assistant` turns from the first differing one on, or the `last`.
         meta_keys: what the row's meta must hold.
         judged: whether the model reads the answers to score them, and does not learn to write them.
     """

@@ -18,7 +18,7 @@ class PromptTask:
 
     Attributes:
         encode_prompt: `FamilySpec.encode_prompt`.
-        longest: tokens of the longest prompt that leaves room for a response.
+        longest: tokens of the longest prompt that leaves capacity for a response.
     """
 
     encode_prompt: Callable[[Conversation], Piece]
@@ -38,7 +38,7 @@ class PromptTask:
         prompt = self.encode_prompt(conversation)
         if len(prompt) > self.longest:
             raise SampleError(
-                f'the prompt has {len(prompt)} tokens; at most {self.longest} leave room for max_new_tokens: raise '
+                f'the prompt has {len(prompt)} tokens; at most {self.longest} fit beside max_new_tokens: raise '
                 'model_cfgs.model_max_length, lower max_new_tokens, or shorten the row'
             )
         return Example(prompt, [], conversation=conversation)

@@ -75,7 +75,7 @@ class JsonLines:
     """A file with one JSON object on each line; blank lines are passed over.
 
     Raises:
-        DataError: a line can't be parsed (checked for the whole file up to `CHECK_BYTES`, beyond that for its first
+        DataError: a line can't be parsed (checked for all of the file up to `CHECK_BYTES`, past that for its first
             lines only, later ones become a `SampleError` when they are read).
     """
 
@@ -289,7 +289,7 @@ class FirstRows:
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Returns all the parts one after the other."""
+    """Returns all the rows one after the other."""
     return parts[0] if len(parts) == 1 else JoinedRows([(part, 0, len(part)) for part in parts])
 
 

@@ -1,4 +1,4 @@
-"""Cuts the order of an epoch into optimizer steps, micro-batches and ranks."""
+"""Splits the order of an epoch into optimizer steps, micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar('T')
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How an optimizer step is cut. Which rows it holds depends on `global_size` alone, never on the cut."""
+    """How an optimizer step is split. Which rows it holds depends on `global_size` alone, never on the split."""
 
     per_device: int
     accumulation: int = 1
@@ -52,12 +52,12 @@ class Sampler:
         """Optimizer steps in that epoch; None where only reading the data tells."""
         return None
 
-    def place(self, epoch: int, step: int) -> Sequence[int] | None:
-        """What a later run needs beside (epoch, step) in order to go on there without delay, if anything."""
+    def cursor(self, epoch: int, step: int) -> Sequence[int] | None:
+        """What a later run needs beside (epoch, step) in order to resume there without delay, if anything."""
         return None
 
-    def go_on(self, epoch: int, step: int, place: Sequence[int]) -> None:
-        """Is told the `place` of a step before `micro_batches` is asked for it; without it, it would find it anew."""
+    def resume_at(self, epoch: int, step: int, cursor: Sequence[int]) -> None:
+        """Is told the `cursor` of a step before `micro_batches` is asked for it; without it, it would find it anew."""
 
 
 class IndexSampler(Sampler):

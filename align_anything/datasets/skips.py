@@ -34,7 +34,7 @@ class SkipReport:
     """
 
     def __init__(self, output_dir: str | Path, keep: int = 0) -> None:
-        """Starts a list. `keep` records of an earlier part of the same run stay; what it listed later comes again."""
+        """Starts a list. `keep` records of an earlier stretch of the same run stay; what it listed later comes again."""
         self.path = Path(output_dir) / FILE_NAME
         self._reasons: dict[str, str] = {}
         if self.path.exists():
@@ -72,7 +72,7 @@ class SkipReport:
         """Stops the run when more than `max_ratio` of `total_rows` were left out.
 
         Raises:
-            TrainingError: with the first records and the place of the whole list.
+            TrainingError: with the first records and the path of the full list.
         """
         count = len(self)
         if count <= max_ratio * total_rows:
@@ -80,13 +80,13 @@ class SkipReport:
         head = '\n'.join(f'- {source}: {reason}' for source, reason in list(self._reasons.items())[:SHOWN])
         raise TrainingError(
             f'{count} of {total_rows} rows could not be used, data_cfgs.max_skipped_ratio={max_ratio} allows fewer. '
-            f'The first of them:\n{head}\nThe whole list is in {self.path}. Mend the rows, or raise max_skipped_ratio.'
+            f'The first of them:\n{head}\nThe full list is in {self.path}. Mend the rows, or raise max_skipped_ratio.'
         )
 
     def _kinds(self) -> Counter[str]:
         return Counter(map(kind_of_reason, self._reasons.values()))
 
     def _write(self) -> None:
-        # Rewritten whole, since a list that may fill a small share of the rows is short and a torn one is useless.
+        # Rewritten in full, since a list that may fill a small share of the rows is short and a torn one is useless.
         records = ({'source': source, 'reason': reason} for source, reason in self._reasons.items())
         atomic_write_text(self.path, ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records))

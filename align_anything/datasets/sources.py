@@ -87,7 +87,7 @@ def load_stream(
         DataError: as `load_rows`; also for slices of a split, which need random access.
     """
     if split is not None and not re.fullmatch(r'[\w.-]+', split):
-        raise DataError(f"'{source}': split='{split}' can't be cut from a stream; use size, or no streaming.")
+        raise DataError(f"'{source}': split='{split}' can't be taken from a stream; use size, or no streaming.")
     arguments = _arguments(optional_args)
     files = None if _is_saved(Path(source).expanduser()) else local_files(source, name, data_files)
     stream: RowStream

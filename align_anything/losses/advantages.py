@@ -1,11 +1,11 @@
-"""How much better a unit, or a whole response, was than expected.
+"""How much better a unit, or a response, was than expected.
 
 Units are flat: `segments`, `(N,)` and non-decreasing, names the response of each, and a response without units does no
 harm. Units follow each other as the policy drew them; what it did not say (a later user turn) is no unit, so nothing
 is discounted across it. Numbers of responses are `(R,)`; `groups`, `(R,)`, names the prompt of each, in any order, and
 all responses to a prompt must be in one call. A response's advantage is each of its units': `advantages[segments]`.
 
-REINFORCE++ (Hu et al., 2025, arXiv:2501.03262) is `discounted_sums` of `token_rewards`, whitened over the whole step
+REINFORCE++ (Hu et al., 2025, arXiv:2501.03262) is `discounted_sums` of `token_rewards`, whitened over the optimizer step
 (`losses/moments.py`). Its form with a baseline is the same on the scores of `group_relative` with scale `none`.
 """
 
@@ -76,17 +76,17 @@ def gae(
     arXiv:1506.02438, eq. 16).
 
     Args:
-        values: expected return before each unit is drawn, `(N,)`.
+        values: expected return before each unit is sampled, `(N,)`.
         rewards: reward of each unit, `(N,)`.
         bootstrap: expected return after the last unit of each response, `(R,)`: zero where the response ended, the
-            critic's value where it was cut off. Without it all count as ended, which tells the critic that whatever
-            runs out of room is worth no more than what it has.
+            critic's bootstrap value where it was clipped. Without it all count as ended, which tells the critic that whatever
+            runs into the length limit is worth no more than what it has.
 
     Returns:
         The advantages and the returns `advantage + value` that the critic learns, each `(N,)`.
     """
-    beyond = torch.zeros_like(values) if bootstrap is None else bootstrap[segments]
-    following = torch.where(last_units(segments), beyond, values.roll(-1))
+    bootstrapped = torch.zeros_like(values) if bootstrap is None else bootstrap[segments]
+    following = torch.where(last_units(segments), bootstrapped, values.roll(-1))
     advantages = discounted_sums(rewards + gamma * following - values, segments, gamma * lam)
     return advantages, advantages + values
 

@@ -1,7 +1,7 @@
 """How the units of responses of unequal length add up to one loss.
 
 Each way is a weight for each unit and a count for the step: the loss stays a sum that the engine divides, and does not
-depend on how the responses were cut into micro-batches.
+depend on how the responses were split into micro-batches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def aggregation_weights(
         weights: loss weight of each unit, `(N,)`.
         segments: the response of each unit, `(N,)`.
         num_responses: R; responses without weight count for nothing.
-        max_length: the constant length of `sequence-mean-token-sum-norm`, usually the longest that may be drawn.
+        max_length: the constant length of `sequence-mean-token-sum-norm`, usually the longest that may be sampled.
 
     Returns:
         The weights, `(N,)`, and the count of this micro-batch, `()`: of tokens, else of responses.

@@ -158,5 +158,5 @@ DPO_LOSSES: Mapping[str, PairLoss] = MappingProxyType(
 )
 """Loss by the name that `loss_type` takes, the names being TRL's.
 
-TRL's `aot` sorts a batch, so its gradient depends on how a step is cut into micro-batches; it is left out for that.
+TRL's `aot` sorts a batch, so its gradient depends on how a step is split into micro-batches; it is left out for that.
 """

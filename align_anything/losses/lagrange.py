@@ -39,10 +39,10 @@ def updated_log_multiplier(
     return raised if maximum is None else min(raised, math.log(maximum))
 
 
-def recent(window: Sequence[float], costs: Iterable[float], size: int) -> list[float]:
-    """The last `size` costs, oldest first: those of the window, then the new ones. Their mean is J_C.
+def recent(seen: Sequence[float], costs: Iterable[float], size: int) -> list[float]:
+    """The last `size` costs, oldest first: those seen, then the new ones. Their mean is J_C.
 
-    One step's responses are few; the mean of a window keeps λ from following their noise. The window, with ln λ, is
+    One step's responses are few; the mean of several steps keeps λ from following their noise. The costs, with ln λ, is
     state that belongs in the checkpoint.
     """
-    return [*window, *costs][-size:]
+    return [*seen, *costs][-size:]

@@ -1,6 +1,6 @@
 """Means and variances over all units of a step, whatever the ranks and micro-batches they are spread over.
 
-`moments` of parts add up. So a step sums those of its micro-batches, then over ranks, and only then whitens.
+`moments` of subsets add up. So a step sums those of its micro-batches, then over ranks, and only then whitens.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def merged(state: Mapping[str, float], totals: Tensor) -> dict[str, float]:
     count, total, squares = totals.tolist()
     if not count:
         return dict(state)
-    whole, mean = state['count'] + count, total / count
+    merged, mean = state['count'] + count, total / count
     distance = mean - state['mean']
     return {
-        'count': whole,
-        'mean': state['mean'] + distance * count / whole,
-        'm2': state['m2'] + max(squares - total * mean, 0.0) + distance**2 * state['count'] * count / whole,
+        'count': merged,
+        'mean': state['mean'] + distance * count / merged,
+        'm2': state['m2'] + max(squares - total * mean, 0.0) + distance**2 * state['count'] * count / merged,
     }
 
 

@@ -1,4 +1,4 @@
-"""Policy gradients on responses that were drawn before: ratios, clipping, and what corrects for the rollout engine.
+"""Policy gradients on responses that were sampled before: ratios, clipping, and what corrects for the rollout engine.
 
 Log-probabilities are `(N,)`: `logprobs` under the policy now, `old_logprobs` under the policy that drew the responses,
 as the trainer computes it. Losses are sums over units; weights come from `losses/aggregation.py`, and a unit without
@@ -26,7 +26,7 @@ class Clip:
     """The range in which ratios count: `1 - low` to `1 + high`, and for negative advantages at most `dual`.
 
     Attributes:
-        low, high: distances from one; a larger `high` leaves room for unlikely tokens (DAPO's clip-higher: Yu et al.,
+        low, high: distances from one; a larger `high` lets unlikely tokens rise more (DAPO's clip-higher: Yu et al.,
             2025, arXiv:2503.14476, eq. 10).
         dual: bound above `1 + high` on the ratio of units whose advantage is negative, which nothing else bounds (Ye
             et al., 2020, arXiv:1912.09729, dual-clip PPO, 3 in the paper); None for none.
@@ -125,7 +125,7 @@ def rollout_weights(
     """Factor of each unit's loss for that the rollout engine drew it with other rounding than the trainer's, `(N,)`.
 
     Truncated importance sampling (Yao et al., 2025, "Your efficient RL framework secretly brings you off-policy RL
-    training"): `min(p_trainer / p_rollout, cap)`, of the unit or of its whole response. No gradient flows through it.
+    training"): `min(p_trainer / p_rollout, cap)`, of the unit or of its sequence. No gradient flows through it.
 
     Args:
         rollout_logprobs: as the rollout engine gave them with the tokens, of the distribution it drew from, `(N,)`.

@@ -8,7 +8,7 @@ from torch import Tensor
 def sft_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     """Negative log-likelihood summed over units: `-Σ w_i log p_i`.
 
-    The engine divides it by the sum of the weights over the whole optimizer step, ranks included, which makes it the
+    The engine divides it by the sum of the weights over the optimizer step, ranks included, which makes it the
     token mean of the step whatever the micro-batches were.
 
     Args:

@@ -20,7 +20,7 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int) -> Tensor
 
 
 def missing_eos_penalty(ended: Tensor, penalty: float) -> Tensor:
-    """What is added to the score of each response that was cut off before it ended, `(R,)` (Huang et al., 2024,
+    """What is added to the score of each response that was clipped at the length limit, `(R,)` (Huang et al., 2024,
     arXiv:2403.17031; TRL).
 
     Args:
@@ -33,7 +33,7 @@ def missing_eos_penalty(ended: Tensor, penalty: float) -> Tensor:
 def informative(scores: Tensor, groups: Tensor) -> Tensor:
     """Whether the group of each response has scores that differ, `(R,)` bool.
 
-    Where all are equal every advantage is zero: dynamic sampling draws other prompts instead (DAPO: Yu et al., 2025,
+    Where all are equal every advantage is zero: dynamic sampling takes other prompts instead (DAPO: Yu et al., 2025,
     arXiv:2503.14476, eq. 11, which counts right answers).
 
     Args:

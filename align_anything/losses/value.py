@@ -19,7 +19,7 @@ def value_loss(
 
     Args:
         values: the critic's value of each unit now, `(N,)`.
-        old_values: the same when the responses were drawn, `(N,)`.
+        old_values: the same when the responses were sampled, `(N,)`.
         returns: what the values should be, `(N,)`.
         weights: loss weight of each unit, `(N,)`.
 

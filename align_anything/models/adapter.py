@@ -97,7 +97,7 @@ def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:
     if cfgs is None or not cfgs.use_lora:
         raise SettingsError(
             [
-                f'model_cfgs.model_name_or_path: {folder} holds a LoRA adapter, and this run trains the whole model. '
+                f'model_cfgs.model_name_or_path: {folder} holds a LoRA adapter, and this run trains the full model. '
                 f'Merge it first (align-anything merge {folder} MERGED) and train MERGED, or set lora_cfgs.use_lora '
                 'to train the adapter on.'
             ]
@@ -126,7 +126,7 @@ def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:
 
 
 def check_plain(adapter: Adapter) -> None:
-    """Raises ModelError for an adapter of another kind than `W + scale * B @ A`, DoRA and whole modules included."""
+    """Raises ModelError for an adapter of another kind than `W + scale * B @ A`, DoRA and fully saved modules included."""
     for key, plain in PLAIN_VALUES.items():
         if adapter.settings.get(key, plain[0]) not in plain:
             raise ModelError(

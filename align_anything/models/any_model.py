@@ -134,7 +134,7 @@ def _refuse_missing(report: dict[str, Any], kind: type[PreTrainedModel], source:
         )
     unused = sorted(set(report['unexpected_keys']) - {f'{SCORE_HEAD}.weight'})
     if unused:
-        logger.warning('%s holds weights that %s has no place for: %s', source, kind.__name__, _listed(unused))
+        logger.warning('%s holds weights that %s has no parameter for: %s', source, kind.__name__, _listed(unused))
 
 
 def _listed(names: list[str]) -> str:

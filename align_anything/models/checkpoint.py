@@ -146,7 +146,9 @@ def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
         if file is not None:
             yield file
             return
-    raise ModelError(f'{model_name_or_path} has no weights: neither {" nor ".join(WEIGHT_FILES)} (whole or in shards).')
+    raise ModelError(
+        f'{model_name_or_path} has no weights: neither {" nor ".join(WEIGHT_FILES)} (in one file or in shards).'
+    )
 
 
 def _find(model_name_or_path: str | Path, name: str) -> Path | None:
@@ -161,4 +163,4 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework='pt')
     except (SafetensorError, OSError) as error:
-        raise ModelError(f'{file} is damaged or cut off ({error}). Copy or download it again.') from error
+        raise ModelError(f'{file} is damaged or truncated ({error}). Copy or download it again.') from error

@@ -32,9 +32,9 @@ def _cat_ragged(tensors: list[Tensor]) -> Tensor:
     padded = []
     for tensor in tensors:
         if list(tensor.shape[1:]) != shape:
-            room = tensor.new_zeros((tensor.shape[0], *shape))
-            room[tuple(slice(size) for size in tensor.shape)] = tensor
-            tensor = room
+            padded = tensor.new_zeros((tensor.shape[0], *shape))
+            padded[tuple(slice(size) for size in tensor.shape)] = tensor
+            tensor = padded
         padded.append(tensor)
     return torch.cat(padded)
 
@@ -134,7 +134,7 @@ class RunEncoder:
         return Piece(ids, weights, media, dict(Counter(kind for kind, _ in self.handed(run))), token_tensors)
 
     def _calls(self, run: Run) -> list[Run]:
-        """Cuts a run at its clips where one call of the processor cannot take all of its media."""
+        """Splits a run at its clips where one call of the processor cannot take all of its media."""
         clips = [item for kind, item in run.media if kind == 'video']
         alike = len({self.likeness(clip) for clip in clips}) < 2
         mixed = self.clips_apart and bool(clips) and any(kind == 'image' for kind, _ in run.media)

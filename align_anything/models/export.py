@@ -51,7 +51,7 @@ def export_model(
 
     Args:
         model: the model, wrapped by peft under LoRA.
-        state_dict: what `model.state_dict()` would be if it were whole; needed where it is partitioned (ZeRO-3).
+        state_dict: what `model.state_dict()` would be if it were gathered; needed where it is partitioned (ZeRO-3).
         tokenizer, processor: saved beside the weights; the processor is None for text families.
         end_of_turn_id: token that was trained to end an answer; added to what stops generation.
         pad_token_id: what batches are padded with, from which classifiers of transformers tell where a text ends.
@@ -161,7 +161,7 @@ def _make_classifier(config: PreTrainedConfig, folder: Path, pad_token_id: int |
 def forget_last_call(tokenizer: Any) -> None:
     """Drops the padding and truncation of the last call, which a fast tokenizer would write down as its own.
 
-    Every call sets them anew. Written down, they become defaults of the processor's other parts: Gemma 4's then
+    Every call sets them anew. Written down, they become defaults of the processor's other components: Gemma 4's then
     refuses sounds.
     """
     if tokenizer.is_fast:

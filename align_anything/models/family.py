@@ -17,7 +17,14 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
 from align_anything.models.encoding import RunEncoder, cut, join, merge_media, pad_left
-from align_anything.models.rendering import ChatRenderer, Run, TrainOn, parting_turn, require_answers, require_written
+from align_anything.models.rendering import (
+    ChatRenderer,
+    Run,
+    TrainOn,
+    first_differing_turn,
+    require_answers,
+    require_written,
+)
 from align_anything.models.tower_calls import TowerCalls
 
 
@@ -49,7 +56,7 @@ class FamilySpec:
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
     brings_processor: ClassVar[bool] = False
-    """Whether the checkpoints' own code has a processor too; of transformers' own families that is known."""
+    """Whether the checkpoints' own code has a processor too; transformers' own families have one."""
     encoder_class: ClassVar[type[RunEncoder]] = RunEncoder
     """What calls the tokenizer and the processor."""
     chat_template: ClassVar[str | None] = None
@@ -125,9 +132,9 @@ class FamilySpec:
         start: int | None = None,
         judged: bool = False,
     ) -> Example:
-        """Encodes conversations that share their first turns and part at an answer, media decoded.
+        """Encodes conversations that share their first turns and first differ at an answer, media decoded.
 
-        `start` is the number of the turn in which they part; None finds it. Answers that are `judged` are read, not
+        `start` is the number of the first differing turn; None finds it. Answers that are `judged` are read, not
         learnt: they may be empty, which leaves the token that ends them, and hold any media that the family reads.
 
         Returns:
@@ -137,7 +144,7 @@ class FamilySpec:
         Raises:
             SampleError: the conversations are equal or differ before an answer, or as `encode` does.
         """
-        start = parting_turn(conversations) if start is None else start
+        start = first_differing_turn(conversations) if start is None else start
         return self._encode(conversations, train_on, start, judged)
 
     def _encode(
@@ -151,7 +158,7 @@ class FamilySpec:
         opening = rendered[0][0]
         if any(runs[0] != opening for runs in rendered):
             raise SampleError(
-                'the chat template writes the prompt of these answers differently, or they part before the last one: '
+                'the chat template writes the prompt of these answers differently, or they differ before the last one: '
                 'set data_cfgs.train_on: all_assistant'
             )
         prompt = self._piece(opening, first=True)
@@ -217,7 +224,7 @@ class FamilySpec:
     # What collation asks
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
-        """Positions of one whole sequence (a prompt and one response), `(position_rows, length)` int64.
+        """Positions of one sequence (a prompt and one response), `(position_rows, length)` int64.
 
         `media` and `token_tensors` are those of the sequence, merged in order.
         """
@@ -289,7 +296,7 @@ class FamilySpec:
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:
-        """Parameter-name prefixes of each part of the model; the longest matching prefix decides."""
+        """Parameter-name prefixes of each component of the model; the longest matching prefix decides."""
         if self.part_prefixes is not None:
             return {part: list(prefixes) for part, prefixes in self.part_prefixes.items()}
         return structure.parts(self.config)
@@ -303,14 +310,14 @@ class FamilySpec:
         return structure.nests_tower(self.config)
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of the towers in `part` are cut into single media, for a cache of their features.
+        """Returns how calls of the towers in `part` are split into single media, for a cache of their features.
 
-        Raises ModelError where they cannot be cut.
+        Raises ModelError where they cannot be split.
         """
         layers = self.config.to_dict().get('vision_feature_layer')
         return TowerCalls(() if layers is None else (layers,) if isinstance(layers, int) else tuple(layers))
 
-    def read_past(self, model: nn.Module) -> Sequence[tuple[nn.Module, nn.Parameter]]:
+    def external_parameters(self, model: nn.Module) -> Sequence[tuple[nn.Module, nn.Parameter]]:
         """Returns each weight that a module reads without calling the module it belongs to, with the reading module.
 
         ZeRO-3 gathers them for it. By itself it finds out about most of them, but not about one that is only now and
@@ -319,7 +326,7 @@ class FamilySpec:
         return ()
 
     def part_of(self, name: str) -> str:
-        """Returns the part that the parameter called `name` belongs to: the one with the longest matching prefix."""
+        """Returns the component that the parameter called `name` belongs to: the one with the longest matching prefix."""
         return structure.part_of(self.parts, name)
 
     def _checkpoint_template(self) -> str | None:

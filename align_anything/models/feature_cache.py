@@ -37,7 +37,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class FrozenTower:
-    """A tower whose features can be kept: the name of its module in the plain model, and how its calls are cut."""
+    """A tower whose features can be kept: the name of its module in the plain model, and how its calls are split."""
 
     name: str
     calls: TowerCalls

@@ -20,8 +20,8 @@ Gather = Callable[[Sequence[Tensor]], AbstractContextManager[Any]]
 def handed_over(model: nn.Module, gather: Gather) -> Iterator[tuple[str, Tensor]]:
     """Yields every weight of the plain model by its name in checkpoints, adapters added in, a few at a time.
 
-    The model is not changed. `gather` makes the tensors it is given lie whole on this rank as long as its context
-    lasts; a weight that it had to make whole is copied, others are yielded as they lie. Every rank goes through all.
+    The model is not changed. `gather` gathers the tensors it is given on this rank as long as its context
+    lasts; a weight that it had to gather is copied, others are yielded as they lie. Every rank goes through all.
     """
     plain = bare_model(model)
     quantised = quantised_layers(model)

@@ -35,7 +35,7 @@ def apply_lora(
 ) -> PeftModel:
     """Adds adapters to `model` and freezes everything else, except `modules_to_save` and the modules of `also_save`.
 
-    First weights are drawn from torch's generator, which has to be seeded alike on every rank. The adapters get
+    Initial weights come from torch's generator, which has to be seeded alike on every rank. The adapters get
     `dtype`, or that of the model: an engine that keeps float32 masters wants them like the weights. Raises ModelError
     for a target or module to save that names nothing, and for `unfreeze_patterns`: what they would train is not part
     of an adapter, so it would be lost on saving.
@@ -81,7 +81,7 @@ def target_modules(
 
     'auto' is every linear layer of the language model except its output embedding, and with `vision_lora` also those
     of the vision tower. An entry of a list is the last name or names of a module (`q_proj`, `self_attn.q_proj`),
-    looked for in the same parts, or a full name, which may lie in any part. Modules under `exclude` are left out.
+    looked for in the same components, or a full name, which may lie in any. Modules under `exclude` are left out.
     Raises ModelError when an entry names no linear layer.
     """
     chosen_parts = {'language_model', 'vision_tower'} if vision_lora else {'language_model'}

@@ -35,7 +35,7 @@ def mrope_positions(
         intervals: temporal distance between two frames of each video, `(videos,)`; 1 by default.
         per_second: what the intervals are multiplied by once they are summed up.
         after_time: whether the text after a clip begins behind its last temporal position too, not only its extent.
-        whole: whether temporal positions are cut to whole numbers; float32 otherwise.
+        whole: whether temporal positions are truncated to whole numbers; float32 otherwise.
     """
     length = token_types.numel()
     waiting: dict[int, Iterator[list[int]]] = {kind: iter(grid.tolist()) for kind, grid in grids.items()}
@@ -105,7 +105,7 @@ class MRopeSpec(FamilySpec):
         return mrope_positions(token_types, grids, self.config.vision_config.spatial_merge_size, self.intervals(media))
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of the vision tower are cut: patches of all media in one list, with their grids."""
+        """Returns how calls of the vision tower are split: patches of all media in one list, with their grids."""
         return PatchCalls()
 
     def video_grids(self, grids: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class OmniSpec(FamilySpec):
     position_rows: ClassVar[int] = 4
     encoder_class = OmniEncoder
     whole_positions: ClassVar[bool] = True
-    """Whether temporal positions are cut to whole numbers."""
+    """Whether temporal positions are truncated to whole numbers."""
 
     shared_marks: ClassVar[bool] = True
     """Whether the two tokens that open a clip with sound stand at one position, and the two that close it."""

@@ -1,7 +1,7 @@
 """What families whose model class comes with the checkpoint share: they write the tokens of media themselves.
 
 Their classes exist only where `trust_remote_code` lets a checkpoint's code run, and their processors agree on little,
-so media go through the parts of a processor and not through its call.
+so media go through the components of a processor and not through its call.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def load_model(
     bnb_cfgs: BnbCfgs | None = None,
     is_reward_model: bool = False,
 ) -> PreTrainedModel:
-    """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `parts` are those of the FamilySpec.
+    """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `parts` are the components of the FamilySpec.
 
     `attn_implementation` goes to the language model; towers keep what transformers chooses for them. Partitions
     while loading when a `HfDeepSpeedConfig` of ZeRO-3 is alive. An adapter folder gives the model under the adapter.
@@ -180,7 +180,7 @@ def tune_model(
     adapter: Adapter | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Freezes parts, unfreezes by pattern, then adds adapters. Returns the model, wrapped by peft under LoRA.
+    """Freezes components, unfreezes by pattern, then adds adapters. Returns the model, wrapped by peft under LoRA.
 
     With `adapter`, a saved one, its weights are where training starts. A score head always trains, and the output
     embedding beside it, which nothing reads, does not. Raises SettingsError when the settings are not
@@ -255,7 +255,7 @@ def _load_processor(
 
 
 def _processor_options(processor: Any) -> set[str]:
-    """The arguments that a processor and its parts know; transformers drops others without a word."""
+    """The arguments that a processor and its components know; transformers drops others without a word."""
     parts = [vars(processor)[name] for name in processor.get_attributes() if name != 'tokenizer']
     known: set[str] = set()
     for kind in (base for owner in (processor, *parts) for base in type(owner).__mro__ if base is not object):

@@ -1,4 +1,4 @@
-"""Conversations to runs of text, with the loss weight of each run known while it is rendered."""
+"""Conversations to runs of text, with the loss weight of each run set while it is rendered."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def require_written(
             )
 
 
-def parting_turn(conversations: Sequence[Conversation]) -> int:
+def first_differing_turn(conversations: Sequence[Conversation]) -> int:
     """Returns the number of the first turn in which conversations differ, an answer in each of them.
 
     Media are the same when they are the same decoded object. Raises SampleError when the conversations are equal,
-    when one ends where others go on, or when they part at a turn that is no answer.
+    when one ends where others go on, or when they first differ at a turn that is no answer.
     """
     first, others = conversations[0], conversations[1:]
     at = next(
@@ -255,11 +255,11 @@ class ChatRenderer:
         return runs
 
     def _split(self, messages: Conversation, segment: str) -> tuple[str, str, str]:
-        """Cuts a rendered answer into the text to learn, the text of the end-of-turn token, and what is left."""
+        """Splits a rendered answer into the text to learn, the text of the end-of-turn token, and what is left."""
         content = text_of(messages[-1])
         tail = self._tail
         if not segment.endswith(tail):
-            # A tail can depend on the turn's place in the conversation; ask for this very place.
+            # A tail can depend on the turn's position in the conversation; ask for this very one.
             tail = self.text([*messages[:-1], _answer(MARK)]).rpartition(MARK)[2]
         if not segment.endswith(tail):
             raise SampleError(f'the chat template ends this answer in an unknown way: {segment[-40:]!r}')

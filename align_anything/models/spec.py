@@ -18,7 +18,7 @@ class Spec(Protocol):
         meets: what the score of a unit is, which decides what algorithms can train it.
         reads: kinds of media that may stand in a prompt, text aside.
         emits: kinds of media that the model can learn to write into an answer, text aside.
-        parts: parameter-name prefixes of each part of the model; the longest matching prefix decides.
+        parts: parameter-name prefixes of each component of the model; the longest matching prefix decides.
     """
 
     model_type: str

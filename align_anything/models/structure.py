@@ -32,7 +32,7 @@ AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())
 
 
 def media_kinds(processor: Any) -> frozenset[MediaKind]:
-    """Returns the kinds of media that a processor has a part for."""
+    """Returns the kinds of media that a processor has a component for."""
     return frozenset(kind for name, kind in PROCESSOR_KINDS.items() if name in processor.get_attributes())
 
 
@@ -114,7 +114,7 @@ def layouts(config: Any) -> tuple[str, ...]:
 
 
 def parts(config: Any) -> dict[str, list[str]]:
-    """Returns prefixes of the parameter names of each part, found by the names of the model's modules."""
+    """Returns prefixes of the parameter names of each component, found by the names of the model's modules."""
     # A tied head has no name of its own among the distinct parameters, but adapters and saved weights know it by one.
     return parts_of_names([name for name, _ in skeleton(config).named_parameters(remove_duplicate=False)])
 
@@ -136,7 +136,7 @@ def hub_name(name: str, nests: bool) -> str:
 
 
 def parts_of_names(names: Sequence[str]) -> dict[str, list[str]]:
-    """Returns, for parameter names of a transformers model, the prefixes of each part of it."""
+    """Returns, for parameter names of a transformers model, the prefixes of each component of it."""
     found: dict[str, dict[str, None]] = {
         part: {} for part in ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
     }
@@ -159,7 +159,7 @@ def _place(pieces: list[str]) -> tuple[str, int]:
 
 
 def part_of(prefixes: Mapping[str, Sequence[str]], name: str) -> str:
-    """Returns the part whose prefix matches most of `name`. Raises ModelError when none does."""
+    """Returns the component whose prefix matches most of `name`. Raises ModelError when none does."""
     matches = [
         (len(prefix), part)
         for part, known in prefixes.items()
@@ -167,5 +167,5 @@ def part_of(prefixes: Mapping[str, Sequence[str]], name: str) -> str:
         if name == prefix or name.startswith(f'{prefix}.') or not prefix
     ]
     if not matches:
-        raise ModelError(f"parameter '{name}' belongs to no part of the model; known prefixes: {dict(prefixes)}")
+        raise ModelError(f"parameter '{name}' belongs to no component of the model; known prefixes: {dict(prefixes)}")
     return max(matches)[1]

@@ -1,6 +1,6 @@
-"""How one call of a tower is cut into items (pictures, tiles, clips, sounds) and their features put together again.
+"""How one call of a tower is split into items (pictures, tiles, clips, sounds) and their features put together again.
 
-The base class cuts along the first dimension, which serves most towers. A family whose tower lays its media out
+The base class splits along the first dimension, which serves most towers. A family whose tower lays its media out
 otherwise returns another class from `FamilySpec.tower_calls`.
 """
 
@@ -42,7 +42,7 @@ class TowerCalls:
         if len(lengths) != 1:
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             raise ModelError(
-                f'feature_cache_dir: this tower takes {shapes}, which cannot be cut into single media. Leave '
+                f'feature_cache_dir: this tower takes {shapes}, which cannot be split into single media. Leave '
                 'feature_cache_dir out, or override tower_calls() in a FamilySpec (docs/extending.md).'
             )
         return [{name: tensor[row : row + 1] for name, tensor in tensors.items()} for row in range(lengths.pop())]

@@ -1,6 +1,6 @@
 """Which parameters train, at which learning rate, and the table that shows it.
 
-The order is fixed: freeze parts, unfreeze by pattern, then add adapters (`models/lora.py`), which freeze the rest.
+The order is fixed: freeze components, unfreeze by pattern, then add adapters (`models/lora.py`), which freeze the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Parts = Mapping[str, Sequence[str]]
-"""Part names to prefixes of the parameter names in it, as in `FamilySpec.parts`."""
+"""Names of components to prefixes of the parameter names in it, as in `FamilySpec.parts`."""
 
 FREEZABLE_PARTS = ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
 _ADAPTER_PREFIX = 'base_model.model.'
@@ -42,7 +42,7 @@ def plain_name(name: str) -> str:
 
 
 def part_of(name: str, parts: Parts) -> str:
-    """Returns the part that a parameter belongs to, by the longest matching prefix. Raises ModelError for none."""
+    """Returns the component that a parameter belongs to, by the longest matching prefix. Raises ModelError for none."""
     plain = plain_name(name)
     return SCORE_HEAD if plain.startswith(f'{SCORE_HEAD}.') else structure.part_of(parts, plain)
 
@@ -57,9 +57,9 @@ def freeze_parts(
     language_model: bool = False,
     unfreeze_patterns: Sequence[str] = (),
 ) -> None:
-    """Freezes the named parts of `model`, then makes parameters trainable whose name a pattern is found in.
+    """Freezes the named components of `model`, then makes parameters trainable whose name a pattern is found in.
 
-    A model without such a part (a text model has no tower) has nothing to freeze there. Raises ModelError for a
+    A model without such a component (a text model has no tower) has nothing to freeze there. Raises ModelError for a
     pattern that is no regular expression or matches no parameter.
     """
     wanted = dict(zip(FREEZABLE_PARTS, (vision_tower, audio_tower, mm_proj, language_model), strict=True))
@@ -94,14 +94,14 @@ def learning_rates(
 ) -> dict[str, float]:
     """Returns the learning rate of every trainable parameter, by name.
 
-    A key of `lr_groups` is the name of a part or a regular expression that is found in parameter names; where several
-    fit, an expression beats a part and the later key wins. Raises ModelError for a key that fits no parameter, or
+    A key of `lr_groups` is the name of a component or a regular expression that is found in parameter names; where several
+    fit, an expression beats a component and the later key wins. Raises ModelError for a key that fits no parameter, or
     none that trains.
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     rates = dict.fromkeys(trainable, learning_rate)
     groups = lr_groups or {}
-    # Expressions last, so that they override the parts.
+    # Expressions last, so that they override the components.
     for key, rate in sorted(groups.items(), key=lambda entry: entry[0] not in parts):
         if key in parts:
             names = [name for name in trainable if part_of(name, parts) == key]
@@ -109,18 +109,20 @@ def learning_rates(
             expression = _compiled(key, 'lr_groups')
             names = [name for name in trainable if expression.search(plain_name(name)) or expression.search(name)]
         if not names and key in parts:
-            raise ModelError(f"lr_groups '{key}': nothing in that part trains, so a learning rate has no effect there.")
+            raise ModelError(
+                f"lr_groups '{key}': nothing in that component trains, so a learning rate has no effect there."
+            )
         if not names:
             raise ModelError(
-                f"lr_groups '{key}' is neither a part nor found in the name of any parameter that trains."
-                f'{nearest(key, list(parts))} Parts: {", ".join(parts)}.'
+                f"lr_groups '{key}' is neither a component nor found in the name of any parameter that trains."
+                f'{nearest(key, list(parts))} Components: {", ".join(parts)}.'
             )
         rates.update(dict.fromkeys(names, rate))
     return rates
 
 
 def parameter_table(model: nn.Module, parts: Parts, rates: Mapping[str, float]) -> list[PartRow]:
-    """Returns one row per part that holds parameters, in the order of `parts`, the score head last.
+    """Returns one row per component that holds parameters, in the order of `parts`, the score head last.
 
     `rates` is what `learning_rates` returned. Partitioned (ZeRO-3) and quantised parameters count in full.
     """
@@ -153,7 +155,7 @@ def render_table(rows: Iterable[PartRow]) -> Any:
 
     rows = list(rows)
     table = Table(title='What trains')
-    table.add_column('part')
+    table.add_column('component')
     for column in ('parameters', 'trainable', '%', 'dtype', 'learning rate'):
         table.add_column(column, justify='right')
     for row in rows:
@@ -202,7 +204,7 @@ def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recomputes activations in the backward pass, with adapters and frozen parts too.
+    """Recomputes activations in the backward pass, with adapters and frozen components too.
 
     Raises ModelError when the architecture cannot.
     """
@@ -215,10 +217,10 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class PartRow:
-    """One row of the table: what a part of the model holds and what of it trains.
+    """One row of the table: what a component of the model holds and what of it trains.
 
     Attributes:
-        part: name of the part.
+        part: name of the component.
         parameters: number of parameters.
         trainable: number of parameters that train.
         dtypes: types of the parameters, most frequent first.

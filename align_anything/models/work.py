@@ -25,7 +25,7 @@ class WorkOf:
     length, is left out.
 
     Args:
-        language, vision, audio: how many matrix products each weight of the part takes part in; a part that is
+        language, vision, audio: how many matrix products each weight of the component is used in; a component that is
             trained takes three, a frozen tower one.
     """
 
@@ -70,7 +70,7 @@ def tensors_of(media: Mapping[str, Tensor], patch_area: int) -> tuple[float, flo
     vision = audio = 0.0
     for name, tensor in media.items():
         if name.startswith('pixel_values'):
-            # (patches, values) where the processor cuts the patches itself, (…, 3, height, width) elsewhere.
+            # (patches, values) where the processor makes the patches itself, (…, 3, height, width) elsewhere.
             flat = tensor.ndim == 2
             vision += tensor.shape[0] if flat else tensor.numel() / tensor.shape[-3] / patch_area
         elif name.startswith('input_features') or name.startswith('input_audio_features'):

@@ -144,11 +144,11 @@ def test_a_stream_that_is_told_the_place_of_a_step_measures_little_before_it(opt
     steps, places = [], {}
     for step, micro in enumerate(known.micro_batches(1)):
         steps.append(micro)
-        places[step + 1] = known.place(1, step + 1)
+        places[step + 1] = known.cursor(1, step + 1)
     for start in (1, 2, len(steps) // 2, len(steps)):
         source = Costly()
         resumed = make(source)
-        resumed.go_on(1, start, places[start])
+        resumed.resume_at(1, start, places[start])
         assert list(resumed.micro_batches(1, start)) == steps[start:]
         unused = sum(len(micro) for micro in steps[start:])
         assert source.measured - unused <= (1 if not options else 16 * 400 / 10)

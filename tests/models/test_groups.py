@@ -15,9 +15,9 @@ from PIL import Image
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.parts import open_parts
+from align_anything.datasets.parts import open_sources
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
-from align_anything.models.rendering import parting_turn
+from align_anything.models.rendering import first_differing_turn
 from tests.datasets.clips import sound, tone
 from tests.models.samples import assistant, load, picture, user
 
@@ -36,7 +36,7 @@ def same_as_alone(folder: Path, conversations: list[Conversation], judged: bool 
     """Encodes a group and compares each of its responses with the conversation by itself."""
     spec = load(folder)
     group = spec.encode_group(conversations, judged=judged)
-    at = parting_turn(conversations)
+    at = first_differing_turn(conversations)
     for number, conversation in enumerate(conversations):
         alone = spec.encode_group([conversation], start=at, judged=judged)
         assert whole(group, number) == whole(alone, 0)
@@ -147,7 +147,7 @@ def dataset(folder: Path, task: Any, rows: list[dict[str, Any]], template: str, 
     path = folder / 'rows.jsonl'
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     kinds = frozenset({'image', 'audio'})
-    return ExampleDataset(open_parts(str(path), template, **options), task, 'any_to_text', kinds)
+    return ExampleDataset(open_sources(str(path), template, **options), task, 'any_to_text', kinds)
 
 
 class InMemory(list):
@@ -176,7 +176,7 @@ def test_rows_of_pairs_with_a_picture_share_it(tiny: Tiny, tmp_path: Path) -> No
     # As a Hugging Face feature gives it: the bytes of each place are an object of their own.
     copies = [{**content, 'bytes': bytes(bytearray(content['bytes']))} for _ in range(2)]
     row = {'chosen': conversation(copies[0], 'Red.'), 'rejected': conversation(copies[1], 'A dog.')}
-    [part] = open_parts(str(tmp_path / 'rows.jsonl'), 'Preference')
+    [part] = open_sources(str(tmp_path / 'rows.jsonl'), 'Preference')
     whole_row = replace(part, rows=InMemory([row]))
     found.append(ExampleDataset([whole_row], task, 'any_to_text', frozenset({'image'}))[0])
     first = found[0]

@@ -26,7 +26,7 @@ class AudioText(BaseFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         audio, answer = column(raw_sample, self._audio), self.answer(raw_sample)
-        # Drawn from the row, not at random: a resumed run and every worker must ask the same way.
+        # Chosen by the row, not at random: a resumed run and every worker must ask the same way.
         request = self.requests[zlib.crc32(answer.encode()) % len(self.requests)]
         return [*self.opening(), user_with('audio', audio, request), assistant(answer)], {'audio': audio}
 

@@ -61,7 +61,7 @@ class Preference(Answered):
     Attributes:
         chosen: column with the better answer; by default `chosen` or `better`.
         rejected: column with the worse one; by default `rejected` or `worse`.
-        margin: column with the margin by which a reward model should part them; by default `margin`, where there is
+        margin: column with the margin by which a reward model should separate them; by default `margin`, where there is
             one.
     """
 

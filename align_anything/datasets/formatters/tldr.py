@@ -30,6 +30,6 @@ class TLDR(BaseFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         content = text(raw_sample, 'content')
-        # Drawn from the text, not at random: a resumed run and every worker must ask the same way.
+        # Chosen by the text, not at random: a resumed run and every worker must ask the same way.
         request = self.requests[zlib.crc32(content.encode()) % len(self.requests)]
         return [*self.opening(), user(request + content), assistant(text(raw_sample, 'summary'))], {}

@@ -16,7 +16,7 @@ from align_anything.datasets.media.sources import as_file, describe
 
 MIN_SECONDS = 0.1
 MAX_SECONDS = 2 * 3600
-"""Longest sound that is read whole, half a gigabyte at 16 kHz."""
+"""Longest sound that is read in full, half a gigabyte at 16 kHz."""
 RATES = range(1000, 768_001)
 LOUDEST = 8
 """Full scale is 1; lossy formats go a little beyond, but not to the 32768 of integers taken for floats."""
@@ -106,7 +106,7 @@ def _read(source: str | bytes | bytearray, media: Media, limit: float) -> tuple[
             raise SampleError(f'{describe(media)} is damaged or no audio of a known format.') from error
         return read_track(source, media, min(limit, MAX_SECONDS + 1))
     if len(samples) < wanted or missing:
-        raise SampleError(f'{describe(media)} ends early: it is cut or damaged.')
+        raise SampleError(f'{describe(media)} ends early: it is truncated or damaged.')
     return samples, rate
 
 

@@ -120,7 +120,7 @@ def _read_index(container: Any, stream: Any, media: Media) -> _Index:
     usual = float(numpy.median(numpy.diff(stamps))) if len(stamps) > 1 else 1 / (FPS * unit)
     duration = (stamps[-1] - stamps[0] + (lengths[stamps[-1]] or usual)) * unit
     if cut or packets < _declared_packets(container, stream) or duration < 0.9 * _declared_seconds(stream) - 0.1:
-        raise SampleError(f'{describe(media)} ends early: it is cut or damaged.')
+        raise SampleError(f'{describe(media)} ends early: it is truncated or damaged.')
     return _Index(stamps, sorted(keys), duration, unit)
 
 

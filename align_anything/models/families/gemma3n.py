@@ -13,7 +13,7 @@ class AccustomedGemma3nModel(Gemma3nForConditionalGeneration):
 
 
 class Gemma3nSpec(FamilySpec):
-    """The default rules with the parts named."""
+    """The default rules with the components named."""
 
     part_prefixes = {
         'vision_tower': ('model.vision_tower',),
@@ -22,7 +22,7 @@ class Gemma3nSpec(FamilySpec):
         'language_model': ('model.language_model', 'lm_head'),
     }
 
-    def read_past(self, model: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
+    def external_parameters(self, model: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
         """Returns what each layer reads of the weights that mix its streams."""
         return [
             (layer, weight)

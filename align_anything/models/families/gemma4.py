@@ -65,7 +65,7 @@ class PictureCalls(TowerCalls):
         self.pooling = pooling
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """Returns the tokens of each picture; patches of padding have no place."""
+        """Returns the tokens of each picture; patches of padding have none."""
         return [int((item['pixel_position_ids'] != -1).all(-1).sum()) // self.pooling for item in items]
 
 
@@ -94,7 +94,7 @@ class PaddedSoundCalls(TowerCalls):
 
 
 class Gemma4Spec(FamilySpec):
-    """The default rules with the parts named; the sound tracks of a turn's clips stand at its end."""
+    """The default rules with the components named; the sound tracks of a turn's clips stand at its end."""
 
     encoder_class = Gemma4Encoder
     hears_clips = True
@@ -114,7 +114,7 @@ class Gemma4Spec(FamilySpec):
         return super().render_prompt([_with_tracks(message) for message in messages])
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of a tower are cut."""
+        """Returns how calls of a tower are split."""
         if part == 'audio_tower':
             return PaddedSoundCalls()
         return PictureCalls(self.config.vision_config.pooling_kernel_size**2)

@@ -18,7 +18,7 @@ class AccustomedLlavaModel(LlavaForConditionalGeneration):
 
 
 class LlavaSpec(FamilySpec):
-    """The default rules with the parts named."""
+    """The default rules with the components named."""
 
     part_prefixes = PARTS
 

@@ -61,7 +61,7 @@ class AccustomedMllamaBody(MllamaModel):
         slots = is_picture.cumsum(1)[rows, places] - 1
         # Empty slots hold zeros, which add nothing to what looks at them; the last one stays empty.
         number = int(is_picture.sum(1).max()) + 1
-        room = states.new_zeros((len(input_ids), number, *states.shape[1:])).index_put((rows, slots), states)
+        padded = states.new_zeros((len(input_ids), number, *states.shape[1:])).index_put((rows, slots), states)
         tiles = aspect_ratio_mask.bool()
         visible = _visible(is_picture, rows, places, slots, tiles, number)
         text = visible.any(-1)
@@ -70,12 +70,12 @@ class AccustomedMllamaBody(MllamaModel):
         early = early.repeat_interleave(tiles.shape[1], dim=1)[:, None]
         allowed = torch.where(text[..., None], visible, early)[:, None]
         allowed = allowed.repeat_interleave(self.vision_model.num_patches, dim=-1)
-        mask = torch.zeros(allowed.shape, dtype=room.dtype, device=room.device)
+        mask = torch.zeros(allowed.shape, dtype=padded.dtype, device=padded.device)
         return self.language_model(
             input_ids=input_ids,
-            cross_attention_states=room.flatten(1, 2),
-            cross_attention_mask=mask.masked_fill(~allowed, torch.finfo(room.dtype).min),
-            full_text_row_masked_out_mask=text[:, None, :, None].to(room.dtype),
+            cross_attention_states=padded.flatten(1, 2),
+            cross_attention_mask=mask.masked_fill(~allowed, torch.finfo(padded.dtype).min),
+            full_text_row_masked_out_mask=text[:, None, :, None].to(padded.dtype),
             **{name: value for name, value in inputs.items() if not name.startswith('cross_attention')},
         )
 

@@ -47,12 +47,12 @@ class AccustomedQwen2_5OmniThinkerModel(Qwen2_5OmniThinkerForConditionalGenerati
 
 
 class Qwen2_5OmniThinkerSpec(OmniSpec):
-    """The rules of the Omni thinkers with the parts named."""
+    """The rules of the Omni thinkers with the components named."""
 
     part_prefixes = PARTS
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of a tower are cut; inside the vision tower, patches are sorted by window."""
+        """Returns how calls of a tower are split; inside the vision tower, patches are sorted by window."""
         return SoundCalls(_tokens) if part == 'audio_tower' else PatchCalls(windows=True)
 
 

@@ -20,7 +20,7 @@ class Qwen2_5_VLSpec(MRopeSpec):
     """Frames stand as far apart as the time between them."""
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of the vision tower are cut; inside, its patches are sorted by window."""
+        """Returns how calls of the vision tower are split; inside, its patches are sorted by window."""
         return PatchCalls(windows=True)
 
     def intervals(self, media: Mapping[str, Any]) -> Tensor | None:

@@ -35,7 +35,7 @@ class Qwen2AudioEncoder(RunEncoder):
 
 
 class Qwen2AudioSpec(FamilySpec):
-    """The default rules with the parts named."""
+    """The default rules with the components named."""
 
     encoder_class = Qwen2AudioEncoder
     part_prefixes = {

@@ -102,7 +102,7 @@ class Qwen3OmniMoeThinkerSpec(OmniSpec):
     part_prefixes = {**PARTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of a tower are cut."""
+        """Returns how calls of a tower are split."""
         if part != 'audio_tower':
             return PatchCalls('merger_list')
         return WindowCalls(2 * self.config.audio_config.n_window)

@@ -23,7 +23,7 @@ class Qwen3VLSpec(MRopeSpec):
     }
 
     def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of the vision tower are cut, the features of its inner layers among them."""
+        """Returns how calls of the vision tower are split, the features of its inner layers among them."""
         return PatchCalls('deepstack_merger_list')
 
     def video_grids(self, grids: Tensor) -> Tensor:

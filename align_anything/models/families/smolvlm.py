@@ -21,7 +21,7 @@ class SmolVLMEncoder(RunEncoder):
 
 
 class SmolVLMSpec(FamilySpec):
-    """The default rules with the parts named."""
+    """The default rules with the components named."""
 
     encoder_class = SmolVLMEncoder
     part_prefixes = {

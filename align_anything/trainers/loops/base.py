@@ -135,7 +135,7 @@ class Loop:
             raise DataError('an epoch over the training data gave no rows; look at the datasets and their size.')
         self.progress.epoch += 1
         self.progress.step_in_epoch = 0
-        self.progress.place = None
+        self.progress.cursor = None
         if self.cfgs.train_cfgs.eval_strategy == 'epoch':
             self.evaluate()
 

@@ -60,7 +60,7 @@ class OfflineLoop(Loop):
         took = window.waited + time.perf_counter() - started
         progress.step += 1
         progress.step_in_epoch += 1
-        progress.place = self.training.sampler.place(progress.epoch, progress.step_in_epoch)
+        progress.cursor = self.training.sampler.cursor(progress.epoch, progress.step_in_epoch)
         progress.seen += int(result.extras['examples'] + result.extras['skipped'])
         if result.extras['skipped']:
             self.file_skips([item for part in all_gather_object(skipped) for item in part])

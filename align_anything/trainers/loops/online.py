@@ -306,7 +306,7 @@ class OnlineLoop(Loop):
             self.file_skips([item for part in all_gather_object(self._unusable) for item in part])
             self._unusable = []
         self.progress.step_in_epoch += 1
-        self.progress.place = self.training.sampler.place(self.progress.epoch, self.progress.step_in_epoch)
+        self.progress.cursor = self.training.sampler.cursor(self.progress.epoch, self.progress.step_in_epoch)
         return results, values
 
     def _updated(self, engine: DeepSpeedEngine, algorithm: Any, part: list[list[Example]]) -> WindowResult:

@@ -25,7 +25,7 @@ class Progress:
             `evaluations_since_best` were not better.
         last_evaluation: the metrics of the last evaluation.
         state: what an algorithm remembers beside its engines, as plain values.
-        place: where the sampler begins the next step, if it must be told (`Sampler.place`).
+        cursor: where the sampler begins the next step, if it must be told (`Sampler.cursor`).
     """
 
     step: int = 0
@@ -39,7 +39,7 @@ class Progress:
     evaluations_since_best: int = 0
     last_evaluation: dict[str, float] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
-    place: Sequence[int] | None = None
+    cursor: Sequence[int] | None = None
 
 
 _MUST_AGREE = {

@@ -184,7 +184,7 @@ def make_ready(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[s
     if zero_stage(config) == 3:
         import deepspeed
 
-        for module, parameter in spec.read_past(bare_model(model)):
+        for module, parameter in spec.external_parameters(bare_model(model)):
             deepspeed.zero.register_external_parameter(module, parameter)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         cache_features(model, spec, cfgs.model_cfgs.feature_cache_dir, in_step=zero_stage(config) == 3)

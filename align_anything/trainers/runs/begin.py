@@ -106,8 +106,8 @@ def start(run: Begun, slices: Slices, sampler: Sampler, steps: int) -> None:
     if run.resume_from is not None:
         slices.load_state(run.resume_from.state)
         restore_random_state(run.resume_from.state)
-        if progress.place is not None:
-            sampler.go_on(progress.epoch, progress.step_in_epoch, progress.place)
+        if progress.cursor is not None:
+            sampler.resume_at(progress.epoch, progress.step_in_epoch, progress.cursor)
         logger.info('resumed from %s after step %d of %d', run.resume_from.path, progress.step, steps)
     else:
         torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))

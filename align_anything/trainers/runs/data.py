@@ -21,7 +21,7 @@ from align_anything.datasets.filling import Filling
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
-from align_anything.datasets.parts import names_of, open_parts
+from align_anything.datasets.parts import names_of, open_sources
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
 from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.reference_scores import Indexed
@@ -30,7 +30,7 @@ from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, S
 from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
-from align_anything.models.rendering import TrainOn, parting_turn, require_written
+from align_anything.models.rendering import TrainOn, first_differing_turn, require_written
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.trainers.pairs import PAIRS, Pair
@@ -61,9 +61,9 @@ class Sources:
 def open_sources(cfgs: RunCfgs) -> Sources:
     """Opens every dataset of the run. Raises DataError for sources or templates that cannot be used."""
     data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
-    training = open_parts_of(data, 'train', cache_dir, streaming=data.streaming)
+    training = open_sources_of(data, 'train', cache_dir, streaming=data.streaming)
     evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
-    return Sources(training, open_parts_of(data, 'eval', cache_dir, streaming=False) if evaluate else [])
+    return Sources(training, open_sources_of(data, 'eval', cache_dir, streaming=False) if evaluate else [])
 
 
 def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
@@ -83,13 +83,13 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     return sources, spec
 
 
-def open_parts_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
+def open_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
     """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
     values = {key: getattr(data, f'{purpose}_{key}') for key in ('datasets', 'template', 'template_kwargs')}
     values |= {
         key: getattr(data, f'{purpose}_{key}') for key in ('name', 'split', 'size', 'data_files', 'optional_args')
     }
-    return open_parts(
+    return open_sources(
         **values,
         image_folder=data.image_folder,
         video_folder=data.video_folder,
@@ -186,7 +186,7 @@ class _Unread:
     def encode_group(
         self, conversations: Sequence[Conversation], train_on: TrainOn, start: int | None = None, judged: bool = False
     ) -> Example:
-        start = parting_turn(conversations) if start is None else start
+        start = first_differing_turn(conversations) if start is None else start
         for conversation in conversations if not judged else ():
             require_written(conversation, train_on, start, self.pair.writes, f"the pair '{self.pair.name}' writes")
         # One token for each answer, which tells them apart as the tasks ask.
