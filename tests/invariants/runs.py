@@ -106,7 +106,7 @@ def windows(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: in
 
 def train(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[float]:
     """Losses of a few optimizer steps."""
-    results = [run.train_window(window, SFT()) for window in windows(run, folder, rank, ranks, steps)]
+    results = [run.train_step(window, SFT()) for window in windows(run, folder, rank, ranks, steps)]
     assert all(result.applied for result in results)
     return [result.loss for result in results]
 

@@ -13,7 +13,7 @@ from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.algorithms.critic import Critic
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.local import LocalEngine
-from align_anything.engines.window import WindowResult
+from align_anything.engines.step import StepResult
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
@@ -79,12 +79,12 @@ def examples() -> list[Example]:
 
 def gradients(
     algorithm: Algorithm, layout: str, parts: Sequence[Sequence[Example]]
-) -> tuple[WindowResult, dict[str, Tensor]]:
+) -> tuple[StepResult, dict[str, Tensor]]:
     module = policy('tokens' if algorithm.scores == 'tokens' else 'responses', torch.float64)
     if isinstance(module, ScorePolicy):
         module.units = True
     batches = [in_float64(TokenCollator(TextFamily(), layout)(part)) for part in parts]
-    result = LocalEngine(module, sgd(module, 0.0)).train_window(batches, algorithm)
+    result = LocalEngine(module, sgd(module, 0.0)).train_step(batches, algorithm)
     return result, {key: value.grad for key, value in module.model.named_parameters() if value.grad is not None}
 
 

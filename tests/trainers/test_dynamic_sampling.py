@@ -10,7 +10,7 @@ import torch
 
 from align_anything.core.types import Example, Piece
 from align_anything.rollouts.base import Response
-from align_anything.rollouts.experience import Drawn, complete, most_telling
+from align_anything.rollouts.experience import Drawn, complete, informative_first
 from tests.trainers.runs import lines, run, text_rows, write_rows
 from tests.trainers.test_online import Tiny, argv, dies_in, metrics_of, named
 from tests.trainers.test_resume import assert_same
@@ -52,7 +52,7 @@ def drawn(scores: list[list[float]]) -> Drawn:
 )
 def test_prompts_whose_responses_differ_come_first(room: int, expected: list[int]) -> None:
     scores = [[1.0, 1.0], [0.0, 1.0], [0.3, 0.3], [2.0, -1.0], [5.0, 4.0]]
-    chosen = most_telling(drawn(scores), room)
+    chosen = informative_first(drawn(scores), room)
     assert [example.source for example in chosen.examples] == [f'row {number}' for number in expected]
     assert [int(response.ids) for response in chosen.all_responses] == [number for number in expected for _ in (0, 1)]
     assert chosen.scores.tolist() == pytest.approx([score for number in expected for score in scores[number]])
@@ -65,7 +65,7 @@ def test_parts_of_a_rollout_are_joined() -> None:
     assert whole.differing == [True, False, True] and nothing.differing == []
     assert whole.scores.tolist() == [1.0, 0.0, 2.0, 2.0, 3.0, 4.0]
     assert torch.equal(whole.rewards['ten'], 10 * whole.scores) and len(whole.all_responses) == 6
-    assert most_telling(nothing, 3).examples == []
+    assert informative_first(nothing, 3).examples == []
 
 
 def test_a_killed_run_goes_on_with_the_prompts_that_were_not_drawn_yet(

@@ -49,10 +49,10 @@ def test_skip_leaves_the_step_out_and_counts_it(tiny, rows, tmp_path, stage):
     def leave_out(rank: int) -> None:
         from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 
-        inner_step, inner_train = OfflineLoop._step, DeepSpeedEngine.train_window
+        inner_step, inner_train = OfflineLoop._step, DeepSpeedEngine.train_step
 
         def step(self, window):
-            DeepSpeedEngine.train_window = without if self.progress.step + 1 == 3 else inner_train
+            DeepSpeedEngine.train_step = without if self.progress.step + 1 == 3 else inner_train
             return inner_step(self, window)
 
         def without(self, window, *given, **options):

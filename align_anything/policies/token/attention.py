@@ -122,14 +122,14 @@ def segment_attention(
         )
     groups = query.shape[1] // key.shape[1]
     lengths = [span.stop - span.start for span in segments.spans]
-    # Split once: the gradient of a split is one concatenation, that of each slice a whole row of zeros.
+    # Split once: the gradient of a split is one concatenation, that of each slice a full row of zeros.
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
-    places = {(span.start, span.stop): index for index, span in enumerate(segments.spans)}
+    indices = {(span.start, span.stop): index for index, span in enumerate(segments.spans)}
     outputs = []
     for index, span in enumerate(segments.spans):
         span_key, span_value = keys[index], values[index]
         if span.prefix_length:
-            prefix = places[span.prefix_start, span.prefix_stop]
+            prefix = indices[span.prefix_start, span.prefix_stop]
             span_key = torch.cat([keys[prefix], span_key], dim=2)
             span_value = torch.cat([values[prefix], span_value], dim=2)
         mask = segments.mask(span, sliding_window, query.device)
