@@ -47,7 +47,7 @@ def checkpoints_in(output_dir: Path) -> list[Checkpoint]:
 
 
 def find_checkpoint(resume: str | None, output_dir: Path) -> Checkpoint | None:
-    """The checkpoint to resume from: for `auto` the newest of `output_dir`, None when there is none; else that at a path.
+    """The checkpoint to resume from: for `auto` the newest of `output_dir`, None without one; else that at a path.
 
     Raises SettingsError for a path that is not a complete checkpoint, naming those that are.
     """

@@ -51,7 +51,7 @@ class ProbedRollouts:
         return self.engine.generate(examples, sampling)
 
     def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
-        """Compares, if weights are new, what both say of a few tokens sampled for one prompt, with media if one has them.
+        """Compares, if weights are new, what both say of a few tokens sampled for one prompt, with media if it can.
 
         Every rank calls it. Raises TrainingError, on every rank, when they differ on one.
         """

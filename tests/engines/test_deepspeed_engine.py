@@ -73,8 +73,8 @@ def oracle(tied: bool = True) -> tuple[dict[str, torch.Tensor], list[float], lis
     collate, rows = TokenCollator(TextFamily(), 'padded'), examples()
     losses, norms = [], []
     for step in range(STEPS):
-        window = [collate([row]) for row in rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]]
-        losses.append(engine.train_step(window, SFT()).loss)
+        micro_batches = [collate([row]) for row in rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]]
+        losses.append(engine.train_step(micro_batches, SFT()).loss)
         norms.append(engine.grad_norm)
     return dict(module.model.state_dict()), losses, norms
 
@@ -87,8 +87,8 @@ def train(rank: int, ranks: int, stage: int, micro: int, layout: str, tied: bool
     losses, norms = [], []
     for step in range(STEPS):
         part = rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH][rank * GLOBAL_BATCH // ranks :]
-        window = [collate(part[m * micro : (m + 1) * micro]) for m in range(accumulation)]
-        losses.append(engine.train_step(window, SFT()).loss)
+        micro_batches = [collate(part[m * micro : (m + 1) * micro]) for m in range(accumulation)]
+        losses.append(engine.train_step(micro_batches, SFT()).loss)
         norms.append(engine.grad_norm)
     state = weights(engine)
     return state if rank == 0 else None, losses, norms
@@ -180,7 +180,7 @@ def resume(rank: int, stage: int, folder: str):
         return DeepSpeedEngine(module, config(stage, 2, 2, 2), optimizer(module), schedule)
 
     collate, rows = TokenCollator(TextFamily(), 'packed'), examples()
-    windows = [
+    batches_by_step = [
         [
             collate(rows[s * 8 + rank * 4 : s * 8 + rank * 4 + 2]),
             collate(rows[s * 8 + rank * 4 + 2 : s * 8 + rank * 4 + 4]),
@@ -188,13 +188,13 @@ def resume(rank: int, stage: int, folder: str):
         for s in range(3)
     ]
     engine = fresh()
-    engine.train_step(windows[0], SFT())
+    engine.train_step(batches_by_step[0], SFT())
     engine.save_state(Path(folder))
-    losses = [engine.train_step(window, SFT()).loss for window in windows[1:]]
+    losses = [engine.train_step(micro_batches, SFT()).loss for micro_batches in batches_by_step[1:]]
     whole = weights(engine)
     again = fresh()
     again.load_state(Path(folder))
-    resumed = [again.train_step(window, SFT()).loss for window in windows[1:]]
+    resumed = [again.train_step(micro_batches, SFT()).loss for micro_batches in batches_by_step[1:]]
     state = weights(again)
     same = rank == 1 or all(torch.equal(tensor, state[name]) for name, tensor in whole.items())
     return losses, resumed, same, engine.learning_rates, again.learning_rates

@@ -155,8 +155,8 @@ def test_quantised_base_stays_while_its_adapters_learn(
         cfgs = settings(folder, family, zero_file(tmp_path, stage), **changes)
         run = assembled(cfgs, family)
         before = weights(run)
-        window = [run.policy.collate([row.example for row in rows(folder)[1][rank : rank + 2]])]
-        losses = [run.train_step(window, SFT()).loss for _ in range(8)]
+        micro_batches = [run.policy.collate([row.example for row in rows(folder)[1][rank : rank + 2]])]
+        losses = [run.train_step(micro_batches, SFT()).loss for _ in range(8)]
         kinds = {type(parameter).__name__ for parameter in run.policy.model.parameters()}
         return losses, before, weights(run), trainable(run.policy.model), kinds
 

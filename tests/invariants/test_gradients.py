@@ -102,10 +102,10 @@ def test_gradients_are_those_of_a_plain_loop_for_every_cut(family: str, layout: 
     local = engine(folder, layout)
     # With several ranks, batches that lack a kind of media carry a dummy; it must leave no trace.
     kinds = MEDIA.get(family, ())
-    windows = cuts([row.example for row in (*singles, *groups)])
-    for dummies, (name, window) in zip((kinds, (), kinds), windows.items(), strict=True):
+    batches_by_step = cuts([row.example for row in (*singles, *groups)])
+    for dummies, (name, micro_batches) in zip((kinds, (), kinds), batches_by_step.items(), strict=True):
         collate = TokenCollator(spec, layout, dummy_kinds=dummies)
-        result = local.train_step([collate(part) for part in window], SFT())
+        result = local.train_step([collate(part) for part in micro_batches], SFT())
         assert result.loss == pytest.approx(loss, rel=1e-6), name
         compare(local, expected)
 

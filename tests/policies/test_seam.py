@@ -71,14 +71,14 @@ def roles_of(name: str, dtype: torch.dtype) -> dict[str, Policy]:
     return {'reference': frozen} if name in ('dpo', 'kto') else {}
 
 
-def window(name: str, cut: Sequence[Sequence[int]]) -> list[Batch]:
+def micro_batches(name: str, cut: Sequence[Sequence[int]]) -> list[Batch]:
     return [PointCollator()([rows_of(name)[number] for number in part]) for part in cut]
 
 
 def step(name: str, cut: Sequence[Sequence[int]]) -> tuple[StepResult, dict[str, Tensor]]:
     policy: Policy = GaussianPolicy(torch.float64)
     engine = LocalEngine(policy, torch.optim.SGD(policy.parameters(), lr=0.0))
-    result = engine.train_step(window(name, cut), ALGORITHMS[name], roles_of(name, torch.float64))
+    result = engine.train_step(micro_batches(name, cut), ALGORITHMS[name], roles_of(name, torch.float64))
     return result, {key: value.grad for key, value in policy.named_parameters()}
 
 
@@ -182,7 +182,7 @@ def under_deepspeed(rank: int) -> dict[str, tuple[float, dict[str, Tensor]]]:
     policy.check(engine.engine, engine.device)
     found = {}
     for name, algorithm in ALGORITHMS.items():
-        result = engine.train_step(window(name, CUTS[2]), algorithm, roles_of(name, torch.float32))
+        result = engine.train_step(micro_batches(name, CUTS[2]), algorithm, roles_of(name, torch.float32))
         found[name] = result.loss, engine.full_state_dict(engine.policy.model)
     return found
 
@@ -192,7 +192,7 @@ def test_deepspeed_steps_as_one_process() -> None:
     policy = GaussianPolicy(torch.float64)
     engine = LocalEngine(policy, torch.optim.SGD(policy.parameters(), lr=0.05))
     for name, algorithm in ALGORITHMS.items():
-        result = engine.train_step(window(name, CUTS[0]), algorithm, roles_of(name, torch.float64))
+        result = engine.train_step(micro_batches(name, CUTS[0]), algorithm, roles_of(name, torch.float64))
         loss, state = found[name]
         assert loss == pytest.approx(result.loss, rel=1e-5), name
         for key, value in policy.model.state_dict().items():

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from align_anything.core.errors import SampleError
-from align_anything.rollouts.vllm_client import PART_BYTES, _chunks
+from align_anything.rollouts.vllm_client import CHUNK_BYTES, _chunks
 from align_anything.rollouts.vllm_engine import Engine, Generated, Request, VLLMOptions
 from align_anything.rollouts.vllm_server import Served, make_app
 from align_anything.rollouts.wire import (
@@ -54,10 +54,10 @@ def test_responses_arrive_as_they_were() -> None:
     assert unpack_generated(pack_generated(generated)) == generated
 
 
-def test_weights_keep_their_type_and_are_cut_into_chunks() -> None:
+def test_weights_keep_their_type_and_are_split_into_chunks() -> None:
     _, tensors = unpack(pack({}, {'a': torch.ones(2, dtype=torch.bfloat16), 'b': torch.zeros(3, 2).T}))
     assert tensors['a'].dtype == torch.bfloat16 and tensors['b'].shape == (2, 3)
-    large = torch.empty(PART_BYTES // 2 + 1, dtype=torch.uint8)
+    large = torch.empty(CHUNK_BYTES // 2 + 1, dtype=torch.uint8)
     named = [('a', large), ('b', large), ('c', torch.ones(1))]
     assert [(list(chunk), last) for chunk, last in _chunks(iter(named))] == [(['a'], False), (['b', 'c'], True)]
 

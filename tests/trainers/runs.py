@@ -89,7 +89,7 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
     def before(rank: int) -> None:
         inner_step, inner_terms = OfflineLoop._step, SFT.terms
 
-        def watched(self, window):
+        def watched(self, loaded):
             now = rank == rank_of_it and self.progress.step + 1 == step
 
             def terms(algorithm, batch, scored, estimates):
@@ -97,9 +97,9 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
                 return inner_terms(algorithm, batch, poisoned, estimates)
 
             if now and met is not None:
-                met.write_text('\n'.join(name for batch in window.batches for name in batch.sources))
+                met.write_text('\n'.join(name for batch in loaded.batches for name in batch.sources))
             SFT.terms = terms if now else inner_terms
-            return inner_step(self, window)
+            return inner_step(self, loaded)
 
         OfflineLoop._step = watched
 

@@ -5,36 +5,36 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align_anything.core.types import Example, Piece
+from align_anything.core.types import Example, Piece, Response
 from align_anything.reporting.online_report import repetition, rollout_metrics
-from align_anything.rollouts.base import Response
-from align_anything.rollouts.experience import Drawn, complete
+from align_anything.rollouts.experience import Rollout, complete
 
 SOURCES = ('sums.jsonl', 'words.jsonl', 'unseen.jsonl')
 
 
 def response(length: int, finished: bool = True) -> Response:
-    return Response(torch.arange(length), torch.zeros(length), finished, 0)
+    per_unit = {'rollout': torch.zeros(length)}
+    return Response(torch.arange(length), torch.ones(length), per_unit=per_unit, finished=finished)
 
 
 @pytest.fixture
-def drawn() -> Drawn:
-    """Two prompts of the first source around one of the second; one response was cut."""
+def rollout() -> Rollout:
+    """Two prompts of the first source around one of the second; one response was clipped."""
     prompts = [Example(Piece(torch.arange(3), torch.zeros(3)), [], part=part) for part in (0, 1, 0)]
     responses = [[response(2), response(4)], [response(6, finished=False)], [response(8)]]
     rewards = {'format': torch.tensor([0.0, 1.0, 1.0, 2.0]), 'length': torch.tensor([0.0, 0.0, -4.0, 0.0])}
-    return Drawn(complete(prompts, responses), responses, rewards, rewards['format'] + rewards['length'])
+    return Rollout(complete(prompts, responses), rewards, rewards['format'] + rewards['length'])
 
 
-def known(drawn: Drawn, by_trainer: float) -> list[Example]:
-    for example in drawn.examples:
+def with_logprobs(rollout: Rollout, by_trainer: float) -> list[Example]:
+    for example in rollout.examples:
         for piece in example.responses:
             piece.per_unit['old'] = torch.full((len(piece),), by_trainer)
-    return drawn.examples
+    return rollout.examples
 
 
-def test_means_are_told_over_all_responses_and_by_source(drawn: Drawn) -> None:
-    told = rollout_metrics(drawn, known(drawn, 0.25), SOURCES, lambda tensor: tensor)
+def test_means_are_told_over_all_responses_and_by_source(rollout: Rollout) -> None:
+    told = rollout_metrics(rollout, with_logprobs(rollout, 0.25), SOURCES, lambda tensor: tensor)
     assert told['responses'] == 4 and told['response_length'] == 5 and told['truncated'] == 0.25
     assert told['reward'] == 0 and told['reward/format'] == 1 and told['reward/length'] == -1
     assert told['reward_std'] == pytest.approx(torch.tensor([0.0, 1.0, -3.0, 2.0]).std().item())
@@ -42,15 +42,15 @@ def test_means_are_told_over_all_responses_and_by_source(drawn: Drawn) -> None:
     assert own == {'sums.jsonl': {'responses': 3, 'reward': 1}, 'words.jsonl': {'responses': 1, 'reward': -3}}
     assert told['words.jsonl/truncated'] == 1 and told['words.jsonl/reward/length'] == -4
     assert told['sums.jsonl/response_length'] == pytest.approx(14 / 3)
-    assert not [name for name in told if name.startswith('unseen')], 'nothing was drawn to its prompts'
+    assert not [name for name in told if name.startswith('unseen')], 'nothing was generated to its prompts'
 
 
-def test_one_source_is_not_told_twice(drawn: Drawn) -> None:
-    told = rollout_metrics(drawn, known(drawn, 0.25), SOURCES[:1], lambda tensor: tensor)
+def test_one_source_is_not_told_twice(rollout: Rollout) -> None:
+    told = rollout_metrics(rollout, with_logprobs(rollout, 0.25), SOURCES[:1], lambda tensor: tensor)
     assert not [name for name in told if name.startswith('sums')]
 
 
-def test_sums_of_other_ranks_are_added(drawn: Drawn) -> None:
+def test_sums_of_other_ranks_are_added(rollout: Rollout) -> None:
     """A rank whose rows all fell out tells the same as its peer."""
     sums: list[torch.Tensor] = []
 
@@ -58,15 +58,15 @@ def test_sums_of_other_ranks_are_added(drawn: Drawn) -> None:
         sums.append(tensor.clone())
         return tensor
 
-    told = rollout_metrics(drawn, known(drawn, 0.5), SOURCES, given)
-    nothing = Drawn([], [], {name: torch.zeros(0) for name in drawn.rewards}, torch.zeros(0))
+    told = rollout_metrics(rollout, with_logprobs(rollout, 0.5), SOURCES, given)
+    nothing = Rollout([], {name: torch.zeros(0) for name in rollout.rewards}, torch.zeros(0))
     assert rollout_metrics(nothing, [], SOURCES, lambda tensor: tensor + sums.pop(0)) == told
 
 
-def test_the_drift_is_that_of_the_tokens_trained_on(drawn: Drawn) -> None:
-    """Of all that was drawn, one response is learned from."""
-    examples = known(drawn, 0.25)
-    assert rollout_metrics(drawn, examples[1:2], SOURCES, lambda tensor: tensor)['rollout_drift'] == 0.25
+def test_the_drift_is_that_of_the_tokens_trained_on(rollout: Rollout) -> None:
+    """Of all that was generated, one response is learned from."""
+    examples = with_logprobs(rollout, 0.25)
+    assert rollout_metrics(rollout, examples[1:2], SOURCES, lambda tensor: tensor)['rollout_drift'] == 0.25
 
 
 def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:

@@ -90,7 +90,7 @@ def dies_in_step(step: int) -> Callable[[int], None]:
     def before(rank: int) -> None:
         inner_step, inner_terms = OfflineLoop._step, SFT.terms
 
-        def watched(self, window):
+        def watched(self, loaded):
             calls = []
 
             def terms(*given):
@@ -101,7 +101,7 @@ def dies_in_step(step: int) -> Callable[[int], None]:
 
             if rank == 1 and self.progress.step + 1 == step:
                 SFT.terms = terms
-            return inner_step(self, window)
+            return inner_step(self, loaded)
 
         OfflineLoop._step = watched
 
@@ -218,10 +218,10 @@ def test_sigterm_saves_and_leaves_with_code_zero_and_resume_is_exact(settings, u
     def before(rank: int) -> None:
         inner = OfflineLoop._step
 
-        def step(self, window):
+        def step(self, loaded):
             if rank == 1 and self.progress.step + 1 == 5:
                 os.kill(os.getpid(), signal.SIGTERM)  # one rank hears it; all must stop together
-            return inner(self, window)
+            return inner(self, loaded)
 
         OfflineLoop._step = step
 

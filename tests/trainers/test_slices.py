@@ -158,7 +158,7 @@ def test_a_run_shorter_than_the_slice_is_refused(settings, old):
 
 
 def test_a_fresh_run_in_an_old_folder_is_not_mixed_up_with_the_old_one(settings, old):
-    """Were the old checkpoints left there, pruning would delete the new ones as older, and auto would go on from the old."""
+    """Were the old checkpoints left there, pruning would delete the new ones first, and auto would take an old one."""
     kept = weights(old / 'slice_4')
     output = succeed(settings(old, seed=7, save_interval=1, save_total_limit=1, max_steps=3))
     assert checkpoints_in(old) == ['slice_2', 'slice_2.old', 'slice_4.old', 'slice_end']

@@ -138,7 +138,7 @@ def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_pa
         ({'use_vllm': True, 'vllm_server_urls': '[a, b]', 'vllm_num_engines': 1}, 'but vllm_server_urls has 2'),
         (
             {'use_vllm': True, 'vllm_server_urls': '[a]', 'vllm_tensor_parallel_size': 2},
-            'a server generates on one device',
+            'generates on one device',
         ),
         (
             {'use_vllm': True, 'generation_batch_size': 2},

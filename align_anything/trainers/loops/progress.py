@@ -106,7 +106,7 @@ def manifest_of(progress: Progress, cfgs: RunCfgs) -> dict[str, Any]:
 
 
 def resume_progress(manifest: dict[str, Any], cfgs: RunCfgs, where: str) -> Progress:
-    """The progress of a checkpoint. Raises SettingsError listing each setting that differs from those it was written with."""
+    """The progress of a checkpoint. Raises SettingsError listing all settings that differ from its own."""
     ours = json.loads(json.dumps(identity(cfgs)))
     theirs = manifest['identity']
     problems = [
