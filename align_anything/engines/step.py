@@ -100,7 +100,7 @@ def global_estimates(
     reduce_sum: ReduceSum,
     device: torch.device | str = 'cpu',
 ) -> dict[str, float]:
-    """What the algorithm wants to know of the whole step, over all ranks, before it takes a gradient of any of it.
+    """What the algorithm estimates over the step and all ranks, before any gradient of it is taken.
 
     A batch without responses of other rows is scored itself and counted for nothing: every rank makes as many
     forward passes.

@@ -163,7 +163,7 @@ def test_micro_batches_are_filled_to_a_number_of_tokens(budget: int, layout: str
         elif following is not None:
             first = following[0]
             one_more = filled([*part, Example(first.prompt, first.responses[:1])], 10**6, collate.size)[0]
-            assert collate.size(one_more) > budget, 'there was room for the next response'
+            assert collate.size(one_more) > budget, 'the next response would have fit'
 
 
 def test_nothing_is_one_empty_micro_batch() -> None:

@@ -77,11 +77,11 @@ def test_records_that_say_too_little_are_refused(path: str, record: object) -> N
     assert answer.status_code == 400 and answer.json()['error']
 
 
-def test_a_server_takes_weights_from_the_first_part_on() -> None:
+def test_a_server_takes_weights_from_the_first_chunk_on() -> None:
     options = dataclasses.asdict(VLLMOptions('float32', 8))
     record = {'model': 'anything', 'options': options, 'first': False, 'last': True, 'backend': None}
     answer = TestClient(make_app(Served())).post('/weights', content=pack(record, {'a': torch.ones(1)}))
-    assert answer.status_code == 400 and 'the first part of these weights was never sent' in answer.json()['error']
+    assert answer.status_code == 400 and 'the first chunk of these weights was never sent' in answer.json()['error']
 
 
 def test_what_sleeps_is_woken_once() -> None:

@@ -239,7 +239,7 @@ def fails_ahead(rank: int) -> None:
         ('grpo', {'use_vllm': False}, 'vllm_cfgs.vllm_async: it means nothing without use_vllm: True'),
         ('grpo', {'rollout_correction_cap': 'null'}, 'for which grpo does not make up'),
         ('online_dpo', {}, 'for which online_dpo does not make up'),
-        ('grpo', {'dynamic_sampling_rounds': 1}, 'dynamic_sampling_rounds goes on when'),
+        ('grpo', {'dynamic_sampling_rounds': 1}, 'dynamic_sampling_rounds generates again'),
         ('grpo', {'vllm_enable_sleep': True}, 'vllm_enable_sleep gives away'),
         ('grpo', {'vllm_tensor_parallel_size': 2}, 'devices that share weights'),
     ],

@@ -121,7 +121,7 @@ def test_the_page_shows_texts_as_they_are_and_media_small(tmp_path: Path) -> Non
         *('response', 'reward', 'reward/right', 'reward/brief', 'tokens'),
         *('yes', '0.5', '1', '-1', '1'),
     ]
-    assert page.cells[10:15] == [f'{NASTY} no', '1', '2', '-2', '2, cut']
+    assert page.cells[10:15] == [f'{NASTY} no', '1', '2', '-2', '2, clipped']
     tags = [tag for tag, _ in page.tags]
     assert tags.count('img') == 1 + 3 and tags.count('audio') == 1 and 'script' not in tags and 'b' not in tags
     sources = [attributes['src'] for _, attributes in page.tags if 'src' in attributes]

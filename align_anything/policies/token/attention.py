@@ -19,7 +19,7 @@ SEGMENT_ATTENTION = 'segment'
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `[start, stop)` of a packed row; they see themselves causally, and `[prefix_start, prefix_stop)` whole."""
+    """Tokens `[start, stop)` of a packed row; they see themselves causally and all of `[prefix_start, prefix_stop)`."""
 
     start: int
     stop: int
@@ -36,7 +36,7 @@ class AttentionPlan:
     """Who sees whom in one packed row.
 
     Attributes:
-        spans: consecutive spans that cover the row; a prefix is one of them, whole.
+        spans: consecutive spans that cover the row; a prefix is exactly one of them.
         blocks: for families whose media tokens see each other in both directions, the number of the media item that
             each token belongs to, zero for text, `(length,)`; otherwise None.
     """

@@ -241,7 +241,7 @@ class LogProbHead(nn.Module):
             checkpoint(self._score, hidden[start : start + step], targets[start : start + step], use_reentrant=False)
             for start in range(0, max(len(targets), 1), step)
         ]
-        values, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        values, entropies = (torch.cat(columns) for columns in zip(*chunks, strict=True))
         return values, entropies if with_entropy else None
 
     def _score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -160,7 +160,7 @@ class Loop:
         suspects = result.suspects or (
             [] if not result.finite else [name for batch in batches for name in batch.sources]
         )
-        names = [name for part in all_gather_object(suspects) for name in part]
+        names = [name for own in all_gather_object(suspects) for name in own]
         what = 'gradient' if result.finite else 'loss'
         message = (
             f'step {self.progress.step}: the {what} is not finite; the weights were left as they were. '

@@ -42,8 +42,8 @@ def cut_into_steps(
     responses, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if train.max_length_per_batch is None:
         number = micro_batches_of(cfgs, algorithm)
-        parts = cut(examples, responses, number)
-        return [parts[start : start + accumulation] for start in range(0, number, accumulation)]
+        micro_batches = cut(examples, responses, number)
+        return [micro_batches[start : start + accumulation] for start in range(0, number, accumulation)]
     steps = cut(examples, responses * accumulation, steps_of_pass(cfgs, algorithm))
     return _equally_filled(steps, train.max_length_per_batch, size, whole=algorithm.compares)
 
@@ -102,6 +102,6 @@ def _equally_filled(
     steps: Sequence[Sequence[Example]], budget: int, size: Size, *, whole: bool = False
 ) -> list[list[list[Example]]]:
     """Cuts the Examples of each step as `filled` does, into as many micro-batches on every rank."""
-    parts = [filled(step, budget, size, whole=whole) for step in steps]
-    most = [max(counts) for counts in zip(*all_gather_object([len(part) for part in parts]), strict=True)]
-    return [part + [[]] * (count - len(part)) for part, count in zip(parts, most, strict=True)]
+    made = [filled(step, budget, size, whole=whole) for step in steps]
+    most = [max(counts) for counts in zip(*all_gather_object([len(own) for own in made]), strict=True)]
+    return [own + [[]] * (count - len(own)) for own, count in zip(made, most, strict=True)]

@@ -46,7 +46,7 @@ class OfflineLoop(Loop):
                 yield batch
 
         result = self.engine.evaluate(batches, self.algorithm, self.roles)
-        self.file_skips([item for part in all_gather_object(skipped) for item in part])
+        self.file_skips([item for own in all_gather_object(skipped) for item in own])
         return result
 
     def _step(self, loaded: LoaderStep) -> bool:
@@ -63,7 +63,7 @@ class OfflineLoop(Loop):
         progress.place = self.training.sampler.place(progress.epoch, progress.step_in_epoch)
         progress.seen += int(result.extras['examples'] + result.extras['skipped'])
         if result.extras['skipped']:
-            self.file_skips([item for part in all_gather_object(skipped) for item in part])
+            self.file_skips([item for own in all_gather_object(skipped) for item in own])
         if not result.applied and any(result.counts.values()):
             self._nonfinite(loaded.batches, result)
         self.console.advance(progress.step)

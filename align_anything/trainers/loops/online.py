@@ -139,7 +139,7 @@ class OnlineLoop(Loop):
         sums: Tensor | float = 0.0
         names: list[str] = []
         for prompts in loader.micro_batches(0):
-            self.file_skips([item for part in all_gather_object(prompts.skipped) for item in part])
+            self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
             rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)))
             local = numbers_of(rollout)
             names = list(local)
@@ -281,7 +281,7 @@ class OnlineLoop(Loop):
             values={role: joined(examples, f'values/{role}') for role in self.critics},
             bootstrap=bootstrap,
             costs=costs,
-            all_costs=[cost for part in all_gather_object(costs.tolist()) for cost in part],
+            all_costs=[cost for own in all_gather_object(costs.tolist()) for cost in own],
         )
         state = self.progress.state.setdefault('algorithm', {})
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
@@ -303,7 +303,7 @@ class OnlineLoop(Loop):
                     values[role].append(self._updated(critic, algorithm, micro_batches))
                 self.progress.step += 1
         if self.ptx is not None:
-            self.file_skips([item for part in all_gather_object(self._unusable) for item in part])
+            self.file_skips([item for own in all_gather_object(self._unusable) for item in own])
             self._unusable = []
         self.progress.step_in_epoch += 1
         self.progress.place = self.training.sampler.place(self.progress.epoch, self.progress.step_in_epoch)
@@ -335,7 +335,7 @@ class OnlineLoop(Loop):
     # What is told
 
     def _skip(self, prompts: Sequence[Prompts]) -> None:
-        skipped = [item for part in all_gather_object([i for p in prompts for i in p.skipped]) for item in part]
+        skipped = [item for own in all_gather_object([i for p in prompts for i in p.skipped]) for item in own]
         self.progress.seen += int(self._sum([float(sum(len(p.examples) for p in prompts))])[0]) + len(skipped)
         if skipped:
             self.file_skips(skipped)
@@ -396,4 +396,4 @@ class OnlineLoop(Loop):
 def examples_of(loaded: LoaderStep) -> list[Example]:
     """The prompts of a step of the loader."""
     prompts: list[Prompts] = loaded.batches  # what the loader of an online run collates
-    return [example for part in prompts for example in part.examples]
+    return [example for batch in prompts for example in batch.examples]

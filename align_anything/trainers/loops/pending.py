@@ -90,7 +90,7 @@ def problems_of_generating_ahead(cfgs: RunCfgs, algorithm: Online) -> list[str]:
     reasons = {
         f'what it generates is of older weights than those in training, for which {algorithm.name} does not make up; '
         'that takes train_cfgs.rollout_correction_cap, and a number for it.': not algorithm.corrects,
-        'dynamic_sampling_rounds goes on when it is known what the first responses are worth; set it to 0.': bool(
+        'dynamic_sampling_rounds generates again once the first responses are rewarded; set it to 0.': bool(
             algorithm.further_batches
         ),
         'vllm_enable_sleep gives away, during the update, the memory that generates; set it to False.': (
