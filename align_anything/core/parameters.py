@@ -7,12 +7,12 @@ from torch import nn
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of the whole parameter. ZeRO-3 leaves an empty tensor in place and keeps the true shape beside it."""
+    """The shape of the gathered parameter. ZeRO-3 leaves an empty tensor in place and the true shape beside it."""
     return getattr(parameter, 'ds_shape', parameter.shape)
 
 
 def full_numel(parameter: nn.Parameter) -> int:
-    """The number of elements of the whole parameter."""
+    """The number of elements of the gathered parameter."""
     return full_shape(parameter).numel()
 
 

@@ -127,7 +127,7 @@ class TensorStore:
             atomic_write_bytes(path, _packed(path.stem, tensors, record), durable=False)
         except OSError as error:
             raise SettingsError(
-                [f'{self.setting}: {path} cannot be written: {error}. Make room, or leave it out.']
+                [f'{self.setting}: {path} cannot be written: {error}. Free some space, or leave it out.']
             ) from error
 
     def _path(self, key: str) -> Path:

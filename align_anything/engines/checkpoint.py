@@ -1,4 +1,4 @@
-"""Slices: `slice_<step>` folders that are whole or absent, and that plain transformers loads."""
+"""Checkpoints: `slice_<step>` folders that are complete or absent, and that plain transformers loads."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from align_anything.core.files import atomic_write_json, sync_folder
 MANIFEST = 'manifest.json'
 STATE_FOLDER = 'state'
 FINAL_NAME = 'slice_end'
-_SLICE = re.compile(r'slice_(\d+)$')
+_NUMBERED = re.compile(r'slice_(\d+)$')
 
 
 @dataclass(frozen=True)
-class Slice:
+class Checkpoint:
     """A complete checkpoint folder and the optimizer step it was taken after."""
 
     path: Path
@@ -36,41 +36,41 @@ class Slice:
         return self.path / STATE_FOLDER
 
 
-def slices(output_dir: Path) -> list[Slice]:
-    """Complete slices in a folder, oldest first. A folder without its manifest is not one."""
+def checkpoints_in(output_dir: Path) -> list[Checkpoint]:
+    """Complete checkpoints in a folder, oldest first. A folder without its manifest is not one."""
     found = []
     for path in output_dir.glob('slice_*') if output_dir.is_dir() else []:
-        match = _SLICE.match(path.name)
+        match = _NUMBERED.match(path.name)
         if match and (path / MANIFEST).is_file():
-            found.append(Slice(path, int(match.group(1))))
+            found.append(Checkpoint(path, int(match.group(1))))
     return sorted(found, key=lambda item: item.step)
 
 
-def find_slice(resume: str | None, output_dir: Path) -> Slice | None:
-    """The slice to resume from: the newest of `output_dir` for `auto` (None when there is none), or the one at a path.
+def find_checkpoint(resume: str | None, output_dir: Path) -> Checkpoint | None:
+    """The checkpoint to resume from: for `auto` the newest of `output_dir`, None without one; else that at a path.
 
-    Raises SettingsError for a path that is not a complete slice, naming those that are.
+    Raises SettingsError for a path that is not a complete checkpoint, naming those that are.
     """
     if resume is None:
         return None
     if resume == 'auto':
-        return (slices(output_dir) or [None])[-1]
+        return (checkpoints_in(output_dir) or [None])[-1]
     path = Path(resume)
-    match = _SLICE.match(path.name)
+    match = _NUMBERED.match(path.name)
     if not match or not (path / MANIFEST).is_file():
-        complete = ', '.join(str(item.path) for item in slices(path) or slices(path.parent)) or 'none'
+        complete = ', '.join(str(item.path) for item in checkpoints_in(path) or checkpoints_in(path.parent)) or 'none'
         raise SettingsError([f'--resume {resume}: not a complete slice_<step> folder. Complete there: {complete}.'])
-    return Slice(path, int(match.group(1)))
+    return Checkpoint(path, int(match.group(1)))
 
 
-def read_manifest(item: Slice) -> dict[str, Any]:
-    """The record that `write_slice` left: progress and what the resumed run must agree with.
+def read_manifest(item: Checkpoint) -> dict[str, Any]:
+    """The record that `write_checkpoint` left: progress and what the resumed run must agree with.
 
-    Raises SettingsError when the slice holds no training state, or when files of it were lost or cut off since.
+    Raises SettingsError when the checkpoint holds no training state, or when files of it were lost or truncated since.
     """
     file = item.path / MANIFEST
-    others = [other.path.name for other in slices(item.path.parent) if other != item]
-    choose = f'Go on from another slice ({", ".join(others) or "there is none"}), or start afresh.'
+    others = [other.path.name for other in checkpoints_in(item.path.parent) if other != item]
+    choose = f'Go on from another checkpoint ({", ".join(others) or "there is none"}), or start afresh.'
     try:
         manifest = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as error:
@@ -83,12 +83,12 @@ def read_manifest(item: Slice) -> dict[str, Any]:
     damaged = [name for name, size in manifest['files'].items() if found.get(name) != size]
     if damaged:
         raise SettingsError(
-            [f'--resume: in {item.path}, these files are missing or cut off: {", ".join(damaged)}. {choose}']
+            [f'--resume: in {item.path}, these files are missing or truncated: {", ".join(damaged)}. {choose}']
         )
     return manifest
 
 
-def write_slice(
+def write_checkpoint(
     output_dir: Path,
     name: str,
     *,
@@ -96,7 +96,7 @@ def write_slice(
     write_state: Callable[[Path], None] | None,
     manifest: Mapping[str, Any],
 ) -> Path:
-    """Writes a slice so that a kill at any moment leaves either none or a whole one. Every rank calls it.
+    """Writes a checkpoint so that a kill at any moment leaves either none or a complete one. Every rank calls it.
 
     `write_model` and `write_state` get the draft folder; both run on every rank. The folder gets its name, in one
     rename, only after every rank has written and the manifest is on disk.
@@ -130,10 +130,10 @@ def write_slice(
 
 
 def prune(output_dir: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` numbered slices, and drafts that a killed run left. Main rank only."""
-    old = slices(output_dir)
+    """Deletes all but the newest `keep` numbered checkpoints, and drafts that a killed run left. Main rank only."""
+    old = checkpoints_in(output_dir)
     for item in old[: max(len(old) - keep, 0)]:
-        # The manifest goes first, so that a half-deleted slice is never taken for a whole one.
+        # The manifest goes first, so that a half-deleted checkpoint is never taken for a complete one.
         (item.path / MANIFEST).unlink()
         shutil.rmtree(item.path)
     for draft in output_dir.glob('.slice_*.partial'):
@@ -141,13 +141,13 @@ def prune(output_dir: Path, keep: int) -> None:
 
 
 def set_aside(output_dir: Path, after: int) -> list[Path]:
-    """Renames the slices of an earlier run past step `after` to `slice_<step>.old`; returns the new names.
+    """Renames the checkpoints of an earlier run past step `after` to `slice_<step>.old`; returns the new names.
 
-    Left as they are, they would pass for newer ones of the run that begins: pruning would delete its slices before
+    Left as they are, they would pass for newer ones of the run that begins: pruning would delete its checkpoints before
     them, and `auto` would go on from them. Main rank only.
     """
     renamed = []
-    for item in slices(output_dir):
+    for item in checkpoints_in(output_dir):
         if item.step > after:
             target = item.path.with_name(f'{item.path.name}.old')
             shutil.rmtree(target, ignore_errors=True)
@@ -156,7 +156,7 @@ def set_aside(output_dir: Path, after: int) -> list[Path]:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that training draws from in this process."""
+    """The state of every random number generator of training in this process."""
     state: dict[str, Any] = {'torch': torch.get_rng_state(), 'python': random.getstate()}
     if torch.cuda.is_available():
         state['cuda'] = torch.cuda.get_rng_state()
@@ -164,7 +164,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(folder: Path) -> None:
-    """Restores this rank's generators from a slice's state folder."""
+    """Restores this rank's generators from a checkpoint's state folder."""
     state = torch.load(folder / f'random_rank{rank()}.pt', weights_only=True)
     torch.set_rng_state(state['torch'])
     version, internal, gauss = state['python']
@@ -173,7 +173,7 @@ def restore_random_state(folder: Path) -> None:
         torch.cuda.set_rng_state(state['cuda'])
 
 
-def agree_on_slice(item: Slice | None) -> Slice | None:
+def agree_on_checkpoint(item: Checkpoint | None) -> Checkpoint | None:
     """The main rank's choice, on every rank: a slower file system must not let ranks resume from different ones."""
     return broadcast_object(item)
 

@@ -20,12 +20,12 @@ from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import join_process_group
-from align_anything.engines.window import (
+from align_anything.engines.step import (
     Objective,
-    WindowResult,
+    StepResult,
     global_counts,
     global_estimates,
-    run_window,
+    run_step,
     with_roles,
 )
 from align_anything.policies.base import Policy
@@ -100,17 +100,17 @@ class DeepSpeedEngine:
         self.engine.train(training)
         return scored
 
-    def train_window(
+    def train_step(
         self,
-        window: Sequence[Batch],
+        micro_batches: Sequence[Batch],
         algorithm: Objective,
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
         extras: Mapping[str, float] | None = None,
-    ) -> WindowResult:
+    ) -> StepResult:
         """One optimizer step over this rank's micro-batches of the step.
 
         Args:
-            window: the micro-batches, equally many on every rank (some may be empty ones).
+            micro_batches: equally many on every rank (some may be empty ones).
             algorithm: gives counts, term sums and coefficients.
             roles: further scorers, such as the `reference`, whose scores the algorithm reads as per-unit values.
             extras: numbers to be summed over ranks along the way.
@@ -120,12 +120,12 @@ class DeepSpeedEngine:
             untouched and `applied` is False.
         """
         scorer = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
-        counts, summed = global_counts(window, algorithm, extras or {}, self._reduce)
+        counts, summed = global_counts(micro_batches, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
-            return WindowResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
-        estimates = self._estimates(window, algorithm, scorer)
+            return StepResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
+        estimates = self._estimates(micro_batches, algorithm, scorer)
         self.engine.train()
-        remaining = len(window)
+        remaining = len(micro_batches)
 
         def score(batch: Batch) -> Scored:
             nonlocal remaining
@@ -134,8 +134,8 @@ class DeepSpeedEngine:
             self.engine.set_gradient_accumulation_boundary(remaining == 0)
             return scorer(batch)
 
-        result = run_window(
-            window,
+        result = run_step(
+            micro_batches,
             algorithm,
             counts,
             estimates,
@@ -164,7 +164,7 @@ class DeepSpeedEngine:
         batches: Callable[[], Iterable[Batch]],
         algorithm: Objective,
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
-    ) -> WindowResult:
+    ) -> StepResult:
         """Loss terms over every rank's batches, divided by their global counts.
 
         `batches` gives equally many on every rank, and the same ones each time it is called.
@@ -176,12 +176,12 @@ class DeepSpeedEngine:
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         with torch.no_grad():
-            while window := list(islice(iterator, 8)):
-                part_counts, _ = global_counts(window, algorithm, {}, self._reduce)
-                part = run_window(
-                    window,
+            while micro_batches := list(islice(iterator, 8)):
+                chunk_counts, _ = global_counts(micro_batches, algorithm, {}, self._reduce)
+                chunk = run_step(
+                    micro_batches,
                     algorithm,
-                    dict.fromkeys(part_counts, 1.0),
+                    dict.fromkeys(chunk_counts, 1.0),
                     estimates,
                     score=scorer,
                     backward=None,
@@ -189,13 +189,13 @@ class DeepSpeedEngine:
                     reduce_sum=self._reduce,
                     device=self.device,
                 )
-                for name in part_counts:
-                    sums[name] = sums.get(name, 0.0) + part.terms[name]
-                    counts[name] = counts.get(name, 0.0) + part_counts[name]
+                for name in chunk_counts:
+                    sums[name] = sums.get(name, 0.0) + chunk.terms[name]
+                    counts[name] = counts.get(name, 0.0) + chunk_counts[name]
         self.engine.train()
         terms = {name: sums[name] / max(counts[name], 1e-12) for name in sums}
         loss = sum(weight * terms[name] for name, weight in algorithm.coefficients().items())
-        return WindowResult(terms, loss, counts)
+        return StepResult(terms, loss, counts)
 
     def _estimates(
         self, batches: Iterable[Batch], algorithm: Objective, score: Callable[[Batch], Scored]

@@ -1,4 +1,4 @@
-"""A policy that only scores: on each device whole, or partitioned by DeepSpeed's ZeRO-3."""
+"""A policy that only scores: replicated on each device, or partitioned by DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from align_anything.policies.base import Policy
 class FrozenEngine:
     """Scores batches with a policy whose weights never change. Every rank makes the same calls under ZeRO-3.
 
-    ZeRO stages below 3 share what only training has, so the model then lies whole on each device.
+    ZeRO stages below 3 share what only training has, so each device then holds all of the model.
     """
 
     def __init__(self, policy: Policy, config: Mapping[str, Any], device: torch.device) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.optim import clip_and_norm, complete_gradients
-from align_anything.engines.window import (
+from align_anything.engines.step import (
     Objective,
-    WindowResult,
+    StepResult,
     global_counts,
     global_estimates,
-    run_window,
+    run_step,
     with_roles,
 )
 
@@ -40,20 +40,20 @@ class LocalEngine:
         """Scores a batch with the trained module; keeps the graph when gradients are enabled."""
         return self.module(batch, **asked)
 
-    def train_window(
+    def train_step(
         self,
-        window: Sequence[Batch],
+        micro_batches: Sequence[Batch],
         algorithm: Objective,
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
         extras: Mapping[str, float] | None = None,
-    ) -> WindowResult:
-        """One optimizer step; see `DeepSpeedEngine.train_window`."""
+    ) -> StepResult:
+        """One optimizer step; see `DeepSpeedEngine.train_step`."""
         score = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
-        counts, summed = global_counts(window, algorithm, extras or {}, _identity)
-        estimates = global_estimates(window, algorithm, score=score, reduce_sum=_identity)
+        counts, summed = global_counts(micro_batches, algorithm, extras or {}, _identity)
+        estimates = global_estimates(micro_batches, algorithm, score=score, reduce_sum=_identity)
         self.optimizer.zero_grad()
-        result = run_window(
-            window,
+        result = run_step(
+            micro_batches,
             algorithm,
             counts,
             estimates,
@@ -77,17 +77,17 @@ class LocalEngine:
         batches: Callable[[], Iterable[Batch]],
         algorithm: Objective,
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
-    ) -> WindowResult:
+    ) -> StepResult:
         """Loss terms over all batches, divided by their counts; no gradients."""
         score = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
-        window = list(batches())
-        counts, _ = global_counts(window, algorithm, {}, _identity)
+        micro_batches = list(batches())
+        counts, _ = global_counts(micro_batches, algorithm, {}, _identity)
         with torch.no_grad():
-            return run_window(
-                window,
+            return run_step(
+                micro_batches,
                 algorithm,
                 counts,
-                global_estimates(window, algorithm, score=score, reduce_sum=_identity),
+                global_estimates(micro_batches, algorithm, score=score, reduce_sum=_identity),
                 score=score,
                 backward=None,
                 world_size=1,

@@ -77,7 +77,7 @@ def complete_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Gives trainable parameters that no loss of this step reached the gradient that they have: zero.
 
     Momentum and decay go on for them, as under ZeRO, whose flat buffers know no missing gradient. A step of texts
-    alone then moves a vision tower alike, however it is cut.
+    alone then moves a vision tower alike, however it is split.
     """
     for parameter in parameters:
         if parameter.requires_grad and parameter.grad is None:

@@ -20,7 +20,7 @@ from align_anything.policies.token.selfcheck import choose_checked, random_readi
 class ScorePolicy(nn.Module):
     """Scores whole responses: `forward(batch) -> Scored` with `(R,)` float32, read at the last token of each response.
 
-    That token is the end-of-turn token, or where a response was cut, the last one that is left of it. With `units` it
+    That token is the end-of-turn token, or where a response was clipped, the last one of it. With `units` it
     scores each unit instead, `(N,)`, by what stands before it: a critic.
     """
 

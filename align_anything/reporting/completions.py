@@ -37,7 +37,7 @@ class Completions:
         output_dir: folder of the run.
         spec: the family of the policy.
         console, writer: of the run.
-        resume_step: step that the run goes on from, whose later records are cut off; None starts afresh.
+        resume_step: step that the run goes on from, whose later records are dropped; None starts afresh.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ def peak_memory() -> int:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics or timings file; a last line that was cut off by a kill is left out.
+    """Returns the records of a metrics or timings file; a last line that was torn by a kill is left out.
 
     Non-finite values were written as the texts `nan`, `inf` and `-inf`, which JSON has no numbers for. Returns an
     empty list when the file does not exist.
@@ -41,7 +41,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            break  # lines are appended whole, so only the last can be torn
+            break  # lines are appended at once, so only the last can be torn
     return records
 
 
@@ -53,7 +53,7 @@ class MetricsWriter:
         log_type: `tensorboard`, `wandb`, `clearml` or `none`; the two files are written always.
         project, run_name: how the tracker files the run.
         settings: the resolved settings as plain values; the tracker shows them, less whatever looks like a secret.
-        resume_step: step that the run goes on from. Records past it are cut off, so that a run which was killed
+        resume_step: step that the run goes on from. Records past it are dropped, so that a run which was killed
             and resumed has the metrics of one that was not. None starts afresh; older files are kept as `*.old`.
 
     Raises SettingsError when the tracker's package is missing or it refuses to start.
@@ -123,10 +123,10 @@ class MetricsWriter:
 
 
 class StepFile:
-    """A file of one JSON object per line, each with its `step`, whole or absent after a kill."""
+    """A file of one JSON object per line, each with its `step`, complete or absent after a kill."""
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
-        # An evaluation after the last step of an epoch follows the slice of that step, and is done again on resume.
+        # An evaluation after the last step of an epoch follows the checkpoint of that step and is repeated on resume.
         self._resume_step, self._done_again = resume_step, []
         if resume_step is not None:
             kept = [record for record in read_metrics(path) if record['step'] <= resume_step]

@@ -10,7 +10,7 @@ from torch import Tensor
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Online
 from align_anything.core.types import Example
-from align_anything.engines.window import WindowResult, combined
+from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import mean_and_variance, moments
 from align_anything.losses.value import explained_variance
 from align_anything.rollouts.experience import Rollout, responses_of
@@ -33,7 +33,7 @@ def numbers_of(rollout: Rollout) -> dict[str, Tensor]:
 def rollout_metrics(
     rollout: Rollout, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum
 ) -> dict[str, float]:
-    """Means over what all ranks drew, and of several sources those of each under its name; every rank calls it.
+    """Means over what all ranks generated, and of several sources those of each under its name; every rank calls it.
 
     Args:
         rollout: the responses of this rank.
@@ -51,13 +51,13 @@ def rollout_metrics(
     of_each = [values[:, parts == number].sum(1) for number in range(len(several))]
     totals = reduce_sum(torch.stack([values.sum(1), *of_each]))
     totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
-    whole, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
+    total, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
     _, variance = mean_and_variance(reduce_sum(moments(rollout.scores, torch.ones(len(rollout.scores)))))
     drifts = [(response.per_unit['old'] - response.per_unit['rollout']).abs() for response in responses_of(trained)]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()
     return {
-        **whole,
+        **total,
         'reward_std': float(variance.sqrt()),
         'rollout_drift': drifted / max(tokens, 1.0),
         **{
@@ -78,7 +78,7 @@ def uninformative(rollout: Rollout, reduce_sum: ReduceSum) -> float:
 
 
 def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> float:
-    """How many optimizer steps the weights at `step` are ahead of those that drew a response, in the mean.
+    """How many optimizer steps the weights at `step` are ahead of those that generated a response, in the mean.
 
     Over all ranks; every rank calls it.
     """
@@ -87,13 +87,13 @@ def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> float:
     return steps / max(responses, 1.0)
 
 
-def update_metrics(results: Sequence[WindowResult], algorithm: Online) -> dict[str, float]:
+def update_metrics(results: Sequence[StepResult], algorithm: Online) -> dict[str, float]:
     """How the optimizer steps on one rollout went."""
-    whole = combined(results, algorithm)
-    return {'loss': whole.loss, **whole.terms}
+    total = combined(results, algorithm)
+    return {'loss': total.loss, **total.terms}
 
 
-def critic_metrics(role: str, results: Sequence[WindowResult], critic: Critic) -> dict[str, float]:
+def critic_metrics(role: str, results: Sequence[StepResult], critic: Critic) -> dict[str, float]:
     """The same of a critic."""
     terms = combined(results, critic).terms
     return {

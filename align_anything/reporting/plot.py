@@ -43,7 +43,7 @@ def plot_metrics(output_dir: str | Path) -> Path | None:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (name, curves) in zip(axes, panels.items(), strict=False):
         for label, curve in curves.items():
-            _draw(axis, label, curve)
+            _plot(axis, label, curve)
         axis.set_title(name.replace('_', ' '))
         axis.set_xlabel('optimizer step')
         axis.grid(alpha=0.3)
@@ -83,7 +83,7 @@ def smooth(values: list[float], reach: int) -> list[float]:
     return means
 
 
-def _draw(axis: Axes, label: str, curve: Curve) -> None:
+def _plot(axis: Axes, label: str, curve: Curve) -> None:
     steps = [step for step, _ in curve]
     values = [value for _, value in curve]
     color = COLORS.get(label)

@@ -21,7 +21,7 @@ def text_of(conversation: Conversation) -> str:
 def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]]:
     """Returns the messages as JSON values.
 
-    Decoded media become data URIs, PNG and WAV, of a clip one for each frame; without `send_media` only their places
+    Decoded media become data URIs, PNG and WAV, one for each frame of a clip; without `send_media` only placeholders
     `{'type': kind}` are kept.
     """
 
@@ -37,7 +37,7 @@ def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]
 
 
 def from_json(messages: Sequence[Mapping[str, Any]]) -> Conversation:
-    """Returns the messages as a conversation, media decoded; a medium that was not sent stays the place of one.
+    """Returns the messages as a conversation, media decoded; a medium that was not sent stays a placeholder.
 
     Raises:
         RewardError: a part is malformed, or a medium is no data URI: paths and URLs would be read on this machine.

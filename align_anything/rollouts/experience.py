@@ -33,10 +33,10 @@ class Rollout:
         """Of each prompt, whether the scores of its responses differ."""
         sizes = self._sizes()
         groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
-        return [bool(part.all()) for part in informative(self.scores, groups).split(sizes)]
+        return [bool(group.all()) for group in informative(self.scores, groups).split(sizes)]
 
     def of(self, prompts: Sequence[int]) -> Rollout:
-        """The part that belongs to these prompts, by number, in that order."""
+        """What belongs to these prompts, by number, in that order."""
         numbers = torch.arange(len(self.scores)).split(self._sizes())
         chosen = torch.cat([torch.zeros(0, dtype=torch.long), *(numbers[prompt] for prompt in prompts)])
         return Rollout(
@@ -57,7 +57,7 @@ class Rollout:
         return [len(example.responses) for example in self.examples]
 
 
-def most_telling(rollout: Rollout, prompts: int) -> Rollout:
+def informative_first(rollout: Rollout, prompts: int) -> Rollout:
     """The first so many prompts whose responses differ in score, then as many of the first others as are missing.
 
     Dynamic sampling (DAPO: Yu et al., 2025, arXiv:2503.14476, section 3.2), which there samples until it has enough.
@@ -104,7 +104,7 @@ def joined(examples: Sequence[Example], name: str) -> Tensor:
 
 
 def spread(examples: Sequence[Example], name: str, values: Tensor) -> None:
-    """Gives each response its part of the values of all units `(N,)`, under `name`."""
+    """Gives each response its share of the values of all units `(N,)`, under `name`."""
     responses = list(responses_of(examples))
     for response, piece in zip(responses, values.split([response.units for response in responses]), strict=True):
         response.per_unit[name] = piece.clone()

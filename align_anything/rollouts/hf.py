@@ -24,7 +24,7 @@ class HFRollouts:
         spec: its family.
         dtype: what floating point media are cast to.
         batch_size: responses that are generated at once.
-        whole: makes all weights of a partitioned model lie whole on each rank as long as its context lasts.
+        gathered: gathers all weights of a partitioned model on each rank as long as its context lasts.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class HFRollouts:
         *,
         dtype: torch.dtype,
         batch_size: int,
-        whole: Callable[[], AbstractContextManager[object]] = nullcontext,
+        gathered: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.model, self.spec, self.dtype, self.batch_size, self.whole = model, spec, dtype, batch_size, whole
+        self.model, self.spec, self.dtype, self.batch_size, self.gathered = model, spec, dtype, batch_size, gathered
         self.version = 0
 
     def sync(self, version: int) -> None:
@@ -52,7 +52,7 @@ class HFRollouts:
         found: list[list[Response]] = [[] for _ in examples]
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.whole(), torch.random.fork_rng(devices=self._devices()):
+        with torch.no_grad(), self.gathered(), torch.random.fork_rng(devices=self._devices()):
             torch.manual_seed(sampling.seed)
             for numbers in self._calls([example.prompt for example in examples], wanted):
                 responses = self._generate([examples[number].prompt for number in numbers], sampling)
@@ -62,7 +62,7 @@ class HFRollouts:
         return found
 
     def _calls(self, prompts: Sequence[Piece], wanted: Sequence[int]) -> list[list[int]]:
-        """Cuts the numbers of prompts into calls, each of prompts that the class takes together and of like length."""
+        """Splits the numbers of prompts into calls, each of prompts that the class takes together, of like length."""
         together: dict[Hashable, list[int]] = {}
         for number in wanted:
             together.setdefault(self.spec.generation_key(prompts[number]), []).append(number)
@@ -82,7 +82,7 @@ class HFRollouts:
             repetition_penalty=sampling.repetition_penalty,
             eos_token_id=list(self.spec.stop_token_ids),
             pad_token_id=self.spec.pad_token_id,
-            **_drawing(sampling),
+            **_sampling_arguments(sampling),
         )
         sequences = self.model.generate(**inputs, generation_config=settings, logits_processor=[recorder])
         new = sequences[:, inputs['input_ids'].shape[1] :]
@@ -96,7 +96,7 @@ class HFRollouts:
         return [self.model.device] if self.model.device.type == 'cuda' else []
 
 
-def _drawing(sampling: Sampling) -> dict[str, Any]:
+def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
     if not sampling.temperature:
         return {'do_sample': False}
     # Left out, top_k would be 50.
@@ -109,9 +109,9 @@ def _drawing(sampling: Sampling) -> dict[str, Any]:
 
 
 class _Recorder(LogitsProcessor):
-    """Keeps the log-probability of each token that is drawn, and never more than one step of logits.
+    """Keeps the log-probability of each token that is sampled, and never more than one step of logits.
 
-    It also keeps the `media` placeholders out of the draw: a response is text, and no model reads one without a medium.
+    It also keeps the `media` placeholders out: a response is text, and no model reads one without a medium.
     """
 
     def __init__(self, temperature: float, media: list[int]) -> None:

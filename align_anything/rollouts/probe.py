@@ -19,7 +19,7 @@ PROBE_TOKENS = 8
 
 @dataclass
 class ProbedRollouts:
-    """Draws with `engine`, a copy of the policy, and stops the run when that copy is not what is trained.
+    """Generates with `engine`, a copy of the policy, and stops the run when that copy is not what is trained.
 
     Attributes:
         engine: what samples.
@@ -37,7 +37,7 @@ class ProbedRollouts:
     _probed: int | None = None
 
     def sync(self, version: int) -> None:
-        """Hands the weights over; the next draw begins with a probe if they are new."""
+        """Hands the weights over; the next rollout begins with a probe if they are new."""
         self.engine.sync(version)
         self._synced = version
 
@@ -51,7 +51,7 @@ class ProbedRollouts:
         return self.engine.generate(examples, sampling)
 
     def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
-        """Compares, if weights are new, what both say of a few tokens drawn to one prompt, with media if one has them.
+        """Compares, if weights are new, what both say of a few tokens sampled for one prompt, with media if it can.
 
         Every rank calls it. Raises TrainingError, on every rank, when they differ on one.
         """
@@ -60,16 +60,16 @@ class ProbedRollouts:
         asked = sorted(examples, key=lambda example: not example.prompt.media_counts)[:1]
         tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
         few = replace(sampling, responses=1, max_new_tokens=tokens, repetition_penalty=1.0)
-        drawn = complete(asked, self.engine.generate(asked, few))
-        record('old', self.scorer, self.collate, [drawn], self.device)
-        theirs, ours = joined(drawn, 'rollout'), joined(drawn, 'old')
-        found = (float((theirs - ours).abs().mean()), float(theirs.mean()), float(ours.mean())) if drawn else None
+        completed = complete(asked, self.engine.generate(asked, few))
+        record('old', self.scorer, self.collate, [completed], self.device)
+        theirs, ours = joined(completed, 'rollout'), joined(completed, 'old')
+        found = (float((theirs - ours).abs().mean()), float(theirs.mean()), float(ours.mean())) if completed else None
         source = asked[0].source if asked else ''
         for number, (difference, where) in enumerate(all_gather_object((found, source))):
             # Not a number is no agreement either.
             if difference is not None and not difference[0] <= self.tolerance:
                 raise TrainingError(
-                    f'rank {number}: after step {self._synced} vLLM does not draw from the weights in training: on '
+                    f'rank {number}: after step {self._synced} vLLM does not generate with the weights in training: on '
                     f'{where} its log-probabilities are {difference[1]:.5f} in the mean, those of the trainer '
                     f'{difference[2]:.5f}, and they differ by {difference[0]:.5f} a token, where '
                     f'{self.tolerance:g} is allowed (vllm_cfgs.vllm_probe_tolerance).'

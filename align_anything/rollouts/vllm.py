@@ -14,20 +14,20 @@ from align_anything.core.types import Example, Response
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.base import Sampling, sampled
 from align_anything.rollouts.media import untouched
-from align_anything.rollouts.vllm_engine import Drawn, Named, Request, VLLMOptions
+from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 
 
 class WeightedEngine(Protocol):
-    """What draws with the weights it was handed: an engine in this process, or servers."""
+    """What generates with the weights it was handed: an engine in this process, or servers."""
 
     def load(self, named: Callable[[], Named]) -> None:
         """Takes weights, by the names of checkpoints. Every rank calls it and goes through all of them."""
         ...
 
-    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
-        """Returns what is drawn to each request. Every rank calls it with its own."""
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        """Returns what is generated for each request. Every rank calls it with its own."""
         ...
 
     def sleep(self) -> None:
@@ -63,7 +63,7 @@ class VLLMRollouts:
     Args:
         spec: the family of the model.
         weights: gives the present weights of the policy, by the names of checkpoints; every rank calls it.
-        engine: what draws.
+        engine: what generates.
     """
 
     def __init__(self, spec: FamilySpec, weights: Weights, engine: WeightedEngine) -> None:
@@ -89,11 +89,11 @@ class VLLMRollouts:
             Request(untouched(self.spec, example), self._parameters(sampling, number))
             for number, example in enumerate(examples)
         ]
-        found = self.engine.draw(requests)
-        for example, drawn in zip(examples, found, strict=True):
-            self._check(example, drawn.prompt_ids)
+        found = self.engine.generate(requests)
+        for example, generated in zip(examples, found, strict=True):
+            self._check(example, generated.prompt_ids)
         assert self.version is not None, 'sync comes before generate'
-        return [[sampled(self.spec, *response, self.version) for response in drawn.responses] for drawn in found]
+        return [[sampled(self.spec, *response, self.version) for response in each.responses] for each in found]
 
     def _named(self) -> Named:
         return ((self.spec.rollout_name(name), tensor) for name, tensor in self.weights())
@@ -106,7 +106,7 @@ class VLLMRollouts:
             'top_p': sampling.top_p,
             'top_k': sampling.top_k,
             'repetition_penalty': sampling.repetition_penalty,
-            # Draws of one request depend on its own seed only, not on what else is in the batch.
+            # Samples of one request depend on its own seed only, not on what else is in the batch.
             'seed': (sampling.seed * 1_000_003 + number * 1_009) % 2**31,
             'logprobs': 0,
             'stop_token_ids': list(self.spec.stop_token_ids),
@@ -122,5 +122,5 @@ class VLLMRollouts:
             raise TrainingError(
                 f'{example.source}: vLLM reads a prompt of {len(read)} tokens where the trainer reads {len(expected)}, '
                 f'or other tokens: its processor of {self.spec.model_type} does not agree with that of transformers. '
-                'Draw with transformers instead (vllm_cfgs.use_vllm False).'
+                'Generate with transformers instead (vllm_cfgs.use_vllm False).'
             )

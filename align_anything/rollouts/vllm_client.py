@@ -1,4 +1,4 @@
-"""Servers that draw for a run: each is handed the weights, and the prompts are spread over them."""
+"""Servers that generate for a run: each is handed the weights, and the prompts are spread over them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from align_anything.core.distributed import barrier, rank, world_size
 from align_anything.core.errors import SampleError, SettingsError, TrainingError
-from align_anything.rollouts.vllm_engine import Drawn, Named, Request, VLLMOptions
+from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
 from align_anything.rollouts.weight_group import address_seen_from, join_group, send, shapes_of
-from align_anything.rollouts.wire import pack, pack_requests, unpack_drawn
+from align_anything.rollouts.wire import pack, pack_requests, unpack_generated
 
-PART_BYTES = 256 * 2**20
+CHUNK_BYTES = 256 * 2**20
 CONNECT_SECONDS = 10.0
 
 
 class Servers:
-    """Draws with servers, `python -m align_anything.rollouts.vllm_server`, all with the same weights.
+    """Generates with servers, `python -m align_anything.rollouts.vllm_server`, all with the same weights.
 
-    Server number s gets its weights from rank s modulo the number of ranks. A rank draws with those it feeds, and with
-    fewer servers than ranks, with that of its number modulo theirs.
+    Server number s gets its weights from rank s modulo the number of ranks. A rank generates with those it feeds,
+    and with fewer servers than ranks, with that of its number modulo theirs.
 
     Args:
         urls: addresses of the servers, such as `http://node1:8000`.
@@ -53,40 +53,40 @@ class Servers:
         """Hands the weights to the servers that this rank feeds. Every rank calls it and goes through all of them."""
         if self.backend is not None and self._group is None and self.fed:
             self._group = self._joined(self.backend)
-        for number, (part, last) in enumerate(_parts(named())):
+        for number, (chunk, last) in enumerate(_chunks(named())):
             if self.fed:
-                self._hand_over(part, first=number == 0, last=last)
-        # Others may draw with a server that this rank feeds.
+                self._hand_over(chunk, first=number == 0, last=last)
+        # Others may generate with a server that this rank feeds.
         barrier()
 
-    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
-        """Returns what is drawn to each request, which the servers of this rank divide."""
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        """Returns what is generated for each request, which the servers of this rank divide."""
         shares = [list(requests[number :: len(self.asked)]) for number in range(len(self.asked))]
-        found: list[Drawn | None] = [None] * len(requests)
-        answers = self._all(self.asked, '/draw', [pack_requests(share) for share in shares])
+        found: list[Generated | None] = [None] * len(requests)
+        answers = self._all(self.asked, '/generate', [pack_requests(share) for share in shares])
         for number, (url, answer) in enumerate(zip(self.asked, answers, strict=True)):
             try:
-                drawn = unpack_drawn(answer)
+                generated = unpack_generated(answer)
             except (SampleError, TypeError, ValueError) as error:
                 raise TrainingError(f'{url} answered with something else than responses: {error}') from error
-            if len(drawn) != len(shares[number]):
-                raise TrainingError(f'{url} answered {len(drawn)} of {len(shares[number])} requests.')
-            found[number :: len(self.asked)] = drawn
+            if len(generated) != len(shares[number]):
+                raise TrainingError(f'{url} answered {len(generated)} of {len(shares[number])} requests.')
+            found[number :: len(self.asked)] = generated
         return [item for item in found if item is not None]
 
     def sleep(self) -> None:
         """Does nothing: the memory of a server is its own."""
 
-    def _hand_over(self, part: dict[str, Tensor], *, first: bool, last: bool) -> None:
+    def _hand_over(self, chunk: dict[str, Tensor], *, first: bool, last: bool) -> None:
         record = {'model': self.source, 'options': dataclasses.asdict(self.options), 'first': first, 'last': last}
         if self.backend is None:
-            message = pack({**record, 'backend': None}, part)
+            message = pack({**record, 'backend': None}, chunk)
             self._all(self.fed, '/weights', [message] * len(self.fed))
             return
-        message = pack({**record, 'backend': self.backend, 'shapes': shapes_of(part)}, {})
+        message = pack({**record, 'backend': self.backend, 'shapes': shapes_of(chunk)}, {})
         with ThreadPoolExecutor(1) as pool:
             answers = pool.submit(self._all, self.fed, '/weights', [message] * len(self.fed))
-            send(self._group, list(part.values()), self.backend)
+            send(self._group, list(chunk.values()), self.backend)
             answers.result()
 
     def _joined(self, backend: str) -> Any:
@@ -108,8 +108,8 @@ class Servers:
             answer = self._client.post(url, content=message)
         except httpx2.TransportError as error:
             raise TrainingError(
-                f'{url} is gone ({type(error).__name__}: {error}). Start it again; the run goes on from its last slice '
-                'with resume.'
+                f'{url} is gone ({type(error).__name__}: {error}). Start it again; the run goes on from its last '
+                'checkpoint with resume.'
             ) from error
         if answer.status_code != 200:
             raise TrainingError(f'{url} answered {answer.status_code}: {_reason(answer)}')
@@ -129,17 +129,17 @@ class Servers:
         return None if answer.status_code == 200 else f'{start} answered {answer.status_code} to /health.'
 
 
-def _parts(named: Named) -> Iterator[tuple[dict[str, Tensor], bool]]:
-    """Cuts weights into parts of at most `PART_BYTES`, at least one weight each, and says which is the last."""
-    part: dict[str, Tensor] = {}
+def _chunks(named: Named) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """Cuts weights into chunks of at most `CHUNK_BYTES`, at least one weight each, and says which is the last."""
+    chunk: dict[str, Tensor] = {}
     size = 0
     for name, tensor in named:
-        if part and size + tensor.nbytes > PART_BYTES:
-            yield part, False
-            part, size = {}, 0
-        part[name] = tensor
+        if chunk and size + tensor.nbytes > CHUNK_BYTES:
+            yield chunk, False
+            chunk, size = {}, 0
+        chunk[name] = tensor
         size += tensor.nbytes
-    yield part, True
+    yield chunk, True
 
 
 def _reason(answer: httpx2.Response) -> Any:

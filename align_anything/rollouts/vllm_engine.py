@@ -24,7 +24,7 @@ class VLLMOptions:
     Attributes:
         dtype: of its weights and activations, such as `bfloat16`.
         max_length: tokens of the longest prompt with its response.
-        reweighs: whether draws to come have a temperature or a repetition penalty other than 1.
+        reweighs: whether responses to come have a temperature or a repetition penalty other than 1.
         tensor_parallel_size: ranks that share one copy of the weights.
         memory: share of the device's memory that it takes. On a CPU it is one of the memory that is free, for keys and
             values, which the ranks of the machine divide.
@@ -56,7 +56,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Generated:
     """The prompt as the engine read it, and the token ids and log-probabilities of each response."""
 
     prompt_ids: list[int]
@@ -92,13 +92,13 @@ class Engine:
         except (ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f'vLLM does not take the weights of {self.source}: {error}') from error
         self._llm.apply_model(_repack_heads)
-        # What was computed with the old weights. A picture that is known already has no features any more.
+        # What was computed with the old weights. A picture that was cached already has no features any more.
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()
         self._llm.llm_engine.reset_mm_cache()
 
-    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
-        """Returns what is drawn to each request. Ranks that share an engine call it together, each with its own.
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        """Returns what is generated for each request. Ranks that share an engine call it together, each with its own.
 
         Raises TrainingError when the engine dies.
         """
@@ -107,7 +107,7 @@ class Engine:
         self._wake('weights', 'kv_cache')
         # An engine of several ranks sees the requests of all of them on each.
         shared = all_gather_object(list(requests), self._peers) if self._shared else [list(requests)]
-        asked = [request for part in shared for request in part]
+        asked = [request for own in shared for request in own]
         try:
             found = self._llm.generate(
                 [request.prompt for request in asked],
@@ -116,23 +116,23 @@ class Engine:
             )
         except Exception as error:  # Whatever an engine dies of.
             raise TrainingError(
-                f'vLLM ended in the middle of a rollout: {error!r}. The run goes on from its last slice with resume.'
+                f'vLLM ended in the middle of a rollout: {error!r}. Go on from the last checkpoint with resume.'
             ) from error
-        before = sum(len(part) for part in shared[: rank() % self.options.tensor_parallel_size])
-        return [_drawn(output) for output in found[before : before + len(requests)]]
+        before = sum(len(own) for own in shared[: rank() % self.options.tensor_parallel_size])
+        return [_generated(output) for output in found[before : before + len(requests)]]
 
     def sleep(self) -> None:
-        """Gives the memory of the GPU back until weights come or something is drawn, where the options ask for it."""
+        """Gives the memory of the GPU back until weights come or a rollout begins, where the options ask for it."""
         if self.options.sleeps and not self._asleep:
             # Level 2 would also drop buffers, which no weights bring back.
             self._llm.sleep(level=1)
             self._asleep = {'weights', 'kv_cache'}
 
-    def _wake(self, *parts: str) -> None:
-        """Takes back the memory of some parts, of each once: what is awake would be mapped a second time."""
-        for part in self._asleep.intersection(parts):
-            self._llm.wake_up(tags=[part])
-            self._asleep.remove(part)
+    def _wake(self, *tags: str) -> None:
+        """Takes back what `sleep` gave back, by tag, each once: memory that is awake would be mapped a second time."""
+        for tag in self._asleep.intersection(tags):
+            self._llm.wake_up(tags=[tag])
+            self._asleep.remove(tag)
 
     def _started(self, named: Callable[[], Named]) -> Any:
         import vllm
@@ -172,13 +172,13 @@ class Engine:
             raise ModelError(f'vLLM does not start with {self.source}: {error}') from error
 
 
-def _drawn(output: Any) -> Drawn:
+def _generated(output: Any) -> Generated:
     responses = []
     for response in output.outputs:
         ids = list(response.token_ids)
         logprobs = [step[token].logprob for step, token in zip(response.logprobs, ids, strict=True)]
         responses.append((ids, logprobs))
-    return Drawn(list(output.prompt_token_ids), responses)
+    return Generated(list(output.prompt_token_ids), responses)
 
 
 def _memory(share: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from align_anything.core.errors import AlignAnythingError, ModelError, SampleErr
 from align_anything.core.logging import get_logger
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from align_anything.rollouts.weight_group import Shapes, join_group, receive
-from align_anything.rollouts.wire import pack_drawn, unpack, unpack_requests
+from align_anything.rollouts.wire import pack_generated, unpack, unpack_requests
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -39,8 +39,8 @@ class Member(BaseModel):
     backend: Literal['gloo', 'nccl']
 
 
-class Part(BaseModel):
-    """A part of the weights: of which model, how vLLM runs, and what the group sends if it does not lie beside this."""
+class Chunk(BaseModel):
+    """A chunk of the weights: of which model, how vLLM runs, and what the group sends if it is not beside this."""
 
     model: str
     options: VLLMOptions
@@ -75,19 +75,19 @@ class Served:
         return {'rank': member.rank}
 
     def take(self, message: bytes) -> dict[str, Any]:
-        """Takes a part of the weights, out of the message or the group; with the last one the engine loads them all."""
+        """Takes a chunk of the weights, out of the message or the group; with the last the engine loads them all."""
         record, tensors = unpack(message)
-        part = Part.model_validate(record)
+        chunk = Chunk.model_validate(record)
         with self._lock:
-            if part.backend is not None:
-                tensors = receive(self._group, part.shapes, part.backend)
-            if part.first:
+            if chunk.backend is not None:
+                tensors = receive(self._group, chunk.shapes, chunk.backend)
+            if chunk.first:
                 self._waiting = {}
-                self._engine = self._opened(part.model, part.options)
+                self._engine = self._opened(chunk.model, chunk.options)
             if self._engine is None:
-                raise SampleError('the first part of these weights was never sent.')
+                raise SampleError('the first chunk of these weights was never sent.')
             self._waiting |= tensors
-            if part.last:
+            if chunk.last:
                 waiting, self._waiting = self._waiting, {}
                 self._engine.load(lambda: iter(waiting.items()))
         return {'weights': len(tensors)}
@@ -99,24 +99,24 @@ class Served:
             return Engine(model, options)
         if (self._engine.source, self._engine.options) != (model, options):
             raise ModelError(
-                f'this server draws with {self._engine.source}, and with other options: start it anew for {model}.'
+                f'this server generates with {self._engine.source}, and with other options: start it anew for {model}.'
             )
         return self._engine
 
-    def draw(self, message: bytes) -> bytes:
-        """Draws to the requests in a message."""
+    def generate(self, message: bytes) -> bytes:
+        """Generates for the requests in a message."""
         requests = unpack_requests(message)
         with self._lock:
             if self._engine is None:
                 raise ModelError('no run has handed weights to this server yet.')
-            return pack_drawn(self._engine.draw(requests))
+            return pack_generated(self._engine.generate(requests))
 
 
 def make_app(served: Served) -> FastAPI:
     """Returns the web application.
 
-    `POST /group`, `/weights` and `/draw` take messages of `rollouts/wire.py`; 400 with `{"error": str}` where a
-    message is at fault, 500 where vLLM is. `GET /health` says which model it draws with.
+    `POST /group`, `/weights` and `/generate` take messages of `rollouts/wire.py`; 400 with `{"error": str}` where a
+    message is at fault, 500 where vLLM is. `GET /health` says which model it generates with.
     """
     from fastapi import FastAPI, Response
     from fastapi.concurrency import run_in_threadpool
@@ -145,13 +145,13 @@ def make_app(served: Served) -> FastAPI:
     async def group(request: Request) -> Response:
         return await answered(request, served.join)
 
-    async def draw(request: Request) -> Response:
-        return await answered(request, served.draw)
+    async def generate(request: Request) -> Response:
+        return await answered(request, served.generate)
 
     # Added by hand: their annotations are imported where they are used, and FastAPI would look for them here.
     app.router.add_route('/group', group, methods=['POST'])
     app.router.add_route('/weights', weights, methods=['POST'])
-    app.router.add_route('/draw', draw, methods=['POST'])
+    app.router.add_route('/generate', generate, methods=['POST'])
     return app
 
 
@@ -162,7 +162,7 @@ def serve(
         bool, typer.Option(help='Lets runs ask for models that bring their own code.')
     ] = False,
 ) -> None:
-    """Draw responses for online runs, with the weights that they hand over."""
+    """Generate responses for online runs, with the weights that they hand over."""
     try:
         import uvicorn
         import vllm  # noqa: F401
@@ -170,7 +170,7 @@ def serve(
         app = make_app(Served(trust_remote_code))
     except ImportError as error:
         raise SettingsError([f"the server needs {error.name}: pip install 'align-anything[vllm,serve]'"]) from error
-    logger.info('vLLM draws at http://%s:%d', host, port)
+    logger.info('vLLM generates at http://%s:%d', host, port)
     uvicorn.run(app, host=host, port=port, log_level='warning')
 
 

@@ -1,4 +1,4 @@
-"""What goes between a run and a server that draws for it: a JSON record and tensors, as one safetensors message."""
+"""What goes between a run and a server that generates for it: a JSON record and tensors, as one safetensors message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from align_anything.core.errors import SampleError
-from align_anything.rollouts.vllm_engine import Drawn, Request
+from align_anything.rollouts.vllm_engine import Generated, Request
 
 RECORD = 'record'
 LENGTH_BYTES = 8
@@ -21,8 +21,8 @@ LENGTH_BYTES = 8
 
 def pack(record: Any, tensors: Mapping[str, Tensor]) -> bytes:
     """Returns a record of plain values, and tensors by name, as one message."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(whole, {RECORD: json.dumps(record)})
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(on_cpu, {RECORD: json.dumps(record)})
 
 
 def unpack(message: bytes) -> tuple[Any, dict[str, Tensor]]:
@@ -33,7 +33,7 @@ def unpack(message: bytes) -> tuple[Any, dict[str, Tensor]]:
         header = json.loads(message[LENGTH_BYTES : LENGTH_BYTES + length])
         return json.loads(header['__metadata__'][RECORD]), tensors
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise SampleError(f'this is no message of a run that draws: {error!r}') from error
+        raise SampleError(f'this is no message of a rollout: {error!r}') from error
 
 
 def pack_requests(requests: Sequence[Request]) -> bytes:
@@ -43,7 +43,7 @@ def pack_requests(requests: Sequence[Request]) -> bytes:
     for number, request in enumerate(requests):
         prompt = dict(request.prompt)
         media = {
-            kind: [_written(item, f'{number}/{kind}/{place}', tensors) for place, item in enumerate(items)]
+            kind: [_written(item, f'{number}/{kind}/{index}', tensors) for index, item in enumerate(items)]
             for kind, items in prompt.pop('multi_modal_data', {}).items()
         }
         records.append({'prompt': prompt, 'media': media, 'parameters': request.parameters})
@@ -59,15 +59,17 @@ def unpack_requests(message: bytes) -> list[Request]:
         raise SampleError(f'these are no requests: {error!r}') from error
 
 
-def pack_drawn(drawn: Sequence[Drawn]) -> bytes:
-    """Returns what was drawn as a message."""
-    return pack([[item.prompt_ids, item.responses] for item in drawn], {})
+def pack_generated(generated: Sequence[Generated]) -> bytes:
+    """Returns what was generated as a message."""
+    return pack([[item.prompt_ids, item.responses] for item in generated], {})
 
 
-def unpack_drawn(message: bytes) -> list[Drawn]:
-    """Returns what a message says was drawn. Raises SampleError for anything else."""
+def unpack_generated(message: bytes) -> list[Generated]:
+    """Returns what a message says was generated. Raises SampleError for anything else."""
     records, _ = unpack(message)
-    return [Drawn(prompt_ids, [(ids, logprobs) for ids, logprobs in responses]) for prompt_ids, responses in records]
+    return [
+        Generated(prompt_ids, [(ids, logprobs) for ids, logprobs in responses]) for prompt_ids, responses in records
+    ]
 
 
 def _written(item: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -75,9 +77,9 @@ def _written(item: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
     if isinstance(item, Image.Image):
         tensors[name] = torch.from_numpy(np.array(item.convert('RGB')))
         return {'tensor': name}
-    numbers, known = item
+    numbers, description = item
     tensors[name] = torch.from_numpy(np.ascontiguousarray(numbers))
-    return {'tensor': name, 'rate' if isinstance(known, int) else 'metadata': known}
+    return {'tensor': name, 'rate' if isinstance(description, int) else 'metadata': description}
 
 
 def _request(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Request:

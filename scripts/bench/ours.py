@@ -78,7 +78,7 @@ def _count(loop: Any, floating: list[int]) -> None:
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }
-    step = loop.engine.train_window
+    step = loop.engine.train_step
 
     def counted(*args: Any) -> Any:
         with FlopCounterMode(display=False, custom_mapping=more) as counter:
@@ -86,7 +86,7 @@ def _count(loop: Any, floating: list[int]) -> None:
         floating.append(counter.get_total_flops())
         return result
 
-    loop.engine.train_window = counted
+    loop.engine.train_step = counted
 
 
 def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:

@@ -65,8 +65,8 @@ def train(
             super().run()
             return False
 
-        def _step(self, window: Any) -> bool:
-            goes_on = super()._step(window)
+        def _step(self, loaded: Any) -> bool:
+            goes_on = super()._step(loaded)
             clock.mark()
             return goes_on
 

@@ -20,7 +20,7 @@ from align_anything.algorithms.orpo import ORPO
 from align_anything.algorithms.rm import RM
 from align_anything.algorithms.simpo import SimPO
 from align_anything.core.types import Batch, Example, Scored
-from align_anything.engines.window import global_estimates, with_roles
+from align_anything.engines.step import global_estimates, with_roles
 from align_anything.losses.dpo import DPO_LOSSES
 from align_anything.models.any_model import add_score_head
 from align_anything.policies.score import ScorePolicy

@@ -73,8 +73,8 @@ def oracle(tied: bool = True) -> tuple[dict[str, torch.Tensor], list[float], lis
     collate, rows = TokenCollator(TextFamily(), 'padded'), examples()
     losses, norms = [], []
     for step in range(STEPS):
-        window = [collate([row]) for row in rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]]
-        losses.append(engine.train_window(window, SFT()).loss)
+        micro_batches = [collate([row]) for row in rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]]
+        losses.append(engine.train_step(micro_batches, SFT()).loss)
         norms.append(engine.grad_norm)
     return dict(module.model.state_dict()), losses, norms
 
@@ -87,8 +87,8 @@ def train(rank: int, ranks: int, stage: int, micro: int, layout: str, tied: bool
     losses, norms = [], []
     for step in range(STEPS):
         part = rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH][rank * GLOBAL_BATCH // ranks :]
-        window = [collate(part[m * micro : (m + 1) * micro]) for m in range(accumulation)]
-        losses.append(engine.train_window(window, SFT()).loss)
+        micro_batches = [collate(part[m * micro : (m + 1) * micro]) for m in range(accumulation)]
+        losses.append(engine.train_step(micro_batches, SFT()).loss)
         norms.append(engine.grad_norm)
     state = weights(engine)
     return state if rank == 0 else None, losses, norms
@@ -136,7 +136,7 @@ def test_gradient_of_the_first_step_equals_a_float64_loop():
     engine = LocalEngine(module, torch.optim.SGD(module.parameters(), lr=0.0))
     for layout in ('padded', 'packed', 'shared_prefix'):
         collate = TokenCollator(TextFamily(), layout)
-        engine.train_window([collate(rows[:3]), collate(rows[3:4]), collate(rows[4:])], SFT())
+        engine.train_step([collate(rows[:3]), collate(rows[3:4]), collate(rows[4:])], SFT())
         for (name, wanted), found in zip(model.named_parameters(), module.model.parameters(), strict=True):
             torch.testing.assert_close(found.grad.double(), wanted.grad, rtol=1e-4, atol=1e-6, msg=f'{layout} {name}')
 
@@ -146,16 +146,16 @@ def nonfinite(rank: int, stage: int, precision: str):
     module.to(torch.bfloat16 if precision == 'bf16' else torch.float32)
     engine = DeepSpeedEngine(module, config(stage, 2, 1, 2, precision), optimizer(module), schedule)
     collate, rows = TokenCollator(TextFamily(), 'packed'), examples()
-    engine.train_window([collate(rows[rank * 2 : rank * 2 + 2])], SFT())
+    engine.train_step([collate(rows[rank * 2 : rank * 2 + 2])], SFT())
     before = copy.deepcopy(weights(engine))
     poisoned = collate(rows[4:6])
     if rank == 1:
         poisoned.weights[0] = float('nan')
-    bad = engine.train_window([poisoned], SFT())
+    bad = engine.train_step([poisoned], SFT())
     unchanged = rank == 1 or all(torch.equal(tensor, before[name]) for name, tensor in weights(engine).items())
     if rank == 1:
         weights(engine)
-    good = engine.train_window([collate(rows[6:8])], SFT())
+    good = engine.train_step([collate(rows[6:8])], SFT())
     changed = rank == 1 or any(not torch.equal(tensor, before[name]) for name, tensor in weights(engine).items())
     if rank == 1:
         weights(engine)
@@ -180,7 +180,7 @@ def resume(rank: int, stage: int, folder: str):
         return DeepSpeedEngine(module, config(stage, 2, 2, 2), optimizer(module), schedule)
 
     collate, rows = TokenCollator(TextFamily(), 'packed'), examples()
-    windows = [
+    batches_by_step = [
         [
             collate(rows[s * 8 + rank * 4 : s * 8 + rank * 4 + 2]),
             collate(rows[s * 8 + rank * 4 + 2 : s * 8 + rank * 4 + 4]),
@@ -188,13 +188,13 @@ def resume(rank: int, stage: int, folder: str):
         for s in range(3)
     ]
     engine = fresh()
-    engine.train_window(windows[0], SFT())
+    engine.train_step(batches_by_step[0], SFT())
     engine.save_state(Path(folder))
-    losses = [engine.train_window(window, SFT()).loss for window in windows[1:]]
+    losses = [engine.train_step(micro_batches, SFT()).loss for micro_batches in batches_by_step[1:]]
     whole = weights(engine)
     again = fresh()
     again.load_state(Path(folder))
-    resumed = [again.train_window(window, SFT()).loss for window in windows[1:]]
+    resumed = [again.train_step(micro_batches, SFT()).loss for micro_batches in batches_by_step[1:]]
     state = weights(again)
     same = rank == 1 or all(torch.equal(tensor, state[name]) for name, tensor in whole.items())
     return losses, resumed, same, engine.learning_rates, again.learning_rates
@@ -211,8 +211,8 @@ def nothing(rank: int):
     engine = DeepSpeedEngine(module, config(2, 2, 1, 2), optimizer(module), schedule)
     collate, rows = TokenCollator(TextFamily(), 'packed'), examples()
     before = copy.deepcopy(weights(engine))
-    empty = engine.train_window([collate([])], SFT(), extras={'skipped': rank + 1})
-    half = engine.train_window([collate(rows[:2] if rank == 0 else [])], SFT())
+    empty = engine.train_step([collate([])], SFT(), extras={'skipped': rank + 1})
+    half = engine.train_step([collate(rows[:2] if rank == 0 else [])], SFT())
     return empty.applied, empty.extras, half.applied, half.loss, before is None
 
 

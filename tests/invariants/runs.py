@@ -95,7 +95,7 @@ def assembled(cfgs: RunCfgs, family: str) -> DeepSpeedEngine:
     return assemble(cfgs, SFT(), collate, total_steps=10)
 
 
-def windows(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[list[Batch]]:
+def batches_by_step(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[list[Batch]]:
     """This rank's micro-batches of the first steps of the schedule; together the same rows for any world size."""
     found = []
     for step in schedule(folder)[:steps]:
@@ -106,7 +106,9 @@ def windows(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: in
 
 def train(run: DeepSpeedEngine, folder: Path, rank: int, ranks: int, steps: int = 2) -> list[float]:
     """Losses of a few optimizer steps."""
-    results = [run.train_window(window, SFT()) for window in windows(run, folder, rank, ranks, steps)]
+    results = [
+        run.train_step(micro_batches, SFT()) for micro_batches in batches_by_step(run, folder, rank, ranks, steps)
+    ]
     assert all(result.applied for result in results)
     return [result.loss for result in results]
 

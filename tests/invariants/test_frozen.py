@@ -57,7 +57,7 @@ def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str
     before = state_of(model)
     collate = TokenCollator(spec, layout)
     for step in range(2):
-        engine.train_window([collate([row.example for row in singles[step : step + 5]])], SFT())
+        engine.train_step([collate([row.example for row in singles[step : step + 5]])], SFT())
     after = state_of(model)
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved <= trainable(model)
@@ -155,8 +155,8 @@ def test_quantised_base_stays_while_its_adapters_learn(
         cfgs = settings(folder, family, zero_file(tmp_path, stage), **changes)
         run = assembled(cfgs, family)
         before = weights(run)
-        window = [run.policy.collate([row.example for row in rows(folder)[1][rank : rank + 2]])]
-        losses = [run.train_window(window, SFT()).loss for _ in range(8)]
+        micro_batches = [run.policy.collate([row.example for row in rows(folder)[1][rank : rank + 2]])]
+        losses = [run.train_step(micro_batches, SFT()).loss for _ in range(8)]
         kinds = {type(parameter).__name__ for parameter in run.policy.model.parameters()}
         return losses, before, weights(run), trainable(run.policy.model), kinds
 
@@ -183,7 +183,7 @@ def test_the_precision_asked_for_is_in_force_and_masters_are_wide(
         with torch.no_grad():
             values = run.score(batch).values
         for _ in range(20):
-            run.train_window([batch], SFT())
+            run.train_step([batch], SFT())
         return {parameter.dtype for parameter in run.policy.model.parameters()}, values.dtype, before, weights(run)
 
     dtypes, scored, before, after = fork(work, 1)[0]
@@ -229,7 +229,7 @@ def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
         run = assembled(settings(folder, family, zero_file(tmp_path, stage)), family)
         for examples in (with_images, texts, texts):
             own = examples if ranks == 1 else examples[rank : rank + 1]
-            run.train_window([run.policy.collate([example]) for example in own], SFT())
+            run.train_step([run.policy.collate([example]) for example in own], SFT())
         return weights(run)
 
     register_segment_attention()
@@ -240,7 +240,7 @@ def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
     adam = make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=EPSILON)
     local = LocalEngine(policy, adam, max_grad_norm=1.0)
     for examples in (with_images, texts, texts):
-        local.train_window([TokenCollator(spec, 'packed')(examples)], SFT())
+        local.train_step([TokenCollator(spec, 'packed')(examples)], SFT())
     expected = state_of(model)
     for ranks, stage in ((1, 0), (1, 2), (1, 3), (2, 0), (2, 3)):
         found = fork(work, ranks, ranks, stage)[0]

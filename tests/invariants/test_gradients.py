@@ -102,10 +102,10 @@ def test_gradients_are_those_of_a_plain_loop_for_every_cut(family: str, layout: 
     local = engine(folder, layout)
     # With several ranks, batches that lack a kind of media carry a dummy; it must leave no trace.
     kinds = MEDIA.get(family, ())
-    windows = cuts([row.example for row in (*singles, *groups)])
-    for dummies, (name, window) in zip((kinds, (), kinds), windows.items(), strict=True):
+    batches_by_step = cuts([row.example for row in (*singles, *groups)])
+    for dummies, (name, micro_batches) in zip((kinds, (), kinds), batches_by_step.items(), strict=True):
         collate = TokenCollator(spec, layout, dummy_kinds=dummies)
-        result = local.train_window([collate(part) for part in window], SFT())
+        result = local.train_step([collate(part) for part in micro_batches], SFT())
         assert result.loss == pytest.approx(loss, rel=1e-6), name
         compare(local, expected)
 
@@ -141,7 +141,7 @@ def test_gradients_of_the_other_parts_stay_right_when_one_is_frozen(family: str,
     local = engine(folder, 'shared_prefix', frozen)
     collate = TokenCollator(spec, 'shared_prefix', dummy_kinds=MEDIA[family])
     examples = [row.example for row in (*singles, *groups)]
-    local.train_window([collate(part) for part in (examples[:3], examples[3:8], examples[8:])], SFT())
+    local.train_step([collate(part) for part in (examples[:3], examples[3:8], examples[8:])], SFT())
     compare(local, expected)
 
 
@@ -162,5 +162,5 @@ def test_recomputing_activations_changes_no_gradient(family: str, frozen: str | 
     enable_gradient_checkpointing(local.module.model)
     collate = TokenCollator(spec, layout)
     examples = [row.example for row in (*singles, *groups)]
-    local.train_window([collate(part) for part in (examples[:5], examples[5:])], SFT())
+    local.train_step([collate(part) for part in (examples[:5], examples[5:])], SFT())
     compare(local, expected)

@@ -13,7 +13,7 @@ from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.algorithms.critic import Critic
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.local import LocalEngine
-from align_anything.engines.window import WindowResult
+from align_anything.engines.step import StepResult
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
@@ -79,12 +79,12 @@ def examples() -> list[Example]:
 
 def gradients(
     algorithm: Algorithm, layout: str, parts: Sequence[Sequence[Example]]
-) -> tuple[WindowResult, dict[str, Tensor]]:
+) -> tuple[StepResult, dict[str, Tensor]]:
     module = policy('tokens' if algorithm.scores == 'tokens' else 'responses', torch.float64)
     if isinstance(module, ScorePolicy):
         module.units = True
     batches = [in_float64(TokenCollator(TextFamily(), layout)(part)) for part in parts]
-    result = LocalEngine(module, sgd(module, 0.0)).train_window(batches, algorithm)
+    result = LocalEngine(module, sgd(module, 0.0)).train_step(batches, algorithm)
     return result, {key: value.grad for key, value in module.model.named_parameters() if value.grad is not None}
 
 
@@ -163,7 +163,7 @@ def test_micro_batches_are_filled_to_a_number_of_tokens(budget: int, layout: str
         elif following is not None:
             first = following[0]
             one_more = filled([*part, Example(first.prompt, first.responses[:1])], 10**6, collate.size)[0]
-            assert collate.size(one_more) > budget, 'there was room for the next response'
+            assert collate.size(one_more) > budget, 'the next response would have fit'
 
 
 def test_nothing_is_one_empty_micro_batch() -> None:

@@ -17,7 +17,7 @@ from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.engines.local import LocalEngine
-from align_anything.engines.window import WindowResult
+from align_anything.engines.step import StepResult
 from align_anything.models.any_model import add_score_head
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
@@ -115,23 +115,23 @@ def roles_of(algorithm: Algorithm, score: Callable[[Batch], Scored]) -> dict[str
     return {'reference': score} if algorithm.refers else {}
 
 
-def window(name: str, layout: str, cut: Sequence[Sequence[int]]) -> list[Batch]:
+def micro_batches(name: str, layout: str, cut: Sequence[Sequence[int]]) -> list[Batch]:
     collate, rows = TokenCollator(TextFamily(), layout), examples(name)
     return [collate([rows[number] for number in part]) for part in cut]
 
 
-def gradients(name: str, layout: str, cut: Sequence[Sequence[int]]) -> tuple[WindowResult, dict[str, Tensor]]:
+def gradients(name: str, layout: str, cut: Sequence[Sequence[int]]) -> tuple[StepResult, dict[str, Tensor]]:
     """What one micro-batch after another gives in this process, in float64."""
     algorithm = ALGORITHMS[name]
     module = policy(algorithm.scores, torch.float64)
-    result = LocalEngine(module, sgd(module, 0.0)).train_window(
-        window(name, layout, cut), algorithm, roles_of(algorithm, reference(torch.float64))
+    result = LocalEngine(module, sgd(module, 0.0)).train_step(
+        micro_batches(name, layout, cut), algorithm, roles_of(algorithm, reference(torch.float64))
     )
     return result, {key: parameter.grad for key, parameter in module.model.named_parameters()}
 
 
 @cache
-def whole(name: str) -> tuple[WindowResult, dict[str, Tensor]]:
+def whole(name: str) -> tuple[StepResult, dict[str, Tensor]]:
     return gradients(name, 'padded', CUTS['whole'])
 
 
@@ -156,7 +156,7 @@ def test_an_evaluation_gives_the_terms_of_the_step(name: str) -> None:
     algorithm = ALGORITHMS[name]
     engine = LocalEngine(module := policy(algorithm.scores, torch.float64), sgd(module))
     roles = roles_of(algorithm, reference(torch.float64))
-    result = engine.evaluate(lambda: window(name, 'packed', CUTS['uneven']), algorithm, roles)
+    result = engine.evaluate(lambda: micro_batches(name, 'packed', CUTS['uneven']), algorithm, roles)
     assert result.terms == pytest.approx(whole(name)[0].terms, rel=1e-9, abs=1e-12)
 
 
@@ -195,11 +195,11 @@ def train(rank: int, stage: int) -> dict[str, tuple[dict[str, float], dict[str, 
         engine = DeepSpeedEngine(module, config(stage, 2), sgd(module), constant)
         for name in names:
             algorithm = ALGORITHMS[name]
-            result = engine.train_window(
-                window(name, layout, RANKS[rank]), algorithm, roles_of(algorithm, frozen.score)
+            result = engine.train_step(
+                micro_batches(name, layout, RANKS[rank]), algorithm, roles_of(algorithm, frozen.score)
             )
             again = engine.evaluate(
-                lambda: window(name, layout, RANKS[rank]),  # noqa: B023 - called at once
+                lambda: micro_batches(name, layout, RANKS[rank]),  # noqa: B023 - called at once
                 algorithm,
                 roles_of(algorithm, frozen.score),
             )
@@ -217,8 +217,8 @@ def one_after_the_other() -> dict[str, tuple[dict[str, float], dict[str, float],
         for name in names:
             algorithm = ALGORITHMS[name]
             roles = roles_of(algorithm, reference(torch.float64))
-            batches = window(name, 'padded', CUTS['whole'])
-            result = engine.train_window(batches, algorithm, roles)
+            batches = micro_batches(name, 'padded', CUTS['whole'])
+            result = engine.train_step(batches, algorithm, roles)
             assert result.applied
             again = engine.evaluate(lambda: batches, algorithm, roles)  # noqa: B023 - called at once
             state = {key: value.detach().clone() for key, value in module.model.state_dict().items()}

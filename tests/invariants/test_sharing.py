@@ -130,7 +130,7 @@ def test_no_tensor_of_length_by_vocabulary(family: str, stage: int, stirred: Sti
         run = assembled(settings(source, family, zero_file(tmp_path, stage)), family)
         batch = run.policy.collate(examples)
         with Widest(vocabulary) as seen:
-            loss = run.train_window([batch], SFT()).loss
+            loss = run.train_step([batch], SFT()).loss
         return seen.shapes, loss, len(batch.inputs.targets), batch.stats['tokens']
 
     shapes, loss, units, tokens = fork(work, 1)[0]

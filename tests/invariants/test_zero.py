@@ -127,7 +127,7 @@ def train(
         for number, micros in enumerate(step):
             if ranks == 1 or number == rank:
                 own += [collate([row.example for row in micro]) for micro in micros]
-        losses.append(engine.train_window(own, SFT()).loss)
+        losses.append(engine.train_step(own, SFT()).loss)
     engine.engine.eval()
     with torch.no_grad():
         scores = engine.score(collate([rows(folder)[1][0].example])).values

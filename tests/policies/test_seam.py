@@ -17,7 +17,7 @@ from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.local import LocalEngine
-from align_anything.engines.window import WindowResult
+from align_anything.engines.step import StepResult
 from align_anything.policies.base import Policy
 from align_anything.rollouts.experience import record
 from tests.harness.ranks import run_ranks
@@ -71,14 +71,14 @@ def roles_of(name: str, dtype: torch.dtype) -> dict[str, Policy]:
     return {'reference': frozen} if name in ('dpo', 'kto') else {}
 
 
-def window(name: str, cut: Sequence[Sequence[int]]) -> list[Batch]:
+def micro_batches(name: str, cut: Sequence[Sequence[int]]) -> list[Batch]:
     return [PointCollator()([rows_of(name)[number] for number in part]) for part in cut]
 
 
-def step(name: str, cut: Sequence[Sequence[int]]) -> tuple[WindowResult, dict[str, Tensor]]:
+def step(name: str, cut: Sequence[Sequence[int]]) -> tuple[StepResult, dict[str, Tensor]]:
     policy: Policy = GaussianPolicy(torch.float64)
     engine = LocalEngine(policy, torch.optim.SGD(policy.parameters(), lr=0.0))
-    result = engine.train_window(window(name, cut), ALGORITHMS[name], roles_of(name, torch.float64))
+    result = engine.train_step(micro_batches(name, cut), ALGORITHMS[name], roles_of(name, torch.float64))
     return result, {key: value.grad for key, value in policy.named_parameters()}
 
 
@@ -167,7 +167,7 @@ def test_what_was_just_recorded_has_a_ratio_of_one() -> None:
 
     assert record('old', infer, policy.collate, [drawn[:1], [], drawn[1:]], torch.device('cpu')) is None
     engine = LocalEngine(policy, torch.optim.SGD(policy.parameters(), lr=0.1))
-    before, after = (engine.train_window([policy.collate(drawn)], ALGORITHMS['grpo']).terms['ratio'] for _ in range(2))
+    before, after = (engine.train_step([policy.collate(drawn)], ALGORITHMS['grpo']).terms['ratio'] for _ in range(2))
     assert before == pytest.approx(1.0, abs=1e-6) and abs(after - 1.0) > 1e-3
 
 
@@ -182,7 +182,7 @@ def under_deepspeed(rank: int) -> dict[str, tuple[float, dict[str, Tensor]]]:
     policy.check(engine.engine, engine.device)
     found = {}
     for name, algorithm in ALGORITHMS.items():
-        result = engine.train_window(window(name, CUTS[2]), algorithm, roles_of(name, torch.float32))
+        result = engine.train_step(micro_batches(name, CUTS[2]), algorithm, roles_of(name, torch.float32))
         found[name] = result.loss, engine.full_state_dict(engine.policy.model)
     return found
 
@@ -192,7 +192,7 @@ def test_deepspeed_steps_as_one_process() -> None:
     policy = GaussianPolicy(torch.float64)
     engine = LocalEngine(policy, torch.optim.SGD(policy.parameters(), lr=0.05))
     for name, algorithm in ALGORITHMS.items():
-        result = engine.train_window(window(name, CUTS[0]), algorithm, roles_of(name, torch.float64))
+        result = engine.train_step(micro_batches(name, CUTS[0]), algorithm, roles_of(name, torch.float64))
         loss, state = found[name]
         assert loss == pytest.approx(result.loss, rel=1e-5), name
         for key, value in policy.model.state_dict().items():

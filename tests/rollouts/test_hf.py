@@ -11,7 +11,7 @@ import torch
 
 from align_anything.core.types import Example, Piece
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.whole import whole_weights
+from align_anything.engines.gathering import gathered_weights
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.rollouts.base import Response, Sampling
@@ -112,7 +112,7 @@ def trained(rank: int, folder: Path, family: str, generates: bool) -> tuple[dict
     policy = policy_of(folder, spec, 'padded')
     model = policy.model
     engine = DeepSpeedEngine(policy, config(3, 1, 1, 2), optimizer(policy), schedule)
-    rollouts = HFRollouts(model, spec, dtype=torch.float32, batch_size=2, whole=lambda: whole_weights(engine))
+    rollouts = HFRollouts(model, spec, dtype=torch.float32, batch_size=2, gathered=lambda: gathered_weights(engine))
     examples = prompts(spec, family)
     collate = TokenCollator(spec, 'padded', dummy_kinds=tuple(KINDS[family]))
     row = Example(examples[rank].prompt, [Piece(torch.arange(5, 12), torch.ones(7))])
@@ -123,5 +123,5 @@ def trained(rank: int, folder: Path, family: str, generates: bool) -> tuple[dict
             mine = examples[rank : 1 + 3 * rank]
             ((response, *_), *_) = rollouts.generate(mine, Sampling(max_new_tokens=3 + rank, temperature=0.0))
             found.append(response.per_unit['rollout'][:3].tolist())
-        engine.train_window([collate([row])], SFT())
+        engine.train_step([collate([row])], SFT())
     return engine.full_state_dict(model) or {}, found

@@ -12,15 +12,15 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from align_anything.core.errors import SampleError
-from align_anything.rollouts.vllm_client import PART_BYTES, _parts
-from align_anything.rollouts.vllm_engine import Drawn, Engine, Request, VLLMOptions
+from align_anything.rollouts.vllm_client import CHUNK_BYTES, _chunks
+from align_anything.rollouts.vllm_engine import Engine, Generated, Request, VLLMOptions
 from align_anything.rollouts.vllm_server import Served, make_app
 from align_anything.rollouts.wire import (
     pack,
-    pack_drawn,
+    pack_generated,
     pack_requests,
     unpack,
-    unpack_drawn,
+    unpack_generated,
     unpack_requests,
 )
 
@@ -50,23 +50,23 @@ def test_requests_arrive_as_they_were() -> None:
 
 
 def test_responses_arrive_as_they_were() -> None:
-    drawn = [Drawn([1, 2], [([3, 4], [-0.1, -1 / 3]), ([], [])])]
-    assert unpack_drawn(pack_drawn(drawn)) == drawn
+    generated = [Generated([1, 2], [([3, 4], [-0.1, -1 / 3]), ([], [])])]
+    assert unpack_generated(pack_generated(generated)) == generated
 
 
-def test_weights_keep_their_type_and_are_cut_into_parts() -> None:
+def test_weights_keep_their_type_and_are_split_into_chunks() -> None:
     _, tensors = unpack(pack({}, {'a': torch.ones(2, dtype=torch.bfloat16), 'b': torch.zeros(3, 2).T}))
     assert tensors['a'].dtype == torch.bfloat16 and tensors['b'].shape == (2, 3)
-    large = torch.empty(PART_BYTES // 2 + 1, dtype=torch.uint8)
+    large = torch.empty(CHUNK_BYTES // 2 + 1, dtype=torch.uint8)
     named = [('a', large), ('b', large), ('c', torch.ones(1))]
-    assert [(list(part), last) for part, last in _parts(iter(named))] == [(['a'], False), (['b', 'c'], True)]
+    assert [(list(chunk), last) for chunk, last in _chunks(iter(named))] == [(['a'], False), (['b', 'c'], True)]
 
 
 @pytest.mark.parametrize('message', [b'', b'nonsense', b'\x80\x04pickle', pack({'no': 'list'}, {})])
 def test_other_messages_are_refused(message: bytes) -> None:
     with pytest.raises(SampleError):
         unpack_requests(message)
-    answer = TestClient(make_app(Served())).post('/draw', content=message)
+    answer = TestClient(make_app(Served())).post('/generate', content=message)
     assert answer.status_code == 400 and answer.json()['error']
 
 
@@ -77,11 +77,11 @@ def test_records_that_say_too_little_are_refused(path: str, record: object) -> N
     assert answer.status_code == 400 and answer.json()['error']
 
 
-def test_a_server_takes_weights_from_the_first_part_on() -> None:
+def test_a_server_takes_weights_from_the_first_chunk_on() -> None:
     options = dataclasses.asdict(VLLMOptions('float32', 8))
     record = {'model': 'anything', 'options': options, 'first': False, 'last': True, 'backend': None}
     answer = TestClient(make_app(Served())).post('/weights', content=pack(record, {'a': torch.ones(1)}))
-    assert answer.status_code == 400 and 'the first part of these weights was never sent' in answer.json()['error']
+    assert answer.status_code == 400 and 'the first chunk of these weights was never sent' in answer.json()['error']
 
 
 def test_what_sleeps_is_woken_once() -> None:
@@ -107,7 +107,7 @@ def test_what_sleeps_is_woken_once() -> None:
 def test_a_server_without_weights_says_so() -> None:
     client = TestClient(make_app(Served()))
     assert client.get('/health').json() == {'status': 'ok', 'model': None}
-    answer = client.post('/draw', content=pack_requests([]))
+    answer = client.post('/generate', content=pack_requests([]))
     assert answer.status_code == 500 and 'no run has handed weights' in answer.json()['error']
 
 

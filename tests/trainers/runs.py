@@ -90,7 +90,7 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
     def before(rank: int) -> None:
         inner_step, inner_score = OfflineLoop._step, DeepSpeedEngine.score
 
-        def watched(self, window):
+        def watched(self, loaded):
             now = rank == rank_of_it and self.progress.step + 1 == step
 
             def score(engine, batch, **asked):
@@ -98,9 +98,9 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
                 return scored._replace(values=scored.values * float('nan'))
 
             if now and met is not None:
-                met.write_text('\n'.join(name for batch in window.batches for name in batch.sources))
+                met.write_text('\n'.join(name for batch in loaded.batches for name in batch.sources))
             DeepSpeedEngine.score = score if now else inner_score
-            return inner_step(self, window)
+            return inner_step(self, loaded)
 
         OfflineLoop._step = watched
 

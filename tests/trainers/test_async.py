@@ -185,7 +185,7 @@ def test_ranks_draw_ahead_together(folder: Path, tiny: Tiny, tmp_path: Path) -> 
 
 
 def draws_slowly_on_rank_1(output: Path) -> Callable[[int], None]:
-    """Makes a hand-over fail while a rank draws with the server that another one feeds."""
+    """Makes a hand-over fail while a rank generates with the server that another one feeds."""
 
     def before(rank: int) -> None:
         generate, sync, take = VLLMRollouts.generate, VLLMRollouts.sync, Pending.take
@@ -239,7 +239,7 @@ def fails_ahead(rank: int) -> None:
         ('grpo', {'use_vllm': False}, '(command line --vllm_async): it means nothing without use_vllm: True'),
         ('grpo', {'rollout_correction_cap': 'null'}, 'for which grpo does not make up'),
         ('online_dpo', {}, 'for which online_dpo does not make up'),
-        ('grpo', {'dynamic_sampling_rounds': 1}, 'dynamic_sampling_rounds draws on when'),
+        ('grpo', {'dynamic_sampling_rounds': 1}, 'dynamic_sampling_rounds generates again'),
         ('grpo', {'vllm_enable_sleep': True}, 'vllm_enable_sleep gives away'),
         ('grpo', {'vllm_tensor_parallel_size': 2}, 'devices that share weights'),
     ],

@@ -15,7 +15,7 @@ import torch
 from align_anything.algorithms.dpo import DPO
 from align_anything.algorithms.rm import RM
 from align_anything.core.errors import SettingsError
-from align_anything.engines.window import WindowResult
+from align_anything.engines.step import StepResult
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.loops.progress import Progress
 from tests.trainers.runs import lines, sft, succeed, text_rows, weights, write_rows
@@ -31,10 +31,10 @@ class Judged:
         self.logged: list[dict[str, float]] = []
         results = {name: iter(values) for name, values in found.items()}
 
-        def evaluate(batches: Any, algorithm: Any, roles: Any) -> WindowResult:
+        def evaluate(batches: Any, algorithm: Any, roles: Any) -> StepResult:
             list(batches())
             values = next(results[self.name])
-            return WindowResult(
+            return StepResult(
                 {'preference_loss': values['loss'], 'reward_accuracy': values.get('accuracy', 0.5)},
                 values['loss'],
                 dict.fromkeys(('preference_loss', 'reward_accuracy'), values.get('pairs', 1.0)),

@@ -21,7 +21,7 @@ from align_anything.reporting.completions import RESPONSES, Completions, shorten
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import STRIP_HEIGHT, strip_of
 from align_anything.reporting.metrics import MetricsWriter
-from align_anything.rollouts.experience import Rollout
+from align_anything.rollouts.experience import Rollout, complete
 from tests.trainers.runs import lines
 from tests.trainers.test_metrics import fake_wandb
 
@@ -39,16 +39,21 @@ def conversation(*media: tuple[str, Any], text: str = 'Is it <b>so</b>?') -> Con
     return [{'role': 'user', 'content': [*parts, {'type': 'text', 'text': text}]}]
 
 
-def drawn(*conversations: Conversation, responses: int = 2) -> Rollout:
+def response(ids: torch.Tensor, finished: bool) -> Response:
+    per_unit = {'rollout': torch.zeros(len(ids))}
+    return Response(ids, torch.ones(len(ids)), per_unit=per_unit, finished=finished)
+
+
+def rollout_of(*conversations: Conversation, responses: int = 2) -> Rollout:
     """To each prompt `yes`, then the nasty text; worth 1, 2, … and, but for the first prompt, all ended."""
-    made = [[Response(torch.tensor([n % 2]), torch.ones(1)) for n in range(responses)] for _ in conversations]
-    made[0][-1] = Response(torch.tensor([1, 2]), torch.ones(2), finished=False)
+    made = [[response(torch.tensor([n % 2]), finished=True) for n in range(responses)] for _ in conversations]
+    made[0][-1] = response(torch.tensor([1, 2]), finished=False)
     examples = [
-        Example(Piece(torch.tensor([2]), torch.zeros(1)), own, source=f'rows.jsonl:{n}', conversation=conversation)
-        for n, (conversation, own) in enumerate(zip(conversations, made, strict=True), 1)
+        Example(Piece(torch.tensor([2]), torch.zeros(1)), [], source=f'rows.jsonl:{n}', conversation=conversation)
+        for n, conversation in enumerate(conversations, 1)
     ]
     numbers = torch.arange(1.0, 1 + responses * len(conversations))
-    return Rollout(examples, {'right': numbers, 'brief': -numbers}, numbers / 2)
+    return Rollout(complete(examples, made), {'right': numbers, 'brief': -numbers}, numbers / 2)
 
 
 def shown(folder: Path, *told: tuple[int, Rollout], log_type: str = 'none', resume_step: int | None = None) -> str:
@@ -91,7 +96,7 @@ class Page(HTMLParser):
 
 
 def test_the_file_has_all_and_the_page_the_newest(tmp_path: Path) -> None:
-    first, second = drawn(conversation()), drawn(*[conversation()] * 12, responses=RESPONSES + 2)
+    first, second = rollout_of(conversation()), rollout_of(*[conversation()] * 12, responses=RESPONSES + 2)
     shown(tmp_path, (2, first), (4, second))
     records = lines(tmp_path / 'completions.jsonl')
     assert [record['step'] for record in records] == [2] * 2 + [4] * 12 * (RESPONSES + 2)
@@ -110,7 +115,7 @@ def test_the_file_has_all_and_the_page_the_newest(tmp_path: Path) -> None:
 
 def test_the_page_shows_texts_as_they_are_and_media_small(tmp_path: Path) -> None:
     sound = Audio(np.zeros(1600, np.float32), 16000)
-    shown(tmp_path, (2, drawn(conversation(('image', PICTURE), ('video', CLIP)), conversation(('audio', sound)))))
+    shown(tmp_path, (2, rollout_of(conversation(('image', PICTURE), ('video', CLIP)), conversation(('audio', sound)))))
     page = Page(tmp_path / 'completions.html')
     assert page.cells[:10] == [
         *('response', 'reward', 'reward/right', 'reward/brief', 'tokens'),
@@ -124,7 +129,7 @@ def test_the_page_shows_texts_as_they_are_and_media_small(tmp_path: Path) -> Non
 
 
 def test_the_console_shows_a_few_on_lines_of_their_own(tmp_path: Path) -> None:
-    text = shown(tmp_path, (2, drawn(*[conversation(('image', PICTURE), text='word ' * 100)] * 5, responses=3)))
+    text = shown(tmp_path, (2, rollout_of(*[conversation(('image', PICTURE), text='word ' * 100)] * 5, responses=3)))
     assert 'Responses after step 2' in text and 'reward/right' in text
     # 15 responses: every fourth of them.
     assert [f' -{number} ' in text for number in (1, 2, 5, 9, 13, 14)] == [True, False, True, True, True, False]
@@ -134,7 +139,7 @@ def test_the_console_shows_a_few_on_lines_of_their_own(tmp_path: Path) -> None:
 
 def test_nothing_is_repeated_or_lost_when_a_run_goes_on(tmp_path: Path) -> None:
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    one, two, three, other = (drawn(conversation(text=text)) for text in ('one', 'two', 'three', 'not saved'))
+    one, two, three, other = (rollout_of(conversation(text=text)) for text in ('one', 'two', 'three', 'not saved'))
     shown(whole, (2, one), (4, two), (6, three))
     shown(broken, (2, one), (4, two), (6, other))
     shown(broken, (6, three), resume_step=4)
@@ -154,9 +159,9 @@ def test_tensorboard_has_a_table_and_pictures_of_every_step(tmp_path: Path) -> N
     from tensorboard.plugin_util import markdown_to_safe_html
     from tensorboard.util.tensor_util import make_ndarray
 
-    pictured = drawn(conversation(('image', PICTURE)), conversation())
+    pictured = rollout_of(conversation(('image', PICTURE)), conversation())
     shown(tmp_path, (2, pictured), (4, pictured), log_type='tensorboard')
-    shown(tmp_path, (4, drawn(conversation())), log_type='tensorboard', resume_step=2)
+    shown(tmp_path, (4, rollout_of(conversation())), log_type='tensorboard', resume_step=2)
     events = EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
     first, second = events.Tensors('completions/text_summary')
@@ -179,7 +184,7 @@ def test_wandb_has_the_media_in_a_column(tmp_path: Path, monkeypatch: pytest.Mon
     fake.Table = lambda columns, data: types.SimpleNamespace(columns=columns, data=data)
     monkeypatch.setitem(sys.modules, 'wandb', fake)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda _: object())
-    shown(tmp_path, (2, drawn(conversation(('image', PICTURE)), conversation(text='x' * 9000))), log_type='wandb')
+    shown(tmp_path, (2, rollout_of(conversation(('image', PICTURE)), conversation(text='x' * 9000))), log_type='wandb')
     (logged,) = fake.logged
     table = logged['completions']
     assert logged['step'] == 2
@@ -209,7 +214,7 @@ def test_clearml_has_a_table_and_pictures(tmp_path: Path, monkeypatch: pytest.Mo
         sys.modules, 'clearml', types.SimpleNamespace(Task=types.SimpleNamespace(init=lambda **_: task))
     )
     monkeypatch.setattr(importlib.util, 'find_spec', lambda _: object())
-    shown(tmp_path, (2, drawn(conversation(), conversation(('video', CLIP)))), log_type='clearml')
+    shown(tmp_path, (2, rollout_of(conversation(), conversation(('video', CLIP)))), log_type='clearml')
     table, picture = reported
     assert (table['iteration'], len(table['table_plot'])) == (2, 1 + 4)
     assert table['table_plot'][1] == ['Is it <b>so</b>?', 'yes', '0.5', '1.0', '-1.0']

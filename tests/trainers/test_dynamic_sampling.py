@@ -1,4 +1,4 @@
-"""Prompts whose responses are all worth the same make room for others, and a killed run goes on with the same ones."""
+"""Prompts whose responses are all worth the same give way to others, and a killed run goes on with the same ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from align_anything.core.types import Example, Piece, Response
-from align_anything.rollouts.experience import Rollout, complete, most_telling
+from align_anything.rollouts.experience import Rollout, complete, informative_first
 from tests.trainers.runs import lines, run, text_rows, write_rows
 from tests.trainers.test_online import Tiny, argv, dies_in, metrics_of, named
 from tests.trainers.test_resume import assert_same
@@ -27,16 +27,21 @@ def third(completions):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('sampling')
     rows = text_rows(ROWS)
-    rows[5]['instruction'] = 'sun ' * 120  # leaves no room for a response
+    rows[5]['instruction'] = 'sun ' * 120  # leaves no tokens for a response
     write_rows(folder / 'rows.jsonl', rows)
     (folder / 'rewards.py').write_text(REWARDS)
     return folder
 
 
-def drawn(scores: list[list[float]]) -> Rollout:
+def response(ids: torch.Tensor, finished: bool) -> Response:
+    per_unit = {'rollout': torch.zeros(len(ids))}
+    return Response(ids, torch.ones(len(ids)), per_unit=per_unit, finished=finished)
+
+
+def rollout_of(scores: list[list[float]]) -> Rollout:
     """Responses of one token that is the number of the prompt, with a reward that is ten times the score."""
     responses = [
-        [Response(torch.tensor([number]), torch.ones(1)) for _ in of_prompt] for number, of_prompt in enumerate(scores)
+        [response(torch.tensor([number]), finished=True) for _ in of_prompt] for number, of_prompt in enumerate(scores)
     ]
     prompts = [Example(Piece(torch.tensor([7]), torch.zeros(1)), [], f'row {number}') for number in range(len(scores))]
     flat = torch.tensor([score for of_prompt in scores for score in of_prompt])
@@ -44,29 +49,29 @@ def drawn(scores: list[list[float]]) -> Rollout:
 
 
 @pytest.mark.parametrize(
-    ('room', 'expected'),
+    ('prompts', 'expected'),
     # The second, the fourth and the fifth differ; the others fill up in their order.
     [(2, [1, 3]), (3, [1, 3, 4]), (4, [1, 3, 4, 0]), (9, [1, 3, 4, 0, 2])],
 )
-def test_prompts_whose_responses_differ_come_first(room: int, expected: list[int]) -> None:
+def test_prompts_whose_responses_differ_come_first(prompts: int, expected: list[int]) -> None:
     scores = [[1.0, 1.0], [0.0, 1.0], [0.3, 0.3], [2.0, -1.0], [5.0, 4.0]]
-    chosen = most_telling(drawn(scores), room)
+    chosen = informative_first(rollout_of(scores), prompts)
     assert [example.source for example in chosen.examples] == [f'row {number}' for number in expected]
     assert [int(response.ids) for response in chosen.responses] == [number for number in expected for _ in (0, 1)]
     assert chosen.scores.tolist() == pytest.approx([score for number in expected for score in scores[number]])
     assert torch.equal(chosen.rewards['ten'], 10 * chosen.scores)
 
 
-def test_parts_of_a_rollout_are_joined() -> None:
-    nothing, first, second = drawn([]), drawn([[1.0, 0.0]]), drawn([[2.0, 2.0], [3.0, 4.0]])
+def test_rollouts_are_joined() -> None:
+    nothing, first, second = rollout_of([]), rollout_of([[1.0, 0.0]]), rollout_of([[2.0, 2.0], [3.0, 4.0]])
     whole = nothing.with_more(first).with_more(nothing).with_more(second)
     assert whole.differing == [True, False, True] and nothing.differing == []
     assert whole.scores.tolist() == [1.0, 0.0, 2.0, 2.0, 3.0, 4.0]
     assert torch.equal(whole.rewards['ten'], 10 * whole.scores) and len(whole.responses) == 6
-    assert most_telling(nothing, 3).examples == []
+    assert informative_first(nothing, 3).examples == []
 
 
-def test_a_killed_run_goes_on_with_the_prompts_that_were_not_drawn_yet(
+def test_a_killed_run_goes_on_with_the_prompts_that_were_not_taken_yet(
     folder: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {

@@ -166,10 +166,10 @@ def dies_in_step(rank: int) -> None:
 
     inner = OfflineLoop._step
 
-    def watched(self, window):
+    def watched(self, loaded):
         if rank == 1 and self.progress.step == 5:
             die()
-        return inner(self, window)
+        return inner(self, loaded)
 
     OfflineLoop._step = watched
 

@@ -49,16 +49,16 @@ def test_skip_leaves_the_step_out_and_counts_it(tiny, rows, tmp_path, stage):
     def leave_out(rank: int) -> None:
         from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 
-        inner_step, inner_train = OfflineLoop._step, DeepSpeedEngine.train_window
+        inner_step, inner_train = OfflineLoop._step, DeepSpeedEngine.train_step
 
-        def step(self, window):
-            DeepSpeedEngine.train_window = without if self.progress.step + 1 == 3 else inner_train
-            return inner_step(self, window)
+        def step(self, loaded):
+            DeepSpeedEngine.train_step = without if self.progress.step + 1 == 3 else inner_train
+            return inner_step(self, loaded)
 
-        def without(self, window, *given, **options):
+        def without(self, micro_batches, *given, **options):
             zero = SFT.counts
             SFT.counts = lambda algorithm, batch: {'loss': torch.tensor(0.0)}
-            result = inner_train(self, window, *given, **options)
+            result = inner_train(self, micro_batches, *given, **options)
             SFT.counts = zero
             return result
 

@@ -13,8 +13,8 @@ SOURCES = ('sums.jsonl', 'words.jsonl', 'unseen.jsonl')
 
 
 def response(length: int, finished: bool = True) -> Response:
-    ids = torch.arange(length)
-    return Response(ids, torch.ones(length), per_unit={'rollout': torch.zeros(length)}, finished=finished)
+    per_unit = {'rollout': torch.zeros(length)}
+    return Response(torch.arange(length), torch.ones(length), per_unit=per_unit, finished=finished)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def rollout() -> Rollout:
     return Rollout(complete(prompts, responses), rewards, rewards['format'] + rewards['length'])
 
 
-def known(rollout: Rollout, by_trainer: float) -> list[Example]:
+def with_logprobs(rollout: Rollout, by_trainer: float) -> list[Example]:
     for example in rollout.examples:
         for piece in example.responses:
             piece.per_unit['old'] = torch.full((len(piece),), by_trainer)
@@ -34,7 +34,7 @@ def known(rollout: Rollout, by_trainer: float) -> list[Example]:
 
 
 def test_means_are_told_over_all_responses_and_by_source(rollout: Rollout) -> None:
-    told = rollout_metrics(rollout, known(rollout, 0.25), SOURCES, lambda tensor: tensor)
+    told = rollout_metrics(rollout, with_logprobs(rollout, 0.25), SOURCES, lambda tensor: tensor)
     assert told['responses'] == 4 and told['response_length'] == 5 and told['truncated'] == 0.25
     assert told['reward'] == 0 and told['reward/format'] == 1 and told['reward/length'] == -1
     assert told['reward_std'] == pytest.approx(torch.tensor([0.0, 1.0, -3.0, 2.0]).std().item())
@@ -46,7 +46,7 @@ def test_means_are_told_over_all_responses_and_by_source(rollout: Rollout) -> No
 
 
 def test_one_source_is_not_told_twice(rollout: Rollout) -> None:
-    told = rollout_metrics(rollout, known(rollout, 0.25), SOURCES[:1], lambda tensor: tensor)
+    told = rollout_metrics(rollout, with_logprobs(rollout, 0.25), SOURCES[:1], lambda tensor: tensor)
     assert not [name for name in told if name.startswith('sums')]
 
 
@@ -58,14 +58,14 @@ def test_sums_of_other_ranks_are_added(rollout: Rollout) -> None:
         sums.append(tensor.clone())
         return tensor
 
-    told = rollout_metrics(rollout, known(rollout, 0.5), SOURCES, given)
+    told = rollout_metrics(rollout, with_logprobs(rollout, 0.5), SOURCES, given)
     nothing = Rollout([], {name: torch.zeros(0) for name in rollout.rewards}, torch.zeros(0))
     assert rollout_metrics(nothing, [], SOURCES, lambda tensor: tensor + sums.pop(0)) == told
 
 
 def test_the_drift_is_that_of_the_tokens_trained_on(rollout: Rollout) -> None:
     """Of all that was generated, one response is learned from."""
-    examples = known(rollout, 0.25)
+    examples = with_logprobs(rollout, 0.25)
     assert rollout_metrics(rollout, examples[1:2], SOURCES, lambda tensor: tensor)['rollout_drift'] == 0.25
 
 

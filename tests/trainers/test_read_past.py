@@ -40,8 +40,8 @@ def scores(folder: Path, family: str, zero: Path) -> list[Tensor]:
 def losses(folder: Path, family: str, zero: Path) -> list[float]:
     """Of two optimizer steps over the examples."""
     run = assembled(settings(folder, family, zero, gradient_checkpointing=True), family)
-    window = [run.policy.collate([example]) for example in examples(run.policy.collate.spec, family)]
-    return [run.train_window(window, SFT()).loss for _ in range(2)]
+    micro_batches = [run.policy.collate([example]) for example in examples(run.policy.collate.spec, family)]
+    return [run.train_step(micro_batches, SFT()).loss for _ in range(2)]
 
 
 @pytest.mark.parametrize('family', first_of(['qwen2_audio', 'gemma4', 'gemma3n'], 'qwen2_audio'))

@@ -122,7 +122,7 @@ def follow(rank: int, ranks: int, out: Path, given: dict[str, tuple[type[Algorit
         batch = run.batch(range(rank, ROWS, ranks))
         policy, reference = run.engine.infer, run.roles.get('reference', recorded)
         before = scores(batch, policy), scores(batch, reference)
-        assert run.engine.train_window([batch], run.algorithm, run.roles).applied
+        assert run.engine.train_step([batch], run.algorithm, run.roles).applied
         found[name] = *before, scores(batch, reference), scores(batch, policy)
     return found
 

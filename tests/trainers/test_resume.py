@@ -19,7 +19,7 @@ from tests.harness.pairwise import first_of
 from tests.trainers.runs import die, lines, run, sft, succeed, text_rows, weights, write_rows
 
 ROWS, RANKS = 26, 2
-# 26 rows in steps of 1 row x 2 accumulated x 2 ranks: 7 steps an epoch, 14 in all; slices after 3, 6, 9 and 12.
+# 26 rows in steps of 1 row x 2 accumulated x 2 ranks: 7 steps an epoch, 14 in all; checkpoints after 3, 6, 9 and 12.
 SHAPE = {'per_device_train_batch_size': 1, 'gradient_accumulation_steps': 2, 'epochs': 2}
 SAVES = {'save_interval': 3, 'save_total_limit': 2}
 STEPS = 14
@@ -80,7 +80,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert (other / name).read_text() == (one / name).read_text(), name
 
 
-def slices_in(folder: Path) -> list[str]:
+def checkpoints_in(folder: Path) -> list[str]:
     return sorted((path.name for path in folder.glob('slice_*')), key=lambda name: (len(name), name))
 
 
@@ -90,7 +90,7 @@ def dies_in_step(step: int) -> Callable[[int], None]:
     def before(rank: int) -> None:
         inner_step, inner_terms = OfflineLoop._step, SFT.terms
 
-        def watched(self, window):
+        def watched(self, loaded):
             calls = []
 
             def terms(*given):
@@ -101,7 +101,7 @@ def dies_in_step(step: int) -> Callable[[int], None]:
 
             if rank == 1 and self.progress.step + 1 == step:
                 SFT.terms = terms
-            return inner_step(self, window)
+            return inner_step(self, loaded)
 
         OfflineLoop._step = watched
 
@@ -175,7 +175,7 @@ def test_the_uninterrupted_run_trains_with_dropout_skips_and_evaluates(settings,
 @pytest.mark.parametrize('kind', first_of(KINDS, 'z2'))
 def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path, kind):
     killed(settings(tmp_path, kind, **SAVES), dies_in_step(8))
-    assert slices_in(tmp_path) == ['slice_3', 'slice_6']
+    assert checkpoints_in(tmp_path) == ['slice_3', 'slice_6']
     output = succeed(settings(tmp_path, kind, '--resume', 'auto', **SAVES), RANKS)
     assert f'resumed from {tmp_path}/slice_6 after step 6 of 14' in output
     assert_same(uninterrupted(kind), tmp_path)
@@ -184,7 +184,7 @@ def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path, kind)
 @pytest.mark.parametrize('dies', first_of([dies_while_saving, dies_before_the_rename], dies_while_saving))
 def test_killed_while_saving_the_half_written_slice_is_never_taken(settings, uninterrupted, tmp_path, dies):
     killed(settings(tmp_path, 'z2', **SAVES), dies('slice_9'))
-    assert slices_in(tmp_path) == ['slice_3', 'slice_6']
+    assert checkpoints_in(tmp_path) == ['slice_3', 'slice_6']
     assert (tmp_path / '.slice_9.partial').is_dir()
     output = succeed(settings(tmp_path, 'z2', '--resume', 'auto', **SAVES), RANKS)
     assert f'resumed from {tmp_path}/slice_6 after' in output
@@ -206,7 +206,7 @@ def test_killed_between_epochs(settings, uninterrupted, tmp_path, interval):
 @pytest.mark.extended
 def test_killed_three_times(settings, uninterrupted, tmp_path):
     killed(settings(tmp_path, 'z2', **SAVES), dies_in_step(2))
-    assert slices_in(tmp_path) == []
+    assert checkpoints_in(tmp_path) == []
     resumed = settings(tmp_path, 'z2', '--resume', 'auto', **SAVES)
     killed(resumed, dies_while_saving('slice_6'))
     killed(resumed, dies_in_step(13))
@@ -218,17 +218,17 @@ def test_sigterm_saves_and_leaves_with_code_zero_and_resume_is_exact(settings, u
     def before(rank: int) -> None:
         inner = OfflineLoop._step
 
-        def step(self, window):
+        def step(self, loaded):
             if rank == 1 and self.progress.step + 1 == 5:
                 os.kill(os.getpid(), signal.SIGTERM)  # one rank hears it; all must stop together
-            return inner(self, window)
+            return inner(self, loaded)
 
         OfflineLoop._step = step
 
-    # save_total_limit is 0: the run saves no slices, but it must not lose its work.
+    # save_total_limit is 0: the run saves no checkpoints, but it must not lose its work.
     output = succeed(settings(tmp_path, 'z2'), RANKS, before=before)
     assert 'stopped by SIGTERM after step 5; go on with --resume auto' in output
-    assert slices_in(tmp_path) == ['slice_5']
+    assert checkpoints_in(tmp_path) == ['slice_5']
     succeed(settings(tmp_path, 'z2', '--resume', 'auto'), RANKS)
     assert_same(uninterrupted('z2'), tmp_path)
 

@@ -1,4 +1,4 @@
-"""Which slices a run keeps, which it takes up again, and what it says when it cannot."""
+"""Which checkpoints a run keeps, which it takes up again, and what it says when it cannot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def old(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / 'old'))
 
 
-def slices_in(folder: Path) -> list[str]:
+def checkpoints_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob('slice_*'))
 
 
@@ -68,9 +68,9 @@ def refused(argv: list[str], *texts: str) -> str:
         (100, 1, []),
     ],
 )
-def test_exactly_so_many_slices_are_kept_and_the_newest(settings, tmp_path, interval, limit, kept):
+def test_exactly_so_many_checkpoints_are_kept_and_the_newest(settings, tmp_path, interval, limit, kept):
     succeed(settings(tmp_path, save_interval='null' if interval is None else interval, save_total_limit=limit))
-    assert slices_in(tmp_path) == [*kept, 'slice_end']
+    assert checkpoints_in(tmp_path) == [*kept, 'slice_end']
     assert all((tmp_path / name / 'state').is_dir() for name in kept)
     assert not (tmp_path / 'slice_end' / 'state').exists()
 
@@ -78,7 +78,7 @@ def test_exactly_so_many_slices_are_kept_and_the_newest(settings, tmp_path, inte
 def test_ten_steps_come_after_nine_when_the_oldest_goes(settings, tmp_path):
     """By number and not by name, where slice_10 stands before slice_9."""
     succeed(settings(tmp_path, per_device_train_batch_size=1, save_interval=1, save_total_limit=3))
-    assert slices_in(tmp_path) == ['slice_10', 'slice_11', 'slice_9', 'slice_end']
+    assert checkpoints_in(tmp_path) == ['slice_10', 'slice_11', 'slice_9', 'slice_end']
 
 
 def test_auto_in_an_empty_folder_starts_afresh(settings, finished, tmp_path):
@@ -134,7 +134,7 @@ def test_a_path_that_is_no_slice(settings, old, tmp_path):
 
 def test_a_slice_that_was_saved_without_state(settings, tmp_path):
     succeed(settings(tmp_path, save_checkpoint=False, **SAVES))
-    assert slices_in(tmp_path) == ['slice_2', 'slice_4', 'slice_end']
+    assert checkpoints_in(tmp_path) == ['slice_2', 'slice_4', 'slice_end']
     refused(settings(tmp_path, '--resume', 'auto', **SAVES), 'slice_4 holds no training state', 'save_checkpoint off')
 
 
@@ -148,7 +148,9 @@ def test_files_that_were_lost_or_cut_off_are_named(settings, old):
     [optimizer] = (old / 'slice_4' / 'state').rglob('*model_states.pt')
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
     names = f'state/{optimizer.relative_to(old / "slice_4" / "state")}, state/random_rank0.pt'
-    refused(settings(old, '--resume', 'auto', **SAVES), f'missing or cut off: {names}.', 'another slice (slice_2)')
+    refused(
+        settings(old, '--resume', 'auto', **SAVES), f'missing or truncated: {names}.', 'another checkpoint (slice_2)'
+    )
 
 
 def test_a_run_shorter_than_the_slice_is_refused(settings, old):
@@ -156,10 +158,10 @@ def test_a_run_shorter_than_the_slice_is_refused(settings, old):
 
 
 def test_a_fresh_run_in_an_old_folder_is_not_mixed_up_with_the_old_one(settings, old):
-    """Were the old slices left there, pruning would delete the new ones as older, and auto would go on from the old."""
+    """Were the old checkpoints left there, pruning would delete the new ones first, and auto would take an old one."""
     kept = weights(old / 'slice_4')
     output = succeed(settings(old, seed=7, save_interval=1, save_total_limit=1, max_steps=3))
-    assert slices_in(old) == ['slice_2', 'slice_2.old', 'slice_4.old', 'slice_end']
+    assert checkpoints_in(old) == ['slice_2', 'slice_2.old', 'slice_4.old', 'slice_end']
     assert 'slice_4.old' in output
     set_aside = weights(old / 'slice_4.old')
     assert all(torch.equal(set_aside[name], kept[name]) for name in kept)
@@ -169,7 +171,7 @@ def test_a_fresh_run_in_an_old_folder_is_not_mixed_up_with_the_old_one(settings,
 
 def test_going_back_to_an_earlier_slice_sets_the_later_ones_aside(settings, old):
     succeed(settings(old, '--resume', old / 'slice_2', save_interval=1, save_total_limit=9, max_steps=4))
-    assert slices_in(old) == ['slice_2', 'slice_3', 'slice_4.old', 'slice_end']
+    assert checkpoints_in(old) == ['slice_2', 'slice_3', 'slice_4.old', 'slice_end']
 
 
 @pytest.mark.parametrize('last', ['.slice_end.retired', 'slice_end'])
@@ -188,5 +190,5 @@ def test_writing_a_name_that_is_taken_survives_a_kill_after_either_rename(settin
 
     assert run(settings(old, '--resume', 'auto', **SAVES), before=before)[0].code is None
     assert 'after step 4 of 6' in succeed(settings(old, '--resume', 'auto', **SAVES))
-    assert slices_in(old) == ['slice_2', 'slice_4', 'slice_end']
+    assert checkpoints_in(old) == ['slice_2', 'slice_4', 'slice_end']
     assert [path.name for path in old.glob('.slice*')] == []

@@ -53,7 +53,7 @@ def test_a_run_stops_when_vllm_does_not_draw_from_the_weights_in_training(
 ) -> None:
     settings = argv(folder, tmp_path, tiny('qwen2'), **SMALL, learning_rate=1e-1)
     (ended,) = run(settings, before=hands_over_the_first_weights, algorithm=named('ppo_vllm'))
-    assert ended.code == 2 and 'after step 4 vLLM does not draw from the weights in training' in ended.output
+    assert ended.code == 2 and 'after step 4 vLLM does not generate with the weights in training' in ended.output
     assert 'those of the trainer' in ended.output and 'vllm_probe_tolerance' in ended.output
     assert len(metrics_of(tmp_path)) == 1
 
@@ -120,7 +120,7 @@ def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_pa
         assert all(record['train/rollout_drift'] < 1e-4 for record in metrics_of(tmp_path))
         settings = argv(folder, tmp_path / 'broken', tiny('qwen2'), **changes)
         (ended,) = run(settings, before=dies_after_the_first_rollout, algorithm=named('grpo'))
-        assert ended.code == 2 and f'{urls[0]}/draw is gone' in ended.output and 'with resume' in ended.output
+        assert ended.code == 2 and f'{urls[0]}/generate is gone' in ended.output and 'with resume' in ended.output
         (ended,) = run(argv(folder, tmp_path / 'gone', tiny('qwen2'), **changes), algorithm=named('grpo'))
         assert ended.code == 2 and f'vllm_server_urls: {urls[0]} cannot be reached' in ended.output
 
@@ -136,7 +136,10 @@ def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_pa
             '(command line --vllm_server_timeout): it means nothing without vllm_server_urls',
         ),
         ({'use_vllm': True, 'vllm_server_urls': '[a, b]', 'vllm_num_engines': 1}, 'but vllm_server_urls has 2'),
-        ({'use_vllm': True, 'vllm_server_urls': '[a]', 'vllm_tensor_parallel_size': 2}, 'a server draws on one device'),
+        (
+            {'use_vllm': True, 'vllm_server_urls': '[a]', 'vllm_tensor_parallel_size': 2},
+            'generates on one device',
+        ),
         (
             {'use_vllm': True, 'generation_batch_size': 2},
             '(command line --generation_batch_size): it means nothing without use_vllm: False',

@@ -65,7 +65,7 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
         'longest row': f'{max((size.tokens for size in found.sizes), default=0):,} tokens of {limit:,}',
     }
     if full:
-        lines['rows as long as the limit'] = f'{full:,} of them, probably cut (model_cfgs.model_max_length)'
+        lines['rows as long as the limit'] = f'{full:,} of them, probably truncated (model_cfgs.model_max_length)'
     return lines
 
 

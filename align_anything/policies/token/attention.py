@@ -19,7 +19,7 @@ SEGMENT_ATTENTION = 'segment'
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `[start, stop)` of a packed row; they see themselves causally, and `[prefix_start, prefix_stop)` whole."""
+    """Tokens `[start, stop)` of a packed row; they see themselves causally and all of `[prefix_start, prefix_stop)`."""
 
     start: int
     stop: int
@@ -36,7 +36,7 @@ class AttentionPlan:
     """Who sees whom in one packed row.
 
     Attributes:
-        spans: consecutive spans that cover the row; a prefix is one of them, whole.
+        spans: consecutive spans that cover the row; a prefix is exactly one of them.
         blocks: for families whose media tokens see each other in both directions, the number of the media item that
             each token belongs to, zero for text, `(length,)`; otherwise None.
     """
@@ -122,14 +122,14 @@ def segment_attention(
         )
     groups = query.shape[1] // key.shape[1]
     lengths = [span.stop - span.start for span in segments.spans]
-    # Split once: the gradient of a split is one concatenation, that of each slice a whole row of zeros.
+    # Split once: the gradient of a split is one concatenation, that of each slice a full row of zeros.
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
-    places = {(span.start, span.stop): index for index, span in enumerate(segments.spans)}
+    indices = {(span.start, span.stop): index for index, span in enumerate(segments.spans)}
     outputs = []
     for index, span in enumerate(segments.spans):
         span_key, span_value = keys[index], values[index]
         if span.prefix_length:
-            prefix = places[span.prefix_start, span.prefix_stop]
+            prefix = indices[span.prefix_start, span.prefix_stop]
             span_key = torch.cat([keys[prefix], span_key], dim=2)
             span_value = torch.cat([values[prefix], span_value], dim=2)
         mask = segments.mask(span, sliding_window, query.device)

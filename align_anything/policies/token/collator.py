@@ -60,18 +60,18 @@ class TokenCollator:
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
-        placed = list(examples) or [self._filler()]
-        sequences, owners, carried = self._sequences(placed)
-        per_unit = [response.per_unit for example in placed for response in example.responses]
+        present = list(examples) or [self._filler()]
+        sequences, owners, carried = self._sequences(present)
+        per_unit = [response.per_unit for example in present for response in example.responses]
         shared = [name for name in per_unit[0] if all(name in values for values in per_unit)]
         unmatched = [
-            replace(item, responses=[item.unmatched], unmatched=None) for item in placed if item.unmatched is not None
+            replace(item, responses=[item.unmatched], unmatched=None) for item in present if item.unmatched is not None
         ]
         counts = sum((Counter(piece.media_counts) for piece in carried), Counter())
         if self.pads:
-            laid = pad(sequences, self.spec.pad_token_id)
+            rows = pad(sequences, self.spec.pad_token_id)
         else:
-            laid = pack(
+            rows = pack(
                 sequences,
                 share=self.layout == 'shared_prefix',
                 segmented=self.segmented,
@@ -79,25 +79,25 @@ class TokenCollator:
             )
         return Batch(
             inputs=TokenInputs(
-                {**laid.arguments, **self.spec.merge_media([piece.media for piece in carried])},
-                laid.score_index,
-                laid.targets,
-                laid.ends,
+                {**rows.arguments, **self.spec.merge_media([piece.media for piece in carried])},
+                rows.score_index,
+                rows.targets,
+                rows.ends,
             ),
-            segments=laid.segments,
-            weights=laid.weights,
+            segments=rows.segments,
+            weights=rows.weights,
             num_responses=len(sequences),
             examples_of_responses=torch.tensor(owners),
-            sources=[example.source for example in placed],
-            metas=[example.meta for example in placed],
+            sources=[example.source for example in present],
+            metas=[example.meta for example in present],
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
             per_unit={name: torch.cat([values[name] for values in per_unit]) for name in shared},
             stats={
                 'examples': len(examples),
-                'tokens': laid.tokens,
-                'padding': laid.padding,
-                'units': len(laid.targets),
+                'tokens': rows.tokens,
+                'padding': rows.padding,
+                'units': len(rows.targets),
                 **{f'{kind}s': number for kind, number in counts.items()},
             },
         )

@@ -44,7 +44,7 @@ class HiddenStates:
 
 
 def cast_floats(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Keyword arguments of a model with media in `dtype`; fractional positions would lose their place in it."""
+    """Keyword arguments of a model with media in `dtype`; fractional positions would lose precision in it."""
     return {
         name: value.to(dtype)
         if isinstance(value, Tensor) and value.is_floating_point() and name != 'position_ids'

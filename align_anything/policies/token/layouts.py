@@ -97,8 +97,8 @@ def concatenate(pieces: Sequence[Piece], names: Sequence[str]) -> tuple[Tensor, 
     return ids, weights, tensors
 
 
-def _gather_units(parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    index, targets, segments, weights = (torch.cat(column) for column in zip(*parts, strict=True))
+def _gather_units(columns: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    index, targets, segments, weights = (torch.cat(column) for column in zip(*columns, strict=True))
     return index, targets, segments, weights
 
 
@@ -145,11 +145,11 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
     prompt_spans: dict[int, Span] = {}
     offset = 0
 
-    def put(sequence: TokenSequence, part: slice, prefix: Span | None = None) -> Span:
+    def put(sequence: TokenSequence, selected: slice, prefix: Span | None = None) -> Span:
         nonlocal offset
-        length = len(range(*part.indices(len(sequence))))
+        length = len(range(*selected.indices(len(sequence))))
         span = Span(offset, offset + length, prefix.start if prefix else 0, prefix.stop if prefix else 0)
-        columns.append((sequence, part))
+        columns.append((sequence, selected))
         spans.append(span)
         offset += length
         return span
@@ -165,25 +165,25 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
             branch = put(sequence, slice(sequence.prefix_length, len(sequence)), prefix)
             position = torch.cat([torch.arange(prefix.start, prefix.stop), torch.arange(branch.start, branch.stop)])
         else:
-            whole = put(sequence, slice(0, len(sequence)))
+            own = put(sequence, slice(0, len(sequence)))
             first = sequence.prefix_length if sequence.prompt in prompt_spans else 0
-            prompt_spans[sequence.prompt] = whole
-            position = torch.arange(whole.start, whole.stop)
+            prompt_spans[sequence.prompt] = own
+            position = torch.arange(own.start, own.stop)
         units.append(units_of(sequence, response, first, position))
         ends.append(position[sequence.end - 1])
 
     inputs: dict[str, object] = {
-        'input_ids': torch.cat([sequence.ids[part] for sequence, part in columns])[None],
+        'input_ids': torch.cat([sequence.ids[selected] for sequence, selected in columns])[None],
         'position_ids': _squeeze(
-            torch.cat([sequence.positions[:, part] for sequence, part in columns], dim=1)[:, None]
+            torch.cat([sequence.positions[:, selected] for sequence, selected in columns], dim=1)[:, None]
         ),
     }
     for name in sequences[0].token_tensors:
-        inputs[name] = torch.cat([sequence.token_tensors[name][part] for sequence, part in columns])[None]
+        inputs[name] = torch.cat([sequence.token_tensors[name][selected] for sequence, selected in columns])[None]
     if segmented:
         blocks = None
         if bidirectional:
-            is_media = torch.cat([sequence.is_media[part] for sequence, part in columns])
+            is_media = torch.cat([sequence.is_media[selected] for sequence, selected in columns])
             blocks = media_blocks(is_media, [span.start for span in spans])
         inputs['segments'] = AttentionPlan(tuple(spans), blocks)
         # A mask of four dimensions is passed through by transformers as it is; without one it would build the dense

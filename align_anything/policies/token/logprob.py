@@ -88,8 +88,8 @@ class _ChunkedLogProb(torch.autograd.Function):
             for columns in _slices(weight.shape[0], width):
                 tile_bias = None if bias is None else bias[columns]
                 logits = _logits(wide_hidden, _wide(weight[columns]), tile_bias, scale, softcap)
-                place, inside = _find(targets[rows], columns)
-                chosen = torch.where(inside, logits.gather(1, place).squeeze(1), chosen)
+                index, inside = _find(targets[rows], columns)
+                chosen = torch.where(inside, logits.gather(1, index).squeeze(1), chosen)
                 before = total
                 if with_entropy:
                     total = torch.logaddexp(total, torch.logsumexp(logits, dim=-1))
@@ -159,8 +159,8 @@ def _logit_gradient(
         gradient.exp_().mul_(shift).neg_()
     else:
         gradient.exp_().mul_(-upstream[:, None])
-    place, inside = _find(targets[rows], columns)
-    gradient.scatter_add_(1, place, (upstream * inside)[:, None])
+    index, inside = _find(targets[rows], columns)
+    gradient.scatter_add_(1, index, (upstream * inside)[:, None])
     if slope is not None:
         gradient.mul_(slope)
     return gradient.mul_(ctx.scale) if ctx.scale != 1.0 else gradient
@@ -241,7 +241,7 @@ class LogProbHead(nn.Module):
             checkpoint(self._score, hidden[start : start + step], targets[start : start + step], use_reentrant=False)
             for start in range(0, max(len(targets), 1), step)
         ]
-        values, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        values, entropies = (torch.cat(columns) for columns in zip(*chunks, strict=True))
         return values, entropies if with_entropy else None
 
     def _score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

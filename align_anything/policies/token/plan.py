@@ -1,4 +1,4 @@
-"""How a token policy lays out the batches of a run, known before a model is loaded."""
+"""How a token policy lays out the batches of a run, decided before a model is loaded."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from align_anything.rewards.base import Completion, register_reward
 
 @register_reward('length')
 def length(completions: Sequence[Completion], *, max_length: PositiveInt, cache: PositiveInt) -> list[float]:
-    """0 up to `max_length - cache` tokens, from there falling in a line to -1 at `max_length`, and -1 beyond.
+    """0 up to `max_length - cache` tokens, from there falling in a line to -1 at `max_length`, and -1 past it.
 
     Eq. 13 of DAPO, https://arxiv.org/abs/2503.14476, where `max_length` is 20480 and `cache` 4096.
 

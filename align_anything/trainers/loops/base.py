@@ -1,4 +1,4 @@
-"""What every training loop does: epochs, evaluation, slices, and what to do when something is wrong."""
+"""What every training loop does: epochs, evaluation, checkpoints, and what to do when something is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from align_anything.core.types import Batch, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.window import WindowResult
+from align_anything.engines.step import StepResult
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.trainers.loops.progress import Progress
@@ -37,7 +37,7 @@ class Save(Protocol):
 class Loop:
     """Trains `algorithm` with what a loader gives. Every rank runs one, in step.
 
-    `windows` are those of the present epoch that are still to come.
+    `loader_steps` are those of the present epoch that are still to come.
     """
 
     cfgs: RunCfgs
@@ -53,14 +53,14 @@ class Loop:
     skips: SkipReport
     save: Save
     stop_asked: Callable[[], bool]
-    windows: Windows = field(init=False)
+    loader_steps: LoaderSteps = field(init=False)
 
     def run(self) -> bool:
         """Trains until the last step. Returns False when it stopped early because it was asked to."""
         while self.progress.step < self.steps:
-            self.windows = Windows(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
-            for window in self.windows:
-                if not self._step(window):
+            self.loader_steps = LoaderSteps(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
+            for loaded in self.loader_steps:
+                if not self._step(loaded):
                     return False
                 if self.progress.step == self.steps:
                     break
@@ -81,7 +81,7 @@ class Loop:
         """Records the metrics of the evaluation data."""
         raise NotImplementedError
 
-    def _step(self, window: Window) -> bool:
+    def _step(self, loaded: LoaderStep) -> bool:
         """Trains on what the loader gave for one step. Returns False when the run should stop."""
         raise NotImplementedError
 
@@ -125,7 +125,7 @@ class Loop:
         return better
 
     def _saves_now(self, before: int) -> bool:
-        # The last step is followed by the final model, which needs no slice beside it.
+        # The last step is followed by the final model, which needs no checkpoint beside it.
         logger_cfgs, step = self.cfgs.logger_cfgs, self.progress.step
         interval = logger_cfgs.save_interval or math.ceil(self.steps / (logger_cfgs.save_total_limit + 1))
         return bool(logger_cfgs.save_total_limit) and step // interval > before // interval and step < self.steps
@@ -153,14 +153,14 @@ class Loop:
         elif self.progress.seen >= STREAM_ROWS_BEFORE_RATIO:
             self.skips.check(self.progress.seen, ratio)
 
-    def _nonfinite(self, batches: list[Batch], result: WindowResult) -> None:
+    def _nonfinite(self, batches: list[Batch], result: StepResult) -> None:
         """Handles a step that changed nothing because its loss or its gradient was not finite."""
         if result.finite and self.cfgs.train_cfgs.fp16:
-            return  # the loss scale was too high and has been lowered: a normal part of float16 training
+            return  # the loss scale was too high and has been lowered: normal in float16 training
         suspects = result.suspects or (
             [] if not result.finite else [name for batch in batches for name in batch.sources]
         )
-        names = [name for part in all_gather_object(suspects) for name in part]
+        names = [name for own in all_gather_object(suspects) for name in own]
         what = 'gradient' if result.finite else 'loss'
         message = (
             f'step {self.progress.step}: the {what} is not finite; the weights were left as they were. '
@@ -180,15 +180,15 @@ def is_cost(metric: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Window:
+class LoaderStep:
     """The micro-batches of one optimizer step, and the seconds that were spent waiting for them."""
 
     batches: list[Batch]
     waited: float
 
 
-class Windows:
-    """The windows of an epoch, of which the next can be had before its turn.
+class LoaderSteps:
+    """The steps of an epoch, of which the next can be had before its turn.
 
     Args:
         batches: the micro-batches of each.
@@ -196,27 +196,27 @@ class Windows:
 
     def __init__(self, batches: Iterator[list[Batch]]) -> None:
         self._batches = batches
-        self._ahead: Window | None = None
+        self._ahead: LoaderStep | None = None
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[LoaderStep]:
         return self
 
-    def __next__(self) -> Window:
-        window, self._ahead = self._ahead or self._read(), None
-        if window is None:
+    def __next__(self) -> LoaderStep:
+        loaded, self._ahead = self._ahead or self._read(), None
+        if loaded is None:
             raise StopIteration
-        return window
+        return loaded
 
-    def peek(self) -> Window | None:
-        """Returns the next window, if there is one. In its turn nobody waits for it any more."""
-        window = self._ahead or self._read()
-        self._ahead = None if window is None else replace(window, waited=0.0)
-        return window
+    def peek(self) -> LoaderStep | None:
+        """Returns the next step, if there is one. In its turn nobody waits for it any more."""
+        loaded = self._ahead or self._read()
+        self._ahead = None if loaded is None else replace(loaded, waited=0.0)
+        return loaded
 
-    def _read(self) -> Window | None:
+    def _read(self) -> LoaderStep | None:
         started = time.perf_counter()
         batches = next(self._batches, None)
-        return None if batches is None else Window(batches, time.perf_counter() - started)
+        return None if batches is None else LoaderStep(batches, time.perf_counter() - started)
 
 
 def listed(terms: dict[str, float]) -> str:

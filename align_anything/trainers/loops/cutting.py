@@ -20,14 +20,14 @@ def micro_batches_of(cfgs: RunCfgs, algorithm: Online) -> int:
     return -(-responses // cfgs.train_cfgs.per_device_train_batch_size)
 
 
-def windows_of(cfgs: RunCfgs, algorithm: Online) -> int:
+def steps_of_pass(cfgs: RunCfgs, algorithm: Online) -> int:
     """Optimizer steps of one pass over a rollout."""
     return -(-micro_batches_of(cfgs, algorithm) // cfgs.train_cfgs.gradient_accumulation_steps)
 
 
 def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
     """Optimizer steps that follow one rollout."""
-    return algorithm.update_iters * windows_of(cfgs, algorithm)
+    return algorithm.update_iters * steps_of_pass(cfgs, algorithm)
 
 
 def cut_into_steps(
@@ -42,9 +42,9 @@ def cut_into_steps(
     responses, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if train.max_length_per_batch is None:
         number = micro_batches_of(cfgs, algorithm)
-        parts = cut(examples, responses, number)
-        return [parts[start : start + accumulation] for start in range(0, number, accumulation)]
-    steps = cut(examples, responses * accumulation, windows_of(cfgs, algorithm))
+        micro_batches = cut(examples, responses, number)
+        return [micro_batches[start : start + accumulation] for start in range(0, number, accumulation)]
+    steps = cut(examples, responses * accumulation, steps_of_pass(cfgs, algorithm))
     return _equally_filled(steps, train.max_length_per_batch, size, whole=algorithm.compares)
 
 
@@ -62,15 +62,15 @@ def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Exampl
     The responses to a prompt stay together as far as they fit, so that layouts which share prompts can.
     """
     made: list[list[Example]] = [[]]
-    room = size
+    capacity = size
     for example in examples:
         waiting = list(example.responses)
         while waiting:
-            if not room:
+            if not capacity:
                 made.append([])
-                room = size
-            made[-1].append(replace(example, responses=waiting[:room]))
-            waiting, room = waiting[room:], max(room - len(waiting), 0)
+                capacity = size
+            made[-1].append(replace(example, responses=waiting[:capacity]))
+            waiting, capacity = waiting[capacity:], max(capacity - len(waiting), 0)
     return made + [[] for _ in range(number - len(made))]
 
 
@@ -102,6 +102,6 @@ def _equally_filled(
     steps: Sequence[Sequence[Example]], budget: int, size: Size, *, whole: bool = False
 ) -> list[list[list[Example]]]:
     """Cuts the Examples of each step as `filled` does, into as many micro-batches on every rank."""
-    parts = [filled(window, budget, size, whole=whole) for window in steps]
-    most = [max(counts) for counts in zip(*all_gather_object([len(part) for part in parts]), strict=True)]
-    return [part + [[]] * (count - len(part)) for part, count in zip(parts, most, strict=True)]
+    made = [filled(step, budget, size, whole=whole) for step in steps]
+    most = [max(counts) for counts in zip(*all_gather_object([len(own) for own in made]), strict=True)]
+    return [own + [[]] * (count - len(own)) for own, count in zip(made, most, strict=True)]

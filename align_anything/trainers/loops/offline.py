@@ -1,4 +1,4 @@
-"""The loop over a fixed dataset: an optimizer step for each window of micro-batches."""
+"""The loop over a fixed dataset: an optimizer step for each step of the loader."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
-from align_anything.engines.window import WindowResult, combined
+from align_anything.engines.step import StepResult, combined
 from align_anything.reporting.metrics import peak_memory
-from align_anything.trainers.loops.base import Loop, Window, listed
+from align_anything.trainers.loops.base import LoaderStep, Loop, listed
 
 
 @dataclass
@@ -28,15 +28,15 @@ class OfflineLoop(Loop):
         if not self.evaluation:
             return
         results = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
-        whole = combined(list(results.values()), self.algorithm)
-        found = {'loss': whole.loss, **whole.terms}
-        parts = results if len(results) > 1 else {}
-        by_part = {f'{name}/{key}': value for name, part in parts.items() for key, value in part.terms.items()}
-        self.writer.log(self.progress.step, {**found, **by_part}, prefix='eval')
+        total = combined(list(results.values()), self.algorithm)
+        found = {'loss': total.loss, **total.terms}
+        several = results if len(results) > 1 else {}
+        of_each = {f'{name}/{key}': value for name, own in several.items() for key, value in own.terms.items()}
+        self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
         self._evaluated_as(found)
 
-    def _evaluated(self, loader: Loader) -> WindowResult:
+    def _evaluated(self, loader: Loader) -> StepResult:
         skipped: list[Skipped] = []
 
         def batches() -> Iterator[Batch]:
@@ -46,32 +46,32 @@ class OfflineLoop(Loop):
                 yield batch
 
         result = self.engine.evaluate(batches, self.algorithm, self.roles)
-        self.file_skips([item for part in all_gather_object(skipped) for item in part])
+        self.file_skips([item for own in all_gather_object(skipped) for item in own])
         return result
 
-    def _step(self, window: Window) -> bool:
+    def _step(self, loaded: LoaderStep) -> bool:
         progress = self.progress
         started = time.perf_counter()
-        counted = (*COUNTED, *by_source(window.batches[0].stats))
-        local = {key: float(sum(batch.stats.get(key, 0) for batch in window.batches)) for key in counted}
-        skipped = [item for batch in window.batches for item in batch.skipped]
+        counted = (*COUNTED, *by_source(loaded.batches[0].stats))
+        local = {key: float(sum(batch.stats.get(key, 0) for batch in loaded.batches)) for key in counted}
+        skipped = [item for batch in loaded.batches for item in batch.skipped]
         extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
-        result = self.engine.train_window(window.batches, self.algorithm, self.roles, extras)
-        took = window.waited + time.perf_counter() - started
+        result = self.engine.train_step(loaded.batches, self.algorithm, self.roles, extras)
+        took = loaded.waited + time.perf_counter() - started
         progress.step += 1
         progress.step_in_epoch += 1
         progress.cursor = self.training.sampler.cursor(progress.epoch, progress.step_in_epoch)
         progress.seen += int(result.extras['examples'] + result.extras['skipped'])
         if result.extras['skipped']:
-            self.file_skips([item for part in all_gather_object(skipped) for item in part])
+            self.file_skips([item for own in all_gather_object(skipped) for item in own])
         if not result.applied and any(result.counts.values()):
-            self._nonfinite(window.batches, result)
+            self._nonfinite(loaded.batches, result)
         self.console.advance(progress.step)
         if progress.step % self.cfgs.logger_cfgs.log_interval == 0 or progress.step == self.steps:
-            self._report(result, took, window.waited)
+            self._report(result, took, loaded.waited)
         return self._stepped(progress.step - 1, bool(result.extras['stop']))
 
-    def _report(self, result: WindowResult, took: float, waited: float) -> None:
+    def _report(self, result: StepResult, took: float, waited: float) -> None:
         extras, step = result.extras, self.progress.step
         metrics = {
             'loss': result.loss,

@@ -1,4 +1,4 @@
-"""The loop that draws responses, has them rewarded, and trains on them: a rollout for each step of the loader."""
+"""The loop that generates responses, has them rewarded, and trains on them: a rollout for each step of the loader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.parts import names_of
 from align_anything.datasets.prompts import Prompts
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.window import WindowResult
+from align_anything.engines.step import StepResult
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
 from align_anything.models.family import FamilySpec
@@ -38,8 +38,8 @@ from align_anything.reporting.online_report import (
 )
 from align_anything.rewards.base import COST, Reward
 from align_anything.rollouts.base import RolloutEngine, Sampling
-from align_anything.rollouts.experience import Rollout, complete, joined, most_telling, record, spread
-from align_anything.trainers.loops.base import Loop, Window, listed
+from align_anything.rollouts.experience import Rollout, complete, informative_first, joined, record, spread
+from align_anything.trainers.loops.base import LoaderStep, Loop, listed
 from align_anything.trainers.loops.cutting import cut_into_steps, cut_step, steps_of_rollout
 from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.loops.pending import Pending
@@ -50,13 +50,13 @@ EVALUATION_SEED = 0
 
 @dataclass
 class OnlineLoop(Loop):
-    """Trains on responses that the policy draws as it goes.
+    """Trains on responses that the policy generates as it goes.
 
     Attributes:
         spec: the family of the policy.
         critics: what says how much reward is to come, by role, each in an engine of its own.
         reference: what says the scores of the reference.
-        rollouts: draws the responses.
+        rollouts: generates the responses.
         pending: those of the next rollout, where they are generated ahead.
         rewards: what rewards them.
         completions: shows whole responses, if they are asked for.
@@ -78,21 +78,21 @@ class OnlineLoop(Loop):
     def __post_init__(self) -> None:
         if self.ptx is not None:
             rows = self.ptx.endless(self.progress.step)
-            # The workers are forked with the first rows: now, and not while a thread draws.
+            # The workers are forked with the first rows: now, and not while a thread generates.
             self._rows = chain([next(rows)], rows)
 
-    def _step(self, window: Window) -> bool:
+    def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
         self._seconds = {}
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
-        generated, waited = self._rollout(window)
+        generated, waited = self._rollout(loaded)
         self.rollouts.sleep()
         most = self.algorithm.per_device_prompt_batch_size
-        trained = self._learn_from(most_telling(generated, most) if self.algorithm.further_batches else generated)
+        trained = self._learn_from(informative_first(generated, most) if self.algorithm.further_batches else generated)
         with self._clock('update'):
             results, values = self._update(trained)
-        took = window.waited + time.perf_counter() - started
+        took = loaded.waited + time.perf_counter() - started
         self.console.advance(self.progress.step)
         interval, step = self.cfgs.logger_cfgs.log_interval, self.progress.step
         if step // interval > before // interval or step == self.steps:
@@ -103,7 +103,7 @@ class OnlineLoop(Loop):
         return self._stepped(before, bool(stop))
 
     def close(self) -> None:
-        """As every loop, and closes what draws ahead and what shows completions."""
+        """As every loop, and closes what generates ahead and what shows completions."""
         self.pending.close()
         if self.completions is not None:
             self.completions.close()
@@ -116,22 +116,22 @@ class OnlineLoop(Loop):
         if not self.evaluation:
             return
         self.pending.wait()
-        parts = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
+        by_source = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
         self.rollouts.sleep()
-        names = list(next(iter(parts.values())))
-        count = sum(part['responses'] for part in parts.values())
+        names = list(next(iter(by_source.values())))
+        count = sum(own['responses'] for own in by_source.values())
         found = {
-            name: sum(part[name] * part['responses'] for part in parts.values()) / max(count, 1.0)
+            name: sum(own[name] * own['responses'] for own in by_source.values()) / max(count, 1.0)
             for name in names
             if name != 'responses'
         }
-        by_part = {
+        of_each = {
             f'{name}/{key}': value
-            for name, part in parts.items()
-            for key, value in part.items()
-            if len(parts) > 1 and key != 'responses'
+            for name, own in by_source.items()
+            for key, value in own.items()
+            if len(by_source) > 1 and key != 'responses'
         }
-        self.writer.log(self.progress.step, {**found, **by_part}, prefix='eval')
+        self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
         self._evaluated_as(found)
 
@@ -139,7 +139,7 @@ class OnlineLoop(Loop):
         sums: Tensor | float = 0.0
         names: list[str] = []
         for prompts in loader.micro_batches(0):
-            self.file_skips([item for part in all_gather_object(prompts.skipped) for item in part])
+            self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
             rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)))
             local = numbers_of(rollout)
             names = list(local)
@@ -152,31 +152,31 @@ class OnlineLoop(Loop):
 
     # One rollout
 
-    def _rollout(self, window: Window) -> tuple[Rollout, float]:
+    def _rollout(self, loaded: LoaderStep) -> tuple[Rollout, float]:
         """All that is generated for one rollout, and the seconds of waiting for its prompts.
 
         While a rank has too few prompts whose responses differ in score, all go on with the next prompts of the loader
         as often as the algorithm allows and the epoch has some; a rank that has enough passes over its own.
         """
-        examples = self._answered(window, 0)
-        waited = window.waited + self._generate_ahead()
+        examples = self._answered(loaded, 0)
+        waited = loaded.waited + self._generate_ahead()
         rollout = self._rewarded(examples)
         for number in range(1, self.algorithm.further_batches + 1):
             missing = self.algorithm.per_device_prompt_batch_size > sum(rollout.differing)
             if not self._sum([float(missing)])[0]:
                 break
-            window = next(self.windows, None)
-            if window is None:
+            loaded = next(self.loader_steps, None)
+            if loaded is None:
                 break
             self.progress.step_in_epoch += 1
-            rollout = rollout.with_more(self._rewarded(self._answered(window, number, wanted=missing)))
-            waited += window.waited
+            rollout = rollout.with_more(self._rewarded(self._answered(loaded, number, wanted=missing)))
+            waited += loaded.waited
         return rollout, waited
 
-    def _answered(self, window: Window, number: int, wanted: bool = True) -> list[Example]:
-        """The prompts of a window, the `number`th of this rollout, with responses; none of them unless `wanted`."""
-        self._skip(window.batches)
-        examples = [example for example in examples_of(window) if wanted]
+    def _answered(self, loaded: LoaderStep, number: int, wanted: bool = True) -> list[Example]:
+        """The prompts of the `number`th loader step of this rollout, with responses; none of them unless `wanted`."""
+        self._skip(loaded.batches)
+        examples = [example for example in examples_of(loaded) if wanted]
         with self._clock('generation'):
             ahead = self.pending.take()
         if ahead is not None:
@@ -185,18 +185,18 @@ class OnlineLoop(Loop):
         return self._generated(examples, self._sampling_at(self.progress.step, number))
 
     def _generate_ahead(self) -> float:
-        """Begins to draw the next rollout of the epoch, if the settings say so; returns the seconds of waiting for it.
+        """Begins to generate the next rollout of the epoch, if settings say so; returns the seconds of waiting for it.
 
         The weights are those before the updates on the present one, the seed that of a run which waits for these.
         """
         step = self.progress.step + steps_of_rollout(self.cfgs, self.algorithm)
-        window = self.windows.peek() if self.cfgs.vllm_cfgs.vllm_async and step < self.steps else None
-        if window is None:
+        loaded = self.loader_steps.peek() if self.cfgs.vllm_cfgs.vllm_async and step < self.steps else None
+        if loaded is None:
             return 0.0
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
-            self.pending.begin(self.rollouts, examples_of(window), self._sampling_at(step, 0))
-        return window.waited
+            self.pending.begin(self.rollouts, examples_of(loaded), self._sampling_at(step, 0))
+        return loaded.waited
 
     def _sampling_at(self, step: int, number: int) -> Sampling:
         # Far from the seeds of other rollouts, which differ by their steps.
@@ -256,7 +256,7 @@ class OnlineLoop(Loop):
             for example, numbers in zip(rollout.examples, kept, strict=True)
         ]
         with self._clock('scoring'):
-            micro_batches = [part for window in self._windows(examples) for part in window]
+            micro_batches = [some for step in self._cut_into_steps(examples) for some in step]
             given = (self.engine.policy.collate, micro_batches, self.engine.device)
             record('old', self.engine.infer, *given)
             if self.reference is not None:
@@ -281,42 +281,42 @@ class OnlineLoop(Loop):
             values={role: joined(examples, f'values/{role}') for role in self.critics},
             bootstrap=bootstrap,
             costs=costs,
-            all_costs=[cost for part in all_gather_object(costs.tolist()) for cost in part],
+            all_costs=[cost for own in all_gather_object(costs.tolist()) for cost in own],
         )
         state = self.progress.state.setdefault('algorithm', {})
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
             spread(examples, name, values)
         return examples
 
-    def _update(self, trained: list[Example]) -> tuple[list[WindowResult], dict[str, list[WindowResult]]]:
-        results: list[WindowResult] = []
-        values: dict[str, list[WindowResult]] = {role: [] for role in self.critics}
+    def _update(self, trained: list[Example]) -> tuple[list[StepResult], dict[str, list[StepResult]]]:
+        results: list[StepResult] = []
+        values: dict[str, list[StepResult]] = {role: [] for role in self.critics}
         for iteration in range(self.algorithm.update_iters):
             # Every rank shuffles its own responses, the same way when the run is resumed.
             order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {rank()}')
             examples = order.sample(trained, len(trained))
-            for part in self._windows(examples):
+            for micro_batches in self._cut_into_steps(examples):
                 if self.progress.step == self.steps:
                     break
-                results.append(self._updated(self.engine, self.algorithm, [*part, *self._supervised()]))
+                results.append(self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()]))
                 for role, (critic, algorithm) in self.critics.items():
-                    values[role].append(self._updated(critic, algorithm, part))
+                    values[role].append(self._updated(critic, algorithm, micro_batches))
                 self.progress.step += 1
         if self.ptx is not None:
-            self.file_skips([item for part in all_gather_object(self._unusable) for item in part])
+            self.file_skips([item for own in all_gather_object(self._unusable) for item in own])
             self._unusable = []
         self.progress.step_in_epoch += 1
         self.progress.cursor = self.training.sampler.cursor(self.progress.epoch, self.progress.step_in_epoch)
         return results, values
 
-    def _updated(self, engine: DeepSpeedEngine, algorithm: Any, part: list[list[Example]]) -> WindowResult:
-        batches = [engine.policy.collate(examples) for examples in part]
-        result = engine.train_window(batches, algorithm)
+    def _updated(self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]) -> StepResult:
+        batches = [engine.policy.collate(examples) for examples in micro_batches]
+        result = engine.train_step(batches, algorithm)
         if not result.applied and any(result.counts.values()):
             self._nonfinite(batches, result)
         return result
 
-    def _windows(self, examples: list[Example]) -> list[list[list[Example]]]:
+    def _cut_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
         return cut_into_steps(examples, self.cfgs, self.algorithm, self._size)
 
     def _supervised(self) -> list[list[Example]]:
@@ -335,7 +335,7 @@ class OnlineLoop(Loop):
     # What is told
 
     def _skip(self, prompts: Sequence[Prompts]) -> None:
-        skipped = [item for part in all_gather_object([i for p in prompts for i in p.skipped]) for item in part]
+        skipped = [item for own in all_gather_object([i for p in prompts for i in p.skipped]) for item in own]
         self.progress.seen += int(self._sum([float(sum(len(p.examples) for p in prompts))])[0]) + len(skipped)
         if skipped:
             self.file_skips(skipped)
@@ -344,8 +344,8 @@ class OnlineLoop(Loop):
         self,
         generated: Rollout,
         trained: list[Example],
-        results: list[WindowResult],
-        values: Mapping[str, list[WindowResult]],
+        results: list[StepResult],
+        values: Mapping[str, list[StepResult]],
         took: float,
         waited: float,
     ) -> None:
@@ -358,8 +358,8 @@ class OnlineLoop(Loop):
             'epoch': self._epochs_done(),
             'skipped': float(len(self.skips)),
         }
-        for role, parts in values.items():
-            metrics |= critic_metrics(role, parts, self.critics[role][1])
+        for role, own in values.items():
+            metrics |= critic_metrics(role, own, self.critics[role][1])
         if self.algorithm.num_generations > 1:
             metrics['uninformative'] = uninformative(generated, self._reduce)
         if self.cfgs.vllm_cfgs.vllm_async:
@@ -393,7 +393,7 @@ class OnlineLoop(Loop):
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
-def examples_of(window: Window) -> list[Example]:
-    """The prompts of a window."""
-    prompts: list[Prompts] = window.batches  # what the loader of an online run collates
-    return [example for part in prompts for example in part.examples]
+def examples_of(loaded: LoaderStep) -> list[Example]:
+    """The prompts of a step of the loader."""
+    prompts: list[Prompts] = loaded.batches  # what the loader of an online run collates
+    return [example for batch in prompts for example in batch.examples]

@@ -1,4 +1,4 @@
-"""The rollout that is drawn ahead, while the one before it is trained on (one-step-off asynchronous rollouts)."""
+"""The rollout that is generated ahead, while the one before it is trained on (one-step-off asynchronous rollouts)."""
 
 from __future__ import annotations
 
@@ -21,59 +21,59 @@ Responses = list[list[Response]]
 
 
 class Pending:
-    """The responses that are drawn ahead, if there are any. A thread draws them; nothing else may draw until `wait`.
+    """The responses that are generated ahead, if any, by a thread; nothing else may generate until `wait`.
 
     Args:
-        device: where they are drawn.
+        device: where they are generated.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds = 0.0  # that drawing the last ones took
+        self.seconds = 0.0  # that generating the last ones took
         # On a CPU, loops in a new thread run on another number of cores until it first asks torch for theirs. vLLM
         # counts them before and after, and ends when they differ.
         self._thread = ThreadPoolExecutor(1, initializer=torch.get_num_threads)
         self._stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
-        self._drawing: Future[Responses] | None = None
-        self._drawn: Responses | None = None
+        self._future: Future[Responses] | None = None
+        self._generated: Responses | None = None
 
     def begin(self, rollouts: ProbedRollouts, examples: Sequence[Example], sampling: Sampling) -> None:
-        """Begins to draw with the weights that were handed over last. Every rank calls it: a probe comes first."""
+        """Begins to generate with the weights that were handed over last. Every rank calls it: a probe comes first."""
         rollouts.probe(examples, sampling)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        self._drawing = self._thread.submit(self._draw, rollouts, examples, sampling)
+        self._future = self._thread.submit(self._generate, rollouts, examples, sampling)
 
     def wait(self) -> None:
-        """Returns when no rank draws any more. Every rank calls it. Raises what ended the drawing, if it went wrong."""
-        if self._drawing is not None:
-            self._drawn, self._drawing = self._drawing.result(), None
-            # Ranks may draw with the same server, whose weights must not change before all have.
+        """Returns when no rank generates any more. Every rank calls it. Raises what went wrong in the thread."""
+        if self._future is not None:
+            self._generated, self._future = self._future.result(), None
+            # Ranks may generate with the same server, whose weights must not change before all have.
             barrier()
 
     def take(self) -> Responses | None:
-        """Returns what was drawn ahead, once `wait` is over, and forgets it; None where nothing was."""
+        """Returns what was generated ahead, once `wait` is over, and forgets it; None where nothing was."""
         self.wait()
-        taken, self._drawn = self._drawn, None
+        taken, self._generated = self._generated, None
         return taken
 
     def save_state(self, folder: Path) -> None:
-        """Writes what this rank has drawn ahead, once `wait` is over."""
+        """Writes what this rank has generated ahead, once `wait` is over."""
         self.wait()
-        if self._drawn is not None:
-            plain = [[vars(response) for response in responses] for responses in self._drawn]
+        if self._generated is not None:
+            plain = [[vars(response) for response in responses] for responses in self._generated]
             torch.save(plain, _file(folder))
 
     def load_state(self, folder: Path) -> None:
-        """Takes what this rank had drawn ahead when the slice was written."""
+        """Takes what this rank had generated ahead when the checkpoint was written."""
         if _file(folder).exists():
             plain = torch.load(_file(folder), weights_only=True)
-            self._drawn = [[Response(**response) for response in responses] for responses in plain]
+            self._generated = [[Response(**response) for response in responses] for responses in plain]
 
     def close(self) -> None:
-        """Ends the thread, when what it is drawing is there."""
+        """Ends the thread, when what it is generating is there."""
         self._thread.shutdown()
 
-    def _draw(self, rollouts: ProbedRollouts, examples: Sequence[Example], sampling: Sampling) -> Responses:
+    def _generate(self, rollouts: ProbedRollouts, examples: Sequence[Example], sampling: Sampling) -> Responses:
         started = time.perf_counter()
         # On a stream of its own, which the kernels of training do not hold up. A thread has its own current device too.
         with torch.cuda.stream(self._stream):
@@ -84,20 +84,20 @@ class Pending:
         return found
 
 
-def problems_of_drawing_ahead(cfgs: RunCfgs, algorithm: Online) -> list[str]:
-    """What settings keep responses from being drawn ahead, where they ask for it."""
+def problems_of_generating_ahead(cfgs: RunCfgs, algorithm: Online) -> list[str]:
+    """What settings keep responses from being generated ahead, where they ask for it."""
     settings: Any = cfgs.vllm_cfgs
     reasons = {
-        f'what it draws is of older weights than those in training, for which {algorithm.name} does not make up; that '
-        'takes train_cfgs.rollout_correction_cap, and a number for it.': not algorithm.corrects,
-        'dynamic_sampling_rounds draws on when it is known what the first responses are worth; set it to 0.': bool(
+        f'what it generates is of older weights than those in training, for which {algorithm.name} does not make up; '
+        'that takes train_cfgs.rollout_correction_cap, and a number for it.': not algorithm.corrects,
+        'dynamic_sampling_rounds generates again once the first responses are rewarded; set it to 0.': bool(
             algorithm.further_batches
         ),
-        'vllm_enable_sleep gives away, during the update, the memory that is drawn with; set it to False.': (
+        'vllm_enable_sleep gives away, during the update, the memory that generates; set it to False.': (
             settings.vllm_enable_sleep
         ),
-        'devices that share weights (vllm_tensor_parallel_size) talk while they draw, which updates do too; set it to '
-        '1.': settings.vllm_tensor_parallel_size > 1,
+        'devices that share weights (vllm_tensor_parallel_size) talk while they generate, which updates do too; set it '
+        'to 1.': settings.vllm_tensor_parallel_size > 1,
     }
     return [f'vllm_cfgs.vllm_async: {reason}' for reason, holds in reasons.items() if settings.vllm_async and holds]
 

@@ -101,12 +101,12 @@ def identity(cfgs: RunCfgs) -> dict[str, Any]:
 
 
 def manifest_of(progress: Progress, cfgs: RunCfgs) -> dict[str, Any]:
-    """The record that stands in a slice."""
+    """The record that stands in a checkpoint."""
     return {'progress': asdict(progress), 'identity': identity(cfgs)}
 
 
 def resume_progress(manifest: dict[str, Any], cfgs: RunCfgs, where: str) -> Progress:
-    """The progress of a slice. Raises SettingsError listing every setting that differs from the run that wrote it."""
+    """The progress of a checkpoint. Raises SettingsError listing all settings that differ from its own."""
     ours = json.loads(json.dumps(identity(cfgs)))
     theirs = manifest['identity']
     problems = [

@@ -23,9 +23,9 @@ from align_anything.datasets.sampler import Sampler
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.checkpoint import (
     FINAL_NAME,
-    Slice,
-    agree_on_slice,
-    find_slice,
+    Checkpoint,
+    agree_on_checkpoint,
+    find_checkpoint,
     read_manifest,
     restore_random_state,
     set_aside,
@@ -41,10 +41,10 @@ from align_anything.trainers.loops.base import Loop
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.data import Sources, make_dataset, open_run
 from align_anything.trainers.runs.reference import check_reference, reference_cache_of
 from align_anything.trainers.runs.settings import engine_config
-from align_anything.trainers.runs.slices import Slices
 
 logger = get_logger(__name__)
 
@@ -58,7 +58,7 @@ class Begun:
     pair: Pair
     resolved: Resolved
     output_dir: Path
-    resume_from: Slice | None
+    resume_from: Checkpoint | None
     progress: Progress
     sources: Sources
     collate: TokenCollator
@@ -68,10 +68,10 @@ class Begun:
         """The rules of the policy's family."""
         return self.collate.spec
 
-    def datasets(self, room: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
-        """The rows to train on, and those of each source to evaluate; prompts leave `room` for a response."""
+    def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
+        """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response."""
         data = self.resolved.cfgs.data_cfgs
-        wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, room
+        wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, reserved
         held_out = [make_dataset([part], *wanted) for part in self.sources.evaluation]
         return make_dataset(self.sources.training, *wanted), held_out
 
@@ -84,7 +84,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     join_process_group()
     engine_config(cfgs)
     check_reference(cfgs, algorithm)
-    resume_from = agree_on_slice(find_slice(cfgs.train_cfgs.resume, output_dir))
+    resume_from = agree_on_checkpoint(find_checkpoint(cfgs.train_cfgs.resume, output_dir))
     progress = Progress() if resume_from is None else resumed(resume_from, resolved)
     sources, spec = open_run(cfgs, pair, algorithm)
     collate = make_collator(cfgs, spec, pair, algorithm)
@@ -93,18 +93,18 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
 
 
 def check_steps(run: Begun, steps: int) -> None:
-    """Raises SettingsError when the run is to go on from a slice that is past its last step."""
+    """Raises SettingsError when the run is to go on from a checkpoint that is past its last step."""
     if run.progress.step > steps:
         raise SettingsError(
             [f'--resume: {run.resume_from.path} is past the {steps} steps of this run. Raise epochs or max_steps.']
         )
 
 
-def start(run: Begun, slices: Slices, sampler: Sampler, steps: int) -> None:
+def start(run: Begun, checkpoints: Checkpoints, sampler: Sampler, steps: int) -> None:
     """Puts everything where an earlier run stood, or at the beginning."""
     cfgs, progress = run.resolved.cfgs, run.progress
     if run.resume_from is not None:
-        slices.load_state(run.resume_from.state)
+        checkpoints.load_state(run.resume_from.state)
         restore_random_state(run.resume_from.state)
         if progress.cursor is not None:
             sampler.resume_at(progress.epoch, progress.step_in_epoch, progress.cursor)
@@ -113,11 +113,11 @@ def start(run: Begun, slices: Slices, sampler: Sampler, steps: int) -> None:
         torch.manual_seed(rank_seed(cfgs.train_cfgs.seed, rank()))
     if is_main():
         for path in set_aside(run.output_dir, after=progress.step):
-            logger.warning('an earlier run left this slice, which now bears the name %s', path)
+            logger.warning('an earlier run left this checkpoint, which now bears the name %s', path)
         atomic_write_text(run.output_dir / SETTINGS_FILE, dump_resolved(cfgs))
 
 
-def bookkeeping(run: Begun, slices: Slices, dataset: ExampleDataset, steps: int) -> dict[str, Any]:
+def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, steps: int) -> dict[str, Any]:
     """The arguments of every loop that say where it stands and who is told."""
     cfgs, algorithm, progress = run.resolved.cfgs, run.resolved.algorithm, run.progress
     writer = MetricsWriter(
@@ -137,12 +137,12 @@ def bookkeeping(run: Begun, slices: Slices, dataset: ExampleDataset, steps: int)
         'writer': writer,
         'console': TrainingConsole(steps, progress.step),
         'skips': SkipReport(run.output_dir, keep=progress.skipped),
-        'save': slices.save,
+        'save': checkpoints.save,
         'stop_asked': StopSignal(),
     }
 
 
-def finish(run: Begun, loop: Loop, slices: Slices) -> None:
+def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
     """Runs the loop to its end, and saves what it trained."""
     with closing(loop):
         finished = loop.run()
@@ -150,14 +150,14 @@ def finish(run: Begun, loop: Loop, slices: Slices) -> None:
     if not finished:
         logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
         return
-    slices.save_final(run.progress)
+    checkpoints.save_final(run.progress)
     if is_main():
         logger.info('curves: %s', plot_metrics(run.output_dir))
         logger.info('trained model: %s', run.output_dir / FINAL_NAME)
 
 
-def resumed(item: Slice, resolved: Resolved) -> Progress:
-    """The progress of the slice that the run goes on from. Raises SettingsError when the run is not the same one."""
+def resumed(item: Checkpoint, resolved: Resolved) -> Progress:
+    """The progress of the checkpoint that the run goes on from. Raises SettingsError when it is not the same run."""
     return resume_progress(read_manifest(item), resolved.cfgs, str(item.path))
 
 

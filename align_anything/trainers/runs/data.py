@@ -148,9 +148,9 @@ def make_dataset(
     algorithm: Algorithm,
     train_on: str,
     sample_cache_dir: str | None = None,
-    room: int = 0,
+    reserved: int = 0,
 ) -> ExampleDataset:
-    """The rows of `parts` as Examples of the family, prompts with `room` for a response of so many tokens.
+    """The rows of `parts` as Examples of the family, prompts with `reserved` tokens left for a response.
 
     Raises ModelError for sound in clips that it cannot hear, SettingsError when the cache cannot be written to.
     """
@@ -161,7 +161,7 @@ def make_dataset(
             'switch it off, or choose a checkpoint that does, such as an Omni thinker'
         )
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
-    task = make_task(algorithm, train_on, spec, room)
+    task = make_task(algorithm, train_on, spec, reserved)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
     return ExampleDataset(parts, task, pair.name, pair.reads | pair.writes, heard, kept)
 

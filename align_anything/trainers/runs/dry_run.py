@@ -50,13 +50,13 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
-    batch, draws = None, resolved.algorithm.generates
-    if draws:
+    batch, generates = None, resolved.algorithm.generates
+    if generates:
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
         check_rewards(resolved)
         make_rewards(cfgs)
-        dataset = make_dataset(*given, room=cfgs.model_cfgs.max_new_tokens)
+        dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
     else:
@@ -81,7 +81,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     console.print(render_table(parameter_table(model, spec.parts, rates)))
     cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
-    console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, draws))
+    console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, generates))
     console.print(memory_table(held))
     if batch is not None:
         console.print(_first_batch(batch))
@@ -121,15 +121,22 @@ def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
 
 
 def _plan(
-    cfgs, rows: int | None, steps: int, layout: str, optimizer: str, config: dict, cached: Sequence[str], draws: bool
+    cfgs,
+    rows: int | None,
+    steps: int,
+    layout: str,
+    optimizer: str,
+    config: dict,
+    cached: Sequence[str],
+    generates: bool,
 ) -> Table:
     train = cfgs.train_cfgs
     per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
     table = Table(title='Run', show_header=False)
     for name, value in {
         'rows': 'stream' if rows is None else f'{rows:,}',
-        'responses per step' if draws else 'samples per step': f'up to {train.max_length_per_batch} tokens a device'
-        if train.max_length_per_batch and not draws
+        'responses per step' if generates else 'samples per step': f'up to {train.max_length_per_batch} tokens a device'
+        if train.max_length_per_batch and not generates
         else f'{per_step} = {train.per_device_train_batch_size} × '
         f'{train.gradient_accumulation_steps} accumulated × {world_size()} ranks',
         'optimizer steps': f'{steps:,}',

@@ -117,9 +117,9 @@ def _reference(cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, policy: nn
         spec = spec_of(cfgs.model_copy(update={'model_cfgs': models}))
     config = load_deepspeed_config(algorithm.reference_ds_cfgs or cfgs.train_cfgs.ds_cfgs)
     precision = precision_of_reference(cfgs, algorithm)
-    whole = estimate_memory(structure.skeleton(spec.config).requires_grad_(False), config, precision)
+    total = estimate_memory(structure.skeleton(spec.config).requires_grad_(False), config, precision)
     stages = zero_stage(config), zero_stage(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs))
     if not same or precision != precision_of(cfgs) or 3 in stages:
-        return whole
+        return total
     frozen = sum(count(parameter) for parameter in policy.parameters() if not parameter.requires_grad)
-    return Memory(whole.weights - frozen * DTYPES[precision].itemsize)
+    return Memory(total.weights - frozen * DTYPES[precision].itemsize)

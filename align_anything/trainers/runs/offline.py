@@ -10,9 +10,9 @@ from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
+from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.data import loader_in_order, row_costs, total_steps, training_loader, training_sampler
 from align_anything.trainers.runs.reference import make_roles
-from align_anything.trainers.runs.slices import Slices
 
 
 def train(pair: Pair, resolved: Resolved) -> None:
@@ -29,8 +29,8 @@ def train(pair: Pair, resolved: Resolved) -> None:
     policy = assemble(cfgs, algorithm, run.collate, steps)
     # Before the state of an earlier run is loaded: the policy is still what it is compared with.
     roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, policy, dataset, held_out)
-    slices = Slices(resolved, run.output_dir, {'policy': policy}, run.spec)
-    start(run, slices, sampler, steps)
+    checkpoints = Checkpoints(resolved, run.output_dir, {'policy': policy}, run.spec)
+    start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
         name: loader_in_order(rows, dataset.sizes, batch_size, policy.policy.collate, cfgs)
@@ -41,7 +41,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
         roles=roles,
         training=training_loader(training_rows, sampler, policy.policy.collate, cfgs),
         evaluation=evaluation,
-        **bookkeeping(run, slices, dataset, steps),
+        **bookkeeping(run, checkpoints, dataset, steps),
     )
     loop.file_skips(unusable)
-    finish(run, loop, slices)
+    finish(run, loop, checkpoints)

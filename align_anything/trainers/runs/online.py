@@ -28,10 +28,11 @@ from align_anything.reporting.metrics import MetricsWriter
 from align_anything.rewards.base import MODEL, Reward
 from align_anything.trainers.loops.cutting import steps_of_rollout
 from align_anything.trainers.loops.online import OnlineLoop
-from align_anything.trainers.loops.pending import Pending, problems_of_drawing_ahead
+from align_anything.trainers.loops.pending import Pending, problems_of_generating_ahead
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
+from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.data import Sources, loader_in_order, total_steps, training_sampler
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
@@ -46,7 +47,6 @@ from align_anything.trainers.runs.roles import (
     spec_of_reward_model,
 )
 from align_anything.trainers.runs.rollout_engine import check_rollouts, open_rollouts
-from align_anything.trainers.runs.slices import Slices
 
 
 def train_online(pair: Pair, resolved: Resolved) -> None:
@@ -64,7 +64,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     run = begin(pair, resolved)
     specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.trains if role != 'policy'}
-    dataset, held_out = run.datasets(room=models.max_new_tokens)
+    dataset, held_out = run.datasets(reserved=models.max_new_tokens)
     supervised = ptx_dataset(resolved, pair, run.spec)
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
@@ -81,14 +81,14 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
         rewards.append(Reward(name, weight, _judge(cfgs, source, specs[name], algorithm, pair)))
     pending = Pending(policy.device)
-    slices = Slices(resolved, run.output_dir, trained, run.spec, pending)
-    start(run, slices, sampler, steps)
+    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
+    start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
         name: loader_in_order(rows, rows.sizes, batch_size, _collate, cfgs)
         for name, rows in zip(names_of(run.sources.evaluation), held_out, strict=True)
     }
-    kept = bookkeeping(run, slices, dataset, steps)
+    kept = bookkeeping(run, checkpoints, dataset, steps)
     loop = OnlineLoop(
         engine=policy,
         spec=run.spec,
@@ -105,7 +105,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     )
     if supervised is not None and loop.rows is not None:
         loop.rows += len(supervised)
-    finish(run, loop, slices)
+    finish(run, loop, checkpoints)
 
 
 def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:
@@ -129,10 +129,12 @@ def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
         'data_cfgs.train_on': cfgs.data_cfgs.train_on != 'all_assistant',
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
     }
-    problems += [f'{key}: it means nothing where responses are drawn; leave it out.' for key in unread if unread[key]]
+    problems += [
+        f'{key}: it means nothing where responses are generated; leave it out.' for key in unread if unread[key]
+    ]
     if train.early_stopping_patience is not None and train.save_best is None:
         problems.append('train_cfgs.early_stopping_patience: an evaluation has no loss here; set save_best: reward.')
-    problems += problems_of_drawing_ahead(cfgs, algorithm)
+    problems += problems_of_generating_ahead(cfgs, algorithm)
     if problems:
         raise SettingsError(problems)
 

@@ -85,10 +85,10 @@ def prepare(
             # Ranks make the same calls, whichever of them lacks something.
             lacking = torch.tensor([len(missing) for missing in asked.missing], dtype=made.dtype, device=device)
             made += lacking
-            for place, lacks in enumerate(all_reduce_sum(lacking).tolist()):
-                entries = makers[place].make(asked.batch, asked.keys[place]) if lacks else {}
-                own = {key: entries[key] for key in asked.missing[place]}
-                fresh[place] |= own
+            for index, lacks in enumerate(all_reduce_sum(lacking).tolist()):
+                entries = makers[index].make(asked.batch, asked.keys[index]) if lacks else {}
+                own = {key: entries[key] for key in asked.missing[index]}
+                fresh[index] |= own
                 size += sum(tensor.nbytes for tensors in own.values() for tensor in tensors.values())
             if size > PACK_BYTES or time.monotonic() - written > PACK_SECONDS:
                 _write(makers, fresh)

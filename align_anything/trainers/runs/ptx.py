@@ -1,4 +1,4 @@
-"""Supervised rows beside drawn responses: as many in each optimizer step as it has responses at most (ptx)."""
+"""Supervised rows beside generated responses: as many in each optimizer step as it has responses at most (ptx)."""
 
 from __future__ import annotations
 

@@ -121,16 +121,16 @@ class ModelJudge:
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Returns the score of each completion. Every rank calls it, with however many it has.
 
-        Raises RewardError for a conversation that the model cannot read whole, and for a score that is not finite.
+        Raises RewardError for a conversation that the model cannot read in full, and for a score that is not finite.
         """
         examples = [self._example(list(group)) for _, group in groupby(completions, lambda item: id(item.conversation))]
         # Ranks make equally many passes, which a partitioned model needs.
         number = max(all_gather_object(-(-len(completions) // self.batch_size)))
         scores: list[float] = []
-        for part in cut(examples, self.batch_size, number):
-            batch = self.engine.policy.collate(part).to(self.engine.device)
+        for micro_batch in cut(examples, self.batch_size, number):
+            batch = self.engine.policy.collate(micro_batch).to(self.engine.device)
             found = self.engine.score(batch).values.tolist()
-            scores += found[: sum(len(example.responses) for example in part)]
+            scores += found[: sum(len(example.responses) for example in micro_batch)]
         return check_values(f'the model {self.source}', scores, completions)
 
     def _example(self, group: list[Completion]) -> Example:

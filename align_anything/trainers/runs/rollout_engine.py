@@ -1,4 +1,4 @@
-"""What draws the responses of a run: transformers or vLLM, the latter checked against the trainer at each sync."""
+"""What generates the responses of a run: transformers or vLLM, the latter checked against the trainer at each sync."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.whole import whole_tensors, whole_weights
+from align_anything.engines.gathering import gathered_tensors, gathered_weights
 from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
@@ -71,7 +71,7 @@ def _problems_here(settings: Any) -> list[str]:
         ]
     if settings.vllm_num_engines not in (None, engines):
         return [
-            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}: every device draws, so there are {engines}; '
+            f'vllm_cfgs.vllm_num_engines = {settings.vllm_num_engines}: each device generates, so there are {engines}; '
             'leave it out.'
         ]
     return []
@@ -91,14 +91,14 @@ def _problems_of_servers(settings: Any) -> list[str]:
         )
     if settings.vllm_tensor_parallel_size > 1 or settings.vllm_enable_sleep:
         problems.append(
-            'vllm_cfgs: a server draws on one device, which is its own: leave out vllm_tensor_parallel_size and '
+            'vllm_cfgs: a server generates on one device, which is its own: leave out vllm_tensor_parallel_size and '
             'vllm_enable_sleep, or vllm_server_urls.'
         )
     return problems
 
 
 def open_rollouts(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec) -> RolloutEngine:
-    """Returns what draws responses with the weights of `policy`. Every rank calls it."""
+    """Returns what generates responses with the weights of `policy`. Every rank calls it."""
     models: Any = cfgs.model_cfgs
     if not cfgs.vllm_cfgs.use_vllm:
         size = cfgs.train_cfgs.per_device_prompt_batch_size * cfgs.train_cfgs.num_generations
@@ -107,11 +107,11 @@ def open_rollouts(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec) -> R
             spec,
             dtype=dtype_of(cfgs),
             batch_size=models.generation_batch_size or size,
-            whole=partial(whole_weights, policy),
+            gathered=partial(gathered_weights, policy),
         )
     source = models.model_name_or_path
     adapter = find_adapter(source)
-    weights = partial(handed_over, policy.policy.model, partial(whole_tensors, policy))
+    weights = partial(handed_over, policy.policy.model, partial(gathered_tensors, policy))
     source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
     options, timeout = _options(cfgs), cfgs.vllm_cfgs.vllm_server_timeout
     transfer = cfgs.vllm_cfgs.vllm_server_transfer

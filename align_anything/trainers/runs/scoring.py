@@ -109,14 +109,14 @@ def write_scores(folder: Path, records: list[Record]) -> None:
     unusable = next((record for record in records if not np.isfinite(record['scores']).all()), None)
     if unusable is not None:
         raise ModelError(
-            f'the model gives {unusable["source"]} the scores {unusable["scores"]}; are its weights whole?'
+            f'the model gives {unusable["source"]} the scores {unusable["scores"]}; are its weights complete?'
         )
     atomic_write_text(
         folder / SCORES_FILE, ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
     )
     pairs = np.array([record['scores'] for record in records if record['is_pair']]).reshape(-1, 2)
     atomic_write_json(folder / SUMMARY_FILE, {**summary(values), **(pair_summary(pairs) if len(pairs) else {})})
-    _draw(folder / HISTOGRAM_FILE, values, pairs)
+    _plot(folder / HISTOGRAM_FILE, values, pairs)
 
 
 def summary(values: np.ndarray) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _scored(
     return [item for part, _ in gathered for item in part], [item for _, part in gathered for item in part]
 
 
-def _draw(path: Path, values: np.ndarray, pairs: np.ndarray) -> None:
+def _plot(path: Path, values: np.ndarray, pairs: np.ndarray) -> None:
     # The object interface draws to the Agg canvas and leaves the caller's matplotlib backend alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What a run saves, and when: numbered slices with state, the best model, the final one."""
+"""What a run saves, and when: numbered checkpoints with state, the best model, the final one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
-from align_anything.engines.checkpoint import FINAL_NAME, prune, write_slice
+from align_anything.engines.checkpoint import FINAL_NAME, prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
@@ -18,11 +18,11 @@ from align_anything.trainers.loops.progress import Progress, manifest_of
 
 
 @dataclass
-class Slices:
-    """Saves the run: numbered slices with state while it goes, the plain model at its end.
+class Checkpoints:
+    """Saves the run: numbered checkpoints with state while it goes, the plain model at its end.
 
     `trained` are the engines of the run by role: the `policy`, which gets saved, and critics, whose state alone does;
-    `pending` is what an online run has drawn ahead, which belongs to its state.
+    `pending` is what an online run has generated ahead, which belongs to its state.
     """
 
     resolved: Resolved
@@ -32,11 +32,11 @@ class Slices:
     pending: Pending | None = None
 
     def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
-        """Writes the slice `name`, by default `slice_<step>`, and deletes the oldest of those beyond the limit.
+        """Writes the checkpoint `name`, by default `slice_<step>`, and deletes the oldest of those past the limit.
 
         Every rank calls it.
         """
-        path = write_slice(
+        path = write_checkpoint(
             self.output_dir,
             name or f'slice_{progress.step}',
             write_model=lambda folder: self._write_model(folder, progress),
@@ -49,7 +49,7 @@ class Slices:
 
     def save_final(self, progress: Progress) -> Path:
         """Writes the trained model without training state."""
-        return write_slice(
+        return write_checkpoint(
             self.output_dir,
             FINAL_NAME,
             write_model=lambda folder: self._write_model(folder, progress),
@@ -58,7 +58,7 @@ class Slices:
         )
 
     def load_state(self, folder: Path) -> None:
-        """Restores every engine from the state in a slice. Every rank calls it."""
+        """Restores every engine from the state in a checkpoint. Every rank calls it."""
         for role, engine in self.trained.items():
             engine.load_state(state_folder(folder, role))
         if self.pending is not None:
@@ -97,5 +97,5 @@ class Slices:
 
 
 def state_folder(folder: Path, role: str) -> Path:
-    """Where the state of a role lies in that of a slice."""
+    """Where the state of a role lies in that of a checkpoint."""
     return folder if role == 'policy' else folder / role

@@ -1,4 +1,4 @@
-"""One optimizer step's worth of micro-batches: the only place where a loss is divided."""
+"""One optimizer step's worth of micro-batches: nothing else divides a loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Objective(Protocol):
 
 
 @dataclass
-class WindowResult:
+class StepResult:
     """What happened in one optimizer step, over all ranks.
 
     Attributes:
@@ -68,22 +68,22 @@ def with_roles(score: Score, roles: Mapping[str, Score]) -> Score:
     return scored
 
 
-def combined(results: Sequence[WindowResult], algorithm: Objective) -> WindowResult:
+def combined(results: Sequence[StepResult], algorithm: Objective) -> StepResult:
     """The result over all that several results are over."""
     counts = {name: sum(result.counts[name] for result in results) for name in results[0].counts}
     terms = {
         name: sum(result.terms[name] * result.counts[name] for result in results) / max(count, 1e-12)
         for name, count in counts.items()
     }
-    return WindowResult(terms, sum(weight * terms[name] for name, weight in algorithm.coefficients().items()), counts)
+    return StepResult(terms, sum(weight * terms[name] for name, weight in algorithm.coefficients().items()), counts)
 
 
 def global_counts(
-    window: Iterable[Batch], algorithm: Objective, extras: Mapping[str, float], reduce_sum: ReduceSum
+    micro_batches: Iterable[Batch], algorithm: Objective, extras: Mapping[str, float], reduce_sum: ReduceSum
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums each term's count, and the extras, over the window and all ranks, in one collective."""
+    """Sums each term's count, and the extras, over the micro-batches and all ranks, in one collective."""
     local: dict[str, float] = {}
-    for batch in window:
+    for batch in micro_batches:
         for name, count in algorithm.counts(batch).items():
             local[name] = local.get(name, 0.0) + float(count)
     names = list(local)
@@ -93,14 +93,14 @@ def global_counts(
 
 
 def global_estimates(
-    window: Iterable[Batch],
+    micro_batches: Iterable[Batch],
     algorithm: Objective,
     *,
     score: Score,
     reduce_sum: ReduceSum,
     device: torch.device | str = 'cpu',
 ) -> dict[str, float]:
-    """What the algorithm wants to know of the whole step, over all ranks, before it takes a gradient of any part.
+    """What the algorithm estimates over the step and all ranks, before any gradient of it is taken.
 
     A batch without responses of other rows is scored itself and counted for nothing: every rank makes as many
     forward passes.
@@ -110,7 +110,7 @@ def global_estimates(
     names: list[str] = []
     sums: list[Tensor] = []
     with torch.no_grad():
-        for batch in window:
+        for batch in micro_batches:
             counted = batch.unmatched is not None
             other = (batch.unmatched if counted else batch).to(device)
             found = algorithm.estimates(other, score(other))
@@ -120,8 +120,8 @@ def global_estimates(
     return {name: float(total / max(count, 1.0)) for name, (total, count) in zip(names, totals.tolist(), strict=True)}
 
 
-def run_window(
-    window: Sequence[Batch],
+def run_step(
+    micro_batches: Sequence[Batch],
     algorithm: Objective,
     counts: Mapping[str, float],
     estimates: Mapping[str, float],
@@ -131,7 +131,7 @@ def run_window(
     world_size: int,
     reduce_sum: ReduceSum,
     device: torch.device | str = 'cpu',
-) -> WindowResult:
+) -> StepResult:
     """Scores every micro-batch, and with `backward` accumulates the gradient of Σ coefficient · sum / global count.
 
     `backward(loss, last)` is called once per micro-batch. The loss carries a factor `world_size` because gradients
@@ -140,13 +140,13 @@ def run_window(
     coefficients = algorithm.coefficients()
     totals: dict[str, Tensor] = {}
     seen: list[tuple[Batch, Tensor]] = []
-    for number, batch in enumerate(window):
+    for number, batch in enumerate(micro_batches):
         batch = batch.to(device)
         scored = score(batch)
         sums = algorithm.terms(batch, scored, estimates)
         if backward is not None:
             loss = sum(weight * sums[name] / max(counts[name], 1e-12) for name, weight in coefficients.items())
-            backward(loss * world_size, number == len(window) - 1)
+            backward(loss * world_size, number == len(micro_batches) - 1)
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.detach().double()
         read = (scored.values, *batch.per_unit.values())
@@ -154,7 +154,7 @@ def run_window(
     vector = torch.stack([torch.as_tensor(totals[name]).reshape(()) for name in counts])
     values = dict(zip(counts, reduce_sum(vector).tolist(), strict=True))
     terms = {name: value / max(counts[name], 1e-12) for name, value in values.items()}
-    result = WindowResult(terms, sum(weight * terms[name] for name, weight in coefficients.items()), dict(counts))
+    result = StepResult(terms, sum(weight * terms[name] for name, weight in coefficients.items()), dict(counts))
     if not result.finite:
         result.suspects = [source for batch, finite in seen if not bool(finite) for source in batch.sources]
     return result

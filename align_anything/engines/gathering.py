@@ -1,4 +1,4 @@
-"""A partitioned model, or some of its weights, whole on every rank for a while: to generate with, to hand over."""
+"""Gathers a partitioned model, or some of its weights, on every rank for a while: to generate with, to hand over."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 
 
 @contextmanager
-def whole_weights(engine: DeepSpeedEngine) -> Iterator[None]:
-    """Has all weights of the engine's module lie whole on each rank, so that calls of it need no collectives.
+def gathered_weights(engine: DeepSpeedEngine) -> Iterator[None]:
+    """Gathers all weights of the engine's module on each rank, so that calls of it need no collectives.
 
     Every rank enters and leaves it; in between they may call the module as differently as they like, without
     gradients. Below ZeRO-3 it does nothing.
@@ -39,8 +39,8 @@ def whole_weights(engine: DeepSpeedEngine) -> Iterator[None]:
 
 
 @contextmanager
-def whole_tensors(engine: DeepSpeedEngine, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Has some tensors of the engine's module lie whole on each rank. Every rank enters it with the same ones."""
+def gathered_tensors(engine: DeepSpeedEngine, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Gathers some tensors of the engine's module on each rank. Every rank enters it with the same ones."""
     if engine.stage != 3:
         yield
         return
