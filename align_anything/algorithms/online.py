@@ -121,8 +121,8 @@ class GroupBased(Online):
 
     dynamic_sampling_rounds: NonNegativeInt = Field(
         0,
-        description='Dynamic sampling (DAPO): further batches of prompts that a rollout may take to replace prompts '
-        'whose responses all have the same score. What is still missing then is filled with those. The data last for fewer '
+        description='Dynamic sampling (DAPO): more batches of prompts that a rollout may take to replace prompts '
+        'whose responses all have the same score. What is still missing is filled with those. The data last for fewer '
         'rollouts, the number of optimizer steps stays what it is. 0 takes none.',
     )
 

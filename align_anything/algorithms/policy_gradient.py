@@ -40,12 +40,12 @@ class PolicyGradient(Online):
     )
     importance_level: Literal['token', 'sequence', 'sequence_token'] = Field(
         'token',
-        description='Level of the importance ratio: of each token, of its sequence (GSPO), or that with gradients by '
+        description='Level of the importance ratio: each token, of its sequence (GSPO), or that with gradients by '
         'token (GSPO-token).',
     )
     loss_aggregation: Aggregation = Field(
         'token-mean',
-        description='Aggregation of the token losses of a step: mean over all tokens, or mean over responses of the mean '
+        description='Aggregation of the token losses: mean over all tokens, or mean over responses of the mean '
         'of their tokens, or of their sum over constant_length.',
     )
     constant_length: PositiveInt | None = Field(

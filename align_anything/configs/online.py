@@ -16,7 +16,7 @@ class OnlineModelCfgs(Cfgs):
 
     max_new_tokens: PositiveInt = Field(
         512,
-        description='Maximum length of a response in tokens; it is clipped there. model_max_length must hold the prompt '
+        description='Maximum tokens of a response; it is clipped there. model_max_length must hold the prompt '
         'and these.',
     )
     temperature: PositiveFloat = Field(
@@ -116,7 +116,7 @@ class VLLMCfgs(Cfgs):
     )
     vllm_async: bool = Field(
         False,
-        description='Asynchronous rollout: generates the next responses while those before are trained on, with weights '
+        description='Asynchronous rollout: generates the next responses while the last are trained on, with weights '
         'one rollout older. It needs a rollout_correction_cap, which corrects for that.',
     )
     vllm_probe_tolerance: PositiveFloat | None = Field(

@@ -72,7 +72,7 @@ Measure = Callable[[Iterator[StreamedRow]], Iterator[Sized]]
 class StreamBudgetSampler(Sampler):
     """The same for streams: each rank measures its share of the rows ahead, and all learn what they take.
 
-    Every rank reads the whole stream and plans the optimizer step, so all agree on the steps and on their number. All must
+    Every rank reads the whole stream and plans the optimizer step, so all agree on steps and number. All must
     ask for the same ones, because `measure` communicates. Rows that cannot be used stay in, and are reported where
     they would have been trained.
 

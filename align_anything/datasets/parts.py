@@ -15,7 +15,7 @@ from align_anything.datasets.media import MediaCache
 from align_anything.datasets.sources import load_rows, load_stream, source_folder
 
 
-def open_sources(
+def load_sources(
     datasets: str | Sequence[str],
     template: str | Sequence[str],
     *,

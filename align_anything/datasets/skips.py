@@ -34,7 +34,7 @@ class SkipReport:
     """
 
     def __init__(self, output_dir: str | Path, keep: int = 0) -> None:
-        """Starts a list. `keep` records of an earlier stretch of the same run stay; what it listed later comes again."""
+        """Starts a list. `keep` records of an earlier time of the run stay; what it listed later comes again."""
         self.path = Path(output_dir) / FILE_NAME
         self._reasons: dict[str, str] = {}
         if self.path.exists():

@@ -5,7 +5,7 @@ harm. Units follow each other as the policy drew them; what it did not say (a la
 is discounted across it. Numbers of responses are `(R,)`; `groups`, `(R,)`, names the prompt of each, in any order, and
 all responses to a prompt must be in one call. A response's advantage is each of its units': `advantages[segments]`.
 
-REINFORCE++ (Hu et al., 2025, arXiv:2501.03262) is `discounted_sums` of `token_rewards`, whitened over the optimizer step
+REINFORCE++ (Hu et al., 2025, arXiv:2501.03262) is `discounted_sums` of `token_rewards`, whitened over the step
 (`losses/moments.py`). Its form with a baseline is the same on the scores of `group_relative` with scale `none`.
 """
 
@@ -79,7 +79,7 @@ def gae(
         values: expected return before each unit is sampled, `(N,)`.
         rewards: reward of each unit, `(N,)`.
         bootstrap: expected return after the last unit of each response, `(R,)`: zero where the response ended, the
-            critic's bootstrap value where it was clipped. Without it all count as ended, which tells the critic that whatever
+            bootstrap value where it was clipped. Without it all count as ended, which tells the critic that whatever
             runs into the length limit is worth no more than what it has.
 
     Returns:

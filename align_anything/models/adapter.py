@@ -126,7 +126,7 @@ def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:
 
 
 def check_plain(adapter: Adapter) -> None:
-    """Raises ModelError for an adapter of another kind than `W + scale * B @ A`, DoRA and fully saved modules included."""
+    """Raises ModelError for an adapter of another kind than `W + scale * B @ A`, DoRA and full modules included."""
     for key, plain in PLAIN_VALUES.items():
         if adapter.settings.get(key, plain[0]) not in plain:
             raise ModelError(

@@ -326,7 +326,7 @@ class FamilySpec:
         return ()
 
     def part_of(self, name: str) -> str:
-        """Returns the component that the parameter called `name` belongs to: the one with the longest matching prefix."""
+        """Returns the component that parameter `name` belongs to: the one with the longest matching prefix."""
         return structure.part_of(self.parts, name)
 
     def _checkpoint_template(self) -> str | None:

@@ -94,7 +94,7 @@ def learning_rates(
 ) -> dict[str, float]:
     """Returns the learning rate of every trainable parameter, by name.
 
-    A key of `lr_groups` is the name of a component or a regular expression that is found in parameter names; where several
+    A key of `lr_groups` is a component's name or a regular expression that is found in parameter names; where several
     fit, an expression beats a component and the later key wins. Raises ModelError for a key that fits no parameter, or
     none that trains.
     """

@@ -132,7 +132,7 @@ def test_dry_run(run, words, dry_run):
         ('--train_cfgs.r 8', "'r' is a key of lora_cfgs: write 'lora_cfgs.r'"),
         ('--train_cfgs 8', "'train_cfgs' is a group; name one of its keys"),
         ('--qqqqqq 8', "there is no key 'qqqqqq'. --help lists every key"),
-        ('--seed.part 8', "'train_cfgs.seed' is integer and has no part 'part'"),
+        ('--seed.part 8', "'train_cfgs.seed' is integer and has no key 'part'"),
         ('--scale_coeff 0.1', "'scale_coeff' belongs to dpo; a text_to_text sft run has no such key"),
         ('--train_cfgs.scale_coeff 0.1', "'scale_coeff' belongs to dpo; a text_to_text sft run has no such key"),
         ('--clip_range_ratio 0.2', "there is no key 'clip_range_ratio'."),

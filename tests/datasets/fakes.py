@@ -11,7 +11,7 @@ import torch
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Batch, Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
-from align_anything.datasets.parts import open_sources
+from align_anything.datasets.parts import load_sources
 
 
 def text_of(conversation: Conversation) -> str:
@@ -66,4 +66,4 @@ def make_dataset(
 ) -> ExampleDataset:
     """Opens sources with the fake encoder."""
     task = SupervisedTask(encode, train_on)
-    return ExampleDataset(open_sources(source, template, **options), task, 'some_pair', frozenset(allowed))
+    return ExampleDataset(load_sources(source, template, **options), task, 'some_pair', frozenset(allowed))

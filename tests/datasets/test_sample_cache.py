@@ -22,7 +22,7 @@ from align_anything.datasets import sample_cache
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask, Task
 from align_anything.datasets.media import decoding
 from align_anything.datasets.mixture import StreamedRow
-from align_anything.datasets.parts import open_sources
+from align_anything.datasets.parts import load_sources
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.models.fingerprint import encoding_fingerprint
@@ -64,7 +64,7 @@ def dataset_of(
     task = task or SupervisedTask(encode)
     kept = None if folder is None else SampleCache(folder, task, encoding)
     return ExampleDataset(
-        open_sources(str(rows), str(template), **options), task, 'any_to_text', KINDS, {'audio': {'rate': 16000}}, kept
+        load_sources(str(rows), str(template), **options), task, 'any_to_text', KINDS, {'audio': {'rate': 16000}}, kept
     )
 
 

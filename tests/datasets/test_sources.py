@@ -293,7 +293,7 @@ def test_a_broken_line_of_a_stream_costs_its_row_only(tmp_path: Path) -> None:
 
 
 def test_a_stream_has_no_slices(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="can't be cut from a stream"):
+    with pytest.raises(DataError, match="can't be taken from a stream"):
         load_stream(str(write_lines(tmp_path / 'a.jsonl')), split='train[:3]')
 
 

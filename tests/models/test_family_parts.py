@@ -47,7 +47,7 @@ def test_the_longest_prefix_decides_and_whole_names_count() -> None:
     assert structure.part_of(parts, 'model.visual.blocks.0.weight') == 'vision_tower'
     assert structure.part_of(parts, 'model.visual.merger.mlp.weight') == 'mm_proj'
     assert structure.part_of(parts, 'model.visual.merger_norm.weight') == 'vision_tower'
-    with pytest.raises(ModelError, match="'model.lmx.weight' belongs to no part"):
+    with pytest.raises(ModelError, match="'model.lmx.weight' belongs to no component"):
         structure.part_of(parts, 'model.lmx.weight')
 
 

@@ -206,7 +206,7 @@ def test_reading_what_is_not_kept_is_an_error(tiny: Tiny, spec: FamilySpec, tmp_
 
 def test_calls_that_cannot_be_cut_are_refused() -> None:
     calls = TowerCalls()
-    with pytest.raises(ModelError, match=r'cannot be cut into single media.*tower_calls'):
+    with pytest.raises(ModelError, match=r'cannot be split into single media.*tower_calls'):
         calls.items({'patches': torch.zeros(8, 4), 'sizes': torch.zeros(2)})
     with pytest.raises(ModelError, match='vision_feature_layer'):
         calls.kept({'hidden_states': (torch.zeros(2, 3),)})

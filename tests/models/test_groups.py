@@ -15,7 +15,7 @@ from PIL import Image
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.parts import open_sources
+from align_anything.datasets.parts import load_sources
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
 from align_anything.models.rendering import first_differing_turn
 from tests.datasets.clips import sound, tone
@@ -147,7 +147,7 @@ def dataset(folder: Path, task: Any, rows: list[dict[str, Any]], template: str, 
     path = folder / 'rows.jsonl'
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     kinds = frozenset({'image', 'audio'})
-    return ExampleDataset(open_sources(str(path), template, **options), task, 'any_to_text', kinds)
+    return ExampleDataset(load_sources(str(path), template, **options), task, 'any_to_text', kinds)
 
 
 class InMemory(list):
@@ -176,7 +176,7 @@ def test_rows_of_pairs_with_a_picture_share_it(tiny: Tiny, tmp_path: Path) -> No
     # As a Hugging Face feature gives it: the bytes of each place are an object of their own.
     copies = [{**content, 'bytes': bytes(bytearray(content['bytes']))} for _ in range(2)]
     row = {'chosen': conversation(copies[0], 'Red.'), 'rejected': conversation(copies[1], 'A dog.')}
-    [part] = open_sources(str(tmp_path / 'rows.jsonl'), 'Preference')
+    [part] = load_sources(str(tmp_path / 'rows.jsonl'), 'Preference')
     whole_row = replace(part, rows=InMemory([row]))
     found.append(ExampleDataset([whole_row], task, 'any_to_text', frozenset({'image'}))[0])
     first = found[0]

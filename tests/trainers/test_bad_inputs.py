@@ -259,7 +259,7 @@ CASES = {
     'everything frozen': Case({'freeze_language_model': True}, ['nothing trains', 'freeze_language_model'], True),
     'pattern that fits nothing': Case({'unfreeze_patterns': '[q_prj]'}, ["'q_prj' is found in no parameter"], True),
     'pattern that is no expression': case("'(' is not a regular expression", unfreeze_patterns='["("]'),
-    'rate for nothing': Case({'lr_groups': '{q_prj: 0.1}'}, ["lr_groups 'q_prj'", 'Parts: '], True),
+    'rate for nothing': Case({'lr_groups': '{q_prj: 0.1}'}, ["lr_groups 'q_prj'", 'Components: '], True),
     'adapter target that is not there': Case(
         {'use_lora': True, 'target_modules': '[q_prj]'}, ["'q_prj'", "Did you mean 'q_proj'?"], True
     ),

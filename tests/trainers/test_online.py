@@ -83,7 +83,7 @@ def test_a_run_tells_what_was_drawn_and_what_it_was_worth(folder: Path, tiny: Ti
     records = metrics_of(tmp_path)
     # 14 prompts, one skipped, 4 a rollout: an epoch has four rollouts, of four steps each.
     assert [record['step'] for record in records] == [4, 8, 12]
-    assert records[-1]['train/skipped'] == 1 and 'leave room for max_new_tokens' in str(
+    assert records[-1]['train/skipped'] == 1 and 'fit beside max_new_tokens' in str(
         lines(tmp_path / 'skipped_samples.jsonl')
     )
     for record in records:

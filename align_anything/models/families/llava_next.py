@@ -12,7 +12,7 @@ class AccustomedLlavaNextModel(LlavaNextForConditionalGeneration):
 
 
 class LlavaNextSpec(FamilySpec):
-    """The default rules with the components named; patches beyond a picture's own are padding that the model cuts off."""
+    """The default rules with the components named; patches past a picture's own are padding the model drops."""
 
     part_prefixes = {
         'vision_tower': ('model.vision_tower',),

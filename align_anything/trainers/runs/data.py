@@ -21,7 +21,7 @@ from align_anything.datasets.filling import Filling
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
-from align_anything.datasets.parts import names_of, open_sources
+from align_anything.datasets.parts import load_sources, names_of
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
 from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.reference_scores import Indexed
@@ -61,9 +61,9 @@ class Sources:
 def open_sources(cfgs: RunCfgs) -> Sources:
     """Opens every dataset of the run. Raises DataError for sources or templates that cannot be used."""
     data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
-    training = open_sources_of(data, 'train', cache_dir, streaming=data.streaming)
+    training = load_sources_of(data, 'train', cache_dir, streaming=data.streaming)
     evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
-    return Sources(training, open_sources_of(data, 'eval', cache_dir, streaming=False) if evaluate else [])
+    return Sources(training, load_sources_of(data, 'eval', cache_dir, streaming=False) if evaluate else [])
 
 
 def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
@@ -83,13 +83,13 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     return sources, spec
 
 
-def open_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
+def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
     """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
     values = {key: getattr(data, f'{purpose}_{key}') for key in ('datasets', 'template', 'template_kwargs')}
     values |= {
         key: getattr(data, f'{purpose}_{key}') for key in ('name', 'split', 'size', 'data_files', 'optional_args')
     }
-    return open_sources(
+    return load_sources(
         **values,
         image_folder=data.image_folder,
         video_folder=data.video_folder,

@@ -17,7 +17,7 @@ from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.sampler import BatchShape, IndexSampler
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.data import Sources, make_dataset, open_sources_of, probe
+from align_anything.trainers.runs.data import Sources, load_sources_of, make_dataset, probe
 
 
 def with_ptx_if_given(resolved: Resolved) -> Resolved:
@@ -33,7 +33,7 @@ def ptx_dataset(resolved: Resolved, pair: Pair, spec: FamilySpec) -> ExampleData
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     if not algorithm.supervises:
         return None
-    parts = open_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
+    parts = load_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
     dataset = make_dataset(parts, pair, spec, SFT(), cfgs.data_cfgs.train_on)
     if not len(dataset):
         raise DataError('data_cfgs.ptx_datasets hold no rows.')

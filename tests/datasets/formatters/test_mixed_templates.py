@@ -12,7 +12,7 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Media, Skipped
 from align_anything.datasets.chat_template import ChatTemplate
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
-from align_anything.datasets.parts import open_sources
+from align_anything.datasets.parts import load_sources
 from align_anything.datasets.template_registry import make_formatter
 from tests.datasets import fakes
 from tests.datasets.clips import clip, sound, tone
@@ -98,7 +98,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def lines_of(source: str, template: str, **options: Any) -> list[Any]:
-    parts = open_sources(source, template, **options)
+    parts = load_sources(source, template, **options)
     dataset = ExampleDataset(parts, SupervisedTask(encode), 'any_to_text', frozenset({'image', 'video', 'audio'}))
     results = [dataset[index] for index in range(len(dataset))]
     return [result.reason if isinstance(result, Skipped) else result.meta['lines'] for result in results]
