@@ -20,7 +20,8 @@ def completion(
         'length': len(response),
         'finished': True,
     }
-    return Completion(response=response, source=source, **{**fields, **rest})
+    message = {'role': 'assistant', 'content': [{'type': 'text', 'text': response}]}
+    return Completion(message=message, source=source, **{**fields, **rest})
 
 
 def reward(name: str, response: str, ground_truth: Any = None, options: dict | None = None, **rest: Any) -> float:

@@ -105,6 +105,8 @@ def test_what_is_sent(service: Service) -> None:
         'prompts': ['prompt 0', 'prompt 1', 'prompt 2'],
         'responses': ['response 0', 'response 1', 'response 2'],
         'conversations': [one.conversation for one in THREE],
+        'messages': [one.message for one in THREE],
+        'prefixes': ['', '', ''],
         'ground_truths': [None, '1', '2'],
         'lengths': [10, 10, 10],
         'finished': [True, True, True],

@@ -54,7 +54,7 @@ def test_log_probabilities_are_those_of_the_policy(family: str, temperature: flo
     policy.head.scale /= temperature or 1.0
     with torch.no_grad():
         expected = policy(batch).values
-    logprobs = torch.cat([response.logprobs for responses in found for response in responses])
+    logprobs = torch.cat([response.per_unit['rollout'] for responses in found for response in responses])
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=1e-4)
     assert {response.version for responses in found for response in responses} == {7}
 
@@ -74,7 +74,7 @@ def test_nothing_follows_the_end_of_a_response(tiny: Tiny) -> None:
     for before, after in zip(sum(whole, []), sum(cut, []), strict=True):
         ids = before.ids.tolist()
         length = ids.index(third) + 1 if third in ids else len(ids)
-        assert after.ids.tolist() == ids[:length] and len(after.logprobs) == length
+        assert after.ids.tolist() == ids[:length] and len(after.per_unit['rollout']) == length
         assert after.finished == (third in ids)
         stopped += after.finished
     assert 0 < stopped
@@ -122,6 +122,6 @@ def trained(rank: int, folder: Path, family: str, generates: bool) -> tuple[dict
             # One rank generates more, and with media.
             mine = examples[rank : 1 + 3 * rank]
             ((response, *_), *_) = rollouts.generate(mine, Sampling(max_new_tokens=3 + rank, temperature=0.0))
-            found.append(response.logprobs[:3].tolist())
+            found.append(response.per_unit['rollout'][:3].tolist())
         engine.train_step([collate([row])], SFT())
     return engine.full_state_dict(model) or {}, found

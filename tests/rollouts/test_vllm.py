@@ -69,7 +69,7 @@ def started(
 
 
 def joined(found: list[list[Response]]) -> torch.Tensor:
-    return torch.cat([response.logprobs for responses in found for response in responses])
+    return torch.cat([response.per_unit['rollout'] for responses in found for response in responses])
 
 
 # Further families that docs/online.md names.
@@ -174,7 +174,7 @@ def ends_where_it_ends(rank: int, folder: Path) -> None:
     for before, after in zip(whole, cut, strict=True):
         ids = before.ids.tolist()
         length = ids.index(third) + 1 if third in ids else len(ids)
-        assert after.ids.tolist() == ids[:length] and len(after.logprobs) == length
+        assert after.ids.tolist() == ids[:length] and len(after.per_unit['rollout']) == length
         assert after.finished == (third in ids)
     # More than vLLM takes in at once.
     (many,) = engine.generate(examples, Sampling(responses=300, max_new_tokens=1))

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.sft import SFT
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.trainers.launch import launch
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import PAIRS, Pair
@@ -87,18 +88,18 @@ def poison(step: int, rank_of_it: int = 1, met: Path | None = None) -> Callable[
     """Makes every score of one rank NaN in one step, and writes which rows it scored into `met`."""
 
     def before(rank: int) -> None:
-        inner_step, inner_terms = OfflineLoop._step, SFT.terms
+        inner_step, inner_score = OfflineLoop._step, DeepSpeedEngine.score
 
         def watched(self, loaded):
             now = rank == rank_of_it and self.progress.step + 1 == step
 
-            def terms(algorithm, batch, scored, estimates):
-                poisoned = scored._replace(values=scored.values * float('nan'))
-                return inner_terms(algorithm, batch, poisoned, estimates)
+            def score(engine, batch, **asked):
+                scored = inner_score(engine, batch, **asked)
+                return scored._replace(values=scored.values * float('nan'))
 
             if now and met is not None:
                 met.write_text('\n'.join(name for batch in loaded.batches for name in batch.sources))
-            SFT.terms = terms if now else inner_terms
+            DeepSpeedEngine.score = score if now else inner_score
             return inner_step(self, loaded)
 
         OfflineLoop._step = watched

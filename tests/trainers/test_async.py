@@ -130,7 +130,7 @@ def test_log_probabilities_are_of_the_weights_that_drew(whole: Path) -> None:
     saved = torch.load(whole / 'slice_8' / 'state' / 'pending_rank0.pt', weights_only=True)
     drawn = [response for responses in saved for response in responses]
     assert {response['version'] for response in drawn} == {4} and len(drawn) == len(shown)
-    told = torch.cat([response['logprobs'] for response in drawn])
+    told = torch.cat([response['per_unit']['rollout'] for response in drawn])
     scored = {
         name: torch.cat(
             [logprobs(whole / name, prompt, response['ids']) for prompt, response in zip(shown, drawn, strict=True)]
@@ -236,7 +236,7 @@ def fails_ahead(rank: int) -> None:
 @pytest.mark.parametrize(
     ('name', 'changes', 'message'),
     [
-        ('grpo', {'use_vllm': False}, 'vllm_cfgs.vllm_async: it means nothing without use_vllm: True'),
+        ('grpo', {'use_vllm': False}, '(command line --vllm_async): it means nothing without use_vllm: True'),
         ('grpo', {'rollout_correction_cap': 'null'}, 'for which grpo does not make up'),
         ('online_dpo', {}, 'for which online_dpo does not make up'),
         ('grpo', {'dynamic_sampling_rounds': 1}, 'dynamic_sampling_rounds generates again'),

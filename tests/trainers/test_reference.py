@@ -19,7 +19,7 @@ from align_anything.algorithms.kto import KTO
 from align_anything.configs.resolve import resolve
 from align_anything.core.errors import SettingsError
 from align_anything.core.store import FORMAT
-from align_anything.core.types import Batch, Skipped
+from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.reference_scores import Referenced
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -109,13 +109,18 @@ def scores(batch: Batch, score: Callable[[Batch], Any]) -> torch.Tensor:
     return torch.cat([score(item).values.float() for item in (batch, batch.unmatched) if item is not None])
 
 
+def recorded(batch: Batch) -> Scored:
+    """What the reference said of a batch when its rows were prepared."""
+    return Scored(batch.values_of('reference'))
+
+
 def follow(rank: int, ranks: int, out: Path, given: dict[str, tuple[type[Algorithm], Path, Path, dict[str, Any]]]):
     """For each kind of reference the scores of policy and reference at the start, then of reference and policy."""
     found = {}
     for name, (kind, model, rows, settings) in given.items():
         run = opened(kind, out / name, model, rows, **settings)
         batch = run.batch(range(rank, ROWS, ranks))
-        policy, reference = run.engine.infer, run.roles['reference']
+        policy, reference = run.engine.infer, run.roles.get('reference', recorded)
         before = scores(batch, policy), scores(batch, reference)
         assert run.engine.train_step([batch], run.algorithm, run.roles).applied
         found[name] = *before, scores(batch, reference), scores(batch, policy)
@@ -192,7 +197,7 @@ def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
         found = {'first': asked()[0]}
         found['again'], run = asked()
         found['with larger batches'] = asked(per_device_train_batch_size=4)[0]
-        known = run.rows[0].responses[0].per_unit['reference']
+        known = run.rows[0].responses[0].per_unit['reference'].clone()
         for file in cache.rglob('*.safetensors'):
             file.write_bytes(file.read_bytes()[:-4])
         found['broken'], mended = asked()
