@@ -32,9 +32,9 @@ def _cat_ragged(tensors: list[Tensor]) -> Tensor:
     padded = []
     for tensor in tensors:
         if list(tensor.shape[1:]) != shape:
-            padded = tensor.new_zeros((tensor.shape[0], *shape))
-            padded[tuple(slice(size) for size in tensor.shape)] = tensor
-            tensor = padded
+            larger = tensor.new_zeros((tensor.shape[0], *shape))
+            larger[tuple(slice(size) for size in tensor.shape)] = tensor
+            tensor = larger
         padded.append(tensor)
     return torch.cat(padded)
 

@@ -42,15 +42,15 @@ def test_trained_adapters_reload_apart_and_merged(family: str, stage: int, stirr
     def work(rank: int, ranks: int) -> Tensor:
         run = assembled(settings(folder, family, zero_file(tmp_path, stage), learning_rate=0.02, **changes), family)
         train(run, folder, rank, ranks)
-        run.engine.engine.eval()
+        run.engine.eval()
         with torch.no_grad():
-            scores = run.engine.score(run.collator([chosen.example])).values
-        state = run.engine.full_state_dict(run.model) if stage == 3 else None
+            scores = run.score(run.policy.collate([chosen.example])).values
+        state = run.full_state_dict(run.policy.model) if stage == 3 else None
         if rank == 0:
-            before = None if stage == 3 else {name: value.clone() for name, value in run.model.state_dict().items()}
+            before = None if stage == 3 else {name: value.clone() for name, value in run.policy.model.state_dict().items()}
             for name, merge in (('adapter', False), ('merged', True)):
                 export_model(
-                    run.model,
+                    run.policy.model,
                     state,
                     tmp_path / name,
                     tokenizer=spec.tokenizer,
@@ -58,7 +58,7 @@ def test_trained_adapters_reload_apart_and_merged(family: str, stage: int, stirr
                     merge_adapter=merge,
                 )
             if before is not None:
-                after = run.model.state_dict()
+                after = run.policy.model.state_dict()
                 assert all(torch.equal(before[name], after[name]) for name in before), 'the live model is untouched'
         return scores
 
