@@ -28,7 +28,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.harness.once import once  # noqa: E402
-from tests.harness.tiers import COUNTS, LONG, count_tiers, group_of, parameters_of  # noqa: E402
+from tests.harness.tiers import COUNTS, LONG, Together, count_tiers  # noqa: E402
 from tests.harness.times import Times  # noqa: E402
 
 torch.set_num_threads(1)
@@ -38,19 +38,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Times())
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together | None:
+    """Spreads tests as tests/harness/tiers.py says, where `--dist loadgroup` asks for groups."""
+    return Together(config, log) if config.getoption('dist') == 'loadgroup' else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out `gpu` tests where there is no device, and `extended` ones unless they are asked for.
 
-    It says which tests stay on one worker, before xdist reads that, and begins with the longest files.
+    It begins with the longest files.
     """
     config.stash[COUNTS] = count_tiers(items)
     if 'extended' not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker('extended')]
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
-    for item in items:
-        if group := group_of(item.nodeid, parameters_of(item)):
-            item.add_marker(pytest.mark.xdist_group(group))
     if torch.cuda.is_available():
         return
     for item in items:

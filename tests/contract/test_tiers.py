@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -137,21 +141,54 @@ def test_extended_parameters_are_told_from_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ('name', 'parameters', 'group'),
+    ('name', 'group'),
     [
-        ('tests/trainers/test_vllm.py::test_a', {}, 'vllm'),
-        ('tests/learning/test_online_vllm.py::test_a[dpo]', {'pair': 'text_to_text'}, 'vllm'),
-        ('tests/learning/test_online.py::test_a[dpo]', {'pair': 'text_to_text'}, 'text_to_text'),
-        ('tests/invariants/test_zero.py::test_a[llava-3]', {'family': 'llava', 'stage': 3}, 'llava'),
-        ('tests/invariants/test_zero.py::test_a', {}, None),
-        ('tests/trainers/test_resume.py::test_a[z2]', {'kind': 'z2'}, 'resume'),
-        ('tests/losses/test_sft.py::test_a', {}, None),
+        ('tests/trainers/test_vllm.py::test_a', 'vllm'),
+        ('tests/learning/test_online_vllm.py::test_a[text_to_text-dpo]', 'vllm'),
+        ('tests/learning/test_online.py::test_a[text_to_text-dpo]', 'text_to_text'),
+        ('tests/invariants/test_zero.py::test_a[llava-3]', 'llava'),
+        ('tests/invariants/test_zero.py::test_a', 'tests/invariants/test_zero.py::test_a'),
+        ('tests/trainers/test_resume.py::test_a[z2]', 'resume'),
+        ('tests/losses/test_sft.py::test_a[x-1]', 'tests/losses/test_sft.py::test_a[x-1]'),
     ],
 )
-def test_what_shares_something_costly_stays_on_one_worker(
-    name: str, parameters: dict[str, object], group: str | None
-) -> None:
-    assert group_of(name, parameters) == group
+def test_what_shares_something_costly_stays_on_one_worker(name: str, group: str) -> None:
+    assert group_of(name) == group
+
+
+def test_a_group_is_one_workers_and_others_spread(tmp_path: Path) -> None:
+    """By a run of xdist itself, whose own groups depend on how pytest keeps names."""
+    (tmp_path / 'conftest.py').write_text(
+        'from tests.harness import tiers\n'
+        "tiers.TOGETHER['test_apart.py'] = tiers.FIRST_PARAMETER\n"
+        'def pytest_xdist_make_scheduler(config, log):\n'
+        '    return tiers.Together(config, log)\n'
+    )
+    (tmp_path / 'test_apart.py').write_text(
+        'import time, pytest\n'
+        "@pytest.mark.parametrize('which', 'ab')\n"
+        "@pytest.mark.parametrize('family', ['one', 'two', 'three', 'four'])\n"
+        'def test_it(family, which):\n'
+        '    time.sleep(0.2)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-v', '-n', '2', '--dist', 'loadgroup', '-p', 'no:cacheprovider', tmp_path],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    workers: dict[str, set[str]] = {}
+    for worker, family in re.findall(r'\[(gw\d)\].*test_it\[(\w+)-', done.stdout):
+        workers.setdefault(family, set()).add(worker)
+    assert len(workers) == 4 and all(len(found) == 1 for found in workers.values())
+    assert set().union(*workers.values()) == {'gw0', 'gw1'}
+
+
+def test_the_suite_is_handed_out_so(request: pytest.FixtureRequest) -> None:
+    hooks = request.config.pluginmanager.hook.pytest_xdist_make_scheduler.get_hookimpls()
+    assert str(ROOT / 'tests' / 'conftest.py') in [hook.plugin_name for hook in hooks]
 
 
 @pytest.mark.parametrize('name', [*LONG, *TOGETHER])

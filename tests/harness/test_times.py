@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
-
-from tests.harness.times import SLOWEST, Times, summary, without_group
-
-
-@pytest.mark.parametrize(
-    ('name', 'bare'),
-    [
-        ('tests/a/test_b.py::test_c', 'tests/a/test_b.py::test_c'),
-        ('tests/a/test_b.py::test_c@vllm', 'tests/a/test_b.py::test_c'),
-        ('tests/a/test_b.py::test_c[1-x]@llava', 'tests/a/test_b.py::test_c[1-x]'),
-        ('tests/a/test_b.py::test_c[me@here]', 'tests/a/test_b.py::test_c[me@here]'),
-    ],
-)
-def test_groups_of_workers_are_no_part_of_a_name(name: str, bare: str) -> None:
-    assert without_group(name) == bare
+from tests.harness.times import SLOWEST, Times, summary
 
 
 def test_phases_add_up_and_folders_have_what_their_tests_took() -> None:
     times = Times()
     for name, duration in (
-        ('tests/models/test_a.py::test_one@llava', 1.0),
-        ('tests/models/test_a.py::test_one@llava', 0.5),
+        ('tests/models/test_a.py::test_one', 1.0),
+        ('tests/models/test_a.py::test_one', 0.5),
         ('tests/models/deep/test_b.py::test_two', 2.0),
         ('tests/losses/test_c.py::test_three', 0.25),
         ('tests/losses/test_c.py::test_four', 0.01),
@@ -38,7 +23,7 @@ def test_phases_add_up_and_folders_have_what_their_tests_took() -> None:
         ['0.2', 's', 'tests/losses/test_c.py::test_three'],
         [],
         ['3.5', 's', 'tests/models'],
-        ['0.2', 's', 'tests/losses'],
+        ['0.3', 's', 'tests/losses'],
         ['3.8', 's', 'all', 'workers', 'together'],
     ]
 

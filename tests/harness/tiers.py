@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Begun first, so that none is left to the end.
 LONG = (
@@ -20,8 +21,9 @@ LONG = (
     'tests/invariants/',
     'tests/scripts/test_shell_scripts',
 )
-# Tests that share what a process takes seconds to make stay on one worker (xdist's loadgroup); all others spread over
-# the workers. The first line that fits a test names its group, after a parameter of the test where there are braces.
+FIRST_PARAMETER = 'that of the first parameter'
+# Tests that share what a process takes seconds to make stay on one worker; all others spread over the workers. The
+# first line that fits a test names its group.
 TOGETHER = {
     # vLLM takes ten seconds to import.
     **dict.fromkeys(
@@ -33,10 +35,10 @@ TOGETHER = {
         ),
         'vllm',
     ),
-    # A model that was taught first.
-    'tests/learning/': '{pair}',
-    # Rows, scores and gradients of plain transformers.
-    'tests/invariants/': '{family}',
+    # A model that was taught first, by pair.
+    'tests/learning/': FIRST_PARAMETER,
+    # Rows, scores and gradients of plain transformers, by family.
+    'tests/invariants/': FIRST_PARAMETER,
     # The run that nothing interrupted, or the one that left what all tests look at.
     **{
         f'tests/{name}.py': name.rpartition('_')[2]
@@ -65,18 +67,23 @@ def count_tiers(items: Iterable[pytest.Item]) -> dict[str, list[int]]:
     return dict(counts)
 
 
-def parameters_of(item: pytest.Item) -> Mapping[str, Any]:
-    """The parameters of a test, by name; none where it has none."""
-    return item.callspec.params if isinstance(item, pytest.Function) and 'callspec' in vars(item) else {}
-
-
-def group_of(name: str, parameters: Mapping[str, Any]) -> str | None:
-    """The group of the test of this name and these parameters, if it has one."""
-    group = next((group for files, group in TOGETHER.items() if name.startswith(files)), None)
-    if group is None or not group.startswith('{'):
+def group_of(name: str) -> str:
+    """The group of the test of this name; a test that has none is one of its own."""
+    group = next((group for files, group in TOGETHER.items() if name.startswith(files)), name)
+    if group != FIRST_PARAMETER:
         return group
-    value = parameters.get(group.strip('{}'))
-    return None if value is None else str(value)
+    parameters = name.partition('[')[2].rstrip(']')
+    return parameters.split('-')[0] or name
+
+
+class Together(LoadScopeScheduling):
+    """Hands groups to workers as they become free, in the order of collection.
+
+    In place of xdist's `loadgroup`, which writes groups into names in a way that pytest 9.2 does not read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
 
 
 def first_tier(test: Callable[..., Any]) -> list[tuple[Any, ...]]:

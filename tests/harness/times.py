@@ -21,19 +21,13 @@ class Times:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[without_group(report.nodeid)] += report.duration
+        self.seconds[report.nodeid] += report.duration
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.seconds:
             terminalreporter.section(f'the slowest {SLOWEST} tests, and the seconds of each folder')
             for line in summary(self.seconds):
                 terminalreporter.write_line(line)
-
-
-def without_group(name: str) -> str:
-    """The name of a test without the group that xdist writes behind it; parameters may have an @ of their own."""
-    bare, at, group = name.rpartition('@')
-    return bare if at and ']' not in group else name
 
 
 def summary(seconds: Mapping[str, float]) -> list[str]:
