@@ -41,8 +41,8 @@ from align_anything.trainers.loops.base import Loop
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, make_dataset, open_run
-from align_anything.trainers.runs.reference import check_reference, reference_cache_of
 from align_anything.trainers.runs.settings import engine_config
 from align_anything.trainers.runs.slices import Slices
 
