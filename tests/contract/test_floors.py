@@ -36,6 +36,8 @@ FLOORS = {
     'testing': 11,
 }
 LEAVES = 9  # trainers/<modality pair>
+RUNS = 'align_anything.trainers.runs'
+INNER_FLOORS = 5
 HEAVY = {'transformers', 'deepspeed', 'peft', 'vllm', 'diffusers', 'wandb', 'clearml', 'bitsandbytes'}
 
 
@@ -156,6 +158,33 @@ def graph() -> dict[str, set[str]]:
     return import_graph({module_name(path): (path.read_text(), path.name == '__init__.py') for path in modules()})
 
 
+def inner_floors(graph: Mapping[str, set[str]], package: str) -> dict[str, int]:
+    """Returns the floor of each module inside a package: one above the highest module there that it imports."""
+    own = {module: {*targets} & {*inside(graph, package)} for module, targets in graph.items()}
+    floors: dict[str, int] = {}
+
+    def floor(module: str) -> int:
+        if module not in floors:
+            floors[module] = 1 + max(map(floor, own[module]), default=0)
+        return floors[module]
+
+    return {module: floor(module) for module in inside(graph, package)}
+
+
+def inside(graph: Mapping[str, set[str]], package: str) -> list[str]:
+    """Returns the modules of a package, itself left out."""
+    return sorted(module for module in graph if module.startswith(f'{package}.'))
+
+
+def listed(floors: Mapping[str, int]) -> str:
+    """Returns the floors with their modules, the highest first."""
+    names = {
+        floor: [module.rpartition('.')[2] for module in floors if floors[module] == floor]
+        for floor in {*floors.values()}
+    }
+    return '\n'.join(f'{floor}: {", ".join(names[floor])}' for floor in sorted(names, reverse=True))
+
+
 def test_every_import_goes_down() -> None:
     problems = []
     for path in modules():
@@ -171,6 +200,21 @@ def test_no_imports_go_in_a_circle(graph: dict[str, set[str]]) -> None:
     assert 'align_anything.models.structure' in graph['align_anything.models.family']
     assert 'align_anything.cli.leaves' in graph['align_anything.cli.main']
     assert circles(graph) == []
+
+
+def test_the_wiring_of_a_run_has_at_most_five_floors_inside(graph: dict[str, set[str]]) -> None:
+    floors = inner_floors(graph, RUNS)
+    assert floors[f'{RUNS}.settings'] == 1 and floors[f'{RUNS}.online'] > floors[f'{RUNS}.begin']
+    assert max(floors.values()) <= INNER_FLOORS, f'floors inside {RUNS}:\n{listed(floors)}'
+
+
+def test_the_count_of_inner_floors_can_fail() -> None:
+    chain = {f'{RUNS}.m{number}': (f'def f():\n    from {RUNS} import m{number - 1}', False) for number in range(1, 7)}
+    sources = {RUNS: ('', True), **chain, f'{RUNS}.m0': ('import align_anything.core.x', False)}
+    sources['align_anything.core.x'] = ('import os', False)
+    floors = inner_floors(import_graph(sources), RUNS)
+    assert floors == {f'{RUNS}.m{number}': number + 1 for number in range(7)}
+    assert listed(floors).splitlines()[0] == '7: m6' and max(floors.values()) > INNER_FLOORS
 
 
 def test_only_users_import_aliases(graph: dict[str, set[str]]) -> None:

@@ -47,7 +47,8 @@ def test_trained_adapters_reload_apart_and_merged(family: str, stage: int, stirr
             scores = run.score(run.policy.collate([chosen.example])).values
         state = run.full_state_dict(run.policy.model) if stage == 3 else None
         if rank == 0:
-            before = None if stage == 3 else {name: value.clone() for name, value in run.policy.model.state_dict().items()}
+            live = run.policy.model.state_dict()
+            before = None if stage == 3 else {name: value.clone() for name, value in live.items()}
             for name, merge in (('adapter', False), ('merged', True)):
                 export_model(
                     run.policy.model,

@@ -21,7 +21,7 @@ from align_anything.cli.leaves import find_run
 from align_anything.datasets.template_registry import make_formatter
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
-from align_anything.trainers.runs.online import check_online
+from align_anything.trainers.runs.checks import check_online
 from align_anything.trainers.runs.rewarding import make_rewards
 from tests.datasets.clips import sound, tone
 from tests.models.stand_ins import FAMILIES as STAND_INS

@@ -14,9 +14,9 @@ from align_anything.core.errors import AlignAnythingError, DataError, SettingsEr
 from align_anything.core.types import Example, Skipped
 from align_anything.models.pretrained_model import load_spec
 from align_anything.trainers.launch import settings_of
+from align_anything.trainers.runs.checks import check_reference
 from align_anything.trainers.runs.data import make_dataset, open_sources, probe
 from align_anything.trainers.runs.offline import train
-from align_anything.trainers.runs.reference import check_reference
 from align_anything.trainers.runs.scoring import score
 from tests.trainers.runs import lines, run, sft, write_rows
 

@@ -25,8 +25,9 @@ from align_anything.datasets.reference_scores import Referenced
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.trainers.runs import reference as module
 from align_anything.trainers.runs.assembly import assemble, make_collator
+from align_anything.trainers.runs.checks import check_reference
 from align_anything.trainers.runs.data import make_dataset, open_sources
-from align_anything.trainers.runs.reference import check_reference, make_roles
+from align_anything.trainers.runs.reference import make_roles
 from align_anything.trainers.runs.settings import spec_of
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import IMAGE, TEXT, lines, sft, succeed, text_rows, warm, weights, write_rows

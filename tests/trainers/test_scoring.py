@@ -24,9 +24,8 @@ from align_anything.models.any_model import AnyModelForScore
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token import attention
+from align_anything.trainers.runs.checks import OBEYED, check_obeyed
 from align_anything.trainers.runs.scoring import (
-    OBEYED,
-    check_obeyed,
     in_order,
     pair_summary,
     require_head,

@@ -42,8 +42,8 @@ from align_anything.trainers.loops.progress import Progress, rank_seed, resume_p
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
 from align_anything.trainers.runs.checkpoints import Checkpoints
+from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, make_dataset, open_run
-from align_anything.trainers.runs.reference import check_reference, reference_cache_of
 from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)

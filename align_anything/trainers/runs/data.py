@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from align_anything.algorithms.base import Algorithm
+from align_anything.algorithms.online import Online
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
@@ -33,6 +34,7 @@ from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.rendering import TrainOn, first_differing_turn, require_written
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
+from align_anything.trainers.loops.cutting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
 from align_anything.trainers.runs.settings import spec_of
 
@@ -257,6 +259,17 @@ def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
     if None in steps:
         raise DataError('a stream has no known length: set train_cfgs.max_steps.')
     return sum(steps)
+
+
+def prompt_sampler(
+    sources: Sources, dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs, algorithm: Online
+) -> tuple[Sampler, int]:
+    """Which prompts each rollout has, and the optimizer steps of the run: `max_steps`, else those of all epochs."""
+    rows = (algorithm.per_device_prompt_batch_size, 1)
+    sampler = training_sampler(sources.training, dataset, collate, cfgs, rows=rows)
+    if cfgs.train_cfgs.max_steps is not None:
+        return sampler, cfgs.train_cfgs.max_steps
+    return sampler, total_steps(cfgs, sampler) * steps_of_rollout(cfgs, algorithm)
 
 
 def training_loader(dataset: Indexed, sampler: Sampler, collate: Collate, cfgs: RunCfgs) -> Loader:

@@ -20,21 +20,20 @@ from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.checks import check_obeyed, check_online, check_reference
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
+    prompt_sampler,
     row_costs,
     total_steps,
     training_loader,
     training_sampler,
 )
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
-from align_anything.trainers.runs.online import check_online, prompt_sampler
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
-from align_anything.trainers.runs.reference import check_reference
 from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
 from align_anything.trainers.runs.rollout_engine import check_rollouts
-from align_anything.trainers.runs.scoring import check_obeyed
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
 SAMPLES = 3

@@ -23,7 +23,7 @@ from align_anything.models.trainable import count
 from align_anything.rewards.base import COST, MODEL
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta
-from align_anything.trainers.runs.reference import (
+from align_anything.trainers.runs.checks import (
     precision_of_reference,
     reference_cache_of,
     without_adapter_is_reference,

@@ -12,28 +12,24 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example, Skipped
-from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.parts import names_of
 from align_anything.datasets.prompts import Prompts
-from align_anything.datasets.sampler import Sampler
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.family import FamilySpec
-from align_anything.policies.base import Collator
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.rewards.base import MODEL, Reward
-from align_anything.trainers.loops.cutting import steps_of_rollout
 from align_anything.trainers.loops.online import OnlineLoop
-from align_anything.trainers.loops.pending import Pending, problems_of_generating_ahead
+from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints
-from align_anything.trainers.runs.data import Sources, loader_in_order, total_steps, training_sampler
+from align_anything.trainers.runs.checks import check_online
+from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
 from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
@@ -113,41 +109,6 @@ def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) ->
         return None
     resume_step = None if run.resume_from is None else run.progress.step
     return Completions(run.output_dir, run.spec, console, writer, resume_step)
-
-
-def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
-    """Raises SettingsError for settings that an online run cannot obey."""
-    train, problems = cfgs.train_cfgs, []
-    size, together = train.per_device_train_batch_size, algorithm.trained_responses
-    if algorithm.compares and size % together:
-        problems.append(
-            f'train_cfgs.per_device_train_batch_size = {size}: {algorithm.name} compares {together} responses to a '
-            f'prompt, so a micro-batch must hold a multiple of {together} responses.'
-        )
-    unread = {
-        'train_cfgs.group_by_length': train.group_by_length,
-        'data_cfgs.train_on': cfgs.data_cfgs.train_on != 'all_assistant',
-        'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
-    }
-    problems += [
-        f'{key}: it means nothing where responses are generated; leave it out.' for key in unread if unread[key]
-    ]
-    if train.early_stopping_patience is not None and train.save_best is None:
-        problems.append('train_cfgs.early_stopping_patience: an evaluation has no loss here; set save_best: reward.')
-    problems += problems_of_generating_ahead(cfgs, algorithm)
-    if problems:
-        raise SettingsError(problems)
-
-
-def prompt_sampler(
-    sources: Sources, dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs, algorithm: Online
-) -> tuple[Sampler, int]:
-    """Which prompts each rollout has, and the optimizer steps of the run: `max_steps`, else those of all epochs."""
-    rows = (algorithm.per_device_prompt_batch_size, 1)
-    sampler = training_sampler(sources.training, dataset, collate, cfgs, rows=rows)
-    if cfgs.train_cfgs.max_steps is not None:
-        return sampler, cfgs.train_cfgs.max_steps
-    return sampler, total_steps(cfgs, sampler) * steps_of_rollout(cfgs, algorithm)
 
 
 def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:

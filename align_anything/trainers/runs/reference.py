@@ -13,7 +13,6 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.referring import Reference, Referring
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_reduce_sum
-from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.parameters import is_partitioned
 from align_anything.core.store import TensorStore
@@ -25,25 +24,13 @@ from align_anything.models.adapter import find_adapter
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
 from align_anything.trainers.runs.assembly import open_frozen
+from align_anything.trainers.runs.checks import precision_of_reference, without_adapter_is_reference
 from align_anything.trainers.runs.prepare import prepare
 from align_anything.trainers.runs.settings import DTYPES, frozen_config, precision_of
 
 logger = get_logger(__name__)
 
 Scorer = Callable[[Batch], Scored]
-
-
-def reference_cache_of(algorithm: Algorithm) -> str | None:
-    """The folder of the reference's scores; responses that are generated cannot be scored beforehand."""
-    return algorithm.reference_cache_dir if algorithm.refers and not algorithm.generates else None
-
-
-def check_reference(cfgs: RunCfgs, algorithm: Algorithm) -> None:
-    """Raises SettingsError for what the reference cannot do."""
-    if reference_cache_of(algorithm) is not None and cfgs.data_cfgs.streaming:
-        raise SettingsError(
-            ['train_cfgs.reference_cache_dir: a stream cannot be scored beforehand. Set data_cfgs.streaming: False.']
-        )
 
 
 def make_roles(
@@ -137,13 +124,6 @@ def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, policy: DeepSpeedEngine)
     return lambda batch: copy()(batch)
 
 
-def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
-    """Whether switching the adapter off gives the reference: not when training goes on from a trained adapter."""
-    source = cfgs.model_cfgs.model_name_or_path
-    same = algorithm.reference_model_name_or_path in (None, source)
-    return cfgs.lora_cfgs.use_lora and same and find_adapter(source) is None
-
-
 def adapter_off(policy: DeepSpeedEngine) -> Scorer:
     """Scores with the weights under the adapter that `policy` trains."""
 
@@ -166,11 +146,6 @@ def frozen_copy(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, te
     shared = share_frozen(policy.policy.model, engine.policy.model)
     logger.info('reference: a frozen copy of %s in %s, %d weights shared with the policy', source, precision, shared)
     return engine.score
-
-
-def precision_of_reference(cfgs: RunCfgs, algorithm: Reference) -> str:
-    """The precision in which a reference scores."""
-    return precision_of(cfgs) if algorithm.reference_dtype == 'auto' else algorithm.reference_dtype
 
 
 def share_frozen(policy: nn.Module, reference: nn.Module) -> int:

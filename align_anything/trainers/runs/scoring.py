@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from align_anything.configs.resolve import DEFAULT_ORIGIN, Resolved
-from align_anything.configs.schema import ModelCfgs, RunCfgs
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, is_main
-from align_anything.core.errors import DataError, ModelError, SettingsError
+from align_anything.core.errors import DataError, ModelError
 from align_anything.core.files import atomic_write_json, atomic_write_text, sync_folder
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Skipped
@@ -23,6 +23,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import make_collator
 from align_anything.trainers.runs.begin import make_folders
+from align_anything.trainers.runs.checks import check_obeyed
 from align_anything.trainers.runs.data import loader_in_order, make_dataset, open_run
 from align_anything.trainers.runs.roles import open_scorer, require_head
 
@@ -32,32 +33,6 @@ SCORES_FILE, SUMMARY_FILE, HISTOGRAM_FILE = 'scores.jsonl', 'summary.json', 'his
 BINS = 20
 CALIBRATION_BINS = 10
 Record = dict[str, Any]
-OBEYED = {
-    'train_cfgs': ('ds_cfgs', 'per_device_eval_batch_size', 'bf16', 'fp16', 'layout'),
-    'data_cfgs': (
-        *(f'train_{key}' for key in ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size')),
-        *('train_data_files', 'train_optional_args', 'num_workers', 'sample_cache_dir', 'max_skipped_ratio'),
-        *('image_folder', 'video_folder', 'audio_folder', 'allow_urls', 'media_cache_mb', 'audio_in_video'),
-        *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
-        *('max_audio_seconds', 'long_audio'),
-    ),
-    'model_cfgs': tuple(ModelCfgs.model_fields),
-    'logger_cfgs': ('output_dir', 'cache_dir'),
-}
-"""The settings that mean something where nothing is trained, by group."""
-
-
-def check_obeyed(resolved: Resolved) -> None:
-    """Raises SettingsError for settings that were given and that a run which trains nothing cannot obey."""
-    problems = []
-    for path, origin in resolved.origins.items():
-        group, key, *inner = path.split('.')
-        if origin != DEFAULT_ORIGIN and not inner and key not in OBEYED.get(group, ()):
-            problems.append(
-                f'{path} ({origin}): {resolved.algorithm.name} trains nothing and does not read it; remove it.'
-            )
-    if problems:
-        raise SettingsError(problems)
 
 
 def score(pair: Pair, resolved: Resolved) -> None:
