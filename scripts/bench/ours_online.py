@@ -23,15 +23,26 @@ class Given:
         """Returns the responses for each prompt, each drawn as if it was certain."""
         import torch
 
-        from align_anything.rollouts.base import Response
+        from align_anything.core.types import Response
 
         return [
-            [Response(torch.tensor(ids), torch.zeros(len(ids)), finished=False, version=0) for ids in self.ids]
+            [
+                Response(
+                    torch.tensor(ids),
+                    torch.ones(len(ids)),
+                    per_unit={'rollout': torch.zeros(len(ids))},
+                    finished=False,
+                )
+                for ids in self.ids
+            ]
             for _ in examples
         ]
 
     def sync(self, version: int) -> None:
         """Takes no weights."""
+
+    def sleep(self) -> None:
+        """Holds no memory."""
 
     def judge(self, completions: Sequence[Any]) -> list[float]:
         """Returns the scores."""

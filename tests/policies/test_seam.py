@@ -140,7 +140,7 @@ def test_every_cut_gives_loss_and_gradients_of_one_unit_after_another(name: str)
     loss.backward()
     for cut in CUTS:
         result, found = step(name, cut)
-        assert result.loss == pytest.approx(float(loss), rel=1e-9), cut
+        assert result.loss == pytest.approx(float(loss.detach()), rel=1e-9), cut
         for key, parameter in policy.named_parameters():
             assert parameter.grad.abs().max() > 1e-4
             torch.testing.assert_close(found[key], parameter.grad, rtol=1e-8, atol=1e-10, msg=f'{key}, {cut}')
