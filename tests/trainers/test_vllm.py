@@ -128,7 +128,7 @@ def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_pa
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'use_vllm': True, 'vllm_num_engines': 3}, 'vllm_num_engines = 3: every device draws, so there are 1'),
+        ({'use_vllm': True, 'vllm_num_engines': 3}, 'vllm_num_engines = 3: each device generates, so there are 1'),
         ({'use_vllm': True, 'vllm_tensor_parallel_size': 2}, 'vllm_tensor_parallel_size = 2 does not divide the 1 dev'),
         ({'use_vllm': True, 'vllm_max_model_len': 8}, 'vllm_max_model_len = 8 is less than model_cfgs.model_max_len'),
         (
