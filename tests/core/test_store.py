@@ -202,7 +202,7 @@ def test_errors_name_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, 'atomic_write_bytes', full)
     for write in (lambda: store.put('ab', {}), lambda: store.put_all({'ab': {}})):
-        with pytest.raises(SettingsError, match=r'a_cfgs\.folder: .*No space left.*Make room'):
+        with pytest.raises(SettingsError, match=r'a_cfgs\.folder: .*No space left.*Free some space'):
             write()
 
 

@@ -366,7 +366,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path: Path, monkeypatch
     monkeypatch.setattr(store, 'atomic_write_bytes', full)
     with caplog.at_level(logging.WARNING):
         assert all(isinstance(dataset[index], Example) for index in (1, 2, 1))
-    assert len(tries) == 1 and caplog.text.count('No space left') == 1 and 'Make room' in caplog.text
+    assert len(tries) == 1 and caplog.text.count('No space left') == 1 and 'Free some space' in caplog.text
     assert alike(dataset[0], first), 'what is kept is still read'
 
 

@@ -80,7 +80,7 @@ def test_answers_after_a_history_and_turns_after_the_parting(family: str, tiny: 
     # Earlier answers are prompt, the user's later turn is not trained.
     assert 'Two' not in ''.join(learnt) and 'Why' not in learnt[0]
     assert 'Yes.' in learnt[0] and 'By counting.' in learnt[0] and 'No, three.' in learnt[1]
-    with pytest.raises(SampleError, match='part before the last one'):
+    with pytest.raises(SampleError, match='differ before the last one'):
         spec.encode_group([longer, [*history, assistant('No, three.')]], 'last')
 
 
