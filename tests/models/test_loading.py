@@ -140,7 +140,7 @@ def test_damaged_files(broken: Callable[..., Path], tmp_path: Path) -> None:
     weights = folder / 'model.safetensors'
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelError, match=r'model\.safetensors is damaged or cut off'):
+    with pytest.raises(ModelError, match=r'model\.safetensors is damaged or truncated'):
         check_checkpoint(folder)
     index = folder / 'model.safetensors.index.json'
     index.write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
