@@ -11,7 +11,7 @@ from align_anything.configs.annotations import describe_type
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
 from align_anything.configs.keys import ALIASES
 from align_anything.configs.layers import TRAIN_FOLDER
-from align_anything.configs.ptx import POLICY_GROUPS
+from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
 from align_anything.trainers.pairs import PAIRS
@@ -63,8 +63,11 @@ def render_document() -> str:
     sections = [_OPENING]
     for group, model in groups_of(RunCfgs).items():
         sections.append(f'## {group}\n\n{model.__doc__}\n\n{_fields(model)}')
-    for group, model in POLICY_GROUPS.items():
-        sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model)}')
+    common = groups_of(RunCfgs)
+    for group, model in groups_of(PolicyRunCfgs).items():
+        below = common.get(group, Cfgs)
+        if model is not below:
+            sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model, below)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Older names\n\n{_table(("name", "now", "meaning"), older)}')
     sections.append(_pairs())
@@ -85,10 +88,11 @@ def main(arguments: Sequence[str]) -> int:
     return 1
 
 
-def _fields(model: type[Cfgs]) -> str:
+def _fields(model: type[Cfgs], below: type[Cfgs] = Cfgs) -> str:
     rows = [
         (f'`{key}`', describe_type(field.annotation), _code(field.default), field.description)
         for key, field in model.model_fields.items()
+        if key not in below.model_fields
     ]
     return _table(('key', 'type', 'default', 'meaning'), rows)
 

@@ -10,8 +10,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.configs.online import MORE_GROUPS
-from align_anything.configs.schema import Cfgs
+from align_anything.algorithms.critic import Critic
+from align_anything.configs.online import OnlineRunCfgs
+from align_anything.configs.schema import RunCfgs, TrainCfgs
 from align_anything.losses.kl import KL_ESTIMATORS
 
 ReduceSum = Callable[[Tensor], Tensor]
@@ -57,7 +58,7 @@ class Online(Algorithm):
     task: ClassVar[str] = 'prompt'
     generates: ClassVar[bool] = True
     compares: ClassVar[bool] = False
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = MORE_GROUPS
+    run_cfgs: ClassVar[type[RunCfgs]] = OnlineRunCfgs
 
     per_device_prompt_batch_size: PositiveInt = Field(1, description='Prompts of each device in one rollout.')
     num_generations: PositiveInt = Field(1, description='Responses that are sampled for each prompt.')
@@ -87,6 +88,15 @@ class Online(Algorithm):
     def without_supervision(self) -> Online:
         """The same algorithm without a supervised term."""
         return self
+
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        """What each critic learns, by its role."""
+        return {}
+
+    def train_cfgs_of_critics(self, train: TrainCfgs) -> TrainCfgs:
+        """How critics are trained, given how the policy is."""
+        return train
 
     @property
     def bootstraps(self) -> bool:

@@ -9,8 +9,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor
 
 from align_anything.algorithms.online import Online
-from align_anything.configs.ptx import POLICY_GROUPS
-from align_anything.configs.schema import Cfgs
+from align_anything.configs.online import PolicyRunCfgs
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Batch, Need, Scored
 from align_anything.losses.aggregation import Aggregation, aggregation_weights
 from align_anything.losses.kl import KL_ESTIMATORS
@@ -23,11 +23,11 @@ class PolicyGradient(Online):
 
     What the loss reads of a unit is `advantage`, `old`, `rollout` and, where there is a reference, `reference`: the
     last three are its log-probabilities under the policy that sampled it, by the trainer and by the rollout engine, and
-    under the reference. A batch without per-unit values is of given responses, which are supervised.
+    under the reference. Responses without an advantage are given ones, which are supervised.
     """
 
     with_entropy: ClassVar[bool] = True
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = POLICY_GROUPS
+    run_cfgs: ClassVar[type[RunCfgs]] = PolicyRunCfgs
 
     clip_range_ratio: PositiveFloat = Field(
         0.2, description='PPO clip range: the probability ratio is clipped to 1 - this and 1 + this.'
@@ -118,7 +118,7 @@ class PolicyGradient(Online):
         sampled, nothing = self._sampled_counts(batch), batch.weights.new_zeros(())
         if not self.ptx_coeff:
             return sampled
-        if batch.per_unit:
+        if 'advantage' in batch.per_unit:
             return {**sampled, 'ptx_loss': nothing}
         return {**dict.fromkeys(sampled, nothing), 'ptx_loss': batch.weights.sum()}
 
@@ -126,7 +126,7 @@ class PolicyGradient(Online):
         if not self.ptx_coeff:
             return self._sampled_terms(batch, scored)
         nothing = batch.weights.new_zeros(())
-        if batch.per_unit:
+        if 'advantage' in batch.per_unit:
             return {**self._sampled_terms(batch, scored), 'ptx_loss': nothing}
         supervised = sft_loss(scored.values, batch.weights)
         return {**dict.fromkeys(self._sampled_counts(batch), nothing), 'ptx_loss': supervised}

@@ -9,12 +9,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.kl_reward import TokenRewards
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.reinforce_plus_plus import whitened
-from align_anything.configs.online import CriticModelCfgs
-from align_anything.configs.ptx import POLICY_GROUPS
-from align_anything.configs.schema import Cfgs, ScheduleType
+from align_anything.configs.online import CriticRunCfgs
+from align_anything.configs.schema import RunCfgs, ScheduleType, TrainCfgs
 from align_anything.losses.advantages import gae
 
 
@@ -27,7 +27,7 @@ class PPO(TokenRewards):
 
     name: ClassVar[str] = 'ppo'
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic')
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**POLICY_GROUPS, 'model_cfgs': CriticModelCfgs}
+    run_cfgs: ClassVar[type[RunCfgs]] = CriticRunCfgs
 
     gamma: float = Field(1.0, gt=0, le=1, description='Discount factor, per token.')
     gae_lambda: float = Field(0.95, ge=0, le=1, description='Lambda of generalized advantage estimation (GAE).')
@@ -63,6 +63,22 @@ class PPO(TokenRewards):
                 'critic_lr_warmup_ratio 0'
             )
         return self
+
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        roles = (role for role in self.trains if role != 'policy')
+        return {role: Critic(role=role, clip_range_value=self.clip_range_value) for role in roles}
+
+    def train_cfgs_of_critics(self, train: TrainCfgs) -> TrainCfgs:
+        checkpointing = self.critic_gradient_checkpointing
+        changed = {
+            'learning_rate': self.critic_lr,
+            'lr_scheduler_type': self.critic_lr_scheduler_type,
+            'lr_warmup_ratio': self.critic_lr_warmup_ratio,
+            'weight_decay': self.critic_weight_decay,
+            'gradient_checkpointing': train.gradient_checkpointing if checkpointing is None else checkpointing,
+        }
+        return train.model_copy(update=changed)
 
     @property
     def bootstraps(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -12,9 +11,8 @@ from torch import Tensor
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.ppo import PPO
-from align_anything.configs.online import SafeModelCfgs
-from align_anything.configs.ptx import POLICY_GROUPS
-from align_anything.configs.schema import Cfgs
+from align_anything.configs.online import SafeRunCfgs
+from align_anything.configs.schema import RunCfgs
 from align_anything.losses.lagrange import lagrangian_advantages, recent, updated_log_multiplier
 
 
@@ -27,7 +25,7 @@ class SafeRLHF(PPO):
 
     name: ClassVar[str] = 'saferlhf'
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic', 'cost_critic')
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {**POLICY_GROUPS, 'model_cfgs': SafeModelCfgs}
+    run_cfgs: ClassVar[type[RunCfgs]] = SafeRunCfgs
 
     threshold: float = Field(
         -0.5, description='Cost threshold: mean cost that is allowed; the cost model puts 0 between safe and not.'

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align_anything.configs.schema import Cfgs
+from align_anything.configs.ptx import PtxDataCfgs
+from align_anything.configs.schema import Cfgs, LoggerCfgs, ModelCfgs, RunCfgs
+
+MODEL, COST = 'model', 'cost'
+"""What metrics call the score of a reward model and that of a cost model."""
 
 
-class OnlineModelCfgs(Cfgs):
-    """How responses are sampled, and the models that reward them."""
+class OnlineModelCfgs(ModelCfgs):
+    """Which checkpoint is trained, how it is loaded, how it samples, and the models that reward what it says."""
 
     max_new_tokens: PositiveInt = Field(
         512,
@@ -54,6 +56,16 @@ class OnlineModelCfgs(Cfgs):
         False, description='Sends images, videos and audio of the prompts along, as data URIs.'
     )
 
+    @property
+    def judges(self) -> dict[str, str | None]:
+        """The models that score responses, by what metrics call them."""
+        return {MODEL: self.reward_model_name_or_path}
+
+    @property
+    def critics(self) -> dict[str, str | None]:
+        """What each critic starts from, by its role; None is what the policy starts from."""
+        return {}
+
 
 class CriticModelCfgs(OnlineModelCfgs):
     """The same, with a critic."""
@@ -61,6 +73,10 @@ class CriticModelCfgs(OnlineModelCfgs):
     reward_critic_model_name_or_path: str | None = Field(
         None, description='What the critic starts from, such as the reward model; null is what the policy starts from.'
     )
+
+    @property
+    def critics(self) -> dict[str, str | None]:
+        return {'reward_critic': self.reward_critic_model_name_or_path}
 
 
 class SafeModelCfgs(CriticModelCfgs):
@@ -72,6 +88,14 @@ class SafeModelCfgs(CriticModelCfgs):
     cost_critic_model_name_or_path: str | None = Field(
         None, description='What the critic of costs starts from, such as the cost model; null is as for the other.'
     )
+
+    @property
+    def judges(self) -> dict[str, str | None]:
+        return {**super().judges, COST: self.cost_model_name_or_path}
+
+    @property
+    def critics(self) -> dict[str, str | None]:
+        return {**super().critics, 'cost_critic': self.cost_critic_model_name_or_path}
 
 
 class VLLMCfgs(Cfgs):
@@ -142,8 +166,8 @@ class RewardCfgs(Cfgs):
     )
 
 
-class OnlineLoggerCfgs(Cfgs):
-    """What an online run writes beside the rest."""
+class OnlineLoggerCfgs(LoggerCfgs):
+    """What the run writes, where, and how often, responses too."""
 
     log_completions: PositiveInt | None = Field(
         None,
@@ -152,12 +176,28 @@ class OnlineLoggerCfgs(Cfgs):
     )
 
 
-MORE_GROUPS: Mapping[str, type[Cfgs]] = MappingProxyType(
-    {
-        'model_cfgs': OnlineModelCfgs,
-        'reward_cfgs': RewardCfgs,
-        'logger_cfgs': OnlineLoggerCfgs,
-        'vllm_cfgs': VLLMCfgs,
-    }
-)
-"""What online algorithms add to the groups of settings."""
+class OnlineRunCfgs(RunCfgs):
+    """All settings of a run that generates what it learns from."""
+
+    model_cfgs: OnlineModelCfgs = Field(default_factory=OnlineModelCfgs)
+    logger_cfgs: OnlineLoggerCfgs = Field(default_factory=OnlineLoggerCfgs)
+    reward_cfgs: RewardCfgs = Field(default_factory=RewardCfgs)
+    vllm_cfgs: VLLMCfgs = Field(default_factory=VLLMCfgs)
+
+
+class PolicyRunCfgs(OnlineRunCfgs):
+    """The same of policy gradient algorithms."""
+
+    data_cfgs: PtxDataCfgs = Field(default_factory=PtxDataCfgs)
+
+
+class CriticRunCfgs(PolicyRunCfgs):
+    """The same of those with a critic."""
+
+    model_cfgs: CriticModelCfgs = Field(default_factory=CriticModelCfgs)
+
+
+class SafeRunCfgs(PolicyRunCfgs):
+    """The same of those with costs."""
+
+    model_cfgs: SafeModelCfgs = Field(default_factory=SafeModelCfgs)

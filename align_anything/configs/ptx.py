@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, PositiveInt, field_validator
 
-from align_anything.configs.online import MORE_GROUPS
-from align_anything.configs.schema import Cfgs, OnePerDataset
+from align_anything.configs.schema import DataCfgs, OnePerDataset
 
 
-class PtxDataCfgs(Cfgs):
-    """Supervised data beside the prompts, given like the training data and mixed row by row."""
+class PtxDataCfgs(DataCfgs):
+    """What the run trains and evaluates on, and supervised data beside its prompts, given like the training data."""
 
     ptx_datasets: str | list[str] | None = Field(
         None, description='Supervised data that each optimizer step is trained on too. null takes none.'
@@ -36,7 +33,3 @@ class PtxDataCfgs(Cfgs):
     @classmethod
     def _none_of_them(cls, value: Any) -> Any:
         return value or {}
-
-
-POLICY_GROUPS: Mapping[str, type[Cfgs]] = MappingProxyType({**MORE_GROUPS, 'data_cfgs': PtxDataCfgs})
-"""What policy gradient algorithms add to the groups of settings."""

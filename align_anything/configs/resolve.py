@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -30,6 +30,9 @@ from align_anything.configs.redaction import shown
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema
 from align_anything.core.errors import SettingsError
 from align_anything.core.registry import nearest
+
+Groups = TypeVar('Groups', bound=RunCfgs)
+Own = TypeVar('Own', bound=AlgorithmCfgs)
 
 DEFAULT_ORIGIN, SHIPPED_ORIGIN = 'default', 'configs/train/'
 _SAYS_THE_BOUND = (
@@ -214,7 +217,7 @@ def _merged(below: Any, above: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Resolved:
+class Resolved(Generic[Groups, Own]):
     """The settings of a run.
 
     Attributes:
@@ -224,8 +227,8 @@ class Resolved:
         dry_run: whether to stop before training.
     """
 
-    cfgs: RunCfgs
-    algorithm: AlgorithmCfgs
+    cfgs: Groups
+    algorithm: Own
     origins: dict[str, str]
     dry_run: bool
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -29,9 +28,7 @@ ScheduleType = Literal[
 
 @cache
 def build_run_schema(algorithm_cfgs: type[AlgorithmCfgs]) -> type[RunCfgs]:
-    """Returns RunCfgs whose `train_cfgs` also holds the fields and validators of `algorithm_cfgs`.
-
-    Groups that the algorithm adds to, and new ones, hold what its `more_groups` name.
+    """Returns the algorithm's `run_cfgs` whose `train_cfgs` also holds the fields and validators of `algorithm_cfgs`.
 
     Raises TypeError, a mistake of the algorithm's author, when a field has no default or description, a type
     that settings cannot have, or a name that the schema uses already.
@@ -50,16 +47,12 @@ def build_run_schema(algorithm_cfgs: type[AlgorithmCfgs]) -> type[RunCfgs]:
     merged = create_pydantic_model(
         'TrainCfgs', __base__=(algorithm_cfgs, TrainCfgs), __module__=__name__, __doc__=TrainCfgs.__doc__
     )
-    groups = {'train_cfgs': merged}
-    for name, more in algorithm_cfgs.more_groups.items():
-        base = groups_of(RunCfgs).get(name)
-        groups[name] = (
-            more
-            if base is None
-            else create_pydantic_model(base.__name__, __base__=(more, base), __module__=__name__, __doc__=base.__doc__)
-        )
-    fields = {name: (group, Field(default_factory=group)) for name, group in groups.items()}
-    return create_pydantic_model('RunCfgs', __base__=RunCfgs, __module__=__name__, **fields)
+    return create_pydantic_model(
+        'RunCfgs',
+        __base__=algorithm_cfgs.run_cfgs,
+        __module__=__name__,
+        train_cfgs=(merged, Field(default_factory=merged)),
+    )
 
 
 def groups_of(schema: type[RunCfgs]) -> dict[str, type[Cfgs]]:
@@ -81,15 +74,6 @@ class Cfgs(BaseModel):
         if isinstance(value, bool) and bool not in shape.numbers and not shape.anything:
             raise PydanticCustomError('truth_value', 'a truth value does not fit here')
         return value
-
-
-class AlgorithmCfgs(Cfgs):
-    """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
-
-    `more_groups` are settings of its runs in other groups, by the group's name.
-    """
-
-    more_groups: ClassVar[Mapping[str, type[Cfgs]]] = {}
 
 
 class TrainCfgs(Cfgs):
@@ -445,3 +429,12 @@ class RunCfgs(BaseModel):
     logger_cfgs: LoggerCfgs = Field(default_factory=LoggerCfgs)
     lora_cfgs: LoraCfgs = Field(default_factory=LoraCfgs)
     bnb_cfgs: BnbCfgs = Field(default_factory=BnbCfgs)
+
+
+class AlgorithmCfgs(Cfgs):
+    """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
+
+    `run_cfgs` are the groups of settings that its runs have.
+    """
+
+    run_cfgs: ClassVar[type[RunCfgs]] = RunCfgs

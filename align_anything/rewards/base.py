@@ -53,7 +53,7 @@ RewardFunction = Callable[..., list[float]]
 """`(completions: Sequence[Completion], *, option=default, …) -> list[float]`, one finite number for each completion."""
 
 Judge = Callable[[Sequence[Completion]], list[float]]
-SERVICE, MODEL, COST = 'service', 'model', 'cost'
+SERVICE = 'service'
 """What metrics call rewards that are no functions."""
 
 

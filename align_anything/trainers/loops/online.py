@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
+from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
@@ -36,7 +37,7 @@ from align_anything.reporting.online_report import (
     uninformative,
     update_metrics,
 )
-from align_anything.rewards.base import COST, Reward
+from align_anything.rewards.base import Reward
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import Rollout, complete, informative_first, joined, record, spread
 from align_anything.trainers.loops.base import LoaderStep, Loop, listed
@@ -63,6 +64,7 @@ class OnlineLoop(Loop):
         ptx: gives the supervised rows of each optimizer step, if it has such.
     """
 
+    cfgs: OnlineRunCfgs
     algorithm: Online
     spec: FamilySpec
     critics: Mapping[str, tuple[DeepSpeedEngine, Critic]]
@@ -203,7 +205,7 @@ class OnlineLoop(Loop):
         return self._sampling(self.cfgs.train_cfgs.seed + step + (number << 32), self.algorithm.num_generations)
 
     def _sampling(self, seed: int, responses: int) -> Sampling:
-        model: Any = self.cfgs.model_cfgs
+        model = self.cfgs.model_cfgs
         return Sampling(
             responses=responses,
             max_new_tokens=model.max_new_tokens,

@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from align_anything.algorithms.online import Online
-from align_anything.configs.schema import RunCfgs
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.distributed import barrier, rank
 from align_anything.core.types import Example, Response
 from align_anything.rollouts.base import Sampling
@@ -84,9 +83,9 @@ class Pending:
         return found
 
 
-def problems_of_generating_ahead(cfgs: RunCfgs, algorithm: Online) -> list[str]:
+def problems_of_generating_ahead(cfgs: OnlineRunCfgs, algorithm: Online) -> list[str]:
     """What settings keep responses from being generated ahead, where they ask for it."""
-    settings: Any = cfgs.vllm_cfgs
+    settings = cfgs.vllm_cfgs
     reasons = {
         f'what it generates is of older weights than those in training, for which {algorithm.name} does not make up; '
         'that takes train_cfgs.rollout_correction_cap, and a number for it.': not algorithm.corrects,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.algorithms.referring import Reference
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import DEFAULT_ORIGIN, Resolved
 from align_anything.configs.schema import ModelCfgs, RunCfgs
 from align_anything.core.errors import SettingsError
@@ -40,7 +41,7 @@ def check_obeyed(resolved: Resolved) -> None:
         raise SettingsError(problems)
 
 
-def check_online(cfgs: RunCfgs, algorithm: Online) -> None:
+def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
     """Raises SettingsError for settings that an online run cannot obey."""
     train, problems = cfgs.train_cfgs, []
     size, together = train.per_device_train_batch_size, algorithm.trained_responses

@@ -10,9 +10,9 @@ from rich.table import Table
 from torch import nn
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.referring import Reference
 from align_anything.configs.deepspeed_files import load_deepspeed_config
+from align_anything.configs.online import COST, MODEL
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
@@ -20,7 +20,6 @@ from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.trainable import count
-from align_anything.rewards.base import COST, MODEL
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta
 from align_anything.trainers.runs.checks import (
@@ -82,9 +81,9 @@ def memory_of_run(
         held['reference'] = _reference(cfgs, algorithm, spec, policy)
     if not algorithm.generates:
         return held
-    for role in (role for role in algorithm.trains if role != 'policy'):
-        own = critic_cfgs(role, cfgs)
-        critic, _ = build_on_meta(own, critic_spec(role, cfgs, spec, pair), Critic(role=role))
+    for role, learned in algorithm.critics.items():
+        own = critic_cfgs(role, cfgs, algorithm)
+        critic, _ = build_on_meta(own, critic_spec(role, cfgs, spec, pair), learned)
         held[role.replace('_', ' ')] = estimate_memory(critic, config, precision)
     for name, source in judges_of(cfgs, algorithm).items():
         require_head(source)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Online
+from align_anything.configs.online import MODEL, OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
-from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets.loader import Loader
@@ -21,7 +19,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
-from align_anything.rewards.base import MODEL, Reward
+from align_anything.rewards.base import Reward
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.pairs import Pair
@@ -45,11 +43,11 @@ from align_anything.trainers.runs.roles import (
 from align_anything.trainers.runs.rollout_engine import check_rollouts, open_rollouts
 
 
-def train_online(pair: Pair, resolved: Resolved) -> None:
+def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
     resolved = with_ptx_if_given(resolved)
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
-    models: Any = cfgs.model_cfgs
+    models = cfgs.model_cfgs
     check_online(cfgs, algorithm)
     check_rollouts(resolved)
     check_rewards(resolved)
@@ -59,7 +57,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         require_head(source)
     run = begin(pair, resolved)
     specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
-    critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.trains if role != 'policy'}
+    critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
     supervised = ptx_dataset(resolved, pair, run.spec)
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
@@ -68,7 +66,10 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)
     policy.policy.set_temperature(models.temperature)
-    critics = {role: _critic(role, cfgs, spec, run, steps) for role, spec in critic_specs.items()}
+    critics = {
+        role: (_critic(role, resolved, spec, pair, steps), algorithm.critics[role])
+        for role, spec in critic_specs.items()
+    }
     reference = None
     if algorithm.refers:
         reference = reference_scorer(cfgs, algorithm, policy, models.temperature)
@@ -92,7 +93,7 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
         evaluation=evaluation,
         critics=critics,
         reference=reference,
-        rollouts=open_rollouts(cfgs, policy, run.spec),
+        rollouts=open_rollouts(resolved, policy, run.spec),
         pending=pending,
         rewards=rewards,
         completions=_completions(run, kept['console'], kept['writer']),
@@ -115,13 +116,13 @@ def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts
     return Prompts(list(examples), list(skipped))
 
 
-def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) -> tuple[DeepSpeedEngine, Critic]:
-    train: Any = cfgs.train_cfgs
-    critic = Critic(role=role, clip_range_value=train.clip_range_value)
-    own = critic_cfgs(role, cfgs)
-    return assemble(own, critic, make_collator(own, spec, run.pair, critic), steps), critic
+def _critic(
+    role: str, resolved: Resolved[OnlineRunCfgs, Online], spec: FamilySpec, pair: Pair, steps: int
+) -> DeepSpeedEngine:
+    own, learned = critic_cfgs(role, resolved.cfgs, resolved.algorithm), resolved.algorithm.critics[role]
+    return assemble(own, learned, make_collator(own, spec, pair, learned), steps)
 
 
-def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
+def _judge(cfgs: OnlineRunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
     engine = open_scorer(cfgs, make_collator(cfgs, spec, pair, algorithm), source)
     return ModelJudge(source, engine, cfgs.train_cfgs.per_device_train_batch_size)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from align_anything.algorithms.online import Online
 from align_anything.algorithms.sft import SFT
+from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import rank, world_size
@@ -20,7 +22,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import Sources, load_sources_of, make_dataset, probe
 
 
-def with_ptx_if_given(resolved: Resolved) -> Resolved:
+def with_ptx_if_given(resolved: Resolved[PolicyRunCfgs, Online]) -> Resolved[PolicyRunCfgs, Online]:
     """The same run, without a supervised term where there are no data for it."""
     algorithm = resolved.algorithm
     if not algorithm.supervises or resolved.cfgs.data_cfgs.ptx_datasets:
@@ -28,7 +30,7 @@ def with_ptx_if_given(resolved: Resolved) -> Resolved:
     return replace(resolved, algorithm=algorithm.without_supervision())
 
 
-def ptx_dataset(resolved: Resolved, pair: Pair, spec: FamilySpec) -> ExampleDataset | None:
+def ptx_dataset(resolved: Resolved[PolicyRunCfgs, Online], pair: Pair, spec: FamilySpec) -> ExampleDataset | None:
     """The supervised rows of the run, if it has some. Raises DataError for those that cannot be used."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     if not algorithm.supervises:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
+from align_anything.algorithms.online import Online
+from align_anything.configs.online import COST, MODEL, OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
-from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.rewards.base import (
-    COST,
-    MODEL,
     SERVICE,
     Reward,
     call_reward,
@@ -30,7 +28,7 @@ OF_SOURCES = {
 """The settings that say more of a source of rewards, by the one that names it."""
 
 
-def check_rewards(resolved: Resolved) -> None:
+def check_rewards(resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     """Raises SettingsError for settings that were given of a reward which is not asked for."""
     problems = []
     for source, keys in OF_SOURCES.items():
@@ -45,12 +43,12 @@ def check_rewards(resolved: Resolved) -> None:
         raise SettingsError(problems)
 
 
-def make_rewards(cfgs: RunCfgs) -> list[Reward]:
+def make_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
     """Everything that rewards the responses of a run but a model, which is loaded later.
 
     Raises SettingsError when nothing does, or two go by one name.
     """
-    models: Any = cfgs.model_cfgs
+    models = cfgs.model_cfgs
     rewards = function_rewards(cfgs)
     if models.remote_rm_url is not None:
         service = RemoteReward(
@@ -77,9 +75,9 @@ def make_rewards(cfgs: RunCfgs) -> list[Reward]:
     return rewards
 
 
-def function_rewards(cfgs: RunCfgs) -> list[Reward]:
+def function_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
     """The functions that the settings name. Raises SettingsError or RewardError for what cannot be used of them."""
-    rewards: Any = cfgs.reward_cfgs
+    rewards = cfgs.reward_cfgs
     names = rewards.reward_functions
     weights = [1.0] * len(names) if rewards.reward_weights is None else rewards.reward_weights
     if len(weights) != len(names):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 from align_anything.algorithms.online import Online
+from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import ModelError, RewardError, SampleError, SettingsError
@@ -18,7 +18,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.rewards.base import COST, MODEL, Completion, check_values
+from align_anything.rewards.base import Completion, check_values
 from align_anything.trainers.loops.cutting import cut
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import open_frozen
@@ -55,24 +55,19 @@ def spec_of_reward_model(cfgs: RunCfgs, source: str, pair: Pair) -> FamilySpec:
     return spec
 
 
-def judges_of(cfgs: RunCfgs, algorithm: Online) -> dict[str, str]:
+def judges_of(cfgs: OnlineRunCfgs, algorithm: Online) -> dict[str, str]:
     """The models that judge responses, by what metrics call them. Raises SettingsError without a cost model to obey."""
-    models: Any = cfgs.model_cfgs
-    judges = {} if models.reward_model_name_or_path is None else {MODEL: models.reward_model_name_or_path}
-    if 'cost_critic' in algorithm.trains:
-        if models.cost_model_name_or_path is None:
-            raise SettingsError(
-                [f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.']
-            )
-        judges[COST] = models.cost_model_name_or_path
-    return judges
+    judges = cfgs.model_cfgs.judges
+    if COST in judges and judges[COST] is None:
+        raise SettingsError([f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.'])
+    return {name: source for name, source in judges.items() if source is not None}
 
 
-def critic_source(role: str, cfgs: RunCfgs) -> str:
-    return getattr(cfgs.model_cfgs, f'{role}_model_name_or_path') or cfgs.model_cfgs.model_name_or_path
+def critic_source(role: str, cfgs: OnlineRunCfgs) -> str:
+    return cfgs.model_cfgs.critics[role] or cfgs.model_cfgs.model_name_or_path
 
 
-def critic_spec(role: str, cfgs: RunCfgs, policy: FamilySpec, pair: Pair) -> FamilySpec:
+def critic_spec(role: str, cfgs: OnlineRunCfgs, policy: FamilySpec, pair: Pair) -> FamilySpec:
     """The rules of a critic's family. Raises ModelError when it does not read the tokens of the policy."""
     source = critic_source(role, cfgs)
     if source == cfgs.model_cfgs.model_name_or_path:
@@ -87,20 +82,11 @@ def critic_spec(role: str, cfgs: RunCfgs, policy: FamilySpec, pair: Pair) -> Fam
     return spec
 
 
-def critic_cfgs(role: str, cfgs: RunCfgs) -> RunCfgs:
+def critic_cfgs(role: str, cfgs: OnlineRunCfgs, algorithm: Online) -> OnlineRunCfgs:
     """The settings of a run as a critic of it reads them."""
-    train: Any = cfgs.train_cfgs
-    checkpointing = train.critic_gradient_checkpointing
-    changed = {
-        'learning_rate': train.critic_lr,
-        'lr_scheduler_type': train.critic_lr_scheduler_type,
-        'lr_warmup_ratio': train.critic_lr_warmup_ratio,
-        'weight_decay': train.critic_weight_decay,
-        'gradient_checkpointing': train.gradient_checkpointing if checkpointing is None else checkpointing,
-    }
     return cfgs.model_copy(
         update={
-            'train_cfgs': train.model_copy(update=changed),
+            'train_cfgs': algorithm.train_cfgs_of_critics(cfgs.train_cfgs),
             'model_cfgs': cfgs.model_cfgs.model_copy(update={'model_name_or_path': critic_source(role, cfgs)}),
         }
     )

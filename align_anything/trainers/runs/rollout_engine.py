@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
-from typing import Any
 
 import torch
 
+from align_anything.algorithms.online import Online
+from align_anything.configs.online import OnlineRunCfgs, VLLMCfgs
 from align_anything.configs.resolve import Resolved
-from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -28,10 +28,10 @@ from align_anything.trainers.runs.settings import dtype_of, precision_of
 TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
 
 
-def check_rollouts(resolved: Resolved) -> None:
+def check_rollouts(resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     """Raises SettingsError for settings of the rollouts that cannot be obeyed."""
     cfgs = resolved.cfgs
-    settings: Any = cfgs.vllm_cfgs
+    settings = cfgs.vllm_cfgs
     own = {f'vllm_cfgs.{key}' for key in type(settings).model_fields} - {'vllm_cfgs.use_vllm'}
     of_servers = {f'vllm_cfgs.{key}' for key in ('vllm_server_timeout', 'vllm_server_transfer')}
     unread = {
@@ -49,7 +49,7 @@ def check_rollouts(resolved: Resolved) -> None:
         raise SettingsError(stray)
     if not settings.use_vllm:
         return
-    models: Any = cfgs.model_cfgs
+    models = cfgs.model_cfgs
     problems = _problems_of_servers(settings) if settings.vllm_server_urls else _problems_here(settings)
     if settings.vllm_max_model_len is not None and settings.vllm_max_model_len < models.model_max_length:
         problems.append(
@@ -62,7 +62,7 @@ def check_rollouts(resolved: Resolved) -> None:
     check_vllm(_options(cfgs), truncates=truncates, here=here)
 
 
-def _problems_here(settings: Any) -> list[str]:
+def _problems_here(settings: VLLMCfgs) -> list[str]:
     engines, rest = divmod(world_size(), settings.vllm_tensor_parallel_size)
     if rest:
         return [
@@ -77,7 +77,7 @@ def _problems_here(settings: Any) -> list[str]:
     return []
 
 
-def _problems_of_servers(settings: Any) -> list[str]:
+def _problems_of_servers(settings: VLLMCfgs) -> list[str]:
     servers, transfer = len(settings.vllm_server_urls), settings.vllm_server_transfer
     problems = []
     if transfer == 'nccl' and not torch.cuda.is_available():
@@ -97,16 +97,19 @@ def _problems_of_servers(settings: Any) -> list[str]:
     return problems
 
 
-def open_rollouts(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec) -> RolloutEngine:
+def open_rollouts(
+    resolved: Resolved[OnlineRunCfgs, Online], policy: DeepSpeedEngine, spec: FamilySpec
+) -> RolloutEngine:
     """Returns what generates responses with the weights of `policy`. Every rank calls it."""
-    models: Any = cfgs.model_cfgs
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    models = cfgs.model_cfgs
     if not cfgs.vllm_cfgs.use_vllm:
-        size = cfgs.train_cfgs.per_device_prompt_batch_size * cfgs.train_cfgs.num_generations
         return HFRollouts(
             bare_model(policy.policy.model),
             spec,
             dtype=dtype_of(cfgs),
-            batch_size=models.generation_batch_size or size,
+            batch_size=models.generation_batch_size
+            or algorithm.per_device_prompt_batch_size * algorithm.num_generations,
             gathered=partial(gathered_weights, policy),
         )
     source = models.model_name_or_path
@@ -123,9 +126,9 @@ def open_rollouts(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec) -> R
     )
 
 
-def _options(cfgs: RunCfgs) -> VLLMOptions:
-    settings: Any = cfgs.vllm_cfgs
-    models: Any = cfgs.model_cfgs
+def _options(cfgs: OnlineRunCfgs) -> VLLMOptions:
+    settings = cfgs.vllm_cfgs
+    models = cfgs.model_cfgs
     return VLLMOptions(
         dtype=str(dtype_of(cfgs)).removeprefix('torch.'),
         max_length=settings.vllm_max_model_len or models.model_max_length,
