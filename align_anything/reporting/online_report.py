@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Online
-from align_anything.core.types import Example
+from align_anything.core.types import Example, Response
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import mean_and_variance, moments
 from align_anything.losses.value import explained_variance
@@ -26,7 +27,7 @@ def numbers_of(rollout: Rollout) -> dict[str, Tensor]:
         **{f'reward/{name}': values for name, values in rollout.rewards.items() if len(rollout.rewards) > 1},
         'response_length': torch.tensor([float(response.units) for response in responses]),
         'truncated': torch.tensor([float(not response.finished) for response in responses]),
-        'repetition': torch.tensor([repetition(response.ids[response.weights > 0].tolist()) for response in responses]),
+        'repetition': torch.tensor([repetition(turns_of(response)) for response in responses]),
     }
 
 
@@ -103,7 +104,13 @@ def critic_metrics(role: str, results: Sequence[StepResult], critic: Critic) -> 
     }
 
 
-def repetition(ids: Sequence[int], size: int = 4) -> float:
-    """The share of runs of `size` tokens that stood in the response before."""
-    runs = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+def turns_of(response: Response) -> list[list[int]]:
+    """The tokens that the policy chose, those between two others' in one list."""
+    tokens = zip(response.ids.tolist(), (response.weights > 0).tolist(), strict=True)
+    return [[token for token, _ in run] for chosen, run in groupby(tokens, key=lambda pair: pair[1]) if chosen]
+
+
+def repetition(turns: Sequence[Sequence[int]], size: int = 4) -> float:
+    """The share of runs of `size` tokens within a turn that stood in the response before."""
+    runs = [tuple(ids[start : start + size]) for ids in turns for start in range(len(ids) - size + 1)]
     return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

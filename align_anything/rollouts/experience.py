@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from align_anything.core.errors import TrainingError
 from align_anything.core.types import Batch, Example, Response, Scored
 from align_anything.losses.shaping import informative
 from align_anything.policies.base import Collator
@@ -68,7 +69,17 @@ def informative_first(rollout: Rollout, prompts: int) -> Rollout:
 
 
 def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]]) -> list[Example]:
-    """The Examples with the responses that were generated for their prompts."""
+    """The Examples with the responses that were generated for their prompts.
+
+    Raises TrainingError when an engine does not say one log-probability for each unit.
+    """
+    for example, generated in zip(examples, responses, strict=True):
+        for response in generated:
+            if len(response.per_unit['rollout']) != response.units:
+                raise TrainingError(
+                    f'{example.source}: the rollout engine gave {len(response.per_unit["rollout"])} log-probabilities '
+                    f"(per_unit['rollout']) for {response.units} tokens with a weight; it must give one for each."
+                )
     return [replace(example, responses=list(generated)) for example, generated in zip(examples, responses, strict=True)]
 
 

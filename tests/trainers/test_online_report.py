@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from align_anything.core.errors import TrainingError
 from align_anything.core.types import Example, Piece, Response
-from align_anything.reporting.online_report import repetition, rollout_metrics
+from align_anything.reporting.online_report import repetition, rollout_metrics, turns_of
 from align_anything.rollouts.experience import Rollout, complete
 
 SOURCES = ('sums.jsonl', 'words.jsonl', 'unseen.jsonl')
@@ -70,6 +71,22 @@ def test_the_drift_is_that_of_the_tokens_trained_on(rollout: Rollout) -> None:
 
 
 def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
-    assert repetition([1, 2, 3]) == 0
-    assert repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert repetition([7] * 8) == pytest.approx(4 / 5)
+    assert repetition([[1, 2, 3]]) == 0
+    assert repetition([[1, 2, 3, 4, 5, 6]]) == 0
+    assert repetition([[7] * 8]) == pytest.approx(4 / 5)
+    assert repetition([[1, 2, 3, 4], [1, 2, 3, 4]]) == 1 / 2
+    assert repetition([[1, 2], [3, 4], [1, 2], [3, 4]]) == 0, 'no run goes on across what somebody else said'
+
+
+def test_turns_are_parted_by_what_the_policy_did_not_choose() -> None:
+    response = Response(torch.tensor([5, 6, 7, 8, 9]), torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0]))
+    assert turns_of(response) == [[5, 6], [9]]
+
+
+def test_an_engine_says_a_logprob_for_each_token_that_was_sampled() -> None:
+    response = Response(torch.tensor([5, 6, 7]), torch.tensor([1.0, 0.0, 1.0]), per_unit={'rollout': torch.zeros(3)})
+    example = Example(Piece(torch.tensor([1]), torch.zeros(1)), [], source='rows.jsonl:1')
+    with pytest.raises(
+        TrainingError, match='jsonl:1: the rollout engine gave 3 log-prob.* for 2 tokens'
+    ):
+        complete([example], [[response]])

@@ -39,7 +39,15 @@ from align_anything.reporting.online_report import (
 )
 from align_anything.rewards.base import Reward
 from align_anything.rollouts.base import RolloutEngine, Sampling
-from align_anything.rollouts.experience import Rollout, complete, informative_first, joined, record, spread
+from align_anything.rollouts.experience import (
+    Rollout,
+    complete,
+    informative_first,
+    joined,
+    record,
+    responses_of,
+    spread,
+)
 from align_anything.trainers.loops.base import LoaderStep, Loop, listed
 from align_anything.trainers.loops.cutting import cut_into_steps, cut_step, steps_of_rollout
 from align_anything.trainers.loops.judging import completions_of
@@ -251,7 +259,8 @@ class OnlineLoop(Loop):
 
     def _learn_from(self, rollout: Rollout) -> list[Example]:
         """Returns what is trained on of a rollout, with what the losses will read of every token."""
-        shaped = self._shaped(rollout).split([len(example.responses) for example in rollout.examples])
+        sizes = [len(example.responses) for example in rollout.examples]
+        shaped = self._shaped(rollout).split(sizes)
         kept = self.algorithm.kept(shaped)
         examples = [
             replace(example, responses=[example.responses[number] for number in numbers])
@@ -269,21 +278,22 @@ class OnlineLoop(Loop):
                 found = record(f'values/{role}', scorer, critic.policy.collate, micro_batches, critic.device)
                 if self.algorithm.bootstraps:
                     bootstrap[role] = torch.zeros(0) if found is None else found
-        learned = [(prompt, number) for prompt, numbers in enumerate(kept) for number in numbers]
-        responses = [rollout.examples[prompt].responses[number] for prompt, number in learned]
+        responses = list(responses_of(examples))
         lengths = torch.tensor([response.units for response in responses], dtype=torch.long)
-        costs = rollout.rewards.get(COST, torch.zeros(0))
+        groups = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(own) for own in kept], dtype=torch.long))
+        costs = rollout.rewards.get(COST)
+        all_costs = [] if costs is None else costs.tolist()
         experience = Experience(
-            scores=torch.tensor([float(shaped[prompt][number]) for prompt, number in learned]),
-            groups=torch.tensor([prompt for prompt, _ in learned], dtype=torch.long),
+            scores=kept_of(shaped, kept),
+            groups=groups,
             segments=torch.arange(len(responses)).repeat_interleave(lengths),
             finished=torch.tensor([response.finished for response in responses], dtype=torch.bool),
             logprobs=joined(examples, 'old'),
             reference=None if self.reference is None else joined(examples, 'reference'),
             values={role: joined(examples, f'values/{role}') for role in self.critics},
             bootstrap=bootstrap,
-            costs=costs,
-            all_costs=[cost for own in all_gather_object(costs.tolist()) for cost in own],
+            costs=None if costs is None else kept_of(costs.split(sizes), kept),
+            all_costs=[cost for own in all_gather_object(all_costs) for cost in own],
         )
         state = self.progress.state.setdefault('algorithm', {})
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
@@ -393,6 +403,11 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+
+def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:
+    """Numbers of the responses to each prompt, `(R,)` each, of those that are kept, in one tensor."""
+    return torch.cat([torch.zeros(0), *(own[list(numbers)] for own, numbers in zip(values, kept, strict=True))])
 
 
 def examples_of(loaded: LoaderStep) -> list[Example]:
