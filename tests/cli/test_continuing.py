@@ -10,12 +10,13 @@ import torch
 
 from align_anything.cli.merging import merge_adapter
 from align_anything.models.checkpoint import stored_keys
+from tests.harness.pairwise import first_of
 from tests.trainers.runs import run, sft, succeed, text_rows, weights, write_rows
 
 LORA = {'use_lora': True, 'r': 4, 'lora_alpha': 8, 'lora_dropout': 0.0}
 
 
-@pytest.mark.parametrize('ds_cfgs', ['ds_z0_config.json', 'ds_z3_config.json'])
+@pytest.mark.parametrize('ds_cfgs', first_of(['ds_z0_config.json', 'ds_z3_config.json'], 'ds_z3_config.json'))
 def test_a_run_goes_on_from_an_adapter(ds_cfgs: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     rows = write_rows(tmp_path / 'rows.jsonl', text_rows(4))
     succeed(sft(tmp_path / 'first', tiny('qwen2'), rows, ds_cfgs=ds_cfgs, **LORA))

@@ -136,6 +136,7 @@ def test_each_thing_of_a_plugin_is_found_by_name(site: Path, tiny: Callable[...,
     }
 
 
+@pytest.mark.extended
 def test_the_command_lists_templates_of_plugins(site: Path) -> None:
     listed = answer(site, '-m', 'align_anything.cli', 'templates', '--json')
     [entry] = [entry for entry in listed['templates'] if entry['name'] == 'Captions']

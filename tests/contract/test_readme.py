@@ -17,6 +17,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.datasets.template_registry import get_template
 from align_anything.trainers.pairs import PAIRS
 from tests.datasets.clips import clip, sound, tone
+from tests.harness.pairwise import in_tiers
 from tests.trainers.runs import IMAGE, TEXT, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,9 +65,12 @@ def test_links_and_targets() -> None:
         assert (ROOT / script).exists(), script
 
 
+OWN_DATA = [(0, TEXT, 'qwen2'), (1, IMAGE, 'qwen2_5_vl'), (2, AUDIO, 'qwen2_audio'), (3, VIDEO, 'qwen2_5_vl')]
+
+
 @pytest.mark.parametrize(
     ('number', 'pair', 'family'),
-    [(0, TEXT, 'qwen2'), (1, IMAGE, 'qwen2_5_vl'), (2, AUDIO, 'qwen2_audio'), (3, VIDEO, 'qwen2_5_vl')],
+    in_tiers(OWN_DATA, OWN_DATA[:2]),
 )
 def test_a_run_on_ones_own_data(
     number: int, pair: object, family: str, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

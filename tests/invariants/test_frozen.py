@@ -19,7 +19,7 @@ from align_anything.models.trainable import FREEZABLE_PARTS, part_of
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
-from tests.harness.pairwise import in_tiers
+from tests.harness.pairwise import first_of, in_tiers
 from tests.invariants.families import IMAGE, TEXT, WIDER, rows, state_of
 from tests.invariants.runs import EPSILON, assembled, fork, settings, train, trainable, weights, zero_file
 from tests.models.mixed import AUDIO
@@ -215,7 +215,7 @@ def test_offloaded_states_with_torchs_adam_give_the_same_weights(
         assert error < 2e-5, f'{name} is off by {error:.2g}'
 
 
-@pytest.mark.parametrize('family', [*TEXT[:1], 'llava', pytest.param('qwen2_5_vl', marks=pytest.mark.extended)])
+@pytest.mark.parametrize('family', first_of([*TEXT[:1], 'llava', 'qwen2_5_vl'], 'llava'))
 def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
     family: str, stirred: Stirred, tmp_path: Path
 ) -> None:

@@ -79,7 +79,7 @@ MORE: dict[str, tuple[str, dict[str, Any], list[str], float]] = {
 }
 
 
-@pytest.mark.parametrize('case', first_of([*CASES, *MORE], 'text', 'pictures'))
+@pytest.mark.parametrize('case', first_of([*CASES, *MORE], 'text'))
 def test_what_is_drawn_is_what_the_policy_draws(case: str, tiny: Tiny) -> None:
     family, how, kinds, temperature = {**CASES, **MORE}[case]
     run_ranks(draws_as_the_policy, 1, args=(tiny(family, **how), kinds, temperature))

@@ -150,6 +150,7 @@ def logprobs(model: Path, prompt: str, response: torch.Tensor) -> torch.Tensor:
     return logits.log_softmax(-1)[len(asked) - 1 : -1].gather(1, response[:, None])[:, 0]
 
 
+@pytest.mark.extended
 def test_killed_in_an_update_while_more_is_drawn(whole: Path, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     settings = argv(folder, tmp_path, tiny('qwen2'), **AHEAD)
     (ended,) = run(settings, before=dies_in_update, algorithm=named('grpo'))

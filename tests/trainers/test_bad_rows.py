@@ -8,6 +8,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from tests.harness.pairwise import first_of
 from tests.trainers.runs import IMAGE, TEXT, lines, run, sft, succeed, text_rows, write_rows
 
 PICKY = """
@@ -93,7 +94,7 @@ def texts(tmp_path_factory) -> tuple[dict, dict[str, str | None]]:
     }, expected
 
 
-@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize('ranks', first_of([1, 2], 1))
 def test_texts(tiny, texts, tmp_path, ranks):
     settings, expected = dict(texts[0]), texts[1]
     batch = {'per_device_train_batch_size': 4 // ranks, 'num_workers': 1}
@@ -101,7 +102,7 @@ def test_texts(tiny, texts, tmp_path, ranks):
     check(tmp_path, expected)
 
 
-@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize('ranks', first_of([1, 2], 2))
 def test_a_step_without_a_single_usable_row_changes_nothing_and_hangs_nobody(tiny, tmp_path, ranks):
     rows = [{**row, 'output': '' if number else row['output']} for number, row in enumerate(text_rows(8))]
     output = succeed(
@@ -171,7 +172,7 @@ def pictures(tmp_path_factory) -> tuple[Path, dict[str, str | None]]:
     return path, {f'{path}:{number}': reason for number, (_, reason) in enumerate(made, 1)}
 
 
-@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize('ranks', first_of([1, 2], 2))
 def test_pictures(tiny, pictures, tmp_path, ranks):
     path, expected = pictures
     argv = sft(tmp_path, tiny('llava'), path, per_device_train_batch_size=4 // ranks, num_workers=1,

@@ -71,6 +71,7 @@ def test_rollouts_are_joined() -> None:
     assert informative_first(nothing, 3).examples == []
 
 
+@pytest.mark.extended
 def test_a_killed_run_goes_on_with_the_prompts_that_were_not_taken_yet(
     folder: Path, tiny: Tiny, tmp_path: Path
 ) -> None:

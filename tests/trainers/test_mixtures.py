@@ -13,7 +13,6 @@ from align_anything.algorithms.sft import SFT
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from tests.datasets.clips import clip, sound, tone
-from tests.harness.pairwise import first_of
 from tests.harness.ranks import run_ranks
 from tests.trainers.runs import die, lines, run, sft, succeed, text_rows, warm, write_rows
 from tests.trainers.test_resume import assert_same
@@ -174,7 +173,8 @@ def dies_in_step(rank: int) -> None:
     OfflineLoop._step = watched
 
 
-@pytest.mark.parametrize('kind', first_of(['weighted', 'stream_in_turn'], 'stream_in_turn'))
+@pytest.mark.extended
+@pytest.mark.parametrize('kind', ['weighted', 'stream_in_turn'])
 def test_killed_and_resumed(settings, given, tmp_path: Path, kind: str) -> None:
     saves = {'save_interval': 2, 'save_total_limit': 2, 'num_workers': 1}
     whole, other = tmp_path / 'whole', tmp_path / 'other'

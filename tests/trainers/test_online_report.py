@@ -86,7 +86,5 @@ def test_turns_are_parted_by_what_the_policy_did_not_choose() -> None:
 def test_an_engine_says_a_logprob_for_each_token_that_was_sampled() -> None:
     response = Response(torch.tensor([5, 6, 7]), torch.tensor([1.0, 0.0, 1.0]), per_unit={'rollout': torch.zeros(3)})
     example = Example(Piece(torch.tensor([1]), torch.zeros(1)), [], source='rows.jsonl:1')
-    with pytest.raises(
-        TrainingError, match='jsonl:1: the rollout engine gave 3 log-prob.* for 2 tokens'
-    ):
+    with pytest.raises(TrainingError, match='jsonl:1: the rollout engine gave 3 log-prob.* for 2 tokens'):
         complete([example], [[response]])

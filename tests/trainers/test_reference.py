@@ -141,6 +141,7 @@ def zero(stage: int) -> str:
     return f'ds_z{stage}_config.json'
 
 
+@pytest.mark.extended
 def test_all_kinds_of_references_agree_on_two_ranks(
     tiny: Tiny, rows: Path, other: Path, adapter: Path, tmp_path: Path
 ) -> None:

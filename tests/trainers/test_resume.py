@@ -192,7 +192,8 @@ def test_killed_while_saving_the_half_written_slice_is_never_taken(settings, uni
     assert [path.name for path in tmp_path.glob('.slice*')] == []
 
 
-@pytest.mark.parametrize('interval', first_of([3, 7], 7))
+@pytest.mark.extended
+@pytest.mark.parametrize('interval', [3, 7])
 def test_killed_between_epochs(settings, uninterrupted, tmp_path, interval):
     """With 7, the slice was taken after the last step of the epoch and before the evaluation that follows it."""
     saves = {'save_interval': interval, 'save_total_limit': 2}
