@@ -132,9 +132,9 @@ class Example:
 
     A multi-turn supervised conversation has everything after the first prompt in its one response, later user
     turns with weight zero. `meta` rides along untouched (labels, ground truth, margins); `source` names the row.
-    `unmatched` is the response of another row, for algorithms that compare with it. `part` is the number of the dataset
-    that the row belongs to. `conversation` is what the prompt was made of, media decoded, where something else than the
-    policy reads it too.
+    `unmatched` is the response of another row, for algorithms that compare with it. `source_index` is the
+    number of the dataset that the row belongs to. `conversation` is what the prompt was made of, media decoded, where
+    something else than the policy reads it too.
     """
 
     prompt: Piece
@@ -142,7 +142,7 @@ class Example:
     source: str = ''
     meta: dict[str, Any] = field(default_factory=dict)
     unmatched: Piece | None = None
-    part: int = 0
+    source_index: int = 0
     conversation: Conversation | None = None
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Batch, Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
-from align_anything.datasets.parts import load_sources
+from align_anything.datasets.source_loading import load_sources
 
 
 def text_of(conversation: Conversation) -> str:

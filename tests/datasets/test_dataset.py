@@ -121,7 +121,7 @@ def test_a_streamed_row_is_treated_like_an_indexed_one(tmp_path: Path) -> None:
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     dataset = make_dataset(str(tmp_path / 'a.jsonl'), streaming=True)
     dataset.probe()
-    streamed = [StreamedRow(0, name, row) for name, row in dataset.parts[0].rows]
+    streamed = [StreamedRow(0, name, row) for name, row in dataset.sources[0].rows]
     assert letters(dataset[pickle.loads(pickle.dumps(streamed[0]))]) == 'Add|Sum'
     broken = dataset[pickle.loads(pickle.dumps(streamed[1]))]
     assert (broken.source, 'not a int' in broken.reason) == (f'{tmp_path}/a.jsonl:2', True)

@@ -15,8 +15,8 @@ from PIL import Image
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.parts import load_sources
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
+from align_anything.datasets.source_loading import load_sources
 from align_anything.models.rendering import first_differing_turn
 from tests.datasets.clips import sound, tone
 from tests.models.samples import assistant, load, picture, user
@@ -176,8 +176,8 @@ def test_rows_of_pairs_with_a_picture_share_it(tiny: Tiny, tmp_path: Path) -> No
     # As a Hugging Face feature gives it: the bytes of each place are an object of their own.
     copies = [{**content, 'bytes': bytes(bytearray(content['bytes']))} for _ in range(2)]
     row = {'chosen': conversation(copies[0], 'Red.'), 'rejected': conversation(copies[1], 'A dog.')}
-    [part] = load_sources(str(tmp_path / 'rows.jsonl'), 'Preference')
-    whole_row = replace(part, rows=InMemory([row]))
+    [source] = load_sources(str(tmp_path / 'rows.jsonl'), 'Preference')
+    whole_row = replace(source, rows=InMemory([row]))
     found.append(ExampleDataset([whole_row], task, 'any_to_text', frozenset({'image'}))[0])
     first = found[0]
     for example in found:

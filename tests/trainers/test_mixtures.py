@@ -80,12 +80,12 @@ def read_data(rank: int, commands: dict[str, list[str]]) -> dict[str, list[list[
     spec = None
     for kind, argv in commands.items():
         resolved = settings_of(PAIR, SFT, argv, {})
-        cfgs, parts = resolved.cfgs, open_sources(resolved.cfgs).training
+        cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs).training
         spec = spec or spec_of(cfgs)
-        dataset = make_dataset(parts, PAIR, spec, resolved.algorithm, 'all_assistant')
+        dataset = make_dataset(sources, PAIR, spec, resolved.algorithm, 'all_assistant')
         collate = make_collator(cfgs, spec, PAIR, resolved.algorithm)
         costs, unusable = row_costs(dataset, collate, cfgs)
-        sampler = training_sampler(parts, dataset, collate, cfgs, costs)
+        sampler = training_sampler(sources, dataset, collate, cfgs, costs)
         loader = training_loader(dataset, sampler, collate, cfgs)
         found[kind] = [
             [{**batch.stats, 'skipped': len(batch.skipped) + len(unusable)} for (batch,) in loader.steps(epoch)]

@@ -19,8 +19,8 @@ from align_anything.algorithms.online import Experience, Online
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.parts import names_of
 from align_anything.datasets.prompts import Prompts
+from align_anything.datasets.source_loading import source_names
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
@@ -349,7 +349,7 @@ class OnlineLoop(Loop):
         took: float,
         waited: float,
     ) -> None:
-        rollout = rollout_metrics(generated, trained, names_of(self.training.dataset.parts), self._reduce)
+        rollout = rollout_metrics(generated, trained, source_names(self.training.dataset.sources), self._reduce)
         metrics = {
             **rollout,
             **update_metrics(results, self.algorithm),
