@@ -211,10 +211,10 @@ def _take(source: str, splits: dict[str, Split], split: str | None) -> Rows:
     wanted = [re.sub(r'\[.*', '', piece).strip() for piece in split.split('+')]
     opened = {key: splits[_pick(source, list(splits), key)]() for key in wanted}
     try:
-        cuts = ReadInstruction.from_spec(split).to_absolute({key: len(rows) for key, rows in opened.items()})
+        slices = ReadInstruction.from_spec(split).to_absolute({key: len(rows) for key, rows in opened.items()})
     except (ValueError, AssertionError) as error:
         raise DataError(f"'{source}': can't take split '{split}': {error}. Write for instance train[:10%].") from error
-    return JoinedRows([(opened[cut.splitname], cut.from_, cut.to) for cut in cuts])
+    return JoinedRows([(opened[part.splitname], part.from_, part.to) for part in slices])
 
 
 def _pick(source: str, names: list[str], split: str | None) -> str:

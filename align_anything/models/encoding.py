@@ -61,7 +61,7 @@ def pad_left(rows: Sequence[Tensor], filling: int = 0) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=filling, padding_side='left')
 
 
-def cut(piece: Piece, length: int) -> Piece:
+def truncate(piece: Piece, length: int) -> Piece:
     """Returns the first `length` tokens of a piece, all its media with them."""
     return Piece(
         ids=piece.ids[:length],

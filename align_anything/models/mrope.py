@@ -23,7 +23,7 @@ def mrope_positions(
     *,
     per_second: float = 1,
     after_time: bool = False,
-    whole: bool = True,
+    integer: bool = True,
 ) -> Tensor:
     """Returns `(4, length)`: row 0 counts tokens, rows 1 to 3 are the temporal, vertical and horizontal positions.
 
@@ -35,7 +35,7 @@ def mrope_positions(
         intervals: temporal distance between two frames of each video, `(videos,)`; 1 by default.
         per_second: what the intervals are multiplied by once they are summed up.
         after_time: whether the text after a clip begins behind its last temporal position too, not only its extent.
-        whole: whether temporal positions are truncated to whole numbers; float32 otherwise.
+        integer: whether temporal positions are truncated to whole numbers; float32 otherwise.
     """
     length = token_types.numel()
     waiting: dict[int, Iterator[list[int]]] = {kind: iter(grid.tolist()) for kind, grid in grids.items()}
@@ -58,7 +58,7 @@ def mrope_positions(
             step = next(steps, 1) if kind == VIDEO else 1
             # In float32 and in this order, as the models round.
             times = torch.arange(frames) * torch.tensor(step, dtype=torch.float32) * per_second
-            times = times.long() if whole else times
+            times = times.long() if integer else times
             sides = [torch.arange(side, dtype=times.dtype) for side in (height, width)]
             grid = torch.stack(torch.meshgrid(times, *sides, indexing='ij')).flatten(1)
             extent = max(height, width)
@@ -88,7 +88,7 @@ class MRopeSpec(FamilySpec):
     """The rules that the Qwen-VL families share."""
 
     position_rows: ClassVar[int] = 4
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.visual',),
         'mm_proj': ('model.visual.merger',),
         'language_model': ('model.language_model', 'lm_head'),
@@ -104,7 +104,7 @@ class MRopeSpec(FamilySpec):
         token_types = token_tensors.get('mm_token_type_ids', torch.zeros_like(ids))
         return mrope_positions(token_types, grids, self.config.vision_config.spatial_merge_size, self.intervals(media))
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of the vision tower are split: patches of all media in one list, with their grids."""
         return PatchCalls()
 

@@ -15,7 +15,7 @@ from align_anything.models.media_arguments import sampled_rate
 from align_anything.models.mrope import IMAGE, SAME, SOUND, VIDEO, mrope_positions
 from align_anything.models.rendering import Run
 
-PARTS = {
+COMPONENTS = {
     'vision_tower': ('visual',),
     'audio_tower': ('audio_tower',),
     'mm_proj': ('visual.merger',),
@@ -71,7 +71,7 @@ class OmniSpec(FamilySpec):
 
     position_rows: ClassVar[int] = 4
     encoder_class = OmniEncoder
-    whole_positions: ClassVar[bool] = True
+    integer_positions: ClassVar[bool] = True
     """Whether temporal positions are truncated to whole numbers."""
 
     shared_marks: ClassVar[bool] = True
@@ -79,7 +79,7 @@ class OmniSpec(FamilySpec):
     hears_clips: ClassVar[bool] = True
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
-        """Positions of one sequence, `(4, length)`; sounds count as text. Float32 unless `whole_positions`."""
+        """Positions of one sequence, `(4, length)`; sounds count as text. Float32 unless `integer_positions`."""
         names = ((IMAGE, 'image_grid_thw'), (VIDEO, 'video_grid_thw'))
         positions = mrope_positions(
             self._token_types(ids),
@@ -88,9 +88,9 @@ class OmniSpec(FamilySpec):
             media.get('video_second_per_grid'),
             per_second=self.config.position_id_per_seconds,
             after_time=True,
-            whole=self.whole_positions,
+            integer=self.integer_positions,
         )
-        return positions if self.whole_positions else positions.float()
+        return positions if self.integer_positions else positions.float()
 
     def _token_types(self, ids: Tensor) -> Tensor:
         config = self.config
@@ -116,6 +116,6 @@ class OmniSpec(FamilySpec):
         return {**super().generation_inputs(prompts), 'position_ids': pad_left(positions).permute(2, 0, 1)}
 
 
-def put(embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:
-    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` at `places` `(rows, length)`."""
-    return embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
+def put(embeds: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` at `mask` `(rows, length)`."""
+    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))

@@ -53,7 +53,7 @@ class TowerCalls:
 
     def encode(self, tower: nn.Module, forward: Forward, items: Sequence[Item], others: Any) -> list[Features]:
         """Runs the tower once and returns the features of each item. Raises ModelError for an unknown output."""
-        return self.cut(self.kept(forward(**self.joined(items), **others)), items)
+        return self.split(self.kept(forward(**self.joined(items), **others)), items)
 
     def kept(self, outputs: Any) -> Features:
         """Returns those tensors of an output that are kept. Raises ModelError for an output that has no names."""
@@ -72,7 +72,7 @@ class TowerCalls:
             )
         return {f'{LAYERS}.{layer}': states[layer] for layer in self.layers}
 
-    def cut(self, features: Features, items: Sequence[Item]) -> list[Features]:
+    def split(self, features: Features, items: Sequence[Item]) -> list[Features]:
         """Returns the features of all items as one dictionary for each. Raises ModelError when they do not add up."""
         lengths = self.lengths(items)
         for name, value in features.items():
@@ -81,8 +81,8 @@ class TowerCalls:
                     f"feature_cache_dir: the tower's {name} has {len(value)} rows for {len(items)} items of together "
                     f'{sum(lengths)}. Leave feature_cache_dir out.'
                 )
-        parts = {name: value.split(lengths) for name, value in features.items()}
-        return [{name: parts[name][number] for name in parts} for number in range(len(items))]
+        pieces = {name: value.split(lengths) for name, value in features.items()}
+        return [{name: pieces[name][number] for name in pieces} for number in range(len(items))]
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
         """Returns how many rows of the output each item has."""
@@ -165,7 +165,7 @@ class PatchCalls(TowerCalls):
                 name: value.unflatten(0, (-1, unit))[order.to(value.device)].flatten(0, 1)
                 for name, value in features.items()
             }
-        return self.cut(features, items)
+        return self.split(features, items)
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
         """Returns the patches of each item."""

@@ -114,9 +114,9 @@ def _audio(sound: Audio) -> str:
         writer.setframerate(sound.rate)
         writer.writeframes((samples * FULL_SCALE).astype('<i2').tobytes())
     length = len(sound.samples) / sound.rate
-    cut = f', the first {SECONDS} of them here' if length > SECONDS else ''
+    truncated = f', the first {SECONDS} of them here' if length > SECONDS else ''
     source = _data_uri('audio/wav', file.getvalue())
-    return _figure(f'<audio controls src="{source}"></audio>', f'audio {length:.1f} s at {sound.rate} Hz{cut}')
+    return _figure(f'<audio controls src="{source}"></audio>', f'audio {length:.1f} s at {sound.rate} Hz{truncated}')
 
 
 SHOWN_AS: dict[MediaKind, Callable[[Any], str]] = {'image': _image, 'video': _video, 'audio': _audio}

@@ -142,7 +142,7 @@ def read_rows(path: Path) -> list[Row]:
 def measure(model_path: Path, rows: Sequence[Row], folder: Path) -> tuple[dict[str, float], list[str]]:
     """Asks the model in `model_path` about `rows`; returns figures and its answers.
 
-    `picked` is the share of rows for which the right word is the likeliest of the ten, so chance is 10 %; `written`
+    `picked` is the share of rows for which the right word is the most probable of the ten, so chance is 10 %; `written`
     the share for which the model, generating freely, writes that word and stops.
     """
     import torch

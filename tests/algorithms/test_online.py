@@ -55,13 +55,15 @@ def estimated(
     scores: list[float], critic: str, kl_coeff: float, lam: float, cut_goes_on: bool = False
 ) -> tuple[list[float], list[float]]:
     """Generalised advantages and returns of all tokens, with a penalty of k1."""
-    drawn = experience()
+    rollout = experience()
     found, returns = [], []
     behind = [
         value if cut_goes_on and not finished else 0.0
-        for value, finished in zip(drawn.bootstrap[critic].tolist(), FINISHED, strict=True)
+        for value, finished in zip(rollout.bootstrap[critic].tolist(), FINISHED, strict=True)
     ]
-    parts = zip(*map(by_response, (drawn.logprobs, drawn.reference, drawn.values[critic])), scores, behind, strict=True)
+    parts = zip(
+        *map(by_response, (rollout.logprobs, rollout.reference, rollout.values[critic])), scores, behind, strict=True
+    )
     for policy, reference, values, score, last in parts:
         rewards = [-kl_coeff * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
         rewards[-1] += score
@@ -85,8 +87,8 @@ def test_grpo_compares_within_the_group() -> None:
 
 
 def test_rloo_takes_the_divergence_of_the_response_off() -> None:
-    drawn = experience()
-    penalties = [sum(part) for part in by_response(drawn.logprobs - drawn.reference)]
+    rollout = experience()
+    penalties = [sum(part) for part in by_response(rollout.logprobs - rollout.reference)]
     worth = [score - 0.1 * penalty for score, penalty in zip(SCORES, penalties, strict=True)]
     found = by_response(advantages(KNOWN['rloo'](kl_coeff=0.1))['advantage'])
     for one, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
@@ -94,9 +96,11 @@ def test_rloo_takes_the_divergence_of_the_response_off() -> None:
 
 
 def test_reinforce_plus_plus_whitens_returns() -> None:
-    drawn = experience()
+    rollout = experience()
     returns = []
-    for policy, reference, score in zip(by_response(drawn.logprobs), by_response(drawn.reference), SCORES, strict=True):
+    for policy, reference, score in zip(
+        by_response(rollout.logprobs), by_response(rollout.reference), SCORES, strict=True
+    ):
         rewards = [-0.1 * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
         rewards[-1] += score
         returns += [sum(rewards[place:]) for place in range(len(rewards))]
@@ -115,9 +119,11 @@ def test_what_an_estimator_compares_is_credited_to_tokens(name: str, estimator: 
         'rloo': distances,
         'group_norm': [distance / 2 / (abs(distance) / math.sqrt(2) + 1e-4) for distance in distances],
     }[estimator]
-    drawn, gamma = experience(), 0.9
+    rollout, gamma = experience(), 0.9
     returns = []
-    for policy, reference, score in zip(by_response(drawn.logprobs), by_response(drawn.reference), worth, strict=True):
+    for policy, reference, score in zip(
+        by_response(rollout.logprobs), by_response(rollout.reference), worth, strict=True
+    ):
         rewards = [-0.1 * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
         rewards[-1] += score
         returns += [
@@ -145,8 +151,8 @@ def test_settings_that_do_not_go_together(name: str, settings: dict, message: st
 @pytest.mark.parametrize('name', ['ppo', 'saferlhf', 'rloo', 'reinforce_plus_plus'])
 def test_the_price_of_divergence_follows_its_target(name: str) -> None:
     """Each rollout pays what the one before it led to."""
-    drawn = experience()
-    divergence = float((drawn.logprobs - drawn.reference).sum()) / 4
+    rollout = experience()
+    divergence = float((rollout.logprobs - rollout.reference).sum()) / 4
     assert abs(divergence) > 0.1
     still = {'lambda_update_delay_steps': 9} if name == 'saferlhf' else {}
     algorithm = KNOWN[name](kl_coeff=0.1, kl_target=abs(divergence) / 2, kl_horizon=40, **still)
@@ -177,7 +183,7 @@ def test_a_divergence_may_be_in_the_loss_too(estimator: str) -> None:
 
 
 @pytest.mark.parametrize('name', ['ppo', 'saferlhf'])
-def test_a_response_that_was_cut_goes_on_as_the_critic_expects(name: str) -> None:
+def test_a_truncated_response_is_bootstrapped_with_the_value_of_the_critic(name: str) -> None:
     settings = {'kl_coeff': 0.1, 'gae_lambda': 0.9, 'whiten_advantages': False, 'bootstrap_truncated': True}
     found = advantages(KNOWN[name](**settings))
     kl_coeff = 0.1 if name == 'ppo' else 0.05

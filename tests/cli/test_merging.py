@@ -26,8 +26,8 @@ Tiny = Callable[..., Path]
 def train(source: Path, out: Path, *, bnb: BnbCfgs | None = None, **changes: Any) -> torch.Tensor:
     """Saves an adapter that changes something, and returns the logits of the model it came from."""
     spec = load_spec(source)
-    base = load_model(source, spec.parts, bnb_cfgs=bnb)
-    model = tune_model(base, spec.parts, lora_cfgs=lora_cfgs(**changes))
+    base = load_model(source, spec.components, bnb_cfgs=bnb)
+    model = tune_model(base, spec.components, lora_cfgs=lora_cfgs(**changes))
     stir(model)
     export_model(model, None, out, tokenizer=spec.tokenizer, processor=spec.processor)
     return logits(model, model_inputs(spec))

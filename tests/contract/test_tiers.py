@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
     'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
-    'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM draws in tests/rollouts',
+    'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 
@@ -71,10 +71,10 @@ def test_every_family_is_in_the_first_tier(test) -> None:
     assert {family for family, *_ in first_tier(test)} == {*families.FAMILIES}
 
 
-def test_every_family_with_media_has_a_frozen_part_and_every_part_is_frozen_in_one() -> None:
-    found = first_tier(test_frozen.test_a_frozen_part_keeps_its_bits_and_the_others_move)
+def test_every_family_with_media_has_a_frozen_component_and_every_component_is_frozen_in_one() -> None:
+    found = first_tier(test_frozen.test_a_frozen_component_keeps_its_bits_and_the_others_move)
     assert {family for family, _ in found} == {*families.MULTIMODAL}
-    assert {part for _, part in found} == {*test_frozen.PARTS, 'audio_tower'}
+    assert {component for _, component in found} == {*test_frozen.COMPONENTS, 'audio_tower'}
 
 
 def test_gradients_are_compared_in_every_layout() -> None:
@@ -82,7 +82,7 @@ def test_gradients_are_compared_in_every_layout() -> None:
     assert {layout for _, layout in found} == {*families.LAYOUTS}
 
 
-def test_every_two_of_ranks_stages_layouts_and_frozen_parts_meet() -> None:
+def test_every_two_of_ranks_stages_layouts_and_frozen_components_meet() -> None:
     found = first_tier(test_zero.test_every_stage_cut_and_layout_train_as_one_loop)
     assert len(found) < len(test_zero.CUTS) / 3
     assert {(ranks, stage) for _, ranks, stage, _, _ in found} == {*product((1, 2), (0, 2, 3))}

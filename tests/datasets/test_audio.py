@@ -104,7 +104,7 @@ def test_resampling_filters_what_the_new_rate_cannot_hold() -> None:
     assert numpy.abs(audio.samples[1000:15000]).max() < 1e-3
 
 
-def test_long_sounds_are_cut_or_split() -> None:
+def test_long_audio_is_truncated_or_split() -> None:
     long = numpy.concatenate([tone(1.0, hertz=hertz) for hertz in (300, 600, 900)] + [tone(0.05)])
     cut = audio_of(sound(long, subtype='FLOAT'), max_seconds=1.5)
     numpy.testing.assert_array_equal(cut.samples, long[:24000])
@@ -161,7 +161,7 @@ def test_bad_sources_say_what_is_wrong(source: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize('kind', ['WAV', 'FLAC', 'OGG', 'MP3'])
-def test_a_cut_sound_is_noticed(kind: str) -> None:
+def test_truncated_audio_is_noticed(kind: str) -> None:
     content = sound(SECOND, kind=kind)
     with pytest.raises(SampleError):
         audio_of(content[: len(content) // 2])

@@ -109,15 +109,15 @@ def test_the_order_is_pinned() -> None:
 
 
 def test_weights_set_the_share_of_each_source() -> None:
-    # 60 rows, weights 1 : 2 : 3 -> 10, 20 and 30 draws, whatever the sizes.
+    # 60 rows, weights 1 : 2 : 3 -> 10, 20 and 30 samples, whatever the sizes.
     mixture = Mixture([6, 44, 10], seed=4, weights=[1, 2, 3])
     for epoch in range(3):
-        drawn = mixture.order(epoch).tolist()
-        counts = Counter(0 if row < 6 else 1 if row < 50 else 2 for row in drawn)
+        sampled = mixture.order(epoch).tolist()
+        counts = Counter(0 if row < 6 else 1 if row < 50 else 2 for row in sampled)
         assert counts == {0: 10, 1: 20, 2: 30}
-        assert drawn != sorted(drawn)
+        assert sampled != sorted(sampled)
     per_row = Counter(mixture.order(0).tolist())
-    # 10 draws of 6 rows without replacement until exhausted: each once, four of them twice. 30 of 10: each thrice.
+    # 10 samples of 6 rows without replacement until exhausted: each once, four of them twice. 30 of 10: each thrice.
     assert sorted(per_row[row] for row in range(6)) == [1, 1, 2, 2, 2, 2]
     assert all(per_row[row] == 3 for row in range(50, 60))
     assert max(per_row[row] for row in range(6, 50)) == 1

@@ -306,10 +306,10 @@ def accumulate_gradients(model: nn.Module, chosen: Sequence[Row]) -> float:
     return total
 
 
-def freeze(model: nn.Module, spec: FamilySpec, part: str | None) -> nn.Module:
-    """Freezes the parameters of one part by the prefixes that the family declares."""
+def freeze(model: nn.Module, spec: FamilySpec, component: str | None) -> nn.Module:
+    """Freezes the parameters of one component by the prefixes that the family declares."""
     for name, parameter in model.named_parameters():
-        if part is not None and spec.part_of(name) == part:
+        if component is not None and spec.component_of(name) == component:
             parameter.requires_grad_(False)
     return model
 

@@ -122,7 +122,7 @@ def test_no_right_layout_is_thrown_away(family: str, dtype: torch.dtype, stirred
     folder = stirred(family)
     spec, *_ = rows(folder)
     attention.register_segment_attention()
-    model = load_model(folder, spec.parts, dtype=dtype).eval()
+    model = load_model(folder, spec.components, dtype=dtype).eval()
     set_text_attention(model, attention.SEGMENT_ATTENTION)
     policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=dtype)
 

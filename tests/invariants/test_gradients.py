@@ -46,7 +46,7 @@ IN_TURN = [
     for place, (_, layout) in enumerate(own)
     if family in ('llama', 'llava') or family in PADDED_ONLY or place == number % 3
 ]
-PARTS = ('vision_tower', 'mm_proj', 'language_model')
+COMPONENTS = ('vision_tower', 'mm_proj', 'language_model')
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -63,7 +63,7 @@ def engine(folder: Path, layout: str, frozen: str | None = None) -> LocalEngine:
     spec, *_ = rows(folder)
     register_segment_attention()
     dtype = precision(family_of(folder))
-    model = double_experts(load_model(folder, spec.parts, dtype=dtype))
+    model = double_experts(load_model(folder, spec.components, dtype=dtype))
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     policy = TokenPolicy(freeze(model, spec, frozen), TokenCollator(spec, 'padded'), dtype=dtype)
     return LocalEngine(policy.train(), torch.optim.SGD(policy.parameters(), lr=0.0))
@@ -97,8 +97,10 @@ def test_gradients_are_those_of_a_plain_loop_for_every_cut(family: str, layout: 
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     loss, expected = reference(folder)
-    trained = {spec.part_of(name) for name, gradient in expected.items() if gradient is not None and gradient.any()}
-    assert trained == set(spec.parts), 'every part gets a gradient'
+    trained = {
+        spec.component_of(name) for name, gradient in expected.items() if gradient is not None and gradient.any()
+    }
+    assert trained == set(spec.components), 'every component gets a gradient'
     local = engine(folder, layout)
     # With several ranks, batches that lack a kind of media carry a dummy; it must leave no trace.
     kinds = MEDIA.get(family, ())
@@ -129,15 +131,17 @@ def test_whatever_a_batch_holds_the_same_parameters_get_gradients_in_the_same_or
         order.clear()
         module(collate(examples)).values.sum().backward()
         orders.add(tuple(order))
-    assert len(orders) == 1 and {spec.part_of(name) for name in order} == set(spec.parts)
+    assert len(orders) == 1 and {spec.component_of(name) for name in order} == set(spec.components)
 
 
-@pytest.mark.parametrize(('family', 'frozen'), in_tiers(product(IMAGE, PARTS), [*zip(IMAGE, cycle(PARTS))]))
-def test_gradients_of_the_other_parts_stay_right_when_one_is_frozen(family: str, frozen: str, stirred: Stirred) -> None:
+@pytest.mark.parametrize(('family', 'frozen'), in_tiers(product(IMAGE, COMPONENTS), [*zip(IMAGE, cycle(COMPONENTS))]))
+def test_gradients_of_other_components_stay_right_when_one_is_frozen(
+    family: str, frozen: str, stirred: Stirred
+) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     _, whole = reference(folder)
-    expected = {name: None if spec.part_of(name) == frozen else gradient for name, gradient in whole.items()}
+    expected = {name: None if spec.component_of(name) == frozen else gradient for name, gradient in whole.items()}
     local = engine(folder, 'shared_prefix', frozen)
     collate = TokenCollator(spec, 'shared_prefix', dummy_kinds=MEDIA[family])
     examples = [row.example for row in (*singles, *groups)]
@@ -156,7 +160,7 @@ def test_recomputing_activations_changes_no_gradient(family: str, frozen: str | 
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     _, whole = reference(folder)
-    expected = {name: None if spec.part_of(name) == frozen else gradient for name, gradient in whole.items()}
+    expected = {name: None if spec.component_of(name) == frozen else gradient for name, gradient in whole.items()}
     layout = spec.layouts[-1]
     local = engine(folder, layout, frozen)
     enable_gradient_checkpointing(local.module.model)

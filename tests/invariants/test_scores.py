@@ -46,7 +46,7 @@ def policy(folder: Path) -> TokenPolicy:
     spec, *_ = rows(folder)
     register_segment_attention()
     dtype = precision(family_of(folder))
-    model = double_experts(load_model(folder, spec.parts, dtype=dtype)).eval()
+    model = double_experts(load_model(folder, spec.components, dtype=dtype)).eval()
     return TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=dtype)
 
 

@@ -256,7 +256,7 @@ def test_an_answer_of_mllama_does_not_see_a_picture_that_comes_after_it(tiny: Ti
 
 
 @pytest.mark.parametrize('family', ['qwen2_audio', 'qwen2_5_omni_thinker'])
-def test_a_sound_that_the_processor_would_cut_is_refused_past_a_rest_that_is_none(family: str, tiny: Tiny) -> None:
+def test_audio_that_the_processor_would_truncate_is_refused_past_a_rest_that_is_none(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     window = audio_window(spec.processor) / RATE
     whole, longer = (

@@ -45,7 +45,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
 
 def loaded(folder: Path) -> tuple[FamilySpec, Any]:
     spec = load_spec(folder, trust_remote_code=True)
-    return spec, load_model(folder, spec.parts, trust_remote_code=True).eval()
+    return spec, load_model(folder, spec.components, trust_remote_code=True).eval()
 
 
 def policy_of(spec: FamilySpec, model: Any) -> TokenPolicy:
@@ -201,17 +201,17 @@ def test_the_medium_matters(family: str, stand_in: StandIn) -> None:
 def test_gradients_reach_every_part_and_every_parameter_has_one(family: str, stand_in: StandIn) -> None:
     spec, model = loaded(stand_in(family))
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    assert {spec.part_of(name) for name in names} == set(spec.parts)
+    assert {spec.component_of(name) for name in names} == set(spec.components)
     kinds = tuple(sorted(spec.reads))
     policy = policy_of(spec, model.train())
     policy(TokenCollator(spec, 'padded')([spec.encode(talk(family))])).values.sum().backward()
-    reached = {spec.part_of(name) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert reached == set(spec.parts)
+    reached = {spec.component_of(name) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == set(spec.components)
     model.zero_grad()
     # A batch of text alone runs the towers too, where ranks have to keep in step, and teaches them nothing.
     policy(TokenCollator(spec, 'padded', dummy_kinds=kinds)([spec.encode(single())])).values.sum().backward()
     for name, parameter in model.named_parameters():
-        if spec.part_of(name) in ('vision_tower', 'audio_tower'):
+        if spec.component_of(name) in ('vision_tower', 'audio_tower'):
             assert parameter.grad is None or not parameter.grad.any(), name
 
 

@@ -33,7 +33,7 @@ def rows(family: str) -> list[Conversation]:
 def exported(family: str, tiny: Tiny, out: Path, **options: Any) -> tuple[FamilySpec, Tensor]:
     """Writes a reward model with weights of its own to `out`; returns its spec and what it says of the rows, `(2,)`."""
     spec = load_spec(tiny(family))
-    model = load_model(tiny(family), spec.parts, is_reward_model=True)
+    model = load_model(tiny(family), spec.components, is_reward_model=True)
     stir(model)
     ends = {'end_of_turn_id': spec.renderer.end_of_turn_id, 'pad_token_id': spec.pad_token_id, **options}
     export_model(model, None, out, tokenizer=spec.tokenizer, processor=spec.processor, **ends)

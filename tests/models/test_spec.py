@@ -33,7 +33,7 @@ def test_a_family_of_token_models_meets_the_contract(tiny: Tiny) -> None:
     for name in methods:
         assert inspect.signature(getattr(FamilySpec, name)) == inspect.signature(getattr(Spec, name)), name
     held = {name: getattr(spec, name) for name in Spec.__annotations__}
-    assert (held['reads'], held['emits']) == ({'image'}, frozenset()) and 'vision_tower' in held['parts']
+    assert (held['reads'], held['emits']) == ({'image'}, frozenset()) and 'vision_tower' in held['components']
 
 
 @pytest.mark.parametrize('family', SEEING)

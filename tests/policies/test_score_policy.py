@@ -67,7 +67,7 @@ def expected(folder: Path) -> list[list[float]]:
 def policy(folder: Path, layout: str) -> ScorePolicy:
     register_segment_attention()
     spec = spec_of(folder)
-    model = stir(load_model(folder, spec.parts, dtype=torch.float64))
+    model = stir(load_model(folder, spec.components, dtype=torch.float64))
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     size = model.config.get_text_config().hidden_size
     collate = TokenCollator(spec, layout)

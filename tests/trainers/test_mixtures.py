@@ -145,7 +145,7 @@ def test_weighted_streams_are_read_through_but_for_those_of_weight_zero(both: li
     for epoch in both:
         shares = total(epoch)
         assert shares['image'] == 0 and shares['text'] >= 8
-        # Twice as many sounds as clips are drawn, give or take three deviations of a fair die.
+        # Twice as many audio clips as videos are sampled, give or take three deviations of a fair die.
         assert abs(shares['audio'] - 2 * shares['video']) < 3 * (6 * shares['video']) ** 0.5
 
 

@@ -104,9 +104,9 @@ def _merged(given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 def _check_numbers(kind: MediaKind, options: Mapping[str, Any]) -> None:
     for name in NUMBERS & options.keys():
         value = options[name]
-        whole = name not in ('fps', 'max_seconds')
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value <= 0:
-            wanted = 'a whole number' if whole else 'a number'
+        is_integer = name not in ('fps', 'max_seconds')
+        if isinstance(value, bool) or not isinstance(value, int if is_integer else (int, float)) or value <= 0:
+            wanted = 'a whole number' if is_integer else 'a number'
             raise SampleError(f'{name} of the {kind} should be {wanted} above 0 but is {value!r}.')
 
 

@@ -98,12 +98,12 @@ def _pictures_of(container: Any, media: Media) -> Any:
 def _read_index(container: Any, stream: Any, media: Media) -> _Index:
     lengths: dict[int, int] = {}
     keys: list[int] = []
-    packets, cut = 0, False
+    packets, truncated = 0, False
     for packet in container.demux(stream):
         if not packet.size:
             continue
         packets += 1
-        cut = packet.is_corrupt
+        truncated = packet.is_corrupt
         if packet.is_discard:
             continue
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -119,7 +119,7 @@ def _read_index(container: Any, stream: Any, media: Media) -> _Index:
     unit = float(stream.time_base)
     usual = float(numpy.median(numpy.diff(stamps))) if len(stamps) > 1 else 1 / (FPS * unit)
     duration = (stamps[-1] - stamps[0] + (lengths[stamps[-1]] or usual)) * unit
-    if cut or packets < _declared_packets(container, stream) or duration < 0.9 * _declared_seconds(stream) - 0.1:
+    if truncated or packets < _declared_packets(container, stream) or duration < 0.9 * _declared_seconds(stream) - 0.1:
         raise SampleError(f'{describe(media)} ends early: it is truncated or damaged.')
     return _Index(stamps, sorted(keys), duration, unit)
 

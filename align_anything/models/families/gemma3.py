@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import Gemma3ForConditionalGeneration
 
-from align_anything.models.families.llava import PARTS
+from align_anything.models.families.llava import COMPONENTS
 from align_anything.models.family import FamilySpec
 
 
@@ -16,7 +16,7 @@ class Gemma3Spec(FamilySpec):
     """Token types reach the model (its training forward demands them), as the attention within a picture needs them."""
 
     bidirectional_media = True
-    part_prefixes = PARTS
+    component_prefixes = COMPONENTS
 
 
 MODEL, SPEC = AccustomedGemma3Model, Gemma3Spec

@@ -84,12 +84,12 @@ class PaddedSoundCalls(TowerCalls):
         """Returns the arguments of one call, or the features of several items as one, padded with zeros."""
         return merge_media(items)
 
-    def cut(self, features: Features, items: Sequence[Item]) -> list[Features]:
+    def split(self, features: Features, items: Sequence[Item]) -> list[Features]:
         """Returns the features of each sound without padding."""
         tokens = features['attention_mask'].sum(-1).tolist()
         return [
             {name: part[:, :number] for name, part in item.items()}
-            for item, number in zip(super().cut(features, items), tokens, strict=True)
+            for item, number in zip(super().split(features, items), tokens, strict=True)
         ]
 
 
@@ -98,7 +98,7 @@ class Gemma4Spec(FamilySpec):
 
     encoder_class = Gemma4Encoder
     hears_clips = True
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_tower',),
         'audio_tower': ('model.audio_tower',),
         'mm_proj': ('model.embed_vision', 'model.embed_audio'),
@@ -113,9 +113,9 @@ class Gemma4Spec(FamilySpec):
         """Returns the one run that generation starts from, before tokenisation."""
         return super().render_prompt([_with_tracks(message) for message in messages])
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of a tower are split."""
-        if part == 'audio_tower':
+        if component == 'audio_tower':
             return PaddedSoundCalls()
         return PictureCalls(self.config.vision_config.pooling_kernel_size**2)
 

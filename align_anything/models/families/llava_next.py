@@ -14,7 +14,7 @@ class AccustomedLlavaNextModel(LlavaNextForConditionalGeneration):
 class LlavaNextSpec(FamilySpec):
     """The default rules with the components named; patches past a picture's own are padding the model drops."""
 
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_tower',),
         'mm_proj': ('model.multi_modal_projector', 'model.image_newline'),
         'language_model': ('model.language_model', 'lm_head'),

@@ -22,7 +22,7 @@ class MiniCPMOSpec(OwnCodeSpec):
     encoder_class = MiniCPMEncoder
     placeholders = {'image': IMAGE_PLACEHOLDER, 'audio': AUDIO_PLACEHOLDER}
     feature_token = FEATURE_TOKEN
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('vpm',),
         'audio_tower': ('apm',),
         'mm_proj': ('resampler', 'audio_projection_layer'),

@@ -16,7 +16,7 @@ class MiniCPMVSpec(OwnCodeSpec):
     encoder_class = MiniCPMEncoder
     placeholders = {'image': IMAGE_PLACEHOLDER}
     feature_token = FEATURE_TOKEN
-    part_prefixes = {'vision_tower': ('vpm',), 'mm_proj': ('resampler',), 'language_model': ('llm',)}
+    component_prefixes = {'vision_tower': ('vpm',), 'mm_proj': ('resampler',), 'language_model': ('llm',)}
 
 
 MODEL, SPEC = AccustomedMiniCPMVModel, MiniCPMVSpec

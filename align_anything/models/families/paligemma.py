@@ -13,7 +13,7 @@ from transformers import PaliGemmaForConditionalGeneration, PaliGemmaModel
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Piece
 from align_anything.models.encoding import RunEncoder
-from align_anything.models.families.llava import PARTS
+from align_anything.models.families.llava import COMPONENTS
 from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import Run, TrainOn
 
@@ -53,7 +53,7 @@ class PaliGemmaSpec(FamilySpec):
     """One prompt and one answer: earlier turns belong to the prompt. Padded rows only."""
 
     encoder_class = PaliGemmaEncoder
-    part_prefixes = PARTS
+    component_prefixes = COMPONENTS
     chat_template = (
         "{% for message in messages %}{% if message['role'] == 'assistant' and loop.last %}"
         "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% else %}"

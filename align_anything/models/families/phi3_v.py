@@ -62,7 +62,7 @@ class Phi3VSpec(OwnCodeSpec):
     encoder_class = Phi3VEncoder
     placeholders = {'image': PLACEHOLDER}
     feature_token = PLACEHOLDER
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_embed_tokens.img_processor',),
         'mm_proj': ('model.vision_embed_tokens',),
         # The embeddings of text have a second name inside those of pictures.

@@ -105,7 +105,7 @@ class QwenVLSpec(OwnCodeSpec):
         "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('transformer.visual',),
         'mm_proj': ('transformer.visual.attn_pool',),
         'language_model': ('transformer', 'lm_head'),

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from align_anything.models.body import BodyWithin
-from align_anything.models.omni import PARTS, OmniSpec, put
+from align_anything.models.omni import COMPONENTS, OmniSpec, put
 from align_anything.models.tower_calls import PatchCalls, SoundCalls, TowerCalls
 
 
@@ -49,11 +49,11 @@ class AccustomedQwen2_5OmniThinkerModel(Qwen2_5OmniThinkerForConditionalGenerati
 class Qwen2_5OmniThinkerSpec(OmniSpec):
     """The rules of the Omni thinkers with the components named."""
 
-    part_prefixes = PARTS
+    component_prefixes = COMPONENTS
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of a tower are split; inside the vision tower, patches are sorted by window."""
-        return SoundCalls(_tokens) if part == 'audio_tower' else PatchCalls(windows=True)
+        return SoundCalls(_tokens) if component == 'audio_tower' else PatchCalls(windows=True)
 
 
 def _tokens(frames: int) -> int:

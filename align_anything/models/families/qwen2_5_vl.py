@@ -19,7 +19,7 @@ class AccustomedQwen2_5_VLModel(Qwen2_5_VLForConditionalGeneration):
 class Qwen2_5_VLSpec(MRopeSpec):
     """Frames stand as far apart as the time between them."""
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of the vision tower are split; inside, its patches are sorted by window."""
         return PatchCalls(windows=True)
 

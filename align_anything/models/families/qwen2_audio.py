@@ -38,7 +38,7 @@ class Qwen2AudioSpec(FamilySpec):
     """The default rules with the components named."""
 
     encoder_class = Qwen2AudioEncoder
-    part_prefixes = {
+    component_prefixes = {
         'audio_tower': ('model.audio_tower',),
         'mm_proj': ('model.multi_modal_projector',),
         'language_model': ('model.language_model', 'lm_head'),

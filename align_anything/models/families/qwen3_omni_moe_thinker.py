@@ -12,7 +12,7 @@ from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from align_anything.models.body import BodyWithin
 from align_anything.models.encoding import merge_media
-from align_anything.models.omni import PARTS, OmniSpec, put
+from align_anything.models.omni import COMPONENTS, OmniSpec, put
 from align_anything.models.tower_calls import Features, Forward, Item, PatchCalls, SoundCalls, TowerCalls
 
 
@@ -47,8 +47,8 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
         if pixel_values_videos is not None:
             clips = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
             seen.append((input_ids == self.config.video_token_id, clips))
-        for places, visuals in seen:
-            embeds = put(embeds, places, torch.cat(visuals.pooler_output))
+        for mask, visuals in seen:
+            embeds = put(embeds, mask, torch.cat(visuals.pooler_output))
         if seen:
             inputs |= _by_layer(embeds, seen)
         return self.model(inputs_embeds=embeds, **inputs)
@@ -97,13 +97,13 @@ class WindowCalls(SoundCalls):
 class Qwen3OmniMoeThinkerSpec(OmniSpec):
     """Temporal positions keep their fractions; several tower layers have mergers of their own."""
 
-    whole_positions = False
+    integer_positions = False
     shared_marks = False
-    part_prefixes = {**PARTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
+    component_prefixes = {**COMPONENTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of a tower are split."""
-        if part != 'audio_tower':
+        if component != 'audio_tower':
             return PatchCalls('merger_list')
         return WindowCalls(2 * self.config.audio_config.n_window)
 
@@ -116,16 +116,16 @@ def _tokens(frames: int, window: int) -> int:
 
 def _by_layer(embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:
     """The features that the first layers add to visual tokens, in the order of the tokens, one tensor a layer."""
-    everywhere = torch.stack([places for places, _ in seen]).any(0)
+    masks = torch.stack([mask for mask, _ in seen]).any(0)
     layers = []
     for number in range(len(seen[0][1].deepstack_features)):
-        joint = embeds.new_zeros((int(everywhere.sum()), embeds.shape[-1]))
-        for places, visuals in seen:
+        joint = embeds.new_zeros((int(masks.sum()), embeds.shape[-1]))
+        for mask, visuals in seen:
             features = visuals.deepstack_features[number]
             features = torch.cat(features) if isinstance(features, (tuple, list)) else features
-            joint = joint.masked_scatter(places[everywhere][:, None], features.to(embeds.dtype))
+            joint = joint.masked_scatter(mask[masks][:, None], features.to(embeds.dtype))
         layers.append(joint)
-    return {'visual_pos_masks': everywhere, 'deepstack_visual_embeds': layers}
+    return {'visual_pos_masks': masks, 'deepstack_visual_embeds': layers}
 
 
 MODEL, SPEC = AccustomedQwen3OmniMoeThinkerModel, Qwen3OmniMoeThinkerSpec

@@ -24,7 +24,7 @@ class SmolVLMSpec(FamilySpec):
     """The default rules with the components named."""
 
     encoder_class = SmolVLMEncoder
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_model',),
         'mm_proj': ('model.connector',),
         'language_model': ('model.text_model', 'lm_head'),

@@ -34,7 +34,7 @@ from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.rendering import TrainOn, first_differing_turn, require_written
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
-from align_anything.trainers.loops.cutting import steps_of_rollout
+from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
 from align_anything.trainers.runs.settings import spec_of
 
