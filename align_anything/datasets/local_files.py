@@ -70,7 +70,7 @@ def metadata_files(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
 def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
     found = _walk(folder)
     data = [file for file in found if file.suffix.lower() in BUILDERS and file.name not in NOT_ROWS]
-    # Pictures beside a data file are what its rows point to, not rows.
+    # Images beside a data file are what its rows point to, not rows.
     data = data or [file for file in found if file.suffix.lower() in PICTURES]
     if not data:
         held = ', '.join(sorted({file.suffix or file.name for file in found})) or 'no file at all'

@@ -1,6 +1,6 @@
 """From the name of a data source to its rows.
 
-A source is a local file, a folder of files, a `save_to_disk` folder, a folder of pictures with a metadata file, or a
+A source is a local file, a folder of files, a `save_to_disk` folder, a folder of images with a metadata file, or a
 dataset of the Hugging Face hub. JSON is read by this package, because chat rows of mixed shapes don't fit one table
 schema; the other formats go through `datasets`.
 """

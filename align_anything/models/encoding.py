@@ -79,7 +79,7 @@ class RunEncoder:
     """
 
     clips_apart: ClassVar[bool] = False
-    """Whether the processor mixes up pictures and clips that come in one call."""
+    """Whether the processor mixes up images and videos that come in one call."""
 
     def __init__(
         self, tokenizer: Any, processor: Any, placeholders: Mapping[str, str], media_token_ids: frozenset[int]
@@ -91,7 +91,7 @@ class RunEncoder:
         self._sentinels = self._find_sentinels()
 
     def pieces(self, run: Run, first: bool = False) -> list[Piece]:
-        """Encodes one run, clip by clip where the processor wants that. Raises as `piece` does."""
+        """Encodes one run, video by video where the processor wants that. Raises as `piece` does."""
         self._check_placeholders(run)
         return [self.piece(part, first and number == 0) for number, part in enumerate(self._calls(run))]
 
@@ -104,7 +104,7 @@ class RunEncoder:
         return run.media
 
     def likeness(self, clip: Video) -> Hashable:
-        """Returns what the clips of one call of the processor must have in common."""
+        """Returns what the videos of one call of the processor must have in common."""
         return len(clip.frames), sampled_rate(clip)
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -134,7 +134,7 @@ class RunEncoder:
         return Piece(ids, weights, media, dict(Counter(kind for kind, _ in self.handed(run))), token_tensors)
 
     def _calls(self, run: Run) -> list[Run]:
-        """Splits a run at its clips where one call of the processor cannot take all of its media."""
+        """Splits a run at its videos where one call of the processor cannot take all of its media."""
         clips = [item for kind, item in run.media if kind == 'video']
         alike = len({self.likeness(clip) for clip in clips}) < 2
         mixed = self.clips_apart and bool(clips) and any(kind == 'image' for kind, _ in run.media)

@@ -39,7 +39,7 @@ class FamilySpec:
         max_length: longest sequence that `encode` returns.
         reads: the kinds of media that may stand in a prompt, text aside: those that the processor takes.
         emits: the kinds of media that the model can learn to write into an answer, text aside.
-        audio_rate: samples per second that sounds must have, None for families that take none.
+        audio_rate: samples per second that audio clips must have, None for families that take none.
         media_token_ids: placeholder ids that stand for media in `input_ids`.
         token_tensor_names: per-token tensors that the model body takes beside `input_ids`.
         stop_token_ids: tokens that end generation: the generation config's, the tokenizer's, the template's.
@@ -52,7 +52,7 @@ class FamilySpec:
     bidirectional_media: ClassVar[bool] = False
     """Whether the tokens of one medium see each other in both directions."""
     hears_clips: ClassVar[bool] = False
-    """Whether the sound track of a clip goes into the model with it."""
+    """Whether the audio track of a video goes into the model with it."""
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
     brings_processor: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Features of frozen towers on disk: what a tower made of a picture, clip or sound once is not computed again.
+"""Features of frozen towers on disk: what a tower made of an image, video or audio once is not computed again.
 
 The forward pass of the tower's module is replaced on the live model. Its parameters and their names stay as they are,
 so saving knows nothing of it, and projectors train on the features as on the tower's own.

@@ -12,14 +12,14 @@ from align_anything.core.types import Audio, Video
 from align_anything.models import structure
 
 REST_SECONDS = 0.1
-"""By so much a sound may outlast a processor's window; the rest is left away."""
+"""By so much an audio clip may outlast a processor's window; the rest is left away."""
 
 
 def media_arguments(processor: Any, media: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Returns the arguments of a processor's call for the media of one sample, by kind.
 
-    Raises SampleError when a sound does not have the processor's rate, is empty or longer than what the processor
-    takes, or a clip has no frames.
+    Raises SampleError when an audio clip does not have the processor's rate, is empty or longer than what the processor
+    takes, or a video has no frames.
     """
     arguments: dict[str, Any] = {}
     if 'image' in media:
@@ -47,7 +47,7 @@ def sampled_rate(clip: Video) -> float:
 
 
 def video_metadata(clip: Video) -> Any:
-    """Returns transformers' description of a clip: which of its frames were picked, and at which rate it plays."""
+    """Returns transformers' description of a video: which of its frames were picked, and at which rate it plays."""
     from transformers.video_utils import VideoMetadata
 
     number, fps = len(clip.frames), float(clip.fps)
@@ -79,5 +79,5 @@ def _samples(sound: Audio, rate: int, window: int | None) -> Any:
             f'the sound lasts {len(sound.samples) / rate:.1f} s, but this model hears {seconds:g} s at once and its '
             f'processor drops the rest: set data_cfgs.max_audio_seconds: {seconds:g}, and long_audio to cut or split'
         )
-    # Encoders of files pad the last block: a rest too short to be a sound may go.
+    # Encoders of files pad the last block: a rest too short to be an audio clip may go.
     return sound.samples[:window]

@@ -1,4 +1,4 @@
-"""What MiniCPM-V and MiniCPM-o share: pictures in slices, features at `<unk>`, one dictionary as forward argument."""
+"""What MiniCPM-V and MiniCPM-o share: images in slices, features at `<unk>`, one dictionary as forward argument."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FEATURE_TOKEN = '<unk>'
 
 
 class MiniCPMEncoder(OwnCodeEncoder):
-    """Writes pictures and sounds as the processors of MiniCPM do, numbered over the whole conversation."""
+    """Writes images and audio as the processors of MiniCPM do, numbered over the whole conversation."""
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
-        """Returns the tokens of each medium and the tensors: slices of pictures, and spectra of sounds."""
+        """Returns the tokens of each medium and the tensors: slices of images, and spectra of audio clips."""
         pictures, sounds = by_kind(run, 'image'), by_kind(run, 'audio')
         texts: dict[str, list[Written]] = {}
         tensors: dict[str, Tensor] = {}
         if pictures:
             found = self.processor.image_processor([pictures], return_tensors='pt')
-            # Pictures are numbered from zero.
+            # Images are numbered from zero.
             texts['image'] = [
                 self._marked(self.processor.image_processor.get_slice_image_placeholder(size, number), PICTURE)
                 for number, size in enumerate(found['image_sizes'][0], first_number - 1)
@@ -66,10 +66,10 @@ class AccustomedMiniCPM(BodyWithin):
 
         Args:
             input_ids, position_ids: `(rows, length)`.
-            media_marks: where features stand, `(rows, length)`: 1 for pictures, 2 for sounds.
-            pixel_values: slices of all pictures, `(slices, 3, patch, longest)`; `tgt_sizes` `(slices, 2)` has their
+            media_marks: where features stand, `(rows, length)`: 1 for images, 2 for audio clips.
+            pixel_values: slices of all images, `(slices, 3, patch, longest)`; `tgt_sizes` `(slices, 2)` has their
                 patches by side.
-            audio_features: spectra of all sounds, `(sounds, mels, longest)`; `audio_feature_lens` `(sounds,)`.
+            audio_features: spectra of all audio clips, `(audio, mels, longest)`; `audio_feature_lens` `(audio,)`.
         """
         marks = torch.zeros_like(input_ids) if media_marks is None else media_marks
         data: dict[str, Any] = {
@@ -101,7 +101,7 @@ class AccustomedMiniCPM(BodyWithin):
         sounds = iter(data['audio_features'])
         for row, (bounds, lengths) in enumerate(zip(data['audio_bounds'], data['audio_feature_lens'], strict=False)):
             for (begin, end), length in zip(bounds.tolist(), lengths, strict=True):
-                # One by one: the checkpoint's code does not hide all of the padding behind the shorter of two sounds.
+                # One by one: the checkpoint's code does not hide all of the padding behind the shorter of two.
                 sound = {'audio_features': next(sounds)[None, :, :length], 'audio_feature_lens': [length[None]]}
                 found = self.get_audio_embedding(sound, self.config.audio_chunk_length)[0][0]
                 embeds[row, begin:end] = found.to(embeds.dtype)

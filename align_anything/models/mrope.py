@@ -1,4 +1,4 @@
-"""Multimodal rotary positions: text counts along one axis, a picture or clip spans time, height and width."""
+"""Multimodal rotary positions: text counts along one axis, an image or video spans time, height and width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.tower_calls import PatchCalls, TowerCalls
 
 IMAGE, VIDEO, SOUND, SAME = 1, 2, 3, 4
-"""Types of tokens other than text: of a picture, of a clip, of the sound in a clip, and one that moves nothing on."""
+"""Types of tokens other than text: of an image, of a video, of the audio in a video, and one that moves nothing on."""
 
 
 def mrope_positions(
@@ -28,13 +28,13 @@ def mrope_positions(
     """Returns `(4, length)`: row 0 counts tokens, rows 1 to 3 are the temporal, vertical and horizontal positions.
 
     Args:
-        token_types: 0 for text, else as above, `(length,)`. Sound stands among the tokens of its clip: both begin at
+        token_types: 0 for text, else as above, `(length,)`. Audio stands among the tokens of its video: both begin at
             the same time, and text goes on behind the last stretch of either.
         grids: for `IMAGE` and `VIDEO`, the patches of each medium along time, height and width, `(media, 3)`.
         merge_size: patches along each side that make one token.
         intervals: temporal distance between two frames of each video, `(videos,)`; 1 by default.
         per_second: what the intervals are multiplied by once they are summed up.
-        after_time: whether the text after a clip begins behind its last temporal position too, not only its extent.
+        after_time: whether the text after a video begins behind its last temporal position too, not only its extent.
         integer: whether temporal positions are truncated to whole numbers; float32 otherwise.
     """
     length = token_types.numel()
@@ -75,7 +75,7 @@ def mrope_positions(
 
 
 def _with_sound(grid: Tensor, is_sound: Tensor) -> tuple[Tensor, float]:
-    """Puts the positions of a clip, `(3, tokens)`, among those of its sound; returns them and where text goes on."""
+    """Puts the positions of a video, `(3, tokens)`, among those of its audio; returns them and where text goes on."""
     columns = grid.new_empty((3, is_sound.numel()))
     columns[:, ~is_sound] = grid
     columns[:, is_sound] = torch.arange(int(is_sound.sum())).to(grid.dtype)
@@ -109,9 +109,9 @@ class MRopeSpec(FamilySpec):
         return PatchCalls()
 
     def video_grids(self, grids: Tensor) -> Tensor:
-        """Returns the grids of the stretches of video tokens, given one grid per clip, `(stretches, 3)`."""
+        """Returns the grids of the stretches of video tokens, given one grid per video, `(stretches, 3)`."""
         return grids
 
     def intervals(self, media: Mapping[str, Any]) -> Tensor | None:
-        """Returns the temporal distance between two frames of each clip, None for 1."""
+        """Returns the temporal distance between two frames of each video, None for 1."""
         return None

@@ -24,10 +24,10 @@ COMPONENTS = {
 
 
 class OmniEncoder(RunEncoder):
-    """Tells the processor how densely a clip was sampled and whether it has sound; drops the padding behind sounds."""
+    """Tells the processor how densely a video was sampled and whether it has audio; drops padding behind audio."""
 
     def handed(self, run: Run) -> tuple[tuple[str, Any], ...]:
-        """Returns the run's media, the sound track of a clip behind the clip: their tokens are interleaved."""
+        """Returns the run's media, the audio track of a video behind the video: their tokens are interleaved."""
         media: list[tuple[str, Any]] = []
         for kind, item in run.media:
             media.append((kind, item))
@@ -36,18 +36,18 @@ class OmniEncoder(RunEncoder):
         return tuple(media)
 
     def likeness(self, clip: Video) -> Hashable:
-        """Returns what the clips of one call must have in common, which is also whether they have sound."""
+        """Returns what the videos of one call must have in common, which is also whether they have audio."""
         return super().likeness(clip), clip.audio is not None
 
     def arguments(self, media: Mapping[str, list[Any]]) -> dict[str, Any]:
-        """Returns the processor's arguments, the size of clips among them.
+        """Returns the processor's arguments, the size of videos among them.
 
-        The processor's class has a size of its own for clips, which holds unless the checkpoint has one that is not
-        merely the size of its pictures.
+        The processor's class has a size of its own for videos, which holds unless the checkpoint has one that is not
+        merely the size of its images.
         """
         arguments = super().arguments(media)
         if 'video' in media:
-            # One call takes one rate, and sound in all clips or in none; others come in calls of their own.
+            # One call takes one rate, and audio in all videos or in none; others come in calls of their own.
             clip = media['video'][0]
             clips: dict[str, Any] = {'fps': sampled_rate(clip), 'use_audio_in_video': clip.audio is not None}
             size = self.processor.video_processor.to_dict()['size']
@@ -57,7 +57,7 @@ class OmniEncoder(RunEncoder):
         return arguments
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the outputs with sounds as long as the longest one: the tower reads no padding."""
+        """Returns the outputs with audio clips as long as the longest one: the tower reads no padding."""
         if 'input_features' not in outputs:
             return outputs
         longest = int(outputs['feature_attention_mask'].sum(-1).max())
@@ -67,7 +67,7 @@ class OmniEncoder(RunEncoder):
 
 
 class OmniSpec(FamilySpec):
-    """Time has one scale for clips and text: position ids per second, and text goes on after the last frame."""
+    """Time has one scale for videos and text: position ids per second, and text goes on after the last frame."""
 
     position_rows: ClassVar[int] = 4
     encoder_class = OmniEncoder
@@ -75,11 +75,11 @@ class OmniSpec(FamilySpec):
     """Whether temporal positions are truncated to whole numbers."""
 
     shared_marks: ClassVar[bool] = True
-    """Whether the two tokens that open a clip with sound stand at one position, and the two that close it."""
+    """Whether the two tokens that open a video with audio stand at one position, and the two that close it."""
     hears_clips: ClassVar[bool] = True
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
-        """Positions of one sequence, `(4, length)`; sounds count as text. Float32 unless `integer_positions`."""
+        """Positions of one sequence, `(4, length)`; audio clips count as text. Float32 unless `integer_positions`."""
         names = ((IMAGE, 'image_grid_thw'), (VIDEO, 'video_grid_thw'))
         positions = mrope_positions(
             self._token_types(ids),
@@ -110,7 +110,7 @@ class OmniSpec(FamilySpec):
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
         """Returns the arguments of `generate()`.
 
-        Positions are among them: transformers finds them itself only where all clips have sound or none has.
+        Positions are among them: transformers finds them itself only where all videos have audio or none has.
         """
         positions = [self.positions(prompt.ids, prompt.media, prompt.token_tensors).T for prompt in prompts]
         return {**super().generation_inputs(prompts), 'position_ids': pad_left(positions).permute(2, 0, 1)}

@@ -27,7 +27,7 @@ PICTURE, SOUND = 1, 2
 
 @dataclass(frozen=True)
 class NumberedRun(Run):
-    """A run that knows how many pictures stand in front of it."""
+    """A run that knows how many images stand in front of it."""
 
     before: int = 0
 
@@ -44,7 +44,7 @@ class OwnCodeEncoder(RunEncoder):
     """Tokenises the text between media, and puts between it what the family writes for each medium."""
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
-        """Returns the tokens of each medium of a run, in order, and their tensors; pictures count from the number."""
+        """Returns the tokens of each medium of a run, in order, and their tensors; images count from the number."""
         raise NotImplementedError
 
     def spelled(self, run: Run, first_number: int) -> str:
@@ -111,7 +111,7 @@ class OwnCodeSpec(FamilySpec):
         return frozenset([self.tokenizer.convert_tokens_to_ids(self.feature_token)])
 
     def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
-        """Returns the runs of text, each with the number of pictures in front of it."""
+        """Returns the runs of text, each with the number of images in front of it."""
         before, runs = 0, []
         for run in super().render(conversation, train_on, start):
             runs.append(NumberedRun(run.text, run.weight, run.media, run.token, before))

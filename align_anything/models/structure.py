@@ -50,12 +50,12 @@ def declared_token(processor: Any, kind: MediaKind) -> str | None:
 
 
 def audio_rate(processor: Any) -> int:
-    """Returns the samples per second that a processor wants sounds to have."""
+    """Returns the samples per second that a processor wants audio clips to have."""
     return int(_feature_extractor(processor).sampling_rate)
 
 
 def audio_window(processor: Any) -> int | None:
-    """Returns the samples of a sound past which the feature extractor drops the rest without a word, None for none."""
+    """Returns the samples of an audio clip past which the feature extractor silently drops the rest, None for none."""
     extractor = _feature_extractor(processor)
     parameters = inspect.signature(type(extractor).__call__).parameters
     defaults = processor.valid_processor_kwargs._defaults.get('audio_kwargs', {})
@@ -71,7 +71,7 @@ def _feature_extractor(processor: Any) -> Any:
 
 
 def smallest(kind: MediaKind, rate: int | None = None) -> Any:
-    """Returns a small grey or silent medium that every processor takes; `rate` is that of a sound."""
+    """Returns a small grey or silent medium that every processor takes; `rate` is that of an audio clip."""
     if kind == 'image':
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""How one call of a tower is split into items (pictures, tiles, clips, sounds) and their features put together again.
+"""How one call of a tower is split into items (images, tiles, videos, audio) and their features put together again.
 
 The base class splits along the first dimension, which serves most towers. A family whose tower lays its media out
 otherwise returns another class from `FamilySpec.tower_calls`.
@@ -196,7 +196,7 @@ class PatchCalls(TowerCalls):
 
 
 class SoundCalls(TowerCalls):
-    """Calls of towers that take the frames of all sounds in one list, with the length of each: Qwen's Omni models."""
+    """Calls of towers that take frames of all audio clips in one list, with the length of each: Qwen's Omni models."""
 
     def __init__(self, tokens: Callable[[int], int]) -> None:
         """`tokens` gives the rows of the output for a number of frames."""
@@ -218,5 +218,5 @@ class SoundCalls(TowerCalls):
         return {name: torch.cat([item[name] for item in items], along.get(name, 0)) for name in items[0]}
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """Returns the rows of the output that each sound has."""
+        """Returns the rows of the output that each audio clip has."""
         return [self.tokens(item['input_features'].shape[1]) for item in items]

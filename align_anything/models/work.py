@@ -14,7 +14,7 @@ from align_anything.models.architecture import skeleton
 from align_anything.models.family import FamilySpec
 
 FRAMES_PER_POSITION = 2
-"""Feature frames of a sound that make one position of its encoder, as in Whisper's."""
+"""Feature frames of an audio clip that make one position of its encoder, as in Whisper's."""
 
 
 class WorkOf:

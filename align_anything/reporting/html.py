@@ -72,7 +72,7 @@ def show_media(parts: Sequence[dict[str, Any]]) -> str:
 
 
 def strip_of(conversation: Conversation) -> Image.Image | None:
-    """Returns the first pictures of a conversation, and frames of its clips, side by side; None without any."""
+    """Returns the first images of a conversation, and frames of its videos, side by side; None without any."""
     media = [(part['type'], part.get(part['type'])) for message in conversation for part in message['content']]
     pictures = [picture for kind, item in media for picture in _pictures(kind, item)][:FRAMES]
     if not pictures:
@@ -87,7 +87,7 @@ def strip_of(conversation: Conversation) -> Image.Image | None:
 
 
 def show_medium(kind: MediaKind, item: Any) -> str:
-    """Returns the medium as the model gets it, made small; a kind without a picture of its own is named."""
+    """Returns the medium as the model gets it, made small; a kind without an image of its own is named."""
     show = SHOWN_AS.get(kind)
     return f'<span class="medium">{escape(kind)}</span>' if show is None else show(item)
 
@@ -123,7 +123,7 @@ SHOWN_AS: dict[MediaKind, Callable[[Any], str]] = {'image': _image, 'video': _vi
 
 
 def _pictures(kind: str, item: Any) -> list[Image.Image]:
-    """What there is to see of a medium: the picture itself, or frames spread over the clip."""
+    """What there is to see of a medium: the image itself, or frames spread over the video."""
     if kind == 'image':
         return [item]
     if kind != 'video':

@@ -21,7 +21,7 @@ def text_of(conversation: Conversation) -> str:
 def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]]:
     """Returns the messages as JSON values.
 
-    Decoded media become data URIs, PNG and WAV, one for each frame of a clip; without `send_media` only placeholders
+    Decoded media become data URIs, PNG and WAV, one for each frame of a video; without `send_media` only placeholders
     `{'type': kind}` are kept.
     """
 

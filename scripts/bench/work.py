@@ -307,7 +307,7 @@ def given_responses(model: Path, size: Size, count: int) -> list[list[int]]:
 
 
 def mixed_sources(model: Path, folder: Path, size: Size) -> list[Path]:
-    """Writes four files of rows, each with media of one kind made on the spot: texts, photographs, sounds, clips."""
+    """Writes four files of rows, each with media of one kind made on the spot: texts, photographs, audio, videos."""
     texts, generator = Texts(model, words(size.words // 2), seed=3), random.Random(4)
     makers: dict[str, tuple[str, Callable[[Path, int], None]]] = {
         'image': ('jpg', lambda path, seed: photograph(path, _scaled(size.photo, generator.uniform(0.3, 1)), seed)),
@@ -365,7 +365,7 @@ def photograph(path: Path, shape: tuple[int, int], seed: int) -> None:
 
 
 def pixels_of(shape: tuple[int, int], seed: int) -> Any:
-    """Returns a picture with the gradients, edges and grain of a photograph, `(height, width, 3)` uint8."""
+    """Returns an image with the gradients, edges and grain of a photograph, `(height, width, 3)` uint8."""
     import numpy as np
 
     width, height = shape

@@ -1,6 +1,6 @@
 """The steps of `make demo` around the training itself; scripts/demo/run.sh calls them in order.
 
-    python scripts/demo/digits.py prepare DIR    pictures, questions, a small model, and how well it does untrained
+    python scripts/demo/digits.py prepare DIR    images, questions, a small model, and how well it does untrained
     python scripts/demo/digits.py check DIR      how well it does trained; exit code 1 when that is below 90 %
 
 `prepare` shows what a dataset of one's own looks like; `check` uses transformers alone, as any user of the trained
@@ -96,7 +96,7 @@ def check(folder: Path) -> int:
 
 
 def write_data(folder: Path) -> tuple[int, int]:
-    """Writes the digits of scikit-learn as pictures with questions; returns how many to learn from and held out.
+    """Writes the digits of scikit-learn as images with questions; returns how many to learn from and held out.
 
     The two files are in the ShareGPT form: a list of rows with `conversations` and the path of an `image`, relative to
     the file. What is held out is drawn once; the others are drawn again too, turned and shifted a little.
@@ -126,7 +126,7 @@ def write_data(folder: Path) -> tuple[int, int]:
 
 
 def draw_digit(pixels: Any, turn: float, shift: Sequence[int]) -> Any:
-    """Returns 8 × 8 pixels of 0 to 16 as a larger picture, turned by degrees and shifted by pixels."""
+    """Returns 8 × 8 pixels of 0 to 16 as a larger image, turned by degrees and shifted by pixels."""
     from PIL import Image
 
     picture = Image.fromarray((pixels * 255 / 16).astype('uint8')).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -211,7 +211,7 @@ def draw(
     after: dict[str, float],
     metrics: Sequence[Row],
 ) -> None:
-    """Draws held-out pictures with their answers, the wrong ones in red, above the loss and the accuracy."""
+    """Draws held-out images with their answers, the wrong ones in red, above the loss and the accuracy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

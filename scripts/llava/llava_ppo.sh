@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LLaVA-1.5 by PPO on questions about pictures (SPA-VL), rewarded by the model of llava_rm.sh.
+# LLaVA-1.5 by PPO on questions about images (SPA-VL), rewarded by the model of llava_rm.sh.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-llava-hf/llava-1.5-7b-hf}" # checkpoint: a folder or a hub name

@@ -1,4 +1,4 @@
-"""Opening clips with PyAV, and the sound tracks in them."""
+"""Opening videos with PyAV, and the audio tracks in them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_container(source: str | bytes | bytearray, media: Media) -> Any:
 def read_track(
     source: str | bytes | bytearray, media: Media, seconds: float, since: float | None = None
 ) -> tuple[numpy.ndarray, int]:
-    """Returns the first sound track as samples `(samples, channels)` float32, and its rate.
+    """Returns the first audio track as samples `(samples, channels)` float32, and its rate.
 
     Args:
         seconds: how much of it is read.
@@ -42,7 +42,7 @@ def read_track(
             None begins with the track.
 
     Raises:
-        SampleError: there is no sound in it.
+        SampleError: there is no audio in it.
     """
     import av
 

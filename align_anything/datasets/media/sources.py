@@ -32,7 +32,7 @@ def make_media(kind: MediaKind, source: Any, folder: str = '', options: Mapping[
     """Returns what a row holds for one medium as a `Media`, not decoded; relative paths start from `folder`.
 
     Takes a path, a data URI, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature,
-    `{'array', 'sampling_rate'}` of a sound, a list of frames or `{'frames', 'fps'}` of a video; also a `Media` of
+    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video; also a `Media` of
     any of these, whose own options go before `options`. URLs need the option `allow_urls`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Decoding clips: a few frames, upright, with the times at which they are shown."""
+"""Decoding videos: a few frames, upright, with the times at which they are shown."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 WORTH_A_JUMP = 4
 """Frames between here and a keyframe from which on seeking is faster than decoding."""
 HELD = 1
-"""Packets that a frame may be made of, less one: two fields of an interlaced picture come as two."""
+"""Packets that a frame may be made of, less one: two fields of an interlaced frame come as two."""
 
 
 def decode_video(media: Media) -> Video:
-    """Returns the picked frames of a clip, of a folder of pictures, or of frames in memory.
+    """Returns the picked frames of a video, of a folder of images, or of frames in memory.
 
     Options: `num_frames`, or `fps` with `min_frames` and `max_frames`; `max_frame_pixels` and `max_video_pixels`, to
-    which frames are scaled down; `audio` for the sound track too, with the options of `decode_audio`. Frames that have
+    which frames are scaled down; `audio` for the audio track too, with the options of `decode_audio`. Frames that have
     no clock count as sampled at `fps` already.
 
     Raises:
@@ -52,7 +52,7 @@ def decode_video(media: Media) -> Video:
 
 @dataclass(frozen=True)
 class _Index:
-    """The frames of a clip in the order they are shown, as its packets tell.
+    """The frames of a video in the order they are shown, as its packets tell.
 
     Attributes:
         stamps: presentation times in units of the stream's clock, ascending.
@@ -144,7 +144,7 @@ class _Lost(Exception):
 def _frames_at(
     source: str | bytes | bytearray, media: Media, index: _Index, wanted: Sequence[int], count: int
 ) -> dict[int, numpy.ndarray]:
-    """Returns the picture shown at each of the times `wanted`, ascending; `count` frames share the pixel budget."""
+    """Returns the frame shown at each of the times `wanted`, ascending; `count` frames share the pixel budget."""
     for keys in (index.keys, []):
         with open_container(source, media) as container:
             stream = _pictures_of(container, media)
@@ -222,7 +222,7 @@ def _listed(media: Media, folder: str) -> list[str]:
 
 
 def _from_frames(source: Any, fps: float | None, media: Media) -> Video:
-    """Returns frames in memory, `(frames, height, width[, channels])` or a list of pictures, as a clip."""
+    """Returns frames in memory, `(frames, height, width[, channels])` or a list of images, as a video."""
     if isinstance(source, str):
         source = _listed(media, source)
     are_pictures = isinstance(source, (list, tuple)) and source and not isinstance(source[0], (list, tuple))

@@ -1,4 +1,4 @@
-"""Gemma 3 with its vision tower: a picture's tokens see each other in both directions."""
+"""Gemma 3 with its vision tower: an image's tokens see each other in both directions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class AccustomedGemma3Model(Gemma3ForConditionalGeneration):
 
 
 class Gemma3Spec(FamilySpec):
-    """Token types reach the model (its training forward demands them), as the attention within a picture needs them."""
+    """Token types reach the model (its training forward demands them), as the attention within an image needs them."""
 
     bidirectional_media = True
     component_prefixes = COMPONENTS

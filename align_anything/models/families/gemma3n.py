@@ -1,4 +1,4 @@
-"""Gemma 3n: pictures and sounds; a picture goes through a network of timm, which has to be installed."""
+"""Gemma 3n: images and audio; an image goes through a network of timm, which has to be installed."""
 
 from __future__ import annotations
 

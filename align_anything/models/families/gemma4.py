@@ -1,4 +1,4 @@
-"""Gemma 4: pictures, clips and sounds; the larger ones read a picture in both directions, in some layers."""
+"""Gemma 4: images, videos and audio; the larger ones read an image in both directions, in some layers."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class AccustomedGemma4Body(Gemma4Model):
         video_position_ids: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Returns the text model's output; without clips it is transformers' own forward pass."""
+        """Returns the text model's output; without videos it is transformers' own forward pass."""
         inputs.pop('num_frames_per_video', None)
         if pixel_values_videos is None:
             return super().forward(*args, pixel_values=pixel_values, image_position_ids=image_position_ids, **inputs)
-        # All clips as one: their features are put end to end afterwards.
+        # All videos as one: their features are put end to end afterwards.
         frames = torch.tensor([len(pixel_values_videos)])
         clips = self.get_video_features(pixel_values_videos, video_position_ids, frames, return_dict=True)
         outputs = {'video': clips}
@@ -57,7 +57,7 @@ class Gemma4Encoder(RunEncoder):
 
 
 class PictureCalls(TowerCalls):
-    """Calls with one row for each picture or frame; the output has as many rows as there are tokens."""
+    """Calls with one row for each image or frame; the output has as many rows as there are tokens."""
 
     def __init__(self, pooling: int) -> None:
         """`pooling` is the number of patches that make one token."""
@@ -65,12 +65,12 @@ class PictureCalls(TowerCalls):
         self.pooling = pooling
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """Returns the tokens of each picture; patches of padding have none."""
+        """Returns the tokens of each image; patches of padding have none."""
         return [int((item['pixel_position_ids'] != -1).all(-1).sum()) // self.pooling for item in items]
 
 
 class PaddedSoundCalls(TowerCalls):
-    """Calls with one row for each sound, padded to the longest. Kept is what a sound gives without padding."""
+    """Calls with one row for each audio clip, padded to the longest. Kept is what a clip gives without padding."""
 
     def items(self, tensors: Mapping[str, Tensor]) -> list[Item]:
         """Returns the items of a call: `input_features` `(1, frames, bins)` and `attention_mask` `(1, frames)`."""
@@ -85,7 +85,7 @@ class PaddedSoundCalls(TowerCalls):
         return merge_media(items)
 
     def split(self, features: Features, items: Sequence[Item]) -> list[Features]:
-        """Returns the features of each sound without padding."""
+        """Returns the features of each audio clip without padding."""
         tokens = features['attention_mask'].sum(-1).tolist()
         return [
             {name: part[:, :number] for name, part in item.items()}
@@ -94,7 +94,7 @@ class PaddedSoundCalls(TowerCalls):
 
 
 class Gemma4Spec(FamilySpec):
-    """The default rules with the components named; the sound tracks of a turn's clips stand at its end."""
+    """The default rules with the components named; the audio tracks of a turn's videos stand at its end."""
 
     encoder_class = Gemma4Encoder
     hears_clips = True
@@ -127,7 +127,7 @@ class Gemma4Spec(FamilySpec):
 
 
 def _with_tracks(message: Message) -> Message:
-    """Returns the message with the sound of its clips behind all else, where `load_audio_from_video` puts it."""
+    """Returns the message with the audio of its videos behind all else, where `load_audio_from_video` puts it."""
     tracks = [item.audio for kind, item in media_of([message]) if kind == 'video' and item.audio is not None]
     return {**message, 'content': [*message['content'], *({'type': 'audio', 'audio': track} for track in tracks)]}
 

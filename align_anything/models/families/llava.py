@@ -1,4 +1,4 @@
-"""LLaVA-1.5: one fixed number of tokens per picture."""
+"""LLaVA-1.5: one fixed number of tokens per image."""
 
 from __future__ import annotations
 

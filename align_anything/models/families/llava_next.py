@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: pictures in patches, their number by the picture's shape."""
+"""LLaVA-NeXT: images in patches, their number by the image's shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AccustomedLlavaNextModel(LlavaNextForConditionalGeneration):
 
 
 class LlavaNextSpec(FamilySpec):
-    """The default rules with the components named; patches past a picture's own are padding the model drops."""
+    """The default rules with the components named; patches past an image's own are padding the model drops."""
 
     component_prefixes = {
         'vision_tower': ('model.vision_tower',),

@@ -1,4 +1,4 @@
-"""MiniCPM-V: pictures in slices of any shape; the class comes with the checkpoint."""
+"""MiniCPM-V: images in slices of any shape; the class comes with the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class AccustomedMiniCPMVModel(AccustomedMiniCPM):
 
 
 class MiniCPMVSpec(OwnCodeSpec):
-    """Pictures, numbered over the conversation."""
+    """Images, numbered over the conversation."""
 
     encoder_class = MiniCPMEncoder
     placeholders = {'image': IMAGE_PLACEHOLDER}

@@ -1,4 +1,4 @@
-"""Mllama (Llama 3.2 Vision): one token a picture; the text looks at pictures through cross-attention."""
+"""Mllama (Llama 3.2 Vision): one token an image; the text looks at images through cross-attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AccustomedMllamaModel(MllamaForConditionalGeneration):
 
 
 class AccustomedMllamaBody(MllamaModel):
-    """Takes pictures as one list, and finds from the tokens of a row which picture each of them sees."""
+    """Takes images as one list, and finds from the tokens of a row which image each of them sees."""
 
     def forward(
         self,
@@ -33,14 +33,14 @@ class AccustomedMllamaBody(MllamaModel):
         late_images: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Returns the text model's output; with pictures in rows it is transformers' own forward pass.
+        """Returns the text model's output; with images in rows it is transformers' own forward pass.
 
         Args:
-            pixel_values: `(pictures, tiles, 3, side, side)`; `aspect_ratio_mask` `(pictures, tiles)` tells real tiles
-                from padding, `aspect_ratio_ids` is `(pictures,)`.
-            late_images: whether a picture stands behind the first prompt, `(pictures,)`. transformers shows the
-                pictures of a row to the tokens in front of all of them; those of a prompt keep to that, but an answer
-                must not see a picture that comes after it.
+            pixel_values: `(images, tiles, 3, side, side)`; `aspect_ratio_mask` `(images, tiles)` tells real tiles
+                from padding, `aspect_ratio_ids` is `(images,)`.
+            late_images: whether an image stands behind the first prompt, `(images,)`. transformers shows the
+                images of a row to the tokens in front of all of them; those of a prompt keep to that, but an answer
+                must not see an image that comes after it.
         """
         if pixel_values is None or late_images is None:
             return super().forward(
@@ -83,7 +83,7 @@ class AccustomedMllamaBody(MllamaModel):
 def _visible(is_image: Tensor, rows: Tensor, positions: Tensor, slots: Tensor, tiles: Tensor, number: int) -> Tensor:
     """Which tile each token sees, `(rows, length, number * tiles)`.
 
-    A token sees the last picture before it, and those that touch it on the left.
+    A token sees the last image before it, and those that touch it on the left.
     """
     starts = is_image.clone()
     starts[:, 1:] &= ~is_image[:, :-1]
@@ -99,7 +99,7 @@ class MllamaEncoder(RunEncoder):
     """Keeps the processor from putting a BOS in front of every run."""
 
     def piece(self, run: Run, first: bool = False) -> Piece:
-        """Encodes one run. Raises SampleError when the processor refuses a picture."""
+        """Encodes one run. Raises SampleError when the processor refuses an image."""
         if first or not run.media:
             piece = super().piece(run, first)
             if piece.media:
@@ -117,7 +117,7 @@ class MllamaEncoder(RunEncoder):
         return Piece(ids, weights, media, {'image': len(pictures)})
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the outputs with pictures in one list; what each token sees is found in the model."""
+        """Returns the outputs with images in one list; what each token sees is found in the model."""
         if 'pixel_values' not in outputs:
             return outputs
         names = ('pixel_values', 'aspect_ratio_ids', 'aspect_ratio_mask')
@@ -137,7 +137,7 @@ class MllamaSpec(FamilySpec):
     }
 
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
-        """Returns the arguments of `generate()`: pictures by row, and which of their tiles each token sees."""
+        """Returns the arguments of `generate()`: images by row, and which of their tiles each token sees."""
         inputs = super().generation_inputs(prompts)
         if inputs.pop('late_images', None) is None:
             return inputs
@@ -152,7 +152,7 @@ class MllamaSpec(FamilySpec):
         return inputs
 
     def generation_key(self, prompt: Piece) -> Hashable:
-        """Returns the number of pictures: tokens in front of a picture see what stands for missing ones otherwise."""
+        """Returns the number of images: tokens in front of an image see what stands for missing ones otherwise."""
         return prompt.media_counts.get('image', 0)
 
     @cached_property

@@ -35,12 +35,12 @@ class AccustomedPaliGemmaBody(PaliGemmaModel):
 
 
 class PaliGemmaEncoder(RunEncoder):
-    """Marks the prompt, and writes one without pictures as the processor writes one with them."""
+    """Marks the prompt, and writes one without images as the processor writes one with them."""
 
     def piece(self, run: Run, first: bool = False) -> Piece:
         """Encodes one run. Raises SampleError as the base class does."""
         if first and not run.media:
-            # The processor refuses texts without a picture.
+            # The processor refuses texts without an image.
             ids = self.tokenizer(f'{self.tokenizer.bos_token}{run.text}\n', add_special_tokens=False)['input_ids']
             piece = Piece(torch.tensor(ids), torch.full((len(ids),), run.weight))
         else:

@@ -1,4 +1,4 @@
-"""Qwen-VL-Chat: pictures are paths in the text, which the model opens itself; here it gets the pixels instead."""
+"""Qwen-VL-Chat: images are paths in the text, which the model opens itself; here it gets the pixels instead."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class QwenVLEncoder(OwnCodeEncoder):
     """Writes `Picture 1: <img>…</img>`, with padding where the checkpoint's tokenizer would put a path."""
 
     def __init__(self, side: int, queries: int, *args: Any) -> None:
-        """Takes the side of a picture in pixels and its number of tokens, and the base class's arguments."""
+        """Takes the side of an image in pixels and its number of tokens, and the base class's arguments."""
         super().__init__(*args)
         self.side, self.queries = side, queries
 
     def spelled(self, run: Run, first_number: int) -> str:
-        """Returns the text of a run with the number of each picture. Raises SampleError for a tag in the text."""
+        """Returns the text of a run with the number of each image. Raises SampleError for a tag in the text."""
         parts = run.text.split(PLACEHOLDER)
         if any(tag in part for part in parts for tag in (START, END)):
             raise SampleError(f'the text holds {START} or {END}, which this model takes for the path of a picture')
@@ -41,7 +41,7 @@ class QwenVLEncoder(OwnCodeEncoder):
         )
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
-        """Returns the tokens of each picture, and their pixels."""
+        """Returns the tokens of each image, and their pixels."""
         start, pad, end = self.tokenizer.convert_tokens_to_ids([START, PAD, END])
         tokens = Written([start, *[pad] * self.queries, end], [0, *[PICTURE] * self.queries, 0])
         pixels = torch.stack([self._pixels(item) for _, item in run.media])
@@ -73,7 +73,7 @@ def with_pixels(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
 
 
 class AccustomedQwenVLBody:
-    """Takes the pixels of pictures beside the ids."""
+    """Takes the pixels of images beside the ids."""
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """Returns the body's output."""
@@ -112,7 +112,7 @@ class QwenVLSpec(OwnCodeSpec):
     }
 
     def __init__(self, config: Any, tokenizer: Any, processor: Any = None, **how: Any) -> None:
-        """Reads the checkpoint. Raises ModelError as the base class does, and for a Qwen that sees no pictures."""
+        """Reads the checkpoint. Raises ModelError as the base class does, and for a Qwen that sees no images."""
         if not config.to_dict().get('visual'):
             raise ModelError('of the first Qwen models only Qwen-VL is known here; this checkpoint reads no pictures.')
         if tokenizer.eos_token is None:
@@ -122,7 +122,7 @@ class QwenVLSpec(OwnCodeSpec):
 
     @property
     def encoder_class(self) -> Any:
-        """What makes the encoder, for the pictures of this checkpoint."""
+        """What makes the encoder, for the images of this checkpoint."""
         visual = self.config.visual
         return partial(QwenVLEncoder, visual['image_size'], visual['n_queries'])
 

@@ -1,4 +1,4 @@
-"""The thinker of Qwen2.5-Omni: pictures, clips and sounds beside text."""
+"""The thinker of Qwen2.5-Omni: images, videos and audio beside text."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Qwen2_5OmniThinkerSpec(OmniSpec):
 
 
 def _tokens(frames: int) -> int:
-    """The tokens of a sound: one convolution and one pooling, each of stride two."""
+    """The tokens of an audio clip: one convolution and one pooling, each of stride two."""
     return ((frames - 1) // 2 - 1) // 2 + 1
 
 

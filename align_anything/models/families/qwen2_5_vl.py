@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: multimodal rotary positions that follow the seconds of a clip."""
+"""Qwen2.5-VL: multimodal rotary positions that follow the seconds of a video."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Qwen2_5_VLSpec(MRopeSpec):
         return PatchCalls(windows=True)
 
     def intervals(self, media: Mapping[str, Any]) -> Tensor | None:
-        """Returns tokens per second times the seconds between frames, for each clip."""
+        """Returns tokens per second times the seconds between frames, for each video."""
         seconds = media.get('second_per_grid_ts')
         if seconds is None and 'video_grid_thw' in media:
             seconds = media['video_grid_thw'].new_ones(len(media['video_grid_thw']))

@@ -1,4 +1,4 @@
-"""Qwen2-Audio: every sound is padded to the length that the encoder takes, thirty seconds in the large one."""
+"""Qwen2-Audio: every audio clip is padded to the length that the encoder takes, thirty seconds in the large one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class AccustomedQwen2AudioModel(Qwen2AudioForConditionalGeneration):
 
 
 class Qwen2AudioEncoder(RunEncoder):
-    """Refuses sounds too short to stand in a sequence."""
+    """Refuses audio clips too short to stand in a sequence."""
 
     def piece(self, run: Run, first: bool = False) -> Piece:
-        """Encodes one run. Raises SampleError, also for a sound of one token.
+        """Encodes one run. Raises SampleError, also for an audio clip of one token.
 
         The model takes a batch without two neighbouring audio tokens for one whose placeholders are not expanded.
         """

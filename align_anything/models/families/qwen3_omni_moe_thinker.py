@@ -1,4 +1,4 @@
-"""The thinker of Qwen3-Omni: pictures, clips and sounds beside text, pictures in several layers."""
+"""The thinker of Qwen3-Omni: images, videos and audio beside text, images in several layers."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
         audio_feature_lengths: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Returns the tower's output for sounds `(sounds, bins, frames)`: `last_hidden_state` `(tokens, size)`.
+        """Returns the tower's output for audio clips `(audio, bins, frames)`: `last_hidden_state` `(tokens, size)`.
 
         The tower pads all windows to the longest one of its call, and its convolutions read what is there: among
-        sounds shorter than a window (a second), what comes of one would hang on the others. Silence as long as a
-        window goes along with such sounds.
+        audio clips shorter than a window (a second), what comes of one would hang on the others. Silence as long as a
+        window goes along with such audio clips.
         """
         window = 2 * self.audio_tower.n_window
         if feature_attention_mask is None or int(feature_attention_mask.sum(-1).max()) >= window:
@@ -80,7 +80,7 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
 
 
 class WindowCalls(SoundCalls):
-    """Calls in which short sounds are read as beside a longer one, whichever of them are there."""
+    """Calls in which short audio clips are read as beside a longer one, whichever of them are there."""
 
     def __init__(self, window: int) -> None:
         super().__init__(partial(_tokens, window=window))
@@ -109,7 +109,7 @@ class Qwen3OmniMoeThinkerSpec(OmniSpec):
 
 
 def _tokens(frames: int, window: int) -> int:
-    """The tokens of a sound: its windows pass three convolutions of stride two each on their own."""
+    """The tokens of an audio clip: its windows pass three convolutions of stride two each on their own."""
     lengths = [window] * (frames // window) + ([frames % window] if frames % window else [])
     return sum((((length - 1) // 2) // 2) // 2 + 1 for length in lengths)
 

@@ -1,4 +1,4 @@
-"""Qwen3-VL: multimodal rotary positions, clips as frames between timestamps in text."""
+"""Qwen3-VL: multimodal rotary positions, videos as frames between timestamps in text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AccustomedQwen3VLModel(Qwen3VLForConditionalGeneration):
 
 
 class Qwen3VLSpec(MRopeSpec):
-    """Every frame of a clip is a stretch of its own; several tower layers have mergers of their own."""
+    """Every frame of a video is a stretch of its own; several tower layers have mergers of their own."""
 
     component_prefixes = {
         **MRopeSpec.component_prefixes,

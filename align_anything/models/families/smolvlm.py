@@ -1,4 +1,4 @@
-"""SmolVLM: as Idefics3, and clips as pictures between timestamps in text."""
+"""SmolVLM: as Idefics3, and videos as images between timestamps in text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AccustomedSmolVLMModel(SmolVLMForConditionalGeneration):
 
 
 class SmolVLMEncoder(RunEncoder):
-    """Gives clips calls of their own: the processor has one name for the pixels of pictures and of clips."""
+    """Gives videos calls of their own: the processor has one name for the pixels of images and of videos."""
 
     clips_apart: ClassVar[bool] = True
 

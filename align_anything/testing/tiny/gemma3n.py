@@ -1,4 +1,4 @@
-"""Tiny Gemma 3n: pictures through a network of timm, sounds through a conformer, and the text model's odd layers."""
+"""Tiny Gemma 3n: images through a network of timm, audio clips through a conformer, and the text model's odd layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from align_anything.testing.tiny.options import MELS, TinyOptions, save
 from align_anything.testing.tiny.templates import content, turns
 from align_anything.testing.tiny.tokenizers import make_tokenizer
 
-# timm's network, its width, and the side of a picture that it makes four tokens of.
+# timm's network, its width, and the side of an image that it makes four tokens of.
 NETWORK, WIDTH, SIDE, PICTURE_TOKENS = 'test_efficientnet_ln', 256, 64, 4
 SOUND_TOKENS = 32
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Gemma 3n. Needs timm; the side of a picture and the size of its network are fixed."""
+    """Writes a tiny Gemma 3n. Needs timm; the side of an image and the size of its network are fixed."""
     import transformers
 
     tokenizer = make_tokenizer(
@@ -26,7 +26,7 @@ def build(options: TinyOptions, out: Path) -> None:
         bos='<bos>',
         add_bos=True,
         extra=['<start_of_turn>', '<end_of_turn>'],
-        # In this order: behind the text stand two tokens of pictures and two of sounds, with tables of their own.
+        # In this order: behind the text stand two tokens of images and two of audio clips, with tables of their own.
         named={
             'boi_token': '<start_of_image>',
             'boa_token': '<start_of_audio>',

@@ -154,7 +154,7 @@ def make_dataset(
 ) -> ExampleDataset:
     """The rows of `sources` as Examples of the family, prompts with `reserved` tokens left for a response.
 
-    Raises ModelError for sound in clips that it cannot hear, SettingsError when the cache cannot be written to.
+    Raises ModelError for audio in videos that it cannot hear, SettingsError when the cache cannot be written to.
     """
     with_sound = any(source.media_options.get('video', {}).get('audio') for source in sources)
     if with_sound and not (spec.hears_clips and 'audio' in spec.reads):
