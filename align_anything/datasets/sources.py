@@ -184,7 +184,7 @@ def _load_dataset(
 ) -> Mapping[str, Any]:
     import datasets
 
-    local = files is not None and kind_of(source, files) != 'pictures'
+    local = files is not None and kind_of(source, files) != 'images'
     builder = kind_of(source, files).removesuffix('l') if local else str(Path(source).expanduser())
     chosen = {key: [str(file) for file in found] for key, found in files.items()} if local else data_files
     try:

@@ -78,7 +78,7 @@ class RunEncoder:
     Picklable. `media_token_ids` never bear weight; `placeholders` is the text of one medium of each kind.
     """
 
-    clips_apart: ClassVar[bool] = False
+    videos_apart: ClassVar[bool] = False
     """Whether the processor mixes up images and videos that come in one call."""
 
     def __init__(
@@ -103,9 +103,9 @@ class RunEncoder:
         """Returns the media that the processor gets for a run, `(kind, object)` in the order of their tokens."""
         return run.media
 
-    def likeness(self, clip: Video) -> Hashable:
+    def likeness(self, video: Video) -> Hashable:
         """Returns what the videos of one call of the processor must have in common."""
-        return len(clip.frames), sampled_rate(clip)
+        return len(video.frames), sampled_rate(video)
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the processor's outputs in the form that the model body takes and `merge_media` joins."""
@@ -135,9 +135,9 @@ class RunEncoder:
 
     def _calls(self, run: Run) -> list[Run]:
         """Splits a run at its videos where one call of the processor cannot take all of its media."""
-        clips = [item for kind, item in run.media if kind == 'video']
-        alike = len({self.likeness(clip) for clip in clips}) < 2
-        mixed = self.clips_apart and bool(clips) and any(kind == 'image' for kind, _ in run.media)
+        videos = [item for kind, item in run.media if kind == 'video']
+        alike = len({self.likeness(video) for video in videos}) < 2
+        mixed = self.videos_apart and bool(videos) and any(kind == 'image' for kind, _ in run.media)
         if alike and not mixed:
             return [run]
         waiting: dict[str, deque[Any]] = {}

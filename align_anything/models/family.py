@@ -51,7 +51,7 @@ class FamilySpec:
     """What the score of a unit is, which decides what algorithms can train it."""
     bidirectional_media: ClassVar[bool] = False
     """Whether the tokens of one medium see each other in both directions."""
-    hears_clips: ClassVar[bool] = False
+    reads_audio_in_video: ClassVar[bool] = False
     """Whether the audio track of a video goes into the model with it."""
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""

@@ -68,7 +68,7 @@ def frozen_towers(model: nn.Module, spec: FamilySpec) -> list[FrozenTower]:
     if not found:
         raise ModelError(
             f'model_cfgs.feature_cache_dir: no tower of this model ({", ".join(names) or "it has none"}) is frozen, so '
-            'there are no features that stay the same. Set freeze_vision_tower: True (freeze_audio_tower for sounds), '
+            'there are no features that stay the same. Set freeze_vision_tower: True (freeze_audio_tower for audio), '
             'without adapters in the tower, or leave feature_cache_dir out.'
         )
     return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align_anything.models.body import BodyWithin
-from align_anything.models.own_code import PICTURE, SOUND, OwnCodeEncoder, Written, by_kind, stretches
+from align_anything.models.own_code import AUDIO, IMAGE, OwnCodeEncoder, Written, by_kind, stretches
 from align_anything.models.rendering import Run
 
 IMAGE_PLACEHOLDER, AUDIO_PLACEHOLDER = '(<image>./</image>)', '(<audio>./</audio>)'
@@ -20,14 +20,14 @@ class MiniCPMEncoder(OwnCodeEncoder):
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
         """Returns the tokens of each medium and the tensors: slices of images, and spectra of audio clips."""
-        pictures, sounds = by_kind(run, 'image'), by_kind(run, 'audio')
+        images, audio_clips = by_kind(run, 'image'), by_kind(run, 'audio')
         texts: dict[str, list[Written]] = {}
         tensors: dict[str, Tensor] = {}
-        if pictures:
-            found = self.processor.image_processor([pictures], return_tensors='pt')
+        if images:
+            found = self.processor.image_processor([images], return_tensors='pt')
             # Images are numbered from zero.
             texts['image'] = [
-                self._marked(self.processor.image_processor.get_slice_image_placeholder(size, number), PICTURE)
+                self._marked(self.processor.image_processor.get_slice_image_placeholder(size, number), IMAGE)
                 for number, size in enumerate(found['image_sizes'][0], first_number - 1)
             ]
             slices = found['pixel_values'][0]
@@ -35,10 +35,12 @@ class MiniCPMEncoder(OwnCodeEncoder):
                 [part.movedim(-1, 0) for part in slices], batch_first=True
             ).movedim(1, -1)
             tensors['tgt_sizes'] = found['tgt_sizes'][0].long()
-        if sounds:
-            samples = list(self.arguments({'audio': sounds})['audio'])
-            features, lengths, spelled = self.processor.audio_feature_extract([samples], None, False, sounds[0].rate)
-            texts['audio'] = [self._marked(text, SOUND) for text in spelled[0]]
+        if audio_clips:
+            samples = list(self.arguments({'audio': audio_clips})['audio'])
+            features, lengths, spelled = self.processor.audio_feature_extract(
+                [samples], None, False, audio_clips[0].rate
+            )
+            texts['audio'] = [self._marked(text, AUDIO) for text in spelled[0]]
             tensors['audio_features'], tensors['audio_feature_lens'] = features, lengths[0].long()
         waiting = {kind: iter(entries) for kind, entries in texts.items()}
         return [next(waiting[kind]) for kind, _ in run.media], tensors
@@ -75,8 +77,8 @@ class AccustomedMiniCPM(BodyWithin):
         data: dict[str, Any] = {
             'input_ids': input_ids,
             'position_ids': position_ids,
-            'image_bound': stretches(marks, PICTURE),
-            'audio_bounds': stretches(marks, SOUND),
+            'image_bound': stretches(marks, IMAGE),
+            'audio_bounds': stretches(marks, AUDIO),
             'pixel_values': [[] for _ in input_ids],
             'tgt_sizes': [[] for _ in input_ids],
             'audio_features': [],
@@ -98,12 +100,12 @@ class AccustomedMiniCPM(BodyWithin):
         batch = self.infer_batch(**inputs)
         data = batch.pop('data')
         embeds, _ = self.get_vllm_embedding(data)
-        sounds = iter(data['audio_features'])
+        audio_clips = iter(data['audio_features'])
         for row, (bounds, lengths) in enumerate(zip(data['audio_bounds'], data['audio_feature_lens'], strict=False)):
             for (begin, end), length in zip(bounds.tolist(), lengths, strict=True):
                 # One by one: the checkpoint's code does not hide all of the padding behind the shorter of two.
-                sound = {'audio_features': next(sounds)[None, :, :length], 'audio_feature_lens': [length[None]]}
-                found = self.get_audio_embedding(sound, self.config.audio_chunk_length)[0][0]
+                audio = {'audio_features': next(audio_clips)[None, :, :length], 'audio_feature_lens': [length[None]]}
+                found = self.get_audio_embedding(audio, self.config.audio_chunk_length)[0][0]
                 embeds[row, begin:end] = found.to(embeds.dtype)
         return self.llm.model(input_ids=None, inputs_embeds=embeds, position_ids=data['position_ids'], **batch)
 

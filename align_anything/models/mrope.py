@@ -11,7 +11,7 @@ from torch import Tensor
 from align_anything.models.family import FamilySpec
 from align_anything.models.tower_calls import PatchCalls, TowerCalls
 
-IMAGE, VIDEO, SOUND, SAME = 1, 2, 3, 4
+IMAGE, VIDEO, AUDIO, SAME = 1, 2, 3, 4
 """Types of tokens other than text: of an image, of a video, of the audio in a video, and one that moves nothing on."""
 
 
@@ -64,9 +64,9 @@ def mrope_positions(
             extent = max(height, width)
             advance = max(extent, times[-1].item() + 1) if after_time else extent
             stop = token + frames * height * width
-            if SOUND in types[token : stop + 1]:
-                stop = next((index for index in range(stop, length) if types[index] not in (VIDEO, SOUND)), length)
-                grid, advance = _with_sound(grid, token_types[token:stop] == SOUND)
+            if AUDIO in types[token : stop + 1]:
+                stop = next((index for index in range(stop, length) if types[index] not in (VIDEO, AUDIO)), length)
+                grid, advance = _with_audio(grid, token_types[token:stop] == AUDIO)
             columns.append(grid + position)
             position += advance
         token = stop
@@ -74,13 +74,13 @@ def mrope_positions(
     return torch.cat([torch.arange(length)[None], rotary])
 
 
-def _with_sound(grid: Tensor, is_sound: Tensor) -> tuple[Tensor, float]:
+def _with_audio(grid: Tensor, is_audio: Tensor) -> tuple[Tensor, float]:
     """Puts the positions of a video, `(3, tokens)`, among those of its audio; returns them and where text goes on."""
-    columns = grid.new_empty((3, is_sound.numel()))
-    columns[:, ~is_sound] = grid
-    columns[:, is_sound] = torch.arange(int(is_sound.sum())).to(grid.dtype)
+    columns = grid.new_empty((3, is_audio.numel()))
+    columns[:, ~is_audio] = grid
+    columns[:, is_audio] = torch.arange(int(is_audio.sum())).to(grid.dtype)
     # As the models do: behind the last stretch of one kind, though the other may reach further.
-    last = int((is_sound != is_sound[-1]).nonzero()[-1]) + 1
+    last = int((is_audio != is_audio[-1]).nonzero()[-1]) + 1
     return columns, columns[:, last:].max().item() + 1
 
 

@@ -12,7 +12,7 @@ from align_anything.core.types import Piece, Video
 from align_anything.models.encoding import RunEncoder, pad_left
 from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import sampled_rate
-from align_anything.models.mrope import IMAGE, SAME, SOUND, VIDEO, mrope_positions
+from align_anything.models.mrope import AUDIO, IMAGE, SAME, VIDEO, mrope_positions
 from align_anything.models.rendering import Run
 
 COMPONENTS = {
@@ -35,9 +35,9 @@ class OmniEncoder(RunEncoder):
                 media.append(('audio', item.audio))
         return tuple(media)
 
-    def likeness(self, clip: Video) -> Hashable:
+    def likeness(self, video: Video) -> Hashable:
         """Returns what the videos of one call must have in common, which is also whether they have audio."""
-        return super().likeness(clip), clip.audio is not None
+        return super().likeness(video), video.audio is not None
 
     def arguments(self, media: Mapping[str, list[Any]]) -> dict[str, Any]:
         """Returns the processor's arguments, the size of videos among them.
@@ -48,12 +48,12 @@ class OmniEncoder(RunEncoder):
         arguments = super().arguments(media)
         if 'video' in media:
             # One call takes one rate, and audio in all videos or in none; others come in calls of their own.
-            clip = media['video'][0]
-            clips: dict[str, Any] = {'fps': sampled_rate(clip), 'use_audio_in_video': clip.audio is not None}
+            video = media['video'][0]
+            videos: dict[str, Any] = {'fps': sampled_rate(video), 'use_audio_in_video': video.audio is not None}
             size = self.processor.video_processor.to_dict()['size']
             if size != self.processor.image_processor.to_dict()['size']:
-                clips['size'] = dict(size)
-            arguments['videos_kwargs'] = clips
+                videos['size'] = dict(size)
+            arguments['videos_kwargs'] = videos
         return arguments
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -76,7 +76,7 @@ class OmniSpec(FamilySpec):
 
     shared_marks: ClassVar[bool] = True
     """Whether the two tokens that open a video with audio stand at one position, and the two that close it."""
-    hears_clips: ClassVar[bool] = True
+    reads_audio_in_video: ClassVar[bool] = True
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one sequence, `(4, length)`; audio clips count as text. Float32 unless `integer_positions`."""
@@ -94,14 +94,14 @@ class OmniSpec(FamilySpec):
 
     def _token_types(self, ids: Tensor) -> Tensor:
         config = self.config
-        is_video, is_sound = ids == config.video_token_id, ids == config.audio_token_id
+        is_video, is_audio = ids == config.video_token_id, ids == config.audio_token_id
         types = torch.zeros_like(ids)
         types[ids == config.image_token_id] = IMAGE
         types[is_video] = VIDEO
         opens = (ids[:-1] == config.vision_start_token_id) & (ids[1:] == config.audio_start_token_id)
         for start in (opens.nonzero().flatten() + 2).tolist():
-            stop = start + int((is_video | is_sound)[start:].long().cumprod(0).sum())
-            types[start:stop][is_sound[start:stop]] = SOUND
+            stop = start + int((is_video | is_audio)[start:].long().cumprod(0).sum())
+            types[start:stop][is_audio[start:stop]] = AUDIO
             if self.shared_marks:
                 types[start - 1] = SAME
                 types[stop + 1 : stop + 2] = SAME

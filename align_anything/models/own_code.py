@@ -21,8 +21,8 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import Run, TrainOn
 
 MARKS = 'media_marks'
-"""Name of the tensor that says of each token whether features stand there: `PICTURE`, `SOUND` or zero."""
-PICTURE, SOUND = 1, 2
+"""Name of the tensor that says of each token whether features stand there: `IMAGE`, `AUDIO` or zero."""
+IMAGE, AUDIO = 1, 2
 
 
 @dataclass(frozen=True)

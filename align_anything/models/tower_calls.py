@@ -195,7 +195,7 @@ class PatchCalls(TowerCalls):
         return get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)[0]
 
 
-class SoundCalls(TowerCalls):
+class AudioCalls(TowerCalls):
     """Calls of towers that take frames of all audio clips in one list, with the length of each: Qwen's Omni models."""
 
     def __init__(self, tokens: Callable[[int], int]) -> None:

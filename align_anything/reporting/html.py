@@ -96,13 +96,13 @@ def _image(item: Image.Image) -> str:
     return _figure(_picture(item, SIDE), f'image {item.width} × {item.height}')
 
 
-def _video(clip: Video) -> str:
-    frames, count = _pictures('video', clip), len(clip.frames)
-    height, width = clip.frames.shape[1:3]
+def _video(video: Video) -> str:
+    frames, count = _pictures('video', video), len(video.frames)
+    height, width = video.frames.shape[1:3]
     shown = '' if len(frames) == count else f', {len(frames)} of them shown'
-    caption = f'video {width} × {height}, {count} frames at {_seconds(clip.timestamps)} s{shown}'
+    caption = f'video {width} × {height}, {count} frames at {_seconds(video.timestamps)} s{shown}'
     figure = _figure(''.join(_picture(frame, FRAME_SIDE) for frame in frames), caption)
-    return figure + ('' if clip.audio is None else _audio(clip.audio))
+    return figure + ('' if video.audio is None else _audio(video.audio))
 
 
 def _audio(sound: Audio) -> str:

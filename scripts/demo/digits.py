@@ -61,7 +61,7 @@ def prepare(folder: Path) -> int:
         shutil.rmtree(folder / name, ignore_errors=True)
     data = folder / 'data'
     training, held_out = write_data(data)
-    say(f'{training} pictures to learn from, {held_out} held out: {data}')
+    say(f'{training} images to learn from, {held_out} held out: {data}')
 
     from align_anything.testing.tiny import build
 
@@ -70,7 +70,7 @@ def prepare(folder: Path) -> int:
     result, _ = measure(model, read_rows(data / 'held_out.json'), data)
     (folder / 'before.json').write_text(json.dumps(result))
     say(f'a LLaVA of {result["parameters"]:,} random weights: {model}')
-    say(f'untrained it picks the right word for {result["picked"]:.1%} of the held-out pictures')
+    say(f'untrained it picks the right word for {result["picked"]:.1%} of the held-out images')
     return 0
 
 
@@ -83,12 +83,12 @@ def check(folder: Path) -> int:
     (folder / 'after.json').write_text(json.dumps(after))
     draw(folder / 'digits.png', rows, answers, data, before, after, read_rows(folder / 'run' / 'metrics.jsonl'))
 
-    say('', f'held-out accuracy over {len(rows)} pictures     before    after')
+    say('', f'held-out accuracy over {len(rows)} images       before    after')
     say(f'  picks the right one of ten words    {before["picked"]:>6.1%}   {after["picked"]:>6.1%}')
     say(f'  writes exactly the right word       {before["written"]:>6.1%}   {after["written"]:>6.1%}')
     question, digit = rows[0]['conversations'][0]['value'].replace('<image>\n', ''), rows[0]['image']
     say('', f'{data / digit}', f'  > {question}', f'  {answers[0]}')
-    say('', f'trained model: {model}', f'pictures, answers and curve: {folder / "digits.png"}')
+    say('', f'trained model: {model}', f'images, answers and curve: {folder / "digits.png"}')
     if after['written'] < REQUIRED:
         say('', f'FAILED: {after["written"]:.1%} is below {REQUIRED:.0%}.')
         return 1

@@ -80,7 +80,7 @@ def test_a_run_with_images(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFix
     )
     out = capsys.readouterr().out
 
-    # llava's tiny tower makes (56 / 14)^2 = 16 tokens of a picture, 6 * 16 = 96 of them all.
+    # llava's tiny tower makes (56 / 14)^2 = 16 tokens of an image, 6 * 16 = 96 of them all.
     assert 'usable' in page.text and '96 (' in page.text and '6 image' in page.text
     assert page.by_class['media'] == ['<media × 16>'] * 6
     # The answer of each turn and what ends it, nothing else.

@@ -15,7 +15,7 @@ from align_anything.datasets.source_loading import load_sources
 
 
 def text_of(conversation: Conversation) -> str:
-    """Returns the conversation on one line, a picture as its size."""
+    """Returns the conversation on one line, an image as its size."""
     words = []
     for message in conversation:
         for part in message['content']:

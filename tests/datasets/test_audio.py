@@ -1,4 +1,4 @@
-"""Decoding sounds: any source, one channel, at the rate asked for."""
+"""Decoding audio clips: any source, one channel, at the rate asked for."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_long_audio_is_truncated_or_split() -> None:
     turn = {'role': 'user', 'content': [{'type': 'audio', 'audio': media}, {'type': 'text', 'text': 'What?'}]}
     (decoded,) = decode_conversation([turn])
     *pieces, text = decoded['content']
-    # The last 0.05 s are too short to be a sound of their own.
+    # The last 0.05 s are too short to be an audio clip of their own.
     assert [round(pitch(part['audio'])) for part in pieces] == [300, 600, 900]
     assert text == {'type': 'text', 'text': 'What?'}
 
@@ -143,11 +143,11 @@ def nan_at(index: int) -> numpy.ndarray:
         ({'array': SECOND * 20000, 'sampling_rate': 16000}, 'full scale is 1'),
         ({'array': SECOND, 'sampling_rate': 0}, 'a rate of 0'),
         ({'array': SECOND}, 'has no rate'),
-        ({'array': ['a'] * 9999, 'sampling_rate': 16000}, 'is no sound'),
-        ({'array': numpy.zeros((2, 2, 2)), 'sampling_rate': 16000}, 'is no sound'),
-        ({'array': None, 'sampling_rate': 16000}, 'nothing that a sound can be made from'),
-        (3, 'nothing that a sound can be made from'),
-        (clip([0] * 3), 'has no sound track'),
+        ({'array': ['a'] * 9999, 'sampling_rate': 16000}, 'is no audio'),
+        ({'array': numpy.zeros((2, 2, 2)), 'sampling_rate': 16000}, 'is no audio'),
+        ({'array': None, 'sampling_rate': 16000}, 'nothing that audio can be made from'),
+        (3, 'nothing that audio can be made from'),
+        (clip([0] * 3), 'has no audio track'),
         (b'not a sound', 'no audio of a known format'),
         ('data:audio/wav;base64,', 'is empty (0 bytes)'),
         ({'bytes': b'', 'path': 'a.wav'}, "audio 'a.wav' is empty"),

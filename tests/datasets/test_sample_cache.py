@@ -47,7 +47,7 @@ class Own(BaseFormatter):
 
 
 def picture(path: Path, colour: str = 'red', size: tuple[int, int] = (60, 40)) -> Path:
-    # Not compressed: pictures of one size take as many bytes.
+    # Not compressed: images of one size take as many bytes.
     Image.new('RGB', size, colour).save(path, 'BMP')
     return path
 

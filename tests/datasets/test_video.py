@@ -1,4 +1,4 @@
-"""Decoding clips: which frames, when they are shown, how large, which way up; from any source."""
+"""Decoding videos: which frames, when they are shown, how large, which way up; from any source."""
 
 from __future__ import annotations
 

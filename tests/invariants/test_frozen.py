@@ -38,7 +38,7 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str])
     ('family', 'component'),
     [
         *in_tiers(product(IMAGE, COMPONENTS), [*zip(IMAGE, cycle(COMPONENTS))]),
-        # One component of each wider family in turn, the towers of sounds all.
+        # One component of each wider family in turn, the audio towers all.
         *zip(WIDER, cycle(COMPONENTS)),
         *((family, 'audio_tower') for family in WIDER if family in AUDIO),
     ],

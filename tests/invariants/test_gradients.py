@@ -39,7 +39,7 @@ from tests.invariants.families import (
 Stirred = Callable[[str], Path]
 # Float32 inside of transformers' norms again; a wrong cut is off by tenths.
 RELATIVE = {torch.float64: 2e-5, torch.float32: 1e-3}
-# Each family with one of its layouts in turn, and a text and a picture family with all.
+# Each family with one of its layouts in turn, and a text and an image family with all.
 IN_TURN = [
     (family, layout)
     for number, (family, own) in enumerate(groupby(LAID, key=lambda pair: pair[0]))

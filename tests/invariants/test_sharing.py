@@ -29,7 +29,7 @@ Stirred = Callable[[str], Path]
 
 
 def encoded_items(model: nn.Module, spec: FamilySpec) -> Counter[str]:
-    """Grows by the number of pictures (tiles, frames) and sounds in each call of each tower."""
+    """Grows by the number of images (tiles, frames) and audio clips in each call of each tower."""
     seen: Counter[str] = Counter()
 
     def watch(component: str, tower: nn.Module) -> None:
@@ -54,7 +54,7 @@ def test_responses_of_a_prompt_share_one_pass_of_its_media(family: str, stirred:
     folder = stirred(family)
     spec, _, groups = rows(folder)
     row = max(groups, key=lambda row: sum(row.example.prompt.media_counts.values()))
-    # Two pictures or sounds and one medium of each other kind.
+    # Two images or audio clips and one medium of each other kind.
     assert row.example.prompt.media_counts == {**dict.fromkeys(MEDIA[family], 1), MEDIA[family][0]: 2}
     assert not any(piece.media for piece in row.example.responses)
     number = len(row.example.responses)

@@ -135,7 +135,7 @@ STEPS: dict[str, dict[str, Any]] = {
     'text_video_to_text': {'max_steps': 40, 'learning_rate': 2e-3},
     'any_to_text': {**SMALL, 'learning_rate': 1e-3},
 }
-"""What other lessons take than those of texts and pictures."""
+"""What other lessons take than those of texts and images."""
 
 
 def learns(folder: Path, output: Path, pair: str, name: str, **more: Any) -> None:

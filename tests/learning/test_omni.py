@@ -1,7 +1,7 @@
 """Tiny models of the families that see and hear learn from both at once, by the trainer that users call.
 
 The answer has a word for what is seen and another for what is heard. Chance is 1/6: two directions, three
-pitches. The rows of the run on two ranks show a picture, a sound, a clip, or nothing.
+pitches. The rows of the run on two ranks show an image, an audio clip, a video, or nothing.
 """
 
 from __future__ import annotations

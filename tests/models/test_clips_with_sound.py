@@ -1,4 +1,4 @@
-"""Clips with their sound tracks: tokens, positions, logits and generation as transformers has them."""
+"""Videos with their audio tracks: tokens, positions, logits and generation as transformers has them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LONGEST = 8
 
 
 def heard(frames: int, seconds: float, *, size: tuple[int, int] = (40, 60), number: int = 0) -> dict[str, Any]:
-    """A clip of two frames a second, with a tone of so many seconds."""
+    """A video of two frames a second, with a tone of so many seconds."""
     part = clip(frames, *size, seed=number)
     track = sound(seconds, pitch=300 + 200 * number)['audio']
     return {'type': 'video', 'video': replace(part['video'], audio=track)}
 
 
 def omni(folder: Path) -> FamilySpec:
-    """The spec of a tiny thinker whose processor takes longer sounds than its usual two seconds."""
+    """The spec of a tiny thinker whose processor takes longer audio clips than its usual two seconds."""
     spec = load(folder)
     extractor = spec.processor.feature_extractor
     extractor.n_samples, extractor.nb_max_frames = LONGEST * RATE, LONGEST * RATE // extractor.hop_length
@@ -43,7 +43,7 @@ def omni(folder: Path) -> FamilySpec:
 
 
 def plain_inputs(spec: FamilySpec, prompt: Conversation) -> dict[str, Tensor]:
-    """What the plain processor makes of a prompt whose clips all have sound."""
+    """What the plain processor makes of a prompt whose videos all have audio."""
     clips = [item for kind, item in media_of(prompt) if kind == 'video']
     sounds = [item.audio if kind == 'video' else item for kind, item in media_of(prompt) if kind != 'image']
     pictures = [item for kind, item in media_of(prompt) if kind == 'image']
@@ -74,7 +74,7 @@ def plain_inputs(spec: FamilySpec, prompt: Conversation) -> dict[str, Tensor]:
 
 
 def conversation() -> Conversation:
-    """Clips of unequal size whose sounds are shorter and longer than they, a sound and a picture between them."""
+    """Videos of unequal size whose audio is shorter and longer than they, an audio clip and an image between them."""
     return [
         user('Look:', heard(8, 1.3), media('audio', 0), heard(8, 4.9, size=(64, 32), number=1), 'What are these?'),
         assistant('Noise.'),

@@ -1,4 +1,4 @@
-"""Families with pictures, clips and sounds: labels, prompts, positions, and the model's own logits."""
+"""Families with images, videos and audio: labels, prompts, positions, and the model's own logits."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_pickled_spec_encodes_the_same(family: str, tiny: Tiny) -> None:
 def test_logits_are_those_of_the_plain_model(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     policy = policy_of(tiny(family), spec, 'padded')
-    # transformers' processor of SmolVLM loses the pictures of a conversation with clips.
+    # transformers' processor of SmolVLM loses the images of a conversation with videos.
     conversation = first_turn(['video']) if family == 'smolvlm' else conversation_of(family)
     inputs = plain_inputs(spec, conversation[:-1])
     inputs.pop('labels', None)
@@ -113,8 +113,8 @@ def test_logits_are_those_of_the_plain_model(family: str, tiny: Tiny) -> None:
         found = policy(batch, logits=True)[0, : len(expected)]
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
         check_head(scorer(policy), logits_of(policy), batch, torch.float32)
-        # Mllama's later pictures are hidden from the first answer, which one prompt with both does not do. The last
-        # frames of Qwen3-Omni's and Gemma 3n's sounds see the padding up to the longest sound of the same call.
+        # Mllama's later images are hidden from the first answer, which one prompt with both does not do. The last
+        # frames of audio in Qwen3-Omni and Gemma 3n see the padding up to the longest clip of the same call.
         if family not in (*WITHOUT_END, 'mllama', 'qwen3_omni_moe_thinker', 'gemma3n'):
             batch = TokenCollator(spec, 'padded')([spec.encode(conversation)])
             found = policy(batch, logits=True)[0, : len(expected)]
@@ -238,7 +238,7 @@ def test_sounds_of_another_rate_or_none_are_one_bad_sample(family: str, tiny: Ti
     with pytest.raises(SampleError, match='8000 samples a second, this model takes 16000'):
         spec.encode([user(sound(0.5, rate=8000), 'What?'), assistant('Hm.')])
     empty = {'type': 'audio', 'audio': Audio(np.zeros(0, np.float32), RATE)}
-    with pytest.raises(SampleError, match='the sound is empty'):
+    with pytest.raises(SampleError, match='the audio is empty'):
         spec.encode([user(empty, 'What?'), assistant('Hm.')])
 
 

@@ -1,4 +1,4 @@
-"""Families with clips and sounds as checkpoints: plain transformers generates, every parameter has its component."""
+"""Families with videos and audio as checkpoints: plain transformers generates, every parameter has its component."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_plain_transformers_loads_and_generates_up_to_the_end_of_a_turn(family: 
     assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
     end = spec.tokenizer.convert_tokens_to_ids(END[family])
     assert end in model.generation_config.eos_token_id and end == spec.renderer.end_of_turn_id
-    # transformers' processor of SmolVLM loses the pictures of a conversation with clips, and its Gemma 4 their frames.
+    # transformers' processor of SmolVLM loses the images of a conversation with videos, and its Gemma 4 their frames.
     kinds = {'smolvlm': ['video'], 'gemma4': ['image', 'audio']}.get(family, MEDIA[family])
     inputs = plain_inputs(spec, first_turn(kinds)[:1])
     inputs.pop('labels', None)

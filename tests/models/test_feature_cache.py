@@ -89,8 +89,8 @@ def test_outputs_are_those_without_a_cache_and_the_second_time_no_tower_runs(
     assert encoded(model, spec) == 0
     needed = set(files(tmp_path))
     score(model, spec, few)
-    # Idefics2's processor pads pictures to the largest of a batch, which makes another picture of them. So does Gemma
-    # 3n's with sounds, whose last frames see the padding. Qwen3-Omni reads silence beside sounds that all are short.
+    # Idefics2's processor pads images to the largest of a batch, which makes another image of them. So does Gemma
+    # 3n's with audio clips, whose last frames see the padding. Qwen3-Omni reads silence beside clips that are short.
     assert encoded(model, spec) == (family in ('idefics2', 'gemma3n', 'qwen3_omni_moe_thinker'))
     lost = files(tmp_path)[::2]
     for path in lost:

@@ -94,7 +94,7 @@ def test_media_of_the_prompt_are_encoded_once(family: str, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize('family', ['llava', 'qwen2_vl'])
 def test_media_of_the_responses_are_their_own(family: str, tiny: Tiny) -> None:
-    """Two pictures for one prompt, to be judged, then one of them in a turn after the first differing one."""
+    """Two images for one prompt, to be judged, then one of them in a turn after the first differing one."""
     shown = [
         [user('Draw a square.'), {**assistant('Here.'), 'content': [drawn, *assistant('Here.')['content']]}]
         for drawn in (picture(60, 40), picture(30, 90, 'blue'))

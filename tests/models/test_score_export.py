@@ -22,7 +22,7 @@ from tests.models.common import stir
 from tests.models.samples import END, multi_turn, several_images, single
 
 Tiny = Callable[..., Path]
-# Of the families here with pictures, transformers has such a class for Gemma 3 alone.
+# Of the families here with images, transformers has such a class for Gemma 3 alone.
 CLASSIFIERS = {'qwen2': 'Qwen2', 'opt': 'OPT', 'gemma3_text': 'Gemma3Text', 'gemma3': 'Gemma3'}
 
 

@@ -22,7 +22,7 @@ REASON = 'is an answer to train and holds image media, but models of type .* wri
 
 
 def drawn(text: str = 'Like this.') -> Message:
-    """An answer with a picture in it."""
+    """An answer with an image in it."""
     return {'role': 'assistant', 'content': [picture(56, 56), {'type': 'text', 'text': text}]}
 
 

@@ -112,7 +112,7 @@ def test_a_step_without_a_single_usable_row_changes_nothing_and_hangs_nobody(tin
 
 
 def _pictures(folder: Path) -> list[tuple[dict, str | None]]:
-    """Writes pictures; returns rows with the reason why each cannot be used, None where it can."""
+    """Writes images; returns rows with the reason why each cannot be used, None where it can."""
     picture = Image.fromarray(numpy.arange(40 * 30 * 3, dtype=numpy.uint8).reshape(40, 30, 3))
     works = {
         'rgb.png': picture,
@@ -147,7 +147,7 @@ def _pictures(folder: Path) -> list[tuple[dict, str | None]]:
         ({**GOOD, 'image': 'https://example.org/dog.png'}, 'URLs are off'),
         ({**GOOD, 'image': 'data:image/png;base64,%%%'}, 'broken base64'),
         ({**GOOD, 'image': ''}, 'empty'),
-        (GOOD, None),  # a row of text among rows with pictures
+        (GOOD, None),  # a row of text among rows with images
         ({**GOOD, 'image': ['rgb.png', 'rgba.png']}, None),
         ({**GOOD, 'image': ['rgb.png', 'missing.png']}, 'does not exist'),
         ({**GOOD, 'instruction': '<image> or <image>?', 'image': ['rgb.png', 'rgba.png']}, None),

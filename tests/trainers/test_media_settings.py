@@ -89,7 +89,7 @@ def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Pa
     assert heard.prompt.media_counts == {'video': 1, 'audio': 1} and silent.prompt.media_counts == {'video': 1}
     # 2 s at 25 tokens a second.
     assert int((heard.prompt.ids == spec.config.audio_token_id).sum()) == 50
-    # Where all ranks have to run the same towers, that for sounds is among them, though the pair reads none.
+    # Where all ranks have to run the same towers, that for audio clips is among them, though the pair reads none.
     assert make_collator(cfgs, spec, PAIRS['text_video_to_text'], SFT()).dummy_kinds == ('audio', 'video')
     without = cfgs.model_copy(update={'data_cfgs': cfgs.data_cfgs.model_copy(update={'audio_in_video': False})})
     assert make_collator(without, spec, PAIRS['text_video_to_text'], SFT()).dummy_kinds == ('video',)

@@ -1,4 +1,4 @@
-"""Sets of texts, pictures, sounds and clips in one run on two ranks: mixed as asked, in step, and resumed exactly."""
+"""Sets of texts, images, audio and videos in one run on two ranks: mixed as asked, in step, and resumed exactly."""
 
 from __future__ import annotations
 

@@ -294,7 +294,7 @@ def test_kept_scores_and_kept_features_leave_neither_reference_nor_tower_to_run(
     argv = sft(tmp_path / 'run', tiny('llava'), rows, template='Preference',
                reference_cache_dir=tmp_path / 'cache', feature_cache_dir=tmp_path / 'features')  # fmt: skip
     succeed(argv, pair=IMAGE, before=count(tmp_path / 'first'), algorithm=DPO)
-    # The medium of the check before the first step, and the pictures: the reference reads the policy's features.
+    # The medium of the check before the first step, and the images: the reference reads the policy's features.
     assert [sum(epoch) for epoch in epochs(tmp_path / 'first', 0)] == [4, 0]
     expected = losses(tmp_path / 'run')
     watch = count(tmp_path / 'second')

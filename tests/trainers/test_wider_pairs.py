@@ -1,4 +1,4 @@
-"""The pairs with sounds and clips: each leaf trains a tiny model on rows with and without media, on two ranks."""
+"""The pairs with audio and videos: each leaf trains a tiny model on rows with and without media, on two ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOUND = {'instruction': '<audio> how high?', 'output': 'low', 'audios': 'tone.wa
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A picture, a folder of frames and a tone."""
+    """An image, a folder of frames and a tone."""
     Image.new('RGB', (56, 56), 'red').save(tmp_path / 'red.png')
     (tmp_path / 'clip').mkdir()
     for number in range(4):

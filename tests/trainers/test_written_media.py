@@ -39,7 +39,7 @@ DRAWING = Pair('text_to_image', writes=frozenset({'image'}))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the picture that the rows name."""
+    """A folder with the image that the rows name."""
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'red.png')
     return tmp_path
 

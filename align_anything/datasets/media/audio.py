@@ -50,7 +50,7 @@ def decode_audio(media: Media) -> Audio:
 def finish(samples: numpy.ndarray, rate: int, media: Media, limit: float) -> Audio:
     """Returns samples `(samples, channels)` checked, mixed and resampled. Raises as `decode_audio` does."""
     if rate not in RATES:
-        raise SampleError(f'{describe(media)} has a rate of {rate} samples per second, which is no rate of a sound.')
+        raise SampleError(f'{describe(media)} has a rate of {rate} samples per second, which is no rate of audio.')
     if len(samples) < MIN_SECONDS * rate:
         raise SampleError(
             f'{describe(media)} is too short: {len(samples) / rate:.3f} s, and at least {MIN_SECONDS} s are needed.'
@@ -128,14 +128,14 @@ def _given(source: Any, media: Media) -> tuple[numpy.ndarray, int]:
     if isinstance(source, Mapping):
         source, rate = source.get('array'), source.get('sampling_rate', rate)
     if not isinstance(source, (list, tuple, numpy.ndarray)):
-        raise SampleError(f'{describe(media)} is nothing that a sound can be made from.')
+        raise SampleError(f'{describe(media)} is nothing that audio can be made from.')
     if not isinstance(rate, (int, float)):
         raise SampleError(
             f"{describe(media)} has no rate: give {{'array': samples, 'sampling_rate': samples per second}}."
         )
     array = numpy.asarray(source)
     if array.dtype.kind not in 'iuf' or array.ndim not in (1, 2):
-        raise SampleError(f'{describe(media)} of {array.dtype} and shape {array.shape} is no sound.')
+        raise SampleError(f'{describe(media)} of {array.dtype} and shape {array.shape} is no audio.')
     if array.dtype.kind in 'iu' and not isinstance(source, (list, tuple)):
         half = 2.0 ** (8 * array.dtype.itemsize - 1)
         array = array / half - (1 if array.dtype.kind == 'u' else 0)

@@ -48,7 +48,7 @@ def read_track(
 
     with open_container(source, media) as container:
         if not container.streams.audio:
-            raise SampleError(f'{describe(media)} has no sound track.')
+            raise SampleError(f'{describe(media)} has no audio track.')
         stream = container.streams.audio[0]
         rate, planar = stream.rate, av.AudioResampler(format='fltp')
         blocks: list[numpy.ndarray] = []
@@ -61,7 +61,7 @@ def read_track(
             if length + lead >= seconds * rate:
                 break
         if not length:
-            raise SampleError(f'{describe(media)} has a sound track without any sound in it.')
+            raise SampleError(f'{describe(media)} has an audio track without any samples in it.')
     samples = numpy.concatenate(blocks, axis=1).T[max(0, -lead) :]
     silence = numpy.zeros((max(0, lead), samples.shape[1]), samples.dtype)
     return numpy.concatenate([silence, samples]), rate

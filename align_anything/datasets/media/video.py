@@ -21,7 +21,7 @@ from align_anything.datasets.media.image import MAX_PIXELS, decode_image, to_byt
 from align_anything.datasets.media.sampling import FPS, fitted, pick
 from align_anything.datasets.media.sources import as_file, describe, make_media
 
-PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 WORTH_A_JUMP = 4
 """Frames between here and a keyframe from which on seeking is faster than decoding."""
 HELD = 1
@@ -42,7 +42,7 @@ def decode_video(media: Media) -> Video:
         return _from_frames(_listed(media, media.source), None, media)
     source = as_file(media)
     if isinstance(source, (str, bytes, bytearray)):
-        return _from_clip(source, media)
+        return _from_video(source, media)
     if isinstance(source, Video):
         return source
     if isinstance(source, Mapping) and source.get('frames') is not None:
@@ -67,9 +67,9 @@ class _Index:
     unit: float
 
 
-def _from_clip(source: str | bytes | bytearray, media: Media) -> Video:
+def _from_video(source: str | bytes | bytearray, media: Media) -> Video:
     with open_container(source, media) as container:
-        index = _read_index(container, _pictures_of(container, media), media)
+        index = _read_index(container, _video_stream(container, media), media)
     times = (numpy.array(index.stamps, dtype=numpy.float64) - index.stamps[0]) * index.unit
     picked, timestamps = pick(times, index.duration, media.options)
     wanted = [index.stamps[number] for number in dict.fromkeys(picked.tolist())]
@@ -79,12 +79,12 @@ def _from_clip(source: str | bytes | bytearray, media: Media) -> Video:
     return Video(frames, timestamps, len(times) / index.duration, audio)
 
 
-def _pictures_of(container: Any, media: Media) -> Any:
+def _video_stream(container: Any, media: Media) -> Any:
     from av.stream import Disposition
 
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
-        raise SampleError(f'{describe(media)} has no pictures in it, only sound.')
+        raise SampleError(f'{describe(media)} has no video track, only audio.')
     stream = streams[0]
     if stream.width * stream.height > MAX_PIXELS:
         raise SampleError(
@@ -147,7 +147,7 @@ def _frames_at(
     """Returns the frame shown at each of the times `wanted`, ascending; `count` frames share the pixel budget."""
     for keys in (index.keys, []):
         with open_container(source, media) as container:
-            stream = _pictures_of(container, media)
+            stream = _video_stream(container, media)
             try:
                 shown = _Shown(container, stream, index.stamps, keys)
                 return {stamp: _picture(shown.at(stamp), count, media) for stamp in wanted}
@@ -215,9 +215,9 @@ def _listed(media: Media, folder: str) -> list[str]:
         # frame10 comes after frame9.
         return [int(word) if word.isdigit() else word for word in re.split(r'(\d+)', path.name)]
 
-    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES]
+    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
-        raise SampleError(f'{describe(media)} is a folder without pictures ({", ".join(PICTURES)}).')
+        raise SampleError(f'{describe(media)} is a folder without images ({", ".join(IMAGE_SUFFIXES)}).')
     return [str(path) for path in sorted(found, key=order)]
 
 
@@ -225,8 +225,8 @@ def _from_frames(source: Any, fps: float | None, media: Media) -> Video:
     """Returns frames in memory, `(frames, height, width[, channels])` or a list of images, as a video."""
     if isinstance(source, str):
         source = _listed(media, source)
-    are_pictures = isinstance(source, (list, tuple)) and source and not isinstance(source[0], (list, tuple))
-    if not are_pictures:
+    are_images = isinstance(source, (list, tuple)) and source and not isinstance(source[0], (list, tuple))
+    if not are_images:
         if not isinstance(source, (list, tuple, numpy.ndarray)):
             raise SampleError(f'{describe(media)} is nothing that a video can be made from.')
         source = to_bytes_per_channel(_channels_last(numpy.asarray(source), media), media)

@@ -41,8 +41,8 @@ class AccustomedGemma4Body(Gemma4Model):
             return super().forward(*args, pixel_values=pixel_values, image_position_ids=image_position_ids, **inputs)
         # All videos as one: their features are put end to end afterwards.
         frames = torch.tensor([len(pixel_values_videos)])
-        clips = self.get_video_features(pixel_values_videos, video_position_ids, frames, return_dict=True)
-        outputs = {'video': clips}
+        videos = self.get_video_features(pixel_values_videos, video_position_ids, frames, return_dict=True)
+        outputs = {'video': videos}
         if pixel_values is not None:
             outputs['image'] = self.get_image_features(pixel_values, image_position_ids, return_dict=True)
         return super().forward(*args, **{**inputs, 'mm_encoder_outputs': outputs})
@@ -56,7 +56,7 @@ class Gemma4Encoder(RunEncoder):
         return {name: value for name, value in outputs.items() if name not in COUNTS}
 
 
-class PictureCalls(TowerCalls):
+class ImageCalls(TowerCalls):
     """Calls with one row for each image or frame; the output has as many rows as there are tokens."""
 
     def __init__(self, pooling: int) -> None:
@@ -69,7 +69,7 @@ class PictureCalls(TowerCalls):
         return [int((item['pixel_position_ids'] != -1).all(-1).sum()) // self.pooling for item in items]
 
 
-class PaddedSoundCalls(TowerCalls):
+class PaddedAudioCalls(TowerCalls):
     """Calls with one row for each audio clip, padded to the longest. Kept is what a clip gives without padding."""
 
     def items(self, tensors: Mapping[str, Tensor]) -> list[Item]:
@@ -97,7 +97,7 @@ class Gemma4Spec(FamilySpec):
     """The default rules with the components named; the audio tracks of a turn's videos stand at its end."""
 
     encoder_class = Gemma4Encoder
-    hears_clips = True
+    reads_audio_in_video = True
     component_prefixes = {
         'vision_tower': ('model.vision_tower',),
         'audio_tower': ('model.audio_tower',),
@@ -116,8 +116,8 @@ class Gemma4Spec(FamilySpec):
     def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of a tower are split."""
         if component == 'audio_tower':
-            return PaddedSoundCalls()
-        return PictureCalls(self.config.vision_config.pooling_kernel_size**2)
+            return PaddedAudioCalls()
+        return ImageCalls(self.config.vision_config.pooling_kernel_size**2)
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:

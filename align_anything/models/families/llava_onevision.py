@@ -45,12 +45,12 @@ class AccustomedLlavaOnevisionBody(LlavaOnevisionModel):
             return super().forward(*args, image_sizes=image_sizes, **pixels, **inputs)
         outputs = {}
         if image_alone is not None:
-            outputs['image'] = self._pictures(pixel_values, image_sizes, image_alone)
+            outputs['image'] = self._images(pixel_values, image_sizes, image_alone)
         if video_frames is not None:
-            outputs['video'] = self._clips(pixel_values_videos, video_frames)
+            outputs['video'] = self._videos(pixel_values_videos, video_frames)
         return super().forward(*args, **{**inputs, 'mm_encoder_outputs': outputs})
 
-    def _pictures(self, pixels: Tensor, sizes: Tensor, alone: Tensor) -> Any:
+    def _images(self, pixels: Tensor, sizes: Tensor, alone: Tensor) -> Any:
         flags = alone.tolist()
         crowd = [index for index, flag in enumerate(flags) if not flag]
         # The count of images tells transformers how to cut them: one is cut into patches, a group is not.
@@ -58,16 +58,16 @@ class AccustomedLlavaOnevisionBody(LlavaOnevisionModel):
         order = [*group, *(index for index, flag in enumerate(flags) if flag)]
         counts = ([len(group)] if group else []) + [1] * (len(order) - len(group))
         found = self.get_image_features(pixels[order], sizes[order], batch_num_images=counts, return_dict=True)
-        by_picture = dict(zip(order, found.pooler_output, strict=True))
-        found.pooler_output = [by_picture[index] for index in range(len(flags))]
+        by_image = dict(zip(order, found.pooler_output, strict=True))
+        found.pooler_output = [by_image[index] for index in range(len(flags))]
         return found
 
-    def _clips(self, frames: Tensor, lengths: Tensor) -> Any:
+    def _videos(self, frames: Tensor, lengths: Tensor) -> Any:
         found = self.get_video_features(frames[:, None], return_dict=True)
         # Every frame came as a video, with the token that ends a video behind it.
         tokens, end = found.pooler_output[:, :-1], found.pooler_output[0, -1:]
-        clips = [torch.cat([clip.flatten(0, 1), end]) for clip in tokens.split(lengths.tolist())]
-        found.pooler_output = torch.cat(clips)[None]
+        videos = [torch.cat([video.flatten(0, 1), end]) for video in tokens.split(lengths.tolist())]
+        found.pooler_output = torch.cat(videos)[None]
         return found
 
 
@@ -81,10 +81,10 @@ class LlavaOnevisionEncoder(RunEncoder):
 
     def piece(self, run: Run, first: bool = False) -> Piece:
         """Encodes one run. An image that is alone in its run but not in its conversation is processed with another."""
-        pictures = [item for kind, item in run.media if kind == 'image']
-        if not isinstance(run, RunAmongMany) or len(pictures) != 1:
+        images = [item for kind, item in run.media if kind == 'image']
+        if not isinstance(run, RunAmongMany) or len(images) != 1:
             return super().piece(run, first)
-        media = (*run.media, ('image', pictures[0]))
+        media = (*run.media, ('image', images[0]))
         piece = super().piece(replace(run, text=run.text + self.placeholders['image'], media=media), first)
         length = len(piece) - self.processor.num_image_tokens - 1
         rows = ('pixel_values', 'image_sizes', 'image_alone')
@@ -102,9 +102,9 @@ class LlavaOnevisionEncoder(RunEncoder):
             number = int(tidy.pop('batch_num_images').sum())
             tidy['image_alone'] = torch.full((number,), number == 1)
         if 'pixel_values_videos' in tidy:
-            clips = tidy['pixel_values_videos']
-            tidy['pixel_values_videos'] = clips.flatten(0, 1)
-            tidy['video_frames'] = torch.full((len(clips),), len(clips[0]))
+            videos = tidy['pixel_values_videos']
+            tidy['pixel_values_videos'] = videos.flatten(0, 1)
+            tidy['video_frames'] = torch.full((len(videos),), len(videos[0]))
         return tidy
 
 
@@ -131,8 +131,8 @@ class LlavaOnevisionSpec(LlavaNextSpec):
             lengths = frames.unique().tolist()
             if len(lengths) > 1:
                 raise SampleError(
-                    f'a prompt has clips of {" and ".join(map(str, lengths))} frames, and generate() of this model '
-                    'takes only clips of one length: set data_cfgs.num_frames'
+                    f'a prompt has videos of {" and ".join(map(str, lengths))} frames, and generate() of this model '
+                    'takes only videos of one length: set data_cfgs.num_frames'
                 )
             inputs['pixel_values_videos'] = inputs['pixel_values_videos'].unflatten(0, (len(frames), lengths[0]))
         return inputs
@@ -143,8 +143,8 @@ class LlavaOnevisionSpec(LlavaNextSpec):
 
 
 def _among(run: Run, conversation: Conversation) -> Run:
-    pictures = sum(kind == 'image' for kind, _ in media_of(conversation))
-    return RunAmongMany(run.text, run.weight, run.media, run.token) if pictures > 1 else run
+    images = sum(kind == 'image' for kind, _ in media_of(conversation))
+    return RunAmongMany(run.text, run.weight, run.media, run.token) if images > 1 else run
 
 
 MODEL, BODY, SPEC = AccustomedLlavaOnevisionModel, AccustomedLlavaOnevisionBody, LlavaOnevisionSpec

@@ -107,14 +107,14 @@ class MllamaEncoder(RunEncoder):
             return piece
         ids = torch.tensor(self._text_ids(run.text, first), dtype=torch.long)
         is_media = torch.isin(ids, torch.tensor(sorted(self.media_token_ids)))
-        pictures = [item for _, item in run.media]
+        images = [item for _, item in run.media]
         try:
-            outputs = self.processor.image_processor([pictures], return_tensors='pt')
+            outputs = self.processor.image_processor([images], return_tensors='pt')
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-            raise SampleError(f'the image processor refuses a picture of this turn: {error!r}') from error
+            raise SampleError(f'the image processor refuses an image of this turn: {error!r}') from error
         weights = torch.where(is_media, 0.0, run.weight)
-        media = {**self.tidied(outputs), 'late_images': torch.ones(len(pictures), dtype=torch.bool)}
-        return Piece(ids, weights, media, {'image': len(pictures)})
+        media = {**self.tidied(outputs), 'late_images': torch.ones(len(images), dtype=torch.bool)}
+        return Piece(ids, weights, media, {'image': len(images)})
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the outputs with images in one list; what each token sees is found in the model."""

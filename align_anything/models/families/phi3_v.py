@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from align_anything.models.own_code import MARKS, PICTURE, OwnCodeEncoder, OwnCodeSpec, Written, by_kind
+from align_anything.models.own_code import IMAGE, MARKS, OwnCodeEncoder, OwnCodeSpec, Written, by_kind
 from align_anything.models.rendering import Run
 
 PLACEHOLDER = '<|image|>'
@@ -19,7 +19,7 @@ class Phi3VEncoder(OwnCodeEncoder):
         """Returns the tokens of each image, and the crops of all."""
         found = self.processor.image_processor(by_kind(run, 'image'), return_tensors='pt')
         (token,) = self.media_token_ids
-        written = [Written([token] * int(number), [PICTURE] * int(number)) for number in found['num_img_tokens']]
+        written = [Written([token] * int(number), [IMAGE] * int(number)) for number in found['num_img_tokens']]
         return written, {name: found[name] for name in ('pixel_values', 'image_sizes')}
 
     def text_ids(self, text: str, first: bool, behind_medium: bool) -> list[int]:
@@ -32,7 +32,7 @@ def negative(inputs: dict[str, Any]) -> dict[str, Any]:
     marks = inputs.get(MARKS)
     if marks is None:
         return inputs
-    ids = inputs['input_ids'].masked_fill(marks == PICTURE, -1)
+    ids = inputs['input_ids'].masked_fill(marks == IMAGE, -1)
     return {**{name: value for name, value in inputs.items() if name != MARKS}, 'input_ids': ids}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
-from align_anything.models.own_code import MARKS, PICTURE, OwnCodeEncoder, OwnCodeSpec, Written
+from align_anything.models.own_code import IMAGE, MARKS, OwnCodeEncoder, OwnCodeSpec, Written
 from align_anything.models.rendering import Run
 
 START, PAD, END = '<img>', '<imgpad>', '</img>'
@@ -34,7 +34,7 @@ class QwenVLEncoder(OwnCodeEncoder):
         """Returns the text of a run with the number of each image. Raises SampleError for a tag in the text."""
         parts = run.text.split(PLACEHOLDER)
         if any(tag in part for part in parts for tag in (START, END)):
-            raise SampleError(f'the text holds {START} or {END}, which this model takes for the path of a picture')
+            raise SampleError(f'the text holds {START} or {END}, which this model takes for the path of an image')
         numbers = range(first_number, first_number + len(parts) - 1)
         return parts[0] + ''.join(
             f'Picture {number}: {PLACEHOLDER}{part}' for number, part in zip(numbers, parts[1:], strict=True)
@@ -43,12 +43,12 @@ class QwenVLEncoder(OwnCodeEncoder):
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
         """Returns the tokens of each image, and their pixels."""
         start, pad, end = self.tokenizer.convert_tokens_to_ids([START, PAD, END])
-        tokens = Written([start, *[pad] * self.queries, end], [0, *[PICTURE] * self.queries, 0])
+        tokens = Written([start, *[pad] * self.queries, end], [0, *[IMAGE] * self.queries, 0])
         pixels = torch.stack([self._pixels(item) for _, item in run.media])
         return [tokens] * len(run.media), {'pixel_values': pixels}
 
-    def _pixels(self, picture: Image.Image) -> Tensor:
-        small = picture.convert('RGB').resize((self.side, self.side), Image.Resampling.BICUBIC)
+    def _pixels(self, image: Image.Image) -> Tensor:
+        small = image.convert('RGB').resize((self.side, self.side), Image.Resampling.BICUBIC)
         colours = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
         return (colours - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
@@ -114,7 +114,7 @@ class QwenVLSpec(OwnCodeSpec):
     def __init__(self, config: Any, tokenizer: Any, processor: Any = None, **how: Any) -> None:
         """Reads the checkpoint. Raises ModelError as the base class does, and for a Qwen that sees no images."""
         if not config.to_dict().get('visual'):
-            raise ModelError('of the first Qwen models only Qwen-VL is known here; this checkpoint reads no pictures.')
+            raise ModelError('of the first Qwen models only Qwen-VL is known here; this checkpoint reads no images.')
         if tokenizer.eos_token is None:
             # The checkpoint's tokenizer says of no token that it ends a text.
             tokenizer.eos_token = '<|im_end|>'

@@ -30,7 +30,7 @@ class Qwen2AudioEncoder(RunEncoder):
         if 'feature_attention_mask' in piece.media:
             frames = int(piece.media['feature_attention_mask'].sum(-1).min())
             if ((frames - 1) // 2 - 1) // 2 + 1 < 2:
-                raise SampleError(f'the sound is too short for this model: {frames} frames of 10 ms')
+                raise SampleError(f'the audio is too short for this model: {frames} frames of 10 ms')
         return piece
 
 

@@ -13,7 +13,7 @@ from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 from align_anything.models.body import BodyWithin
 from align_anything.models.encoding import merge_media
 from align_anything.models.omni import COMPONENTS, OmniSpec, put
-from align_anything.models.tower_calls import Features, Forward, Item, PatchCalls, SoundCalls, TowerCalls
+from align_anything.models.tower_calls import AudioCalls, Features, Forward, Item, PatchCalls, TowerCalls
 
 
 class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGeneration, BodyWithin):
@@ -38,15 +38,15 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
         """
         embeds = self.get_input_embeddings()(input_ids)
         if input_features is not None:
-            sounds = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
-            embeds = put(embeds, input_ids == self.config.audio_token_id, sounds.last_hidden_state)
+            audio_clips = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
+            embeds = put(embeds, input_ids == self.config.audio_token_id, audio_clips.last_hidden_state)
         seen: list[tuple[Tensor, Any]] = []
         if pixel_values is not None:
-            pictures = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
-            seen.append((input_ids == self.config.image_token_id, pictures))
+            images = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            seen.append((input_ids == self.config.image_token_id, images))
         if pixel_values_videos is not None:
-            clips = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
-            seen.append((input_ids == self.config.video_token_id, clips))
+            videos = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+            seen.append((input_ids == self.config.video_token_id, videos))
         for mask, visuals in seen:
             embeds = put(embeds, mask, torch.cat(visuals.pooler_output))
         if seen:
@@ -79,7 +79,7 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
         return outputs
 
 
-class WindowCalls(SoundCalls):
+class WindowCalls(AudioCalls):
     """Calls in which short audio clips are read as beside a longer one, whichever of them are there."""
 
     def __init__(self, window: int) -> None:

@@ -17,7 +17,7 @@ class AccustomedSmolVLMModel(SmolVLMForConditionalGeneration):
 class SmolVLMEncoder(RunEncoder):
     """Gives videos calls of their own: the processor has one name for the pixels of images and of videos."""
 
-    clips_apart: ClassVar[bool] = True
+    videos_apart: ClassVar[bool] = True
 
 
 class SmolVLMSpec(FamilySpec):

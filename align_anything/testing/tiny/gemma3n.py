@@ -10,8 +10,8 @@ from align_anything.testing.tiny.templates import content, turns
 from align_anything.testing.tiny.tokenizers import make_tokenizer
 
 # timm's network, its width, and the side of an image that it makes four tokens of.
-NETWORK, WIDTH, SIDE, PICTURE_TOKENS = 'test_efficientnet_ln', 256, 64, 4
-SOUND_TOKENS = 32
+NETWORK, WIDTH, SIDE, IMAGE_TOKENS = 'test_efficientnet_ln', 256, 64, 4
+AUDIO_TOKENS = 32
 
 
 def build(options: TinyOptions, out: Path) -> None:
@@ -72,8 +72,8 @@ def build(options: TinyOptions, out: Path) -> None:
         text_config=text,
         audio_config=audio,
         vision_config=vision,
-        audio_soft_tokens_per_image=SOUND_TOKENS,
-        vision_soft_tokens_per_image=PICTURE_TOKENS,
+        audio_soft_tokens_per_image=AUDIO_TOKENS,
+        vision_soft_tokens_per_image=IMAGE_TOKENS,
         **ids,
     )
     sizes: dict[str, Any] = {'size': {'height': SIDE, 'width': SIDE}, 'do_normalize': False}
@@ -81,8 +81,8 @@ def build(options: TinyOptions, out: Path) -> None:
         transformers.Gemma3nAudioFeatureExtractor(feature_size=MELS),
         transformers.SiglipImageProcessor(**sizes),
         tokenizer,
-        audio_seq_length=SOUND_TOKENS,
-        image_seq_length=PICTURE_TOKENS,
+        audio_seq_length=AUDIO_TOKENS,
+        image_seq_length=IMAGE_TOKENS,
         chat_template=turns(
             '<start_of_turn>{role}\n',
             '<end_of_turn>\n',

@@ -105,7 +105,7 @@ def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streami
 
 def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
     """What the settings ask of decoding each kind of media."""
-    sound = {'max_seconds': data.max_audio_seconds, 'long_audio': data.long_audio}
+    audio = {'max_seconds': data.max_audio_seconds, 'long_audio': data.long_audio}
     frames = {
         key: getattr(data, key)
         for key in ('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels')
@@ -113,8 +113,8 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
     urls = {'allow_urls': data.allow_urls}
     return {
         'image': urls,
-        'video': {**urls, **frames, **sound, 'audio': data.audio_in_video},
-        'audio': {**urls, **sound},
+        'video': {**urls, **frames, **audio, 'audio': data.audio_in_video},
+        'audio': {**urls, **audio},
     }
 
 
@@ -156,10 +156,10 @@ def make_dataset(
 
     Raises ModelError for audio in videos that it cannot hear, SettingsError when the cache cannot be written to.
     """
-    with_sound = any(source.media_options.get('video', {}).get('audio') for source in sources)
-    if with_sound and not (spec.hears_clips and 'audio' in spec.reads):
+    with_audio = any(source.media_options.get('video', {}).get('audio') for source in sources)
+    if with_audio and not (spec.reads_audio_in_video and 'audio' in spec.reads):
         raise ModelError(
-            f"data_cfgs.audio_in_video is on, but models of type '{spec.model_type}' do not hear the sound of a clip: "
+            f"data_cfgs.audio_in_video is on, but models of type '{spec.model_type}' do not hear the audio of a video: "
             'switch it off, or choose a checkpoint that does, such as an Omni thinker'
         )
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}

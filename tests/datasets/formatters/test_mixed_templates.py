@@ -66,7 +66,7 @@ IO_FILE = """{
 
 
 def words(kind: str, value: Any) -> str:
-    """What a decoded medium is: a clip's number of frames, a sound's seconds, a picture's size."""
+    """What a decoded medium is: a video's number of frames, an audio clip's seconds, an image's size."""
     return {
         'video': lambda: f'{len(value.frames)} frames',
         'audio': lambda: f'{len(value.samples) / value.rate:.1f} s',
