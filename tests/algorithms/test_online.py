@@ -159,17 +159,19 @@ def test_the_price_of_divergence_follows_its_target(name: str) -> None:
     # Of 4 responses in 40; the error is bounded by 0.2 on either side.
     factor = 1 + 4 / 40 * (0.2 if divergence > 0 else -0.2)
     state: dict = {}
-    prices = [0.1, 0.1 * factor, 0.1 * factor**2]
-    for price, following in zip(prices, prices[1:], strict=False):
+    kl_coeffs = [0.1, 0.1 * factor, 0.1 * factor**2]
+    for kl_coeff, following in zip(kl_coeffs, kl_coeffs[1:], strict=False):
         found = advantages(algorithm, state)
-        settled = advantages(KNOWN[name](kl_coeff=price, **still))
+        settled = advantages(KNOWN[name](kl_coeff=kl_coeff, **still))
         assert found['advantage'].tolist() == pytest.approx(settled['advantage'].tolist(), rel=1e-9)
         assert state['kl_coeff'] == pytest.approx(following) and state['response_kl'] == pytest.approx(divergence)
 
 
 def test_the_price_does_not_turn_round_however_many_responses_there_are() -> None:
     state: dict = {}
-    KNOWN['rloo'](kl_coeff=0.1, kl_target=1e6, kl_horizon=1).price_of_kl(experience(), lambda tensor: tensor, state)
+    KNOWN['rloo'](kl_coeff=0.1, kl_target=1e6, kl_horizon=1).current_kl_coeff(
+        experience(), lambda tensor: tensor, state
+    )
     assert state['kl_coeff'] == pytest.approx(0.08)
 
 
