@@ -54,9 +54,9 @@ PAIRS = {
 OFFLINE = dict.fromkeys('dpo simpo orpo cpo rm rm_score'.split(), 'Preference')
 OFFLINE |= {'sft': 'Instruction', 'kto': 'Unpaired', 'cost_model': 'PKUSafeRLHF_Cost'}
 """Their templates; the algorithms that generate responses take prompts of `Instruction`."""
-COMPARING = 'grpo rloo online_dpo multi_ppo reinforce_plus_plus'.split()
+GROUP_BASED = 'grpo rloo online_dpo multi_ppo reinforce_plus_plus'.split()
 # vLLM starts slowly and has tests of its own; ppo_vllm is among the variants, where transformers generates.
-ALGORITHMS = (*OFFLINE, *COMPARING, 'ppo', 'ppo_remote_rm', 'saferlhf')
+ALGORITHMS = (*OFFLINE, *GROUP_BASED, 'ppo', 'ppo_remote_rm', 'saferlhf')
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
 WORDS = 'sun sea tree stone bird cloud river field house road lamp door fish salt wind star moon hill'.split()
 Case = tuple[str, int, dict[str, Any]]  # the leaf, how many ranks, the settings
@@ -130,7 +130,7 @@ def make_case(name: str, number: int, more: dict[str, Any]) -> Case:
             'reward_model_name_or_path': reward, 'reward_functions': '[length, repetition]',
             'reward_kwargs': '{length: {max_length: 8, cache: 8}, repetition: {ngram: 1}}',
         }  # fmt: skip
-        values |= {} if algorithm in COMPARING else {'reward_critic_model_name_or_path': reward, 'critic_lr': 1e-3}
+        values |= {} if algorithm in GROUP_BASED else {'reward_critic_model_name_or_path': reward, 'critic_lr': 1e-3}
         values |= {'cost_model_name_or_path': cost, 'threshold': -10.0} if algorithm == 'saferlhf' else {}
     return f'align_anything.trainers.{pair}.{algorithm}', int(ranks[-1]), values | more
 

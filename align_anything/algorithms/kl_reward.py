@@ -52,7 +52,7 @@ class KLReward(PolicyGradient, Reference):
         return self.kl_loss_coeff, self.kl_loss_estimator
 
     def current_kl_coeff(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> float:
-        """What a nat costs in this rollout: `kl_coeff`, or where that has a target, what it has come to."""
+        """The KL coefficient of this rollout: `kl_coeff`, or with `kl_target` what it has come to."""
         if self.kl_target is None:
             return self.kl_coeff
         kl_coeff = state.get('kl_coeff', self.kl_coeff)

@@ -12,7 +12,7 @@ from align_anything.core.types import Audio, Video
 from align_anything.models import structure
 
 REST_SECONDS = 0.1
-"""By so much an audio clip may outlast a processor's window; the rest is left away."""
+"""By so much an audio clip may outlast a processor's window; the rest is dropped."""
 
 
 def media_arguments(processor: Any, media: Mapping[str, list[Any]]) -> dict[str, Any]:

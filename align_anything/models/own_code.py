@@ -67,11 +67,11 @@ class OwnCodeEncoder(RunEncoder):
             raise SampleError(f'the own code of this checkpoint refuses a medium of this turn: {error!r}') from error
         ids: list[int] = []
         marks: list[int] = []
-        for place, text in enumerate(self._between(self.spelled(run, number))):
-            if place:
-                ids.extend(media[place - 1].ids)
-                marks.extend(media[place - 1].marks)
-            found = self.text_ids(text, first and place == 0, place > 0)
+        for index, text in enumerate(self._between(self.spelled(run, number))):
+            if index:
+                ids.extend(media[index - 1].ids)
+                marks.extend(media[index - 1].marks)
+            found = self.text_ids(text, first and index == 0, index > 0)
             ids.extend(found)
             marks.extend([0] * len(found))
         marked = torch.tensor(marks, dtype=torch.long)

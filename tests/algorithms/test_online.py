@@ -149,7 +149,7 @@ def test_settings_that_do_not_go_together(name: str, settings: dict, message: st
 
 
 @pytest.mark.parametrize('name', ['ppo', 'saferlhf', 'rloo', 'reinforce_plus_plus'])
-def test_the_price_of_divergence_follows_its_target(name: str) -> None:
+def test_the_kl_coefficient_follows_its_target(name: str) -> None:
     """Each rollout pays what the one before it led to."""
     rollout = experience()
     divergence = float((rollout.logprobs - rollout.reference).sum()) / 4
@@ -167,7 +167,7 @@ def test_the_price_of_divergence_follows_its_target(name: str) -> None:
         assert state['kl_coeff'] == pytest.approx(following) and state['response_kl'] == pytest.approx(divergence)
 
 
-def test_the_price_does_not_turn_round_however_many_responses_there_are() -> None:
+def test_the_kl_coefficient_moves_by_a_fifth_at_most_however_many_responses_there_are() -> None:
     state: dict = {}
     KNOWN['rloo'](kl_coeff=0.1, kl_target=1e6, kl_horizon=1).current_kl_coeff(
         experience(), lambda tensor: tensor, state

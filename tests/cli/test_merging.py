@@ -95,7 +95,7 @@ def test_a_wrong_base_is_refused_and_leaves_nothing(tiny: Tiny, tmp_path: Path) 
     train(tiny('qwen2'), tmp_path / 'adapter')
     with pytest.raises(ModelError, match="'qwen2'.*not on a 'qwen3'"):
         merge_adapter(tmp_path / 'adapter', tmp_path / 'merged', base=str(tiny('qwen3')))
-    with pytest.raises(ModelError, match='without a place here are for: model.layers.1'):
+    with pytest.raises(ModelError, match='unexpected are those for: model.layers.1'):
         merge_adapter(tmp_path / 'adapter', tmp_path / 'merged', base=str(tiny('qwen2', layers=1)))
     assert [path.name for path in tmp_path.iterdir()] == ['adapter']
 

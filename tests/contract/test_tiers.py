@@ -15,7 +15,7 @@ from align_anything.cli.leaves import runs
 from tests.harness.pairwise import in_tiers
 from tests.harness.tiers import COUNTS, LONG, TOGETHER, count_tiers, first_tier, group_of
 from tests.invariants import families, test_fallback, test_frozen, test_gradients, test_scores, test_zero
-from tests.learning import test_clips, test_online, test_pictures, test_preferences, test_sounds, test_text
+from tests.learning import test_audio, test_images, test_online, test_preferences, test_text, test_videos
 from tests.scripts import test_shell_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_tests_are_counted_by_what_they_are_marked(request: pytest.FixtureReques
 
 
 def test_scores_are_compared_for_every_family_in_every_layout() -> None:
-    assert first_tier(test_scores.test_scores_are_the_plain_models_for_any_neighbours) == families.LAID
+    assert first_tier(test_scores.test_scores_are_the_plain_models_for_any_neighbours) == families.FAMILY_LAYOUTS
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_six_lessons_stay() -> None:
         first_tier(test)
         for test in (
             test_text.test_a_family_learns_to_count_in_phrasings_it_never_saw,
-            test_pictures.test_a_family_learns_to_see_one_picture,
-            test_clips.test_a_family_learns_the_order_of_frames,
-            test_sounds.test_a_family_learns_to_hear,
+            test_images.test_a_family_learns_to_see_one_image,
+            test_videos.test_a_family_learns_the_order_of_frames,
+            test_audio.test_a_family_learns_to_hear,
             test_preferences.test_a_model_learns_what_is_preferred,
             test_online.test_rewards_alone_teach_what_is_right,
         )

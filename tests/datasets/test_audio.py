@@ -28,7 +28,7 @@ def pitch(audio: Audio) -> float:
     return float(spectrum.argmax()) * audio.rate / len(audio.samples)
 
 
-def test_every_source_gives_the_same_sound(tmp_path: Path) -> None:
+def test_every_source_gives_the_same_audio(tmp_path: Path) -> None:
     content = sound(SECOND, subtype='FLOAT')
     path = tmp_path / 'tone.wav'
     path.write_bytes(content)
@@ -120,7 +120,7 @@ def test_long_audio_is_truncated_or_split() -> None:
     assert text == {'type': 'text', 'text': 'What?'}
 
 
-def test_the_sound_of_a_video_and_of_m4a() -> None:
+def test_the_audio_of_a_video_and_of_m4a() -> None:
     for content in (clip([0] * 10, audio=SECOND), clip([0] * 10, 'mov', audio=SECOND)):
         audio = audio_of(content, rate=16000)
         assert abs(len(audio.samples) - 16000) < 1100 and abs(pitch(audio) - 440) < 2

@@ -57,7 +57,7 @@ def test_a_row_becomes_a_named_example(tmp_path: Path) -> None:
     assert example.meta['train_on'] == 'last'
 
 
-def test_pictures_are_found_beside_the_file_and_meta_rides_along_without_them(tmp_path: Path, own: str) -> None:
+def test_images_are_found_beside_the_file_and_meta_rides_along_without_them(tmp_path: Path, own: str) -> None:
     (tmp_path / 'pictures').mkdir()
     Image.new('RGB', (3, 2)).save(tmp_path / 'pictures' / 'a.png')
     rows = [{'ask': '<image>what', 'image': 'pictures/a.png', 'label': 7}]

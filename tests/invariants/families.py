@@ -45,7 +45,9 @@ WIDER = (
 MULTIMODAL = IMAGE + WIDER
 FAMILIES = TEXT + MULTIMODAL
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
-LAID = [(family, layout) for family in FAMILIES for layout in (LAYOUTS[:1] if family in PADDED_ONLY else LAYOUTS)]
+FAMILY_LAYOUTS = [
+    (family, layout) for family in FAMILIES for layout in (LAYOUTS[:1] if family in PADDED_ONLY else LAYOUTS)
+]
 """Each family with each layout that it declares."""
 # Images that come after an answer are seen by what precedes them in transformers' Mllama, and have no place in the
 # one prompt of PaliGemma.

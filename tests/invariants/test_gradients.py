@@ -22,8 +22,8 @@ from align_anything.policies.token.policy import TokenPolicy
 from tests.harness.pairwise import in_tiers
 from tests.invariants.families import (
     FAMILIES,
+    FAMILY_LAYOUTS,
     IMAGE,
-    LAID,
     MEDIA,
     PADDED_ONLY,
     WIDER,
@@ -42,7 +42,7 @@ RELATIVE = {torch.float64: 2e-5, torch.float32: 1e-3}
 # Each family with one of its layouts in turn, and a text and an image family with all.
 IN_TURN = [
     (family, layout)
-    for number, (family, own) in enumerate(groupby(LAID, key=lambda pair: pair[0]))
+    for number, (family, own) in enumerate(groupby(FAMILY_LAYOUTS, key=lambda pair: pair[0]))
     for place, (_, layout) in enumerate(own)
     if family in ('llama', 'llava') or family in PADDED_ONLY or place == number % 3
 ]
@@ -92,7 +92,7 @@ def compare(engine: LocalEngine, expected: dict[str, Tensor | None]) -> None:
         assert error <= allowed, f'{name}: off by {error:.2g} of {float(wanted.abs().max()):.2g}'
 
 
-@pytest.mark.parametrize(('family', 'layout'), in_tiers(LAID, IN_TURN))
+@pytest.mark.parametrize(('family', 'layout'), in_tiers(FAMILY_LAYOUTS, IN_TURN))
 def test_gradients_are_those_of_a_plain_loop_for_every_cut(family: str, layout: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)

@@ -87,7 +87,7 @@ def test_settings_must_be_those_of_the_adapter(trained: Any) -> None:
         load_pretrained_models(folder, lora_cfgs=lora_cfgs(r=4, lora_alpha=32, modules_to_save=['embed_tokens']))
     message = str(caught.value)
     assert 'set --r 8' in message and 'set --lora_alpha 8' in message and "['embed_tokens']" in message
-    with pytest.raises(ModelError, match=r'without a place here are for: model\.layers\.0\.mlp.*target_modules'):
+    with pytest.raises(ModelError, match=r'unexpected are those for: model\.layers\.0\.mlp.*target_modules'):
         load_pretrained_models(folder, lora_cfgs=lora_cfgs(r=8, target_modules=['q_proj']))
     with pytest.raises(SettingsError, match='align-anything merge'):
         load_pretrained_models(folder)
@@ -99,7 +99,7 @@ def test_a_skeleton_tells_too_that_targets_differ(trained: Any) -> None:
     folder, _ = trained('qwen2')
     spec, adapter = load_spec(folder), find_adapter(folder)
     tune_model(structure.skeleton(spec.config), spec.components, lora_cfgs=lora_cfgs(), adapter=adapter)
-    with pytest.raises(ModelError, match='without a place'):
+    with pytest.raises(ModelError, match='unexpected are'):
         tune_model(
             structure.skeleton(spec.config),
             spec.components,
@@ -120,7 +120,7 @@ def test_put_back_it_says_what_it_said(tiny: Tiny, trained: Any) -> None:
     ('family', 'options', 'words'),
     [
         ('opt', {}, 'Target modules .* not found'),
-        ('qwen2', {'layers': 1}, 'without a place here are for: model.layers.1'),
+        ('qwen2', {'layers': 1}, 'unexpected are those for: model.layers.1'),
         ('qwen2', {'layers': 3, 'hidden': 128}, r'another shape are: .*\(4, 64\) for \(4, 128\)'),
     ],
 )

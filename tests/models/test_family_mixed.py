@@ -189,7 +189,7 @@ def test_every_layout_scores_each_sample_as_if_alone(family: str, layout: str, t
 
 
 @pytest.mark.parametrize('family', VIDEO)
-def test_clips_of_unequal_length_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
+def test_videos_of_unequal_length_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     clips = [clip(2, 40, 40, seed=1), clip(6, 32, 64, seed=2, every=0.25)]
     example = spec.encode([user(*clips, media('image', 0), 'Which?'), assistant('The first.')])
@@ -233,7 +233,7 @@ def _reversed(part: dict) -> dict:
 
 
 @pytest.mark.parametrize('family', AUDIO)
-def test_sounds_of_another_rate_or_none_are_one_bad_sample(family: str, tiny: Tiny) -> None:
+def test_audio_of_another_rate_or_none_is_one_bad_sample(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     with pytest.raises(SampleError, match='8000 samples a second, this model takes 16000'):
         spec.encode([user(sound(0.5, rate=8000), 'What?'), assistant('Hm.')])
@@ -242,7 +242,7 @@ def test_sounds_of_another_rate_or_none_are_one_bad_sample(family: str, tiny: Ti
         spec.encode([user(empty, 'What?'), assistant('Hm.')])
 
 
-def test_an_answer_of_mllama_does_not_see_a_picture_that_comes_after_it(tiny: Tiny) -> None:
+def test_an_answer_of_mllama_does_not_see_an_image_that_comes_after_it(tiny: Tiny) -> None:
     spec = load(tiny('mllama'))
     policy = policy_of(tiny('mllama'), spec, 'padded')
     conversation = [*single(), user(media('image', 0), 'And this?'), assistant('Red.')]

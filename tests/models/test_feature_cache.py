@@ -129,7 +129,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob('*.safetensors'))
 
 
-def test_a_picture_is_encoded_once_whatever_its_neighbours(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
+def test_an_image_is_encoded_once_whatever_its_neighbours(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
     model = kept(tiny, spec, tmp_path)
     for colours, expected in ((('red', 'blue', 'red'), 2), (('red',), 0), (('blue', 'green'), 1)):
         score(model, spec, pictures(spec, *colours))

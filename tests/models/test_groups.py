@@ -157,7 +157,7 @@ class InMemory(list):
         return f'row {number}'
 
 
-def test_rows_of_pairs_with_a_picture_share_it(tiny: Tiny, tmp_path: Path) -> None:
+def test_rows_of_pairs_with_an_image_share_it(tiny: Tiny, tmp_path: Path) -> None:
     """Given once for both answers, or in each of two whole conversations, as a file or as bytes."""
     Image.new('RGB', (60, 40), 'red').save(tmp_path / 'red.png')
     content = {'bytes': (tmp_path / 'red.png').read_bytes(), 'path': None}
@@ -186,7 +186,7 @@ def test_rows_of_pairs_with_a_picture_share_it(tiny: Tiny, tmp_path: Path) -> No
         assert [full_ids(example, number) for number in range(2)] == [full_ids(first, number) for number in range(2)]
 
 
-def test_a_sound_that_is_split_is_the_same_in_both_answers(tiny: Tiny, tmp_path: Path) -> None:
+def test_audio_that_is_split_is_the_same_in_both_answers(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / 'tone.wav').write_bytes(sound(tone(2.3)))
     spec = load(tiny('qwen2_audio'))
     row = {'audio': 'tone.wav', 'prompt': 'What is this?', 'chosen': 'A tone.', 'rejected': 'A dog.'}

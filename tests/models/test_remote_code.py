@@ -262,7 +262,7 @@ def test_what_the_published_code_cannot_take_is_refused(stand_in: StandIn, tmp_p
         load_spec(folder, trust_remote_code=True)
 
 
-def test_a_rest_of_a_sound_that_is_none_makes_no_piece_of_its_own(stand_in: StandIn) -> None:
+def test_a_rest_too_short_to_be_audio_makes_no_piece_of_its_own(stand_in: StandIn) -> None:
     spec = load_spec(stand_in('minicpmo'), trust_remote_code=True)
     whole, longer = (spec.encode([user(sound(seconds), 'Who?'), assistant('Me.')]) for seconds in (30, 30.05))
     assert torch.equal(longer.prompt.ids, whole.prompt.ids)

@@ -47,7 +47,7 @@ def test_a_family_of_token_models_meets_the_contract(tiny: Tiny) -> None:
         ([user('Hello'), assistant('Hi.'), user('Draw.'), drawn()], 'last', 3),
     ],
 )
-def test_a_picture_in_an_answer_to_train_is_refused(
+def test_an_image_in_an_answer_to_train_is_refused(
     family: str, conversation: Conversation, train_on: TrainOn, turn: int, tiny: Tiny
 ) -> None:
     with pytest.raises(SampleError, match=f'^turn {turn} {REASON}.*data_cfgs.train_on: last'):
@@ -55,7 +55,7 @@ def test_a_picture_in_an_answer_to_train_is_refused(
 
 
 @pytest.mark.parametrize('family', SEEING)
-def test_a_picture_in_an_answer_of_the_history_is_read(family: str, tiny: Tiny) -> None:
+def test_an_image_in_an_answer_of_the_history_is_read(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     history = [user('Draw.'), drawn(), user('What is it?')]
     for example in (
@@ -68,7 +68,7 @@ def test_a_picture_in_an_answer_of_the_history_is_read(family: str, tiny: Tiny) 
 
 
 @pytest.mark.parametrize('family', SEEING)
-def test_a_picture_in_an_answer_to_compare_is_refused_unless_it_is_judged(family: str, tiny: Tiny) -> None:
+def test_an_image_in_an_answer_to_compare_is_refused_unless_it_is_judged(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     for pair in ([drawn(), assistant('No.')], [assistant('No.'), drawn()]):
         conversations = [[user('Draw.'), answer] for answer in pair]

@@ -172,7 +172,7 @@ def pictures(tmp_path_factory) -> tuple[Path, dict[str, str | None]]:
 
 
 @pytest.mark.parametrize('ranks', [1, 2])
-def test_pictures(tiny, pictures, tmp_path, ranks):
+def test_images(tiny, pictures, tmp_path, ranks):
     path, expected = pictures
     argv = sft(tmp_path, tiny('llava'), path, per_device_train_batch_size=4 // ranks, num_workers=1,
                max_skipped_ratio=1.0, freeze_vision_tower=False, ds_cfgs='ds_z2_config.json')  # fmt: skip
@@ -180,7 +180,7 @@ def test_pictures(tiny, pictures, tmp_path, ranks):
     check(tmp_path, expected)
 
 
-def test_a_picture_in_a_later_row_of_a_text_run_stops_it_and_names_the_pair(tiny, tmp_path):
+def test_an_image_in_a_later_row_of_a_text_run_stops_it_and_names_the_pair(tiny, tmp_path):
     """The first rows, which are tried before the model is loaded, have none."""
     rows = [*text_rows(30), {**GOOD, 'image': 'dog.png'}]
     path = write_rows(tmp_path / 'rows.jsonl', rows)

@@ -81,7 +81,7 @@ def _clips_with_and_without_sound(folder: Path) -> RunCfgs:
     return RunCfgs(data_cfgs=data, logger_cfgs=LoggerCfgs(), train_cfgs=TrainCfgs(ds_cfgs='ds_z3_config.json'))
 
 
-def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_audio_in_videos_reaches_a_model_that_hears_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     cfgs = _clips_with_and_without_sound(tmp_path)
     spec = load(tiny('qwen2_5_omni_thinker'))
     dataset = make_dataset(open_sources(cfgs).training, PAIRS['text_video_to_text'], spec, SFT(), 'all_assistant')
@@ -96,7 +96,7 @@ def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Pa
     assert make_collator(cfgs, spec, PAIRS['any_to_text'], SFT()).dummy_kinds == ('audio', 'image', 'video')
 
 
-def test_sound_in_clips_is_refused_for_a_model_that_does_not_hear_them(
+def test_audio_in_videos_is_refused_for_a_model_that_does_not_hear_them(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     sources = open_sources(_clips_with_and_without_sound(tmp_path)).training

@@ -275,7 +275,7 @@ def dies_in(what: str, step: int) -> Callable[[int], None]:
 
 
 def supervised(folder: Path) -> dict[str, Any]:
-    """Settings of a run with all that it may remember: a critic, a KL coefficient that moves, its cursor in given responses.
+    """Settings of a run with all that it may remember: a critic, an adaptive KL coefficient, its cursor in given data.
 
     One of those is empty; they are an epoch of two steps.
     """

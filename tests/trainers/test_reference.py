@@ -198,11 +198,11 @@ def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
         found = {'first': asked()[0]}
         found['again'], run = asked()
         found['with larger batches'] = asked(per_device_train_batch_size=4)[0]
-        known = run.rows[0].responses[0].per_unit['reference'].clone()
+        values = run.rows[0].responses[0].per_unit['reference'].clone()
         for file in cache.rglob('*.safetensors'):
             file.write_bytes(file.read_bytes()[:-4])
         found['broken'], mended = asked()
-        torch.testing.assert_close(mended.rows[0].responses[0].per_unit['reference'], known)
+        torch.testing.assert_close(mended.rows[0].responses[0].per_unit['reference'], values)
         found['mended'] = asked()[0]
         found['other model'] = asked(reference_model_name_or_path=other)[0]
         found['other precision'] = asked(reference_dtype='bf16')[0]

@@ -32,7 +32,7 @@ def test_the_same_weights_on_one_rank_and_on_two(tiny, tmp_path):
     assert [record['reason'] for record in lines(tmp_path / 'two' / 'skipped_samples.jsonl')] != []
 
 
-def test_pictures_count_with_the_tower_that_reads_them(tiny, tmp_path):
+def test_images_count_with_the_tower_that_reads_them(tiny, tmp_path):
     from PIL import Image
 
     Image.new('RGB', (56, 56), 'red').save(tmp_path / 'red.png')

@@ -56,7 +56,7 @@ def test_rows_of_every_kind_and_of_text_alone_train_on_two_ranks(
     assert all(math.isfinite(record['train/loss']) for record in metrics)
 
 
-def test_a_model_that_reads_no_sounds_cannot_serve_the_pair(tiny, folder: Path) -> None:
+def test_a_model_that_reads_no_audio_cannot_serve_the_pair(tiny, folder: Path) -> None:
     data = write_rows(folder / 'rows.jsonl', text_rows(2))
     ended = run(sft(folder / 'run', tiny('qwen2_vl'), data), pair=PAIRS['text_audio_to_text'])[0]
     assert ended.code == 2 and 'takes no audio' in ended.output

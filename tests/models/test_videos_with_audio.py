@@ -124,7 +124,7 @@ def test_all_is_as_transformers_has_it(family: str, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize('family', OMNI)
 @pytest.mark.parametrize('seconds', [0.2, 1.0, 2.0, 2.1, 3.9, 6.5])
-def test_positions_follow_the_longer_of_clip_and_sound(family: str, seconds: float, tiny: Tiny) -> None:
+def test_positions_follow_the_longer_of_video_and_audio(family: str, seconds: float, tiny: Tiny) -> None:
     spec = omni(tiny(family))
     prompt = [user(heard(8, seconds), 'What?')]
     expected = plain_inputs(spec, prompt)
@@ -144,7 +144,7 @@ def test_positions_follow_the_longer_of_clip_and_sound(family: str, seconds: flo
 
 
 @pytest.mark.parametrize('family', HEARING)
-def test_clips_with_and_without_sound_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
+def test_videos_with_and_without_audio_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     silent = clip(4, 40, 60, seed=3)
     rows = [
@@ -177,7 +177,7 @@ def test_clips_with_and_without_sound_share_a_turn_and_a_batch(family: str, tiny
 
 
 @pytest.mark.parametrize('family', HEARING)
-def test_the_sound_of_a_clip_matters(family: str, tiny: Tiny) -> None:
+def test_the_audio_of_a_video_matters(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     policy = policy_of(tiny(family), spec, 'padded')
     collate = TokenCollator(spec, 'padded')
@@ -192,7 +192,7 @@ def test_the_sound_of_a_clip_matters(family: str, tiny: Tiny) -> None:
     assert float((low - high).abs().max()) > 1e-5
 
 
-def test_gemma4_hears_a_clip_where_load_audio_from_video_puts_its_sound(tiny: Tiny) -> None:
+def test_gemma4_hears_a_video_where_load_audio_from_video_puts_its_audio(tiny: Tiny) -> None:
     spec = load(tiny('gemma4'))
     part = heard(4, 1.0)
     apart = [user({'type': 'video', 'video': replace(part['video'], audio=None)}, 'What?', sound(1.0, pitch=300))]

@@ -1,7 +1,7 @@
 """A tiny model of each family that sees learns to name colours, by the trainer that users call.
 
 Chance is 1/4. The rows mix one image, two images in two turns, and text alone (the task of test_text.py); families
-that are less used get rows with one image, and fewer of them. Those that read videos too are in test_clips.py.
+that are less used get rows with one image, and fewer of them. Those that read videos too are in test_videos.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SLOWER = {
 
 
 @pytest.mark.parametrize('family', first_of(STEPS, 'qwen2_vl'))
-def test_a_family_learns_to_see_one_picture(tmp_path: Path, family: str) -> None:
+def test_a_family_learns_to_see_one_image(tmp_path: Path, family: str) -> None:
     settings = {'max_steps': STEPS[family], **SLOWER.get(family, {})}
     learned = teach(tmp_path, family, colours(tmp_path, 'train', 192), IMAGE, **settings)
     asked = colours(tmp_path, 'held-out', 24)
