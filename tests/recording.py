@@ -4,7 +4,7 @@
     PYTHONHASHSEED=0 python -m tests.recording compare FILE [--only REGEX]
 
 A case is a pair, an algorithm, a layout, a ZeRO stage and a number of ranks. FILE holds what its run wrote: metrics
-(losses and gradient norms among them), skipped rows, scores, drawn responses, and a digest of the trained weights.
+(losses and gradient norms among them), skipped rows, scores, generated responses, and a digest of the trained weights.
 Numbers repeat on one machine with the same packages, so FILE is for nobody else. Checkpoints and data are made once, in
 `FILE.work`. `record` leaves alone what stands in FILE; `compare` ends with 1 when a case differs, is missing or fails.
 It reaches the library through the leaves and the command that makes tiny checkpoints: little that may move is named.
@@ -53,10 +53,10 @@ PAIRS = {
 """The families that take turns in the cases of a pair, and the media that take turns in its rows."""
 OFFLINE = dict.fromkeys('dpo simpo orpo cpo rm rm_score'.split(), 'Preference')
 OFFLINE |= {'sft': 'Instruction', 'kto': 'Unpaired', 'cost_model': 'PKUSafeRLHF_Cost'}
-"""Their templates; the algorithms that draw responses take prompts of `Instruction`."""
-COMPARING = 'grpo rloo online_dpo multi_ppo reinforce_plus_plus'.split()
-# vLLM starts slowly and has tests of its own; ppo_vllm is among the variants, where transformers draws.
-ALGORITHMS = (*OFFLINE, *COMPARING, 'ppo', 'ppo_remote_rm', 'saferlhf')
+"""Their templates; the algorithms that generate responses take prompts of `Instruction`."""
+GROUP_BASED = 'grpo rloo online_dpo multi_ppo reinforce_plus_plus'.split()
+# vLLM starts slowly and has tests of its own; ppo_vllm is among the variants, where transformers generates.
+ALGORITHMS = (*OFFLINE, *GROUP_BASED, 'ppo', 'ppo_remote_rm', 'saferlhf')
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
 WORDS = 'sun sea tree stone bird cloud river field house road lamp door fish salt wind star moon hill'.split()
 Case = tuple[str, int, dict[str, Any]]  # the leaf, how many ranks, the settings
@@ -130,7 +130,7 @@ def make_case(name: str, number: int, more: dict[str, Any]) -> Case:
             'reward_model_name_or_path': reward, 'reward_functions': '[length, repetition]',
             'reward_kwargs': '{length: {max_length: 8, cache: 8}, repetition: {ngram: 1}}',
         }  # fmt: skip
-        values |= {} if algorithm in COMPARING else {'reward_critic_model_name_or_path': reward, 'critic_lr': 1e-3}
+        values |= {} if algorithm in GROUP_BASED else {'reward_critic_model_name_or_path': reward, 'critic_lr': 1e-3}
         values |= {'cost_model_name_or_path': cost, 'threshold': -10.0} if algorithm == 'saferlhf' else {}
     return f'align_anything.trainers.{pair}.{algorithm}', int(ranks[-1]), values | more
 
@@ -285,7 +285,7 @@ def main() -> int:
 
 
 def warm() -> None:
-    """Imports before forking what every run needs, and lets nobody draw."""
+    """Imports before forking what every run needs, and plots nothing."""
     # Curves would take longer than all the rest.
     figure = importlib.import_module('matplotlib.figure').Figure = mock.MagicMock()
     figure.return_value.savefig = lambda path, **_: Path(path).touch()

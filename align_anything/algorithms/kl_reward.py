@@ -34,7 +34,7 @@ class KLReward(PolicyGradient, Reference):
         0.0, description='KL loss coefficient, beside or instead of the penalty in the reward.'
     )
     kl_loss_estimator: KLEstimator = Field(
-        'k3', description='KL estimator in the loss, where k1 has in the mean no gradient.'
+        'k3', description='KL estimator in the loss; the gradient of k1 is zero in expectation.'
     )
 
     @model_validator(mode='after')
@@ -51,18 +51,18 @@ class KLReward(PolicyGradient, Reference):
     def kl_in_loss(self) -> tuple[float, str]:
         return self.kl_loss_coeff, self.kl_loss_estimator
 
-    def price_of_kl(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> float:
-        """What a nat costs in this rollout: `kl_coeff`, or where that has a target, what it has come to."""
+    def current_kl_coeff(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> float:
+        """The KL coefficient of this rollout: `kl_coeff`, or with `kl_target` what it has come to."""
         if self.kl_target is None:
             return self.kl_coeff
-        price = state.get('kl_coeff', self.kl_coeff)
+        kl_coeff = state.get('kl_coeff', self.kl_coeff)
         local = [float(self.kl_of(experience).double().sum()), float(len(experience.scores))]
         total, responses = reduce_sum(torch.tensor(local, dtype=torch.float64)).tolist()
         if responses:
             state['response_kl'] = total / responses
             gain = min(responses / self.kl_horizon, 1.0)
-            state['kl_coeff'] = adapted_kl_coeff(price, state['response_kl'], target=self.kl_target, gain=gain)
-        return price
+            state['kl_coeff'] = adapted_kl_coeff(kl_coeff, state['response_kl'], target=self.kl_target, gain=gain)
+        return kl_coeff
 
     def kl_of(self, experience: Experience) -> Tensor:
         """The estimated divergence at each token, `(N,)`; zeros without a reference."""

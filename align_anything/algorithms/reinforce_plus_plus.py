@@ -65,7 +65,7 @@ class ReinforcePlusPlus(GroupBased, TokenRewards):
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         scores = COMPARED[self.advantage_estimator](experience.scores, experience.groups)
-        rewards = self.token_rewards(experience, scores, self.price_of_kl(experience, reduce_sum, state))
+        rewards = self.token_rewards(experience, scores, self.current_kl_coeff(experience, reduce_sum, state))
         returns = discounted_sums(rewards, experience.segments, self.gamma)
         on_scale = self.advantage_estimator in ('rloo', 'group_norm')
         return {'advantage': returns if on_scale else whitened(returns, reduce_sum)}

@@ -27,6 +27,6 @@ class RLOO(GroupBased, KLReward):
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         penalties = response_sums(self.kl_of(experience), experience.segments, len(experience.scores))
-        price = self.price_of_kl(experience, reduce_sum, state)
-        advantages = rloo(experience.scores - price * penalties, experience.groups)
+        kl_coeff = self.current_kl_coeff(experience, reduce_sum, state)
+        advantages = rloo(experience.scores - kl_coeff * penalties, experience.groups)
         return {'advantage': advantages[experience.segments]}

@@ -40,7 +40,7 @@ class SafeRLHF(PPO):
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         multiplier = math.exp(self._follow(experience, state))
-        half = self.price_of_kl(experience, reduce_sum, state) / 2
+        half = self.current_kl_coeff(experience, reduce_sum, state) / 2
         rewards, reward_returns = self.estimated(
             experience, 'reward_critic', self.token_rewards(experience, experience.scores, half)
         )

@@ -17,7 +17,7 @@ USAGE = (
     ('--dry_run', 'Prepares the run, shows its first batch, and stops before training.'),
     (
         '--config FILE',
-        'YAML file of settings by group, over those that ship. Several are laid over each other in order.',
+        'YAML file of settings by group, over those that ship. Several are merged in order, later over earlier.',
     ),
     ('--KEY VALUE', 'One setting. Also --group.KEY VALUE, --group:KEY VALUE and --KEY=VALUE, with - or _.'),
 )

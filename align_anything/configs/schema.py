@@ -294,7 +294,7 @@ class DataCfgs(Cfgs):
     )
     long_audio: Literal['cut', 'split'] = Field(
         'cut',
-        description='What happens to audio past max_audio_seconds: its end is cut off, or it is split into several.',
+        description='What happens to audio past max_audio_seconds: it is truncated at its end, or split into several.',
     )
     media_cache_mb: int = Field(
         256, ge=0, description='Decoded media that each worker keeps for the next row that shows them, in MiB.'

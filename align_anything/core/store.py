@@ -146,7 +146,7 @@ def identity(value: Any, of_medium: bool = False) -> Any:
     time of change.
 
     Raises:
-        UnidentifiedError: there is something else in it, such as a URL or an open picture.
+        UnidentifiedError: there is something else in it, such as a URL or an open image.
     """
     if isinstance(value, Media):
         return [value.kind, identity(value.source, True), identity(value.options)]
@@ -181,7 +181,7 @@ def _array(value: Any) -> Any:
 
 
 def _file(path: str) -> Any:
-    """What tells a file, or a folder of pictures, from what stands there later."""
+    """What tells a file, or a folder of images, from what stands there later."""
     try:
         status = os.stat(path)
         inside = [os.path.join(path, name) for name in sorted(os.listdir(path))] if S_ISDIR(status.st_mode) else []

@@ -34,7 +34,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class Media:
-    """A picture, clip or sound that is not decoded yet.
+    """An image, video or audio clip that is not decoded yet.
 
     `source` is a path, bytes, an array, a PIL image, or the `{'bytes', 'path'}` record of a Hugging Face feature.
     """
@@ -46,13 +46,13 @@ class Media:
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """A decoded clip: the frames that were picked, and when each of them is shown.
+    """A decoded video: the frames that were picked, and when each of them is shown.
 
     Attributes:
         frames: the picked frames, upright RGB, `(frames, height, width, 3)` uint8.
-        timestamps: seconds from the clip's start at which each frame is shown, ascending, `(frames,)` float64.
-        fps: frames per second of the clip itself, not of the picked frames.
-        audio: the sound track from the clip's start, when it was asked for and the clip has one.
+        timestamps: seconds from the video's start at which each frame is shown, ascending, `(frames,)` float64.
+        fps: frames per second of the video itself, not of the picked frames.
+        audio: the audio track from the video's start, when it was asked for and the video has one.
     """
 
     frames: Array
@@ -63,7 +63,7 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """A decoded sound in mono.
+    """A decoded audio clip, in mono.
 
     Attributes:
         samples: amplitudes, -1 to 1 at full scale, `(samples,)` float32.
@@ -132,9 +132,9 @@ class Example:
 
     A multi-turn supervised conversation has everything after the first prompt in its one response, later user
     turns with weight zero. `meta` rides along untouched (labels, ground truth, margins); `source` names the row.
-    `unmatched` is the response of another row, for algorithms that compare with it. `part` is the number of the dataset
-    that the row belongs to. `conversation` is what the prompt was made of, media decoded, where something else than the
-    policy reads it too.
+    `unmatched` is the response of another row, for algorithms that compare with it. `source_index` is the
+    number of the dataset that the row belongs to. `conversation` is what the prompt was made of, media decoded, where
+    something else than the policy reads it too.
     """
 
     prompt: Piece
@@ -142,7 +142,7 @@ class Example:
     source: str = ''
     meta: dict[str, Any] = field(default_factory=dict)
     unmatched: Piece | None = None
-    part: int = 0
+    source_index: int = 0
     conversation: Conversation | None = None
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ class ChatTemplate:
     """Calls a formatter's hooks and binds what they return, ready for the model family to decode and render.
 
     Each method bears the name of the hook it calls and returns the same, with conversations in normal form (media in
-    their places, not decoded) and `meta` without the media. All raise `SampleError` for a row that cannot be used and
+    their positions, not decoded) and `meta` without the media. All raise `SampleError` for a row that cannot be used,
     `DataError` for a hook that the template lacks.
     """
 

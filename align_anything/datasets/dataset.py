@@ -28,13 +28,13 @@ Formatted = tuple[list[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Part:
+class Source:
     """One source of a dataset.
 
     Attributes:
         rows: its rows; read in order only when `streamed`.
         formatter: its template.
-        source: its name, for messages.
+        name: what messages call it.
         folders: where relative paths start, for each kind of media that may have them.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
         cache: what keeps decoded media for rows to come; sources may share it.
@@ -42,7 +42,7 @@ class Part:
 
     rows: Rows | RowStream
     formatter: BaseFormatter
-    source: str
+    name: str
     folders: Mapping[str, str] = field(default_factory=dict)
     streamed: bool = False
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class ExampleDataset:
     A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each source.
 
     Args:
-        parts: the sources, in the order of the mixture.
+        sources: the sources, in the order of the mixture.
         task: what to make of each row.
         pair: the modality pair of the run, named in errors.
         allowed_media: the media kinds that the pair takes in.
@@ -115,15 +115,15 @@ class ExampleDataset:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        sources: Sequence[Source],
         task: Task,
         pair: str,
         allowed_media: frozenset[MediaKind],
         media_options: Mapping[str, Mapping[str, Any]] | None = None,
         kept: SampleCache | None = None,
     ) -> None:
-        self.parts, self.task = list(parts), task
-        streamed = [part.source for part in self.parts if part.streamed]
+        self.sources, self.task = list(sources), task
+        streamed = [source.name for source in self.sources if source.streamed]
         if task.needs_other and streamed:
             raise DataError(
                 f"'{streamed[0]}' is streamed, but this algorithm compares each answer with that of another row: set "
@@ -131,7 +131,7 @@ class ExampleDataset:
             )
         self._pair, self._allowed, self._media_options = pair, allowed_media, media_options or {}
         self._kept = kept
-        self.sizes = [0 if part.streamed else len(part.rows) for part in self.parts]
+        self.sizes = [0 if source.streamed else len(source.rows) for source in self.sources]
         self._ends = list(accumulate(self.sizes))
 
     def __len__(self) -> int:
@@ -142,23 +142,23 @@ class ExampleDataset:
         name = ''
         try:
             if isinstance(index, StreamedRow):
-                number, name, row = index.part, index.name, index.row
-                part = self.parts[number]
+                number, name, row = index.source_index, index.name, index.row
+                source = self.sources[number]
                 if isinstance(row, SampleError):
                     raise row
             else:
                 number = bisect_right(self._ends, index)
-                part = self.parts[number]
+                source = self.sources[number]
                 at = index - self._ends[number] + self.sizes[number]
-                name = part.rows.row_name(at)
-                row = part.rows[at]
-            other = self._other(part, at) if self.task.needs_other else None
-            conversations, meta = self._conversations(part, name, row, other)
-            make = partial(self._encode, part, name, conversations)
+                name = source.rows.row_name(at)
+                row = source.rows[at]
+            other = self._other(source, at) if self.task.needs_other else None
+            conversations, meta = self._conversations(source, name, row, other)
+            make = partial(self._encode, source, name, conversations)
             example = make() if self._kept is None else self._kept.example(conversations, make)
         except SampleError as error:
             return Skipped(name, str(error))
-        example.source, example.part = name, number
+        example.source, example.source_index = name, number
         example.meta.update(without_media(meta))
         return example
 
@@ -169,14 +169,14 @@ class ExampleDataset:
             DataError: not one of the first `rows` rows of a source can be used (rows that the template's own check
                 rejects aren't counted), with the reasons.
         """
-        for part in self.parts:
+        for source in self.sources:
             failures: list[str] = []
-            for name, row in islice(self._in_order(part), PROBED_AT_MOST):
+            for name, row in islice(self._in_order(source), PROBED_AT_MOST):
                 try:
                     if isinstance(row, SampleError):
                         raise row
-                    conversations, _ = self._conversations(part, name, row, row)
-                    self._encode(part, name, conversations)
+                    conversations, _ = self._conversations(source, name, row, row)
+                    self._encode(source, name, conversations)
                     failures = []
                     break
                 except _Rejected:
@@ -187,51 +187,51 @@ class ExampleDataset:
                         break
             if failures:
                 raise DataError(
-                    f"none of the first {len(failures)} rows of '{part.source}' can be used with template "
-                    f"'{part.formatter.name}'. Choose another template, or map its columns with template_kwargs:\n"
+                    f"none of the first {len(failures)} rows of '{source.name}' can be used with template "
+                    f"'{source.formatter.name}'. Choose another template, or map its columns with template_kwargs:\n"
                     + '\n'.join(failures)
                 )
 
-    def _in_order(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
-        return iter(part.rows if part.streamed else InOrder(part.rows))
+    def _in_order(self, source: Source) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
+        return iter(source.rows if source.streamed else InOrder(source.rows))
 
-    def _other(self, part: Part, at: int) -> dict[str, Any]:
+    def _other(self, source: Source, at: int) -> dict[str, Any]:
         """The next row of the source, which each row has for the same neighbour however rows are batched."""
-        size = len(part.rows)
+        size = len(source.rows)
         for step in range(1, min(size, OTHERS_TRIED + 1)):
             try:
-                return part.rows[(at + step) % size]
+                return source.rows[(at + step) % size]
             except SampleError:
                 continue
-        raise SampleError(f"'{part.source}' has no other row near this one to compare its answer with.")
+        raise SampleError(f"'{source.name}' has no other row near this one to compare its answer with.")
 
     def _conversations(
-        self, part: Part, name: str, row: dict[str, Any], other: dict[str, Any] | None
+        self, source: Source, name: str, row: dict[str, Any], other: dict[str, Any] | None
     ) -> tuple[list[Conversation], dict[str, Any]]:
         """The conversations of a row in normal form, media not decoded, and its meta record."""
-        written, meta = self._format(part, row, other)
+        written, meta = self._format(source, row, other)
         options = {
-            kind: {**part.media_options.get(kind, {}), **self._media_options.get(kind, {})} for kind in MEDIA_KINDS
+            kind: {**source.media_options.get(kind, {}), **self._media_options.get(kind, {})} for kind in MEDIA_KINDS
         }
         conversations = [
-            bind_media(conversation, meta, part.folders, options=options, needs_reply=self.task.needs_reply)
+            bind_media(conversation, meta, source.folders, options=options, needs_reply=self.task.needs_reply)
             for conversation in written
         ]
         for conversation in conversations:
             self._check_media(name, conversation)
         return conversations, meta
 
-    def _format(self, part: Part, row: dict[str, Any], other: dict[str, Any] | None) -> Formatted:
+    def _format(self, source: Source, row: dict[str, Any], other: dict[str, Any] | None) -> Formatted:
         try:
-            if not part.formatter.check_validation(row):
-                raise _Rejected(f"template '{part.formatter.name}' rejects the row (its check_validation says so)")
-            written, meta = self.task.format(part.formatter, row, other)
+            if not source.formatter.check_validation(row):
+                raise _Rejected(f"template '{source.formatter.name}' rejects the row (its check_validation says so)")
+            written, meta = self.task.format(source.formatter, row, other)
             return list(written), dict(meta)
         except AlignAnythingError:
             raise
         except Exception as error:  # a formatter is foreign code: its fault costs the row and is reported
             raise SampleError(
-                f"template '{part.formatter.name}' failed with {type(error).__name__}: {error} "
+                f"template '{source.formatter.name}' failed with {type(error).__name__}: {error} "
                 f'(columns of the row: {", ".join(map(str, row))})'
             ) from error
 
@@ -244,8 +244,8 @@ class ExampleDataset:
                 f'of a pair with {kind} in it, or leave such rows out of the dataset.'
             )
 
-    def _encode(self, part: Part, name: str, conversations: list[Conversation]) -> Example:
-        decoded = decode_conversations(conversations, part.cache)
+    def _encode(self, source: Source, name: str, conversations: list[Conversation]) -> Example:
+        decoded = decode_conversations(conversations, source.cache)
         try:
             return self.task.encode(decoded)
         except AlignAnythingError:

@@ -11,10 +11,10 @@ from align_anything.core.errors import DataError
 from align_anything.core.registry import nearest
 
 BUILDERS = {'.json': 'json', '.jsonl': 'json', '.csv': 'csv', '.parquet': 'parquet', '.arrow': 'arrow'}
-PICTURES = frozenset({'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'})
+IMAGE_SUFFIXES = frozenset({'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'})
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
 NOT_ROWS = frozenset({'dataset_info.json', 'dataset_infos.json'})
-READABLE = f'{", ".join(BUILDERS)}, a save_to_disk folder, or a picture folder with metadata.jsonl or metadata.csv'
+READABLE = f'{", ".join(BUILDERS)}, a save_to_disk folder, or a folder of images with metadata.jsonl or metadata.csv'
 
 SPLIT_WORDS = {
     **dict.fromkeys(('train', 'training'), 'train'),
@@ -48,11 +48,11 @@ def local_files(source: str, name: str | None, data_files: DataFiles | None) -> 
 
 
 def kind_of(source: str, files: Mapping[str, list[Path]]) -> str:
-    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow` or `pictures`. Raises when the files are of several kinds."""
+    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow` or `images`. Raises when the files are of several kinds."""
     suffixes = {file.suffix.lower() for found in files.values() for file in found}
     if suffixes == {'.jsonl'}:
         return 'jsonl'
-    kinds = {BUILDERS.get(suffix, 'pictures') for suffix in suffixes}
+    kinds = {BUILDERS.get(suffix, 'images') for suffix in suffixes}
     if len(kinds) > 1:
         raise DataError(
             f"'{source}' holds files of several kinds ({', '.join(sorted(suffixes))}); choose with data_files, "
@@ -70,8 +70,8 @@ def metadata_files(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
 def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
     found = _walk(folder)
     data = [file for file in found if file.suffix.lower() in BUILDERS and file.name not in NOT_ROWS]
-    # Pictures beside a data file are what its rows point to, not rows.
-    data = data or [file for file in found if file.suffix.lower() in PICTURES]
+    # Images beside a data file are what its rows point to, not rows.
+    data = data or [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
     if not data:
         held = ', '.join(sorted({file.suffix or file.name for file in found})) or 'no file at all'
         raise DataError(f"'{source}' holds no data files, but {held}. Readable: {READABLE}.")
@@ -118,7 +118,7 @@ def _matching(source: str, base: Path, data_files: DataFiles) -> dict[str, list[
     for file in (file for found in files.values() for file in found):
         if not file.exists():
             return None
-        if file.suffix.lower() not in BUILDERS and file.suffix.lower() not in PICTURES:
+        if file.suffix.lower() not in BUILDERS and file.suffix.lower() not in IMAGE_SUFFIXES:
             raise DataError(f"'{source}': can't read {file}, which data_files names. Readable: {READABLE}.")
     return files
 

@@ -25,11 +25,11 @@ _Item = tuple[int, tuple[str, dict[str, Any] | SampleError]]
 class StreamedRow:
     """A row that travels to the worker itself, because its source can't be indexed.
 
-    `row` is the raw row, or the error its reading ended in; `part` is the number of its source in the mixture, and
-    `number` that of the row in the order of the epoch.
+    `row` is the raw row, or the error its reading ended in; `source_index` is the number of its source in the mixture,
+    and `number` that of the row in the order of the epoch.
     """
 
-    part: int
+    source_index: int
     name: str
     row: dict[str, Any] | SampleError
     number: int = 0
@@ -70,27 +70,27 @@ class Mixture:
         """Returns the indices, into the concatenation of the sources, of that epoch, `(rows,)` int64."""
         if self._quotas is None:
             return self._turns(epoch) if self._in_turn else self._numbers(epoch, len(self))
-        taken = torch.cat([self._take(part, epoch) for part in range(len(self.sizes))])
+        taken = torch.cat([self._take(source, epoch) for source in range(len(self.sizes))])
         return taken[self._numbers(epoch, len(taken))]
 
-    def _numbers(self, epoch: int, size: int, *part: object) -> Tensor:
-        return _permutation(size, self._seed, epoch, *part) if self._shuffle else torch.arange(size)
+    def _numbers(self, epoch: int, size: int, *key: object) -> Tensor:
+        return _permutation(size, self._seed, epoch, *key) if self._shuffle else torch.arange(size)
 
     def _turns(self, epoch: int) -> Tensor:
-        parts = [
-            self._numbers(epoch, size, 'turn', part) + end - size
-            for part, (size, end) in enumerate(zip(self.sizes, self._ends, strict=True))
+        sources = [
+            self._numbers(epoch, size, 'turn', source) + end - size
+            for source, (size, end) in enumerate(zip(self.sizes, self._ends, strict=True))
         ]
         turns = torch.cat([torch.arange(size) for size in self.sizes])
-        return torch.cat(parts)[turns.argsort(stable=True)]
+        return torch.cat(sources)[turns.argsort(stable=True)]
 
-    def _take(self, part: int, epoch: int) -> Tensor:
-        size, quota = self.sizes[part], self._quotas[part]
+    def _take(self, source: int, epoch: int) -> Tensor:
+        size, quota = self.sizes[source], self._quotas[source]
         first, rounds = epoch * quota, []
         for turn in range(first // size, -(-(first + quota) // size)):
-            rounds.append(_permutation(size, self._seed, 'part', part, turn))
+            rounds.append(_permutation(size, self._seed, 'part', source, turn))
         skipped = first % size
-        offset = self._ends[part] - size
+        offset = self._ends[source] - size
         return torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[skipped : skipped + quota] + offset
 
 
@@ -117,43 +117,43 @@ class StreamMixture:
 
     def rows(self, epoch: int) -> Iterator[StreamedRow]:
         """Yields the rows of that epoch in order."""
-        for number, (part, (name, row)) in enumerate(self._mixed(epoch)):
-            yield StreamedRow(part, name, row, number)
+        for number, (source, (name, row)) in enumerate(self._mixed(epoch)):
+            yield StreamedRow(source, name, row, number)
 
     def _mixed(self, epoch: int) -> Iterator[_Item]:
         if self._weights is not None:
             return self._shuffled(self._by_weight(epoch), epoch, self._buffer_size)
-        parts = [zip(repeat(part), stream, strict=False) for part, stream in enumerate(self._streams)]
+        streams = [zip(repeat(source), stream, strict=False) for source, stream in enumerate(self._streams)]
         if not self._in_turn:
-            return self._shuffled(chain.from_iterable(parts), epoch, self._buffer_size)
+            return self._shuffled(chain.from_iterable(streams), epoch, self._buffer_size)
         # Shuffled before they meet, so that the turns are kept.
-        size = max(1, self._buffer_size // len(parts))
-        return _turns([self._shuffled(rows, epoch, size, part) for part, rows in enumerate(parts)])
+        size = max(1, self._buffer_size // len(streams))
+        return _turns([self._shuffled(rows, epoch, size, source) for source, rows in enumerate(streams)])
 
     def _by_weight(self, epoch: int) -> Iterator[_Item]:
         random = Random(mix_seed(self._seed, 'stream weights', epoch))
-        unread = {part for part, weight in enumerate(self._weights) if weight}
+        unread = {source for source, weight in enumerate(self._weights) if weight}
         running = [iter(stream) for stream in self._streams]
         while True:
-            part = random.choices(range(len(self._streams)), self._weights)[0]
-            item = next(running[part], None)
+            source = random.choices(range(len(self._streams)), self._weights)[0]
+            item = next(running[source], None)
             if item is None:
-                unread.discard(part)
+                unread.discard(source)
                 if not unread:
                     return
-                running[part] = iter(self._streams[part])
-                item = next(running[part], None)
+                running[source] = iter(self._streams[source])
+                item = next(running[source], None)
                 if item is None:
                     raise DataError(
-                        f'stream number {part + 1} of the mixture has no rows; take it out of the datasets.'
+                        f'stream number {source + 1} of the mixture has no rows; take it out of the datasets.'
                     )
-            yield part, item
+            yield source, item
 
-    def _shuffled(self, rows: Iterable[_Item], epoch: int, size: int, *part: object) -> Iterator[_Item]:
+    def _shuffled(self, rows: Iterable[_Item], epoch: int, size: int, *key: object) -> Iterator[_Item]:
         if not self._shuffle:
             yield from rows
             return
-        random = Random(mix_seed(self._seed, 'stream buffer', epoch, *part))
+        random = Random(mix_seed(self._seed, 'stream buffer', epoch, *key))
         buffer: list[_Item] = []
         for row in rows:
             if len(buffer) < size:
@@ -171,12 +171,14 @@ def mix_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], 'little') >> 1
 
 
-def check_weights(weights: Sequence[float] | None, parts: int) -> None:
+def check_weights(weights: Sequence[float] | None, sources: int) -> None:
     """Raises `DataError` unless there is a weight of zero or more for each source, some above, or no weights at all."""
     if weights is None:
         return
-    if len(weights) != parts:
-        raise DataError(f'{len(weights)} weights for {parts} datasets; give one for each, or none to concatenate them.')
+    if len(weights) != sources:
+        raise DataError(
+            f'{len(weights)} weights for {sources} datasets; give one for each, or none to concatenate them.'
+        )
     if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or not any(weights):
         raise DataError(f'dataset weights {list(weights)}: each must be zero or more and one must be above zero.')
 
@@ -185,9 +187,9 @@ def _shares(total: int, weights: Sequence[float]) -> list[int]:
     """Splits `total` in proportion to the weights by largest remainder."""
     exact = [total * weight / sum(weights) for weight in weights]
     shares = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda part: shares[part] - exact[part])
-    for part in by_remainder[: total - sum(shares)]:
-        shares[part] += 1
+    by_remainder = sorted(range(len(exact)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
     return shares
 
 
@@ -195,11 +197,11 @@ def _permutation(size: int, *seed: object) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(mix_seed(*seed)))
 
 
-def _turns(parts: Iterable[Iterator[_Item]]) -> Iterator[_Item]:
-    waiting = deque(parts)
+def _turns(streams: Iterable[Iterator[_Item]]) -> Iterator[_Item]:
+    waiting = deque(streams)
     while waiting:
-        part = waiting.popleft()
-        item = next(part, None)
+        stream = waiting.popleft()
+        item = next(stream, None)
         if item is not None:
             yield item
-            waiting.append(part)
+            waiting.append(stream)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from align_anything.core.store import TensorStore, identity
 from align_anything.core.types import Example, Piece, Skipped
-from align_anything.datasets.dataset import Part
+from align_anything.datasets.dataset import Source
 
 SCORES = 'scores'
 """The tensor of an entry: log-probabilities of a response's trained tokens, `(units,)` float32."""
@@ -33,7 +33,7 @@ def _read(piece: Piece) -> dict[str, Tensor]:
 class Indexed(Protocol):
     """A dataset of Examples, such as `ExampleDataset`."""
 
-    parts: list[Part]
+    sources: list[Source]
 
     def __getitem__(self, index: Any) -> Example | Skipped: ...
 
@@ -46,7 +46,7 @@ class Referenced:
 
     def __init__(self, dataset: Indexed, store: TensorStore) -> None:
         self._dataset, self._store = dataset, store
-        self.parts = dataset.parts
+        self.sources = dataset.sources
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -154,7 +154,7 @@ class TableRows:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Row:
-        # Read through arrow and not through the dataset's own format, which would open every picture here.
+        # Read through arrow and not through the dataset's own format, which would open every image here.
         return self._features.decode_example(self._table[index].to_pylist()[0])
 
     def row_name(self, index: int) -> str:
@@ -190,7 +190,7 @@ class JoinedRows:
 
 
 class MediaFolderRows:
-    """Rows of the `metadata` file of a folder of pictures, clips or sounds.
+    """Rows of the `metadata` file of a folder of images, videos or audio.
 
     The column `file_name` becomes the column `image` (`video`, `audio` by its suffix), `<x>_file_name` becomes `<x>`,
     `<x>_file_names` the list `<x>`; names are made into paths beside the metadata file. Files aren't touched here, so

@@ -1,6 +1,6 @@
 """From the name of a data source to its rows.
 
-A source is a local file, a folder of files, a `save_to_disk` folder, a folder of pictures with a metadata file, or a
+A source is a local file, a folder of files, a `save_to_disk` folder, a folder of images with a metadata file, or a
 dataset of the Hugging Face hub. JSON is read by this package, because chat rows of mixed shapes don't fit one table
 schema; the other formats go through `datasets`.
 """
@@ -184,7 +184,7 @@ def _load_dataset(
 ) -> Mapping[str, Any]:
     import datasets
 
-    local = files is not None and kind_of(source, files) != 'pictures'
+    local = files is not None and kind_of(source, files) != 'images'
     builder = kind_of(source, files).removesuffix('l') if local else str(Path(source).expanduser())
     chosen = {key: [str(file) for file in found] for key, found in files.items()} if local else data_files
     try:
@@ -211,10 +211,10 @@ def _take(source: str, splits: dict[str, Split], split: str | None) -> Rows:
     wanted = [re.sub(r'\[.*', '', piece).strip() for piece in split.split('+')]
     opened = {key: splits[_pick(source, list(splits), key)]() for key in wanted}
     try:
-        cuts = ReadInstruction.from_spec(split).to_absolute({key: len(rows) for key, rows in opened.items()})
+        slices = ReadInstruction.from_spec(split).to_absolute({key: len(rows) for key, rows in opened.items()})
     except (ValueError, AssertionError) as error:
         raise DataError(f"'{source}': can't take split '{split}': {error}. Write for instance train[:10%].") from error
-    return JoinedRows([(opened[cut.splitname], cut.from_, cut.to) for cut in cuts])
+    return JoinedRows([(opened[part.splitname], part.from_, part.to) for part in slices])
 
 
 def _pick(source: str, names: list[str], split: str | None) -> str:

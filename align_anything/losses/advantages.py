@@ -1,7 +1,7 @@
 """How much better a unit, or a response, was than expected.
 
 Units are flat: `segments`, `(N,)` and non-decreasing, names the response of each, and a response without units does no
-harm. Units follow each other as the policy drew them; what it did not say (a later user turn) is no unit, so nothing
+harm. Units follow each other as the policy sampled them; what it did not say (a later user turn) is no unit, so nothing
 is discounted across it. Numbers of responses are `(R,)`; `groups`, `(R,)`, names the prompt of each, in any order, and
 all responses to a prompt must be in one call. A response's advantage is each of its units': `advantages[segments]`.
 

@@ -1,7 +1,7 @@
 """How far a policy is from its reference, estimated on the tokens that were sampled.
 
-Each estimator gives one number for each unit, from the log-probability of that unit under the policy that drew it and
-under the reference (Schulman, 2020, http://joschu.net/blog/kl-approx.html). `k1` and `k3` are unbiased estimates of
+Each estimator gives one number for each unit, from the log-probability of that unit under the policy that sampled it
+and under the reference (Schulman, 2020, http://joschu.net/blog/kl-approx.html). `k1` and `k3` are unbiased estimates of
 `KL(policy ‖ reference)`, `k2` is not. Their gradients are another matter (Tang & Munos, 2025, arXiv:2506.09477), since
 the tokens too were sampled from the policy. As a term of the loss, on tokens of the current policy,
 

@@ -1,9 +1,9 @@
 """Policy gradients on responses that were sampled before: ratios, clipping, and what corrects for the rollout engine.
 
-Log-probabilities are `(N,)`: `logprobs` under the policy now, `old_logprobs` under the policy that drew the responses,
-as the trainer computes it. Losses are sums over units; weights come from `losses/aggregation.py`, and a unit without
-weight is never looked at. The count they are divided by is of the plain weights, also where `rollout_weights` are
-multiplied in.
+Log-probabilities are `(N,)`: `logprobs` under the policy now, `old_logprobs` under the policy that sampled the
+responses, as the trainer computes it. Losses are sums over units; weights come from `losses/aggregation.py`, and a unit
+without weight is never looked at. The count they are divided by is of the plain weights, also where `rollout_weights`
+are multiplied in.
 """
 
 from __future__ import annotations
@@ -122,13 +122,13 @@ def rollout_weights(
     level: Literal['token', 'sequence'] = 'token',
     cap: float,
 ) -> Tensor:
-    """Factor of each unit's loss for that the rollout engine drew it with other rounding than the trainer's, `(N,)`.
+    """Factor of each unit's loss for that the rollout engine sampled it with other rounding than the trainer's, `(N,)`.
 
     Truncated importance sampling (Yao et al., 2025, "Your efficient RL framework secretly brings you off-policy RL
     training"): `min(p_trainer / p_rollout, cap)`, of the unit or of its sequence. No gradient flows through it.
 
     Args:
-        rollout_logprobs: as the rollout engine gave them with the tokens, of the distribution it drew from, `(N,)`.
+        rollout_logprobs: as the rollout engine gave them with the tokens, of the distribution it sampled from, `(N,)`.
         cap: the largest factor, above one.
     """
     log_ratios = _log_ratios(old_logprobs, rollout_logprobs, weights).detach()
@@ -142,7 +142,7 @@ def policy_metrics(
 ) -> dict[str, Tensor]:
     """Sums over units, each `()`, to be divided by the sum of the weights over the step.
 
-    `ratio`; `approx_kl`, by k3, of the policy that drew from the policy now; the share of units whose gradient is
+    `ratio`; `approx_kl`, by k3, of the policy that sampled from the policy now; the share of units whose gradient is
     clipped away: `clipped_low` and `clipped_high` at either end of the range, `clipped_dual` at the dual bound.
     """
     with torch.no_grad():

@@ -181,8 +181,8 @@ def load_weights(adapted: PeftModel, adapter: Adapter, advice: str) -> None:
     ]
     if lacking or strange or other:
         found = {
-            'it has none for': lacking,
-            'those without a place here are for': strange,
+            'missing are those for': lacking,
+            'unexpected are those for': strange,
             'of another shape are': other,
         }
         differences = '; '.join(f'{what}: {_listed(names)}' for what, names in found.items() if names)

@@ -67,7 +67,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def is_multimodal(config: PreTrainedConfig) -> bool:
-    """Whether a model of this configuration takes images, videos or sounds, and so needs a processor."""
+    """Whether a model of this configuration takes images, videos or audio, and so needs a processor."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
     if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:

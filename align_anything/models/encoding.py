@@ -61,7 +61,7 @@ def pad_left(rows: Sequence[Tensor], filling: int = 0) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=filling, padding_side='left')
 
 
-def cut(piece: Piece, length: int) -> Piece:
+def truncate(piece: Piece, length: int) -> Piece:
     """Returns the first `length` tokens of a piece, all its media with them."""
     return Piece(
         ids=piece.ids[:length],
@@ -78,8 +78,8 @@ class RunEncoder:
     Picklable. `media_token_ids` never bear weight; `placeholders` is the text of one medium of each kind.
     """
 
-    clips_apart: ClassVar[bool] = False
-    """Whether the processor mixes up pictures and clips that come in one call."""
+    videos_apart: ClassVar[bool] = False
+    """Whether the processor mixes up images and videos that come in one call."""
 
     def __init__(
         self, tokenizer: Any, processor: Any, placeholders: Mapping[str, str], media_token_ids: frozenset[int]
@@ -91,7 +91,7 @@ class RunEncoder:
         self._sentinels = self._find_sentinels()
 
     def pieces(self, run: Run, first: bool = False) -> list[Piece]:
-        """Encodes one run, clip by clip where the processor wants that. Raises as `piece` does."""
+        """Encodes one run, video by video where the processor wants that. Raises as `piece` does."""
         self._check_placeholders(run)
         return [self.piece(part, first and number == 0) for number, part in enumerate(self._calls(run))]
 
@@ -103,9 +103,9 @@ class RunEncoder:
         """Returns the media that the processor gets for a run, `(kind, object)` in the order of their tokens."""
         return run.media
 
-    def likeness(self, clip: Video) -> Hashable:
-        """Returns what the clips of one call of the processor must have in common."""
-        return len(clip.frames), sampled_rate(clip)
+    def likeness(self, video: Video) -> Hashable:
+        """Returns what the videos of one call of the processor must have in common."""
+        return len(video.frames), sampled_rate(video)
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the processor's outputs in the form that the model body takes and `merge_media` joins."""
@@ -134,10 +134,10 @@ class RunEncoder:
         return Piece(ids, weights, media, dict(Counter(kind for kind, _ in self.handed(run))), token_tensors)
 
     def _calls(self, run: Run) -> list[Run]:
-        """Splits a run at its clips where one call of the processor cannot take all of its media."""
-        clips = [item for kind, item in run.media if kind == 'video']
-        alike = len({self.likeness(clip) for clip in clips}) < 2
-        mixed = self.clips_apart and bool(clips) and any(kind == 'image' for kind, _ in run.media)
+        """Splits a run at its videos where one call of the processor cannot take all of its media."""
+        videos = [item for kind, item in run.media if kind == 'video']
+        alike = len({self.likeness(video) for video in videos}) < 2
+        mixed = self.videos_apart and bool(videos) and any(kind == 'image' for kind, _ in run.media)
         if alike and not mixed:
             return [run]
         waiting: dict[str, deque[Any]] = {}

@@ -162,7 +162,7 @@ def forget_last_call(tokenizer: Any) -> None:
     """Drops the padding and truncation of the last call, which a fast tokenizer would write down as its own.
 
     Every call sets them anew. Written down, they become defaults of the processor's other components: Gemma 4's then
-    refuses sounds.
+    refuses audio clips.
     """
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
-from align_anything.models.encoding import RunEncoder, cut, join, merge_media, pad_left
+from align_anything.models.encoding import RunEncoder, join, merge_media, pad_left, truncate
 from align_anything.models.rendering import (
     ChatRenderer,
     Run,
@@ -39,7 +39,7 @@ class FamilySpec:
         max_length: longest sequence that `encode` returns.
         reads: the kinds of media that may stand in a prompt, text aside: those that the processor takes.
         emits: the kinds of media that the model can learn to write into an answer, text aside.
-        audio_rate: samples per second that sounds must have, None for families that take none.
+        audio_rate: samples per second that audio clips must have, None for families that take none.
         media_token_ids: placeholder ids that stand for media in `input_ids`.
         token_tensor_names: per-token tensors that the model body takes beside `input_ids`.
         stop_token_ids: tokens that end generation: the generation config's, the tokenizer's, the template's.
@@ -51,8 +51,8 @@ class FamilySpec:
     """What the score of a unit is, which decides what algorithms can train it."""
     bidirectional_media: ClassVar[bool] = False
     """Whether the tokens of one medium see each other in both directions."""
-    hears_clips: ClassVar[bool] = False
-    """Whether the sound track of a clip goes into the model with it."""
+    reads_audio_in_video: ClassVar[bool] = False
+    """Whether the audio track of a video goes into the model with it."""
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
     brings_processor: ClassVar[bool] = False
@@ -61,7 +61,7 @@ class FamilySpec:
     """What calls the tokenizer and the processor."""
     chat_template: ClassVar[str | None] = None
     """The family's own template, preferred to the checkpoint's."""
-    part_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
+    component_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
     """Parameter-name prefixes of `vision_tower`, `mm_proj`, `language_model`; None finds them by structure."""
     emits: frozenset[MediaKind] = frozenset()
 
@@ -197,7 +197,7 @@ class FamilySpec:
                 f'media would be cut by truncation: their last token is number {int(last_media[-1]) + 1} of {total}, '
                 f'the limit is {limit}: raise model_cfgs.model_max_length'
             )
-        kept = cut(response, limit - len(prompt))
+        kept = truncate(response, limit - len(prompt))
         if not kept.weights.any():
             raise SampleError(f'truncation to {limit} tokens leaves nothing to train on; the row has {total} tokens')
         return kept
@@ -295,11 +295,11 @@ class FamilySpec:
         return structure.layouts(self.config)
 
     @cached_property
-    def parts(self) -> dict[str, list[str]]:
+    def components(self) -> dict[str, list[str]]:
         """Parameter-name prefixes of each component of the model; the longest matching prefix decides."""
-        if self.part_prefixes is not None:
-            return {part: list(prefixes) for part, prefixes in self.part_prefixes.items()}
-        return structure.parts(self.config)
+        if self.component_prefixes is not None:
+            return {component: list(prefixes) for component, prefixes in self.component_prefixes.items()}
+        return structure.components(self.config)
 
     def rollout_name(self, name: str) -> str:
         """Returns what rollout engines call the weight that checkpoints of the family call `name`."""
@@ -309,8 +309,8 @@ class FamilySpec:
     def _nests_tower(self) -> bool:
         return structure.nests_tower(self.config)
 
-    def tower_calls(self, part: str) -> TowerCalls:
-        """Returns how calls of the towers in `part` are split into single media, for a cache of their features.
+    def tower_calls(self, component: str) -> TowerCalls:
+        """Returns how calls of the towers in `component` are split into single media, for a cache of their features.
 
         Raises ModelError where they cannot be split.
         """
@@ -325,9 +325,9 @@ class FamilySpec:
         """
         return ()
 
-    def part_of(self, name: str) -> str:
+    def component_of(self, name: str) -> str:
         """Returns the component that parameter `name` belongs to: the one with the longest matching prefix."""
-        return structure.part_of(self.parts, name)
+        return structure.component_of(self.components, name)
 
     def _checkpoint_template(self) -> str | None:
         for source in (self.processor, self.tokenizer):

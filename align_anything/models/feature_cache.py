@@ -1,4 +1,4 @@
-"""Features of frozen towers on disk: what a tower made of a picture, clip or sound once is not computed again.
+"""Features of frozen towers on disk: what a tower made of an image, video or audio once is not computed again.
 
 The forward pass of the tower's module is replaced on the live model. Its parameters and their names stay as they are,
 so saving knows nothing of it, and projectors train on the features as on the tower's own.
@@ -49,14 +49,14 @@ def frozen_towers(model: nn.Module, spec: FamilySpec) -> list[FrozenTower]:
     Raises ModelError when there is none, or when something trains inside one whose output would then change.
     """
     plain, found = bare_model(model), []
-    names = [name for part in TOWERS for name in spec.parts.get(part, ())]
-    for part in TOWERS:
-        for name in spec.parts.get(part, ()):
+    names = [name for component in TOWERS for name in spec.components.get(component, ())]
+    for component in TOWERS:
+        for name in spec.components.get(component, ()):
             parameters = list(plain.get_submodule(name).named_parameters(prefix=name))
             training = [inner for inner, parameter in parameters if parameter.requires_grad]
-            if any(spec.part_of(inner) == part for inner in training):
+            if any(spec.component_of(inner) == component for inner in training):
                 continue
-            calls = spec.tower_calls(part)
+            calls = spec.tower_calls(component)
             again = tuple(f'{name}.{projector}.' for projector in calls.projectors)
             within = [inner for inner in training if not inner.startswith(again)]
             if within:
@@ -68,7 +68,7 @@ def frozen_towers(model: nn.Module, spec: FamilySpec) -> list[FrozenTower]:
     if not found:
         raise ModelError(
             f'model_cfgs.feature_cache_dir: no tower of this model ({", ".join(names) or "it has none"}) is frozen, so '
-            'there are no features that stay the same. Set freeze_vision_tower: True (freeze_audio_tower for sounds), '
+            'there are no features that stay the same. Set freeze_vision_tower: True (freeze_audio_tower for audio), '
             'without adapters in the tower, or leave feature_cache_dir out.'
         )
     return found
@@ -163,12 +163,12 @@ def fingerprint(tower: nn.Module, calls: TowerCalls, spec: FamilySpec) -> str:
     known = {}
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor) and not name.startswith(again):
-            with _whole(value):
+            with _gathered(value):
                 known[name] = identity(value)
     return digest(kinds, settings, known)
 
 
-def _whole(value: Tensor) -> Any:
+def _gathered(value: Tensor) -> Any:
     if not is_partitioned(value):
         return nullcontext()
     import deepspeed

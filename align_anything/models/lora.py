@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
-from align_anything.models.trainable import Parts, part_of
+from align_anything.models.trainable import Components, component_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,7 +27,7 @@ EXPERT_WEIGHTS = ('.experts.gate_up_proj', '.experts.down_proj')
 def apply_lora(
     model: PreTrainedModel,
     cfgs: LoraCfgs,
-    parts: Parts,
+    components: Components,
     *,
     unfreeze_patterns: Sequence[str] = (),
     also_save: Sequence[str] = (),
@@ -55,7 +55,7 @@ def apply_lora(
         lora_dropout=cfgs.lora_dropout,
         use_rslora=cfgs.use_rslora,
         use_dora=cfgs.use_dora,
-        target_modules=target_modules(model, cfgs.target_modules, parts, cfgs.vision_lora, exclude=to_save),
+        target_modules=target_modules(model, cfgs.target_modules, components, cfgs.vision_lora, exclude=to_save),
         modules_to_save=to_save or None,
         ensure_weight_tying=_saves_tied_weights(model, to_save),
         task_type=cfgs.task_type,
@@ -73,7 +73,7 @@ def apply_lora(
 def target_modules(
     model: PreTrainedModel,
     targets: str | Sequence[str],
-    parts: Parts,
+    components: Components,
     vision_lora: bool = False,
     exclude: Sequence[str] = (),
 ) -> list[str]:
@@ -84,14 +84,14 @@ def target_modules(
     looked for in the same components, or a full name, which may lie in any. Modules under `exclude` are left out.
     Raises ModelError when an entry names no linear layer.
     """
-    chosen_parts = {'language_model', 'vision_tower'} if vision_lora else {'language_model'}
+    chosen_components = {'language_model', 'vision_tower'} if vision_lora else {'language_model'}
     output = model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not output and not _is_named(name, exclude)
     ]
-    chosen = [name for name in linear if part_of(f'{name}.weight', parts) in chosen_parts]
+    chosen = [name for name in linear if component_of(f'{name}.weight', components) in chosen_components]
     if targets == AUTO:
         if not chosen:
             raise ModelError("target_modules 'auto' finds no linear layer in the language model; name the layers.")
@@ -103,7 +103,7 @@ def target_modules(
         if not hits:
             last_names = sorted({name.rsplit('.', 1)[-1] for name in chosen})
             raise ModelError(
-                f'lora_cfgs.target_modules: no linear layer in {" or ".join(sorted(chosen_parts))} is called '
+                f'lora_cfgs.target_modules: no linear layer in {" or ".join(sorted(chosen_components))} is called '
                 f"'{target}'.{nearest(target, last_names)} There are: {', '.join(last_names)}."
             )
         found |= hits

@@ -1,4 +1,4 @@
-"""What MiniCPM-V and MiniCPM-o share: pictures in slices, features at `<unk>`, one dictionary as forward argument."""
+"""What MiniCPM-V and MiniCPM-o share: images in slices, features at `<unk>`, one dictionary as forward argument."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align_anything.models.body import BodyWithin
-from align_anything.models.own_code import PICTURE, SOUND, OwnCodeEncoder, Written, by_kind, stretches
+from align_anything.models.own_code import AUDIO, IMAGE, OwnCodeEncoder, Written, by_kind, stretches
 from align_anything.models.rendering import Run
 
 IMAGE_PLACEHOLDER, AUDIO_PLACEHOLDER = '(<image>./</image>)', '(<audio>./</audio>)'
@@ -16,18 +16,18 @@ FEATURE_TOKEN = '<unk>'
 
 
 class MiniCPMEncoder(OwnCodeEncoder):
-    """Writes pictures and sounds as the processors of MiniCPM do, numbered over the whole conversation."""
+    """Writes images and audio as the processors of MiniCPM do, numbered over the whole conversation."""
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
-        """Returns the tokens of each medium and the tensors: slices of pictures, and spectra of sounds."""
-        pictures, sounds = by_kind(run, 'image'), by_kind(run, 'audio')
+        """Returns the tokens of each medium and the tensors: slices of images, and spectra of audio clips."""
+        images, audio_clips = by_kind(run, 'image'), by_kind(run, 'audio')
         texts: dict[str, list[Written]] = {}
         tensors: dict[str, Tensor] = {}
-        if pictures:
-            found = self.processor.image_processor([pictures], return_tensors='pt')
-            # Pictures are numbered from zero.
+        if images:
+            found = self.processor.image_processor([images], return_tensors='pt')
+            # Images are numbered from zero.
             texts['image'] = [
-                self._marked(self.processor.image_processor.get_slice_image_placeholder(size, number), PICTURE)
+                self._marked(self.processor.image_processor.get_slice_image_placeholder(size, number), IMAGE)
                 for number, size in enumerate(found['image_sizes'][0], first_number - 1)
             ]
             slices = found['pixel_values'][0]
@@ -35,10 +35,12 @@ class MiniCPMEncoder(OwnCodeEncoder):
                 [part.movedim(-1, 0) for part in slices], batch_first=True
             ).movedim(1, -1)
             tensors['tgt_sizes'] = found['tgt_sizes'][0].long()
-        if sounds:
-            samples = list(self.arguments({'audio': sounds})['audio'])
-            features, lengths, spelled = self.processor.audio_feature_extract([samples], None, False, sounds[0].rate)
-            texts['audio'] = [self._marked(text, SOUND) for text in spelled[0]]
+        if audio_clips:
+            samples = list(self.arguments({'audio': audio_clips})['audio'])
+            features, lengths, spelled = self.processor.audio_feature_extract(
+                [samples], None, False, audio_clips[0].rate
+            )
+            texts['audio'] = [self._marked(text, AUDIO) for text in spelled[0]]
             tensors['audio_features'], tensors['audio_feature_lens'] = features, lengths[0].long()
         waiting = {kind: iter(entries) for kind, entries in texts.items()}
         return [next(waiting[kind]) for kind, _ in run.media], tensors
@@ -66,17 +68,17 @@ class AccustomedMiniCPM(BodyWithin):
 
         Args:
             input_ids, position_ids: `(rows, length)`.
-            media_marks: where features stand, `(rows, length)`: 1 for pictures, 2 for sounds.
-            pixel_values: slices of all pictures, `(slices, 3, patch, longest)`; `tgt_sizes` `(slices, 2)` has their
+            media_marks: where features stand, `(rows, length)`: 1 for images, 2 for audio clips.
+            pixel_values: slices of all images, `(slices, 3, patch, longest)`; `tgt_sizes` `(slices, 2)` has their
                 patches by side.
-            audio_features: spectra of all sounds, `(sounds, mels, longest)`; `audio_feature_lens` `(sounds,)`.
+            audio_features: spectra of all audio clips, `(audio, mels, longest)`; `audio_feature_lens` `(audio,)`.
         """
         marks = torch.zeros_like(input_ids) if media_marks is None else media_marks
         data: dict[str, Any] = {
             'input_ids': input_ids,
             'position_ids': position_ids,
-            'image_bound': stretches(marks, PICTURE),
-            'audio_bounds': stretches(marks, SOUND),
+            'image_bound': stretches(marks, IMAGE),
+            'audio_bounds': stretches(marks, AUDIO),
             'pixel_values': [[] for _ in input_ids],
             'tgt_sizes': [[] for _ in input_ids],
             'audio_features': [],
@@ -98,12 +100,12 @@ class AccustomedMiniCPM(BodyWithin):
         batch = self.infer_batch(**inputs)
         data = batch.pop('data')
         embeds, _ = self.get_vllm_embedding(data)
-        sounds = iter(data['audio_features'])
+        audio_clips = iter(data['audio_features'])
         for row, (bounds, lengths) in enumerate(zip(data['audio_bounds'], data['audio_feature_lens'], strict=False)):
             for (begin, end), length in zip(bounds.tolist(), lengths, strict=True):
-                # One by one: the checkpoint's code does not hide all of the padding behind the shorter of two sounds.
-                sound = {'audio_features': next(sounds)[None, :, :length], 'audio_feature_lens': [length[None]]}
-                found = self.get_audio_embedding(sound, self.config.audio_chunk_length)[0][0]
+                # One by one: the checkpoint's code does not hide all of the padding behind the shorter of two.
+                audio = {'audio_features': next(audio_clips)[None, :, :length], 'audio_feature_lens': [length[None]]}
+                found = self.get_audio_embedding(audio, self.config.audio_chunk_length)[0][0]
                 embeds[row, begin:end] = found.to(embeds.dtype)
         return self.llm.model(input_ids=None, inputs_embeds=embeds, position_ids=data['position_ids'], **batch)
 

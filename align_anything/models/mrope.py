@@ -1,4 +1,4 @@
-"""Multimodal rotary positions: text counts along one axis, a picture or clip spans time, height and width."""
+"""Multimodal rotary positions: text counts along one axis, an image or video spans time, height and width."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from align_anything.models.family import FamilySpec
 from align_anything.models.tower_calls import PatchCalls, TowerCalls
 
-IMAGE, VIDEO, SOUND, SAME = 1, 2, 3, 4
-"""Types of tokens other than text: of a picture, of a clip, of the sound in a clip, and one that moves nothing on."""
+IMAGE, VIDEO, AUDIO, SAME = 1, 2, 3, 4
+"""Types of tokens other than text: of an image, of a video, of the audio in a video, and one that moves nothing on."""
 
 
 def mrope_positions(
@@ -23,19 +23,19 @@ def mrope_positions(
     *,
     per_second: float = 1,
     after_time: bool = False,
-    whole: bool = True,
+    integer: bool = True,
 ) -> Tensor:
     """Returns `(4, length)`: row 0 counts tokens, rows 1 to 3 are the temporal, vertical and horizontal positions.
 
     Args:
-        token_types: 0 for text, else as above, `(length,)`. Sound stands among the tokens of its clip: both begin at
+        token_types: 0 for text, else as above, `(length,)`. Audio stands among the tokens of its video: both begin at
             the same time, and text goes on behind the last stretch of either.
         grids: for `IMAGE` and `VIDEO`, the patches of each medium along time, height and width, `(media, 3)`.
         merge_size: patches along each side that make one token.
         intervals: temporal distance between two frames of each video, `(videos,)`; 1 by default.
         per_second: what the intervals are multiplied by once they are summed up.
-        after_time: whether the text after a clip begins behind its last temporal position too, not only its extent.
-        whole: whether temporal positions are truncated to whole numbers; float32 otherwise.
+        after_time: whether the text after a video begins behind its last temporal position too, not only its extent.
+        integer: whether temporal positions are truncated to whole numbers; float32 otherwise.
     """
     length = token_types.numel()
     waiting: dict[int, Iterator[list[int]]] = {kind: iter(grid.tolist()) for kind, grid in grids.items()}
@@ -58,15 +58,15 @@ def mrope_positions(
             step = next(steps, 1) if kind == VIDEO else 1
             # In float32 and in this order, as the models round.
             times = torch.arange(frames) * torch.tensor(step, dtype=torch.float32) * per_second
-            times = times.long() if whole else times
+            times = times.long() if integer else times
             sides = [torch.arange(side, dtype=times.dtype) for side in (height, width)]
             grid = torch.stack(torch.meshgrid(times, *sides, indexing='ij')).flatten(1)
             extent = max(height, width)
             advance = max(extent, times[-1].item() + 1) if after_time else extent
             stop = token + frames * height * width
-            if SOUND in types[token : stop + 1]:
-                stop = next((index for index in range(stop, length) if types[index] not in (VIDEO, SOUND)), length)
-                grid, advance = _with_sound(grid, token_types[token:stop] == SOUND)
+            if AUDIO in types[token : stop + 1]:
+                stop = next((index for index in range(stop, length) if types[index] not in (VIDEO, AUDIO)), length)
+                grid, advance = _with_audio(grid, token_types[token:stop] == AUDIO)
             columns.append(grid + position)
             position += advance
         token = stop
@@ -74,13 +74,13 @@ def mrope_positions(
     return torch.cat([torch.arange(length)[None], rotary])
 
 
-def _with_sound(grid: Tensor, is_sound: Tensor) -> tuple[Tensor, float]:
-    """Puts the positions of a clip, `(3, tokens)`, among those of its sound; returns them and where text goes on."""
-    columns = grid.new_empty((3, is_sound.numel()))
-    columns[:, ~is_sound] = grid
-    columns[:, is_sound] = torch.arange(int(is_sound.sum())).to(grid.dtype)
+def _with_audio(grid: Tensor, is_audio: Tensor) -> tuple[Tensor, float]:
+    """Puts the positions of a video, `(3, tokens)`, among those of its audio; returns them and where text goes on."""
+    columns = grid.new_empty((3, is_audio.numel()))
+    columns[:, ~is_audio] = grid
+    columns[:, is_audio] = torch.arange(int(is_audio.sum())).to(grid.dtype)
     # As the models do: behind the last stretch of one kind, though the other may reach further.
-    last = int((is_sound != is_sound[-1]).nonzero()[-1]) + 1
+    last = int((is_audio != is_audio[-1]).nonzero()[-1]) + 1
     return columns, columns[:, last:].max().item() + 1
 
 
@@ -88,7 +88,7 @@ class MRopeSpec(FamilySpec):
     """The rules that the Qwen-VL families share."""
 
     position_rows: ClassVar[int] = 4
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.visual',),
         'mm_proj': ('model.visual.merger',),
         'language_model': ('model.language_model', 'lm_head'),
@@ -104,14 +104,14 @@ class MRopeSpec(FamilySpec):
         token_types = token_tensors.get('mm_token_type_ids', torch.zeros_like(ids))
         return mrope_positions(token_types, grids, self.config.vision_config.spatial_merge_size, self.intervals(media))
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of the vision tower are split: patches of all media in one list, with their grids."""
         return PatchCalls()
 
     def video_grids(self, grids: Tensor) -> Tensor:
-        """Returns the grids of the stretches of video tokens, given one grid per clip, `(stretches, 3)`."""
+        """Returns the grids of the stretches of video tokens, given one grid per video, `(stretches, 3)`."""
         return grids
 
     def intervals(self, media: Mapping[str, Any]) -> Tensor | None:
-        """Returns the temporal distance between two frames of each clip, None for 1."""
+        """Returns the temporal distance between two frames of each video, None for 1."""
         return None

@@ -12,10 +12,10 @@ from align_anything.core.types import Piece, Video
 from align_anything.models.encoding import RunEncoder, pad_left
 from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import sampled_rate
-from align_anything.models.mrope import IMAGE, SAME, SOUND, VIDEO, mrope_positions
+from align_anything.models.mrope import AUDIO, IMAGE, SAME, VIDEO, mrope_positions
 from align_anything.models.rendering import Run
 
-PARTS = {
+COMPONENTS = {
     'vision_tower': ('visual',),
     'audio_tower': ('audio_tower',),
     'mm_proj': ('visual.merger',),
@@ -24,10 +24,10 @@ PARTS = {
 
 
 class OmniEncoder(RunEncoder):
-    """Tells the processor how densely a clip was sampled and whether it has sound; drops the padding behind sounds."""
+    """Tells the processor how densely a video was sampled and whether it has audio; drops padding behind audio."""
 
     def handed(self, run: Run) -> tuple[tuple[str, Any], ...]:
-        """Returns the run's media, the sound track of a clip behind the clip: their tokens are interleaved."""
+        """Returns the run's media, the audio track of a video behind the video: their tokens are interleaved."""
         media: list[tuple[str, Any]] = []
         for kind, item in run.media:
             media.append((kind, item))
@@ -35,29 +35,29 @@ class OmniEncoder(RunEncoder):
                 media.append(('audio', item.audio))
         return tuple(media)
 
-    def likeness(self, clip: Video) -> Hashable:
-        """Returns what the clips of one call must have in common, which is also whether they have sound."""
-        return super().likeness(clip), clip.audio is not None
+    def likeness(self, video: Video) -> Hashable:
+        """Returns what the videos of one call must have in common, which is also whether they have audio."""
+        return super().likeness(video), video.audio is not None
 
     def arguments(self, media: Mapping[str, list[Any]]) -> dict[str, Any]:
-        """Returns the processor's arguments, the size of clips among them.
+        """Returns the processor's arguments, the size of videos among them.
 
-        The processor's class has a size of its own for clips, which holds unless the checkpoint has one that is not
-        merely the size of its pictures.
+        The processor's class has a size of its own for videos, which holds unless the checkpoint has one that is not
+        merely the size of its images.
         """
         arguments = super().arguments(media)
         if 'video' in media:
-            # One call takes one rate, and sound in all clips or in none; others come in calls of their own.
-            clip = media['video'][0]
-            clips: dict[str, Any] = {'fps': sampled_rate(clip), 'use_audio_in_video': clip.audio is not None}
+            # One call takes one rate, and audio in all videos or in none; others come in calls of their own.
+            video = media['video'][0]
+            videos: dict[str, Any] = {'fps': sampled_rate(video), 'use_audio_in_video': video.audio is not None}
             size = self.processor.video_processor.to_dict()['size']
             if size != self.processor.image_processor.to_dict()['size']:
-                clips['size'] = dict(size)
-            arguments['videos_kwargs'] = clips
+                videos['size'] = dict(size)
+            arguments['videos_kwargs'] = videos
         return arguments
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the outputs with sounds as long as the longest one: the tower reads no padding."""
+        """Returns the outputs with audio clips as long as the longest one: the tower reads no padding."""
         if 'input_features' not in outputs:
             return outputs
         longest = int(outputs['feature_attention_mask'].sum(-1).max())
@@ -67,19 +67,19 @@ class OmniEncoder(RunEncoder):
 
 
 class OmniSpec(FamilySpec):
-    """Time has one scale for clips and text: position ids per second, and text goes on after the last frame."""
+    """Time has one scale for videos and text: position ids per second, and text goes on after the last frame."""
 
     position_rows: ClassVar[int] = 4
     encoder_class = OmniEncoder
-    whole_positions: ClassVar[bool] = True
+    integer_positions: ClassVar[bool] = True
     """Whether temporal positions are truncated to whole numbers."""
 
     shared_marks: ClassVar[bool] = True
-    """Whether the two tokens that open a clip with sound stand at one position, and the two that close it."""
-    hears_clips: ClassVar[bool] = True
+    """Whether the two tokens that open a video with audio stand at one position, and the two that close it."""
+    reads_audio_in_video: ClassVar[bool] = True
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
-        """Positions of one sequence, `(4, length)`; sounds count as text. Float32 unless `whole_positions`."""
+        """Positions of one sequence, `(4, length)`; audio clips count as text. Float32 unless `integer_positions`."""
         names = ((IMAGE, 'image_grid_thw'), (VIDEO, 'video_grid_thw'))
         positions = mrope_positions(
             self._token_types(ids),
@@ -88,20 +88,20 @@ class OmniSpec(FamilySpec):
             media.get('video_second_per_grid'),
             per_second=self.config.position_id_per_seconds,
             after_time=True,
-            whole=self.whole_positions,
+            integer=self.integer_positions,
         )
-        return positions if self.whole_positions else positions.float()
+        return positions if self.integer_positions else positions.float()
 
     def _token_types(self, ids: Tensor) -> Tensor:
         config = self.config
-        is_video, is_sound = ids == config.video_token_id, ids == config.audio_token_id
+        is_video, is_audio = ids == config.video_token_id, ids == config.audio_token_id
         types = torch.zeros_like(ids)
         types[ids == config.image_token_id] = IMAGE
         types[is_video] = VIDEO
         opens = (ids[:-1] == config.vision_start_token_id) & (ids[1:] == config.audio_start_token_id)
         for start in (opens.nonzero().flatten() + 2).tolist():
-            stop = start + int((is_video | is_sound)[start:].long().cumprod(0).sum())
-            types[start:stop][is_sound[start:stop]] = SOUND
+            stop = start + int((is_video | is_audio)[start:].long().cumprod(0).sum())
+            types[start:stop][is_audio[start:stop]] = AUDIO
             if self.shared_marks:
                 types[start - 1] = SAME
                 types[stop + 1 : stop + 2] = SAME
@@ -110,12 +110,12 @@ class OmniSpec(FamilySpec):
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
         """Returns the arguments of `generate()`.
 
-        Positions are among them: transformers finds them itself only where all clips have sound or none has.
+        Positions are among them: transformers finds them itself only where all videos have audio or none has.
         """
         positions = [self.positions(prompt.ids, prompt.media, prompt.token_tensors).T for prompt in prompts]
         return {**super().generation_inputs(prompts), 'position_ids': pad_left(positions).permute(2, 0, 1)}
 
 
-def put(embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:
-    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` at `places` `(rows, length)`."""
-    return embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
+def put(embeds: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` at `mask` `(rows, length)`."""
+    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))

@@ -21,13 +21,13 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import Run, TrainOn
 
 MARKS = 'media_marks'
-"""Name of the tensor that says of each token whether features stand there: `PICTURE`, `SOUND` or zero."""
-PICTURE, SOUND = 1, 2
+"""Name of the tensor that says of each token whether features stand there: `IMAGE`, `AUDIO` or zero."""
+IMAGE, AUDIO = 1, 2
 
 
 @dataclass(frozen=True)
 class NumberedRun(Run):
-    """A run that knows how many pictures stand in front of it."""
+    """A run that knows how many images stand in front of it."""
 
     before: int = 0
 
@@ -44,7 +44,7 @@ class OwnCodeEncoder(RunEncoder):
     """Tokenises the text between media, and puts between it what the family writes for each medium."""
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
-        """Returns the tokens of each medium of a run, in order, and their tensors; pictures count from the number."""
+        """Returns the tokens of each medium of a run, in order, and their tensors; images count from the number."""
         raise NotImplementedError
 
     def spelled(self, run: Run, first_number: int) -> str:
@@ -67,11 +67,11 @@ class OwnCodeEncoder(RunEncoder):
             raise SampleError(f'the own code of this checkpoint refuses a medium of this turn: {error!r}') from error
         ids: list[int] = []
         marks: list[int] = []
-        for place, text in enumerate(self._between(self.spelled(run, number))):
-            if place:
-                ids.extend(media[place - 1].ids)
-                marks.extend(media[place - 1].marks)
-            found = self.text_ids(text, first and place == 0, place > 0)
+        for index, text in enumerate(self._between(self.spelled(run, number))):
+            if index:
+                ids.extend(media[index - 1].ids)
+                marks.extend(media[index - 1].marks)
+            found = self.text_ids(text, first and index == 0, index > 0)
             ids.extend(found)
             marks.extend([0] * len(found))
         marked = torch.tensor(marks, dtype=torch.long)
@@ -111,7 +111,7 @@ class OwnCodeSpec(FamilySpec):
         return frozenset([self.tokenizer.convert_tokens_to_ids(self.feature_token)])
 
     def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
-        """Returns the runs of text, each with the number of pictures in front of it."""
+        """Returns the runs of text, each with the number of images in front of it."""
         before, runs = 0, []
         for run in super().render(conversation, train_on, start):
             runs.append(NumberedRun(run.text, run.weight, run.media, run.token, before))

@@ -21,7 +21,7 @@ from align_anything.models.families import spec_for
 from align_anything.models.lora import apply_lora
 from align_anything.models.quantization import is_quantised, keep_trainable, quantization_config
 from align_anything.models.score import SCORE_HEAD
-from align_anything.models.trainable import Parts, freeze_output_embedding, freeze_parts, require_trainable
+from align_anything.models.trainable import Components, freeze_components, freeze_output_embedding, require_trainable
 
 if TYPE_CHECKING:
     from align_anything.configs.schema import BnbCfgs, LoraCfgs
@@ -68,7 +68,7 @@ def load_pretrained_models(
     )
     model = load_model(
         model_name_or_path,
-        spec.parts,
+        spec.components,
         dtype=dtype,
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
@@ -77,7 +77,7 @@ def load_pretrained_models(
     )
     model = tune_model(
         model,
-        spec.parts,
+        spec.components,
         freeze_vision_tower=freeze_vision_tower,
         freeze_audio_tower=freeze_audio_tower,
         freeze_mm_proj=freeze_mm_proj,
@@ -139,7 +139,7 @@ def load_spec(
 
 def load_model(
     model_name_or_path: str | Path,
-    parts: Parts,
+    components: Components,
     *,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str = 'sdpa',
@@ -147,7 +147,7 @@ def load_model(
     bnb_cfgs: BnbCfgs | None = None,
     is_reward_model: bool = False,
 ) -> PreTrainedModel:
-    """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `parts` are the components of the FamilySpec.
+    """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `components` are those of the FamilySpec.
 
     `attn_implementation` goes to the language model; towers keep what transformers chooses for them. Partitions
     while loading when a `HfDeepSpeedConfig` of ZeRO-3 is alive. An adapter folder gives the model under the adapter.
@@ -159,7 +159,7 @@ def load_model(
     options: dict[str, Any] = {'dtype': dtype, 'trust_remote_code': trust_remote_code}
     config = read_config(model_name_or_path, trust_remote_code)
     options['attn_implementation'] = _for_text_only(config, attn_implementation)
-    quantise = None if bnb_cfgs is None else quantization_config(bnb_cfgs, dtype, parts)
+    quantise = None if bnb_cfgs is None else quantization_config(bnb_cfgs, dtype, components)
     if quantise is not None:
         options['quantization_config'] = quantise
     model = (AnyModelForScore if is_reward_model else AnyModel).from_pretrained(model_name_or_path, **options)
@@ -169,7 +169,7 @@ def load_model(
 
 def tune_model(
     model: PreTrainedModel,
-    parts: Parts,
+    components: Components,
     *,
     freeze_vision_tower: bool = False,
     freeze_audio_tower: bool = False,
@@ -188,9 +188,9 @@ def tune_model(
     when quantised weights have no adapters, and when nothing is left to train.
     """
     check_continuation(adapter, lora_cfgs)
-    freeze_parts(
+    freeze_components(
         model,
-        parts,
+        components,
         vision_tower=freeze_vision_tower,
         audio_tower=freeze_audio_tower,
         mm_proj=freeze_mm_proj,
@@ -202,7 +202,9 @@ def tune_model(
         freeze_output_embedding(model)
     tuned: nn.Module = model
     if lora_cfgs is not None and lora_cfgs.use_lora:
-        tuned = apply_lora(model, lora_cfgs, parts, unfreeze_patterns=unfreeze_patterns, also_save=heads, dtype=dtype)
+        tuned = apply_lora(
+            model, lora_cfgs, components, unfreeze_patterns=unfreeze_patterns, also_save=heads, dtype=dtype
+        )
         if adapter is not None:
             load_weights(tuned, adapter, TARGETS_ADVICE)
     elif is_quantised(model):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from align_anything.core.errors import ModelError
-from align_anything.models.trainable import Parts
+from align_anything.models.trainable import Components
 
 if TYPE_CHECKING:
     from align_anything.configs.schema import BnbCfgs
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INT8_RANGE = 127.0
 
 
-def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, parts: Parts) -> BitsAndBytesConfig | None:
+def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, components: Components) -> BitsAndBytesConfig | None:
     """Returns how transformers shall quantise the language model, or None when `cfgs` asks for no quantisation.
 
     Towers, projectors and the output embedding keep `dtype`. Raises ModelError when bitsandbytes is missing, or when
@@ -30,7 +30,9 @@ def quantization_config(cfgs: BnbCfgs, dtype: torch.dtype, parts: Parts) -> Bits
         raise ModelError('bnb_cfgs.use_bnb needs bitsandbytes: pip install "align-anything[bnb]".')
     if cfgs.load_in_4bit == cfgs.load_in_8bit:
         raise ModelError('bnb_cfgs: set exactly one of load_in_4bit and load_in_8bit.')
-    kept = [prefix for part, prefixes in parts.items() if part != 'language_model' for prefix in prefixes]
+    kept = [
+        prefix for component, prefixes in components.items() if component != 'language_model' for prefix in prefixes
+    ]
     compute = dtype if cfgs.bnb_4bit_compute_dtype == 'auto' else getattr(torch, cfgs.bnb_4bit_compute_dtype)
     return BitsAndBytesConfig(
         load_in_4bit=cfgs.load_in_4bit,

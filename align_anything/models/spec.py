@@ -18,7 +18,7 @@ class Spec(Protocol):
         meets: what the score of a unit is, which decides what algorithms can train it.
         reads: kinds of media that may stand in a prompt, text aside.
         emits: kinds of media that the model can learn to write into an answer, text aside.
-        parts: parameter-name prefixes of each component of the model; the longest matching prefix decides.
+        components: parameter-name prefixes of each component of the model; the longest matching prefix decides.
     """
 
     model_type: str
@@ -26,7 +26,7 @@ class Spec(Protocol):
     meets: Need
     reads: frozenset[MediaKind]
     emits: frozenset[MediaKind]
-    parts: dict[str, list[str]]
+    components: dict[str, list[str]]
 
     def encode(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> Example:
         """Encodes a conversation whose media are decoded: a prompt, and as one response all that follows it.

@@ -50,12 +50,12 @@ def declared_token(processor: Any, kind: MediaKind) -> str | None:
 
 
 def audio_rate(processor: Any) -> int:
-    """Returns the samples per second that a processor wants sounds to have."""
+    """Returns the samples per second that a processor wants audio clips to have."""
     return int(_feature_extractor(processor).sampling_rate)
 
 
 def audio_window(processor: Any) -> int | None:
-    """Returns the samples of a sound past which the feature extractor drops the rest without a word, None for none."""
+    """Returns the samples of an audio clip past which the feature extractor silently drops the rest, None for none."""
     extractor = _feature_extractor(processor)
     parameters = inspect.signature(type(extractor).__call__).parameters
     defaults = processor.valid_processor_kwargs._defaults.get('audio_kwargs', {})
@@ -71,7 +71,7 @@ def _feature_extractor(processor: Any) -> Any:
 
 
 def smallest(kind: MediaKind, rate: int | None = None) -> Any:
-    """Returns a small grey or silent medium that every processor takes; `rate` is that of a sound."""
+    """Returns a small grey or silent medium that every processor takes; `rate` is that of an audio clip."""
     if kind == 'image':
         from PIL import Image
 
@@ -113,10 +113,10 @@ def layouts(config: Any) -> tuple[str, ...]:
     return ('padded', 'packed', 'shared_prefix') if fits else ('padded',)
 
 
-def parts(config: Any) -> dict[str, list[str]]:
+def components(config: Any) -> dict[str, list[str]]:
     """Returns prefixes of the parameter names of each component, found by the names of the model's modules."""
     # A tied head has no name of its own among the distinct parameters, but adapters and saved weights know it by one.
-    return parts_of_names([name for name, _ in skeleton(config).named_parameters(remove_duplicate=False)])
+    return components_of_names([name for name, _ in skeleton(config).named_parameters(remove_duplicate=False)])
 
 
 def nests_tower(config: Any) -> bool:
@@ -135,19 +135,19 @@ def hub_name(name: str, nests: bool) -> str:
     return re.sub(r'^language_model\.model\.model\.', 'language_model.model.', name)
 
 
-def parts_of_names(names: Sequence[str]) -> dict[str, list[str]]:
+def components_of_names(names: Sequence[str]) -> dict[str, list[str]]:
     """Returns, for parameter names of a transformers model, the prefixes of each component of it."""
     found: dict[str, dict[str, None]] = {
-        part: {} for part in ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
+        component: {} for component in ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
     }
     for name in names:
         pieces = name.split('.')
-        part, end = _place(pieces)
-        found[part]['.'.join(pieces[:end])] = None
-    return {part: list(prefixes) for part, prefixes in found.items() if prefixes}
+        component, end = _component_and_depth(pieces)
+        found[component]['.'.join(pieces[:end])] = None
+    return {component: list(prefixes) for component, prefixes in found.items() if prefixes}
 
 
-def _place(pieces: list[str]) -> tuple[str, int]:
+def _component_and_depth(pieces: list[str]) -> tuple[str, int]:
     tower = next((index for index, piece in enumerate(pieces) if piece in TOWER_NAMES | AUDIO_TOWER_NAMES), None)
     projector = next((index for index, piece in enumerate(pieces) if piece in PROJECTOR_NAMES), None)
     # Inside a tower only what joins it to the language model is a projector.
@@ -158,12 +158,12 @@ def _place(pieces: list[str]) -> tuple[str, int]:
     return 'language_model', min(2, len(pieces) - 1)
 
 
-def part_of(prefixes: Mapping[str, Sequence[str]], name: str) -> str:
+def component_of(prefixes: Mapping[str, Sequence[str]], name: str) -> str:
     """Returns the component whose prefix matches most of `name`. Raises ModelError when none does."""
     matches = [
-        (len(prefix), part)
-        for part, known in prefixes.items()
-        for prefix in known
+        (len(prefix), component)
+        for component, names in prefixes.items()
+        for prefix in names
         if name == prefix or name.startswith(f'{prefix}.') or not prefix
     ]
     if not matches:

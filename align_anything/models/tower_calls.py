@@ -1,4 +1,4 @@
-"""How one call of a tower is split into items (pictures, tiles, clips, sounds) and their features put together again.
+"""How one call of a tower is split into items (images, tiles, videos, audio) and their features put together again.
 
 The base class splits along the first dimension, which serves most towers. A family whose tower lays its media out
 otherwise returns another class from `FamilySpec.tower_calls`.
@@ -53,7 +53,7 @@ class TowerCalls:
 
     def encode(self, tower: nn.Module, forward: Forward, items: Sequence[Item], others: Any) -> list[Features]:
         """Runs the tower once and returns the features of each item. Raises ModelError for an unknown output."""
-        return self.cut(self.kept(forward(**self.joined(items), **others)), items)
+        return self.split(self.kept(forward(**self.joined(items), **others)), items)
 
     def kept(self, outputs: Any) -> Features:
         """Returns those tensors of an output that are kept. Raises ModelError for an output that has no names."""
@@ -72,7 +72,7 @@ class TowerCalls:
             )
         return {f'{LAYERS}.{layer}': states[layer] for layer in self.layers}
 
-    def cut(self, features: Features, items: Sequence[Item]) -> list[Features]:
+    def split(self, features: Features, items: Sequence[Item]) -> list[Features]:
         """Returns the features of all items as one dictionary for each. Raises ModelError when they do not add up."""
         lengths = self.lengths(items)
         for name, value in features.items():
@@ -81,8 +81,8 @@ class TowerCalls:
                     f"feature_cache_dir: the tower's {name} has {len(value)} rows for {len(items)} items of together "
                     f'{sum(lengths)}. Leave feature_cache_dir out.'
                 )
-        parts = {name: value.split(lengths) for name, value in features.items()}
-        return [{name: parts[name][number] for name in parts} for number in range(len(items))]
+        pieces = {name: value.split(lengths) for name, value in features.items()}
+        return [{name: pieces[name][number] for name in pieces} for number in range(len(items))]
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
         """Returns how many rows of the output each item has."""
@@ -165,7 +165,7 @@ class PatchCalls(TowerCalls):
                 name: value.unflatten(0, (-1, unit))[order.to(value.device)].flatten(0, 1)
                 for name, value in features.items()
             }
-        return self.cut(features, items)
+        return self.split(features, items)
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
         """Returns the patches of each item."""
@@ -195,8 +195,8 @@ class PatchCalls(TowerCalls):
         return get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)[0]
 
 
-class SoundCalls(TowerCalls):
-    """Calls of towers that take the frames of all sounds in one list, with the length of each: Qwen's Omni models."""
+class AudioCalls(TowerCalls):
+    """Calls of towers that take frames of all audio clips in one list, with the length of each: Qwen's Omni models."""
 
     def __init__(self, tokens: Callable[[int], int]) -> None:
         """`tokens` gives the rows of the output for a number of frames."""
@@ -218,5 +218,5 @@ class SoundCalls(TowerCalls):
         return {name: torch.cat([item[name] for item in items], along.get(name, 0)) for name in items[0]}
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """Returns the rows of the output that each sound has."""
+        """Returns the rows of the output that each audio clip has."""
         return [self.tokens(item['input_features'].shape[1]) for item in items]

@@ -20,10 +20,10 @@ from align_anything.models.score import SCORE_HEAD
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Parts = Mapping[str, Sequence[str]]
-"""Names of components to prefixes of the parameter names in it, as in `FamilySpec.parts`."""
+Components = Mapping[str, Sequence[str]]
+"""Names of components to prefixes of the parameter names in it, as in `FamilySpec.components`."""
 
-FREEZABLE_PARTS = ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
+FREEZABLE_COMPONENTS = ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
 _ADAPTER_PREFIX = 'base_model.model.'
 _ADAPTER_LEVELS = re.compile(
     r'\.(?:base_layer|original_module|modules_to_save\.[^.]+'
@@ -41,15 +41,15 @@ def plain_name(name: str) -> str:
     return _ADAPTER_LEVELS.sub('', name.removeprefix(_ADAPTER_PREFIX))
 
 
-def part_of(name: str, parts: Parts) -> str:
+def component_of(name: str, components: Components) -> str:
     """Returns the component that a parameter belongs to, by the longest matching prefix. Raises ModelError for none."""
     plain = plain_name(name)
-    return SCORE_HEAD if plain.startswith(f'{SCORE_HEAD}.') else structure.part_of(parts, plain)
+    return SCORE_HEAD if plain.startswith(f'{SCORE_HEAD}.') else structure.component_of(components, plain)
 
 
-def freeze_parts(
+def freeze_components(
     model: nn.Module,
-    parts: Parts,
+    components: Components,
     *,
     vision_tower: bool = False,
     audio_tower: bool = False,
@@ -62,9 +62,9 @@ def freeze_parts(
     A model without such a component (a text model has no tower) has nothing to freeze there. Raises ModelError for a
     pattern that is no regular expression or matches no parameter.
     """
-    wanted = dict(zip(FREEZABLE_PARTS, (vision_tower, audio_tower, mm_proj, language_model), strict=True))
+    wanted = dict(zip(FREEZABLE_COMPONENTS, (vision_tower, audio_tower, mm_proj, language_model), strict=True))
     for name, parameter in model.named_parameters():
-        if wanted.get(part_of(name, parts), False):
+        if wanted.get(component_of(name, components), False):
             parameter.requires_grad_(False)
     for pattern in unfreeze_patterns:
         for parameter in _matching(model, pattern, 'unfreeze_patterns'):
@@ -90,7 +90,7 @@ def require_trainable(model: nn.Module) -> None:
 
 
 def learning_rates(
-    model: nn.Module, parts: Parts, learning_rate: float, lr_groups: Mapping[str, float] | None = None
+    model: nn.Module, components: Components, learning_rate: float, lr_groups: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """Returns the learning rate of every trainable parameter, by name.
 
@@ -102,35 +102,35 @@ def learning_rates(
     rates = dict.fromkeys(trainable, learning_rate)
     groups = lr_groups or {}
     # Expressions last, so that they override the components.
-    for key, rate in sorted(groups.items(), key=lambda entry: entry[0] not in parts):
-        if key in parts:
-            names = [name for name in trainable if part_of(name, parts) == key]
+    for key, rate in sorted(groups.items(), key=lambda entry: entry[0] not in components):
+        if key in components:
+            names = [name for name in trainable if component_of(name, components) == key]
         else:
             expression = _compiled(key, 'lr_groups')
             names = [name for name in trainable if expression.search(plain_name(name)) or expression.search(name)]
-        if not names and key in parts:
+        if not names and key in components:
             raise ModelError(
                 f"lr_groups '{key}': nothing in that component trains, so a learning rate has no effect there."
             )
         if not names:
             raise ModelError(
                 f"lr_groups '{key}' is neither a component nor found in the name of any parameter that trains."
-                f'{nearest(key, list(parts))} Components: {", ".join(parts)}.'
+                f'{nearest(key, list(components))} Components: {", ".join(components)}.'
             )
         rates.update(dict.fromkeys(names, rate))
     return rates
 
 
-def parameter_table(model: nn.Module, parts: Parts, rates: Mapping[str, float]) -> list[PartRow]:
-    """Returns one row per component that holds parameters, in the order of `parts`, the score head last.
+def parameter_table(model: nn.Module, components: Components, rates: Mapping[str, float]) -> list[ComponentRow]:
+    """Returns one row per component that holds parameters, in the order of `components`, the score head last.
 
     `rates` is what `learning_rates` returned. Partitioned (ZeRO-3) and quantised parameters count in full.
     """
     rows = []
-    members: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in (*parts, SCORE_HEAD)}
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {component: [] for component in (*components, SCORE_HEAD)}
     for name, parameter in model.named_parameters():
-        members[part_of(name, parts)].append((name, parameter))
-    for part, entries in members.items():
+        members[component_of(name, components)].append((name, parameter))
+    for component, entries in members.items():
         if not entries:
             continue
         sizes: dict[str, int] = {}
@@ -138,8 +138,8 @@ def parameter_table(model: nn.Module, parts: Parts, rates: Mapping[str, float]) 
             dtype = 'quantised' if _is_quantised(parameter) else str(parameter.dtype).removeprefix('torch.')
             sizes[dtype] = sizes.get(dtype, 0) + count(parameter)
         rows.append(
-            PartRow(
-                part=part,
+            ComponentRow(
+                component=component,
                 parameters=sum(sizes.values()),
                 trainable=sum(count(parameter) for _, parameter in entries if parameter.requires_grad),
                 dtypes=tuple(sorted(sizes, key=sizes.__getitem__, reverse=True)),
@@ -149,7 +149,7 @@ def parameter_table(model: nn.Module, parts: Parts, rates: Mapping[str, float]) 
     return rows
 
 
-def render_table(rows: Iterable[PartRow]) -> Any:
+def render_table(rows: Iterable[ComponentRow]) -> Any:
     """Returns the table as a `rich.table.Table`, with a row of totals."""
     from rich.table import Table
 
@@ -160,7 +160,7 @@ def render_table(rows: Iterable[PartRow]) -> Any:
         table.add_column(column, justify='right')
     for row in rows:
         rates = ', '.join(f'{rate:g}' for rate in row.rates) or '-'
-        table.add_row(row.part, *_figures(row.parameters, row.trainable), ', '.join(row.dtypes), rates)
+        table.add_row(row.component, *_figures(row.parameters, row.trainable), ', '.join(row.dtypes), rates)
     table.add_section()
     table.add_row('total', *_figures(sum(row.parameters for row in rows), sum(row.trainable for row in rows)), '', '')
     return table
@@ -216,18 +216,18 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class PartRow:
+class ComponentRow:
     """One row of the table: what a component of the model holds and what of it trains.
 
     Attributes:
-        part: name of the component.
+        component: name of the component.
         parameters: number of parameters.
         trainable: number of parameters that train.
         dtypes: types of the parameters, most frequent first.
         rates: learning rates of the parameters that train, ascending.
     """
 
-    part: str
+    component: str
     parameters: int
     trainable: int
     dtypes: tuple[str, ...]

@@ -14,7 +14,7 @@ from align_anything.models.architecture import skeleton
 from align_anything.models.family import FamilySpec
 
 FRAMES_PER_POSITION = 2
-"""Feature frames of a sound that make one position of its encoder, as in Whisper's."""
+"""Feature frames of an audio clip that make one position of its encoder, as in Whisper's."""
 
 
 class WorkOf:
@@ -36,9 +36,9 @@ class WorkOf:
         embeddings = {id(layer.weight) for layer in (self._model.get_input_embeddings(),)}
         for name, parameter in self._model.named_parameters():
             if id(parameter) not in embeddings:
-                sizes[spec.part_of(name)] += parameter.numel() * (chosen if '.experts.' in name else 1)
-        whole = max(sizes['language_model'] * language, 1)
-        self.vision, self.audio = sizes['vision_tower'] * vision / whole, sizes['audio_tower'] * audio / whole
+                sizes[spec.component_of(name)] += parameter.numel() * (chosen if '.experts.' in name else 1)
+        total = max(sizes['language_model'] * language, 1)
+        self.vision, self.audio = sizes['vision_tower'] * vision / total, sizes['audio_tower'] * audio / total
         del self.__dict__['_model']
 
     @cached_property

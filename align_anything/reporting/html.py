@@ -72,7 +72,7 @@ def show_media(parts: Sequence[dict[str, Any]]) -> str:
 
 
 def strip_of(conversation: Conversation) -> Image.Image | None:
-    """Returns the first pictures of a conversation, and frames of its clips, side by side; None without any."""
+    """Returns the first images of a conversation, and frames of its videos, side by side; None without any."""
     media = [(part['type'], part.get(part['type'])) for message in conversation for part in message['content']]
     pictures = [picture for kind, item in media for picture in _pictures(kind, item)][:FRAMES]
     if not pictures:
@@ -87,7 +87,7 @@ def strip_of(conversation: Conversation) -> Image.Image | None:
 
 
 def show_medium(kind: MediaKind, item: Any) -> str:
-    """Returns the medium as the model gets it, made small; a kind without a picture of its own is named."""
+    """Returns the medium as the model gets it, made small; a kind without an image of its own is named."""
     show = SHOWN_AS.get(kind)
     return f'<span class="medium">{escape(kind)}</span>' if show is None else show(item)
 
@@ -96,13 +96,13 @@ def _image(item: Image.Image) -> str:
     return _figure(_picture(item, SIDE), f'image {item.width} × {item.height}')
 
 
-def _video(clip: Video) -> str:
-    frames, count = _pictures('video', clip), len(clip.frames)
-    height, width = clip.frames.shape[1:3]
+def _video(video: Video) -> str:
+    frames, count = _pictures('video', video), len(video.frames)
+    height, width = video.frames.shape[1:3]
     shown = '' if len(frames) == count else f', {len(frames)} of them shown'
-    caption = f'video {width} × {height}, {count} frames at {_seconds(clip.timestamps)} s{shown}'
+    caption = f'video {width} × {height}, {count} frames at {_seconds(video.timestamps)} s{shown}'
     figure = _figure(''.join(_picture(frame, FRAME_SIDE) for frame in frames), caption)
-    return figure + ('' if clip.audio is None else _audio(clip.audio))
+    return figure + ('' if video.audio is None else _audio(video.audio))
 
 
 def _audio(sound: Audio) -> str:
@@ -114,16 +114,16 @@ def _audio(sound: Audio) -> str:
         writer.setframerate(sound.rate)
         writer.writeframes((samples * FULL_SCALE).astype('<i2').tobytes())
     length = len(sound.samples) / sound.rate
-    cut = f', the first {SECONDS} of them here' if length > SECONDS else ''
+    truncated = f', the first {SECONDS} of them here' if length > SECONDS else ''
     source = _data_uri('audio/wav', file.getvalue())
-    return _figure(f'<audio controls src="{source}"></audio>', f'audio {length:.1f} s at {sound.rate} Hz{cut}')
+    return _figure(f'<audio controls src="{source}"></audio>', f'audio {length:.1f} s at {sound.rate} Hz{truncated}')
 
 
 SHOWN_AS: dict[MediaKind, Callable[[Any], str]] = {'image': _image, 'video': _video, 'audio': _audio}
 
 
 def _pictures(kind: str, item: Any) -> list[Image.Image]:
-    """What there is to see of a medium: the picture itself, or frames spread over the clip."""
+    """What there is to see of a medium: the image itself, or frames spread over the video."""
     if kind == 'image':
         return [item]
     if kind != 'video':

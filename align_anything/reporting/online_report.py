@@ -39,17 +39,17 @@ def rollout_metrics(
     Args:
         rollout: the responses of this rank.
         trained: those that are learned from, with their log-probabilities by the trainer.
-        sources: what metrics call the datasets, in the order of `Example.part`.
+        sources: what metrics call the datasets, in the order of `Example.source_index`.
         reduce_sum: adds a tensor up over ranks.
     """
     numbers = {'responses': torch.ones(len(rollout.scores)), **numbers_of(rollout)}
     values = torch.stack(list(numbers.values())).double()
-    parts = torch.tensor(
-        [example.part for example in rollout.examples for _ in example.responses],
+    indices = torch.tensor(
+        [example.source_index for example in rollout.examples for _ in example.responses],
         dtype=torch.long,
     )
     several = sources if len(sources) > 1 else ()
-    of_each = [values[:, parts == number].sum(1) for number in range(len(several))]
+    of_each = [values[:, indices == number].sum(1) for number in range(len(several))]
     totals = reduce_sum(torch.stack([values.sum(1), *of_each]))
     totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
     total, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]

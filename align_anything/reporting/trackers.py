@@ -34,7 +34,7 @@ class Answers:
 
     Attributes:
         prompt: what was asked.
-        picture: its media in one small picture, where there is something to see.
+        image: its media in one small image, where there is something to see.
         responses: the text of each response.
         rewards: what each of them was worth, by name.
     """
@@ -120,7 +120,7 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)
 
     def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Adds a text with a table, and the media of each prompt as a picture."""
+        """Adds a text with a table, and the media of each prompt as an image."""
         columns = ('prompt', 'response', *answers[0].rewards)
         rows = [columns, ['---'] * len(columns), *(map(_cell, row) for one in answers for row in one.rows())]
         self._writer.add_text(COMPLETIONS, '\n'.join(f'| {" | ".join(row)} |' for row in rows), step)
@@ -227,7 +227,7 @@ class ClearMLTracker:
             self._logger.report_scalar(title=title or series, series=series, value=value, iteration=step)
 
     def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Reports a table, and the media of each prompt as a picture."""
+        """Reports a table, and the media of each prompt as an image."""
         rows = [('prompt', 'response', *answers[0].rewards), *(row for one in answers for row in one.rows())]
         self._logger.report_table(
             title=COMPLETIONS, series=COMPLETIONS, iteration=step, table_plot=[list(map(str, row)) for row in rows]

@@ -21,7 +21,7 @@ def text_of(conversation: Conversation) -> str:
 def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]]:
     """Returns the messages as JSON values.
 
-    Decoded media become data URIs, PNG and WAV, one for each frame of a clip; without `send_media` only placeholders
+    Decoded media become data URIs, PNG and WAV, one for each frame of a video; without `send_media` only placeholders
     `{'type': kind}` are kept.
     """
 
@@ -70,7 +70,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     return {'type': kind, kind: decode(Media(kind, medium))}
 
 
-def _picture(image: Any) -> str:
+def _image(image: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format='PNG')
     return _data_uri('image/png', buffer)
@@ -79,10 +79,10 @@ def _picture(image: Any) -> str:
 def _frames(video: Video) -> list[str]:
     from PIL import Image
 
-    return [_picture(Image.fromarray(frame)) for frame in video.frames]
+    return [_image(Image.fromarray(frame)) for frame in video.frames]
 
 
-def _sound(audio: Audio) -> str:
+def _audio(audio: Audio) -> str:
     import soundfile
 
     buffer = io.BytesIO()
@@ -94,4 +94,4 @@ def _data_uri(kind: str, buffer: io.BytesIO) -> str:
     return f'data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
-WRITERS: dict[str, Callable[[Any], Any]] = {'image': _picture, 'video': _frames, 'audio': _sound}
+WRITERS: dict[str, Callable[[Any], Any]] = {'image': _image, 'video': _frames, 'audio': _audio}

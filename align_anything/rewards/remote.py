@@ -35,7 +35,7 @@ class RemoteReward:
             before it doubles each time, up to half a minute, less a random part, so that ranks do not come back all
             at once.
         batch_size: completions in one request; None sends all in one.
-        send_media: sends pictures, clips and sounds along, as data URIs.
+        send_media: sends images, videos and audio along, as data URIs.
 
     Raises:
         SettingsError: `url` is no http or https address, or a number is out of range.

@@ -92,7 +92,7 @@ class Engine:
         except (ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f'vLLM does not take the weights of {self.source}: {error}') from error
         self._llm.apply_model(_repack_heads)
-        # What was computed with the old weights. A picture that was cached already has no features any more.
+        # What was computed with the old weights. An image that was cached already has no features any more.
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()
         self._llm.llm_engine.reset_mm_cache()

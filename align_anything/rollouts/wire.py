@@ -37,7 +37,7 @@ def unpack(message: bytes) -> tuple[Any, dict[str, Tensor]]:
 
 
 def pack_requests(requests: Sequence[Request]) -> bytes:
-    """Returns requests as a message, pictures as pixels, sounds and clips as they were decoded."""
+    """Returns requests as a message, images as pixels, audio and videos as they were decoded."""
     tensors: dict[str, Tensor] = {}
     records = []
     for number, request in enumerate(requests):

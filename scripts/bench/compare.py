@@ -54,7 +54,7 @@ def text(folder: Path, size: Size) -> list[Ratio]:
 
 
 def image(folder: Path, size: Size) -> list[Ratio]:
-    """LLaVA-type image SFT with a frozen CLIP tower; decoding and processing of the pictures is counted."""
+    """LLaVA-type image SFT with a frozen CLIP tower; decoding and processing of the images is counted."""
     model = image_model(folder / 'image_model', size)
     photos = folder / 'photos'
     photos.mkdir()

@@ -1,4 +1,4 @@
-"""Whether training waits for pictures: one worker decodes while the step computes."""
+"""Whether training waits for images: one worker decodes while the step computes."""
 
 from __future__ import annotations
 

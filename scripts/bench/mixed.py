@@ -1,4 +1,4 @@
-"""Texts, pictures, sounds and clips in one run on two ranks, batched by tokens: padding, waiting, and equal work."""
+"""Texts, images, audio and videos in one run on two ranks, batched by tokens: padding, waiting, and equal work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning from drawn responses: the update of GRPO on groups that share a prompt and a picture, and a whole step."""
+"""Learning from generated responses: the update of GRPO on groups that share a prompt and an image, and a full step."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def online(folder: Path, size: Size) -> list[Ratio]:
     preload('deepspeed', 'align_anything.trainers.runs.online')
     judge = in_child(_with_head, model, folder / 'judge')
     argv = _argv(model, data, folder / 'run', size, reward_model_name_or_path=judge, **FROZEN_TOWER)
-    clock, parts = in_child(ours_online.train, 'text_image_to_text', argv, 'grpo')
-    whole = sum(clock.seconds)
-    spent = {name: sum(step[name] for step in parts[1:]) for name in parts[0]}
-    spent['the rest'] = whole - sum(spent.values())
-    shares = ', '.join(f'{name} {seconds / whole:.1%}' for name, seconds in spent.items())
-    say(f'  {whole / len(clock.seconds):.2f} CPU s a step: {shares}')
+    clock, phases = in_child(ours_online.train, 'text_image_to_text', argv, 'grpo')
+    total = sum(clock.seconds)
+    spent = {name: sum(step[name] for step in phases[1:]) for name in phases[0]}
+    spent['the rest'] = total - sum(spent.values())
+    shares = ', '.join(f'{name} {seconds / total:.1%}' for name, seconds in spent.items())
+    say(f'  {total / len(clock.seconds):.2f} CPU s a step: {shares}')
     return []
 
 
@@ -86,9 +86,9 @@ def _argv(model: Path, data: Path, output: Path, size: Size, **more: Any) -> lis
 def _ours(argv: list[str], given: Given) -> Found:
     reset_peak()
     before = resident()
-    whole, parts = ours_online.train('text_image_to_text', argv, 'grpo', given)
-    clock = StepClock(losses=whole.losses, norms=whole.norms)
-    for step in parts:
+    steps, phases = ours_online.train('text_image_to_text', argv, 'grpo', given)
+    clock = StepClock(losses=steps.losses, norms=steps.norms)
+    for step in phases:
         clock.spend(step['update'])
     return clock, peak() - before, None
 

@@ -1,4 +1,4 @@
-"""Measured online runs of align-anything: CPU seconds of each part of a step, on drawn responses or on given ones."""
+"""Measured online runs of align-anything: CPU seconds of each phase of a step, on generated or on given responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Given:
     scores: list[float]
 
     def generate(self, examples: Sequence[Any], sampling: Any) -> list[list[Any]]:
-        """Returns the responses for each prompt, each drawn as if it was certain."""
+        """Returns the responses for each prompt, each sampled as if it was certain."""
         import torch
 
         from align_anything.core.types import Response
@@ -52,7 +52,7 @@ class Given:
 def train(
     pair_name: str, argv: list[str], algorithm: str, given: Given | None = None
 ) -> tuple[StepClock, list[dict[str, float]]]:
-    """Trains and returns the clock of whole steps, and for each step the CPU seconds of each of its parts.
+    """Trains and returns the clock of full steps, and for each step the CPU seconds of each of its phases.
 
     Nothing is saved. Raises RuntimeError when the run falls back to another layout than it was asked for.
     """
@@ -95,8 +95,8 @@ def train(
     clock.losses = [record['train/loss'] for record in records]
     clock.norms = [record['train/grad_norm'] for record in records]
     prefix = 'train/seconds/'
-    parts = [
+    phases = [
         {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
         for record in read_metrics(output / TIMINGS_FILE)
     ]
-    return clock, parts
+    return clock, phases

@@ -23,7 +23,7 @@ def dpo(folder: Path, size: Size) -> list[Ratio]:
 
 
 def dpo_image(folder: Path, size: Size) -> list[Ratio]:
-    """LLaVA-type DPO with one picture a pair and a frozen tower: prompts as long as a response, and three times."""
+    """LLaVA-type DPO with one image a pair and a frozen tower: prompts as long as a response, and three times."""
     model = image_model(folder / 'model', size)
     photos = folder / 'photos'
     photos.mkdir()

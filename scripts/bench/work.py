@@ -297,27 +297,27 @@ def _pairs(texts: Texts, lengths: PairLengths, rows: int) -> list[dict[str, Any]
 
 
 def given_responses(model: Path, size: Size, count: int) -> list[list[int]]:
-    """Returns the token ids of responses that a model could have drawn, all of the same length and cut at its end."""
+    """Returns the token ids of possible responses, all of the same length and clipped at the length limit."""
     from align_anything.models.pretrained_model import load_spec
 
-    tokenizer, draw = load_spec(str(model)).tokenizer, random.Random(7)
+    tokenizer, generator = load_spec(str(model)).tokenizer, random.Random(7)
     ids = sorted({token for text in corpus(words(size.words // 2)) for token in tokenizer(text)['input_ids']})
     ordinary = [token for token in ids if token not in tokenizer.all_special_ids]
-    return [draw.choices(ordinary, k=size.group_response) for _ in range(count)]
+    return [generator.choices(ordinary, k=size.group_response) for _ in range(count)]
 
 
 def mixed_sources(model: Path, folder: Path, size: Size) -> list[Path]:
-    """Writes four files of rows, each with media of one kind made on the spot: texts, photographs, sounds, clips."""
-    texts, draw = Texts(model, words(size.words // 2), seed=3), random.Random(4)
+    """Writes four files of rows, each with media of one kind made on the spot: texts, photographs, audio, videos."""
+    texts, generator = Texts(model, words(size.words // 2), seed=3), random.Random(4)
     makers: dict[str, tuple[str, Callable[[Path, int], None]]] = {
-        'image': ('jpg', lambda path, seed: photograph(path, _scaled(size.photo, draw.uniform(0.3, 1)), seed)),
-        'audio': ('wav', lambda path, seed: tone(path, draw.uniform(0.3, 2), seed)),
-        'video': ('mp4', lambda path, seed: clip(path, _scaled(size.photo, 0.25), draw.randint(8, 48), seed)),
+        'image': ('jpg', lambda path, seed: photograph(path, _scaled(size.photo, generator.uniform(0.3, 1)), seed)),
+        'audio': ('wav', lambda path, seed: tone(path, generator.uniform(0.3, 2), seed)),
+        'video': ('mp4', lambda path, seed: clip(path, _scaled(size.photo, 0.25), generator.randint(8, 48), seed)),
     }
     sources = [write_rows(folder / 'text.jsonl', text_rows(model, size, size.mixed_rows))]
     for kind, (suffix, make) in makers.items():
         rows = []
-        for number, length in enumerate(spread(draw, size.shortest, size.longest // 2, size.mixed_rows)):
+        for number, length in enumerate(spread(generator, size.shortest, size.longest // 2, size.mixed_rows)):
             path = folder / f'{kind}_{number}.{suffix}'
             make(path, number)
             rows.append({**texts.row(length), kind: str(path)})
@@ -365,7 +365,7 @@ def photograph(path: Path, shape: tuple[int, int], seed: int) -> None:
 
 
 def pixels_of(shape: tuple[int, int], seed: int) -> Any:
-    """Returns a picture with the gradients, edges and grain of a photograph, `(height, width, 3)` uint8."""
+    """Returns an image with the gradients, edges and grain of a photograph, `(height, width, 3)` uint8."""
     import numpy as np
 
     width, height = shape

@@ -1,6 +1,6 @@
 """The steps of `make demo` around the training itself; scripts/demo/run.sh calls them in order.
 
-    python scripts/demo/digits.py prepare DIR    pictures, questions, a small model, and how well it does untrained
+    python scripts/demo/digits.py prepare DIR    images, questions, a small model, and how well it does untrained
     python scripts/demo/digits.py check DIR      how well it does trained; exit code 1 when that is below 90 %
 
 `prepare` shows what a dataset of one's own looks like; `check` uses transformers alone, as any user of the trained
@@ -61,7 +61,7 @@ def prepare(folder: Path) -> int:
         shutil.rmtree(folder / name, ignore_errors=True)
     data = folder / 'data'
     training, held_out = write_data(data)
-    say(f'{training} pictures to learn from, {held_out} held out: {data}')
+    say(f'{training} images to learn from, {held_out} held out: {data}')
 
     from align_anything.testing.tiny import build
 
@@ -70,7 +70,7 @@ def prepare(folder: Path) -> int:
     result, _ = measure(model, read_rows(data / 'held_out.json'), data)
     (folder / 'before.json').write_text(json.dumps(result))
     say(f'a LLaVA of {result["parameters"]:,} random weights: {model}')
-    say(f'untrained it picks the right word for {result["picked"]:.1%} of the held-out pictures')
+    say(f'untrained it picks the right word for {result["picked"]:.1%} of the held-out images')
     return 0
 
 
@@ -83,12 +83,12 @@ def check(folder: Path) -> int:
     (folder / 'after.json').write_text(json.dumps(after))
     draw(folder / 'digits.png', rows, answers, data, before, after, read_rows(folder / 'run' / 'metrics.jsonl'))
 
-    say('', f'held-out accuracy over {len(rows)} pictures     before    after')
+    say('', f'held-out accuracy over {len(rows)} images       before    after')
     say(f'  picks the right one of ten words    {before["picked"]:>6.1%}   {after["picked"]:>6.1%}')
     say(f'  writes exactly the right word       {before["written"]:>6.1%}   {after["written"]:>6.1%}')
     question, digit = rows[0]['conversations'][0]['value'].replace('<image>\n', ''), rows[0]['image']
     say('', f'{data / digit}', f'  > {question}', f'  {answers[0]}')
-    say('', f'trained model: {model}', f'pictures, answers and curve: {folder / "digits.png"}')
+    say('', f'trained model: {model}', f'images, answers and curve: {folder / "digits.png"}')
     if after['written'] < REQUIRED:
         say('', f'FAILED: {after["written"]:.1%} is below {REQUIRED:.0%}.')
         return 1
@@ -96,7 +96,7 @@ def check(folder: Path) -> int:
 
 
 def write_data(folder: Path) -> tuple[int, int]:
-    """Writes the digits of scikit-learn as pictures with questions; returns how many to learn from and held out.
+    """Writes the digits of scikit-learn as images with questions; returns how many to learn from and held out.
 
     The two files are in the ShareGPT form: a list of rows with `conversations` and the path of an `image`, relative to
     the file. What is held out is drawn once; the others are drawn again too, turned and shifted a little.
@@ -126,7 +126,7 @@ def write_data(folder: Path) -> tuple[int, int]:
 
 
 def draw_digit(pixels: Any, turn: float, shift: Sequence[int]) -> Any:
-    """Returns 8 × 8 pixels of 0 to 16 as a larger picture, turned by degrees and shifted by pixels."""
+    """Returns 8 × 8 pixels of 0 to 16 as a larger image, turned by degrees and shifted by pixels."""
     from PIL import Image
 
     picture = Image.fromarray((pixels * 255 / 16).astype('uint8')).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -142,7 +142,7 @@ def read_rows(path: Path) -> list[Row]:
 def measure(model_path: Path, rows: Sequence[Row], folder: Path) -> tuple[dict[str, float], list[str]]:
     """Asks the model in `model_path` about `rows`; returns figures and its answers.
 
-    `picked` is the share of rows for which the right word is the likeliest of the ten, so chance is 10 %; `written`
+    `picked` is the share of rows for which the right word is the most probable of the ten, so chance is 10 %; `written`
     the share for which the model, generating freely, writes that word and stops.
     """
     import torch
@@ -211,7 +211,7 @@ def draw(
     after: dict[str, float],
     metrics: Sequence[Row],
 ) -> None:
-    """Draws held-out pictures with their answers, the wrong ones in red, above the loss and the accuracy."""
+    """Draws held-out images with their answers, the wrong ones in red, above the loss and the accuracy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gemma 3 on the better answers about pictures of RLAIF-V.
+# Gemma 3 on the better answers about images of RLAIF-V.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-google/gemma-3-4b-it}" # checkpoint: a folder or a hub name

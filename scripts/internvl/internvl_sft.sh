@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# InternVL3 on the better answers about pictures of RLAIF-V.
+# InternVL3 on the better answers about images of RLAIF-V.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-OpenGVLab/InternVL3-8B-hf}" # checkpoint: a folder or a hub name

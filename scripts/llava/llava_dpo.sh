@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LLaVA-1.5 on pairs of answers about pictures (SPA-VL).
+# LLaVA-1.5 on pairs of answers about images (SPA-VL).
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-llava-hf/llava-1.5-7b-hf}" # checkpoint: a folder or a hub name

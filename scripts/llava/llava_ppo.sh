@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LLaVA-1.5 by PPO on questions about pictures (SPA-VL), rewarded by the model of llava_rm.sh.
+# LLaVA-1.5 by PPO on questions about images (SPA-VL), rewarded by the model of llava_rm.sh.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-llava-hf/llava-1.5-7b-hf}" # checkpoint: a folder or a hub name
@@ -7,7 +7,7 @@ TRAIN_DATASETS="${TRAIN_DATASETS:-sqrti/SPA-VL}" # data: a file, a folder or a h
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-SPA_VL}" # how rows become prompts
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
 REWARD_MODEL_NAME_OR_PATH="${REWARD_MODEL_NAME_OR_PATH:-output/llava_rm/slice_end}" # what llava_rm.sh has trained, or another
-PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-8}" # prompts that a device draws responses to at once
+PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-8}" # prompts that a device generates responses to at once
 PER_DEVICE_TRAIN_BATCH_SIZE="${PER_DEVICE_TRAIN_BATCH_SIZE:-4}" # responses in a micro-batch
 GRADIENT_ACCUMULATION_STEPS="${GRADIENT_ACCUMULATION_STEPS:-2}" # micro-batches in an optimizer step
 OUTPUT_DIR="${OUTPUT_DIR:-output/llava_ppo}" # where the trained model goes

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# LLaVA-NeXT on the better answers about pictures of RLAIF-V.
+# LLaVA-NeXT on the better answers about images of RLAIF-V.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-llava-hf/llava-v1.6-vicuna-7b-hf}" # checkpoint: a folder or a hub name
 TRAIN_DATASETS="${TRAIN_DATASETS:-openbmb/RLAIF-V-Dataset}" # data: a file, a folder or a hub name
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-RLAIFV}" # how rows become conversations
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
-MODEL_MAX_LENGTH="${MODEL_MAX_LENGTH:-4096}" # a picture takes up to 2,880 tokens
+MODEL_MAX_LENGTH="${MODEL_MAX_LENGTH:-4096}" # an image takes up to 2,880 tokens
 OUTPUT_DIR="${OUTPUT_DIR:-output/llava_next_sft}" # where the trained model goes
 
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

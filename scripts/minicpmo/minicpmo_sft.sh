@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MiniCPM-o 2.6 on the better answers about pictures of RLAIF-V, without its speech.
+# MiniCPM-o 2.6 on the better answers about images of RLAIF-V, without its speech.
 # The class of this family comes with the checkpoint: its code runs on this machine, so look at where it comes from.
 # The header can be set from the environment; further settings may follow the command.
 
@@ -7,7 +7,7 @@ MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-openbmb/MiniCPM-o-2_6}" # checkpoint: 
 TRAIN_DATASETS="${TRAIN_DATASETS:-openbmb/RLAIF-V-Dataset}" # data: a file, a folder or a hub name
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-RLAIFV}" # how rows become conversations
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
-# ZeRO-3 cannot gather what nn.MultiheadAttention reads, through which pictures go in this family.
+# ZeRO-3 cannot gather what nn.MultiheadAttention reads, through which images go in this family.
 export ZERO_STAGE_FILE="${ZERO_STAGE_FILE:-ds_z2_config.json}" # DeepSpeed file
 OUTPUT_DIR="${OUTPUT_DIR:-output/minicpmo_sft}" # where the trained model goes
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Llama 3.2 Vision on the better answers about pictures of SPA-VL.
+# Llama 3.2 Vision on the better answers about images of SPA-VL.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-meta-llama/Llama-3.2-11B-Vision-Instruct}" # checkpoint: a folder or a hub name

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A vision-language model on data of your own: a question, an answer and a picture in each row.
+# A vision-language model on data of your own: a question, an answer and an image in each row.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-Qwen/Qwen2.5-VL-3B-Instruct}" # checkpoint: a folder or a hub name
@@ -7,7 +7,7 @@ TRAIN_DATASETS="${TRAIN_DATASETS:?name your data, as in TRAIN_DATASETS=rows.json
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-Instruction}" # how rows become conversations
 PROMPT_COLUMN="${PROMPT_COLUMN:-question}" # column with the question
 RESPONSE_COLUMN="${RESPONSE_COLUMN:-answer}" # column with the answer
-IMAGES_COLUMN="${IMAGES_COLUMN:-image}" # column with the picture, or a list of them
+IMAGES_COLUMN="${IMAGES_COLUMN:-image}" # column with the image, or a list of them
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
 LEARNING_RATE="${LEARNING_RATE:-2e-4}" # adapters bear a larger one than whole weights
 export ZERO_STAGE_FILE="${ZERO_STAGE_FILE:-ds_z2_config.json}" # DeepSpeed file

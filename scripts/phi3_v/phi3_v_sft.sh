@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Phi-3-vision on the better answers about pictures of SPA-VL.
+# Phi-3-vision on the better answers about images of SPA-VL.
 # The class of this family comes with the checkpoint: its code runs on this machine, so look at where it comes from.
 # The header can be set from the environment; further settings may follow the command.
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The thinker of Qwen2.5-Omni by GRPO on clips of Align-Anything, rewarded by the model of qwen2_5_vl_video_rm.sh.
+# The thinker of Qwen2.5-Omni by GRPO on videos of Align-Anything, rewarded by the model of qwen2_5_vl_video_rm.sh.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-Qwen/Qwen2.5-Omni-7B}" # checkpoint: a folder or a hub name
@@ -7,10 +7,10 @@ TRAIN_DATASETS="${TRAIN_DATASETS:-PKU-Alignment/align-anything}" # data: a file,
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-AA_TV2T}" # how rows become prompts
 TRAIN_NAME="${TRAIN_NAME-text-video-to-text}" # configuration of the hub dataset; empty for local data
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
-VIDEO_FOLDER="${VIDEO_FOLDER:-.}" # where the paths of clips in the rows start: the folder of the downloaded files
+VIDEO_FOLDER="${VIDEO_FOLDER:-.}" # where the paths of videos in the rows start: the folder of the downloaded files
 REWARD_MODEL_NAME_OR_PATH="${REWARD_MODEL_NAME_OR_PATH:-output/qwen2_5_vl_video_rm/slice_end}" # what qwen2_5_vl_video_rm.sh has trained, or another
 NUM_GENERATIONS="${NUM_GENERATIONS:-8}" # responses to each prompt
-PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-2}" # prompts that a device draws responses to at once
+PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-2}" # prompts that a device generates responses to at once
 PER_DEVICE_TRAIN_BATCH_SIZE="${PER_DEVICE_TRAIN_BATCH_SIZE:-8}" # responses in a micro-batch
 GRADIENT_ACCUMULATION_STEPS="${GRADIENT_ACCUMULATION_STEPS:-2}" # micro-batches in an optimizer step
 OUTPUT_DIR="${OUTPUT_DIR:-output/qwen2_5_omni_thinker_grpo}" # where the trained model goes

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A reward model of Qwen2.5-VL on pairs of answers about pictures (RLAIF-V).
+# A reward model of Qwen2.5-VL on pairs of answers about images (RLAIF-V).
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-Qwen/Qwen2.5-VL-7B-Instruct}" # checkpoint: a folder or a hub name

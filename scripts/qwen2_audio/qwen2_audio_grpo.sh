@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Qwen2-Audio by GRPO on sounds of Align-Anything, rewarded by the model of qwen2_audio_rm.sh.
+# Qwen2-Audio by GRPO on audio clips of Align-Anything, rewarded by the model of qwen2_audio_rm.sh.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-Qwen/Qwen2-Audio-7B-Instruct}" # checkpoint: a folder or a hub name
@@ -7,10 +7,10 @@ TRAIN_DATASETS="${TRAIN_DATASETS:-PKU-Alignment/align-anything}" # data: a file,
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-AA_TA2T}" # how rows become prompts
 TRAIN_NAME="${TRAIN_NAME-text-audio-to-text}" # configuration of the hub dataset; empty for local data
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
-AUDIO_FOLDER="${AUDIO_FOLDER:-.}" # where the paths of sounds in the rows start: the folder of the downloaded files
+AUDIO_FOLDER="${AUDIO_FOLDER:-.}" # where the paths of audio clips in the rows start: the folder of the downloaded files
 REWARD_MODEL_NAME_OR_PATH="${REWARD_MODEL_NAME_OR_PATH:-output/qwen2_audio_rm/slice_end}" # what qwen2_audio_rm.sh has trained, or another
 NUM_GENERATIONS="${NUM_GENERATIONS:-8}" # responses to each prompt
-PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-2}" # prompts that a device draws responses to at once
+PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-2}" # prompts that a device generates responses to at once
 PER_DEVICE_TRAIN_BATCH_SIZE="${PER_DEVICE_TRAIN_BATCH_SIZE:-8}" # responses in a micro-batch
 GRADIENT_ACCUMULATION_STEPS="${GRADIENT_ACCUMULATION_STEPS:-2}" # micro-batches in an optimizer step
 OUTPUT_DIR="${OUTPUT_DIR:-output/qwen2_audio_grpo}" # where the trained model goes

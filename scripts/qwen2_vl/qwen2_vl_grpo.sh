@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Qwen2-VL by GRPO on pictures of things to be counted (CLEVR), whose answers are checked.
+# Qwen2-VL by GRPO on images of things to be counted (CLEVR), whose answers are checked.
 # The header can be set from the environment; further settings may follow the command.
 
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-Qwen/Qwen2-VL-7B-Instruct}" # checkpoint: a folder or a hub name
@@ -10,7 +10,7 @@ RESPONSE_COLUMN="${RESPONSE_COLUMN:-solution}" # column with the golden answer
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
 REWARD_FUNCTIONS="${REWARD_FUNCTIONS:-math}" # what rewards a response: names, or file.py:name of your own
 NUM_GENERATIONS="${NUM_GENERATIONS:-8}" # responses to each prompt
-PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-2}" # prompts that a device draws responses to at once
+PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-2}" # prompts that a device generates responses to at once
 PER_DEVICE_TRAIN_BATCH_SIZE="${PER_DEVICE_TRAIN_BATCH_SIZE:-8}" # responses in a micro-batch
 GRADIENT_ACCUMULATION_STEPS="${GRADIENT_ACCUMULATION_STEPS:-2}" # micro-batches in an optimizer step
 OUTPUT_DIR="${OUTPUT_DIR:-output/qwen2_vl_grpo}" # where the trained model goes

@@ -55,13 +55,15 @@ def estimated(
     scores: list[float], critic: str, kl_coeff: float, lam: float, cut_goes_on: bool = False
 ) -> tuple[list[float], list[float]]:
     """Generalised advantages and returns of all tokens, with a penalty of k1."""
-    drawn = experience()
+    rollout = experience()
     found, returns = [], []
     behind = [
         value if cut_goes_on and not finished else 0.0
-        for value, finished in zip(drawn.bootstrap[critic].tolist(), FINISHED, strict=True)
+        for value, finished in zip(rollout.bootstrap[critic].tolist(), FINISHED, strict=True)
     ]
-    parts = zip(*map(by_response, (drawn.logprobs, drawn.reference, drawn.values[critic])), scores, behind, strict=True)
+    parts = zip(
+        *map(by_response, (rollout.logprobs, rollout.reference, rollout.values[critic])), scores, behind, strict=True
+    )
     for policy, reference, values, score, last in parts:
         rewards = [-kl_coeff * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
         rewards[-1] += score
@@ -85,8 +87,8 @@ def test_grpo_compares_within_the_group() -> None:
 
 
 def test_rloo_takes_the_divergence_of_the_response_off() -> None:
-    drawn = experience()
-    penalties = [sum(part) for part in by_response(drawn.logprobs - drawn.reference)]
+    rollout = experience()
+    penalties = [sum(part) for part in by_response(rollout.logprobs - rollout.reference)]
     worth = [score - 0.1 * penalty for score, penalty in zip(SCORES, penalties, strict=True)]
     found = by_response(advantages(KNOWN['rloo'](kl_coeff=0.1))['advantage'])
     for one, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
@@ -94,9 +96,11 @@ def test_rloo_takes_the_divergence_of_the_response_off() -> None:
 
 
 def test_reinforce_plus_plus_whitens_returns() -> None:
-    drawn = experience()
+    rollout = experience()
     returns = []
-    for policy, reference, score in zip(by_response(drawn.logprobs), by_response(drawn.reference), SCORES, strict=True):
+    for policy, reference, score in zip(
+        by_response(rollout.logprobs), by_response(rollout.reference), SCORES, strict=True
+    ):
         rewards = [-0.1 * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
         rewards[-1] += score
         returns += [sum(rewards[place:]) for place in range(len(rewards))]
@@ -115,9 +119,11 @@ def test_what_an_estimator_compares_is_credited_to_tokens(name: str, estimator: 
         'rloo': distances,
         'group_norm': [distance / 2 / (abs(distance) / math.sqrt(2) + 1e-4) for distance in distances],
     }[estimator]
-    drawn, gamma = experience(), 0.9
+    rollout, gamma = experience(), 0.9
     returns = []
-    for policy, reference, score in zip(by_response(drawn.logprobs), by_response(drawn.reference), worth, strict=True):
+    for policy, reference, score in zip(
+        by_response(rollout.logprobs), by_response(rollout.reference), worth, strict=True
+    ):
         rewards = [-0.1 * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
         rewards[-1] += score
         returns += [
@@ -143,27 +149,29 @@ def test_settings_that_do_not_go_together(name: str, settings: dict, message: st
 
 
 @pytest.mark.parametrize('name', ['ppo', 'saferlhf', 'rloo', 'reinforce_plus_plus'])
-def test_the_price_of_divergence_follows_its_target(name: str) -> None:
+def test_the_kl_coefficient_follows_its_target(name: str) -> None:
     """Each rollout pays what the one before it led to."""
-    drawn = experience()
-    divergence = float((drawn.logprobs - drawn.reference).sum()) / 4
+    rollout = experience()
+    divergence = float((rollout.logprobs - rollout.reference).sum()) / 4
     assert abs(divergence) > 0.1
     still = {'lambda_update_delay_steps': 9} if name == 'saferlhf' else {}
     algorithm = KNOWN[name](kl_coeff=0.1, kl_target=abs(divergence) / 2, kl_horizon=40, **still)
     # Of 4 responses in 40; the error is bounded by 0.2 on either side.
     factor = 1 + 4 / 40 * (0.2 if divergence > 0 else -0.2)
     state: dict = {}
-    prices = [0.1, 0.1 * factor, 0.1 * factor**2]
-    for price, following in zip(prices, prices[1:], strict=False):
+    kl_coeffs = [0.1, 0.1 * factor, 0.1 * factor**2]
+    for kl_coeff, following in zip(kl_coeffs, kl_coeffs[1:], strict=False):
         found = advantages(algorithm, state)
-        settled = advantages(KNOWN[name](kl_coeff=price, **still))
+        settled = advantages(KNOWN[name](kl_coeff=kl_coeff, **still))
         assert found['advantage'].tolist() == pytest.approx(settled['advantage'].tolist(), rel=1e-9)
         assert state['kl_coeff'] == pytest.approx(following) and state['response_kl'] == pytest.approx(divergence)
 
 
-def test_the_price_does_not_turn_round_however_many_responses_there_are() -> None:
+def test_the_kl_coefficient_moves_by_a_fifth_at_most_however_many_responses_there_are() -> None:
     state: dict = {}
-    KNOWN['rloo'](kl_coeff=0.1, kl_target=1e6, kl_horizon=1).price_of_kl(experience(), lambda tensor: tensor, state)
+    KNOWN['rloo'](kl_coeff=0.1, kl_target=1e6, kl_horizon=1).current_kl_coeff(
+        experience(), lambda tensor: tensor, state
+    )
     assert state['kl_coeff'] == pytest.approx(0.08)
 
 
@@ -177,7 +185,7 @@ def test_a_divergence_may_be_in_the_loss_too(estimator: str) -> None:
 
 
 @pytest.mark.parametrize('name', ['ppo', 'saferlhf'])
-def test_a_response_that_was_cut_goes_on_as_the_critic_expects(name: str) -> None:
+def test_a_truncated_response_is_bootstrapped_with_the_value_of_the_critic(name: str) -> None:
     settings = {'kl_coeff': 0.1, 'gae_lambda': 0.9, 'whiten_advantages': False, 'bootstrap_truncated': True}
     found = advantages(KNOWN[name](**settings))
     kl_coeff = 0.1 if name == 'ppo' else 0.05

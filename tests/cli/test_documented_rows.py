@@ -71,7 +71,7 @@ def test_documented_rows_are_shown_and_trained(
         assert f'{frames} frames at' in page, frames
     for text in ('Be brief.', 'No media at all?', 'A cat.&lt;|im_end|&gt;⟧'):
         assert text in page, text
-    # Sound as an answer is left out, with the reason.
+    # Audio as an answer is left out, with the reason.
     assert 'answers with audio, and only answers in text can be learned' in page
 
     options = {**settings, 'model_max_length': 1024, 'learning_rate': 1e-4}

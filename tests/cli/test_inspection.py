@@ -80,7 +80,7 @@ def test_a_run_with_images(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFix
     )
     out = capsys.readouterr().out
 
-    # llava's tiny tower makes (56 / 14)^2 = 16 tokens of a picture, 6 * 16 = 96 of them all.
+    # llava's tiny tower makes (56 / 14)^2 = 16 tokens of an image, 6 * 16 = 96 of them all.
     assert 'usable' in page.text and '96 (' in page.text and '6 image' in page.text
     assert page.by_class['media'] == ['<media × 16>'] * 6
     # The answer of each turn and what ends it, nothing else.
@@ -148,7 +148,7 @@ def test_data_that_stop_a_run_stop_it_here(tiny: Tiny, tmp_path: Path, capsys: p
     assert 'none of the first 1 rows' in capsys.readouterr().err
 
 
-def test_clips_and_sounds() -> None:
+def test_videos_and_audio() -> None:
     clip = Video(np.zeros((20, 64, 32, 3), np.uint8), np.arange(20) / 2, 30.0, Audio(np.zeros(800, np.float32), 8000))
     page = Page(show_medium('video', clip))
     assert sum(tag == 'img' for tag, _ in page.tags) == 8

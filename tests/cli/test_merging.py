@@ -26,8 +26,8 @@ Tiny = Callable[..., Path]
 def train(source: Path, out: Path, *, bnb: BnbCfgs | None = None, **changes: Any) -> torch.Tensor:
     """Saves an adapter that changes something, and returns the logits of the model it came from."""
     spec = load_spec(source)
-    base = load_model(source, spec.parts, bnb_cfgs=bnb)
-    model = tune_model(base, spec.parts, lora_cfgs=lora_cfgs(**changes))
+    base = load_model(source, spec.components, bnb_cfgs=bnb)
+    model = tune_model(base, spec.components, lora_cfgs=lora_cfgs(**changes))
     stir(model)
     export_model(model, None, out, tokenizer=spec.tokenizer, processor=spec.processor)
     return logits(model, model_inputs(spec))
@@ -95,7 +95,7 @@ def test_a_wrong_base_is_refused_and_leaves_nothing(tiny: Tiny, tmp_path: Path) 
     train(tiny('qwen2'), tmp_path / 'adapter')
     with pytest.raises(ModelError, match="'qwen2'.*not on a 'qwen3'"):
         merge_adapter(tmp_path / 'adapter', tmp_path / 'merged', base=str(tiny('qwen3')))
-    with pytest.raises(ModelError, match='without a place here are for: model.layers.1'):
+    with pytest.raises(ModelError, match='unexpected are those for: model.layers.1'):
         merge_adapter(tmp_path / 'adapter', tmp_path / 'merged', base=str(tiny('qwen2', layers=1)))
     assert [path.name for path in tmp_path.iterdir()] == ['adapter']
 

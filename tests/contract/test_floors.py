@@ -46,7 +46,7 @@ def module_name(path: Path) -> str:
     return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """Returns the package that has a floor: `datasets`, `trainers.runs`, `trainers.text_to_text`; '' for the root."""
     parts = module.split('.')[1:]
     if not parts:
@@ -56,13 +56,13 @@ def room_of(module: str) -> str:
     return parts[0]
 
 
-def floor_of(room: str) -> int | None:
+def floor_of(package: str) -> int | None:
     """Returns the floor of a package; the bare root and `trainers` hold no code and sit with the vocabulary."""
-    if room in ('', 'trainers'):
+    if package in ('', 'trainers'):
         return 0
-    if room.startswith('trainers.') and room not in FLOORS:
+    if package.startswith('trainers.') and package not in FLOORS:
         return LEAVES
-    return FLOORS.get(room)
+    return FLOORS.get(package)
 
 
 def imports_of(source: str, module: str, is_package: bool, top_only: bool = False) -> list[tuple[int, str]]:
@@ -85,17 +85,17 @@ def imports_of(source: str, module: str, is_package: bool, top_only: bool = Fals
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """Returns what is wrong with one module's imports of this package."""
-    room = room_of(module)
-    floor = floor_of(room)
+    package = package_of(module)
+    floor = floor_of(package)
     if floor is None:
-        return [f'{module}: package "{room}" has no floor; give it one here and in docs/architecture.md']
+        return [f'{module}: package "{package}" has no floor; give it one here and in docs/architecture.md']
     problems = []
     for line, target in imports_of(source, module, is_package):
         if target.split('.')[0] != 'align_anything' or target == 'align_anything.__version__':
             continue
-        other = room_of(target)
+        other = package_of(target)
         other_floor = floor_of(other)
-        if other == room:
+        if other == package:
             continue
         if other_floor is None:
             problems.append(f'{module}:{line} imports {target}, whose package has no floor')
@@ -244,9 +244,9 @@ def test_the_vocabulary_needs_only_torch_and_safetensors() -> None:
     assert not any(strangers.values()), strangers
 
 
-@pytest.mark.parametrize('room', ['configs', 'losses', 'datasets'])
-def test_light_rooms_import_nothing_heavy(room: str) -> None:
-    heavy = {path.name: top_level_names(path) & HEAVY for path in (PACKAGE / room).rglob('*.py')}
+@pytest.mark.parametrize('package', ['configs', 'losses', 'datasets'])
+def test_light_packages_import_nothing_heavy(package: str) -> None:
+    heavy = {path.name: top_level_names(path) & HEAVY for path in (PACKAGE / package).rglob('*.py')}
     assert not any(heavy.values()), {name: found for name, found in heavy.items() if found}
 
 
@@ -270,7 +270,7 @@ def test_the_check_can_fail(module: str, source: str, words: str) -> None:
     assert len(problems) == 1 and words in problems[0]
 
 
-def test_downward_and_same_room_imports_pass() -> None:
+def test_downward_and_same_package_imports_pass() -> None:
     for source in (
         'from align_anything.core.types import Batch',
         'from .base import x',

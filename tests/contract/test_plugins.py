@@ -140,8 +140,8 @@ def test_each_thing_of_a_plugin_is_found_by_name(site: Path, tiny: Callable[...,
 def test_the_command_lists_templates_of_plugins(site: Path) -> None:
     listed = answer(site, '-m', 'align_anything.cli', 'templates', '--json')
     [entry] = [entry for entry in listed['templates'] if entry['name'] == 'Captions']
-    assert entry['meaning'] == 'Columns `file` (a picture) and `caption`.'
-    assert entry['options'] == {'question': 'What is in the picture?'}
+    assert entry['meaning'] == 'Columns `file` (an image) and `caption`.'
+    assert entry['options'] == {'question': 'What is in the image?'}
 
 
 def test_names_that_are_taken_and_broken_plugins_say_whose_they_are(tmp_path: Path) -> None:

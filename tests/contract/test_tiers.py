@@ -15,14 +15,14 @@ from align_anything.cli.leaves import runs
 from tests.harness.pairwise import in_tiers
 from tests.harness.tiers import COUNTS, LONG, TOGETHER, count_tiers, first_tier, group_of
 from tests.invariants import families, test_fallback, test_frozen, test_gradients, test_scores, test_zero
-from tests.learning import test_clips, test_online, test_pictures, test_preferences, test_sounds, test_text
+from tests.learning import test_audio, test_images, test_online, test_preferences, test_text, test_videos
 from tests.scripts import test_shell_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
     'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
-    'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM draws in tests/rollouts',
+    'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 
@@ -53,7 +53,7 @@ def test_tests_are_counted_by_what_they_are_marked(request: pytest.FixtureReques
 
 
 def test_scores_are_compared_for_every_family_in_every_layout() -> None:
-    assert first_tier(test_scores.test_scores_are_the_plain_models_for_any_neighbours) == families.LAID
+    assert first_tier(test_scores.test_scores_are_the_plain_models_for_any_neighbours) == families.FAMILY_LAYOUTS
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_every_family_is_in_the_first_tier(test) -> None:
     assert {family for family, *_ in first_tier(test)} == {*families.FAMILIES}
 
 
-def test_every_family_with_media_has_a_frozen_part_and_every_part_is_frozen_in_one() -> None:
-    found = first_tier(test_frozen.test_a_frozen_part_keeps_its_bits_and_the_others_move)
+def test_every_family_with_media_has_a_frozen_component_and_every_component_is_frozen_in_one() -> None:
+    found = first_tier(test_frozen.test_a_frozen_component_keeps_its_bits_and_the_others_move)
     assert {family for family, _ in found} == {*families.MULTIMODAL}
-    assert {part for _, part in found} == {*test_frozen.PARTS, 'audio_tower'}
+    assert {component for _, component in found} == {*test_frozen.COMPONENTS, 'audio_tower'}
 
 
 def test_gradients_are_compared_in_every_layout() -> None:
@@ -82,7 +82,7 @@ def test_gradients_are_compared_in_every_layout() -> None:
     assert {layout for _, layout in found} == {*families.LAYOUTS}
 
 
-def test_every_two_of_ranks_stages_layouts_and_frozen_parts_meet() -> None:
+def test_every_two_of_ranks_stages_layouts_and_frozen_components_meet() -> None:
     found = first_tier(test_zero.test_every_stage_cut_and_layout_train_as_one_loop)
     assert len(found) < len(test_zero.CUTS) / 3
     assert {(ranks, stage) for _, ranks, stage, _, _ in found} == {*product((1, 2), (0, 2, 3))}
@@ -99,9 +99,9 @@ def test_six_lessons_stay() -> None:
         first_tier(test)
         for test in (
             test_text.test_a_family_learns_to_count_in_phrasings_it_never_saw,
-            test_pictures.test_a_family_learns_to_see_one_picture,
-            test_clips.test_a_family_learns_the_order_of_frames,
-            test_sounds.test_a_family_learns_to_hear,
+            test_images.test_a_family_learns_to_see_one_image,
+            test_videos.test_a_family_learns_the_order_of_frames,
+            test_audio.test_a_family_learns_to_hear,
             test_preferences.test_a_model_learns_what_is_preferred,
             test_online.test_rewards_alone_teach_what_is_right,
         )

@@ -1,4 +1,4 @@
-"""Sounds and clips made on the spot."""
+"""Audio and videos made on the spot."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ import torch
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Batch, Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
-from align_anything.datasets.parts import load_sources
+from align_anything.datasets.source_loading import load_sources
 
 
 def text_of(conversation: Conversation) -> str:
-    """Returns the conversation on one line, a picture as its size."""
+    """Returns the conversation on one line, an image as its size."""
     words = []
     for message in conversation:
         for part in message['content']:

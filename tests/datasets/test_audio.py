@@ -1,4 +1,4 @@
-"""Decoding sounds: any source, one channel, at the rate asked for."""
+"""Decoding audio clips: any source, one channel, at the rate asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pitch(audio: Audio) -> float:
     return float(spectrum.argmax()) * audio.rate / len(audio.samples)
 
 
-def test_every_source_gives_the_same_sound(tmp_path: Path) -> None:
+def test_every_source_gives_the_same_audio(tmp_path: Path) -> None:
     content = sound(SECOND, subtype='FLOAT')
     path = tmp_path / 'tone.wav'
     path.write_bytes(content)
@@ -104,7 +104,7 @@ def test_resampling_filters_what_the_new_rate_cannot_hold() -> None:
     assert numpy.abs(audio.samples[1000:15000]).max() < 1e-3
 
 
-def test_long_sounds_are_cut_or_split() -> None:
+def test_long_audio_is_truncated_or_split() -> None:
     long = numpy.concatenate([tone(1.0, hertz=hertz) for hertz in (300, 600, 900)] + [tone(0.05)])
     cut = audio_of(sound(long, subtype='FLOAT'), max_seconds=1.5)
     numpy.testing.assert_array_equal(cut.samples, long[:24000])
@@ -115,12 +115,12 @@ def test_long_sounds_are_cut_or_split() -> None:
     turn = {'role': 'user', 'content': [{'type': 'audio', 'audio': media}, {'type': 'text', 'text': 'What?'}]}
     (decoded,) = decode_conversation([turn])
     *pieces, text = decoded['content']
-    # The last 0.05 s are too short to be a sound of their own.
+    # The last 0.05 s are too short to be an audio clip of their own.
     assert [round(pitch(part['audio'])) for part in pieces] == [300, 600, 900]
     assert text == {'type': 'text', 'text': 'What?'}
 
 
-def test_the_sound_of_a_video_and_of_m4a() -> None:
+def test_the_audio_of_a_video_and_of_m4a() -> None:
     for content in (clip([0] * 10, audio=SECOND), clip([0] * 10, 'mov', audio=SECOND)):
         audio = audio_of(content, rate=16000)
         assert abs(len(audio.samples) - 16000) < 1100 and abs(pitch(audio) - 440) < 2
@@ -143,11 +143,11 @@ def nan_at(index: int) -> numpy.ndarray:
         ({'array': SECOND * 20000, 'sampling_rate': 16000}, 'full scale is 1'),
         ({'array': SECOND, 'sampling_rate': 0}, 'a rate of 0'),
         ({'array': SECOND}, 'has no rate'),
-        ({'array': ['a'] * 9999, 'sampling_rate': 16000}, 'is no sound'),
-        ({'array': numpy.zeros((2, 2, 2)), 'sampling_rate': 16000}, 'is no sound'),
-        ({'array': None, 'sampling_rate': 16000}, 'nothing that a sound can be made from'),
-        (3, 'nothing that a sound can be made from'),
-        (clip([0] * 3), 'has no sound track'),
+        ({'array': ['a'] * 9999, 'sampling_rate': 16000}, 'is no audio'),
+        ({'array': numpy.zeros((2, 2, 2)), 'sampling_rate': 16000}, 'is no audio'),
+        ({'array': None, 'sampling_rate': 16000}, 'nothing that audio can be made from'),
+        (3, 'nothing that audio can be made from'),
+        (clip([0] * 3), 'has no audio track'),
         (b'not a sound', 'no audio of a known format'),
         ('data:audio/wav;base64,', 'is empty (0 bytes)'),
         ({'bytes': b'', 'path': 'a.wav'}, "audio 'a.wav' is empty"),
@@ -161,7 +161,7 @@ def test_bad_sources_say_what_is_wrong(source: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize('kind', ['WAV', 'FLAC', 'OGG', 'MP3'])
-def test_a_cut_sound_is_noticed(kind: str) -> None:
+def test_truncated_audio_is_noticed(kind: str) -> None:
     content = sound(SECOND, kind=kind)
     with pytest.raises(SampleError):
         audio_of(content[: len(content) // 2])

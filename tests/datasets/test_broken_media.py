@@ -14,8 +14,8 @@ from align_anything.core.types import Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import Mixture
-from align_anything.datasets.parts import load_sources
 from align_anything.datasets.sampler import BatchShape, IndexSampler
+from align_anything.datasets.source_loading import load_sources
 from tests.datasets import fakes
 from tests.datasets.clips import clip, grey, sound, tone
 from tests.datasets.test_media import encoded, noisy, png_of_size
@@ -179,9 +179,9 @@ def rows_of(folder: Path, names: list[str]) -> str:
 
 
 def open_dataset(source: str) -> ExampleDataset:
-    parts = load_sources(source, 'Instruction', cache_bytes=2**20)
+    sources = load_sources(source, 'Instruction', cache_bytes=2**20)
     kinds = frozenset({'image', 'video', 'audio'})
-    return ExampleDataset(parts, SupervisedTask(seen), 'any_to_text', kinds, {'audio': {'rate': 16000}})
+    return ExampleDataset(sources, SupervisedTask(seen), 'any_to_text', kinds, {'audio': {'rate': 16000}})
 
 
 pytestmark = pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')

@@ -19,7 +19,7 @@ ROWS, BUDGET = 400, 1000
 
 
 def costs(rows: int = ROWS, seed: int = 0) -> RowCosts:
-    """Text rows, and every fifth one with a picture that costs three times its tokens again."""
+    """Text rows, and every fifth one with an image that costs three times its tokens again."""
     generator = random.Random(seed)
     tokens = [generator.randint(10, 200) for _ in range(rows)]
     work = [float(length) * (4 if number % 5 == 0 else 1) for number, length in enumerate(tokens)]

@@ -57,7 +57,7 @@ def test_a_row_becomes_a_named_example(tmp_path: Path) -> None:
     assert example.meta['train_on'] == 'last'
 
 
-def test_pictures_are_found_beside_the_file_and_meta_rides_along_without_them(tmp_path: Path, own: str) -> None:
+def test_images_are_found_beside_the_file_and_meta_rides_along_without_them(tmp_path: Path, own: str) -> None:
     (tmp_path / 'pictures').mkdir()
     Image.new('RGB', (3, 2)).save(tmp_path / 'pictures' / 'a.png')
     rows = [{'ask': '<image>what', 'image': 'pictures/a.png', 'label': 7}]
@@ -121,7 +121,7 @@ def test_a_streamed_row_is_treated_like_an_indexed_one(tmp_path: Path) -> None:
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     dataset = make_dataset(str(tmp_path / 'a.jsonl'), streaming=True)
     dataset.probe()
-    streamed = [StreamedRow(0, name, row) for name, row in dataset.parts[0].rows]
+    streamed = [StreamedRow(0, name, row) for name, row in dataset.sources[0].rows]
     assert letters(dataset[pickle.loads(pickle.dumps(streamed[0]))]) == 'Add|Sum'
     broken = dataset[pickle.loads(pickle.dumps(streamed[1]))]
     assert (broken.source, 'not a int' in broken.reason) == (f'{tmp_path}/a.jsonl:2', True)

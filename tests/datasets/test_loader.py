@@ -28,7 +28,9 @@ def make_loader(source: str, workers: int, streaming: bool = False, shape: Batch
     dataset = make_dataset(source, streaming=streaming)
     shape = shape or BatchShape(per_device=2, accumulation=2)
     if streaming:
-        sampler: Any = StreamSampler(StreamMixture([part.rows for part in dataset.parts], seed=5, buffer_size=7), shape)
+        sampler: Any = StreamSampler(
+            StreamMixture([source.rows for source in dataset.sources], seed=5, buffer_size=7), shape
+        )
     else:
         sampler = IndexSampler(Mixture(dataset.sizes, seed=5), shape)
     return Loader(dataset, sampler, collate, num_workers=workers)

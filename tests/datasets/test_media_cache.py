@@ -60,7 +60,7 @@ def test_a_pair_of_answers_decodes_its_media_once(tmp_path: Path, decoded: list[
 
 
 @pytest.mark.parametrize('source', ['clip', [['clip/0.png', 'clip/1.png']]], ids=['folder', 'list'])
-def test_a_pair_of_answers_decodes_a_clip_of_frames_once(tmp_path: Path, decoded: list[str], source: Any) -> None:
+def test_a_pair_of_answers_decodes_a_video_of_frames_once(tmp_path: Path, decoded: list[str], source: Any) -> None:
     (tmp_path / 'clip').mkdir()
     for number in range(2):
         noisy(4).save(tmp_path / 'clip' / f'{number}.png')

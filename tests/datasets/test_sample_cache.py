@@ -22,9 +22,9 @@ from align_anything.datasets import sample_cache
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask, Task
 from align_anything.datasets.media import decoding
 from align_anything.datasets.mixture import StreamedRow
-from align_anything.datasets.parts import load_sources
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
 from align_anything.datasets.sample_cache import SampleCache
+from align_anything.datasets.source_loading import load_sources
 from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.pretrained_model import load_spec
 from tests.datasets.clips import clip, sound, tone
@@ -47,7 +47,7 @@ class Own(BaseFormatter):
 
 
 def picture(path: Path, colour: str = 'red', size: tuple[int, int] = (60, 40)) -> Path:
-    # Not compressed: pictures of one size take as many bytes.
+    # Not compressed: images of one size take as many bytes.
     Image.new('RGB', size, colour).save(path, 'BMP')
     return path
 
@@ -141,7 +141,7 @@ def test_what_comes_back_is_what_was_made(kind: str, media_rows, tiny, tmp_path:
     # The same rows elsewhere and as a stream: the names are theirs.
     moved = rows.rename(tmp_path / 'moved.jsonl')
     stream = dataset_of(moved, kept, task, known, streaming=True)
-    items = [stream[StreamedRow(0, name, row)] for name, row in stream.parts[0].rows]
+    items = [stream[StreamedRow(0, name, row)] for name, row in stream.sources[0].rows]
     assert [item.source for item in items] == [f'{moved}:{number}' for number in (1, 2, 3)]
     for item, expected in zip(items, fresh, strict=True):
         assert alike({**asdict(item), 'source': ''}, {**asdict(expected), 'source': ''})

@@ -28,7 +28,7 @@ class Counting:
 
 
 def numbers(rows: list[StreamedRow]) -> list[tuple[int, int]]:
-    return [(row.part, row.row['number']) for row in rows]
+    return [(row.source_index, row.row['number']) for row in rows]
 
 
 def samplers(per_device: int, accumulation: int, world_size: int, kind: str, size: int = 21) -> list[Sampler]:
@@ -108,16 +108,16 @@ def test_the_order_is_pinned() -> None:
     assert Mixture([8], seed=42).order(1).tolist() == PINNED_ORDER
 
 
-def test_weights_set_the_share_of_each_part() -> None:
-    # 60 rows, weights 1 : 2 : 3 -> 10, 20 and 30 draws, whatever the sizes.
+def test_weights_set_the_share_of_each_source() -> None:
+    # 60 rows, weights 1 : 2 : 3 -> 10, 20 and 30 samples, whatever the sizes.
     mixture = Mixture([6, 44, 10], seed=4, weights=[1, 2, 3])
     for epoch in range(3):
-        drawn = mixture.order(epoch).tolist()
-        counts = Counter(0 if row < 6 else 1 if row < 50 else 2 for row in drawn)
+        sampled = mixture.order(epoch).tolist()
+        counts = Counter(0 if row < 6 else 1 if row < 50 else 2 for row in sampled)
         assert counts == {0: 10, 1: 20, 2: 30}
-        assert drawn != sorted(drawn)
+        assert sampled != sorted(sampled)
     per_row = Counter(mixture.order(0).tolist())
-    # 10 draws of 6 rows without replacement until exhausted: each once, four of them twice. 30 of 10: each thrice.
+    # 10 samples of 6 rows without replacement until exhausted: each once, four of them twice. 30 of 10: each thrice.
     assert sorted(per_row[row] for row in range(6)) == [1, 1, 2, 2, 2, 2]
     assert all(per_row[row] == 3 for row in range(50, 60))
     assert max(per_row[row] for row in range(6, 50)) == 1
@@ -178,16 +178,18 @@ def test_streams_in_turn_keep_their_turns_when_they_are_shuffled() -> None:
 
     assert rows(0) == rows(0) != rows(1)
     for epoch in (0, 1):
-        assert [part for part, _ in rows(epoch)] == TURNS
-        assert sorted(rows(epoch)) == sorted((part, row) for part, size in enumerate((2, 5, 3)) for row in range(size))
+        assert [source for source, _ in rows(epoch)] == TURNS
+        assert sorted(rows(epoch)) == sorted(
+            (source, row) for source, size in enumerate((2, 5, 3)) for row in range(size)
+        )
 
 
 def test_weighted_streams_start_again_until_each_was_read_through() -> None:
     mixed = numbers(list(StreamMixture([Counting(5), Counting(60)], seed=0, weights=[1, 1], shuffle=False).rows(0)))
-    of_first = [number for part, number in mixed if part == 0]
-    assert [number for part, number in mixed if part == 1] == list(range(60))
+    of_first = [number for source, number in mixed if source == 0]
+    assert [number for source, number in mixed if source == 1] == list(range(60))
     assert of_first == [number % 5 for number in range(len(of_first))]
-    # One draw in two of each part: as many of the first as of the 60 of the second, give or take four deviations.
+    # One sample in two of each source: as many of the first as of the 60 of the second, give or take four deviations.
     assert abs(len(of_first) - 60) < 4 * 120**0.5 / 2 * 2**0.5
     endless = StreamMixture([Counting(0), Counting(9)], seed=0, weights=[1, 1]).rows(0)
     with pytest.raises(DataError, match='number 1 of the mixture has no rows'):

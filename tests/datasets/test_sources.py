@@ -102,7 +102,7 @@ def test_folder_finds_splits_and_joins_their_files(tmp_path: Path) -> None:
         load_rows(folder, split='validaton')
 
 
-def test_folder_with_a_picture_folder_named_like_a_split(tmp_path: Path) -> None:
+def test_folder_with_an_image_folder_named_like_a_split(tmp_path: Path) -> None:
     write_lines(tmp_path / 'chat.json')
     (tmp_path / 'images' / 'train2017').mkdir(parents=True)
     (tmp_path / 'images' / 'train2017' / '1.jpg').write_bytes(b'')
@@ -143,7 +143,7 @@ def test_saved_datasets(tmp_path: Path) -> None:
         load_rows(str(tmp_path / 'one'), data_files='x')
 
 
-def test_pictures_are_not_opened_when_a_row_is_read(tmp_path: Path) -> None:
+def test_images_are_not_opened_when_a_row_is_read(tmp_path: Path) -> None:
     from datasets import Dataset, Features, Image, List, Value
 
     broken = tmp_path / 'broken.png'
@@ -159,7 +159,7 @@ def test_pictures_are_not_opened_when_a_row_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('metadata', ['metadata.jsonl', 'metadata.csv'])
-def test_picture_folder(tmp_path: Path, metadata: str) -> None:
+def test_image_folder(tmp_path: Path, metadata: str) -> None:
     folder = tmp_path / 'train'
     write_lines(folder / 'metadata.jsonl', [{'file_name': f'{number}.png', 'text': str(number)} for number in (1, 2)])
     if metadata.endswith('csv'):
@@ -171,7 +171,7 @@ def test_picture_folder(tmp_path: Path, metadata: str) -> None:
     assert rows.row_name(1) == f'{folder}/{metadata}:2'
 
 
-def test_picture_folder_with_several_columns_of_names(tmp_path: Path) -> None:
+def test_image_folder_with_several_columns_of_names(tmp_path: Path) -> None:
     write_lines(
         tmp_path / 'metadata.jsonl', [{'mask_file_name': 'm.png', 'view_file_names': ['a.png'], 'file_name': 'c.mp4'}]
     )

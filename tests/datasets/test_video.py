@@ -1,4 +1,4 @@
-"""Decoding clips: which frames, when they are shown, how large, which way up; from any source."""
+"""Decoding videos: which frames, when they are shown, how large, which way up; from any source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def levels(decoded: Video) -> list[int]:
     return [round(float(frame.mean()) / 10) * 10 for frame in decoded.frames]
 
 
-def test_every_source_gives_the_same_clip(tmp_path: Path) -> None:
+def test_every_source_gives_the_same_video(tmp_path: Path) -> None:
     path = tmp_path / 'a.mp4'
     path.write_bytes(CLIP)
     sources = [
@@ -144,7 +144,7 @@ def test_times_of_30_frames_a_second_survive_rounding_to_milliseconds() -> None:
         numpy.testing.assert_allclose(decoded.timestamps, numpy.arange(20) * 0.1, atol=1.1e-3)
 
 
-def test_pick_never_leaves_the_clip() -> None:
+def test_pick_never_leaves_the_video() -> None:
     random = numpy.random.default_rng(0)
     for _ in range(200):
         times = numpy.cumsum(random.random(random.integers(1, 40))) - 0.01
@@ -180,7 +180,7 @@ def test_frames_are_scaled_down_to_their_budgets() -> None:
     assert video_of(numpy.zeros((4, 48, 64, 3), numpy.uint8), max_frame_pixels=768).frames.shape == (4, 24, 32, 3)
 
 
-def test_few_frames_of_a_long_clip_are_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_frames_of_a_long_video_are_sought(monkeypatch: pytest.MonkeyPatch) -> None:
     import av
 
     content = clip([number % 25 * 10 for number in range(500)], rate=25, keyframes=25)
@@ -226,7 +226,7 @@ def test_sought_frames_are_those_that_decoding_everything_gives() -> None:
         assert levels(video_of(content, num_frames=number)) == expected
 
 
-def test_the_sound_track_comes_along_when_asked() -> None:
+def test_the_audio_track_comes_along_when_asked() -> None:
     second = tone(2.0)
     content = clip(LEVELS, audio=second)
     audio = video_of(content, audio=True, rate=8000).audio

@@ -1,7 +1,7 @@
 """Chooses a few of many combinations, so that every pair of values that occurs together still does.
 
-Most of what breaks takes two settings to break: a layout on two ranks, a stage with a frozen part. `make test` runs a
-covering array of pairs, and `make extended` every other combination:
+Most of what breaks takes two settings to break: a layout on two ranks, a stage with a frozen component. `make test`
+runs a covering array of pairs, and `make extended` every other combination:
 
     RUNS = pairwise(family=('llava', 'qwen2_vl'), ranks=(1, 2), stage=(0, 2, 3))
 

@@ -45,9 +45,11 @@ WIDER = (
 MULTIMODAL = IMAGE + WIDER
 FAMILIES = TEXT + MULTIMODAL
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
-LAID = [(family, layout) for family in FAMILIES for layout in (LAYOUTS[:1] if family in PADDED_ONLY else LAYOUTS)]
+FAMILY_LAYOUTS = [
+    (family, layout) for family in FAMILIES for layout in (LAYOUTS[:1] if family in PADDED_ONLY else LAYOUTS)
+]
 """Each family with each layout that it declares."""
-# Pictures that come after an answer are seen by what precedes them in transformers' Mllama, and have no place in the
+# Images that come after an answer are seen by what precedes them in transformers' Mllama, and have no place in the
 # one prompt of PaliGemma.
 MEDIA_FIRST = ('mllama', *ONE_PROMPT)
 OPTIONS = {
@@ -82,7 +84,7 @@ class Row:
 
 
 def photo(width: int, height: int, seed: int) -> dict[str, Any]:
-    """A picture without two equal pixels in a row, so that no position in it can be confused with another."""
+    """An image without two equal pixels in a row, so that no position in it can be confused with another."""
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return {'type': 'image', 'image': Image.fromarray(pixels)}
 
@@ -97,7 +99,7 @@ def text_conversations() -> list[Conversation]:
 
 
 def medium(kind: str, number: int, frames: int = 4) -> dict[str, Any]:
-    """The `number`-th medium of a kind, each of another size; clips of one turn are equally long."""
+    """The `number`-th medium of a kind, each of another size; videos of one turn are equally long."""
     if kind == 'image':
         return photo(*[(60, 40), (70, 50), (30, 90), (90, 50), (56, 56), (112, 60)][number], number + 1)
     if kind == 'video':
@@ -263,7 +265,7 @@ def sequence_logprobs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
             features['image'] = model.model.get_image_features(*images, return_dict=True)
         cast['mm_encoder_outputs'] = features
     logits = model(**cast, use_cache=False).logits[0].double()
-    # The token of a picture may lie behind the vocabulary; it is never scored.
+    # The token of an image may lie behind the vocabulary; it is never scored.
     ids = inputs['input_ids'][0].clamp(max=logits.shape[1] - 1)
     return logits[:-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
 
@@ -306,10 +308,10 @@ def accumulate_gradients(model: nn.Module, chosen: Sequence[Row]) -> float:
     return total
 
 
-def freeze(model: nn.Module, spec: FamilySpec, part: str | None) -> nn.Module:
-    """Freezes the parameters of one part by the prefixes that the family declares."""
+def freeze(model: nn.Module, spec: FamilySpec, component: str | None) -> nn.Module:
+    """Freezes the parameters of one component by the prefixes that the family declares."""
     for name, parameter in model.named_parameters():
-        if part is not None and spec.part_of(name) == part:
+        if component is not None and spec.component_of(name) == component:
             parameter.requires_grad_(False)
     return model
 

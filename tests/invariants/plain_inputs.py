@@ -40,7 +40,7 @@ def plain_inputs(spec: FamilySpec, prompt: Tensor, response: Tensor, media: Medi
 
 
 def _types(spec: FamilySpec, ids: Tensor) -> Tensor:
-    """1, 2 and 3 at the tokens of pictures, clips and sounds, `(length,)`."""
+    """1, 2 and 3 at the tokens of images, videos and audio, `(length,)`."""
     types, known = torch.zeros_like(ids), spec.config.to_dict()
     for number, kind in enumerate(KINDS, 1):
         for token in (known.get(f'{kind}_token_{ending}') for ending in ('id', 'index')):
@@ -52,7 +52,7 @@ def _types(spec: FamilySpec, ids: Tensor) -> Tensor:
 def _processed(spec: FamilySpec, media: Media) -> dict[str, Tensor]:
     """What the processor makes of the media in one call."""
     if spec.model_type == 'smolvlm':
-        # Its processor has one name for the pixels of pictures and of clips, and keeps those of clips only.
+        # Its processor has one name for the pixels of images and of videos, and keeps those of videos only.
         calls = [_call(spec, [item]) for item in media]
         return {name: torch.cat([call[name] for call in calls], 1) for name in calls[0] if name not in UNUSED_OUTPUTS}
     return _call(spec, media)

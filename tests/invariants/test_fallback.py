@@ -23,7 +23,7 @@ from align_anything.policies.token.selfcheck import check_head, check_layout, pr
 from align_anything.trainers.runs import assembly
 from tests.harness.pairwise import in_tiers
 from tests.harness.ranks import RanksError
-from tests.invariants.families import IMAGE, LAID, MEDIA, TEXT, WIDER, rows
+from tests.invariants.families import FAMILY_LAYOUTS, IMAGE, MEDIA, TEXT, WIDER, rows
 from tests.invariants.runs import assembled, fork, settings, train, zero_file
 
 Stirred = Callable[[str], Path]
@@ -122,7 +122,7 @@ def test_no_right_layout_is_thrown_away(family: str, dtype: torch.dtype, stirred
     folder = stirred(family)
     spec, *_ = rows(folder)
     attention.register_segment_attention()
-    model = load_model(folder, spec.parts, dtype=dtype).eval()
+    model = load_model(folder, spec.components, dtype=dtype).eval()
     set_text_attention(model, attention.SEGMENT_ATTENTION)
     policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=dtype)
 
@@ -136,6 +136,6 @@ def test_no_right_layout_is_thrown_away(family: str, dtype: torch.dtype, stirred
     vocabulary = selfcheck.ordinary_tokens(spec)
     padded = TokenCollator(spec, 'padded')
     check_head(score, logits, padded(probe_examples(padded, vocabulary, kinds)), dtype)
-    assert spec.layouts == tuple(layout for name, layout in LAID if name == family)
+    assert spec.layouts == tuple(layout for name, layout in FAMILY_LAYOUTS if name == family)
     for layout in spec.layouts:
         check_layout(score, TokenCollator(spec, layout), vocabulary, kinds, dtype)

@@ -15,7 +15,7 @@ from align_anything.algorithms.sft import SFT
 from align_anything.engines.local import LocalEngine
 from align_anything.engines.optim import make_optimizer, parameter_groups
 from align_anything.models.pretrained_model import load_model, set_text_attention, tune_model
-from align_anything.models.trainable import FREEZABLE_PARTS, part_of
+from align_anything.models.trainable import FREEZABLE_COMPONENTS, component_of
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
@@ -25,7 +25,7 @@ from tests.invariants.runs import EPSILON, assembled, fork, settings, train, tra
 from tests.models.mixed import AUDIO
 
 Stirred = Callable[[str], Path]
-PARTS = tuple(part for part in FREEZABLE_PARTS if part != 'audio_tower')
+COMPONENTS = tuple(component for component in FREEZABLE_COMPONENTS if component != 'audio_tower')
 SHIPPED = Path(__file__).parents[2] / 'align_anything/configs/deepspeed'
 
 
@@ -35,22 +35,22 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str])
 
 
 @pytest.mark.parametrize(
-    ('family', 'part'),
+    ('family', 'component'),
     [
-        *in_tiers(product(IMAGE, PARTS), [*zip(IMAGE, cycle(PARTS))]),
-        # One part of each wider family in turn, the towers of sounds all.
-        *zip(WIDER, cycle(PARTS)),
+        *in_tiers(product(IMAGE, COMPONENTS), [*zip(IMAGE, cycle(COMPONENTS))]),
+        # One component of each wider family in turn, the audio towers all.
+        *zip(WIDER, cycle(COMPONENTS)),
         *((family, 'audio_tower') for family in WIDER if family in AUDIO),
     ],
 )
-def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str, stirred: Stirred) -> None:
+def test_a_frozen_component_keeps_its_bits_and_the_others_move(family: str, component: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     register_segment_attention()
-    model = load_model(folder, spec.parts)
+    model = load_model(folder, spec.components)
     layout = spec.layouts[-1]
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
-    tune_model(model, spec.parts, **{f'freeze_{part}': True})
+    tune_model(model, spec.components, **{f'freeze_{component}': True})
     policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
     optimized = parameter_groups(policy.named_parameters(), learning_rate=1e-3, weight_decay=0.1, rates={})
     engine = LocalEngine(policy.train(), make_optimizer('adamw_torch', optimized, betas=(0.9, 0.95), eps=1e-8))
@@ -61,10 +61,10 @@ def test_a_frozen_part_keeps_its_bits_and_the_others_move(family: str, part: str
     after = state_of(model)
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved <= trainable(model)
-    assert {spec.part_of(name) for name in moved} == set(spec.parts) - {part}
+    assert {spec.component_of(name) for name in moved} == set(spec.components) - {component}
     # A tower's last layers stand still where features are taken before them; nothing else does.
     still = trainable(model) - moved
-    assert {spec.part_of(name) for name in still} <= {'vision_tower', 'audio_tower'}
+    assert {spec.component_of(name) for name in still} <= {'vision_tower', 'audio_tower'}
 
 
 def _asked(rank: int, folder: Path, family: str, zero: Path, changes: dict[str, Any], ranks: int, steps: int) -> Any:
@@ -98,15 +98,15 @@ def test_a_rate_of_zero_for_a_part_changes_nothing_there(
     folder = stirred(family)
     spec, *_ = rows(folder)
     _, before, after, names, _ = asked(folder, family, zero_file(tmp_path, stage), changes, ranks=2)
-    tower = {name for name in names if spec.part_of(name) == 'vision_tower'}
+    tower = {name for name in names if spec.component_of(name) == 'vision_tower'}
     assert tower and same_bits(before, after, tower)
     assert same_bits(before, after, set(before) - names)
     moved = {name for name in names if not torch.equal(before[name], after[name])}
-    assert {spec.part_of(name) for name in moved} == {'mm_proj', 'language_model'}
+    assert {spec.component_of(name) for name in moved} == {'mm_proj', 'language_model'}
     # Adam moves each weight by about the rate in its first steps: 2 steps at 0.001 and at 0.002, clipping aside.
-    for part, rate in (('mm_proj', 0.001), ('language_model', 0.002)):
-        largest = max(float((after[n] - before[n]).abs().max()) for n in moved if spec.part_of(n) == part)
-        assert 0.5 * rate < largest < 2.2 * rate, part
+    for component, rate in (('mm_proj', 0.001), ('language_model', 0.002)):
+        largest = max(float((after[n] - before[n]).abs().max()) for n in moved if spec.component_of(n) == component)
+        assert 0.5 * rate < largest < 2.2 * rate, component
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_checkpointing_under_adapters_and_zero_changes_no_gradient(
         torch.testing.assert_close(recomputed[name], plain[name], atol=1e-6, rtol=1e-4, msg=name)
     spec, *_ = rows(folder)
     moved = {name for name in names if not torch.equal(before[name], plain[name])}
-    assert {part_of(name, spec.parts) for name in moved} == {'vision_tower', 'language_model'}
+    assert {component_of(name, spec.components) for name in moved} == {'vision_tower', 'language_model'}
     assert any('lora_A' in name for name in moved) and any('lora_B' in name for name in moved)
 
 
@@ -233,7 +233,7 @@ def test_a_step_without_images_moves_a_trainable_tower_alike_everywhere(
         return weights(run)
 
     register_segment_attention()
-    model = load_model(folder, spec.parts)
+    model = load_model(folder, spec.components)
     set_text_attention(model, SEGMENT_ATTENTION)
     policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32).train()
     optimized = parameter_groups(policy.named_parameters(), learning_rate=2e-3, weight_decay=0.1, rates={})

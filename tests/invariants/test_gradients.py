@@ -22,8 +22,8 @@ from align_anything.policies.token.policy import TokenPolicy
 from tests.harness.pairwise import in_tiers
 from tests.invariants.families import (
     FAMILIES,
+    FAMILY_LAYOUTS,
     IMAGE,
-    LAID,
     MEDIA,
     PADDED_ONLY,
     WIDER,
@@ -39,14 +39,14 @@ from tests.invariants.families import (
 Stirred = Callable[[str], Path]
 # Float32 inside of transformers' norms again; a wrong cut is off by tenths.
 RELATIVE = {torch.float64: 2e-5, torch.float32: 1e-3}
-# Each family with one of its layouts in turn, and a text and a picture family with all.
+# Each family with one of its layouts in turn, and a text and an image family with all.
 IN_TURN = [
     (family, layout)
-    for number, (family, own) in enumerate(groupby(LAID, key=lambda pair: pair[0]))
+    for number, (family, own) in enumerate(groupby(FAMILY_LAYOUTS, key=lambda pair: pair[0]))
     for place, (_, layout) in enumerate(own)
     if family in ('llama', 'llava') or family in PADDED_ONLY or place == number % 3
 ]
-PARTS = ('vision_tower', 'mm_proj', 'language_model')
+COMPONENTS = ('vision_tower', 'mm_proj', 'language_model')
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -63,7 +63,7 @@ def engine(folder: Path, layout: str, frozen: str | None = None) -> LocalEngine:
     spec, *_ = rows(folder)
     register_segment_attention()
     dtype = precision(family_of(folder))
-    model = double_experts(load_model(folder, spec.parts, dtype=dtype))
+    model = double_experts(load_model(folder, spec.components, dtype=dtype))
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     policy = TokenPolicy(freeze(model, spec, frozen), TokenCollator(spec, 'padded'), dtype=dtype)
     return LocalEngine(policy.train(), torch.optim.SGD(policy.parameters(), lr=0.0))
@@ -92,13 +92,15 @@ def compare(engine: LocalEngine, expected: dict[str, Tensor | None]) -> None:
         assert error <= allowed, f'{name}: off by {error:.2g} of {float(wanted.abs().max()):.2g}'
 
 
-@pytest.mark.parametrize(('family', 'layout'), in_tiers(LAID, IN_TURN))
+@pytest.mark.parametrize(('family', 'layout'), in_tiers(FAMILY_LAYOUTS, IN_TURN))
 def test_gradients_are_those_of_a_plain_loop_for_every_cut(family: str, layout: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     loss, expected = reference(folder)
-    trained = {spec.part_of(name) for name, gradient in expected.items() if gradient is not None and gradient.any()}
-    assert trained == set(spec.parts), 'every part gets a gradient'
+    trained = {
+        spec.component_of(name) for name, gradient in expected.items() if gradient is not None and gradient.any()
+    }
+    assert trained == set(spec.components), 'every component gets a gradient'
     local = engine(folder, layout)
     # With several ranks, batches that lack a kind of media carry a dummy; it must leave no trace.
     kinds = MEDIA.get(family, ())
@@ -129,15 +131,17 @@ def test_whatever_a_batch_holds_the_same_parameters_get_gradients_in_the_same_or
         order.clear()
         module(collate(examples)).values.sum().backward()
         orders.add(tuple(order))
-    assert len(orders) == 1 and {spec.part_of(name) for name in order} == set(spec.parts)
+    assert len(orders) == 1 and {spec.component_of(name) for name in order} == set(spec.components)
 
 
-@pytest.mark.parametrize(('family', 'frozen'), in_tiers(product(IMAGE, PARTS), [*zip(IMAGE, cycle(PARTS))]))
-def test_gradients_of_the_other_parts_stay_right_when_one_is_frozen(family: str, frozen: str, stirred: Stirred) -> None:
+@pytest.mark.parametrize(('family', 'frozen'), in_tiers(product(IMAGE, COMPONENTS), [*zip(IMAGE, cycle(COMPONENTS))]))
+def test_gradients_of_other_components_stay_right_when_one_is_frozen(
+    family: str, frozen: str, stirred: Stirred
+) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     _, whole = reference(folder)
-    expected = {name: None if spec.part_of(name) == frozen else gradient for name, gradient in whole.items()}
+    expected = {name: None if spec.component_of(name) == frozen else gradient for name, gradient in whole.items()}
     local = engine(folder, 'shared_prefix', frozen)
     collate = TokenCollator(spec, 'shared_prefix', dummy_kinds=MEDIA[family])
     examples = [row.example for row in (*singles, *groups)]
@@ -156,7 +160,7 @@ def test_recomputing_activations_changes_no_gradient(family: str, frozen: str | 
     folder = stirred(family)
     spec, singles, groups = rows(folder)
     _, whole = reference(folder)
-    expected = {name: None if spec.part_of(name) == frozen else gradient for name, gradient in whole.items()}
+    expected = {name: None if spec.component_of(name) == frozen else gradient for name, gradient in whole.items()}
     layout = spec.layouts[-1]
     local = engine(folder, layout, frozen)
     enable_gradient_checkpointing(local.module.model)

@@ -1,4 +1,4 @@
-"""A step on drawn responses is the same for every cut into micro-batches and every layout, and against plain code."""
+"""A step on sampled responses is the same for every split into micro-batches and layout, and against plain code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
 from align_anything.rollouts.experience import record
-from align_anything.trainers.loops.cutting import cut, filled
+from align_anything.trainers.loops.splitting import filled, split
 from tests.invariants.test_preferences import policy, sgd
 from tests.policies.stub import TextFamily
 
@@ -94,13 +94,13 @@ def in_float64(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize('name', ALGORITHMS)
-def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None:
+def test_every_split_and_layout_gives_the_gradient_of_the_full_batch(name: str) -> None:
     algorithm = ALGORITHMS[name]
     result, expected = gradients(algorithm, 'padded', [examples()])
     assert expected and result.finite
     for layout in LAYOUTS:
         # One micro-batch more than there are responses for.
-        ways = {f'{most} responses': cut(examples(), most, number + 1) for most, number in CUTS.items()}
+        ways = {f'{most} responses': split(examples(), most, number + 1) for most, number in CUTS.items()}
         size = TokenCollator(TextFamily(), layout).size
         ways |= {f'{budget} tokens': filled(examples(), budget, size) for budget in BUDGETS}
         for way, parts in ways.items():
@@ -111,7 +111,7 @@ def test_every_cut_and_layout_gives_the_gradient_of_the_whole(name: str) -> None
                 assert error <= 1e-6 * float(wanted.abs().max()) + 1e-12, f'{layout}, {way}, {key}: off by {error:.2g}'
 
 
-def test_a_step_on_drawn_and_given_responses_has_the_gradients_of_both() -> None:
+def test_a_step_on_sampled_and_given_responses_has_the_gradients_of_both() -> None:
     """Each term is divided by its own count, whatever the number of micro-batches of the other."""
     given = [
         Example(item.prompt, [Piece(item.responses[0].ids, torch.ones(len(item.responses[0])))]) for item in examples()
@@ -119,15 +119,15 @@ def test_a_step_on_drawn_and_given_responses_has_the_gradients_of_both() -> None
     settings = {'entropy_coeff': 0.1, 'kl_loss_coeff': 0.2}
     alone = KNOWN['ppo'](**settings, ptx_coeff=0.0)
     both = KNOWN['ppo'](**settings, ptx_coeff=0.5)
-    drawn, one = gradients(alone, 'padded', [examples()])
+    online, one = gradients(alone, 'padded', [examples()])
     supervised, other = gradients(KNOWN['sft'](), 'padded', [given])
     for layout in LAYOUTS:
         for size, more in ((12, 4), (5, 1), (3, 2)):
-            parts = [*cut(examples(), size, CUTS[size] + 1), *cut(given, more, 5)]
+            parts = [*split(examples(), size, CUTS[size] + 1), *split(given, more, 5)]
             result, found = gradients(both, layout, parts)
-            expected = {**drawn.terms, 'ptx_loss': supervised.terms['loss']}
+            expected = {**online.terms, 'ptx_loss': supervised.terms['loss']}
             assert result.terms == pytest.approx(expected, rel=1e-9, abs=1e-12)
-            assert result.loss == pytest.approx(drawn.loss + 0.5 * supervised.loss, rel=1e-9)
+            assert result.loss == pytest.approx(online.loss + 0.5 * supervised.loss, rel=1e-9)
             for key, gradient in found.items():
                 error = float((gradient - one[key] - 0.5 * other[key]).abs().max())
                 assert error <= 1e-6 * float(gradient.abs().max()) + 1e-12, (
@@ -136,8 +136,8 @@ def test_a_step_on_drawn_and_given_responses_has_the_gradients_of_both() -> None
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 4, 5, 12, 20])
-def test_a_cut_keeps_every_response_once_and_groups_as_whole_as_it_can(size: int) -> None:
-    parts = cut(examples(), size, 13)
+def test_a_split_keeps_every_response_once_and_groups_together_where_it_can(size: int) -> None:
+    parts = split(examples(), size, 13)
     assert len(parts) == 13 and all(sum(len(item.responses) for item in part) <= size for part in parts)
     found = [id(response) for part in parts for item in part for response in item.responses]
     assert found == [id(response) for item in examples() for response in item.responses]
@@ -145,20 +145,20 @@ def test_a_cut_keeps_every_response_once_and_groups_as_whole_as_it_can(size: int
         assert all(len(item.responses) == 3 for part in parts for item in part)
 
 
-@pytest.mark.parametrize('whole', [False, True])
+@pytest.mark.parametrize('keep_groups', [False, True])
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('budget', [1, 15, 21, 40, 500])
-def test_micro_batches_are_filled_to_a_number_of_tokens(budget: int, layout: str, whole: bool) -> None:
+def test_micro_batches_are_filled_to_a_number_of_tokens(budget: int, layout: str, keep_groups: bool) -> None:
     collate = TokenCollator(TextFamily(), layout)
-    parts = filled(examples(), budget, collate.size, whole=whole)
+    parts = filled(examples(), budget, collate.size, keep_groups=keep_groups)
     found = [id(response) for part in parts for item in part for response in item.responses]
     assert found == [id(response) for item in examples() for response in item.responses]
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         # What is counted is what the layout computes.
         assert collate.size(part) == collate(part).stats['tokens']
-        alone = len(part) == 1 and (whole or len(part[0].responses) == 1)
+        alone = len(part) == 1 and (keep_groups or len(part[0].responses) == 1)
         assert collate.size(part) <= budget or alone
-        if whole:
+        if keep_groups:
             assert all(len(item.responses) == 3 for item in part)
         elif following is not None:
             first = following[0]
@@ -190,11 +190,11 @@ def test_behind_a_response_a_critic_expects_what_it_does_before_the_token_that_f
         with torch.no_grad():
             return module(batch, bootstrap=True)
 
-    whole = [
+    complete = [
         Example(item.prompt, [Piece(piece.ids, piece.weights) for piece in item.responses if len(piece) > 1])
         for item in examples()
     ]
-    assert record('values', score, given[0], cut(whole, 5, 3), given[1]) is None
-    expected = [float(piece.per_unit['values'][-1]) for item in whole for piece in item.responses]
-    found = record('values', score_ends, given[0], cut(shorter, 2, 6), given[1])
+    assert record('values', score, given[0], split(complete, 5, 3), given[1]) is None
+    expected = [float(piece.per_unit['values'][-1]) for item in complete for piece in item.responses]
+    found = record('values', score_ends, given[0], split(shorter, 2, 6), given[1])
     assert found.tolist() == pytest.approx(expected, rel=1e-5)

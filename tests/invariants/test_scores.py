@@ -18,7 +18,7 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.harness.pairwise import in_tiers
 from tests.invariants.families import (
-    LAID,
+    FAMILY_LAYOUTS,
     MEDIA,
     PADDED_ONLY,
     WIDER,
@@ -34,7 +34,7 @@ from tests.models.samples import assistant, user
 
 Stirred = Callable[[str], Path]
 # Each family in the layout that has the others' properties too, where it declares it.
-LAST = [*dict(LAID).items()]
+LAST = [*dict(FAMILY_LAYOUTS).items()]
 # Both sides run in the same type, but norms, rotations and routers of transformers round to float32 inside.
 TOLERANCE = {torch.float64: 2e-6, torch.float32: 5e-5}
 # Calls of one shape round alike.
@@ -46,7 +46,7 @@ def policy(folder: Path) -> TokenPolicy:
     spec, *_ = rows(folder)
     register_segment_attention()
     dtype = precision(family_of(folder))
-    model = double_experts(load_model(folder, spec.parts, dtype=dtype)).eval()
+    model = double_experts(load_model(folder, spec.components, dtype=dtype)).eval()
     return TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=dtype)
 
 
@@ -69,7 +69,7 @@ def same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerances: dict[t
         torch.testing.assert_close(one, wanted, atol=allowed, rtol=0, msg=lambda text, n=number: f'row {n}: {text}')
 
 
-@pytest.mark.parametrize(('family', 'layout'), LAID)
+@pytest.mark.parametrize(('family', 'layout'), FAMILY_LAYOUTS)
 def test_scores_are_the_plain_models_for_any_neighbours(family: str, layout: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)
@@ -85,7 +85,7 @@ def test_scores_are_the_plain_models_for_any_neighbours(family: str, layout: str
     same(scores(folder, collate, [*several[::-1], examples[0]]), [*expected_groups[::-1], expected[0]])
 
 
-@pytest.mark.parametrize(('family', 'layout'), in_tiers(LAID, LAST))
+@pytest.mark.parametrize(('family', 'layout'), in_tiers(FAMILY_LAYOUTS, LAST))
 def test_no_score_depends_on_a_later_token_or_a_neighbour(family: str, layout: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, singles, groups = rows(folder)
@@ -122,7 +122,7 @@ def test_no_score_depends_on_a_later_token_or_a_neighbour(family: str, layout: s
 
 
 @pytest.mark.parametrize('family', [family for family in WIDER if family in AUDIO])
-def test_a_short_sound_sounds_the_same_beside_a_longer_one(family: str, stirred: Stirred) -> None:
+def test_short_audio_sounds_the_same_beside_a_longer_clip(family: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, *_ = rows(folder)
     short, long = (
@@ -135,7 +135,7 @@ def test_a_short_sound_sounds_the_same_beside_a_longer_one(family: str, stirred:
     same(scores(folder, collate, [long, short])[1:], alone)
 
 
-@pytest.mark.parametrize(('family', 'layout'), in_tiers(LAID, LAST))
+@pytest.mark.parametrize(('family', 'layout'), in_tiers(FAMILY_LAYOUTS, LAST))
 def test_pad_may_be_the_end_token_and_dummy_media_change_nothing(family: str, layout: str, stirred: Stirred) -> None:
     folder = stirred(family)
     spec, singles, _ = rows(folder, pad_is_eos=True)
@@ -155,7 +155,7 @@ def test_pad_may_be_the_end_token_and_dummy_media_change_nothing(family: str, la
     assert scores(folder, collate, []) == []
 
 
-@pytest.mark.parametrize('family', dict.fromkeys(family for family, _ in LAID if family not in PADDED_ONLY))
+@pytest.mark.parametrize('family', dict.fromkeys(family for family, _ in FAMILY_LAYOUTS if family not in PADDED_ONLY))
 def test_dropping_the_attention_plan_would_be_noticed(family: str, stirred: Stirred) -> None:
     """The comparison is sharp: one long row under plain causal attention is far off."""
     folder = stirred(family)

@@ -29,23 +29,23 @@ Stirred = Callable[[str], Path]
 
 
 def encoded_items(model: nn.Module, spec: FamilySpec) -> Counter[str]:
-    """Grows by the number of pictures (tiles, frames) and sounds in each call of each tower."""
+    """Grows by the number of images (tiles, frames) and audio clips in each call of each tower."""
     seen: Counter[str] = Counter()
 
-    def watch(part: str, tower: nn.Module) -> None:
-        signature, calls = inspect.signature(tower.forward), spec.tower_calls(part)
+    def watch(component: str, tower: nn.Module) -> None:
+        signature, calls = inspect.signature(tower.forward), spec.tower_calls(component)
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             bound = signature.bind(*args, **kwargs).arguments
             everything = {**bound, **bound.pop('kwargs', {})}
             tensors = {name: value for name, value in everything.items() if isinstance(value, Tensor)}
-            seen[part] += len(calls.items(tensors))
+            seen[component] += len(calls.items(tensors))
 
         tower.register_forward_pre_hook(note, with_kwargs=True)
 
-    for part in ('vision_tower', 'audio_tower'):
-        for prefix in spec.parts.get(part, ()):
-            watch(part, model.get_submodule(prefix))
+    for component in ('vision_tower', 'audio_tower'):
+        for prefix in spec.components.get(component, ()):
+            watch(component, model.get_submodule(prefix))
     return seen
 
 
@@ -54,13 +54,13 @@ def test_responses_of_a_prompt_share_one_pass_of_its_media(family: str, stirred:
     folder = stirred(family)
     spec, _, groups = rows(folder)
     row = max(groups, key=lambda row: sum(row.example.prompt.media_counts.values()))
-    # Two pictures or sounds and one medium of each other kind.
+    # Two images or audio clips and one medium of each other kind.
     assert row.example.prompt.media_counts == {**dict.fromkeys(MEDIA[family], 1), MEDIA[family][0]: 2}
     assert not any(piece.media for piece in row.example.responses)
     number = len(row.example.responses)
     assert number > 1
     register_segment_attention()
-    model = load_model(folder, spec.parts).eval()
+    model = load_model(folder, spec.components).eval()
     seen = encoded_items(model, spec)
     policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
 
@@ -73,7 +73,7 @@ def test_responses_of_a_prompt_share_one_pass_of_its_media(family: str, stirred:
         return dict(seen), {kind: batch.stats.get(f'{kind}s', 0) for kind in MEDIA[family]}
 
     once, media = encoded('padded', replace(row.example, responses=row.example.responses[:1]))
-    assert set(once) == set(spec.parts) & {'vision_tower', 'audio_tower'} and all(once.values())
+    assert set(once) == set(spec.components) & {'vision_tower', 'audio_tower'} and all(once.values())
     for layout in spec.layouts:
         times = 1 if layout == 'shared_prefix' else number
         # Nothing is missing, so no dummy comes along.

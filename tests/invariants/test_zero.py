@@ -59,7 +59,7 @@ FIRST = [
     ('qwen2_5_vl', 2),
     ('idefics3', 3),
 ]
-# Family, ranks, stage, layout and frozen part.
+# Family, ranks, stage, layout and frozen component.
 CUTS = [
     (family, ranks, stage, layout, frozen)
     for family, ranks, stage in product(('llava', 'qwen2_5_vl'), (1, 2), (0, 2, 3))
@@ -109,7 +109,7 @@ def train(
     spec, *_ = rows(folder)
     config = config_of(stage, ranks)
     partitioning = HfDeepSpeedConfig(config) if stage == 3 else None
-    model = load_model(folder, spec.parts, dtype=torch.float32)
+    model = load_model(folder, spec.components, dtype=torch.float32)
     del partitioning
     assert any(map(is_partitioned, model.parameters())) == (stage == 3)
     register_segment_attention()
@@ -154,14 +154,14 @@ def compare(folder: Path, results: list[Any], frozen: str | None = None) -> tupl
     moved = set()
     for name, wanted in after.items():
         change, expected = state[name].double() - before[name], wanted - before[name]
-        if spec.part_of(name) == frozen:
+        if spec.component_of(name) == frozen:
             assert torch.equal(state[name], before[name].float()), f'{name} is frozen'
             continue
         largest = float(expected.abs().max())
         error = float((change - expected).abs().max())
         assert error <= 2e-3 * largest + 1e-6, f'{name}: moved by {largest:.2g}, off by {error:.2g}'
-        moved |= {spec.part_of(name)} if largest > 1e-4 else set()
-    assert moved == set(spec.parts) - {frozen}
+        moved |= {spec.component_of(name)} if largest > 1e-4 else set()
+    assert moved == set(spec.components) - {frozen}
     return state, scores
 
 

@@ -25,7 +25,7 @@ CHANGES = ('brighter', 'darker')
 OPPOSITES = {'left': 'right', 'right': 'left', 'brighter': 'darker', 'darker': 'brighter'}
 FRAMES = 4
 SUFFIXES = {'image': '.png', 'audio': '.wav', 'video': ''}
-"""Of files; a clip is a folder of frames."""
+"""Of files; a video is a folder of frames."""
 
 ASK_PITCH = ('How high is the tone?', 'Which tone is it?', 'What do you hear?')
 ASK_DIRECTION = ('Which way does it move?',)
@@ -43,7 +43,7 @@ CORPUS = (
 
 
 def colours(folder: Path, name: str, count: int, words: Iterable[str] = COLOURS) -> list[Question]:
-    """Which colour the shape in a picture has."""
+    """Which colour the shape in an image has."""
     return _asked_about('colours', 'image', words, draw, ASK_COLOUR, folder, name, count)
 
 
@@ -78,7 +78,7 @@ def play(path: Path, pitch: str, generator: random.Random) -> Path:
 
 
 def film(folder: Path, direction: str, generator: random.Random) -> Path:
-    """Draws a bar that moves over a dark ground; the frames of a clip say nothing without their order."""
+    """Draws a bar that moves over a dark ground; the frames of a video say nothing without their order."""
     folder.mkdir()
     width = generator.randrange(SIDE // 5, SIDE // 3)
     ends = (generator.randrange(0, SIDE // 8), SIDE - width - generator.randrange(0, SIDE // 8))

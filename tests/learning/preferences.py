@@ -35,7 +35,7 @@ def words(folder: Path, name: str, count: int) -> list[Question]:
 
 
 def two_colours(folder: Path, name: str, count: int) -> list[Question]:
-    """Whether the shape in a picture is red or blue."""
+    """Whether the shape in an image is red or blue."""
     return colours(folder, name, count, ('red', 'blue'))
 
 
@@ -45,7 +45,7 @@ def two_pitches(folder: Path, name: str, count: int) -> list[Question]:
 
 
 def sights_and_sounds(folder: Path, name: str, count: int) -> list[Question]:
-    """Rows with a picture and rows with a sound."""
+    """Rows with an image and rows with an audio clip."""
     return [question for lesson in (two_colours, two_pitches) for question in lesson(folder, name, count * 2 // 3)]
 
 

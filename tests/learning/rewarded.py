@@ -1,9 +1,9 @@
 """Lessons for rewards alone: tiny models that are often wrong, and what they are right about afterwards.
 
 They start from models that were taught to answer with one of two words, the right one twice as often: two of three
-answers that they draw are right. Hearing takes more than that to learn, so who has to hear is taught the right answers
-first, and then to doubt them. What a held-out prompt shows decides what is right there, and with the media of the other
-answer it is wrong.
+answers that they sample are right. Hearing takes more than that to learn, so who has to hear is taught the right
+answers first, and then to doubt them. What a held-out prompt shows decides what is right there, and with the media of
+the other answer it is wrong.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def common() -> dict[str, Any]:
     }
 
 
-def drawing(held_out: Sequence[Path], **more: Any) -> dict[str, Any]:
+def rollout_settings(held_out: Sequence[Path], **more: Any) -> dict[str, Any]:
     """The settings of online runs, `more` added: responses to 16 prompts a step, held-out ones rewarded at the end."""
     settings = {
         'eval_datasets': [str(path) for path in held_out],
@@ -135,7 +135,7 @@ STEPS: dict[str, dict[str, Any]] = {
     'text_video_to_text': {'max_steps': 40, 'learning_rate': 2e-3},
     'any_to_text': {**SMALL, 'learning_rate': 1e-3},
 }
-"""What other lessons take than those of texts and pictures."""
+"""What other lessons take than those of texts and images."""
 
 
 def learns(folder: Path, output: Path, pair: str, name: str, **more: Any) -> None:
@@ -144,7 +144,7 @@ def learns(folder: Path, output: Path, pair: str, name: str, **more: Any) -> Non
     The run writes into `output`.
     """
     held_out = [folder / part for part in ('held-out.jsonl', 'exchanged.jsonl') if (folder / part).exists()]
-    settings = {**ALGORITHMS[name], **drawing(held_out, **STEPS.get(pair, {}), **more)}
+    settings = {**ALGORITHMS[name], **rollout_settings(held_out, **STEPS.get(pair, {}), **more)}
     train(pair, name, output, folder / 'model', folder / 'train.jsonl', **settings)
     records = lines(output / 'metrics.jsonl')
     first = next(record for record in records if 'train/reward' in record)

@@ -126,14 +126,14 @@ def _read(reader: Any, questions: Sequence[Question]) -> Any:
 
 
 def _read_bare(reader: Any, questions: Sequence[Question]) -> Any:
-    """The inputs of questions with one picture in one turn, for a processor that has no chat template."""
+    """The inputs of questions with one image in one turn, for a processor that has no chat template."""
     texts = [f'<image>{question.turns[0]["content"][-1]["text"]}' for question in questions]
     pictures = [[opened(medium) for medium in question.media] for question in questions]
     return reader(text=texts, images=pictures, padding=True, return_tensors='pt')
 
 
 def opened(medium: Medium) -> Any:
-    """A picture, the frames of a clip or the samples of a sound, without the package."""
+    """An image, the frames of a video or the samples of an audio clip, without the package."""
     kind, path = medium
     if kind == 'video':
         return np.stack([np.asarray(Image.open(frame)) for frame in sorted(path.iterdir())])

@@ -1,8 +1,8 @@
 """Two small tasks with answers that cannot be guessed, and what a trained model is asked about them.
 
 Text: the number word that comes next, in phrasings that training never had, and again in a second turn that only the
-first answer explains. Pictures: the colour of a shape in pictures that training never had, also of a second picture in
-the same conversation. The tasks with clips and sounds are in lessons.py.
+first answer explains. Images: the colour of a shape in images that training never had, also of a second image in
+the same conversation. The tasks with videos and audio are in lessons.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def turn(role: str, text: str, media: Sequence[Medium] = ()) -> Turn:
 def questions(turns: Sequence[tuple[str, str]], pictures: Sequence[Path] = ()) -> list[Question]:
     """One question for each `(question, answer)`, asked after the right answers to those before it.
 
-    `pictures` holds one picture for each of them, or none at all.
+    `pictures` holds one image for each of them, or none at all.
     """
     asked: list[Question] = []
     history: list[Turn] = []
@@ -77,7 +77,7 @@ def number_questions(rounds: int, step: int = 1) -> list[Question]:
 
 
 def colour_questions(folder: Path, rounds: int, count: int = 40) -> list[Question]:
-    """The last question of `count` conversations about pictures that training never had; draws them into `folder`."""
+    """The last question of `count` conversations about images that training never had; draws them into `folder`."""
     conversations = colour_turns(folder, 'held-out', count, rounds, random.Random(1))
     return [questions(*conversation)[-1] for conversation in conversations]
 
@@ -127,7 +127,7 @@ def draw(path: Path, colour: str, generator: random.Random) -> Path:
 def colour_turns(
     folder: Path, name: str, count: int, rounds: int, generator: random.Random
 ) -> list[tuple[list[tuple[str, str]], list[Path]]]:
-    """`count` conversations about `rounds` new pictures each, every colour equally often in every place."""
+    """`count` conversations about `rounds` new images each, every colour equally often in every place."""
     conversations = []
     orders = [generator.sample([*COLOURS] * (count // 4), count) for _ in range(rounds)]
     for index, colours in enumerate(zip(*orders, strict=True)):
@@ -141,7 +141,7 @@ def colour_turns(
 
 
 def write_picture_rows(folder: Path) -> Path:
-    """Writes the training rows of the picture task as JSON, beside their pictures: one picture, two, and none."""
+    """Writes the training rows of the image task as JSON, beside their images: one image, two, and none."""
     generator = random.Random(0)
     conversations = colour_turns(folder, 'train', 96, 1, generator) + colour_turns(folder, 'train', 48, 2, generator)
     asked = [questions(*conversation)[-1] for conversation in conversations]

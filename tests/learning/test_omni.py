@@ -1,7 +1,7 @@
 """Tiny models of the families that see and hear learn from both at once, by the trainer that users call.
 
 The answer has a word for what is seen and another for what is heard. Chance is 1/6: two directions, three
-pitches. The rows of the run on two ranks show a picture, a sound, a clip, or nothing.
+pitches. The rows of the run on two ranks show an image, an audio clip, a video, or nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def test_a_family_learns_what_takes_eyes_and_ears(tmp_path: Path, family: str) -
     examine(*learned, asked, *(exchanged(asked, rotated(asked), kind) for kind in ('video', 'audio')))
 
 
-def test_one_run_on_two_ranks_learns_pictures_sounds_and_clips_beside_text(tmp_path: Path) -> None:
+def test_one_run_on_two_ranks_learns_images_audio_and_videos_beside_text(tmp_path: Path) -> None:
     lessons = (colours, pitches, directions)
     texts = [questions(turns)[-1] for turns in number_turns(False, 1)][:48]
     rows = [question for lesson in lessons for question in lesson(tmp_path, 'train', 96)] + texts

@@ -11,7 +11,18 @@ import pytest
 from tests.harness.pairwise import in_tiers
 from tests.learning import judged
 from tests.learning.preferences import LESSONS, OTHER, TRAINED
-from tests.learning.rewarded import ALGORITHMS, DOUBT, REACHED, SMALL, START, drawing, learns, taught, teach, train
+from tests.learning.rewarded import (
+    ALGORITHMS,
+    DOUBT,
+    REACHED,
+    SMALL,
+    START,
+    learns,
+    rollout_settings,
+    taught,
+    teach,
+    train,
+)
 from tests.trainers.runs import lines, write_rows
 
 __all__ = ['taught']
@@ -41,7 +52,7 @@ def test_rewards_rise_within_a_limit_on_cost(tmp_path: Path) -> None:
     cost = train(pair, 'cost_model', tmp_path / 'cost', model, tmp_path / 'pairs.jsonl', **settings)
     settings = {
         **ALGORITHMS['saferlhf'],
-        **drawing([tmp_path / 'held-out.jsonl'], **SMALL, learning_rate=2e-3),
+        **rollout_settings([tmp_path / 'held-out.jsonl'], **SMALL, learning_rate=2e-3),
         'reward_kwargs': r"{exact_match: {extract: '^\w+'}}",
         'cost_model_name_or_path': cost,
         'threshold': LIMIT,

@@ -1,4 +1,4 @@
-"""The same lessons with vLLM, whose copy of the policy draws after each of its updates."""
+"""The same lessons with vLLM, whose copy of the policy generates after each of its updates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.harness.warm import import_vllm
 from tests.learning.rewarded import learns, taught
 
 __all__ = ['taught']
-# `make test` has this lesson without vLLM, and what vLLM draws in tests/rollouts.
+# `make test` has this lesson without vLLM, and what vLLM samples in tests/rollouts.
 pytestmark = pytest.mark.extended
 
 

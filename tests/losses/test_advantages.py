@@ -24,9 +24,9 @@ def summed_by_loop(rows: Lists, discount: float) -> Lists:
     ]
 
 
-def gae_by_loop(values: Lists, rewards: Lists, beyond: list[float]) -> Lists:
+def gae_by_loop(values: Lists, rewards: Lists, bootstrap: list[float]) -> Lists:
     advantages = []
-    for row, gains, after in zip(values, rewards, beyond, strict=True):
+    for row, gains, after in zip(values, rewards, bootstrap, strict=True):
         following, running, found = after, 0.0, []
         for value, reward in zip(reversed(row), reversed(gains), strict=True):
             running = reward + GAMMA * following - value + GAMMA * LAM * running
@@ -67,14 +67,14 @@ def test_token_rewards_put_the_score_on_the_last_unit() -> None:
     torch.testing.assert_close(token_rewards(*given, kl_coeff=0.1, clip_range=50.0), bounded, **EXACT)
 
 
-@pytest.mark.parametrize('cut_off', [None, [0.0, 1.5, 0.0, -0.5, 2.0, 0.0]])
-def test_gae(cut_off: list[float] | None) -> None:
+@pytest.mark.parametrize('truncated', [None, [0.0, 1.5, 0.0, -0.5, 2.0, 0.0]])
+def test_gae(truncated: list[float] | None) -> None:
     values, rewards = lists(3), lists(4)
-    bootstrap = None if cut_off is None else per_response(cut_off)
+    bootstrap = None if truncated is None else per_response(truncated)
     advantages, returns = gae(
         flat(values), flat(rewards), segments_of(values), gamma=GAMMA, lam=LAM, bootstrap=bootstrap
     )
-    expected = flat(gae_by_loop(values, rewards, cut_off or [0.0] * len(values)))
+    expected = flat(gae_by_loop(values, rewards, truncated or [0.0] * len(values)))
     torch.testing.assert_close(advantages, expected, **EXACT)
     torch.testing.assert_close(returns, expected + flat(values), **EXACT)
 
@@ -85,7 +85,7 @@ def test_gae_with_lambda_one_is_the_return_less_the_value() -> None:
     torch.testing.assert_close(returns, flat(summed_by_loop(rewards, GAMMA)), **EXACT)
 
 
-def test_a_perfect_critic_leaves_no_advantage_where_a_response_is_cut_off() -> None:
+def test_a_perfect_critic_leaves_no_advantage_where_a_response_is_truncated() -> None:
     # A reward of one for each unit for ever is worth 1 / (1 - γ) wherever one stands.
     worth = 1 / (1 - GAMMA)
     values, rewards = [[worth] * 5], [[1.0] * 5]

@@ -15,7 +15,7 @@ REFERENCE = torch.tensor([-0.3, 0.2, 0.8, -1.0, 0.6], dtype=torch.float64).log_s
 
 
 def expected(name: str, logits: Tensor) -> Tensor:
-    """The estimator's mean over tokens drawn from the policy; no gradient flows through the drawing."""
+    """The estimator's mean over tokens sampled from the policy; no gradient flows through the sampling."""
     policy = logits.log_softmax(0)
     return (policy.exp().detach() * KL_ESTIMATORS[name](policy, REFERENCE)).sum()
 

@@ -11,7 +11,7 @@ def test_the_penalty_of_length_falls_in_a_line_through_the_buffer() -> None:
     assert found.tolist() == [0.0, 0.0, -0.25, -0.5, -0.75, -1.0, -1.0, -1.0]
 
 
-def test_a_response_that_was_cut_off_loses() -> None:
+def test_a_truncated_response_loses() -> None:
     assert missing_eos_penalty(torch.tensor([True, False, True]), 1.5).tolist() == [0.0, -1.5, 0.0]
 
 

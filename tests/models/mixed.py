@@ -1,4 +1,4 @@
-"""Pictures, clips and sounds of unequal size in one conversation, and what transformers makes of it."""
+"""Images, videos and audio of unequal size in one conversation, and what transformers makes of it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ VIDEO = tuple(family for family, kinds in MEDIA.items() if 'video' in kinds)
 AUDIO = tuple(family for family, kinds in MEDIA.items() if 'audio' in kinds)
 PADDED_ONLY = ('mllama', 'paligemma')
 ONE_PROMPT = ('paligemma',)
-"""Families that read all but the last answer as one prompt, with their pictures in front of it."""
+"""Families that read all but the last answer as one prompt, with their images in front of it."""
 RATE = 16000
 
 
 def clip(frames: int, height: int, width: int, *, seed: int = 0, every: float = 0.5) -> dict[str, Any]:
-    """A clip of coloured noise that plays at 8 frames a second, of which one `every` half second was picked."""
+    """A video of coloured noise that plays at 8 frames a second, of which one `every` half second was picked."""
     pixels = np.random.default_rng(seed).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
     return {'type': 'video', 'video': Video(pixels, np.arange(frames) * every, 8.0)}
 
@@ -49,7 +49,7 @@ def sound(seconds: float, *, pitch: float = 440.0, rate: int = RATE) -> dict[str
 
 
 def media(kind: str, number: int) -> dict[str, Any]:
-    """The `number`-th medium of a kind, each of another size; clips are all equally long."""
+    """The `number`-th medium of a kind, each of another size; videos are all equally long."""
     if kind == 'image':
         return picture(*[(60, 40), (30, 90), (90, 50)][number], ['red', 'blue', 'green'][number])
     if kind == 'video':

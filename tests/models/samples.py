@@ -17,7 +17,7 @@ from align_anything.models.family import FamilySpec
 
 TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'gemma2', 'granite', 'mistral', 'phi3')
 IMAGE = ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'gemma3', 'idefics3', 'internvl')
-# Families whose media have tests of their own, with clips and sounds among them (tests/models/mixed.py).
+# Families whose media have tests of their own, with videos and audio among them (tests/models/mixed.py).
 WIDER = (
     'gemma3n',
     'gemma4',

@@ -27,7 +27,7 @@ def trained(tiny: Tiny, tmp_path: Path) -> Callable[..., tuple[Path, torch.Tenso
 
     def make(family: str, **changes: Any) -> tuple[Path, torch.Tensor]:
         spec = load_spec(tiny(family))
-        model = tune_model(load_model(tiny(family), spec.parts), spec.parts, lora_cfgs=lora_cfgs(**changes))
+        model = tune_model(load_model(tiny(family), spec.components), spec.components, lora_cfgs=lora_cfgs(**changes))
         stir(model)
         out = tmp_path / 'adapter'
         export_model(model, None, out, tokenizer=spec.tokenizer, processor=spec.processor)
@@ -57,8 +57,8 @@ def test_training_goes_on_where_it_stopped(family: str, changes: dict[str, Any],
     spec = load_spec(folder)
     assert torch.equal(logits(model, model_inputs(spec)), expected)
     # Not by chance: the model under the adapter says something else.
-    assert not torch.allclose(logits(load_model(folder, spec.parts), model_inputs(spec)), expected, atol=1e-3)
-    fresh = tune_model(load_model(tiny(family), spec.parts), spec.parts, lora_cfgs=lora_cfgs(**changes))
+    assert not torch.allclose(logits(load_model(folder, spec.components), model_inputs(spec)), expected, atol=1e-3)
+    fresh = tune_model(load_model(tiny(family), spec.components), spec.components, lora_cfgs=lora_cfgs(**changes))
     assert [(name, value.requires_grad, value.dtype) for name, value in model.named_parameters()] == [
         (name, value.requires_grad, value.dtype) for name, value in fresh.named_parameters()
     ]
@@ -87,7 +87,7 @@ def test_settings_must_be_those_of_the_adapter(trained: Any) -> None:
         load_pretrained_models(folder, lora_cfgs=lora_cfgs(r=4, lora_alpha=32, modules_to_save=['embed_tokens']))
     message = str(caught.value)
     assert 'set --r 8' in message and 'set --lora_alpha 8' in message and "['embed_tokens']" in message
-    with pytest.raises(ModelError, match=r'without a place here are for: model\.layers\.0\.mlp.*target_modules'):
+    with pytest.raises(ModelError, match=r'unexpected are those for: model\.layers\.0\.mlp.*target_modules'):
         load_pretrained_models(folder, lora_cfgs=lora_cfgs(r=8, target_modules=['q_proj']))
     with pytest.raises(SettingsError, match='align-anything merge'):
         load_pretrained_models(folder)
@@ -98,17 +98,20 @@ def test_settings_must_be_those_of_the_adapter(trained: Any) -> None:
 def test_a_skeleton_tells_too_that_targets_differ(trained: Any) -> None:
     folder, _ = trained('qwen2')
     spec, adapter = load_spec(folder), find_adapter(folder)
-    tune_model(structure.skeleton(spec.config), spec.parts, lora_cfgs=lora_cfgs(), adapter=adapter)
-    with pytest.raises(ModelError, match='without a place'):
+    tune_model(structure.skeleton(spec.config), spec.components, lora_cfgs=lora_cfgs(), adapter=adapter)
+    with pytest.raises(ModelError, match='unexpected are'):
         tune_model(
-            structure.skeleton(spec.config), spec.parts, lora_cfgs=lora_cfgs(target_modules=['q_proj']), adapter=adapter
+            structure.skeleton(spec.config),
+            spec.components,
+            lora_cfgs=lora_cfgs(target_modules=['q_proj']),
+            adapter=adapter,
         )
 
 
 def test_put_back_it_says_what_it_said(tiny: Tiny, trained: Any) -> None:
     folder, expected = trained('llava', modules_to_save=['multi_modal_projector'])
     spec = load_spec(folder)
-    model = put_on(load_model(folder, spec.parts), find_adapter(folder))
+    model = put_on(load_model(folder, spec.components), find_adapter(folder))
     assert torch.equal(logits(model, model_inputs(spec)), expected)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -117,14 +120,14 @@ def test_put_back_it_says_what_it_said(tiny: Tiny, trained: Any) -> None:
     ('family', 'options', 'words'),
     [
         ('opt', {}, 'Target modules .* not found'),
-        ('qwen2', {'layers': 1}, 'without a place here are for: model.layers.1'),
+        ('qwen2', {'layers': 1}, 'unexpected are those for: model.layers.1'),
         ('qwen2', {'layers': 3, 'hidden': 128}, r'another shape are: .*\(4, 64\) for \(4, 128\)'),
     ],
 )
 def test_other_models_refuse_it(family: str, options: dict[str, int], words: str, tiny: Tiny, trained: Any) -> None:
     folder, _ = trained('qwen2')
     source = tiny(family, **options)
-    model = load_model(source, load_spec(source).parts)
+    model = load_model(source, load_spec(source).components)
     with pytest.raises(ModelError, match=f'not fit.*{words}'):
         put_on(model, find_adapter(folder))
 

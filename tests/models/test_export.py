@@ -55,7 +55,7 @@ def _plain(folder: Path) -> Any:
 def test_full_export_has_the_names_values_and_files_of_the_source(family: str, tiny: Tiny, tmp_path: Path) -> None:
     source = tiny(family)
     spec = load_spec(source)
-    model = load_model(source, spec.parts)
+    model = load_model(source, spec.components)
     gathered = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, state in (('live', None), ('gathered', gathered)):
         out = _export(model, spec, tmp_path / name, state_dict=state)
@@ -85,14 +85,14 @@ def test_names_of_other_generations_of_a_checkpoint_are_kept(
 ) -> None:
     source = tmp_path / 'source'
     spec = load_spec(tiny(family))
-    _export(load_model(tiny(family), spec.parts), spec, source)
+    _export(load_model(tiny(family), spec.components), spec, source)
     file = source / 'model.safetensors'
     renamed = {
         new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in load_file(file).items()
     }
     assert any(name.startswith(new) for name in renamed)
     save_file(renamed, file, {'format': 'pt'})
-    out = _export(load_model(source, spec.parts), spec, tmp_path / 'out')
+    out = _export(load_model(source, spec.components), spec, tmp_path / 'out')
     assert stored_keys(out) == sorted(renamed)
 
 
@@ -110,9 +110,9 @@ def _zero3_export(rank: int, source: Path, out: Path, lora: bool, partition_firs
     }
     alive = HfDeepSpeedConfig(config) if partition_first else None
     spec = load_spec(source)
-    model = load_model(source, spec.parts)
+    model = load_model(source, spec.components)
     if lora:
-        model = tune_model(model, spec.parts, lora_cfgs=lora_cfgs())
+        model = tune_model(model, spec.components, lora_cfgs=lora_cfgs())
         torch.manual_seed(0)
     if alive is None:
         deepspeed.zero.Init(module=model, config_dict_or_path=config)
@@ -148,11 +148,11 @@ def test_merged_export_computes_what_the_live_adapter_computes(
 ) -> None:
     source = tiny(family)
     spec = load_spec(source)
-    base = load_model(source, spec.parts)
+    base = load_model(source, spec.components)
     vision = 'image' in spec.reads
     inputs = model_inputs(spec)
     plain = logits(base, inputs)
-    model = tune_model(base, spec.parts, lora_cfgs=lora_cfgs(vision_lora=vision, **changes))
+    model = tune_model(base, spec.components, lora_cfgs=lora_cfgs(vision_lora=vision, **changes))
     stir(model)
     live = logits(model, inputs)
     assert (live - plain).abs().max() > 1e-3
@@ -170,11 +170,11 @@ def test_merged_export_computes_what_the_live_adapter_computes(
 def test_adapter_export_reloads_on_the_source(family: str, tiny: Tiny, tmp_path: Path) -> None:
     source = tiny(family)
     spec = load_spec(source)
-    model = tune_model(load_model(source, spec.parts), spec.parts, lora_cfgs=lora_cfgs(use_dora=True))
+    model = tune_model(load_model(source, spec.components), spec.components, lora_cfgs=lora_cfgs(use_dora=True))
     stir(model)
     out = _export(model, spec, tmp_path / 'adapter', end_of_turn_id=7)
     assert not (out / 'model.safetensors').exists()
-    reloaded = PeftModel.from_pretrained(load_model(source, spec.parts), out)
+    reloaded = PeftModel.from_pretrained(load_model(source, spec.components), out)
     inputs = model_inputs(spec)
     torch.testing.assert_close(logits(reloaded, inputs), logits(model, inputs), atol=1e-6, rtol=0)
     saved = AutoProcessor if spec.processor else AutoTokenizer
@@ -186,7 +186,9 @@ def test_adapter_export_reloads_on_the_source(family: str, tiny: Tiny, tmp_path:
 def test_modules_trained_whole_are_in_both_exports(family: str, module: str, tiny: Tiny, tmp_path: Path) -> None:
     source = tiny(family)
     spec = load_spec(source)
-    model = tune_model(load_model(source, spec.parts), spec.parts, lora_cfgs=lora_cfgs(modules_to_save=[module]))
+    model = tune_model(
+        load_model(source, spec.components), spec.components, lora_cfgs=lora_cfgs(modules_to_save=[module])
+    )
     stir(model)
     inputs = model_inputs(spec)
     live = logits(model, inputs)
@@ -196,7 +198,7 @@ def test_modules_trained_whole_are_in_both_exports(family: str, module: str, tin
     before, after = load_file(source / 'model.safetensors'), load_file(merged / 'model.safetensors')
     assert any(module in key and not torch.equal(before[key], after[key]) for key in before)
     adapter = _export(model, spec, tmp_path / 'adapter')
-    reloaded = PeftModel.from_pretrained(load_model(source, spec.parts), adapter)
+    reloaded = PeftModel.from_pretrained(load_model(source, spec.components), adapter)
     torch.testing.assert_close(logits(reloaded, inputs), live, atol=1e-6, rtol=0)
 
 
@@ -206,7 +208,7 @@ def test_quantised_base_merges_into_full_precision(bits: int, tiny: Tiny, tmp_pa
     source = tiny('llava')
     spec = load_spec(source)
     bnb = BnbCfgs(use_bnb=True, load_in_4bit=bits == 4, load_in_8bit=bits == 8)
-    model = tune_model(load_model(source, spec.parts, bnb_cfgs=bnb), spec.parts, lora_cfgs=lora_cfgs())
+    model = tune_model(load_model(source, spec.components, bnb_cfgs=bnb), spec.components, lora_cfgs=lora_cfgs())
     stir(model)
     inputs = model_inputs(spec)
     out = _export(model, spec, tmp_path / 'merged', merge_adapter=True)
@@ -222,7 +224,7 @@ def test_quantised_base_merges_into_full_precision(bits: int, tiny: Tiny, tmp_pa
 def test_score_model_reloads_with_its_head_and_as_a_language_model(tiny: Tiny, tmp_path: Path) -> None:
     source = tiny('llava')
     spec = load_spec(source)
-    model = load_model(source, spec.parts, is_reward_model=True)
+    model = load_model(source, spec.components, is_reward_model=True)
     stir(model)
     out = _export(model, spec, tmp_path / 'scores')
     assert stored_keys(out) == sorted([*stored_keys(source), 'score.weight'])
@@ -233,7 +235,7 @@ def test_score_model_reloads_with_its_head_and_as_a_language_model(tiny: Tiny, t
 
 def test_end_of_turn_token_stops_generation(tiny: Tiny, tmp_path: Path) -> None:
     spec = load_spec(tiny('qwen2'))
-    model = load_model(tiny('qwen2'), spec.parts)
+    model = load_model(tiny('qwen2'), spec.components)
     model.generation_config.eos_token_id = 2
     # A pair that transformers itself refuses to save, as checkpoints of the hub have it.
     model.generation_config.temperature, model.generation_config.do_sample = 0.5, False
@@ -248,14 +250,14 @@ def test_end_of_turn_token_stops_generation(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_half_precision_is_written_and_declared(tiny: Tiny, tmp_path: Path) -> None:
     spec = load_spec(tiny('llava'))
-    out = _export(load_model(tiny('llava'), spec.parts, dtype=torch.bfloat16), spec, tmp_path / 'out')
+    out = _export(load_model(tiny('llava'), spec.components, dtype=torch.bfloat16), spec, tmp_path / 'out')
     assert {tensor.dtype for tensor in load_file(out / 'model.safetensors').values()} == {torch.bfloat16}
     assert json.loads((out / 'config.json').read_text())['dtype'] == 'bfloat16'
 
 
 def test_large_models_are_written_in_shards(tiny: Tiny, tmp_path: Path) -> None:
     spec = load_spec(tiny('qwen2_vl'))
-    model = load_model(tiny('qwen2_vl'), spec.parts)
+    model = load_model(tiny('qwen2_vl'), spec.components)
     out = _export(model, spec, tmp_path / 'out', max_shard_size='200KB')
     assert len(list(out.glob('model-*.safetensors'))) > 1
     assert stored_keys(out) == stored_keys(tiny('qwen2_vl'))
@@ -264,7 +266,7 @@ def test_large_models_are_written_in_shards(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_state_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     spec = load_spec(tiny('qwen2'))
-    model = load_model(tiny('qwen2'), spec.parts)
+    model = load_model(tiny('qwen2'), spec.components)
     state = model.state_dict()
     state['model.extra.weight'] = torch.zeros(1)
     with pytest.raises(ModelError, match='model.extra.weight'):

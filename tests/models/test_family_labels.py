@@ -45,7 +45,7 @@ def test_media_bear_no_label_wherever_they_stand(family: str, make: Callable, ti
     spec = load(tiny(family))
     example = spec.encode(make())
     assert labelled(spec, example) == learnt(family, answers(make()))
-    # Two pictures in the first turn belong to the prompt, one in the second turn to the response.
+    # Two images in the first turn belong to the prompt, one in the second turn to the response.
     holder, other = (example.prompt, example.responses[0])[:: 1 if make is several_images else -1]
     assert holder.media_counts == {'image': 2 if make is several_images else 1}
     assert holder.media and not other.media and not other.media_counts

@@ -100,7 +100,7 @@ def test_a_dummy_behind_a_sequence_changes_nothing_before_it(family: str, tiny: 
 
 
 @pytest.mark.parametrize('family', IMAGE)
-def test_the_picture_matters(family: str, tiny: Tiny) -> None:
+def test_the_image_matters(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     model = model_of(tiny(family), spec)
 
@@ -131,7 +131,7 @@ def test_a_medium_the_model_does_not_take_is_refused(tiny: Tiny) -> None:
         load(tiny('gemma3')).encode([user({'type': 'audio', 'audio': [0.0]}, 'What?'), assistant('No.')])
 
 
-def test_a_picture_the_processor_cannot_take_is_one_bad_sample(tiny: Tiny) -> None:
+def test_an_image_the_processor_cannot_take_is_one_bad_sample(tiny: Tiny) -> None:
     # Qwen's processor refuses sides that differ by more than 200 times.
     with pytest.raises(SampleError, match='Qwen2VLProcessor refuses'):
         load(tiny('qwen2_vl')).encode([user(picture(3000, 1), 'What?'), assistant('A line.')])
@@ -144,7 +144,7 @@ def test_a_processor_without_placeholders_needs_a_file(tiny: Tiny) -> None:
         type(spec)(spec.config, spec.tokenizer, spec.processor, max_length=64)
 
 
-def test_a_processor_that_fails_on_a_plain_picture_is_refused_at_the_door(tiny: Tiny) -> None:
+def test_a_processor_that_fails_on_a_plain_image_is_refused_at_the_door(tiny: Tiny) -> None:
     spec = load(tiny('llava'))
     spec.processor.patch_size = None
     with pytest.raises(ModelError, match='cannot encode a plain image'):

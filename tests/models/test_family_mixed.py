@@ -1,4 +1,4 @@
-"""Families with pictures, clips and sounds: labels, prompts, positions, and the model's own logits."""
+"""Families with images, videos and audio: labels, prompts, positions, and the model's own logits."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_pickled_spec_encodes_the_same(family: str, tiny: Tiny) -> None:
 def test_logits_are_those_of_the_plain_model(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     policy = policy_of(tiny(family), spec, 'padded')
-    # transformers' processor of SmolVLM loses the pictures of a conversation with clips.
+    # transformers' processor of SmolVLM loses the images of a conversation with videos.
     conversation = first_turn(['video']) if family == 'smolvlm' else conversation_of(family)
     inputs = plain_inputs(spec, conversation[:-1])
     inputs.pop('labels', None)
@@ -114,8 +114,8 @@ def test_logits_are_those_of_the_plain_model(family: str, tiny: Tiny) -> None:
         found = policy(batch, logits=True)[0, : len(expected)]
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
         check_head(scorer(policy), logits_of(policy), batch, torch.float32)
-        # Mllama's later pictures are hidden from the first answer, which one prompt with both does not do. The last
-        # frames of Qwen3-Omni's and Gemma 3n's sounds see the padding up to the longest sound of the same call.
+        # Mllama's later images are hidden from the first answer, which one prompt with both does not do. The last
+        # frames of audio in Qwen3-Omni and Gemma 3n see the padding up to the longest clip of the same call.
         if family not in (*WITHOUT_END, 'mllama', 'qwen3_omni_moe_thinker', 'gemma3n'):
             batch = TokenCollator(spec, 'padded')([spec.encode(conversation)])
             found = policy(batch, logits=True)[0, : len(expected)]
@@ -191,7 +191,7 @@ def test_every_layout_scores_each_sample_as_if_alone(family: str, layout: str, t
 
 
 @pytest.mark.parametrize('family', VIDEO)
-def test_clips_of_unequal_length_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
+def test_videos_of_unequal_length_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     clips = [clip(2, 40, 40, seed=1), clip(6, 32, 64, seed=2, every=0.25)]
     example = spec.encode([user(*clips, media('image', 0), 'Which?'), assistant('The first.')])
@@ -235,16 +235,16 @@ def _reversed(part: dict) -> dict:
 
 
 @pytest.mark.parametrize('family', AUDIO)
-def test_sounds_of_another_rate_or_none_are_one_bad_sample(family: str, tiny: Tiny) -> None:
+def test_audio_of_another_rate_or_none_is_one_bad_sample(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     with pytest.raises(SampleError, match='8000 samples a second, this model takes 16000'):
         spec.encode([user(sound(0.5, rate=8000), 'What?'), assistant('Hm.')])
     empty = {'type': 'audio', 'audio': Audio(np.zeros(0, np.float32), RATE)}
-    with pytest.raises(SampleError, match='the sound is empty'):
+    with pytest.raises(SampleError, match='the audio is empty'):
         spec.encode([user(empty, 'What?'), assistant('Hm.')])
 
 
-def test_an_answer_of_mllama_does_not_see_a_picture_that_comes_after_it(tiny: Tiny) -> None:
+def test_an_answer_of_mllama_does_not_see_an_image_that_comes_after_it(tiny: Tiny) -> None:
     spec = load(tiny('mllama'))
     policy = policy_of(tiny('mllama'), spec, 'padded')
     conversation = [*single(), user(media('image', 0), 'And this?'), assistant('Red.')]
@@ -258,7 +258,7 @@ def test_an_answer_of_mllama_does_not_see_a_picture_that_comes_after_it(tiny: Ti
 
 
 @pytest.mark.parametrize('family', ['qwen2_audio', 'qwen2_5_omni_thinker'])
-def test_a_sound_that_the_processor_would_cut_is_refused_past_a_rest_that_is_none(family: str, tiny: Tiny) -> None:
+def test_audio_that_the_processor_would_truncate_is_refused_past_a_rest_that_is_none(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     window = audio_window(spec.processor) / RATE
     whole, longer = (

@@ -1,4 +1,4 @@
-"""Families with clips and sounds as checkpoints: plain transformers generates, every parameter has its part."""
+"""Families with videos and audio as checkpoints: plain transformers generates, every parameter has its component."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import AutoModelForMultimodalLM, Qwen2_5OmniConfig, Qwen2_5Omn
 from align_anything.models import structure
 from align_anything.models.any_model import AnyModel
 from align_anything.models.pretrained_model import load_spec
-from align_anything.models.trainable import freeze_parts
+from align_anything.models.trainable import freeze_components
 from tests.models.mixed import AUDIO, MEDIA, first_turn, plain_inputs
 from tests.models.samples import END, WIDER, load
 
@@ -27,7 +27,7 @@ def test_plain_transformers_loads_and_generates_up_to_the_end_of_a_turn(family: 
     assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
     end = spec.tokenizer.convert_tokens_to_ids(END[family])
     assert end in model.generation_config.eos_token_id and end == spec.renderer.end_of_turn_id
-    # transformers' processor of SmolVLM loses the pictures of a conversation with clips, and its Gemma 4 their frames.
+    # transformers' processor of SmolVLM loses the images of a conversation with videos, and its Gemma 4 their frames.
     kinds = {'smolvlm': ['video'], 'gemma4': ['image', 'audio']}.get(family, MEDIA[family])
     inputs = plain_inputs(spec, first_turn(kinds)[:1])
     inputs.pop('labels', None)
@@ -36,18 +36,18 @@ def test_plain_transformers_loads_and_generates_up_to_the_end_of_a_turn(family: 
 
 
 @pytest.mark.parametrize('family', WIDER)
-def test_every_parameter_belongs_to_one_part_and_structure_finds_the_same(family: str, tiny: Tiny) -> None:
+def test_every_parameter_belongs_to_one_component_and_structure_finds_the_same(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     names = [name for name, _ in structure.skeleton(spec.config).named_parameters(remove_duplicate=False)]
-    found = {part: {name for name in names if spec.part_of(name) == part} for part in spec.parts}
-    assert all(found.values()), 'a part without parameters'
+    found = {each: {name for name in names if spec.component_of(name) == each} for each in spec.components}
+    assert all(found.values()), 'a component without parameters'
     towers = {'audio_tower'} if family in AUDIO else set()
     towers |= {'vision_tower'} if 'image' in MEDIA[family] else set()
-    assert set(spec.parts) == {*towers, 'mm_proj', 'language_model'}
+    assert set(spec.components) == {*towers, 'mm_proj', 'language_model'}
     for name in found['language_model']:
         assert not any(word in name for word in ('vision', 'visual', 'projector', 'audio')), name
-    by_structure = structure.parts(spec.config)
-    assert all(structure.part_of(by_structure, name) == spec.part_of(name) for name in names)
+    by_structure = structure.components(spec.config)
+    assert all(structure.component_of(by_structure, name) == spec.component_of(name) for name in names)
 
 
 @pytest.mark.parametrize('family', AUDIO)
@@ -55,10 +55,10 @@ def test_the_audio_tower_freezes_on_its_own(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     model = AnyModel.from_pretrained(tiny(family))
     constant = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    freeze_parts(model, spec.parts, audio_tower=True)
+    freeze_components(model, spec.components, audio_tower=True)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert {spec.part_of(name) for name in frozen - constant} == {'audio_tower'}
-    assert 'audio_tower' not in {spec.part_of(name) for name, _ in model.named_parameters() if name not in frozen}
+    assert {spec.component_of(name) for name in frozen - constant} == {'audio_tower'}
+    assert 'audio_tower' not in {spec.component_of(name) for name, _ in model.named_parameters() if name not in frozen}
 
 
 def test_of_a_whole_omni_checkpoint_the_thinker_is_loaded(tiny: Tiny, tmp_path: Path) -> None:

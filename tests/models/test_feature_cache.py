@@ -18,7 +18,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import CachedTower, cache_features, frozen_towers
 from align_anything.models.lora import apply_lora
 from align_anything.models.tower_calls import TowerCalls
-from align_anything.models.trainable import freeze_parts
+from align_anything.models.trainable import freeze_components
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.models.common import lora_cfgs, stir
@@ -33,7 +33,7 @@ CLOSE = {'atol': 2e-5, 'rtol': 1e-4}
 
 def open_model(folder: Path, spec: FamilySpec, **frozen: bool) -> nn.Module:
     model = AnyModel.from_pretrained(folder)
-    freeze_parts(model, spec.parts, **(frozen or FROZEN))
+    freeze_components(model, spec.components, **(frozen or FROZEN))
     return model
 
 
@@ -57,7 +57,7 @@ def scores_and_gradients(model: nn.Module, spec: FamilySpec, batch: Batch) -> tu
     scores = policy.train()(batch).values
     (scores * torch.linspace(0.5, 1.5, len(scores))).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return scores.detach(), {name: value for name, value in gradients.items() if spec.part_of(name) == 'mm_proj'}
+    return scores.detach(), {name: value for name, value in gradients.items() if spec.component_of(name) == 'mm_proj'}
 
 
 def same(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]]) -> None:
@@ -89,8 +89,8 @@ def test_outputs_are_those_without_a_cache_and_the_second_time_no_tower_runs(
     assert encoded(model, spec) == 0
     needed = set(files(tmp_path))
     score(model, spec, few)
-    # Idefics2's processor pads pictures to the largest of a batch, which makes another picture of them. So does Gemma
-    # 3n's with sounds, whose last frames see the padding. Qwen3-Omni reads silence beside sounds that all are short.
+    # Idefics2's processor pads images to the largest of a batch, which makes another image of them. So does Gemma
+    # 3n's with audio clips, whose last frames see the padding. Qwen3-Omni reads silence beside clips that are short.
     assert encoded(model, spec) == (family in ('idefics2', 'gemma3n', 'qwen3_omni_moe_thinker'))
     lost = files(tmp_path)[::2]
     for path in lost:
@@ -129,7 +129,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob('*.safetensors'))
 
 
-def test_a_picture_is_encoded_once_whatever_its_neighbours(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
+def test_an_image_is_encoded_once_whatever_its_neighbours(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
     model = kept(tiny, spec, tmp_path)
     for colours, expected in ((('red', 'blue', 'red'), 2), (('red',), 0), (('blue', 'green'), 1)):
         score(model, spec, pictures(spec, *colours))
@@ -204,14 +204,14 @@ def test_reading_what_is_not_kept_is_an_error(tiny: Tiny, spec: FamilySpec, tmp_
             read()
 
 
-def test_calls_that_cannot_be_cut_are_refused() -> None:
+def test_calls_that_cannot_be_split_are_refused() -> None:
     calls = TowerCalls()
     with pytest.raises(ModelError, match=r'cannot be split into single media.*tower_calls'):
         calls.items({'patches': torch.zeros(8, 4), 'sizes': torch.zeros(2)})
     with pytest.raises(ModelError, match='vision_feature_layer'):
         calls.kept({'hidden_states': (torch.zeros(2, 3),)})
     with pytest.raises(ModelError, match='5 rows for 2 items'):
-        calls.cut({'last_hidden_state': torch.zeros(5, 3)}, [{}, {}])
+        calls.split({'last_hidden_state': torch.zeros(5, 3)}, [{}, {}])
     with pytest.raises(ModelError, match='tuple without names'):
         calls.kept((torch.zeros(2, 3),))
 
@@ -242,9 +242,9 @@ def test_only_frozen_towers_are_cached(tiny: Tiny) -> None:
 
 def test_adapters_in_the_tower_are_refused_and_those_beside_it_are_not(tiny: Tiny, spec: FamilySpec) -> None:
     cfgs = lora_cfgs()
-    beside = apply_lora(AnyModel.from_pretrained(tiny('llava')), cfgs, spec.parts)
+    beside = apply_lora(AnyModel.from_pretrained(tiny('llava')), cfgs, spec.components)
     assert [tower.name for tower in frozen_towers(beside, spec)] == ['model.vision_tower']
-    within = apply_lora(AnyModel.from_pretrained(tiny('llava')), lora_cfgs(vision_lora=True), spec.parts)
+    within = apply_lora(AnyModel.from_pretrained(tiny('llava')), lora_cfgs(vision_lora=True), spec.components)
     with pytest.raises(ModelError, match='is frozen'):
         frozen_towers(within, spec)
 
@@ -253,7 +253,7 @@ def test_a_frozen_adapter_in_the_tower_makes_another_tower_of_it(tiny: Tiny, spe
     batch = pictures(spec, 'red')
     plain = kept(tiny, spec, tmp_path)
     score(plain, spec, batch)
-    adapted = apply_lora(AnyModel.from_pretrained(tiny('llava')), lora_cfgs(vision_lora=True), spec.parts)
+    adapted = apply_lora(AnyModel.from_pretrained(tiny('llava')), lora_cfgs(vision_lora=True), spec.components)
     stir(adapted)
     adapted.requires_grad_(False)
     expected = score(adapted, spec, batch)
@@ -264,7 +264,7 @@ def test_a_frozen_adapter_in_the_tower_makes_another_tower_of_it(tiny: Tiny, spe
 
 def test_a_projector_that_trains_inside_a_tower_which_keeps_its_output_is_refused(tiny: Tiny) -> None:
     spec = load(tiny('qwen2_vl'))
-    spec.tower_calls = lambda part: TowerCalls()
+    spec.tower_calls = lambda component: TowerCalls()
     with pytest.raises(ModelError, match=r"'model.visual.merger.* trains inside the tower 'model.visual'"):
         frozen_towers(open_model(tiny('qwen2_vl'), spec, vision_tower=True), spec)
 

@@ -27,7 +27,7 @@ def prompts_of(family: str) -> list[Conversation]:
     if not kinds:
         return [single()[:-1], [*single(), user('And how much is it if you add three?')]]
     prompts = [single()[:-1]]
-    # transformers' processor of SmolVLM loses the pictures of a conversation with clips.
+    # transformers' processor of SmolVLM loses the images of a conversation with videos.
     for group in (['image'], ['video']) if family == 'smolvlm' else [kinds]:
         prompts += [first_turn(group)[:-1], [user(*(media(kind, 1) for kind in group), 'Which of two is it, then?')]]
         prompts.append([user(*(media(kind, number) for kind in group for number in (0, 1)), 'What are these?')])
@@ -40,7 +40,7 @@ def test_generate_continues_as_the_policy_scores(family: str, tiny: Tiny) -> Non
     groups: dict[Any, list[Piece]] = {}
     for prompt in map(spec.encode_prompt, prompts_of(family)):
         groups.setdefault(spec.generation_key(prompt), []).append(prompt)
-    # In transformers' Qwen3-Omni a sound of less than a second hangs on what is beside it.
+    # In transformers' Qwen3-Omni an audio clip of less than a second hangs on what is beside it.
     kind = AnyModel if family == 'qwen3_omni_moe_thinker' else transformers_class(spec.config)
     plain = kind.from_pretrained(tiny(family)).eval()
     policy = policy_of(tiny(family), spec, 'padded')
@@ -81,7 +81,7 @@ def test_a_prompt_for_generation_is_that_of_the_training_example(family: str, ti
 @pytest.mark.parametrize('family', tuple(MEDIA))
 def test_inputs_are_those_of_the_plain_processor(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
-    # transformers' processor of SmolVLM loses the pictures of a conversation with clips.
+    # transformers' processor of SmolVLM loses the images of a conversation with videos.
     prompt = first_turn(['video'])[:-1] if family == 'smolvlm' else conversation_of(family)[:-1]
     inputs = spec.generation_inputs([spec.encode_prompt(prompt)])
     # Given by the families that keep transformers from finding them; test_family_mixed.py compares them.
@@ -96,10 +96,10 @@ def as_trained(family: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # The processor writes labels unasked; here they are the weights of a piece.
         inputs.pop('labels')
     if family == 'llava_next_video':
-        # One clip a frame, so that clips of unequal length can share a batch: the tower sees each frame alone.
+        # One video a frame, so that videos of unequal length can share a batch: the tower sees each frame alone.
         inputs['pixel_values_videos'] = inputs['pixel_values_videos'].flatten(0, 1)[:, None]
     if family == 'qwen2_5_omni_thinker':
-        # The processor pads sounds to five minutes, which the tower then cuts off by the mask.
+        # The processor pads audio clips to five minutes, which the tower then cuts off by the mask.
         longest = int(inputs['feature_attention_mask'].sum(-1).max())
         for name in ('input_features', 'feature_attention_mask'):
             inputs[name] = inputs[name][..., :longest]
@@ -123,5 +123,5 @@ def test_unlike_prompts_that_the_model_class_cannot_take_are_refused(tiny: Tiny)
     with pytest.raises(SampleError, match='group them by generation_key'):
         spec.generation_inputs(prompts)
     both = spec.encode_prompt([user(clip(2, 40, 40), clip(4, 40, 40), 'What?')])
-    with pytest.raises(SampleError, match='a prompt has clips of 2 and 4 frames'):
+    with pytest.raises(SampleError, match='a prompt has videos of 2 and 4 frames'):
         spec.generation_inputs([both])

@@ -15,8 +15,8 @@ from PIL import Image
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.datasets.parts import load_sources
 from align_anything.datasets.preference import PreferenceTask, UnpairedTask
+from align_anything.datasets.source_loading import load_sources
 from align_anything.models.rendering import first_differing_turn
 from tests.datasets.clips import sound, tone
 from tests.models.samples import assistant, load, picture, user
@@ -27,7 +27,7 @@ WITH_IMAGES = ('llava', 'qwen2_vl', 'gemma3')
 ASKED = user('What is 1 + 1?')
 
 
-def whole(example: Example, number: int) -> list[int]:
+def full_ids(example: Example, number: int) -> list[int]:
     """The ids of the prompt and one response."""
     return torch.cat([example.prompt.ids, example.responses[number].ids]).tolist()
 
@@ -39,11 +39,11 @@ def same_as_alone(folder: Path, conversations: list[Conversation], judged: bool 
     at = first_differing_turn(conversations)
     for number, conversation in enumerate(conversations):
         alone = spec.encode_group([conversation], start=at, judged=judged)
-        assert whole(group, number) == whole(alone, 0)
+        assert full_ids(group, number) == full_ids(alone, 0)
         assert torch.equal(group.responses[number].weights, alone.responses[0].weights)
         if at == 1 and not judged:
             # Earlier answers get an end that the template may not write, if they are trained.
-            assert whole(alone, 0) == whole(spec.encode(conversation), 0)
+            assert full_ids(alone, 0) == full_ids(spec.encode(conversation), 0)
     assert not group.prompt.weights.any() and all(piece.weights.any() for piece in group.responses)
     return group
 
@@ -71,7 +71,7 @@ def test_an_answer_to_judge_may_be_empty(family: str, tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize('family', ['llama', 'llava', 'qwen2_vl'])
-def test_answers_after_a_history_and_turns_after_the_parting(family: str, tiny: Tiny) -> None:
+def test_answers_after_a_history_and_turns_after_the_first_differing_one(family: str, tiny: Tiny) -> None:
     history = [ASKED, assistant('Two.'), user('Sure?')]
     longer = [*history, assistant('Yes.'), user('Why?'), assistant('By counting.')]
     group = same_as_alone(tiny(family), [longer, [*history, assistant('No, three.')]])
@@ -94,7 +94,7 @@ def test_media_of_the_prompt_are_encoded_once(family: str, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize('family', ['llava', 'qwen2_vl'])
 def test_media_of_the_responses_are_their_own(family: str, tiny: Tiny) -> None:
-    """Two pictures for one prompt, to be judged, then one of them in a turn after the parting."""
+    """Two images for one prompt, to be judged, then one of them in a turn after the first differing one."""
     shown = [
         [user('Draw a square.'), {**assistant('Here.'), 'content': [drawn, *assistant('Here.')['content']]}]
         for drawn in (picture(60, 40), picture(30, 90, 'blue'))
@@ -128,7 +128,7 @@ def test_what_cannot_be_compared_says_why(tiny: Tiny) -> None:
             spec.encode_group(conversations)
 
 
-def test_answers_are_cut_each_for_itself_and_never_into_media(tiny: Tiny) -> None:
+def test_answers_are_truncated_each_for_itself_and_never_into_media(tiny: Tiny) -> None:
     long = 'one two three four five six seven eight nine ten ' * 4
     conversations = [[ASKED, assistant('Two.')], [ASKED, assistant(long)]]
     full = load(tiny('llama')).encode_group(conversations)
@@ -157,7 +157,7 @@ class InMemory(list):
         return f'row {number}'
 
 
-def test_rows_of_pairs_with_a_picture_share_it(tiny: Tiny, tmp_path: Path) -> None:
+def test_rows_of_pairs_with_an_image_share_it(tiny: Tiny, tmp_path: Path) -> None:
     """Given once for both answers, or in each of two whole conversations, as a file or as bytes."""
     Image.new('RGB', (60, 40), 'red').save(tmp_path / 'red.png')
     content = {'bytes': (tmp_path / 'red.png').read_bytes(), 'path': None}
@@ -176,17 +176,17 @@ def test_rows_of_pairs_with_a_picture_share_it(tiny: Tiny, tmp_path: Path) -> No
     # As a Hugging Face feature gives it: the bytes of each place are an object of their own.
     copies = [{**content, 'bytes': bytes(bytearray(content['bytes']))} for _ in range(2)]
     row = {'chosen': conversation(copies[0], 'Red.'), 'rejected': conversation(copies[1], 'A dog.')}
-    [part] = load_sources(str(tmp_path / 'rows.jsonl'), 'Preference')
-    whole_row = replace(part, rows=InMemory([row]))
+    [source] = load_sources(str(tmp_path / 'rows.jsonl'), 'Preference')
+    whole_row = replace(source, rows=InMemory([row]))
     found.append(ExampleDataset([whole_row], task, 'any_to_text', frozenset({'image'}))[0])
     first = found[0]
     for example in found:
         assert isinstance(example, Example), example
         assert example.prompt.media_counts == {'image': 1}
-        assert [whole(example, number) for number in range(2)] == [whole(first, number) for number in range(2)]
+        assert [full_ids(example, number) for number in range(2)] == [full_ids(first, number) for number in range(2)]
 
 
-def test_a_sound_that_is_split_is_the_same_in_both_answers(tiny: Tiny, tmp_path: Path) -> None:
+def test_audio_that_is_split_is_the_same_in_both_answers(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / 'tone.wav').write_bytes(sound(tone(2.3)))
     spec = load(tiny('qwen2_audio'))
     row = {'audio': 'tone.wav', 'prompt': 'What is this?', 'chosen': 'A tone.', 'rejected': 'A dog.'}

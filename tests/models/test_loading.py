@@ -60,14 +60,14 @@ def test_a_checkpoint_loads_as_the_class_of_its_family(family: str, tiny: Tiny) 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_weights_have_the_type_of_the_run(dtype: torch.dtype, tiny: Tiny) -> None:
-    model = load_model(tiny('llava'), load_spec(tiny('llava')).parts, dtype=dtype)
+    model = load_model(tiny('llava'), load_spec(tiny('llava')).components, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize('family', ['llama', 'llava', 'qwen2_vl', 'qwen3_vl', 'gemma3'])
 def test_attention_is_set_for_the_language_model_alone(family: str, tiny: Tiny) -> None:
     spec = load_spec(tiny(family))
-    model = load_model(tiny(family), spec.parts, attn_implementation='eager')
+    model = load_model(tiny(family), spec.components, attn_implementation='eager')
     text, vision = model.config.get_text_config(), None if family == 'llama' else model.config.vision_config
     assert text._attn_implementation == 'eager'
     assert vision is None or vision._attn_implementation == 'sdpa'

@@ -35,13 +35,15 @@ def _adapted(model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize('vision', [False, True])
 @pytest.mark.parametrize('family', [*TEXT_FAMILIES, *IMAGE_FAMILIES, 'granite', 'idefics3'])
-def test_auto_is_every_linear_layer_of_the_asked_parts(family: str, vision: bool, tiny: Tiny) -> None:
+def test_auto_is_every_linear_layer_of_the_asked_components(family: str, vision: bool, tiny: Tiny) -> None:
     spec = load_spec(tiny(family))
-    model = load_model(tiny(family), spec.parts)
-    parts = {'language_model', 'vision_tower'} if vision else {'language_model'}
-    expected = {name for name in _linear(model) if name != 'lm_head' and spec.part_of(f'{name}.weight') in parts}
+    model = load_model(tiny(family), spec.components)
+    components = {'language_model', 'vision_tower'} if vision else {'language_model'}
+    expected = {
+        name for name in _linear(model) if name != 'lm_head' and spec.component_of(f'{name}.weight') in components
+    }
     assert any('self_attn.q_proj' in name for name in expected)
-    adapted = tune_model(model, spec.parts, lora_cfgs=lora_cfgs(vision_lora=vision))
+    adapted = tune_model(model, spec.components, lora_cfgs=lora_cfgs(vision_lora=vision))
     assert _adapted(adapted) == expected
     trains = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert trains and all('.lora_' in name for name in trains)
@@ -49,39 +51,39 @@ def test_auto_is_every_linear_layer_of_the_asked_parts(family: str, vision: bool
 
 def test_short_names_do_not_reach_into_the_tower(tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts)
+    model = load_model(tiny('llava'), spec.components)
     assert any('vision_tower' in name and name.endswith('q_proj') for name in _linear(model))
-    hit = target_modules(model, ['q_proj', 'self_attn.v_proj'], spec.parts)
+    hit = target_modules(model, ['q_proj', 'self_attn.v_proj'], spec.components)
     assert hit == [
         f'model.language_model.layers.{layer}.self_attn.{name}' for layer in (0, 1) for name in ('q_proj', 'v_proj')
     ]
-    with_tower = target_modules(model, ['q_proj'], spec.parts, vision_lora=True)
+    with_tower = target_modules(model, ['q_proj'], spec.components, vision_lora=True)
     assert sum('vision_tower' in name for name in with_tower) == 2 and len(with_tower) == 4
     full = 'model.multi_modal_projector.linear_1'
-    assert target_modules(model, [full], spec.parts) == [full]
+    assert target_modules(model, [full], spec.components) == [full]
 
 
 def test_names_that_hit_nothing(tiny: Tiny) -> None:
     spec = load_spec(tiny('qwen2'))
-    model = load_model(tiny('qwen2'), spec.parts)
+    model = load_model(tiny('qwen2'), spec.components)
     with pytest.raises(ModelError, match="'q_porj'. Did you mean 'q_proj'"):
-        target_modules(model, ['q_proj', 'q_porj'], spec.parts)
+        target_modules(model, ['q_proj', 'q_porj'], spec.components)
     with pytest.raises(ModelError, match="modules_to_save: no module is called 'lm_haed'. Did you mean 'lm_head'"):
-        apply_lora(model, lora_cfgs(modules_to_save=['lm_haed']), spec.parts)
+        apply_lora(model, lora_cfgs(modules_to_save=['lm_haed']), spec.components)
 
 
 def test_unfreezing_beside_adapters_is_refused(tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts)
+    model = load_model(tiny('llava'), spec.components)
     with pytest.raises(ModelError, match='modules_to_save'):
-        tune_model(model, spec.parts, unfreeze_patterns=['multi_modal_projector'], lora_cfgs=lora_cfgs())
+        tune_model(model, spec.components, unfreeze_patterns=['multi_modal_projector'], lora_cfgs=lora_cfgs())
 
 
 def test_modules_to_save_train_whole_and_get_no_adapter(tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts)
+    model = load_model(tiny('llava'), spec.components)
     cfgs = lora_cfgs(modules_to_save=['multi_modal_projector'], target_modules=['q_proj'])
-    adapted = tune_model(model, spec.parts, freeze_mm_proj=True, lora_cfgs=cfgs)
+    adapted = tune_model(model, spec.components, freeze_mm_proj=True, lora_cfgs=cfgs)
     trains = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     whole = {name for name in trains if '.lora_' not in name}
     assert len(whole) == 4 and all('multi_modal_projector.modules_to_save.default.linear_' in name for name in whole)
@@ -89,9 +91,9 @@ def test_modules_to_save_train_whole_and_get_no_adapter(tiny: Tiny) -> None:
 
 def test_saved_modules_with_tied_weights_stay_tied(tiny: Tiny) -> None:
     spec = load_spec(tiny('gemma3_text'))
-    model = load_model(tiny('gemma3_text'), spec.parts)
+    model = load_model(tiny('gemma3_text'), spec.components)
     assert model.config.tie_word_embeddings
-    adapted = tune_model(model, spec.parts, lora_cfgs=lora_cfgs(modules_to_save=['embed_tokens']))
+    adapted = tune_model(model, spec.components, lora_cfgs=lora_cfgs(modules_to_save=['embed_tokens']))
     plain = adapted.get_base_model()
     assert plain.get_input_embeddings().weight.data_ptr() == plain.get_output_embeddings().weight.data_ptr()
     assert plain.get_output_embeddings().weight.requires_grad
@@ -100,8 +102,8 @@ def test_saved_modules_with_tied_weights_stay_tied(tiny: Tiny) -> None:
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_adapters_have_the_type_of_the_run(dtype: torch.dtype, tiny: Tiny) -> None:
     spec = load_spec(tiny('qwen2'))
-    model = load_model(tiny('qwen2'), spec.parts, dtype=dtype)
-    adapted = tune_model(model, spec.parts, lora_cfgs=lora_cfgs(use_dora=True), dtype=dtype)
+    model = load_model(tiny('qwen2'), spec.components, dtype=dtype)
+    adapted = tune_model(model, spec.components, lora_cfgs=lora_cfgs(use_dora=True), dtype=dtype)
     assert {parameter.dtype for parameter in adapted.parameters()} == {dtype}
 
 
@@ -110,7 +112,7 @@ def test_adapters_have_the_type_of_the_run(dtype: torch.dtype, tiny: Tiny) -> No
 )
 def test_rank_and_scale_are_in_force(changes: dict[str, Any], scale: float, tiny: Tiny) -> None:
     spec = load_spec(tiny('qwen2'))
-    adapted = tune_model(load_model(tiny('qwen2'), spec.parts), spec.parts, lora_cfgs=lora_cfgs(**changes))
+    adapted = tune_model(load_model(tiny('qwen2'), spec.components), spec.components, lora_cfgs=lora_cfgs(**changes))
     layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
     assert {layer.scaling['default'] for layer in layers} == {scale}
     assert {layer.lora_A['default'].weight.shape[0] for layer in layers} == {changes.get('r', 4)}
@@ -122,15 +124,15 @@ def test_quantised_bases_train_before_and_after_an_evaluation(family: str, bits:
     pytest.importorskip('bitsandbytes')
     spec = load_spec(tiny(family))
     bnb = BnbCfgs(use_bnb=True, load_in_4bit=bits == 4, load_in_8bit=bits == 8)
-    base = load_model(tiny(family), spec.parts, dtype=torch.bfloat16, bnb_cfgs=bnb)
+    base = load_model(tiny(family), spec.components, dtype=torch.bfloat16, bnb_cfgs=bnb)
     quantised = {
         name
         for name, parameter in base.named_parameters()
         if type(parameter).__name__ == {4: 'Params4bit', 8: 'Int8Params'}[bits]
     }
-    linear = {f'{name}.weight' for name in _linear(base) if spec.part_of(f'{name}.weight') == 'language_model'}
+    linear = {f'{name}.weight' for name in _linear(base) if spec.component_of(f'{name}.weight') == 'language_model'}
     assert quantised == linear - {'lm_head.weight'}
-    model = tune_model(base, spec.parts, lora_cfgs=lora_cfgs(), dtype=torch.bfloat16)
+    model = tune_model(base, spec.components, lora_cfgs=lora_cfgs(), dtype=torch.bfloat16)
     stir(model)
     inputs = model_inputs(spec)
 
@@ -151,15 +153,15 @@ def test_quantised_bases_train_before_and_after_an_evaluation(family: str, bits:
 def test_quantisation_that_cannot_be_done(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = load_spec(tiny('qwen2'))
     with pytest.raises(ModelError, match='exactly one'):
-        load_model(tiny('qwen2'), spec.parts, bnb_cfgs=BnbCfgs(use_bnb=True, load_in_8bit=True))
+        load_model(tiny('qwen2'), spec.components, bnb_cfgs=BnbCfgs(use_bnb=True, load_in_8bit=True))
     monkeypatch.setattr(quantization.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ModelError, match=r'align-anything\[bnb\]'):
-        load_model(tiny('qwen2'), spec.parts, bnb_cfgs=BnbCfgs(use_bnb=True))
+        load_model(tiny('qwen2'), spec.components, bnb_cfgs=BnbCfgs(use_bnb=True))
 
 
 def test_quantised_weights_need_adapters(tiny: Tiny) -> None:
     pytest.importorskip('bitsandbytes')
     spec = load_spec(tiny('qwen2'))
-    model = load_model(tiny('qwen2'), spec.parts, bnb_cfgs=BnbCfgs(use_bnb=True))
+    model = load_model(tiny('qwen2'), spec.components, bnb_cfgs=BnbCfgs(use_bnb=True))
     with pytest.raises(ModelError, match='without lora_cfgs.use_lora'):
-        tune_model(model, spec.parts)
+        tune_model(model, spec.components)

@@ -24,7 +24,7 @@ def _rope_index(spec: Any, ids: Tensor, types: Tensor, **grids: Any) -> Tensor:
 
 @pytest.mark.parametrize('family', QWEN)
 @pytest.mark.parametrize('make', [single, several_images, later_image])
-def test_positions_of_pictures_are_the_models_own(family: str, make: Callable, tiny: Tiny) -> None:
+def test_positions_of_images_are_the_models_own(family: str, make: Callable, tiny: Tiny) -> None:
     spec = load(tiny(family))
     conversation = [*make(), user(picture(120, 30), picture(30, 150)), *make()]
     example = spec.encode(conversation)
@@ -39,9 +39,9 @@ def test_positions_of_pictures_are_the_models_own(family: str, make: Callable, t
 
 
 @pytest.mark.parametrize('family', QWEN)
-def test_positions_of_clips_are_the_models_own(family: str, tiny: Tiny) -> None:
+def test_positions_of_videos_are_the_models_own(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
-    # Text, a picture of 4x6 patches, text, a clip of 3 frames of 4x4 patches, text, another of 2 frames of 2x8.
+    # Text, an image of 4x6 patches, text, a video of 3 frames of 4x4 patches, text, another of 2 frames of 2x8.
     grids = {'image_grid_thw': torch.tensor([[1, 4, 6]]), 'video_grid_thw': torch.tensor([[3, 4, 4], [2, 2, 8]])}
     stretches = [(0, 5), (1, 6), (0, 2)]
     frames = [[(2, 4)] * 3, [(2, 4)] * 2]
@@ -65,9 +65,9 @@ def test_text_counts_on_all_rows() -> None:
     assert torch.equal(mrope_positions(torch.zeros(5, dtype=torch.long), {}, 2), torch.arange(5).expand(4, -1))
 
 
-def test_a_picture_by_hand() -> None:
-    # Two tokens of text (0, 1); a picture of 4x6 patches merged by 2 is 2x3 tokens from position 2 on; the next text
-    # goes on at 2 + max(2, 3) = 5. Two pictures may touch: the second starts at 5 + max(1, 1) = 6 after one token at 5.
+def test_an_image_by_hand() -> None:
+    # Two tokens of text (0, 1); an image of 4x6 patches merged by 2 is 2x3 tokens from position 2 on; the next text
+    # goes on at 2 + max(2, 3) = 5. Two images may touch: the second starts at 5 + max(1, 1) = 6 after one token at 5.
     grid = torch.tensor([[1, 4, 6], [1, 2, 2]])
     positions = mrope_positions(torch.tensor([0, 0] + [1] * 6 + [1] + [0]), {1: grid}, 2)
     assert positions[0].tolist() == list(range(10))

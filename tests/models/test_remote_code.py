@@ -45,7 +45,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
 
 def loaded(folder: Path) -> tuple[FamilySpec, Any]:
     spec = load_spec(folder, trust_remote_code=True)
-    return spec, load_model(folder, spec.parts, trust_remote_code=True).eval()
+    return spec, load_model(folder, spec.components, trust_remote_code=True).eval()
 
 
 def policy_of(spec: FamilySpec, model: Any) -> TokenPolicy:
@@ -65,7 +65,7 @@ def talk(family: str) -> Conversation:
     first = [picture(60, 40), picture(30, 90, 'blue')] if family in MEDIA else []
     second = [picture(50, 50, 'green')] if family in MEDIA else []
     if 'audio' in MEDIA.get(family, ()):
-        # The shorter sound stands before a longer one.
+        # The shorter audio clip stands before a longer one.
         first, second = [*first, sound(0.31)], [sound(0.7, pitch=300), *second]
     return [user(*first, 'What are these?'), assistant('Noise.'), user(*second, 'And now?'), assistant('More of it.')]
 
@@ -113,7 +113,7 @@ def own_logits(family: str, folder: Path, conversation: Conversation, tmp_path: 
 
 
 def own_qwen_ids(tokenizer: Any, conversation: Conversation, tmp_path: Path) -> Tensor:
-    """ChatML with the paths of pictures in it; the span of a picture is that of the checkpoint."""
+    """ChatML with the paths of images in it; the span of an image is that of the checkpoint."""
 
     def plain_ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)['input_ids']
@@ -155,7 +155,7 @@ def test_scores_are_those_of_the_checkpoints_own_code(
     family: str, stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Padding behind sounds is not all hidden by the published code, so here sounds are alone.
+    # Padding behind audio clips is not all hidden by the published code, so here audio clips are alone.
     conversation = talk(family) if family != 'minicpmo' else [*talk('qwen')[:2], *talk('minicpmo')[2:]]
     spec, model = loaded(stand_in(family))
     example = spec.encode(conversation)
@@ -201,17 +201,17 @@ def test_the_medium_matters(family: str, stand_in: StandIn) -> None:
 def test_gradients_reach_every_part_and_every_parameter_has_one(family: str, stand_in: StandIn) -> None:
     spec, model = loaded(stand_in(family))
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    assert {spec.part_of(name) for name in names} == set(spec.parts)
+    assert {spec.component_of(name) for name in names} == set(spec.components)
     kinds = tuple(sorted(spec.reads))
     policy = policy_of(spec, model.train())
     policy(TokenCollator(spec, 'padded')([spec.encode(talk(family))])).values.sum().backward()
-    reached = {spec.part_of(name) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert reached == set(spec.parts)
+    reached = {spec.component_of(name) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == set(spec.components)
     model.zero_grad()
     # A batch of text alone runs the towers too, where ranks have to keep in step, and teaches them nothing.
     policy(TokenCollator(spec, 'padded', dummy_kinds=kinds)([spec.encode(single())])).values.sum().backward()
     for name, parameter in model.named_parameters():
-        if spec.part_of(name) in ('vision_tower', 'audio_tower'):
+        if spec.component_of(name) in ('vision_tower', 'audio_tower'):
             assert parameter.grad is None or not parameter.grad.any(), name
 
 
@@ -249,7 +249,7 @@ def test_adapters_and_score_heads_fit(family: str, stand_in: StandIn) -> None:
 
 def test_what_the_published_code_cannot_take_is_refused(stand_in: StandIn, tmp_path: Path) -> None:
     spec = load_spec(stand_in('qwen'), trust_remote_code=True)
-    with pytest.raises(SampleError, match='takes for the path of a picture'):
+    with pytest.raises(SampleError, match='takes for the path of an image'):
         spec.encode([user('Write <img>a.png</img>'), assistant('No.')])
     spec = load_spec(stand_in('minicpmo'), trust_remote_code=True)
     with pytest.raises(SampleError, match='hears 30 s at once'):
@@ -262,7 +262,7 @@ def test_what_the_published_code_cannot_take_is_refused(stand_in: StandIn, tmp_p
         load_spec(folder, trust_remote_code=True)
 
 
-def test_a_rest_of_a_sound_that_is_none_makes_no_piece_of_its_own(stand_in: StandIn) -> None:
+def test_a_rest_too_short_to_be_audio_makes_no_piece_of_its_own(stand_in: StandIn) -> None:
     spec = load_spec(stand_in('minicpmo'), trust_remote_code=True)
     whole, longer = (spec.encode([user(sound(seconds), 'Who?'), assistant('Me.')]) for seconds in (30, 30.05))
     assert torch.equal(longer.prompt.ids, whole.prompt.ids)

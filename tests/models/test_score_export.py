@@ -22,7 +22,7 @@ from tests.models.common import stir
 from tests.models.samples import END, multi_turn, several_images, single
 
 Tiny = Callable[..., Path]
-# Of the families here with pictures, transformers has such a class for Gemma 3 alone.
+# Of the families here with images, transformers has such a class for Gemma 3 alone.
 CLASSIFIERS = {'qwen2': 'Qwen2', 'opt': 'OPT', 'gemma3_text': 'Gemma3Text', 'gemma3': 'Gemma3'}
 
 
@@ -33,7 +33,7 @@ def rows(family: str) -> list[Conversation]:
 def exported(family: str, tiny: Tiny, out: Path, **options: Any) -> tuple[FamilySpec, Tensor]:
     """Writes a reward model with weights of its own to `out`; returns its spec and what it says of the rows, `(2,)`."""
     spec = load_spec(tiny(family))
-    model = load_model(tiny(family), spec.parts, is_reward_model=True)
+    model = load_model(tiny(family), spec.components, is_reward_model=True)
     stir(model)
     ends = {'end_of_turn_id': spec.renderer.end_of_turn_id, 'pad_token_id': spec.pad_token_id, **options}
     export_model(model, None, out, tokenizer=spec.tokenizer, processor=spec.processor, **ends)

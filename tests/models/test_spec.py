@@ -22,7 +22,7 @@ REASON = 'is an answer to train and holds image media, but models of type .* wri
 
 
 def drawn(text: str = 'Like this.') -> Message:
-    """An answer with a picture in it."""
+    """An answer with an image in it."""
     return {'role': 'assistant', 'content': [picture(56, 56), {'type': 'text', 'text': text}]}
 
 
@@ -33,7 +33,7 @@ def test_a_family_of_token_models_meets_the_contract(tiny: Tiny) -> None:
     for name in methods:
         assert inspect.signature(getattr(FamilySpec, name)) == inspect.signature(getattr(Spec, name)), name
     held = {name: getattr(spec, name) for name in Spec.__annotations__}
-    assert (held['reads'], held['emits']) == ({'image'}, frozenset()) and 'vision_tower' in held['parts']
+    assert (held['reads'], held['emits']) == ({'image'}, frozenset()) and 'vision_tower' in held['components']
 
 
 @pytest.mark.parametrize('family', SEEING)
@@ -47,7 +47,7 @@ def test_a_family_of_token_models_meets_the_contract(tiny: Tiny) -> None:
         ([user('Hello'), assistant('Hi.'), user('Draw.'), drawn()], 'last', 3),
     ],
 )
-def test_a_picture_in_an_answer_to_train_is_refused(
+def test_an_image_in_an_answer_to_train_is_refused(
     family: str, conversation: Conversation, train_on: TrainOn, turn: int, tiny: Tiny
 ) -> None:
     with pytest.raises(SampleError, match=f'^turn {turn} {REASON}.*data_cfgs.train_on: last'):
@@ -55,7 +55,7 @@ def test_a_picture_in_an_answer_to_train_is_refused(
 
 
 @pytest.mark.parametrize('family', SEEING)
-def test_a_picture_in_an_answer_of_the_history_is_read(family: str, tiny: Tiny) -> None:
+def test_an_image_in_an_answer_of_the_history_is_read(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     history = [user('Draw.'), drawn(), user('What is it?')]
     for example in (
@@ -68,7 +68,7 @@ def test_a_picture_in_an_answer_of_the_history_is_read(family: str, tiny: Tiny) 
 
 
 @pytest.mark.parametrize('family', SEEING)
-def test_a_picture_in_an_answer_to_compare_is_refused_unless_it_is_judged(family: str, tiny: Tiny) -> None:
+def test_an_image_in_an_answer_to_compare_is_refused_unless_it_is_judged(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     for pair in ([drawn(), assistant('No.')], [assistant('No.'), drawn()]):
         conversations = [[user('Draw.'), answer] for answer in pair]

@@ -13,12 +13,12 @@ from align_anything.configs.schema import BnbCfgs
 from align_anything.core.errors import ModelError
 from align_anything.models.pretrained_model import load_model, load_spec, tune_model
 from align_anything.models.trainable import (
-    PartRow,
+    ComponentRow,
+    component_of,
     enable_gradient_checkpointing,
-    freeze_parts,
+    freeze_components,
     learning_rates,
     parameter_table,
-    part_of,
     plain_name,
     render_table,
     require_trainable,
@@ -37,30 +37,32 @@ PROJECTORS = {
 }
 
 
-def _expected_part(family: str, name: str) -> str:
+def _expected_component(family: str, name: str) -> str:
     tower = 'model.vision_model.' if family == 'idefics3' else TOWERS.get(family, 'model.vision_tower.')
     if name.startswith(PROJECTORS.get(family, ('model.multi_modal_projector.',))):
         return 'mm_proj'
     return 'vision_tower' if name.startswith(tower) else 'language_model'
 
 
-@pytest.mark.parametrize('part', ['vision_tower', 'mm_proj', 'language_model'])
+@pytest.mark.parametrize('component', ['vision_tower', 'mm_proj', 'language_model'])
 @pytest.mark.parametrize('family', [*TEXT_FAMILIES, *IMAGE_FAMILIES, 'granite', 'idefics3'])
-def test_freezing_a_part_freezes_it_and_nothing_else(family: str, part: str, tiny: Tiny) -> None:
+def test_freezing_a_component_freezes_it_and_nothing_else(family: str, component: str, tiny: Tiny) -> None:
     spec = load_spec(tiny(family))
-    model = load_model(tiny(family), spec.parts)
-    freeze_parts(model, spec.parts, **{part: True})
+    model = load_model(tiny(family), spec.components)
+    freeze_components(model, spec.components, **{component: True})
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    expected = {name for name, _ in model.named_parameters() if _expected_part(family, name) == part}
+    expected = {name for name, _ in model.named_parameters() if _expected_component(family, name) == component}
     assert frozen == expected
-    assert bool(frozen) == (part == 'language_model' or 'image' in spec.reads)
+    assert bool(frozen) == (component == 'language_model' or 'image' in spec.reads)
 
 
-def test_patterns_unfreeze_inside_frozen_parts(tiny: Tiny) -> None:
+def test_patterns_unfreeze_inside_frozen_components(tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts)
+    model = load_model(tiny('llava'), spec.components)
     patterns = [r'vision_tower.*\.layers\.1\.', r'^lm_head\.']
-    freeze_parts(model, spec.parts, vision_tower=True, mm_proj=True, language_model=True, unfreeze_patterns=patterns)
+    freeze_components(
+        model, spec.components, vision_tower=True, mm_proj=True, language_model=True, unfreeze_patterns=patterns
+    )
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trains == {
         name
@@ -75,18 +77,18 @@ def test_patterns_unfreeze_inside_frozen_parts(tiny: Tiny) -> None:
 )
 def test_bad_unfreeze_patterns(pattern: str, message: str, tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts)
+    model = load_model(tiny('llava'), spec.components)
     with pytest.raises(ModelError, match=message):
-        freeze_parts(model, spec.parts, unfreeze_patterns=[pattern])
+        freeze_components(model, spec.components, unfreeze_patterns=[pattern])
 
 
 def test_nothing_to_train_is_an_error(tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts)
+    model = load_model(tiny('llava'), spec.components)
     everything = {'freeze_vision_tower': True, 'freeze_mm_proj': True, 'freeze_language_model': True}
     with pytest.raises(ModelError, match='nothing trains'):
-        tune_model(model, spec.parts, **everything)
-    require_trainable(tune_model(model, spec.parts, **everything, unfreeze_patterns=['lm_head']))
+        tune_model(model, spec.components, **everything)
+    require_trainable(tune_model(model, spec.components, **everything, unfreeze_patterns=['lm_head']))
 
 
 @pytest.mark.parametrize(
@@ -102,37 +104,37 @@ def test_nothing_to_train_is_an_error(tiny: Tiny) -> None:
 )
 def test_names_under_adapters(name: str, plain: str) -> None:
     assert plain_name(name) == plain
-    assert part_of(name, {'mm_proj': ['model.proj'], 'language_model': ['model']}) == (
+    assert component_of(name, {'mm_proj': ['model.proj'], 'language_model': ['model']}) == (
         'mm_proj' if '.proj.' in name else 'language_model'
     )
 
 
 def test_learning_rates_by_part_and_by_pattern(tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts)
-    freeze_parts(model, spec.parts, vision_tower=True)
+    model = load_model(tiny('llava'), spec.components)
+    freeze_components(model, spec.components, vision_tower=True)
     groups = {r'multi_modal_projector\.linear_2': 3e-3, 'mm_proj': 2e-3}
-    rates = learning_rates(model, spec.parts, 1e-3, groups)
+    rates = learning_rates(model, spec.components, 1e-3, groups)
     assert set(rates) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, rate in rates.items():
         expected = 1e-3 if 'projector' not in name else 3e-3 if 'linear_2' in name else 2e-3
         assert rate == expected, name
     with pytest.raises(ModelError, match="'mm_porj'.*Did you mean 'mm_proj'"):
-        learning_rates(model, spec.parts, 1e-3, {'mm_porj': 1.0})
-    # A part that is frozen has no parameter to give the rate to.
+        learning_rates(model, spec.components, 1e-3, {'mm_porj': 1.0})
+    # A component that is frozen has no parameter to give the rate to.
     with pytest.raises(ModelError, match="'vision_tower'"):
-        learning_rates(model, spec.parts, 1e-3, {'vision_tower': 1.0})
+        learning_rates(model, spec.components, 1e-3, {'vision_tower': 1.0})
 
 
-def test_the_table_counts_parts_types_and_rates(tiny: Tiny) -> None:
+def test_the_table_counts_components_types_and_rates(tiny: Tiny) -> None:
     spec = load_spec(tiny('llava'))
-    model = load_model(tiny('llava'), spec.parts, dtype=torch.bfloat16)
-    freeze_parts(model, spec.parts, vision_tower=True)
-    rows = parameter_table(model, spec.parts, learning_rates(model, spec.parts, 1e-3, {'lm_head': 5e-4}))
-    assert [row.part for row in rows] == ['vision_tower', 'mm_proj', 'language_model']
+    model = load_model(tiny('llava'), spec.components, dtype=torch.bfloat16)
+    freeze_components(model, spec.components, vision_tower=True)
+    rows = parameter_table(model, spec.components, learning_rates(model, spec.components, 1e-3, {'lm_head': 5e-4}))
+    assert [row.component for row in rows] == ['vision_tower', 'mm_proj', 'language_model']
     tower, projector, language = rows
     # Two linear layers with bias, 32 -> 64 and 64 -> 64: 32*64 + 64 + 64*64 + 64 = 6272.
-    assert projector == PartRow('mm_proj', 6272, 6272, ('bfloat16',), (1e-3,))
+    assert projector == ComponentRow('mm_proj', 6272, 6272, ('bfloat16',), (1e-3,))
     assert tower.trainable == 0 and tower.rates == ()
     assert language.rates == (5e-4, 1e-3)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -146,24 +148,26 @@ def test_the_table_counts_parts_types_and_rates(tiny: Tiny) -> None:
 def test_the_table_counts_quantised_weights_in_full(tiny: Tiny) -> None:
     pytest.importorskip('bitsandbytes')
     spec = load_spec(tiny('qwen2'))
-    plain = load_model(tiny('qwen2'), spec.parts)
+    plain = load_model(tiny('qwen2'), spec.components)
     size = sum(parameter.numel() for parameter in plain.parameters())
     model = tune_model(
-        load_model(tiny('qwen2'), spec.parts, bnb_cfgs=BnbCfgs(use_bnb=True)), spec.parts, lora_cfgs=lora_cfgs()
+        load_model(tiny('qwen2'), spec.components, bnb_cfgs=BnbCfgs(use_bnb=True)),
+        spec.components,
+        lora_cfgs=lora_cfgs(),
     )
-    (row,) = parameter_table(model, spec.parts, learning_rates(model, spec.parts, 1e-3))
+    (row,) = parameter_table(model, spec.components, learning_rates(model, spec.components, 1e-3))
     assert row.parameters - row.trainable == size
     assert 'quantised' in row.dtypes
 
 
 def test_the_table_counts_partitioned_weights_in_full(tiny: Tiny) -> None:
     spec = load_spec(tiny('qwen2'))
-    model = load_model(tiny('qwen2'), spec.parts)
-    expected = parameter_table(model, spec.parts, learning_rates(model, spec.parts, 1e-3))
+    model = load_model(tiny('qwen2'), spec.components)
+    expected = parameter_table(model, spec.components, learning_rates(model, spec.components, 1e-3))
     for parameter in model.parameters():
         # What ZeRO-3 leaves behind on a parameter.
         parameter.ds_numel, parameter.data = parameter.numel(), torch.empty(0)
-    assert parameter_table(model, spec.parts, learning_rates(model, spec.parts, 1e-3)) == expected
+    assert parameter_table(model, spec.components, learning_rates(model, spec.components, 1e-3)) == expected
 
 
 @pytest.mark.parametrize('with_lora', [False, True])
@@ -173,10 +177,10 @@ def test_gradient_checkpointing_changes_no_gradient(family: str, with_lora: bool
     inputs = model_inputs(spec)
     gradients = []
     for checkpointing in (False, True):
-        model = load_model(tiny(family), spec.parts)
+        model = load_model(tiny(family), spec.components)
         cfgs = lora_cfgs(vision_lora='image' in spec.reads) if with_lora else None
         torch.manual_seed(0)
-        model = tune_model(model, spec.parts, freeze_mm_proj=not with_lora, lora_cfgs=cfgs)
+        model = tune_model(model, spec.components, freeze_mm_proj=not with_lora, lora_cfgs=cfgs)
         stir(model)
         if checkpointing:
             enable_gradient_checkpointing(model)

@@ -23,7 +23,7 @@ from tests.invariants.families import Row, groups_of, load_plain, ordinary, rows
 Tiny = Callable[..., Path]
 FAMILIES = ('llama', 'llava', 'qwen2_vl')
 # Each layout and family once.
-LAID = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
+FAMILY_LAYOUTS = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
 
 
 @cache
@@ -67,7 +67,7 @@ def expected(folder: Path) -> list[list[float]]:
 def policy(folder: Path, layout: str) -> ScorePolicy:
     register_segment_attention()
     spec = spec_of(folder)
-    model = stir(load_model(folder, spec.parts, dtype=torch.float64))
+    model = stir(load_model(folder, spec.components, dtype=torch.float64))
     set_text_attention(model, 'sdpa' if layout == 'padded' else SEGMENT_ATTENTION)
     size = model.config.get_text_config().hidden_size
     collate = TokenCollator(spec, layout)
@@ -87,7 +87,7 @@ def same(found: list[list[float]], wanted: list[list[float]]) -> None:
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize(('family', 'layout'), LAID)
+@pytest.mark.parametrize(('family', 'layout'), FAMILY_LAYOUTS)
 def test_scores_are_those_of_the_plain_body_alone(family: str, layout: str, tiny: Tiny) -> None:
     folder = tiny(family)
     examples, wanted = [row.example for row in rows(folder)], expected(folder)
@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_plain_body_alone(family: str, layout: str, tiny
         same(scores(folder, collate, [examples[number]]), [wanted[number]])
 
 
-@pytest.mark.parametrize(('family', 'layout'), LAID)
+@pytest.mark.parametrize(('family', 'layout'), FAMILY_LAYOUTS)
 def test_the_pad_token_may_end_answers_and_dummies_are_not_read(family: str, layout: str, tiny: Tiny) -> None:
     folder = tiny(family)
     spec = spec_of(folder, pad_is_eos=True)

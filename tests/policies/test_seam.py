@@ -159,15 +159,15 @@ def test_a_score_is_that_of_its_unit_alone() -> None:
 
 def test_what_was_just_recorded_has_a_ratio_of_one() -> None:
     policy = GaussianPolicy(torch.float64)
-    drawn = copy.deepcopy(examples())
+    rollout = copy.deepcopy(examples())
 
     def infer(batch: Batch) -> Scored:
         with torch.no_grad():
             return policy(batch)
 
-    assert record('old', infer, policy.collate, [drawn[:1], [], drawn[1:]], torch.device('cpu')) is None
+    assert record('old', infer, policy.collate, [rollout[:1], [], rollout[1:]], torch.device('cpu')) is None
     engine = LocalEngine(policy, torch.optim.SGD(policy.parameters(), lr=0.1))
-    before, after = (engine.train_step([policy.collate(drawn)], ALGORITHMS['grpo']).terms['ratio'] for _ in range(2))
+    before, after = (engine.train_step([policy.collate(rollout)], ALGORITHMS['grpo']).terms['ratio'] for _ in range(2))
     assert before == pytest.approx(1.0, abs=1e-6) and abs(after - 1.0) > 1e-3
 
 

@@ -23,7 +23,7 @@ from tests.rewards.common import completion, served
 
 
 def inspecting(completions: list) -> list[float]:
-    """A number made of the width of the picture, the frames of the clip and the first sample of the sound."""
+    """A number made of the width of the image, the frames of the video and the first sample of the audio."""
     found = []
     for one in completions:
         media = {part['type']: part.get(part['type']) for turn in one.conversation for part in turn['content']}

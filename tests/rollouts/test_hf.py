@@ -81,7 +81,7 @@ def test_nothing_follows_the_end_of_a_response(tiny: Tiny) -> None:
     assert 0 < stopped
 
 
-def test_draws_depend_on_the_seed_alone_and_leave_the_generator_as_it_was(tiny: Tiny) -> None:
+def test_samples_depend_on_the_seed_alone_and_leave_the_generator_as_it_was(tiny: Tiny) -> None:
     spec = load(tiny('qwen2'))
     engine = HFRollouts(policy_of(tiny('qwen2'), spec, 'padded').model, spec, dtype=torch.float32, batch_size=8)
     examples = prompts(spec, 'qwen2')

@@ -1,4 +1,4 @@
-"""Responses that vLLM draws: with the log-probabilities that the trainer gives, after every change of the weights."""
+"""Responses that vLLM generates: with the log-probabilities of the trainer, after every change of the weights."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ MORE: dict[str, tuple[str, dict[str, Any], list[str], float]] = {
 
 
 @pytest.mark.parametrize('case', first_of([*CASES, *MORE], 'text'))
-def test_what_is_drawn_is_what_the_policy_draws(case: str, tiny: Tiny) -> None:
+def test_what_is_sampled_is_what_the_policy_samples(case: str, tiny: Tiny) -> None:
     family, how, kinds, temperature = {**CASES, **MORE}[case]
-    run_ranks(draws_as_the_policy, 1, args=(tiny(family, **how), kinds, temperature))
+    run_ranks(samples_as_the_policy, 1, args=(tiny(family, **how), kinds, temperature))
 
 
 @pytest.mark.extended
@@ -93,17 +93,17 @@ def test_tied_heads_follow_their_embeddings(tiny: Tiny, tmp_path: Path) -> None:
     del state['lm_head.weight']
     save_file(state, weights, {'format': 'pt'})
     config.write_text(json.dumps({**json.loads(config.read_text()), 'tie_word_embeddings': True}))
-    run_ranks(draws_as_the_policy, 1, args=(tmp_path, [], 1.0))
+    run_ranks(samples_as_the_policy, 1, args=(tmp_path, [], 1.0))
 
 
 @pytest.mark.extended
-def test_servers_draw_what_the_policy_draws(tiny: Tiny) -> None:
+def test_servers_sample_what_the_policy_samples(tiny: Tiny) -> None:
     """Two of them, which get their weights through a process group."""
     with vllm_servers(2) as (urls, _):
-        run_ranks(draws_as_the_policy, 1, args=(tiny('qwen2_vl'), ['image', 'video'], 1.0, urls))
+        run_ranks(samples_as_the_policy, 1, args=(tiny('qwen2_vl'), ['image', 'video'], 1.0, urls))
 
 
-def draws_as_the_policy(
+def samples_as_the_policy(
     rank: int, folder: Path, kinds: list[str], temperature: float, servers: Sequence[str] = ()
 ) -> None:
     spec = load(folder)
@@ -121,14 +121,14 @@ def draws_as_the_policy(
         torch.testing.assert_close(joined(found), expected, atol=1e-4, rtol=1e-4)
         assert {response.version for responses in found for response in responses} == {version}
         assert len({tuple(response.ids.tolist()) for responses in found for response in responses}) > len(examples)
-        drawn = torch.cat([response.ids for responses in found for response in responses])
-        assert not torch.isin(drawn, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long)).any()
+        sampled = torch.cat([response.ids for responses in found for response in responses])
+        assert not torch.isin(sampled, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long)).any()
         again = engine.generate(examples, sampling)
         assert [r.ids.tolist() for rs in again for r in rs] == [r.ids.tolist() for rs in found for r in rs]
         greedy = Sampling(max_new_tokens=6, temperature=0.0)
         for mine, theirs in zip(own.generate(examples, greedy), engine.generate(examples, greedy), strict=True):
             assert mine[0].ids.tolist() == theirs[0].ids.tolist()
-        # The same media, whose features are known by now, under other weights of all parts.
+        # The same media, whose features are known by now, under other weights of all components.
         with torch.no_grad():
             for parameter in policy.model.parameters():
                 parameter.mul_(1.03)
@@ -150,7 +150,7 @@ def test_what_docs_say_does_not_agree(
 ) -> None:
     def disagrees(rank: int) -> None:
         with pytest.raises(error, match=message):
-            draws_as_the_policy(rank, tiny(family), [kind] if kind else [], 1.0)
+            samples_as_the_policy(rank, tiny(family), [kind] if kind else [], 1.0)
 
     run_ranks(disagrees, 1)
 

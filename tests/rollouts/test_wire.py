@@ -1,4 +1,4 @@
-"""Messages between a run and a server that draws for it: what is read is what was written, and nothing else is read."""
+"""Messages between a run and a server that generates for it: what is read is what was written, nothing else is."""
 
 from __future__ import annotations
 

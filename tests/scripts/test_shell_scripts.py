@@ -194,7 +194,7 @@ def test_a_dry_run_gets_to_its_end(
 
 
 def write_media(folder: Path) -> None:
-    """Writes the picture, the clip and the sound that the rows name."""
+    """Writes the image, the video and the audio that the rows name."""
     Image.new('RGB', (40, 30), 'red').save(folder / 'picture.png')
     (folder / 'tone.wav').write_bytes(sound(tone(1.0)))
     (folder / 'clip').mkdir()

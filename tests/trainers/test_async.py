@@ -1,4 +1,4 @@
-"""Online runs that draw the next responses while they train on those before."""
+"""Online runs that generate the next responses while they train on those before."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def vllm() -> None:
 
 @pytest.fixture(scope='module')
 def whole(folder: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that drew ahead, every time until an update had begun."""
+    """The folder of a run that generated ahead, every time until an update had begun."""
     output = tmp_path_factory.mktemp('whole')
     settings = argv(folder, output, tiny('qwen2'), **AHEAD)
-    (ended,) = run(settings, before=draws_until_it_updates(output), algorithm=named('grpo'))
+    (ended,) = run(settings, before=generates_until_it_updates(output), algorithm=named('grpo'))
     assert ended.code == 0, ended.output
     return output
 
 
-def draws_until_it_updates(output: Path) -> Callable[[int], None]:
-    """Holds a thread that draws until the main one has made an update; writes down corrections beside."""
+def generates_until_it_updates(output: Path) -> Callable[[int], None]:
+    """Holds a thread that generates until the main one has made an update; writes down corrections beside."""
 
     def before(rank: int) -> None:
         more_cores(rank)
@@ -68,11 +68,11 @@ def draws_until_it_updates(output: Path) -> Callable[[int], None]:
         weigh = policy_gradient.rollout_weights
         factors: list[float] = []
 
-        def drawn(self: VLLMRollouts, *given: Any) -> Any:
+        def generated(self: VLLMRollouts, *given: Any) -> Any:
             if threading.current_thread() is not threading.main_thread():
                 updated.clear()
                 note(ahead=self.version)
-                assert updated.wait(SECONDS), 'nothing is updated while responses are drawn'
+                assert updated.wait(SECONDS), 'nothing is updated while responses are generated'
             return generate(self, *given)
 
         def once(self: OnlineLoop, *given: Any) -> Any:
@@ -92,7 +92,7 @@ def draws_until_it_updates(output: Path) -> Callable[[int], None]:
             with open(output / 'notes.jsonl', 'a') as file:
                 file.write(json.dumps(what) + '\n')
 
-        VLLMRollouts.generate, OnlineLoop._updated = drawn, once
+        VLLMRollouts.generate, OnlineLoop._updated = generated, once
         policy_gradient.rollout_weights = weighed
 
     return before
@@ -103,10 +103,10 @@ def more_cores(rank: int) -> None:
     torch.set_num_threads(3)
 
 
-def test_the_next_rollout_is_drawn_while_one_is_trained_on(whole: Path) -> None:
+def test_the_next_rollout_is_generated_while_one_is_trained_on(whole: Path) -> None:
     records = metrics_of(whole)
     assert [record['step'] for record in records] == [4, 8, 12, 16, 20]
-    # The first of an epoch is waited for, and nothing is drawn that would not be trained on.
+    # The first of an epoch is waited for, and nothing is generated that would not be trained on.
     assert [record['train/staleness'] for record in records] == [0, 4, 4, 0, 4]
     notes = lines(whole / 'notes.jsonl')
     assert [note['ahead'] for note in notes if 'ahead' in note] == [0, 4, 12]
@@ -124,16 +124,16 @@ def test_older_weights_are_made_up_for(whole: Path) -> None:
     assert max(map(max, factors)) <= 2.0
 
 
-def test_log_probabilities_are_of_the_weights_that_drew(whole: Path) -> None:
-    """Those of slice_4 drew what slice_8 has drawn ahead, and what is trained on up to step 12."""
+def test_log_probabilities_are_of_the_weights_that_sampled(whole: Path) -> None:
+    """Those of slice_4 sampled what slice_8 has generated ahead, and what is trained on up to step 12."""
     shown = [record['prompt'] for record in lines(whole / 'completions.jsonl') if record['step'] == 12]
     saved = torch.load(whole / 'slice_8' / 'state' / 'pending_rank0.pt', weights_only=True)
-    drawn = [response for responses in saved for response in responses]
-    assert {response['version'] for response in drawn} == {4} and len(drawn) == len(shown)
-    told = torch.cat([response['per_unit']['rollout'] for response in drawn])
+    sampled = [response for responses in saved for response in responses]
+    assert {response['version'] for response in sampled} == {4} and len(sampled) == len(shown)
+    told = torch.cat([response['per_unit']['rollout'] for response in sampled])
     scored = {
         name: torch.cat(
-            [logprobs(whole / name, prompt, response['ids']) for prompt, response in zip(shown, drawn, strict=True)]
+            [logprobs(whole / name, prompt, response['ids']) for prompt, response in zip(shown, sampled, strict=True)]
         )
         for name in ('slice_4', 'slice_8')
     }
@@ -151,7 +151,7 @@ def logprobs(model: Path, prompt: str, response: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.extended
-def test_killed_in_an_update_while_more_is_drawn(whole: Path, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_killed_in_an_update_while_more_is_generated(whole: Path, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     settings = argv(folder, tmp_path, tiny('qwen2'), **AHEAD)
     (ended,) = run(settings, before=dies_in_update, algorithm=named('grpo'))
     assert ended.code is None and (tmp_path / 'slice_8').is_dir() and not (tmp_path / 'slice_end').exists()
@@ -173,44 +173,44 @@ def dies_in_update(rank: int) -> None:
 
 
 @pytest.mark.extended
-def test_ranks_draw_ahead_together(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """With one server, whose weights change when no rank draws any more; adapters under ZeRO-3, held-out prompts."""
+def test_ranks_generate_ahead_together(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """With one server, whose weights change when no rank generates; adapters under ZeRO-3, held-out prompts."""
     changes = {**AHEAD, 'train_size': 14, 'max_steps': 12, 'save_total_limit': 0, 'eval_strategy': 'steps'}
     more = {'eval_interval': 8, 'use_lora': True, 'lora_dropout': 0.0, 'ds_cfgs': 'ds_z3_config.json'}
     with vllm_servers(1) as (urls, _):
         settings = argv(folder, tmp_path, tiny('qwen2'), **changes, **more, vllm_server_urls=f'[{urls[0]}]')
-        ended = run(settings, 2, before=draws_slowly_on_rank_1(tmp_path), algorithm=named('grpo'))
+        ended = run(settings, 2, before=generates_slowly_on_rank_1(tmp_path), algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
     assert [record['train/staleness'] for record in metrics_of(tmp_path)] == [0, 4, 4]
     assert sum('eval/reward' in record for record in lines(tmp_path / 'metrics.jsonl')) == 1
 
 
-def draws_slowly_on_rank_1(output: Path) -> Callable[[int], None]:
+def generates_slowly_on_rank_1(output: Path) -> Callable[[int], None]:
     """Makes a hand-over fail while a rank generates with the server that another one feeds."""
 
     def before(rank: int) -> None:
         generate, sync, take = VLLMRollouts.generate, VLLMRollouts.sync, Pending.take
         asked = threading.Event()
 
-        def drawn(self: VLLMRollouts, *given: Any) -> Any:
+        def generated(self: VLLMRollouts, *given: Any) -> Any:
             ahead = threading.current_thread() is not threading.main_thread()
             if ahead and rank == 1:
                 assert asked.wait(SECONDS)
                 time.sleep(1)
             found = generate(self, *given)
             if ahead:
-                (output / f'drawn_{rank}').touch()
+                (output / f'generated_{rank}').touch()
             return found
 
         def watched(self: VLLMRollouts, version: int) -> None:
-            assert version == 0 or all((output / f'drawn_{number}').exists() for number in range(2))
+            assert version == 0 or all((output / f'generated_{number}').exists() for number in range(2))
             sync(self, version)
 
         def taken(self: Pending) -> Any:
             asked.set()
             return take(self)
 
-        VLLMRollouts.generate, VLLMRollouts.sync, Pending.take = drawn, watched, taken
+        VLLMRollouts.generate, VLLMRollouts.sync, Pending.take = generated, watched, taken
 
     return before
 

@@ -143,7 +143,7 @@ def test_media_must_be_the_same_on_both_sides_up_to_the_answers(opened: Opened) 
     assert 'lost.png' in others[2].reason and 'does not exist' in others[2].reason
 
 
-def test_both_answers_are_cut_at_the_length_and_kept(opened: Opened) -> None:
+def test_both_answers_are_truncated_at_the_length_and_kept(opened: Opened) -> None:
     (example,) = opened('dpo', 'Preference', [{**GOOD, 'chosen': LONG}])
     assert len(example.prompt) + len(example.responses[0]) == 128 > len(example.prompt) + len(example.responses[1])
 

@@ -113,7 +113,7 @@ def test_a_step_without_a_single_usable_row_changes_nothing_and_hangs_nobody(tin
 
 
 def _pictures(folder: Path) -> list[tuple[dict, str | None]]:
-    """Writes pictures; returns rows with the reason why each cannot be used, None where it can."""
+    """Writes images; returns rows with the reason why each cannot be used, None where it can."""
     picture = Image.fromarray(numpy.arange(40 * 30 * 3, dtype=numpy.uint8).reshape(40, 30, 3))
     works = {
         'rgb.png': picture,
@@ -148,7 +148,7 @@ def _pictures(folder: Path) -> list[tuple[dict, str | None]]:
         ({**GOOD, 'image': 'https://example.org/dog.png'}, 'URLs are off'),
         ({**GOOD, 'image': 'data:image/png;base64,%%%'}, 'broken base64'),
         ({**GOOD, 'image': ''}, 'empty'),
-        (GOOD, None),  # a row of text among rows with pictures
+        (GOOD, None),  # a row of text among rows with images
         ({**GOOD, 'image': ['rgb.png', 'rgba.png']}, None),
         ({**GOOD, 'image': ['rgb.png', 'missing.png']}, 'does not exist'),
         ({**GOOD, 'instruction': '<image> or <image>?', 'image': ['rgb.png', 'rgba.png']}, None),
@@ -173,7 +173,7 @@ def pictures(tmp_path_factory) -> tuple[Path, dict[str, str | None]]:
 
 
 @pytest.mark.parametrize('ranks', first_of([1, 2], 2))
-def test_pictures(tiny, pictures, tmp_path, ranks):
+def test_images(tiny, pictures, tmp_path, ranks):
     path, expected = pictures
     argv = sft(tmp_path, tiny('llava'), path, per_device_train_batch_size=4 // ranks, num_workers=1,
                max_skipped_ratio=1.0, freeze_vision_tower=False, ds_cfgs='ds_z2_config.json')  # fmt: skip
@@ -181,7 +181,7 @@ def test_pictures(tiny, pictures, tmp_path, ranks):
     check(tmp_path, expected)
 
 
-def test_a_picture_in_a_later_row_of_a_text_run_stops_it_and_names_the_pair(tiny, tmp_path):
+def test_an_image_in_a_later_row_of_a_text_run_stops_it_and_names_the_pair(tiny, tmp_path):
     """The first rows, which are tried before the model is loaded, have none."""
     rows = [*text_rows(30), {**GOOD, 'image': 'dog.png'}]
     path = write_rows(tmp_path / 'rows.jsonl', rows)

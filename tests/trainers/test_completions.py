@@ -154,7 +154,7 @@ def test_a_rank_without_prompts_shows_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / 'completions.html').exists() and lines(tmp_path / 'completions.jsonl') == []
 
 
-def test_tensorboard_has_a_table_and_pictures_of_every_step(tmp_path: Path) -> None:
+def test_tensorboard_has_a_table_and_images_of_every_step(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.plugin_util import markdown_to_safe_html
     from tensorboard.util.tensor_util import make_ndarray
@@ -198,7 +198,7 @@ def test_wandb_has_the_media_in_a_column(tmp_path: Path, monkeypatch: pytest.Mon
     assert picture is None and len(prompt) < 2100 and ' … ' in prompt
 
 
-def test_clearml_has_a_table_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clearml_has_a_table_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[dict[str, Any]] = []
     logger = types.SimpleNamespace(
         report_table=lambda **values: reported.append(values), report_image=lambda **values: reported.append(values)

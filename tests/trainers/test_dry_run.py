@@ -69,7 +69,7 @@ def test_a_text_run(tiny, rows, tmp_path):
     assert 'This was a dry run: nothing was trained' in output
 
 
-def test_an_image_run_with_adapters_and_frozen_parts(tiny, rows, tmp_path):
+def test_an_image_run_with_adapters_and_frozen_components(tiny, rows, tmp_path):
     Image.new('RGB', (20, 30), 'red').save(tmp_path / 'dog.png')
     path = write_rows(tmp_path / 'pictures.jsonl', [{**row, 'image': 'dog.png'} for row in text_rows(4)])
     argv = sft(tmp_path / 'run', tiny('llava'), path, '--dry_run', use_lora=True, r=4, freeze_mm_proj=True)

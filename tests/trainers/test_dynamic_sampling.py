@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_with_the_prompts_that_were_not_taken_yet(
     records = metrics_of(whole)
     # Two passes of two steps over each rollout, however many prompts it took.
     assert [record['step'] for record in records] == [4, 8, 12]
-    # Every rank draws three responses to each of its first two prompts, and to two more while it has too few.
+    # Every rank generates three responses to each of its first two prompts, and to two more while it has too few.
     assert max(record['train/responses'] for record in records) > 12
     assert all(0 < record['train/uninformative'] < 1 for record in records)
     # The first epoch is behind the first two rollouts, and none of its prompts came twice.

@@ -19,7 +19,7 @@ PICTURES, TEXTS = 5, 3
 
 @pytest.fixture(scope='module')
 def rows(tmp_path_factory) -> Path:
-    """Rows with a picture each and rows without."""
+    """Rows with an image each and rows without."""
     folder = tmp_path_factory.mktemp('inputs')
     for number in range(PICTURES):
         Image.new('RGB', (40 + 8 * number, 60), (50 * number, 80, 90)).save(folder / f'{number}.png')
@@ -99,7 +99,7 @@ def test_the_second_epoch_encodes_nothing_and_learns_the_same(tiny, rows: Path, 
     argv = sft(tmp_path / 'run', tiny('llava'), rows, **options)
     succeed(argv, pair=IMAGE, before=count(tmp_path / 'counts'))
     first, *others = epochs(tmp_path / 'counts', 0)
-    # The medium of the check before the first step, and the pictures.
+    # The medium of the check before the first step, and the images.
     assert sum(first) == PICTURES + 1 and others == [[], []]
     assert losses(tmp_path / 'run') == pytest.approx(losses(plain('llava')), rel=1e-4)
     assert weights(tmp_path / 'run' / 'slice_end').keys() == weights(plain('llava') / 'slice_end').keys()

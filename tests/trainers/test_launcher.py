@@ -24,7 +24,7 @@ def free_port() -> int:
 @pytest.mark.slow
 @pytest.mark.extended
 @pytest.mark.timeout(600)
-def test_preferences_about_pictures_on_two_partitioned_ranks(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_preferences_about_images_on_two_partitioned_ranks(tiny: Callable[..., Path], tmp_path: Path) -> None:
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'red.png')
     rows = write_rows(tmp_path / 'rows.jsonl', [
         {'prompt': row['instruction'], 'chosen': f'sun {row["output"]}', 'rejected': 'no', 'image': 'red.png'}

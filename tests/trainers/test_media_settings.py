@@ -52,8 +52,8 @@ def test_settings_reach_the_decoded_media(tmp_path: Path) -> None:
         audio_folder=str(tmp_path / 'sounds'),
         **MEDIA_KEYS,
     )
-    (part,) = open_sources(RunCfgs(data_cfgs=data, logger_cfgs=LoggerCfgs())).training
-    assert part.cache is not None and part.cache.limit == 256 * 2**20
+    (source,) = open_sources(RunCfgs(data_cfgs=data, logger_cfgs=LoggerCfgs())).training
+    assert source.cache is not None and source.cache.limit == 256 * 2**20
     seen: list[Conversation] = []
 
     def encode(conversation: Conversation, train_on: str) -> object:
@@ -61,14 +61,14 @@ def test_settings_reach_the_decoded_media(tmp_path: Path) -> None:
         return fakes.encode([{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}]}])
 
     rate = {'audio': {'rate': 16000}, 'video': {'rate': 16000}}
-    ExampleDataset([part], SupervisedTask(encode), 'any_to_text', frozenset({'video', 'audio'}), rate)[0]
+    ExampleDataset([source], SupervisedTask(encode), 'any_to_text', frozenset({'video', 'audio'}), rate)[0]
     video, *sounds, _text = seen[0][0]['content']
     # Three frames share 9999 pixels, and none may have more than 768: a quarter of 64 x 48.
     assert video['video'].frames.shape == (3, 24, 32, 3)
     assert (len(video['video'].audio.samples), video['video'].audio.rate) == (8000, 16000)
     # 1.2 s in pieces of half a second.
     assert [len(part['audio'].samples) for part in sounds] == [8000, 8000, 3200]
-    assert part.cache.size > 0
+    assert source.cache.size > 0
 
 
 def _clips_with_and_without_sound(folder: Path) -> RunCfgs:
@@ -81,7 +81,7 @@ def _clips_with_and_without_sound(folder: Path) -> RunCfgs:
     return RunCfgs(data_cfgs=data, logger_cfgs=LoggerCfgs(), train_cfgs=TrainCfgs(ds_cfgs='ds_z3_config.json'))
 
 
-def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_audio_in_videos_reaches_a_model_that_hears_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     cfgs = _clips_with_and_without_sound(tmp_path)
     spec = load(tiny('qwen2_5_omni_thinker'))
     dataset = make_dataset(open_sources(cfgs).training, PAIRS['text_video_to_text'], spec, SFT(), 'all_assistant')
@@ -89,16 +89,16 @@ def test_sound_in_clips_reaches_a_model_that_hears_them(tiny: Callable[[str], Pa
     assert heard.prompt.media_counts == {'video': 1, 'audio': 1} and silent.prompt.media_counts == {'video': 1}
     # 2 s at 25 tokens a second.
     assert int((heard.prompt.ids == spec.config.audio_token_id).sum()) == 50
-    # Where all ranks have to run the same towers, that for sounds is among them, though the pair reads none.
+    # Where all ranks have to run the same towers, that for audio clips is among them, though the pair reads none.
     assert make_collator(cfgs, spec, PAIRS['text_video_to_text'], SFT()).dummy_kinds == ('audio', 'video')
     without = cfgs.model_copy(update={'data_cfgs': cfgs.data_cfgs.model_copy(update={'audio_in_video': False})})
     assert make_collator(without, spec, PAIRS['text_video_to_text'], SFT()).dummy_kinds == ('video',)
     assert make_collator(cfgs, spec, PAIRS['any_to_text'], SFT()).dummy_kinds == ('audio', 'image', 'video')
 
 
-def test_sound_in_clips_is_refused_for_a_model_that_does_not_hear_them(
+def test_audio_in_videos_is_refused_for_a_model_that_does_not_hear_them(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    parts = open_sources(_clips_with_and_without_sound(tmp_path)).training
+    sources = open_sources(_clips_with_and_without_sound(tmp_path)).training
     with pytest.raises(ModelError, match="audio_in_video is on, but models of type 'qwen2_vl' do not hear"):
-        make_dataset(parts, PAIRS['text_video_to_text'], load(tiny('qwen2_vl')), SFT(), 'all_assistant')
+        make_dataset(sources, PAIRS['text_video_to_text'], load(tiny('qwen2_vl')), SFT(), 'all_assistant')

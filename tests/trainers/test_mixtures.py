@@ -1,4 +1,4 @@
-"""Sets of texts, pictures, sounds and clips in one run on two ranks: mixed as asked, in step, and resumed exactly."""
+"""Sets of texts, images, audio and videos in one run on two ranks: mixed as asked, in step, and resumed exactly."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def read_data(rank: int, commands: dict[str, list[str]]) -> dict[str, list[list[
     spec = None
     for kind, argv in commands.items():
         resolved = settings_of(PAIR, SFT, argv, {})
-        cfgs, parts = resolved.cfgs, open_sources(resolved.cfgs).training
+        cfgs, sources = resolved.cfgs, open_sources(resolved.cfgs).training
         spec = spec or spec_of(cfgs)
-        dataset = make_dataset(parts, PAIR, spec, resolved.algorithm, 'all_assistant')
+        dataset = make_dataset(sources, PAIR, spec, resolved.algorithm, 'all_assistant')
         collate = make_collator(cfgs, spec, PAIR, resolved.algorithm)
         costs, unusable = row_costs(dataset, collate, cfgs)
-        sampler = training_sampler(parts, dataset, collate, cfgs, costs)
+        sampler = training_sampler(sources, dataset, collate, cfgs, costs)
         loader = training_loader(dataset, sampler, collate, cfgs)
         found[kind] = [
             [{**batch.stats, 'skipped': len(batch.skipped) + len(unusable)} for (batch,) in loader.steps(epoch)]
@@ -144,7 +144,7 @@ def test_weighted_streams_are_read_through_but_for_those_of_weight_zero(both: li
     for epoch in both:
         shares = total(epoch)
         assert shares['image'] == 0 and shares['text'] >= 8
-        # Twice as many sounds as clips are drawn, give or take three deviations of a fair die.
+        # Twice as many audio clips as videos are sampled, give or take three deviations of a fair die.
         assert abs(shares['audio'] - 2 * shares['video']) < 3 * (6 * shares['video']) ** 0.5
 
 

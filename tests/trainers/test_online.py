@@ -36,7 +36,7 @@ Tiny = Callable[..., Path]
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts, one of which is longer than what leaves room for a response, and reward functions."""
+    """Prompts, one of which is too long to leave capacity for a response, and reward functions."""
     folder = tmp_path_factory.mktemp('online')
     rows = text_rows(ROWS)
     rows[5]['instruction'] = 'sun ' * 120
@@ -77,7 +77,7 @@ def metrics_of(output: Path) -> list[dict[str, Any]]:
     return [record for record in lines(output / 'metrics.jsonl') if 'train/reward' in record]
 
 
-def test_a_run_tells_what_was_drawn_and_what_it_was_worth(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_run_tells_what_was_generated_and_what_it_was_worth(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     ended = run(argv(folder, tmp_path, tiny('qwen2'), log_completions=2, num_workers=0), 2, algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
     records = metrics_of(tmp_path)
@@ -117,12 +117,12 @@ def test_a_reward_model_reads_conversations_in_its_own_template(
     )
     assert ended[0].code == 0, ended[0].output
     rows = {row['instruction']: row for row in text_rows(ROWS)}
-    drawn = lines(tmp_path / 'out' / 'completions.jsonl')
-    assert drawn
+    records = lines(tmp_path / 'out' / 'completions.jsonl')
+    assert records
     from align_anything.models.pretrained_model import load_spec
 
     spec = load_spec(tiny('qwen2'))
-    for record in drawn:
+    for record in records:
         (asked,) = (text for text in rows if f'\n{text}<' in record['prompt'])
         ids = spec.tokenizer(record['response'], add_special_tokens=False).input_ids
         (expected,) = plain(judge, [turns(asked, spec.tokenizer.decode(ids, skip_special_tokens=True))])
@@ -207,7 +207,7 @@ def test_online_dpo_learns_from_the_extremes(folder: Path, tiny: Tiny, tmp_path:
         ('any_to_text', 'qwen2_5_omni_thinker'),
     ],
 )
-def test_every_kind_of_media_is_drawn_about_and_trained_on(pair: str, family: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_every_kind_of_media_is_responded_to_and_trained_on(pair: str, family: str, tiny: Tiny, tmp_path: Path) -> None:
     asked = LESSONS[pair](tmp_path, 'train', 6)
     rows = write_rows(tmp_path / 'rows.jsonl', map(row, asked))
     changes = {
@@ -254,14 +254,14 @@ def test_micro_batches_by_tokens_change_no_step(folder: Path, tiny: Tiny, tmp_pa
 
 
 def dies_in(what: str, step: int) -> Callable[[int], None]:
-    """Rank 1 is killed when it draws after `step` optimizer steps, or in the second update that follows them."""
+    """Rank 1 is killed when it generates after `step` optimizer steps, or in the second update that follows them."""
 
     def before(rank: int) -> None:
         owner, name = {'rollout': (HFRollouts, '_generate'), 'update': (OnlineLoop, '_updated')}[what]
         inner = getattr(owner, name)
 
         def watched(self, *given):
-            # An evaluation draws one response to each prompt.
+            # An evaluation generates one response to each prompt.
             now = (
                 self.version == step and given[1].responses > 1 if what == 'rollout' else self.progress.step == step + 1
             )
@@ -275,7 +275,7 @@ def dies_in(what: str, step: int) -> Callable[[int], None]:
 
 
 def supervised(folder: Path) -> dict[str, Any]:
-    """Settings of a run with all that it may remember: a critic, a price that moves, its place in given responses.
+    """Settings of a run with all that it may remember: a critic, an adaptive KL coefficient, its cursor in given data.
 
     One of those is empty; they are an epoch of two steps.
     """

@@ -21,7 +21,7 @@ def response(length: int, finished: bool = True) -> Response:
 @pytest.fixture
 def rollout() -> Rollout:
     """Two prompts of the first source around one of the second; one response was clipped."""
-    prompts = [Example(Piece(torch.arange(3), torch.zeros(3)), [], part=part) for part in (0, 1, 0)]
+    prompts = [Example(Piece(torch.arange(3), torch.zeros(3)), [], source_index=index) for index in (0, 1, 0)]
     responses = [[response(2), response(4)], [response(6, finished=False)], [response(8)]]
     rewards = {'format': torch.tensor([0.0, 1.0, 1.0, 2.0]), 'length': torch.tensor([0.0, 0.0, -4.0, 0.0])}
     return Rollout(complete(prompts, responses), rewards, rewards['format'] + rewards['length'])

@@ -199,11 +199,11 @@ def test_scores_on_disk_are_made_once_and_only_serve_what_they_are_of(
         found = {'first': asked()[0]}
         found['again'], run = asked()
         found['with larger batches'] = asked(per_device_train_batch_size=4)[0]
-        known = run.rows[0].responses[0].per_unit['reference'].clone()
+        values = run.rows[0].responses[0].per_unit['reference'].clone()
         for file in cache.rglob('*.safetensors'):
             file.write_bytes(file.read_bytes()[:-4])
         found['broken'], mended = asked()
-        torch.testing.assert_close(mended.rows[0].responses[0].per_unit['reference'], known)
+        torch.testing.assert_close(mended.rows[0].responses[0].per_unit['reference'], values)
         found['mended'] = asked()[0]
         found['other model'] = asked(reference_model_name_or_path=other)[0]
         found['other precision'] = asked(reference_dtype='bf16')[0]
@@ -295,7 +295,7 @@ def test_kept_scores_and_kept_features_leave_neither_reference_nor_tower_to_run(
     argv = sft(tmp_path / 'run', tiny('llava'), rows, template='Preference',
                reference_cache_dir=tmp_path / 'cache', feature_cache_dir=tmp_path / 'features')  # fmt: skip
     succeed(argv, pair=IMAGE, before=count(tmp_path / 'first'), algorithm=DPO)
-    # The medium of the check before the first step, and the pictures: the reference reads the policy's features.
+    # The medium of the check before the first step, and the images: the reference reads the policy's features.
     assert [sum(epoch) for epoch in epochs(tmp_path / 'first', 0)] == [4, 0]
     expected = losses(tmp_path / 'run')
     watch = count(tmp_path / 'second')

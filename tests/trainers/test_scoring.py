@@ -217,7 +217,7 @@ def test_records_stand_in_the_order_of_rows_with_ranks_among_all() -> None:
         def row_name(self, index: int) -> str:
             return f'{self.name}:{index}'
 
-    dataset: Any = SimpleNamespace(parts=[SimpleNamespace(rows=Rows('a', 2)), SimpleNamespace(rows=Rows('b', 3))])
+    dataset: Any = SimpleNamespace(sources=[SimpleNamespace(rows=Rows('a', 2)), SimpleNamespace(rows=Rows('b', 3))])
     given = [('b:2', [0.5]), ('a:1', [2.0, -1.0]), ('b:0', [0.5]), ('a:0', [1.0])]
     found = in_order([{'source': source, 'scores': scores, 'is_pair': False} for source, scores in given], dataset)
     assert [(item['source'], item['ranks']) for item in found] == [

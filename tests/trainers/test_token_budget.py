@@ -32,7 +32,7 @@ def test_the_same_weights_on_one_rank_and_on_two(tiny, tmp_path):
     assert [record['reason'] for record in lines(tmp_path / 'two' / 'skipped_samples.jsonl')] != []
 
 
-def test_pictures_count_with_the_tower_that_reads_them(tiny, tmp_path):
+def test_images_count_with_the_tower_that_reads_them(tiny, tmp_path):
     from PIL import Image
 
     Image.new('RGB', (56, 56), 'red').save(tmp_path / 'red.png')
@@ -44,7 +44,7 @@ def test_pictures_count_with_the_tower_that_reads_them(tiny, tmp_path):
 
 
 def test_positions_of_the_towers():
-    # three pictures of 28 x 42 pixels in patches of 14: 3 x 2 x 3; two cut by the processor; a sound of 10 frames
+    # three images of 28 x 42 pixels in patches of 14: 3 x 2 x 3; two cut by the processor; an audio clip of 10 frames
     media = {
         'pixel_values': torch.zeros(3, 3, 28, 42),
         'pixel_values_videos': torch.zeros(2, 588),

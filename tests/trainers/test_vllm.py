@@ -1,4 +1,4 @@
-"""Online runs whose responses vLLM draws: with the weights in training, on every rank, or not at all."""
+"""Online runs whose responses vLLM generates: with the weights in training, on every rank, or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def vllm() -> None:
 
 @pytest.mark.extended
 @pytest.mark.parametrize('stage', [2, 3])
-def test_ranks_draw_with_the_weights_in_training(stage: int, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_ranks_generate_with_the_weights_in_training(stage: int, folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     """Adapters under ZeRO-3, whole weights under ZeRO-2; the probe of each rollout passes as closely as can be.
 
     Two ranks under ZeRO-2 also share an engine, or ask a server, below.
@@ -48,7 +48,7 @@ def test_ranks_draw_with_the_weights_in_training(stage: int, folder: Path, tiny:
     assert all(record['train/rollout_drift'] < 1e-4 for record in records)
 
 
-def test_a_run_stops_when_vllm_does_not_draw_from_the_weights_in_training(
+def test_a_run_stops_when_vllm_does_not_sample_from_the_weights_in_training(
     folder: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     settings = argv(folder, tmp_path, tiny('qwen2'), **SMALL, learning_rate=1e-1)
@@ -103,7 +103,7 @@ def test_two_ranks_share_one_engine(folder: Path, tiny: Tiny, tmp_path: Path) ->
 
 
 @pytest.mark.extended
-def test_ranks_draw_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_ranks_generate_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
     def dies_after_the_first_rollout(rank: int) -> None:
         generate = VLLMRollouts.generate
 

@@ -1,4 +1,4 @@
-"""The pairs with sounds and clips: each leaf trains a tiny model on rows with and without media, on two ranks."""
+"""The pairs with audio and videos: each leaf trains a tiny model on rows with and without media, on two ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOUND = {'instruction': '<audio> how high?', 'output': 'low', 'audios': 'tone.wa
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A picture, a folder of frames and a tone."""
+    """An image, a folder of frames and a tone."""
     Image.new('RGB', (56, 56), 'red').save(tmp_path / 'red.png')
     (tmp_path / 'clip').mkdir()
     for number in range(4):
@@ -56,7 +56,7 @@ def test_rows_of_every_kind_and_of_text_alone_train_on_two_ranks(
     assert all(math.isfinite(record['train/loss']) for record in metrics)
 
 
-def test_a_model_that_reads_no_sounds_cannot_serve_the_pair(tiny, folder: Path) -> None:
+def test_a_model_that_reads_no_audio_cannot_serve_the_pair(tiny, folder: Path) -> None:
     data = write_rows(folder / 'rows.jsonl', text_rows(2))
     ended = run(sft(folder / 'run', tiny('qwen2_vl'), data), pair=PAIRS['text_audio_to_text'])[0]
     assert ended.code == 2 and 'takes no audio' in ended.output

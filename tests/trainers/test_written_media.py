@@ -39,7 +39,7 @@ DRAWING = Pair('text_to_image', writes=frozenset({'image'}))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the picture that the rows name."""
+    """A folder with the image that the rows name."""
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'red.png')
     return tmp_path
 
@@ -128,7 +128,7 @@ def test_inspect_shows_the_reason(folder: Path, tiny: Tiny, capsys: pytest.Captu
     assert 'write no image' in ' '.join(capsys.readouterr().out.split())
 
 
-def test_a_pair_that_writes_pictures_needs_a_family_that_emits_them(folder: Path, tiny: Tiny) -> None:
+def test_a_pair_that_writes_images_needs_a_family_that_emits_them(folder: Path, tiny: Tiny) -> None:
     argv = words(folder, tiny('llava'), [SHOWN], 'Messages')
     cfgs = settings_of(DRAWING, SFT, argv, {}).cfgs
     probe(open_sources(cfgs), DRAWING, SFT(), 'all_assistant')

@@ -79,5 +79,5 @@ def stops(survey: Survey, found: SetSurvey) -> str:
     )
 
 
-def _share(part: int, whole: int) -> str:
-    return f' ({part / whole:.1%})' if whole else ''
+def _share(count: int, total: int) -> str:
+    return f' ({count / total:.1%})' if total else ''

@@ -15,7 +15,7 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Conversation, Example, Piece, Skipped
-from align_anything.datasets.dataset import ExampleDataset, Formatted, Part, Task
+from align_anything.datasets.dataset import ExampleDataset, Formatted, Source, Task
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import StreamedRow, StreamMixture
@@ -99,10 +99,10 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
     """
     sources, spec = open_run(cfgs, pair, algorithm)
     sets = []
-    for name, parts in (('training', sources.training), ('evaluation', sources.evaluation)):
-        if parts:
-            dataset = make_dataset(parts, pair, spec, algorithm, cfgs.data_cfgs.train_on)
-            sets.append(_survey_set(name, dataset, parts, spec, cfgs, rows))
+    for name, opened in (('training', sources.training), ('evaluation', sources.evaluation)):
+        if opened:
+            dataset = make_dataset(opened, pair, spec, algorithm, cfgs.data_cfgs.train_on)
+            sets.append(_survey_set(name, dataset, opened, spec, cfgs, rows))
     return Survey(f'{pair.name} {algorithm.name}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)
 
 
@@ -128,9 +128,9 @@ def _is_media(piece: Piece, spec: FamilySpec) -> torch.Tensor:
 
 
 def _survey_set(
-    name: str, dataset: ExampleDataset, parts: list[Part], spec: FamilySpec, cfgs: RunCfgs, limit: int | None
+    name: str, dataset: ExampleDataset, sources: list[Source], spec: FamilySpec, cfgs: RunCfgs, limit: int | None
 ) -> SetSurvey:
-    order = _InOrder(dataset, parts, limit)
+    order = _InOrder(dataset, sources, limit)
     result = SetSurvey(name, None if order.streamed else len(dataset))
     loader = Loader(dataset, order, _Measure(spec), cfgs.data_cfgs.num_workers)
     with closing(loader):
@@ -150,16 +150,16 @@ def _survey_set(
 class _InOrder(Sampler):
     """The rows as they stand in their sources, the first `limit` of them; a sampler for the Loader."""
 
-    def __init__(self, dataset: ExampleDataset, parts: list[Part], limit: int | None) -> None:
+    def __init__(self, dataset: ExampleDataset, sources: list[Source], limit: int | None) -> None:
         self.shape = BatchShape(READ_AT_ONCE)
-        self.streamed = parts[0].streamed
-        self._dataset, self._parts = dataset, parts
+        self.streamed = sources[0].streamed
+        self._dataset, self._sources = dataset, sources
         self._limit = STREAMED_ROWS if limit is None and self.streamed else limit
 
     def keys(self) -> Iterator[RowKey]:
         """Yields what the dataset is indexed by."""
         if self.streamed:
-            mixture = StreamMixture([part.rows for part in self._parts], seed=0, shuffle=False, in_turn=True)
+            mixture = StreamMixture([source.rows for source in self._sources], seed=0, shuffle=False, in_turn=True)
             return islice(mixture.rows(0), self._limit)
         return islice(range(len(self._dataset)), self._limit)
 

@@ -1,4 +1,4 @@
-"""align-anything's own datasets about a sound or a clip."""
+"""align-anything's own datasets about an audio clip or a video."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Any2AnyIO(BaseFormatter):
 
 
 def _with_media(words: str, record: Mapping[str, Any], kinds: Sequence[str], meta: Meta) -> list[dict[str, Any]]:
-    """Returns the parts of a turn, and puts its media to the others that wait in `meta` for their places."""
+    """Returns the parts of a turn, and puts its media to the others that wait in `meta` for their positions."""
     parts = []
     for kind in kinds:
         media = record[kind] if isinstance(record[kind], (list, tuple)) else [record[kind]]

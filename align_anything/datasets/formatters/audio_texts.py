@@ -1,4 +1,4 @@
-"""Sounds with a text about them: captions, transcripts, answers."""
+"""Audio clips with a text about them: captions, transcripts, answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from align_anything.datasets.formatters.turns import Sample, assistant, user_wit
 
 
 class AudioText(BaseFormatter):
-    """Rows with a sound and the text that the model should write about it.
+    """Rows with an audio clip and the text that the model should write about it.
 
     Attributes:
         requests: ways to ask for that text; each row is asked in one of them.
-        _audio: column of the sound.
+        _audio: column of the audio.
         _text: column of the text.
     """
 

@@ -1,4 +1,4 @@
-"""Answers about a clip, as the examples for Qwen2-VL hold them."""
+"""Answers about a video, as the examples for Qwen2-VL hold them."""
 
 from __future__ import annotations
 

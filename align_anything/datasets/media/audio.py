@@ -1,4 +1,4 @@
-"""Decoding sounds: one channel, at the rate that the model's processor wants."""
+"""Decoding audio clips: one channel, at the rate that the model's processor wants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align_anything.datasets.media.sources import as_file, describe
 
 MIN_SECONDS = 0.1
 MAX_SECONDS = 2 * 3600
-"""Longest sound that is read in full, half a gigabyte at 16 kHz."""
+"""Longest audio clip that is read in full, half a gigabyte at 16 kHz."""
 RATES = range(1000, 768_001)
 LOUDEST = 8
 """Full scale is 1; lossy formats go a little beyond, but not to the 32768 of integers taken for floats."""
@@ -26,14 +26,14 @@ NOT_FOR_LIBSNDFILE = (1, 4)
 
 
 def decode_audio(media: Media) -> Audio:
-    """Returns the sound of `media`, its channels mixed.
+    """Returns the audio of `media`, its channels mixed.
 
-    Options: `rate` to resample to (by default the sound's own), `max_seconds` and `long_audio` (`cut` takes the
-    beginning of a longer sound, `split` all of it, see `split_audio`), `sampling_rate` of a bare array.
+    Options: `rate` to resample to (by default the audio's own), `max_seconds` and `long_audio` (`cut` takes the
+    beginning of a longer clip, `split` all of it, see `split_audio`), `sampling_rate` of a bare array.
 
     Raises:
         SampleError: nothing readable, ends early, shorter than `MIN_SECONDS`, longer than `MAX_SECONDS`, or with values
-            that are no sound.
+            that are no audio.
     """
     limit = media.options.get('max_seconds')
     if limit is None or media.options.get('long_audio') == 'split':
@@ -50,7 +50,7 @@ def decode_audio(media: Media) -> Audio:
 def finish(samples: numpy.ndarray, rate: int, media: Media, limit: float) -> Audio:
     """Returns samples `(samples, channels)` checked, mixed and resampled. Raises as `decode_audio` does."""
     if rate not in RATES:
-        raise SampleError(f'{describe(media)} has a rate of {rate} samples per second, which is no rate of a sound.')
+        raise SampleError(f'{describe(media)} has a rate of {rate} samples per second, which is no rate of audio.')
     if len(samples) < MIN_SECONDS * rate:
         raise SampleError(
             f'{describe(media)} is too short: {len(samples) / rate:.3f} s, and at least {MIN_SECONDS} s are needed.'
@@ -76,7 +76,7 @@ def finish(samples: numpy.ndarray, rate: int, media: Media, limit: float) -> Aud
 
 
 def split_audio(audio: Audio, media: Media) -> list[Audio]:
-    """Returns a sound in pieces of at most `max_seconds` where the options say `long_audio: split`, else whole.
+    """Returns an audio clip in pieces of at most `max_seconds` where the options say `long_audio: split`, else whole.
 
     A last piece too short to be heard is left out.
     """
@@ -121,21 +121,21 @@ def _missing_bytes(file: Any) -> bool:
 
 
 def _given(source: Any, media: Media) -> tuple[numpy.ndarray, int]:
-    """Returns the samples `(samples, channels)` and the rate of a sound that is in memory."""
+    """Returns the samples `(samples, channels)` and the rate of an audio clip that is in memory."""
     if isinstance(source, Audio):
         return source.samples[:, None], source.rate
     rate = media.options.get('sampling_rate')
     if isinstance(source, Mapping):
         source, rate = source.get('array'), source.get('sampling_rate', rate)
     if not isinstance(source, (list, tuple, numpy.ndarray)):
-        raise SampleError(f'{describe(media)} is nothing that a sound can be made from.')
+        raise SampleError(f'{describe(media)} is nothing that audio can be made from.')
     if not isinstance(rate, (int, float)):
         raise SampleError(
             f"{describe(media)} has no rate: give {{'array': samples, 'sampling_rate': samples per second}}."
         )
     array = numpy.asarray(source)
     if array.dtype.kind not in 'iuf' or array.ndim not in (1, 2):
-        raise SampleError(f'{describe(media)} of {array.dtype} and shape {array.shape} is no sound.')
+        raise SampleError(f'{describe(media)} of {array.dtype} and shape {array.shape} is no audio.')
     if array.dtype.kind in 'iu' and not isinstance(source, (list, tuple)):
         half = 2.0 ** (8 * array.dtype.itemsize - 1)
         array = array / half - (1 if array.dtype.kind == 'u' else 0)

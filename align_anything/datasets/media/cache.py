@@ -71,7 +71,7 @@ def passing_key(media: Media) -> Hashable:
 
 
 def _identity(source: Any) -> Hashable:
-    # A clip may be a folder or a list of frames, whose path each conversation of a pair has made anew.
+    # A video may be a folder or a list of frames, whose path each conversation of a pair has made anew.
     if isinstance(source, (list, tuple)):
         return tuple(map(_identity, source))
     if isinstance(source, Mapping):

@@ -1,4 +1,4 @@
-"""Opening clips with PyAV, and the sound tracks in them."""
+"""Opening videos with PyAV, and the audio tracks in them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_container(source: str | bytes | bytearray, media: Media) -> Any:
 def read_track(
     source: str | bytes | bytearray, media: Media, seconds: float, since: float | None = None
 ) -> tuple[numpy.ndarray, int]:
-    """Returns the first sound track as samples `(samples, channels)` float32, and its rate.
+    """Returns the first audio track as samples `(samples, channels)` float32, and its rate.
 
     Args:
         seconds: how much of it is read.
@@ -42,13 +42,13 @@ def read_track(
             None begins with the track.
 
     Raises:
-        SampleError: there is no sound in it.
+        SampleError: there is no audio in it.
     """
     import av
 
     with open_container(source, media) as container:
         if not container.streams.audio:
-            raise SampleError(f'{describe(media)} has no sound track.')
+            raise SampleError(f'{describe(media)} has no audio track.')
         stream = container.streams.audio[0]
         rate, planar = stream.rate, av.AudioResampler(format='fltp')
         blocks: list[numpy.ndarray] = []
@@ -61,7 +61,7 @@ def read_track(
             if length + lead >= seconds * rate:
                 break
         if not length:
-            raise SampleError(f'{describe(media)} has a sound track without any sound in it.')
+            raise SampleError(f'{describe(media)} has an audio track without any samples in it.')
     samples = numpy.concatenate(blocks, axis=1).T[max(0, -lead) :]
     silence = numpy.zeros((max(0, lead), samples.shape[1]), samples.dtype)
     return numpy.concatenate([silence, samples]), rate

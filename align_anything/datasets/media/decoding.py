@@ -46,7 +46,7 @@ def decode_conversation(conversation: Conversation) -> Conversation:
 def decode_conversations(conversations: Sequence[Conversation], cache: MediaCache | None = None) -> list[Conversation]:
     """Returns the conversations of one Example decoded; a medium that stands in several of them is decoded once.
 
-    A long sound whose option `long_audio` is `split` becomes several parts. Raises `SampleError` as `decode` does.
+    A long audio clip whose option `long_audio` is `split` becomes several parts. Raises `SampleError` as `decode` does.
     """
     seen: dict[Hashable, Any] = {}
     pieces: dict[Hashable, list[Any]] = {}

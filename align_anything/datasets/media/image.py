@@ -1,4 +1,4 @@
-"""Decoding pictures: upright, in RGB, on white."""
+"""Decoding images: upright, in RGB, on white."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frames of a clip are taken, and how large they may be."""
+"""Which frames of a video are taken, and how large they may be."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TICK = 1e-3
 def pick(times: numpy.ndarray, duration: float, options: Mapping[str, Any]) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Returns the numbers of the frames to take and their timestamps, both `(picked,)`.
 
-    The clip is cut into equal stretches of time, and what is shown at the beginning of each is taken. A frame that is
+    The video is cut into equal stretches of time, and what is shown at the beginning of each is taken. A frame that is
     held over several stretches is taken for each of them.
 
     Args:
-        times: when each frame is first shown, seconds from the clip's start, ascending, `(frames,)`.
-        duration: of the clip, in seconds.
+        times: when each frame is first shown, seconds from the video's start, ascending, `(frames,)`.
+        duration: of the video, in seconds.
         options: `num_frames`, or else `fps`, `min_frames` and `max_frames`; never more frames than there are.
     """
     number = options.get('num_frames')

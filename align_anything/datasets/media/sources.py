@@ -32,7 +32,7 @@ def make_media(kind: MediaKind, source: Any, folder: str = '', options: Mapping[
     """Returns what a row holds for one medium as a `Media`, not decoded; relative paths start from `folder`.
 
     Takes a path, a data URI, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature,
-    `{'array', 'sampling_rate'}` of a sound, a list of frames or `{'frames', 'fps'}` of a video; also a `Media` of
+    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video; also a `Media` of
     any of these, whose own options go before `options`. URLs need the option `allow_urls`.
 
     Raises:
@@ -104,9 +104,9 @@ def _merged(given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 def _check_numbers(kind: MediaKind, options: Mapping[str, Any]) -> None:
     for name in NUMBERS & options.keys():
         value = options[name]
-        whole = name not in ('fps', 'max_seconds')
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value <= 0:
-            wanted = 'a whole number' if whole else 'a number'
+        is_integer = name not in ('fps', 'max_seconds')
+        if isinstance(value, bool) or not isinstance(value, int if is_integer else (int, float)) or value <= 0:
+            wanted = 'a whole number' if is_integer else 'a number'
             raise SampleError(f'{name} of the {kind} should be {wanted} above 0 but is {value!r}.')
 
 

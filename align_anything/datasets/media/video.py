@@ -1,4 +1,4 @@
-"""Decoding clips: a few frames, upright, with the times at which they are shown."""
+"""Decoding videos: a few frames, upright, with the times at which they are shown."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from align_anything.datasets.media.image import MAX_PIXELS, decode_image, to_byt
 from align_anything.datasets.media.sampling import FPS, fitted, pick
 from align_anything.datasets.media.sources import as_file, describe, make_media
 
-PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 WORTH_A_JUMP = 4
 """Frames between here and a keyframe from which on seeking is faster than decoding."""
 HELD = 1
-"""Packets that a frame may be made of, less one: two fields of an interlaced picture come as two."""
+"""Packets that a frame may be made of, less one: two fields of an interlaced frame come as two."""
 
 
 def decode_video(media: Media) -> Video:
-    """Returns the picked frames of a clip, of a folder of pictures, or of frames in memory.
+    """Returns the picked frames of a video, of a folder of images, or of frames in memory.
 
     Options: `num_frames`, or `fps` with `min_frames` and `max_frames`; `max_frame_pixels` and `max_video_pixels`, to
-    which frames are scaled down; `audio` for the sound track too, with the options of `decode_audio`. Frames that have
+    which frames are scaled down; `audio` for the audio track too, with the options of `decode_audio`. Frames that have
     no clock count as sampled at `fps` already.
 
     Raises:
@@ -42,7 +42,7 @@ def decode_video(media: Media) -> Video:
         return _from_frames(_listed(media, media.source), None, media)
     source = as_file(media)
     if isinstance(source, (str, bytes, bytearray)):
-        return _from_clip(source, media)
+        return _from_video(source, media)
     if isinstance(source, Video):
         return source
     if isinstance(source, Mapping) and source.get('frames') is not None:
@@ -52,7 +52,7 @@ def decode_video(media: Media) -> Video:
 
 @dataclass(frozen=True)
 class _Index:
-    """The frames of a clip in the order they are shown, as its packets tell.
+    """The frames of a video in the order they are shown, as its packets tell.
 
     Attributes:
         stamps: presentation times in units of the stream's clock, ascending.
@@ -67,9 +67,9 @@ class _Index:
     unit: float
 
 
-def _from_clip(source: str | bytes | bytearray, media: Media) -> Video:
+def _from_video(source: str | bytes | bytearray, media: Media) -> Video:
     with open_container(source, media) as container:
-        index = _read_index(container, _pictures_of(container, media), media)
+        index = _read_index(container, _video_stream(container, media), media)
     times = (numpy.array(index.stamps, dtype=numpy.float64) - index.stamps[0]) * index.unit
     picked, timestamps = pick(times, index.duration, media.options)
     wanted = [index.stamps[number] for number in dict.fromkeys(picked.tolist())]
@@ -79,12 +79,12 @@ def _from_clip(source: str | bytes | bytearray, media: Media) -> Video:
     return Video(frames, timestamps, len(times) / index.duration, audio)
 
 
-def _pictures_of(container: Any, media: Media) -> Any:
+def _video_stream(container: Any, media: Media) -> Any:
     from av.stream import Disposition
 
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
-        raise SampleError(f'{describe(media)} has no pictures in it, only sound.')
+        raise SampleError(f'{describe(media)} has no video track, only audio.')
     stream = streams[0]
     if stream.width * stream.height > MAX_PIXELS:
         raise SampleError(
@@ -98,12 +98,12 @@ def _pictures_of(container: Any, media: Media) -> Any:
 def _read_index(container: Any, stream: Any, media: Media) -> _Index:
     lengths: dict[int, int] = {}
     keys: list[int] = []
-    packets, cut = 0, False
+    packets, truncated = 0, False
     for packet in container.demux(stream):
         if not packet.size:
             continue
         packets += 1
-        cut = packet.is_corrupt
+        truncated = packet.is_corrupt
         if packet.is_discard:
             continue
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -119,7 +119,7 @@ def _read_index(container: Any, stream: Any, media: Media) -> _Index:
     unit = float(stream.time_base)
     usual = float(numpy.median(numpy.diff(stamps))) if len(stamps) > 1 else 1 / (FPS * unit)
     duration = (stamps[-1] - stamps[0] + (lengths[stamps[-1]] or usual)) * unit
-    if cut or packets < _declared_packets(container, stream) or duration < 0.9 * _declared_seconds(stream) - 0.1:
+    if truncated or packets < _declared_packets(container, stream) or duration < 0.9 * _declared_seconds(stream) - 0.1:
         raise SampleError(f'{describe(media)} ends early: it is truncated or damaged.')
     return _Index(stamps, sorted(keys), duration, unit)
 
@@ -144,10 +144,10 @@ class _Lost(Exception):
 def _frames_at(
     source: str | bytes | bytearray, media: Media, index: _Index, wanted: Sequence[int], count: int
 ) -> dict[int, numpy.ndarray]:
-    """Returns the picture shown at each of the times `wanted`, ascending; `count` frames share the pixel budget."""
+    """Returns the frame shown at each of the times `wanted`, ascending; `count` frames share the pixel budget."""
     for keys in (index.keys, []):
         with open_container(source, media) as container:
-            stream = _pictures_of(container, media)
+            stream = _video_stream(container, media)
             try:
                 shown = _Shown(container, stream, index.stamps, keys)
                 return {stamp: _picture(shown.at(stamp), count, media) for stamp in wanted}
@@ -215,18 +215,18 @@ def _listed(media: Media, folder: str) -> list[str]:
         # frame10 comes after frame9.
         return [int(word) if word.isdigit() else word for word in re.split(r'(\d+)', path.name)]
 
-    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES]
+    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
-        raise SampleError(f'{describe(media)} is a folder without pictures ({", ".join(PICTURES)}).')
+        raise SampleError(f'{describe(media)} is a folder without images ({", ".join(IMAGE_SUFFIXES)}).')
     return [str(path) for path in sorted(found, key=order)]
 
 
 def _from_frames(source: Any, fps: float | None, media: Media) -> Video:
-    """Returns frames in memory, `(frames, height, width[, channels])` or a list of pictures, as a clip."""
+    """Returns frames in memory, `(frames, height, width[, channels])` or a list of images, as a video."""
     if isinstance(source, str):
         source = _listed(media, source)
-    are_pictures = isinstance(source, (list, tuple)) and source and not isinstance(source[0], (list, tuple))
-    if not are_pictures:
+    are_images = isinstance(source, (list, tuple)) and source and not isinstance(source[0], (list, tuple))
+    if not are_images:
         if not isinstance(source, (list, tuple, numpy.ndarray)):
             raise SampleError(f'{describe(media)} is nothing that a video can be made from.')
         source = to_bytes_per_channel(_channels_last(numpy.asarray(source), media), media)

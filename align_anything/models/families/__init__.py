@@ -1,7 +1,7 @@
 """Families with a file of their own. The file's name is the `model_type` of the configuration it serves.
 
 Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`; where the model's body takes media in
-another form than transformers' (clips of unequal length, say), also `BODY`, its class. None is imported before a
+another form than transformers' (videos of unequal length, say), also `BODY`, its class. None is imported before a
 checkpoint of its family is asked for. An Accustomed class adds methods to transformers' class, never state.
 
 For a family whose class comes with the checkpoint, `MODEL` and `BODY` derive from no module: they are joined with the

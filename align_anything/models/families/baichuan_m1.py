@@ -13,7 +13,7 @@ class BaichuanM1Spec(OwnCodeSpec):
     """Text alone."""
 
     brings_processor = False
-    part_prefixes = {'language_model': ('model', 'lm_head')}
+    component_prefixes = {'language_model': ('model', 'lm_head')}
 
 
 MODEL, SPEC = AccustomedBaichuanM1Model, BaichuanM1Spec

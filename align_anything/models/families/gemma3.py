@@ -1,10 +1,10 @@
-"""Gemma 3 with its vision tower: a picture's tokens see each other in both directions."""
+"""Gemma 3 with its vision tower: an image's tokens see each other in both directions."""
 
 from __future__ import annotations
 
 from transformers import Gemma3ForConditionalGeneration
 
-from align_anything.models.families.llava import PARTS
+from align_anything.models.families.llava import COMPONENTS
 from align_anything.models.family import FamilySpec
 
 
@@ -13,10 +13,10 @@ class AccustomedGemma3Model(Gemma3ForConditionalGeneration):
 
 
 class Gemma3Spec(FamilySpec):
-    """Token types reach the model (its training forward demands them), as the attention within a picture needs them."""
+    """Token types reach the model (its training forward demands them), as the attention within an image needs them."""
 
     bidirectional_media = True
-    part_prefixes = PARTS
+    component_prefixes = COMPONENTS
 
 
 MODEL, SPEC = AccustomedGemma3Model, Gemma3Spec

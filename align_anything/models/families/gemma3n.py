@@ -1,4 +1,4 @@
-"""Gemma 3n: pictures and sounds; a picture goes through a network of timm, which has to be installed."""
+"""Gemma 3n: images and audio; an image goes through a network of timm, which has to be installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AccustomedGemma3nModel(Gemma3nForConditionalGeneration):
 class Gemma3nSpec(FamilySpec):
     """The default rules with the components named."""
 
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_tower',),
         'audio_tower': ('model.audio_tower',),
         'mm_proj': ('model.embed_vision', 'model.embed_audio'),

@@ -1,4 +1,4 @@
-"""Gemma 4: pictures, clips and sounds; the larger ones read a picture in both directions, in some layers."""
+"""Gemma 4: images, videos and audio; the larger ones read an image in both directions, in some layers."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class AccustomedGemma4Body(Gemma4Model):
         video_position_ids: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Returns the text model's output; without clips it is transformers' own forward pass."""
+        """Returns the text model's output; without videos it is transformers' own forward pass."""
         inputs.pop('num_frames_per_video', None)
         if pixel_values_videos is None:
             return super().forward(*args, pixel_values=pixel_values, image_position_ids=image_position_ids, **inputs)
-        # All clips as one: their features are put end to end afterwards.
+        # All videos as one: their features are put end to end afterwards.
         frames = torch.tensor([len(pixel_values_videos)])
-        clips = self.get_video_features(pixel_values_videos, video_position_ids, frames, return_dict=True)
-        outputs = {'video': clips}
+        videos = self.get_video_features(pixel_values_videos, video_position_ids, frames, return_dict=True)
+        outputs = {'video': videos}
         if pixel_values is not None:
             outputs['image'] = self.get_image_features(pixel_values, image_position_ids, return_dict=True)
         return super().forward(*args, **{**inputs, 'mm_encoder_outputs': outputs})
@@ -56,8 +56,8 @@ class Gemma4Encoder(RunEncoder):
         return {name: value for name, value in outputs.items() if name not in COUNTS}
 
 
-class PictureCalls(TowerCalls):
-    """Calls with one row for each picture or frame; the output has as many rows as there are tokens."""
+class ImageCalls(TowerCalls):
+    """Calls with one row for each image or frame; the output has as many rows as there are tokens."""
 
     def __init__(self, pooling: int) -> None:
         """`pooling` is the number of patches that make one token."""
@@ -65,12 +65,12 @@ class PictureCalls(TowerCalls):
         self.pooling = pooling
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """Returns the tokens of each picture; patches of padding have none."""
+        """Returns the tokens of each image; patches of padding have none."""
         return [int((item['pixel_position_ids'] != -1).all(-1).sum()) // self.pooling for item in items]
 
 
-class PaddedSoundCalls(TowerCalls):
-    """Calls with one row for each sound, padded to the longest. Kept is what a sound gives without padding."""
+class PaddedAudioCalls(TowerCalls):
+    """Calls with one row for each audio clip, padded to the longest. Kept is what a clip gives without padding."""
 
     def items(self, tensors: Mapping[str, Tensor]) -> list[Item]:
         """Returns the items of a call: `input_features` `(1, frames, bins)` and `attention_mask` `(1, frames)`."""
@@ -84,21 +84,21 @@ class PaddedSoundCalls(TowerCalls):
         """Returns the arguments of one call, or the features of several items as one, padded with zeros."""
         return merge_media(items)
 
-    def cut(self, features: Features, items: Sequence[Item]) -> list[Features]:
-        """Returns the features of each sound without padding."""
+    def split(self, features: Features, items: Sequence[Item]) -> list[Features]:
+        """Returns the features of each audio clip without padding."""
         tokens = features['attention_mask'].sum(-1).tolist()
         return [
             {name: part[:, :number] for name, part in item.items()}
-            for item, number in zip(super().cut(features, items), tokens, strict=True)
+            for item, number in zip(super().split(features, items), tokens, strict=True)
         ]
 
 
 class Gemma4Spec(FamilySpec):
-    """The default rules with the components named; the sound tracks of a turn's clips stand at its end."""
+    """The default rules with the components named; the audio tracks of a turn's videos stand at its end."""
 
     encoder_class = Gemma4Encoder
-    hears_clips = True
-    part_prefixes = {
+    reads_audio_in_video = True
+    component_prefixes = {
         'vision_tower': ('model.vision_tower',),
         'audio_tower': ('model.audio_tower',),
         'mm_proj': ('model.embed_vision', 'model.embed_audio'),
@@ -113,11 +113,11 @@ class Gemma4Spec(FamilySpec):
         """Returns the one run that generation starts from, before tokenisation."""
         return super().render_prompt([_with_tracks(message) for message in messages])
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of a tower are split."""
-        if part == 'audio_tower':
-            return PaddedSoundCalls()
-        return PictureCalls(self.config.vision_config.pooling_kernel_size**2)
+        if component == 'audio_tower':
+            return PaddedAudioCalls()
+        return ImageCalls(self.config.vision_config.pooling_kernel_size**2)
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Gemma4Spec(FamilySpec):
 
 
 def _with_tracks(message: Message) -> Message:
-    """Returns the message with the sound of its clips behind all else, where `load_audio_from_video` puts it."""
+    """Returns the message with the audio of its videos behind all else, where `load_audio_from_video` puts it."""
     tracks = [item.audio for kind, item in media_of([message]) if kind == 'video' and item.audio is not None]
     return {**message, 'content': [*message['content'], *({'type': 'audio', 'audio': track} for track in tracks)]}
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: one fixed number of tokens per picture."""
+"""LLaVA-1.5: one fixed number of tokens per image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from transformers import LlavaForConditionalGeneration
 
 from align_anything.models.family import FamilySpec
 
-PARTS = {
+COMPONENTS = {
     'vision_tower': ('model.vision_tower',),
     'mm_proj': ('model.multi_modal_projector',),
     'language_model': ('model.language_model', 'lm_head'),
@@ -20,7 +20,7 @@ class AccustomedLlavaModel(LlavaForConditionalGeneration):
 class LlavaSpec(FamilySpec):
     """The default rules with the components named."""
 
-    part_prefixes = PARTS
+    component_prefixes = COMPONENTS
 
 
 MODEL, SPEC = AccustomedLlavaModel, LlavaSpec

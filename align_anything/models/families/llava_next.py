@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: pictures in patches, their number by the picture's shape."""
+"""LLaVA-NeXT: images in patches, their number by the image's shape."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class AccustomedLlavaNextModel(LlavaNextForConditionalGeneration):
 
 
 class LlavaNextSpec(FamilySpec):
-    """The default rules with the components named; patches past a picture's own are padding the model drops."""
+    """The default rules with the components named; patches past an image's own are padding the model drops."""
 
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_tower',),
         'mm_proj': ('model.multi_modal_projector', 'model.image_newline'),
         'language_model': ('model.language_model', 'lm_head'),

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video: pictures as LLaVA-NeXT takes them, clips frame by frame, pooled."""
+"""LLaVA-NeXT-Video: images as LLaVA-NeXT takes them, videos frame by frame, pooled."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class AccustomedLlavaNextVideoModel(LlavaNextVideoForConditionalGeneration):
 
 
 class LlavaNextVideoEncoder(RunEncoder):
-    """Hands clips over as frames, so that clips of unequal length can share a batch."""
+    """Hands videos over as frames, so that videos of unequal length can share a batch."""
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the outputs with every frame as a clip of its own: the model looks at each frame alone."""
+        """Returns the outputs with every frame as a video of its own: the model looks at each frame alone."""
         if 'pixel_values_videos' not in outputs:
             return outputs
         return {**outputs, 'pixel_values_videos': outputs['pixel_values_videos'].flatten(0, 1)[:, None]}
 
 
 class LlavaNextVideoSpec(LlavaNextSpec):
-    """The rules of LLaVA-NeXT, and clips of any length."""
+    """The rules of LLaVA-NeXT, and videos of any length."""
 
     encoder_class = LlavaNextVideoEncoder
 

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: one picture in patches, several whole, clips frame by frame with a token at their end."""
+"""LLaVA-OneVision: one image in patches, several whole, videos frame by frame with a token at their end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AccustomedLlavaOnevisionModel(LlavaOnevisionForConditionalGeneration):
 
 
 class AccustomedLlavaOnevisionBody(LlavaOnevisionModel):
-    """Takes pictures of several conversations in one list, and clips of unequal length as one list of frames."""
+    """Takes images of several conversations in one list, and videos of unequal length as one list of frames."""
 
     def forward(
         self,
@@ -37,54 +37,54 @@ class AccustomedLlavaOnevisionBody(LlavaOnevisionModel):
         """Returns the text model's output; without the two arguments below it is transformers' own forward pass.
 
         Args:
-            image_alone: whether each picture is the only one of its conversation, `(pictures,)`.
-            video_frames: number of frames of each clip, `(clips,)`; the frames then come as `(frames, 3, side, side)`.
+            image_alone: whether each image is the only one of its conversation, `(images,)`.
+            video_frames: number of frames of each video, `(videos,)`; frames then come as `(frames, 3, side, side)`.
         """
         if image_alone is None and video_frames is None:
             pixels = {'pixel_values': pixel_values, 'pixel_values_videos': pixel_values_videos}
             return super().forward(*args, image_sizes=image_sizes, **pixels, **inputs)
         outputs = {}
         if image_alone is not None:
-            outputs['image'] = self._pictures(pixel_values, image_sizes, image_alone)
+            outputs['image'] = self._images(pixel_values, image_sizes, image_alone)
         if video_frames is not None:
-            outputs['video'] = self._clips(pixel_values_videos, video_frames)
+            outputs['video'] = self._videos(pixel_values_videos, video_frames)
         return super().forward(*args, **{**inputs, 'mm_encoder_outputs': outputs})
 
-    def _pictures(self, pixels: Tensor, sizes: Tensor, alone: Tensor) -> Any:
+    def _images(self, pixels: Tensor, sizes: Tensor, alone: Tensor) -> Any:
         flags = alone.tolist()
         crowd = [index for index, flag in enumerate(flags) if not flag]
-        # The count of pictures tells transformers how to cut them: one is cut into patches, a group is not.
+        # The count of images tells transformers how to cut them: one is cut into patches, a group is not.
         group = crowd * 2 if len(crowd) == 1 else crowd
         order = [*group, *(index for index, flag in enumerate(flags) if flag)]
         counts = ([len(group)] if group else []) + [1] * (len(order) - len(group))
         found = self.get_image_features(pixels[order], sizes[order], batch_num_images=counts, return_dict=True)
-        by_picture = dict(zip(order, found.pooler_output, strict=True))
-        found.pooler_output = [by_picture[index] for index in range(len(flags))]
+        by_image = dict(zip(order, found.pooler_output, strict=True))
+        found.pooler_output = [by_image[index] for index in range(len(flags))]
         return found
 
-    def _clips(self, frames: Tensor, lengths: Tensor) -> Any:
+    def _videos(self, frames: Tensor, lengths: Tensor) -> Any:
         found = self.get_video_features(frames[:, None], return_dict=True)
-        # Every frame came as a clip, with the token that ends a clip behind it.
+        # Every frame came as a video, with the token that ends a video behind it.
         tokens, end = found.pooler_output[:, :-1], found.pooler_output[0, -1:]
-        clips = [torch.cat([clip.flatten(0, 1), end]) for clip in tokens.split(lengths.tolist())]
-        found.pooler_output = torch.cat(clips)[None]
+        videos = [torch.cat([video.flatten(0, 1), end]) for video in tokens.split(lengths.tolist())]
+        found.pooler_output = torch.cat(videos)[None]
         return found
 
 
 @dataclass(frozen=True)
 class RunAmongMany(Run):
-    """A run of a conversation that has several pictures."""
+    """A run of a conversation that has several images."""
 
 
 class LlavaOnevisionEncoder(RunEncoder):
-    """Keeps with each picture whether it is alone in its conversation, and with each clip its number of frames."""
+    """Keeps with each image whether it is alone in its conversation, and with each video its number of frames."""
 
     def piece(self, run: Run, first: bool = False) -> Piece:
-        """Encodes one run. A picture that is alone in its run but not in its conversation is processed with another."""
-        pictures = [item for kind, item in run.media if kind == 'image']
-        if not isinstance(run, RunAmongMany) or len(pictures) != 1:
+        """Encodes one run. An image that is alone in its run but not in its conversation is processed with another."""
+        images = [item for kind, item in run.media if kind == 'image']
+        if not isinstance(run, RunAmongMany) or len(images) != 1:
             return super().piece(run, first)
-        media = (*run.media, ('image', pictures[0]))
+        media = (*run.media, ('image', images[0]))
         piece = super().piece(replace(run, text=run.text + self.placeholders['image'], media=media), first)
         length = len(piece) - self.processor.num_image_tokens - 1
         rows = ('pixel_values', 'image_sizes', 'image_alone')
@@ -96,20 +96,20 @@ class LlavaOnevisionEncoder(RunEncoder):
         )
 
     def tidied(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the outputs with `image_alone` for each picture and `video_frames` for each clip."""
+        """Returns the outputs with `image_alone` for each image and `video_frames` for each video."""
         tidy = dict(outputs)
         if 'batch_num_images' in tidy:
             number = int(tidy.pop('batch_num_images').sum())
             tidy['image_alone'] = torch.full((number,), number == 1)
         if 'pixel_values_videos' in tidy:
-            clips = tidy['pixel_values_videos']
-            tidy['pixel_values_videos'] = clips.flatten(0, 1)
-            tidy['video_frames'] = torch.full((len(clips),), len(clips[0]))
+            videos = tidy['pixel_values_videos']
+            tidy['pixel_values_videos'] = videos.flatten(0, 1)
+            tidy['video_frames'] = torch.full((len(videos),), len(videos[0]))
         return tidy
 
 
 class LlavaOnevisionSpec(LlavaNextSpec):
-    """Tells every run whether its conversation has several pictures."""
+    """Tells every run whether its conversation has several images."""
 
     encoder_class = LlavaOnevisionEncoder
 
@@ -122,7 +122,7 @@ class LlavaOnevisionSpec(LlavaNextSpec):
         return _among(super().render_prompt(messages), messages)
 
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
-        """Returns the arguments of `generate()`. Raises SampleError also for clips of unequal length in one prompt."""
+        """Returns the arguments of `generate()`. Raises SampleError also for videos of unequal length in one prompt."""
         inputs = super().generation_inputs(prompts)
         if inputs.pop('image_alone', None) is not None:
             inputs['batch_num_images'] = torch.tensor([prompt.media_counts.get('image', 0) for prompt in prompts])
@@ -131,20 +131,20 @@ class LlavaOnevisionSpec(LlavaNextSpec):
             lengths = frames.unique().tolist()
             if len(lengths) > 1:
                 raise SampleError(
-                    f'a prompt has clips of {" and ".join(map(str, lengths))} frames, and generate() of this model '
-                    'takes only clips of one length: set data_cfgs.num_frames'
+                    f'a prompt has videos of {" and ".join(map(str, lengths))} frames, and generate() of this model '
+                    'takes only videos of one length: set data_cfgs.num_frames'
                 )
             inputs['pixel_values_videos'] = inputs['pixel_values_videos'].unflatten(0, (len(frames), lengths[0]))
         return inputs
 
     def generation_key(self, prompt: Piece) -> Hashable:
-        """Returns the number of frames of the prompt's clips: transformers' class takes them in one tensor."""
+        """Returns the number of frames of the prompt's videos: transformers' class takes them in one tensor."""
         return tuple(prompt.media['video_frames'].unique().tolist()) if 'video_frames' in prompt.media else None
 
 
 def _among(run: Run, conversation: Conversation) -> Run:
-    pictures = sum(kind == 'image' for kind, _ in media_of(conversation))
-    return RunAmongMany(run.text, run.weight, run.media, run.token) if pictures > 1 else run
+    images = sum(kind == 'image' for kind, _ in media_of(conversation))
+    return RunAmongMany(run.text, run.weight, run.media, run.token) if images > 1 else run
 
 
 MODEL, BODY, SPEC = AccustomedLlavaOnevisionModel, AccustomedLlavaOnevisionBody, LlavaOnevisionSpec

@@ -1,4 +1,4 @@
-"""MiniCPM-o: pictures and sounds in, text out; the class comes with the checkpoint, its speech is left out."""
+"""MiniCPM-o: images and audio in, text out; the class comes with the checkpoint, its speech is left out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class AccustomedMiniCPMOModel(AccustomedMiniCPM):
 
 
 class MiniCPMOSpec(OwnCodeSpec):
-    """Pictures, numbered over the conversation, and sounds."""
+    """Images, numbered over the conversation, and audio clips."""
 
     encoder_class = MiniCPMEncoder
     placeholders = {'image': IMAGE_PLACEHOLDER, 'audio': AUDIO_PLACEHOLDER}
     feature_token = FEATURE_TOKEN
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('vpm',),
         'audio_tower': ('apm',),
         'mm_proj': ('resampler', 'audio_projection_layer'),

@@ -1,4 +1,4 @@
-"""MiniCPM-V: pictures in slices of any shape; the class comes with the checkpoint."""
+"""MiniCPM-V: images in slices of any shape; the class comes with the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class AccustomedMiniCPMVModel(AccustomedMiniCPM):
 
 
 class MiniCPMVSpec(OwnCodeSpec):
-    """Pictures, numbered over the conversation."""
+    """Images, numbered over the conversation."""
 
     encoder_class = MiniCPMEncoder
     placeholders = {'image': IMAGE_PLACEHOLDER}
     feature_token = FEATURE_TOKEN
-    part_prefixes = {'vision_tower': ('vpm',), 'mm_proj': ('resampler',), 'language_model': ('llm',)}
+    component_prefixes = {'vision_tower': ('vpm',), 'mm_proj': ('resampler',), 'language_model': ('llm',)}
 
 
 MODEL, SPEC = AccustomedMiniCPMVModel, MiniCPMVSpec

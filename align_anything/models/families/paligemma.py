@@ -13,7 +13,7 @@ from transformers import PaliGemmaForConditionalGeneration, PaliGemmaModel
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Piece
 from align_anything.models.encoding import RunEncoder
-from align_anything.models.families.llava import PARTS
+from align_anything.models.families.llava import COMPONENTS
 from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import Run, TrainOn
 
@@ -35,12 +35,12 @@ class AccustomedPaliGemmaBody(PaliGemmaModel):
 
 
 class PaliGemmaEncoder(RunEncoder):
-    """Marks the prompt, and writes one without pictures as the processor writes one with them."""
+    """Marks the prompt, and writes one without images as the processor writes one with them."""
 
     def piece(self, run: Run, first: bool = False) -> Piece:
         """Encodes one run. Raises SampleError as the base class does."""
         if first and not run.media:
-            # The processor refuses texts without a picture.
+            # The processor refuses texts without an image.
             ids = self.tokenizer(f'{self.tokenizer.bos_token}{run.text}\n', add_special_tokens=False)['input_ids']
             piece = Piece(torch.tensor(ids), torch.full((len(ids),), run.weight))
         else:
@@ -53,7 +53,7 @@ class PaliGemmaSpec(FamilySpec):
     """One prompt and one answer: earlier turns belong to the prompt. Padded rows only."""
 
     encoder_class = PaliGemmaEncoder
-    part_prefixes = PARTS
+    component_prefixes = COMPONENTS
     chat_template = (
         "{% for message in messages %}{% if message['role'] == 'assistant' and loop.last %}"
         "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% else %}"

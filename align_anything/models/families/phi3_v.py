@@ -1,4 +1,4 @@
-"""Phi-3-vision: pictures stand at negative ids; the class comes with the checkpoint."""
+"""Phi-3-vision: images stand at negative ids; the class comes with the checkpoint."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from align_anything.models.own_code import MARKS, PICTURE, OwnCodeEncoder, OwnCodeSpec, Written, by_kind
+from align_anything.models.own_code import IMAGE, MARKS, OwnCodeEncoder, OwnCodeSpec, Written, by_kind
 from align_anything.models.rendering import Run
 
 PLACEHOLDER = '<|image|>'
 
 
 class Phi3VEncoder(OwnCodeEncoder):
-    """Tokenises as the processor of Phi-3-vision does: every stretch of text behind a picture is a text of its own."""
+    """Tokenises as the processor of Phi-3-vision does: every stretch of text behind an image is a text of its own."""
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
-        """Returns the tokens of each picture, and the crops of all."""
+        """Returns the tokens of each image, and the crops of all."""
         found = self.processor.image_processor(by_kind(run, 'image'), return_tensors='pt')
         (token,) = self.media_token_ids
-        written = [Written([token] * int(number), [PICTURE] * int(number)) for number in found['num_img_tokens']]
+        written = [Written([token] * int(number), [IMAGE] * int(number)) for number in found['num_img_tokens']]
         return written, {name: found[name] for name in ('pixel_values', 'image_sizes')}
 
     def text_ids(self, text: str, first: bool, behind_medium: bool) -> list[int]:
@@ -28,16 +28,16 @@ class Phi3VEncoder(OwnCodeEncoder):
 
 
 def negative(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the inputs with the ids at which pictures stand made negative, in a copy: the checkpoint changes them."""
+    """Returns the inputs with the ids at which images stand made negative, in a copy: the checkpoint changes them."""
     marks = inputs.get(MARKS)
     if marks is None:
         return inputs
-    ids = inputs['input_ids'].masked_fill(marks == PICTURE, -1)
+    ids = inputs['input_ids'].masked_fill(marks == IMAGE, -1)
     return {**{name: value for name, value in inputs.items() if name != MARKS}, 'input_ids': ids}
 
 
 class AccustomedPhi3VBody:
-    """Marks pictures by negative ids, as the checkpoint's own body wants them."""
+    """Marks images by negative ids, as the checkpoint's own body wants them."""
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """Returns the body's output."""
@@ -57,15 +57,15 @@ class AccustomedPhi3VModel:
 
 
 class Phi3VSpec(OwnCodeSpec):
-    """Pictures of any shape, in crops."""
+    """Images of any shape, in crops."""
 
     encoder_class = Phi3VEncoder
     placeholders = {'image': PLACEHOLDER}
     feature_token = PLACEHOLDER
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_embed_tokens.img_processor',),
         'mm_proj': ('model.vision_embed_tokens',),
-        # The embeddings of text have a second name inside those of pictures.
+        # The embeddings of text have a second name inside those of images.
         'language_model': ('model', 'model.vision_embed_tokens.wte', 'lm_head'),
     }
 

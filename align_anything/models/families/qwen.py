@@ -1,4 +1,4 @@
-"""Qwen-VL-Chat: pictures are paths in the text, which the model opens itself; here it gets the pixels instead."""
+"""Qwen-VL-Chat: images are paths in the text, which the model opens itself; here it gets the pixels instead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
-from align_anything.models.own_code import MARKS, PICTURE, OwnCodeEncoder, OwnCodeSpec, Written
+from align_anything.models.own_code import IMAGE, MARKS, OwnCodeEncoder, OwnCodeSpec, Written
 from align_anything.models.rendering import Run
 
 START, PAD, END = '<img>', '<imgpad>', '</img>'
@@ -26,29 +26,29 @@ class QwenVLEncoder(OwnCodeEncoder):
     """Writes `Picture 1: <img>…</img>`, with padding where the checkpoint's tokenizer would put a path."""
 
     def __init__(self, side: int, queries: int, *args: Any) -> None:
-        """Takes the side of a picture in pixels and its number of tokens, and the base class's arguments."""
+        """Takes the side of an image in pixels and its number of tokens, and the base class's arguments."""
         super().__init__(*args)
         self.side, self.queries = side, queries
 
     def spelled(self, run: Run, first_number: int) -> str:
-        """Returns the text of a run with the number of each picture. Raises SampleError for a tag in the text."""
+        """Returns the text of a run with the number of each image. Raises SampleError for a tag in the text."""
         parts = run.text.split(PLACEHOLDER)
         if any(tag in part for part in parts for tag in (START, END)):
-            raise SampleError(f'the text holds {START} or {END}, which this model takes for the path of a picture')
+            raise SampleError(f'the text holds {START} or {END}, which this model takes for the path of an image')
         numbers = range(first_number, first_number + len(parts) - 1)
         return parts[0] + ''.join(
             f'Picture {number}: {PLACEHOLDER}{part}' for number, part in zip(numbers, parts[1:], strict=True)
         )
 
     def written(self, run: Run, first_number: int) -> tuple[list[Written], dict[str, Tensor]]:
-        """Returns the tokens of each picture, and their pixels."""
+        """Returns the tokens of each image, and their pixels."""
         start, pad, end = self.tokenizer.convert_tokens_to_ids([START, PAD, END])
-        tokens = Written([start, *[pad] * self.queries, end], [0, *[PICTURE] * self.queries, 0])
+        tokens = Written([start, *[pad] * self.queries, end], [0, *[IMAGE] * self.queries, 0])
         pixels = torch.stack([self._pixels(item) for _, item in run.media])
         return [tokens] * len(run.media), {'pixel_values': pixels}
 
-    def _pixels(self, picture: Image.Image) -> Tensor:
-        small = picture.convert('RGB').resize((self.side, self.side), Image.Resampling.BICUBIC)
+    def _pixels(self, image: Image.Image) -> Tensor:
+        small = image.convert('RGB').resize((self.side, self.side), Image.Resampling.BICUBIC)
         colours = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
         return (colours - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
@@ -73,7 +73,7 @@ def with_pixels(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
 
 
 class AccustomedQwenVLBody:
-    """Takes the pixels of pictures beside the ids."""
+    """Takes the pixels of images beside the ids."""
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """Returns the body's output."""
@@ -105,16 +105,16 @@ class QwenVLSpec(OwnCodeSpec):
         "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('transformer.visual',),
         'mm_proj': ('transformer.visual.attn_pool',),
         'language_model': ('transformer', 'lm_head'),
     }
 
     def __init__(self, config: Any, tokenizer: Any, processor: Any = None, **how: Any) -> None:
-        """Reads the checkpoint. Raises ModelError as the base class does, and for a Qwen that sees no pictures."""
+        """Reads the checkpoint. Raises ModelError as the base class does, and for a Qwen that sees no images."""
         if not config.to_dict().get('visual'):
-            raise ModelError('of the first Qwen models only Qwen-VL is known here; this checkpoint reads no pictures.')
+            raise ModelError('of the first Qwen models only Qwen-VL is known here; this checkpoint reads no images.')
         if tokenizer.eos_token is None:
             # The checkpoint's tokenizer says of no token that it ends a text.
             tokenizer.eos_token = '<|im_end|>'
@@ -122,7 +122,7 @@ class QwenVLSpec(OwnCodeSpec):
 
     @property
     def encoder_class(self) -> Any:
-        """What makes the encoder, for the pictures of this checkpoint."""
+        """What makes the encoder, for the images of this checkpoint."""
         visual = self.config.visual
         return partial(QwenVLEncoder, visual['image_size'], visual['n_queries'])
 

@@ -1,4 +1,4 @@
-"""The thinker of Qwen2.5-Omni: pictures, clips and sounds beside text."""
+"""The thinker of Qwen2.5-Omni: images, videos and audio beside text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from align_anything.models.body import BodyWithin
-from align_anything.models.omni import PARTS, OmniSpec, put
-from align_anything.models.tower_calls import PatchCalls, SoundCalls, TowerCalls
+from align_anything.models.omni import COMPONENTS, OmniSpec, put
+from align_anything.models.tower_calls import AudioCalls, PatchCalls, TowerCalls
 
 
 class AccustomedQwen2_5OmniThinkerModel(Qwen2_5OmniThinkerForConditionalGeneration, BodyWithin):
@@ -35,29 +35,29 @@ class AccustomedQwen2_5OmniThinkerModel(Qwen2_5OmniThinkerForConditionalGenerati
         """
         embeds = self.get_input_embeddings()(input_ids)
         if input_features is not None:
-            sounds = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
-            embeds = put(embeds, input_ids == self.config.audio_token_id, sounds.last_hidden_state)
+            audio_clips = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
+            embeds = put(embeds, input_ids == self.config.audio_token_id, audio_clips.last_hidden_state)
         if pixel_values is not None:
-            pictures = self.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
-            embeds = put(embeds, input_ids == self.config.image_token_id, torch.cat(pictures))
+            images = self.get_image_features(pixel_values, image_grid_thw, return_dict=True).pooler_output
+            embeds = put(embeds, input_ids == self.config.image_token_id, torch.cat(images))
         if pixel_values_videos is not None:
-            clips = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True).pooler_output
-            embeds = put(embeds, input_ids == self.config.video_token_id, torch.cat(clips))
+            videos = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True).pooler_output
+            embeds = put(embeds, input_ids == self.config.video_token_id, torch.cat(videos))
         return self.model(inputs_embeds=embeds, **inputs)
 
 
 class Qwen2_5OmniThinkerSpec(OmniSpec):
     """The rules of the Omni thinkers with the components named."""
 
-    part_prefixes = PARTS
+    component_prefixes = COMPONENTS
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of a tower are split; inside the vision tower, patches are sorted by window."""
-        return SoundCalls(_tokens) if part == 'audio_tower' else PatchCalls(windows=True)
+        return AudioCalls(_tokens) if component == 'audio_tower' else PatchCalls(windows=True)
 
 
 def _tokens(frames: int) -> int:
-    """The tokens of a sound: one convolution and one pooling, each of stride two."""
+    """The tokens of an audio clip: one convolution and one pooling, each of stride two."""
     return ((frames - 1) // 2 - 1) // 2 + 1
 
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: multimodal rotary positions that follow the seconds of a clip."""
+"""Qwen2.5-VL: multimodal rotary positions that follow the seconds of a video."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class AccustomedQwen2_5_VLModel(Qwen2_5_VLForConditionalGeneration):
 class Qwen2_5_VLSpec(MRopeSpec):
     """Frames stand as far apart as the time between them."""
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of the vision tower are split; inside, its patches are sorted by window."""
         return PatchCalls(windows=True)
 
     def intervals(self, media: Mapping[str, Any]) -> Tensor | None:
-        """Returns tokens per second times the seconds between frames, for each clip."""
+        """Returns tokens per second times the seconds between frames, for each video."""
         seconds = media.get('second_per_grid_ts')
         if seconds is None and 'video_grid_thw' in media:
             seconds = media['video_grid_thw'].new_ones(len(media['video_grid_thw']))

@@ -1,4 +1,4 @@
-"""Qwen2-Audio: every sound is padded to the length that the encoder takes, thirty seconds in the large one."""
+"""Qwen2-Audio: every audio clip is padded to the length that the encoder takes, thirty seconds in the large one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class AccustomedQwen2AudioModel(Qwen2AudioForConditionalGeneration):
 
 
 class Qwen2AudioEncoder(RunEncoder):
-    """Refuses sounds too short to stand in a sequence."""
+    """Refuses audio clips too short to stand in a sequence."""
 
     def piece(self, run: Run, first: bool = False) -> Piece:
-        """Encodes one run. Raises SampleError, also for a sound of one token.
+        """Encodes one run. Raises SampleError, also for an audio clip of one token.
 
         The model takes a batch without two neighbouring audio tokens for one whose placeholders are not expanded.
         """
@@ -30,7 +30,7 @@ class Qwen2AudioEncoder(RunEncoder):
         if 'feature_attention_mask' in piece.media:
             frames = int(piece.media['feature_attention_mask'].sum(-1).min())
             if ((frames - 1) // 2 - 1) // 2 + 1 < 2:
-                raise SampleError(f'the sound is too short for this model: {frames} frames of 10 ms')
+                raise SampleError(f'the audio is too short for this model: {frames} frames of 10 ms')
         return piece
 
 
@@ -38,7 +38,7 @@ class Qwen2AudioSpec(FamilySpec):
     """The default rules with the components named."""
 
     encoder_class = Qwen2AudioEncoder
-    part_prefixes = {
+    component_prefixes = {
         'audio_tower': ('model.audio_tower',),
         'mm_proj': ('model.multi_modal_projector',),
         'language_model': ('model.language_model', 'lm_head'),

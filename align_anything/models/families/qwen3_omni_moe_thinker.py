@@ -1,4 +1,4 @@
-"""The thinker of Qwen3-Omni: pictures, clips and sounds beside text, pictures in several layers."""
+"""The thinker of Qwen3-Omni: images, videos and audio beside text, images in several layers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from align_anything.models.body import BodyWithin
 from align_anything.models.encoding import merge_media
-from align_anything.models.omni import PARTS, OmniSpec, put
-from align_anything.models.tower_calls import Features, Forward, Item, PatchCalls, SoundCalls, TowerCalls
+from align_anything.models.omni import COMPONENTS, OmniSpec, put
+from align_anything.models.tower_calls import AudioCalls, Features, Forward, Item, PatchCalls, TowerCalls
 
 
 class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGeneration, BodyWithin):
@@ -38,17 +38,17 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
         """
         embeds = self.get_input_embeddings()(input_ids)
         if input_features is not None:
-            sounds = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
-            embeds = put(embeds, input_ids == self.config.audio_token_id, sounds.last_hidden_state)
+            audio_clips = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
+            embeds = put(embeds, input_ids == self.config.audio_token_id, audio_clips.last_hidden_state)
         seen: list[tuple[Tensor, Any]] = []
         if pixel_values is not None:
-            pictures = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
-            seen.append((input_ids == self.config.image_token_id, pictures))
+            images = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            seen.append((input_ids == self.config.image_token_id, images))
         if pixel_values_videos is not None:
-            clips = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
-            seen.append((input_ids == self.config.video_token_id, clips))
-        for places, visuals in seen:
-            embeds = put(embeds, places, torch.cat(visuals.pooler_output))
+            videos = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+            seen.append((input_ids == self.config.video_token_id, videos))
+        for mask, visuals in seen:
+            embeds = put(embeds, mask, torch.cat(visuals.pooler_output))
         if seen:
             inputs |= _by_layer(embeds, seen)
         return self.model(inputs_embeds=embeds, **inputs)
@@ -60,11 +60,11 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
         audio_feature_lengths: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Returns the tower's output for sounds `(sounds, bins, frames)`: `last_hidden_state` `(tokens, size)`.
+        """Returns the tower's output for audio clips `(audio, bins, frames)`: `last_hidden_state` `(tokens, size)`.
 
         The tower pads all windows to the longest one of its call, and its convolutions read what is there: among
-        sounds shorter than a window (a second), what comes of one would hang on the others. Silence as long as a
-        window goes along with such sounds.
+        audio clips shorter than a window (a second), what comes of one would hang on the others. Silence as long as a
+        window goes along with such audio clips.
         """
         window = 2 * self.audio_tower.n_window
         if feature_attention_mask is None or int(feature_attention_mask.sum(-1).max()) >= window:
@@ -79,8 +79,8 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
         return outputs
 
 
-class WindowCalls(SoundCalls):
-    """Calls in which short sounds are read as beside a longer one, whichever of them are there."""
+class WindowCalls(AudioCalls):
+    """Calls in which short audio clips are read as beside a longer one, whichever of them are there."""
 
     def __init__(self, window: int) -> None:
         super().__init__(partial(_tokens, window=window))
@@ -97,35 +97,35 @@ class WindowCalls(SoundCalls):
 class Qwen3OmniMoeThinkerSpec(OmniSpec):
     """Temporal positions keep their fractions; several tower layers have mergers of their own."""
 
-    whole_positions = False
+    integer_positions = False
     shared_marks = False
-    part_prefixes = {**PARTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
+    component_prefixes = {**COMPONENTS, 'mm_proj': ('visual.merger', 'visual.merger_list')}
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of a tower are split."""
-        if part != 'audio_tower':
+        if component != 'audio_tower':
             return PatchCalls('merger_list')
         return WindowCalls(2 * self.config.audio_config.n_window)
 
 
 def _tokens(frames: int, window: int) -> int:
-    """The tokens of a sound: its windows pass three convolutions of stride two each on their own."""
+    """The tokens of an audio clip: its windows pass three convolutions of stride two each on their own."""
     lengths = [window] * (frames // window) + ([frames % window] if frames % window else [])
     return sum((((length - 1) // 2) // 2) // 2 + 1 for length in lengths)
 
 
 def _by_layer(embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:
     """The features that the first layers add to visual tokens, in the order of the tokens, one tensor a layer."""
-    everywhere = torch.stack([places for places, _ in seen]).any(0)
+    masks = torch.stack([mask for mask, _ in seen]).any(0)
     layers = []
     for number in range(len(seen[0][1].deepstack_features)):
-        joint = embeds.new_zeros((int(everywhere.sum()), embeds.shape[-1]))
-        for places, visuals in seen:
+        joint = embeds.new_zeros((int(masks.sum()), embeds.shape[-1]))
+        for mask, visuals in seen:
             features = visuals.deepstack_features[number]
             features = torch.cat(features) if isinstance(features, (tuple, list)) else features
-            joint = joint.masked_scatter(places[everywhere][:, None], features.to(embeds.dtype))
+            joint = joint.masked_scatter(mask[masks][:, None], features.to(embeds.dtype))
         layers.append(joint)
-    return {'visual_pos_masks': everywhere, 'deepstack_visual_embeds': layers}
+    return {'visual_pos_masks': masks, 'deepstack_visual_embeds': layers}
 
 
 MODEL, SPEC = AccustomedQwen3OmniMoeThinkerModel, Qwen3OmniMoeThinkerSpec

@@ -1,4 +1,4 @@
-"""Qwen3-VL: multimodal rotary positions, clips as frames between timestamps in text."""
+"""Qwen3-VL: multimodal rotary positions, videos as frames between timestamps in text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class AccustomedQwen3VLModel(Qwen3VLForConditionalGeneration):
 
 
 class Qwen3VLSpec(MRopeSpec):
-    """Every frame of a clip is a stretch of its own; several tower layers have mergers of their own."""
+    """Every frame of a video is a stretch of its own; several tower layers have mergers of their own."""
 
-    part_prefixes = {
-        **MRopeSpec.part_prefixes,
+    component_prefixes = {
+        **MRopeSpec.component_prefixes,
         'mm_proj': ('model.visual.merger', 'model.visual.deepstack_merger_list'),
     }
 
-    def tower_calls(self, part: str) -> TowerCalls:
+    def tower_calls(self, component: str) -> TowerCalls:
         """Returns how calls of the vision tower are split, the features of its inner layers among them."""
         return PatchCalls('deepstack_merger_list')
 

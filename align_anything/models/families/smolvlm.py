@@ -1,4 +1,4 @@
-"""SmolVLM: as Idefics3, and clips as pictures between timestamps in text."""
+"""SmolVLM: as Idefics3, and videos as images between timestamps in text."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class AccustomedSmolVLMModel(SmolVLMForConditionalGeneration):
 
 
 class SmolVLMEncoder(RunEncoder):
-    """Gives clips calls of their own: the processor has one name for the pixels of pictures and of clips."""
+    """Gives videos calls of their own: the processor has one name for the pixels of images and of videos."""
 
-    clips_apart: ClassVar[bool] = True
+    videos_apart: ClassVar[bool] = True
 
 
 class SmolVLMSpec(FamilySpec):
     """The default rules with the components named."""
 
     encoder_class = SmolVLMEncoder
-    part_prefixes = {
+    component_prefixes = {
         'vision_tower': ('model.vision_model',),
         'mm_proj': ('model.connector',),
         'language_model': ('model.text_model', 'lm_head'),

@@ -49,9 +49,9 @@ def chosen_letter(text: str, letters: str) -> str | None:
     at the start of a line, in brackets, in bold, and at last standing alone anywhere.
     """
     plain = re.sub(r'\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}|[*_$`]+', lambda found: found[1] or '', text).strip()
-    whole = re.fullmatch(rf'\(?([{letters}])[).:]*', plain, re.IGNORECASE)
-    if whole:
-        return whole[1].upper()
+    match = re.fullmatch(rf'\(?([{letters}])[).:]*', plain, re.IGNORECASE)
+    if match:
+        return match[1].upper()
     boxed = re.findall(r'\\boxed\{([^{}]*)\}', plain)
     if boxed:
         return chosen_letter(boxed[-1], letters)

@@ -47,10 +47,10 @@ def build(
         hidden: width of the language model, a multiple of 32 (heads are 32 wide unless `heads` says otherwise).
         layers: layers of the language model.
         vocab: pieces of the byte-level BPE, special tokens excepted.
-        image_size: side of a picture in pixels, a multiple of 28.
+        image_size: side of an image in pixels, a multiple of 28.
         vision_hidden, vision_layers: size of the vision tower.
         corpus: texts to train the tokenizer on; a small built-in one by default.
-        sound_seconds: longest sound, to which the processors of some families fill all others up.
+        sound_seconds: longest audio clip, to which the processors of some families fill all others up.
 
     Raises:
         ModelError: unknown family, a folder that is not empty, or sizes that do not fit each other.

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--layers', type=int, default=2, help='layers of the language model')
     parser.add_argument('--heads', type=int, default=None, help='attention heads (default: 32 wide each)')
     parser.add_argument('--vocab', type=int, default=384, help='pieces of the tokenizer')
-    parser.add_argument('--image_size', type=int, default=56, help='side of a picture in pixels')
+    parser.add_argument('--image_size', type=int, default=56, help='side of an image in pixels')
     parser.add_argument('--vision_hidden', type=int, default=32, help='width of the vision tower')
     parser.add_argument('--vision_layers', type=int, default=2, help='layers of the vision tower')
     parser.add_argument('--seed', type=int, default=0, help='seed of the weights')

@@ -59,7 +59,7 @@ def build(options: TinyOptions, out: Path) -> None:
 
     def make() -> Any:
         model = transformers.Gemma3ForConditionalGeneration(config)
-        # transformers starts this projector at zero: pictures would change nothing and the tower would get no gradient.
+        # transformers starts this projector at zero: images would change nothing and the tower would get no gradient.
         projection = model.model.multi_modal_projector.mm_input_projection_weight
         projection.data.normal_(std=projection.shape[0] ** -0.5)
         return model

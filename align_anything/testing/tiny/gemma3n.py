@@ -1,4 +1,4 @@
-"""Tiny Gemma 3n: pictures through a network of timm, sounds through a conformer, and the text model's odd layers."""
+"""Tiny Gemma 3n: images through a network of timm, audio clips through a conformer, and the text model's odd layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from align_anything.testing.tiny.options import MELS, TinyOptions, save
 from align_anything.testing.tiny.templates import content, turns
 from align_anything.testing.tiny.tokenizers import make_tokenizer
 
-# timm's network, its width, and the side of a picture that it makes four tokens of.
-NETWORK, WIDTH, SIDE, PICTURE_TOKENS = 'test_efficientnet_ln', 256, 64, 4
-SOUND_TOKENS = 32
+# timm's network, its width, and the side of an image that it makes four tokens of.
+NETWORK, WIDTH, SIDE, IMAGE_TOKENS = 'test_efficientnet_ln', 256, 64, 4
+AUDIO_TOKENS = 32
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Gemma 3n. Needs timm; the side of a picture and the size of its network are fixed."""
+    """Writes a tiny Gemma 3n. Needs timm; the side of an image and the size of its network are fixed."""
     import transformers
 
     tokenizer = make_tokenizer(
@@ -26,7 +26,7 @@ def build(options: TinyOptions, out: Path) -> None:
         bos='<bos>',
         add_bos=True,
         extra=['<start_of_turn>', '<end_of_turn>'],
-        # In this order: behind the text stand two tokens of pictures and two of sounds, with tables of their own.
+        # In this order: behind the text stand two tokens of images and two of audio clips, with tables of their own.
         named={
             'boi_token': '<start_of_image>',
             'boa_token': '<start_of_audio>',
@@ -72,8 +72,8 @@ def build(options: TinyOptions, out: Path) -> None:
         text_config=text,
         audio_config=audio,
         vision_config=vision,
-        audio_soft_tokens_per_image=SOUND_TOKENS,
-        vision_soft_tokens_per_image=PICTURE_TOKENS,
+        audio_soft_tokens_per_image=AUDIO_TOKENS,
+        vision_soft_tokens_per_image=IMAGE_TOKENS,
         **ids,
     )
     sizes: dict[str, Any] = {'size': {'height': SIDE, 'width': SIDE}, 'do_normalize': False}
@@ -81,8 +81,8 @@ def build(options: TinyOptions, out: Path) -> None:
         transformers.Gemma3nAudioFeatureExtractor(feature_size=MELS),
         transformers.SiglipImageProcessor(**sizes),
         tokenizer,
-        audio_seq_length=SOUND_TOKENS,
-        image_seq_length=PICTURE_TOKENS,
+        audio_seq_length=AUDIO_TOKENS,
+        image_seq_length=IMAGE_TOKENS,
         chat_template=turns(
             '<start_of_turn>{role}\n',
             '<end_of_turn>\n',

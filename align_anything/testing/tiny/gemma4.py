@@ -1,4 +1,4 @@
-"""Tiny Gemma 4: pictures, clips and sounds beside text."""
+"""Tiny Gemma 4: images, videos and audio beside text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATCH, POOL = 16, 2
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Gemma 4 of the smaller sort, which reads pictures from left to right as it reads text."""
+    """Writes a tiny Gemma 4 of the smaller sort, which reads images from left to right as it reads text."""
     import transformers
 
     tokenizer = make_tokenizer(

@@ -1,4 +1,4 @@
-"""Tiny Idefics2: pictures keep their shape, and a resampler gives each the same number of tokens."""
+"""Tiny Idefics2: images keep their shape, and a resampler gives each the same number of tokens."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ EXTRA += [f'<row_{row}_col_{column}>' for row in range(1, 5) for column in range
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Idefics3. A picture is cut into up to four and shown whole beside them."""
+    """Writes a tiny Idefics3. An image is cut into up to four and shown whole beside them."""
     import transformers
 
     tokenizer = make_tokenizer(

@@ -1,4 +1,4 @@
-"""Tiny InternVL: no file of its own under `models/families`; its pictures come as a varying number of tiles."""
+"""Tiny InternVL: no file of its own under `models/families`; its images come as a varying number of tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny LLaVAs that take clips or several pictures: LLaVA-NeXT-Video, LLaVA-OneVision, LLaVA-Interleave."""
+"""Tiny LLaVAs that take videos or several images: LLaVA-NeXT-Video, LLaVA-OneVision, LLaVA-Interleave."""
 
 from __future__ import annotations
 

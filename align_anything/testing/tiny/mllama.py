@@ -1,4 +1,4 @@
-"""Tiny Mllama (Llama 3.2 Vision): pictures reach the text through cross-attention."""
+"""Tiny Mllama (Llama 3.2 Vision): images reach the text through cross-attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build(options: TinyOptions, out: Path) -> None:
         add_bos=True,
         extra=['<|start_header_id|>', '<|end_header_id|>', '<|end_of_text|>', '<|python_tag|>'],
     )
-    # The picture's token is the first one that the output embedding does not have.
+    # The image's token is the first one that the output embedding does not have.
     words = len(tokenizer)
     tokenizer.add_tokens(['<|image|>'], special_tokens=True)
     text = options.decoder(tokenizer, rope_parameters={'rope_type': 'default', 'rope_theta': 5e5})
@@ -64,7 +64,7 @@ def build(options: TinyOptions, out: Path) -> None:
 
     def make() -> Any:
         model = transformers.MllamaForConditionalGeneration(config)
-        # transformers starts these gates at zero: pictures would change nothing and the tower would get no gradient.
+        # transformers starts these gates at zero: images would change nothing and the tower would get no gradient.
         gates = [parameter for name, parameter in model.named_parameters() if name.endswith('_gate')]
         gates += [model.model.vision_model.gated_positional_embedding.gate]
         for gate in gates:

@@ -1,4 +1,4 @@
-"""Tiny thinkers of Qwen2.5-Omni and Qwen3-Omni: pictures, clips and sounds in, text out."""
+"""Tiny thinkers of Qwen2.5-Omni and Qwen3-Omni: images, videos and audio in, text out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BODY = content(
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny thinker. Clips have at least four tokens a pair of frames, sounds up to two seconds."""
+    """Writes a tiny thinker. Videos have at least four tokens a pair of frames, audio up to two seconds."""
     import transformers
 
     tokenizer = make_tokenizer(
@@ -54,7 +54,7 @@ def build(options: TinyOptions, out: Path) -> None:
         'max_source_positions': 50 * options.sound_seconds,
         'n_window': 50,
         'output_dim': options.hidden,
-        # With the usual range three convolutions leave next to nothing of a sound in so small a model.
+        # With the usual range three convolutions leave next to nothing of an audio clip in so small a model.
         'initializer_range': 0.1,
     }
     vision = {
@@ -77,7 +77,7 @@ def build(options: TinyOptions, out: Path) -> None:
         vision |= {'patch_size': patch, 'num_position_embeddings': 64, 'deepstack_visual_indexes': [0]}
     else:
         patch = 14
-        # The last layer alone attends to the whole picture.
+        # The last layer alone attends to the whole image.
         vision |= {'patch_size': patch, 'window_size': 56, 'fullatt_block_indexes': [options.vision_layers - 1]}
     token = tokenizer.convert_tokens_to_ids
     ending = 'id' if large else 'index'

@@ -15,7 +15,7 @@ HEAD_WIDTH = 32
 PATCH = 14
 POSITIONS = 4096
 MELS = 32
-"""Frequencies that a sound is cut into."""
+"""Frequencies that an audio clip is cut into."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from align_anything.testing.tiny.tokenizers import make_tokenizer
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Qwen2-Audio. Sounds are padded to `sound_seconds`, as the large one pads them to thirty."""
+    """Writes a tiny Qwen2-Audio. Audio clips are padded to `sound_seconds`, as the large one pads them to thirty."""
     import transformers
 
     tokenizer = make_tokenizer(

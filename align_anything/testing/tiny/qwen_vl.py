@@ -44,14 +44,14 @@ def _vision(options: TinyOptions) -> tuple[int, dict[str, Any]]:
         'intermediate_size': 2 * width,
     }
     if options.family == 'qwen2_5_vl':
-        # The last layer alone attends to the whole picture.
+        # The last layer alone attends to the whole image.
         windows = {'window_size': 56, 'fullatt_block_indexes': [layers - 1], 'tokens_per_second': 2}
         return 14, {**shared, **windows, 'patch_size': 14}
     return 16, {**shared, 'patch_size': 16, 'num_position_embeddings': 64, 'deepstack_visual_indexes': [0]}
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Qwen-VL. Pictures keep their shape: up to `image_size` squared pixels, at least four tokens."""
+    """Writes a tiny Qwen-VL. Images keep their shape: up to `image_size` squared pixels, at least four tokens."""
     import transformers
 
     tokenizer = make_tokenizer(

@@ -1,4 +1,4 @@
-"""Tiny SmolVLM: as Idefics3, and clips as pictures between timestamps in text."""
+"""Tiny SmolVLM: as Idefics3, and videos as images between timestamps in text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from align_anything.testing.tiny.tokenizers import make_tokenizer
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny SmolVLM, with the template that transformers puts in place of any other once a clip is there."""
+    """Writes a tiny SmolVLM, with the template that transformers puts in place of any other once a video is there."""
     import transformers
     from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 

@@ -70,4 +70,4 @@ VISUALS_FIRST = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""LLaVA's habit: parts only, pictures and clips before text, no token that ends an answer."""
+"""LLaVA's habit: parts only, images and videos before text, no token that ends an answer."""

@@ -1,1 +1,1 @@
-"""Runs that read any mix of text, images, videos and sounds and write text."""
+"""Runs that read any mix of text, images, videos and audio and write text."""

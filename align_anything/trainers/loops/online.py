@@ -20,8 +20,8 @@ from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.parts import names_of
 from align_anything.datasets.prompts import Prompts
+from align_anything.datasets.source_loading import source_names
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
@@ -49,10 +49,10 @@ from align_anything.rollouts.experience import (
     spread,
 )
 from align_anything.trainers.loops.base import LoaderStep, Loop, listed
-from align_anything.trainers.loops.cutting import cut_into_steps, cut_step, steps_of_rollout
 from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
+from align_anything.trainers.loops.splitting import split_into_steps, split_step, steps_of_rollout
 
 EVALUATION_SEED = 0
 
@@ -267,7 +267,7 @@ class OnlineLoop(Loop):
             for example, numbers in zip(rollout.examples, kept, strict=True)
         ]
         with self._clock('scoring'):
-            micro_batches = [some for step in self._cut_into_steps(examples) for some in step]
+            micro_batches = [some for step in self._split_into_steps(examples) for some in step]
             given = (self.engine.policy.collate, micro_batches, self.engine.device)
             record('old', self.engine.infer, *given)
             if self.reference is not None:
@@ -307,7 +307,7 @@ class OnlineLoop(Loop):
             # Every rank shuffles its own responses, the same way when the run is resumed.
             order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {rank()}')
             examples = order.sample(trained, len(trained))
-            for micro_batches in self._cut_into_steps(examples):
+            for micro_batches in self._split_into_steps(examples):
                 if self.progress.step == self.steps:
                     break
                 results.append(self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()]))
@@ -328,8 +328,8 @@ class OnlineLoop(Loop):
             self._nonfinite(batches, result)
         return result
 
-    def _cut_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
-        return cut_into_steps(examples, self.cfgs, self.algorithm, self._size)
+    def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
+        return split_into_steps(examples, self.cfgs, self.algorithm, self._size)
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
@@ -337,7 +337,7 @@ class OnlineLoop(Loop):
             return []
         rows = next(self._rows)
         self._unusable += rows.skipped
-        return cut_step(rows.examples, self.cfgs, self._size)
+        return split_step(rows.examples, self.cfgs, self._size)
 
     def _size(self, examples: Sequence[Example]) -> int:
         """What a micro-batch takes of its budget: for policy and critics each, which may lay it out differently."""
@@ -361,7 +361,7 @@ class OnlineLoop(Loop):
         took: float,
         waited: float,
     ) -> None:
-        rollout = rollout_metrics(generated, trained, names_of(self.training.dataset.parts), self._reduce)
+        rollout = rollout_metrics(generated, trained, source_names(self.training.dataset.sources), self._reduce)
         metrics = {
             **rollout,
             **update_metrics(results, self.algorithm),

@@ -60,7 +60,7 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
     train = cfgs.train_cfgs
     tuned = tune_model(
         model,
-        spec.parts,
+        spec.components,
         freeze_vision_tower=train.freeze_vision_tower,
         freeze_audio_tower=train.freeze_audio_tower,
         freeze_mm_proj=train.freeze_mm_proj,
@@ -90,7 +90,7 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> tupl
 
 def parameter_rates(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> dict[str, float]:
     """The learning rate of each trainable parameter of `model` by name."""
-    return learning_rates(model, spec.parts, cfgs.train_cfgs.learning_rate, cfgs.train_cfgs.lr_groups)
+    return learning_rates(model, spec.components, cfgs.train_cfgs.learning_rate, cfgs.train_cfgs.lr_groups)
 
 
 def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_steps: int) -> DeepSpeedEngine:
@@ -161,7 +161,7 @@ def load_for_layout(
     partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
     model = load_model(
         source,
-        collate.spec.parts,
+        collate.spec.components,
         dtype=dtype,
         attn_implementation=cfgs.model_cfgs.attn_implementation,
         trust_remote_code=cfgs.model_cfgs.trust_remote_code,

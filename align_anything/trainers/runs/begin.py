@@ -72,7 +72,7 @@ class Begun:
         """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response."""
         data = self.resolved.cfgs.data_cfgs
         wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, reserved
-        held_out = [make_dataset([part], *wanted) for part in self.sources.evaluation]
+        held_out = [make_dataset([source], *wanted) for source in self.sources.evaluation]
         return make_dataset(self.sources.training, *wanted), held_out
 
 

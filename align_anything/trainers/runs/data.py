@@ -17,24 +17,24 @@ from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import NEEDS, Batch, Conversation, Example, Piece, Skipped
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
-from align_anything.datasets.dataset import ExampleDataset, Part, SupervisedTask, Task
+from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
 from align_anything.datasets.filling import Filling
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
-from align_anything.datasets.parts import load_sources, names_of
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
 from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.reference_scores import Indexed
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
+from align_anything.datasets.source_loading import load_sources, source_names
 from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
 from align_anything.models.rendering import TrainOn, first_differing_turn, require_written
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
-from align_anything.trainers.loops.cutting import steps_of_rollout
+from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
 from align_anything.trainers.runs.settings import spec_of
 
@@ -54,10 +54,10 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """The opened parts of a run; `evaluation` is empty when nothing is evaluated."""
+    """The opened sources of a run; `evaluation` is empty when nothing is evaluated."""
 
-    training: list[Part]
-    evaluation: list[Part]
+    training: list[Source]
+    evaluation: list[Source]
 
 
 def open_sources(cfgs: RunCfgs) -> Sources:
@@ -85,7 +85,7 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     return sources, spec
 
 
-def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Part]:
+def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Source]:
     """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
     values = {key: getattr(data, f'{purpose}_{key}') for key in ('datasets', 'template', 'template_kwargs')}
     values |= {
@@ -105,7 +105,7 @@ def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streami
 
 def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
     """What the settings ask of decoding each kind of media."""
-    sound = {'max_seconds': data.max_audio_seconds, 'long_audio': data.long_audio}
+    audio = {'max_seconds': data.max_audio_seconds, 'long_audio': data.long_audio}
     frames = {
         key: getattr(data, key)
         for key in ('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels')
@@ -113,8 +113,8 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
     urls = {'allow_urls': data.allow_urls}
     return {
         'image': urls,
-        'video': {**urls, **frames, **sound, 'audio': data.audio_in_video},
-        'audio': {**urls, **sound},
+        'video': {**urls, **frames, **audio, 'audio': data.audio_in_video},
+        'audio': {**urls, **audio},
     }
 
 
@@ -144,7 +144,7 @@ def make_task(algorithm: Algorithm, train_on: str, encoding: Encoding, reserved:
 
 
 def make_dataset(
-    parts: list[Part],
+    sources: list[Source],
     pair: Pair,
     spec: FamilySpec,
     algorithm: Algorithm,
@@ -152,27 +152,27 @@ def make_dataset(
     sample_cache_dir: str | None = None,
     reserved: int = 0,
 ) -> ExampleDataset:
-    """The rows of `parts` as Examples of the family, prompts with `reserved` tokens left for a response.
+    """The rows of `sources` as Examples of the family, prompts with `reserved` tokens left for a response.
 
-    Raises ModelError for sound in clips that it cannot hear, SettingsError when the cache cannot be written to.
+    Raises ModelError for audio in videos that it cannot hear, SettingsError when the cache cannot be written to.
     """
-    with_sound = any(part.media_options.get('video', {}).get('audio') for part in parts)
-    if with_sound and not (spec.hears_clips and 'audio' in spec.reads):
+    with_audio = any(source.media_options.get('video', {}).get('audio') for source in sources)
+    if with_audio and not (spec.reads_audio_in_video and 'audio' in spec.reads):
         raise ModelError(
-            f"data_cfgs.audio_in_video is on, but models of type '{spec.model_type}' do not hear the sound of a clip: "
+            f"data_cfgs.audio_in_video is on, but models of type '{spec.model_type}' do not hear the audio of a video: "
             'switch it off, or choose a checkpoint that does, such as an Omni thinker'
         )
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
     task = make_task(algorithm, train_on, spec, reserved)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
-    return ExampleDataset(parts, task, pair.name, pair.reads | pair.writes, heard, kept)
+    return ExampleDataset(sources, task, pair.name, pair.reads | pair.writes, heard, kept)
 
 
 def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:
-    """Looks at the first rows of every part before anything heavy is loaded. Raises DataError when none is usable."""
+    """Looks at the first rows of every source before anything heavy is loaded. Raises DataError when none is usable."""
     task = make_task(algorithm, train_on, _Unread(pair))
-    for parts in filter(None, (sources.training, sources.evaluation)):
-        ExampleDataset(parts, task, pair.name, pair.reads | pair.writes).probe()
+    for opened in filter(None, (sources.training, sources.evaluation)):
+        ExampleDataset(opened, task, pair.name, pair.reads | pair.writes).probe()
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class _Unread:
 
 
 def training_sampler(
-    parts: list[Part],
+    sources: list[Source],
     dataset: ExampleDataset,
     collate: Collator,
     cfgs: RunCfgs,
@@ -228,13 +228,13 @@ def training_sampler(
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
         return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)
-    if len(parts) > 1 and data.train_weights is None and data.train_mixing == 'concatenate':
+    if len(sources) > 1 and data.train_weights is None and data.train_mixing == 'concatenate':
         logger.warning(
             'the %d streams are read one after the other, so their rows mix only where one ends and the next begins: '
             'set data_cfgs.train_mixing: round_robin, or give train_weights.',
-            len(parts),
+            len(sources),
         )
-    stream = StreamMixture([part.rows for part in parts], train.seed, **mixing)
+    stream = StreamMixture([source.rows for source in sources], train.seed, **mixing)
     if filling is None:
         return StreamSampler(stream, shape)
     return StreamBudgetSampler(stream, partial(measure_stream, dataset, collate.cost, data.num_workers), filling)
@@ -274,7 +274,7 @@ def prompt_sampler(
 
 def training_loader(dataset: Indexed, sampler: Sampler, collate: Collate, cfgs: RunCfgs) -> Loader:
     """The loader of this rank's training micro-batches; of several sources, they tell how much each gave."""
-    names = names_of(dataset.parts)
+    names = source_names(dataset.sources)
     counting = Counting(collate, names) if len(names) > 1 else collate
     return Loader(dataset, sampler, counting, cfgs.data_cfgs.num_workers)
 
@@ -289,7 +289,7 @@ class Counting:
     def __call__(self, examples: list[Example], skipped: list[Skipped]) -> Batch:
         batch = self.collate(examples, skipped)
         for number, name in enumerate(self.names):
-            own = [example for example in examples if example.part == number]
+            own = [example for example in examples if example.source_index == number]
             batch.stats[f'samples/{name}'] = len(own)
             batch.stats[f'tokens/{name}'] = sum(map(len, own))
         return batch

@@ -77,7 +77,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if not is_main():
         return
     console = console or Console(highlight=False)
-    console.print(render_table(parameter_table(model, spec.parts, rates)))
+    console.print(render_table(parameter_table(model, spec.components, rates)))
     cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
     console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, generates))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from align_anything.configs.resolve import Resolved
-from align_anything.datasets.parts import names_of
+from align_anything.datasets.source_loading import source_names
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble
@@ -34,7 +34,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
         name: loader_in_order(rows, dataset.sizes, batch_size, policy.policy.collate, cfgs)
-        for name, rows, dataset in zip(names_of(run.sources.evaluation), held_out_rows, held_out, strict=True)
+        for name, rows, dataset in zip(source_names(run.sources.evaluation), held_out_rows, held_out, strict=True)
     }
     loop = OfflineLoop(
         engine=policy,

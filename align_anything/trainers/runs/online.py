@@ -12,8 +12,8 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.parts import names_of
 from align_anything.datasets.prompts import Prompts
+from align_anything.datasets.source_loading import source_names
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
@@ -83,7 +83,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
         name: loader_in_order(rows, rows.sizes, batch_size, _collate, cfgs)
-        for name, rows in zip(names_of(run.sources.evaluation), held_out, strict=True)
+        for name, rows in zip(source_names(run.sources.evaluation), held_out, strict=True)
     }
     kept = bookkeeping(run, checkpoints, dataset, steps)
     loop = OnlineLoop(

@@ -35,11 +35,11 @@ def ptx_dataset(resolved: Resolved[PolicyRunCfgs, Online], pair: Pair, spec: Fam
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     if not algorithm.supervises:
         return None
-    parts = load_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
-    dataset = make_dataset(parts, pair, spec, SFT(), cfgs.data_cfgs.train_on)
+    sources = load_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
+    dataset = make_dataset(sources, pair, spec, SFT(), cfgs.data_cfgs.train_on)
     if not len(dataset):
         raise DataError('data_cfgs.ptx_datasets hold no rows.')
-    probe(Sources(parts, []), pair, SFT(), cfgs.data_cfgs.train_on)
+    probe(Sources(sources, []), pair, SFT(), cfgs.data_cfgs.train_on)
     return dataset
 
 

@@ -19,7 +19,7 @@ from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.rewards.base import Completion, check_values
-from align_anything.trainers.loops.cutting import cut
+from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import open_frozen
 from align_anything.trainers.runs.data import require_readable
@@ -113,7 +113,7 @@ class ModelJudge:
         # Ranks make equally many passes, which a partitioned model needs.
         number = max(all_gather_object(-(-len(completions) // self.batch_size)))
         scores: list[float] = []
-        for micro_batch in cut(examples, self.batch_size, number):
+        for micro_batch in split(examples, self.batch_size, number):
             batch = self.engine.policy.collate(micro_batch).to(self.engine.device)
             found = self.engine.score(batch).values.tolist()
             scores += found[: sum(len(example.responses) for example in micro_batch)]

@@ -64,7 +64,7 @@ def score(pair: Pair, resolved: Resolved) -> None:
 def in_order(records: list[Record], dataset: ExampleDataset) -> list[Record]:
     """The records in the order of the rows, each with the ranks of its scores among all, the highest being 1."""
     by_source = {record['source']: record for record in records}
-    names = [part.rows.row_name(index) for part in dataset.parts for index in range(len(part.rows))]
+    names = [source.rows.row_name(index) for source in dataset.sources for index in range(len(source.rows))]
     ordered = [by_source[name] for name in names if name in by_source]
     order = np.argsort([-value for record in ordered for value in record['scores']], kind='stable')
     ranks = np.empty(len(order), dtype=int)

@@ -1,1 +1,1 @@
-"""Runs that read text and sounds and write text."""
+"""Runs that read text and audio clips and write text."""

@@ -12,7 +12,7 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Media, Skipped
 from align_anything.datasets.chat_template import ChatTemplate
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
-from align_anything.datasets.parts import load_sources
+from align_anything.datasets.source_loading import load_sources
 from align_anything.datasets.template_registry import make_formatter
 from tests.datasets import fakes
 from tests.datasets.clips import clip, sound, tone
@@ -66,7 +66,7 @@ IO_FILE = """{
 
 
 def words(kind: str, value: Any) -> str:
-    """What a decoded medium is: a clip's number of frames, a sound's seconds, a picture's size."""
+    """What a decoded medium is: a video's number of frames, an audio clip's seconds, an image's size."""
     return {
         'video': lambda: f'{len(value.frames)} frames',
         'audio': lambda: f'{len(value.samples) / value.rate:.1f} s',
@@ -98,8 +98,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def lines_of(source: str, template: str, **options: Any) -> list[Any]:
-    parts = load_sources(source, template, **options)
-    dataset = ExampleDataset(parts, SupervisedTask(encode), 'any_to_text', frozenset({'image', 'video', 'audio'}))
+    sources = load_sources(source, template, **options)
+    dataset = ExampleDataset(sources, SupervisedTask(encode), 'any_to_text', frozenset({'image', 'video', 'audio'}))
     results = [dataset[index] for index in range(len(dataset))]
     return [result.reason if isinstance(result, Skipped) else result.meta['lines'] for result in results]
 

@@ -1,4 +1,4 @@
-"""Stand-in for the image processor of MiniCPM-V: a whole picture, and two slices of it when it is wide."""
+"""Stand-in for the image processor of MiniCPM-V: a whole image, and two slices of it when it is wide."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Stand-in for MiniCPM-o: MiniCPM-V's pictures, and sounds through one layer."""
+"""Stand-in for MiniCPM-o: MiniCPM-V's images, and audio clips through one layer."""
 
 import torch
 from torch import nn

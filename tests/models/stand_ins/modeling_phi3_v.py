@@ -1,4 +1,4 @@
-"""Stand-in for Phi-3-vision: pictures at negative ids, which the embedding replaces in place."""
+"""Stand-in for Phi-3-vision: images at negative ids, which the embedding replaces in place."""
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ class Phi3ImageEmbedding(nn.Module):
         self.img_projection = nn.Sequential(nn.Linear(width * 4, config.hidden_size), nn.GELU())
 
     def lines(self, crops):
-        """`(rows, columns, patches, width)` of one picture to a line of features with a mark behind each row."""
+        """`(rows, columns, patches, width)` of one image to a line of features with a mark behind each row."""
         rows, columns, patches, width = crops.shape
         side = int(patches**0.5) // 2
         tiles = crops.reshape(rows, columns, side, 2, side, 2, width).permute(0, 2, 1, 4, 3, 5, 6)

@@ -17,7 +17,7 @@ class QWenConfig(LlamaConfig):
 
 
 class QWenTokenizerFast(FastTokenizer):
-    """Puts the bytes of a path between the tokens of a picture, and padding behind them."""
+    """Puts the bytes of a path between the tokens of an image, and padding behind them."""
 
     span = 16
 

@@ -1,7 +1,7 @@
-"""Tiny models of the families that read clips learn what happens in them, by the trainer that users call.
+"""Tiny models of the families that read videos learn what happens in them, by the trainer that users call.
 
 A bar moves to the left or to the right; or, for families whose towers see one frame at a time, which need longer for
-that, the light grows or fades. Chance is 1/2. A clip and its reverse have the same frames: the answer lies in their
+that, the light grows or fades. Chance is 1/2. A video and its reverse have the same frames: the answer lies in their
 order alone.
 """
 

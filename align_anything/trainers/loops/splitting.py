@@ -1,4 +1,4 @@
-"""How responses are cut into optimizer steps and micro-batches: equally many on every rank, some of them empty."""
+"""How responses are split into optimizer steps and micro-batches: equally many on every rank, some of them empty."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
     return algorithm.update_iters * steps_of_pass(cfgs, algorithm)
 
 
-def cut_into_steps(
+def split_into_steps(
     examples: Sequence[Example], cfgs: RunCfgs, algorithm: Online, size: Size
 ) -> list[list[list[Example]]]:
     """The micro-batches of each optimizer step in one pass over the responses. Every rank calls it.
@@ -42,22 +42,22 @@ def cut_into_steps(
     responses, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if train.max_length_per_batch is None:
         number = micro_batches_of(cfgs, algorithm)
-        micro_batches = cut(examples, responses, number)
+        micro_batches = split(examples, responses, number)
         return [micro_batches[start : start + accumulation] for start in range(0, number, accumulation)]
-    steps = cut(examples, responses * accumulation, steps_of_pass(cfgs, algorithm))
-    return _equally_filled(steps, train.max_length_per_batch, size, whole=algorithm.compares)
+    steps = split(examples, responses * accumulation, steps_of_pass(cfgs, algorithm))
+    return _equally_filled(steps, train.max_length_per_batch, size, keep_groups=algorithm.compares)
 
 
-def cut_step(examples: Sequence[Example], cfgs: RunCfgs, size: Size) -> list[list[Example]]:
+def split_step(examples: Sequence[Example], cfgs: RunCfgs, size: Size) -> list[list[Example]]:
     """The micro-batches of the responses of one optimizer step. Every rank calls it."""
     train = cfgs.train_cfgs
     if train.max_length_per_batch is None:
-        return cut(examples, train.per_device_train_batch_size, train.gradient_accumulation_steps)
+        return split(examples, train.per_device_train_batch_size, train.gradient_accumulation_steps)
     return _equally_filled([examples], train.max_length_per_batch, size)[0]
 
 
-def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Example]]:
-    """Cuts Examples into `number` micro-batches of at most `size` responses; the last ones may be empty.
+def split(examples: Sequence[Example], size: int, number: int) -> list[list[Example]]:
+    """Splits Examples into `number` micro-batches of at most `size` responses; the last ones may be empty.
 
     The responses to a prompt stay together as far as they fit, so that layouts which share prompts can.
     """
@@ -74,15 +74,15 @@ def cut(examples: Sequence[Example], size: int, number: int) -> list[list[Exampl
     return made + [[] for _ in range(number - len(made))]
 
 
-def filled(examples: Sequence[Example], budget: int, size: Size, *, whole: bool = False) -> list[list[Example]]:
-    """Cuts Examples into micro-batches of at most `budget` tokens, in their order.
+def filled(examples: Sequence[Example], budget: int, size: Size, *, keep_groups: bool = False) -> list[list[Example]]:
+    """Splits Examples into micro-batches of at most `budget` tokens, in their order.
 
-    A response that takes more with its prompt makes a micro-batch of its own, or if Examples are to stay `whole`, all
-    to a prompt do.
+    A response that takes more with its prompt makes a micro-batch of its own; with `keep_groups`, all responses to
+    a prompt do.
     """
     made: list[list[Example]] = [[]]
     for example in examples:
-        for responses in [example.responses] if whole else [[response] for response in example.responses]:
+        for responses in [example.responses] if keep_groups else [[response] for response in example.responses]:
             grown = _grown(made[-1], example, responses)
             if made[-1] and size(grown) > budget:
                 made.append([])
@@ -99,9 +99,9 @@ def _grown(examples: list[Example], example: Example, responses: Sequence[Piece]
 
 
 def _equally_filled(
-    steps: Sequence[Sequence[Example]], budget: int, size: Size, *, whole: bool = False
+    steps: Sequence[Sequence[Example]], budget: int, size: Size, *, keep_groups: bool = False
 ) -> list[list[list[Example]]]:
-    """Cuts the Examples of each step as `filled` does, into as many micro-batches on every rank."""
-    made = [filled(step, budget, size, whole=whole) for step in steps]
+    """Splits the Examples of each step as `filled` does, into as many micro-batches on every rank."""
+    made = [filled(step, budget, size, keep_groups=keep_groups) for step in steps]
     most = [max(counts) for counts in zip(*all_gather_object([len(own) for own in made]), strict=True)]
     return [own + [[]] * (count - len(own)) for own, count in zip(made, most, strict=True)]

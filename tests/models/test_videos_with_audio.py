@@ -1,4 +1,4 @@
-"""Clips with their sound tracks: tokens, positions, logits and generation as transformers has them."""
+"""Videos with their audio tracks: tokens, positions, logits and generation as transformers has them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LONGEST = 8
 
 
 def heard(frames: int, seconds: float, *, size: tuple[int, int] = (40, 60), number: int = 0) -> dict[str, Any]:
-    """A clip of two frames a second, with a tone of so many seconds."""
+    """A video of two frames a second, with a tone of so many seconds."""
     part = clip(frames, *size, seed=number)
     track = sound(seconds, pitch=300 + 200 * number)['audio']
     return {'type': 'video', 'video': replace(part['video'], audio=track)}
 
 
 def omni(folder: Path) -> FamilySpec:
-    """The spec of a tiny thinker whose processor takes longer sounds than its usual two seconds."""
+    """The spec of a tiny thinker whose processor takes longer audio clips than its usual two seconds."""
     spec = load(folder)
     extractor = spec.processor.feature_extractor
     extractor.n_samples, extractor.nb_max_frames = LONGEST * RATE, LONGEST * RATE // extractor.hop_length
@@ -43,7 +43,7 @@ def omni(folder: Path) -> FamilySpec:
 
 
 def plain_inputs(spec: FamilySpec, prompt: Conversation) -> dict[str, Tensor]:
-    """What the plain processor makes of a prompt whose clips all have sound."""
+    """What the plain processor makes of a prompt whose videos all have audio."""
     clips = [item for kind, item in media_of(prompt) if kind == 'video']
     sounds = [item.audio if kind == 'video' else item for kind, item in media_of(prompt) if kind != 'image']
     pictures = [item for kind, item in media_of(prompt) if kind == 'image']
@@ -74,7 +74,7 @@ def plain_inputs(spec: FamilySpec, prompt: Conversation) -> dict[str, Tensor]:
 
 
 def conversation() -> Conversation:
-    """Clips of unequal size whose sounds are shorter and longer than they, a sound and a picture between them."""
+    """Videos of unequal size whose audio is shorter and longer than they, an audio clip and an image between them."""
     return [
         user('Look:', heard(8, 1.3), media('audio', 0), heard(8, 4.9, size=(64, 32), number=1), 'What are these?'),
         assistant('Noise.'),
@@ -124,7 +124,7 @@ def test_all_is_as_transformers_has_it(family: str, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize('family', OMNI)
 @pytest.mark.parametrize('seconds', [0.2, 1.0, 2.0, 2.1, 3.9, 6.5])
-def test_positions_follow_the_longer_of_clip_and_sound(family: str, seconds: float, tiny: Tiny) -> None:
+def test_positions_follow_the_longer_of_video_and_audio(family: str, seconds: float, tiny: Tiny) -> None:
     spec = omni(tiny(family))
     prompt = [user(heard(8, seconds), 'What?')]
     expected = plain_inputs(spec, prompt)
@@ -144,7 +144,7 @@ def test_positions_follow_the_longer_of_clip_and_sound(family: str, seconds: flo
 
 
 @pytest.mark.parametrize('family', HEARING)
-def test_clips_with_and_without_sound_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
+def test_videos_with_and_without_audio_share_a_turn_and_a_batch(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     silent = clip(4, 40, 60, seed=3)
     rows = [
@@ -177,7 +177,7 @@ def test_clips_with_and_without_sound_share_a_turn_and_a_batch(family: str, tiny
 
 
 @pytest.mark.parametrize('family', HEARING)
-def test_the_sound_of_a_clip_matters(family: str, tiny: Tiny) -> None:
+def test_the_audio_of_a_video_matters(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     policy = policy_of(tiny(family), spec, 'padded')
     collate = TokenCollator(spec, 'padded')
@@ -192,7 +192,7 @@ def test_the_sound_of_a_clip_matters(family: str, tiny: Tiny) -> None:
     assert float((low - high).abs().max()) > 1e-5
 
 
-def test_gemma4_hears_a_clip_where_load_audio_from_video_puts_its_sound(tiny: Tiny) -> None:
+def test_gemma4_hears_a_video_where_load_audio_from_video_puts_its_audio(tiny: Tiny) -> None:
     spec = load(tiny('gemma4'))
     part = heard(4, 1.0)
     apart = [user({'type': 'video', 'video': replace(part['video'], audio=None)}, 'What?', sound(1.0, pitch=300))]

@@ -8,7 +8,7 @@ from typing import Any
 
 from align_anything.core.errors import DataError
 from align_anything.core.types import MEDIA_KINDS
-from align_anything.datasets.dataset import Part
+from align_anything.datasets.dataset import Source
 from align_anything.datasets.formatters.base import make_formatter
 from align_anything.datasets.local_files import DataFiles
 from align_anything.datasets.media import MediaCache
@@ -32,7 +32,7 @@ def load_sources(
     cache_bytes: int = 0,
     streaming: bool = False,
     cache_dir: str | None = None,
-) -> list[Part]:
+) -> list[Source]:
     """Opens each dataset with its template.
 
     With a list of datasets, every other argument is one value for all or a list with one entry for each; with a single
@@ -74,7 +74,7 @@ def load_sources(
     )
     given = {'image': image_folder, 'video': video_folder, 'audio': audio_folder}
     cache = MediaCache(cache_bytes) if cache_bytes else None
-    parts = []
+    opened = []
     opener = load_stream if streaming else load_rows
     for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
         its_name, its_split, its_size, its_files, its_args = (column[index] for column in columns)
@@ -90,8 +90,8 @@ def load_sources(
         starts = {kind: given[kind] or source_folder(source) for kind in MEDIA_KINDS}
         folders = {kind: str(start) for kind, start in starts.items() if start}
         folders |= formatter.folders()
-        parts.append(Part(rows, formatter, source, folders, streaming, media_options or {}, cache))
-    return parts
+        opened.append(Source(rows, formatter, source, folders, streaming, media_options or {}, cache))
+    return opened
 
 
 def _is_list(value: Any) -> bool:
@@ -102,7 +102,7 @@ def _is_text(values: Sequence[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def names_of(parts: Sequence[Part]) -> tuple[str, ...]:
-    """What metrics call the sources: the last part of their name, with their number where it is not the only such."""
-    names = [Path(part.source).resolve().name for part in parts]
+def source_names(opened: Sequence[Source]) -> tuple[str, ...]:
+    """What metrics call the sources: the name at the end of their path, numbered where several have it."""
+    names = [Path(source.name).resolve().name for source in opened]
     return tuple(name if names.count(name) == 1 else f'{name} {number}' for number, name in enumerate(names, 1))

@@ -1,4 +1,4 @@
-"""Every parameter belongs to exactly one part, and the parts are the ones their names say."""
+"""Every parameter belongs to exactly one component, and the components are the ones their names say."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ def names_of(spec: object) -> list[str]:
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_every_parameter_belongs_to_one_part(family: str, tiny: Tiny) -> None:
+def test_every_parameter_belongs_to_one_component(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
     names = names_of(spec)
-    found = {part: {name for name in names if spec.part_of(name) == part} for part in spec.parts}
+    found = {
+        component: {name for name in names if spec.component_of(name) == component} for component in spec.components
+    }
     assert sum(len(members) for members in found.values()) == len(set(names))
-    assert all(found.values()), 'a part without parameters'
-    assert set(spec.parts) == ({'vision_tower', 'mm_proj', 'language_model'} if family in IMAGE else {'language_model'})
+    assert all(found.values()), 'a component without parameters'
+    assert set(spec.components) == (
+        {'vision_tower', 'mm_proj', 'language_model'} if family in IMAGE else {'language_model'}
+    )
     assert {'lm_head.weight'} <= found['language_model']
     for name in found['language_model']:
         assert 'vision' not in name and 'visual' not in name and 'projector' not in name
@@ -34,21 +38,21 @@ def test_every_parameter_belongs_to_one_part(family: str, tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize('family', IMAGE)
-def test_parts_by_structure_agree_with_the_parts_named_in_the_file(family: str, tiny: Tiny) -> None:
+def test_components_by_structure_agree_with_those_named_in_the_file(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))
-    by_structure = structure.parts(spec.config)
-    assert {name: structure.part_of(by_structure, name) for name in names_of(spec)} == {
-        name: spec.part_of(name) for name in names_of(spec)
+    by_structure = structure.components(spec.config)
+    assert {name: structure.component_of(by_structure, name) for name in names_of(spec)} == {
+        name: spec.component_of(name) for name in names_of(spec)
     }
 
 
 def test_the_longest_prefix_decides_and_whole_names_count() -> None:
-    parts = {'vision_tower': ['model.visual'], 'mm_proj': ['model.visual.merger'], 'language_model': ['model.lm']}
-    assert structure.part_of(parts, 'model.visual.blocks.0.weight') == 'vision_tower'
-    assert structure.part_of(parts, 'model.visual.merger.mlp.weight') == 'mm_proj'
-    assert structure.part_of(parts, 'model.visual.merger_norm.weight') == 'vision_tower'
+    components = {'vision_tower': ['model.visual'], 'mm_proj': ['model.visual.merger'], 'language_model': ['model.lm']}
+    assert structure.component_of(components, 'model.visual.blocks.0.weight') == 'vision_tower'
+    assert structure.component_of(components, 'model.visual.merger.mlp.weight') == 'mm_proj'
+    assert structure.component_of(components, 'model.visual.merger_norm.weight') == 'vision_tower'
     with pytest.raises(ModelError, match="'model.lmx.weight' belongs to no component"):
-        structure.part_of(parts, 'model.lmx.weight')
+        structure.component_of(components, 'model.lmx.weight')
 
 
 def test_logits_are_transformed_as_the_configuration_says(tiny: Tiny) -> None:

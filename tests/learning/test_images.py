@@ -1,7 +1,7 @@
 """A tiny model of each family that sees learns to name colours, by the trainer that users call.
 
-Chance is 1/4. The rows mix one picture, two pictures in two turns, and text alone (the task of test_text.py); families
-that are less used get rows with one picture, and fewer of them. Those that read clips too are in test_clips.py.
+Chance is 1/4. The rows mix one image, two images in two turns, and text alone (the task of test_text.py); families
+that are less used get rows with one image, and fewer of them. Those that read videos too are in test_videos.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS = {
     'idefics3': 60,
     'internvl': 100,
 }
-# They do not learn at the rate of the others; Gemma 4 has most tokens to a picture, and smaller batches.
+# They do not learn at the rate of the others; Gemma 4 has most tokens to an image, and smaller batches.
 SLOWER = {
     'gemma4': {'learning_rate': 4e-3, 'per_device_train_batch_size': 8},
     **dict.fromkeys(('idefics2', 'paligemma'), {'learning_rate': 3e-3}),
@@ -43,7 +43,7 @@ SLOWER = {
 
 
 @pytest.mark.parametrize('family', first_of(STEPS, 'qwen2_vl'))
-def test_a_family_learns_to_see_one_picture(tmp_path: Path, family: str) -> None:
+def test_a_family_learns_to_see_one_image(tmp_path: Path, family: str) -> None:
     settings = {'max_steps': STEPS[family], **SLOWER.get(family, {})}
     learned = teach(tmp_path, family, colours(tmp_path, 'train', 192), IMAGE, **settings)
     asked = colours(tmp_path, 'held-out', 24)
@@ -65,7 +65,7 @@ def test_two_ranks_with_partitioned_weights_learn_to_see(tmp_path: Path) -> None
 
 
 def learn(folder: Path, family: str, **settings: Any) -> None:
-    """Trains a tiny model and examines it on new pictures, on new phrasings and on the wrong pictures."""
+    """Trains a tiny model and examines it on new images, on new phrasings and on the wrong images."""
     rows = write_picture_rows(folder)
     start = build(family, folder / 'model', corpus=list(CORPUS))
     end = train(folder / 'run', start, rows, pair=IMAGE, learning_rate=3e-3, **settings)
@@ -74,7 +74,7 @@ def learn(folder: Path, family: str, **settings: Any) -> None:
     for asked in (one, two, none):
         assert accuracy(ask(model, processor, asked), asked) >= REQUIRED
 
-    # Each question with the picture of another: what is right by luck stays right, and nothing else does.
+    # Each question with the image of another: what is right by luck stays right, and nothing else does.
     others = random.Random(2).sample(one, len(one))
     luck = accuracy([other.answer for other in others], one)
     assert 0.1 < luck < 0.4
