@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, islice
@@ -171,7 +171,7 @@ class ExampleDataset:
         """
         for part in self.parts:
             failures: list[str] = []
-            for name, row in islice(self._in_order(part), PROBED_AT_MOST):
+            for name, row in islice(part.rows if part.streamed else InOrder(part.rows), PROBED_AT_MOST):
                 try:
                     if isinstance(row, SampleError):
                         raise row
@@ -191,9 +191,6 @@ class ExampleDataset:
                     f"'{part.formatter.name}'. Choose another template, or map its columns with template_kwargs:\n"
                     + '\n'.join(failures)
                 )
-
-    def _in_order(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
-        return iter(part.rows if part.streamed else InOrder(part.rows))
 
     def _other(self, part: Part, at: int) -> dict[str, Any]:
         """The next row of the source, which each row has for the same neighbour however rows are batched."""
