@@ -20,19 +20,31 @@ MELS = 32
 
 @dataclass(frozen=True)
 class TinyOptions:
-    """The arguments of `build`."""
+    """What `build` is asked for.
+
+    Attributes:
+        family: one of `KINDS`.
+        hidden: width of the language model, a multiple of 32 (heads are 32 wide unless `heads` says otherwise).
+        layers: layers of the language model.
+        vocab: pieces of the byte-level BPE, special tokens excepted.
+        seed: of the weights.
+        image_size: side of a picture in pixels, a multiple of 28.
+        vision_hidden, vision_layers: size of the vision tower.
+        corpus: texts to train the tokenizer on; empty for a small built-in one.
+        sound_seconds: longest sound, to which the processors of some families fill all others up.
+    """
 
     family: str
-    hidden: int
-    layers: int
-    vocab: int
-    heads: int | None
-    seed: int
-    image_size: int
-    vision_hidden: int
-    vision_layers: int
-    corpus: tuple[str, ...]
-    sound_seconds: int
+    hidden: int = 64
+    layers: int = 2
+    vocab: int = 384
+    heads: int | None = None
+    seed: int = 0
+    image_size: int = 56
+    vision_hidden: int = 32
+    vision_layers: int = 2
+    corpus: tuple[str, ...] = ()
+    sound_seconds: int = 2
 
     def check(self) -> None:
         """Raises ModelError when the sizes do not fit each other."""
