@@ -65,28 +65,20 @@ def load_sources(
     templates = each('template', template, not isinstance(template, str))
     options = each('template_kwargs', template_kwargs, _is_list(template_kwargs))
     formatters = [make_formatter(*made) for made in zip(templates, options, strict=True)]
-    columns = (
-        each('name', name, _is_list(name)),
-        each('split', split, _is_list(split)),
-        each('size', size, _is_list(size)),
-        each('data_files', data_files, several and _is_list(data_files)),
-        each('optional_args', optional_args, _is_list(optional_args) and not _is_text(optional_args)),
-    )
+    is_text = _is_list(optional_args) and all(isinstance(value, str) for value in optional_args)
+    columns = {
+        'name': each('name', name, _is_list(name)),
+        'split': each('split', split, _is_list(split)),
+        'size': each('size', size, _is_list(size)),
+        'data_files': each('data_files', data_files, several and _is_list(data_files)),
+        'optional_args': each('optional_args', optional_args, _is_list(optional_args) and not is_text),
+    }
     given = {'image': image_folder, 'video': video_folder, 'audio': audio_folder}
     cache = MediaCache(cache_bytes) if cache_bytes else None
     parts = []
     opener = load_stream if streaming else load_rows
     for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
-        its_name, its_split, its_size, its_files, its_args = (column[index] for column in columns)
-        rows = opener(
-            source,
-            name=its_name,
-            split=its_split,
-            size=its_size,
-            data_files=its_files,
-            optional_args=its_args,
-            cache_dir=cache_dir,
-        )
+        rows = opener(source, cache_dir=cache_dir, **{key: values[index] for key, values in columns.items()})
         starts = {kind: given[kind] or source_folder(source) for kind in MEDIA_KINDS}
         folders = {kind: str(start) for kind, start in starts.items() if start}
         folders |= formatter.folders()
@@ -96,10 +88,6 @@ def load_sources(
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _is_text(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def names_of(parts: Sequence[Part]) -> tuple[str, ...]:
