@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from align_anything.algorithms.critic import Critic
-from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main
@@ -75,7 +74,9 @@ def train_online(pair: Pair, resolved: Resolved) -> None:
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     for name, source in judges.items():
         weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
-        rewards.append(Reward(name, weight, _judge(cfgs, source, specs[name], algorithm, pair)))
+        scorer = open_scorer(cfgs, make_collator(cfgs, specs[name], pair, algorithm), source)
+        judge = ModelJudge(source, scorer, cfgs.train_cfgs.per_device_train_batch_size)
+        rewards.append(Reward(name, weight, judge))
     pending = Pending(policy.device)
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
     start(run, checkpoints, sampler, steps)
@@ -120,8 +121,3 @@ def _critic(role: str, cfgs: RunCfgs, spec: FamilySpec, run: Begun, steps: int) 
     critic = Critic(role=role, clip_range_value=train.clip_range_value)
     own = critic_cfgs(role, cfgs)
     return assemble(own, critic, make_collator(own, spec, run.pair, critic), steps), critic
-
-
-def _judge(cfgs: RunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
-    engine = open_scorer(cfgs, make_collator(cfgs, spec, pair, algorithm), source)
-    return ModelJudge(source, engine, cfgs.train_cfgs.per_device_train_batch_size)
