@@ -92,7 +92,8 @@ class KeyIndex:
         if first not in self.fields:
             return self._locate_bare(first, others, name)
         if not others:
-            raise UnknownKey(f"'{first}' is a group; name one of its keys, for instance '{first}.{self._first(first)}'")
+            key = next(iter(self.fields[first]))
+            raise UnknownKey(f"'{first}' is a group; name one of its keys, for instance '{first}.{key}'")
         key, *rest = _SEPARATOR.split(others[0], maxsplit=1)
         key = key.replace('-', '_')
         if key in self.aliases and self.aliases[key].group == first:
@@ -151,6 +152,3 @@ class KeyIndex:
             return f"there is no group '{key}'. Did you mean '{close[0]}'?"
         holders = self.holders(close[0]) or [self.aliases[close[0]].group]
         return f"there is no key '{written}'. Did you mean '{close[0]}' ({holders[0]}.{close[0]})?"
-
-    def _first(self, group: str) -> str:
-        return next(iter(self.fields[group]))

@@ -63,7 +63,7 @@ def config(stage: int, micro: int, accumulation: int, ranks: int, precision: str
 
 
 def weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    return engine.full_state_dict(engine.module.model)
+    return engine.full_state_dict(engine.policy.model)
 
 
 def oracle(tied: bool = True) -> tuple[dict[str, torch.Tensor], list[float], list[float]]:

@@ -203,7 +203,7 @@ def train(rank: int, stage: int) -> dict[str, tuple[dict[str, float], dict[str, 
                 algorithm,
                 roles_of(algorithm, frozen.score),
             )
-            found[name] = result.terms, again.terms, engine.full_state_dict(engine.module.model)
+            found[name] = result.terms, again.terms, engine.full_state_dict(engine.policy.model)
     return found
 
 
