@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -66,17 +66,13 @@ class Algorithm(AlgorithmCfgs):
         raise NotImplementedError
 
 
-def _is_algorithm(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, Algorithm)
-
-
 ALGORITHMS: Registry[type[Algorithm]] = Registry(
     'algorithm',
     lambda text: SettingsError([text]),
     package=__package__,
     group='align_anything.algorithms',
     wanted='a class derived from Algorithm',
-    is_one=_is_algorithm,
+    is_one=lambda value: inspect.isclass(value) and issubclass(value, Algorithm),
 )
 
 

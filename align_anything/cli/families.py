@@ -92,31 +92,12 @@ def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, list
     if config is None:
         if module is None:
             return Family(model_type, NONE, None, None, {}, **names, note=note)
-        kinds, note = frozenset(module.SPEC.placeholders), OWN_CODE
-        return Family(
-            model_type,
-            OWN,
-            sorted(kinds),
-            list(module.SPEC.layouts),
-            _runs(pairs, kinds),
-            **names,
-            note=note,
-        )
-    kinds = _media_kinds(listed.get('checkpoint_type', model_type))
-    layouts, note = _layouts(FamilySpec if module is None else module.SPEC, config)
-    return Family(
-        model_type,
-        DEFAULT if module is None else OWN,
-        sorted(kinds),
-        layouts,
-        _runs(pairs, kinds),
-        **names,
-        note=note,
-    )
-
-
-def _runs(pairs: Mapping[str, list[str]], kinds: frozenset[str]) -> dict[str, list[str]]:
-    return {name: algorithms for name, algorithms in pairs.items() if not PAIRS[name].missing_from(kinds)}
+        kinds, layouts, note = frozenset(module.SPEC.placeholders), list(module.SPEC.layouts), OWN_CODE
+    else:
+        kinds = _media_kinds(listed.get('checkpoint_type', model_type))
+        layouts, note = _layouts(FamilySpec if module is None else module.SPEC, config)
+    able = {name: algorithms for name, algorithms in pairs.items() if not PAIRS[name].missing_from(kinds)}
+    return Family(model_type, DEFAULT if module is None else OWN, sorted(kinds), layouts, able, **names, note=note)
 
 
 def _default_config(model_type: str) -> tuple[Any, str]:

@@ -46,10 +46,7 @@ def train(context: typer.Context, pair: PairName = None, algorithm: AlgorithmNam
 
     PAIR ALGORITHM --help lists the settings.
     """
-    if _wants_usage(pair):
-        typer.echo(context.get_help())
-        return
-    _check_order(pair, algorithm)
+    _check_order(context, pair, algorithm)
     from align_anything.cli.leaves import find_run
     from align_anything.trainers.launch import launch
 
@@ -70,10 +67,7 @@ def inspect(
 
     Takes the settings of the run: PAIR ALGORITHM --help lists them.
     """
-    if _wants_usage(pair):
-        typer.echo(context.get_help())
-        return
-    _check_order(pair, algorithm)
+    _check_order(context, pair, algorithm)
     if '--help' in context.args or '-h' in context.args:
         typer.echo(context.get_help() + '\n')
     from align_anything.cli.inspection import inspect_run
@@ -136,11 +130,11 @@ def _show(what: object) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH).print(what)
 
 
-def _wants_usage(pair: str | None) -> bool:
-    return pair is None or pair in ('--help', '-h')
-
-
-def _check_order(pair: str, algorithm: str | None) -> None:
+def _check_order(context: typer.Context, pair: str | None, algorithm: str | None) -> None:
+    """Ends with the help of the command where no pair is given."""
+    if pair in (None, '--help', '-h'):
+        typer.echo(context.get_help())
+        raise typer.Exit
     wrong = next((word for word in (pair, algorithm) if word is not None and word.startswith('-')), None)
     if wrong is not None or algorithm is None:
         found = f'found {wrong}' if wrong else f"no algorithm follows '{pair}'"

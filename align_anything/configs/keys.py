@@ -92,7 +92,8 @@ class KeyIndex:
         if first not in self.fields:
             return self._locate_bare(first, others, name)
         if not others:
-            raise UnknownKey(f"'{first}' is a group; name one of its keys, for instance '{first}.{self._first(first)}'")
+            key = next(iter(self.fields[first]))
+            raise UnknownKey(f"'{first}' is a group; name one of its keys, for instance '{first}.{key}'")
         key, *rest = _SEPARATOR.split(others[0], maxsplit=1)
         key = key.replace('-', '_')
         if key in self.aliases and self.aliases[key].group == first:
@@ -113,7 +114,8 @@ class KeyIndex:
             raise UnknownKey(f"'{key}' is in {len(holders)} groups: write {forms}")
         if not holders:
             inner = _SEPARATOR.split(rest[0])[0].replace('-', '_') if rest else ''
-            raise UnknownKey(self._unknown(inner if self._known_somewhere(inner) else key, name))
+            known = self.holders(inner) or self._algorithms_with(inner)
+            raise UnknownKey(self._unknown(inner if known else key, name))
         return self._located(holders[0], key, rest)
 
     def _located(self, group: str, key: str, rest: list[str]) -> Location:
@@ -131,9 +133,6 @@ class KeyIndex:
             raise UnknownKey(f"'{group}.{key}' is {describe_type(annotation)} and has no key '{rest[0]}'")
         names = tuple(rest[0].split('.')) if shape_of(entry).anything else (rest[0],)
         return Location(group, key, names, entry, convert)
-
-    def _known_somewhere(self, key: str) -> bool:
-        return bool(self.holders(key) or self._algorithms_with(key))
 
     def _algorithms_with(self, key: str) -> list[str]:
         return sorted(name for name, cfgs in self.known_algorithms.items() if key in cfgs.model_fields)
@@ -153,6 +152,3 @@ class KeyIndex:
             return f"there is no group '{key}'. Did you mean '{close[0]}'?"
         holders = self.holders(close[0]) or [self.aliases[close[0]].group]
         return f"there is no key '{written}'. Did you mean '{close[0]}' ({holders[0]}.{close[0]})?"
-
-    def _first(self, group: str) -> str:
-        return next(iter(self.fields[group]))

@@ -81,7 +81,9 @@ def resolve(
             problems += [f'train_cfgs: {_plain(item["msg"])}.' for item in error.errors()]
     if problems or cfgs is None or own is None:
         raise SettingsError(problems)
-    return Resolved(cfgs, own, _all_origins(cfgs, layers.origins), command_line.dry_run)
+    keys = ((group, key) for group in type(cfgs).model_fields for key in type(getattr(cfgs, group)).model_fields)
+    origins = {f'{group}.{key}': DEFAULT_ORIGIN for group, key in keys}
+    return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run)
 
 
 def _gather(
@@ -158,15 +160,6 @@ def _headline(path: str, value: Any, origins: Mapping[str, str]) -> str:
 
 def _plain(message: str) -> str:
     return message.removeprefix('Value error, ').replace('Input should be', 'must be').rstrip('.')
-
-
-def _all_origins(cfgs: RunCfgs, origins: Mapping[str, str]) -> dict[str, str]:
-    every = {
-        f'{group}.{key}': DEFAULT_ORIGIN
-        for group in type(cfgs).model_fields
-        for key in type(getattr(cfgs, group)).model_fields
-    }
-    return every | dict(origins)
 
 
 @dataclass

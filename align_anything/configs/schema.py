@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,7 +21,11 @@ from pydantic_core import PydanticCustomError
 
 from align_anything.configs.annotations import NULLS, shape_of
 
+Names = str | list[str] | None
 OnePerDataset = str | list[str | None] | None
+Sizes = PositiveInt | list[PositiveInt | None] | None
+Files = str | list[str | list[str] | None] | None
+Arguments = Annotated[dict[str, Any] | list[dict[str, Any]], AfterValidator(lambda value: value or {})]
 ScheduleType = Literal[
     'linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant', 'constant_with_warmup', 'inverse_sqrt'
 ]
@@ -192,30 +197,28 @@ class TrainCfgs(Cfgs):
 class DataCfgs(Cfgs):
     """What the run trains and evaluates on. With several datasets, most keys take one value or one per dataset."""
 
-    train_datasets: str | list[str] | None = Field(
+    train_datasets: Names = Field(
         None,
         description='Training data: a hub name, a .json, .jsonl, .csv, .parquet or .arrow file, a folder written by '
         'save_to_disk, or an image folder; a list for several. Required.',
     )
-    train_template: str | list[str] | None = Field(
+    train_template: Names = Field(
         None,
         description='Template that turns a row into a conversation: a registered name, or file.py:Name. One for all '
         'training datasets, or one for each. Required.',
     )
-    train_template_kwargs: dict[str, Any] | list[dict[str, Any]] = Field(
+    train_template_kwargs: Arguments = Field(
         {}, description='Arguments of the training template, such as its column mapping (`prompt: question`).'
     )
     train_name: OnePerDataset = Field(None, description='Configuration of a hub dataset, for instance a language.')
     train_split: OnePerDataset = Field(None, description='Split to train on, for instance `train` or `train[:10%]`.')
-    train_size: PositiveInt | list[PositiveInt | None] | None = Field(
-        None, description='Only the first so many rows are trained on. null takes all.'
-    )
-    train_data_files: str | list[str | list[str] | None] | None = Field(
+    train_size: Sizes = Field(None, description='Only the first so many rows are trained on. null takes all.')
+    train_data_files: Files = Field(
         None,
         description='Files inside the training dataset. A list means several files when there is one dataset, and '
         'one entry for each dataset when train_datasets is a list.',
     )
-    train_optional_args: dict[str, Any] | list[dict[str, Any]] = Field(
+    train_optional_args: Arguments = Field(
         {}, description='Further keyword arguments of datasets.load_dataset for the training data.'
     )
     train_mixing: Literal['concatenate', 'round_robin'] = Field(
@@ -228,24 +231,18 @@ class DataCfgs(Cfgs):
         description='Shares by which several training datasets are mixed; one that is exhausted starts again. null '
         'goes by train_mixing.',
     )
-    eval_datasets: str | list[str] | None = Field(
+    eval_datasets: Names = Field(
         None, description='Evaluation data, given like train_datasets. null evaluates nothing.'
     )
-    eval_template: str | list[str] | None = Field(
-        None, description='Template of the evaluation data, given like train_template.'
-    )
-    eval_template_kwargs: dict[str, Any] | list[dict[str, Any]] = Field(
-        {}, description='Arguments of the evaluation template.'
-    )
+    eval_template: Names = Field(None, description='Template of the evaluation data, given like train_template.')
+    eval_template_kwargs: Arguments = Field({}, description='Arguments of the evaluation template.')
     eval_name: OnePerDataset = Field(None, description='Configuration of a hub dataset to evaluate on.')
     eval_split: OnePerDataset = Field(None, description='Split to evaluate on, for instance `test`.')
-    eval_size: PositiveInt | list[PositiveInt | None] | None = Field(
-        None, description='Only the first so many rows are evaluated. null takes all.'
-    )
-    eval_data_files: str | list[str | list[str] | None] | None = Field(
+    eval_size: Sizes = Field(None, description='Only the first so many rows are evaluated. null takes all.')
+    eval_data_files: Files = Field(
         None, description='Files inside the evaluation dataset, given like train_data_files.'
     )
-    eval_optional_args: dict[str, Any] | list[dict[str, Any]] = Field(
+    eval_optional_args: Arguments = Field(
         {}, description='Further keyword arguments of datasets.load_dataset for the evaluation data.'
     )
     streaming: bool = Field(
@@ -316,11 +313,6 @@ class DataCfgs(Cfgs):
     @classmethod
     def _one_for_all(cls, value: Any) -> Any:
         return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-    @field_validator('train_template_kwargs', 'train_optional_args', 'eval_template_kwargs', 'eval_optional_args')
-    @classmethod
-    def _none_at_all(cls, value: Any) -> Any:
-        return value or {}
 
 
 class ModelCfgs(Cfgs):

@@ -11,11 +11,6 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, 'ds_shape', parameter.shape)
 
 
-def full_numel(parameter: nn.Parameter) -> int:
-    """The number of elements of the gathered parameter."""
-    return full_shape(parameter).numel()
-
-
 def is_partitioned(parameter: nn.Parameter) -> bool:
     """Whether ZeRO-3 holds this parameter in shards."""
     return full_shape(parameter) != parameter.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, islice
@@ -171,7 +171,7 @@ class ExampleDataset:
         """
         for source in self.sources:
             failures: list[str] = []
-            for name, row in islice(self._in_order(source), PROBED_AT_MOST):
+            for name, row in islice(source.rows if source.streamed else InOrder(source.rows), PROBED_AT_MOST):
                 try:
                     if isinstance(row, SampleError):
                         raise row
@@ -191,9 +191,6 @@ class ExampleDataset:
                     f"'{source.formatter.name}'. Choose another template, or map its columns with template_kwargs:\n"
                     + '\n'.join(failures)
                 )
-
-    def _in_order(self, source: Source) -> Iterator[tuple[str, dict[str, Any] | SampleError]]:
-        return iter(source.rows if source.streamed else InOrder(source.rows))
 
     def _other(self, source: Source, at: int) -> dict[str, Any]:
         """The next row of the source, which each row has for the same neighbour however rows are batched."""

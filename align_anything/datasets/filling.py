@@ -69,7 +69,7 @@ class Filling:
         """Yields, for each step, `slots` micro-batches, rank by rank. A step takes consecutive rows."""
         bins = self._bins()
         for item in rows:
-            bin_ = self._emptiest(bins, item)
+            bin_ = min((bin_ for bin_ in bins if bin_.takes(item)), key=lambda bin_: bin_.size, default=None)
             if bin_ is None:
                 yield self._spread(bins)
                 bins = self._bins()
@@ -86,10 +86,6 @@ class Filling:
 
     def _bins(self) -> list[_Bin]:
         return [_Bin(self.budget, self.padded) for _ in range(self.slots)]
-
-    @staticmethod
-    def _emptiest(bins: list[_Bin], item: Sized) -> _Bin | None:
-        return min((bin_ for bin_ in bins if bin_.takes(item)), key=lambda bin_: bin_.size, default=None)
 
     def _spread(self, bins: list[_Bin]) -> list[list[Sized]]:
         """The same rows with the work evened out: among micro-batches where the budget allows, then among ranks."""

@@ -70,11 +70,6 @@ class IndexSampler(Sampler):
         """Optimizer steps in that epoch."""
         return -(-len(self.mixture) // self.shape.global_size)
 
-    def step_rows(self, epoch: int, step: int) -> list[int]:
-        """Returns the rows that all ranks together see in that optimizer step."""
-        size = self.shape.global_size
-        return self.mixture.order(epoch)[step * size : (step + 1) * size].tolist()
-
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int]]:
         """Yields this rank's lists of indices, exactly `accumulation` for each optimizer step."""
         order, size = self.mixture.order(epoch), self.shape.global_size

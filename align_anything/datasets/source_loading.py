@@ -65,28 +65,20 @@ def load_sources(
     templates = each('template', template, not isinstance(template, str))
     options = each('template_kwargs', template_kwargs, _is_list(template_kwargs))
     formatters = [make_formatter(*made) for made in zip(templates, options, strict=True)]
-    columns = (
-        each('name', name, _is_list(name)),
-        each('split', split, _is_list(split)),
-        each('size', size, _is_list(size)),
-        each('data_files', data_files, several and _is_list(data_files)),
-        each('optional_args', optional_args, _is_list(optional_args) and not _is_text(optional_args)),
-    )
+    is_text = _is_list(optional_args) and all(isinstance(value, str) for value in optional_args)
+    columns = {
+        'name': each('name', name, _is_list(name)),
+        'split': each('split', split, _is_list(split)),
+        'size': each('size', size, _is_list(size)),
+        'data_files': each('data_files', data_files, several and _is_list(data_files)),
+        'optional_args': each('optional_args', optional_args, _is_list(optional_args) and not is_text),
+    }
     given = {'image': image_folder, 'video': video_folder, 'audio': audio_folder}
     cache = MediaCache(cache_bytes) if cache_bytes else None
     opened = []
     opener = load_stream if streaming else load_rows
     for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
-        its_name, its_split, its_size, its_files, its_args = (column[index] for column in columns)
-        rows = opener(
-            source,
-            name=its_name,
-            split=its_split,
-            size=its_size,
-            data_files=its_files,
-            optional_args=its_args,
-            cache_dir=cache_dir,
-        )
+        rows = opener(source, cache_dir=cache_dir, **{key: values[index] for key, values in columns.items()})
         starts = {kind: given[kind] or source_folder(source) for kind in MEDIA_KINDS}
         folders = {kind: str(start) for kind, start in starts.items() if start}
         folders |= formatter.folders()
@@ -98,11 +90,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _is_text(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def source_names(opened: Sequence[Source]) -> tuple[str, ...]:
-    """What metrics call the sources: the name at the end of their path, numbered where several have it."""
-    names = [Path(source.name).resolve().name for source in opened]
+def source_names(parts: Sequence[Source]) -> tuple[str, ...]:
+    """What metrics call the sources: the last part of their name, with their number where it is not the only such."""
+    names = [Path(part.source).resolve().name for part in parts]
     return tuple(name if names.count(name) == 1 else f'{name} {number}' for number, name in enumerate(names, 1))

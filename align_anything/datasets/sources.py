@@ -67,7 +67,8 @@ def load_rows(
     if size is not None and size < len(rows):
         rows = JoinedRows([(rows, 0, size)])
     if len(rows) == 0:
-        raise DataError(f"'{source}'{_of_split(split)} has no rows. Check the file and the split.")
+        of_split = f" split '{split}'" if split else ''
+        raise DataError(f"'{source}'{of_split} has no rows. Check the file and the split.")
     return rows
 
 
@@ -235,10 +236,6 @@ def _label(source: str, name: str | None, split: str, files: dict[str, list[Path
     if files is not None and len(files) == 1 and len(files[split]) == 1:
         return str(files[split][0])
     return f'{source}{f"/{name}" if name else ""}[{split}]'
-
-
-def _of_split(split: str | None) -> str:
-    return f" split '{split}'" if split else ''
 
 
 def _arguments(optional_args: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:

@@ -65,10 +65,6 @@ class DeepSpeedEngine:
         self._plain_norm = float('nan')
 
     @property
-    def module(self) -> nn.Module:
-        return self.engine.module
-
-    @property
     def policy(self) -> Policy:
         """What is trained, without what DeepSpeed put around it."""
         return self.engine.module
@@ -147,8 +143,8 @@ class DeepSpeedEngine:
         )
         result.extras = summed
         if self._plain:
-            complete_gradients(self.module.parameters())
-            self._plain_norm = float(clip_and_norm(self.module.parameters(), self.max_grad_norm))
+            complete_gradients(self.policy.parameters())
+            self._plain_norm = float(clip_and_norm(self.policy.parameters(), self.max_grad_norm))
             if not math.isfinite(self._plain_norm):
                 self.engine.zero_grad()
                 result.applied = False
@@ -212,12 +208,12 @@ class DeepSpeedEngine:
 
     def save_state(self, folder: Path) -> None:
         """Writes weights, masters, optimizer and schedule for an exact resume. Every rank calls it."""
-        frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
+        frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
         self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
 
     def load_state(self, folder: Path) -> None:
         """Restores what `save_state` wrote. Frozen parameters come from the base checkpoint. Every rank calls it."""
-        frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
+        frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
         path, _ = self.engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=not frozen)
         if path is None:
             raise TrainingError(f'{folder} holds no DeepSpeed state that this run can load.')

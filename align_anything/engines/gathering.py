@@ -23,7 +23,7 @@ def gathered_weights(engine: DeepSpeedEngine) -> Iterator[None]:
         return
     import deepspeed
 
-    parameters = list(engine.module.parameters())
+    parameters = list(engine.policy.parameters())
     offload = engine.engine.optimizer.parameter_offload
     with deepspeed.zero.GatheredParameters(parameters):
         # Each module's hooks would partition its weights again as soon as it has been called.

@@ -38,19 +38,19 @@ def check_checkpoint(model_name_or_path: str | Path, trust_remote_code: bool = F
 
 def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Returns the configuration of a checkpoint, of an Omni one that of its thinker. Raises ModelError for none."""
-    folder = Path(model_name_or_path)
+    folder, name = Path(model_name_or_path), str(model_name_or_path)
     if folder.is_dir():
         _check_model_type(folder, trust_remote_code)
     elif folder.exists():
         raise ModelError(f'{folder} is a file; name the folder that holds config.json and the weights.')
-    elif _looks_like_path(str(model_name_or_path)):
+    elif name.startswith(('.', '/', '~')) or name.count('/') > 1 or name.endswith('/'):
         raise ModelError(f'{folder} does not exist. Name a checkpoint folder or a model of the hub (owner/name).')
     try:
         config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {error}') from error
-    for name, value in loading_options(config.model_type).items():
-        setattr(config, name, value)
+    for option, value in loading_options(config.model_type).items():
+        setattr(config, option, value)
     # An Omni checkpoint holds a talker, which speaks, beside the thinker, which reads and writes.
     return vars(config).get('thinker_config') or config
 
@@ -93,10 +93,6 @@ def stored_tensor(model_name_or_path: str | Path, name: str) -> torch.Tensor | N
             if name in weights:
                 return weights[name]
     return None
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith(('.', '/', '~')) or name.count('/') > 1 or name.endswith('/')
 
 
 def _check_model_type(folder: Path, trust_remote_code: bool) -> None:

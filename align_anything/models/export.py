@@ -67,7 +67,8 @@ def export_model(
     plain = bare_model(model)
     adapted = plain is not model
     if adapted and not merge_adapter:
-        _save_adapter(model, state, folder)
+        # 'auto' would ask the hub whether the vocabulary was resized; a module to save holds the embeddings if it was.
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
     else:
         if is_quantised(model):
             state = dequantised(model, state)
@@ -115,11 +116,6 @@ def _merged_weight(layer: LoraLayer, name: str, state: Mapping[str, Tensor]) -> 
         magnitude = state[f'{name}.lora_magnitude_vector.{ADAPTER}.weight'].to(weight.device, torch.float32)
         merged = merged * (magnitude / torch.linalg.norm(merged, dim=1))[:, None]
     return merged.to(weight.dtype)
-
-
-def _save_adapter(model: PeftModel, state: Mapping[str, Tensor], folder: Path) -> None:
-    # 'auto' would ask the hub whether the vocabulary was resized; a module to save holds the embeddings if it was.
-    model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
 
 
 def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:

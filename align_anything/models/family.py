@@ -190,8 +190,8 @@ class FamilySpec:
                 f'the prompt alone has {len(prompt)} tokens{media}, the limit is {limit}: '
                 'raise model_cfgs.model_max_length or shorten the row'
             )
-        ids = torch.cat([prompt.ids, response.ids])
-        last_media = self._media_positions(ids)
+        ids, media_ids = torch.cat([prompt.ids, response.ids]), torch.tensor(sorted(self.media_token_ids)).long()
+        last_media = torch.isin(ids, media_ids).nonzero().flatten()
         if len(last_media) and int(last_media[-1]) >= limit:
             raise SampleError(
                 f'media would be cut by truncation: their last token is number {int(last_media[-1]) + 1} of {total}, '
@@ -201,9 +201,6 @@ class FamilySpec:
         if not kept.weights.any():
             raise SampleError(f'truncation to {limit} tokens leaves nothing to train on; the row has {total} tokens')
         return kept
-
-    def _media_positions(self, ids: Tensor) -> Tensor:
-        return torch.isin(ids, torch.tensor(sorted(self.media_token_ids), dtype=torch.long)).nonzero().flatten()
 
     def decode(self, piece: Piece) -> list[dict[str, Any]]:
         """Returns a response as the parts that an assistant message holds: `[{'type': 'text', 'text': …}]`.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.types import Piece, Video
+from align_anything.models.body import BodyWithin
 from align_anything.models.encoding import RunEncoder, pad_left
 from align_anything.models.family import FamilySpec
 from align_anything.models.media_arguments import sampled_rate
@@ -116,6 +117,46 @@ class OmniSpec(FamilySpec):
         return {**super().generation_inputs(prompts), 'position_ids': pad_left(positions).permute(2, 0, 1)}
 
 
-def put(embeds: Tensor, mask: Tensor, features: Tensor) -> Tensor:
-    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` at `mask` `(rows, length)`."""
-    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
+class OmniBody(BodyWithin):
+    """What the Accustomed classes of the thinkers compute: media features at their places, then the text model."""
+
+    def body(
+        self,
+        input_ids: Tensor,
+        *,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        video_second_per_grid: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Returns the text model's output, its `last_hidden_state` `(rows, length, size)`.
+
+        `video_second_per_grid` is in the positions already.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        if input_features is not None:
+            sounds = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
+            embeds = put(embeds, input_ids == self.config.audio_token_id, sounds.last_hidden_state)
+        seen: list[tuple[Tensor, Any]] = []
+        if pixel_values is not None:
+            pictures = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            seen.append((input_ids == self.config.image_token_id, pictures))
+        if pixel_values_videos is not None:
+            clips = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+            seen.append((input_ids == self.config.video_token_id, clips))
+        for places, visuals in seen:
+            embeds = put(embeds, places, torch.cat(visuals.pooler_output))
+        return self.model(inputs_embeds=embeds, **inputs, **(self.by_layer(embeds, seen) if seen else {}))
+
+    def by_layer(self, embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:
+        """Returns what the text model takes beside `embeds` of pictures and clips, given their places and features."""
+        return {}
+
+
+def put(embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:
+    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` at `places` `(rows, length)`."""
+    return embeds.masked_scatter(places[..., None], features.to(embeds.dtype))

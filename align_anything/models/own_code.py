@@ -7,6 +7,7 @@ so media go through the components of a processor and not through its call.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -67,24 +68,18 @@ class OwnCodeEncoder(RunEncoder):
             raise SampleError(f'the own code of this checkpoint refuses a medium of this turn: {error!r}') from error
         ids: list[int] = []
         marks: list[int] = []
-        for index, text in enumerate(self._between(self.spelled(run, number))):
-            if index:
-                ids.extend(media[index - 1].ids)
-                marks.extend(media[index - 1].marks)
-            found = self.text_ids(text, first and index == 0, index > 0)
+        spelled, media_marks = self.spelled(run, number), '|'.join(map(re.escape, self.placeholders.values()))
+        for place, text in enumerate(re.split(media_marks, spelled) if media_marks else [spelled]):
+            if place:
+                ids.extend(media[place - 1].ids)
+                marks.extend(media[place - 1].marks)
+            found = self.text_ids(text, first and place == 0, place > 0)
             ids.extend(found)
             marks.extend([0] * len(found))
         marked = torch.tensor(marks, dtype=torch.long)
-        counts: dict[str, int] = {}
-        for kind, _ in run.media:
-            counts[kind] = counts.get(kind, 0) + 1
+        counts = dict(Counter(kind for kind, _ in run.media))
         weights = torch.where(marked > 0, 0.0, run.weight)
         return Piece(torch.tensor(ids, dtype=torch.long), weights, tensors, counts, {MARKS: marked})
-
-    def _between(self, text: str) -> list[str]:
-        if not self.placeholders:
-            return [text]
-        return re.split('|'.join(map(re.escape, self.placeholders.values())), text)
 
 
 class OwnCodeSpec(FamilySpec):

@@ -158,7 +158,10 @@ class PatchCalls(TowerCalls):
             for hook in hooks:
                 hook.remove()
         if self.windows:
-            order = torch.argsort(self._window_index(tower, joined['grid_thw']))
+            from transformers.vision_utils import get_vision_window_index
+
+            sizes = tower.spatial_merge_size, tower.window_size, tower.patch_size
+            order = torch.argsort(get_vision_window_index(joined['grid_thw'], *sizes)[0])
             # A merger sees only patches that stand side by side, so it may see them in any order of tokens.
             unit = tower.spatial_merge_size**2
             features = {
@@ -188,11 +191,6 @@ class PatchCalls(TowerCalls):
                 f'deepstack.{name}': module for name, module in tower.get_submodule(self.deepstack).named_children()
             }
         return found
-
-    def _window_index(self, tower: nn.Module, grids: Tensor) -> Tensor:
-        from transformers.vision_utils import get_vision_window_index
-
-        return get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)[0]
 
 
 class AudioCalls(TowerCalls):

@@ -143,7 +143,7 @@ class WandbTracker:
     ) -> None:
         import wandb
 
-        known_id = _stored_id(output_dir, 'wandb') if resume_step is not None else None
+        known_id = _stored_id(output_dir, 'wandb', resume_step)
         try:
             self._run = wandb.init(
                 project=project,
@@ -156,12 +156,7 @@ class WandbTracker:
                 settings=wandb.Settings(x_disable_meta=True, disable_code=True, disable_git=True),
             )
         except wandb.Error as error:
-            raise SettingsError(
-                [
-                    f'wandb did not start: {error}. Log in with `wandb login`, set WANDB_MODE=offline, or choose '
-                    'another logger_cfgs.log_type.'
-                ]
-            ) from error
+            raise _not_started('wandb', error, 'Log in with `wandb login`, set WANDB_MODE=offline') from error
         _store_id(output_dir, 'wandb', self._run.id)
         # Our own step axis: wandb's counter refuses to go back, as a resumed run does.
         self._run.define_metric('step', hidden=True)
@@ -197,7 +192,7 @@ class ClearMLTracker:
     ) -> None:
         from clearml import Task
 
-        known_id = _stored_id(output_dir, 'clearml') if resume_step is not None else None
+        known_id = _stored_id(output_dir, 'clearml', resume_step)
         try:
             self._task = Task.init(
                 project_name=project,
@@ -208,12 +203,7 @@ class ClearMLTracker:
                 auto_connect_frameworks=False,
             )
         except ValueError as error:
-            raise SettingsError(
-                [
-                    f'clearml did not start: {error}. Run `clearml-init`, set CLEARML_OFFLINE_MODE=1, or choose '
-                    'another logger_cfgs.log_type.'
-                ]
-            ) from error
+            raise _not_started('clearml', error, 'Run `clearml-init`, set CLEARML_OFFLINE_MODE=1') from error
         _store_id(output_dir, 'clearml', self._task.id)
         # A continued task would otherwise add its last iteration to every step we report.
         self._task.set_initial_iteration(0)
@@ -251,9 +241,13 @@ def _cell(value: str | float) -> str:
     return '<br>'.join(escaped.splitlines())
 
 
-def _stored_id(output_dir: Path, log_type: str) -> str | None:
+def _not_started(log_type: str, error: Exception, advice: str) -> SettingsError:
+    return SettingsError([f'{log_type} did not start: {error}. {advice}, or choose another logger_cfgs.log_type.'])
+
+
+def _stored_id(output_dir: Path, log_type: str, resume_step: int | None) -> str | None:
     path = output_dir / RUN_ID_FILE
-    if not path.exists():
+    if resume_step is None or not path.exists():
         return None
     stored = json.loads(path.read_text(encoding='utf-8'))
     return stored['id'] if stored['log_type'] == log_type else None

@@ -52,7 +52,8 @@ class HFRollouts:
         found: list[list[Response]] = [[] for _ in examples]
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.gathered(), torch.random.fork_rng(devices=self._devices()):
+        devices = [self.model.device] if self.model.device.type == 'cuda' else []
+        with torch.no_grad(), self.gathered(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(sampling.seed)
             for numbers in self._calls([example.prompt for example in examples], wanted):
                 responses = self._generate([examples[number].prompt for number in numbers], sampling)
@@ -91,9 +92,6 @@ class HFRollouts:
         for ids, values in zip(new.cpu(), logprobs, strict=True):
             responses.append(sampled(self.spec, ids.tolist(), values.tolist(), self.version))
         return responses
-
-    def _devices(self) -> list[torch.device]:
-        return [self.model.device] if self.model.device.type == 'cuda' else []
 
 
 def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:

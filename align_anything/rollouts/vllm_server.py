@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -124,7 +125,7 @@ def make_app(served: Served) -> FastAPI:
 
     app = FastAPI(title='vLLM rollouts')
 
-    async def answered(request: Request, work: Callable[[bytes], Any]) -> Response:
+    async def answered(work: Callable[[bytes], Any], request: Request) -> Response:
         message = await request.body()
         try:
             found = await run_in_threadpool(work, message)
@@ -139,19 +140,9 @@ def make_app(served: Served) -> FastAPI:
     def health() -> dict[str, Any]:
         return served.health()
 
-    async def weights(request: Request) -> Response:
-        return await answered(request, served.take)
-
-    async def group(request: Request) -> Response:
-        return await answered(request, served.join)
-
-    async def generate(request: Request) -> Response:
-        return await answered(request, served.generate)
-
     # Added by hand: their annotations are imported where they are used, and FastAPI would look for them here.
-    app.router.add_route('/group', group, methods=['POST'])
-    app.router.add_route('/weights', weights, methods=['POST'])
-    app.router.add_route('/generate', generate, methods=['POST'])
+    for path, work in {'/group': served.join, '/weights': served.take, '/generate': served.generate}.items():
+        app.router.add_route(path, partial(answered, work), methods=['POST'])
     return app
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Audio
-from align_anything.datasets.media import decode, decode_conversation, make_media
+from align_anything.datasets.media import decode, decode_conversations, make_media
 from tests.datasets.clips import clip, sound, tone
 
 SECOND = tone(1.0)
@@ -113,7 +113,7 @@ def test_long_audio_is_truncated_or_split() -> None:
 
     media = make_media('audio', sound(long, subtype='FLOAT'), options={'max_seconds': 1.0, 'long_audio': 'split'})
     turn = {'role': 'user', 'content': [{'type': 'audio', 'audio': media}, {'type': 'text', 'text': 'What?'}]}
-    (decoded,) = decode_conversation([turn])
+    ((decoded,),) = decode_conversations([[turn]])
     *pieces, text = decoded['content']
     # The last 0.05 s are too short to be an audio clip of their own.
     assert [round(pitch(part['audio'])) for part in pieces] == [300, 600, 900]

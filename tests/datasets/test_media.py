@@ -17,7 +17,7 @@ from PIL import Image
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Media
 from align_anything.datasets.conversation import bind_media
-from align_anything.datasets.media import MAX_PIXELS, decode, decode_conversation, make_media
+from align_anything.datasets.media import MAX_PIXELS, decode, decode_conversations, make_media
 
 RED = (255, 0, 0)
 
@@ -234,9 +234,9 @@ def test_decode_conversation_leaves_the_lazy_one_alone(red_file: Path) -> None:
     turns = [{'role': 'user', 'content': '<image>\nHi'}, {'role': 'assistant', 'content': 'Yes.'}]
     lazy = bind_media(turns, {'image': red_file.name}, {'image': str(red_file.parent)})
     lazy = pickle.loads(pickle.dumps(lazy))
-    decoded = decode_conversation(lazy)
+    (decoded,) = decode_conversations([lazy])
     assert isinstance(lazy[0]['content'][0]['image'], Media)
     shown, text = decoded[0]['content']
     assert shown['type'] == 'image' and shown['image'].getpixel((0, 0)) == RED
     assert text == {'type': 'text', 'text': 'Hi'} and decoded[1] == lazy[1]
-    assert decode_conversation(decoded) == decoded
+    assert decode_conversations([decoded]) == [decoded]

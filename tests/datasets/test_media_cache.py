@@ -16,7 +16,7 @@ from PIL import Image
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Audio, Conversation, Media, Video
 from align_anything.datasets.conversation import bind_media
-from align_anything.datasets.media import MediaCache, decode_conversation, decode_conversations, decoding, make_media
+from align_anything.datasets.media import MediaCache, decode_conversations, decoding, make_media
 from align_anything.datasets.media.cache import decoded_bytes
 from tests.datasets.clips import clip, sound, tone
 from tests.datasets.test_media import encoded, noisy
@@ -73,7 +73,7 @@ def test_a_pair_of_answers_decodes_a_video_of_frames_once(tmp_path: Path, decode
 
 def test_other_options_make_another_medium(decoded: list[str]) -> None:
     few, many = (make_media('video', CLIP, options={'num_frames': number}) for number in (2, 5))
-    (turn,) = decode_conversation(showing(few, many, few))
+    ((turn,),) = decode_conversations([showing(few, many, few)])
     assert [len(part['video'].frames) for part in turn['content']] == [2, 5, 2]
     assert decoded == ['video', 'video']
 
@@ -144,10 +144,10 @@ def test_urls_are_off_unless_allowed(server: str) -> None:
         with pytest.raises(SampleError, match='data_cfgs.allow_urls fetches'):
             make_media(kind, f'{server}/{name}')
         media = make_media(kind, f'{server}/{name}', '/folder', {'allow_urls': True})
-        (turn,) = decode_conversation(showing(media))
+        ((turn,),) = decode_conversations([showing(media)])
         assert decoded_bytes(turn['content'][0][kind]) > 0
     with pytest.raises(SampleError, match='gone.png. cannot be fetched: HTTP Error 404'):
-        decode_conversation(showing(make_media('image', f'{server}/gone.png', options={'allow_urls': True})))
+        decode_conversations([showing(make_media('image', f'{server}/gone.png', options={'allow_urls': True}))])
     for other in ('ftp://a/b.png', 's3://a/b.png', 'rtsp://a/b.mp4'):
         with pytest.raises(SampleError, match='such URLs are off'):
             make_media('video', other, options={'allow_urls': True})
@@ -157,4 +157,4 @@ def test_parts_of_a_turn_say_how_they_are_decoded() -> None:
     part = {'type': 'video', 'video': CLIP, 'nframes': 3, 'max_pixels': 768, 'fps': None}
     turns = [{'role': 'user', 'content': [part, 'Q']}, {'role': 'assistant', 'content': 'A'}]
     lazy = bind_media(turns, {}, options={'video': {'num_frames': 8}})
-    assert decode_conversation(lazy)[0]['content'][0]['video'].frames.shape == (3, 24, 32, 3)
+    assert decode_conversations([lazy])[0][0]['content'][0]['video'].frames.shape == (3, 24, 32, 3)

@@ -13,11 +13,11 @@ import torch
 from align_anything.algorithms.sft import SFT
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.local import LocalEngine
 from align_anything.engines.optim import make_optimizer, make_schedule, parameter_groups
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
+from tests.harness.local_engine import LocalEngine
 from tests.harness.pairwise import in_tiers, pairwise
 from tests.harness.ranks import run_ranks
 from tests.policies.stub import TextFamily, example, piece, plain_policy, tiny_llama
@@ -63,7 +63,7 @@ def config(stage: int, micro: int, accumulation: int, ranks: int, precision: str
 
 
 def weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    return engine.full_state_dict(engine.module.model)
+    return engine.full_state_dict(engine.policy.model)
 
 
 def oracle(tied: bool = True) -> tuple[dict[str, torch.Tensor], list[float], list[float]]:

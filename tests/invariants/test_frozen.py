@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from align_anything.algorithms.sft import SFT
-from align_anything.engines.local import LocalEngine
 from align_anything.engines.optim import make_optimizer, parameter_groups
 from align_anything.models.pretrained_model import load_model, set_text_attention, tune_model
 from align_anything.models.trainable import FREEZABLE_COMPONENTS, component_of
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
+from tests.harness.local_engine import LocalEngine
 from tests.harness.pairwise import first_of, in_tiers
 from tests.invariants.families import IMAGE, TEXT, WIDER, rows, state_of
 from tests.invariants.runs import EPSILON, assembled, fork, settings, train, trainable, weights, zero_file

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Example
-from align_anything.engines.local import LocalEngine
 from align_anything.models.pretrained_model import load_model, set_text_attention
 from align_anything.models.trainable import enable_gradient_checkpointing
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
+from tests.harness.local_engine import LocalEngine
 from tests.harness.pairwise import in_tiers
 from tests.invariants.families import (
     FAMILIES,

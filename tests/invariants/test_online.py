@@ -12,13 +12,13 @@ from torch import Tensor
 from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.algorithms.critic import Critic
 from align_anything.core.types import Batch, Example, Piece, Scored
-from align_anything.engines.local import LocalEngine
 from align_anything.engines.step import StepResult
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
 from align_anything.rollouts.experience import record
 from align_anything.trainers.loops.splitting import filled, split
+from tests.harness.local_engine import LocalEngine
 from tests.invariants.test_preferences import policy, sgd
 from tests.policies.stub import TextFamily
 

@@ -16,13 +16,13 @@ from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.frozen import FrozenEngine
-from align_anything.engines.local import LocalEngine
 from align_anything.engines.step import StepResult
 from align_anything.models.any_model import add_score_head
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
+from tests.harness.local_engine import LocalEngine
 from tests.invariants.runs import fork
 from tests.policies.stub import TextFamily, plain_policy, tiny_llama
 
@@ -203,7 +203,7 @@ def train(rank: int, stage: int) -> dict[str, tuple[dict[str, float], dict[str, 
                 algorithm,
                 roles_of(algorithm, frozen.score),
             )
-            found[name] = result.terms, again.terms, engine.full_state_dict(engine.module.model)
+            found[name] = result.terms, again.terms, engine.full_state_dict(engine.policy.model)
     return found
 
 

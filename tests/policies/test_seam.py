@@ -16,10 +16,10 @@ from align_anything.algorithms.base import Algorithm, known_algorithms
 from align_anything.core.types import Batch, Example, Piece, Scored
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.local import LocalEngine
 from align_anything.engines.step import StepResult
 from align_anything.policies.base import Policy
 from align_anything.rollouts.experience import record
+from tests.harness.local_engine import LocalEngine
 from tests.harness.ranks import run_ranks
 from tests.policies.gaussian import FEATURES, GaussianPolicy, PointCollator
 

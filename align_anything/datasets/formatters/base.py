@@ -157,17 +157,13 @@ class BaseFormatter:
 Template = type[BaseFormatter]
 
 
-def _is_template(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, BaseFormatter)
-
-
 _TEMPLATES: Registry[Template] = Registry(
     'template',
     DataError,
     package=__package__,
     group='align_anything.templates',
     wanted='a class derived from BaseFormatter',
-    is_one=_is_template,
+    is_one=lambda value: inspect.isclass(value) and issubclass(value, BaseFormatter),
 )
 
 

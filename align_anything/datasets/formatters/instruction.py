@@ -29,15 +29,13 @@ class Instruction(MappedFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         prompt, meta = self._prompt(raw_sample)
-        return [*prompt, assistant(self._response(raw_sample))], meta
+        response = self.require(raw_sample, 'response', ('output', 'response', 'answer'))
+        return [*prompt, assistant(text(raw_sample, response))], meta
 
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
         prompt, meta = self._prompt(raw_sample)
         name = self.find(raw_sample, 'response', ('output', 'response', 'answer'))
         return prompt, {**meta, 'ground_truth': text(raw_sample, name)} if name and filled(raw_sample, name) else meta
-
-    def _response(self, row: Row) -> str:
-        return text(row, self.require(row, 'response', ('output', 'response', 'answer')))
 
     def _prompt(self, row: Row) -> tuple[Turns, dict[str, Any]]:
         instruction = text(row, self.require(row, 'prompt', ('instruction', 'prompt', 'question')))

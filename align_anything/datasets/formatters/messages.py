@@ -24,12 +24,10 @@ class Messages(MappedFormatter):
     messages: str | None = None
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
-        turns = [message(index, turn) for index, turn in enumerate(items(raw_sample, self._column(raw_sample)))]
+        name = self.require(raw_sample, 'messages', ('messages', 'conversation', 'conversations'))
+        turns = [message(index, turn) for index, turn in enumerate(items(raw_sample, name))]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
         return [*self.opening_of(raw_sample, has_system_turn), *turns], self.media(raw_sample)
-
-    def _column(self, row: Row) -> str:
-        return self.require(row, 'messages', ('messages', 'conversation', 'conversations'))
 
 
 def message(index: int, turn: Any) -> dict[str, Any]:

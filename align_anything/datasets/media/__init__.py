@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align_anything.datasets.media.cache import MediaCache
-from align_anything.datasets.media.decoding import decode, decode_conversation, decode_conversations
+from align_anything.datasets.media.decoding import decode, decode_conversations
 from align_anything.datasets.media.image import MAX_PIXELS
 from align_anything.datasets.media.sources import describe, make_media
 
@@ -11,7 +11,6 @@ __all__ = [
     'MAX_PIXELS',
     'MediaCache',
     'decode',
-    'decode_conversation',
     'decode_conversations',
     'describe',
     'make_media',

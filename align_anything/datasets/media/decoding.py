@@ -38,11 +38,6 @@ def decode(media: Media) -> Any:
         raise SampleError(f'{describe(media)} cannot be decoded: {reason}.') from error
 
 
-def decode_conversation(conversation: Conversation) -> Conversation:
-    """Returns the conversation with every `Media` in it decoded. Raises `SampleError` as `decode` does."""
-    return decode_conversations([conversation])[0]
-
-
 def decode_conversations(conversations: Sequence[Conversation], cache: MediaCache | None = None) -> list[Conversation]:
     """Returns the conversations of one Example decoded; a medium that stands in several of them is decoded once.
 

@@ -7,6 +7,13 @@ from transformers import Gemma3nForConditionalGeneration
 
 from align_anything.models.family import FamilySpec
 
+COMPONENTS = {
+    'vision_tower': ('model.vision_tower',),
+    'audio_tower': ('model.audio_tower',),
+    'mm_proj': ('model.embed_vision', 'model.embed_audio'),
+    'language_model': ('model.language_model', 'lm_head'),
+}
+
 
 class AccustomedGemma3nModel(Gemma3nForConditionalGeneration):
     """Gemma 3n with a language-model head."""
@@ -15,12 +22,7 @@ class AccustomedGemma3nModel(Gemma3nForConditionalGeneration):
 class Gemma3nSpec(FamilySpec):
     """The default rules with the components named."""
 
-    component_prefixes = {
-        'vision_tower': ('model.vision_tower',),
-        'audio_tower': ('model.audio_tower',),
-        'mm_proj': ('model.embed_vision', 'model.embed_audio'),
-        'language_model': ('model.language_model', 'lm_head'),
-    }
+    component_prefixes = COMPONENTS
 
     def external_parameters(self, model: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
         """Returns what each layer reads of the weights that mix its streams."""

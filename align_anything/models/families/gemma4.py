@@ -12,6 +12,7 @@ from transformers import Gemma4ForConditionalGeneration, Gemma4Model
 
 from align_anything.core.types import Conversation, Message
 from align_anything.models.encoding import RunEncoder, merge_media
+from align_anything.models.families.gemma3n import COMPONENTS
 from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import Run, TrainOn, media_of
 from align_anything.models.tower_calls import Features, Item, TowerCalls
@@ -98,12 +99,7 @@ class Gemma4Spec(FamilySpec):
 
     encoder_class = Gemma4Encoder
     reads_audio_in_video = True
-    component_prefixes = {
-        'vision_tower': ('model.vision_tower',),
-        'audio_tower': ('model.audio_tower',),
-        'mm_proj': ('model.embed_vision', 'model.embed_audio'),
-        'language_model': ('model.language_model', 'lm_head'),
-    }
+    component_prefixes = COMPONENTS
 
     def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
         """Returns the runs of text with their loss weights, before tokenisation; turns before `start` are prompt."""

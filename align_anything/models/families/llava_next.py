@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import LlavaNextForConditionalGeneration
 
+from align_anything.models.families.llava import COMPONENTS
 from align_anything.models.family import FamilySpec
 
 
@@ -14,11 +15,7 @@ class AccustomedLlavaNextModel(LlavaNextForConditionalGeneration):
 class LlavaNextSpec(FamilySpec):
     """The default rules with the components named; patches past an image's own are padding the model drops."""
 
-    component_prefixes = {
-        'vision_tower': ('model.vision_tower',),
-        'mm_proj': ('model.multi_modal_projector', 'model.image_newline'),
-        'language_model': ('model.language_model', 'lm_head'),
-    }
+    component_prefixes = {**COMPONENTS, 'mm_proj': ('model.multi_modal_projector', 'model.image_newline')}
 
 
 MODEL, SPEC = AccustomedLlavaNextModel, LlavaNextSpec

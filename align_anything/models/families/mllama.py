@@ -13,6 +13,7 @@ from transformers import MllamaForConditionalGeneration, MllamaModel
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Piece
 from align_anything.models.encoding import RunEncoder
+from align_anything.models.families.llava import COMPONENTS
 from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import Run
 
@@ -130,11 +131,7 @@ class MllamaSpec(FamilySpec):
     """Padded rows only: cross-attention knows no segments."""
 
     encoder_class = MllamaEncoder
-    component_prefixes = {
-        'vision_tower': ('model.vision_model',),
-        'mm_proj': ('model.multi_modal_projector',),
-        'language_model': ('model.language_model', 'lm_head'),
-    }
+    component_prefixes = {**COMPONENTS, 'vision_tower': ('model.vision_model',)}
 
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
         """Returns the arguments of `generate()`: images by row, and which of their tiles each token sees."""

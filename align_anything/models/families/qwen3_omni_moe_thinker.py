@@ -10,48 +10,26 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
-from align_anything.models.body import BodyWithin
 from align_anything.models.encoding import merge_media
-from align_anything.models.omni import COMPONENTS, OmniSpec, put
+from align_anything.models.omni import COMPONENTS, OmniBody, OmniSpec
 from align_anything.models.tower_calls import AudioCalls, Features, Forward, Item, PatchCalls, TowerCalls
 
 
-class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGeneration, BodyWithin):
+class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGeneration, OmniBody):
     """Qwen3-Omni's thinker with a language-model head."""
 
-    def body(
-        self,
-        input_ids: Tensor,
-        *,
-        input_features: Tensor | None = None,
-        feature_attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        video_second_per_grid: Tensor | None = None,
-        **inputs: Any,
-    ) -> Any:
-        """Returns the text model's output, its `last_hidden_state` `(rows, length, size)`.
-
-        `video_second_per_grid` is in the positions already.
-        """
-        embeds = self.get_input_embeddings()(input_ids)
-        if input_features is not None:
-            audio_clips = self.get_audio_features(input_features, feature_attention_mask, return_dict=True)
-            embeds = put(embeds, input_ids == self.config.audio_token_id, audio_clips.last_hidden_state)
-        seen: list[tuple[Tensor, Any]] = []
-        if pixel_values is not None:
-            images = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
-            seen.append((input_ids == self.config.image_token_id, images))
-        if pixel_values_videos is not None:
-            videos = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
-            seen.append((input_ids == self.config.video_token_id, videos))
-        for mask, visuals in seen:
-            embeds = put(embeds, mask, torch.cat(visuals.pooler_output))
-        if seen:
-            inputs |= _by_layer(embeds, seen)
-        return self.model(inputs_embeds=embeds, **inputs)
+    def by_layer(self, embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:
+        """Returns the features that the first layers add to visual tokens, in their order, one tensor a layer."""
+        everywhere = torch.stack([places for places, _ in seen]).any(0)
+        layers = []
+        for number in range(len(seen[0][1].deepstack_features)):
+            joint = embeds.new_zeros((int(everywhere.sum()), embeds.shape[-1]))
+            for places, visuals in seen:
+                features = visuals.deepstack_features[number]
+                features = torch.cat(features) if isinstance(features, (tuple, list)) else features
+                joint = joint.masked_scatter(places[everywhere][:, None], features.to(embeds.dtype))
+            layers.append(joint)
+        return {'visual_pos_masks': everywhere, 'deepstack_visual_embeds': layers}
 
     def get_audio_features(
         self,
@@ -112,20 +90,6 @@ def _tokens(frames: int, window: int) -> int:
     """The tokens of an audio clip: its windows pass three convolutions of stride two each on their own."""
     lengths = [window] * (frames // window) + ([frames % window] if frames % window else [])
     return sum((((length - 1) // 2) // 2) // 2 + 1 for length in lengths)
-
-
-def _by_layer(embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:
-    """The features that the first layers add to visual tokens, in the order of the tokens, one tensor a layer."""
-    masks = torch.stack([mask for mask, _ in seen]).any(0)
-    layers = []
-    for number in range(len(seen[0][1].deepstack_features)):
-        joint = embeds.new_zeros((int(masks.sum()), embeds.shape[-1]))
-        for mask, visuals in seen:
-            features = visuals.deepstack_features[number]
-            features = torch.cat(features) if isinstance(features, (tuple, list)) else features
-            joint = joint.masked_scatter(mask[masks][:, None], features.to(embeds.dtype))
-        layers.append(joint)
-    return {'visual_pos_masks': masks, 'deepstack_visual_embeds': layers}
 
 
 MODEL, SPEC = AccustomedQwen3OmniMoeThinkerModel, Qwen3OmniMoeThinkerSpec

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from align_anything.core.types import Batch, Example, Piece, Skipped
+from align_anything.models.encoding import join
 from align_anything.models.family import FamilySpec
 from align_anything.policies.base import Cost
-from align_anything.policies.token.layouts import TokenInputs, TokenSequence, concatenate, pack, pad
+from align_anything.policies.token.layouts import TokenSequence, pack, pad
 
 
 def work_in_tokens(example: Example) -> float:
@@ -77,13 +77,9 @@ class TokenCollator:
                 segmented=self.segmented,
                 bidirectional=self.spec.bidirectional_media,
             )
+        rows.inputs.arguments |= self.spec.merge_media([piece.media for piece in carried])
         return Batch(
-            inputs=TokenInputs(
-                {**rows.arguments, **self.spec.merge_media([piece.media for piece in carried])},
-                rows.score_index,
-                rows.targets,
-                rows.ends,
-            ),
+            inputs=rows.inputs,
             segments=rows.segments,
             weights=rows.weights,
             num_responses=len(sequences),
@@ -97,7 +93,7 @@ class TokenCollator:
                 'examples': len(examples),
                 'tokens': rows.tokens,
                 'padding': rows.padding,
-                'units': len(rows.targets),
+                'units': len(rows.inputs.targets),
                 **{f'{kind}s': number for kind, number in counts.items()},
             },
         )
@@ -122,18 +118,20 @@ class TokenCollator:
         sequences = []
         shared = self.layout == 'shared_prefix'
         carried: list[Piece] = []
+        media_ids = torch.tensor(sorted(self.spec.media_token_ids), dtype=torch.long)
         for index, (pieces, owner) in enumerate(zip(lists, owners, strict=True)):
-            ids, weights, token_tensors = concatenate(pieces, self.spec.token_tensor_names)
-            merged = self.spec.merge_media([piece.media for piece in pieces if piece.media])
+            whole = join(pieces, self.spec.merge_media)
+            blank = torch.zeros_like(whole.ids)
+            token_tensors = {name: whole.token_tensors.get(name, blank) for name in self.spec.token_tensor_names}
             sequences.append(
                 TokenSequence(
                     prompt=owner,
                     prefix_length=len(pieces[0]),
                     end=len(pieces[0]) + len(pieces[1]),
-                    ids=ids,
-                    positions=self.spec.positions(ids, merged, token_tensors),
-                    weights=weights,
-                    is_media=self._is_media(ids),
+                    ids=whole.ids,
+                    positions=self.spec.positions(whole.ids, whole.media, token_tensors),
+                    weights=whole.weights,
+                    is_media=torch.isin(whole.ids, media_ids),
                     token_tensors=token_tensors,
                 )
             )
@@ -141,9 +139,3 @@ class TokenCollator:
             prompt_repeats = shared and index > 0 and owners[index - 1] == owner
             carried.extend(piece for piece in (pieces[1:] if prompt_repeats else pieces) if piece.media)
         return sequences, owners, carried
-
-    def _is_media(self, ids: Tensor) -> Tensor:
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for token in self.spec.media_token_ids:
-            mask |= ids == token
-        return mask

@@ -29,7 +29,8 @@ class HiddenStates:
                 f'{type(plain).__name__} does not separate its body from its output embedding; '
                 'load it through a class with a language-model head.'
             )
-        self._body_name = None if body is plain else _name_of(plain, body)
+        names = (name for name, module in plain.named_modules() if module is body)
+        self._body_name = None if body is plain else next(names)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the last hidden states, rows and columns in one, `(rows * length, size)`."""
@@ -51,7 +52,3 @@ def cast_floats(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]
         else value
         for name, value in inputs.items()
     }
-
-
-def _name_of(parent: nn.Module, child: nn.Module) -> str:
-    return next(name for name, module in parent.named_modules() if module is child)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align_anything.core.types import Piece
 from align_anything.policies.token.attention import AttentionPlan, Span, media_blocks
 
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
@@ -61,14 +60,11 @@ class TokenInputs:
 
 @dataclass
 class PackedBatch:
-    """Sequences in one layout: arguments of the model body without media, and the units to score, see `Batch`."""
+    """Sequences in one layout: what the policy reads of them but media, and the units to score, see `Batch`."""
 
-    arguments: dict[str, Any]
-    score_index: Tensor
-    targets: Tensor
+    inputs: TokenInputs
     segments: Tensor
     weights: Tensor
-    ends: Tensor
     tokens: int
     padding: int
 
@@ -84,22 +80,6 @@ def units_of(
     scored = torch.nonzero(sequence.weights, as_tuple=True)[0]
     scored = scored[scored >= max(from_token, 1)]
     return position[scored - 1], sequence.ids[scored], torch.full_like(scored, response), sequence.weights[scored]
-
-
-def concatenate(pieces: Sequence[Piece], names: Sequence[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Joins pieces end to end: ids, weights, and the named per-token tensors (zeros where a piece has none)."""
-    ids = torch.cat([piece.ids for piece in pieces])
-    weights = torch.cat([piece.weights for piece in pieces])
-    tensors = {
-        name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces])
-        for name in names
-    }
-    return ids, weights, tensors
-
-
-def _gather_units(columns: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    index, targets, segments, weights = (torch.cat(column) for column in zip(*columns, strict=True))
-    return index, targets, segments, weights
 
 
 def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
@@ -129,7 +109,8 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     }
     ends = torch.tensor([row * length + sequence.end - 1 for row, sequence in enumerate(sequences)])
     padding = int((1 - attention_mask).sum())
-    return PackedBatch(inputs, *_gather_units(units), ends=ends, tokens=rows * length, padding=padding)
+    index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
+    return PackedBatch(TokenInputs(inputs, index, targets, ends), segments, weights, rows * length, padding)
 
 
 def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bidirectional: bool) -> PackedBatch:
@@ -194,7 +175,8 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         longest = max(span.stop - span.start for span in spans)
         inputs |= {'cu_seq_lens_q': bounds, 'cu_seq_lens_k': bounds, 'max_length_q': longest, 'max_length_k': longest}
         inputs['attention_mask'] = None
-    return PackedBatch(inputs, *_gather_units(units), ends=torch.stack(ends), tokens=offset, padding=0)
+    index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
+    return PackedBatch(TokenInputs(inputs, index, targets, torch.stack(ends)), segments, weights, offset, padding=0)
 
 
 def _squeeze(positions: Tensor) -> Tensor:

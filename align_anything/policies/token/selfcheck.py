@@ -12,6 +12,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Piece
 from align_anything.models.adapter import bare_model
+from align_anything.models.encoding import join
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention
 from align_anything.policies.token.collator import TokenCollator
@@ -85,17 +86,7 @@ def probe_examples(
 
     def prompt(length: int) -> Piece:
         pieces = [text(length, 0.0), *(collator.spec.dummy(kind) for kind in kinds), text(3, 0.0)]
-        names = collator.spec.token_tensor_names
-        return Piece(
-            ids=torch.cat([piece.ids for piece in pieces]),
-            weights=torch.cat([piece.weights for piece in pieces]),
-            media=collator.spec.merge_media([piece.media for piece in pieces if piece.media]),
-            media_counts={kind: 1 for kind in kinds},
-            token_tensors={
-                name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces])
-                for name in names
-            },
-        )
+        return join(pieces, collator.spec.merge_media)
 
     return [Example(prompt(6), [text(9, 1.0)]), Example(prompt(4), [text(5, 1.0), text(7, 1.0)])]
 

@@ -14,43 +14,24 @@ from align_anything.testing.tiny.options import TinyOptions
 
 KINDS = {
     **dict.fromkeys('llama qwen2 qwen3 qwen3_moe opt gemma2 gemma3_text granite mistral phi3'.split(), 'text'),
-    **dict.fromkeys(('llava', 'llava_next'), 'llava'),
+    **dict.fromkeys(('llava', 'llava_next', 'llava_next_video'), 'llava'),
     **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl'), 'qwen_vl'),
-    **dict.fromkeys(('llava_next_video', 'llava_onevision', 'llava_interleave'), 'llava_video'),
+    **dict.fromkeys(('llava_onevision', 'llava_interleave'), 'llava_qwen'),
+    **dict.fromkeys(('idefics3', 'smolvlm'), 'idefics3'),
     **dict.fromkeys(('qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), 'omni'),
-    **{name: name for name in 'gemma3 gemma3n gemma4 idefics2 idefics3 internvl mllama paligemma'.split()},
-    **{name: name for name in ('qwen2_audio', 'smolvlm')},
+    **{name: name for name in 'gemma3 gemma3n gemma4 idefics2 internvl mllama paligemma qwen2_audio'.split()},
 }
 """Families and the file in this package that builds them."""
 
 
-def build(
-    family: str,
-    out: str | Path,
-    *,
-    hidden: int = 64,
-    layers: int = 2,
-    vocab: int = 384,
-    heads: int | None = None,
-    seed: int = 0,
-    image_size: int = 56,
-    vision_hidden: int = 32,
-    vision_layers: int = 2,
-    corpus: list[str] | None = None,
-    sound_seconds: int = 2,
-) -> Path:
+def build(family: str, out: str | Path, *, corpus: list[str] | None = None, **sizes: int | None) -> Path:
     """Writes a checkpoint of `family` into `out` and returns that folder; the same arguments give the same files.
 
     Args:
         family: one of `KINDS`.
         out: folder to make; it may exist when it is empty.
-        hidden: width of the language model, a multiple of 32 (heads are 32 wide unless `heads` says otherwise).
-        layers: layers of the language model.
-        vocab: pieces of the byte-level BPE, special tokens excepted.
-        image_size: side of an image in pixels, a multiple of 28.
-        vision_hidden, vision_layers: size of the vision tower.
         corpus: texts to train the tokenizer on; a small built-in one by default.
-        sound_seconds: longest audio clip, to which the processors of some families fill all others up.
+        sizes: the other attributes of `TinyOptions`, such as `hidden` and `layers`.
 
     Raises:
         ModelError: unknown family, a folder that is not empty, or sizes that do not fit each other.
@@ -61,19 +42,7 @@ def build(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
-    options = TinyOptions(
-        family,
-        hidden,
-        layers,
-        vocab,
-        heads,
-        seed,
-        image_size,
-        vision_hidden,
-        vision_layers,
-        tuple(corpus or ()),
-        sound_seconds,
-    )
+    options = TinyOptions(family, corpus=tuple(corpus or ()), **sizes)
     options.check()
     importlib.import_module(f'{__name__}.{KINDS[family]}').build(options, out)
     return out

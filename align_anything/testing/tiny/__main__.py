@@ -8,6 +8,18 @@ from pathlib import Path
 
 from align_anything.core.errors import ModelError
 from align_anything.testing.tiny import KINDS, build
+from align_anything.testing.tiny.options import TinyOptions
+
+SIZES = {
+    'hidden': 'width of the language model',
+    'layers': 'layers of the language model',
+    'heads': 'attention heads (default: 32 wide each)',
+    'vocab': 'pieces of the tokenizer',
+    'image_size': 'side of a picture in pixels',
+    'vision_hidden': 'width of the vision tower',
+    'vision_layers': 'layers of the vision tower',
+    'seed': 'seed of the weights',
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,14 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('family', choices=sorted(KINDS), metavar='family', help=', '.join(sorted(KINDS)))
     parser.add_argument('--out', required=True, type=Path, help='folder to make')
-    parser.add_argument('--hidden', type=int, default=64, help='width of the language model')
-    parser.add_argument('--layers', type=int, default=2, help='layers of the language model')
-    parser.add_argument('--heads', type=int, default=None, help='attention heads (default: 32 wide each)')
-    parser.add_argument('--vocab', type=int, default=384, help='pieces of the tokenizer')
-    parser.add_argument('--image_size', type=int, default=56, help='side of an image in pixels')
-    parser.add_argument('--vision_hidden', type=int, default=32, help='width of the vision tower')
-    parser.add_argument('--vision_layers', type=int, default=2, help='layers of the vision tower')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the weights')
+    for name, what in SIZES.items():
+        parser.add_argument(f'--{name}', type=int, default=getattr(TinyOptions, name), help=what)
     parser.add_argument('--corpus', type=Path, default=None, help='file of texts to train the tokenizer on')
     arguments = vars(parser.parse_args(argv))
     corpus = arguments.pop('corpus')

@@ -5,35 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from align_anything.testing.tiny.options import TinyOptions, save
-from align_anything.testing.tiny.templates import content, turns
-from align_anything.testing.tiny.tokenizers import make_tokenizer
+from align_anything.testing.tiny.templates import content, gemma
+from align_anything.testing.tiny.tokenizers import GEMMA, make_tokenizer
 
 PATCH, POOL = 16, 2
+NAMED = {
+    'image_token': '<|image|>',
+    'boi_token': '<|image>',
+    'eoi_token': '<image|>',
+    'audio_token': '<|audio|>',
+    'boa_token': '<|audio>',
+    'eoa_token': '<audio|>',
+}
 
 
 def build(options: TinyOptions, out: Path) -> None:
-    """Writes a tiny Gemma 4 of the smaller sort, which reads images from left to right as it reads text."""
-    import transformers
-
+    """Writes a tiny Gemma 4 of the smaller sort, which reads pictures from left to right as it reads text."""
     tokenizer = make_tokenizer(
-        options.vocab,
-        options.corpus,
-        pad='<pad>',
-        eos='<eos>',
-        bos='<bos>',
-        add_bos=True,
-        extra=['<|turn>', '<turn|>', '<|video|>'],
-        named={
-            'image_token': '<|image|>',
-            'boi_token': '<|image>',
-            'eoi_token': '<image|>',
-            'audio_token': '<|audio|>',
-            'boa_token': '<|audio>',
-            'eoa_token': '<audio|>',
-        },
+        options.vocab, options.corpus, **GEMMA, add_bos=True, extra=['<|turn>', '<turn|>', '<|video|>'], named=NAMED
     )
-    token, width = tokenizer.convert_tokens_to_ids, options.hidden // options.num_heads
+    token, width = tokenizer.convert_tokens_to_ids, options.head_width
     text = options.decoder(
         tokenizer,
         head_dim=width,
@@ -73,13 +67,8 @@ def build(options: TinyOptions, out: Path) -> None:
         tokenizer,
         transformers.Gemma4VideoProcessor(**how),
         image_seq_length=70,
-        chat_template=turns(
-            '<|turn>{role}\n',
-            '<turn|>\n',
-            content({'image': '<|image|>', 'video': '<|video|>', 'audio': '<|audio|>'}),
-            start='{{ bos_token }}',
-            roles={'assistant': 'model'},
+        chat_template=gemma(
+            content({'image': '<|image|>', 'video': '<|video|>', 'audio': '<|audio|>'}), '<|turn>{role}\n', '<turn|>\n'
         ),
     )
-    kind = transformers.Gemma4ForConditionalGeneration
-    save(options, out, lambda: kind(config), processor, ['<eos>', '<turn|>'])
+    save(options, out, transformers.Gemma4ForConditionalGeneration, config, processor, ['<eos>', '<turn|>'])

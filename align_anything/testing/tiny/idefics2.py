@@ -4,37 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align_anything.testing.tiny.options import PATCH, TinyOptions, save
-from align_anything.testing.tiny.templates import content, turns
-from align_anything.testing.tiny.tokenizers import make_tokenizer
+import transformers
+
+from align_anything.testing.tiny.options import TinyOptions, save
+from align_anything.testing.tiny.templates import idefics
+from align_anything.testing.tiny.tokenizers import LLAMA2, make_tokenizer
 
 LATENTS = 8
+NAMED = {'image_token': '<image>', 'image_boundary_token': '<fake_token_around_image>'}
 
 
 def build(options: TinyOptions, out: Path) -> None:
     """Writes a tiny Idefics2."""
-    import transformers
-
-    tokenizer = make_tokenizer(
-        options.vocab,
-        options.corpus,
-        pad='<pad>',
-        eos='</s>',
-        bos='<s>',
-        add_bos=True,
-        extra=['<end_of_utterance>'],
-        named={'image_token': '<image>', 'image_boundary_token': '<fake_token_around_image>'},
-    )
-    side = options.image_size
+    tokenizer = make_tokenizer(options.vocab, options.corpus, **LLAMA2, extra=['<end_of_utterance>'], named=NAMED)
     config = transformers.Idefics2Config(
-        vision_config={
-            'hidden_size': options.vision_hidden,
-            'intermediate_size': 2 * options.vision_hidden,
-            'num_hidden_layers': options.vision_layers,
-            'num_attention_heads': options.vision_heads,
-            'image_size': side,
-            'patch_size': PATCH,
-        },
+        vision_config=options.tower(),
         perceiver_config={
             'hidden_size': options.hidden,
             'resampler_n_latents': LATENTS,
@@ -46,19 +30,12 @@ def build(options: TinyOptions, out: Path) -> None:
         text_config={'model_type': 'mistral', **options.decoder(tokenizer)},
         image_token_id=tokenizer.image_token_id,
     )
+    size = {'shortest_edge': 3 * options.image_size // 4, 'longest_edge': options.image_size}
     processor = transformers.Idefics2Processor(
-        transformers.Idefics2ImageProcessor(
-            size={'shortest_edge': 3 * side // 4, 'longest_edge': side}, do_image_splitting=False
-        ),
+        transformers.Idefics2ImageProcessor(size=size, do_image_splitting=False),
         tokenizer,
         image_seq_len=LATENTS,
-        chat_template=turns(
-            '{role}: ',
-            '<end_of_utterance>\n',
-            content({'image': '<image>'}),
-            start='{{ bos_token }}',
-            roles={'user': 'User', 'assistant': 'Assistant', 'system': 'System'},
-        ),
+        chat_template=idefics(),
     )
     stops = ['</s>', '<end_of_utterance>']
-    save(options, out, lambda: transformers.Idefics2ForConditionalGeneration(config), processor, stops)
+    save(options, out, transformers.Idefics2ForConditionalGeneration, config, processor, stops)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+
 from align_anything.testing.tiny.options import PATCH, TinyOptions, save
-from align_anything.testing.tiny.templates import content, turns
+from align_anything.testing.tiny.templates import content, llama
 from align_anything.testing.tiny.tokenizers import make_tokenizer
 
 TILES = 4
@@ -15,9 +18,6 @@ RATIOS = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]
 
 def build(options: TinyOptions, out: Path) -> None:
     """Writes a tiny Mllama with one layer of cross-attention more than `layers`."""
-    import torch
-    import transformers
-
     tokenizer = make_tokenizer(
         options.vocab,
         options.corpus,
@@ -32,7 +32,6 @@ def build(options: TinyOptions, out: Path) -> None:
     tokenizer.add_tokens(['<|image|>'], special_tokens=True)
     text = options.decoder(tokenizer, rope_parameters={'rope_type': 'default', 'rope_theta': 5e5})
     text |= {'vocab_size': words, 'num_hidden_layers': options.layers + 1, 'cross_attention_layers': [1]}
-    side = options.image_size
     config = transformers.MllamaConfig(
         text_config=text,
         image_token_index=words,
@@ -45,30 +44,23 @@ def build(options: TinyOptions, out: Path) -> None:
             # The last layer's output and that of one layer before it.
             'vision_output_dim': 2 * options.vision_hidden,
             'intermediate_layers_indices': [0],
-            'image_size': side,
+            'image_size': options.image_size,
             'patch_size': PATCH,
             'max_num_tiles': TILES,
             'supported_aspect_ratios': RATIOS,
         },
     )
     processor = transformers.MllamaProcessor(
-        transformers.MllamaImageProcessor(size={'height': side, 'width': side}, max_image_tiles=TILES),
+        transformers.MllamaImageProcessor(size=options.square, max_image_tiles=TILES),
         tokenizer,
-        chat_template=turns(
-            '<|start_header_id|>{role}<|end_header_id|>\n\n',
-            '<|eot_id|>',
-            content({'image': '<|image|>'}),
-            start='{{ bos_token }}',
-        ),
+        chat_template=llama(content({'image': '<|image|>'})),
     )
+    stops = ['<|eot_id|>', '<|end_of_text|>']
+    save(options, out, transformers.MllamaForConditionalGeneration, config, processor, stops, _open_gates)
 
-    def make() -> Any:
-        model = transformers.MllamaForConditionalGeneration(config)
-        # transformers starts these gates at zero: images would change nothing and the tower would get no gradient.
-        gates = [parameter for name, parameter in model.named_parameters() if name.endswith('_gate')]
-        gates += [model.model.vision_model.gated_positional_embedding.gate]
-        for gate in gates:
-            torch.nn.init.constant_(gate, 0.5)
-        return model
 
-    save(options, out, make, processor, ['<|eot_id|>', '<|end_of_text|>'])
+def _open_gates(model: Any) -> None:
+    # transformers starts these gates at zero: pictures would change nothing and the tower would get no gradient.
+    gates = [parameter for name, parameter in model.named_parameters() if name.endswith('_gate')]
+    for gate in [*gates, model.model.vision_model.gated_positional_embedding.gate]:
+        torch.nn.init.constant_(gate, 0.5)

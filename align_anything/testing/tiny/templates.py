@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+BOS = '{{ bos_token }}'
+PLAIN = "{{ message['content'] }}"
+TRIMMED = "{{ message['content'] | trim }}"
+
 
 def _put(text: str) -> str:
     return '{{ ' + repr(text) + ' }}' if text else ''
@@ -25,7 +29,7 @@ def content(media: Mapping[str, str]) -> str:
 def turns(
     opening: str,
     closing: str,
-    body: str = "{{ message['content'] }}",
+    body: str = PLAIN,
     *,
     start: str = '',
     roles: Mapping[str, str] | None = None,
@@ -56,6 +60,28 @@ def turns(
 
 
 CHATML_OPENING, CHATML_CLOSING = '<|im_start|>{role}\n', '<|im_end|>\n'
+
+
+def chatml(body: str = PLAIN) -> str:
+    """Returns the template of Qwen and others."""
+    return turns(CHATML_OPENING, CHATML_CLOSING, body)
+
+
+def llama(body: str) -> str:
+    """Returns Llama 3's template."""
+    return turns('<|start_header_id|>{role}<|end_header_id|>\n\n', '<|eot_id|>', body, start=BOS)
+
+
+def gemma(body: str, opening: str = '<start_of_turn>{role}\n', closing: str = '<end_of_turn>\n') -> str:
+    """Returns Gemma's template, which calls the assistant `model`."""
+    return turns(opening, closing, body, start=BOS, roles={'assistant': 'model'})
+
+
+def idefics() -> str:
+    """Returns the template of Idefics."""
+    roles = {'user': 'User', 'assistant': 'Assistant', 'system': 'System'}
+    return turns('{role}: ', '<end_of_utterance>\n', content({'image': '<image>'}), start=BOS, roles=roles)
+
 
 WITHOUT_EARLIER_REASONING = (
     "{% set text = message['content'] %}{% if '</think>' in text and not loop.last %}"

@@ -5,51 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align_anything.testing.tiny.options import POSITIONS, TinyOptions, save
-from align_anything.testing.tiny.templates import CHATML_CLOSING, CHATML_OPENING, WITHOUT_EARLIER_REASONING, turns
-from align_anything.testing.tiny.tokenizers import make_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-BOS = '{{ bos_token }}'
-GEMMA = {
-    'pad': '<pad>',
-    'eos': '<eos>',
-    'bos': '<bos>',
-    'extra': ['<start_of_turn>', '<end_of_turn>'],
-    'add_bos': True,
-    'chat_template': turns(
-        '<start_of_turn>{role}\n',
-        '<end_of_turn>\n',
-        "{{ message['content'] | trim }}",
-        start=BOS,
-        roles={'assistant': 'model'},
-    ),
-}
-CHATML = {
-    'pad': '<|endoftext|>',
-    'eos': '<|im_end|>',
-    'extra': ['<|im_start|>'],
-    'chat_template': turns(CHATML_OPENING, CHATML_CLOSING),
-}
-LLAMA = {
-    'pad': '<|pad|>',
-    'eos': '<|eot_id|>',
-    'bos': '<|begin_of_text|>',
-    'extra': ['<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>'],
-    'add_bos': True,
-    'chat_template': turns(
-        '<|start_header_id|>{role}<|end_header_id|>\n\n', '<|eot_id|>', "{{ message['content'] | trim }}", start=BOS
-    ),
-}
+from align_anything.testing.tiny.options import POSITIONS, TinyOptions, save
+from align_anything.testing.tiny.templates import BOS, TRIMMED, WITHOUT_EARLIER_REASONING, chatml, gemma, llama, turns
+from align_anything.testing.tiny.tokenizers import (
+    CHATML,
+    CHATML_STOPS,
+    GEMMA_STOPS,
+    GEMMA_TURNS,
+    LLAMA2,
+    make_tokenizer,
+)
+
+CHAT = {**CHATML, 'chat_template': chatml()}
+GEMMA = {**GEMMA_TURNS, 'chat_template': gemma(TRIMMED)}
 MISTRAL = (
     BOS + '{% for message in messages %}'
     "{% if message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
     "{% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
 )
 TOKENIZERS: dict[str, dict[str, Any]] = {
-    'llama': LLAMA,
-    'qwen2': CHATML,
-    'qwen3': {**CHATML, 'chat_template': turns(CHATML_OPENING, CHATML_CLOSING, WITHOUT_EARLIER_REASONING)},
-    'qwen3_moe': CHATML,
+    'llama': {
+        'pad': '<|pad|>',
+        'eos': '<|eot_id|>',
+        'bos': '<|begin_of_text|>',
+        'extra': ['<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>'],
+        'add_bos': True,
+        'chat_template': llama(TRIMMED),
+    },
+    'qwen2': CHAT,
+    'qwen3': {**CHATML, 'chat_template': chatml(WITHOUT_EARLIER_REASONING)},
+    'qwen3_moe': CHAT,
     'opt': {
         'pad': '<pad>',
         'eos': '</s>',
@@ -68,14 +55,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
         'extra': ['<|start_of_role|>', '<|end_of_role|>'],
         'chat_template': turns('<|start_of_role|>{role}<|end_of_role|>', '<|end_of_text|>\n'),
     },
-    'mistral': {
-        'pad': '<pad>',
-        'eos': '</s>',
-        'bos': '<s>',
-        'extra': ['[INST]', '[/INST]'],
-        'add_bos': True,
-        'chat_template': MISTRAL,
-    },
+    'mistral': {**LLAMA2, 'extra': ['[INST]', '[/INST]'], 'chat_template': MISTRAL},
     'phi3': {
         'pad': '<|endoftext|>',
         'eos': '<|endoftext|>',
@@ -86,28 +66,15 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 }
 STOPS = {
     'llama': ['<|end_of_text|>', '<|eot_id|>'],
-    'gemma2': ['<eos>', '<end_of_turn>'],
-    'gemma3_text': ['<eos>', '<end_of_turn>'],
+    **dict.fromkeys(('gemma2', 'gemma3_text'), GEMMA_STOPS),
     'phi3': ['<|endoftext|>', '<|end|>'],
-    **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe'), ['<|im_end|>', '<|endoftext|>']),
-}
-CLASSES = {
-    'llama': 'Llama',
-    'qwen2': 'Qwen2',
-    'qwen3': 'Qwen3',
-    'qwen3_moe': 'Qwen3Moe',
-    'opt': 'OPT',
-    'gemma2': 'Gemma2',
-    'gemma3_text': 'Gemma3',
-    'granite': 'Granite',
-    'mistral': 'Mistral',
-    'phi3': 'Phi3',
+    **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe'), CHATML_STOPS),
 }
 
 
 def settings(options: TinyOptions, tokenizer: Any) -> dict[str, Any]:
     """Returns the arguments of the family's configuration class."""
-    width = options.hidden // options.num_heads
+    width = options.head_width
     if options.family == 'opt':
         names = 'vocab_size hidden_size num_hidden_layers num_attention_heads pad_token_id eos_token_id'.split()
         shared = options.decoder(tokenizer)
@@ -141,14 +108,10 @@ def settings(options: TinyOptions, tokenizer: Any) -> dict[str, Any]:
 
 def build(options: TinyOptions, out: Path) -> None:
     """Writes a tiny text model."""
-    import transformers
-
     tokenizer = make_tokenizer(options.vocab, options.corpus, **TOKENIZERS[options.family])
-    name = CLASSES[options.family]
-    config_name = 'Gemma3TextConfig' if options.family == 'gemma3_text' else f'{name}Config'
-    config = getattr(transformers, config_name)(**settings(options, tokenizer))
+    config = AutoConfig.for_model(options.family, **settings(options, tokenizer))
     stops = STOPS.get(options.family, [tokenizer.eos_token])
-    save(options, out, lambda: getattr(transformers, f'{name}ForCausalLM')(config), tokenizer, stops)
+    save(options, out, AutoModelForCausalLM.from_config, config, tokenizer, stops)
     # A tokenizer can come back as another class that splits text its own way (Qwen2's does): what comes back is what
     # counts, and writing it once more makes it come back unchanged.
-    transformers.AutoTokenizer.from_pretrained(out).save_pretrained(out)
+    AutoTokenizer.from_pretrained(out).save_pretrained(out)

@@ -15,6 +15,12 @@ CORPUS = (
     'user assistant system User: Assistant: USER: ASSISTANT: yes no true false',
     'How many cats are there? There are two white cats and one black dog on the right.',
 )
+CHATML: dict[str, Any] = {'pad': '<|endoftext|>', 'eos': '<|im_end|>', 'extra': ['<|im_start|>']}
+CHATML_STOPS = ['<|im_end|>', '<|endoftext|>']
+GEMMA: dict[str, Any] = {'pad': '<pad>', 'eos': '<eos>', 'bos': '<bos>'}
+GEMMA_TURNS: dict[str, Any] = {**GEMMA, 'add_bos': True, 'extra': ['<start_of_turn>', '<end_of_turn>']}
+GEMMA_STOPS = ['<eos>', '<end_of_turn>']
+LLAMA2: dict[str, Any] = {'pad': '<pad>', 'eos': '</s>', 'bos': '<s>', 'add_bos': True}
 
 
 @functools.lru_cache(maxsize=8)

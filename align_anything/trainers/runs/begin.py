@@ -85,7 +85,9 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     engine_config(cfgs)
     check_reference(cfgs, algorithm)
     resume_from = agree_on_checkpoint(find_checkpoint(cfgs.train_cfgs.resume, output_dir))
-    progress = Progress() if resume_from is None else resumed(resume_from, resolved)
+    progress = Progress()
+    if resume_from is not None:
+        progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
     sources, spec = open_run(cfgs, pair, algorithm)
     collate = make_collator(cfgs, spec, pair, algorithm)
     build_on_meta(cfgs, spec, algorithm)
@@ -150,15 +152,10 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
     if not finished:
         logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
         return
-    checkpoints.save_final(run.progress)
+    checkpoints.save(run.progress, with_state=False, name=FINAL_NAME)
     if is_main():
         logger.info('curves: %s', plot_metrics(run.output_dir))
         logger.info('trained model: %s', run.output_dir / FINAL_NAME)
-
-
-def resumed(item: Checkpoint, resolved: Resolved) -> Progress:
-    """The progress of the checkpoint that the run goes on from. Raises SettingsError when it is not the same run."""
-    return resume_progress(read_manifest(item), resolved.cfgs, str(item.path))
 
 
 def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
-from align_anything.engines.checkpoint import FINAL_NAME, prune, write_checkpoint
+from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
@@ -46,16 +46,6 @@ class Checkpoints:
         if is_main() and name is None:
             prune(self.output_dir, max(self.resolved.cfgs.logger_cfgs.save_total_limit, 1))
         return path
-
-    def save_final(self, progress: Progress) -> Path:
-        """Writes the trained model without training state."""
-        return write_checkpoint(
-            self.output_dir,
-            FINAL_NAME,
-            write_model=lambda folder: self._write_model(folder, progress),
-            write_state=None,
-            manifest=manifest_of(progress, self.resolved.cfgs),
-        )
 
     def load_state(self, folder: Path) -> None:
         """Restores every engine from the state in a checkpoint. Every rank calls it."""

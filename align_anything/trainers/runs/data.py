@@ -87,12 +87,9 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
 
 def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Source]:
     """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
-    values = {key: getattr(data, f'{purpose}_{key}') for key in ('datasets', 'template', 'template_kwargs')}
-    values |= {
-        key: getattr(data, f'{purpose}_{key}') for key in ('name', 'split', 'size', 'data_files', 'optional_args')
-    }
+    keys = ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
     return load_sources(
-        **values,
+        **{key: getattr(data, f'{purpose}_{key}') for key in keys},
         image_folder=data.image_folder,
         video_folder=data.video_folder,
         audio_folder=data.audio_folder,

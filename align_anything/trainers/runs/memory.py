@@ -77,7 +77,9 @@ def memory_of_run(
     """
     (config, _), precision = engine_config(cfgs), precision_of(cfgs)
     held = {'policy' if algorithm.trains else 'model': estimate_memory(policy, config, precision)}
-    if algorithm.refers and _holds_reference(cfgs, algorithm):
+    refers = algorithm.refers and reference_cache_of(algorithm) is None
+    # Without a cache, and unless the policy without its adapter is it, a copy is asked while the run trains.
+    if refers and not without_adapter_is_reference(cfgs, algorithm):
         held['reference'] = _reference(cfgs, algorithm, spec, policy)
     if not algorithm.generates:
         return held
@@ -100,11 +102,6 @@ def memory_table(held: Mapping[str, Memory]) -> Table:
         sizes = (memory.weights, memory.gradients, memory.optimizer, memory.total)
         table.add_row(name, *(f'{size / 2**30:.3f} GiB' for size in sizes))
     return table
-
-
-def _holds_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
-    """Whether a copy is asked while the run trains."""
-    return reference_cache_of(algorithm) is None and not without_adapter_is_reference(cfgs, algorithm)
 
 
 def _reference(cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, policy: nn.Module) -> Memory:

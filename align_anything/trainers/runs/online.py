@@ -76,7 +76,9 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     for name, source in judges.items():
         weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
-        rewards.append(Reward(name, weight, _judge(cfgs, source, specs[name], algorithm, pair)))
+        scorer = open_scorer(cfgs, make_collator(cfgs, specs[name], pair, algorithm), source)
+        judge = ModelJudge(source, scorer, cfgs.train_cfgs.per_device_train_batch_size)
+        rewards.append(Reward(name, weight, judge))
     pending = Pending(policy.device)
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
     start(run, checkpoints, sampler, steps)
@@ -121,8 +123,3 @@ def _critic(
 ) -> DeepSpeedEngine:
     own, learned = critic_cfgs(role, resolved.cfgs, resolved.algorithm), resolved.algorithm.critics[role]
     return assemble(own, learned, make_collator(own, spec, pair, learned), steps)
-
-
-def _judge(cfgs: OnlineRunCfgs, source: str, spec: FamilySpec, algorithm: Online, pair: Pair) -> ModelJudge:
-    engine = open_scorer(cfgs, make_collator(cfgs, spec, pair, algorithm), source)
-    return ModelJudge(source, engine, cfgs.train_cfgs.per_device_train_batch_size)
