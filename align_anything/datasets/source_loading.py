@@ -90,7 +90,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def source_names(parts: Sequence[Source]) -> tuple[str, ...]:
-    """What metrics call the sources: the last part of their name, with their number where it is not the only such."""
-    names = [Path(part.source).resolve().name for part in parts]
+def source_names(opened: Sequence[Source]) -> tuple[str, ...]:
+    """What metrics call the sources: the name at the end of their path, numbered where several have it."""
+    names = [Path(source.name).resolve().name for source in opened]
     return tuple(name if names.count(name) == 1 else f'{name} {number}' for number, name in enumerate(names, 1))
