@@ -40,7 +40,7 @@ SCHEDULES = {
     'gae_lambda': 0.8,
     'bootstrap_truncated': True,
     'beta': 0.3,
-    'scale_coeff': 0.3,
+    'scale_coeff': 3.0,
 }
 
 
