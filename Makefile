@@ -1,8 +1,8 @@
 # make install   a virtual environment in .venv with the tested versions
 # make demo      train a small vision model on handwritten digits and talk to it
-# make quick     losses, policies, datasets, settings and the contract, in three minutes
-# make test      every invariant for every family and algorithm, twelve minutes being the aim; ARGS='tests/models' runs a part
-# make extended  what `make test` leaves out: the other combinations, the other lessons, the whole demo; an hour is the aim
+# make quick     losses, policies, datasets, settings and the contract, in two minutes
+# make test      every invariant for every family and algorithm, in ten minutes on two cores; ARGS='tests/models' runs a part
+# make extended  what `make test` leaves out: the other combinations, the other lessons, the whole demo; up to an hour
 # make bench     the benchmarks of docs/benchmarks.md
 # make lint      style
 # make docs      the reference pages that are made from code
