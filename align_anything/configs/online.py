@@ -197,7 +197,7 @@ class CriticRunCfgs(PolicyRunCfgs):
     model_cfgs: CriticModelCfgs = Field(default_factory=CriticModelCfgs)
 
 
-class SafeRunCfgs(PolicyRunCfgs):
+class SafeRunCfgs(CriticRunCfgs):
     """The same of those with costs."""
 
     model_cfgs: SafeModelCfgs = Field(default_factory=SafeModelCfgs)

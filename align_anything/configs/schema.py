@@ -38,7 +38,7 @@ def build_run_schema(algorithm_cfgs: type[AlgorithmCfgs]) -> type[RunCfgs]:
     Raises TypeError, a mistake of the algorithm's author, when a field has no default or description, a type
     that settings cannot have, or a name that the schema uses already.
     """
-    taken = {key: group for group, model in groups_of(RunCfgs).items() for key in model.model_fields}
+    taken = {key: group for group, model in groups_of(algorithm_cfgs.run_cfgs).items() for key in model.model_fields}
     for name, field in algorithm_cfgs.model_fields.items():
         if name in taken:
             raise TypeError(

@@ -8,6 +8,7 @@ import pytest
 from pydantic import Field
 
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
+from align_anything.configs.online import OnlineRunCfgs, SafeRunCfgs
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.resolve import resolve
 from align_anything.configs.saving import dump_resolved
@@ -169,8 +170,13 @@ def test_careless_algorithms_are_refused():
     class Bare(AlgorithmCfgs):
         beta: float = Field(description='No default.')
 
+    class Warm(AlgorithmCfgs):
+        run_cfgs = OnlineRunCfgs
+        temperature: float = Field(1.0, description='Taken by a group that runs of it have.')
+
     for cfgs, said in (
         (Clash, 'Clash.seed clashes with train_cfgs.seed'),
+        (Warm, 'Warm.temperature clashes with model_cfgs.temperature'),
         (Silent, 'Silent.beta needs a description'),
         (Odd, 'cannot have the type'),
         (Bare, 'Bare.beta needs a default'),
@@ -179,8 +185,9 @@ def test_careless_algorithms_are_refused():
             build_run_schema(cfgs)
 
 
-def test_every_key_is_described_in_sentences():
-    for group, model in groups_of(RunCfgs).items():
+@pytest.mark.parametrize('schema', [RunCfgs, SafeRunCfgs])
+def test_every_key_is_described_in_sentences(schema):
+    for group, model in groups_of(schema).items():
         assert model.__doc__, group
         for key, field in model.model_fields.items():
             assert field.description and field.description[0].isupper() and field.description.endswith('.'), key
