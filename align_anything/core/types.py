@@ -6,7 +6,7 @@ A formatter makes a `Conversation`; a family encodes it into an `Example`; a pol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -233,3 +233,17 @@ def map_tensors(value: Any, function: Any) -> Any:
         fields = {name: map_tensors(getattr(value, name), function) for name in value.__dataclass_fields__}
         return type(value)(**fields)
     return value
+
+
+def named_tensors(value: Any, name: str = '') -> Iterator[tuple[str, Tensor]]:
+    """Yields every tensor in nested dicts, lists, tuples and dataclasses with the name of what holds it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from named_tensors(item, str(key))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from named_tensors(item, name)
+    elif is_dataclass(value):
+        yield from named_tensors(vars(value), name)

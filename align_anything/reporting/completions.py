@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from align_anything.core.files import atomic_write_text
-from align_anything.core.types import Conversation
-from align_anything.models.family import FamilySpec
+from align_anything.models.spec import Spec
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import make_page, show_conversation, show_media, strip_of
 from align_anything.reporting.metrics import MetricsWriter, StepFile
@@ -43,12 +43,12 @@ class Completions:
     def __init__(
         self,
         output_dir: Path,
-        spec: FamilySpec,
+        spec: Spec,
         console: TrainingConsole,
         writer: MetricsWriter,
         resume_step: int | None,
     ) -> None:
-        self._tokenizer = spec.tokenizer
+        self._spec = spec
         self._console, self._writer = console, writer
         self._file = StepFile(output_dir / COMPLETIONS_FILE, resume_step)
         self._page = output_dir / PAGE_FILE
@@ -80,8 +80,9 @@ class Completions:
         for number, response in enumerate(example.responses):
             record = {
                 'source': example.source,
-                'prompt': self._tokenizer.decode(example.prompt.ids),
-                'response': self._tokenizer.decode(response.ids),
+                'prompt': _text(self._spec.decode(example.prompt)),
+                'response': _text(response.parts),
+                'finished': response.finished,
                 'reward': float(one.scores[number]),
                 'rewards': {name: float(values[number]) for name, values in one.rewards.items()},
             }
@@ -91,7 +92,7 @@ class Completions:
         (example,) = one.examples
         rewards = _rewards(one)
         rows = [
-            f'<td class="text">{escape(self._tokenizer.decode(response.ids))}{show_media(response.parts)}</td>'
+            f'<td class="text">{escape(_text(response.parts))}{show_media(response.parts)}</td>'
             + ''.join(f'<td>{values[number]:.4g}</td>' for values in rewards.values())
             + f'<td>{response.units}{"" if response.finished else ", clipped"}</td>'
             for number, response in enumerate(example.responses[:RESPONSES])
@@ -105,11 +106,9 @@ class Completions:
         (example,) = one.examples
         conversation = example.conversation or []
         return Answers(
-            prompt=shortened(_asked(conversation), TRACKER_TEXT),
+            prompt=shortened(_text(conversation[-1]['content'] if conversation else []), TRACKER_TEXT),
             picture=strip_of(conversation),
-            responses=[
-                shortened(self._tokenizer.decode(each.ids), TRACKER_TEXT) for each in example.responses[:RESPONSES]
-            ],
+            responses=[shortened(_text(each.parts), TRACKER_TEXT) for each in example.responses[:RESPONSES]],
             rewards={name: values[:RESPONSES] for name, values in _rewards(one).items()},
         )
 
@@ -125,9 +124,8 @@ def _rewards(rollout: Rollout) -> dict[str, list[float]]:
     return {name: values.tolist() for name, values in numbers_of(rollout).items() if name.startswith('reward')}
 
 
-def _asked(conversation: Conversation) -> str:
-    """The text of the last turn, with a mark for each medium in it."""
-    parts = [part for message in conversation[-1:] for part in message['content']]
+def _text(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a message, with a mark for each medium in it."""
     return ''.join(part['text'] if part['type'] == 'text' else f'<{part["type"]}>' for part in parts)
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm, known_algorithms
-from align_anything.core.types import Batch, Example, Piece, Scored
+from align_anything.configs.schema import build_run_schema
+from align_anything.core.types import Batch, Example, Piece, Response, Scored
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
 from align_anything.policies.base import Policy
-from align_anything.rollouts.experience import record
+from align_anything.policies.token.logprob import LogProbHead
+from align_anything.rollouts.experience import Rollout, record
+from align_anything.trainers.loops.online import OnlineLoop
+from align_anything.trainers.loops.progress import Progress
 from tests.harness.local_engine import LocalEngine
 from tests.harness.ranks import run_ranks
 from tests.policies.gaussian import FEATURES, GaussianPolicy, PointCollator
@@ -197,3 +203,59 @@ def test_deepspeed_steps_as_one_process() -> None:
         assert loss == pytest.approx(result.loss, rel=1e-5), name
         for key, value in policy.model.state_dict().items():
             torch.testing.assert_close(state[key].double(), value, rtol=1e-5, atol=1e-5, msg=f'{name}: {key}')
+
+
+def generated() -> list[Example]:
+    """Responses that somebody interrupted: the second of their points, where there is one, is not the policy's."""
+    rows = []
+    for row in examples():
+        responses = []
+        for piece in row.responses:
+            weights = torch.ones(len(piece))
+            weights[1:2] = 0.0
+            response = Response(piece.ids, weights, piece.media)
+            response.per_unit['rollout'] = torch.zeros(response.units)
+            responses.append(response)
+        rows.append(replace(row, responses=responses, unmatched=None))
+    return rows
+
+
+def test_the_online_loop_learns_from_a_rollout_of_points() -> None:
+    """With advantages by response, the scores of policy and reference at each unit, and an update in two steps."""
+    policy, reference = GaussianPolicy(torch.float64), GaussianPolicy(torch.float64, seed=5).requires_grad_(False)
+    local, start = LocalEngine(policy, torch.optim.SGD(policy.parameters(), lr=0.1)), copy.deepcopy(policy)
+    cpu, grpo = torch.device('cpu'), ALGORITHMS['grpo'].model_copy(update={'per_device_prompt_batch_size': 4})
+    engine = SimpleNamespace(policy=policy, device=cpu, infer=torch.no_grad()(policy), train_step=local.train_step)
+    cfgs = build_run_schema(KNOWN['grpo'])(train_cfgs={'per_device_train_batch_size': 4})
+    given: dict[str, Any] = dict.fromkeys(field.name for field in fields(OnlineLoop) if field.init)
+    given |= {'cfgs': cfgs, 'algorithm': grpo, 'engine': engine, 'critics': {}, 'reference': reference, 'steps': 9}
+    training = SimpleNamespace(sampler=SimpleNamespace(cursor=lambda epoch, step: None))
+    given |= {'progress': Progress(), 'training': training, '_seconds': {}, '_unusable': []}
+    loop = OnlineLoop(**given)
+    scores = torch.tensor([1.0, 0.0, 0.0, 3.0, 2.0, 2.0, -1.0, 1.0])
+    trained = loop._learn_from(Rollout(generated(), {'right': scores}, scores))
+    flat = [(row.prompt, response) for row in trained for response in row.responses]
+    for number, (prompt, response) in enumerate(flat):
+        points = response.media['points'][response.weights > 0]
+        other = scores[number ^ 1]
+        deviation = (scores[number] - other).abs() / 2**0.5
+        advantage = (scores[number] - other) / 2 / (deviation + 1e-4)
+        assert len(points) == response.units == len(response) - (len(response) > 1)
+        torch.testing.assert_close(response.per_unit['advantage'], advantage.expand(len(points)))
+        for name, by in (('old', start), ('reference', reference)):
+            wanted = torch.stack([density(by, prompt, point) for point in points]).float()
+            torch.testing.assert_close(response.per_unit[name], wanted)
+    results, _ = loop._update(trained)
+    assert loop.progress.step == len(results) == 2
+    assert results[0].terms['ratio'] == pytest.approx(1.0, abs=1e-5) and abs(results[1].terms['ratio'] - 1.0) > 1e-3
+    assert not torch.equal(policy.model.weight, start.model.weight)
+
+
+def test_the_temperature_is_what_was_said_last() -> None:
+    head = LogProbHead(torch.nn.Linear(4, 8), scale=2.0, softcap=3.0)
+    for policy in (head, GaussianPolicy(torch.float64)):
+        policy.set_temperature(0.5)
+        policy.set_temperature(0.5)
+    assert (head.scale, head.softcap) == (4.0, 6.0)
+    head.set_temperature(1.0)
+    assert (head.scale, head.softcap) == (2.0, 3.0)

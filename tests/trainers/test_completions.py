@@ -27,9 +27,13 @@ from tests.trainers.test_metrics import fake_wandb
 
 NASTY = '<script>alert(1)</script> | **bold** `code` \x1b[2J & a\nsecond line'
 WORDS = ('yes', NASTY, 'no')
-SPEC: Any = types.SimpleNamespace(
-    tokenizer=types.SimpleNamespace(decode=lambda ids: ' '.join(WORDS[n] for n in ids.tolist()))
-)
+
+
+def decode(piece: Piece) -> list[dict[str, Any]]:
+    return [{'type': 'text', 'text': ' '.join(WORDS[number] for number in piece.ids.tolist())}]
+
+
+SPEC: Any = types.SimpleNamespace(decode=decode)
 PICTURE = Image.new('RGB', (200, 100), (250, 0, 0))
 CLIP = Video(np.full((3, 50, 50, 3), 80, np.uint8), np.arange(3.0), 1.0)
 
@@ -41,7 +45,9 @@ def conversation(*media: tuple[str, Any], text: str = 'Is it <b>so</b>?') -> Con
 
 def response(ids: torch.Tensor, finished: bool) -> Response:
     per_unit = {'rollout': torch.zeros(len(ids))}
-    return Response(ids, torch.ones(len(ids)), per_unit=per_unit, finished=finished)
+    made = Response(ids, torch.ones(len(ids)), per_unit=per_unit, finished=finished)
+    made.parts = decode(made)
+    return made
 
 
 def rollout_of(*conversations: Conversation, responses: int = 2) -> Rollout:
@@ -105,6 +111,7 @@ def test_the_file_has_all_and_the_page_the_newest(tmp_path: Path) -> None:
         'source': 'rows.jsonl:1',
         'prompt': 'no',
         'response': f'{NASTY} no',
+        'finished': False,
         'reward': 1.0,
         'rewards': {'right': 2.0, 'brief': -2.0},
     }

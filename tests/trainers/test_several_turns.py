@@ -155,6 +155,50 @@ def plain_values(model: Any, prompt: torch.Tensor, response: dict[str, Any]) -> 
     return [float(values[position - 1]) for position in sampled], float(values[sampled[-1]])
 
 
+def differentiable_logprobs(model: Any, prompt: torch.Tensor, response: dict[str, Any]) -> torch.Tensor:
+    """As `plain_logprobs`, with a graph behind them."""
+    ids = torch.cat([prompt, response['ids']])
+    logprobs = model(input_ids=ids[None]).logits[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[:, 0]
+    return logprobs[(torch.cat([torch.zeros(len(prompt)), response['weights']]) > 0)[1:]]
+
+
+def norm_of(loss: torch.Tensor, model: Any) -> float:
+    gradients = torch.autograd.grad(loss, [*model.parameters()])
+    return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+
+
+def gradient(
+    name: str, prompts: list[dict[str, Any]], policy: Any, reference: Any, advantages: Sequence[torch.Tensor]
+) -> float:
+    """The norm of the gradient of the surrogate, and for GRPO of its divergence from the reference."""
+    losses = []
+    responses = [(prompt['prompt'], response) for prompt in prompts for response in prompt['responses']]
+    for (prompt, response), own in zip(responses, advantages, strict=True):
+        logprobs = differentiable_logprobs(policy, prompt, response)
+        loss = -(logprobs - logprobs.detach()).exp() * own
+        if name == 'grpo':
+            ratio = differentiable_logprobs(reference, prompt, response).detach() - logprobs
+            loss = loss + 0.3 * (ratio.exp() - ratio - 1)
+        losses.append(loss)
+    by_response = name == 'grpo'
+    total = sum(loss.mean() for loss in losses) / len(losses) if by_response else torch.cat(losses).mean()
+    return norm_of(total, policy)
+
+
+def gradient_of_pairs(prompts: list[dict[str, Any]], policy: Any, reference: Any) -> float:
+    losses = []
+    for prompt in prompts:
+        chosen, rejected = (
+            sum(
+                sign * differentiable_logprobs(model, prompt['prompt'], response).sum()
+                for model, sign in ((policy, 1.0), (reference, -1.0))
+            )
+            for response in prompt['responses']
+        )
+        losses.append(-torch.nn.functional.logsigmoid(3.0 * (chosen - rejected)))
+    return norm_of(sum(losses) / len(losses), policy)
+
+
 def rewards_of(turn: Turn, kl_coeff: float, score: float) -> list[float]:
     rewards = [-kl_coeff * penalty for penalty in turn.penalties]
     return [*rewards[:-1], rewards[-1] + score]
@@ -237,6 +281,7 @@ def moved(model: Path, folder: Path) -> Path:
     return folder
 
 
+# ppo_vllm and ppo_remote_rm are PPO with another engine, which stands aside here, and another judge.
 @pytest.mark.parametrize('name', [name for name in ONLINE if name not in ('ppo_vllm', 'ppo_remote_rm')])
 def test_every_online_algorithm_takes_several_turns(folder: Path, tiny: Any, tmp_path: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -303,7 +348,9 @@ def test_every_online_algorithm_takes_several_turns(folder: Path, tiny: Any, tmp
     lengths = [float(response['weights'].sum()) for response in generated]
     assert metrics['train/response_length'] == pytest.approx(sum(lengths) / 8)
     assert metrics['train/rollout_drift'] < 1e-5
+    own_way = told['trained'], policy.double(), other.double()
     if name == 'online_dpo':
+        assert metrics['train/grad_norm'] == pytest.approx(gradient_of_pairs(*own_way), rel=1e-3)
         _check_pairs(turns, [float(r['finished']) - float(r['weights'].sum()) / 20 for r in generated], metrics)
         return
     advantages, returns = expected_advantages(name, turns, told['costs'])
@@ -312,7 +359,18 @@ def test_every_online_algorithm_takes_several_turns(folder: Path, tiny: Any, tmp
     for role, own in returns.items():
         joined = torch.cat([response['per_unit'][f'returns/{role}'] for response in trained])
         assert joined.tolist() == pytest.approx(own, abs=1e-3)
-    # The first update is on policy: every ratio is 1, so the loss is the mean advantage.
+        errors = [
+            (value - after) ** 2 for value, after in zip(sum((t.values[role] for t in turns), []), own, strict=True)
+        ]
+        assert metrics[f'train/{role}/value_loss'] == pytest.approx(sum(errors) / len(errors) / 2, rel=1e-3)
+    # The first update is on policy, so what it does shows in the gradient alone: every ratio is 1.
+    by_response = torch.tensor(advantages, dtype=torch.float64).split([turn.length for turn in turns])
+    assert metrics['train/grad_norm'] == pytest.approx(gradient(name, *own_way, by_response), rel=1e-3)
+    if name == 'grpo':
+        estimates = [[math.exp(-value) + value - 1 for value in turn.penalties] for turn in turns]
+        assert metrics['train/kl'] == pytest.approx(
+            sum(sum(own) / len(own) for own in estimates) / len(turns), rel=1e-3
+        )
     assert metrics['train/ratio'] == pytest.approx(1.0, abs=1e-4) and metrics['train/clipped_high'] == 0
 
 

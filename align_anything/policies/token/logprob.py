@@ -209,8 +209,8 @@ class LogProbHead(nn.Module):
 
     def __init__(self, head: nn.Module, scale: float = 1.0, softcap: float | None = None) -> None:
         super().__init__()
-        self.scale = scale
-        self.softcap = softcap
+        self.scale = self._scale = scale
+        self.softcap = self._softcap = softcap
         self.plain = type(head) is nn.Linear
         if self.plain:
             self.weight = head.weight
@@ -220,9 +220,8 @@ class LogProbHead(nn.Module):
 
     def set_temperature(self, temperature: float) -> None:
         """Divides what goes into the softmax by `temperature` from now on, behind the soft cap."""
-        self.scale /= temperature
-        if self.softcap is not None:
-            self.softcap /= temperature
+        self.scale = self._scale / temperature
+        self.softcap = None if self._softcap is None else self._softcap / temperature
 
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Returns float32 log-probabilities `(N,)` of `targets` `(N,)` after `hidden` `(N, size)`, and entropies."""

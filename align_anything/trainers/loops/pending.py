@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.distributed import barrier, rank
-from align_anything.core.types import Example, Response
+from align_anything.core.types import Example, Piece, Response
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.probe import ProbedRollouts
 
@@ -24,9 +26,11 @@ class Pending:
 
     Args:
         device: where they are generated.
+        decode: what says what a response says, which is not saved: its media are no tensors.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, decode: Callable[[Piece], list[dict[str, Any]]]) -> None:
+        self._decode = decode
         self.seconds = 0.0  # that generating the last ones took
         # On a CPU, loops in a new thread run on another number of cores until it first asks torch for theirs. vLLM
         # counts them before and after, and ends when they differ.
@@ -59,7 +63,7 @@ class Pending:
         """Writes what this rank has generated ahead, once `wait` is over."""
         self.wait()
         if self._generated is not None:
-            plain = [[vars(response) for response in responses] for responses in self._generated]
+            plain = [[{**vars(response), 'parts': []} for response in responses] for responses in self._generated]
             torch.save(plain, _file(folder))
 
     def load_state(self, folder: Path) -> None:
@@ -67,6 +71,8 @@ class Pending:
         if _file(folder).exists():
             plain = torch.load(_file(folder), weights_only=True)
             self._generated = [[Response(**response) for response in responses] for responses in plain]
+            for response in chain.from_iterable(self._generated):
+                response.parts = self._decode(response)
 
     def close(self) -> None:
         """Ends the thread, when what it is generating is there."""

@@ -13,7 +13,7 @@ from rich.text import Text
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
-from align_anything.core.types import Batch, Example, Piece
+from align_anything.core.types import Batch, Example, Piece, named_tensors
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
@@ -152,7 +152,6 @@ def _first_batch(batch: Batch) -> Table:
     for name, value in batch.stats.items():
         table.add_row(name, str(value))
     table.add_row('skipped', str(len(batch.skipped)))
-    for name, value in batch.inputs.arguments.items():
-        if isinstance(value, torch.Tensor):
-            table.add_row(name, f'{tuple(value.shape)} {str(value.dtype).removeprefix("torch.")}')
+    for name, value in named_tensors(batch.inputs):
+        table.add_row(name, f'{tuple(value.shape)} {str(value.dtype).removeprefix("torch.")}')
     return table

@@ -79,7 +79,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         scorer = open_scorer(cfgs, make_collator(cfgs, specs[name], pair, algorithm), source)
         judge = ModelJudge(source, scorer, cfgs.train_cfgs.per_device_train_batch_size)
         rewards.append(Reward(name, weight, judge))
-    pending = Pending(policy.device)
+    pending = Pending(policy.device, run.spec.decode)
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
