@@ -219,7 +219,7 @@ class DeepSpeedEngine:
             raise TrainingError(f'{folder} holds no DeepSpeed state that this run can load.')
 
     def full_state_dict(self, module: nn.Module) -> dict[str, Tensor] | None:
-        """Whole tensors of `module` on the CPU, on the main rank; None elsewhere. Every rank calls it.
+        """The gathered tensors of `module` on the CPU, on the main rank; None elsewhere. Every rank calls it.
 
         A parameter that stands under two names (tied embeddings) is one tensor under both.
         """

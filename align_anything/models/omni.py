@@ -118,7 +118,7 @@ class OmniSpec(FamilySpec):
 
 
 class OmniBody(BodyWithin):
-    """What the Accustomed classes of the thinkers compute: media features at their places, then the text model."""
+    """What the Accustomed classes of the thinkers compute: media features at their positions, then the text model."""
 
     def body(
         self,
@@ -148,15 +148,15 @@ class OmniBody(BodyWithin):
         if pixel_values_videos is not None:
             clips = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
             seen.append((input_ids == self.config.video_token_id, clips))
-        for places, visuals in seen:
-            embeds = put(embeds, places, torch.cat(visuals.pooler_output))
+        for positions, visuals in seen:
+            embeds = put(embeds, positions, torch.cat(visuals.pooler_output))
         return self.model(inputs_embeds=embeds, **inputs, **(self.by_layer(embeds, seen) if seen else {}))
 
     def by_layer(self, embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:
-        """Returns what the text model takes beside `embeds` of pictures and clips, given their places and features."""
+        """Returns what the text model takes beside `embeds` of images and videos, by their positions and features."""
         return {}
 
 
-def put(embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:
-    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` at `places` `(rows, length)`."""
-    return embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
+def put(embeds: Tensor, positions: Tensor, features: Tensor) -> Tensor:
+    """Returns `embeds` `(rows, length, size)` with `features` `(media tokens, size)` where `positions` are true."""
+    return embeds.masked_scatter(positions[..., None], features.to(embeds.dtype))

@@ -20,14 +20,14 @@ class AccustomedQwen3OmniMoeThinkerModel(Qwen3OmniMoeThinkerForConditionalGenera
 
     def by_layer(self, embeds: Tensor, seen: list[tuple[Tensor, Any]]) -> dict[str, Any]:
         """Returns the features that the first layers add to visual tokens, in their order, one tensor a layer."""
-        everywhere = torch.stack([places for places, _ in seen]).any(0)
+        everywhere = torch.stack([positions for positions, _ in seen]).any(0)
         layers = []
         for number in range(len(seen[0][1].deepstack_features)):
             joint = embeds.new_zeros((int(everywhere.sum()), embeds.shape[-1]))
-            for places, visuals in seen:
+            for positions, visuals in seen:
                 features = visuals.deepstack_features[number]
                 features = torch.cat(features) if isinstance(features, (tuple, list)) else features
-                joint = joint.masked_scatter(places[everywhere][:, None], features.to(embeds.dtype))
+                joint = joint.masked_scatter(positions[everywhere][:, None], features.to(embeds.dtype))
             layers.append(joint)
         return {'visual_pos_masks': everywhere, 'deepstack_visual_embeds': layers}
 

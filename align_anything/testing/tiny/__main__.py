@@ -15,7 +15,7 @@ SIZES = {
     'layers': 'layers of the language model',
     'heads': 'attention heads (default: 32 wide each)',
     'vocab': 'pieces of the tokenizer',
-    'image_size': 'side of a picture in pixels',
+    'image_size': 'side of an image in pixels',
     'vision_hidden': 'width of the vision tower',
     'vision_layers': 'layers of the vision tower',
     'seed': 'seed of the weights',
