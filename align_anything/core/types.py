@@ -149,6 +149,38 @@ class Example:
         return len(self.prompt) + sum(len(response) for response in self.responses)
 
 
+class Cost(NamedTuple):
+    """What an Example, or several in one micro-batch, take: counted so that costs add up in any layout.
+
+    Attributes:
+        rows: rows that it fills. Where nothing is padded, each unit is a row of its own.
+        length: length of the longest row, which each of them takes.
+        work: its share of the computation, in the policy's own unit, which ranks even out.
+        unmatched_rows, unmatched_length: the same of the responses of other rows, which a forward pass of their own reads.
+    """
+
+    rows: int
+    length: int
+    work: float = 0.0
+    unmatched_rows: int = 0
+    unmatched_length: int = 0
+
+    @property
+    def size(self) -> int:
+        """Its share of `max_length_per_batch`; for token policies the tokens of its larger forward pass."""
+        return max(self.rows * self.length, self.unmatched_rows * self.unmatched_length)
+
+    def beside(self, other: Cost) -> Cost:
+        """Returns what both take in one micro-batch."""
+        return Cost(
+            self.rows + other.rows,
+            max(self.length, other.length),
+            self.work + other.work,
+            self.unmatched_rows + other.unmatched_rows,
+            max(self.unmatched_length, other.unmatched_length),
+        )
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A row that was left out, and why."""

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
-import torch
-from torch import Tensor
-
 from align_anything.core.errors import DataError
+from align_anything.core.types import Cost
 from align_anything.datasets.filling import Filling, Sized
 from align_anything.datasets.mixture import Mixture, StreamedRow, StreamMixture
 from align_anything.datasets.sampler import Sampler
 
-
-@dataclass(frozen=True)
-class RowCosts:
-    """What each row of a dataset takes, measured once by encoding it.
-
-    Attributes:
-        tokens: length of the encoded row, media tokens included, `(rows,)`; 0 for a row that cannot be used.
-        work: its share of the computation, in units of one token through the language model, `(rows,)`.
-    """
-
-    tokens: Tensor
-    work: Tensor
+RowCosts = Sequence[Cost | None]
+"""What each row of a dataset takes, measured once by encoding it; None for a row that cannot be used."""
 
 
 class BudgetSampler(Sampler):
-    """Micro-batches of row indices; the steps of an epoch follow from the lengths of its rows.
+    """Micro-batches of row indices; the steps of an epoch follow from the costs of its rows.
 
     The rows of a step are taken from the order of the epoch. Rows that cannot be used are left out.
 
@@ -38,10 +25,10 @@ class BudgetSampler(Sampler):
     """
 
     def __init__(self, mixture: Mixture, costs: RowCosts, filling: Filling) -> None:
-        if not bool(costs.tokens.any()):
+        if not any(costs):
             raise DataError('not one row of the training data can be used; look at skipped_samples.jsonl.')
         self.mixture, self.filling, self.shape = mixture, filling, filling.shape
-        self._tokens, self._work = costs.tokens.tolist(), costs.work.tolist()
+        self._costs = costs
         self._planned: tuple[int, list[list[list[Sized]]]] | None = None
 
     def steps_in(self, epoch: int) -> int:
@@ -57,9 +44,7 @@ class BudgetSampler(Sampler):
         """Returns, for each step of that epoch, `world_size * accumulation` micro-batches, rank by rank."""
         if self._planned is None or self._planned[0] != epoch:
             rows = (
-                Sized(row, self._tokens[row], self._work[row])
-                for row in self.mixture.order(epoch).tolist()
-                if self._tokens[row]
+                Sized(row, cost) for row in self.mixture.order(epoch).tolist() if (cost := self._costs[row]) is not None
             )
             ordered = (item for group in self.filling.groups(rows) for item in group)
             self._planned = (epoch, list(self.filling.steps(ordered)))
@@ -114,8 +99,3 @@ class StreamBudgetSampler(Sampler):
                 if count > used:
                     yield item._replace(group=begin, used=count)
             used = 0
-
-
-def measured(tokens: Sequence[int], work: Sequence[float]) -> RowCosts:
-    """The costs of all rows in order."""
-    return RowCosts(torch.tensor(tokens, dtype=torch.long), torch.tensor(work, dtype=torch.float64))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from align_anything.core.types import Cost
 from align_anything.datasets.sampler import BatchShape
 
 GROUPED_STEPS = 16
@@ -17,15 +18,13 @@ class Sized(NamedTuple):
 
     Attributes:
         row: what the dataset is indexed by.
-        tokens: length of the encoded row, media tokens included.
-        work: its share of the computation, in units of one token through the language model.
+        cost: what it takes of a micro-batch.
         group, used: where the row stands in a stream: which row begins its group, and how many rows of the group
             have been used once it is.
     """
 
     row: Any
-    tokens: int
-    work: float
+    cost: Cost
     group: int = 0
     used: int = 0
 
@@ -36,14 +35,12 @@ class Filling:
 
     Attributes:
         shape: accumulation, ranks and rank; its `per_device` is not used.
-        budget: tokens of a micro-batch. A row longer than that makes one of its own.
-        padded: whether a micro-batch costs its longest row times its rows, as the padded layout does.
+        budget: size of a micro-batch. A row that takes more makes one of its own.
         group_by_length: bring rows of like length together, as padded rows want.
     """
 
     shape: BatchShape
     budget: int
-    padded: bool = False
     group_by_length: bool = False
 
     @property
@@ -58,18 +55,18 @@ class Filling:
         held = 0
         for item in rows:
             group.append(item)
-            held += item.tokens
+            held += item.cost.size
             if held >= least:
-                yield sorted(group, key=lambda item: -item.tokens)
+                yield sorted(group, key=_length, reverse=True)
                 group, held = [], 0
         if group:
-            yield sorted(group, key=lambda item: -item.tokens)
+            yield sorted(group, key=_length, reverse=True)
 
     def steps(self, rows: Iterable[Sized]) -> Iterator[list[list[Sized]]]:
         """Yields, for each step, `slots` micro-batches, rank by rank. A step takes consecutive rows."""
         bins = self._bins()
         for item in rows:
-            bin_ = min((bin_ for bin_ in bins if bin_.takes(item)), key=lambda bin_: bin_.size, default=None)
+            bin_ = _first(sorted(bins, key=lambda bin_: bin_.cost.size), item)
             if bin_ is None:
                 yield self._spread(bins)
                 bins = self._bins()
@@ -85,7 +82,7 @@ class Filling:
         return [[item.row for item in micro] for micro in own]
 
     def _bins(self) -> list[_Bin]:
-        return [_Bin(self.budget, self.padded) for _ in range(self.slots)]
+        return [_Bin(self.budget) for _ in range(self.slots)]
 
     def _spread(self, bins: list[_Bin]) -> list[list[Sized]]:
         """The same rows with the work evened out: among micro-batches where the budget allows, then among ranks."""
@@ -95,8 +92,8 @@ class Filling:
     def _evened(self, items: list[Sized]) -> list[_Bin] | None:
         # Longest processing time first: within 4/3 of the best possible largest load (Graham, 1969).
         bins = self._bins()
-        for item in sorted(items, key=lambda item: -item.work):
-            bin_ = min((bin_ for bin_ in bins if bin_.takes(item)), key=lambda bin_: bin_.work, default=None)
+        for item in sorted(items, key=lambda item: -item.cost.work):
+            bin_ = _first(sorted(bins, key=lambda bin_: bin_.cost.work), item)
             if bin_ is None:
                 return None
             bin_.add(item)
@@ -104,30 +101,32 @@ class Filling:
 
     def _by_rank(self, bins: list[_Bin]) -> list[list[Sized]]:
         ranks: list[list[_Bin]] = [[] for _ in range(self.shape.world_size)]
-        for bin_ in sorted(bins, key=lambda bin_: -bin_.work):
+        for bin_ in sorted(bins, key=lambda bin_: -bin_.cost.work):
             waiting = [held for held in ranks if len(held) < self.shape.accumulation]
-            min(waiting, key=lambda held: sum(other.work for other in held)).append(bin_)
+            min(waiting, key=lambda held: sum(other.cost.work for other in held)).append(bin_)
         return [bin_.items for held in ranks for bin_ in held]
 
 
-class _Bin:
-    """A micro-batch while it is filled. `size` is what it costs of the budget, `work` what it takes to compute."""
+def _length(item: Sized) -> tuple[int, int]:
+    # Where nothing is padded all rows are of length one, and those that take the same go together.
+    return item.cost.length, item.cost.size
 
-    def __init__(self, budget: int, padded: bool) -> None:
-        self._budget, self._padded = budget, padded
+
+def _first(bins: Iterable[_Bin], item: Sized) -> _Bin | None:
+    return next((bin_ for bin_ in bins if bin_.takes(item)), None)
+
+
+class _Bin:
+    """A micro-batch while it is filled."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
         self.items: list[Sized] = []
-        self.size, self.work, self._longest = 0, 0.0, 0
+        self.cost = Cost(0, 0)
 
     def takes(self, item: Sized) -> bool:
-        return not self.items or self._size_with(item) <= self._budget
+        return not self.items or self.cost.beside(item.cost).size <= self._budget
 
     def add(self, item: Sized) -> None:
-        self.size = self._size_with(item)
-        self._longest = max(self._longest, item.tokens)
         self.items.append(item)
-        self.work += item.work
-
-    def _size_with(self, item: Sized) -> int:
-        if self._padded:
-            return max(self._longest, item.tokens) * (len(self.items) + 1)
-        return self.size + item.tokens
+        self.cost = self.cost.beside(item.cost)

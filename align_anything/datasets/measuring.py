@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from itertools import islice
 
 from align_anything.core.distributed import all_gather_object, rank, world_size
-from align_anything.core.types import Example, Skipped
-from align_anything.datasets.budget import RowCosts, measured
+from align_anything.core.types import Cost, Example, Skipped
+from align_anything.datasets.budget import RowCosts
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.filling import Sized
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import Mixture, StreamedRow
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler
 
-Cost = Callable[[Example], tuple[int, float]]
-"""Tells the size of an Example, its share of the budget, and its work, its share of the computation."""
+CostOf = Callable[[Example], Cost]
 ROWS_AT_ONCE = 16
-UNUSABLE = 1, 0.0
-"""Tokens and work of a streamed row that cannot be used: next to nothing, but no step may hold any number of them."""
+UNUSABLE = Cost(1, 1)
+"""What a streamed row takes that cannot be used: next to nothing, but no step may hold any number of them."""
 
 
-def measure_rows(dataset: ExampleDataset, cost: Cost, num_workers: int) -> tuple[RowCosts, list[Skipped]]:
+def measure_rows(dataset: ExampleDataset, cost: CostOf, num_workers: int) -> tuple[RowCosts, list[Skipped]]:
     """Encodes every row once, each rank its share, and returns the costs of all rows and those that cannot be used.
 
     `cost` runs in the workers. Every rank calls it and gets the same result.
@@ -32,23 +31,20 @@ def measure_rows(dataset: ExampleDataset, cost: Cost, num_workers: int) -> tuple
     shape = BatchShape(ROWS_AT_ONCE, 1, world_size(), rank())
     sampler = IndexSampler(Mixture(dataset.sizes, seed=0, shuffle=False), shape)
     loader = Loader(_Numbered(dataset), sampler, _Costing(cost), num_workers)
-    entries: list[tuple[int, int, float]] = []
+    entries: list[tuple[int, Cost]] = []
     skipped: list[tuple[int, Skipped]] = []
     for batch in loader.micro_batches(0):
         entries += batch.entries
         skipped += batch.skipped
     loader.close()
-    tokens, work = [0] * len(dataset), [0.0] * len(dataset)
-    for part in all_gather_object(entries):
-        for row, length, amount in part:
-            tokens[row], work[row] = length, amount
+    costs = dict(entry for part in all_gather_object(entries) for entry in part)
     everyones = sorted((item for part in all_gather_object(skipped) for item in part), key=lambda item: item[0])
-    return measured(tokens, work), [record for _, record in everyones]
+    return [costs.get(row) for row in range(len(dataset))], [record for _, record in everyones]
 
 
 def measure_stream(
     dataset: ExampleDataset,
-    cost: Cost,
+    cost: CostOf,
     num_workers: int,
     rows: Iterator[StreamedRow],
 ) -> Iterator[Sized]:
@@ -59,9 +55,9 @@ def measure_stream(
     chunks = _Chunks(rows)
     with closing(Loader(_Numbered(dataset), chunks, _Costing(cost), num_workers)) as loader:
         for batch in loader.micro_batches(0):
-            found = {row: took for part in all_gather_object(batch.entries) for row, *took in part}
+            found = dict(entry for part in all_gather_object(batch.entries) for entry in part)
             for row in chunks.handed_out.popleft():
-                yield Sized(row, *found.get(row.number, UNUSABLE))
+                yield Sized(row, found.get(row.number, UNUSABLE))
 
 
 class _Chunks(Sampler):
@@ -100,16 +96,16 @@ class _NumberedSkip(Skipped):
 
 @dataclass(frozen=True)
 class _Costs:
-    entries: list[tuple[int, int, float]]
+    entries: list[tuple[int, Cost]]
     skipped: list[tuple[int, Skipped]]
 
 
 @dataclass(frozen=True)
 class _Costing:
-    cost: Cost
+    cost: CostOf
 
     def __call__(self, examples: list[Example], skipped: list[Skipped]) -> _Costs:
         return _Costs(
-            [(example.meta['row'], *self.cost(example)) for example in examples],
+            [(example.meta['row'], self.cost(example)) for example in examples],
             [(record.row, Skipped(record.source, record.reason)) for record in skipped],
         )

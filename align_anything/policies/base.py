@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from align_anything.core.types import Batch, Example, Scored, Skipped
-
-
-class Cost(NamedTuple):
-    """What an Example takes of a micro-batch.
-
-    Attributes:
-        size: its share of `max_length_per_batch`; for token policies its tokens.
-        work: its share of the computation, in the policy's own unit, which ranks even out.
-    """
-
-    size: int
-    work: float
+from align_anything.core.types import Batch, Cost, Example, Scored, Skipped
 
 
 class Collator(Protocol):
     """The half of a policy that runs in data workers: picklable, without weights."""
-
-    pads: bool
-    """Whether each Example of a micro-batch takes as much of the budget as the largest one."""
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
         ...
 
     def cost(self, example: Example) -> Cost:
-        """Returns what one Example takes."""
+        """Returns what one Example takes; in a micro-batch, `beside` the others."""
         ...
 
     def size(self, examples: Sequence[Example]) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from align_anything.core.errors import DataError
-from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler, measured
+from align_anything.core.types import Cost
+from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.filling import Filling, Sized
 from align_anything.datasets.mixture import Mixture, StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape
@@ -18,28 +19,33 @@ from align_anything.datasets.sampler import BatchShape
 ROWS, BUDGET = 400, 1000
 
 
-def costs(rows: int = ROWS, seed: int = 0) -> RowCosts:
+def cost(tokens: int, work: float = 0.0, padded: bool = False) -> Cost:
+    """What one sequence takes: a row as long as the longest where rows are padded, else only its own tokens."""
+    return Cost(1, tokens, work) if padded else Cost(tokens, 1, work)
+
+
+def costs(padded: bool = False, rows: int = ROWS, seed: int = 0) -> RowCosts:
     """Text rows, and every fifth one with an image that costs three times its tokens again."""
     generator = random.Random(seed)
     tokens = [generator.randint(10, 200) for _ in range(rows)]
     work = [float(length) * (4 if number % 5 == 0 else 1) for number, length in enumerate(tokens)]
-    return measured(tokens, work)
+    return [cost(*taken, padded) for taken in zip(tokens, work, strict=True)]
 
 
 def filling(rank: int = 0, world: int = 2, accumulation: int = 2, **options: Any) -> Filling:
     return Filling(BatchShape(1, accumulation, world, rank), BUDGET, **options)
 
 
-def sampler(*cut: int, table: RowCosts | None = None, **options: Any) -> BudgetSampler:
-    table = table or costs()
-    return BudgetSampler(Mixture([len(table.tokens)], seed=3), table, filling(*cut, **options))
+def sampler(*cut: int, table: RowCosts | None = None, padded: bool = False, **options: Any) -> BudgetSampler:
+    table = table or costs(padded)
+    return BudgetSampler(Mixture([len(table)], seed=3), table, filling(*cut, **options))
 
 
 class Costly:
     """A stream of the rows of `costs()`; it counts those that were measured."""
 
-    def __init__(self) -> None:
-        self.table, self.measured = costs(), 0
+    def __init__(self, padded: bool = False) -> None:
+        self.table, self.measured = costs(padded), 0
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in range(ROWS):
@@ -49,12 +55,11 @@ class Costly:
         while chunk := list(islice(rows, 7)):
             for item in chunk:
                 self.measured += 1
-                row = item.row['row']
-                yield Sized(item, int(self.table.tokens[row]), float(self.table.work[row]))
+                yield Sized(item, self.table[item.row['row']])
 
 
-def streamed(*cut: int, source: Costly | None = None, **options: Any) -> StreamBudgetSampler:
-    source = source or Costly()
+def streamed(*cut: int, padded: bool = False, **options: Any) -> StreamBudgetSampler:
+    source = Costly(padded)
     return StreamBudgetSampler(StreamMixture([source], 3, buffer_size=40), source.measure, filling(*cut, **options))
 
 
@@ -79,7 +84,7 @@ def steps_of_rank(kind: str, *cut: int, epoch: int = 1, start: int = 0, **option
 @kinds
 @layouts
 def test_every_row_once_within_the_budget_and_the_same_steps_for_every_rank(kind: str, options: dict) -> None:
-    tokens, seen = costs().tokens.tolist(), []
+    tokens, seen = [item.size for item in costs()], []
     ranks = [steps_of_rank(kind, rank, **options) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) > 5
     for micro in (micro for steps in ranks for step in steps for micro in step):
@@ -105,7 +110,7 @@ def test_a_step_holds_the_same_rows_for_any_cut(kind: str, options: dict) -> Non
 
 @kinds
 def test_ranks_get_nearly_equal_work_in_every_full_step(kind: str) -> None:
-    work = costs().work.tolist()
+    work = [item.work for item in costs()]
     ranks = [steps_of_rank(kind, rank) for rank in range(2)]
     ratios = []
     for parts in list(zip(*ranks, strict=True))[:-1]:
@@ -137,16 +142,16 @@ def test_resuming_starts_at_a_step(kind: str, options: dict) -> None:
 def test_a_stream_that_is_told_the_place_of_a_step_measures_little_before_it(options: dict) -> None:
     # A budget so small that the stream has several groups.
     def make(source: Costly) -> StreamBudgetSampler:
-        fills = Filling(BatchShape(1, 1, 1, 0), 400, **options)
+        fills = Filling(BatchShape(1, 1, 1, 0), 400, bool(options))
         return StreamBudgetSampler(StreamMixture([source], 3, buffer_size=40), source.measure, fills)
 
-    known = make(Costly())
+    known = make(Costly(bool(options)))
     steps, places = [], {}
     for step, micro in enumerate(known.micro_batches(1)):
         steps.append(micro)
         places[step + 1] = known.cursor(1, step + 1)
     for start in (1, 2, len(steps) // 2, len(steps)):
-        source = Costly()
+        source = Costly(bool(options))
         resumed = make(source)
         resumed.resume_at(1, start, places[start])
         assert list(resumed.micro_batches(1, start)) == steps[start:]
@@ -157,8 +162,8 @@ def test_a_stream_that_is_told_the_place_of_a_step_measures_little_before_it(opt
 
 @pytest.mark.parametrize('padded', [False, True])
 def test_a_row_over_the_budget_stands_alone_and_unusable_rows_are_left_out(padded: bool) -> None:
-    table = measured([5000, 10, 0, 20], [5000.0, 10.0, 0.0, 20.0])
-    plan = sampler(0, 1, 1, table=table, padded=padded).plan(0)
+    table = [cost(5000, 5000.0, padded), cost(10, 10.0, padded), None, cost(20, 20.0, padded)]
+    plan = sampler(0, 1, 1, table=table).plan(0)
     micro_batches = [sorted(item.row for item in micro) for step in plan for micro in step]
     assert [0] in micro_batches
     assert sorted(row for micro in micro_batches for row in micro) == [0, 1, 3]
@@ -166,12 +171,13 @@ def test_a_row_over_the_budget_stands_alone_and_unusable_rows_are_left_out(padde
 
 def test_nothing_usable_is_an_error() -> None:
     with pytest.raises(DataError, match='not one row'):
-        sampler(table=measured([0, 0], [0.0, 0.0]))
+        sampler(table=[None, None])
 
 
-def test_grouping_sorts_within_groups_only() -> None:
+@pytest.mark.parametrize('padded', [False, True])
+def test_grouping_sorts_within_groups_only(padded: bool) -> None:
     # Groups of at least 16 steps x 1 micro-batch x 1 token.
     fills = Filling(BatchShape(1), 1, group_by_length=True)
-    rows = [Sized(number, length, 0.0) for number, length in enumerate([5, 7, 5, 9, 8, 3])]
+    rows = [Sized(number, cost(length, padded=padded)) for number, length in enumerate([5, 7, 5, 9, 8, 3])]
     groups = [[item.row for item in group] for group in fills.groups(rows)]
     assert groups == [[1, 0, 2], [3, 4], [5]]

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
-from align_anything.core.types import Batch, Example, Piece, Scored, Skipped
-from align_anything.policies.base import Cost
+from align_anything.core.types import Batch, Cost, Example, Piece, Scored, Skipped
 
 FEATURES = 3
 
@@ -29,11 +28,9 @@ class PointInputs:
 class PointCollator:
     """Puts the points with a weight behind each other."""
 
-    pads: bool = False
-
     def cost(self, example: Example) -> Cost:
         units = sum(map(len, example.responses))
-        return Cost(units, float(units))
+        return Cost(units, 1, float(units))
 
     def size(self, examples: Sequence[Example]) -> int:
         return sum(self.cost(example).size for example in examples)

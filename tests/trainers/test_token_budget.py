@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import pickle
+import random
+from functools import reduce
+
 import pytest
 import torch
 
+from align_anything.algorithms.dpo import DPO
 from align_anything.algorithms.sft import SFT
+from align_anything.core.types import Cost, Example, Piece
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.work import WorkOf, tensors_of
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.layouts import LAYOUTS
 from align_anything.policies.token.plan import work_of
 from align_anything.trainers.launch import settings_of
+from align_anything.trainers.runs.assembly import make_collator
+from align_anything.trainers.runs.data import (
+    make_dataset,
+    open_sources,
+    row_costs,
+    training_loader,
+    training_sampler,
+)
 from align_anything.trainers.runs.settings import spec_of
-from tests.trainers.runs import IMAGE, lines, run, sft, succeed, text_rows, weights, write_rows
+from tests.policies.stub import TextFamily
+from tests.trainers.runs import IMAGE, TEXT, lines, run, sft, succeed, text_rows, weights, write_rows
 
 
 def test_the_same_weights_on_one_rank_and_on_two(tiny, tmp_path):
@@ -90,3 +107,62 @@ def test_settings_that_contradict_each_other_are_refused(tiny, tmp_path):
     argv = sft(tmp_path / 'run', tiny('llama'), rows, group_by_length=True, train_mixing='round_robin')
     output = run([*argv, '--train_weights', '[1]'])[0].output
     assert 'max_length_per_batch' in output and 'train_weights mixes by weight' in output
+
+
+in_each_layout = pytest.mark.parametrize('layout', LAYOUTS)
+
+
+def tokens(length: int, weight: float = 1.0) -> Piece:
+    return Piece(torch.ones(length, dtype=torch.long), torch.full((length,), weight))
+
+
+def compared(kind: str, prompt: int, *responses: int) -> Example:
+    """An Example of a kind of data: the last response is one of another row where such are compared."""
+    *own, last = map(tokens, responses)
+    if kind == 'unpaired':
+        return Example(tokens(prompt, 0.0), own, unmatched=last)
+    return Example(tokens(prompt, 0.0), own if kind == 'supervised' else [*own, last])
+
+
+@in_each_layout
+@pytest.mark.parametrize('kind', ['supervised', 'preference', 'unpaired'])
+def test_what_bins_count_is_what_is_computed(kind: str, layout: str) -> None:
+    collate, generator = TokenCollator(TextFamily(), layout), random.Random(0)
+    for count in (1, 2, 5):
+        examples = [compared(kind, *(generator.randint(1, 30) for _ in range(3))) for _ in range(count)]
+        costs = [collate.cost(example) for example in examples]
+        assert pickle.loads(pickle.dumps(costs)) == costs
+        batch = collate(examples)
+        computed = max(batch.stats['tokens'], batch.unmatched.stats['tokens'] if batch.unmatched else 0)
+        assert reduce(Cost.beside, costs).size == collate.size(examples) == computed
+        assert reduce(Cost.beside, costs).work == sum(map(len, examples))
+
+
+def test_a_prompt_counts_as_often_as_the_layout_repeats_it() -> None:
+    pair, longer = compared('preference', 100, 10, 10), compared('preference', 100, 10, 20)
+    sizes = {name: TokenCollator(TextFamily(), name).cost(pair).size for name in LAYOUTS}
+    assert sizes == {'padded': 220, 'packed': 220, 'shared_prefix': 120}
+    assert TokenCollator(TextFamily(), 'padded').size([pair, longer]) == 480
+
+
+@in_each_layout
+def test_micro_batches_of_preferences_compute_no_more_than_the_budget(layout: str, tiny, tmp_path) -> None:
+    rows = [
+        {'prompt': row['instruction'], 'chosen': row['output'], 'rejected': f'no {row["output"]} at all'}
+        for row in text_rows(60)
+    ]
+    argv = sft(
+        tmp_path / 'run', tiny('llama'), write_rows(tmp_path / 'rows.jsonl', rows), template='Preference',
+        max_length_per_batch=400, group_by_length=True, layout=layout,
+    )  # fmt: skip
+    resolved = settings_of(TEXT, DPO, argv, {})
+    cfgs, sources, spec = resolved.cfgs, open_sources(resolved.cfgs).training, spec_of(resolved.cfgs)
+    dataset = make_dataset(sources, TEXT, spec, resolved.algorithm, 'all_assistant')
+    collate = make_collator(cfgs, spec, TEXT, resolved.algorithm)
+    costs, _ = row_costs(dataset, collate, cfgs)
+    sampler = training_sampler(sources, dataset, collate, cfgs, costs)
+    taken = [batch.stats for batch in training_loader(dataset, sampler, collate, cfgs).micro_batches(0)]
+    assert sum(stats['examples'] for stats in taken) == 60 and len(taken) > 3
+    assert all(stats['tokens'] <= 400 for stats in taken)
+    # The last one holds what is left.
+    assert sum(stats['tokens'] for stats in taken[:-1]) > 0.8 * 400 * (len(taken) - 1)

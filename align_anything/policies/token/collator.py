@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 
-from align_anything.core.types import Batch, Example, Piece, Skipped
+from align_anything.core.types import Batch, Cost, Example, Piece, Skipped
 from align_anything.models.encoding import join
 from align_anything.models.family import FamilySpec
-from align_anything.policies.base import Cost
 from align_anything.policies.token.layouts import TokenSequence, pack, pad
 
 
@@ -48,15 +48,28 @@ class TokenCollator:
         return self.layout == 'padded'
 
     def cost(self, example: Example) -> Cost:
-        """The tokens of an Example, its prompt counted once, and its computation."""
-        return Cost(len(example), self.work(example))
+        """The tokens of an Example in the layout, and its computation."""
+        return self._extent(example)._replace(work=self.work(example))
 
     def size(self, examples: Sequence[Example]) -> int:
-        """Tokens that a micro-batch takes in the layout: prompts once where responses share them, and with padding."""
+        """Tokens that a micro-batch takes in the layout: prompts once where responses share them, and with padding.
+
+        Those of dummy media are left out.
+        """
+        return reduce(Cost.beside, map(self._extent, examples), Cost(0, 0)).size
+
+    def _extent(self, example: Example) -> Cost:
+        rows, length = self._rows(example.prompt, example.responses)
+        if example.unmatched is None:
+            return Cost(rows, length)
+        return Cost(rows, length, 0.0, *self._rows(example.prompt, [example.unmatched]))
+
+    def _rows(self, prompt: Piece, responses: Sequence[Piece]) -> tuple[int, int]:
+        """How many rows as `Cost` counts them, and the length of the longest."""
         if self.layout == 'shared_prefix':
-            return sum(map(len, examples))
-        rows = [len(example.prompt) + len(response) for example in examples for response in example.responses]
-        return len(rows) * max(rows, default=0) if self.pads else sum(rows)
+            return len(prompt) + sum(map(len, responses)), 1
+        lengths = [len(prompt) + len(response) for response in responses]
+        return (len(lengths), max(lengths, default=0)) if self.pads else (sum(lengths), 1)
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""

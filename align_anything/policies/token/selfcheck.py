@@ -51,7 +51,12 @@ def choose_checked(
     try:
         check_layout(score, collate, vocabulary, collate.kinds, dtype)
     except (LayoutMismatch, NotImplementedError) as error:
-        logger.warning("the '%s' layout is wrong for this model, falling back to 'padded': %s", collate.layout, error)
+        logger.warning(
+            "the '%s' layout is wrong for this model, falling back to 'padded': %s. With max_length_per_batch set "
+            'train_cfgs.layout: padded, so that its padding is counted too.',
+            collate.layout,
+            error,
+        )
         if collate.segmented:
             set_text_attention(bare_model(model), 'sdpa')
         return padded

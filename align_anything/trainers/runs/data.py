@@ -219,9 +219,7 @@ def training_sampler(
     )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
-    filling = (
-        None if budget is None or rows is not None else Filling(shape, budget, collate.pads, train.group_by_length)
-    )
+    filling = None if budget is None or rows is not None else Filling(shape, budget, train.group_by_length)
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
         return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)

@@ -21,6 +21,8 @@ def train(pair: Pair, resolved: Resolved) -> None:
     run = begin(pair, resolved)
     dataset, held_out = run.datasets()
     costs, unusable = row_costs(dataset, run.collate, cfgs)
+    # The check in `assemble` may fall back to another layout, in which these micro-batches can take more than the
+    # budget. They stay as they are, because the learning rate is scheduled for their steps; the check says what to set.
     sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs)
     steps = total_steps(cfgs, sampler)
     check_steps(run, steps)
