@@ -13,6 +13,9 @@ from align_anything.core.errors import SettingsError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.types import Batch, Need, Scored
 
+TASKS = ('supervised', 'preference', 'unpaired', 'answers', 'prompt')
+SCORES = ('tokens', 'responses', 'units')
+
 
 class Algorithm(AlgorithmCfgs):
     """Base of all algorithms. The fields of a subclass appear in `train_cfgs` of its runs.
@@ -41,7 +44,10 @@ class Algorithm(AlgorithmCfgs):
 
     @property
     def refers(self) -> bool:
-        """Whether it reads the scores of a reference, the per-unit values `reference` of a batch."""
+        """Whether it reads the scores of a reference, the per-unit values `reference` of a batch.
+
+        Where it may, the class derives from `Reference`, and from `Referring` unless it generates.
+        """
         return False
 
     @property
@@ -66,6 +72,15 @@ class Algorithm(AlgorithmCfgs):
         raise NotImplementedError
 
 
+def _fault(name: str, kind: type[Algorithm]) -> str:
+    for key, allowed in {'name': (name,), 'task': TASKS, 'scores': SCORES}.items():
+        # The base has no name and no task.
+        found = getattr(kind, key, None)
+        if found not in allowed:
+            return f'its `{key}` is {found!r}, but should be {" or ".join(map(repr, allowed))}'
+    return ''
+
+
 ALGORITHMS: Registry[type[Algorithm]] = Registry(
     'algorithm',
     lambda text: SettingsError([text]),
@@ -73,19 +88,21 @@ ALGORITHMS: Registry[type[Algorithm]] = Registry(
     group='align_anything.algorithms',
     wanted='a class derived from Algorithm',
     is_one=lambda value: inspect.isclass(value) and issubclass(value, Algorithm),
+    fault=_fault,
 )
 
 
 def find_algorithm(name: str) -> type[Algorithm]:
-    """Returns the algorithm called `name`. Raises SettingsError, with the nearest name, when there is none."""
-    known = known_algorithms()
+    """Returns the algorithm called `name`; no other of an installed package is imported.
+
+    Raises SettingsError, with the nearest name, when there is none, and when its package is broken.
+    """
+    known = ALGORITHMS.names()
     if name not in known:
-        raise SettingsError(
-            [f"there is no algorithm '{name}'.{nearest(name, list(known))} There are: {', '.join(known)}."]
-        )
-    return known[name]
+        raise SettingsError([f"there is no algorithm '{name}'.{nearest(name, known)} There are: {', '.join(known)}."])
+    return ALGORITHMS.get(name)
 
 
 def known_algorithms() -> dict[str, type[Algorithm]]:
-    """Every algorithm that has a file in this package or comes with an installed one, by name."""
-    return {name: ALGORITHMS.get(name) for name in ALGORITHMS}
+    """Every algorithm that has a file in this package or comes with an installed one and can be used, by name."""
+    return ALGORITHMS.usable()

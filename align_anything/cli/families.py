@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align_anything.cli.leaves import runs
+from align_anything.core.plugins import usable
 from align_anything.models import structure
 from align_anything.models.families import family_module, family_names
 from align_anything.models.family import FamilySpec
@@ -53,10 +55,14 @@ class Family:
 
 
 def families() -> list[Family]:
-    """Returns every family that has a file of its own or checkpoints in the table, by `model_type`."""
+    """Returns every family that has a file of its own or checkpoints in the table, by `model_type`.
+
+    A family of a broken package is left out, and the log says so once.
+    """
     listed = yaml.safe_load(TABLE_FILE.read_text(encoding='utf-8'))
     pairs = runs()
-    return [_family(name, listed.get(name, {}), pairs) for name in sorted({*listed, *family_names()})]
+    modules = usable(sorted({*listed, *family_names()}), family_module)
+    return [_family(name, module, listed.get(name, {}), pairs) for name, module in modules.items()]
 
 
 def families_as_json(found: list[Family]) -> str:
@@ -85,8 +91,9 @@ def families_tables(found: list[Family]) -> Group:
     return Group(table, Text(OTHERS), Text(), names, Text('Names are those of lmms-finetune.'))
 
 
-def _family(model_type: str, listed: Mapping[str, Any], pairs: Mapping[str, list[str]]) -> Family:
-    module = family_module(model_type)
+def _family(
+    model_type: str, module: ModuleType | None, listed: Mapping[str, Any], pairs: Mapping[str, list[str]]
+) -> Family:
     names = {'ids': dict(listed.get('ids', {})), 'checkpoints': list(listed.get('checkpoints', []))}
     config, note = _default_config(model_type)
     if config is None:

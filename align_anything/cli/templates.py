@@ -7,7 +7,7 @@ import json
 from rich.table import Table
 from rich.text import Text
 
-from align_anything.datasets.formatters.base import HOOKS, BaseFormatter, get_template, template_names
+from align_anything.datasets.formatters.base import HOOKS, BaseFormatter, usable_templates
 
 
 def described_templates() -> list[dict[str, object]]:
@@ -17,8 +17,7 @@ def described_templates() -> list[dict[str, object]]:
     """
     common = BaseFormatter.option_defaults()
     found = []
-    for name in template_names():
-        template = get_template(name)
+    for name, template in usable_templates().items():
         options = {key: value for key, value in template.option_defaults().items() if key not in common}
         found.append(
             {

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
+from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError
+from align_anything.core.logging import get_logger
+
+logger = get_logger(__name__)
+
+T = TypeVar('T')
 
 
 def registered_twice(kind: str, name: str, first: str, second: str) -> str:
     """Returns the message for a name that two origins claim."""
     return f"{kind} '{name}' is registered twice: by {first} and by {second}. Rename one, or uninstall its package."
+
+
+def usable(names: Iterable[str], get: Callable[[str], T]) -> dict[str, T]:
+    """Returns what `get` gives for each of `names`. What it refuses is left out, and the log says so once."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = get(name)
+        except AlignAnythingError as error:
+            _warn_once(str(error))
+    return found
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    if is_main():
+        logger.warning('A plugin is left out:\n%s', problem)
 
 
 class Plugins:
@@ -28,13 +51,19 @@ class Plugins:
         error: Callable[[str], AlignAnythingError],
         wanted: str = 'an object',
         is_one: Callable[[Any], bool] = lambda value: True,
+        fault: Callable[[str, Any], str] = lambda name, value: '',
     ) -> None:
-        """Reads `group`, an empty one for none; `wanted` says in words what `is_one` asks of a loaded object."""
+        """Reads `group`, an empty one for none.
+
+        `wanted` says in words what `is_one` asks of a loaded object, and `fault` what is wrong with one that is found
+        under a name, an empty string for nothing.
+        """
         self.kind = kind
         self.group = group
         self.error = error
         self.wanted = wanted
         self.is_one = is_one
+        self.fault = fault
         self._loaded: dict[str, Any] = {}
 
     @functools.cached_property
@@ -73,6 +102,9 @@ class Plugins:
                 f'{what} gives {value!r}, but should give {self.wanted}. '
                 f'Correct the entry point (group {self.group}) in that package, or uninstall it.'
             )
+        fault = self.fault(point.name, value)
+        if fault:
+            raise self.error(f'{what} cannot be used: {fault}. Correct or uninstall that package.')
         return value
 
     def __contains__(self, name: object) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from align_anything.core.errors import AlignAnythingError
-from align_anything.core.plugins import Plugins, registered_twice
+from align_anything.core.plugins import Plugins, registered_twice, usable
 
 T = TypeVar('T')
 
@@ -37,6 +37,7 @@ class Registry(Generic[T]):
         group: str = '',
         wanted: str = 'an object',
         is_one: Callable[[Any], bool] = lambda value: True,
+        fault: Callable[[str, Any], str] = lambda name, value: '',
     ) -> None:
         """Starts empty.
 
@@ -47,12 +48,13 @@ class Registry(Generic[T]):
             group: the group of entry points that adds others.
             wanted: what an object must be, in words.
             is_one: tells whether an object from elsewhere is that.
+            fault: says what is wrong with a plugin's object of that name, an empty string for nothing.
         """
         self.kind = kind
         self.error = error
         self.package = package
         self.is_one = is_one
-        self.plugins = Plugins(kind, group, error, wanted, is_one)
+        self.plugins = Plugins(kind, group, error, wanted, is_one, fault)
         self._items: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._discovered = False
@@ -99,6 +101,10 @@ class Registry(Generic[T]):
         """Returns all names, those of plugins that are not loaded yet among them."""
         self.discover()
         return sorted({*self._items, *self.plugins}, key=str.lower)
+
+    def usable(self) -> dict[str, T]:
+        """Returns every object by name; a plugin that cannot be used is left out, and the log says so once."""
+        return usable(self, self.get)
 
     def registered(self) -> dict[str, T]:
         """Returns what modules that are imported by now have registered, by name."""

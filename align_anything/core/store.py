@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, NamedTuple, TypeVar
@@ -32,6 +33,8 @@ T = TypeVar('T')
 FORMAT = 'tensors-v1'
 """The folder that entries of this layout stand in, so that no other layout is ever read as this one."""
 HEADER = 'entry'
+BROKEN = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a file raises that is no entry: its header, and what that tells, may be any JSON."""
 UNCHECKED = '0' * 8
 
 
@@ -65,7 +68,7 @@ class TensorStore:
         self.folder, self.setting = writable_folder(folder, setting), setting
         self._maker = digest(maker, fingerprint)
         self._entries = self.folder / FORMAT / f'{maker}-{self._maker[:16]}'
-        self._packs: dict[Path, Any] = {}
+        self._packs: dict[Path, Any] = {}  # open files
         self._packed: dict[str, tuple[Path, list[str]]] = {}
         self.refresh()
 
@@ -104,10 +107,10 @@ class TensorStore:
 
     def refresh(self) -> None:
         """Finds the packs that were written meanwhile, by other ranks too."""
-        for path in sorted(self._entries.glob('*.safetensors')):
-            keys = None if path in self._packs else self._read(path, lambda record, _: record)
-            if keys is not None:
-                self._packs[path] = safe_open(path, 'pt')
+        for path in sorted(set(self._entries.glob('*.safetensors')) - self._packs.keys()):
+            found = self._read(path, partial(_opened_pack, path))
+            if found is not None:
+                self._packs[path], keys = found
                 self._packed |= {key: (path, names) for key, names in keys.items()}
 
     def _read(self, path: Path, use: Callable[[Any, bytes], T]) -> T | None:
@@ -117,7 +120,7 @@ class TensorStore:
             return use(_unpacked(path.stem, content), content)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except BROKEN as error:
             logger.warning('%s cannot be read and is made anew: %r', path, error)
             return None
 
@@ -132,6 +135,12 @@ class TensorStore:
 
     def _path(self, key: str) -> Path:
         return self._entries / key[:2] / f'{key}.safetensors'
+
+
+class Identified(NamedTuple):
+    """The identity of a content, to be used in its place: it is made once, however often it is part of another."""
+
+    identity: Any
 
 
 def digest(*values: Any) -> str:
@@ -150,6 +159,8 @@ def identity(value: Any, of_medium: bool = False) -> Any:
     """
     if isinstance(value, Media):
         return [value.kind, identity(value.source, True), identity(value.options)]
+    if isinstance(value, Identified):
+        return value.identity
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
@@ -163,10 +174,24 @@ def identity(value: Any, of_medium: bool = False) -> Any:
         # Beside bytes, path is only the name the file once had.
         return [identity(value['bytes']), value.get('path')]
     if isinstance(value, Mapping):
-        return {str(name): identity(item, of_medium) for name, item in value.items()}
+        items = [[identity(name), identity(item, of_medium)] for name, item in value.items()]
+        if all(isinstance(name, str) for name in value):
+            return dict(items)
+        # JSON would write these names as texts.
+        return ['mapping', sorted(items, key=json.dumps)]
     if isinstance(value, (list, tuple)):
-        return [identity(item, of_medium) for item in value]
+        return _list([identity(item, of_medium) for item in value])
     return _array(value)
+
+
+def _list(items: list[Any]) -> list[Any]:
+    """The identity of a list, marked where it would be that of something else."""
+    match items:
+        case ['list', *_] | ['mapping', _] | ['bytes', _] | [['bytes', _], _]:
+            return ['list', *items]
+        case [str(), list(), str()] | ['image' | 'video' | 'audio', _, _]:  # an array or a tensor, a medium
+            return ['list', *items]
+    return items
 
 
 def _array(value: Any) -> Any:
@@ -194,6 +219,14 @@ def _file(path: str) -> Any:
 
 def _hash(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=20).hexdigest()
+
+
+def _opened_pack(path: Path, names: Mapping[str, list[str]], _: bytes) -> tuple[Any, Mapping[str, list[str]]]:
+    """Returns an open pack and the names of the tensors of each key in it. Raises ValueError when others are there."""
+    pack = safe_open(path, 'pt')
+    if {f'{key}/{name}' for key, of_key in names.items() for name in of_key} != set(pack.keys()):
+        raise ValueError('its tensors are not those that it tells of')
+    return pack, names
 
 
 def _packed(key: str, tensors: Mapping[str, Tensor], record: Any) -> bytes:

@@ -156,7 +156,7 @@ class Cost(NamedTuple):
         rows: rows that it fills. Where nothing is padded, each unit is a row of its own.
         length: length of the longest row, which each of them takes.
         work: its share of the computation, in the policy's own unit, which ranks even out.
-        unmatched_rows, unmatched_length: the same of the responses of other rows, which a forward pass of their own reads.
+        unmatched_rows, unmatched_length: the same of the responses of other rows, which have a pass of their own.
     """
 
     rows: int

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from align_anything.core.store import TensorStore, identity
+from align_anything.core.store import Identified, TensorStore, identity
 from align_anything.core.types import Example, Piece, Skipped
 from align_anything.datasets.dataset import Source
 
@@ -22,7 +22,7 @@ def scored_responses(example: Example) -> list[Piece]:
 def reference_keys(store: TensorStore, example: Example) -> list[str]:
     """Returns a key for each of the `scored_responses`, by what the model reads: prompt, response, media, weights."""
     # Once, however many responses there are: its media may be large.
-    prompt = identity(_read(example.prompt))
+    prompt = Identified(identity(_read(example.prompt)))
     return [store.key(prompt, _read(response)) for response in scored_responses(example)]
 
 

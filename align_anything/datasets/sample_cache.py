@@ -100,7 +100,7 @@ def _code() -> str:
     package = Path(__file__).parents[1]
     files = sorted(file for folder in CODE for file in (package / folder).rglob('*.py'))
     return digest(
-        [_version(name) for name in LIBRARIES], {file.relative_to(package): file.read_bytes() for file in files}
+        [_version(name) for name in LIBRARIES], {str(file.relative_to(package)): file.read_bytes() for file in files}
     )
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from align_anything.algorithms.base import TASKS
 from align_anything.core.errors import ModelError
 from align_anything.core.plugins import Plugins
 from align_anything.models import families
+from align_anything.trainers.runs import data
 from tests.harness.packages import lay_package
 
 pytestmark = pytest.mark.timeout(600)
@@ -77,6 +79,95 @@ asked = {
     'family': (family_module, 'llava'), 'broken family': (family_module, 'mistral'),
 }
 print(json.dumps({kind: said(*question) for kind, question in asked.items()}))
+"""
+
+# Modules of one package: things that pass for what they are not, beside a good one and ones that cannot be imported.
+ODD = """
+from typing import ClassVar
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.algorithms.sft import SFT
+
+
+class Good(SFT):
+    name: ClassVar[str] = 'good'
+
+
+class Nameless(Algorithm):
+    task: ClassVar[str] = 'supervised'
+
+
+class Tasked(SFT):
+    name: ClassVar[str] = 'tasked'
+    task: ClassVar[str] = 'guessing'
+
+
+class Scored(SFT):
+    name: ClassVar[str] = 'scored'
+    scores: ClassVar[str] = 'letters'
+
+
+class Refers(SFT):
+    name: ClassVar[str] = 'refers'
+    refers: ClassVar[bool] = True
+"""
+ODD_FAMILY = """
+from align_anything.models.family import FamilySpec
+
+MODEL, SPEC = FamilySpec, 'FamilySpec'
+"""
+# What a run, and what lists of everything, say beside such a package.
+BESIDE = """
+import contextlib, importlib, io, json, sys
+
+from align_anything.algorithms.base import find_algorithm, known_algorithms
+from align_anything.cli.families import families
+from align_anything.cli.leaves import find_run, runs
+from align_anything.cli.templates import described_templates
+from align_anything.core.errors import AlignAnythingError
+from align_anything.datasets import get_template
+from align_anything.datasets.formatters.base import templates_with
+from align_anything.models import families as of_models
+from align_anything.trainers.launch import settings_of
+from align_anything.trainers.pairs import PAIRS
+from align_anything.trainers.runs.checks import check_reference
+
+
+def said(ask, *given):
+    try:
+        return f'{ask(*given)!r} was found'
+    except AlignAnythingError as error:
+        return str(error)
+
+
+def checked(name):
+    run = settings_of(PAIRS['text_to_text'], find_algorithm(name), sys.argv[1:], {})
+    return check_reference(run.cfgs, run.algorithm)
+
+
+find_algorithm('sft')
+imported = [name for name in ('odd', 'broken') if name in sys.modules]
+with contextlib.redirect_stdout(io.StringIO()) as help:
+    try:
+        importlib.import_module('align_anything.trainers.text_to_text.sft').main(['--help'])
+    except SystemExit as end:
+        code = end.code
+print(json.dumps({
+    'imported': imported,
+    'help': [code, 'learning_rate' in help.getvalue()],
+    'unknown': said(settings_of, PAIRS['text_to_text'], find_algorithm('sft'), ['--no_such_key', '1'], {}),
+    'known': sorted(known_algorithms()),
+    'runs': runs()['text_to_text'],
+    'templates': [entry['name'] for entry in described_templates()],
+    'with': templates_with('check_equal'),
+    'families': [family.model_type for family in families()],
+    'said': {name: said(find_run, 'text_to_text', name) for name in
+             ('good', 'zzz', 'nameless', 'other', 'tasked', 'scored')},
+    'checked': {name: said(checked, name) for name in ('good', 'refers')},
+    'template': said(get_template, 'Torn'),
+    'family': said(of_models.family_module, 'odd-family'),
+    'dotted': said(of_models.family_module, 'no.such'),
+}))
 """
 
 
@@ -172,6 +263,73 @@ def test_names_that_are_taken_and_broken_plugins_say_whose_they_are(tmp_path: Pa
         "ModuleNotFoundError: No module named 'no_such_module_at_all'. Repair or uninstall that package."
     )
     assert 'was found' in said['family']
+
+
+def test_what_is_broken_stops_only_what_asks_for_it_and_says_why(tmp_path: Path) -> None:
+    algorithms = {name: f'odd:{name.capitalize()}' for name in ('good', 'nameless', 'tasked', 'scored', 'refers')}
+    points = {
+        'algorithms': {'zzz': 'broken:A', 'other': 'odd:Good', **algorithms},
+        'templates': {'Torn': 'broken:Torn'},
+        'rewards': {'torn': 'broken:torn'},
+        'families': {'odd-family': 'odd_family', 'torn': 'broken', 'sized_1.5': 'odd_family'},
+    }
+    modules = {'odd.py': ODD, 'odd_family.py': ODD_FAMILY, 'broken.py': 'import no_such_module_at_all\n'}
+    lay_package(tmp_path, 'oddly', '0.2', {f'align_anything.{kind}': of for kind, of in points.items()}, modules)
+    keys = ('train_datasets', 'train_template', 'model_name_or_path', 'output_dir')
+    needed = [word for key in keys for word in (f'--{key}', 'x')]
+    done = python(tmp_path, '-c', BESIDE, *needed)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told['imported'] == [] and told['help'] == [0, True]
+    assert "there is no key 'no_such_key'" in told['unknown']
+    refused = {'zzz', 'nameless', 'other', 'tasked', 'scored'}
+    assert {'good', 'sft'} <= set(told['known']) and not refused & set(told['known'])
+    assert {'good', 'sft'} <= set(told['runs']) and not refused & set(told['runs'])
+    assert 'Alpaca' in told['templates'] and 'Torn' not in told['templates'] and 'RLAIFV' in told['with']
+    assert 'llava' in told['families'] and not {'odd_family', 'torn'} & set(told['families'])
+    for name in (*refused, 'torn', 'Torn', 'odd-family'):
+        assert done.stderr.count(f"the entry point '{name} = ") == 1, done.stderr
+    assert 'WARNING A plugin is left out:' in done.stderr and 'of oddly 0.2 cannot be ' in done.stderr
+    assert 'was found' in told['said'].pop('good') and told['checked']['good'] == 'None was found'
+    why = {name: line.split(' of oddly 0.2 cannot be ')[1] for name, line in told['said'].items()}
+    assert why.pop('zzz') == (
+        "imported: ModuleNotFoundError: No module named 'no_such_module_at_all'. Repair or uninstall that package."
+    )
+    assert why == {
+        name: f'used: its {problem}. Correct or uninstall that package.'
+        for name, problem in {
+            'nameless': "`name` is None, but should be 'nameless'",
+            'other': "`name` is 'good', but should be 'other'",
+            'tasked': f"`task` is 'guessing', but should be {' or '.join(map(repr, TASKS))}",
+            'scored': "`scores` is 'letters', but should be 'tokens' or 'responses' or 'units'",
+        }.items()
+    }
+    assert told['checked']['refers'] == (
+        '- algorithm refers: odd.Refers refers, so it must derive from align_anything.algorithms.referring.Referring.'
+    )
+    assert "'Torn = broken:Torn' of oddly 0.2 cannot be imported" in told['template']
+    assert told['family'] == (
+        "family 'odd-family': the entry point 'odd-family = odd_family' of oddly 0.2 cannot be used: its SPEC is "
+        "'FamilySpec', but should be a class derived from FamilySpec. Correct or uninstall that package."
+    )
+    assert told['dotted'] == 'None was found'
+
+
+def test_every_task_that_an_algorithm_may_have_is_made() -> None:
+    assert set(TASKS) == set(data.TASKS)
+
+
+def test_two_families_of_one_file_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {'my-fam': 'twins', 'my_fam': 'twins'}
+    lay_package(tmp_path, 'twins', '0.1', {'align_anything.families': points}, {'twins.py': ''})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(families, '_PLUGINS', Plugins('family', 'align_anything.families', ModelError))
+    with pytest.raises(ModelError) as caught:
+        families.family_module('my_fam')
+    assert str(caught.value) == (
+        "family 'my_fam' is registered twice: by the entry point 'my-fam = twins' of twins 0.1 and by "
+        "the entry point 'my_fam = twins' of twins 0.1. Rename one, or uninstall its package."
+    )
 
 
 def test_a_family_that_has_a_file_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,3 +123,19 @@ def test_a_broken_plugin_says_whose_it_is_and_leaves_others_alone(
         assert str(caught.value).startswith(
             f"hat 'Broken': the entry point 'Broken = {point}' of knitting 1.2 {words}"
         ) and str(caught.value).endswith('uninstall that package.' if 'imported' in words else 'or uninstall it.')
+
+
+def test_what_cannot_be_used_is_left_out_of_all_with_one_warning(
+    install: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    install('knitting', {'Torn': 'knitting:Hat'}, 'import no_such_wool')
+    install('felting', {'Hat': 'felting:Hat', 'Scarf': 'felting:Hat'})
+    registry: Registry[type] = Registry(
+        'hat', DataError, group=GROUP, fault=lambda name, value: '' if value.__name__ == name else 'its label is wrong'
+    )
+    for _ in range(2):
+        assert list(registry.usable()) == ['Hat']
+    with pytest.raises(DataError, match=r'of felting 1\.2 cannot be used: its label is wrong\. Correct or uninstall'):
+        registry.get('Scarf')
+    assert caplog.text.count("'Torn = knitting:Hat' of knitting 1.2 cannot be imported") == 1
+    assert caplog.text.count("'Scarf = felting:Hat' of felting 1.2 cannot be used: its label is wrong") == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from safetensors.torch import save, save_file
 
 from align_anything.core import store as module
 from align_anything.core.errors import SettingsError, UnidentifiedError
-from align_anything.core.store import FORMAT, TensorStore, digest, identity
+from align_anything.core.store import FORMAT, HEADER, Identified, TensorStore, digest, identity
 from align_anything.core.types import Media
 from tests.harness.ranks import run_ranks
 
@@ -112,6 +114,32 @@ def test_a_broken_file_is_a_miss_with_a_warning(harm: str | int, packed: bool, t
     assert 'is made anew' in caplog.text and str(file) in caplog.text
     file.write_bytes(whole)
     assert key in opened(tmp_path)
+
+
+HEADERS = ['[]', '3', '"a"', 'null', '{"__metadata__": null}', '{"__metadata__": {"entry": 3}}', '[' * 100_000]
+
+
+def signed(told: str) -> str:
+    """Returns a header that tells `told`, of no tensors, with the right checksum."""
+    checksum = zlib.crc32(b'', zlib.crc32(json.dumps([told, {}], sort_keys=True).encode()))
+    return json.dumps({'__metadata__': {HEADER: f'{checksum:08x}{told}'}})
+
+
+def test_a_file_with_any_other_json_in_it_is_a_miss(tmp_path: Path, caplog: Any) -> None:
+    store = opened(tmp_path)
+    key = store.key('row')
+    store.put(key, {'x': torch.ones(2)})
+    [single] = files(tmp_path)
+    store.put_all({key: {'x': torch.ones(2)}})
+    pack = next(path for path in files(tmp_path) if path != single)
+    told = [f'["{pack.stem}", {names}]' for names in ('[]', '3', '"a"', '{"a": 3}', '{"a": ["x"]}', '[["x"]]')]
+    for header in [*HEADERS, *map(signed, ['3', 'null', '{}', '[1]', '[' * 100_000, *told])]:
+        for path in (single, pack):
+            path.write_bytes(len(header.encode()).to_bytes(8, 'little') + header.encode())
+        caplog.clear()
+        again = opened(tmp_path)
+        assert again.get(key) is None and key not in again, header[:50]
+        assert str(single) in caplog.text and str(pack) in caplog.text, header[:50]
 
 
 def test_folders_of_former_layouts_are_ignored(tmp_path: Path, caplog: Any) -> None:
@@ -213,7 +241,7 @@ def test_equal_contents_have_one_identity_and_others_have_others(tmp_path: Path)
     def contents() -> list[Any]:
         array = np.arange(6, dtype=np.float32).reshape(2, 3)
         return [
-            None, True, 1, 1.0, '1', [1], {'1': 1}, b'1', 'a.png', str(picture),
+            None, True, 1, 1.0, '1', [1], {'1': 1}, {1: 1}, {1.0: 1}, {'1': 1, 1: 1}, b'1', 'a.png', str(picture),
             array, array.T, array.astype('>f4'), array.astype(np.int32), array.ravel(), array.view(np.int32),
             np.array(['a', 'b']), np.frombuffer(b'1', np.uint8),
             torch.arange(6.0), torch.arange(6.0).bfloat16(), torch.arange(6.0).view(2, 3),
@@ -226,6 +254,13 @@ def test_equal_contents_have_one_identity_and_others_have_others(tmp_path: Path)
     assert first == second and len(set(first)) == len(first)
     assert digest((1, 2)) == digest([1, 2]) and identity({'b': 1, 'a': 2}) == {'a': 2, 'b': 1}
     assert digest({'bytes': b'1', 'path': 'x'}) == digest({'path': 'x', 'bytes': b'1', 'more': 0})
+    assert digest({1: 'a', 'b': {2: 3, 4: 5}}) == digest({'b': {4: 5, 2: 3}, 1: 'a'})
+    stands = [identity(item) for item in [*contents(), {'bytes': b'1', 'path': 'x'}]]
+    lists = [item for item in stands if isinstance(item, list) and item != [1]]
+    again = [identity(item) for item in lists]
+    others = [digest(item) for item in [*lists, *again, *map(identity, again)]]
+    assert len({*first, *others}) == len(first) + len(others), 'what stands for a content is another content'
+    assert [digest(Identified(identity(item))) for item in contents()] == first
     os.utime(picture, ns=(1, 1))
     changed = [digest(item) for item in contents()]
     assert [one != other for one, other in zip(first, changed, strict=True)].count(True) == 3, 'its three media'

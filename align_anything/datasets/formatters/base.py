@@ -211,6 +211,11 @@ def template_names() -> list[str]:
     return _TEMPLATES.names()
 
 
+def usable_templates() -> dict[str, Template]:
+    """Returns every template by name; one of a broken package is left out, and the log says so once."""
+    return _TEMPLATES.usable()
+
+
 def templates_with(hook: str) -> list[str]:
     """Returns the names of the templates that have `hook`, for instance `format_preference_sample`."""
-    return [name for name in template_names() if hook in _TEMPLATES.get(name).hooks()]
+    return [name for name, template in usable_templates().items() if hook in template.hooks()]

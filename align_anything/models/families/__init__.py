@@ -14,7 +14,6 @@ the `model_type`, its value such a module.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 from types import ModuleType
@@ -29,24 +28,35 @@ def _is_family(value: Any) -> bool:
     return inspect.ismodule(value) and {'MODEL', 'SPEC'} <= vars(value).keys()
 
 
-_PLUGINS = Plugins('family', 'align_anything.families', ModelError, 'a module that holds MODEL and SPEC', _is_family)
+def _fault(name: str, module: ModuleType) -> str:
+    if not inspect.isclass(module.MODEL):
+        return f'its MODEL is {module.MODEL!r}, but should be a class'
+    if not (inspect.isclass(module.SPEC) and issubclass(module.SPEC, FamilySpec)):
+        return f'its SPEC is {module.SPEC!r}, but should be a class derived from FamilySpec'
+    return ''
+
+
+_PLUGINS = Plugins(
+    'family', 'align_anything.families', ModelError, 'a module that holds MODEL and SPEC', _is_family, _fault
+)
 
 
 def family_names() -> list[str]:
     """Returns the families with a file of their own, in this package or an installed one, sorted."""
-    return sorted({*(module.name for module in pkgutil.iter_modules(__path__)), *_plugins_by_file()})
+    return sorted({*_filed(), *_plugins_by_file()})
 
 
 def family_module(model_type: str) -> ModuleType | None:
     """Imports `models/families/<model_type>.py` or the module of an installed package, None for a family without.
 
-    Raises `ModelError` when an installed package brings a family that has a file here, or one that cannot be imported.
+    Raises `ModelError` when an installed package brings a family that has a file here or that another one brings, and
+    when the family itself cannot be imported or used.
     """
     name = model_type.replace('-', '_')
     plugins = _plugins_by_file()
     if name in plugins:
         return _PLUGINS.load(plugins[name])
-    return importlib.import_module(f'{__name__}.{name}') if _is_filed(name) else None
+    return importlib.import_module(f'{__name__}.{name}') if name in _filed() else None
 
 
 def accustomed_class(model_type: str) -> type | None:
@@ -81,12 +91,17 @@ def spec_for(
 
 def _plugins_by_file() -> dict[str, str]:
     """Returns the entry points of installed packages by what their files would be called here."""
-    found = {name.replace('-', '_'): name for name in _PLUGINS}
-    for file, name in found.items():
-        if _is_filed(file):
+    found: dict[str, str] = {}
+    filed = _filed()
+    for name in _PLUGINS:
+        file = name.replace('-', '_')
+        if file in filed:
             raise ModelError(registered_twice('family', name, f'{__name__}.{file}', _PLUGINS.origin(name)))
+        if file in found:
+            raise ModelError(registered_twice('family', name, _PLUGINS.origin(found[file]), _PLUGINS.origin(name)))
+        found[file] = name
     return found
 
 
-def _is_filed(name: str) -> bool:
-    return importlib.util.find_spec(f'{__name__}.{name}') is not None
+def _filed() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__)}

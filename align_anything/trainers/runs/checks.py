@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
-from align_anything.algorithms.referring import Reference
+from align_anything.algorithms.referring import Reference, Referring
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import DEFAULT_ORIGIN, Resolved
 from align_anything.configs.schema import ModelCfgs, RunCfgs
@@ -71,7 +71,13 @@ def reference_cache_of(algorithm: Algorithm) -> str | None:
 
 
 def check_reference(cfgs: RunCfgs, algorithm: Algorithm) -> None:
-    """Raises SettingsError for what the reference cannot do."""
+    """Raises SettingsError for what the reference cannot do, and for an algorithm without the settings of one."""
+    base = Reference if algorithm.generates else Referring
+    if algorithm.refers and not isinstance(algorithm, base):
+        kind = f'{type(algorithm).__module__}.{type(algorithm).__qualname__}'
+        raise SettingsError(
+            [f'algorithm {algorithm.name}: {kind} refers, so it must derive from {base.__module__}.{base.__name__}.']
+        )
     if reference_cache_of(algorithm) is not None and cfgs.data_cfgs.streaming:
         raise SettingsError(
             ['train_cfgs.reference_cache_dir: a stream cannot be scored beforehand. Set data_cfgs.streaming: False.']
