@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from align_anything.algorithms.base import find_algorithm
+from align_anything.configs.schema import build_run_schema
+from align_anything.trainers.loops.progress import identity
 from tests.trainers.runs import die, lines, run, sft, succeed, text_rows, weights, write_rows
 
 STEPS = 6  # 12 rows, 2 in a step
@@ -116,6 +119,25 @@ def test_changed_settings_are_all_listed(settings, old):
     for key, value in before.items():
         assert f'train_cfgs.{key} is {changed[key]}, but {old}/slice_4 was written with {value}.' in output
     assert f"data_cfgs.train_datasets is '{rows}'" in output
+
+
+@pytest.mark.parametrize(
+    ('group', 'key', 'value', 'same'),
+    [
+        ('lora_cfgs', 'lora_alpha', 400, False),
+        ('lora_cfgs', 'use_dora', True, False),
+        ('bnb_cfgs', 'load_in_8bit', True, False),
+        ('data_cfgs', 'num_frames', 3, False),
+        ('model_cfgs', 'chat_template', 'other.jinja', False),
+        ('model_cfgs', 'temperature', 0.5, False),
+        ('vllm_cfgs', 'vllm_server_urls', ['http://node2:8000'], True),
+        ('vllm_cfgs', 'vllm_gpu_memory_utilization', 0.9, True),
+        ('logger_cfgs', 'log_interval', 7, True),
+    ],
+)
+def test_what_is_computed_must_agree_and_where_it_is_computed_may_not(group, key, value, same):
+    schema = build_run_schema(find_algorithm('grpo'))
+    assert (identity(schema(**{group: {key: value}})) == identity(schema())) is same
 
 
 def test_another_number_of_processes_is_refused_on_both(settings, old):

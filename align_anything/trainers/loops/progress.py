@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from align_anything.configs.schema import RunCfgs, groups_of
+from align_anything.configs.schema import BnbCfgs, RunCfgs, groups_of
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 
@@ -71,10 +71,16 @@ _MUST_AGREE = {
         'train_weights',
         'streaming',
         'train_on',
+        # What of a video or an audio clip the model reads.
+        *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
+        *('audio_in_video', 'max_audio_seconds', 'long_audio'),
     ),
-    'model_cfgs': ('model_name_or_path', 'model_max_length'),
-    'lora_cfgs': ('use_lora', 'r', 'target_modules', 'vision_lora', 'modules_to_save'),
-    'bnb_cfgs': ('use_bnb',),
+    'model_cfgs': ('model_name_or_path', 'model_max_length', 'chat_template', 'processor_kwargs'),
+    'lora_cfgs': (
+        *('use_lora', 'r', 'lora_alpha', 'lora_dropout', 'use_rslora', 'use_dora'),
+        *('target_modules', 'vision_lora', 'modules_to_save'),
+    ),
+    'bnb_cfgs': tuple(BnbCfgs.model_fields),
 }
 
 
@@ -82,6 +88,7 @@ _MUST_AGREE = {
 _MAY_DIFFER = {
     *('reference_cache_dir', 'reference_ds_cfgs'),
     *('remote_rm_url', 'remote_rm_timeout', 'remote_rm_retry_times', 'remote_rm_batch_size', 'log_completions'),
+    *('vllm_server_urls', 'vllm_server_timeout', 'vllm_gpu_memory_utilization', 'vllm_probe_tolerance'),
 }
 
 
