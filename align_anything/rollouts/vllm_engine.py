@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.distributed import all_gather_object, rank, ranks_of_machine, subgroup
+from align_anything.core.distributed import all_gather_object, barrier, rank, ranks_of_machine, subgroup
 from align_anything.core.errors import ModelError, TrainingError
 
 Named = Iterator[tuple[str, Tensor]]
@@ -146,6 +148,8 @@ class Engine:
         # As it dies it would log all prompts and pixels; what it dies of is told here.
         os.environ.setdefault('VLLM_LOGGING_LEVEL', 'CRITICAL')
         parallel = options.tensor_parallel_size
+        if parallel > 1 and not torch.cuda.is_available():
+            _clear_shared_memory()
         try:
             return vllm.LLM(
                 model=self.source,
@@ -179,6 +183,18 @@ def _generated(output: Any) -> Generated:
         logprobs = [step[token].logprob for step, token in zip(response.logprobs, ids, strict=True)]
         responses.append((ids, logprobs))
     return Generated(list(output.prompt_token_ids), responses)
+
+
+def _clear_shared_memory() -> None:
+    """Removes the shared memory that an earlier run left on this machine. Every rank calls it.
+
+    On a CPU vLLM gives it the same name in every run under a launcher of ours, never removes it, and does not start
+    while it is there. A run that goes on elsewhere keeps what it has mapped.
+    """
+    for path in Path('/dev/shm').glob('*-cpushm_[0-9]*'):
+        with suppress(PermissionError):
+            path.unlink(missing_ok=True)
+    barrier()
 
 
 def _memory(share: float) -> dict[str, Any]:

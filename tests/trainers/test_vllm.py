@@ -96,6 +96,8 @@ def dies_in_sync(rank: int) -> None:
 
 @pytest.mark.extended
 def test_two_ranks_share_one_engine(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    # A run that ended, or was killed, leaves this behind.
+    Path('/dev/shm/-tp:0-[0-1]-cpushm_0').touch()
     changes = {**SMALL, 'vllm_tensor_parallel_size': 2, 'vllm_num_engines': 1, 'vllm_probe_tolerance': 1e-4}
     ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes, learning_rate=1e-2), 2, algorithm=named('grpo'))
     assert [item.code for item in ended] == [0, 0], ended[0].output
