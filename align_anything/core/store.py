@@ -30,7 +30,7 @@ logger = get_logger(__name__)
 
 T = TypeVar('T')
 
-FORMAT = 'tensors-v1'
+FORMAT = 'tensors-v2'
 """The folder that entries of this layout stand in, so that no other layout is ever read as this one."""
 HEADER = 'entry'
 BROKEN = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -180,18 +180,9 @@ def identity(value: Any, of_medium: bool = False) -> Any:
         # JSON would write these names as texts.
         return ['mapping', sorted(items, key=json.dumps)]
     if isinstance(value, (list, tuple)):
-        return _list([identity(item, of_medium) for item in value])
+        # Marked, because what stands for bytes, arrays, media and mappings is a list too.
+        return ['list', *(identity(item, of_medium) for item in value)]
     return _array(value)
-
-
-def _list(items: list[Any]) -> list[Any]:
-    """The identity of a list, marked where it would be that of something else."""
-    match items:
-        case ['list', *_] | ['mapping', _] | ['bytes', _] | [['bytes', _], _]:
-            return ['list', *items]
-        case [str(), list(), str()] | ['image' | 'video' | 'audio', _, _]:  # an array or a tensor, a medium
-            return ['list', *items]
-    return items
 
 
 def _array(value: Any) -> Any:

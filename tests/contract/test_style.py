@@ -116,4 +116,4 @@ def test_what_is_allowed_passes() -> None:
     source = 'model.eval()\ntry:\n    f()\nexcept Exception as error:\n    raise ValueError from error'
     assert library_problems(source, 'align_anything/x.py') == []
     assert library_problems('print(1)', 'align_anything/cli/main.py') == []
-    assert MACHINE_PATHS.search('cd /' + 'work/main') and not MACHINE_PATHS.search('docs/work/notes')
+    assert MACHINE_PATHS.search('cd /' + 'wo' + 'rk/main') and not MACHINE_PATHS.search('docs/wo' + 'rk/notes')

@@ -121,7 +121,7 @@ def _plainly(example: Example) -> dict[str, Any]:
 
 
 @dataclass
-class Turn:
+class Sampled:
     """One response with numbers of its units, as lists."""
 
     prompt: int
@@ -199,17 +199,17 @@ def gradient_of_pairs(prompts: list[dict[str, Any]], policy: Any, reference: Any
     return norm_of(sum(losses) / len(losses), policy)
 
 
-def rewards_of(turn: Turn, kl_coeff: float, score: float) -> list[float]:
+def rewards_of(turn: Sampled, kl_coeff: float, score: float) -> list[float]:
     rewards = [-kl_coeff * penalty for penalty in turn.penalties]
     return [*rewards[:-1], rewards[-1] + score]
 
 
-def returns_of(turn: Turn, score: float, gamma: float) -> list[float]:
+def returns_of(turn: Sampled, score: float, gamma: float) -> list[float]:
     rewards = rewards_of(turn, 0.3, score)
     return [sum(gamma**ahead * reward for ahead, reward in enumerate(rewards[start:])) for start in range(len(rewards))]
 
 
-def estimated(turn: Turn, critic: str, rewards: list[float]) -> tuple[list[float], list[float]]:
+def estimated(turn: Sampled, critic: str, rewards: list[float]) -> tuple[list[float], list[float]]:
     """GAE and returns: what stands between two turns is no step in time."""
     values, ahead, found = turn.values[critic], 0.0, []
     behind = 0.0 if turn.finished else turn.bootstrap[critic]
@@ -221,7 +221,9 @@ def estimated(turn: Turn, critic: str, rewards: list[float]) -> tuple[list[float
     return advantages, [advantage + value for advantage, value in zip(advantages, values, strict=True)]
 
 
-def expected_advantages(name: str, turns: list[Turn], costs: list[float]) -> tuple[list[float], dict[str, list[float]]]:
+def expected_advantages(
+    name: str, turns: list[Sampled], costs: list[float]
+) -> tuple[list[float], dict[str, list[float]]]:
     """Advantages of all units, and returns by critic, by loops over responses."""
     others = [[other for other in turns if other.prompt == turn.prompt and other is not turn] for turn in turns]
     if name == 'grpo':
@@ -321,7 +323,7 @@ def test_every_online_algorithm_takes_several_turns(folder: Path, tiny: Any, tmp
                 units = int(response['weights'].sum())
                 values, behind = plain_values(critic, prompt['prompt'], response)
                 turns.append(
-                    Turn(
+                    Sampled(
                         prompt=number,
                         length=units,
                         finished=response['finished'],
@@ -374,7 +376,7 @@ def test_every_online_algorithm_takes_several_turns(folder: Path, tiny: Any, tmp
     assert metrics['train/ratio'] == pytest.approx(1.0, abs=1e-4) and metrics['train/clipped_high'] == 0
 
 
-def _check_pairs(turns: list[Turn], generated: list[float], metrics: dict[str, float]) -> None:
+def _check_pairs(turns: list[Sampled], generated: list[float], metrics: dict[str, float]) -> None:
     """Chosen and rejected are the best and the worst of each prompt; their margin is summed over what was sampled."""
     scores = [[max(own), min(own)] for own in (generated[:4], generated[4:])]
     assert [turn.score for turn in turns] == pytest.approx([score for pair in scores for score in pair])
