@@ -12,6 +12,10 @@ from align_anything.algorithms.base import Algorithm
 class Reference(Algorithm):
     """Base of the algorithms that read the scores of a reference: the policy as it was before training."""
 
+    @property
+    def refers(self) -> bool:
+        return True
+
     reference_model_name_or_path: str | None = Field(
         None,
         description='Reference model; it must have the tokenizer of the trained one. null is the model that training '
@@ -29,10 +33,6 @@ class Reference(Algorithm):
 
 class Referring(Reference):
     """Base of the algorithms over fixed responses whose loss reads the reference."""
-
-    @property
-    def refers(self) -> bool:
-        return True
 
     reference_cache_dir: str | None = Field(
         None,

@@ -32,7 +32,7 @@ from align_anything.engines.checkpoint import (
 )
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
-from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.plot import plot_metrics
@@ -61,12 +61,8 @@ class Begun:
     resume_from: Checkpoint | None
     progress: Progress
     sources: Sources
-    collate: TokenCollator
-
-    @property
-    def spec(self) -> FamilySpec:
-        """The rules of the policy's family."""
-        return self.collate.spec
+    spec: FamilySpec
+    collate: Collator
 
     def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
         """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response."""
@@ -91,7 +87,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     sources, spec = open_run(cfgs, pair, algorithm)
     collate = make_collator(cfgs, spec, pair, algorithm)
     build_on_meta(cfgs, spec, algorithm)
-    return Begun(pair, resolved, output_dir, resume_from, progress, sources, collate)
+    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 
 def check_steps(run: Begun, steps: int) -> None:
