@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
@@ -118,6 +119,8 @@ def start(run: Begun, checkpoints: Checkpoints, sampler: Sampler, steps: int) ->
 def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, steps: int) -> dict[str, Any]:
     """The arguments of every loop that say where it stands and who is told."""
     cfgs, algorithm, progress = run.resolved.cfgs, run.resolved.algorithm, run.progress
+    # One bar is drawn from here on.
+    disable_progress_bar()
     writer = MetricsWriter(
         run.output_dir,
         cfgs.logger_cfgs.log_type,
