@@ -10,15 +10,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.processing_utils import TextKwargs
 
 from align_anything.core.errors import SampleError
+from align_anything.core.logging import get_logger
 from align_anything.core.types import Piece, Video
 from align_anything.models.media_arguments import media_arguments, sampled_rate
 from align_anything.models.rendering import Run
 
+logger = get_logger(__name__)
+
 Merge = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
 TOKEN_OUTPUTS = ('mm_token_type_ids', 'token_type_ids')
 UNUSED_OUTPUTS = ('input_ids', 'attention_mask', 'labels', *TOKEN_OUTPUTS)
+CALL_ARGUMENTS = frozenset(TextKwargs.__annotations__) - {'padding_side'}
+"""Arguments of a tokenizer's call; the side that it pads on is also an attribute, and nothing is padded here."""
 
 
 def merge_media(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -70,6 +76,17 @@ def truncate(piece: Piece, length: int) -> Piece:
         media_counts=piece.media_counts,
         token_tensors={name: tensor[:length] for name, tensor in piece.token_tensors.items()},
     )
+
+
+def forget_call_arguments(tokenizer: Any) -> None:
+    """Makes a tokenizer forget the padding, the truncation and the like that its file has kept of some call.
+
+    Processors take them for defaults of every call, of audio too.
+    """
+    kept = sorted(CALL_ARGUMENTS & tokenizer.init_kwargs.keys())
+    if kept:
+        logger.warning('tokenizer_config.json has %s: no run obeys that, its own settings count', ', '.join(kept))
+        tokenizer.init_kwargs = {key: value for key, value in tokenizer.init_kwargs.items() if key not in kept}
 
 
 class RunEncoder:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
-from align_anything.models.encoding import RunEncoder, join, merge_media, pad_left, truncate
+from align_anything.models.encoding import RunEncoder, forget_call_arguments, join, merge_media, pad_left, truncate
+from align_anything.models.prefill import prefill_of
 from align_anything.models.rendering import (
     ChatRenderer,
     Run,
@@ -81,6 +82,7 @@ class FamilySpec:
         self.processor = processor
         self.max_length = max_length
         text_config = config.get_text_config()
+        forget_call_arguments(tokenizer)
         kinds = sorted(self.kinds_read())
         found = {kind: self.placeholder(kind) for kind in kinds}
         placeholders = {kind: token for kind, token in found.items() if token is not None}
@@ -212,11 +214,20 @@ class FamilySpec:
         ids = piece.ids.tolist()
         while ids and ids[-1] in silent:
             ids.pop()
-        return [{'type': 'text', 'text': self.tokenizer.decode(ids)}]
+        return [{'type': 'text', 'text': self.text_of(ids)}]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids as it was written: tokenizers tidy spaces up if their files say so."""
+        as_written = {'clean_up_tokenization_spaces': False, 'spaces_between_special_tokens': False}
+        return self.tokenizer.decode(ids, skip_special_tokens=False, **as_written)
 
     def generation_prefix(self, messages: Conversation) -> str:
         """Returns the text that the template puts between the last message and a response that is generated."""
         return self.renderer.generation_prefix(messages)
+
+    def prefill(self, messages: Conversation) -> str:
+        """Returns the end of that text which belongs to the answer, such as `<think>\n`."""
+        return prefill_of(self.renderer, messages)
 
     # What collation asks
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -93,7 +94,7 @@ def load_pretrained_models(
 def load_spec(
     model_name_or_path: str | Path,
     *,
-    model_max_length: int = DEFAULT_MAX_LENGTH,
+    model_max_length: int | None = DEFAULT_MAX_LENGTH,
     padding_side: str | None = None,
     trust_remote_code: bool = False,
     chat_template: str | None = None,
@@ -105,7 +106,8 @@ def load_spec(
     For an adapter folder it is that of the model under it, with the processor and the template of the adapter.
 
     Args:
-        model_max_length: longest sample in tokens; more than the model has positions is lowered, with a warning.
+        model_max_length: longest sample in tokens; more than the model has positions is lowered, with a warning. None
+            is what the checkpoint says itself, by its positions and its tokenizer's `model_max_length`.
         padding_side: of the tokenizer; None keeps the checkpoint's.
         chat_template: a template file or the text of a template, to use instead of the checkpoint's.
         processor_kwargs: given to `AutoProcessor.from_pretrained`, such as `min_pixels`.
@@ -130,7 +132,9 @@ def load_spec(
             config,
             tokenizer,
             processor,
-            max_length=_within_positions(model_max_length, config),
+            max_length=_own_length(config, tokenizer)
+            if model_max_length is None
+            else _within_positions(model_max_length, config),
             generation_config=_load_generation_config(source),
         )
     except SampleError as error:
@@ -284,8 +288,18 @@ def _read_template(template: str) -> str:
     return file.read_text(encoding='utf-8')
 
 
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Returns how many positions the language model has; None where its configuration bounds none."""
+    return config.get_text_config(decoder=True).to_dict().get('max_position_embeddings')
+
+
+def _own_length(config: PreTrainedConfig, tokenizer: Any) -> int:
+    # A tokenizer that knows no limit says a number beyond all bounds.
+    return int(min(positions_of(config) or sys.maxsize, tokenizer.model_max_length))
+
+
 def _within_positions(length: int, config: PreTrainedConfig) -> int:
-    limit = config.get_text_config(decoder=True).to_dict().get('max_position_embeddings')
+    limit = positions_of(config)
     if limit is None or length <= limit:
         return length
     logger.warning('model_max_length %d is more than the %d positions of the model; using %d.', length, limit, limit)

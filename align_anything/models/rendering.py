@@ -59,6 +59,11 @@ def text_of(message: Message) -> str:
     return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
 
 
+def without_beginning(messages: Conversation) -> Conversation:
+    """Returns the messages without the beginning of an answer that generation goes on from, a turn marked `prefix`."""
+    return messages[:-1] if messages and messages[-1].get('prefix') else messages
+
+
 def trained_turns(conversation: Conversation, train_on: TrainOn, start: int = 0) -> list[int]:
     """Returns the numbers of the assistant turns to train on, from turn number `start` on."""
     turns = [number for number in range(start, len(conversation)) if conversation[number]['role'] == 'assistant']
@@ -208,12 +213,23 @@ class ChatRenderer:
             raise SampleError(f'the chat template refuses this conversation (roles: {roles}): {error}') from error
 
     def render_prompt(self, messages: Conversation) -> Run:
-        """Returns the one run that generation starts from."""
-        return Run(self.text(messages, add_generation_prompt=True), 0.0, media_of(messages))
+        """Returns the one run that generation starts from; with the beginning of the answer, if `messages` end so."""
+        return Run(self._prompt(messages), 0.0, media_of(messages))
+
+    def _prompt(self, messages: Conversation) -> str:
+        before = without_beginning(messages)
+        prompt = self.text(before, add_generation_prompt=True)
+        if before is messages:
+            return prompt
+        full = self.text(messages)
+        if not full.startswith(prompt):
+            return prompt + text_of(messages[-1])
+        # As answers are rendered to be trained.
+        return prompt + self._split(messages, full[len(prompt) :])[0]
 
     def generation_prefix(self, messages: Conversation) -> str:
         """Returns what the template writes behind the last message for an answer to begin with."""
-        plain, prompt = self.text(messages), self.text(messages, add_generation_prompt=True)
+        plain, prompt = self.text(without_beginning(messages)), self._prompt(messages)
         return prompt[len(plain) :] if prompt.startswith(plain) else ''
 
     def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:

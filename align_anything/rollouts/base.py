@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from align_anything.core.types import Example, Response
+from align_anything.core.types import Example, Piece, Response
 from align_anything.models.family import FamilySpec
 
 
@@ -23,6 +24,9 @@ class Sampling:
         top_p: nucleus sampling: probability mass of the tokens to sample from, 1 for all.
         top_k: number of most likely tokens to sample from, 0 for all.
         repetition_penalty: divides the logits of tokens that are there already, 1 for nothing.
+        stop: stop strings: a response ends with the token that completes one of them.
+        include_stop_str_in_output: whether its text keeps the stop string. Its token ids always do: they were sampled,
+            and they are what is trained.
         seed: of the generator.
     """
 
@@ -32,6 +36,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = True
     seed: int = 0
 
 
@@ -56,9 +62,38 @@ def end_of(ids: Sequence[int], stops: Sequence[int]) -> int | None:
     return next((number for number, token in enumerate(ids, 1) if token in stops), None)
 
 
-def sampled(spec: FamilySpec, ids: Sequence[int], logprobs: Sequence[float], version: int) -> Response:
+def stop_string_end(spec: FamilySpec, ids: Sequence[int], stop: Sequence[str]) -> int | None:
+    """Returns how many of `ids` there are up to the one that completes a stop string; None where none is complete."""
+
+    def complete(number: int) -> bool:
+        text = spec.text_of(ids[:number])
+        return any(string in text for string in stop)
+
+    return bisect_left(range(len(ids)), True, key=complete) if stop and complete(len(ids)) else None
+
+
+def said(spec: FamilySpec, piece: Piece, sampling: Sampling) -> list[dict[str, Any]]:
+    """Returns what a generated response says: all that was sampled, less its end and an excluded stop string."""
+    parts = spec.decode(piece)
+    if sampling.include_stop_str_in_output:
+        return parts
+    kept = []
+    for part in parts:
+        starts = [part['text'].find(string) for string in sampling.stop] if part['type'] == 'text' else []
+        start = min((start for start in starts if start >= 0), default=None)
+        if start is not None:
+            return [*kept, {**part, 'text': part['text'][:start]}]
+        kept.append(part)
+    return kept
+
+
+def sampled(
+    spec: FamilySpec, ids: Sequence[int], logprobs: Sequence[float], version: int, sampling: Sampling
+) -> Response:
     """Returns a generated response up to the first token that ends it, every token of which the policy chose."""
     end = end_of(ids, spec.stop_token_ids)
+    stopped = stop_string_end(spec, ids[:end], sampling.stop)
+    end = end if stopped is None else stopped
     length = len(ids) if end is None else end
     response = Response(
         ids=torch.tensor(ids[:length], dtype=torch.long),
@@ -67,5 +102,5 @@ def sampled(spec: FamilySpec, ids: Sequence[int], logprobs: Sequence[float], ver
         finished=end is not None,
         version=version,
     )
-    response.parts = spec.decode(response)
+    response.parts = said(spec, response, sampling)
     return response

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from align_anything.core.types import Example, Piece, Response, map_tensors
 from align_anything.models.family import FamilySpec
@@ -53,7 +53,8 @@ class HFRollouts:
         training = self.model.training
         self.model.eval()
         devices = [self.model.device] if self.model.device.type == 'cuda' else []
-        with torch.no_grad(), self.gathered(), torch.random.fork_rng(devices=devices):
+        random_state = torch.random.fork_rng(devices=devices)
+        with torch.no_grad(), self.gathered(), random_state, without_own_settings(self.model):
             torch.manual_seed(sampling.seed)
             for numbers in self._calls([example.prompt for example in examples], wanted):
                 responses = self._generate([examples[number].prompt for number in numbers], sampling)
@@ -85,13 +86,36 @@ class HFRollouts:
             pad_token_id=self.spec.pad_token_id,
             **_sampling_arguments(sampling),
         )
-        sequences = self.model.generate(**inputs, generation_config=settings, logits_processor=[recorder])
-        new = sequences[:, inputs['input_ids'].shape[1] :]
+        start = inputs['input_ids'].shape[1]
+        stops = _StopStrings(self.spec, sampling.stop, start)
+        sequences = self.model.generate(
+            **inputs,
+            generation_config=settings,
+            logits_processor=[recorder],
+            stopping_criteria=[stops] if sampling.stop else [],
+        )
+        new = sequences[:, start:]
         logprobs = recorder.of(new).cpu()
         responses = []
-        for ids, values in zip(new.cpu(), logprobs, strict=True):
-            responses.append(sampled(self.spec, ids.tolist(), values.tolist(), self.version))
+        for number, (ids, values) in enumerate(zip(new.cpu(), logprobs, strict=True)):
+            # Behind a stop string stands padding, which is no end token.
+            length = stops.lengths.get(number)
+            own = ids[:length].tolist(), values[:length].tolist()
+            responses.append(sampled(self.spec, *own, self.version, sampling))
         return responses
+
+
+@contextmanager
+def without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, `generate()` of the model obeys the settings it is given and no others.
+
+    What these leave open, it would take from the `generation_config.json` of the checkpoint.
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
@@ -134,3 +158,26 @@ class _Recorder(LogitsProcessor):
     def _take(self, ids: Tensor) -> None:
         assert self._last is not None
         self._found.append(self._last.gather(1, ids[:, None]).squeeze(1))
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends each row with the token that completes a stop string in what was generated; the prompt does not count.
+
+    Attributes:
+        lengths: tokens that were generated up to there, by row.
+    """
+
+    def __init__(self, spec: FamilySpec, stop: Sequence[str], start: int) -> None:
+        self.spec, self.stop, self.start = spec, stop, start
+        self.lengths: dict[int, int] = {}
+        # Most tokens are a byte or more; the rest is for those that say nothing, and for halves of characters.
+        self._reach = 2 * max((len(string.encode()) for string in stop), default=0) + 8
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
+            if row not in self.lengths:
+                text = self.spec.text_of(ids[-self._reach :])
+                if any(string in text for string in self.stop):
+                    self.lengths[row] = len(ids)
+        ended = [row in self.lengths for row in range(len(input_ids))]
+        return torch.tensor(ended, device=input_ids.device)

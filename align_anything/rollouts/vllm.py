@@ -93,7 +93,8 @@ class VLLMRollouts:
         for example, generated in zip(examples, found, strict=True):
             self._check(example, generated.prompt_ids)
         assert self.version is not None, 'sync comes before generate'
-        return [[sampled(self.spec, *response, self.version) for response in each.responses] for each in found]
+        version = self.version
+        return [[sampled(self.spec, *response, version, sampling) for response in each.responses] for each in found]
 
     def _named(self) -> Named:
         return ((self.spec.rollout_name(name), tensor) for name, tensor in self.weights())
@@ -113,7 +114,11 @@ class VLLMRollouts:
             'ignore_eos': True,
             # A response is text, and no model reads a placeholder without a medium.
             'logit_bias': dict.fromkeys(map(int, self.spec.media_token_ids), -100.0) or None,
-            'detokenize': False,
+            'stop': list(sampling.stop) or None,
+            # Only to find stop strings, special tokens among them; what a response says is decoded here.
+            'detokenize': bool(sampling.stop),
+            'skip_special_tokens': False,
+            'spaces_between_special_tokens': False,
         }
 
     def _check(self, example: Example, read: Sequence[int]) -> None:

@@ -166,6 +166,8 @@ class Engine:
                 enable_sleep_mode=options.sleeps,
                 mm_processor_kwargs=dict(options.processor_kwargs or {}) or None,
                 trust_remote_code=options.trust_remote_code,
+                # No defaults out of the generation_config.json of the checkpoint.
+                generation_config='vllm',
                 load_format=_register_loader(named),
                 # Of the distribution before top-p and top-k: either these or what else changes it are not there.
                 logprobs_mode='processed_logprobs' if options.reweighs else 'raw_logprobs',
