@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -11,6 +11,22 @@ from align_anything.configs.schema import Cfgs, LoggerCfgs, ModelCfgs, RunCfgs
 
 MODEL, COST = 'model', 'cost'
 """What metrics call the score of a reward model and that of a cost model."""
+
+
+class JudgeCfgs(NamedTuple):
+    """What the settings say of a model that scores responses.
+
+    Attributes:
+        role: what the names of its settings begin with.
+        source: checkpoint; None where there is no such model.
+        max_length: longest conversation in its own tokens; None is what the checkpoint says.
+        unread_score: score of a response that it cannot read.
+    """
+
+    role: str
+    source: str | None
+    max_length: int | None
+    unread_score: float
 
 
 class OnlineModelCfgs(ModelCfgs):
@@ -38,11 +54,30 @@ class OnlineModelCfgs(ModelCfgs):
     repetition_penalty: PositiveFloat = Field(
         1.0, description='Repetition penalty on tokens that the prompt or the response already has. 1 is none.'
     )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description='Stop strings: a response ends with the token that completes one of them.'
+    )
+    include_stop_str_in_output: bool = Field(
+        True,
+        description='Keeps the stop string in the text that rewards read and reports show. False cuts it off there; '
+        'its tokens were sampled, and are trained, either way.',
+    )
     generation_batch_size: PositiveInt | None = Field(
         None, description='Responses that a device generates at once. null is all of the rollout.'
     )
     reward_model_name_or_path: str | None = Field(
         None, description='Reward model, as rm saves it. It may have another tokenizer and template.'
+    )
+    reward_model_max_length: PositiveInt | None = Field(
+        None,
+        description='Longest conversation that the reward model reads, in tokens of its own. null is what its '
+        'checkpoint says: positions of the model, model_max_length of its tokenizer.',
+    )
+    reward_model_unread_score: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description='Score of a response that the reward model cannot read: longer than it reads, or refused by its '
+        'template. Each is listed in unread_responses.jsonl and counted.',
     )
     remote_rm_url: str | None = Field(
         None, description='Address of a service that rewards, such as http://localhost:6000/get_reward.'
@@ -57,9 +92,16 @@ class OnlineModelCfgs(ModelCfgs):
     )
 
     @property
-    def judges(self) -> dict[str, str | None]:
-        """The models that score responses, by what metrics call them."""
-        return {MODEL: self.reward_model_name_or_path}
+    def judges(self) -> dict[str, JudgeCfgs]:
+        """The models that may score responses, by what metrics call them."""
+        return {
+            MODEL: JudgeCfgs(
+                'reward_model',
+                self.reward_model_name_or_path,
+                self.reward_model_max_length,
+                self.reward_model_unread_score,
+            )
+        }
 
     @property
     def critics(self) -> dict[str, str | None]:
@@ -85,13 +127,22 @@ class SafeModelCfgs(CriticModelCfgs):
     cost_model_name_or_path: str | None = Field(
         None, description='Cost model, as cost_model saves it: above 0 for harm. Required.'
     )
+    cost_model_max_length: PositiveInt | None = Field(
+        None, description='As reward_model_max_length, for the cost model.'
+    )
+    cost_model_unread_score: float = Field(
+        0.0, allow_inf_nan=False, description='As reward_model_unread_score: the cost of such a response.'
+    )
     cost_critic_model_name_or_path: str | None = Field(
         None, description='What the critic of costs starts from, such as the cost model; null is as for the other.'
     )
 
     @property
-    def judges(self) -> dict[str, str | None]:
-        return {**super().judges, COST: self.cost_model_name_or_path}
+    def judges(self) -> dict[str, JudgeCfgs]:
+        cost = JudgeCfgs(
+            'cost_model', self.cost_model_name_or_path, self.cost_model_max_length, self.cost_model_unread_score
+        )
+        return {**super().judges, COST: cost}
 
     @property
     def critics(self) -> dict[str, str | None]:

@@ -49,7 +49,8 @@ def bind_media(
             own is a `Media`.
         folders: where relative paths of a kind start.
         options: what decoding a kind should heed, such as `{'image': {'max_pixels': 1_000_000}}`.
-        needs_reply: whether there must be an assistant turn; a prompt alone must end with another turn.
+        needs_reply: whether there must be an assistant turn; a prompt alone must end with another turn, or with the
+            beginning of the answer, a last assistant turn marked `'prefix': True`.
 
     Raises:
         SampleError: unknown role, malformed part, empty turn, no or empty answer, or placeholders and media that
@@ -99,7 +100,12 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
             f'turn {index} ({role}) has {type(content).__name__} as content, not text or a list of parts.'
         )
     where = f'turn {index} ({role})'
-    return {'role': role, 'content': [part for raw in content for part in _parts(where, raw, waiting, media_of)]}
+    goes_on = {'prefix': True} if message.get('prefix') else {}
+    return {
+        'role': role,
+        'content': [part for raw in content for part in _parts(where, raw, waiting, media_of)],
+        **goes_on,
+    }
 
 
 def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> list[Part]:
@@ -244,5 +250,15 @@ def _check_turns(messages: list[Message], needs_reply: bool) -> None:
         raise SampleError('the conversation is empty: the template found nothing usable in the row.')
     if needs_reply and not any(message['role'] == 'assistant' for message in messages):
         raise SampleError('the conversation has no assistant turn, so there is nothing to learn.')
-    if not needs_reply and messages[-1]['role'] == 'assistant':
-        raise SampleError('the prompt ends with an assistant turn, so there is nothing left to answer.')
+    begun = [index for index, message in enumerate(messages) if 'prefix' in message]
+    if begun and (needs_reply or begun != [len(messages) - 1] or messages[-1]['role'] != 'assistant'):
+        raise SampleError(
+            f"turn {begun[0]} is marked 'prefix', the beginning of an answer to go on from: that can only be the last "
+            'turn, of the assistant, of a prompt that is answered in training.'
+        )
+    if not needs_reply and not begun and messages[-1]['role'] == 'assistant':
+        raise SampleError(
+            'the prompt ends with an assistant turn, so there is nothing left to answer. If responses are to go on '
+            'from it, set the option continue_final_message of the template Prompts, or mark the turn with '
+            "'prefix': True."
+        )

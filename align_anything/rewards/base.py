@@ -14,7 +14,8 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from align_anything.core.errors import AlignAnythingError, RewardError, SettingsError
 from align_anything.core.registry import Registry, nearest
-from align_anything.core.types import Conversation, Message
+from align_anything.core.thoughts import opened_thought
+from align_anything.core.types import Conversation, Message, Skipped
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
 
@@ -27,8 +28,10 @@ class Completion:
         conversation: the messages of the prompt in Hugging Face chat form, media decoded.
         message: the response as a further message, media decoded. Special tokens in its text are what the policy chose;
             only those that end it are left out.
-        prefix: the text that the template put between the last message and the response, such as
-            `<|im_start|>assistant\n`, and where a template begins the answer, the beginning.
+        prefix: the text between the last message and the response, such as `<|im_start|>assistant\n`, and where the
+            prompt begins the answer, the beginning.
+        prefill: the end of `prefix` that belongs to the answer: what the template begins it with, such as `<think>\n`,
+            and the assistant turn of the row that the response goes on from. None is a thought that `prefix` opens.
         meta: the row's `meta`, untouched; `ground_truth` in it is the golden answer where the dataset has one.
         length: units of the response, which for text are tokens.
         finished: False when the response was clipped at the length limit.
@@ -42,11 +45,27 @@ class Completion:
     finished: bool
     source: str
     prefix: str = ''
+    prefill: str | None = None
 
     @property
     def response(self) -> str:
-        """Text of the response."""
+        """Text of the response: what the policy wrote."""
         return ''.join(part['text'] for part in self.message['content'] if part['type'] == 'text')
+
+    @property
+    def prefilled(self) -> str:
+        """The beginning of the answer that stands in the prompt; empty where the policy wrote all of it."""
+        return opened_thought(self.prefix) if self.prefill is None else self.prefill
+
+    @property
+    def answer(self) -> str:
+        """Text of the whole answer, as it stands in the conversation: what was prefilled, and the response."""
+        return self.prefilled + self.response
+
+    @property
+    def turn(self) -> Message:
+        """The whole answer as a message."""
+        return {**self.message, 'content': [*_text(self.prefilled), *self.message['content']]}
 
 
 RewardFunction = Callable[..., list[float]]
@@ -65,11 +84,13 @@ class Reward:
         name: what metrics call it.
         weight: its share in the score; a cost has none.
         judge: gives a number to each completion; every rank calls it with as many batches.
+        unread: what its last call could not read, on all ranks, and gave a score that the settings say.
     """
 
     name: str
     weight: float
     judge: Judge
+    unread: Callable[[], Sequence[Skipped]] = tuple
 
 
 _REWARDS: Registry[RewardFunction] = Registry(
@@ -194,6 +215,10 @@ def ground_truth(completion: Completion) -> str:
             'gives one, such as Math-Zero-RL, or a reward that needs none.'
         )
     return value
+
+
+def _text(text: str) -> list[dict[str, Any]]:
+    return [{'type': 'text', 'text': text}] if text else []
 
 
 def _call(name: str, function: RewardFunction, completions: Sequence[Completion], options: Mapping[str, Any]) -> Any:

@@ -24,9 +24,10 @@ class RemoteReward:
     """A reward function that asks a service, such as `python -m align_anything.rewards.server`.
 
     It posts lists with one entry for each completion: `prompts` (text of the last user turn), `responses` (text),
-    `conversations` (all turns of the prompt), `messages` (responses and their media), `prefixes` (what the template put
-    before the response), `ground_truths`, `lengths` and `finished`. It expects `{"rewards": [float]}`, or
-    `{"error": str}` with a status of 400 or more. One connection is kept open.
+    `conversations` (all turns of the prompt), `messages` (responses and their media), `prefixes` (what stands between
+    the last turn and the response), `prefills` (the end of it that belongs to the answer, such as `<think>\n`: it and
+    the response are the whole answer; left out where no prompt begins one), `ground_truths`, `lengths` and `finished`.
+    It expects `{"rewards": [float]}`, or `{"error": str}` with a status of 400 or more. One connection is kept open.
 
     Args:
         url: address of the service, such as `http://localhost:6000/get_reward`. Certificates are verified.
@@ -82,6 +83,7 @@ class RemoteReward:
         self._client.close()
 
     def _rewards(self, batch: Sequence[Completion]) -> list[float]:
+        prefills = [completion.prefilled for completion in batch]
         response = self._answer(
             {
                 'prompts': [text_of(completion.conversation) for completion in batch],
@@ -89,6 +91,7 @@ class RemoteReward:
                 'conversations': [to_json(completion.conversation, self.send_media) for completion in batch],
                 'messages': [to_json([completion.message], self.send_media)[0] for completion in batch],
                 'prefixes': [completion.prefix for completion in batch],
+                **({'prefills': prefills} if any(prefills) else {}),
                 'ground_truths': [_truth(completion) for completion in batch],
                 'lengths': [completion.length for completion in batch],
                 'finished': [completion.finished for completion in batch],

@@ -49,6 +49,7 @@ class Question(BaseModel):
     conversations: list[list[Message]] | None = None
     messages: list[Message] | None = None
     prefixes: list[str] | None = None
+    prefills: list[str] | None = None
     ground_truths: list[str | None] | None = Field(
         None, validation_alias=AliasChoices('ground_truths', 'golden_responses')
     )
@@ -186,6 +187,7 @@ def _completions(question: Question, golden: Mapping[str, str]) -> list[Completi
                 conversation=conversation,
                 message=from_json([message.model_dump()])[0],
                 prefix=question.prefixes[index] if question.prefixes else '',
+                prefill=question.prefills[index] if question.prefills else None,
                 meta={} if truth is None else {'ground_truth': truth},
                 # Those who send no lengths get words for tokens: the service has no tokenizer.
                 length=question.lengths[index] if question.lengths else len(response.split()),

@@ -37,7 +37,7 @@ def choice(
         golden = chosen_letter(ground_truth(completion), letters)
         if golden is None:
             logger.warning('the golden answer of %s names none of %s: its reward is 0', completion.source, letters)
-        chosen = chosen_letter(answer_of(completion.response), letters)
+        chosen = chosen_letter(answer_of(completion.answer), letters)
         rewards.append(float(golden is not None and chosen == golden))
     return rewards
 

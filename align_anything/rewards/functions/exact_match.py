@@ -35,8 +35,8 @@ def exact_match(
     def reward(completion: Completion) -> float:
         golden = ground_truth(completion)
         if extract is None:
-            return float(normal(answer_of(completion.response)) == normal(golden))
-        found = _last(extract, completion.response)
+            return float(normal(answer_of(completion.answer)) == normal(golden))
+        found = _last(extract, completion.answer)
         wanted = _last(extract, golden)
         return float(found is not None and normal(found) == normal(golden if wanted is None else wanted))
 

@@ -22,7 +22,7 @@ def example_coding(completions: Sequence[Completion]) -> list[float]:
 
     Shows what a function looks like; to judge whether code is right, run its tests in a sandbox behind a service.
     """
-    return [_score(completion.response) for completion in completions]
+    return [_score(completion.answer) for completion in completions]
 
 
 def _score(response: str) -> float:

@@ -15,7 +15,7 @@ def example_math(completions: Sequence[Completion]) -> list[float]:
 
     Shows what a function looks like; to judge whether an answer is right, use `math`. Tags do not count as symbols.
     """
-    return [0.8 if _looks_mathematical(completion.response) else 0.2 for completion in completions]
+    return [0.8 if _looks_mathematical(completion.answer) else 0.2 for completion in completions]
 
 
 def _looks_mathematical(response: str) -> bool:

@@ -18,4 +18,4 @@ def example_safety(completions: Sequence[Completion]) -> list[float]:
 
     Shows what a function looks like; a list of words is no judgement of safety.
     """
-    return [0.2 if HARMFUL.search(completion.response) else 1.0 for completion in completions]
+    return [0.2 if HARMFUL.search(completion.answer) else 1.0 for completion in completions]

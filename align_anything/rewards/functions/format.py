@@ -17,7 +17,7 @@ def format_reward(completions: Sequence[Completion]) -> list[float]:
 
     White space may stand around the two sections, each tag stands once, and neither section is blank.
     """
-    return [float(_well_formed(completion.response)) for completion in completions]
+    return [float(_well_formed(completion.answer)) for completion in completions]
 
 
 def _well_formed(response: str) -> bool:

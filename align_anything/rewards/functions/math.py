@@ -35,7 +35,7 @@ def math(
 
 
 def _accuracy(completion: Completion, timeout: float) -> float:
-    golden, answer = ground_truth(completion), answer_of(completion.response)
+    golden, answer = ground_truth(completion), answer_of(completion.answer)
     equal = math_checker().equal(golden, answer, timeout)
     if equal is None:
         logger.warning('the golden answer of %s cannot be read as mathematics: its reward is 0', completion.source)

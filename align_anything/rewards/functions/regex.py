@@ -16,4 +16,4 @@ def regex(completions: Sequence[Completion], *, pattern: re.Pattern[str]) -> lis
         completions: the responses.
         pattern: regular expression; `\\A` and `\\Z` tie it to the ends of the response.
     """
-    return [float(pattern.search(completion.response) is not None) for completion in completions]
+    return [float(pattern.search(completion.answer) is not None) for completion in completions]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from align_anything.core.types import Example
 from align_anything.models.family import FamilySpec
+from align_anything.models.rendering import without_beginning
 from align_anything.rewards.base import Completion
 
 
@@ -13,15 +14,17 @@ def completions_of(examples: Sequence[Example], spec: FamilySpec) -> list[Comple
     """What rewards are given of each generated response, all of a prompt's behind each other."""
     return [
         Completion(
-            conversation=example.conversation,
+            conversation=asked,
             message=response.message,
             meta=example.meta,
             length=response.units,
             finished=response.finished,
             source=example.source,
             prefix=prefix,
+            prefill=prefill,
         )
         for example in examples
-        for prefix in [spec.generation_prefix(example.conversation)]
+        for asked in [without_beginning(example.conversation)]
+        for prefix, prefill in [(spec.generation_prefix(example.conversation), spec.prefill(example.conversation))]
         for response in example.responses
     ]

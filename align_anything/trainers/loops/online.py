@@ -16,7 +16,7 @@ from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
-from align_anything.configs.online import COST, OnlineRunCfgs
+from align_anything.configs.online import COST, OnlineModelCfgs, OnlineRunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
@@ -37,6 +37,7 @@ from align_anything.reporting.online_report import (
     uninformative,
     update_metrics,
 )
+from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import (
@@ -68,6 +69,7 @@ class OnlineLoop(Loop):
         rollouts: generates the responses.
         pending: those of the next rollout, where they are generated ahead.
         rewards: what rewards them.
+        unread: lists the responses that a model among the rewards cannot read.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
     """
@@ -80,9 +82,11 @@ class OnlineLoop(Loop):
     rollouts: RolloutEngine
     pending: Pending
     rewards: Sequence[Reward]
+    unread: UnreadResponses
     completions: Completions | None
     ptx: Loader | None
     _seconds: dict[str, float] = field(default_factory=dict)
+    _unread: dict[str, int] = field(default_factory=dict)
     _unusable: list[Skipped] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -93,7 +97,7 @@ class OnlineLoop(Loop):
 
     def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
-        self._seconds = {}
+        self._seconds, self._unread = {}, {}
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
@@ -115,6 +119,7 @@ class OnlineLoop(Loop):
     def close(self) -> None:
         """As every loop, and closes what generates ahead and what shows completions."""
         self.pending.close()
+        self.unread.close()
         if self.completions is not None:
             self.completions.close()
         if self.ptx is not None:
@@ -150,7 +155,7 @@ class OnlineLoop(Loop):
         names: list[str] = []
         for prompts in loader.micro_batches(0):
             self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
-            rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)))
+            rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)), {})
             local = numbers_of(rollout)
             names = list(local)
             sums = sums + torch.tensor([float(len(rollout.scores)), *(float(v.sum()) for v in local.values())]).double()
@@ -170,7 +175,7 @@ class OnlineLoop(Loop):
         """
         examples = self._answered(loaded, 0)
         waited = loaded.waited + self._generate_ahead()
-        rollout = self._rewarded(examples)
+        rollout = self._rewarded(examples, self._unread)
         for number in range(1, self.algorithm.further_batches + 1):
             missing = self.algorithm.per_device_prompt_batch_size > sum(rollout.differing)
             if not self._sum([float(missing)])[0]:
@@ -179,7 +184,7 @@ class OnlineLoop(Loop):
             if loaded is None:
                 break
             self.progress.step_in_epoch += 1
-            rollout = rollout.with_more(self._rewarded(self._answered(loaded, number, wanted=missing)))
+            rollout = rollout.with_more(self._rewarded(self._answered(loaded, number, wanted=missing), self._unread))
             waited += loaded.waited
         return rollout, waited
 
@@ -213,16 +218,7 @@ class OnlineLoop(Loop):
         return self._sampling(self.cfgs.train_cfgs.seed + step + (number << 32), self.algorithm.num_generations)
 
     def _sampling(self, seed: int, responses: int) -> Sampling:
-        model = self.cfgs.model_cfgs
-        return Sampling(
-            responses=responses,
-            max_new_tokens=model.max_new_tokens,
-            temperature=model.temperature,
-            top_p=model.top_p,
-            top_k=model.top_k,
-            repetition_penalty=model.repetition_penalty,
-            seed=rank_seed(seed, rank()),
-        )
+        return replace(sampling_of(self.cfgs.model_cfgs), responses=responses, seed=rank_seed(seed, rank()))
 
     def _generated(self, examples: list[Example], sampling: Sampling) -> list[Example]:
         with self._clock('sync'):
@@ -230,13 +226,18 @@ class OnlineLoop(Loop):
         with self._clock('generation'):
             return complete(examples, self.rollouts.generate(examples, sampling))
 
-    def _rewarded(self, examples: list[Example]) -> Rollout:
+    def _rewarded(self, examples: list[Example], unread: dict[str, int]) -> Rollout:
+        """The responses with what they are worth; adds up in `unread` how many a model could not read, by its name."""
         with self._clock('reward'):
             completions = completions_of(examples, self.spec)
             # Also by a rank that has nothing to reward: models are asked by all ranks together.
             rewards = {
                 reward.name: torch.tensor(reward.judge(completions), dtype=torch.float32) for reward in self.rewards
             }
+        for reward in self.rewards:
+            found = reward.unread()
+            unread[reward.name] = unread.get(reward.name, 0) + len(found)
+            self.unread.add(self.progress.step, reward.name, found)
         scores = sum(reward.weight * rewards[reward.name] for reward in self.rewards if reward.name != COST)
         return Rollout(examples, rewards, torch.as_tensor(scores))
 
@@ -370,6 +371,7 @@ class OnlineLoop(Loop):
             'epoch': self._epochs_done(),
             'skipped': float(len(self.skips)),
         }
+        metrics |= {f'unread/{name}': float(number) for name, number in self._unread.items() if number}
         for role, own in values.items():
             metrics |= critic_metrics(role, own, self.critics[role][1])
         if self.algorithm.num_generations > 1:
@@ -403,6 +405,19 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
+
+
+def sampling_of(model: OnlineModelCfgs) -> Sampling:
+    """How the settings say that responses are sampled."""
+    return Sampling(
+        max_new_tokens=model.max_new_tokens,
+        temperature=model.temperature,
+        top_p=model.top_p,
+        top_k=model.top_k,
+        repetition_penalty=model.repetition_penalty,
+        stop=tuple(model.stop),
+        include_stop_str_in_output=model.include_stop_str_in_output,
+    )
 
 
 def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:

@@ -31,7 +31,7 @@ from align_anything.trainers.runs.checks import (
     reference_cache_of,
     without_adapter_is_reference,
 )
-from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_reward_model
+from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_judge
 from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
 
 JUDGES = {MODEL: 'reward model', COST: 'cost model'}
@@ -124,9 +124,9 @@ def memory_of_run(
         own = critic_cfgs(role, cfgs, algorithm)
         critic, _ = build_on_meta(own, critic_spec(role, cfgs, spec, pair), learned)
         held[role.replace('_', ' ')] = learns(critic)
-    for name, source in judges_of(cfgs, algorithm).items():
-        require_head(source)
-        judge = add_score_head(structure.skeleton(spec_of_reward_model(cfgs, source, pair).config))
+    for name, asked in judges_of(cfgs, algorithm).items():
+        require_head(asked.source)
+        judge = add_score_head(structure.skeleton(spec_of_judge(cfgs, asked, pair).config))
         held[JUDGES[name]] = estimate_memory(judge.requires_grad_(False), config, precision)
     return held
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -19,8 +20,10 @@ from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
+from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward
-from align_anything.trainers.loops.online import OnlineLoop
+from align_anything.rollouts.base import said
+from align_anything.trainers.loops.online import OnlineLoop, sampling_of
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator
@@ -38,7 +41,7 @@ from align_anything.trainers.runs.roles import (
     judges_of,
     open_scorer,
     require_head,
-    spec_of_reward_model,
+    spec_of_judge,
 )
 from align_anything.trainers.runs.rollout_engine import check_rollouts, open_rollouts
 
@@ -53,10 +56,10 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     check_rewards(resolved)
     rewards = make_rewards(cfgs)
     judges = judges_of(cfgs, algorithm)
-    for source in judges.values():
-        require_head(source)
+    for judge in judges.values():
+        require_head(judge.source)
     run = begin(pair, resolved)
-    specs = {name: spec_of_reward_model(cfgs, source, pair) for name, source in judges.items()}
+    specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
     supervised = ptx_dataset(resolved, pair, run.spec)
@@ -74,12 +77,13 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     if algorithm.refers:
         reference = reference_scorer(cfgs, algorithm, policy, models.temperature)
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
-    for name, source in judges.items():
-        weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
-        scorer = open_scorer(cfgs, make_collator(cfgs, specs[name], pair, algorithm), source)
-        judge = ModelJudge(source, scorer, specs[name], cfgs.train_cfgs.per_device_train_batch_size)
-        rewards.append(Reward(name, weight, judge))
-    pending = Pending(policy.device, run.spec.decode)
+    for name, asked in judges.items():
+        weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
+        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair, algorithm), asked.source)
+        size = cfgs.train_cfgs.per_device_train_batch_size
+        judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
+        rewards.append(Reward(name, weight, judge, judge.unread))
+    pending = Pending(policy.device, partial(said, run.spec, sampling=sampling_of(models)))
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
@@ -87,6 +91,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         name: loader_in_order(rows, rows.sizes, batch_size, _collate, cfgs)
         for name, rows in zip(source_names(run.sources.evaluation), held_out, strict=True)
     }
+    resume_step = None if run.resume_from is None else run.progress.step
     kept = bookkeeping(run, checkpoints, dataset, steps)
     loop = OnlineLoop(
         engine=policy,
@@ -98,7 +103,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         rollouts=open_rollouts(resolved, policy, run.spec),
         pending=pending,
         rewards=rewards,
-        completions=_completions(run, kept['console'], kept['writer']),
+        unread=UnreadResponses(run.output_dir, resume_step),
+        completions=_completions(run, kept['console'], kept['writer'], resume_step),
         ptx=None if supervised is None else ptx_loader(supervised, _collate, cfgs),
         **kept,
     )
@@ -107,10 +113,11 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     finish(run, loop, checkpoints)
 
 
-def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:
+def _completions(
+    run: Begun, console: TrainingConsole, writer: MetricsWriter, resume_step: int | None
+) -> Completions | None:
     if run.resolved.cfgs.logger_cfgs.log_completions is None or not is_main():
         return None
-    resume_step = None if run.resume_from is None else run.progress.step
     return Completions(run.output_dir, run.spec, console, writer, resume_step)
 
 

@@ -19,7 +19,11 @@ from align_anything.rewards.base import (
 from align_anything.rewards.remote import RemoteReward
 
 OF_SOURCES = {
-    'model_cfgs.reward_model_name_or_path': ('reward_cfgs.reward_model_weight',),
+    'model_cfgs.reward_model_name_or_path': (
+        'reward_cfgs.reward_model_weight',
+        'model_cfgs.reward_model_max_length',
+        'model_cfgs.reward_model_unread_score',
+    ),
     'model_cfgs.remote_rm_url': (
         'reward_cfgs.remote_rm_weight',
         *(f'model_cfgs.remote_rm_{key}' for key in ('timeout', 'retry_times', 'batch_size', 'send_media')),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import groupby
 
 from align_anything.algorithms.online import Online
-from align_anything.configs.online import COST, OnlineRunCfgs
+from align_anything.configs.online import COST, JudgeCfgs, OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
-from align_anything.core.errors import ModelError, RewardError, SampleError, SettingsError
-from align_anything.core.types import Example
+from align_anything.core.errors import ModelError, SampleError, SettingsError
+from align_anything.core.types import Example, Skipped
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import stored_tensor
 from align_anything.models.family import FamilySpec
-from align_anything.models.pretrained_model import load_spec
+from align_anything.models.pretrained_model import load_spec, positions_of
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.base import Collator
 from align_anything.rewards.base import Completion, check_values
@@ -47,20 +50,41 @@ def open_scorer(cfgs: RunCfgs, collate: Collator, source: str) -> FrozenEngine:
     return engine
 
 
-def spec_of_reward_model(cfgs: RunCfgs, source: str, pair: Pair) -> FamilySpec:
-    """The rules of a reward model's own family. Raises ModelError when it cannot read what the pair is about."""
-    models = cfgs.model_cfgs
-    spec = load_spec(source, model_max_length=models.model_max_length, trust_remote_code=models.trust_remote_code)
+def spec_of_role(cfgs: RunCfgs, source: str, pair: Pair) -> FamilySpec:
+    """The rules of the family of a model beside the policy, with the limit that its own checkpoint says.
+
+    Raises ModelError when it cannot read what the pair is about.
+    """
+    spec = load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)
     require_readable(pair, spec, source)
     return spec
 
 
-def judges_of(cfgs: OnlineRunCfgs, algorithm: Online) -> dict[str, str]:
+def spec_of_judge(cfgs: OnlineRunCfgs, judge: JudgeCfgs, pair: Pair) -> FamilySpec:
+    """The same of a model that scores responses, with the limit of the settings if they have one.
+
+    Raises SettingsError when that is more than the model has positions.
+    """
+    spec = spec_of_role(cfgs, judge.source, pair)
+    if judge.max_length is not None:
+        require_positions(spec, judge.source, judge.max_length, f'model_cfgs.{judge.role}_max_length')
+        spec.max_length = judge.max_length
+    return spec
+
+
+def require_positions(spec: FamilySpec, source: str, length: int, setting: str) -> None:
+    """Raises SettingsError when sequences of so many tokens, which `setting` asks for, are more than a model reads."""
+    positions = positions_of(spec.config)
+    if positions is not None and length > positions:
+        raise SettingsError([f'{setting} = {length} is more than the {positions} positions of {source}.'])
+
+
+def judges_of(cfgs: OnlineRunCfgs, algorithm: Online) -> dict[str, JudgeCfgs]:
     """The models that judge responses, by what metrics call them. Raises SettingsError without a cost model to obey."""
     judges = cfgs.model_cfgs.judges
-    if COST in judges and judges[COST] is None:
+    if COST in judges and judges[COST].source is None:
         raise SettingsError([f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.'])
-    return {name: source for name, source in judges.items() if source is not None}
+    return {name: judge for name, judge in judges.items() if judge.source is not None}
 
 
 def critic_source(role: str, cfgs: OnlineRunCfgs) -> str:
@@ -68,11 +92,15 @@ def critic_source(role: str, cfgs: OnlineRunCfgs) -> str:
 
 
 def critic_spec(role: str, cfgs: OnlineRunCfgs, policy: FamilySpec, pair: Pair) -> FamilySpec:
-    """The rules of a critic's family. Raises ModelError when it does not read the tokens of the policy."""
+    """The rules of a critic's family.
+
+    Raises ModelError when it does not read the tokens of the policy, and SettingsError when it reads fewer of them.
+    """
     source = critic_source(role, cfgs)
     if source == cfgs.model_cfgs.model_name_or_path:
         return policy
-    spec = spec_of_reward_model(cfgs, source, pair)
+    spec = spec_of_role(cfgs, source, pair)
+    require_positions(spec, source, policy.max_length, 'model_cfgs.model_max_length')
     same = spec.model_type == policy.model_type and spec.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if not same:
         raise ModelError(
@@ -95,35 +123,83 @@ def critic_cfgs(role: str, cfgs: OnlineRunCfgs, algorithm: Online) -> OnlineRunC
 class ModelJudge:
     """Scores completions with a model of ours, in its own template and by its own tokenizer and processor.
 
+    A completion is read in full or not at all.
+
     Args:
         source: the checkpoint, for messages.
         engine: of `open_scorer`.
         spec: the rules of its family.
         batch_size: responses in one forward pass.
+        max_length: longest conversation in its own tokens that it reads; None is any.
+        unread_score: score of a completion that it cannot read.
     """
 
-    def __init__(self, source: str, engine: FrozenEngine, spec: FamilySpec, batch_size: int) -> None:
-        self.source, self.engine, self.spec, self.batch_size = source, engine, spec, batch_size
+    def __init__(
+        self,
+        source: str,
+        engine: FrozenEngine,
+        spec: FamilySpec,
+        batch_size: int,
+        max_length: int | None = None,
+        unread_score: float = 0.0,
+    ) -> None:
+        self.source, self.engine, self.batch_size = source, engine, batch_size
+        self.max_length, self.unread_score = max_length or sys.maxsize, unread_score
+        # Its length decides whether a completion is read, so nothing may be cut off before.
+        self.spec = copy(spec)
+        self.spec.max_length = sys.maxsize
+        self._unread: list[Skipped] = []
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Returns the score of each completion. Every rank calls it, with however many it has.
 
-        Raises RewardError for a conversation that the model cannot read in full, and for a score that is not finite.
+        Raises RewardError for a score that is not finite.
         """
-        examples = [self._example(list(group)) for _, group in groupby(completions, lambda item: id(item.conversation))]
+        unread: list[Skipped] = []
+        groups = groupby(range(len(completions)), lambda number: id(completions[number].conversation))
+        encoded = [some for _, group in groups for some in self._encoded(list(group), completions, unread)]
+        numbers, examples = [number for own, _ in encoded for number in own], [example for _, example in encoded]
         # Ranks make equally many passes, which a partitioned model needs.
-        number = max(all_gather_object(-(-len(completions) // self.batch_size)))
-        scores: list[float] = []
-        for micro_batch in split(examples, self.batch_size, number):
+        of_ranks = all_gather_object((-(-len(numbers) // self.batch_size), unread))
+        self._unread = [item for _, own in of_ranks for item in own]
+        read: list[float] = []
+        for micro_batch in split(examples, self.batch_size, max(passes for passes, _ in of_ranks)):
             batch = self.engine.policy.collate(micro_batch).to(self.engine.device)
             found = self.engine.score(batch).values.tolist()
-            scores += found[: sum(len(example.responses) for example in micro_batch)]
+            read += found[: sum(len(example.responses) for example in micro_batch)]
+        scores = [self.unread_score] * len(completions)
+        for number, score in zip(numbers, read, strict=True):
+            scores[number] = score
         return check_values(f'the model {self.source}', scores, completions)
 
-    def _example(self, group: list[Completion]) -> Example:
-        conversations = [[*item.conversation, item.message] for item in group]
-        start = len(group[0].conversation)
+    def unread(self) -> list[Skipped]:
+        """Returns what the last call could not read, on all ranks: the rows, and why not."""
+        return self._unread
+
+    def _encoded(
+        self, numbers: list[int], completions: Sequence[Completion], unread: list[Skipped]
+    ) -> list[tuple[list[int], Example]]:
+        """Encodes the completions of these numbers, which answer one prompt.
+
+        Returns Examples with those that the model can read, and their numbers; the others are added to `unread`.
+        """
+        group = [completions[number] for number in numbers]
+        conversations, start = [[*item.conversation, item.turn] for item in group], len(group[0].conversation)
         try:
-            return self.spec.encode_group(conversations, 'last', start=start, judged=True)
+            example = self.spec.encode_group(conversations, 'last', start=start, judged=True)
         except SampleError as error:
-            raise RewardError(f'{group[0].source}: the reward model {self.source} cannot read this: {error}') from error
+            if len(numbers) > 1:  # the others may be fine
+                return [some for number in numbers for some in self._encoded([number], completions, unread)]
+            unread.append(Skipped(group[0].source, str(error)))
+            return []
+        lengths = [len(example.prompt) + len(response) for response in example.responses]
+        unread += [
+            Skipped(
+                item.source, f'the conversation has {length} tokens of {self.source}, which reads {self.max_length}'
+            )
+            for item, length in zip(group, lengths, strict=True)
+            if length > self.max_length
+        ]
+        fitting = [at for at, length in enumerate(lengths) if length <= self.max_length]
+        read = replace(example, responses=[example.responses[at] for at in fitting])
+        return [([numbers[at] for at in fitting], read)]

@@ -45,6 +45,9 @@ def check_rollouts(resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         for path in sorted(paths)
         if resolved.given(path)
     ]
+    if not cfgs.model_cfgs.stop and resolved.given('model_cfgs.include_stop_str_in_output'):
+        path = 'model_cfgs.include_stop_str_in_output'
+        stray.append(f'{path} ({resolved.origins[path]}): it means nothing without model_cfgs.stop; leave it out.')
     if stray:
         raise SettingsError(stray)
     if not settings.use_vllm:
