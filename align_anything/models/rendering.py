@@ -221,11 +221,10 @@ class ChatRenderer:
         prompt = self.text(before, add_generation_prompt=True)
         if before is messages:
             return prompt
-        full = self.text(messages)
-        if not full.startswith(prompt):
-            return prompt + text_of(messages[-1])
-        # As answers are rendered to be trained.
-        return prompt + self._split(messages, full[len(prompt) :])[0]
+        content, full = text_of(messages[-1]), self.text(messages)
+        # As answers are rendered to be trained, unless a template takes it for a whole one, without a thought for one.
+        answer = self._split(messages, full[len(prompt) :])[0] if full.startswith(prompt) else content
+        return prompt + (answer if _compact(answer) == _compact(content) else content)
 
     def generation_prefix(self, messages: Conversation) -> str:
         """Returns what the template writes behind the last message for an answer to begin with."""

@@ -1,0 +1,84 @@
+"""What a prompt begins an answer with, by templates that behave as the published ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align_anything.core.thoughts import opened_thought
+from tests.models.samples import FAMILIES, assistant, load, multi_turn, single, user
+
+Tiny = Callable[..., Path]
+HEAD = "{{ '<|im_start|>assistant\\n"
+TURN = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% set text = message['content'].split('</think>')[-1].lstrip('\\n') %}"
+    "{% set thought = message['content'].split('</think>')[0].split('<think>')[-1].strip('\\n') "
+    "if '</think>' in message['content'] else '' %}"
+    "{{ '<|im_start|>assistant\\n' + (THOUGHT if loop.last else '') + text + '<|im_end|>\\n' }}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endif %}"
+    '{% endfor %}{% if add_generation_prompt %}OPENING{% endif %}'
+)
+EMPTY = "('<think>\\n' + thought + '\\n</think>\\n\\n')"
+
+
+def template(thought: str, opening: str) -> str:
+    return TURN.replace('THOUGHT', thought).replace('OPENING', HEAD + opening + "' }}")
+
+
+# What finished answers begin with, what a generation prompt adds to its header, and what of it belongs to the answer.
+TEMPLATES = {
+    'Qwen3, thinking when it likes': (template(EMPTY, ''), ''),
+    'Qwen3, told not to think': (template(EMPTY, '<think>\\n\\n</think>\\n\\n'), ''),
+    'Qwen3-Thinking, told to think': (template(EMPTY, '<think>\\n'), '<think>\n'),
+    'DeepSeek-R1': (template("''", '<think>\\n'), '<think>\n'),
+    'another tag': (template("''", '<reasoning>'), '<reasoning>'),
+    'Magistral': (template("''", '[THINK]'), '[THINK]'),
+    'no tag at all': (template("''", 'Let me see. '), 'Let me see. '),
+}
+
+
+@pytest.mark.parametrize('name', TEMPLATES)
+@pytest.mark.parametrize('messages', [single()[:1], multi_turn()[:-1]], ids=['one turn', 'several'])
+def test_a_prompt_tells_what_it_begins_the_answer_with(name: str, messages: list, tiny: Tiny) -> None:
+    text, expected = TEMPLATES[name]
+    spec = load(tiny('qwen2'), chat_template=text)
+    assert spec.prefill(messages) == expected
+    assert spec.generation_prefix(messages).endswith(expected)
+    begun = [*messages, {**assistant('It is'), 'prefix': True}]
+    assert spec.prefill(begun) == expected + 'It is'
+    assert spec.render_prompt(begun).text.endswith(expected + 'It is')
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_most_templates_begin_no_answer(family: str, tiny: Tiny) -> None:
+    spec = load(tiny(family))
+    assert spec.prefill(single()[:1]) == '' == spec.prefill(multi_turn()[:-1])
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_response_goes_on_where_the_row_left_off(family: str, tiny: Tiny) -> None:
+    """The prompt is what training on an answer that begins so shows of it, and ends with it."""
+    spec = load(tiny(family))
+    begun = [*multi_turn()[:-1], {**assistant('Let me see:'), 'prefix': True}]
+    whole = spec.render([*multi_turn()[:-1], assistant('Let me see: yes.')], 'last')
+    prompt = spec.render_prompt(begun).text
+    assert ''.join(run.text for run in whole).startswith(prompt) and prompt.endswith('Let me see:')
+    assert spec.encode_prompt(begun).weights.sum() == 0
+    assert spec.prefill(begun).strip() == 'Let me see:' and spec.generation_prefix(begun).endswith('Let me see:')
+
+
+def test_thoughts_are_known_by_their_tags() -> None:
+    tags = ['<think>', '<think>\n', '<thinking>', '<seed:think>', '<reasoning>\n\n', '[THINK]', '<|START_THINKING|>']
+    for tag in [*tags, '◁think▷']:
+        assert opened_thought(f'<|im_start|>assistant\n{tag}') == tag
+    for other in ('', '<|im_start|>assistant\n', '<think>\n\n</think>\n\n', '<|END_THINKING|>', 'I think', '<|user|>'):
+        assert opened_thought(other) == ''
+
+
+def test_what_answers_begin_with_as_a_rule_is_no_message_of_their_own(tiny: Tiny) -> None:
+    spec = load(tiny('qwen2'))
+    begun = [user('Why?'), {**assistant('Because'), 'prefix': True}]
+    assert spec.generation_prefix(begun) == '<|im_start|>assistant\nBecause'
