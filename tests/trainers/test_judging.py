@@ -20,7 +20,8 @@ from align_anything.models.pretrained_model import load_spec
 from align_anything.rewards.base import Completion
 from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.pairs import PAIRS
-from align_anything.trainers.runs.roles import ModelJudge, critic_spec, require_positions, spec_of_judge
+from align_anything.trainers.runs.checks import require_positions, require_reference_reads
+from align_anything.trainers.runs.roles import ModelJudge, critic_spec, spec_of_judge
 from tests.models.samples import assistant, load, single, user
 from tests.rewards.common import completion
 from tests.trainers.runs import lines, run, text_rows, write_rows
@@ -135,7 +136,11 @@ def test_a_model_that_reads_what_the_policy_reads_has_as_many_positions(tiny: Ti
     policy = load_spec(tiny('qwen2'), model_max_length=64)
     with pytest.raises(SettingsError, match='model_max_length = 64 is more than the 63 positions of .*critic'):
         critic_spec('reward_critic', cfgs, policy, PAIRS['text_to_text'])
-    require_positions(load_spec(source), str(source), 63, 'any')
+    require_positions(policy.config, str(source), 4096, 'any')
+    resolved = settings('--reference_model_name_or_path', str(source))
+    with pytest.raises(SettingsError, match='model_max_length = 64 is more than the 63 positions of .*critic'):
+        require_reference_reads(resolved.cfgs, resolved.algorithm, 64)
+    require_reference_reads(resolved.cfgs, resolved.algorithm, 63)
 
 
 def test_a_run_scores_what_its_reward_model_cannot_read_and_goes_on(tiny: Tiny, tmp_path: Path) -> None:

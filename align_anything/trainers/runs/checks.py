@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedConfig
+
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.algorithms.referring import Reference, Referring
@@ -10,6 +12,8 @@ from align_anything.configs.resolve import DEFAULT_ORIGIN, Resolved
 from align_anything.configs.schema import ModelCfgs, RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.models.adapter import find_adapter
+from align_anything.models.checkpoint import read_config
+from align_anything.models.pretrained_model import positions_of
 from align_anything.trainers.loops.pending import problems_of_generating_ahead
 from align_anything.trainers.runs.settings import precision_of
 
@@ -94,3 +98,20 @@ def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
 def precision_of_reference(cfgs: RunCfgs, algorithm: Reference) -> str:
     """The precision in which a reference scores."""
     return precision_of(cfgs) if algorithm.reference_dtype == 'auto' else algorithm.reference_dtype
+
+
+def require_positions(config: PreTrainedConfig, source: str, length: int, setting: str) -> None:
+    """Raises SettingsError when sequences of so many tokens, which `setting` asks for, are more than a model reads."""
+    positions = positions_of(config)
+    if positions is not None and length > positions:
+        raise SettingsError([f'{setting} = {length} is more than the {positions} positions of {source}.'])
+
+
+def require_reference_reads(cfgs: RunCfgs, algorithm: Algorithm, length: int) -> None:
+    """Raises SettingsError for a reference that cannot read the sequences of the policy, of up to `length` tokens."""
+    source = algorithm.reference_model_name_or_path if algorithm.refers else None
+    if source is not None:
+        adapter = find_adapter(source)
+        base = source if adapter is None else adapter.require_base()
+        config = read_config(base, cfgs.model_cfgs.trust_remote_code)
+        require_positions(config, source, length, 'model_cfgs.model_max_length')

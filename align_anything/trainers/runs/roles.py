@@ -18,13 +18,14 @@ from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import stored_tensor
 from align_anything.models.family import FamilySpec
-from align_anything.models.pretrained_model import load_spec, positions_of
+from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.base import Collator
 from align_anything.rewards.base import Completion, check_values
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import open_frozen
+from align_anything.trainers.runs.checks import require_positions
 from align_anything.trainers.runs.data import require_readable
 from align_anything.trainers.runs.settings import dtype_of, engine_config
 
@@ -67,16 +68,9 @@ def spec_of_judge(cfgs: OnlineRunCfgs, judge: JudgeCfgs, pair: Pair) -> FamilySp
     """
     spec = spec_of_role(cfgs, judge.source, pair)
     if judge.max_length is not None:
-        require_positions(spec, judge.source, judge.max_length, f'model_cfgs.{judge.role}_max_length')
+        require_positions(spec.config, judge.source, judge.max_length, f'model_cfgs.{judge.role}_max_length')
         spec.max_length = judge.max_length
     return spec
-
-
-def require_positions(spec: FamilySpec, source: str, length: int, setting: str) -> None:
-    """Raises SettingsError when sequences of so many tokens, which `setting` asks for, are more than a model reads."""
-    positions = positions_of(spec.config)
-    if positions is not None and length > positions:
-        raise SettingsError([f'{setting} = {length} is more than the {positions} positions of {source}.'])
 
 
 def judges_of(cfgs: OnlineRunCfgs, algorithm: Online) -> dict[str, JudgeCfgs]:
@@ -100,7 +94,7 @@ def critic_spec(role: str, cfgs: OnlineRunCfgs, policy: FamilySpec, pair: Pair) 
     if source == cfgs.model_cfgs.model_name_or_path:
         return policy
     spec = spec_of_role(cfgs, source, pair)
-    require_positions(spec, source, policy.max_length, 'model_cfgs.model_max_length')
+    require_positions(spec.config, source, policy.max_length, 'model_cfgs.model_max_length')
     same = spec.model_type == policy.model_type and spec.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if not same:
         raise ModelError(
