@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,18 @@ MORE: dict[str, tuple[str, dict[str, Any], list[str], float]] = {
 }
 
 
+# What a checkpoint must not decide.
+DISTURBING = {'min_p': 0.9, 'top_k': 1, 'repetition_penalty': 40.0, 'max_new_tokens': 2, 'suppress_tokens': [5, 6]}
+
+
 @pytest.mark.parametrize('case', first_of([*CASES, *MORE], 'text'))
-def test_what_is_sampled_is_what_the_policy_samples(case: str, tiny: Tiny) -> None:
+def test_what_is_sampled_is_what_the_policy_samples(case: str, tiny: Tiny, tmp_path: Path) -> None:
     family, how, kinds, temperature = {**CASES, **MORE}[case]
-    run_ranks(samples_as_the_policy, 1, args=(tiny(family, **how), kinds, temperature))
+    folder = tmp_path / family
+    shutil.copytree(tiny(family, **how), folder)
+    file = folder / 'generation_config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), **DISTURBING}))
+    run_ranks(samples_as_the_policy, 1, args=(folder, kinds, temperature))
 
 
 @pytest.mark.extended
@@ -127,8 +136,21 @@ def samples_as_the_policy(
         again = engine.generate(examples, sampling)
         assert [r.ids.tolist() for rs in again for r in rs] == [r.ids.tolist() for rs in found for r in rs]
         greedy = Sampling(max_new_tokens=6, temperature=0.0)
-        for mine, theirs in zip(own.generate(examples, greedy), engine.generate(examples, greedy), strict=True):
+        whole = engine.generate(examples, greedy)
+        # A string over the border of two tokens, the second of which says more.
+        ids = whole[0][0].ids.tolist()
+        stop = (spec.text_of(ids[:2])[-1] + spec.text_of(ids[2:3])[:1],)
+        stopped = replace(greedy, stop=stop, include_stop_str_in_output=version == 0)
+        ((first, *_), *_) = cut = engine.generate(examples, stopped)
+        assert first.finished and len(first) <= 3 and (stop[0] in first.parts[0]['text']) == (version == 0)
+        assert first.ids.tolist() == ids[: len(first)] and first.units == len(first)
+        for mine, theirs in zip(
+            [*own.generate(examples, greedy), *own.generate(examples, stopped)], [*whole, *cut], strict=True
+        ):
             assert mine[0].ids.tolist() == theirs[0].ids.tolist()
+            assert (mine[0].parts, mine[0].finished) == (theirs[0].parts, theirs[0].finished)
+        if not servers:
+            assert engine.engine._llm.llm_engine.model_config.generation_config == 'vllm'
         # The same media, whose features are known by now, under other weights of all components.
         with torch.no_grad():
             for parameter in policy.model.parameters():
