@@ -43,7 +43,7 @@ from align_anything.trainers.loops.progress import Progress, rank_seed, resume_p
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
 from align_anything.trainers.runs.checkpoints import Checkpoints
-from align_anything.trainers.runs.checks import check_reference, reference_cache_of
+from align_anything.trainers.runs.checks import check_reference, reference_cache_of, require_reference_reads
 from align_anything.trainers.runs.data import Sources, make_dataset, open_run
 from align_anything.trainers.runs.settings import engine_config
 
@@ -86,6 +86,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     if resume_from is not None:
         progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
     sources, spec = open_run(cfgs, pair, algorithm)
+    require_reference_reads(cfgs, algorithm, spec.max_length)
     collate = make_collator(cfgs, spec, pair, algorithm)
     build_on_meta(cfgs, spec, algorithm)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)

@@ -36,7 +36,6 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
-from align_anything.trainers.runs.checks import require_reference_reads
 from align_anything.trainers.runs.settings import spec_of
 
 logger = get_logger(__name__)
@@ -80,7 +79,6 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)
     require_met(algorithm, spec)
-    require_reference_reads(cfgs, algorithm, spec.max_length)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     if algorithm.scores == 'tokens':
         require_writable(pair, spec, cfgs.model_cfgs.model_name_or_path)

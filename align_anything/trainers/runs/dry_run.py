@@ -24,7 +24,7 @@ from align_anything.models.trainable import parameter_table, render_table
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
-from align_anything.trainers.runs.checks import check_obeyed, check_online, check_reference
+from align_anything.trainers.runs.checks import check_obeyed, check_online, check_reference, require_reference_reads
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
@@ -51,6 +51,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if not resolved.algorithm.trains:
         check_obeyed(resolved)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
+    require_reference_reads(cfgs, resolved.algorithm, spec.max_length)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
     batch, generates = None, resolved.algorithm.generates
