@@ -88,7 +88,9 @@ class HFRollouts:
         )
         start = inputs['input_ids'].shape[1]
         stops = _StopStrings(self.spec, sampling.stop, start)
-        sequences = self.model.generate(
+        # That of its class: a checkpoint with a folder custom_generate has put its own over it.
+        sequences = type(self.model).generate(
+            self.model,
             **inputs,
             generation_config=settings,
             logits_processor=[recorder],

@@ -18,8 +18,9 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.rollouts.base import Response, Sampling
 from align_anything.rollouts.hf import HFRollouts
+from tests.harness.pairwise import first_of
 from tests.models.mixed import media
-from tests.models.samples import load, single, user
+from tests.models.samples import FAMILIES, WIDER, load, single, user
 
 Tiny = Callable[..., Path]
 
@@ -98,7 +99,6 @@ DISTURBING: dict[str, Any] = {
 # What ends a response is part of the family's rules (spec.stop_token_ids); the others say who wrote the file, or belong
 # to a scheduler that `generate()` does not start.
 LEFT = {'eos_token_id', 'transformers_version', 'continuous_batching_config'}
-SAMPLING = Sampling(responses=2, max_new_tokens=5, temperature=1.3, seed=3)
 
 
 def test_every_field_of_the_generation_config_is_looked_at() -> None:
@@ -157,6 +157,28 @@ def test_no_field_of_the_generation_config_changes_a_rollout(
     for heat, expected in undisturbed.items():
         assert told(engine.generate(asked(engine.spec), sampling_at(heat))) == expected
     assert engine.model.generation_config is own_settings, 'it is what gets saved with the model'
+
+
+def test_no_generation_of_the_checkpoints_own_is_called(
+    engine: HFRollouts, undisturbed: dict[float, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a checkpoint with a folder `custom_generate` brings it, where its code is trusted."""
+    monkeypatch.setattr(engine.model, 'generate', None, raising=False)
+    assert told(engine.generate(asked(engine.spec), sampling_at(1.3))) == undisturbed[1.3]
+
+
+@pytest.mark.parametrize('family', first_of([*FAMILIES, *WIDER], 'llama'))
+def test_no_family_obeys_the_generation_config(family: str, tiny: Tiny) -> None:
+    """Whatever its class makes of it in `generate()`."""
+    spec, model = load(tiny(family)), AnyModel.from_pretrained(tiny(family))
+    engine = HFRollouts(model, spec, dtype=torch.float32, batch_size=8)
+    found = []
+    for fields in ({}, DISTURBING):
+        model.generation_config = GenerationConfig()
+        for name, value in fields.items():
+            setattr(model.generation_config, name, value)
+        found.append(told(engine.generate(asked(spec), sampling_at(1.3))))
+    assert found[0] == found[1]
 
 
 def test_a_file_beside_the_weights_changes_nothing_but_what_ends_a_response(
