@@ -62,6 +62,14 @@ def end_of(ids: Sequence[int], stops: Sequence[int]) -> int | None:
     return next((number for number, token in enumerate(ids, 1) if token in stops), None)
 
 
+def never_sampled(spec: FamilySpec) -> list[int]:
+    """Returns the placeholders of media among the tokens that there are logits for; some families have theirs past it.
+
+    A response is text, and no model reads a placeholder without a medium.
+    """
+    return sorted(token for token in spec.media_token_ids if token < spec.config.get_text_config().vocab_size)
+
+
 def stop_string_end(spec: FamilySpec, ids: Sequence[int], stop: Sequence[str]) -> int | None:
     """Returns how many of `ids` there are up to the one that completes a stop string; None where none is complete."""
 

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Sto
 from align_anything.core.types import Example, Piece, Response, map_tensors
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.hidden import cast_floats
-from align_anything.rollouts.base import Sampling, sampled
+from align_anything.rollouts.base import Sampling, never_sampled, sampled
 
 
 class HFRollouts:
@@ -78,7 +78,7 @@ class HFRollouts:
         device = self.model.device
         inputs = cast_floats(self.spec.generation_inputs(prompts), self.dtype)
         inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
-        recorder = _Recorder(sampling.temperature, sorted(self.spec.media_token_ids))
+        recorder = _Recorder(sampling.temperature, never_sampled(self.spec))
         settings = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             repetition_penalty=sampling.repetition_penalty,

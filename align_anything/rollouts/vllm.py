@@ -12,7 +12,7 @@ from torch import Tensor
 from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.types import Example, Response
 from align_anything.models.family import FamilySpec
-from align_anything.rollouts.base import Sampling, sampled
+from align_anything.rollouts.base import Sampling, never_sampled, sampled
 from align_anything.rollouts.media import untouched
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
 
@@ -112,8 +112,7 @@ class VLLMRollouts:
             'logprobs': 0,
             'stop_token_ids': list(self.spec.stop_token_ids),
             'ignore_eos': True,
-            # A response is text, and no model reads a placeholder without a medium.
-            'logit_bias': dict.fromkeys(map(int, self.spec.media_token_ids), -100.0) or None,
+            'logit_bias': dict.fromkeys(never_sampled(self.spec), -100.0) or None,
             'stop': list(sampling.stop) or None,
             # Only to find stop strings, special tokens among them; what a response says is decoded here.
             'detokenize': bool(sampling.stop),
