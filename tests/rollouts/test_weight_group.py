@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from align_anything.core.errors import TrainingError
 from align_anything.rollouts import vllm_client, vllm_server
 from align_anything.rollouts.vllm_client import Servers
-from align_anything.rollouts.vllm_engine import VLLMOptions
+from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from align_anything.rollouts.vllm_server import Served, make_app
 from align_anything.rollouts.weight_group import PeerError, join_group, receive, send
 from align_anything.rollouts.wire import pack
@@ -79,6 +79,32 @@ def test_an_absent_member_and_a_dead_one_are_given_up() -> None:
     answer = client.post('/group', content=pack(member, {}))
     assert answer.status_code == 500 and 'not all 2 members' in answer.json()['error']
     assert client.get('/health').json()['status'] == 'ok'
+
+
+@pytest.mark.extended
+def test_weights_arrive_through_a_real_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_vllm()
+    loaded: list[dict[str, torch.Tensor]] = []
+
+    class Keeps(Engine):
+        def load(self, named: Any) -> None:
+            self._llm = dict(named())
+            loaded.append(self._llm)
+
+    monkeypatch.setattr(vllm_server, 'Engine', Keeps)
+    monkeypatch.setattr(vllm_client, 'CHUNK_BYTES', 20)
+    weights = {'a': torch.arange(5.0), 'b': torch.ones(2, 3, dtype=torch.bfloat16), 'c': torch.tensor(7)}
+    with served(make_app(Served())) as one, served(make_app(Served())) as other:
+        group = Servers([one, other], 'tiny', VLLMOptions('float32', 8), 60.0, 'gloo')
+        for _ in range(2):
+            group.load(lambda: iter(weights.items()))
+        assert {httpx2.get(f'{url}/health').json()['run'] for url in (one, other)} == {group.run}
+    assert len(loaded) == 4
+    for found in loaded:
+        assert found.keys() == weights.keys()
+        assert all(
+            torch.equal(found[name], weights[name]) and found[name].dtype == weights[name].dtype for name in weights
+        )
 
 
 @pytest.fixture
