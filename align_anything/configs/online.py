@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
 from align_anything.configs.ptx import PtxDataCfgs
 from align_anything.configs.schema import Cfgs, LoggerCfgs, ModelCfgs, RunCfgs
@@ -204,12 +204,12 @@ class VLLMCfgs(Cfgs):
 class RewardCfgs(Cfgs):
     """What rewards a response: the weighted sum of what a model, a service and functions say."""
 
-    reward_model_weight: float = Field(1.0, description='Weight of the score of the reward model.')
-    remote_rm_weight: float = Field(1.0, description='Weight of the rewards of the service.')
+    reward_model_weight: FiniteFloat = Field(1.0, description='Weight of the score of the reward model.')
+    remote_rm_weight: FiniteFloat = Field(1.0, description='Weight of the rewards of the service.')
     reward_functions: list[str] = Field(
         [], description='Functions that reward responses: registered names, or file.py:name of your own.'
     )
-    reward_weights: list[float] | None = Field(
+    reward_weights: list[FiniteFloat] | None = Field(
         None, description='Weight of each of reward_functions. null weighs all with 1.'
     )
     reward_kwargs: dict[str, dict[str, Any]] = Field(

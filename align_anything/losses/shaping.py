@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+
+def weighted_sum(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The score of each response, `(R,)`: the weighted sum of its rewards, 0 for one that nothing judged.
+
+    Args:
+        rewards: by name, `(R,)` each; NaN where a reward abstained, which is left out of the sum.
+        weights: of each; others are no part of the score.
+    """
+    return torch.stack([weight * rewards[name].nan_to_num(nan=0.0) for name, weight in weights.items()]).sum(0)
 
 
 def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -84,7 +85,7 @@ class Completions:
                 'response': _text(response.parts),
                 'finished': response.finished,
                 'reward': float(one.scores[number]),
-                'rewards': {name: float(values[number]) for name, values in one.rewards.items()},
+                'rewards': {name: _given(float(values[number])) for name, values in one.rewards.items()},
             }
             self._file.append(step, record)
 
@@ -93,7 +94,7 @@ class Completions:
         rewards = _rewards(one)
         rows = [
             f'<td class="text">{escape(_text(response.parts))}{show_media(response.parts)}</td>'
-            + ''.join(f'<td>{values[number]:.4g}</td>' for values in rewards.values())
+            + ''.join(f'<td>{_shown(values[number])}</td>' for values in rewards.values())
             + f'<td>{response.units}{"" if response.finished else ", clipped"}</td>'
             for number, response in enumerate(example.responses[:RESPONSES])
         ]
@@ -119,6 +120,15 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f'{text[:half]} … {text[-half:]}'
 
 
+def _given(value: float) -> float | None:
+    """The number that a reward gave; None where it abstained."""
+    return None if math.isnan(value) else value
+
+
+def _shown(value: float) -> str:
+    return '–' if math.isnan(value) else f'{value:.4g}'
+
+
 def _rewards(rollout: Rollout) -> dict[str, list[float]]:
     """What each response was worth, by the names that metrics have for it."""
     return {name: values.tolist() for name, values in numbers_of(rollout).items() if name.startswith('reward')}
@@ -137,7 +147,7 @@ def _table(title: str, answers: Sequence[Answers]) -> Table:
         table.add_column(Text(name))
     for prompt, response, *rewards in rows[:: -(-len(rows) // CONSOLE_ROWS)]:
         texts = [Text(_line(shortened(text, CONSOLE_TEXT))) for text in (prompt, response)]
-        table.add_row(*texts, *(f'{value:.4g}' for value in rewards))
+        table.add_row(*texts, *map(_shown, rewards))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -17,18 +17,36 @@ from align_anything.losses.value import explained_variance
 from align_anything.rollouts.experience import Rollout, responses_of
 
 ReduceSum = Callable[[Tensor], Tensor]
+RESPONSES = 'responses'
 
 
 def numbers_of(rollout: Rollout) -> dict[str, Tensor]:
-    """Numbers of each response, `(R,)`, whose means are told."""
-    responses = rollout.responses
+    """Numbers of each response, `(R,)`, whose means are told; NaN where there is none: a reward abstained."""
+    responses, rewards = rollout.responses, rollout.rewards
     return {
-        'reward': rollout.scores,
-        **{f'reward/{name}': values for name, values in rollout.rewards.items() if len(rollout.rewards) > 1},
+        'reward': rollout.scores.masked_fill(~rollout.judged, float('nan')),
+        **{f'reward/{name}': values for name, values in rewards.items() if len(rewards) > 1},
+        **{f'abstained/{name}': values.isnan().float() for name, values in rewards.items()},
         'response_length': torch.tensor([float(response.units) for response in responses]),
         'truncated': torch.tensor([float(not response.finished) for response in responses]),
         'repetition': torch.tensor([repetition(turns_of(response)) for response in responses]),
     }
+
+
+def sums_of(numbers: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the numbers under each name, and how many there are, `(2, names)`; NaN is none."""
+    values = torch.stack(list(numbers.values())).double()
+    return torch.stack([values.nan_to_num(nan=0.0).sum(1), (~values.isnan()).double().sum(1)])
+
+
+def means(names: Iterable[str], sums: Tensor) -> dict[str, float]:
+    """The mean of the numbers under each name, given `sums_of` them; those without any, and abstentions of 0, left out.
+
+    `responses` is how many there are.
+    """
+    found = {name: (total, count) for name, total, count in zip(names, *sums.tolist(), strict=True) if count}
+    told = {name: total if name == RESPONSES else total / count for name, (total, count) in found.items()}
+    return {name: value for name, value in told.items() if value or not name.startswith('abstained/')}
 
 
 def rollout_metrics(
@@ -42,22 +60,22 @@ def rollout_metrics(
         sources: what metrics call the datasets, in the order of `Example.source_index`.
         reduce_sum: adds a tensor up over ranks.
     """
-    numbers = {'responses': torch.ones(len(rollout.scores)), **numbers_of(rollout)}
-    values = torch.stack(list(numbers.values())).double()
+    numbers = {RESPONSES: torch.ones(len(rollout.scores)), **numbers_of(rollout)}
     indices = torch.tensor(
         [example.source_index for example in rollout.examples for _ in example.responses],
         dtype=torch.long,
     )
     several = sources if len(sources) > 1 else ()
-    of_each = [values[:, indices == number].sum(1) for number in range(len(several))]
-    totals = reduce_sum(torch.stack([values.sum(1), *of_each]))
-    totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
-    total, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
-    _, variance = mean_and_variance(reduce_sum(moments(rollout.scores, torch.ones(len(rollout.scores)))))
+    of_each = [
+        sums_of({name: values[indices == number] for name, values in numbers.items()}) for number in range(len(several))
+    ]
+    total, *of_each = [means(numbers, sums) for sums in reduce_sum(torch.stack([sums_of(numbers), *of_each]))]
+    _, variance = mean_and_variance(reduce_sum(moments(rollout.scores, rollout.judged.float())))
     drifts = [(response.per_unit['old'] - response.per_unit['rollout']).abs() for response in responses_of(trained)]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()
     return {
+        RESPONSES: 0.0,
         **total,
         'reward_std': float(variance.sqrt()),
         'rollout_drift': drifted / max(tokens, 1.0),
@@ -65,7 +83,6 @@ def rollout_metrics(
             f'{source}/{name}': value
             for source, own in zip(several, of_each, strict=True)
             for name, value in own.items()
-            if own['responses']
         },
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, get_type_hints
@@ -18,6 +18,7 @@ from align_anything.core.thoughts import opened_thought
 from align_anything.core.types import Conversation, Message, Skipped
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
+from align_anything.rewards.coroutines import result_of
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,16 @@ class Completion:
         return {**self.message, 'content': [*_text(self.prefilled), *self.message['content']]}
 
 
-RewardFunction = Callable[..., list[float]]
-"""`(completions: Sequence[Completion], *, option=default, …) -> list[float]`, one finite number for each completion."""
+Values = list[float | None]
+"""A finite number for each completion, None for one that is not judged."""
 
-Judge = Callable[[Sequence[Completion]], list[float]]
+RewardFunction = Callable[..., Values | Awaitable[Values]]
+"""`(completions: Sequence[Completion], *, option=default, …) -> Values`, `def` or `async def`."""
+
+Judge = Callable[[Sequence[Completion]], Values]
+LARGEST = 3.4028234663852886e38
+"""The largest number in float32."""
+ROWS_NAMED = 5
 SERVICE = 'service'
 """What metrics call rewards that are no functions."""
 
@@ -83,7 +90,7 @@ class Reward:
     Attributes:
         name: what metrics call it.
         weight: its share in the score; a cost has none.
-        judge: gives a number to each completion; every rank calls it with as many batches.
+        judge: gives a number to each completion, or None where it abstains; every rank calls it with as many batches.
         unread: what its last call could not read, on all ranks, and gave a score that the settings say.
     """
 
@@ -171,8 +178,8 @@ def check_options(name: str, function: RewardFunction, options: Mapping[str, Any
 
 def call_reward(
     name: str, function: RewardFunction, completions: Sequence[Completion], options: Mapping[str, Any]
-) -> list[float]:
-    """Returns the reward of each completion.
+) -> Values:
+    """Returns the reward of each completion, None where the function abstains. The function is called once.
 
     Args:
         name: what the function goes by, for messages.
@@ -181,25 +188,52 @@ def call_reward(
         options: its options, as `check_options` returns them.
 
     Raises:
-        RewardError: the function raised, which names the row it raised on; or what it returned is not one finite
-            number for each completion.
+        RewardError: the function raised, which names the rows it was given; or what it returned is not one number
+            for each completion that is finite in float32, or None.
     """
     if not completions:
         return []  # the share of a rank whose rows all fell out; foreign code need not expect that
     return check_values(f"reward '{name}'", _call(name, function, completions, options), completions)
 
 
-def check_values(what: str, values: Any, completions: Sequence[Completion]) -> list[float]:
-    """Returns `values` as floats. Raises `RewardError` unless they are one finite number for each completion."""
+def check_values(what: str, values: Any, completions: Sequence[Completion]) -> Values:
+    """Returns `values` as floats, None where there is no value.
+
+    Raises `RewardError` unless they are one number for each completion, or None, finite in float32, which scores have.
+    """
     if not isinstance(values, (list, tuple)):
         raise RewardError(f'{what} returned {type(values).__name__}, but should return a list of numbers.')
     if len(values) != len(completions):
         raise RewardError(f'{what} returned {len(values)} number(s) for {len(completions)} completion(s).')
-    for value, completion in zip(values, completions, strict=True):
-        if not isinstance(value, Real) or not math.isfinite(value):
-            shown = value if isinstance(value, Real) else type(value).__name__
-            raise RewardError(f'{what} gave {shown} to {completion.source}, not a finite number.')
-    return [float(value) for value in values]
+    return [_checked(what, value, completion) for value, completion in zip(values, completions, strict=True)]
+
+
+def _checked(what: str, value: Any, completion: Completion) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, Real):
+        raise RewardError(f'{what} gave {type(value).__name__} to {completion.source}, not a finite number or None.')
+    try:
+        number = float(value)
+    except OverflowError as error:  # of an integer or a fraction
+        raise RewardError(
+            f'{what} gave a number to {completion.source} that no float can hold: scale it down.'
+        ) from error
+    if not math.isfinite(number):
+        raise RewardError(f'{what} gave {number} to {completion.source}, not a finite number.')
+    if abs(number) > LARGEST:
+        raise RewardError(f'{what} gave {number:g} to {completion.source}, which float32 cannot hold: scale it down.')
+    return number
+
+
+def check_scores(scores: Sequence[float], completions: Sequence[Completion]) -> None:
+    """Raises `RewardError` for a weighted sum of rewards, in float32, that is not finite."""
+    for score, completion in zip(scores, completions, strict=True):
+        if not math.isfinite(score):
+            raise RewardError(
+                f'the weighted sum of the rewards of {completion.source} is {score} in float32: scale reward_weights, '
+                'or the rewards, down.'
+            )
 
 
 def ground_truth(completion: Completion) -> str:
@@ -222,19 +256,23 @@ def _text(text: str) -> list[dict[str, Any]]:
 
 
 def _call(name: str, function: RewardFunction, completions: Sequence[Completion], options: Mapping[str, Any]) -> Any:
+    """Returns what the function returns of one call: a second one may cost money, or fail for another reason."""
     try:
-        return function(completions, **options)
+        values = function(completions, **options)
+        return result_of(values) if inspect.iscoroutine(values) else values
     except AlignAnythingError:
         raise
     except Exception as error:
-        reason = f'{type(error).__name__}: {error}'
-        if len(completions) == 1:
-            raise RewardError(f"reward '{name}' failed on {completions[0].source}: {reason}.") from error
-        for completion in completions:  # the one that it fails on is worth knowing
-            _call(name, function, [completion], options)
         raise RewardError(
-            f"reward '{name}' failed on {len(completions)} completions together, on none of them alone: {reason}."
+            f"reward '{name}' failed on {_rows(completions)}: {type(error).__name__}: {error}."
         ) from error
+
+
+def _rows(completions: Sequence[Completion]) -> str:
+    """Names the rows of completions, the first few of many."""
+    sources = list(dict.fromkeys(completion.source for completion in completions))
+    shown = ', '.join(sources[:ROWS_NAMED]) + (' …' if len(sources) > ROWS_NAMED else '')
+    return shown if len(completions) == 1 else f'{len(completions)} completions, of {shown}'
 
 
 def _option_problem(name: str, known: list[str], problem: Mapping[str, Any]) -> str:

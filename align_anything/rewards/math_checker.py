@@ -9,19 +9,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
-import resource
-import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
-MEMORY = 4 * 2**30
-DELIMITED = re.compile(r'\$|\\\(|\\\[|\\boxed')
-# Written without spaces around numbers, which math-verify then does not see.
-HAN = re.compile(r'[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]')
-COMMAND = re.compile(r'\\(?:text|mathrm|operatorname)\{[^{}]*\}|\\[A-Za-z]+')
-PROSE = re.compile(rf'[^\W\d_]{{3,}}|{HAN.pattern}|\n')
+WORKER = 'align_anything.rewards.math_worker'
+ROOT = Path(__file__).parents[2]
 
 
 class MathChecker:
@@ -32,9 +26,9 @@ class MathChecker:
         self._process: subprocess.Popen[str] | None = None
 
     def equal(self, golden: str, answer: str, seconds: float) -> bool | None:
-        """Returns whether the two texts mean the same, or None when the golden one has no mathematics in it.
+        """Returns whether the answer that a text comes to is the golden one; None for another one than a sentence.
 
-        An answer that cannot be compared within `seconds` of computing, or within 4 GiB of memory, is not the same.
+        An answer that cannot be compared within `seconds` of computing, or within 1 GiB of memory, is not the same.
         Raises `RuntimeError` when the process cannot be started.
         """
         with self._lock:
@@ -64,8 +58,11 @@ def math_checker() -> MathChecker:
 
 
 def _started() -> subprocess.Popen[str]:
+    # The package is found again where it was found here.
+    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
     process = subprocess.Popen(
-        [sys.executable, '-P', __file__],
+        [sys.executable, '-P', '-m', WORKER],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -76,48 +73,3 @@ def _started() -> subprocess.Popen[str]:
         process.communicate()
         raise RuntimeError(f'the process that compares answers ended with code {process.returncode} at its start')
     return process
-
-
-def _delimited(text: str) -> str:
-    """Returns text as math-verify reads it: mathematics between dollar signs unless there are other words.
-
-    Without the signs it would take the number 2 out of `2\\sqrt{3}`. What follows `####` is the result in GSM8K.
-    """
-    text = text.rpartition('####')[2].strip()
-    if not text or DELIMITED.search(text) or PROSE.search(COMMAND.sub(' ', text)):
-        return HAN.sub(' ', text)
-    return f'${text}$'
-
-
-def _compare(golden: str, answer: str) -> bool | None:
-    from math_verify import parse, verify
-
-    wanted = parse(_delimited(golden), parsing_timeout=None)
-    if not wanted:
-        return None
-    given = parse(_delimited(answer), parsing_timeout=None)
-    return bool(given) and verify(wanted, given, timeout_seconds=None)
-
-
-def _work() -> None:
-    """Reads `[golden, answer, seconds]` as lines of JSON and writes for each whether they are equal."""
-    import math_verify  # noqa: F401  # before the first comparison, whose time is limited
-
-    replies, sys.stdout = sys.stdout, sys.stderr
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    # Without a handler the timer ends the process, whatever it is doing, also when its parent is gone. It counts the
-    # time of the processor, so that rewards do not depend on what else the machine does.
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    replies.write('ready\n')
-    replies.flush()
-    for line in sys.stdin:
-        golden, answer, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        equal = _compare(golden, answer)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        replies.write(json.dumps(equal) + '\n')
-        replies.flush()
-
-
-if __name__ == '__main__':
-    _work()

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from align_anything.core.errors import RewardError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.rewards.base import Completion, NoGroundTruth, check_values, ground_truth
+from align_anything.rewards.base import Completion, NoGroundTruth, Values, check_values, ground_truth
 from align_anything.rewards.messages import text_of, to_json
 
 logger = get_logger(__name__)
 
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
-TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
+FIRST_DELAY, LONGEST_DELAY, LONGEST_ASKED_FOR = 0.5, 30.0, 600.0
+OK, SERVER_ERROR = 200, 500
+PASSING = (408, 429)
 
 
 class RemoteReward:
@@ -27,14 +30,15 @@ class RemoteReward:
     `conversations` (all turns of the prompt), `messages` (responses and their media), `prefixes` (what stands between
     the last turn and the response), `prefills` (the end of it that belongs to the answer, such as `<think>\n`: it and
     the response are the whole answer; left out where no prompt begins one), `ground_truths`, `lengths` and `finished`.
-    It expects `{"rewards": [float]}`, or `{"error": str}` with a status of 400 or more. One connection is kept open.
+    It expects `{"rewards": [float]}`, or `{"error": str}` with a status of 400 or more; null is a reward that it does
+    not give. One connection is kept open.
 
     Args:
         url: address of the service, such as `http://localhost:6000/get_reward`. Certificates are verified.
         timeout: seconds without any word from the service after which a request has failed.
-        retries: how often a request is sent again that got no answer, or a status of 429 or from 500 up. The pause
+        retries: how often a request is sent again that got no answer, or a status of 408, 429 or from 500 up. The pause
             before it doubles each time, up to half a minute, less a random part, so that ranks do not come back all
-            at once.
+            at once; and is at least what `Retry-After` asks for, up to ten minutes.
         batch_size: completions in one request; None sends all in one.
         send_media: sends images, videos and audio along, as data URIs.
 
@@ -68,21 +72,23 @@ class RemoteReward:
         self.name = f'reward service {httpx2.URL(url).copy_with(username=None, password=None, query=None)}'
         self._client = httpx2.Client(timeout=timeout)
 
-    def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        """Returns the reward of each completion.
+    def __call__(self, completions: Sequence[Completion]) -> Values:
+        """Returns the reward of each completion, None where the service abstains.
 
-        Raises `RewardError` when the service is gone, refuses the request, or answers with anything but one finite
-        number for each completion.
+        Raises `RewardError` when a text cannot be sent, before anything is; when the service is gone, refuses the
+        request, or answers with anything but one finite number or null for each completion.
         """
         size = self.batch_size or max(1, len(completions))
         batches = [completions[start : start + size] for start in range(0, len(completions), size)]
+        for completion in completions:
+            check_texts(completion)
         return [reward for batch in batches for reward in self._rewards(batch)]
 
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
 
-    def _rewards(self, batch: Sequence[Completion]) -> list[float]:
+    def _rewards(self, batch: Sequence[Completion]) -> Values:
         prefills = [completion.prefilled for completion in batch]
         response = self._answer(
             {
@@ -98,7 +104,7 @@ class RemoteReward:
             }
         )
         answer = _json(response)
-        if response.status_code != 200:
+        if response.status_code != OK:
             raise RewardError(f'{self.name} answered {response.status_code}: {_reason(answer)}.')
         if not isinstance(answer, dict) or 'rewards' not in answer:
             raise RewardError(f'{self.name} answered without "rewards"; it should send {{"rewards": [number, …]}}.')
@@ -106,25 +112,93 @@ class RemoteReward:
 
     def _answer(self, content: dict[str, Any]) -> httpx2.Response:
         """Returns the first answer of the service that it does not help to ask for again."""
-        delay = FIRST_DELAY
-        for attempt in range(self.retries + 1):
-            if attempt:
-                # Not from the generators that a run seeds: a pause must not change what it samples.
-                time.sleep(delay * random.SystemRandom().uniform(0.5, 1.0))
-                delay = min(2 * delay, LONGEST_DELAY)
-            try:
-                response = self._client.post(self.url, json=content)
-            except httpx2.TransportError as error:
-                failure, cause = f'{type(error).__name__}: {error}', error
-            else:
-                if response.status_code != TOO_MANY_REQUESTS and response.status_code < SERVER_ERROR:
-                    return response
-                failure, cause = f'status {response.status_code}: {_reason(_json(response))}', None
-            logger.warning('%s failed (%s), attempt %d of %d', self.name, failure, attempt + 1, self.retries + 1)
-        raise RewardError(
-            f'{self.name} failed {self.retries + 1} time(s) in a row, at last with {failure}. Check that it runs and '
-            'can be reached from here, and what it logs.'
-        ) from cause
+        attempts = Retrying(
+            stop=stop_after_attempt(self.retries + 1),
+            wait=_pause,
+            retry=retry_if_exception_type(_Passing),
+            after=self._tell,
+            reraise=True,
+        )
+        try:
+            return attempts(self._ask, content)
+        except _Passing as failure:
+            raise RewardError(
+                f'{self.name} failed {self.retries + 1} time(s) in a row, at last with {failure}. Check that it runs '
+                'and can be reached from here, and what it logs.'
+            ) from failure.__cause__
+
+    def _ask(self, content: dict[str, Any]) -> httpx2.Response:
+        try:
+            response = self._client.post(self.url, json=content)
+        except httpx2.TransportError as error:
+            raise _Passing(f'{type(error).__name__}: {error}') from error
+        if response.status_code not in PASSING and response.status_code < SERVER_ERROR:
+            return response
+        failure = f'status {response.status_code}: {_reason(_json(response))}'
+        asked_for = _seconds(response.headers.get('Retry-After', ''))
+        if asked_for > LONGEST_ASKED_FOR:
+            raise RewardError(
+                f'{self.name} failed with {failure}, and asks to be left alone for {asked_for:.0f} s, longer than '
+                f'{LONGEST_ASKED_FOR:.0f}. Go on from the last checkpoint when it is back.'
+            )
+        raise _Passing(failure, asked_for)
+
+    def _tell(self, state: RetryCallState) -> None:
+        failure = state.outcome.exception()
+        logger.warning('%s failed (%s), attempt %d of %d', self.name, failure, state.attempt_number, self.retries + 1)
+
+
+class _Passing(Exception):
+    """A failure that may pass, and for how many seconds the service asks not to be asked again."""
+
+    def __init__(self, reason: str, asked_for: float = 0.0) -> None:
+        super().__init__(reason)
+        self.asked_for = asked_for
+
+
+def _pause(state: RetryCallState) -> float:
+    """Returns the seconds before the next attempt.
+
+    Not from the generators that a run seeds: a pause must not change what it samples.
+    """
+    doubled = min(FIRST_DELAY * 2 ** (state.attempt_number - 1), LONGEST_DELAY)
+    random_part = random.SystemRandom().uniform(0.5, 1.0)
+    return max(doubled * random_part, state.outcome.exception().asked_for * (1 + random_part / 10))
+
+
+def _seconds(retry_after: str) -> float:
+    """Returns what a `Retry-After` asks for, seconds or a date (RFC 9110, 10.2.3); 0 where it says neither."""
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    return max(0.0, (date.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def check_texts(completion: Completion) -> None:
+    """Raises `RewardError` for a text that is none: half of a surrogate pair, which UTF-8 cannot write."""
+    for what, text in _texts(completion):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RewardError(
+                f'{completion.source}: {what} has {text[error.start]!r} in it, half of a surrogate pair, which no '
+                'service can be sent. Mend the row.'
+            ) from error
+
+
+def _texts(completion: Completion) -> Iterator[tuple[str, str]]:
+    """All text of a completion that is sent, with what it is."""
+    for message in completion.conversation:
+        yield 'a role', message['role']
+        for part in message['content']:
+            if part['type'] == 'text':
+                yield 'the prompt', part['text']
+    yield 'the response', completion.response
+    yield 'the prefix', completion.prefix
+    yield 'the golden answer', _truth(completion) or ''
 
 
 def _truth(completion: Completion) -> str | None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from pydantic import AliasChoices, BaseModel, Field, NonNegativeInt, model_validator
+from pydantic import AliasChoices, BaseModel, Field, JsonValue, model_validator
 
+from align_anything.core.asgi import MEBIBYTE, Guarded
 from align_anything.core.errors import AlignAnythingError, DataError, RewardError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation
@@ -32,13 +33,16 @@ logger = get_logger(__name__)
 
 USER_ERROR = 2
 BAD_REQUEST, SERVER_ERROR = 400, 500
+LONGEST = 2**53
+"""The largest integer up to which all are numbers of JSON."""
+BODY_MIB = 256
 
 
 class Message(BaseModel):
     """A turn of a conversation: text, or a list of parts."""
 
     role: str
-    content: str | list[dict[str, Any]]
+    content: str | list[dict[str, JsonValue]]
 
 
 class Question(BaseModel):
@@ -53,7 +57,7 @@ class Question(BaseModel):
     ground_truths: list[str | None] | None = Field(
         None, validation_alias=AliasChoices('ground_truths', 'golden_responses')
     )
-    lengths: list[NonNegativeInt] | None = None
+    lengths: list[Annotated[int, Field(ge=0, le=LONGEST)]] | None = None
     finished: list[bool] | None = None
 
     @model_validator(mode='after')
@@ -67,24 +71,31 @@ class Question(BaseModel):
 
 
 def make_app(
-    name: str, function: RewardFunction, options: Mapping[str, Any], golden: Mapping[str, str] | None = None
+    name: str,
+    function: RewardFunction,
+    options: Mapping[str, Any],
+    golden: Mapping[str, str] | None = None,
+    limit: int = BODY_MIB * MEBIBYTE,
 ) -> FastAPI:
     """Returns the web application.
 
-    `POST /get_reward` takes a `Question` and answers `{"rewards": [float]}`; 400 with `{"error": str}` where the
-    question is at fault, 500 where the function is. `GET /health` answers with the name of the reward.
+    `POST /get_reward` takes a `Question` and answers `{"rewards": [float]}`, null for what the function does not judge.
+    Errors are `{"error": str}`: 400 where the question is at fault, 413 where it is larger than `limit`, 500 where the
+    function is. `GET /health` answers with the name of the reward.
 
     Args:
         name: what the function goes by.
         function: the reward function.
         options: its options, as `check_options` returns them.
         golden: golden answers by prompt, for questions that bring none.
+        limit: bytes of the largest body.
     """
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
 
     app = FastAPI(title=f'reward {name}')
+    app.add_middleware(Guarded, limit=limit)
 
     def failed(status: int, reason: str) -> JSONResponse:
         return JSONResponse({'error': reason}, status_code=status)
@@ -144,6 +155,7 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help='Address to listen at; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
     port: Annotated[int, typer.Option(min=1, max=65535, help='Port to listen at.')] = 6000,
+    max_body_mib: Annotated[int, typer.Option(min=1, help='MiB of the largest request.')] = BODY_MIB,
 ) -> None:
     """Serve a reward function to remote training runs."""
     function = get_reward(reward)
@@ -155,7 +167,7 @@ def serve(
     try:
         import uvicorn
 
-        app = make_app(reward, function, checked, golden)
+        app = make_app(reward, function, checked, golden, max_body_mib * MEBIBYTE)
     except ImportError as error:
         raise SettingsError([f"the reward service needs {error.name}: pip install 'align-anything[serve]'"]) from error
     logger.info("reward '%s' at http://%s:%d/get_reward, %d golden answers", reward, host, port, len(golden))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from align_anything.configs.online import COST
 from align_anything.core.errors import TrainingError
 from align_anything.core.types import Batch, Example, Response, Scored
 from align_anything.losses.shaping import informative
@@ -18,7 +19,10 @@ Scorer = Callable[[Batch], Scored]
 
 @dataclass
 class Rollout:
-    """One rollout of this rank: its prompts with their responses, what each reward gave them, `(R,)`, and the total."""
+    """One rollout of this rank: its prompts with their responses, what each reward gave them, `(R,)`, and the total.
+
+    A reward is NaN where it abstained. It is then no part of the total.
+    """
 
     examples: list[Example]
     rewards: dict[str, Tensor]
@@ -28,6 +32,12 @@ class Rollout:
     def responses(self) -> list[Response]:
         """All responses in order."""
         return list(responses_of(self.examples))
+
+    @property
+    def judged(self) -> Tensor:
+        """Of each response, whether any reward gave it a number, `(R,)` bool; a cost is none."""
+        given = [~values.isnan() for name, values in self.rewards.items() if name != COST]
+        return torch.stack(given).any(0)
 
     @property
     def differing(self) -> list[bool]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx2
+import torch
 from torch import Tensor
 
-from align_anything.core.distributed import barrier, rank, world_size
+from align_anything.core.distributed import all_gather_object, barrier, rank, world_size
 from align_anything.core.errors import SampleError, SettingsError, TrainingError
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
-from align_anything.rollouts.weight_group import address_seen_from, join_group, send, shapes_of
-from align_anything.rollouts.wire import pack, pack_requests, unpack_generated
+from align_anything.rollouts.weight_group import PeerError, address_seen_from, join_group, send, shapes_of
+from align_anything.rollouts.wire import RUN_HEADER, pack, pack_requests, unpack_generated
 
 CHUNK_BYTES = 256 * 2**20
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS, SECONDS_TO_SAY_WHY = 10.0, 5.0
+T = TypeVar('T')
 
 
 class Servers:
@@ -41,6 +47,9 @@ class Servers:
         self, urls: Sequence[str], source: str, options: VLLMOptions, timeout: float, backend: str | None = None
     ) -> None:
         self.source, self.options, self.backend = source, options, backend
+        self.timeout = timeout
+        # One for all ranks, by which servers tell runs apart.
+        self.run = all_gather_object(uuid.uuid4().hex)[0]
         self._group: Any = None
         self.fed = [url.rstrip('/') for url in urls[rank() :: world_size()]]
         self.asked = self.fed or [urls[rank() % len(urls)].rstrip('/')]
@@ -84,20 +93,37 @@ class Servers:
             self._all(self.fed, '/weights', [message] * len(self.fed))
             return
         message = pack({**record, 'backend': self.backend, 'shapes': shapes_of(chunk)}, {})
-        with ThreadPoolExecutor(1) as pool:
-            answers = pool.submit(self._all, self.fed, '/weights', [message] * len(self.fed))
-            send(self._group, list(chunk.values()), self.backend)
-            answers.result()
+        answers = _begun(lambda: self._all(self.fed, '/weights', [message] * len(self.fed)))
+        try:
+            send(self._group, list(chunk.values()), self.backend, self.timeout, partial(_raise_failure, answers))
+        except PeerError:
+            # What a server says of it tells more.
+            wait([answers], SECONDS_TO_SAY_WHY)
+            _raise_failure(answers)
+            raise
+        answers.result()
 
     def _joined(self, backend: str) -> Any:
         host, port = address_seen_from(self.fed[0])
         member = {'host': host, 'port': port, 'size': len(self.fed) + 1, 'backend': backend}
         messages = [pack({**member, 'rank': number}, {}) for number in range(1, member['size'])]
-        with ThreadPoolExecutor(1) as pool:
-            answers = pool.submit(self._all, self.fed, '/group', messages)
-            group = join_group(**member, rank=0)
-            answers.result()
-        return group
+        answers = _begun(lambda: self._all(self.fed, '/group', messages))
+        # A thread has its own current device.
+        device = torch.cuda.device(torch.cuda.current_device()) if backend == 'nccl' else nullcontext()
+
+        def join() -> Any:
+            with device:
+                return join_group(**member, rank=0, seconds=self.timeout)
+
+        group = _begun(join)
+        # The first that fails ends the waiting for the other, whose thread may stay until its time is over.
+        wait([answers, group], return_when=FIRST_EXCEPTION)
+        if group.done() and group.exception() is not None:
+            wait([answers], SECONDS_TO_SAY_WHY)
+        _raise_failure(answers)
+        found = group.result()
+        answers.result()
+        return found
 
     def _all(self, urls: Sequence[str], path: str, messages: Sequence[bytes]) -> list[bytes]:
         with ThreadPoolExecutor(len(urls)) as pool:
@@ -105,7 +131,7 @@ class Servers:
 
     def _post(self, url: str, message: bytes) -> bytes:
         try:
-            answer = self._client.post(url, content=message)
+            answer = self._client.post(url, content=message, headers={RUN_HEADER: self.run})
         except httpx2.TransportError as error:
             raise TrainingError(
                 f'{url} is gone ({type(error).__name__}: {error}). Start it again; the run goes on from its last '
@@ -127,6 +153,28 @@ class Servers:
                 'align_anything.rollouts.vllm_server there.'
             )
         return None if answer.status_code == 200 else f'{start} answered {answer.status_code} to /health.'
+
+
+def _begun(work: Callable[[], T]) -> Future[T]:
+    """Begins work in a thread that nobody has to wait for, not even the end of the program."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _raise_failure(future: Future[Any]) -> None:
+    """Raises what went wrong already."""
+    if future.done() and future.exception() is not None:
+        future.result()
 
 
 def _chunks(named: Named) -> Iterator[tuple[dict[str, Tensor], bool]]:

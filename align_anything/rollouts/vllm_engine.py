@@ -65,6 +65,10 @@ class Generated:
     responses: list[tuple[list[int], list[float]]]
 
 
+class RequestError(TrainingError):
+    """A request that vLLM refuses. It goes on with others."""
+
+
 class Engine:
     """An engine that starts when it is handed weights for the first time.
 
@@ -79,6 +83,11 @@ class Engine:
         self._asleep: set[str] = set()
         self._shared = options.tensor_parallel_size > 1
         self._peers = subgroup(options.tensor_parallel_size) if self._shared else None
+
+    @property
+    def started(self) -> bool:
+        """Whether it has weights."""
+        return self._llm is not None
 
     def load(self, named: Callable[[], Named]) -> None:
         """Takes weights, by the names of checkpoints. Ranks that share an engine call it together.
@@ -102,7 +111,7 @@ class Engine:
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
         """Returns what is generated for each request. Ranks that share an engine call it together, each with its own.
 
-        Raises TrainingError when the engine dies.
+        Raises RequestError when vLLM refuses a request, and TrainingError when the engine dies.
         """
         import vllm
 
@@ -111,11 +120,13 @@ class Engine:
         shared = all_gather_object(list(requests), self._peers) if self._shared else [list(requests)]
         asked = [request for own in shared for request in own]
         try:
-            found = self._llm.generate(
-                [request.prompt for request in asked],
-                [vllm.SamplingParams(**request.parameters) for request in asked],
-                use_tqdm=False,
-            )
+            sampling = [vllm.SamplingParams(**request.parameters) for request in asked]
+        except (TypeError, ValueError) as error:
+            raise RequestError(f'vLLM cannot sample in this way: {error}') from error
+        try:
+            found = self._llm.generate([request.prompt for request in asked], sampling, use_tqdm=False)
+        except ValueError as error:
+            raise RequestError(f'vLLM refuses a request of this rollout: {error}') from error
         except Exception as error:  # Whatever an engine dies of.
             raise TrainingError(
                 f'vLLM ended in the middle of a rollout: {error!r}. Go on from the last checkpoint with resume.'

@@ -5,21 +5,36 @@ It loads no weights of its own: a run names its model and hands its weights over
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+import torch
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
+from align_anything.core.asgi import MEBIBYTE, Guarded
 from align_anything.core.errors import AlignAnythingError, ModelError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
-from align_anything.rollouts.weight_group import Shapes, join_group, receive
-from align_anything.rollouts.wire import pack_generated, unpack, unpack_requests
+from align_anything.rollouts.vllm_engine import Engine, RequestError, VLLMOptions
+from align_anything.rollouts.vllm_engine import Request as Generate
+from align_anything.rollouts.weight_group import join_group, receive
+from align_anything.rollouts.wire import RUN_HEADER, STRICT, pack_generated, problems_of, unpack, unpack_requests
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -28,75 +43,173 @@ logger = get_logger(__name__)
 
 BAD_REQUEST, SERVER_ERROR = 400, 500
 USER_ERROR = 2
+MOST_MEMBERS = 1024
+GROUP_SECONDS = 60.0
+# The largest weight of a model goes in one message.
+BODY_MIB = 16 * 1024
+DTYPES = ('float64', 'float32', 'bfloat16', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
 
 
 class Member(BaseModel):
     """What a server must know to join the group of the rank that feeds it."""
 
-    host: str
-    port: int
-    rank: int
-    size: int
+    model_config = STRICT
+
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65535)
+    rank: int = Field(ge=1)
+    size: int = Field(ge=2, le=MOST_MEMBERS)
     backend: Literal['gloo', 'nccl']
+
+    @model_validator(mode='after')
+    def _is_one_of_them(self) -> Member:
+        if self.rank >= self.size:
+            raise ValueError(f'rank {self.rank} is none of {self.size} members')
+        return self
+
+
+class Options(BaseModel):
+    """`VLLMOptions` as a run sends them."""
+
+    model_config = STRICT
+
+    dtype: Literal['float32', 'bfloat16', 'float16']
+    max_length: PositiveInt
+    reweighs: bool = False
+    tensor_parallel_size: Literal[1] = 1
+    memory: float = Field(0.3, gt=0, le=1)
+    eager: bool = True
+    prefix_caching: bool = True
+    sleeps: bool = False
+    processor_kwargs: dict[str, Any] | None = None
+    trust_remote_code: bool = False
+
+
+class Shape(NamedTuple):
+    """A tensor that the group sends."""
+
+    name: str
+    dtype: Literal[DTYPES]
+    shape: list[NonNegativeInt]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
 
 class Chunk(BaseModel):
     """A chunk of the weights: of which model, how vLLM runs, and what the group sends if it is not beside this."""
 
-    model: str
-    options: VLLMOptions
-    first: bool
-    last: bool
+    # Not strict: JSON has lists where there are tuples here.
+    model_config = ConfigDict(extra='forbid')
+
+    model: str = Field(min_length=1)
+    options: Options
+    first: StrictBool
+    last: StrictBool
     backend: Literal['gloo', 'nccl'] | None
-    shapes: Shapes = []
+    shapes: list[Shape] = []
 
 
 class Served:
-    """The one engine of a server. Its methods take messages and may be called from any thread.
+    """The one engine of a server. Its methods take messages and the id of the run that sends them, from any thread.
 
-    `trust_remote_code` says whether a run may ask for a model that brings its own code.
+    Args:
+        trust_remote_code: whether a run may ask for a model that brings its own code.
+        group_seconds: how long members of a group, and each tensor that it sends, are waited for.
+        limit: bytes of the weights that a group sends at once.
     """
 
-    def __init__(self, trust_remote_code: bool = False) -> None:
-        self._trusts_code = trust_remote_code
+    def __init__(
+        self,
+        trust_remote_code: bool = False,
+        group_seconds: float = GROUP_SECONDS,
+        limit: int = BODY_MIB * MEBIBYTE,
+    ) -> None:
+        self._trusts_code, self._seconds, self._limit = trust_remote_code, group_seconds, limit
         self._lock = threading.Lock()
+        self._doing: tuple[str, float] | None = None
         self._engine: Engine | None = None
         self._waiting: dict[str, Tensor] = {}
+        # Whose weights these are, None where they are nobody's: not all there, or broken.
+        self._run: str | None = None
+        self._whole = False  # whether the last chunk was there
         self._group: Any = None
+        self._group_of: str | None = None
 
     def health(self) -> dict[str, Any]:
-        """What runs."""
-        return {'status': 'ok', 'model': None if self._engine is None else self._engine.source}
+        """What runs, for whom, and what it does at present, for how many seconds."""
+        doing, engine = self._doing, self._engine
+        told = {'status': 'ok', 'model': None if engine is None else engine.source}
+        if self._run is not None:
+            told['run'] = self._run
+        if doing is None:
+            return told
+        what, since = doing
+        return {**told, 'status': 'busy', 'doing': what, 'seconds': round(time.monotonic() - since, 3)}
 
-    def join(self, message: bytes) -> dict[str, Any]:
+    def join(self, message: bytes, run: str = '') -> dict[str, Any]:
         """Joins the group of the rank that feeds this server."""
         member = Member.model_validate(unpack(message)[0])
-        with self._lock:
-            self._group = join_group(**member.model_dump())
+        with self._at('joining a group'):
+            self._group = None
+            self._group = join_group(**member.model_dump(), seconds=self._seconds)
+            self._group_of = run
         return {'rank': member.rank}
 
-    def take(self, message: bytes) -> dict[str, Any]:
-        """Takes a chunk of the weights, out of the message or the group; with the last the engine loads them all."""
+    def take(self, message: bytes, run: str = '') -> dict[str, Any]:
+        """Takes a chunk of the weights, out of the message or the group; with the last the engine loads them all.
+
+        The first chunk of another run takes the server over.
+        """
         record, tensors = unpack(message)
         chunk = Chunk.model_validate(record)
-        with self._lock:
-            if chunk.backend is not None:
-                tensors = receive(self._group, chunk.shapes, chunk.backend)
+        with self._at('taking weights'):
+            self._check_chunk(chunk, tensors, run)
             if chunk.first:
-                self._waiting = {}
-                self._engine = self._opened(chunk.model, chunk.options)
-            if self._engine is None:
-                raise SampleError('the first chunk of these weights was never sent.')
-            self._waiting |= tensors
-            if chunk.last:
-                waiting, self._waiting = self._waiting, {}
-                self._engine.load(lambda: iter(waiting.items()))
+                # Opened first: what is refused leaves all as it was.
+                self._engine = self._opened(chunk.model, VLLMOptions(**chunk.options.model_dump()))
+                self._waiting, self._run, self._whole = {}, run, False
+            try:
+                if chunk.backend is not None:
+                    tensors = receive(self._group, chunk.shapes, chunk.backend, self._seconds)
+                self._waiting |= tensors
+                if chunk.last:
+                    waiting, self._waiting = self._waiting, {}
+                    self._engine.load(lambda: iter(waiting.items()))
+                    self._whole = True
+            except BaseException:
+                self._forget()
+                raise
         return {'weights': len(tensors)}
+
+    def _check_chunk(self, chunk: Chunk, tensors: Mapping[str, Tensor], run: str) -> None:
+        if not chunk.first and (self._engine is None or self._run is None):
+            raise SampleError('the first chunk of these weights was never sent.')
+        if not chunk.first and self._run != run:
+            raise SampleError(f'the first chunk was one of run {self._run!r}, but this is one of {run!r}.')
+        if chunk.backend is None:
+            if chunk.shapes:
+                raise SampleError('weights are announced (shapes) but there is no group that sends them (backend).')
+            return
+        if tensors:
+            raise SampleError('weights come with this message and through a group; they must come one way.')
+        if self._group is None or self._group_of != run:
+            raise SampleError('this server is in no group of this run: it must join one first (/group).')
+        announced = sum(shape.nbytes for shape in chunk.shapes)
+        if announced > self._limit:
+            raise SampleError(f'{announced} bytes of weights are announced, more than the {self._limit} of a message.')
+
+    def _forget(self) -> None:
+        """After weights that did not arrive whole: nobody may generate with what is left."""
+        self._waiting, self._run, self._whole, self._group = {}, None, False, None
+        if self._engine is not None and not self._engine.started:
+            self._engine = None
 
     def _opened(self, model: str, options: VLLMOptions) -> Engine:
         if options.trust_remote_code and not self._trusts_code:
             raise ModelError('this server runs no code out of checkpoints: start it with --trust-remote-code.')
-        if self._engine is None:
+        if self._engine is None or not self._engine.started:
             return Engine(model, options)
         if (self._engine.source, self._engine.options) != (model, options):
             raise ModelError(
@@ -104,32 +217,57 @@ class Served:
             )
         return self._engine
 
-    def generate(self, message: bytes) -> bytes:
+    def generate(self, message: bytes, run: str = '') -> bytes:
         """Generates for the requests in a message."""
         requests = unpack_requests(message)
-        with self._lock:
-            if self._engine is None:
+        with self._at('generating'):
+            if self._engine is None or self._run is None:
                 raise ModelError('no run has handed weights to this server yet.')
+            if not self._whole:
+                raise SampleError('the last chunk of the weights was not sent yet.')
+            if self._run != run:
+                raise SampleError(f'this server has the weights of run {self._run!r} by now, not those of {run!r}.')
+            self._check_lengths(requests, self._engine.options.max_length)
             return pack_generated(self._engine.generate(requests))
 
+    def _check_lengths(self, requests: Sequence[Generate], longest: int) -> None:
+        for number, request in enumerate(requests):
+            length = len(request.prompt['prompt_token_ids'])
+            if length >= longest:
+                raise SampleError(f'request {number} has {length} tokens, and vLLM was started for {longest}.')
 
-def make_app(served: Served) -> FastAPI:
+    @contextmanager
+    def _at(self, what: str) -> Iterator[None]:
+        """Does one thing at a time, which `health` can tell."""
+        with self._lock:
+            self._doing = (what, time.monotonic())
+            try:
+                yield
+            finally:
+                self._doing = None
+
+
+def make_app(served: Served, limit: int = BODY_MIB * MEBIBYTE) -> FastAPI:
     """Returns the web application.
 
-    `POST /group`, `/weights` and `/generate` take messages of `rollouts/wire.py`; 400 with `{"error": str}` where a
-    message is at fault, 500 where vLLM is. `GET /health` says which model it generates with.
+    `POST /group`, `/weights` and `/generate` take messages of `rollouts/wire.py`, and in the header `x-run-id` which
+    run sends them. Errors are `{"error": str}`: 400 where a message is at fault, 413 where it is larger than `limit`
+    bytes, 500 where vLLM or the other side of a group is. `GET /health` says what it does, and for which run.
     """
     from fastapi import FastAPI, Response
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import JSONResponse
 
     app = FastAPI(title='vLLM rollouts')
+    app.add_middleware(Guarded, limit=limit)
 
-    async def answered(work: Callable[[bytes], Any], request: Request) -> Response:
+    async def answered(work: Callable[[bytes, str], Any], request: Request) -> Response:
         message = await request.body()
         try:
-            found = await run_in_threadpool(work, message)
-        except (SampleError, ValidationError) as error:
+            found = await run_in_threadpool(work, message, request.headers.get(RUN_HEADER, ''))
+        except ValidationError as error:
+            return JSONResponse({'error': problems_of(error)}, status_code=BAD_REQUEST)
+        except (SampleError, RequestError) as error:
             return JSONResponse({'error': str(error)}, status_code=BAD_REQUEST)
         except AlignAnythingError as error:
             logger.error('%s: %s', type(error).__name__, error)
@@ -137,7 +275,7 @@ def make_app(served: Served) -> FastAPI:
         return Response(found) if isinstance(found, bytes) else JSONResponse(found)
 
     @app.get('/health')
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:  # Not in a thread: those may all wait for their turn.
         return served.health()
 
     # Added by hand: their annotations are imported where they are used, and FastAPI would look for them here.
@@ -152,13 +290,18 @@ def serve(
     trust_remote_code: Annotated[
         bool, typer.Option(help='Lets runs ask for models that bring their own code.')
     ] = False,
+    group_timeout: Annotated[
+        float, typer.Option(min=1, help='Seconds to wait for members of a group, and for each tensor that it sends.')
+    ] = GROUP_SECONDS,
+    max_body_mib: Annotated[int, typer.Option(min=1, help='MiB of the largest message.')] = BODY_MIB,
 ) -> None:
     """Generate responses for online runs, with the weights that they hand over."""
     try:
         import uvicorn
         import vllm  # noqa: F401
 
-        app = make_app(Served(trust_remote_code))
+        limit = max_body_mib * MEBIBYTE
+        app = make_app(Served(trust_remote_code, group_timeout, limit), limit)
     except ImportError as error:
         raise SettingsError([f"the server needs {error.name}: pip install 'align-anything[vllm,serve]'"]) from error
     logger.info('vLLM generates at http://%s:%d', host, port)

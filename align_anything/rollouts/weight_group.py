@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
+from align_anything.core.errors import TrainingError
+
+PAUSE = 0.0005
 Shapes = list[tuple[str, str, list[int]]]
 """Name, type and shape of each tensor that is to come."""
 
 
-def join_group(host: str, port: int, rank: int, size: int, backend: str) -> Any:
+class PeerError(TrainingError):
+    """The other side of a group of ours is gone, or does nothing."""
+
+
+def join_group(host: str, port: int, rank: int, size: int, backend: str, seconds: float) -> Any:
     """Returns the group, when all `size` members are there; the one of rank 0 listens at `host` and `port`.
 
-    It is apart from the group that a run trains with. Needs vLLM, whose function it is.
+    It is apart from the group that a run trains with. Needs vLLM, whose function it is. Raises PeerError when they are
+    not all there after `seconds`.
     """
     from vllm.distributed.utils import stateless_init_torch_distributed_process_group
 
-    return stateless_init_torch_distributed_process_group(host, port, rank, size, backend)
+    timeout = timedelta(seconds=seconds)
+    try:
+        return stateless_init_torch_distributed_process_group(host, port, rank, size, backend, timeout=timeout)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise PeerError(
+            f'not all {size} members of the group at {host}:{port} were there within {seconds:g} s: {error}'
+        ) from error
 
 
 def shapes_of(tensors: dict[str, Tensor]) -> Shapes:
@@ -30,20 +46,39 @@ def shapes_of(tensors: dict[str, Tensor]) -> Shapes:
     return [(name, str(tensor.dtype).removeprefix('torch.'), list(tensor.shape)) for name, tensor in tensors.items()]
 
 
-def send(group: Any, tensors: Sequence[Tensor], backend: str) -> None:
-    """Sends tensors to all others of the group."""
+def send(
+    group: Any, tensors: Sequence[Tensor], backend: str, seconds: float, listen: Callable[[], None] = lambda: None
+) -> None:
+    """Sends tensors to all others of the group.
+
+    Raises PeerError when one is not taken within `seconds`, and what `listen` raises, which is called all the while.
+    """
     for tensor in tensors:
-        group.broadcast(tensor.detach().to(_device(backend)).contiguous(), 0).wait()
+        _finish(group.broadcast(tensor.detach().to(_device(backend)).contiguous(), 0), seconds, listen)
 
 
-def receive(group: Any, shapes: Shapes, backend: str) -> dict[str, Tensor]:
-    """Returns what rank 0 sends, on the CPU."""
+def receive(group: Any, shapes: Shapes, backend: str, seconds: float) -> dict[str, Tensor]:
+    """Returns what rank 0 sends, on the CPU. Raises PeerError when a tensor is not there within `seconds`."""
     found = {}
     for name, dtype, shape in shapes:
         tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=_device(backend))
-        group.broadcast(tensor, 0).wait()
+        _finish(group.broadcast(tensor, 0), seconds, lambda: None)
         found[name] = tensor.cpu()
     return found
+
+
+def _finish(work: Any, seconds: float, listen: Callable[[], None]) -> None:
+    """Waits for what a group does. Looking is no call that a dead peer could hold up, as waiting is."""
+    end = time.monotonic() + seconds
+    while not work.is_completed():
+        listen()
+        if time.monotonic() > end:
+            raise PeerError(f'the other side of the group did nothing for {seconds:g} s.')
+        time.sleep(PAUSE)
+    try:
+        work.wait()
+    except RuntimeError as error:
+        raise PeerError(f'the other side of the group is gone: {error}') from error
 
 
 def address_seen_from(url: str) -> tuple[str, int]:

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from torch import Tensor
 
 from align_anything.core.errors import SampleError
+from align_anything.core.types import MediaKind
 from align_anything.rollouts.vllm_engine import Generated, Request
 
 RECORD = 'record'
+RUN_HEADER = 'x-run-id'
+"""The HTTP header that says which run sends a message."""
 LENGTH_BYTES = 8
+PROBLEMS_TOLD = 5
+STRICT = ConfigDict(extra='forbid', strict=True)
 
 
 def pack(record: Any, tensors: Mapping[str, Tensor]) -> bytes:
@@ -32,7 +47,7 @@ def unpack(message: bytes) -> tuple[Any, dict[str, Tensor]]:
         length = int.from_bytes(message[:LENGTH_BYTES], 'little')
         header = json.loads(message[LENGTH_BYTES : LENGTH_BYTES + length])
         return json.loads(header['__metadata__'][RECORD]), tensors
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SampleError(f'this is no message of a rollout: {error!r}') from error
 
 
@@ -54,9 +69,15 @@ def unpack_requests(message: bytes) -> list[Request]:
     """Returns the requests of a message. Raises SampleError for anything else."""
     records, tensors = unpack(message)
     try:
-        return [_request(record, tensors) for record in records]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise SampleError(f'these are no requests: {error!r}') from error
+        return [_request(record, tensors) for record in _RECORDS.validate_python(records)]
+    except ValidationError as error:
+        raise SampleError(f'these are no requests: {problems_of(error)}') from error
+
+
+def problems_of(error: ValidationError) -> str:
+    """Says what is wrong with a record, without what it is: that may be long."""
+    found = [f'{".".join(map(str, problem["loc"]))}: {problem["msg"]}' for problem in error.errors()[:PROBLEMS_TOLD]]
+    return '; '.join([*found, *(['…'] if error.error_count() > PROBLEMS_TOLD else [])])
 
 
 def pack_generated(generated: Sequence[Generated]) -> bytes:
@@ -82,19 +103,77 @@ def _written(item: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
     return {'tensor': name, 'rate' if isinstance(description, int) else 'metadata': description}
 
 
-def _request(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Request:
-    media = {kind: [_read(item, tensors) for item in items] for kind, items in record['media'].items()}
-    parameters = dict(record['parameters'])
+class _Prompt(BaseModel):
+    model_config = STRICT
+
+    prompt_token_ids: list[NonNegativeInt] = Field(min_length=1)
+
+
+class _Medium(BaseModel):
+    model_config = STRICT
+
+    tensor: str
+    rate: PositiveInt | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _Record(BaseModel):
+    model_config = STRICT
+
+    prompt: _Prompt
+    media: dict[MediaKind, list[_Medium]]
+    parameters: dict[str, Any]
+
+
+_RECORDS = TypeAdapter(list[_Record])
+_BIAS = TypeAdapter(dict[NonNegativeInt, FiniteFloat])
+
+
+def _request(record: _Record, tensors: Mapping[str, Tensor]) -> Request:
+    media = {kind: [_read(kind, item, tensors) for item in items] for kind, items in record.media.items()}
+    parameters = record.parameters
     if parameters.get('logit_bias'):
         # Keys of JSON are text.
-        parameters['logit_bias'] = {int(token): bias for token, bias in parameters['logit_bias'].items()}
-    return Request({**record['prompt'], **({'multi_modal_data': media} if media else {})}, parameters)
+        parameters = {**parameters, 'logit_bias': _BIAS.validate_python(parameters['logit_bias'])}
+    prompt: dict[str, Any] = {'prompt_token_ids': record.prompt.prompt_token_ids}
+    return Request({**prompt, **({'multi_modal_data': media} if media else {})}, parameters)
 
 
-def _read(item: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    numbers = tensors[item['tensor']].numpy()
-    if 'rate' in item:
-        return numbers, item['rate']
-    if 'metadata' in item:
-        return numbers, item['metadata']
-    return Image.fromarray(numbers)
+def _read(kind: MediaKind, item: _Medium, tensors: Mapping[str, Tensor]) -> Any:
+    tensor = tensors.get(item.tensor)
+    if tensor is None:
+        raise SampleError(f"there is no tensor '{item.tensor}' in this message, which a medium should be.")
+    if not _FORMS[kind](tensor, item):
+        raise SampleError(
+            f"the tensor '{item.tensor}', {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}, is not of "
+            f'the form of {kind} media.'
+        )
+    numbers = tensor.numpy()
+    if kind == 'image':
+        return Image.fromarray(numbers)
+    return numbers, item.rate if kind == 'audio' else item.metadata
+
+
+def _is_image(tensor: Tensor, item: _Medium) -> bool:
+    """`(height, width, RGB)`, and nothing beside it."""
+    pixels = tensor.dtype == torch.uint8 and tensor.ndim == 3 and tensor.shape[-1] == 3 and tensor.numel() > 0
+    return pixels and item.rate is None and item.metadata is None
+
+
+def _is_audio(tensor: Tensor, item: _Medium) -> bool:
+    """`(samples,)` or `(samples, channels)`, at a rate."""
+    samples = tensor.dtype in (torch.float32, torch.float64) and tensor.ndim in (1, 2) and tensor.numel() > 0
+    return samples and item.rate is not None and item.metadata is None
+
+
+def _is_video(tensor: Tensor, item: _Medium) -> bool:
+    """`(frames, height, width, RGB)`, with what is known of it."""
+    frames = tensor.dtype == torch.uint8 and tensor.ndim == 4 and tensor.shape[-1] == 3 and tensor.numel() > 0
+    return frames and item.rate is None and item.metadata is not None
+
+
+_FORMS: dict[MediaKind, Callable[[Tensor, _Medium], bool]] = {
+    'image': _is_image,
+    'audio': _is_audio,
+    'video': _is_video,
+}

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import torch
 
-from align_anything.losses.shaping import informative, missing_eos_penalty, overlong_penalty
+from align_anything.losses.shaping import informative, missing_eos_penalty, overlong_penalty, weighted_sum
+
+
+def test_a_reward_that_abstains_is_left_out_of_the_sum() -> None:
+    nan = float('nan')
+    rewards = {'a': torch.tensor([1.0, nan, 3.0, nan]), 'b': torch.tensor([0.5, 2.0, nan, nan]), 'c': torch.ones(4)}
+    # 2 a - b, and no number for nothing but 0.
+    assert weighted_sum(rewards, {'a': 2.0, 'b': -1.0}).tolist() == [1.5, -2.0, 6.0, 0.0]
 
 
 def test_the_penalty_of_length_falls_in_a_line_through_the_buffer() -> None:

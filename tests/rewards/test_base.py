@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy
@@ -13,6 +14,7 @@ from align_anything.core.errors import RewardError, SettingsError
 from align_anything.rewards.base import (
     call_reward,
     check_options,
+    check_scores,
     get_reward,
     register_reward,
     reward_names,
@@ -100,12 +102,56 @@ def test_annotations_that_mean_nothing_are_told(tmp_path: Path) -> None:
         ([0.0, math.nan], 'gave nan to rows:2, not a finite number'),
         ([math.inf, 0.0], 'gave inf to rows:1'),
         ([0.0, '1'], 'gave str to rows:2'),
-        ([0.0, None], 'gave NoneType to rows:2'),
+        ([0.0, [1]], 'gave list to rows:2'),
+        ([0.0, numpy.float32('nan')], 'gave nan to rows:2, not a finite number'),
+        # Finite where Python computes, and nowhere else.
+        ([0.0, 1e39], r'gave 1e\+39 to rows:2, which float32 cannot hold: scale it down'),
+        ([-1e300, 0.0], r'gave -1e\+300 to rows:1, which float32 cannot hold'),
+        ([0.0, 10**400], 'gave a number to rows:2 that no float can hold: scale it down'),
+        ([Fraction(10**400), 0.0], 'gave a number to rows:1 that no float can hold'),
     ],
 )
 def test_what_is_not_one_finite_number_each(values: object, message: str) -> None:
     with pytest.raises(RewardError, match=f"reward 'own' {message}"):
         call_reward('own', lambda completions: values, TWO, {})
+
+
+def test_the_largest_number_of_float32_is_one() -> None:
+    largest = float(numpy.finfo(numpy.float32).max)
+    assert call_reward('own', lambda completions: [largest, -largest], TWO, {}) == [largest, -largest]
+
+
+def test_none_abstains() -> None:
+    assert call_reward('own', lambda completions: [None, numpy.float32(2)], TWO, {}) == [None, 2.0]
+
+
+def test_weighted_sums_are_finite_in_float32_too() -> None:
+    check_scores([1.0, 3e38], TWO)
+    with pytest.raises(RewardError, match='the weighted sum of the rewards of rows:2 is inf in float32'):
+        check_scores([1.0, math.inf], TWO)
+
+
+def test_async_functions_share_one_loop() -> None:
+    """Which clients that a function keeps open need; also where the caller is in a loop of its own."""
+    loops = set()
+
+    async def judged(completions: list, *, pause: float = 0.0) -> list[float]:
+        loops.add(asyncio.get_running_loop())
+        await asyncio.sleep(pause)
+        return [float(len(completion.response)) for completion in completions]
+
+    async def elsewhere() -> list:
+        return call_reward('own', judged, TWO, {'pause': 0.01})
+
+    assert check_options('own', judged, {'pause': 1}) == {'pause': 1.0}
+    assert call_reward('own', judged, TWO, {}) == asyncio.run(elsewhere()) == [1.0, 1.0]
+    assert len(loops) == 1
+
+    async def failing(completions: list) -> list[float]:
+        raise KeyError('judge')
+
+    with pytest.raises(RewardError, match="reward 'own' failed on 2 completions, of rows:1, rows:2: KeyError"):
+        call_reward('own', failing, TWO, {})
 
 
 def test_numbers_become_floats() -> None:
@@ -114,18 +160,25 @@ def test_numbers_become_floats() -> None:
 
 
 @pytest.mark.parametrize(
-    ('function', 'message'),
+    ('number', 'rows'),
     [
-        (lambda completions: [1 / (c.response != 'b') for c in completions], 'failed on rows:2: ZeroDivisionError: '),
-        (
-            lambda completions: [1 / (len(completions) < 2) for _ in completions],
-            'failed on 2 completions together, on none of them alone: ZeroDivisionError: ',
-        ),
+        (1, 'rows:0'),
+        (3, '3 completions, of rows:0, rows:1, rows:2'),
+        (9, '9 completions, of rows:0, rows:1, rows:2, rows:3, rows:4 …'),
     ],
 )
-def test_exceptions_of_foreign_code_name_the_row(function: Callable, message: str) -> None:
-    with pytest.raises(RewardError, match=f"reward 'own' {message}"):
-        call_reward('own', function, TWO, {})
+def test_foreign_code_is_called_once_also_where_it_fails(number: int, rows: str) -> None:
+    """A second call may be one more to a paid judge."""
+    calls = []
+
+    def failing(completions: list) -> list[float]:
+        calls.append(len(completions))
+        return [1 / 0]
+
+    asked = [completion(source=f'rows:{row}') for row in range(number)]
+    with pytest.raises(RewardError, match=f"^reward 'own' failed on {rows}: ZeroDivisionError: division by zero"):
+        call_reward('own', failing, asked, {})
+    assert calls == [number]
 
 
 def test_errors_of_the_house_pass_through() -> None:

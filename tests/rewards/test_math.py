@@ -48,12 +48,22 @@ def test_meaning(golden: object, response: str, expected: float) -> None:
     assert reward('math', response, golden) == expected
 
 
-def test_a_golden_answer_without_mathematics_gives_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_words_are_compared_as_text_and_sentences_told_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger='align_anything'):
-        assert reward('math', 'no idea', 'no idea', source='sums.jsonl:9') == 0
-    assert 'the golden answer of sums.jsonl:9 cannot be read as mathematics' in caplog.text
+        assert [reward('math', answer, 'no idea') for answer in ('No idea.', '$no idea$', 'idea')] == [1, 1, 0]
+        assert not caplog.messages
+        golden = 'She sold forty eight clips in April and half as many in May'
+        assert reward('math', golden, golden, source='sums.jsonl:9') == 1
+        assert not caplog.messages
+        assert reward('math', '72', golden, source='sums.jsonl:9') == 0
+    assert 'the golden answer of sums.jsonl:9 is a sentence' in caplog.text
     with pytest.raises(NoGroundTruth, match=r"rows:1 has no golden answer.*meta\['ground_truth'\].*Math-Zero-RL"):
         reward('math', '27')
+
+
+@pytest.mark.parametrize('answer', ['(' * 5000 + '1' + ')' * 5000, '\\(' * 100_000, '\n' * 100_000, '\ud83d', '\0'])
+def test_strange_answers_are_wrong(answer: str) -> None:
+    assert reward('math', answer, '$x^2$') == 0
 
 
 def test_outside_the_main_thread() -> None:

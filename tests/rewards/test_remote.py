@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -24,8 +26,8 @@ THREE = [completion(f'response {n}', n if n else None, prompt=f'prompt {n}', sou
 class Service:
     """A service that answers each request with the next of `script`, the last one for ever.
 
-    An entry is what it answers (`bytes` as they are, a number as status, anything else as `rewards`), or a function of
-    the request that makes it; None closes the connection without a word.
+    An entry is what it answers (`bytes` as they are, a number as status, with a `Retry-After` as a tuple, anything else
+    as `rewards`), or a function of the request that makes it; None closes the connection without a word.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -52,11 +54,15 @@ class Service:
                 if entry is None:
                     self.close_connection = True
                     return
+                headers = {}
+                if isinstance(entry, tuple):
+                    entry, headers['Retry-After'] = entry
                 status = entry if isinstance(entry, int) else 200
                 content = {'error': 'boom'} if isinstance(entry, int) else {'rewards': entry}
                 body = entry if isinstance(entry, bytes) else json.dumps(content).encode()
                 self.send_response(status)
-                self.send_header('Content-Length', str(len(body)))
+                for name, value in {**headers, 'Content-Length': str(len(body))}.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -136,6 +142,9 @@ def test_batches_over_one_connection(service: Service) -> None:
         (b'[1, 2, 3]', 'answered without "rewards"'),
         (b'<html>', 'answered without "rewards"'),
         (b'\xff\xfe', 'answered without "rewards"'),
+        ([1.0, 1e39, 2.0], r'gave 1e\+39 to rows:1, which float32 cannot hold'),
+        ([1.0, 10**400, 2.0], 'gave a number to rows:1 that no float can hold'),
+        (b'{"rewards": [1, 2, 1e400]}', 'gave inf to rows:2'),
         (400, 'answered 400: boom'),
         (404, 'answered 404: boom'),
     ],
@@ -148,7 +157,9 @@ def test_wrong_answers_end_at_once(service: Service, answer: object, message: st
 
 
 @pytest.mark.parametrize(
-    'failure', [500, 503, 429, None, lambda _: time.sleep(0.4)], ids=['500', '503', '429', 'silent', 'slow']
+    'failure',
+    [500, 503, 429, 408, (408, 'soon'), None, lambda _: time.sleep(0.4)],
+    ids=['500', '503', '429', '408', 'no time', 'silent', 'slow'],
 )
 def test_what_passes_is_asked_again(service: Service, failure: object, caplog: pytest.LogCaptureFixture) -> None:
     service.script = [failure, failure, by_number]
@@ -156,6 +167,52 @@ def test_what_passes_is_asked_again(service: Service, failure: object, caplog: p
         assert RemoteReward(service.url, timeout=0.2, retries=2)(THREE) == [0.0, 1.0, 2.0]
     assert [record.args[-2:] for record in caplog.records] == [(1, 3), (2, 3)]
     assert 'prompt' not in caplog.text
+
+
+def test_null_is_no_reward(service: Service) -> None:
+    service.script = [[0, None, -1]]
+    assert RemoteReward(service.url)(THREE) == [0.0, None, -1.0]
+
+
+@pytest.mark.parametrize('status', [408, 429, 503])
+@pytest.mark.parametrize('asked_for', ['20', 'date'])
+def test_a_service_is_left_alone_as_long_as_it_asks(
+    service: Service, status: int, asked_for: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr('time.sleep', pauses.append)
+    in_a_while = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    service.script = [(status, in_a_while if asked_for == 'date' else asked_for), status, by_number]
+    assert RemoteReward(service.url)(THREE) == [0.0, 1.0, 2.0]
+    # A date is in whole seconds, and some of them are over; a tenth more keeps ranks apart.
+    assert 15 < pauses[0] < 22.1 and pauses[1] < 0.1
+
+
+def test_a_service_that_asks_for_too_long_ends_the_run(service: Service) -> None:
+    service.script = [(503, '86400')]
+    with pytest.raises(RewardError, match='asks to be left alone for 86400 s, longer than 600'):
+        RemoteReward(service.url)(THREE)
+    assert len(service.asked) == 1
+
+
+HALF = 'so \ud83d'
+
+
+@pytest.mark.parametrize(
+    ('what', 'fields'),
+    [
+        ('the response', {'response': HALF}),
+        ('the golden answer', {'ground_truth': HALF}),
+        ('the prompt', {'prompt': HALF}),
+        ('the prefix', {'prefix': HALF}),
+    ],
+)
+def test_half_a_character_is_named_before_anything_is_sent(service: Service, what: str, fields: dict) -> None:
+    service.script = [by_number]
+    asked = [*THREE, completion(source='rows:7', **fields)]
+    with pytest.raises(RewardError, match=rf"^rows:7: {what} has '\\ud83d' in it, half of a surrogate pair"):
+        RemoteReward(service.url, batch_size=1)(asked)
+    assert service.asked == []
 
 
 def test_what_does_not_pass_ends_with_the_reason(service: Service) -> None:
@@ -177,7 +234,7 @@ def test_a_service_that_dies_and_comes_back(service: Service, monkeypatch: pytes
             back.append(Service(service.port))
             back[0].script = [by_number]
 
-    monkeypatch.setattr(remote.time, 'sleep', pause)
+    monkeypatch.setattr('time.sleep', pause)
     assert reward(THREE) == [0.0, 1.0, 2.0]
     assert len(back[0].asked) == 1
     back[0].stop()
@@ -185,7 +242,7 @@ def test_a_service_that_dies_and_comes_back(service: Service, monkeypatch: pytes
 
 def test_a_service_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(remote.time, 'sleep', pauses.append)
+    monkeypatch.setattr('time.sleep', pauses.append)
     monkeypatch.setattr(remote, 'FIRST_DELAY', 8.0)
     gone = Service()
     gone.stop()

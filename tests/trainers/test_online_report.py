@@ -46,6 +46,25 @@ def test_means_are_told_over_all_responses_and_by_source(rollout: Rollout) -> No
     assert not [name for name in told if name.startswith('unseen')], 'nothing was generated to its prompts'
 
 
+def test_abstentions_are_counted_and_no_part_of_a_mean(rollout: Rollout) -> None:
+    nan = float('nan')
+    rollout.rewards = {'format': torch.tensor([nan, 1.0, nan, 2.0]), 'length': torch.tensor([nan, 0.0, -4.0, 0.0])}
+    rollout.scores = torch.tensor([0.0, 1.0, -4.0, 2.0])
+    told = rollout_metrics(rollout, with_logprobs(rollout, 0.25), SOURCES, lambda tensor: tensor)
+    assert told['abstained/format'] == 0.5 and told['abstained/length'] == 0.25
+    assert told['reward/format'] == 1.5 and told['reward/length'] == pytest.approx(-4 / 3)
+    # Nothing judged the first response: its score of 0 is nobody's.
+    assert told['reward'] == pytest.approx(-1 / 3) and told['responses'] == 4
+    assert told['reward_std'] == pytest.approx(torch.tensor([1.0, -4.0, 2.0]).std().item())
+    assert told['words.jsonl/abstained/format'] == 1 and 'words.jsonl/reward/format' not in told
+    assert 'words.jsonl/abstained/length' not in told
+
+
+def test_a_cost_judges_nothing(rollout: Rollout) -> None:
+    rollout.rewards = {'format': torch.tensor([float('nan'), 1.0, 1.0, 1.0]), 'cost': torch.ones(4)}
+    assert rollout.judged.tolist() == [False, True, True, True]
+
+
 def test_one_source_is_not_told_twice(rollout: Rollout) -> None:
     told = rollout_metrics(rollout, with_logprobs(rollout, 0.25), SOURCES[:1], lambda tensor: tensor)
     assert not [name for name in told if name.startswith('sums')]

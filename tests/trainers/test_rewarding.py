@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,51 @@ def test_a_service_is_told_all_and_may_fail_for_a_while(tiny: Tiny, service: Ser
     (record,) = lines(tmp_path / 'out' / 'metrics.jsonl')
     lengths = [length for asked in service.asked[-2:] for length in asked['lengths']]
     assert record['train/reward'] == pytest.approx(0.5 * sum(lengths) / 6)
+
+
+ABSTAINING = """
+async def short(completions):
+    return [None if completion.source.endswith(':1') else 1.0 for completion in completions]
+
+def nobody(completions):
+    return [None for completion in completions]
+
+def huge(completions):
+    return [3e38 for completion in completions]
+"""
+
+
+def test_functions_may_be_async_and_abstain(tiny: Tiny, service: Service, tmp_path: Path) -> None:
+    service.script = [lambda question: [None] + [2.0] * (len(question['responses']) - 1)]
+    (tmp_path / 'own.py').write_text(ABSTAINING)
+    own = f'{tmp_path}/own.py'
+    pair, algorithm = find_run('text_image_to_text', 'grpo')
+    changes = {'reward_functions': f'["{own}:short", "{own}:nobody"]', 'log_completions': 1, 'normalize_reward': True}
+    (ended,) = run(about_pictures(tmp_path, tiny('llava'), service, **changes), 1, pair, algorithm=algorithm)
+    assert ended.code == 0, ended.output
+    (record,) = lines(tmp_path / 'out' / 'metrics.jsonl')
+    assert record['train/abstained/nobody'] == 1 and 'train/reward/nobody' not in record
+    assert record['train/abstained/service'] == pytest.approx(1 / 6) and record['train/reward/service'] == 2
+    shown = lines(tmp_path / 'out' / 'completions.jsonl')
+    assert {one['rewards']['nobody'] for one in shown} == {None}
+    for one in shown:
+        given = [value for value in one['rewards'].values() if value is not None]
+        assert one['reward'] == sum(given) and (one['rewards']['short'] is None) == one['source'].endswith(':1')
+
+
+def test_a_sum_past_float32_ends_the_run_with_the_row(tiny: Tiny, service: Service, tmp_path: Path) -> None:
+    service.script = [lambda question: [3e38] * len(question['responses'])]
+    (tmp_path / 'own.py').write_text(ABSTAINING)
+    pair, algorithm = find_run('text_image_to_text', 'grpo')
+    changes = {'reward_functions': f'["{tmp_path}/own.py:huge"]'}
+    (ended,) = run(about_pictures(tmp_path, tiny('llava'), service, **changes), 1, pair, algorithm=algorithm)
+    assert ended.code == 2 and 'Traceback' not in ended.output
+    assert re.search(r'sum of the rewards of \S*rows.jsonl:\d is inf in float32: scale reward_weights', ended.output)
+
+
+def test_weights_are_finite() -> None:
+    with pytest.raises(SettingsError, match='reward_weights'):
+        settings('--reward_functions', '[format]', '--reward_weights', '[.nan]')
 
 
 def test_a_service_that_is_gone_ends_the_run(tiny: Tiny, service: Service, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from align_anything.rewards.base import Completion, ground_truth, register_rewar
 logger = get_logger(__name__)
 
 STATED = r'(?i:\banswer|\bchoice|\boption|答案|选)(?i:\s*(?:is|是|为))?[\s:：(（\[]*'
+DRESSED = r'\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}|[*_$`]+|\\[()\[\]]'
+QUOTE = '["\'‘’“”«»「」]'
 # An `A` before a word in lower case is no choice, as in `A cat`, unless the word goes on about the choices.
 ARTICLE = r'(?!(?<=A) (?!or\b|and\b|is\b)[a-z])'
 
@@ -25,8 +27,8 @@ def choice(
 ) -> list[float]:
     """1 for a response that chooses the letter of `meta['ground_truth']`, 0 for another letter, several or none.
 
-    Read are `C`, `(C)`, `C. Paris`, `**C**`, `\\boxed{C}`, `The answer is C`, in `<answer>…</answer>`, else after
-    `</think>`, else in the whole response. A golden answer without a letter gives 0 to all responses.
+    Read are `C`, `(C)`, `'C'`, `C. Paris`, `**C**`, `\\boxed{C}`, `The answer is C`, in `<answer>…</answer>`, else
+    after `</think>`, else in the whole response. A golden answer without a letter gives 0 to all responses.
 
     Args:
         completions: the responses.
@@ -48,7 +50,8 @@ def chosen_letter(text: str, letters: str) -> str | None:
     The first form that the text has decides: a letter and nothing else, boxed, after the word `answer` (the last one),
     at the start of a line, in brackets, in bold, and at last standing alone anywhere.
     """
-    plain = re.sub(r'\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}|[*_$`]+', lambda found: found[1] or '', text).strip()
+    plain = re.sub(DRESSED, lambda found: found[1] or '', text).strip()
+    plain = re.sub(rf'(?<![A-Za-z0-9]){QUOTE}([{letters}]){QUOTE}(?![A-Za-z0-9])', r'\1', plain, flags=re.IGNORECASE)
     match = re.fullmatch(rf'\(?([{letters}])[).:]*', plain, re.IGNORECASE)
     if match:
         return match[1].upper()

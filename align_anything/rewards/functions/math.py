@@ -19,10 +19,11 @@ logger = get_logger(__name__)
 def math(
     completions: Sequence[Completion], *, timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
 ) -> list[float]:
-    """1 for an answer equal to `meta['ground_truth']` by math-verify, 0 for any other.
+    r"""1 for an answer equal to `meta['ground_truth']`, 0 for any other, and for a part of it.
 
     The answer is what stands in `<answer>…</answer>`, else what follows `</think>`, else the whole response; in it
-    `\\boxed{27}`, `$27$` and a plain `27` are read. A golden answer that cannot be read gives 0 to all responses.
+    `\boxed{27}`, `$27$`, `The answer is 27.` and a plain `27` are read. Formulas are compared by math-verify; lists,
+    intervals, coordinates, bases and units as `docs/rewards.md` says; words as text, whatever their case.
 
     Args:
         completions: the responses.
@@ -35,8 +36,11 @@ def math(
 
 
 def _accuracy(completion: Completion, timeout: float) -> float:
-    golden, answer = ground_truth(completion), answer_of(completion.answer)
-    equal = math_checker().equal(golden, answer, timeout)
+    equal = math_checker().equal(ground_truth(completion), answer_of(completion.answer), timeout)
     if equal is None:
-        logger.warning('the golden answer of %s cannot be read as mathematics: its reward is 0', completion.source)
+        logger.warning(
+            'the golden answer of %s is a sentence, and only the same words are equal to it: put its result into '
+            r'\boxed{} or after ####',
+            completion.source,
+        )
     return float(equal is True)

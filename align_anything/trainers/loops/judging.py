@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from align_anything.core.types import Example
 from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import without_beginning
-from align_anything.rewards.base import Completion
+from align_anything.rewards.base import Completion, Values
 
 
 def completions_of(examples: Sequence[Example], spec: FamilySpec) -> list[Completion]:
@@ -28,3 +31,8 @@ def completions_of(examples: Sequence[Example], spec: FamilySpec) -> list[Comple
         for prefix, prefill in [(spec.generation_prefix(example.conversation), spec.prefill(example.conversation))]
         for response in example.responses
     ]
+
+
+def numbers(values: Values) -> Tensor:
+    """What a reward gave to each response, `(R,)` float32; NaN where it abstained."""
+    return torch.tensor([float('nan') if value is None else value for value in values], dtype=torch.float32)

@@ -25,20 +25,22 @@ from align_anything.datasets.source_loading import source_names
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
-from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
+from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty, weighted_sum
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.metrics import peak_memory
 from align_anything.reporting.online_report import (
     critic_metrics,
+    means,
     numbers_of,
     rollout_metrics,
     staleness,
+    sums_of,
     uninformative,
     update_metrics,
 )
 from align_anything.reporting.unread import UnreadResponses
-from align_anything.rewards.base import Reward
+from align_anything.rewards.base import Reward, check_scores
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import (
     Rollout,
@@ -50,7 +52,7 @@ from align_anything.rollouts.experience import (
     spread,
 )
 from align_anything.trainers.loops.base import LoaderStep, Loop, listed
-from align_anything.trainers.loops.judging import completions_of
+from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
 from align_anything.trainers.loops.splitting import split_into_steps, split_step, steps_of_rollout
@@ -133,37 +135,30 @@ class OnlineLoop(Loop):
         self.pending.wait()
         by_source = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
         self.rollouts.sleep()
-        names = list(next(iter(by_source.values())))
-        count = sum(own['responses'] for own in by_source.values())
-        found = {
-            name: sum(own[name] * own['responses'] for own in by_source.values()) / max(count, 1.0)
-            for name in names
-            if name != 'responses'
-        }
+        names = {name: None for own, _ in by_source.values() for name in own}
+        totals = [sums for own, sums in by_source.values() if own]
+        found = means(names, torch.stack(totals).sum(0)) if totals else {}
         of_each = {
             f'{name}/{key}': value
-            for name, own in by_source.items()
-            for key, value in own.items()
-            if len(by_source) > 1 and key != 'responses'
+            for name, (own, sums) in by_source.items()
+            for key, value in means(own, sums).items()
+            if len(by_source) > 1
         }
         self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
         self._evaluated_as(found)
 
-    def _evaluated(self, loader: Any) -> dict[str, float]:
-        sums: Tensor | float = 0.0
+    def _evaluated(self, loader: Any) -> tuple[list[str], Tensor]:
+        """What is told of the responses to held-out prompts of one source: the names, and `sums_of` over all ranks."""
+        sums: list[Tensor] = []
         names: list[str] = []
         for prompts in loader.micro_batches(0):
             self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
             rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)), {})
             local = numbers_of(rollout)
             names = list(local)
-            sums = sums + torch.tensor([float(len(rollout.scores)), *(float(v.sum()) for v in local.values())]).double()
-        count, *totals = self._sum(torch.as_tensor(sums).tolist())
-        return {
-            'responses': count,
-            **{name: total / max(count, 1.0) for name, total in zip(names, totals, strict=True)},
-        }
+            sums.append(sums_of(local))
+        return names, self._reduce(torch.stack(sums).sum(0)) if sums else torch.zeros(2, 0)
 
     # One rollout
 
@@ -231,24 +226,23 @@ class OnlineLoop(Loop):
         with self._clock('reward'):
             completions = completions_of(examples, self.spec)
             # Also by a rank that has nothing to reward: models are asked by all ranks together.
-            rewards = {
-                reward.name: torch.tensor(reward.judge(completions), dtype=torch.float32) for reward in self.rewards
-            }
+            rewards = {reward.name: numbers(reward.judge(completions)) for reward in self.rewards}
         for reward in self.rewards:
             found = reward.unread()
             unread[reward.name] = unread.get(reward.name, 0) + len(found)
             self.unread.add(self.progress.step, reward.name, found)
-        scores = sum(reward.weight * rewards[reward.name] for reward in self.rewards if reward.name != COST)
-        return Rollout(examples, rewards, torch.as_tensor(scores))
+        scores = weighted_sum(rewards, {reward.name: reward.weight for reward in self.rewards if reward.name != COST})
+        check_scores(scores.tolist(), completions)
+        return Rollout(examples, rewards, scores)
 
     def _shaped(self, rollout: Rollout) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
         scores, responses = rollout.scores, rollout.responses
         if self.algorithm.normalize_reward:
             state = self.progress.state.get('rewards', dict(NOTHING_SEEN))
-            state = merged(state, self._reduce(moments(scores, torch.ones(len(scores)))))
+            state = merged(state, self._reduce(moments(scores, rollout.judged.float())))
             self.progress.state['rewards'] = state
-            scores = normalised(scores, state)
+            scores = normalised(scores, state).where(rollout.judged, scores)
         finished = torch.tensor([response.finished for response in responses], dtype=torch.bool)
         scores = scores + missing_eos_penalty(finished, self.algorithm.missing_eos_penalty)
         if self.algorithm.overlong_buffer is not None:
@@ -381,7 +375,7 @@ class OnlineLoop(Loop):
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
         if self.progress.nonfinite:
             metrics['nonfinite_steps'] = float(self.progress.nonfinite)
-        speed = rollout['response_length'] * rollout['responses'] / took
+        speed = rollout.get('response_length', 0.0) * rollout['responses'] / took
         timings = {
             **{f'seconds/{name}': seconds for name, seconds in self._seconds.items()},
             'tokens_per_second': speed,
@@ -391,7 +385,7 @@ class OnlineLoop(Loop):
         }
         step = self.progress.step
         self.writer.log(step, metrics, timings=timings)
-        shown = ('reward', 'response_length', 'loss', *(name for name in ('kl', 'entropy') if name in metrics))
+        shown = [name for name in ('reward', 'response_length', 'loss', 'kl', 'entropy') if name in metrics]
         self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': speed})
 
     @contextmanager

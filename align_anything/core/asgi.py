@@ -1,0 +1,116 @@
+"""What every server of ours does with a request: a limit to its body, and errors of one form, `{"error": str}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from align_anything.core.logging import get_logger
+
+logger = get_logger(__name__)
+
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Application = Callable[[Event, Receive, Send], Awaitable[None]]
+
+TOO_LARGE, SERVER_ERROR, ERRORS = 413, 500, 400
+MEBIBYTE = 2**20
+
+
+class Guarded:
+    """An ASGI application behind a limit, whose errors all have one form.
+
+    A body past the limit is answered with 413 and read no further. Errors of the framework, such as 404 and 405, keep
+    their status and say why under `error`. An exception that nobody caught is answered with 500 and its class, and the
+    log says no more: its message may quote what was sent.
+
+    Args:
+        app: the application.
+        limit: bytes of the largest body.
+    """
+
+    def __init__(self, app: Application, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answers one request; passes on what is none."""
+        if scope['type'] != 'http':
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(receive, send, self.limit)
+        length = dict(scope['headers']).get(b'content-length', b'0')
+        if length.isdigit() and int(length) > self.limit:
+            await exchange.refuse()
+            return
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            if exchange.refused:
+                return  # an application that was reading the body
+            if exchange.begun:
+                raise
+            logger.error('%s %s failed with %s', scope['method'], scope['path'], type(error).__name__)
+            await exchange.answer(SERVER_ERROR, f'{type(error).__name__} in the server; its log says when.')
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
+        self._receive, self._send, self._limit = receive, send, limit
+        self._read = 0
+        self._failed: Event | None = None
+        self._reason = b''
+        self.refused = False
+        self.begun = False
+
+    async def receive(self) -> Event:
+        event = await self._receive()
+        self._read += len(event.get('body', b''))
+        if self._read <= self._limit:
+            return event
+        if not self.refused:
+            await self.refuse()
+        # What the application says of half a body is not sent any more.
+        return {'type': 'http.disconnect'}
+
+    async def send(self, event: Event) -> None:
+        if self.refused:
+            return
+        if event['type'] == 'http.response.start' and event['status'] >= ERRORS:
+            self._failed = event
+        elif self._failed is None:
+            self.begun = True
+            await self._send(event)
+        else:
+            self._reason += event.get('body', b'')
+            if not event.get('more_body'):
+                await self.answer(self._failed['status'], _reason(self._reason), self._failed['headers'])
+
+    async def refuse(self) -> None:
+        self.refused = True
+        await self.answer(TOO_LARGE, f'the body is larger than the {self._limit} bytes that this server takes.')
+
+    async def answer(self, status: int, reason: str, headers: Any = ()) -> None:
+        """Sends an error."""
+        if self.begun:
+            return
+        self.begun = True
+        body = json.dumps({'error': reason}).encode()
+        kept = [(name, value) for name, value in headers if name.lower() not in (b'content-length', b'content-type')]
+        own = [(b'content-type', b'application/json'), (b'content-length', str(len(body)).encode())]
+        await self._send({'type': 'http.response.start', 'status': status, 'headers': [*kept, *own]})
+        await self._send({'type': 'http.response.body', 'body': body})
+
+
+def _reason(body: bytes) -> str:
+    """What an error says, in whatever form."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return body.decode(errors='replace')
+    if isinstance(said, dict):
+        said = said.get('error', said.get('detail', said))
+    return said if isinstance(said, str) else json.dumps(said)
