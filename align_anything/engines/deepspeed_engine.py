@@ -136,7 +136,7 @@ class DeepSpeedEngine:
             counts,
             estimates,
             score=score,
-            backward=lambda loss, last: self.engine.backward(loss, scale_wrt_gas=False),
+            backward=self._backward,
             world_size=world_size(),
             reduce_sum=self._reduce,
             device=self.device,
@@ -154,6 +154,14 @@ class DeepSpeedEngine:
         if not result.finite and result.applied:
             raise TrainingError('a non-finite loss reached the weights; the last checkpoint is the last good state.')
         return result
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        if not loss.requires_grad:
+            raise TrainingError(
+                'the scores of a micro-batch depend on no weight that trains. What its policy collates must reach one, '
+                'whatever the rows hold (align_anything/policies/base.py).'
+            )
+        self.engine.backward(loss, scale_wrt_gas=False)
 
     def evaluate(
         self,

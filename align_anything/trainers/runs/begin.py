@@ -33,6 +33,7 @@ from align_anything.engines.checkpoint import (
 )
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
+from align_anything.models.trainable import require_reached
 from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
@@ -87,7 +88,8 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
         progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
     sources, spec = open_run(cfgs, pair, algorithm)
     collate = make_collator(cfgs, spec, pair, algorithm)
-    build_on_meta(cfgs, spec, algorithm)
+    model, _ = build_on_meta(cfgs, spec, algorithm)
+    require_reached(model, spec.components, collate.kinds, pair.name)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 
