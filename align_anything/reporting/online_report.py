@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
-from align_anything.algorithms.online import Online
 from align_anything.core.types import Example, Response
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import mean_and_variance, moments
@@ -50,57 +49,60 @@ def rollout_metrics(
     )
     several = sources if len(sources) > 1 else ()
     of_each = [values[:, indices == number].sum(1) for number in range(len(several))]
-    totals = reduce_sum(torch.stack([values.sum(1), *of_each]))
-    totals[:, 1:] /= totals[:, :1].clamp(min=1)  # the responses, which come first, are counted
-    total, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals.tolist()]
+    totals = reduce_sum(torch.stack([values.sum(1), *of_each])).tolist()
+    total, *of_each = [dict(zip(numbers, row, strict=True)) for row in totals]
     _, variance = mean_and_variance(reduce_sum(moments(rollout.scores, torch.ones(len(rollout.scores)))))
     drifts = [(response.per_unit['old'] - response.per_unit['rollout']).abs() for response in responses_of(trained)]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()
     return {
-        **total,
-        'reward_std': float(variance.sqrt()),
-        'rollout_drift': drifted / max(tokens, 1.0),
+        'responses': total['responses'],
+        **means(total),
+        **({'reward_std': float(variance.sqrt())} if total['responses'] > 1 else {}),
+        **({'rollout_drift': drifted / tokens} if tokens else {}),
         **{
             f'{source}/{name}': value
             for source, own in zip(several, of_each, strict=True)
-            for name, value in own.items()
+            for name, value in {'responses': own['responses'], **means(own)}.items()
             if own['responses']
         },
     }
 
 
-def uninformative(rollout: Rollout, reduce_sum: ReduceSum) -> float:
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Sums of numbers of responses over how many `responses` there are; nothing where there are none."""
+    count = sums['responses']
+    return {name: total / count for name, total in sums.items() if count and name != 'responses'}
+
+
+def uninformative(rollout: Rollout, reduce_sum: ReduceSum) -> dict[str, float]:
     """The share of the prompts whose responses all have the same score, over all ranks; every rank calls it."""
     differing = rollout.differing
     counts = torch.tensor([differing.count(False), len(differing)], dtype=torch.float64)
     alike, prompts = reduce_sum(counts).tolist()
-    return alike / max(prompts, 1.0)
+    return {'uninformative': alike / prompts} if prompts else {}
 
 
-def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> float:
+def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> dict[str, float]:
     """How many optimizer steps the weights at `step` are ahead of those that generated a response, in the mean.
 
     Over all ranks; every rank calls it.
     """
     behind = [step - response.version for response in rollout.responses]
     steps, responses = reduce_sum(torch.tensor([sum(behind), len(behind)], dtype=torch.float64)).tolist()
-    return steps / max(responses, 1.0)
-
-
-def update_metrics(results: Sequence[StepResult], algorithm: Online) -> dict[str, float]:
-    """How the optimizer steps on one rollout went."""
-    total = combined(results, algorithm)
-    return {'loss': total.loss, **total.terms}
+    return {'staleness': steps / responses} if responses else {}
 
 
 def critic_metrics(role: str, results: Sequence[StepResult], critic: Critic) -> dict[str, float]:
-    """The same of a critic."""
+    """How the optimizer steps of a critic on one rollout went."""
     terms = combined(results, critic).terms
+    if not terms:
+        return {}
+    explained = explained_variance(terms)
     return {
         f'{role}/value_loss': terms['value_loss'],
         f'{role}/return': terms['returns'],
-        f'{role}/explained_variance': explained_variance(terms),
+        **({} if explained is None else {f'{role}/explained_variance': explained}),
     }
 
 

@@ -214,6 +214,7 @@ def nothing(rank: int):
     before = copy.deepcopy(weights(engine))
     empty = engine.train_step([collate([])], SFT(), extras={'skipped': rank + 1})
     half = engine.train_step([collate(rows[:2] if rank == 0 else [])], SFT())
+    assert (empty.loss, empty.terms, empty.numbers, empty.empty, empty.finite) == (None, {}, {}, True, True)
     return empty.applied, empty.extras, half.applied, half.loss, before is None
 
 

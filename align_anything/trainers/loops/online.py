@@ -23,7 +23,7 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.step import StepResult
+from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty
 from align_anything.models.family import FamilySpec
@@ -31,11 +31,11 @@ from align_anything.reporting.completions import Completions
 from align_anything.reporting.metrics import peak_memory
 from align_anything.reporting.online_report import (
     critic_metrics,
+    means,
     numbers_of,
     rollout_metrics,
     staleness,
     uninformative,
-    update_metrics,
 )
 from align_anything.rewards.base import Reward
 from align_anything.rollouts.base import RolloutEngine, Sampling
@@ -128,24 +128,20 @@ class OnlineLoop(Loop):
         self.pending.wait()
         by_source = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
         self.rollouts.sleep()
-        names = list(next(iter(by_source.values())))
-        count = sum(own['responses'] for own in by_source.values())
-        found = {
-            name: sum(own[name] * own['responses'] for own in by_source.values()) / max(count, 1.0)
-            for name in names
-            if name != 'responses'
-        }
+        names = dict.fromkeys(chain(*by_source.values()))
+        found = means({name: sum(own.get(name, 0.0) for own in by_source.values()) for name in names})
         of_each = {
             f'{name}/{key}': value
             for name, own in by_source.items()
-            for key, value in own.items()
-            if len(by_source) > 1 and key != 'responses'
+            for key, value in means(own).items()
+            if len(by_source) > 1
         }
         self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
-        self._evaluated_as(found)
+        self._evaluated_as(found, [name for name in names if name != 'responses'])
 
     def _evaluated(self, loader: Any) -> dict[str, float]:
+        """How many responses all ranks generated, and the sums of their numbers."""
         sums: Tensor | float = 0.0
         names: list[str] = []
         for prompts in loader.micro_batches(0):
@@ -154,11 +150,7 @@ class OnlineLoop(Loop):
             local = numbers_of(rollout)
             names = list(local)
             sums = sums + torch.tensor([float(len(rollout.scores)), *(float(v.sum()) for v in local.values())]).double()
-        count, *totals = self._sum(torch.as_tensor(sums).tolist())
-        return {
-            'responses': count,
-            **{name: total / max(count, 1.0) for name, total in zip(names, totals, strict=True)},
-        }
+        return dict(zip(('responses', *names), self._sum(torch.as_tensor(sums).tolist()), strict=True))
 
     # One rollout
 
@@ -310,9 +302,14 @@ class OnlineLoop(Loop):
             for micro_batches in self._split_into_steps(examples):
                 if self.progress.step == self.steps:
                     break
-                results.append(self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()]))
+                batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
+                self._concluded(batches, result)
+                results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
-                    values[role].append(self._updated(critic, algorithm, micro_batches))
+                    batches, result = self._updated(critic, algorithm, micro_batches)
+                    if not (result.applied or result.empty):
+                        self._nonfinite(batches, result)
+                    values[role].append(result)
                 self.progress.step += 1
         if self.ptx is not None:
             self.file_skips([item for own in all_gather_object(self._unusable) for item in own])
@@ -321,12 +318,11 @@ class OnlineLoop(Loop):
         self.progress.cursor = self.training.sampler.cursor(self.progress.epoch, self.progress.step_in_epoch)
         return results, values
 
-    def _updated(self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]) -> StepResult:
+    def _updated(
+        self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]
+    ) -> tuple[list[Batch], StepResult]:
         batches = [engine.policy.collate(examples) for examples in micro_batches]
-        result = engine.train_step(batches, algorithm)
-        if not result.applied and any(result.counts.values()):
-            self._nonfinite(batches, result)
-        return result
+        return batches, engine.train_step(batches, algorithm)
 
     def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
         return split_into_steps(examples, self.cfgs, self.algorithm, self._size)
@@ -364,22 +360,17 @@ class OnlineLoop(Loop):
         rollout = rollout_metrics(generated, trained, source_names(self.training.dataset.sources), self._reduce)
         metrics = {
             **rollout,
-            **update_metrics(results, self.algorithm),
-            'learning_rate': self.engine.learning_rates[0],
-            'grad_norm': self.engine.grad_norm,
-            'epoch': self._epochs_done(),
-            'skipped': float(len(self.skips)),
+            **combined(results, self.algorithm).numbers,
+            **self._of_steps(results[-1]),
         }
         for role, own in values.items():
             metrics |= critic_metrics(role, own, self.critics[role][1])
         if self.algorithm.num_generations > 1:
-            metrics['uninformative'] = uninformative(generated, self._reduce)
+            metrics |= uninformative(generated, self._reduce)
         if self.cfgs.vllm_cfgs.vllm_async:
-            metrics['staleness'] = staleness(generated, self.progress.step - len(results), self._reduce)
+            metrics |= staleness(generated, self.progress.step - len(results), self._reduce)
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
-        if self.progress.nonfinite:
-            metrics['nonfinite_steps'] = float(self.progress.nonfinite)
-        speed = rollout['response_length'] * rollout['responses'] / took
+        speed = rollout.get('response_length', 0.0) * rollout['responses'] / took
         timings = {
             **{f'seconds/{name}': seconds for name, seconds in self._seconds.items()},
             'tokens_per_second': speed,
@@ -389,7 +380,7 @@ class OnlineLoop(Loop):
         }
         step = self.progress.step
         self.writer.log(step, metrics, timings=timings)
-        shown = ('reward', 'response_length', 'loss', *(name for name in ('kl', 'entropy') if name in metrics))
+        shown = [name for name in ('reward', 'response_length', 'loss', 'kl', 'entropy') if name in metrics]
         self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': speed})
 
     @contextmanager

@@ -150,6 +150,13 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
     with closing(loop):
         finished = loop.run()
     loop.skips.conclude()
+    if run.progress.empty:
+        logger.warning(
+            '%d of %d optimizer steps had nothing to train on (metric empty_steps): their rows could not be used, or '
+            'their responses were all worth the same',
+            run.progress.empty,
+            run.progress.step,
+        )
     if not finished:
         logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
         return
