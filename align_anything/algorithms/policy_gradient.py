@@ -102,6 +102,10 @@ class PolicyGradient(Online):
         return 'probability' if self.entropy_coeff else 'transition'
 
     @property
+    def has_ratios(self) -> bool:
+        return True
+
+    @property
     def supervises(self) -> bool:
         return bool(self.ptx_coeff)
 

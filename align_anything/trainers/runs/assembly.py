@@ -21,6 +21,7 @@ from align_anything.engines.process_group import device_of_rank
 from align_anything.models import structure
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
+from align_anything.models.dropout import switch_off_dropout
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
@@ -119,6 +120,8 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_
     source, is_reward_model = cfgs.model_cfgs.model_name_or_path, algorithm.scores != 'tokens'
     model = load_for_layout(cfgs, collate, source, dtype=dtype, config=config, is_reward_model=is_reward_model)
     tuned = tune(cfgs, spec, model)
+    if algorithm.has_ratios and (dropout := switch_off_dropout(tuned)):
+        logger.info('dropout: off, where the checkpoint has up to %g; the update compares scores without', dropout)
     make_ready(cfgs, spec, tuned, config)
     policy = make_policy(algorithm.scores, tuned, collate, dtype)
     rates = {f'model.{name}': rate for name, rate in parameter_rates(cfgs, spec, tuned).items()}
