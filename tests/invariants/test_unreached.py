@@ -21,7 +21,7 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.runs.assembly import parameter_rates, tune
 from tests.harness.local_engine import LocalEngine
-from tests.harness.pairwise import in_tiers
+from tests.harness.pairwise import covering, in_tiers
 from tests.invariants.families import rows
 from tests.invariants.runs import EPSILON, assembled, fork, settings, trainable, weights, zero_file
 
@@ -62,6 +62,7 @@ FIRST = [
     ('audio tower', 3, False, 1),
     ('layers that look at images', 0, True, 2),
 ]
+CASES = [*FIRST, *covering(product(*DIMENSIONS), FIRST)]
 
 
 def changes_of(trained: str, folder: Path) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def oracle(
     return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(('trained', 'stage', 'checkpointing', 'ranks'), in_tiers(product(*DIMENSIONS), FIRST))
+@pytest.mark.parametrize(('trained', 'stage', 'checkpointing', 'ranks'), in_tiers(CASES, FIRST))
 def test_what_is_reached_by_some_micro_batches_only_trains_as_in_one_batch(
     trained: str, stage: int, checkpointing: bool, ranks: int, stirred: Stirred, tmp_path: Path
 ) -> None:
