@@ -92,7 +92,7 @@ def _fields(model: type[Cfgs], below: type[Cfgs] = Cfgs) -> str:
     rows = [
         (f'`{key}`', describe_type(field.annotation), _code(field.default), field.description)
         for key, field in model.model_fields.items()
-        if key not in below.model_fields
+        if key not in below.model_fields or field.default != below.model_fields[key].default
     ]
     return _table(('key', 'type', 'default', 'meaning'), rows)
 

@@ -55,6 +55,14 @@ class Algorithm(AlgorithmCfgs):
         """The least that the score of a unit must be, see `core.types.Need`."""
         return 'score'
 
+    @property
+    def has_ratios(self) -> bool:
+        """Whether the loss compares the policy, or a critic, with itself as it was at the rollout.
+
+        What was scored then had no dropout, so the update has none either.
+        """
+        return False
+
     def coefficients(self) -> dict[str, float]:
         """The weight of each loss term in the objective, by the term's name."""
         raise NotImplementedError

@@ -30,6 +30,10 @@ class Critic(Algorithm):
         None, description='Value clip range, around the values at the rollout.'
     )
 
+    @property
+    def has_ratios(self) -> bool:
+        return True
+
     def coefficients(self) -> dict[str, float]:
         return {'value_loss': 1.0}
 

@@ -33,6 +33,11 @@ class GRPO(GroupBased, PolicyGradient, Reference):
     num_generations: PositiveInt = Field(10, ge=2, description='GRPO group size: responses for each prompt.')
     beta: NonNegativeFloat = Field(0.01, description='KL coefficient of the loss. With 0 there is no reference.')
     kl_estimator: KLEstimator = Field('k3', description='Estimator of that KL.')
+    use_bias_correction_kl: bool = Field(
+        False,
+        description='Weighs that KL by the importance ratio, whose gradient then counts too: with k3 and ratios of '
+        'tokens it is that of the reverse KL, unbiased (DeepSeek-V3.2; the default in TRL, not in the GRPO paper).',
+    )
     scale_rewards: Literal['group', 'batch', 'none'] = Field(
         'group',
         description='Standard deviation that scales advantages: of their group, of the batch (one step), or none.',
@@ -50,9 +55,19 @@ class GRPO(GroupBased, PolicyGradient, Reference):
             raise ValueError('loss_type cispo weighs single tokens: leave importance_level and clip_range_dual out')
         return self
 
+    @model_validator(mode='after')
+    def _has_a_kl(self) -> GRPO:
+        if self.use_bias_correction_kl and not self.beta:
+            raise ValueError('use_bias_correction_kl corrects the KL divergence in the loss, but beta is 0')
+        return self
+
     @property
     def kl_in_loss(self) -> tuple[float, str]:
         return self.beta, self.kl_estimator
+
+    @property
+    def corrects_kl(self) -> bool:
+        return self.use_bias_correction_kl
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         scores = experience.scores

@@ -14,7 +14,14 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Batch, Need, Scored
 from align_anything.losses.aggregation import Aggregation, aggregation_weights
 from align_anything.losses.kl import KL_ESTIMATORS
-from align_anything.losses.policy_gradient import Clip, importance_ratios, policy_metrics, ppo_loss, rollout_weights
+from align_anything.losses.policy_gradient import (
+    Clip,
+    ImportanceLevel,
+    importance_ratios,
+    policy_metrics,
+    ppo_loss,
+    rollout_weights,
+)
 from align_anything.losses.sft import sft_loss
 
 
@@ -38,10 +45,11 @@ class PolicyGradient(Online):
     clip_range_dual: float | None = Field(
         None, gt=1, description='Dual-clip bound of the ratio of tokens with a negative advantage. null bounds none.'
     )
-    importance_level: Literal['token', 'sequence', 'sequence_token'] = Field(
+    importance_level: ImportanceLevel = Field(
         'token',
-        description='Level of the importance ratio: each token, of its sequence (GSPO), or that with gradients by '
-        'token (GSPO-token).',
+        description='Level of the importance ratio: each token; its sequence, as the geometric mean of its tokens '
+        '(sequence, GSPO), that with gradients by token (sequence_token, GSPO-token), or their product, the ratio of '
+        'the whole response (sequence_product, RLOO).',
     )
     loss_aggregation: Aggregation = Field(
         'token-mean',
@@ -81,12 +89,21 @@ class PolicyGradient(Online):
         return 0.0, 'k3'
 
     @property
+    def corrects_kl(self) -> bool:
+        """Whether the importance ratio weighs the divergence in the loss, so that its gradient is unbiased."""
+        return False
+
+    @property
     def refers(self) -> bool:
         return bool(self.kl_in_loss[0])
 
     @property
     def needs(self) -> Need:
         return 'probability' if self.entropy_coeff else 'transition'
+
+    @property
+    def has_ratios(self) -> bool:
+        return True
 
     @property
     def supervises(self) -> bool:
@@ -157,8 +174,8 @@ class PolicyGradient(Online):
             'entropy': (weights * scored.entropy).sum(),
         }
         if self.refers:
-            estimator = KL_ESTIMATORS[self.kl_in_loss[1]]
-            terms['kl'] = (weights * estimator(logprobs, batch.values_of('reference'))).sum()
+            kl = KL_ESTIMATORS[self.kl_in_loss[1]](logprobs, batch.values_of('reference'))
+            terms['kl'] = (weights * (kl * ratios if self.corrects_kl else kl)).sum()
         metrics = policy_metrics(logprobs.detach(), old, ratios.detach(), advantages, batch.weights, self.clip)
         return {**terms, **metrics}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
 from align_anything.configs.ptx import PtxDataCfgs
-from align_anything.configs.schema import Cfgs, LoggerCfgs, ModelCfgs, RunCfgs
+from align_anything.configs.schema import Cfgs, LoggerCfgs, LoraCfgs, ModelCfgs, RunCfgs
 
 MODEL, COST = 'model', 'cost'
 """What metrics call the score of a reward model and that of a cost model."""
@@ -217,6 +217,18 @@ class RewardCfgs(Cfgs):
     )
 
 
+class OnlineLoraCfgs(LoraCfgs):
+    """Low-rank adapters instead of training all weights, without dropout."""
+
+    lora_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description='Dropout on the inputs of the adapters. Only online_dpo takes some: elsewhere the update would '
+        'compare the policy under dropout with itself without, and no ratio would be 1.',
+    )
+
+
 class OnlineLoggerCfgs(LoggerCfgs):
     """What the run writes, where, and how often, responses too."""
 
@@ -232,6 +244,7 @@ class OnlineRunCfgs(RunCfgs):
 
     model_cfgs: OnlineModelCfgs = Field(default_factory=OnlineModelCfgs)
     logger_cfgs: OnlineLoggerCfgs = Field(default_factory=OnlineLoggerCfgs)
+    lora_cfgs: OnlineLoraCfgs = Field(default_factory=OnlineLoraCfgs)
     reward_cfgs: RewardCfgs = Field(default_factory=RewardCfgs)
     vllm_cfgs: VLLMCfgs = Field(default_factory=VLLMCfgs)
 

@@ -89,7 +89,9 @@ class TrainCfgs(Cfgs):
         description='DeepSpeed file: the name of one that ships with the package, or a path. It decides the ZeRO '
         'stage and offload; the environment variable ZERO_STAGE_FILE sets it too.',
     )
-    epochs: int = Field(1, ge=0, description='How often the run goes through the training data.')
+    epochs: float = Field(
+        1.0, ge=0, description='How often the run goes through the training data; 0.5 is half of them.'
+    )
     max_steps: PositiveInt | None = Field(
         None, description='Number of optimizer steps of the run. When given, it replaces epochs.'
     )

@@ -23,6 +23,7 @@ from align_anything.engines.process_group import join_process_group
 from align_anything.engines.step import (
     Objective,
     StepResult,
+    divided,
     global_counts,
     global_estimates,
     run_step,
@@ -71,7 +72,7 @@ class DeepSpeedEngine:
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient before clipping, over all ranks."""
+        """Norm of the gradient before clipping, over all ranks, in the last step that was applied."""
         norm = self._plain_norm if self._plain else self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float('nan')
 
@@ -118,7 +119,7 @@ class DeepSpeedEngine:
         scorer = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
         counts, summed = global_counts(micro_batches, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
-            return StepResult(dict.fromkeys(counts, 0.0), 0.0, counts, summed, applied=False)
+            return StepResult({}, None, counts, summed, applied=False)
         estimates = self._estimates(micro_batches, algorithm, scorer)
         self.engine.train()
         remaining = len(micro_batches)
@@ -136,7 +137,7 @@ class DeepSpeedEngine:
             counts,
             estimates,
             score=score,
-            backward=lambda loss, last: self.engine.backward(loss, scale_wrt_gas=False),
+            backward=self._backward,
             world_size=world_size(),
             reduce_sum=self._reduce,
             device=self.device,
@@ -154,6 +155,14 @@ class DeepSpeedEngine:
         if not result.finite and result.applied:
             raise TrainingError('a non-finite loss reached the weights; the last checkpoint is the last good state.')
         return result
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        if not loss.requires_grad:
+            raise TrainingError(
+                'the scores of a micro-batch depend on no weight that trains. What its policy collates must reach one, '
+                'whatever the rows hold (align_anything/policies/base.py).'
+            )
+        self.engine.backward(loss, scale_wrt_gas=False)
 
     def evaluate(
         self,
@@ -189,9 +198,7 @@ class DeepSpeedEngine:
                     sums[name] = sums.get(name, 0.0) + chunk.terms[name]
                     counts[name] = counts.get(name, 0.0) + chunk_counts[name]
         self.engine.train()
-        terms = {name: sums[name] / max(counts[name], 1e-12) for name in sums}
-        loss = sum(weight * terms[name] for name, weight in algorithm.coefficients().items())
-        return StepResult(terms, loss, counts)
+        return divided(sums, counts, algorithm)
 
     def _estimates(
         self, batches: Iterable[Batch], algorithm: Objective, score: Callable[[Batch], Scored]

@@ -33,8 +33,9 @@ class StepResult:
     """What happened in one optimizer step, over all ranks.
 
     Attributes:
-        terms: each loss term and each metric of the algorithm, divided by its global count.
-        loss: the weighted sum of the terms, the objective that was stepped on.
+        terms: each loss term and each metric of the algorithm, divided by its global count. One that nothing was
+            counted for is left out: it has no value.
+        loss: the weighted sum of the terms, the objective that was stepped on; None where nothing was counted.
         counts: global count of each one's unit.
         extras: the caller's own numbers, summed over ranks.
         applied: whether the weights changed.
@@ -42,7 +43,7 @@ class StepResult:
     """
 
     terms: dict[str, float]
-    loss: float
+    loss: float | None
     counts: dict[str, float]
     extras: dict[str, float] = field(default_factory=dict)
     applied: bool = True
@@ -50,7 +51,17 @@ class StepResult:
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.loss)
+        return self.loss is None or math.isfinite(self.loss)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was nothing to train on, for any rank."""
+        return not any(self.counts.values())
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The loss and the terms by name, as far as there are any."""
+        return {**({} if self.loss is None else {'loss': self.loss}), **self.terms}
 
 
 ReduceSum = Callable[[Tensor], Tensor]
@@ -68,14 +79,21 @@ def with_roles(score: Score, roles: Mapping[str, Score]) -> Score:
     return scored
 
 
+def divided(sums: Mapping[str, float], counts: Mapping[str, float], algorithm: Objective) -> StepResult:
+    """The result of term sums over all ranks, given their global counts."""
+    terms = {name: total / counts[name] for name, total in sums.items() if counts[name]}
+    weighted = [weight * terms[name] for name, weight in algorithm.coefficients().items() if name in terms]
+    return StepResult(terms, sum(weighted) if weighted else None, dict(counts))
+
+
 def combined(results: Sequence[StepResult], algorithm: Objective) -> StepResult:
     """The result over all that several results are over."""
     counts = {name: sum(result.counts[name] for result in results) for name in results[0].counts}
-    terms = {
-        name: sum(result.terms[name] * result.counts[name] for result in results) / max(count, 1e-12)
-        for name, count in counts.items()
+    sums = {
+        name: sum(result.terms[name] * result.counts[name] for result in results if name in result.terms)
+        for name in counts
     }
-    return StepResult(terms, sum(weight * terms[name] for name, weight in algorithm.coefficients().items()), counts)
+    return divided(sums, counts, algorithm)
 
 
 def global_counts(
@@ -152,9 +170,7 @@ def run_step(
         read = (scored.values, *batch.per_unit.values())
         seen.append((batch, torch.stack([torch.isfinite(values).all() for values in read]).all()))
     vector = torch.stack([torch.as_tensor(totals[name]).reshape(()) for name in counts])
-    values = dict(zip(counts, reduce_sum(vector).tolist(), strict=True))
-    terms = {name: value / max(counts[name], 1e-12) for name, value in values.items()}
-    result = StepResult(terms, sum(weight * terms[name] for name, weight in coefficients.items()), dict(counts))
+    result = divided(dict(zip(counts, reduce_sum(vector).tolist(), strict=True)), counts, algorithm)
     if not result.finite:
         result.suspects = [source for batch, finite in seen if not bool(finite) for source in batch.sources]
     return result

@@ -17,6 +17,7 @@ from torch import Tensor
 from align_anything.losses.kl import k3
 from align_anything.losses.responses import response_sums
 
+ImportanceLevel = Literal['token', 'sequence', 'sequence_token', 'sequence_product']
 LOG_RATIO_BOUND = 20.0
 """Bound of log-ratios, as in verl: past it `exp` overflows, and a clipped unit's gradient is not zero but NaN."""
 
@@ -43,17 +44,21 @@ def importance_ratios(
     weights: Tensor,
     segments: Tensor,
     num_responses: int,
-    level: Literal['token', 'sequence', 'sequence_token'] = 'token',
+    level: ImportanceLevel = 'token',
 ) -> Tensor:
     """How much likelier each unit has become, `(N,)`, with a gradient.
 
     `token` is the unit's own ratio (PPO, GRPO). `sequence` is the geometric mean over its response, the same for all of
     its units (GSPO: Zheng et al., 2025, arXiv:2507.18071, section 4.1). `sequence_token` has that value with the
     gradient of the unit's own log-probability, for advantages that differ within a response (GSPO-token, section 4.3).
-    GSPO is the mean over responses, which aggregation `sequence-mean-token-mean` makes of either.
+    `sequence_product` is the product over the response, how much likelier all of it has become (RLOO: Ahmadian et al.,
+    2024, arXiv:2402.14740, section 2, which takes the response for one action).
+    Of the last three, aggregation `sequence-mean-token-mean` makes the mean over responses.
     """
     log_ratios = _log_ratios(logprobs, old_logprobs, weights)
-    if level != 'token':
+    if level == 'sequence_product':
+        log_ratios = response_sums(weights * log_ratios, segments, num_responses)[segments]
+    elif level != 'token':
         lengths = response_sums(weights, segments, num_responses)
         sums = response_sums(weights * log_ratios, segments, num_responses)
         means = (sums / lengths.masked_fill(lengths == 0, 1))[segments]

@@ -45,14 +45,14 @@ def explained_variance_sums(values: Tensor, returns: Tensor, weights: Tensor) ->
     }
 
 
-def explained_variance(means: Mapping[str, float]) -> float:
+def explained_variance(means: Mapping[str, float]) -> float | None:
     """`1 - Var(R - V) / Var(R)`: one for a critic that knows all, zero for one that knows no more than the mean.
 
-    Returns that are all equal have nothing to explain, which counts as zero.
+    None for returns that are all equal, which leave nothing to explain.
 
     Args:
         means: the sums of `explained_variance_sums`, divided by the sum of the weights over the step.
     """
     spread = means['squared_returns'] - means['returns'] ** 2
     unexplained = means['squared_value_errors'] - means['value_errors'] ** 2
-    return 1.0 - unexplained / spread if spread > 0 else 0.0
+    return 1.0 - unexplained / spread if spread > 0 else None

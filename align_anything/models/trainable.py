@@ -6,7 +6,7 @@ The order is fixed: freeze components, unfreeze by pattern, then add adapters (`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from align_anything.core.errors import ModelError
 from align_anything.core.registry import nearest
+from align_anything.core.types import MediaKind
 from align_anything.models import structure
 from align_anything.models.score import SCORE_HEAD
 
@@ -24,6 +25,12 @@ Components = Mapping[str, Sequence[str]]
 """Names of components to prefixes of the parameter names in it, as in `FamilySpec.components`."""
 
 FREEZABLE_COMPONENTS = ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
+READ_BY: Mapping[MediaKind, tuple[str, ...]] = {
+    'image': ('vision_tower', 'mm_proj'),
+    'video': ('vision_tower', 'mm_proj'),
+    'audio': ('audio_tower', 'mm_proj'),
+}
+"""The components that media of a kind reach besides the language model."""
 _ADAPTER_PREFIX = 'base_model.model.'
 _ADAPTER_LEVELS = re.compile(
     r'\.(?:base_layer|original_module|modules_to_save\.[^.]+'
@@ -86,6 +93,21 @@ def require_trainable(model: nn.Module) -> None:
         raise ModelError(
             'nothing trains: every parameter is frozen. Look at freeze_vision_tower, freeze_audio_tower, '
             'freeze_mm_proj and freeze_language_model, or name what should train in unfreeze_patterns.'
+        )
+
+
+def require_reached(model: nn.Module, components: Components, kinds: Collection[MediaKind], pair: str) -> None:
+    """Raises ModelError when no parameter that trains is reached by text and media of these `kinds`.
+
+    They are those that rows of the modality `pair` may hold.
+    """
+    reached = {'language_model', SCORE_HEAD, *(component for kind in kinds for component in READ_BY[kind])}
+    training = {component_of(name, components) for name, item in model.named_parameters() if item.requires_grad}
+    if not training & reached:
+        raise ModelError(
+            f'all that trains is {" and ".join(sorted(training))}, which rows of {pair} never reach: choose a pair '
+            'with media that it reads, or train the language model too (freeze_language_model, '
+            'lora_cfgs.target_modules).'
         )
 
 

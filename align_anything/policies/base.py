@@ -21,7 +21,10 @@ class Collator(Protocol):
     layout: str
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
-        """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
+        """Returns the Batch of these Examples; of none, a batch that computes and trains nothing.
+
+        Whatever the Examples hold, a gradient of its scores reaches some weight that trains.
+        """
         ...
 
     def cost(self, example: Example) -> Cost:

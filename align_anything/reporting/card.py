@@ -49,7 +49,7 @@ def write_score_card(
 ) -> None:
     """Writes `README.md`, and `scores.json` with the range of the scores at the last evaluation, if there was one."""
     numbers = {'step': step, **_range(evaluation)} if evaluation else {}
-    ranges = 'The range of its scores is unknown: it was trained without evaluation data.'
+    ranges = 'The range of its scores is unknown: no evaluation measured it.'
     if numbers:
         ranges = (
             f'On the evaluation data its scores have the mean {numbers["mean"]:.3f} and the standard deviation '

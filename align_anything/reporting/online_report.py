@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
-from align_anything.algorithms.online import Online
 from align_anything.core.types import Example, Response
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import mean_and_variance, moments
@@ -24,6 +23,7 @@ def numbers_of(rollout: Rollout) -> dict[str, Tensor]:
     """Numbers of each response, `(R,)`, whose means are told; NaN where there is none: a reward abstained."""
     responses, rewards = rollout.responses, rollout.rewards
     return {
+        RESPONSES: torch.ones(len(responses)),
         'reward': rollout.scores.masked_fill(~rollout.judged, float('nan')),
         **{f'reward/{name}': values for name, values in rewards.items() if len(rewards) > 1},
         **{f'abstained/{name}': values.isnan().float() for name, values in rewards.items()},
@@ -60,7 +60,7 @@ def rollout_metrics(
         sources: what metrics call the datasets, in the order of `Example.source_index`.
         reduce_sum: adds a tensor up over ranks.
     """
-    numbers = {RESPONSES: torch.ones(len(rollout.scores)), **numbers_of(rollout)}
+    numbers = numbers_of(rollout)
     indices = torch.tensor(
         [example.source_index for example in rollout.examples for _ in example.responses],
         dtype=torch.long,
@@ -70,15 +70,16 @@ def rollout_metrics(
         sums_of({name: values[indices == number] for name, values in numbers.items()}) for number in range(len(several))
     ]
     total, *of_each = [means(numbers, sums) for sums in reduce_sum(torch.stack([sums_of(numbers), *of_each]))]
-    _, variance = mean_and_variance(reduce_sum(moments(rollout.scores, rollout.judged.float())))
+    spread = reduce_sum(moments(rollout.scores, rollout.judged.float()))
+    _, variance = mean_and_variance(spread)
     drifts = [(response.per_unit['old'] - response.per_unit['rollout']).abs() for response in responses_of(trained)]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()
     return {
         RESPONSES: 0.0,
         **total,
-        'reward_std': float(variance.sqrt()),
-        'rollout_drift': drifted / max(tokens, 1.0),
+        **({'reward_std': float(variance.sqrt())} if spread[0] > 1 else {}),
+        **({'rollout_drift': drifted / tokens} if tokens else {}),
         **{
             f'{source}/{name}': value
             for source, own in zip(several, of_each, strict=True)
@@ -87,37 +88,34 @@ def rollout_metrics(
     }
 
 
-def uninformative(rollout: Rollout, reduce_sum: ReduceSum) -> float:
+def uninformative(rollout: Rollout, reduce_sum: ReduceSum) -> dict[str, float]:
     """The share of the prompts whose responses all have the same score, over all ranks; every rank calls it."""
     differing = rollout.differing
     counts = torch.tensor([differing.count(False), len(differing)], dtype=torch.float64)
     alike, prompts = reduce_sum(counts).tolist()
-    return alike / max(prompts, 1.0)
+    return {'uninformative': alike / prompts} if prompts else {}
 
 
-def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> float:
+def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> dict[str, float]:
     """How many optimizer steps the weights at `step` are ahead of those that generated a response, in the mean.
 
     Over all ranks; every rank calls it.
     """
     behind = [step - response.version for response in rollout.responses]
     steps, responses = reduce_sum(torch.tensor([sum(behind), len(behind)], dtype=torch.float64)).tolist()
-    return steps / max(responses, 1.0)
-
-
-def update_metrics(results: Sequence[StepResult], algorithm: Online) -> dict[str, float]:
-    """How the optimizer steps on one rollout went."""
-    total = combined(results, algorithm)
-    return {'loss': total.loss, **total.terms}
+    return {'staleness': steps / responses} if responses else {}
 
 
 def critic_metrics(role: str, results: Sequence[StepResult], critic: Critic) -> dict[str, float]:
-    """The same of a critic."""
+    """How the optimizer steps of a critic on one rollout went."""
     terms = combined(results, critic).terms
+    if not terms:
+        return {}
+    explained = explained_variance(terms)
     return {
         f'{role}/value_loss': terms['value_loss'],
         f'{role}/return': terms['returns'],
-        f'{role}/explained_variance': explained_variance(terms),
+        **({} if explained is None else {f'{role}/explained_variance': explained}),
     }
 
 

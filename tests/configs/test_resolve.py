@@ -39,9 +39,9 @@ def test_all_problems_at_once():
 @pytest.mark.parametrize(
     ('words', 'said'),
     [
-        ('--epochs 1.5', 'train_cfgs.epochs = 1.5 (command line --epochs): '),
-        ('--epochs True', 'train_cfgs.epochs = True (command line --epochs): expected integer.'),
-        ('--epochs 0', 'train_cfgs.epochs = 0 (command line --epochs): nothing would be trained'),
+        ('--seed 1.5', 'train_cfgs.seed = 1.5 (command line --seed): '),
+        ('--epochs True', 'train_cfgs.epochs = True (command line --epochs): expected number.'),
+        ('--epochs 0', 'train_cfgs.epochs = 0.0 (command line --epochs): nothing would be trained'),
         ('--epochs -1', 'must be greater than or equal to 0'),
         ('--max_steps 0', 'must be greater than 0'),
         ('--learning_rate fast', "train_cfgs.learning_rate = 'fast' (command line --learning_rate): expected number."),
@@ -211,7 +211,8 @@ def test_help_lists_every_key_of_the_run(run, capsys):
             assert field.description.split()[0] in text
     joined = ' '.join(text.split())
     assert 'Seed of the data order, the initialisation of new weights and dropout. [5, command line --seed]' in joined
-    assert 'How often the run goes through the training data. [1, configs/train/text_to_text/sft.yaml line 3]' in joined
+    epochs = 'How often the run goes through the training data; 0.5 is half of them.'
+    assert f'{epochs} [1, configs/train/text_to_text/sft.yaml line 3]' in joined
     assert '--scale_coeff' not in text
     with pytest.raises(SystemExit):
         run('-h', {'RANK': '1'})

@@ -50,7 +50,7 @@ def test_the_metrics_are_recorded(metrics: set[str]) -> None:
     named = {name for row in cells('| metric |') for name in re.findall('`([^`]+)`', row[0])}
     # Of several rewards, of a critic, short for the one before, and of settings that the command has not.
     special = {name for name in named if '<' in name or '…' in name} | {'multiplier', 'mean_cost'}
-    special |= {'kl_coeff', 'response_kl', 'staleness', 'seconds/generation_ahead'}
+    special |= {'kl_coeff', 'response_kl', 'staleness', 'seconds/generation_ahead', 'empty_steps', 'nonfinite_steps'}
     assert named - special <= metrics and {'seconds/reward', 'seconds/scoring', 'seconds/update'} <= metrics
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from align_anything.algorithms.sft import SFT
+from align_anything.core.errors import TrainingError
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.optim import make_optimizer, make_schedule, parameter_groups
@@ -213,6 +214,7 @@ def nothing(rank: int):
     before = copy.deepcopy(weights(engine))
     empty = engine.train_step([collate([])], SFT(), extras={'skipped': rank + 1})
     half = engine.train_step([collate(rows[:2] if rank == 0 else [])], SFT())
+    assert (empty.loss, empty.terms, empty.numbers, empty.empty, empty.finite) == (None, {}, {}, True, True)
     return empty.applied, empty.extras, half.applied, half.loss, before is None
 
 
@@ -221,6 +223,19 @@ def test_a_rank_without_samples_keeps_step_and_a_step_without_samples_changes_no
     for applied, extras, half_applied, loss, _ in results:
         assert not applied and extras == {'skipped': 3.0} and half_applied and loss > 0
     assert results[0][3] == results[1][3]
+
+
+def unreached(rank: int):
+    module = policy(True)
+    module.requires_grad_(False)
+    module.model.register_parameter('aside', torch.nn.Parameter(torch.zeros(2)))
+    engine = DeepSpeedEngine(module, config(0, 2, 1, 1), optimizer(module), schedule)
+    with pytest.raises(TrainingError, match='depend on no weight that trains'):
+        engine.train_step([TokenCollator(TextFamily(), 'packed')(examples()[:2])], SFT())
+
+
+def test_scores_that_nothing_trained_takes_part_in_are_an_error():
+    run_ranks(unreached, 1)
 
 
 def shared_memory_left(rank: int):

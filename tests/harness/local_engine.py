@@ -58,7 +58,7 @@ class LocalEngine:
             counts,
             estimates,
             score=score,
-            backward=lambda loss, last: loss.backward(),
+            backward=_backward,
             world_size=1,
             reduce_sum=_identity,
         )
@@ -93,6 +93,12 @@ class LocalEngine:
                 world_size=1,
                 reduce_sum=_identity,
             )
+
+
+def _backward(loss: Tensor, last: bool) -> None:
+    # Rows without media reach nothing where only a tower trains: their gradient is zero.
+    if loss.requires_grad:
+        loss.backward()
 
 
 def _identity(tensor: Tensor) -> Tensor:

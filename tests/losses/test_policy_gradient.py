@@ -23,7 +23,7 @@ from tests.losses.ragged import LENGTHS, WEIGHTS, Lists, check_gradient, cut, cu
 
 NOW, OLD, ADVANTAGES = lists(1, 0.4), lists(2, 0.4), lists(3)
 CLIP = Clip(low=0.2, high=0.3, dual=1.5)
-LEVELS = ('token', 'sequence', 'sequence_token')
+LEVELS = ('token', 'sequence', 'sequence_token', 'sequence_product')
 MODES = ('token-mean', 'sequence-mean-token-mean', 'sequence-mean-token-sum-norm')
 MAX_LENGTH = 7
 
@@ -33,8 +33,8 @@ def ratios_by_loop(level: str) -> Lists:
     for now, old, weights in zip(NOW, OLD, WEIGHTS, strict=True):
         logs = [a - b if weight else 0.0 for a, b, weight in zip(now, old, weights, strict=True)]
         if level != 'token':
-            mean = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / max(sum(weights), 1.0)
-            logs = [mean] * len(logs)
+            total = sum(weight * log for weight, log in zip(weights, logs, strict=True))
+            logs = [total if level == 'sequence_product' else total / max(sum(weights), 1.0)] * len(logs)
         found.append([math.exp(log) for log in logs])
     return found
 

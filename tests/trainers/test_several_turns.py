@@ -175,12 +175,14 @@ def gradient(
     responses = [(prompt['prompt'], response) for prompt in prompts for response in prompt['responses']]
     for (prompt, response), own in zip(responses, advantages, strict=True):
         logprobs = differentiable_logprobs(policy, prompt, response)
-        loss = -(logprobs - logprobs.detach()).exp() * own
+        ratios = (logprobs - logprobs.detach()).exp()
+        # The response is one action, how likely all of it is.
+        loss = -(ratios.prod()[None] if name == 'rloo' else ratios) * own[: 1 if name == 'rloo' else None]
         if name == 'grpo':
             ratio = differentiable_logprobs(reference, prompt, response).detach() - logprobs
             loss = loss + 0.3 * (ratio.exp() - ratio - 1)
         losses.append(loss)
-    by_response = name == 'grpo'
+    by_response = name in ('grpo', 'rloo')
     total = sum(loss.mean() for loss in losses) / len(losses) if by_response else torch.cat(losses).mean()
     return norm_of(total, policy)
 

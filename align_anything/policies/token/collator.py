@@ -104,8 +104,9 @@ class TokenCollator:
             per_unit={name: torch.cat([values[name] for values in per_unit]) for name in shared},
             stats={
                 'examples': len(examples),
-                'tokens': rows.tokens,
-                'padding': rows.padding,
+                # What stands in for rows is computed, but is nobody's.
+                'tokens': rows.tokens if examples else 0,
+                'padding': rows.padding if examples else 0,
                 'units': len(rows.inputs.targets),
                 **{f'{kind}s': number for kind, number in counts.items()},
             },

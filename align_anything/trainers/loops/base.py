@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -95,11 +95,14 @@ class Loop:
             self.console.note(f'checkpoint: {saved}')
         return not stop
 
-    def _evaluated_as(self, found: dict[str, float]) -> None:
-        """Keeps the best model, and ends the run when it gets no better, as the settings ask."""
+    def _evaluated_as(self, found: dict[str, float], known: Collection[str]) -> None:
+        """Keeps the best model, and ends the run when it gets no better, as the settings ask.
+
+        `known` are the names of all that an evaluation can give; what nothing was counted for it does not give.
+        """
         train, progress = self.cfgs.train_cfgs, self.progress
         progress.last_evaluation = found
-        if (train.save_best or train.early_stopping_patience) and self._improved(found):
+        if (train.save_best or train.early_stopping_patience) and self._improved(found, known):
             progress.best_step = progress.step
             if train.save_best:
                 self.save(progress, with_state=False, name=BEST_NAME)
@@ -107,13 +110,15 @@ class Loop:
             self.console.note(f'stopping early: step {progress.best_step} was better than all evaluations since')
             self.steps = progress.step
 
-    def _improved(self, found: Mapping[str, float]) -> bool:
+    def _improved(self, found: Mapping[str, float], known: Collection[str]) -> bool:
         """Whether this evaluation is the best so far; remembers how many in a row were not."""
         progress, metric = self.progress, self.cfgs.train_cfgs.save_best or 'loss'
-        if metric not in found:
+        if metric not in known:
             raise SettingsError(
-                [f"train_cfgs.save_best: the evaluation gives no '{metric}'. It gives {', '.join(found)}."]
+                [f"train_cfgs.save_best: the evaluation gives no '{metric}'. It gives {', '.join(known)}."]
             )
+        if metric not in found:
+            return False  # there was nothing to measure it on, so it says nothing of the model
         value = found[metric]
         better = math.isfinite(value) and (
             progress.best is None or (value < progress.best if is_cost(metric) else value > progress.best)
@@ -151,6 +156,25 @@ class Loop:
             self.skips.check(self.rows, ratio)
         elif self.progress.seen >= STREAM_ROWS_BEFORE_RATIO:
             self.skips.check(self.progress.seen, ratio)
+
+    def _concluded(self, batches: list[Batch], result: StepResult) -> None:
+        """Counts a step that had nothing to train on, and handles one that was not applied for another reason."""
+        if result.empty:
+            self.progress.empty += 1
+        elif not result.applied:
+            self._nonfinite(batches, result)
+
+    def _of_steps(self, last: StepResult) -> dict[str, float]:
+        """What every loop tells of its steps; a step that was not applied has no gradient to tell of."""
+        progress = self.progress
+        left_out = {'empty_steps': progress.empty, 'nonfinite_steps': progress.nonfinite}
+        return {
+            'learning_rate': self.engine.learning_rates[0],
+            **({'grad_norm': self.engine.grad_norm} if last.applied else {}),
+            'epoch': self._epochs_done(),
+            'skipped': float(len(self.skips)),
+            **{name: float(number) for name, number in left_out.items() if number},
+        }
 
     def _nonfinite(self, batches: list[Batch], result: StepResult) -> None:
         """Handles a step that changed nothing because its loss or its gradient was not finite."""
@@ -219,4 +243,4 @@ class LoaderSteps:
 
 
 def listed(terms: dict[str, float]) -> str:
-    return ', '.join(f'{name} {value:.4f}' for name, value in terms.items())
+    return ', '.join(f'{name} {value:.4f}' for name, value in terms.items()) or 'no row could be used'

@@ -29,12 +29,12 @@ class OfflineLoop(Loop):
             return
         results = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
         total = combined(list(results.values()), self.algorithm)
-        found = {'loss': total.loss, **total.terms}
+        found = total.numbers
         several = results if len(results) > 1 else {}
         of_each = {f'{name}/{key}': value for name, own in several.items() for key, value in own.terms.items()}
         self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
-        self._evaluated_as(found)
+        self._evaluated_as(found, ['loss', *total.counts])
 
     def _evaluated(self, loader: Loader) -> StepResult:
         skipped: list[Skipped] = []
@@ -64,8 +64,7 @@ class OfflineLoop(Loop):
         progress.seen += int(result.extras['examples'] + result.extras['skipped'])
         if result.extras['skipped']:
             self.file_skips([item for own in all_gather_object(skipped) for item in own])
-        if not result.applied and any(result.counts.values()):
-            self._nonfinite(loaded.batches, result)
+        self._concluded(loaded.batches, result)
         self.console.advance(progress.step)
         if progress.step % self.cfgs.logger_cfgs.log_interval == 0 or progress.step == self.steps:
             self._report(result, took, loaded.waited)
@@ -74,19 +73,13 @@ class OfflineLoop(Loop):
     def _report(self, result: StepResult, took: float, waited: float) -> None:
         extras, step = result.extras, self.progress.step
         metrics = {
-            'loss': result.loss,
-            **result.terms,
-            'learning_rate': self.engine.learning_rates[0],
-            'grad_norm': self.engine.grad_norm,
-            'epoch': self._epochs_done(),
+            **result.numbers,
+            **self._of_steps(result),
             'samples': extras['examples'],
             'tokens': extras['tokens'] - extras['padding'],
-            'padding': extras['padding'] / max(extras['tokens'], 1.0),
-            'skipped': float(len(self.skips)),
+            **({'padding': extras['padding'] / extras['tokens']} if extras['tokens'] else {}),
             **{key: extras[key] for key in by_source(extras)},
         }
-        if self.progress.nonfinite:
-            metrics['nonfinite_steps'] = float(self.progress.nonfinite)
         timings = {
             'tokens_per_second': metrics['tokens'] / took,
             'seconds_per_step': took,
@@ -94,7 +87,7 @@ class OfflineLoop(Loop):
             'peak_memory': float(peak_memory()),
         }
         self.writer.log(step, metrics, timings=timings)
-        shown = {key: metrics[key] for key in ('loss', *result.terms, 'learning_rate', 'padding')}
+        shown = {key: metrics[key] for key in (*result.numbers, 'learning_rate', 'padding') if key in metrics}
         self.console.report(step, {**shown, **{key: timings[key] for key in ('tokens_per_second', 'peak_memory')}})
 
 

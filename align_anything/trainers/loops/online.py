@@ -23,13 +23,14 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.step import StepResult
+from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty, weighted_sum
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.metrics import peak_memory
 from align_anything.reporting.online_report import (
+    RESPONSES,
     critic_metrics,
     means,
     numbers_of,
@@ -37,7 +38,6 @@ from align_anything.reporting.online_report import (
     staleness,
     sums_of,
     uninformative,
-    update_metrics,
 )
 from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward, check_scores
@@ -146,7 +146,7 @@ class OnlineLoop(Loop):
         }
         self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
-        self._evaluated_as(found)
+        self._evaluated_as(found, [name for name in names if name != RESPONSES])
 
     def _evaluated(self, loader: Any) -> tuple[list[str], Tensor]:
         """What is told of the responses to held-out prompts of one source: the names, and `sums_of` over all ranks."""
@@ -305,9 +305,14 @@ class OnlineLoop(Loop):
             for micro_batches in self._split_into_steps(examples):
                 if self.progress.step == self.steps:
                     break
-                results.append(self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()]))
+                batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
+                self._concluded(batches, result)
+                results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
-                    values[role].append(self._updated(critic, algorithm, micro_batches))
+                    batches, result = self._updated(critic, algorithm, micro_batches)
+                    if not (result.applied or result.empty):
+                        self._nonfinite(batches, result)
+                    values[role].append(result)
                 self.progress.step += 1
         if self.ptx is not None:
             self.file_skips([item for own in all_gather_object(self._unusable) for item in own])
@@ -316,12 +321,11 @@ class OnlineLoop(Loop):
         self.progress.cursor = self.training.sampler.cursor(self.progress.epoch, self.progress.step_in_epoch)
         return results, values
 
-    def _updated(self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]) -> StepResult:
+    def _updated(
+        self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]
+    ) -> tuple[list[Batch], StepResult]:
         batches = [engine.policy.collate(examples) for examples in micro_batches]
-        result = engine.train_step(batches, algorithm)
-        if not result.applied and any(result.counts.values()):
-            self._nonfinite(batches, result)
-        return result
+        return batches, engine.train_step(batches, algorithm)
 
     def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
         return split_into_steps(examples, self.cfgs, self.algorithm, self._size)
@@ -359,22 +363,17 @@ class OnlineLoop(Loop):
         rollout = rollout_metrics(generated, trained, source_names(self.training.dataset.sources), self._reduce)
         metrics = {
             **rollout,
-            **update_metrics(results, self.algorithm),
-            'learning_rate': self.engine.learning_rates[0],
-            'grad_norm': self.engine.grad_norm,
-            'epoch': self._epochs_done(),
-            'skipped': float(len(self.skips)),
+            **combined(results, self.algorithm).numbers,
+            **self._of_steps(results[-1]),
         }
         metrics |= {f'unread/{name}': float(number) for name, number in self._unread.items() if number}
         for role, own in values.items():
             metrics |= critic_metrics(role, own, self.critics[role][1])
         if self.algorithm.num_generations > 1:
-            metrics['uninformative'] = uninformative(generated, self._reduce)
+            metrics |= uninformative(generated, self._reduce)
         if self.cfgs.vllm_cfgs.vllm_async:
-            metrics['staleness'] = staleness(generated, self.progress.step - len(results), self._reduce)
+            metrics |= staleness(generated, self.progress.step - len(results), self._reduce)
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
-        if self.progress.nonfinite:
-            metrics['nonfinite_steps'] = float(self.progress.nonfinite)
         speed = rollout.get('response_length', 0.0) * rollout['responses'] / took
         timings = {
             **{f'seconds/{name}': seconds for name, seconds in self._seconds.items()},

@@ -21,6 +21,7 @@ class Progress:
         step: optimizer steps done; `epoch` and `step_in_epoch` say where in the data that is.
         seen: rows that were read, of which `skipped` different ones could not be used.
         nonfinite: steps that changed nothing because their loss or gradient was not finite.
+        empty: steps that changed nothing because there was nothing to train on.
         best: value of the metric that `save_best` names at the best evaluation so far, which was after `best_step`;
             `evaluations_since_best` were not better.
         last_evaluation: the metrics of the last evaluation.
@@ -34,6 +35,7 @@ class Progress:
     seen: int = 0
     skipped: int = 0
     nonfinite: int = 0
+    empty: int = 0
     best: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0

@@ -21,8 +21,10 @@ from align_anything.engines.process_group import device_of_rank
 from align_anything.models import structure
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
+from align_anything.models.dropout import switch_off_dropout
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
+from align_anything.models.lora import AUTO
 from align_anything.models.pretrained_model import load_model, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
 from align_anything.policies.base import Policy
@@ -37,14 +39,30 @@ logger = get_logger(__name__)
 
 
 def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm) -> TokenCollator:
-    """The collator of the run's policy; where the engine needs it, every batch holds each kind of media."""
+    """The collator of the run's policy; where the engine needs it, every batch holds each kind of media.
+
+    So it does where text alone may reach nothing that trains, and would have no gradient.
+    """
+    config = load_deepspeed_config(cfgs.train_cfgs.ds_cfgs)
     return plan_batches(
         cfgs,
         spec,
         pair.kinds_in(spec.reads),
         shares_prompts=algorithm.task != 'supervised',
-        every_parameter=needs_every_parameter(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs), world_size()),
+        every_parameter=needs_every_parameter(config, world_size()) or not trains_on_text(cfgs, algorithm),
     )
+
+
+def trains_on_text(cfgs: RunCfgs, algorithm: Algorithm) -> bool:
+    """Whether the gradient of any text is sure to reach a weight that trains.
+
+    Named modules and patterns may be parts of towers, or layers of the language model that only look at images.
+    """
+    if algorithm.scores != 'tokens':
+        return True  # a score head always trains
+    if cfgs.lora_cfgs.use_lora:
+        return cfgs.lora_cfgs.target_modules == AUTO
+    return not cfgs.train_cfgs.freeze_language_model
 
 
 def make_policy(scores: str, model: nn.Module, collate: TokenCollator, dtype: torch.dtype) -> Policy:
@@ -102,6 +120,8 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_
     source, is_reward_model = cfgs.model_cfgs.model_name_or_path, algorithm.scores != 'tokens'
     model = load_for_layout(cfgs, collate, source, dtype=dtype, config=config, is_reward_model=is_reward_model)
     tuned = tune(cfgs, spec, model)
+    if algorithm.has_ratios and (dropout := switch_off_dropout(tuned)):
+        logger.info('dropout: off, where the checkpoint has up to %g; the update compares scores without', dropout)
     make_ready(cfgs, spec, tuned, config)
     policy = make_policy(algorithm.scores, tuned, collate, dtype)
     rates = {f'model.{name}': rate for name, rate in parameter_rates(cfgs, spec, tuned).items()}

@@ -33,6 +33,7 @@ from align_anything.engines.checkpoint import (
 )
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
+from align_anything.models.trainable import require_reached
 from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
@@ -88,7 +89,8 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     sources, spec = open_run(cfgs, pair, algorithm)
     require_reference_reads(cfgs, algorithm, spec.max_length)
     collate = make_collator(cfgs, spec, pair, algorithm)
-    build_on_meta(cfgs, spec, algorithm)
+    model, _ = build_on_meta(cfgs, spec, algorithm)
+    require_reached(model, spec.components, collate.kinds, pair.name)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 
@@ -149,6 +151,13 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
     with closing(loop):
         finished = loop.run()
     loop.skips.conclude()
+    if run.progress.empty:
+        logger.warning(
+            '%d of %d optimizer steps had nothing to train on (metric empty_steps): their rows could not be used, or '
+            'their responses were all worth the same',
+            run.progress.empty,
+            run.progress.step,
+        )
     if not finished:
         logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
         return

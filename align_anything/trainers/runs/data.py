@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -246,14 +247,19 @@ def row_costs(dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs) -> tupl
 
 
 def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
-    """Optimizer steps of the run: `max_steps`, else those of all epochs. Raises DataError for an endless stream."""
+    """Optimizer steps of the run: `max_steps`, else those of all epochs, rounded up within the last.
+
+    Raises DataError for an endless stream.
+    """
     train = cfgs.train_cfgs
     if train.max_steps is not None:
         return train.max_steps
-    steps = [sampler.steps_in(epoch) for epoch in range(train.epochs)]
+    steps = [sampler.steps_in(epoch) for epoch in range(math.ceil(train.epochs))]
     if None in steps:
         raise DataError('a stream has no known length: set train_cfgs.max_steps.')
-    return sum(steps)
+    whole = math.floor(train.epochs)
+    # Rounded first: a tenth of thirty steps is three, and in floating point a little more.
+    return sum(steps[:whole]) + sum(math.ceil(round((train.epochs - whole) * last, 6)) for last in steps[whole:])
 
 
 def prompt_sampler(

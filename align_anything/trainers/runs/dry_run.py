@@ -20,7 +20,7 @@ from align_anything.core.types import Batch, Example, Piece, named_tensors
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
-from align_anything.models.trainable import parameter_table, render_table
+from align_anything.models.trainable import parameter_table, render_table, require_reached
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
@@ -73,6 +73,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         if batch is None:
             raise DataError('the training data hold no rows.')
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
+    if resolved.algorithm.trains:
+        require_reached(model, spec.components, collate.kinds, pair.name)
     kept: list[Example] = []
     tokens = cfgs.train_cfgs.max_length_per_batch or 0
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
