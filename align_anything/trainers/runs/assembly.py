@@ -42,7 +42,7 @@ def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algori
         cfgs,
         spec,
         pair.kinds_in(spec.reads),
-        shares_prompts=algorithm.task != 'supervised',
+        shares_prompts=algorithm.task != 'supervised' or (spec.renderer.splits and cfgs.data_cfgs.train_on != 'last'),
         every_parameter=needs_every_parameter(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs), world_size()),
     )
 
