@@ -5,19 +5,20 @@ Each is written anew, in the manner of the checkpoints it is named after.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from align_anything.testing.tiny.templates import BOS
 
-TEXT = (
-    '{%- macro said(content) -%}{%- if content is string -%}{{ content }}{%- elif content -%}'
-    "{%- for part in content -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- else -%}{{ '$' }}{%- endif -%}"
-    '{%- endfor -%}{%- endif -%}{%- endmacro -%}'
-)
-"""A macro that writes a content, text or parts; `$` stands for what it writes of media."""
 
-
-def text_macro(media: str = '') -> str:
-    """Returns the macro `said(content)`; `media` is Jinja that writes a part other than text."""
-    return TEXT.replace("{{ '$' }}", media)
+def text_macro(media: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Returns the macro `said(content)`, which writes text or parts, `media` of each kind as their placeholder."""
+    branches = ''.join(f"{{%- elif part['type'] == '{kind}' -%}}{{{{ {text!r} }}}}" for kind, text in media.items())
+    return (
+        '{%- macro said(content) -%}{%- if content is string -%}{{ content }}{%- elif content -%}'
+        "{%- for part in content -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}" + branches + '{%- endif -%}'
+        '{%- endfor -%}{%- endif -%}{%- endmacro -%}'
+    )
 
 
 SPLIT = (
@@ -29,12 +30,18 @@ SPLIT = (
 """Parts the `thought` of an answer from its `body`."""
 
 
-def qwen3(opened: bool = False, media: str = '') -> str:
+def qwen3(opened: bool = False, thinks: bool = True, media: Mapping[str, str] = MappingProxyType({})) -> str:
     """Returns Qwen3's manner, with `opened` that of its thinking models, whose generation prompt opens a thought.
 
+    Without `thinks` it is that of its instruct models, which know no thoughts.
     Answers before the last question lose their thoughts; the last answer has one in any case, if only an empty one.
     Results of tools stand in a user turn, those of neighbouring tool turns in one.
     """
+    thinking = (
+        SPLIT + "{{ '<|im_start|>assistant\n' }}{%- if loop.index0 > seen.question and (loop.last or thought) -%}"
+        "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + body.lstrip('\n') }}"
+        "{%- else -%}{{ body.lstrip('\n') }}{%- endif -%}"
+    )
     return (
         text_macro(media)
         + "{%- if tools or (messages and messages[0]['role'] == 'system') -%}{{ '<|im_start|>system\n' }}"
@@ -46,11 +53,9 @@ def qwen3(opened: bool = False, media: str = '') -> str:
         '{%- for message in messages -%}'
         "{%- if message['role'] == 'user' or (message['role'] == 'system' and not loop.first) -%}"
         "{{ '<|im_start|>' + message['role'] + '\n' + said(message['content']) + '<|im_end|>\n' }}"
-        "{%- elif message['role'] == 'assistant' -%}" + SPLIT + "{{ '<|im_start|>assistant\n' }}"
-        '{%- if loop.index0 > seen.question and (loop.last or thought) -%}'
-        "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + body.lstrip('\n') }}"
-        "{%- else -%}{{ body.lstrip('\n') }}{%- endif -%}"
-        "{%- for call in message['tool_calls'] or [] -%}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        + (thinking if thinks else "{%- set body = said(message['content']) -%}{{ '<|im_start|>assistant\n' + body }}")
+        + "{%- for call in message['tool_calls'] or [] -%}"
         "{%- if body.strip() or not loop.first -%}{{ '\n' }}{%- endif -%}"
         "{{ '<tool_call>\n{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
         "{{ call['function']['arguments'] | tojson }}{{ '}\n</tool_call>' }}{%- endfor -%}{{ '<|im_end|>\n' }}"
