@@ -25,6 +25,9 @@ assistant turn may hold `tool_calls` (arguments as a dict) and `reasoning_conten
 """
 Conversation = list[Message]
 
+BESIDE_CONTENT = ('tool_calls', 'reasoning_content', 'tool_call_id', 'name', 'tools')
+"""What a turn in normal form may hold beside its role and content."""
+
 Need = Literal['score', 'transition', 'probability']
 NEEDS: tuple[Need, ...] = ('score', 'transition', 'probability')
 """What the score of a unit is, each more than the one before: a number that is better when it is higher; the

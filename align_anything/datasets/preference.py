@@ -116,8 +116,9 @@ class AnswersTask:
 
 def _last_turns(encode_group: EncodeGroup, conversations: list[Conversation], judged: bool = False) -> Example:
     """The Example of conversations that differ in their last turn, or in answers of several turns."""
-    shortest = min(map(len, conversations))
-    return encode_group(conversations, 'last', start=shortest - 1, judged=judged)
+    if len({len(conversation) for conversation in conversations}) > 1:
+        return encode_group(conversations, 'all_assistant', judged=judged)
+    return encode_group(conversations, 'last', start=len(conversations[0]) - 1, judged=judged)
 
 
 def _equal(one: Piece, other: Piece) -> bool:

@@ -7,7 +7,6 @@ overrides class attributes or methods in `models/families/<model_type>.py`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -209,17 +208,24 @@ class FamilySpec:
 
     def _response(self, prompt: Piece, opening: Run, sequences: Sequence[Sequence[Run]]) -> Piece:
         """What follows `prompt`, the piece of `opening`, in the sequences of one response."""
-        pieces = []
+        heads, pieces = [], []
         for runs in sequences:
-            # The history counts once where prompts are trained.
-            own = runs[0] if runs is sequences[-1] else replace(runs[0], weight=0.0)
-            shares = own.text.startswith(opening.text)
-            rest = own.behind(opening) if shares else own
+            shares = runs[0].text.startswith(opening.text)
+            base = prompt if shares else truncate(prompt, 0)
+            rest = runs[0].behind(opening) if shares else runs[0]
             head = [self._piece(rest, first=not shares)] if rest.text else []
             response = join([*head, *map(self._piece, runs[1:])], self.merge_media)
-            pieces.append(self._fit(prompt if shares else truncate(prompt, 0), response))
+            if pieces and len(base) + sum(map(len, head)) >= self.max_length:
+                # The answer does not fit, as if truncation took it off one long sequence.
+                self._require_whole_media(base, response)
+                break
+            pieces.append(self._fit(base, response))
             pieces[-1].prefix_length = None if shares else 0
+            heads.append(sum(map(len, head)))
         *earlier, last = pieces
+        for piece, length in zip(earlier, heads, strict=False):
+            # The history counts once where prompts are trained.
+            piece.weights = torch.cat([torch.zeros_like(piece.weights[:length]), piece.weights[length:]])
         last.earlier = earlier
         return last
 
@@ -250,17 +256,21 @@ class FamilySpec:
                 f'the prompt alone has {len(prompt)} tokens{media}, the limit is {limit}: '
                 'raise model_cfgs.model_max_length or shorten the row'
             )
-        ids, media_ids = torch.cat([prompt.ids, response.ids]), torch.tensor(sorted(self.media_token_ids)).long()
-        last_media = torch.isin(ids, media_ids).nonzero().flatten()
-        if len(last_media) and int(last_media[-1]) >= limit:
-            raise SampleError(
-                f'media would be cut by truncation: their last token is number {int(last_media[-1]) + 1} of {total}, '
-                f'the limit is {limit}: raise model_cfgs.model_max_length'
-            )
+        self._require_whole_media(prompt, response)
         kept = truncate(response, limit - len(prompt))
         if not kept.weights.any():
             raise SampleError(f'truncation to {limit} tokens leaves nothing to train on; the row has {total} tokens')
         return kept
+
+    def _require_whole_media(self, prompt: Piece, response: Piece) -> None:
+        """Raises SampleError when truncation would cut a medium."""
+        ids, media_ids = torch.cat([prompt.ids, response.ids]), torch.tensor(sorted(self.media_token_ids)).long()
+        last = torch.isin(ids, media_ids).nonzero().flatten()
+        if len(last) and int(last[-1]) >= self.max_length:
+            raise SampleError(
+                f'media would be cut by truncation: their last token is number {int(last[-1]) + 1} of {len(ids)}, '
+                f'the limit is {self.max_length}: raise model_cfgs.model_max_length'
+            )
 
     def decode(self, piece: Piece) -> list[dict[str, Any]]:
         """Returns a response as the parts that an assistant message holds: `[{'type': 'text', 'text': …}]`.
