@@ -62,8 +62,12 @@ class ChatForm:
                 'Give another one with model_cfgs.chat_template (a path or the Jinja text).'
             )
         self._takes_system = self._shows(message_of('system', MARK), message_of('user', 'x'))
-        self._knows_developer = 'developer' in template
-        self._told: set[str] = set()
+        if not self._takes_system:
+            logger.info(
+                'The chat template takes no system turn: where a conversation has one, its text is put before that of '
+                'the first user turn.'
+            )
+        self._knows_developer, self._told_developer = 'developer' in template, False
         self.thought_key = next(
             (
                 key
@@ -135,7 +139,9 @@ class ChatForm:
         known: Conversation = []
         for message in messages:
             if message['role'] == 'developer' and not self._knows_developer:
-                self._tell('The chat template knows no role `developer`: such turns are rendered as system turns.')
+                if not self._told_developer:
+                    self._told_developer = True
+                    logger.info('The chat template knows no role `developer`: such turns are rendered as system turns.')
                 if known and known[-1]['role'] == 'system':
                     known[-1] = _merged(known[-1], message)
                     continue
@@ -147,7 +153,6 @@ class ChatForm:
         first = next((number for number, message in enumerate(rest) if message['role'] == 'user'), None)
         if first is None:
             raise SampleError('the chat template takes no system turn, and there is no user turn to put its text into')
-        self._tell('The chat template takes no system turn: its text is put before that of the first user turn.')
         return [*rest[:first], _merged(system, rest[first], role='user'), *rest[first + 1 :]]
 
     def _with_ids(self, messages: Conversation) -> Conversation:
@@ -202,11 +207,6 @@ class ChatForm:
             return MARK in self._apply(list(messages), False, messages[0].get('tools'), key)
         except SampleError:
             return False
-
-    def _tell(self, note: str) -> None:
-        if note not in self._told:
-            self._told.add(note)
-            logger.info(note)
 
 
 def _called(name: str, result: str) -> Conversation:

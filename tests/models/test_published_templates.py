@@ -148,9 +148,9 @@ def test_results_of_tools_may_be_pictures(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize('manner', MANNERS)
 def test_developer_and_system_turns_are_what_the_template_knows(manner: str, spec_in: Any, capsys: Any) -> None:
+    capsys.readouterr()
     spec = spec_in(manner)
     told = {'role': 'developer', 'content': [{'type': 'text', 'text': 'Be brief.'}]}
-    capsys.readouterr()
     prompts = [
         spec.tokenizer.decode(spec.encode([{**told, 'role': role}, *PLAIN[:2]]).prompt.ids)
         for role in ('developer', 'system')
