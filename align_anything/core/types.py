@@ -19,9 +19,14 @@ MEDIA_KINDS: tuple[MediaKind, ...] = ('image', 'video', 'audio')
 Message = dict[str, Any]
 """One turn in Hugging Face chat form: `{'role': str, 'content': list[part]}`.
 
-A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the decoded object after decoding).
+A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the decoded object after decoding). An
+assistant turn may hold `tool_calls` (arguments as a dict) and `reasoning_content`, a `tool` turn `tool_call_id` and
+`name`. The first turn of a conversation holds its `tools`, so that they stay with whatever is cut off behind it.
 """
 Conversation = list[Message]
+
+BESIDE_CONTENT = ('tool_calls', 'reasoning_content', 'tool_call_id', 'name', 'tools')
+"""What a turn in normal form may hold beside its role and content."""
 
 Need = Literal['score', 'transition', 'probability']
 NEEDS: tuple[Need, ...] = ('score', 'transition', 'probability')
@@ -86,6 +91,10 @@ class Piece:
         token_tensors: further per-token processor outputs such as `mm_token_type_ids`, each `(length,)`.
         per_unit: values of each token with a weight, `(units,)` by name, such as its log-probability under a
             `reference`.
+        prefix_length: tokens of the prompt that it continues; None for all of them.
+        earlier: of a response, what cannot stand in one sequence with the rest of it, because the chat template writes
+            an answer otherwise once later turns follow. Each is a sequence of its own with the beginning of the
+            prompt; their units go before those of this piece.
     """
 
     ids: Tensor
@@ -94,14 +103,21 @@ class Piece:
     media_counts: dict[str, int] = field(default_factory=dict)
     token_tensors: dict[str, Tensor] = field(default_factory=dict)
     per_unit: dict[str, Tensor] = field(default_factory=dict)
+    prefix_length: int | None = None
+    earlier: list[Piece] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.ids.numel()
 
     @property
+    def sequences(self) -> list[Piece]:
+        """The earlier sequences of a response, and the piece itself."""
+        return [*self.earlier, self]
+
+    @property
     def units(self) -> int:
-        """Number of tokens with a weight, those that the policy chose."""
-        return int(self.weights.count_nonzero())
+        """Number of tokens with a weight, those that the policy chose, in all its sequences."""
+        return sum(int(piece.weights.count_nonzero()) for piece in self.sequences)
 
 
 @dataclass
@@ -131,10 +147,11 @@ class Example:
     """A prompt with its responses: one (supervised), two (chosen, rejected), or a group.
 
     A multi-turn supervised conversation has everything after the first prompt in its one response, later user
-    turns with weight zero. `meta` rides along untouched (labels, ground truth, margins); `source` names the row.
-    `unmatched` is the response of another row, for algorithms that compare with it. `source_index` is the
-    number of the dataset that the row belongs to. `conversation` is what the prompt was made of, media decoded, where
-    something else than the policy reads it too.
+    turns with weight zero; where the chat template writes an answer otherwise once later turns follow, the response has
+    several sequences, and what they share of their prompts is the prompt. `meta` rides along untouched (labels, ground
+    truth, margins); `source` names the row. `unmatched` is the response of another row, for algorithms that compare
+    with it. `source_index` is the number of the dataset that the row belongs to. `conversation` is what the prompt was
+    made of, media decoded, where something else than the policy reads it too.
     """
 
     prompt: Piece
@@ -146,7 +163,7 @@ class Example:
     conversation: Conversation | None = None
 
     def __len__(self) -> int:
-        return len(self.prompt) + sum(len(response) for response in self.responses)
+        return len(self.prompt) + sum(len(piece) for response in self.responses for piece in response.sequences)
 
 
 class Cost(NamedTuple):

@@ -9,8 +9,13 @@ from typing import Any
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS, Conversation, Media, MediaKind, Message
 from align_anything.datasets.media import make_media
+from align_anything.datasets.tool_calls import calls_of, tools_of
 
-ROLES = ('system', 'user', 'assistant')
+ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
+THOUGHTS = ('reasoning_content', 'reasoning', 'thinking')
+CALLS = ('tool_calls', 'function_call')
+TURN_KEYS = ('role', 'content', 'name', 'tool_call_id', 'prefix', *CALLS, *THOUGHTS)
+"""What a turn may hold; thoughts and calls under any of their names, of which the first is ours."""
 PLACEHOLDER = re.compile('<(' + '|'.join(MEDIA_KINDS) + ')>')
 MEDIA_KEYS = {key: kind for kind in MEDIA_KINDS for key in (kind, f'{kind}s')}
 PART_TYPES = {name: kind for kind in MEDIA_KINDS for name in (kind, f'{kind}_url')}
@@ -46,7 +51,8 @@ def bind_media(
     Args:
         conversation: messages with text or parts, as a formatter returns them; not changed.
         meta: media under `image` or `images` (likewise the other kinds): one, a list, or none. One with options of its
-            own is a `Media`.
+            own is a `Media`. Under `tools`, the tools that may be called, a list or its JSON text; the first turn of
+            the conversation gets them.
         folders: where relative paths of a kind start.
         options: what decoding a kind should heed, such as `{'image': {'max_pixels': 1_000_000}}`.
         needs_reply: whether there must be an assistant turn; a prompt alone must end with another turn, or with the
@@ -69,12 +75,13 @@ def bind_media(
     _check_turns(messages, needs_reply)
     while needs_reply and messages[-1]['role'] != 'assistant':
         messages.pop()
-    return messages
+    tools = tools_of(meta.get('tools'))
+    return [{**messages[0], 'tools': tools}, *messages[1:]] if tools else messages
 
 
 def without_media(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of `meta` that rides along to the algorithm: all but the media."""
-    return {key: value for key, value in meta.items() if key not in MEDIA_KEYS}
+    """Returns the part of `meta` that rides along to the algorithm: all but the media and the tools."""
+    return {key: value for key, value in meta.items() if key not in MEDIA_KEYS and key != 'tools'}
 
 
 def _waiting(meta: Mapping[str, Any], kind: MediaKind) -> list[Any]:
@@ -85,27 +92,47 @@ def _waiting(meta: Mapping[str, Any], kind: MediaKind) -> list[Any]:
 
 
 def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> Message:
-    if not isinstance(message, Mapping) or not {'role', 'content'} <= message.keys():
+    if not isinstance(message, Mapping) or 'role' not in message or not speaks(message):
         raise SampleError(f"turn {index} has no 'role' and 'content': {str(message)[:80]}.")
-    role, content = message['role'], message['content']
+    role, content = message['role'], message.get('content')
     if role not in ROLES:
         raise SampleError(
             f"turn {index} has the unknown role '{role}'. Roles are {', '.join(ROLES)}; "
             "the template ShareGPT maps other names with its option 'roles'."
         )
+    where = f'turn {index} ({role})'
+    more = _beside(where, message)
     if isinstance(content, str):
         content = [{'type': 'text', 'text': content}]
+    if content is None and more.keys() & {'tool_calls', 'reasoning_content'}:
+        content = []
     if not isinstance(content, (list, tuple)):
         raise SampleError(
             f'turn {index} ({role}) has {type(content).__name__} as content, not text or a list of parts.'
         )
-    where = f'turn {index} ({role})'
     goes_on = {'prefix': True} if message.get('prefix') else {}
-    return {
-        'role': role,
-        'content': [part for raw in content for part in _parts(where, raw, waiting, media_of)],
-        **goes_on,
-    }
+    parts = [part for raw in content for part in _parts(where, raw, waiting, media_of)]
+    return {'role': role, 'content': parts, **more, **goes_on}
+
+
+def speaks(message: Mapping[str, Any]) -> bool:
+    """Tells whether a raw turn has a content, or calls or a thought that stand for it."""
+    return 'content' in message or any(message.get(key) for key in (*CALLS, *THOUGHTS))
+
+
+def _beside(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a turn holds beside its content, in normal form."""
+    thoughts = {message[key] for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()}
+    strange = [key for key in THOUGHTS if message.get(key) and not isinstance(message[key], str)]
+    if strange or len(thoughts) > 1:
+        raise SampleError(f"{where} should have one text as its thought ('{THOUGHTS[0]}'), but has others.")
+    calls = [call for key in CALLS for call in calls_of(where, message.get(key))]
+    if (calls or thoughts) and message['role'] != 'assistant':
+        raise SampleError(f'{where} has tool calls or a thought, which only assistant turns have.')
+    found: dict[str, Any] = {'tool_calls': calls} if calls else {}
+    if thoughts:
+        found['reasoning_content'] = thoughts.pop()
+    return {**found, **{key: str(message[key]) for key in ('name', 'tool_call_id') if message.get(key) is not None}}
 
 
 def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> list[Part]:
@@ -238,12 +265,15 @@ def _same(items: list[Media], placed: list[Media]) -> bool:
 
 
 def _is_blank(message: Message) -> bool:
+    if message.keys() & {'tool_calls', 'reasoning_content'}:
+        return False
     return all(part['type'] == 'text' and not part['text'].strip() for part in message['content'])
 
 
 def _check_turns(messages: list[Message], needs_reply: bool) -> None:
     for index, message in enumerate(messages):
-        if _is_blank(message):
+        # A tool may have nothing to tell.
+        if _is_blank(message) and message['role'] != 'tool':
             what = 'answer' if message['role'] == 'assistant' else f'{message["role"]} turn'
             raise SampleError(f'turn {index} is an empty {what}.')
     if not messages:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import Conversation, Example
+from align_anything.core.types import Conversation, Example, Piece
 from align_anything.datasets.dataset import Formatted
 from align_anything.datasets.formatters.base import PREFERENCE, SUPERVISED, BaseFormatter
 
@@ -50,7 +50,7 @@ class PreferenceTask:
         """Returns the Example of the pair, media decoded. Raises SampleError where truncation makes answers equal."""
         example = self.encode_group(conversations, self.train_on, judged=self.judged)
         better, worse = example.responses
-        if not better.media and not worse.media and torch.equal(better.ids, worse.ids):
+        if _equal(better, worse):
             raise SampleError('what truncation leaves of the two answers is equal: raise model_cfgs.model_max_length')
         return example
 
@@ -115,10 +115,17 @@ class AnswersTask:
 
 
 def _last_turns(encode_group: EncodeGroup, conversations: list[Conversation], judged: bool = False) -> Example:
-    """The Example of conversations that differ in their last turn alone."""
+    """The Example of conversations that differ in their last turn, or in answers of several turns."""
     if len({len(conversation) for conversation in conversations}) > 1:
-        raise SampleError('the answers to compare must be the last turns of conversations of the same length')
+        return encode_group(conversations, 'all_assistant', judged=judged)
     return encode_group(conversations, 'last', start=len(conversations[0]) - 1, judged=judged)
+
+
+def _equal(one: Piece, other: Piece) -> bool:
+    pairs = list(zip(one.sequences, other.sequences, strict=False))
+    return len(one.earlier) == len(other.earlier) and all(
+        not mine.media and not theirs.media and torch.equal(mine.ids, theirs.ids) for mine, theirs in pairs
+    )
 
 
 def _pair(formatter: BaseFormatter, row: Row) -> tuple[list[Any], list[Any], dict[str, Any]]:

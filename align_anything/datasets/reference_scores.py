@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from align_anything.core.store import Identified, TensorStore, identity
 from align_anything.core.types import Example, Piece, Skipped
 from align_anything.datasets.dataset import Source
@@ -26,8 +24,11 @@ def reference_keys(store: TensorStore, example: Example) -> list[str]:
     return [store.key(prompt, _read(response)) for response in scored_responses(example)]
 
 
-def _read(piece: Piece) -> dict[str, Tensor]:
-    return {'ids': piece.ids, 'weights': piece.weights, **piece.token_tensors, **piece.media}
+def _read(piece: Piece) -> dict[str, Any]:
+    read = {'ids': piece.ids, 'weights': piece.weights, **piece.token_tensors, **piece.media}
+    if piece.prefix_length is None and not piece.earlier:
+        return read
+    return {**read, 'prefix_length': piece.prefix_length, 'earlier': [_read(other) for other in piece.earlier]}
 
 
 class Indexed(Protocol):

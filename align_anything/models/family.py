@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ from align_anything.models.rendering import (
     first_differing_turn,
     require_answers,
     require_written,
+    shared_turns,
 )
 from align_anything.models.tower_calls import TowerCalls
 
@@ -102,7 +104,7 @@ class FamilySpec:
         self.encoder = self.encoder_class(tokenizer, processor, placeholders, self.media_token_ids)
         declared = None if generation_config is None else generation_config.eos_token_id
         declared = [declared] if isinstance(declared, int) else list(declared or [])
-        ends = [*declared, tokenizer.eos_token_id, self.renderer.end_of_turn_id]
+        ends = [*declared, tokenizer.eos_token_id, self.renderer.end_of_turn_id, self.renderer.call_end_id]
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(token for token in ends if token is not None))
         self.pad_token_id: int = self.stop_token_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._dummies = {kind: self._make_dummy(kind) for kind in sorted(self.reads)}
@@ -119,7 +121,10 @@ class FamilySpec:
             train_on: `all_assistant` turns, the `last` one, or `all` tokens (the prompt too, media never).
 
         Returns:
-            An Example whose prompt ends where the first trained answer begins and whose one response is the rest.
+            An Example whose prompt ends where the first trained answer begins and whose one response is the rest. Where
+            the template writes an answer otherwise once later turns follow, the response has several sequences, each
+            as inference shows it: the prompt is then the history that they share, each beginning with as much of it as
+            it has.
 
         Raises:
             SampleError: the row cannot be rendered or processed, an answer to train holds media of a kind that the
@@ -136,7 +141,8 @@ class FamilySpec:
     ) -> Example:
         """Encodes conversations that share their first turns and first differ at an answer, media decoded.
 
-        `start` is the number of the first differing turn; None finds it. Answers that are `judged` are read, not
+        `start` is the number of the first differing turn, which is found when they differ before it, too; None finds
+        it. Answers that are `judged` are read, not
         learnt: they may be empty, which leaves the token that ends them, and hold any media that the family reads.
 
         Returns:
@@ -146,7 +152,8 @@ class FamilySpec:
         Raises:
             SampleError: the conversations are equal or differ before an answer, or as `encode` does.
         """
-        start = first_differing_turn(conversations) if start is None else start
+        if start is None or shared_turns(conversations) < start:
+            start, train_on = first_differing_turn(conversations), 'all_assistant' if start is not None else train_on
         return self._encode(conversations, train_on, start, judged)
 
     def _encode(
@@ -157,22 +164,79 @@ class FamilySpec:
                 require_answers(conversation, train_on, start)
                 require_written(conversation, train_on, start, self.emits, f"models of type '{self.model_type}' write")
         rendered = [self.render(conversation, train_on, start) for conversation in conversations]
-        opening = rendered[0][0]
-        if any(runs[0] != opening for runs in rendered):
+        opening = rendered[0][0][0]
+        if any(sequences[0][0] != opening for sequences in rendered):
             raise SampleError(
                 'the chat template writes the prompt of these answers differently, or they differ before the last one: '
                 'set data_cfgs.train_on: all_assistant'
             )
+        if judged:
+            # What is read is the conversation as it ends; its earlier answers are history.
+            rendered = [sequences[-1:] for sequences in rendered]
+        if len(conversations) == 1 and len(rendered[0]) > 1:
+            return self._encode_split(rendered[0])
         prompt = self._piece(opening, first=True)
-        responses = [join([self._piece(run) for run in runs[1:]], self.merge_media) for runs in rendered]
-        return Example(prompt, [self._fit(prompt, response) for response in responses])
+        return Example(prompt, [self._response(prompt, opening, sequences) for sequences in rendered])
+
+    def _encode_split(self, sequences: Sequence[Sequence[Run]]) -> Example:
+        """The Example of one response of several sequences, which share as much of a prompt as they can."""
+        opening = sequences[0][0]
+        if len(sequences[-1][0].media) > len(opening.media):
+            # Media tensors cannot be cut, so only the first prompt is shared, with its media.
+            prompt = self._piece(opening, first=True)
+            return Example(prompt, [self._response(prompt, opening, sequences)])
+        prompts = [self._piece(runs[0], first=True) for runs in sequences]
+        # Prompts grow with the history: one that no longer fits is left out, as truncation takes it off a sequence.
+        fitting = max(1, sum(1 for _ in takewhile(lambda prompt: len(prompt) < self.max_length, prompts)))
+        sequences, prompts = sequences[:fitting], prompts[:fitting]
+        prompt = prompts[-1]
+        common = [_common_length(other, prompt) for other in prompts]
+        if prompt.media and torch.isin(prompt.ids[min(common) :], torch.tensor(sorted(self.media_token_ids))).any():
+            return Example(prompts[0], [self._response(prompts[0], opening, sequences)])
+        pieces = []
+        for runs, own, length in zip(sequences, prompts, common, strict=True):
+            rest = _behind(own, length)
+            if runs is not sequences[-1]:
+                # The history counts once where prompts are trained.
+                rest.weights = torch.zeros_like(rest.weights)
+            response = join([*([rest] if len(rest) else []), *map(self._piece, runs[1:])], self.merge_media)
+            pieces.append(self._fit(truncate(prompt, length), response))
+            pieces[-1].prefix_length = None if length == len(prompt) else length
+        *earlier, last = pieces
+        last.earlier = earlier
+        return Example(prompt, [last])
+
+    def _response(self, prompt: Piece, opening: Run, sequences: Sequence[Sequence[Run]]) -> Piece:
+        """What follows `prompt`, the piece of `opening`, in the sequences of one response."""
+        heads, pieces = [], []
+        for runs in sequences:
+            shares = runs[0].text.startswith(opening.text)
+            base = prompt if shares else truncate(prompt, 0)
+            rest = runs[0].behind(opening) if shares else runs[0]
+            head = [self._piece(rest, first=not shares)] if rest.text else []
+            response = join([*head, *map(self._piece, runs[1:])], self.merge_media)
+            if pieces and len(base) + sum(map(len, head)) >= self.max_length:
+                # The answer does not fit, as if truncation took it off one long sequence.
+                self._require_whole_media(base, response)
+                break
+            pieces.append(self._fit(base, response))
+            pieces[-1].prefix_length = None if shares else 0
+            heads.append(sum(map(len, head)))
+        *earlier, last = pieces
+        for piece, length in zip(earlier, heads, strict=False):
+            # The history counts once where prompts are trained.
+            piece.weights = torch.cat([torch.zeros_like(piece.weights[:length]), piece.weights[length:]])
+        last.earlier = earlier
+        return last
 
     def encode_prompt(self, messages: Conversation) -> Piece:
         """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
         return self._piece(self.render_prompt(messages), first=True)
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
-        """Returns the runs of text with their loss weights, before tokenisation; turns before `start` are prompt."""
+    def render(
+        self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0
+    ) -> list[list[Run]]:
+        """Returns sequences of runs with their loss weights, before tokenisation; turns before `start` are prompt."""
         return self.renderer.render(conversation, train_on, start)
 
     def render_prompt(self, messages: Conversation) -> Run:
@@ -192,17 +256,21 @@ class FamilySpec:
                 f'the prompt alone has {len(prompt)} tokens{media}, the limit is {limit}: '
                 'raise model_cfgs.model_max_length or shorten the row'
             )
-        ids, media_ids = torch.cat([prompt.ids, response.ids]), torch.tensor(sorted(self.media_token_ids)).long()
-        last_media = torch.isin(ids, media_ids).nonzero().flatten()
-        if len(last_media) and int(last_media[-1]) >= limit:
-            raise SampleError(
-                f'media would be cut by truncation: their last token is number {int(last_media[-1]) + 1} of {total}, '
-                f'the limit is {limit}: raise model_cfgs.model_max_length'
-            )
+        self._require_whole_media(prompt, response)
         kept = truncate(response, limit - len(prompt))
         if not kept.weights.any():
             raise SampleError(f'truncation to {limit} tokens leaves nothing to train on; the row has {total} tokens')
         return kept
+
+    def _require_whole_media(self, prompt: Piece, response: Piece) -> None:
+        """Raises SampleError when truncation would cut a medium."""
+        ids, media_ids = torch.cat([prompt.ids, response.ids]), torch.tensor(sorted(self.media_token_ids)).long()
+        last = torch.isin(ids, media_ids).nonzero().flatten()
+        if len(last) and int(last[-1]) >= self.max_length:
+            raise SampleError(
+                f'media would be cut by truncation: their last token is number {int(last[-1]) + 1} of {len(ids)}, '
+                f'the limit is {self.max_length}: raise model_cfgs.model_max_length'
+            )
 
     def decode(self, piece: Piece) -> list[dict[str, Any]]:
         """Returns a response as the parts that an assistant message holds: `[{'type': 'text', 'text': …}]`.
@@ -345,6 +413,19 @@ class FamilySpec:
             if template is not None:
                 return template
         return None
+
+
+def _common_length(one: Piece, other: Piece) -> int:
+    """How many tokens two pieces begin with alike."""
+    length = min(len(one), len(other))
+    differing = (one.ids[:length] != other.ids[:length]).nonzero()
+    return int(differing[0]) if len(differing) else length
+
+
+def _behind(piece: Piece, length: int) -> Piece:
+    """The tokens of a piece behind the first `length`; its media stand in those."""
+    tensors = {name: tensor[length:] for name, tensor in piece.token_tensors.items()}
+    return Piece(piece.ids[length:], piece.weights[length:], token_tensors=tensors)
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,10 @@ class NumberedRun(Run):
     """A run that knows how many images stand in front of it."""
 
     before: int = 0
+
+    def behind(self, opening: Run) -> Run:
+        """Returns what follows `opening`, the beginning of this run, with its images before it."""
+        return replace(Run.behind(self, opening), before=self.before + len(by_kind(opening, 'image')))
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,11 @@ class OwnCodeSpec(FamilySpec):
         """Returns the id of the token at which the model puts media features."""
         return frozenset([self.tokenizer.convert_tokens_to_ids(self.feature_token)])
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
-        """Returns the runs of text, each with the number of images in front of it."""
-        before, runs = 0, []
-        for run in super().render(conversation, train_on, start):
-            runs.append(NumberedRun(run.text, run.weight, run.media, run.token, before))
-            before += sum(kind == 'image' for kind, _ in run.media)
-        return runs
+    def render(
+        self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0
+    ) -> list[list[Run]]:
+        """Returns sequences of runs, each run with the number of images in front of it."""
+        return [_numbered(runs) for runs in super().render(conversation, train_on, start)]
 
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
         """Returns the arguments of `generate()` for text; raises ModelError for a family that reads media."""
@@ -121,6 +123,14 @@ class OwnCodeSpec(FamilySpec):
                 'and is not called here: choose an algorithm that does not generate.'
             )
         return super().generation_inputs(prompts)
+
+
+def _numbered(runs: Sequence[Run]) -> list[Run]:
+    before, numbered = 0, []
+    for run in runs:
+        numbered.append(NumberedRun(run.text, run.weight, run.media, run.token, before))
+        before += len(by_kind(run, 'image'))
+    return numbered
 
 
 def stretches(marks: Tensor, mark: int) -> list[Tensor]:

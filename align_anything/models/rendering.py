@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import MEDIA_KINDS, Conversation, MediaKind, Message
+from align_anything.models.chat_form import ELSEWHERE, MARK, OPENED, ChatForm, message_of, text_of
 
 TrainOn = Literal['all_assistant', 'last', 'all']
 
-MARK = 'Zq7Marker'
-
 # The generation prompt ends without the space that answers begin with: most vocabularies hold the space and the word in
-# one token, which is what the model must learn to write.
+# one token, which is what the model must learn to write. Answers end with a token in the history too, so that all
+# answers of a conversation can be trained in one sequence.
 DEFAULT_TEMPLATE = (
     '{% for message in messages %}'
-    "{{ message['role'].upper() + ': ' + message['content'] + '\n' }}"
+    "{{ message['role'].upper() + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}"
     '{% endfor %}'
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
@@ -43,6 +44,10 @@ class Run:
     media: tuple[tuple[str, Any], ...] = ()
     token: int | None = None
 
+    def behind(self, opening: Run) -> Run:
+        """Returns what follows `opening`, the beginning of this run."""
+        return replace(self, text=self.text[len(opening.text) :], media=self.media[len(opening.media) :])
+
 
 def media_of(messages: Conversation) -> tuple[tuple[str, Any], ...]:
     """Returns the media parts of the messages in order, as `(kind, object)`."""
@@ -52,11 +57,6 @@ def media_of(messages: Conversation) -> tuple[tuple[str, Any], ...]:
         for part in message['content']
         if part['type'] in MEDIA_KINDS
     )
-
-
-def text_of(message: Message) -> str:
-    """Returns the text parts of a message, joined."""
-    return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
 
 
 def without_beginning(messages: Conversation) -> Conversation:
@@ -73,7 +73,9 @@ def trained_turns(conversation: Conversation, train_on: TrainOn, start: int = 0)
 def require_answers(conversation: Conversation, train_on: TrainOn, start: int) -> None:
     """Raises SampleError when one of the answers to train on, from turn number `start` on, says nothing."""
     for turn in trained_turns(conversation, train_on, start):
-        if all(part['type'] == 'text' and not part['text'].strip() for part in conversation[turn]['content']):
+        message = conversation[turn]
+        says = message.get('tool_calls') or message.get('reasoning_content')
+        if not says and all(part['type'] == 'text' and not part['text'].strip() for part in message['content']):
             raise SampleError('the answer is empty')
 
 
@@ -95,14 +97,10 @@ def require_written(
             )
 
 
-def first_differing_turn(conversations: Sequence[Conversation]) -> int:
-    """Returns the number of the first turn in which conversations differ, an answer in each of them.
-
-    Media are the same when they are the same decoded object. Raises SampleError when the conversations are equal,
-    when one ends where others go on, or when they first differ at a turn that is no answer.
-    """
+def shared_turns(conversations: Sequence[Conversation]) -> int:
+    """Returns how many turns conversations begin with alike. Media are the same when they are the same object."""
     first, others = conversations[0], conversations[1:]
-    at = next(
+    return next(
         (
             turn
             for turn, message in enumerate(first)
@@ -110,6 +108,15 @@ def first_differing_turn(conversations: Sequence[Conversation]) -> int:
         ),
         len(first),
     )
+
+
+def first_differing_turn(conversations: Sequence[Conversation]) -> int:
+    """Returns the number of the first turn in which conversations differ, an answer in each of them.
+
+    Raises SampleError when the conversations are equal, when one ends where others go on, or when they first differ at
+    a turn that is no answer.
+    """
+    at = shared_turns(conversations)
     if any(at == len(conversation) for conversation in conversations):
         same = all(len(conversation) == at for conversation in conversations)
         raise SampleError(
@@ -127,7 +134,7 @@ def first_differing_turn(conversations: Sequence[Conversation]) -> int:
 
 
 def _same(one: Message, other: Message) -> bool:
-    if one['role'] != other['role'] or len(one['content']) != len(other['content']):
+    if {**one, 'content': None} != {**other, 'content': None} or len(one['content']) != len(other['content']):
         return False
     return all(
         mine['type'] == theirs['type']
@@ -141,9 +148,11 @@ def _compact(text: str) -> str:
 
 
 class ChatRenderer:
-    """A chat template and what is known of it: the form of its messages, its generation prompt, its end of a turn.
+    """A chat template and what is known of it: its generation prompt, its end of a turn, how it writes the history.
 
-    Picklable. `template` is the Jinja text in force; `end_of_turn_id` the token that closes an assistant turn.
+    Picklable. `template` is the Jinja text in force; `form` what it takes; `end_of_turn_id` the token that closes an
+    assistant turn, `call_end_id` the one that closes a tool call; `splits` whether the answers of a conversation need
+    sequences of their own, because the template writes an answer otherwise once later turns follow.
     """
 
     def __init__(self, tokenizer: Any, processor: Any, template: str | None, placeholders: Mapping[str, str]) -> None:
@@ -159,20 +168,13 @@ class ChatRenderer:
             ModelError: the template shows neither plain strings nor lists of parts, or nothing of the assistant.
         """
         self.tokenizer = tokenizer
-        self._source = tokenizer if processor is None else processor
-        self._placeholders = dict(placeholders)
         if template is None:
             template = self._default_template()
         self.template = template
         # Text templates mostly paste `content` as it is; templates of multimodal models walk through its parts.
-        forms = (True, False) if processor is not None else (False, True)
-        self._parts = next((form for form in forms if self._shows_text(form)), None)
-        if self._parts is None:
-            raise ModelError(
-                'The chat template of this checkpoint shows neither a text nor a list of parts. '
-                'Give another one with model_cfgs.chat_template (a path or the Jinja text).'
-            )
-        prompt = [{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}]}]
+        source, lists_first = (tokenizer, False) if processor is None else (processor, True)
+        self.form = ChatForm(source, template, placeholders, lists_first)
+        prompt = [message_of('user', 'x')]
         try:
             plain, head, full = self.text(prompt), self.text(prompt, True), self.text([*prompt, _answer(MARK)])
         except SampleError as error:
@@ -186,7 +188,8 @@ class ChatRenderer:
         self._tail = full.rpartition(MARK)[2]
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {tokenizer.eos_token} - {None}
-        self._special = re.compile('|'.join(map(re.escape, sorted(specials, key=len, reverse=True))) or r'(?!)')
+        special = '|'.join(map(re.escape, sorted(specials, key=len, reverse=True))) or r'(?!)'
+        self._special, self._special_end = re.compile(special), re.compile(rf'({special})(\s*)\Z')
         end = self._special.search(self._tail)
         self.end_of_turn_id: int | None = (
             tokenizer.convert_tokens_to_ids(end.group()) if end else tokenizer.eos_token_id
@@ -196,21 +199,18 @@ class ChatRenderer:
                 'Neither the chat template nor the tokenizer has a token that ends an answer, so the model could never '
                 'learn to stop. Give model_cfgs.chat_template, or set eos_token in tokenizer_config.json.'
             )
+        self.call_end_id = self._find_call_end()
+        self.splits = self._find_splits()
+        if self.splits:
+            logger.info(
+                'The chat template writes answers otherwise once later turns follow (without their thoughts, say, or '
+                'what ends them): each such answer of a conversation is trained in a sequence of its own, as inference '
+                'shows it, and what the sequences share is computed once in the layout shared_prefix.'
+            )
 
     def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:
         """Renders messages whose content is a list of parts. Raises SampleError when the template refuses them."""
-        from jinja2 import TemplateError
-
-        try:
-            return self._source.apply_chat_template(
-                [self._shaped(message, bool(self._parts)) for message in messages],
-                chat_template=self.template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = ', '.join(message['role'] for message in messages) or 'none'
-            raise SampleError(f'the chat template refuses this conversation (roles: {roles}): {error}') from error
+        return self.form.text(messages, add_generation_prompt)
 
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from; with the beginning of the answer, if `messages` end so."""
@@ -231,87 +231,135 @@ class ChatRenderer:
         plain, prompt = self.text(without_beginning(messages)), self._prompt(messages)
         return prompt[len(plain) :] if prompt.startswith(plain) else ''
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
-        """Returns the runs up to the end of the last assistant turn; the first is the prompt of the first trained turn.
+    def render(
+        self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0
+    ) -> list[list[Run]]:
+        """Returns sequences of runs, each up to the end of an answer; the first run of a sequence is its prompt.
 
-        Turns before number `start` are part of the prompt.
+        There is one sequence as long as the template writes earlier answers as they were generated. An answer that it
+        writes otherwise once later turns follow (without its thought, with no token that ends it) ends its sequence,
+        and the next one begins with the history as the template writes it for generation. Turns before number `start`
+        are part of the prompt.
 
-        Raises SampleError when there is no assistant turn, when the template refuses the conversation, changes the
-        answer, or writes earlier turns differently once later ones follow.
+        Raises SampleError when there is no assistant turn, or when the template refuses the conversation or changes an
+        answer.
         """
         turns = trained_turns(conversation, train_on, start)
         if not turns:
             raise SampleError('the conversation has no assistant turn, so there is nothing to train on')
         prompt_weight = 1.0 if train_on == 'all' else 0.0
-        runs: list[Run] = []
-        done, begin = '', 0
+        sequences: list[list[Run]] = []
+        done, begin = None, 0
         for turn in turns:
-            prompt = self.render_prompt(conversation[:turn])
-            full = self.text(conversation[: turn + 1])
-            if not prompt.text.startswith(done):
-                raise SampleError(
-                    'the chat template rewrites earlier turns once later ones follow (many drop the reasoning of '
-                    'earlier answers), so not all of them can be trained in one sequence. Set data_cfgs.train_on: last '
-                    'to train the last answer after the history as the template writes it.'
-                )
-            if not full.startswith(prompt.text):
-                raise SampleError(
-                    f'the chat template opens an answer with {self.generation_prompt!r} for generation but writes '
-                    'finished answers differently, so they cannot be trained as they are generated. '
-                    'Give a template with model_cfgs.chat_template.'
-                )
-            answer, end, rest = self._split(conversation[: turn + 1], full[len(prompt.text) :])
-            runs.append(Run(prompt.text[len(done) :], prompt_weight, media_of(conversation[begin:turn])))
-            runs.append(Run(answer, 1.0, media_of(conversation[turn : turn + 1])))
-            runs.append(Run('', 1.0, token=self.tokenizer.convert_tokens_to_ids(end) if end else self.end_of_turn_id))
-            done, begin = prompt.text + answer + end, turn + 1
+            prompt = self.render_prompt(conversation[:turn]) if turn else self._opening(conversation[:1])
+            answer, end, rest = self._answer(conversation[: turn + 1], prompt.text)
+            if done is not None and prompt.text.startswith(done):
+                between = Run(prompt.text[len(done) :], prompt_weight, media_of(conversation[begin:turn]))
+                sequences[-1].append(between)
+            else:
+                sequences.append([Run(prompt.text, prompt_weight, prompt.media)])
+            sequences[-1].append(Run(answer, 1.0, media_of(conversation[turn : turn + 1])))
+            token = self.tokenizer.convert_tokens_to_ids(end) if end else self.end_of_turn_id
+            sequences[-1].append(Run('', 1.0, token=token))
+            # Without an end of its own, the answer would go on with an inserted one that no history has.
+            done, begin = prompt.text + answer + end if end else None, turn + 1
         if prompt_weight and rest:
-            runs.append(Run(rest, prompt_weight))
-        return runs
+            sequences[-1].append(Run(rest, prompt_weight))
+        return sequences
+
+    def _opening(self, first: Conversation) -> Run:
+        """The bare generation prompt, with what the template writes before the first turn, here of the assistant."""
+        full = self.text([{**first[0], **_answer(MARK)}])
+        stem = self.generation_prompt
+        opened = OPENED.search(stem)
+        if opened and stem not in full:
+            stem = stem[: opened.start()]
+        if MARK not in full or stem not in full:
+            raise SampleError('the chat template writes no generation prompt before an assistant turn that comes first')
+        if stem:
+            return Run(full[: full.index(stem)] + self.generation_prompt, 0.0)
+        before = full.partition(MARK)[0]
+        tokens = list(self._special.finditer(before))
+        return Run((before[: tokens[-1].end()] if tokens else '') + self.generation_prompt, 0.0)
+
+    def _answer(self, messages: Conversation, prompt: str) -> tuple[str, str, str]:
+        """Splits the last of the messages, an answer, into the text to learn, the end-of-turn token, what is left.
+
+        The text begins where the generation prompt `prompt` ends, also behind a thought that it opens.
+        """
+        message, full = messages[-1], self.text(messages)
+        thought, spoken = _thought_of(message)
+        opened = OPENED.search(prompt)
+        if full.startswith(prompt):
+            segment = full[len(prompt) :]
+            if thought and _compact(thought) not in _compact(segment):
+                if not self.form.knows_thoughts:
+                    raise SampleError(
+                        f'the answer has a thought, but the chat template does not write any. {ELSEWHERE} Or put it '
+                        "into the answer's content."
+                    )
+                segment = f'<think>\n{thought}\n</think>\n\n' + segment.lstrip()
+        elif opened and full.startswith(prompt[: opened.start()]):
+            # The template takes the thought off finished answers, the last one too.
+            segment = full[opened.start() :].lstrip()
+            close = f'{opened["begin"]}/{opened["name"]}{opened["end"]}'
+            if segment.startswith(opened.group().strip()):
+                segment = segment.partition(close)[2].lstrip()
+            lead = '' if prompt.endswith('\n') else '\n'
+            segment = lead + (f'{thought}\n' if thought else '\n') + f'{close}\n\n' + segment
+        else:
+            raise SampleError(
+                f'the chat template opens an answer with {self.generation_prompt!r} for generation but writes '
+                'finished answers differently, so they cannot be trained as they are generated. '
+                'Give a template with model_cfgs.chat_template.'
+            )
+        answer, end, rest = self._split(messages, segment)
+        shown = _compact(self.generation_prompt + answer)
+        for call in message.get('tool_calls') or ():
+            if call['function']['name'] not in answer:
+                raise SampleError(f'the chat template does not write the call of {call["function"]["name"]!r}')
+        if _compact(spoken) not in shown or _compact(thought) not in shown:
+            raise SampleError(
+                f'the chat template changes the answer: {text_of(message)[:60]!r} became {answer[:60]!r}. '
+                'Give a template with model_cfgs.chat_template.'
+            )
+        return answer, end, rest
 
     def _split(self, messages: Conversation, segment: str) -> tuple[str, str, str]:
         """Splits a rendered answer into the text to learn, the text of the end-of-turn token, and what is left."""
-        content = text_of(messages[-1])
+        if messages[-1].get('tool_calls'):
+            # What ends a call need not end a text.
+            found = self._special_end.search(segment)
+            return (segment[: found.start()], found[1], found[2]) if found else (segment.rstrip(), '', '')
         tail = self._tail
         if not segment.endswith(tail):
             # A tail can depend on the turn's position in the conversation; ask for this very one.
-            tail = self.text([*messages[:-1], _answer(MARK)]).rpartition(MARK)[2]
+            tail = self.text([*messages[:-1], {**messages[-1], **_answer(MARK)}]).rpartition(MARK)[2]
         if not segment.endswith(tail):
             raise SampleError(f'the chat template ends this answer in an unknown way: {segment[-40:]!r}')
         answer = segment[: len(segment) - len(tail)]
-        if _compact(content) not in _compact(self.generation_prompt + answer):
-            raise SampleError(
-                f'the chat template changes the answer: {content[:60]!r} became {answer[:60]!r}. '
-                'Give a template with model_cfgs.chat_template.'
-            )
         end = self._special.search(tail)
         if end is None:
             return answer, '', tail
         return answer + tail[: end.start()], end.group(), tail[end.end() :]
 
-    def _shaped(self, message: Message, parts: bool) -> Message:
-        if parts:
-            content: Any = [part if part['type'] == 'text' else {'type': part['type']} for part in message['content']]
-        else:
-            content = ''.join(
-                part['text'] if part['type'] == 'text' else self._placeholder(part['type']) + '\n'
-                for part in message['content']
-            )
-        return {**message, 'content': content}
-
-    def _placeholder(self, kind: str) -> str:
-        if kind not in self._placeholders:
-            raise SampleError(f'this model takes no {kind}')
-        return self._placeholders[kind]
-
-    def _shows_text(self, parts: bool) -> bool:
-        self._parts = parts
+    def _find_call_end(self) -> int | None:
+        call = {'id': 'c1', 'type': 'function', 'function': {'name': 'x', 'arguments': {}}}
+        if not self.form.writes_calls:
+            return None
         try:
-            shown = self.text([{'role': 'user', 'content': [{'type': 'text', 'text': MARK}]}], True)
-        except SampleError:
+            found = self._special_end.search(self.text([message_of('user', 'x'), _answer('', tool_calls=[call])]))
+        except SampleError:  # some want a tool to be described
+            return None
+        return self.tokenizer.convert_tokens_to_ids(found[1]) if found else None
+
+    def _find_splits(self) -> bool:
+        turns = [message_of('user', 'x'), _answer(MARK), message_of('user', 'x'), _answer(MARK)]
+        thinking = [{**turn, 'reasoning_content': MARK} if turn['role'] == 'assistant' else turn for turn in turns]
+        try:
+            return any(len(self.render(probe)) > 1 for probe in [turns, *([thinking] * self.form.knows_thoughts)])
+        except SampleError:  # such rows are left out, each with its reason
             return False
-        # A list pasted as it is shows the keys of its parts.
-        return shown.count(MARK) == 1 and "'type'" not in shown and '"type"' not in shown
 
     def _default_template(self) -> str:
         logger.info('The checkpoint has no chat template; using the default format `ROLE: text`.')
@@ -321,5 +369,14 @@ class ChatRenderer:
         return ('{{ bos_token }}' if starts_with_bos else '') + DEFAULT_TEMPLATE
 
 
-def _answer(text: str) -> Message:
-    return {'role': 'assistant', 'content': [{'type': 'text', 'text': text}]}
+def _answer(text: str, **more: Any) -> Message:
+    return message_of('assistant', text, **more)
+
+
+def _thought_of(message: Message) -> tuple[str, str]:
+    """The thought of an answer and what it says besides; the thought may stand in its text."""
+    content = text_of(message)
+    before, close, after = content.partition('</think>')
+    if close and not message.get('reasoning_content'):
+        return before.strip().removeprefix('<think>').strip(), after.strip()
+    return (message.get('reasoning_content') or '').strip(), content

@@ -46,7 +46,7 @@ class WorkOf:
         return skeleton(self.spec.config)
 
     def __call__(self, example: Example) -> float:
-        pieces = [example.prompt, *example.responses]
+        pieces = [example.prompt, *(piece for response in example.responses for piece in response.sequences)]
         media = [tensors_of(piece.media, self.patch_area) for piece in pieces]
         vision, audio = (sum(counts[index] for counts in media) for index in (0, 1))
         return len(example) + self.vision * vision + self.audio * audio

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import RewardError
-from align_anything.core.types import MEDIA_KINDS, Audio, Conversation, Media, Video
+from align_anything.core.types import BESIDE_CONTENT, MEDIA_KINDS, Audio, Conversation, Media, Video
 from align_anything.datasets.media import decode
 
 
@@ -31,9 +31,7 @@ def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]
             return {key: part[key] for key in ('type', 'text') if key in part}
         return {'type': kind, kind: WRITERS[kind](part[kind])}
 
-    return [
-        {'role': message['role'], 'content': [part_of(part) for part in message['content']]} for message in conversation
-    ]
+    return [{**message, 'content': [part_of(part) for part in message['content']]} for message in conversation]
 
 
 def from_json(messages: Sequence[Mapping[str, Any]]) -> Conversation:
@@ -44,7 +42,11 @@ def from_json(messages: Sequence[Mapping[str, Any]]) -> Conversation:
         SampleError: a medium cannot be decoded.
     """
     return [
-        {'role': message['role'], 'content': [_part(part) for part in _parts(message['content'])]}
+        {
+            'role': message['role'],
+            'content': [_part(part) for part in _parts(message['content'])],
+            **{key: message[key] for key in BESIDE_CONTENT if key in message},
+        }
         for message in messages
     ]
 

@@ -34,7 +34,7 @@ formatter = make_formatter('my_templates.py:Captions', {'question': 'Describe th
 conversation, meta = formatter.format_supervised_sample({'file': 'cat.png', 'caption': 'A cat.'})
 spec = load_spec(text_model, model_max_length=128)
 text = [{'type': 'text', 'text': 'hi'}], [{'type': 'text', 'text': 'hello'}]
-runs = spec.render([{'role': 'user', 'content': text[0]}, {'role': 'assistant', 'content': text[1]}])
+[runs] = spec.render([{'role': 'user', 'content': text[0]}, {'role': 'assistant', 'content': text[1]}])
 
 from align_anything.losses.focal import focal_loss
 from align_anything.algorithms.sft import SFT

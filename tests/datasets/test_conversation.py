@@ -185,7 +185,7 @@ BAD = [
     ([{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': []}], {}, 'turn 1 is an empty answer'),
     (asked(''), {}, 'turn 0 is an empty user turn'),
     ([{'role': 'human', 'content': 'Hi'}, REPLY], {}, "unknown role 'human'"),
-    ([{'role': 'tool', 'content': 'Hi'}, REPLY], {}, "unknown role 'tool'"),
+    ([{'role': 'judge', 'content': 'Hi'}, REPLY], {}, "unknown role 'judge'"),
     ([{'role': None, 'content': 'Hi'}, REPLY], {}, "unknown role 'None'"),
     ([{'from': 'human', 'value': 'Hi'}], {}, "turn 0 has no 'role' and 'content'"),
     (['Hi'], {}, "turn 0 has no 'role' and 'content'"),

@@ -73,14 +73,15 @@ APART = (((('media',), ('text',)), (('media',), ('text',))),)
 
 @dataclass(frozen=True)
 class Row:
-    """An Example, and the arguments of the plain model for each of its responses."""
+    """An Example, and the arguments of the plain model for each sequence of its responses."""
 
     example: Example
     sequences: list[dict[str, Tensor]]
 
     @property
     def has_media(self) -> bool:
-        return any(piece.media for piece in (self.example.prompt, *self.example.responses))
+        pieces = [piece for response in self.example.responses for piece in response.sequences]
+        return any(piece.media for piece in (self.example.prompt, *pieces))
 
 
 def photo(width: int, height: int, seed: int) -> dict[str, Any]:
@@ -172,13 +173,7 @@ def groups_of(spec: FamilySpec, family: str) -> list[Row]:
             # Trained prompts: each prompt token counts once, however many responses follow it.
             base = replace(base, prompt=replace(base.prompt, weights=torch.ones_like(base.prompt.weights)))
         example = replace(base, responses=[reply(5 + number), base.responses[0], reply(9)][: 3 - number % 2])
-        media = media_of(conversation)
-        own = sum(base.prompt.media_counts.values())
-        sequences = [
-            plain_inputs(spec, base.prompt.ids, piece.ids, media if piece.media_counts else media[:own])
-            for piece in example.responses
-        ]
-        found.append(Row(example, sequences))
+        found.append(Row(example, _sequences(spec, example, conversation)))
     return found
 
 
@@ -189,8 +184,25 @@ def ordinary(spec: FamilySpec) -> list[int]:
 
 def _row(spec: FamilySpec, conversation: Conversation, train_on: TrainOn) -> Row:
     example = spec.encode(conversation, train_on)
-    inputs = plain_inputs(spec, example.prompt.ids, example.responses[0].ids, media_of(conversation))
-    return Row(example, [inputs])
+    return Row(example, _sequences(spec, example, conversation))
+
+
+def _sequences(spec: FamilySpec, example: Example, conversation: Conversation) -> list[dict[str, Tensor]]:
+    """The arguments for each sequence: its beginning of the prompt, itself, and the media that stand in both."""
+    media, shown = media_of(conversation), sum(example.prompt.media_counts.values())
+    found = []
+    for piece in (piece for response in example.responses for piece in response.sequences):
+        start = beginning_of(example, piece)
+        own = (shown if start else 0) + sum(piece.media_counts.values())
+        # One whole conversation may hold more than is counted: the audio of its videos.
+        every = piece is example.responses[0] and not piece.earlier and len(example.responses) == 1
+        found.append(plain_inputs(spec, example.prompt.ids[:start], piece.ids, media if every else media[:own]))
+    return found
+
+
+def beginning_of(example: Example, piece: Piece) -> int:
+    """How many tokens of the prompt a sequence begins with."""
+    return len(example.prompt) if piece.prefix_length is None else piece.prefix_length
 
 
 def precision(family: str) -> torch.dtype:
@@ -271,11 +283,15 @@ def sequence_logprobs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def reference_units(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:
-    """Scores and weights of a row's units: its prompt's once, before those of the first response."""
+    """Scores and weights of a row's units: its prompt's once, before those of the sequences that show them first."""
     scores, weights = [], []
-    example = row.example
-    for number, (piece, inputs) in enumerate(zip(example.responses, row.sequences, strict=True)):
-        of_prompt = example.prompt.weights if number == 0 else torch.zeros_like(example.prompt.weights)
+    example, counted = row.example, 0
+    pieces = [piece for response in example.responses for piece in response.sequences]
+    for piece, inputs in zip(pieces, row.sequences, strict=True):
+        start = beginning_of(example, piece)
+        of_prompt = example.prompt.weights[:start].clone()
+        of_prompt[: min(counted, start)] = 0
+        counted = max(counted, start)
         wanted = torch.cat([of_prompt, piece.weights])[1:]
         logprobs = sequence_logprobs(model, inputs)
         scores.append(logprobs[wanted > 0])
@@ -295,8 +311,8 @@ def reference_scores(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
 def accumulate_gradients(model: nn.Module, chosen: Sequence[Row]) -> float:
     """Adds the gradient of the weighted token mean over `chosen` to `model`, one row at a time; returns the loss."""
     count = sum(
-        float(torch.cat([row.example.prompt.weights, row.example.responses[0].weights])[1:].sum())
-        + sum(float(piece.weights.sum()) for piece in row.example.responses[1:])
+        float(row.example.prompt.weights[1:].sum())
+        + sum(float(piece.weights.sum()) for response in row.example.responses for piece in response.sequences)
         for row in chosen
     )
     total = 0.0

@@ -36,7 +36,8 @@ FAMILIES = TEXT + IMAGE
 WITHOUT_FILE = ('gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
 
 # What stands between the generation prompt and the answer, and the token that ends it, as the templates have them.
-LEAD = {'llava': ' ', 'llava_next': ' ', 'llava_next_video': ' ', 'mistral': ' ', 'smolvlm': ' '}
+NO_THOUGHT = '<think>\n\n</think>\n\n'
+LEAD = {'llava': ' ', 'llava_next': ' ', 'llava_next_video': ' ', 'mistral': ' ', 'smolvlm': ' ', 'qwen3': NO_THOUGHT}
 END = {
     'llama': '<|eot_id|>',
     'opt': '</s>',
@@ -123,5 +124,4 @@ def ids_of(example: Example) -> Tensor:
 
 
 def labelled(spec: FamilySpec, example: Example) -> str:
-    response = example.responses[0]
-    return spec.tokenizer.decode(response.ids[response.weights > 0])
+    return ''.join(spec.tokenizer.decode(piece.ids[piece.weights > 0]) for piece in example.responses[0].sequences)

@@ -113,7 +113,12 @@ def test_truncation_never_cuts_media(family: str, tiny: Tiny) -> None:
     last = int(is_media.nonzero()[-1])
     with pytest.raises(SampleError, match='media would be cut by truncation'):
         load(tiny(family), max_length=last).encode(later_image())
-    kept = load(tiny(family), max_length=last + 1).encode(later_image())
+    spec = load(tiny(family), max_length=last + 1)
+    kept = spec.encode(later_image())
+    if spec.renderer.splits:
+        # The answer behind the image has a sequence of its own, which is left out as nothing of it fits.
+        assert labelled(spec, kept) == learnt(family, answers(later_image())[:1]) and not kept.responses[0].media
+        return
     assert len(kept) == last + 1 and kept.responses[0].media_counts == {'image': 1}
 
 

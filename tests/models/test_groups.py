@@ -19,7 +19,8 @@ from align_anything.datasets.preference import PreferenceTask, UnpairedTask
 from align_anything.datasets.source_loading import load_sources
 from align_anything.models.rendering import first_differing_turn
 from tests.datasets.clips import sound, tone
-from tests.models.samples import assistant, load, picture, user
+from tests.models.published import whole
+from tests.models.samples import NO_THOUGHT, assistant, load, picture, user
 
 Tiny = Callable[..., Path]
 FAMILIES = ('llama', 'qwen3', 'llava', 'qwen2_vl', 'gemma3')
@@ -27,9 +28,13 @@ WITH_IMAGES = ('llava', 'qwen2_vl', 'gemma3')
 ASKED = user('What is 1 + 1?')
 
 
-def full_ids(example: Example, number: int) -> list[int]:
-    """The ids of the prompt and one response."""
-    return torch.cat([example.prompt.ids, example.responses[number].ids]).tolist()
+def full_ids(example: Example, number: int) -> list[list[int]]:
+    """The ids of each sequence of a response, its beginning of the prompt included."""
+    return [whole(example, piece)[0].tolist() for piece in example.responses[number].sequences]
+
+
+def full_weights(example: Example, number: int) -> list[list[float]]:
+    return [whole(example, piece)[1].tolist() for piece in example.responses[number].sequences]
 
 
 def same_as_alone(folder: Path, conversations: list[Conversation], judged: bool = False) -> Example:
@@ -40,7 +45,7 @@ def same_as_alone(folder: Path, conversations: list[Conversation], judged: bool 
     for number, conversation in enumerate(conversations):
         alone = spec.encode_group([conversation], start=at, judged=judged)
         assert full_ids(group, number) == full_ids(alone, 0)
-        assert torch.equal(group.responses[number].weights, alone.responses[0].weights)
+        assert full_weights(group, number) == full_weights(alone, 0)
         if at == 1 and not judged:
             # Earlier answers get an end that the template may not write, if they are trained.
             assert full_ids(alone, 0) == full_ids(spec.encode(conversation), 0)
@@ -62,7 +67,8 @@ def test_an_answer_to_judge_may_be_empty(family: str, tiny: Tiny) -> None:
     group = spec.encode_group(conversations, 'last', start=1, judged=True)
     nothing, _, two = group.responses
     *space, end = nothing.ids.tolist()
-    assert end == spec.renderer.end_of_turn_id and not spec.tokenizer.decode(space).strip() and nothing.weights.all()
+    said = spec.tokenizer.decode(space).removeprefix(NO_THOUGHT)
+    assert end == spec.renderer.end_of_turn_id and not said.strip() and nothing.weights.all()
     alone = spec.encode_group(conversations[2:], start=1)
     assert torch.equal(group.prompt.ids, alone.prompt.ids) and torch.equal(two.ids, alone.responses[0].ids)
     for start in (1, None):
@@ -76,7 +82,10 @@ def test_answers_after_a_history_and_turns_after_the_first_differing_one(family:
     longer = [*history, assistant('Yes.'), user('Why?'), assistant('By counting.')]
     group = same_as_alone(tiny(family), [longer, [*history, assistant('No, three.')]])
     spec = load(tiny(family))
-    learnt = [spec.tokenizer.decode(piece.ids[piece.weights > 0]) for piece in group.responses]
+    learnt = [
+        ''.join(spec.tokenizer.decode(piece.ids[piece.weights > 0]) for piece in response.sequences)
+        for response in group.responses
+    ]
     # Earlier answers are prompt, the user's later turn is not trained.
     assert 'Two' not in ''.join(learnt) and 'Why' not in learnt[0]
     assert 'Yes.' in learnt[0] and 'By counting.' in learnt[0] and 'No, three.' in learnt[1]

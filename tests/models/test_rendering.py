@@ -10,7 +10,18 @@ import pytest
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.models.rendering import ChatRenderer, Run
-from tests.models.samples import assistant, ids_of, labelled, load, multi_turn, picture, single, user
+from tests.models.samples import (
+    NO_THOUGHT,
+    answers,
+    assistant,
+    ids_of,
+    labelled,
+    load,
+    multi_turn,
+    picture,
+    single,
+    user,
+)
 
 Tiny = Callable[[str], Path]
 
@@ -28,7 +39,8 @@ def test_runs_carry_weights_and_media(tiny: Tiny) -> None:
     image = picture(40, 40)
     conversation = [user(image, 'Look.'), assistant('I see.'), user('Sure?'), assistant('Yes.')]
     end = spec.tokenizer.convert_tokens_to_ids('<|im_end|>')
-    assert spec.render(conversation) == [
+    [runs] = spec.render(conversation)
+    assert runs == [
         Run(
             '<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Look.<|im_end|>\n<|im_start|>assistant\n',
             0.0,
@@ -42,10 +54,11 @@ def test_runs_carry_weights_and_media(tiny: Tiny) -> None:
     ]
 
 
-def test_a_template_that_rewrites_earlier_turns_offers_the_last_turn(tiny: Tiny) -> None:
+def test_a_template_that_rewrites_earlier_turns_gives_each_answer_a_sequence(tiny: Tiny, capsys: Any) -> None:
     spec = load(tiny('qwen2'), chat_template=FORGETFUL)
-    with pytest.raises(SampleError, match='rewrites earlier turns.*train_on: last'):
-        spec.encode(multi_turn())
+    assert capsys.readouterr().err.count('a sequence of its own') == 1
+    replies = answers(multi_turn())
+    assert labelled(spec, spec.encode(multi_turn())) == ''.join(f'{NO_THOUGHT}{reply}<|im_end|>' for reply in replies)
     example = spec.encode(multi_turn(), train_on='last')
     assert labelled(spec, example) == '<think>\n\n</think>\n\nYes!<|im_end|>'
     assert '<think>' not in spec.tokenizer.decode(example.prompt.ids)
@@ -53,13 +66,12 @@ def test_a_template_that_rewrites_earlier_turns_offers_the_last_turn(tiny: Tiny)
     assert labelled(spec, spec.encode(single())) == '<think>\n\n</think>\n\nIt is two.<|im_end|>'
 
 
-def test_reasoning_is_trained_in_the_last_turn_and_refused_in_history(tiny: Tiny) -> None:
+def test_reasoning_in_the_text_of_answers_is_trained_in_each(tiny: Tiny) -> None:
     spec = load(tiny('qwen3'))
     thinking = '<think>\none and one\n</think>\n\nTwo.'
     assert labelled(spec, spec.encode([user('1 + 1?'), assistant(thinking)])) == thinking + '<|im_end|>'
     longer = [user('1 + 1?'), assistant(thinking), user('Sure?'), assistant(thinking)]
-    with pytest.raises(SampleError, match='train_on: last'):
-        spec.encode(longer)
+    assert labelled(spec, spec.encode(longer)) == 2 * (thinking + '<|im_end|>')
     assert labelled(spec, spec.encode(longer, train_on='last')) == thinking + '<|im_end|>'
 
 
@@ -73,9 +85,9 @@ def test_a_template_that_changes_the_answer_is_refused(tiny: Tiny) -> None:
 
 def test_a_generation_prompt_unlike_finished_answers_is_refused(tiny: Tiny) -> None:
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}" + (
-        "{% if add_generation_prompt %}{{ 'assistant: <think>' }}{% endif %}"
+        "{% if add_generation_prompt %}{{ 'assistant: Well, ' }}{% endif %}"
     )
-    with pytest.raises(SampleError, match='opens an answer with .*<think>'):
+    with pytest.raises(SampleError, match='opens an answer with .*Well, '):
         load(tiny('qwen2'), chat_template=template).encode(single())
 
 
@@ -85,9 +97,16 @@ def test_a_template_that_refuses_a_role_says_so(tiny: Tiny) -> None:
         "{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
+    spec = load(tiny('qwen2'), chat_template=template.replace('system', 'tool'))
     system = {'role': 'system', 'content': [{'type': 'text', 'text': 'Be kind.'}]}
-    with pytest.raises(SampleError, match=r'refuses this conversation \(roles: system, user\): no system here'):
-        load(tiny('qwen2'), chat_template=template).encode([system, *single()])
+    assert 'system: Be kind.' in spec.tokenizer.decode(spec.encode([system, *single()]).prompt.ids)
+    # A system turn that is refused goes into the first user turn.
+    spec = load(tiny('qwen2'), chat_template=template)
+    prompt = spec.tokenizer.decode(spec.encode([system, *single()]).prompt.ids)
+    assert prompt.startswith('user: Be kind.\n\nWhat is 1 + 1?')
+    only_users = template.replace("== 'system'", "not in ('user', 'assistant')")
+    with pytest.raises(SampleError, match=r'refuses this conversation \(roles: user, judge\): no system here'):
+        load(tiny('qwen2'), chat_template=only_users).encode_prompt([*single()[:1], {**system, 'role': 'judge'}])
 
 
 def test_a_template_that_shows_nothing_is_refused(tiny: Tiny) -> None:
@@ -134,15 +153,14 @@ def test_templates_get_strings_or_parts_as_they_can_take(tiny: Tiny) -> None:
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     spec = load(tiny('llava'), chat_template=strings)
-    run = spec.render([user(picture(40, 40), 'Look.'), assistant('Yes.')])[0]
+    run = spec.render([user(picture(40, 40), 'Look.'), assistant('Yes.')])[0][0]
     assert run.text == 'user: <image>\nLook.</s>assistant: ' and len(run.media) == 1
     parts = (
         "{% for m in messages %}{{ m['role'] + ': ' }}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}"
         "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
-    assert (
-        load(tiny('qwen2'), chat_template=parts).render(single())[0].text == 'user: What is 1 + 1?<|im_end|>assistant: '
-    )
+    run = load(tiny('qwen2'), chat_template=parts).render(single())[0][0]
+    assert run.text == 'user: What is 1 + 1?<|im_end|>assistant: '
 
 
 def test_what_stands_between_answer_and_end_is_learnt_with_the_answer(tiny: Tiny) -> None:
@@ -216,5 +234,5 @@ def test_a_familys_own_template_beats_the_checkpoints(tiny: Tiny) -> None:
 
     plain = load(tiny('qwen2'))
     spec = Own(plain.config, plain.tokenizer, max_length=64)
-    assert spec.render(single())[0].text == 'user> What is 1 + 1?<|im_end|>assistant> '
+    assert spec.render(single())[0][0].text == 'user> What is 1 + 1?<|im_end|>assistant> '
     assert spec.tokenizer.chat_template == Own.chat_template

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from align_anything.core.types import Piece, Skipped
+from align_anything.core.types import Example, Piece, Skipped
 from align_anything.policies.token.attention import (
     SEGMENT_ATTENTION,
     AttentionPlan,
@@ -73,6 +73,45 @@ def test_prompt_weights_count_once_and_the_first_token_has_no_score():
     for layout in ('padded', 'packed', 'shared_prefix'):
         batch = TokenCollator(TextFamily(), layout)([trained])
         assert batch.inputs.targets.tolist() == [12, 13, 21, 31], layout
+
+
+def branching() -> Example:
+    """A response of three sequences: behind two tokens of the prompt, behind none of it, and behind all of it."""
+    behind_two = replace(piece(21, 22, weight=1.0), prefix_length=2)
+    alone = replace(piece(41, 42, weight=1.0), prefix_length=0)
+    return example(piece(11, 12, 13, 14), replace(piece(31, weight=1.0), earlier=[behind_two, alone]))
+
+
+def test_sequences_of_a_response_begin_where_they_say():
+    one, other = branching(), example(piece(15), piece(51, weight=1.0))
+    padded = TokenCollator(TextFamily(), 'padded')([one, other])
+    rows = [[11, 12, 21, 22, 0], [41, 42, 0, 0, 0], [11, 12, 13, 14, 31], [15, 51, 0, 0, 0]]
+    assert padded.inputs.arguments['input_ids'].tolist() == rows
+    shared = TokenCollator(TextFamily(), 'shared_prefix')([one, other])
+    assert shared.inputs.arguments['input_ids'].tolist() == [[11, 12, 13, 14, 21, 22, 41, 42, 31, 15, 51]]
+    assert shared.inputs.arguments['position_ids'].tolist() == [[0, 1, 2, 3, 2, 3, 0, 1, 4, 0, 1]]
+    spans = (Span(0, 4), Span(4, 6, 0, 2), Span(6, 8), Span(8, 9, 0, 4), Span(9, 10), Span(10, 11, 9, 10))
+    assert shared.inputs.arguments['segments'].spans == spans
+    # 21 is predicted by the second token of the prompt, 22 by 21, 42 by 41 (the first of a sequence has no score),
+    # 31 by the last token of the prompt.
+    assert shared.inputs.score_index.tolist() == [1, 4, 6, 3, 9]
+    for batch in (padded, shared, TokenCollator(TextFamily(), 'packed')([one, other])):
+        assert batch.inputs.targets.tolist() == [21, 22, 42, 31, 51]
+        assert batch.segments.tolist() == [0, 0, 0, 0, 1]
+        assert batch.num_responses == 2 and batch.examples_of_responses.tolist() == [0, 1]
+        assert batch.inputs.ends.shape == (2,)
+    for layout, size in (('padded', 15), ('packed', 11), ('shared_prefix', 9)):
+        collate = TokenCollator(TextFamily(), layout)
+        assert collate.cost(one).size == size == collate.size([one]), layout
+    assert one.responses[0].units == 5 and len(one) == 9
+
+
+def test_prompt_tokens_of_branching_sequences_count_once():
+    trained = branching()
+    trained.prompt.weights[:] = 1.0
+    for layout in ('padded', 'packed', 'shared_prefix'):
+        batch = TokenCollator(TextFamily(), layout)([trained])
+        assert sorted(batch.inputs.targets.tolist()) == [12, 13, 14, 21, 22, 31, 42], layout
 
 
 def test_prompt_media_are_carried_once_when_the_prompt_is_shared():

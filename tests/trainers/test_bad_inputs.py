@@ -23,9 +23,9 @@ class Mine(BaseFormatter):
     def format_supervised_sample(self, raw_sample):
         return raw_sample['lost'], {}
 """
-REWRITING = (
+CHANGING = (
     "{% for m in messages %}{{ m['role'] }}: "
-    "{{ m['content'] if loop.last or m['role'] == 'user' else '(dropped)' }}</s>\n{% endfor %}"
+    "{{ m['content'] | replace('i', '') | replace('o', '') | replace('s', '') }}</s>\n{% endfor %}"
     '{% if add_generation_prompt %}assistant: {% endif %}'
 )
 
@@ -65,7 +65,7 @@ def inputs(tiny, tmp_path_factory) -> SimpleNamespace:
     (folder / 'broken.parquet').write_bytes(b'PAR1 and then nothing')
     (folder / 'broken.py').write_text('class Mine(:\n')
     (folder / 'raising.py').write_text(RAISING)
-    (folder / 'rewriting.jinja').write_text(REWRITING)
+    (folder / 'changing.jinja').write_text(CHANGING)
     (folder / 'broken.jinja').write_text('{% for m in messages %}')
     (folder / 'broken.yaml').write_text('train_cfgs: [')
     (folder / 'ds_broken.json').write_text('{"zero_optimization": ')
@@ -275,12 +275,12 @@ CASES = {
     'length shorter than the prompts': Case(
         {'model_max_length': 4}, ['max_skipped_ratio', 'tokens', '4'], True
     ),
-    'chat template that rewrites history': Case(
+    'chat template that changes answers': Case(
         lambda at: {
             'train_datasets': at.folder / 'turns.jsonl', 'train_template': 'Messages',
-            'chat_template': at.folder / 'rewriting.jinja',
+            'chat_template': at.folder / 'changing.jinja',
         },
-        ['rewrites earlier turns', 'data_cfgs.train_on: last'], True,
+        ['the chat template changes the answer', 'model_cfgs.chat_template'], True,
     ),
 }  # fmt: skip
 

@@ -35,7 +35,8 @@ INSTRUCTIONS = [
     ({**GOOD, 'instruction': ''}, 'empty user turn'),
     ({**GOOD, 'instruction': 'moon ' * 200}, 'the prompt alone has'),
     ({**GOOD, 'output': 'a text with <image> in it'}, '1 image placeholder(s)'),
-    ({**GOOD, 'tools': '[{"name": "f"}]'}, 'tool'),
+    ({**GOOD, 'tools': '[{"name": "f"}]'}, None),  # the template writes them
+    ({**GOOD, 'tools': '[{"name": "f"'}, 'should be JSON'),
     ({**GOOD, 'history': [['one', 'two', 'three']]}, 'history'),
     ({**GOOD, 'output': 'long ' * 300}, None),  # cut at the end
 ]
@@ -50,7 +51,10 @@ CHATS = [
     ([TURN, {'role': 'assistant', 'content': None}], 'null content'),
     ([TURN, {'role': 'assistant', 'content': 5}], 'int as content'),
     ([TURN, {'role': 'assistant', 'content': [{'type': 'picture'}]}], "unknown type 'picture'"),
-    ([TURN, {**REPLY, 'tool_calls': [{'name': 'f'}]}], 'tool_calls'),
+    ([TURN, {**REPLY, 'content': None, 'tool_calls': [{'name': 'f'}]}], None),
+    ([TURN, {**REPLY, 'tool_calls': [{'name': 'f'}]}], 'changes the answer'),  # Llama's shows no text beside a call
+    ([TURN, {**REPLY, 'tool_calls': ['f']}], "no record with a 'name'"),
+    ([TURN, {**REPLY, 'reasoning_content': 'wet'}], 'does not write any'),
     ([TURN, REPLY, TURN], None),  # what follows the last answer goes
     ([{'role': 'system', 'content': ''}, TURN, REPLY], None),
     ('not a list', 'messages'),

@@ -108,7 +108,7 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
 
 def size_of(example: Example, spec: FamilySpec) -> RowSize:
     """Counts the tokens and media of an Example."""
-    pieces = [example.prompt, *example.responses]
+    pieces = [example.prompt, *(piece for response in example.responses for piece in response.sequences)]
     return RowSize(
         source=cleaned(example.source),
         tokens=len(example),

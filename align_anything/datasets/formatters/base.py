@@ -31,16 +31,17 @@ def _fits(value: Any, default: Any) -> bool:
 
 
 def _answers(conversation: Turns) -> list[Any]:
-    return [turn['content'] for turn in conversation if turn['role'] == 'assistant']
+    return [turn for turn in conversation if turn['role'] == 'assistant']
 
 
 class BaseFormatter:
     """Turns raw rows of one kind of dataset into conversations.
 
     A subclass writes the hooks its columns allow. A hook returns messages in Hugging Face chat form and a `meta` dict;
-    `meta['image']` (one or a list; likewise `video`, `audio`) holds the media that fill the placeholders, in order, and
-    the rest of `meta` rides along to the algorithm. Some hooks follow from others: a supervised sample from the
-    preferred answer, a prompt from a supervised sample without its last answer, an unmatched sample from two rows.
+    `meta['image']` (one or a list; likewise `video`, `audio`) holds the media that fill the placeholders, in order,
+    `meta['tools']` the tools that may be called, and the rest of `meta` rides along to the algorithm. Some hooks follow
+    from others: a supervised sample from the preferred answer, a prompt from a supervised sample without its last
+    answer, an unmatched sample from two rows.
 
     Public annotated class attributes are options: `--train_template_kwargs` sets them, and so does the constructor.
 
@@ -124,7 +125,8 @@ class BaseFormatter:
         self.require_hook(PROMPT_ONLY)
         conversation, meta = self.format_supervised_sample(raw_sample)
         if conversation and conversation[-1]['role'] == 'assistant':
-            return conversation[:-1], {**meta, 'ground_truth': conversation[-1]['content']}
+            said = conversation[-1]['content']
+            return conversation[:-1], meta if said is None else {**meta, 'ground_truth': said}
         return conversation, meta
 
     def format_unmatched_supervised_sample(self, raw_sample_for_prompt: Row, raw_sample_for_response: Row) -> Sample:

@@ -42,7 +42,7 @@ class Instruction(MappedFormatter):
         addition = self.find(row, 'input', ('input',))
         if addition and filled(row, addition) and text(row, addition):
             instruction = f'{instruction}\n{text(row, addition)}'
-        return [*self.opening_of(row, False), *self._history(row), user(instruction)], self.media(row)
+        return [*self.opening_of(row, False), *self._history(row), user(instruction)], self.beside(row)
 
     def _history(self, row: Row) -> Turns:
         name = self.find(row, 'history', ('history',))

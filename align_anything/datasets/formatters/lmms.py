@@ -34,14 +34,16 @@ class LMMS(MappedFormatter):
         turns = [self._turn(index, turn) for index, turn in enumerate(items(raw_sample, 'conversations'))]
         if not turns or len(turns) % 2:
             raise SampleError(f'the conversation has {len(turns)} turns, but every user turn needs one answer.')
-        meta = {kind: _listed(media) for kind, media in self.media(raw_sample).items()}
+        beside = self.beside(raw_sample)
+        tools = {'tools': beside.pop('tools')} if 'tools' in beside else {}
+        meta = {kind: _listed(media) for kind, media in beside.items()}
         for kind, media in meta.items():
             asked = sum(turn['content'].count(f'<{kind}>') for turn in turns[::2])
             if asked != len(media):
                 raise SampleError(f'the user turns have {asked} <{kind}>, but the row has {len(media)} {kind}(s).')
         if 'video' in meta:
             meta['video'] = self._with_frames(raw_sample, meta['video'])
-        return [*self.opening_of(raw_sample, False), *turns], meta
+        return [*self.opening_of(raw_sample, False), *turns], {**meta, **tools}
 
     def _turn(self, index: int, turn: Any) -> dict[str, Any]:
         if not isinstance(turn, Mapping):

@@ -19,7 +19,7 @@ class MappedFormatter(BaseFormatter):
 
     Attributes:
         system: column with the system prompt of the row.
-        tools: column with tool descriptions; a row that has any is refused.
+        tools: column with the tools that answers may call, a list or its JSON text.
         images: column with the image or list of images; by default `images` or `image`. Likewise videos, audios.
     """
 
@@ -69,14 +69,17 @@ class MappedFormatter(BaseFormatter):
             found[kind] = [] if name is None or row[name] is None else row[name]
         return found
 
+    def beside(self, row: Row) -> dict[str, Any]:
+        """Returns what goes into `meta` of any row: its media by kind, and its tools if it has any."""
+        name = self.find(row, 'tools', ('tools',))
+        tools = {'tools': row[name]} if name and row[name] not in (None, '', '[]', [], {}) else {}
+        return {**self.media(row), **tools}
+
     def opening_of(self, row: Row, has_system_turn: bool) -> Turns:
         """Returns the system turn of the row, from its column or else the option `system_prompt`.
 
-        Raises `SampleError` when the row has tools, or a system prompt in its column and another in its turns.
+        Raises `SampleError` when the row has a system prompt in its column and another in its turns.
         """
-        tools = self.find(row, 'tools', ('tools',))
-        if tools and row[tools] not in (None, '', '[]', [], {}):
-            raise SampleError(f"column '{tools}' describes tools, and tool calls cannot be trained.")
         name = self.find(row, 'system', self._systems)
         prompt = as_text(row[name], f"column '{name}'") if name and row[name] is not None else ''
         if prompt and has_system_turn:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from align_anything.core.errors import SampleError
+from align_anything.datasets.conversation import TURN_KEYS, speaks
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, items
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
 
-NOT_TRAINED = ('tool_calls', 'function_call', 'tool_call_id', 'reasoning_content', 'thinking')
-
 
 @register_template('Messages')
 class Messages(MappedFormatter):
     """A list of `{'role', 'content'}`, content being text or parts; images in the parts or in their own column.
+
+    Answers may have `tool_calls` and `reasoning_content`; the role `tool` tells what a call returned.
 
     Attributes:
         messages: column with the list of messages.
@@ -27,20 +28,18 @@ class Messages(MappedFormatter):
         name = self.require(raw_sample, 'messages', ('messages', 'conversation', 'conversations'))
         turns = [message(index, turn) for index, turn in enumerate(items(raw_sample, name))]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
-        return [*self.opening_of(raw_sample, has_system_turn), *turns], self.media(raw_sample)
+        return [*self.opening_of(raw_sample, has_system_turn), *turns], self.beside(raw_sample)
 
 
 def message(index: int, turn: Any) -> dict[str, Any]:
-    """Returns turn number `index` as a message. Raises `SampleError` when it is none, or holds what would be lost."""
-    if not isinstance(turn, dict) or 'role' not in turn or 'content' not in turn:
+    """Returns turn number `index` as a message. Raises `SampleError` when it is none."""
+    if not isinstance(turn, dict) or 'role' not in turn or not speaks(turn):
         keys = sorted(turn) if isinstance(turn, dict) else type(turn).__name__
         raise SampleError(
             f"turn {index} is no {{'role', 'content'}} message but {keys}. "
             "Rows with 'from' and 'value' are for the template ShareGPT."
         )
-    lost = [key for key in NOT_TRAINED if turn.get(key)]
-    if lost:
-        raise SampleError(f'turn {index} has {", ".join(lost)}, which cannot be trained and would be lost.')
-    if turn['content'] is None:
+    if turn.get('content') is None and not speaks({key: value for key, value in turn.items() if key != 'content'}):
         raise SampleError(f'turn {index} ({turn["role"]}) has null content.')
-    return {'role': turn['role'], 'content': turn['content']}
+    known = {key: turn[key] for key in TURN_KEYS if turn.get(key) is not None}
+    return {'content': None, **known}

@@ -30,7 +30,7 @@ class Answered(MappedFormatter):
         turns = self._prompt(raw_sample)
         if not turns:
             return super().format_prompt_only_sample(raw_sample)
-        return turns, self.media(raw_sample)
+        return turns, self.beside(raw_sample)
 
     def _prompt(self, row: Row) -> Turns:
         name = self.find(row, 'prompt', PROMPTS)
@@ -72,7 +72,7 @@ class Preference(Answered):
     def format_preference_sample(self, raw_sample: Row) -> PairSample:
         better = self.require(raw_sample, 'chosen', ('chosen', 'better'))
         worse = self.require(raw_sample, 'rejected', ('rejected', 'worse'))
-        meta = self.media(raw_sample)
+        meta = self.beside(raw_sample)
         margin = self.find(raw_sample, 'margin', ('margin',))
         if margin and filled(raw_sample, margin):
             meta['margin'] = _number(raw_sample[margin], f"column '{margin}'")
@@ -101,7 +101,7 @@ class Rated(Answered):
             self._conversation(raw_sample, answers[ratings.index(rating)], f'the answer rated {rating:g}')
             for rating in (best, worst)
         )
-        return better, worse, self.media(raw_sample)
+        return better, worse, self.beside(raw_sample)
 
     def check_validation(self, raw_sample: Row) -> bool:
         _, ratings = self._rated(raw_sample)
@@ -135,7 +135,7 @@ class Unpaired(Answered):
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         name = self.require(raw_sample, 'response', ('completion', 'response', 'output', 'answer'))
         label = self.require(raw_sample, 'label', ('label',))
-        meta: Meta = {**self.media(raw_sample), 'label': raw_sample[label]}
+        meta: Meta = {**self.beside(raw_sample), 'label': raw_sample[label]}
         return self._conversation(raw_sample, raw_sample[name], f"column '{name}'"), meta
 
 

@@ -37,7 +37,7 @@ class Prompts(MappedFormatter):
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
         name = self.require(raw_sample, 'prompt', ('prompt', 'messages', 'question'))
         turns = self._turns(raw_sample, name)
-        media = self.media(raw_sample)
+        media = self.beside(raw_sample)
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
         opening = self.opening_of(raw_sample, has_system_turn)
         meta = {**(self._others(raw_sample, name) if self.keep_columns else {}), **media, **self._golden(raw_sample)}

@@ -22,6 +22,10 @@ ROLES = MappingProxyType(
         'assistant': 'assistant',
         'model': 'assistant',
         'system': 'system',
+        'developer': 'developer',
+        'tool': 'tool',
+        'observation': 'tool',
+        'function_call': 'assistant',
     }
 )
 
@@ -46,7 +50,7 @@ class ShareGPT(MappedFormatter):
         name = self.require(raw_sample, 'conversations', ('conversations', 'conversation'))
         turns = [self._turn(index, turn) for index, turn in enumerate(items(raw_sample, name))]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
-        return [*self.opening_of(raw_sample, has_system_turn), *turns], self.media(raw_sample)
+        return [*self.opening_of(raw_sample, has_system_turn), *turns], self.beside(raw_sample)
 
     def _turn(self, index: int, turn: Any) -> dict[str, Any]:
         if not isinstance(turn, Mapping):
@@ -58,7 +62,10 @@ class ShareGPT(MappedFormatter):
                 f"turn {index} is spoken by '{speaker}', which is no known role.{nearest(speaker, list(known))} "
                 f'Known: {", ".join(known)}; others are mapped with the template option roles.'
             )
-        return {'role': known[speaker], 'content': text(turn, self.content_key)}
+        said = text(turn, self.content_key)
+        if speaker == 'function_call' and speaker not in self.roles:
+            return {'role': 'assistant', 'content': None, 'tool_calls': said}
+        return {'role': known[speaker], 'content': said}
 
 
 @register_template('ShareGPT-4o')

@@ -101,8 +101,10 @@ class Gemma4Spec(FamilySpec):
     reads_audio_in_video = True
     component_prefixes = COMPONENTS
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
-        """Returns the runs of text with their loss weights, before tokenisation; turns before `start` are prompt."""
+    def render(
+        self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0
+    ) -> list[list[Run]]:
+        """Returns sequences of runs with their loss weights, before tokenisation; turns before `start` are prompt."""
         return super().render([_with_tracks(message) for message in conversation], train_on, start)
 
     def render_prompt(self, messages: Conversation) -> Run:

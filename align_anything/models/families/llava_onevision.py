@@ -113,9 +113,12 @@ class LlavaOnevisionSpec(LlavaNextSpec):
 
     encoder_class = LlavaOnevisionEncoder
 
-    def render(self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0) -> list[Run]:
-        """Returns the runs of text with their loss weights, before tokenisation; turns before `start` are prompt."""
-        return [_among(run, conversation) for run in super().render(conversation, train_on, start)]
+    def render(
+        self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0
+    ) -> list[list[Run]]:
+        """Returns sequences of runs with their loss weights, before tokenisation; turns before `start` are prompt."""
+        sequences = super().render(conversation, train_on, start)
+        return [[_among(run, conversation) for run in runs] for runs in sequences]
 
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from, before tokenisation."""

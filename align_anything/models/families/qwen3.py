@@ -1,4 +1,4 @@
-"""Qwen3: the default rules. Its template drops the reasoning of earlier turns, so many rows need `train_on: last`."""
+"""Qwen3: the default rules. Its template drops the thoughts of earlier turns, so answers are sequences of their own."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class AttentionPlan:
     """Who sees whom in one packed row.
 
     Attributes:
-        spans: consecutive spans that cover the row; a prefix is exactly one of them.
+        spans: consecutive spans that cover the row; a prefix is the beginning of one of them, or all of it.
         blocks: for families whose media tokens see each other in both directions, the number of the media item that
             each token belongs to, zero for text, `(length,)`; otherwise None.
     """
@@ -124,14 +124,14 @@ def segment_attention(
     lengths = [span.stop - span.start for span in segments.spans]
     # Split once: the gradient of a split is one concatenation, that of each slice a full row of zeros.
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
-    indices = {(span.start, span.stop): index for index, span in enumerate(segments.spans)}
+    indices = {span.start: index for index, span in enumerate(segments.spans)}
     outputs = []
     for index, span in enumerate(segments.spans):
         span_key, span_value = keys[index], values[index]
         if span.prefix_length:
-            prefix = indices[span.prefix_start, span.prefix_stop]
-            span_key = torch.cat([keys[prefix], span_key], dim=2)
-            span_value = torch.cat([values[prefix], span_value], dim=2)
+            prefix = indices[span.prefix_start]
+            span_key = torch.cat([keys[prefix][:, :, : span.prefix_length], span_key], dim=2)
+            span_value = torch.cat([values[prefix][:, :, : span.prefix_length], span_value], dim=2)
         mask = segments.mask(span, sliding_window, query.device)
         if mask is not None and groups > 1:
             # Grouped queries with a mask fall back to the slow kernel on CUDA.

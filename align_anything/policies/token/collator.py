@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 
 from align_anything.core.types import Batch, Cost, Example, Piece, Skipped
-from align_anything.models.encoding import join
+from align_anything.models.encoding import join, truncate
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.layouts import TokenSequence, pack, pad
 
@@ -66,15 +66,16 @@ class TokenCollator:
 
     def _rows(self, prompt: Piece, responses: Sequence[Piece]) -> tuple[int, int]:
         """How many rows as `Cost` counts them, and the length of the longest."""
+        pieces = [piece for response in responses for piece in response.sequences]
         if self.layout == 'shared_prefix':
-            return len(prompt) + sum(map(len, responses)), 1
-        lengths = [len(prompt) + len(response) for response in responses]
+            return len(prompt) + sum(map(len, pieces)), 1
+        lengths = [_prefix_length(prompt, piece) + len(piece) for piece in pieces]
         return (len(lengths), max(lengths, default=0)) if self.pads else (sum(lengths), 1)
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""
         present = list(examples) or [self._filler()]
-        sequences, owners, carried = self._sequences(present)
+        sequences, carried = self._sequences(present)
         per_unit = [response.per_unit for example in present for response in example.responses]
         shared = [name for name in per_unit[0] if all(name in values for values in per_unit)]
         unmatched = [
@@ -95,8 +96,10 @@ class TokenCollator:
             inputs=rows.inputs,
             segments=rows.segments,
             weights=rows.weights,
-            num_responses=len(sequences),
-            examples_of_responses=torch.tensor(owners),
+            num_responses=len(per_unit),
+            examples_of_responses=torch.tensor(
+                [number for number, example in enumerate(present) for _ in example.responses]
+            ),
             sources=[example.source for example in present],
             metas=[example.meta for example in present],
             skipped=list(skipped),
@@ -117,13 +120,14 @@ class TokenCollator:
         response = Piece(piece.ids.clone(), piece.weights.clone())
         return Example(piece, [response], source='(empty micro-batch)')
 
-    def _sequences(self, examples: Sequence[Example]) -> tuple[list[TokenSequence], list[int], list[Piece]]:
+    def _sequences(self, examples: Sequence[Example]) -> tuple[list[TokenSequence], list[Piece]]:
         lists: list[list[Piece]] = []
-        owners: list[int] = []
-        for number, example in enumerate(examples):
-            for response in example.responses:
-                lists.append([example.prompt, response])
-                owners.append(number)
+        owners: list[tuple[int, int]] = []
+        responses = [(number, response) for number, example in enumerate(examples) for response in example.responses]
+        for index, (number, response) in enumerate(responses):
+            for piece in response.sequences:
+                lists.append([_beginning(examples[number].prompt, piece), piece])
+                owners.append((number, index))
         shortest = min(range(len(lists)), key=lambda index: sum(map(len, lists[index])))
         for kind in self.dummy_kinds:
             if not any(piece.media_counts.get(kind) for pieces in lists for piece in pieces):
@@ -132,13 +136,15 @@ class TokenCollator:
         sequences = []
         shared = self.layout == 'shared_prefix'
         carried: list[Piece] = []
+        with_prompt: set[int] = set()
         media_ids = torch.tensor(sorted(self.spec.media_token_ids), dtype=torch.long)
-        for index, (pieces, owner) in enumerate(zip(lists, owners, strict=True)):
+        for pieces, (owner, response) in zip(lists, owners, strict=True):
             whole = join(pieces, self.spec.merge_media)
             blank = torch.zeros_like(whole.ids)
             token_tensors = {name: whole.token_tensors.get(name, blank) for name in self.spec.token_tensor_names}
             sequences.append(
                 TokenSequence(
+                    response=response,
                     prompt=owner,
                     prefix_length=len(pieces[0]),
                     end=len(pieces[0]) + len(pieces[1]),
@@ -150,6 +156,20 @@ class TokenCollator:
                 )
             )
             # The prompt's media are encoded once when its tokens stand in the row once.
-            prompt_repeats = shared and index > 0 and owners[index - 1] == owner
+            prompt_repeats = shared and owner in with_prompt
             carried.extend(piece for piece in (pieces[1:] if prompt_repeats else pieces) if piece.media)
-        return sequences, owners, carried
+            if len(pieces[0]):
+                with_prompt.add(owner)
+        return sequences, carried
+
+
+def _prefix_length(prompt: Piece, piece: Piece) -> int:
+    return len(prompt) if piece.prefix_length is None else piece.prefix_length
+
+
+def _beginning(prompt: Piece, piece: Piece) -> Piece:
+    """What `piece` continues of the prompt. All of its media stand in there, or it continues nothing of it."""
+    length = _prefix_length(prompt, piece)
+    if length == len(prompt):
+        return prompt
+    return truncate(prompt, length) if length else Piece(prompt.ids[:0], prompt.weights[:0])

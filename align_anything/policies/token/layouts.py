@@ -22,12 +22,14 @@ class TokenSequence:
     """One response as the model reads it: the pieces in order, their positions, and which tokens are scored.
 
     Attributes:
+        response: index of the response that its units belong to.
         prompt: index of the prompt that this sequence continues; sequences with equal index may share it.
-        prefix_length: number of prompt tokens.
+        prefix_length: number of prompt tokens, of those that share a prompt the beginning of the longest.
         end: number of tokens of prompt and response together; what follows is a dummy.
         ids: `(length,)`; `positions`: `(rows, length)`; `weights`: `(length,)`; `token_tensors`: each `(length,)`.
     """
 
+    response: int
     prompt: int
     prefix_length: int
     end: int
@@ -69,9 +71,20 @@ class PackedBatch:
     padding: int
 
 
-def units_of(
-    sequence: TokenSequence, response: int, from_token: int, position: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _Scored:
+    """How many tokens of each prompt are scored already: a token of a prompt is scored once."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, int] = {}
+
+    def first_of(self, sequence: TokenSequence) -> int:
+        """Returns the token of the sequence from which on it is scored."""
+        first = min(self._tokens.get(sequence.prompt, 0), sequence.prefix_length)
+        self._tokens[sequence.prompt] = max(self._tokens.get(sequence.prompt, 0), sequence.prefix_length)
+        return first
+
+
+def units_of(sequence: TokenSequence, from_token: int, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Units of one sequence: where their predictor stands, their ids, response and weight.
 
     `position[t]` is where token t stands in the flattened hidden states. A token is predicted by the one before it in
@@ -79,7 +92,8 @@ def units_of(
     """
     scored = torch.nonzero(sequence.weights, as_tuple=True)[0]
     scored = scored[scored >= max(from_token, 1)]
-    return position[scored - 1], sequence.ids[scored], torch.full_like(scored, response), sequence.weights[scored]
+    owner = torch.full_like(scored, sequence.response)
+    return position[scored - 1], sequence.ids[scored], owner, sequence.weights[scored]
 
 
 def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
@@ -90,7 +104,7 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     attention_mask = torch.zeros((rows, length), dtype=torch.long)
     positions = sequences[0].positions.new_zeros((sequences[0].positions.shape[0], rows, length))
     token_tensors = {name: torch.zeros((rows, length), dtype=torch.long) for name in sequences[0].token_tensors}
-    units, seen_prompts = [], set()
+    units, scored = [], _Scored()
     for row, sequence in enumerate(sequences):
         own = slice(0, len(sequence))
         input_ids[row, own] = sequence.ids
@@ -98,19 +112,19 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
         positions[:, row, own] = sequence.positions
         for name, tensor in sequence.token_tensors.items():
             token_tensors[name][row, own] = tensor
-        first = sequence.prefix_length if sequence.prompt in seen_prompts else 0
-        seen_prompts.add(sequence.prompt)
-        units.append(units_of(sequence, row, first, row * length + torch.arange(len(sequence))))
+        units.append(units_of(sequence, scored.first_of(sequence), row * length + torch.arange(len(sequence))))
     inputs = {
         'input_ids': input_ids,
         'attention_mask': attention_mask,
         'position_ids': _squeeze(positions),
         **token_tensors,
     }
-    ends = torch.tensor([row * length + sequence.end - 1 for row, sequence in enumerate(sequences)])
+    # The last sequence of a response ends it.
+    ends = {sequence.response: row * length + sequence.end - 1 for row, sequence in enumerate(sequences)}
     padding = int((1 - attention_mask).sum())
     index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
-    return PackedBatch(TokenInputs(inputs, index, targets, ends), segments, weights, rows * length, padding)
+    last = torch.tensor(list(ends.values()))
+    return PackedBatch(TokenInputs(inputs, index, targets, last), segments, weights, rows * length, padding)
 
 
 def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bidirectional: bool) -> PackedBatch:
@@ -120,9 +134,10 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
     flash-attention (which cannot branch, so `share` needs `segmented`).
     """
     spans: list[Span] = []
-    units = []
-    ends: list[Tensor] = []
+    units, scored = [], _Scored()
+    ends: dict[int, Tensor] = {}
     columns: list[tuple[TokenSequence, slice]] = []
+    longest = {sequence.prompt: sequence for sequence in sorted(sequences, key=lambda item: item.prefix_length)}
     prompt_spans: dict[int, Span] = {}
     offset = 0
 
@@ -135,23 +150,20 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         offset += length
         return span
 
-    for response, sequence in enumerate(sequences):
-        first = 0
+    for sequence in sequences:
         if share and sequence.prefix_length:
-            prefix = prompt_spans.get(sequence.prompt)
-            if prefix is None:
-                prefix = prompt_spans[sequence.prompt] = put(sequence, slice(0, sequence.prefix_length))
-            else:
-                first = sequence.prefix_length
+            if sequence.prompt not in prompt_spans:
+                whole = longest[sequence.prompt]
+                prompt_spans[sequence.prompt] = put(whole, slice(0, whole.prefix_length))
+            start = prompt_spans[sequence.prompt].start
+            prefix = Span(start, start + sequence.prefix_length)
             branch = put(sequence, slice(sequence.prefix_length, len(sequence)), prefix)
             position = torch.cat([torch.arange(prefix.start, prefix.stop), torch.arange(branch.start, branch.stop)])
         else:
             own = put(sequence, slice(0, len(sequence)))
-            first = sequence.prefix_length if sequence.prompt in prompt_spans else 0
-            prompt_spans[sequence.prompt] = own
             position = torch.arange(own.start, own.stop)
-        units.append(units_of(sequence, response, first, position))
-        ends.append(position[sequence.end - 1])
+        units.append(units_of(sequence, scored.first_of(sequence), position))
+        ends[sequence.response] = position[sequence.end - 1]
 
     inputs: dict[str, object] = {
         'input_ids': torch.cat([sequence.ids[selected] for sequence, selected in columns])[None],
@@ -172,11 +184,12 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         inputs['attention_mask'] = torch.zeros((1, 1, 1, 1))
     else:
         bounds = torch.tensor([0, *(span.stop for span in spans)], dtype=torch.int32)
-        longest = max(span.stop - span.start for span in spans)
-        inputs |= {'cu_seq_lens_q': bounds, 'cu_seq_lens_k': bounds, 'max_length_q': longest, 'max_length_k': longest}
+        most = max(span.stop - span.start for span in spans)
+        inputs |= {'cu_seq_lens_q': bounds, 'cu_seq_lens_k': bounds, 'max_length_q': most, 'max_length_k': most}
         inputs['attention_mask'] = None
     index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
-    return PackedBatch(TokenInputs(inputs, index, targets, torch.stack(ends)), segments, weights, offset, padding=0)
+    last = torch.stack(list(ends.values()))
+    return PackedBatch(TokenInputs(inputs, index, targets, last), segments, weights, offset, padding=0)
 
 
 def _squeeze(positions: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def plan_batches(
 
     Args:
         kinds: kinds of media that the Examples of the run may hold.
-        shares_prompts: whether several responses share a prompt.
+        shares_prompts: whether several responses share a prompt, or several sequences of one response.
         every_parameter: whether each micro-batch must reach each parameter, so that it needs media of every kind.
 
     Raises SettingsError for a layout that the family or its attention does not bear.

@@ -24,17 +24,20 @@ KINDS = {
 """Families and the file in this package that builds them."""
 
 
-def build(family: str, out: str | Path, *, corpus: list[str] | None = None, **sizes: int | None) -> Path:
+def build(
+    family: str, out: str | Path, *, corpus: list[str] | None = None, template: str | None = None, **sizes: int | None
+) -> Path:
     """Writes a checkpoint of `family` into `out` and returns that folder; the same arguments give the same files.
 
     Args:
         family: one of `KINDS`.
         out: folder to make; it may exist when it is empty.
         corpus: texts to train the tokenizer on; a small built-in one by default.
+        template: of a text family, the published checkpoint in whose manner it chats, such as `deepseek_r1`.
         sizes: the other attributes of `TinyOptions`, such as `hidden` and `layers`.
 
     Raises:
-        ModelError: unknown family, a folder that is not empty, or sizes that do not fit each other.
+        ModelError: unknown family or template, a folder that is not empty, or sizes that do not fit each other.
     """
     if family not in KINDS:
         hint = nearest(family, list(KINDS))
@@ -42,7 +45,14 @@ def build(family: str, out: str | Path, *, corpus: list[str] | None = None, **si
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
-    options = TinyOptions(family, corpus=tuple(corpus or ()), **sizes)
+    options = TinyOptions(family, corpus=tuple(corpus or ()), template=template, **sizes)
     options.check()
+    if template is not None:
+        known = importlib.import_module(f'{__name__}.text').MANNERS
+        if template not in known or KINDS[family] != 'text':
+            raise ModelError(
+                f"no template '{template}' for a tiny model of the family '{family}'. Families without media take: "
+                f'{", ".join(sorted(known))}.'
+            )
     importlib.import_module(f'{__name__}.{KINDS[family]}').build(options, out)
     return out

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--out', required=True, type=Path, help='folder to make')
     for name, what in SIZES.items():
         parser.add_argument(f'--{name}', type=int, default=getattr(TinyOptions, name), help=what)
+    parser.add_argument('--template', default=None, help='published checkpoint in whose manner a text family chats')
     parser.add_argument('--corpus', type=Path, default=None, help='file of texts to train the tokenizer on')
     arguments = vars(parser.parse_args(argv))
     corpus = arguments.pop('corpus')

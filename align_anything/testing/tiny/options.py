@@ -32,6 +32,8 @@ class TinyOptions:
         vision_hidden, vision_layers: size of the vision tower.
         corpus: texts to train the tokenizer on; empty for a small built-in one.
         sound_seconds: longest sound, to which the processors of some families fill all others up.
+        template: of a text family, the published checkpoint whose tokenizer and chat template it has, one of
+            `text.MANNERS`; by default the family's own.
     """
 
     family: str
@@ -45,6 +47,7 @@ class TinyOptions:
     vision_layers: int = 2
     corpus: tuple[str, ...] = ()
     sound_seconds: int = 2
+    template: str | None = None
 
     def check(self) -> None:
         """Raises ModelError when the sizes do not fit each other."""

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 
 from align_anything.testing.tiny.options import TinyOptions, save
+from align_anything.testing.tiny.published import qwen3
 from align_anything.testing.tiny.templates import chatml, content
 from align_anything.testing.tiny.tokenizers import CHATML, CHATML_STOPS, make_tokenizer
 
@@ -81,9 +82,8 @@ def build(options: TinyOptions, out: Path) -> None:
         vision['tokens_per_second'] = 2
     name = {'qwen2_vl': 'Qwen2VL', 'qwen2_5_vl': 'Qwen2_5_VL', 'qwen3_vl': 'Qwen3VL'}[options.family]
     images, clips = visuals(options, vision['patch_size'], videos)
-    processor = getattr(transformers, f'{name}Processor')(
-        images, tokenizer, clips, chat_template=chatml(content(MEDIA))
-    )
+    template = qwen3(thinks=False, media=MEDIA) if newer else chatml(content(MEDIA))
+    processor = getattr(transformers, f'{name}Processor')(images, tokenizer, clips, chat_template=template)
     ids = {f'{kind}_id': tokenizer.convert_tokens_to_ids(token) for kind, token in NAMED.items()}
     config = getattr(transformers, f'{name}Config')(text_config=text, vision_config=vision, **ids)
     kind = getattr(transformers, f'{name}ForConditionalGeneration')

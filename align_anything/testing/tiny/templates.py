@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 BOS = '{{ bos_token }}'
 PLAIN = "{{ message['content'] }}"
-TRIMMED = "{{ message['content'] | trim }}"
 
 
 def _put(text: str) -> str:
@@ -82,12 +81,6 @@ def idefics() -> str:
     roles = {'user': 'User', 'assistant': 'Assistant', 'system': 'System'}
     return turns('{role}: ', '<end_of_utterance>\n', content({'image': '<image>'}), start=BOS, roles=roles)
 
-
-WITHOUT_EARLIER_REASONING = (
-    "{% set text = message['content'] %}{% if '</think>' in text and not loop.last %}"
-    "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}{{ text }}"
-)
-"""A body that drops the reasoning of all answers but the last, as Qwen3's template does."""
 
 VISUALS_FIRST = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"

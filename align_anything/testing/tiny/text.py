@@ -8,7 +8,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from align_anything.testing.tiny.options import POSITIONS, TinyOptions, save
-from align_anything.testing.tiny.templates import BOS, TRIMMED, WITHOUT_EARLIER_REASONING, chatml, gemma, llama, turns
+from align_anything.testing.tiny.published import deepseek_r1, gemma, gpt_oss, llama3, mistral, nemotron, qwen3
+from align_anything.testing.tiny.templates import chatml, turns
 from align_anything.testing.tiny.tokenizers import (
     CHATML,
     CHATML_STOPS,
@@ -19,23 +20,18 @@ from align_anything.testing.tiny.tokenizers import (
 )
 
 CHAT = {**CHATML, 'chat_template': chatml()}
-GEMMA = {**GEMMA_TURNS, 'chat_template': gemma(TRIMMED)}
-MISTRAL = (
-    BOS + '{% for message in messages %}'
-    "{% if message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
-    "{% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
-)
+LLAMA3: dict[str, Any] = {
+    'pad': '<|pad|>',
+    'eos': '<|eot_id|>',
+    'bos': '<|begin_of_text|>',
+    'extra': ['<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>'],
+    'add_bos': True,
+}
+MISTRAL_MARKS = ['[INST]', '[/INST]', '[AVAILABLE_TOOLS]', '[/AVAILABLE_TOOLS]', '[TOOL_CALLS]', '[TOOL_RESULTS]']
 TOKENIZERS: dict[str, dict[str, Any]] = {
-    'llama': {
-        'pad': '<|pad|>',
-        'eos': '<|eot_id|>',
-        'bos': '<|begin_of_text|>',
-        'extra': ['<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>'],
-        'add_bos': True,
-        'chat_template': llama(TRIMMED),
-    },
+    'llama': {**LLAMA3, 'chat_template': llama3()},
     'qwen2': CHAT,
-    'qwen3': {**CHATML, 'chat_template': chatml(WITHOUT_EARLIER_REASONING)},
+    'qwen3': {**CHATML, 'chat_template': qwen3()},
     'qwen3_moe': CHAT,
     'opt': {
         'pad': '<pad>',
@@ -46,8 +42,8 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
             '{role}: ', '</s>', roles={'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}
         ),
     },
-    'gemma2': GEMMA,
-    'gemma3_text': GEMMA,
+    'gemma2': {**GEMMA_TURNS, 'chat_template': gemma(refuses_system=True)},
+    'gemma3_text': {**GEMMA_TURNS, 'chat_template': gemma()},
     'granite': {
         'pad': '<|pad|>',
         'eos': '<|end_of_text|>',
@@ -55,7 +51,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
         'extra': ['<|start_of_role|>', '<|end_of_role|>'],
         'chat_template': turns('<|start_of_role|>{role}<|end_of_role|>', '<|end_of_text|>\n'),
     },
-    'mistral': {**LLAMA2, 'extra': ['[INST]', '[/INST]'], 'chat_template': MISTRAL},
+    'mistral': {**LLAMA2, 'extra': [*MISTRAL_MARKS, '[/TOOL_RESULTS]'], 'chat_template': mistral()},
     'phi3': {
         'pad': '<|endoftext|>',
         'eos': '<|endoftext|>',
@@ -64,11 +60,37 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
         'chat_template': turns('<|{role}|>\n', '<|end|>\n'),
     },
 }
+"""The tokenizer of each family, and its chat template."""
+MANNERS: dict[str, dict[str, Any]] = {
+    'qwen3_thinking': {**CHATML, 'chat_template': qwen3(opened=True)},
+    'deepseek_r1': {
+        'pad': '<|end_of_sentence|>',
+        'eos': '<|end_of_sentence|>',
+        'bos': '<|begin_of_sentence|>',
+        'extra': ['<|User|>', '<|Assistant|>'],
+        'chat_template': deepseek_r1(),
+    },
+    'nemotron': {
+        'pad': '<pad>',
+        'eos': '<SPECIAL_12>',
+        'extra': ['<SPECIAL_10>', '<SPECIAL_11>'],
+        'chat_template': nemotron(),
+    },
+    'gpt_oss': {
+        'pad': '<|endoftext|>',
+        'eos': '<|return|>',
+        'extra': ['<|start|>', '<|end|>', '<|message|>', '<|channel|>', '<|call|>'],
+        'chat_template': gpt_oss(),
+    },
+    **{name: TOKENIZERS[name] for name in ('qwen3', 'llama', 'mistral', 'gemma2', 'gemma3_text')},
+}
+"""What `--template` chooses: the tokenizer and chat template in the manner of published checkpoints."""
 STOPS = {
     'llama': ['<|end_of_text|>', '<|eot_id|>'],
     **dict.fromkeys(('gemma2', 'gemma3_text'), GEMMA_STOPS),
     'phi3': ['<|endoftext|>', '<|end|>'],
-    **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe'), CHATML_STOPS),
+    **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe', 'qwen3_thinking'), CHATML_STOPS),
+    'gpt_oss': ['<|return|>', '<|call|>'],
 }
 
 
@@ -108,9 +130,10 @@ def settings(options: TinyOptions, tokenizer: Any) -> dict[str, Any]:
 
 def build(options: TinyOptions, out: Path) -> None:
     """Writes a tiny text model."""
-    tokenizer = make_tokenizer(options.vocab, options.corpus, **TOKENIZERS[options.family])
+    manner = options.template or options.family
+    tokenizer = make_tokenizer(options.vocab, options.corpus, **(MANNERS | TOKENIZERS)[manner])
     config = AutoConfig.for_model(options.family, **settings(options, tokenizer))
-    stops = STOPS.get(options.family, [tokenizer.eos_token])
+    stops = STOPS.get(manner, [tokenizer.eos_token])
     save(options, out, AutoModelForCausalLM.from_config, config, tokenizer, stops)
     # A tokenizer can come back as another class that splits text its own way (Qwen2's does): what comes back is what
     # counts, and writing it once more makes it come back unchanged.

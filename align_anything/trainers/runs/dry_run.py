@@ -111,9 +111,17 @@ def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Ex
 
 
 def show_example(example: Example, spec: FamilySpec) -> Text:
-    """The example as text: trained tokens marked, each medium's tokens as one `<image × 576>`."""
+    """The example as text: trained tokens marked, each medium's tokens as one `<image × 576>`.
+
+    A response of several sequences says of each how many tokens of the prompt it continues.
+    """
     text = Text()
-    for piece in [example.prompt, *example.responses]:
+    text.append_text(_show_piece(example.prompt, spec))
+    for piece in (piece for response in example.responses for piece in response.sequences):
+        if piece.prefix_length is not None:
+            text.append(f'\n↳ behind the first {piece.prefix_length} tokens of the prompt: ', style='dim')
+        elif any(response.earlier for response in example.responses):
+            text.append('\n↳ behind the prompt: ', style='dim')
         text.append_text(_show_piece(piece, spec))
     return text
 
