@@ -154,4 +154,6 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _jsonable(item) for name, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
