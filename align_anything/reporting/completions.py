@@ -13,7 +13,7 @@ from align_anything.reporting.completions_page import CompletionsPage, rewards_o
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import strip_of
 from align_anything.reporting.metrics import MetricsWriter, StepFile
-from align_anything.reporting.trackers import Answers
+from align_anything.reporting.trackers.base import Answers
 from align_anything.rollouts.experience import Rollout
 
 COMPLETIONS_FILE = 'completions.jsonl'

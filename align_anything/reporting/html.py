@@ -7,10 +7,11 @@ import io
 import wave
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from align_anything.core.types import Audio, Conversation, MediaKind, Video
@@ -45,7 +46,7 @@ def render(template: str, **values: Any) -> str:
 @cache
 def _templates() -> Environment:
     environment = Environment(
-        loader=PackageLoader('align_anything.reporting'),
+        loader=FileSystemLoader(Path(__file__).parent / 'templates'),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

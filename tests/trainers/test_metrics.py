@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from align_anything.core.errors import SettingsError
-from align_anything.reporting import trackers
 from align_anything.reporting.console import TrainingConsole, format_duration, format_values
 from align_anything.reporting.metrics import MetricsWriter, peak_memory, read_metrics
 from align_anything.reporting.plot import plot_metrics, read_panels, smooth
+from align_anything.reporting.trackers.start import check_tracker
 
 
 def run(folder: Path, first: int, last: int, speed: float, resume_step: int | None = None) -> None:
@@ -99,7 +99,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('name', ['wandb', 'clearml'])
+@pytest.mark.parametrize('name', ['wandb', 'clearml', 'mlflow', 'swanlab'])
 def test_a_missing_package_names_the_extra_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -108,7 +108,7 @@ def test_a_missing_package_names_the_extra_before_anything_is_written(
         MetricsWriter(tmp_path, log_type=name)
     assert not list(tmp_path.iterdir())
     with pytest.raises(SettingsError, match='none of: tensorboard'):
-        trackers.check_tracker('tensorbord')
+        check_tracker('tensorbord')
 
 
 def test_tensorboard_scalars_and_resume(tmp_path: Path) -> None:
