@@ -1,4 +1,4 @@
-"""HTML files that need no other: templates filled with escaped text, and decoded media made small."""
+"""Templates filled with text, which pages get escaped, and decoded media made small, so that a page needs no other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Figure(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """Returns a template of `reporting/templates` with the values in it, every one of them escaped.
+    """Returns a template of `reporting/templates` with the values in it, in HTML every one of them escaped.
 
     Raises UndefinedError when the template names a value that was not given.
     """
@@ -47,7 +47,7 @@ def render(template: str, **values: Any) -> str:
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / 'templates'),
-        autoescape=True,
+        autoescape=lambda name: not name.endswith('.md.jinja'),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

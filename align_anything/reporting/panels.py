@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -67,10 +67,10 @@ class Panel:
     curves: Curves
 
 
-def read_curves(folder: Path) -> dict[str, dict[str, Curve]]:
+def read_curves(folder: Path, files: Sequence[str] = (METRICS_FILE, TIMINGS_FILE)) -> dict[str, dict[str, Curve]]:
     """Returns the curves of a run, without values that are missing or not finite; a metric without any is absent."""
     curves: dict[str, dict[str, Curve]] = defaultdict(lambda: defaultdict(list))
-    for record in [*read_metrics(folder / METRICS_FILE), *read_metrics(folder / TIMINGS_FILE)]:
+    for record in (record for file in files for record in read_metrics(folder / file)):
         for key, value in record.items():
             prefix, _, name = key.partition('/')
             if name and value is not None and math.isfinite(float(value)):

@@ -93,7 +93,7 @@ def _plot_panel(axis: Axes, panel: Panel) -> None:
     axis.tick_params(labelbottom=True)
     axis.grid(alpha=0.3)
     if several or len(next(iter(panel.curves.values()))) > 1:
-        for text in axis.legend(fontsize='small').get_texts():
+        for text in axis.legend(fontsize='small', loc='upper left', framealpha=0.6).get_texts():
             text.set_parse_math(False)
 
 
