@@ -35,7 +35,7 @@ class SwanLabTracker:
         store_id(output_dir, 'swanlab', self._run.id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs the values against the optimizer step; of a step that is done again the newest stand."""
+        """Logs the values against the optimizer step."""
         self._run.log(dict(values), step=step)
 
     def show(self, step: int, answers: Sequence[Answers]) -> None:
