@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -230,21 +231,23 @@ def _settings(cfgs: RunCfgs) -> dict[str, Any]:
     always = cfgs.train_cfgs.model_dump(mode='json', include=set(ALWAYS))
     given['train_cfgs'] = always | given.get('train_cfgs', {})
     told = {
-        group: {key: _portable(value) for key, value in own.items() if not NOT_TOLD.fullmatch(key)}
+        group: {key: portable(value) for key, value in own.items() if not NOT_TOLD.fullmatch(key)}
         for group, own in given.items()
         if group != 'logger_cfgs'
     }
     return {group: own for group, own in told.items() if own}
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """The value with paths of this machine shortened to their last part."""
     if isinstance(value, str):
-        return Path(value).name if '://' not in value and '/' in value and Path(value).exists() else value
+        # A setting may be a path, `file.py:name`, or a text of any length, of which `Path.exists` would complain.
+        local = value.startswith('/') or any(map(os.path.exists, (value, value.rpartition(':')[0])))
+        return Path(value).name if local and '/' in value and '\n' not in value else value
     if isinstance(value, list):
-        return [_portable(item) for item in value]
+        return [portable(item) for item in value]
     if isinstance(value, dict):
-        return {key: _portable(item) for key, item in value.items()}
+        return {key: portable(item) for key, item in value.items()}
     return value
 
 
@@ -258,7 +261,7 @@ def _ends(run: Trained) -> Iterator[tuple[str, str, str, str]]:
     told = [(name, own) for panel in panels for name, own in panel.curves.items()]
     for name, own in told[:ROWS]:
         train, evaluated = own.get('train', []), own.get('eval', [])
-        yield name, _number(train[:1]), _number(train[-1:]), _number(evaluated[-1:])
+        yield name.replace('|', r'\|'), _number(train[:1]), _number(train[-1:]), _number(evaluated[-1:])
 
 
 def _number(points: Curve) -> str:

@@ -20,7 +20,7 @@ from align_anything.cli.merging import merge_adapter
 from align_anything.configs.schema import DataCfgs, LoraCfgs, ModelCfgs, RunCfgs, TrainCfgs
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
-from align_anything.reporting.card import Trained, edited, hub_base, shown_name, write_card
+from align_anything.reporting.card import Trained, edited, hub_base, portable, shown_name, write_card
 from align_anything.reporting.metrics import MetricsWriter
 from tests.trainers.runs import sft, succeed, text_rows, write_rows
 
@@ -33,8 +33,8 @@ def spec(tiny: Callable[..., Path]) -> FamilySpec:
     return load_spec(tiny('qwen2'))
 
 
-def cfgs_of(model: str = 'some/model', **groups: Any) -> RunCfgs:
-    return RunCfgs(model_cfgs=ModelCfgs(model_name_or_path=model), **groups)
+def cfgs_of(chat_template: str | None = None, **groups: Any) -> RunCfgs:
+    return RunCfgs(model_cfgs=ModelCfgs(model_name_or_path='some/model', chat_template=chat_template), **groups)
 
 
 def card_of(
@@ -84,7 +84,9 @@ def test_what_it_was_trained_on_with_what(spec: FamilySpec, tmp_path: Path) -> N
         eval_template='Messages',
     )
     train = TrainCfgs(learning_rate=3e-6, epochs=2, resume=str(tmp_path), seed=42)
-    cfgs = cfgs_of(train_cfgs=train, data_cfgs=data, lora_cfgs=LoraCfgs(use_lora=True, r=8))
+    # A template as text is no path, however long it is and whatever stands in it.
+    chat = f'{{{{ messages }}}}</s>/{"x" * 5000}'
+    cfgs = cfgs_of(train_cfgs=train, data_cfgs=data, lora_cfgs=LoraCfgs(use_lora=True, r=8), chat_template=chat)
     card = card_of(tmp_path, spec, cfgs=cfgs)
     assert card.data.to_dict() == {
         'base_model': 'some/model',
@@ -104,6 +106,7 @@ def test_what_it_was_trained_on_with_what(spec: FamilySpec, tmp_path: Path) -> N
     settings = card.text.partition('```yaml\n')[2].partition('```')[0]
     assert 'learning_rate: 3.0e-06' in settings and 'epochs: 2' in settings and 'seed: 42' in settings
     assert 'r: 8' in settings and 'eval_interval' not in settings, 'no defaults'
+    assert chat in settings
     assert str(tmp_path) not in card.content, 'no folders of this machine'
 
 
@@ -137,6 +140,18 @@ def test_a_card_that_was_edited_is_kept(spec: FamilySpec, tmp_path: Path) -> Non
         assert edited(tmp_path / 'earlier' / 'README.md')
         card_of(tmp_path, spec, step=9)
         assert own.read_text() == words
+
+
+def test_paths_lose_their_folders(tmp_path: Path) -> None:
+    (tmp_path / 'mine.py').touch()
+    for value, told in (
+        (f'{tmp_path}/mine.py', 'mine.py'),
+        (f'{tmp_path}/mine.py:fair', 'mine.py:fair'),
+        ('/gone/since/then.json', 'then.json'),
+        ('org/model', 'org/model'),
+        ('text\n/with lines', 'text\n/with lines'),
+    ):
+        assert portable({'key': [value]}) == {'key': [told]}
 
 
 @pytest.mark.parametrize(
