@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from align_anything.models.spec import Spec
+from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions_page import CompletionsPage, rewards_of, text_of
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import strip_of
@@ -39,7 +39,7 @@ class Completions:
     def __init__(
         self,
         output_dir: Path,
-        spec: Spec,
+        spec: FamilySpec,
         console: TrainingConsole,
         writer: MetricsWriter,
         resume_step: int | None,
@@ -59,7 +59,7 @@ class Completions:
         if not prompts:
             return  # all rows of this rank fell out
         shown = prompts[:PROMPTS]
-        self._page.append(step, rollout)
+        self._page.append(step, rollout, self._spec.prefill)
         answers = [self._answers(one) for one in shown]
         self._console.show(_table(f'Responses after step {step}', answers))
         self._writer.show(step, answers)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align_anything.core.files import atomic_write_text
+from align_anything.core.types import Conversation
+from align_anything.models.rendering import without_beginning
 from align_anything.reporting.html import render
 from align_anything.reporting.online_report import numbers_of
 from align_anything.rollouts.experience import Rollout
@@ -43,8 +45,11 @@ class CompletionsPage:
                 if kept != text:
                     atomic_write_text(page, kept)
 
-    def append(self, step: int, rollout: Rollout) -> None:
-        """Shows the first prompts of a rollout that ended at optimizer step `step`."""
+    def append(self, step: int, rollout: Rollout, prefill: Callable[[Conversation], str]) -> None:
+        """Shows the first prompts of a rollout that ended at optimizer step `step`.
+
+        `prefill` says what the prompt begins the answer to a conversation with: it is shown before each response.
+        """
         if not self._path.exists():
             atomic_write_text(self._path, self._top())
         elif self._path.stat().st_size > PAGE_BYTES:
@@ -52,7 +57,8 @@ class CompletionsPage:
             self._path.replace(self._path.with_stem(f'{self._path.stem}.{number}'))
             atomic_write_text(self._path, self._top())
         shown = rollout.of(range(min(len(rollout.examples), self._prompts)))
-        section = render('rollout.html.jinja', step=step, summary=_summary(rollout), **_prompts(shown, self._responses))
+        prompts = _prompts(shown, self._responses, prefill)
+        section = render('rollout.html.jinja', step=step, summary=_summary(rollout), **prompts)
         with open(self._path, 'a', encoding='utf-8') as file:
             file.write(section.replace('\r', '&#13;').replace('\n', '&#10;') + '\n')
 
@@ -91,11 +97,13 @@ def _summary(rollout: Rollout) -> str:
     return f'{told}, reward {_mean(scores):.4g} ({min(scores):.4g} to {max(scores):.4g})' if scores else told
 
 
-def _prompts(rollout: Rollout, responses: int) -> dict[str, Any]:
+def _prompts(rollout: Rollout, responses: int, prefill: Callable[[Conversation], str]) -> dict[str, Any]:
     """What the template of a rollout is filled with."""
     rewards = rewards_of(rollout)
     ranges = {name: [value for value in values if math.isfinite(value)] for name, values in rewards.items()}
     shown = [_prompt(rollout.of([number]), ranges, responses) for number in range(len(rollout.examples))]
+    for prompt in shown:
+        prompt['prefill'] = prefill(prompt['asked']) if prompt['asked'] else ''
     for name, key in (('rank', 'mean'), ('spread_rank', 'spread')):
         for place, prompt in enumerate(sorted(shown, key=lambda prompt, key=key: prompt[key])):
             prompt[name] = place
@@ -104,7 +112,7 @@ def _prompts(rollout: Rollout, responses: int) -> dict[str, Any]:
 
 def _prompt(one: Rollout, ranges: Mapping[str, Sequence[float]], responses: int) -> dict[str, Any]:
     (example,) = one.examples
-    rewards = rewards_of(one)
+    asked, rewards = example.conversation or [], rewards_of(one)
     scores = [score for score in one.scores.tolist() if math.isfinite(score)]
     rows = [
         {
@@ -124,7 +132,8 @@ def _prompt(one: Rollout, ranges: Mapping[str, Sequence[float]], responses: int)
     golden = example.meta.get('ground_truth')
     return {
         'source': example.source,
-        'conversation': example.conversation or [],
+        'asked': asked,
+        'conversation': without_beginning(asked),
         'golden': None if golden is None else str(golden),
         'rows': rows,
         'mean': _mean(scores) if scores else math.inf,

@@ -52,7 +52,9 @@ KINDS = (
     _kind('waste', 'share', r'padding|data_wait'),
     _kind('memory', 'GiB', r'peak_memory', scale=2.0**30),
     _kind('tokens', 'tokens', r'(\w+_)?tokens'),
-    _kind('rows', 'rows', r'samples|skipped|responses|examples'),
+    _kind('rows', 'rows', r'samples|skipped|examples'),
+    _kind('responses', 'responses', r'responses|unread/.+'),
+    _kind('steps', 'steps', r'staleness|\w+_steps'),
 )
 # How far the run is, which the axis of steps says.
 NO_NEWS = {'epoch'}

@@ -34,7 +34,7 @@ def decode(piece: Piece) -> list[dict[str, Any]]:
     return [{'type': 'text', 'text': ' '.join(WORDS[number] for number in piece.ids.tolist())}]
 
 
-SPEC: Any = types.SimpleNamespace(decode=decode)
+SPEC: Any = types.SimpleNamespace(decode=decode, prefill=lambda asked: asked[-1].get('begun', ''))
 PICTURE = Image.new('RGB', (200, 100), (250, 0, 0))
 CLIP = Video(np.full((3, 50, 50, 3), 80, np.uint8), np.arange(3.0), 1.0)
 
@@ -181,6 +181,16 @@ def test_the_page_has_golden_answers_colours_and_orders(tmp_path: Path) -> None:
     # From -2 to 7: 5 is 7/9 of the way; what is the same everywhere has no colour.
     assert shares[:6] == ['--share:0.778', '--share:0.778', None, '--share:1.0', '--share:1.0', None]
     assert shares[-3:] == [None, None, None] and page.cells.count('–') == 2
+
+
+def test_the_page_shows_what_a_prompt_begins_of_the_answer(tmp_path: Path) -> None:
+    thought, row = conversation(), conversation(text='Continue.')
+    thought[-1]['begun'] = '<think>\n'
+    row.append({'role': 'assistant', 'content': [{'type': 'text', 'text': 'It is'}], 'prefix': True, 'begun': 'It is'})
+    shown(tmp_path, (2, rollout_of(thought, row)))
+    page = Page(tmp_path / 'completions.html')
+    assert [cell for cell in page.cells if cell.endswith('yes')] == ['<think>\nyes', 'It isyes']
+    assert not any(attributes.get('class') == 'turn assistant' for _, attributes in page.tags), 'it stands there once'
 
 
 def test_a_page_that_gets_too_large_goes_on_in_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
