@@ -14,6 +14,7 @@ from align_anything.models.any_model import AnyModel
 from align_anything.models.checkpoint import read_config
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
+from align_anything.reporting.card import write_merged_card
 
 logger = get_logger(__name__)
 
@@ -58,6 +59,7 @@ def merge_adapter(
             merge_adapter=True,
             end_of_turn_id=spec.renderer.end_of_turn_id,
         )
+        write_merged_card(draft, Path(folder), source, spec)
         os.replace(draft, out)
         sync_folder(out.parent)
     except OSError as error:

@@ -346,7 +346,7 @@ class ModelCfgs(Cfgs):
 class LoggerCfgs(Cfgs):
     """What the run writes, where, and how often."""
 
-    log_type: Literal['tensorboard', 'wandb', 'clearml', 'none'] = Field(
+    log_type: Literal['tensorboard', 'wandb', 'clearml', 'mlflow', 'swanlab', 'none'] = Field(
         'tensorboard', description='Where metrics go besides metrics.jsonl and the console.'
     )
     log_project: str = Field('align-anything', description='Project that the tracker files the run under.')

@@ -21,6 +21,7 @@ from align_anything.core.files import atomic_write_json, sync_folder
 MANIFEST = 'manifest.json'
 STATE_FOLDER = 'state'
 FINAL_NAME = 'slice_end'
+CARD_FILE = 'README.md'
 _NUMBERED = re.compile(r'slice_(\d+)$')
 
 
@@ -179,8 +180,8 @@ def agree_on_checkpoint(item: Checkpoint | None) -> Checkpoint | None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below a folder but the manifest, by relative path."""
-    files = (path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != MANIFEST)
+    """Bytes of every file below a folder, by relative path, but of the manifest and of the card, which people edit."""
+    files = (path for path in sorted(folder.rglob('*')) if path.is_file() and path.name not in (MANIFEST, CARD_FILE))
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 

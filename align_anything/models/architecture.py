@@ -18,17 +18,10 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
 
     Raises ModelError when there is none, or when it is the checkpoint's own code and that is not trusted.
     """
-    from transformers.models.auto import modeling_auto as auto
-
-    mappings = {
-        'AutoModelForImageTextToText': auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        'AutoModelForMultimodalLM': auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
-        'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
-    }
-    remote = config.to_dict().get('auto_map') or {}
-    own_code = next((name for name in (*mappings, 'AutoModel') if name in remote), None)
+    mappings = _mappings()
+    own_code = _own_code(config)
     if own_code is not None and trust_remote_code:
-        return _own_class(remote[own_code], config.name_or_path, own_code)
+        return _own_class(config.to_dict()['auto_map'][own_code], config.name_or_path, own_code)
     for mapping in mappings.values():
         if type(config) in mapping:
             return mapping[type(config)]
@@ -37,6 +30,27 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
         f"model_type '{config.model_type}' is neither a causal language model nor an image-text-to-text model "
         f'of this transformers version, so it cannot generate text.{hint}'
     )
+
+
+def auto_class(config: PreTrainedConfig) -> str | None:
+    """Returns the name of the Auto class of transformers that loads a checkpoint of `config`; None without one."""
+    return _own_code(config) or next((name for name, mapping in _mappings().items() if type(config) in mapping), None)
+
+
+def _mappings() -> dict[str, Any]:
+    from transformers.models.auto import modeling_auto as auto
+
+    return {
+        'AutoModelForImageTextToText': auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        'AutoModelForMultimodalLM': auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+    }
+
+
+def _own_code(config: PreTrainedConfig) -> str | None:
+    """The Auto class for which a checkpoint brings code of its own."""
+    remote = config.to_dict().get('auto_map') or {}
+    return next((name for name in (*_mappings(), 'AutoModel') if name in remote), None)
 
 
 def _own_class(reference: str, source: str, auto_class: str) -> type[PreTrainedModel]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from align_anything.core.files import atomic_write_text
-from align_anything.models.spec import Spec
+from align_anything.models.family import FamilySpec
+from align_anything.reporting.completions_page import CompletionsPage, rewards_of, text_of
 from align_anything.reporting.console import TrainingConsole
-from align_anything.reporting.html import make_page, show_conversation, show_media, strip_of
+from align_anything.reporting.html import strip_of
 from align_anything.reporting.metrics import MetricsWriter, StepFile
-from align_anything.reporting.online_report import numbers_of
-from align_anything.reporting.trackers import Answers
+from align_anything.reporting.trackers.base import Answers
 from align_anything.rollouts.experience import Rollout
 
 COMPLETIONS_FILE = 'completions.jsonl'
-PAGE_FILE = 'completions.html'
 PROMPTS, RESPONSES = 8, 8
 """How many prompts the page and the tracker show, and how many responses to each."""
 TRACKER_TEXT, CONSOLE_TEXT = 2000, 160
@@ -32,7 +28,7 @@ CONSOLE_ROWS = 4
 class Completions:
     """Writes the responses of a rollout to `completions.jsonl`, and shows some of them with their media.
 
-    `completions.html` shows the newest of them, and so do the console and the tracker, which keeps them all.
+    `completions.html` shows the first prompts of each such rollout, and so do the console and the tracker.
 
     Args:
         output_dir: folder of the run.
@@ -44,7 +40,7 @@ class Completions:
     def __init__(
         self,
         output_dir: Path,
-        spec: Spec,
+        spec: FamilySpec,
         console: TrainingConsole,
         writer: MetricsWriter,
         resume_step: int | None,
@@ -52,9 +48,9 @@ class Completions:
         self._spec = spec
         self._console, self._writer = console, writer
         self._file = StepFile(output_dir / COMPLETIONS_FILE, resume_step)
-        self._page = output_dir / PAGE_FILE
-        if resume_step is None and self._page.exists():
-            self._page.replace(self._page.with_name(f'{PAGE_FILE}.old'))
+        self._page = CompletionsPage(
+            output_dir, resume_step, prompts=PROMPTS, responses=RESPONSES, file=COMPLETIONS_FILE
+        )
 
     def write(self, step: int, rollout: Rollout) -> None:
         """Writes and shows the responses that were learned from up to optimizer step `step`."""
@@ -64,12 +60,9 @@ class Completions:
         if not prompts:
             return  # all rows of this rank fell out
         shown = prompts[:PROMPTS]
-        title = f'Responses after step {step}'
-        note = f'<p class="note">The first of this rollout; {COMPLETIONS_FILE} has all of them.</p>'
-        body = f'<h1>{title}</h1>{note}' + ''.join(self._section(one) for one in shown)
-        atomic_write_text(self._page, make_page(title, body))
+        self._page.append(step, rollout, self._spec.prefill)
         answers = [self._answers(one) for one in shown]
-        self._console.show(_table(title, answers))
+        self._console.show(_table(f'Responses after step {step}', answers))
         self._writer.show(step, answers)
 
     def close(self) -> None:
@@ -81,36 +74,22 @@ class Completions:
         for number, response in enumerate(example.responses):
             record = {
                 'source': example.source,
-                'prompt': _text(self._spec.decode(example.prompt)),
-                'response': _text(response.parts),
+                'prompt': text_of(self._spec.decode(example.prompt)),
+                'response': text_of(response.parts),
                 'finished': response.finished,
                 'reward': float(one.scores[number]),
                 'rewards': {name: _given(float(values[number])) for name, values in one.rewards.items()},
             }
             self._file.append(step, record)
 
-    def _section(self, one: Rollout) -> str:
-        (example,) = one.examples
-        rewards = _rewards(one)
-        rows = [
-            f'<td class="text">{escape(_text(response.parts))}{show_media(response.parts)}</td>'
-            + ''.join(f'<td>{_shown(values[number])}</td>' for values in rewards.values())
-            + f'<td>{response.units}{"" if response.finished else ", clipped"}</td>'
-            for number, response in enumerate(example.responses[:RESPONSES])
-        ]
-        head = ''.join(f'<th>{escape(name)}</th>' for name in ('response', *rewards, 'tokens'))
-        table = f'<table><tr>{head}</tr>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
-        conversation = show_conversation(example.conversation or [])
-        return f'<div class="sample"><h3>{escape(example.source)}</h3>{conversation}{table}</div>'
-
     def _answers(self, one: Rollout) -> Answers:
         (example,) = one.examples
         conversation = example.conversation or []
         return Answers(
-            prompt=shortened(_text(conversation[-1]['content'] if conversation else []), TRACKER_TEXT),
+            prompt=shortened(text_of(conversation[-1]['content'] if conversation else []), TRACKER_TEXT),
             picture=strip_of(conversation),
-            responses=[shortened(_text(each.parts), TRACKER_TEXT) for each in example.responses[:RESPONSES]],
-            rewards={name: values[:RESPONSES] for name, values in _rewards(one).items()},
+            responses=[shortened(text_of(each.parts), TRACKER_TEXT) for each in example.responses[:RESPONSES]],
+            rewards={name: values[:RESPONSES] for name, values in rewards_of(one).items()},
         )
 
 
@@ -127,16 +106,6 @@ def _given(value: float) -> float | None:
 
 def _shown(value: float) -> str:
     return '–' if math.isnan(value) else f'{value:.4g}'
-
-
-def _rewards(rollout: Rollout) -> dict[str, list[float]]:
-    """What each response was worth, by the names that metrics have for it."""
-    return {name: values.tolist() for name, values in numbers_of(rollout).items() if name.startswith('reward')}
-
-
-def _text(parts: Sequence[Mapping[str, Any]]) -> str:
-    """The text of a message, with a mark for each medium in it."""
-    return ''.join(part['text'] if part['type'] == 'text' else f'<{part["type"]}>' for part in parts)
 
 
 def _table(title: str, answers: Sequence[Answers]) -> Table:

@@ -1,15 +1,17 @@
-"""HTML files that need no other: a page, conversations, and decoded media made small."""
+"""Templates filled with text, which pages get escaped, and decoded media made small, so that a page needs no other."""
 
 from __future__ import annotations
 
 import base64
 import io
 import wave
-from collections.abc import Callable, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from align_anything.core.types import Audio, Conversation, MediaKind, Video
@@ -21,54 +23,41 @@ FRAMES = 8
 SECONDS = 10
 FULL_SCALE = 32767
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --trained: #1a7f37; --media: #a02fb4; }
-@media (prefers-color-scheme: dark) { :root { --trained: #56c271; --media: #df8fea; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); } h3 { font-size: 1rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
-pre, .text { white-space: pre-wrap; overflow-wrap: anywhere; }
-pre { font: 13px/1.5 ui-monospace, monospace; background: var(--soft); padding: .6rem; border-radius: 6px; }
-.sample { border: 1px solid var(--line); border-radius: 8px; padding: 0 1rem 1rem; margin: 1.2rem 0; }
-.turn { margin: .4rem 0; padding: .3rem .8rem; border-left: 3px solid var(--line); }
-.turn .text { max-height: 24rem; overflow: auto; }
-.turn.assistant { border-color: var(--trained); }
-.role, figcaption, .note { font-size: 12px; opacity: .7; }
-figure { display: inline-block; margin: .3rem .6rem .3rem 0; } img { max-width: 100%; margin-right: 2px; }
-"""
 
 
-def make_page(title: str, body: str, style: str = '') -> str:
-    """Returns a whole file with the given title (text) and body (HTML): no scripts, nothing loaded from elsewhere."""
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>
-{body}
-</body></html>
-"""
+class Figure(NamedTuple):
+    """What a page shows of a medium: images and a sound, as data URIs, under a caption; or the caption alone."""
+
+    caption: str
+    images: Sequence[str] = ()
+    sound: str = ''
+
+
+def render(template: str, **values: Any) -> str:
+    """Returns a template of `reporting/templates` with the values in it, in HTML every one of them escaped.
+
+    Raises UndefinedError when the template names a value that was not given.
+    """
+    page = _templates().get_template(template).render(policy=POLICY, **values)
     # Rows may hold halves of surrogate pairs, which no file can.
     return page.encode('utf-8', 'replace').decode('utf-8')
 
 
-def show_conversation(conversation: Conversation) -> str:
-    """Returns the turns with their media."""
-    turns = []
-    for message in conversation:
-        parts = ''.join(
-            f'<div class="text">{escape(part["text"])}</div>'
-            if part['type'] == 'text'
-            else show_medium(part['type'], part[part['type']])
-            for part in message['content']
-        )
-        role = escape(str(message['role']))
-        kind = ' assistant' if message['role'] == 'assistant' else ''
-        turns.append(f'<div class="turn{kind}"><div class="role">{role}</div>{parts}</div>')
-    return ''.join(turns)
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / 'templates'),
+        autoescape=lambda name: not name.endswith('.md.jinja'),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters['figures'] = _figures_of_part
+    return environment
 
 
-def show_media(parts: Sequence[dict[str, Any]]) -> str:
-    """Returns the media among the parts of a message."""
-    return ''.join(show_medium(part['type'], part[part['type']]) for part in parts if part['type'] != 'text')
+def _figures_of_part(part: Mapping[str, Any]) -> list[Figure]:
+    return figures_of(part['type'], part[part['type']])
 
 
 def strip_of(conversation: Conversation) -> Image.Image | None:
@@ -86,26 +75,26 @@ def strip_of(conversation: Conversation) -> Image.Image | None:
     return strip
 
 
-def show_medium(kind: MediaKind, item: Any) -> str:
+def figures_of(kind: MediaKind, item: Any) -> list[Figure]:
     """Returns the medium as the model gets it, made small; a kind without an image of its own is named."""
     show = SHOWN_AS.get(kind)
-    return f'<span class="medium">{escape(kind)}</span>' if show is None else show(item)
+    return [Figure(kind)] if show is None else show(item)
 
 
-def _image(item: Image.Image) -> str:
-    return _figure(_picture(item, SIDE), f'image {item.width} × {item.height}')
+def _image(item: Image.Image) -> list[Figure]:
+    return [Figure(f'image {item.width} × {item.height}', [_picture(item, SIDE)])]
 
 
-def _video(video: Video) -> str:
+def _video(video: Video) -> list[Figure]:
     frames, count = _pictures('video', video), len(video.frames)
     height, width = video.frames.shape[1:3]
     shown = '' if len(frames) == count else f', {len(frames)} of them shown'
     caption = f'video {width} × {height}, {count} frames at {_seconds(video.timestamps)} s{shown}'
-    figure = _figure(''.join(_picture(frame, FRAME_SIDE) for frame in frames), caption)
-    return figure + ('' if video.audio is None else _audio(video.audio))
+    figure = Figure(caption, [_picture(frame, FRAME_SIDE) for frame in frames])
+    return [figure, *([] if video.audio is None else _audio(video.audio))]
 
 
-def _audio(sound: Audio) -> str:
+def _audio(sound: Audio) -> list[Figure]:
     samples = np.clip(sound.samples[: SECONDS * sound.rate], -1, 1)
     file = io.BytesIO()
     with wave.open(file, 'wb') as writer:
@@ -116,10 +105,10 @@ def _audio(sound: Audio) -> str:
     length = len(sound.samples) / sound.rate
     truncated = f', the first {SECONDS} of them here' if length > SECONDS else ''
     source = _data_uri('audio/wav', file.getvalue())
-    return _figure(f'<audio controls src="{source}"></audio>', f'audio {length:.1f} s at {sound.rate} Hz{truncated}')
+    return [Figure(f'audio {length:.1f} s at {sound.rate} Hz{truncated}', sound=source)]
 
 
-SHOWN_AS: dict[MediaKind, Callable[[Any], str]] = {'image': _image, 'video': _video, 'audio': _audio}
+SHOWN_AS: dict[MediaKind, Callable[[Any], list[Figure]]] = {'image': _image, 'video': _video, 'audio': _audio}
 
 
 def _pictures(kind: str, item: Any) -> list[Image.Image]:
@@ -141,11 +130,7 @@ def _thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _picture(image: Image.Image, side: int) -> str:
     file = io.BytesIO()
     _thumbnail(image, (side, side)).save(file, 'JPEG', quality=80)
-    return f'<img alt="" src="{_data_uri("image/jpeg", file.getvalue())}">'
-
-
-def _figure(content: str, caption: str) -> str:
-    return f'<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>'
+    return _data_uri('image/jpeg', file.getvalue())
 
 
 def _data_uri(kind: str, content: bytes) -> str:

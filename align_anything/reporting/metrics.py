@@ -14,7 +14,8 @@ import torch
 from align_anything.configs.redaction import without_secrets
 from align_anything.core.distributed import is_main
 from align_anything.core.files import atomic_write_text
-from align_anything.reporting.trackers import Answers, Tracker, make_tracker
+from align_anything.reporting.trackers.base import Answers, Tracker
+from align_anything.reporting.trackers.start import make_tracker
 
 METRICS_FILE = 'metrics.jsonl'
 TIMINGS_FILE = 'timings.jsonl'
@@ -50,7 +51,7 @@ class MetricsWriter:
 
     Args:
         output_dir: folder of the run.
-        log_type: `tensorboard`, `wandb`, `clearml` or `none`; the two files are written always.
+        log_type: `tensorboard`, `wandb`, `clearml`, `mlflow`, `swanlab` or `none`; the two files are written always.
         project, run_name: how the tracker files the run.
         settings: the resolved settings as plain values; the tracker shows them, less whatever looks like a secret.
         resume_step: step that the run goes on from. Records past it are dropped, so that a run which was killed
@@ -154,4 +155,6 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _jsonable(item) for name, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,71 +3,67 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from align_anything.core.files import sync_folder
-from align_anything.reporting.metrics import METRICS_FILE, TIMINGS_FILE, read_metrics
+from align_anything.reporting.panels import Curve, Panel, arrange, constants, read_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOT_FILE = 'metrics.png'
-FIRST_PANELS = ('reward', 'loss', 'learning_rate', 'tokens_per_second')
+MORE_FILE = 'metrics_more.png'
+MAX_PANELS, COLUMNS = 12, 3
+NOTE_WIDTH, NOTE_LENGTH = 150, 600
 COLORS = {'train': 'tab:blue', 'eval': 'tab:orange'}
+STYLES = {'train': '-', 'eval': '--'}
 SMOOTH_FROM = 50
-
-Curve = list[tuple[int, float]]
 
 
 def plot_metrics(output_dir: str | Path) -> Path | None:
-    """Draws one panel per metric, train and eval together, into `<output_dir>/metrics.png`; returns its path.
+    """Draws the metrics that move over the run into `<output_dir>/metrics.png`; returns its path.
 
-    Returns None when the run wrote no metrics. Values that are not finite are left out of the curves.
+    Metrics of one unit and about one size share a panel. There are at most twelve panels; what is left is drawn into
+    `metrics_more.png`. Constant metrics are written below with their value. Returns None when the run wrote no
+    metrics. Values that are missing or not finite are left out of the curves.
     """
     folder = Path(output_dir)
-    panels = read_panels(folder)
+    curves = read_curves(folder)
+    panels = arrange(curves)
+    (folder / MORE_FILE).unlink(missing_ok=True)
     if not panels:
         return None
-
-    # The object interface draws to the Agg canvas and leaves the caller's matplotlib backend alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(6.5 * columns, 3.6 * rows), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (name, curves) in zip(axes, panels.items(), strict=False):
-        for label, curve in curves.items():
-            _plot(axis, label, curve)
-        axis.set_title(name.replace('_', ' '))
-        axis.set_xlabel('optimizer step')
-        axis.grid(alpha=0.3)
-        if len(curves) > 1:
-            axis.legend()
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    draft = folder / f'.{PLOT_FILE}.tmp'
-    figure.savefig(draft, dpi=120, format='png')
-    draft.replace(folder / PLOT_FILE)
+    still = ', '.join(f'{name} {value:.4g}' for name, value in constants(curves).items())
+    _draw(folder / PLOT_FILE, panels[:MAX_PANELS], f'constant: {still}' if still else '')
+    if len(panels) > MAX_PANELS:
+        _draw(folder / MORE_FILE, panels[MAX_PANELS:])
     sync_folder(folder)
     return folder / PLOT_FILE
 
 
-def read_panels(folder: Path) -> dict[str, dict[str, Curve]]:
-    """Returns metric name → `train` or `eval` → points, reward and loss first; one without a finite value is absent."""
-    panels: dict[str, dict[str, Curve]] = defaultdict(lambda: defaultdict(list))
-    for record in [*read_metrics(folder / METRICS_FILE), *read_metrics(folder / TIMINGS_FILE)]:
-        for key, value in record.items():
-            prefix, _, name = key.partition('/')
-            if name and math.isfinite(float(value)):
-                panels[name][prefix].append((record['step'], float(value)))
-    order = [name for name in FIRST_PANELS if name in panels] + sorted(set(panels) - set(FIRST_PANELS))
-    return {name: dict(panels[name]) for name in order}
+def _draw(path: Path, panels: Sequence[Panel], note: str = '') -> None:
+    # The object interface draws to the Agg canvas and leaves the caller's matplotlib backend alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5.6 * columns, 3.4 * rows), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    for axis, panel in zip(axes, panels, strict=False):
+        _plot_panel(axis, panel)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    if note:
+        figure.supxlabel(fill(note[:NOTE_LENGTH], NOTE_WIDTH), fontsize='small', parse_math=False)
+    draft = path.with_name(f'.{path.name}.tmp')
+    figure.savefig(draft, dpi=120, format='png')
+    draft.replace(path)
 
 
 def smooth(values: list[float], reach: int) -> list[float]:
@@ -83,12 +79,30 @@ def smooth(values: list[float], reach: int) -> list[float]:
     return means
 
 
-def _plot(axis: Axes, label: str, curve: Curve) -> None:
+def _plot_panel(axis: Axes, panel: Panel) -> None:
+    """Several metrics have a colour each and dashes for evaluation; a single one a colour for each of the two."""
+    several = len(panel.curves) > 1
+    for number, (name, curves) in enumerate(panel.curves.items()):
+        for label, curve in curves.items():
+            color = f'C{number}' if several else COLORS.get(label)
+            told = f'{label} {name}' if several and len(curves) > 1 else name if several else label
+            _plot(axis, curve, told, color, STYLES.get(label, '-') if several else '-')
+    axis.set_title(panel.title, parse_math=False)
+    axis.set_ylabel(panel.unit)
+    axis.set_xlabel('optimizer step')
+    axis.tick_params(labelbottom=True)
+    axis.grid(alpha=0.3)
+    if several or len(next(iter(panel.curves.values()))) > 1:
+        for text in axis.legend(fontsize='small', loc='upper left', framealpha=0.6).get_texts():
+            text.set_parse_math(False)
+
+
+def _plot(axis: Axes, curve: Curve, label: str, color: str | None, style: str) -> None:
     steps = [step for step, _ in curve]
     values = [value for _, value in curve]
-    color = COLORS.get(label)
     if len(values) < SMOOTH_FROM:
-        axis.plot(steps, values, label=label, color=color, marker='o', markersize=3, linewidth=1.5)
+        axis.plot(steps, values, label=label, color=color, linestyle=style, marker='o', markersize=3, linewidth=1.5)
         return
-    (raw,) = axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-    axis.plot(steps, smooth(values, max(2, len(values) // 50)), label=label, color=raw.get_color(), linewidth=1.8)
+    (raw,) = axis.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+    means = smooth(values, max(2, len(values) // 50))
+    axis.plot(steps, means, label=label, color=raw.get_color(), linestyle=style, linewidth=1.8)

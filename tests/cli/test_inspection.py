@@ -18,7 +18,7 @@ from PIL import Image
 from align_anything.cli.inspection.figures import Bin, histogram
 from align_anything.cli.main import main
 from align_anything.core.types import Audio, Video
-from align_anything.reporting.html import show_medium
+from align_anything.reporting.html import Figure, figures_of
 
 Tiny = Callable[..., Path]
 EVIL = '<script>alert("x")</script>[red]&amp;'
@@ -150,18 +150,17 @@ def test_data_that_stop_a_run_stop_it_here(tiny: Tiny, tmp_path: Path, capsys: p
 
 def test_videos_and_audio() -> None:
     clip = Video(np.zeros((20, 64, 32, 3), np.uint8), np.arange(20) / 2, 30.0, Audio(np.zeros(800, np.float32), 8000))
-    page = Page(show_medium('video', clip))
-    assert sum(tag == 'img' for tag, _ in page.tags) == 8
-    assert 'video 32 × 64, 20 frames at 0.00, 0.50, …, 9.50 s, 8 of them shown' in page.text
-    assert 'audio 0.1 s at 8000 Hz' in page.text
+    picture, sound = figures_of('video', clip)
+    assert len(picture.images) == 8 and not picture.sound
+    assert picture.caption == 'video 32 × 64, 20 frames at 0.00, 0.50, …, 9.50 s, 8 of them shown'
+    assert sound.caption == 'audio 0.1 s at 8000 Hz' and not sound.images
     tone = np.sin(np.arange(12 * 4000)).astype(np.float32)
-    page = Page(show_medium('audio', Audio(tone, 4000)))
-    sound = next(attrs['src'] for tag, attrs in page.tags if tag == 'audio')
-    content = base64.b64decode(sound.removeprefix('data:audio/wav;base64,'))
+    (figure,) = figures_of('audio', Audio(tone, 4000))
+    content = base64.b64decode(figure.sound.removeprefix('data:audio/wav;base64,'))
     # The first ten seconds: 10 * 4000 samples of two bytes behind a header of 44.
-    assert len(content) == 44 + 80_000 and 'the first 10 of them' in page.text
+    assert len(content) == 44 + 80_000 and 'the first 10 of them' in figure.caption
     assert np.allclose(np.frombuffer(content[44:], '<i2') / 32767, tone[:40_000], atol=1e-4)
-    assert '&lt;b&gt;' in show_medium('<b>', object())
+    assert figures_of('<b>', object()) == [Figure('<b>')], 'named where there is nothing to see'
 
 
 def test_histograms() -> None:

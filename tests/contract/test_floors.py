@@ -38,7 +38,8 @@ FLOORS = {
 LEAVES = 9  # trainers/<modality pair>
 RUNS = 'align_anything.trainers.runs'
 INNER_FLOORS = 5
-HEAVY = {'transformers', 'deepspeed', 'peft', 'vllm', 'diffusers', 'wandb', 'clearml', 'bitsandbytes'}
+HEAVY = {'transformers', 'deepspeed', 'peft', 'vllm', 'diffusers', 'bitsandbytes'}
+HEAVY |= {'wandb', 'clearml', 'mlflow', 'swanlab'}
 
 
 def module_name(path: Path) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from align_anything.core.types import Audio, Conversation, Example, Piece, Response, Video
+from align_anything.reporting import completions_page
 from align_anything.reporting.completions import RESPONSES, Completions, shortened
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import STRIP_HEIGHT, strip_of
@@ -33,7 +34,7 @@ def decode(piece: Piece) -> list[dict[str, Any]]:
     return [{'type': 'text', 'text': ' '.join(WORDS[number] for number in piece.ids.tolist())}]
 
 
-SPEC: Any = types.SimpleNamespace(decode=decode)
+SPEC: Any = types.SimpleNamespace(decode=decode, prefill=lambda asked: asked[-1].get('begun', ''))
 PICTURE = Image.new('RGB', (200, 100), (250, 0, 0))
 CLIP = Video(np.full((3, 50, 50, 3), 80, np.uint8), np.arange(3.0), 1.0)
 
@@ -83,6 +84,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.cells: list[str] = []
+        self.texts: list[str] = []
         self.in_cell = False
         self.text = file.read_text()
         self.feed(self.text)
@@ -97,11 +99,12 @@ class Page(HTMLParser):
         self.in_cell = self.in_cell and tag not in ('td', 'th')
 
     def handle_data(self, data: str) -> None:
+        self.texts.append(data)
         if self.in_cell:
             self.cells[-1] += data
 
 
-def test_the_file_has_all_and_the_page_the_newest(tmp_path: Path) -> None:
+def test_the_file_has_all_and_the_page_the_first_of_each_rollout(tmp_path: Path) -> None:
     first, second = rollout_of(conversation()), rollout_of(*[conversation()] * 12, responses=RESPONSES + 2)
     shown(tmp_path, (2, first), (4, second))
     records = lines(tmp_path / 'completions.jsonl')
@@ -116,8 +119,10 @@ def test_the_file_has_all_and_the_page_the_newest(tmp_path: Path) -> None:
         'rewards': {'right': 2.0, 'brief': -2.0},
     }
     page = Page(tmp_path / 'completions.html')
-    assert 'after step 4' in page.text and 'after step 2' not in page.text
-    assert [tag for tag, _ in page.tags].count('tr') == 8 * (1 + RESPONSES), 'it does not grow with the rollout'
+    assert 'after step 2: 1 prompts, 2 responses, reward 0.75 (0.5 to 1)' in page.text
+    assert 'after step 4: 12 prompts, 120 responses, reward 30.25 (0.5 to 60)' in page.text
+    rows = [tag for tag, _ in page.tags].count('tr')
+    assert rows == (1 + 2) + 8 * (1 + RESPONSES), 'it does not grow with the size of a rollout'
 
 
 def test_the_page_shows_texts_as_they_are_and_media_small(tmp_path: Path) -> None:
@@ -131,8 +136,85 @@ def test_the_page_shows_texts_as_they_are_and_media_small(tmp_path: Path) -> Non
     assert page.cells[10:15] == [f'{NASTY} no', '1', '2', '-2', '2, clipped']
     tags = [tag for tag, _ in page.tags]
     assert tags.count('img') == 1 + 3 and tags.count('audio') == 1 and 'script' not in tags and 'b' not in tags
+    assert not any(name.startswith('on') for _, attributes in page.tags for name in attributes)
     sources = [attributes['src'] for _, attributes in page.tags if 'src' in attributes]
     assert len(sources) == 5 and all(source.startswith('data:') for source in sources)
+
+
+def test_every_value_on_the_page_is_escaped(tmp_path: Path) -> None:
+    evil = '"><img src=x onerror=alert(1)></details><!-- ]]> {{ 7 * 7 }} \ud800 \r end'
+    rollout = rollout_of(conversation(text=evil))
+    (example,) = rollout.examples
+    example.source, example.meta, example.conversation[0]['role'] = evil, {'ground_truth': evil}, evil
+    for made in example.responses:
+        made.parts = [{'type': 'text', 'text': evil}, {'type': evil, evil: None}]
+    rollout.rewards = {evil: rollout.scores, 'other': rollout.scores}
+    shown(tmp_path, (2, rollout))
+    page = Page(tmp_path / 'completions.html')
+    assert not {'img', 'script'} & {tag for tag, _ in page.tags} and '49' not in page.text.split('<body>')[1]
+    assert [tag for tag, _ in page.tags].count('details') == 1 and page.text.count('</details>') == 1
+    assert page.cells.count(f'reward/{evil}'.replace('\ud800', '?')) == 1
+    assert page.texts.count(evil.replace('\ud800', '?')) >= 3, 'source, golden answer and question as they are'
+
+
+def test_the_page_has_golden_answers_colours_and_orders(tmp_path: Path) -> None:
+    rollout = rollout_of(*[conversation()] * 2, responses=3)
+    for example, golden in zip(rollout.examples, ('<i>42</i>', None), strict=True):
+        example.meta = {} if golden is None else {'ground_truth': golden}
+    # The first prompt has the higher mean and the smaller spread; one response was not scored.
+    rollout.scores = torch.tensor([5.0, 7.0, 6.0, 4.0, -2.0, float('nan')])
+    rollout.rewards = {'right': rollout.scores, 'same': torch.ones(6)}
+    shown(tmp_path, (2, rollout))
+    assert lines(tmp_path / 'completions.jsonl')[-1]['rewards'] == {'right': 'nan', 'same': 1.0}
+    page = Page(tmp_path / 'completions.html')
+    assert page.text.count('golden answer') == 1 and '<i>42</i>' in page.texts
+    samples = [attributes['style'] for _, attributes in page.tags if attributes.get('class') == 'sample']
+    assert samples == [
+        '--rank:1;--spread-rank:0;--columns:4',
+        '--rank:0;--spread-rank:1;--columns:4',
+    ]
+    rows = [attributes['style'] for tag, attributes in page.tags if tag == 'tr' and 'style' in attributes]
+    # 7, 6, 5 and 4, -2, not scored.
+    assert [row.split(';')[0] for row in rows] == [f'--rank:{rank}' for rank in (2, 0, 1, 0, 1, 2)]
+    assert rows[2] == '--rank:1;--tokens:2', 'the last response to the first prompt has two tokens'
+    shares = [attributes.get('style') for tag, attributes in page.tags if 'value' in (attributes.get('class') or '')]
+    # From -2 to 7: 5 is 7/9 of the way; what is the same everywhere has no colour.
+    assert shares[:6] == ['--share:0.778', '--share:0.778', None, '--share:1.0', '--share:1.0', None]
+    assert shares[-3:] == [None, None, None] and page.cells.count('–') == 2
+
+
+def test_the_page_shows_what_a_prompt_begins_of_the_answer(tmp_path: Path) -> None:
+    thought, row = conversation(), conversation(text='Continue.')
+    thought[-1]['begun'] = '<think>\n'
+    row.append({'role': 'assistant', 'content': [{'type': 'text', 'text': 'It is'}], 'prefix': True, 'begun': 'It is'})
+    shown(tmp_path, (2, rollout_of(thought, row)))
+    page = Page(tmp_path / 'completions.html')
+    assert [cell for cell in page.cells if cell.endswith('yes')] == ['<think>\nyes', 'It isyes']
+    assert not any(attributes.get('class') == 'turn assistant' for _, attributes in page.tags), 'it stands there once'
+
+
+def test_a_page_that_gets_too_large_goes_on_in_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completions_page, 'PAGE_BYTES', 1)
+    told = [(step, rollout_of(conversation(text=f'step {step}'))) for step in range(1, 13)]
+    shown(tmp_path, *told)
+    pages = [tmp_path / f'completions{number}.html' for number in (*(f'.{n}' for n in range(1, 12)), '')]
+    assert all(f'after step {step}:' in page.read_text() for step, page in enumerate(pages, 1))
+    assert 'completions.2.html, completions.10.html' not in pages[-1].read_text()
+    assert 'completions.9.html, completions.10.html, completions.11.html' in pages[-1].read_text()
+    shown(tmp_path, resume_step=3)
+    left = [step for step in range(1, 13) for page in pages if f'after step {step}:' in page.read_text()]
+    assert left == [1, 2, 3]
+    shown(tmp_path)
+    assert not list(tmp_path.glob('completions*.html')), 'a new run begins with none'
+
+
+def test_a_section_that_a_kill_tore_is_dropped(tmp_path: Path) -> None:
+    shown(tmp_path, (2, rollout_of(conversation())))
+    page = tmp_path / 'completions.html'
+    whole = page.read_text()
+    page.write_text(whole + '<details class="rollout" style="--step:3" open><summary>aft')
+    shown(tmp_path, resume_step=4)
+    assert page.read_text() == whole
 
 
 def test_the_console_shows_a_few_on_lines_of_their_own(tmp_path: Path) -> None:

@@ -11,14 +11,13 @@ import types
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from align_anything.core.errors import SettingsError
-from align_anything.reporting import trackers
 from align_anything.reporting.console import TrainingConsole, format_duration, format_values
 from align_anything.reporting.metrics import MetricsWriter, peak_memory, read_metrics
-from align_anything.reporting.plot import plot_metrics, read_panels, smooth
+from align_anything.reporting.panels import read_curves
+from align_anything.reporting.trackers.start import check_tracker
 
 
 def run(folder: Path, first: int, last: int, speed: float, resume_step: int | None = None) -> None:
@@ -90,7 +89,7 @@ def test_non_finite_values_stay_valid_json_and_leave_the_plot(tmp_path: Path) ->
     writer.close()
     strict = [json.loads(line, parse_constant=pytest.fail) for line in open(tmp_path / 'metrics.jsonl')]
     assert strict[0] == {'step': 1, 'train/loss': 'nan', 'train/grad_norm': 'inf'}
-    assert read_panels(tmp_path) == {'loss': {'train': [(2, 0.5)]}}
+    assert read_curves(tmp_path) == {'loss': {'train': [(2, 0.5)]}}
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +98,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('name', ['wandb', 'clearml'])
+@pytest.mark.parametrize('name', ['wandb', 'clearml', 'mlflow', 'swanlab'])
 def test_a_missing_package_names_the_extra_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -108,7 +107,7 @@ def test_a_missing_package_names_the_extra_before_anything_is_written(
         MetricsWriter(tmp_path, log_type=name)
     assert not list(tmp_path.iterdir())
     with pytest.raises(SettingsError, match='none of: tensorboard'):
-        trackers.check_tracker('tensorbord')
+        check_tracker('tensorbord')
 
 
 def test_tensorboard_scalars_and_resume(tmp_path: Path) -> None:
@@ -240,29 +239,6 @@ def test_formats() -> None:
     assert [format_duration(value) for value in (5.9, 65, 3723)] == ['0:05', '1:05', '1:02:03']
     assert format_values({'grad_norm': 1.0}) == 'grad_norm 1.0000'
     assert peak_memory() > 2**20
-
-
-def test_plot_has_a_panel_per_metric_train_and_eval_together(tmp_path: Path) -> None:
-    run(tmp_path, 1, 60, speed=100.0)
-    panels = read_panels(tmp_path)
-    assert list(panels) == ['loss', 'learning_rate', 'tokens_per_second']
-    assert set(panels['loss']) == {'train', 'eval'} and panels['loss']['eval'][0] == (2, 1.0)
-    path = plot_metrics(tmp_path)
-    assert path == tmp_path / 'metrics.png'
-    with Image.open(path) as picture:
-        assert picture.size == (1560, 864)  # two columns of 6.5 inches, two rows of 3.6, 120 dots an inch
-        assert len(picture.convert('RGB').getcolors(2**24)) > 50
-
-
-def test_plot_of_a_run_that_wrote_nothing(tmp_path: Path) -> None:
-    assert plot_metrics(tmp_path) is None
-    assert not list(tmp_path.iterdir())
-
-
-def test_smooth_is_a_centred_mean_that_keeps_straight_lines() -> None:
-    # ends as they are, then (1+4+1)/3, (4+1+1)/3, (1+1+7)/3
-    assert smooth([1, 4, 1, 1, 7], 1) == [1, 2, 2, 3, 7]
-    assert smooth([1, 2, 3, 4, 5, 6], 2) == [1, 2, 3, 4, 5, 6]
 
 
 def fake_wandb() -> types.SimpleNamespace:

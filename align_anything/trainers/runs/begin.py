@@ -38,7 +38,7 @@ from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.plot import plot_metrics
-from align_anything.reporting.trackers import check_tracker
+from align_anything.reporting.trackers.start import check_tracker
 from align_anything.trainers.loops.base import Loop
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.pairs import Pair

@@ -12,7 +12,7 @@ from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
-from align_anything.reporting.card import write_score_card
+from align_anything.reporting.card import Trained, write_card
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
 
@@ -36,10 +36,11 @@ class Checkpoints:
 
         Every rank calls it.
         """
+        final = name or f'slice_{progress.step}'
         path = write_checkpoint(
             self.output_dir,
-            name or f'slice_{progress.step}',
-            write_model=lambda folder: self._write_model(folder, progress),
+            final,
+            write_model=lambda folder: self._write_model(folder, progress, self.output_dir / final),
             write_state=self._write_state if with_state else None,
             manifest=manifest_of(progress, self.resolved.cfgs),
         )
@@ -60,7 +61,7 @@ class Checkpoints:
         if self.pending is not None:
             self.pending.save_state(folder)
 
-    def _write_model(self, folder: Path, progress: Progress) -> None:
+    def _write_model(self, folder: Path, progress: Progress, final: Path) -> None:
         engine = self.trained['policy']
         model = engine.policy.model
         state = engine.full_state_dict(model) if engine.stage == 3 else None
@@ -75,15 +76,15 @@ class Checkpoints:
                 end_of_turn_id=self.spec.renderer.end_of_turn_id,
                 pad_token_id=self.spec.pad_token_id,
             )
-            if self.resolved.algorithm.scores == 'responses':
-                write_score_card(
-                    folder,
-                    algorithm=self.resolved.algorithm.name,
-                    source=self.resolved.cfgs.model_cfgs.model_name_or_path,
-                    spec=self.spec,
-                    evaluation=progress.last_evaluation,
-                    step=progress.step,
-                )
+            trained = Trained(
+                self.resolved.cfgs,
+                self.resolved.algorithm,
+                self.spec,
+                self.output_dir,
+                step=progress.step,
+                evaluation=progress.last_evaluation,
+            )
+            write_card(folder, trained, earlier=final)
 
 
 def state_folder(folder: Path, role: str) -> Path:

@@ -1,0 +1,153 @@
+"""The page of an online run: its rollouts as a person reads them, in one file that needs no other and runs nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align_anything.core.files import atomic_write_text
+from align_anything.core.types import Conversation
+from align_anything.models.rendering import without_beginning
+from align_anything.reporting.html import render
+from align_anything.reporting.online_report import numbers_of
+from align_anything.rollouts.experience import Rollout
+
+PAGE_FILE = 'completions.html'
+PAGE_BYTES = 32 * 2**20
+"""Size from which a browser gets slow: a page that reaches it is put aside under a number, and a new one begins."""
+_SECTION = re.compile(r'<details class="rollout" style="--step:(\d+)"')
+
+
+class CompletionsPage:
+    """Appends each rollout to `completions.html` as one line, sorted and coloured by the styles at its top.
+
+    Nothing is written again, so a long run does not spend its time on the page, and one that goes on drops the lines
+    past the step that it goes on from.
+
+    Args:
+        folder: of the run.
+        resume_step: step that the run goes on from; None starts afresh, and older pages are kept as `*.old`.
+        prompts, responses: how many are shown of a rollout, and of a prompt; `file` has all of them.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None, *, prompts: int, responses: int, file: str) -> None:
+        self._path = folder / PAGE_FILE
+        self._prompts, self._responses, self._all = prompts, responses, file
+        for page in (*self._earlier(), self._path):
+            if resume_step is None and page.exists():
+                page.replace(page.with_name(f'{page.name}.old'))
+            elif page.exists():
+                text = page.read_text(encoding='utf-8')
+                kept = _up_to(resume_step, text)
+                if kept != text:
+                    atomic_write_text(page, kept)
+
+    def append(self, step: int, rollout: Rollout, prefill: Callable[[Conversation], str]) -> None:
+        """Shows the first prompts of a rollout that ended at optimizer step `step`.
+
+        `prefill` says what the prompt begins the answer to a conversation with: it is shown before each response.
+        """
+        if not self._path.exists():
+            atomic_write_text(self._path, self._top())
+        elif self._path.stat().st_size > PAGE_BYTES:
+            number = len(self._earlier()) + 1
+            self._path.replace(self._path.with_stem(f'{self._path.stem}.{number}'))
+            atomic_write_text(self._path, self._top())
+        shown = rollout.of(range(min(len(rollout.examples), self._prompts)))
+        prompts = _prompts(shown, self._responses, prefill)
+        section = render('rollout.html.jinja', step=step, summary=_summary(rollout), **prompts)
+        with open(self._path, 'a', encoding='utf-8') as file:
+            file.write(section.replace('\r', '&#13;').replace('\n', '&#10;') + '\n')
+
+    def _top(self) -> str:
+        earlier = ', '.join(page.name for page in self._earlier())
+        counts = {'prompts': self._prompts, 'responses': self._responses}
+        return render('completions.html.jinja', **counts, file=self._all, earlier=earlier) + '\n'
+
+    def _earlier(self) -> list[Path]:
+        pages = self._path.parent.glob(f'{self._path.stem}.*{self._path.suffix}')
+        numbered = [page for page in pages if page.stem.removeprefix(f'{self._path.stem}.').isdecimal()]
+        return sorted(numbered, key=lambda page: int(page.stem.rpartition('.')[2]))
+
+
+def rewards_of(rollout: Rollout) -> dict[str, list[float]]:
+    """What each response was worth, by the names that metrics have for it."""
+    return {name: values.tolist() for name, values in numbers_of(rollout).items() if name.startswith('reward')}
+
+
+def text_of(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a message, with a mark for each medium in it."""
+    return ''.join(part['text'] if part['type'] == 'text' else f'<{part["type"]}>' for part in parts)
+
+
+def _up_to(step: int, text: str) -> str:
+    """A page without the rollouts past a step, and without a last line that a kill tore."""
+    lines = text.split('\n')[:-1]
+    sections = [_SECTION.match(line) for line in lines]
+    kept = [line for line, section in zip(lines, sections, strict=True) if not section or int(section[1]) <= step]
+    return ''.join(f'{line}\n' for line in kept)
+
+
+def _summary(rollout: Rollout) -> str:
+    scores = [score for score in rollout.scores.tolist() if math.isfinite(score)]
+    told = f'{len(rollout.examples)} prompts, {len(rollout.scores)} responses'
+    return f'{told}, reward {_mean(scores):.4g} ({min(scores):.4g} to {max(scores):.4g})' if scores else told
+
+
+def _prompts(rollout: Rollout, responses: int, prefill: Callable[[Conversation], str]) -> dict[str, Any]:
+    """What the template of a rollout is filled with."""
+    rewards = rewards_of(rollout)
+    ranges = {name: [value for value in values if math.isfinite(value)] for name, values in rewards.items()}
+    shown = [_prompt(rollout.of([number]), ranges, responses) for number in range(len(rollout.examples))]
+    for prompt in shown:
+        prompt['prefill'] = prefill(prompt['asked']) if prompt['asked'] else ''
+    for name, key in (('rank', 'mean'), ('spread_rank', 'spread')):
+        for place, prompt in enumerate(sorted(shown, key=lambda prompt, key=key: prompt[key])):
+            prompt[name] = place
+    return {'prompts': shown, 'names': list(rewards)}
+
+
+def _prompt(one: Rollout, ranges: Mapping[str, Sequence[float]], responses: int) -> dict[str, Any]:
+    (example,) = one.examples
+    asked, rewards = example.conversation or [], rewards_of(one)
+    scores = [score for score in one.scores.tolist() if math.isfinite(score)]
+    rows = [
+        {
+            'text': text_of(response.parts),
+            'parts': response.parts,
+            'cells': [_cell(values[number], ranges[name]) for name, values in rewards.items()],
+            'tokens': response.units,
+            'finished': response.finished,
+            'score': float(one.scores[number]),
+        }
+        for number, response in enumerate(example.responses[:responses])
+    ]
+    # What has no score stands last among the best.
+    best = sorted(rows, key=lambda row: -row['score'] if math.isfinite(row['score']) else math.inf)
+    for place, row in enumerate(best):
+        row['rank'] = place
+    golden = example.meta.get('ground_truth')
+    return {
+        'source': example.source,
+        'asked': asked,
+        'conversation': without_beginning(asked),
+        'golden': None if golden is None else str(golden),
+        'rows': rows,
+        'mean': _mean(scores) if scores else math.inf,
+        'spread': max(scores) - min(scores) if scores else 0.0,
+    }
+
+
+def _cell(value: float, shown: Sequence[float]) -> dict[str, Any]:
+    """A reward, and where it lies between the lowest and the highest of its name; nowhere if all are alike."""
+    if not math.isfinite(value):
+        return {'text': '–', 'share': None}
+    low, high = min(shown), max(shown)
+    return {'text': f'{value:.4g}', 'share': round((value - low) / (high - low), 3) if low < high else None}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
