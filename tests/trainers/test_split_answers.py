@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from align_anything.algorithms.dpo import DPO
+from tests.harness.ranks import run_ranks
 from tests.models.published import TOOL
 from tests.trainers.runs import lines, sft, succeed, weights, write_rows
 from tests.trainers.test_reference import opened, recorded, scores
@@ -60,13 +61,17 @@ def test_a_stored_reference_is_that_of_all_sequences(tiny, tmp_path: Path) -> No
              conversations()[0]['messages']]  # fmt: skip
     pairs.append({'chosen': conversations()[0]['messages'], 'rejected': other})
     rows = write_rows(tmp_path / 'rows.jsonl', [{**pair, 'tools': json.dumps([TOOL])} for pair in pairs])
-    settings = {'model_max_length': 512, 'per_device_train_batch_size': 5}
-    stored = opened(DPO, tmp_path / 'stored', tiny('qwen3'), rows, **settings)
-    assert [len(piece.earlier) for piece in stored.rows[4].responses] == [1, 1]
-    batch = stored.batch(range(5))
-    expected = scores(batch, stored.engine.infer)
-    assert len(expected) == sum(piece.units for number in range(5) for piece in stored.rows[number].responses)
-    reference = scores(batch, stored.roles.get('reference', recorded))
-    torch.testing.assert_close(reference, expected, atol=1e-5, rtol=0)
-    result = stored.engine.train_step([batch], stored.algorithm, stored.roles)
-    assert result.applied and result.loss == pytest.approx(0.6931, abs=1e-3)
+    settings = {'model_max_length': 512, 'per_device_train_batch_size': 5, 'reference_cache_dir': tmp_path / 'scores'}
+
+    def work(rank: int) -> None:
+        stored = opened(DPO, tmp_path / 'stored', tiny('qwen3'), rows, **settings)
+        assert [len(piece.earlier) for piece in stored.rows[4].responses] == [1, 1]
+        assert 'reference' not in stored.roles
+        batch = stored.batch(range(5))
+        expected = scores(batch, stored.engine.infer)
+        assert len(expected) == sum(piece.units for number in range(5) for piece in stored.rows[number].responses)
+        torch.testing.assert_close(recorded(batch).values, expected, atol=1e-5, rtol=0)
+        result = stored.engine.train_step([batch], stored.algorithm, stored.roles)
+        assert result.applied and result.loss == pytest.approx(0.6931, abs=1e-3)
+
+    run_ranks(work, 1, timeout=240)
