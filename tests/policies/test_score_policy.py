@@ -48,7 +48,7 @@ def head(size: int) -> Tensor:
 
 @cache
 def expected(folder: Path) -> list[list[float]]:
-    """The last hidden state of each sequence alone, times the head, by transformers' own class."""
+    """The last hidden state of each response alone, times the head, by transformers' own class."""
     model = stir(load_plain(folder)).eval()
     weight = head(model.config.get_text_config().hidden_size)[0]
     found = []
@@ -59,7 +59,9 @@ def expected(folder: Path) -> list[list[float]]:
                 for inputs in row.sequences
             ]
             states = [model.base_model(**inputs, use_cache=False).last_hidden_state[0, -1] for inputs in cast]
-            found.append([float(state @ weight) for state in states])
+            # A response of several sequences is scored at its end, which the last of them has.
+            ends = torch.tensor([len(response.sequences) for response in row.example.responses]).cumsum(0) - 1
+            found.append([float(states[end] @ weight) for end in ends])
     return found
 
 
