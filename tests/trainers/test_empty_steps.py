@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from align_anything.cli.leaves import find_run
-from align_anything.reporting.plot import plot_metrics, read_panels
+from align_anything.reporting.panels import read_curves
+from align_anything.reporting.plot import plot_metrics
 from align_anything.trainers.loops.offline import OfflineLoop
 from tests.trainers.runs import Ended, die, lines, run, sft, text_rows, write_rows
 from tests.trainers.test_resume import assert_same
@@ -59,7 +60,7 @@ def test_a_step_without_a_usable_row_has_no_loss_and_no_gradient(tiny: Tiny, tmp
     assert 'loss 0.0000' not in ended.output
 
     # Curves, the tracker and an exact resume bear what is missing.
-    assert len(read_panels(tmp_path / 'whole')['loss']['train']) == 3 and plot_metrics(tmp_path / 'whole')
+    assert len(read_curves(tmp_path / 'whole')['loss']['train']) == 3 and plot_metrics(tmp_path / 'whole')
 
     def kill(rank: int) -> None:
         inner = OfflineLoop._step
@@ -117,7 +118,8 @@ def test_a_rollout_that_teaches_nothing_has_no_loss(name: str, tiny: Tiny, tmp_p
         'reward_functions': f'[{tmp_path}/rewards.py:equal]',
         'max_steps': 2,
         'ds_cfgs': 'ds_z2_config.json',
-        **({'kl_coeff': 0.0} if name == 'ppo' else {}),
+        # Returns are then the rewards themselves.
+        **({'kl_coeff': 0.0, 'gae_lambda': 1.0} if name == 'ppo' else {}),
     }
     ended = trained(name, sft(tmp_path / 'out', tiny('qwen2'), rows, **settings))
     assert ended.code == 0, ended.output
