@@ -55,4 +55,5 @@ def explained_variance(means: Mapping[str, float]) -> float | None:
     """
     spread = means['squared_returns'] - means['returns'] ** 2
     unexplained = means['squared_value_errors'] - means['value_errors'] ** 2
-    return 1.0 - unexplained / spread if spread > 0 else None
+    # Returns are made in float32, whose rounding is no variance: (6e-8)² of their squares.
+    return 1.0 - unexplained / spread if spread > 1e-12 * means['squared_returns'] else None

@@ -49,3 +49,5 @@ def test_explained_variance() -> None:
     assert explained(returns, returns, weights) == 1.0
     assert explained(np.full_like(values, 3.0), returns, weights) == pytest.approx(0.0, abs=1e-12)
     assert explained(values, np.full_like(values, 3.0), weights) is None, 'nothing is to be explained'
+    rounded = 3.0 + 3e-8 * np.resize([1.0, -1.0], values.shape)
+    assert explained(values, rounded, weights) is None, 'rounding is no variance'

@@ -118,7 +118,8 @@ def test_a_rollout_that_teaches_nothing_has_no_loss(name: str, tiny: Tiny, tmp_p
         'reward_functions': f'[{tmp_path}/rewards.py:equal]',
         'max_steps': 2,
         'ds_cfgs': 'ds_z2_config.json',
-        **({'kl_coeff': 0.0} if name == 'ppo' else {}),
+        # Returns are then the rewards themselves.
+        **({'kl_coeff': 0.0, 'gae_lambda': 1.0} if name == 'ppo' else {}),
     }
     ended = trained(name, sft(tmp_path / 'out', tiny('qwen2'), rows, **settings))
     assert ended.code == 0, ended.output
