@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align_anything.policies.token.attention import AttentionPlan, Span, media_blocks
+from align_anything.policies.token.attention import AttentionPlan, Span, media_blocks, row_mask
 
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
 
@@ -179,9 +179,8 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
             is_media = torch.cat([sequence.is_media[selected] for sequence, selected in columns])
             blocks = media_blocks(is_media, [span.start for span in spans])
         inputs['segments'] = AttentionPlan(tuple(spans), blocks)
-        # A mask of four dimensions is passed through by transformers as it is; without one it would build the dense
-        # block mask that the plan makes needless.
-        inputs['attention_mask'] = torch.zeros((1, 1, 1, 1))
+        # Without one, transformers would build the dense block mask that the plan makes needless.
+        inputs['attention_mask'] = row_mask()
     else:
         bounds = torch.tensor([0, *(span.stop for span in spans)], dtype=torch.int32)
         most = max(span.stop - span.start for span in spans)
