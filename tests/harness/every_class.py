@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ What a kernel lacks is computed another way:
   flash-attention do not; such a run is refused, with the advice to set `attn_implementation: sdpa`.
 - Soft caps of attention scores (`gemma2`, `vaultgemma`, PaliGemma 2) and attention sinks (`gpt_oss`): sdpa has neither.
   Padded rows are computed by `eager`, rows without padding by segment with the scores written out.
-- Rotary tables that transformers chooses by the longest sequence of a batch (`longrope`, `dynamic`): a run has one table,
-  that of `model_max_length`, so that no neighbour changes a score.
+- Rotary tables that transformers chooses by the longest sequence of a batch (`longrope`, `dynamic`): a run has one
+  table, that of `model_max_length`, so that no neighbour changes a score.
 
 Below is what the check said of each class with small random weights, windows of 8 tokens and longer sequences of text;
 `python -m pytest -m extended tests/policies/test_every_class.py` says it again. All scores that it let pass were those
@@ -244,7 +245,9 @@ def bears(model_type: str) -> str:
             layout, scores = checked_scores(model, spec, asked)
         except ModelError:
             return 'refused'
-        torch.testing.assert_close(scores, plain, atol=2e-3, rtol=0, msg=lambda text: f'{model_type} {layout}: {text}')
+        torch.testing.assert_close(
+            scores, plain, atol=2e-3, rtol=0, msg=partial('{} {}: {}'.format, model_type, layout)
+        )
         kept += [layout] if layout == asked else []
     return ', '.join(kept)
 
