@@ -98,7 +98,24 @@ of the plain class.
 | class | layouts |
 |---|---|
 """
-NOT_SCANNED: dict[str, str] = {}
+OWN_TINY = 'tested with a tiny checkpoint of its own (tests/invariants)'
+NO_TEXT = 'reads no text without media or other inputs'
+NO_SMALL = 'no small model of it is made here'
+NOT_SCANNED = {
+    name: reason
+    for reason, names in {
+        OWN_TINY: 'gemma3n paligemma qwen2_5_omni_thinker qwen3_omni_moe_thinker',
+        NO_TEXT: 'blip blip-2 idefics instructblip instructblipvideo kosmos-2 musicgen musicgen_melody pi0 pix2struct '
+        'pp_formulanet qwen2_5_omni qwen3_omni_moe t5gemma2 udop vision-encoder-decoder voxtral_realtime evolla',
+        NO_SMALL: 'blt chameleon codegen cohere_compass cohere_compass_text dbrx deepseek_ocr2 diffusion_gemma emu3 '
+        'ernie4_5_vl_moe fast_vlm florence2 fun_asr_nano gemma4_assistant gemma4_unified_assistant glm5_next gptj '
+        'granite4_vision helium hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl janus kimi_linear kyutai_speech_to_text '
+        'longcat_flash mamba2 ministral muse_glimmer nemotron_h_omni perception_lm reformer vibevoice_asr xmod '
+        'zamba zamba2 zaya',
+    }.items()
+    for name in names.split()
+}
+"""Classes that are left out of the scan, and why."""
 SPECIAL = ('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id', 'sep_token_id')
 
 

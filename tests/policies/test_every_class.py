@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, Example, Piece
@@ -30,7 +30,16 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.plan import fit_attention
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import long_probe
-from tests.harness.every_class import checked_scores, load_as_run, random_model, small_config
+from tests.harness.every_class import (
+    NOT_SCANNED,
+    bears,
+    checked_scores,
+    listed,
+    load_as_run,
+    model_types,
+    random_model,
+    small_config,
+)
 
 TOLERANCE = 1e-3
 GENERATE = {'return_dict_in_generate': True, 'output_logits': True, 'do_sample': False, 'max_new_tokens': 12}
@@ -47,6 +56,23 @@ def test_what_a_run_computes_is_what_the_plain_class_computes(model_type: str) -
         layout, scores = checked_scores(model, spec, asked)
         assert layout == (asked if model_type in ROWS else 'padded')
         torch.testing.assert_close(scores, plain, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('model_type', [name for name in model_types() if name not in NOT_SCANNED])
+def test_every_class_bears_what_the_docs_say(model_type: str) -> None:
+    assert bears(model_type) == listed()[model_type]
+
+
+def test_the_docs_list_every_class() -> None:
+    assert sorted(listed()) == model_types()
+    assert {name for name, found in listed().items() if found.startswith('not scanned')} == set(NOT_SCANNED)
+
+
+def test_paligemma_2_is_computed_with_its_soft_caps() -> None:
+    text = {'model_type': 'gemma2', 'attn_logit_softcapping': 50.0}
+    config = AutoConfig.for_model('paligemma', text_config=text)
+    assert plain_attention(transformers_class(config), config) == 'eager'
 
 
 @pytest.mark.parametrize('model_type', ['gemma2', 'vaultgemma', 'gpt_oss'])
