@@ -30,6 +30,7 @@ class Algorithm(AlgorithmCfgs):
             each of the `responses`, or of the `units`.
         estimates_first: whether a step begins with `estimates`.
         with_entropy: whether `terms` read the entropies of the policy.
+        with_routing: whether they read where the tokens went among experts; engines do that for every algorithm.
         generates: whether the policy generates the responses that it learns from.
     """
 
@@ -40,6 +41,7 @@ class Algorithm(AlgorithmCfgs):
     scores: ClassVar[str] = 'tokens'
     estimates_first: ClassVar[bool] = False
     with_entropy: ClassVar[bool] = False
+    with_routing: ClassVar[bool] = False
     generates: ClassVar[bool] = False
 
     @property

@@ -135,6 +135,11 @@ class TrainCfgs(Cfgs):
     weight_decay: NonNegativeFloat = Field(
         0.0, description='Decoupled weight decay of matrices; biases and norm weights have none.'
     )
+    router_aux_loss_coef: NonNegativeFloat | None = Field(
+        None,
+        description='Weight of the load-balancing loss of a mixture of experts in the objective. Empty for the '
+        "checkpoint's own, 0 for none, which spares the forward pass that it needs before each optimizer step.",
+    )
     adam_betas: tuple[float, float] = Field((0.9, 0.95), description='Decay rates of the two Adam moments.')
     adam_epsilon: float = Field(1e-8, gt=0, description='Term that keeps the Adam division from a zero denominator.')
     optimizer: Literal['adamw_torch', 'adamw_torch_fused', 'deepspeed_cpu_adam', 'deepspeed_fused_adam'] | None = Field(

@@ -261,11 +261,14 @@ class Scored(NamedTuple):
             whole responses give one for each of them, `(R,)`.
         entropy: entropy of the distribution each unit was sampled from, `(N,)`, on request.
         bootstrap: of a critic on request, the value behind the last unit of each response, `(R,)`.
+        routing: of a mixture of experts on request, the probabilities of the experts and the tokens that went to each,
+            summed over the tokens of the batch, `(2, experts)`.
     """
 
     values: Tensor
     entropy: Tensor | None = None
     bootstrap: Tensor | None = None
+    routing: Tensor | None = None
 
 
 def map_tensors(value: Any, function: Any) -> Any:

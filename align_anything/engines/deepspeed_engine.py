@@ -17,12 +17,14 @@ from align_anything.core.distributed import all_reduce_sum, is_main, world_size
 from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.parameters import is_partitioned
 from align_anything.core.types import Batch, Scored
+from align_anything.engines.balance import Balanced, global_shares
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import join_process_group
 from align_anything.engines.step import (
     Objective,
     StepResult,
+    asked_of,
     divided,
     global_counts,
     global_estimates,
@@ -47,7 +49,9 @@ class DeepSpeedEngine:
         config: Mapping[str, Any],
         optimizer: torch.optim.Optimizer,
         make_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler],
+        router_coefficient: float = 0.0,
     ) -> None:
+        """Wraps `module`, a policy; `router_coefficient` weighs the router loss in each step, 0 leaves it out."""
         import deepspeed
 
         join_process_group()
@@ -64,6 +68,7 @@ class DeepSpeedEngine:
         # Without ZeRO and in float32, DeepSpeed clips but keeps no norm and looks for no overflow: that is done here.
         self._plain = self.stage == 0 and not (self.engine.bfloat16_enabled() or self.engine.fp16_enabled())
         self._plain_norm = float('nan')
+        self._router_coefficient = router_coefficient
 
     @property
     def policy(self) -> Policy:
@@ -116,11 +121,15 @@ class DeepSpeedEngine:
             The result over all ranks. When the loss is not finite, or nothing is trained by any rank, the weights are
             untouched and `applied` is False.
         """
-        scorer = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
+        scorer = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
         counts, summed = global_counts(micro_batches, algorithm, extras or {}, self._reduce)
         if not any(counts.values()):
             return StepResult({}, None, counts, summed, applied=False)
         estimates = self._estimates(micro_batches, algorithm, scorer)
+        if self._router_coefficient:
+            algorithm = Balanced(algorithm, self._router_coefficient, self._shares(micro_batches))
+            scorer = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
+            counts, _ = global_counts(micro_batches, algorithm, {}, self._reduce)
         self.engine.train()
         remaining = len(micro_batches)
 
@@ -174,7 +183,7 @@ class DeepSpeedEngine:
 
         `batches` gives equally many on every rank, and the same ones each time it is called.
         """
-        scorer = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
+        scorer = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
         estimates = self._estimates(batches(), algorithm, scorer)
         self.engine.eval()
         iterator = iter(batches())
@@ -212,6 +221,14 @@ class DeepSpeedEngine:
             reduce_sum=self._reduce,
             device=self.device,
         )
+
+    def _shares(self, micro_batches: Sequence[Batch]) -> Tensor:
+        # Without dropout and the noise of routers, so that the same step has the same shares.
+        self.engine.eval()
+        self.engine.set_gradient_accumulation_boundary(False)
+        return global_shares(
+            micro_batches, lambda batch: self.score(batch.to(self.device), routing=True), self._reduce
+        ).to(self.device)
 
     def save_state(self, folder: Path) -> None:
         """Writes weights, masters, optimizer and schedule for an exact resume. Every rank calls it."""

@@ -18,6 +18,7 @@ class Objective(Protocol):
 
     estimates_first: bool
     with_entropy: bool
+    with_routing: bool
 
     def counts(self, batch: Batch) -> dict[str, Tensor]: ...
 
@@ -66,6 +67,12 @@ class StepResult:
 
 ReduceSum = Callable[[Tensor], Tensor]
 Score = Callable[[Batch], Scored]
+
+
+def asked_of(algorithm: Objective) -> dict[str, bool]:
+    """What the policy has to return beside its scores for the loss terms of `algorithm`."""
+    routing = {'routing': True} if algorithm.with_routing else {}
+    return {'entropy': algorithm.with_entropy, **routing}
 
 
 def with_roles(score: Score, roles: Mapping[str, Score]) -> Score:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
-from align_anything.models.architecture import skeleton_of, transformers_class
+from align_anything.models.architecture import plain_attention, skeleton_of, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
 from align_anything.models.families import accustomed_body, accustomed_class, loading_options
 from align_anything.models.score import SCORE_HEAD, ScoreHead
@@ -38,9 +38,8 @@ class AnyModel:
         config = read_config(model_name_or_path, trust_remote_code)
         kind = transformers_class(config, trust_remote_code)
         kwargs = {**loading_options(config.model_type), **kwargs}
-        if kwargs.get('attn_implementation') == 'sdpa' and not kind._supports_sdpa:
-            logger.info('%s knows no attention called sdpa; using its own.', kind.__name__)
-            kwargs['attn_implementation'] = 'eager'
+        if kwargs.get('attn_implementation') == 'sdpa':
+            kwargs['attn_implementation'] = plain_attention(kind, config)
         try:
             model, report = kind.from_pretrained(
                 model_name_or_path,

@@ -63,6 +63,15 @@ def _own_class(reference: str, source: str, auto_class: str) -> type[PreTrainedM
     return add_generation_mixin_to_remote_model(kind)
 
 
+def plain_attention(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str:
+    """Returns the attention that computes all that `config` asks of its language model: `sdpa`, else `eager`.
+
+    The kernels of sdpa have no soft caps; transformers drops them without a word.
+    """
+    softcap = config.get_text_config(decoder=True).to_dict().get('attn_logit_softcapping')
+    return 'sdpa' if kind._supports_sdpa and softcap is None else 'eager'
+
+
 def skeleton(config: Any) -> torch.nn.Module:
     """Returns the model of a configuration without storage, of transformers' class or the checkpoint's own code."""
     from transformers.modeling_utils import set_zero3_state

@@ -17,6 +17,7 @@ from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
 from align_anything.models.adapter import TARGETS_ADVICE, Adapter, check_continuation, find_adapter, load_weights
 from align_anything.models.any_model import AnyModel, AnyModelForScore
+from align_anything.models.architecture import plain_attention, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
 from align_anything.models.families import spec_for
 from align_anything.models.lora import apply_lora
@@ -153,7 +154,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Loads the weights in `dtype`, quantised when `bnb_cfgs` says so. `components` are those of the FamilySpec.
 
-    `attn_implementation` goes to the language model; towers keep what transformers chooses for them. Partitions
+    `attn_implementation` goes to the language model; towers keep what transformers chooses for them. Where sdpa would
+    drop what the configuration asks for, eager serves, and a warning says so. Partitions
     while loading when a `HfDeepSpeedConfig` of ZeRO-3 is alive. An adapter folder gives the model under the adapter.
     Raises ModelError.
     """
@@ -162,6 +164,10 @@ def load_model(
         model_name_or_path = adapter.require_base()
     options: dict[str, Any] = {'dtype': dtype, 'trust_remote_code': trust_remote_code}
     config = read_config(model_name_or_path, trust_remote_code)
+    if attn_implementation == 'sdpa':
+        attn_implementation = plain_attention(transformers_class(config, trust_remote_code), config)
+        if attn_implementation != 'sdpa':
+            logger.warning('sdpa lacks what the attention of %s needs; padded rows use eager.', config.model_type)
     options['attn_implementation'] = _for_text_only(config, attn_implementation)
     quantise = None if bnb_cfgs is None else quantization_config(bnb_cfgs, dtype, components)
     if quantise is not None:
@@ -226,9 +232,14 @@ def set_text_attention(model: PreTrainedModel, name: str) -> None:
         model.set_attn_implementation(_for_text_only(model.config, name))
     except (ValueError, ImportError) as error:
         raise ModelError(f'{type(model).__name__} cannot use the attention {name!r}: {error}') from error
-    in_force = model.config.get_text_config(decoder=True)._attn_implementation
+    in_force = text_attention(model)
     if in_force != name:
         raise ModelError(f'{type(model).__name__} keeps the attention {in_force!r}; {name!r} was asked for.')
+
+
+def text_attention(model: PreTrainedModel) -> str:
+    """Returns the name of the attention that the language model uses."""
+    return model.config.get_text_config(decoder=True)._attn_implementation
 
 
 def _for_text_only(config: PreTrainedConfig, name: str) -> str | dict[str, str]:

@@ -107,8 +107,6 @@ def layouts(config: Any) -> tuple[str, ...]:
         and not type(model)._is_stateful
         and 'position_ids' in inspect.signature(body.forward).parameters
         and set(known.get('layer_types') or ATTENTION_LAYERS) <= ATTENTION_LAYERS
-        and not known.get('attn_logit_softcapping')
-        and not any(name.endswith('.sinks') for name, _ in model.named_parameters())
     )
     return ('padded', 'packed', 'shared_prefix') if fits else ('padded',)
 

@@ -49,8 +49,10 @@ class Policy(Protocol):
     collate: Collator
     dtype: torch.dtype
 
-    def __call__(self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False) -> Scored:
-        """Returns the score of each unit `(N,)`, or of each response `(R,)`; with `entropy` and `bootstrap` those too.
+    def __call__(
+        self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False, routing: bool = False
+    ) -> Scored:
+        """Returns the score of each unit `(N,)`, or of each response `(R,)`; with the others what `Scored` says too.
 
         Raises ModelError for something that this policy has not.
         """

@@ -33,7 +33,15 @@ class ScorePolicy(nn.Module):
         self.units = units
         self._hidden = HiddenStates(model, dtype)
 
-    def forward(self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False, states: bool = False) -> Any:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        entropy: bool = False,
+        bootstrap: bool = False,
+        routing: bool = False,
+        states: bool = False,
+    ) -> Any:
         """Returns the score of each response `(R,)`, or of each unit `(N,)`.
 
         With `bootstrap` it also returns what a critic expects behind the last token of each response, `(R,)`. With
@@ -42,13 +50,14 @@ class ScorePolicy(nn.Module):
         """
         if entropy:
             raise ModelError('a score has no entropy: ask the policy that samples for it.')
-        hidden = self._hidden(batch)
+        hidden, routed = self._hidden.with_routing(batch, routing)
         if states:
             return random_reading(hidden.index_select(0, batch.inputs.score_index))
         head = partial(_headed, bare_model(self.model).get_submodule(SCORE_HEAD), hidden)
         return Scored(
             head(batch.inputs.score_index if self.units else batch.inputs.ends),
             bootstrap=head(batch.inputs.ends) if bootstrap else None,
+            routing=routed,
         )
 
     def check(self, module: Any, device: torch.device) -> None:

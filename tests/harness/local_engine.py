@@ -13,6 +13,7 @@ from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.step import (
     Objective,
     StepResult,
+    asked_of,
     global_counts,
     global_estimates,
     run_step,
@@ -48,7 +49,7 @@ class LocalEngine:
         extras: Mapping[str, float] | None = None,
     ) -> StepResult:
         """One optimizer step; see `DeepSpeedEngine.train_step`."""
-        score = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
+        score = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
         counts, summed = global_counts(micro_batches, algorithm, extras or {}, _identity)
         estimates = global_estimates(micro_batches, algorithm, score=score, reduce_sum=_identity)
         self.optimizer.zero_grad()
@@ -79,7 +80,7 @@ class LocalEngine:
         roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
     ) -> StepResult:
         """Loss terms over all batches, divided by their counts; no gradients."""
-        score = with_roles(partial(self.score, entropy=algorithm.with_entropy), roles or {})
+        score = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
         micro_batches = list(batches())
         counts, _ = global_counts(micro_batches, algorithm, {}, _identity)
         with torch.no_grad():

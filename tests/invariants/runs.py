@@ -57,6 +57,8 @@ def settings(folder: Path, family: str, zero: Path, **changes: Any) -> RunCfgs:
         'bf16': False,
         'freeze_vision_tower': False,
         'gradient_checkpointing': False,
+        # What runs are compared with has none.
+        'router_aux_loss_coef': 0,
         'learning_rate': 0.002,
         'lr_scheduler_type': 'constant',
         'lr_warmup_ratio': 0,

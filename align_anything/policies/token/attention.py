@@ -1,12 +1,13 @@
 """Attention by segment on scaled-dot-product kernels: packing and prefix sharing without a dense block mask.
 
 Registered with transformers under the name `segment`. A call that carries an `AttentionPlan` runs piece by piece; any
-other call is plain `sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates.
+other call is plain `sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates. Soft caps and
+attention sinks, which no such kernel has, are computed with the scores written out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,24 @@ def media_blocks(is_media: Tensor, starts: Sequence[int]) -> Tensor:
     return torch.cumsum(boundary, 0) * is_media
 
 
+def row_mask() -> Tensor:
+    """The `attention_mask` of a row with a plan: of fewer columns than tokens, which no other call has."""
+    return torch.ones((1, 1), dtype=torch.long)
+
+
+def segment_mask(**asked: Any) -> Tensor | None:
+    """The mask that transformers asks for: of a row with a plan only its window, `(1, 1, 1, 1)` int64, 0 for none.
+
+    Many classes tell their attention of a window by the mask alone. The number stays on the CPU, where reading it
+    waits for nothing. Any other call gets the mask of `sdpa`.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    if asked['kv_length'] < asked['q_length']:
+        return torch.full((1, 1, 1, 1), asked.get('local_size') or 0)
+    return sdpa_mask(**asked)
+
+
 def segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -94,32 +113,32 @@ def segment_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     segments: AttentionPlan | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' interface: `query` `(1, heads, length, size)` to `(1, length, heads, size)`.
 
-    Raises NotImplementedError for attention forms (soft-capping, sinks) that the kernels here do not compute; the
-    policy's start-up check then falls back to the padded layout.
+    Raises NotImplementedError for what it does not compute in rows with a plan (a mask that the class made itself,
+    biases, sparse keys), and for classes that keep the plan from their attention. The policy's start-up check then
+    falls back to the padded layout.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError('segment attention has neither soft-capped scores nor attention sinks')
-    if segments is None:
+    if segments is None and _is_row(attention_mask):
+        raise NotImplementedError(f'{type(module).__name__} does not get what its model is called with')
+    written_out = softcap is not None or s_aux is not None
+    if segments is None and not written_out:
         return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            **kwargs,
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if segments is None:
+        causal = attention_mask is None and query.shape[2] > 1
+        mask = _causal(query.shape[2], key.shape[2], query.device) if causal else attention_mask
+        output = _written_out(query, key, value, mask, scaling, dropout, softcap, s_aux)
+        return output.transpose(1, 2).contiguous(), None
+    window = _window(module, attention_mask, kwargs)
     groups = query.shape[1] // key.shape[1]
     lengths = [span.stop - span.start for span in segments.spans]
     # Split once: the gradient of a split is one concatenation, that of each slice a full row of zeros.
@@ -132,7 +151,12 @@ def segment_attention(
             prefix = indices[span.prefix_start]
             span_key = torch.cat([keys[prefix][:, :, : span.prefix_length], span_key], dim=2)
             span_value = torch.cat([values[prefix][:, :, : span.prefix_length], span_value], dim=2)
-        mask = segments.mask(span, sliding_window, query.device)
+        mask = segments.mask(span, window, query.device)
+        if written_out:
+            mask = _causal(lengths[index], lengths[index], query.device) if mask is None else mask
+            output = _written_out(queries[index], span_key, span_value, mask, scaling, dropout, softcap, s_aux)
+            outputs.append(output.transpose(1, 2))
+            continue
         if mask is not None and groups > 1:
             # Grouped queries with a mask fall back to the slow kernel on CUDA.
             span_key = span_key.repeat_interleave(groups, dim=1)
@@ -151,10 +175,58 @@ def segment_attention(
     return torch.cat(outputs, dim=1), None
 
 
+def _is_row(mask: Tensor | None) -> bool:
+    return mask is not None and mask.dtype == torch.long and mask.shape == (1, 1, 1, 1)
+
+
+def _window(module: nn.Module, mask: Tensor | None, kwargs: Mapping[str, Any]) -> int | None:
+    """The window of a call for a row with a plan; what else it asks for raises NotImplementedError."""
+    name = type(module).__name__
+    for unknown in ('position_bias', 'indices', 'block_indices'):
+        if kwargs.get(unknown) is not None:
+            raise NotImplementedError(f'attention by segment has no {unknown}, which {name} asks for')
+    if mask is not None and not _is_row(mask):
+        raise NotImplementedError(f'{name} makes a mask of its own, which attention by segment cannot heed')
+    # Some classes say it in the mask alone (Qwen2-MoE), some hide it in a function laid over the mask (Gemma 3).
+    return (0 if mask is None else int(mask)) or kwargs.get('sliding_window')
+
+
+def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
+    return torch.ones((queries, keys), dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention with soft-capped scores (Gemma 2) or a sink for each head (gpt-oss), `(batch, heads, queries, size)`.
+
+    `mask` says what may be seen, `(queries, keys)` or `(batch, 1, queries, keys)`; `sinks` are `(heads,)`.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = (query @ key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        column = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column.to(scores.dtype)], dim=-1)
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    shares = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)[..., : key.shape[2]]
+    return F.dropout(shares, dropout) @ value
+
+
 def register_segment_attention() -> None:
     """Makes `segment` known to transformers; calling it again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
-    AttentionMaskInterface.register(SEGMENT_ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(SEGMENT_ATTENTION, segment_mask)

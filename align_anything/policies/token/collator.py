@@ -91,6 +91,8 @@ class TokenCollator:
                 segmented=self.segmented,
                 bidirectional=self.spec.bidirectional_media,
             )
+        # What fills up an empty micro-batch is no token of the run.
+        rows.inputs.distinct &= bool(examples)
         rows.inputs.arguments |= self.spec.merge_media([piece.media for piece in carried])
         return Batch(
             inputs=rows.inputs,
@@ -111,6 +113,7 @@ class TokenCollator:
                 'tokens': rows.tokens if examples else 0,
                 'padding': rows.padding if examples else 0,
                 'units': len(rows.inputs.targets),
+                'distinct_tokens': int(rows.inputs.distinct.sum()),
                 **{f'{kind}s': number for kind, number in counts.items()},
             },
         )

@@ -12,6 +12,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch
 from align_anything.models.adapter import bare_model
 from align_anything.models.body import BodyWithin
+from align_anything.models.router import Routers
 
 
 class HiddenStates:
@@ -31,12 +32,21 @@ class HiddenStates:
             )
         names = (name for name, module in plain.named_modules() if module is body)
         self._body_name = None if body is plain else next(names)
+        self._routers = Routers(plain)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the last hidden states, rows and columns in one, `(rows * length, size)`."""
         plain = bare_model(self.model)
         body = plain.body if self._body_name is None else plain.get_submodule(self._body_name)
         return body(**self.arguments(batch)).last_hidden_state.flatten(0, 1)
+
+    def with_routing(self, batch: Batch, routing: bool) -> tuple[Tensor, Tensor | None]:
+        """Returns the hidden states and, when asked for, where the tokens went, see `Scored.routing`."""
+        if not routing:
+            return self(batch), None
+        with self._routers.recorded() as logits:
+            hidden = self(batch)
+        return hidden, self._routers.sums(logits, batch.inputs.distinct)
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """The keyword arguments of the model for a batch."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align_anything.policies.token.attention import AttentionPlan, Span, media_blocks
+from align_anything.policies.token.attention import AttentionPlan, Span, media_blocks, row_mask
 
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
 
@@ -52,12 +52,15 @@ class TokenInputs:
         score_index: position in the flattened `(rows * length,)` hidden states that predicts each unit, `(N,)`.
         targets: token id of each unit, `(N,)`.
         ends: position in the flattened hidden states of the last token of each response, `(R,)`.
+        distinct: whether a token counts, of the flattened ones, `(rows * length,)` bool: not for padding and dummies,
+            and of a prompt that several rows repeat only once.
     """
 
     arguments: dict[str, Any]
     score_index: Tensor
     targets: Tensor
     ends: Tensor
+    distinct: Tensor
 
 
 @dataclass
@@ -105,6 +108,7 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     positions = sequences[0].positions.new_zeros((sequences[0].positions.shape[0], rows, length))
     token_tensors = {name: torch.zeros((rows, length), dtype=torch.long) for name in sequences[0].token_tensors}
     units, scored = [], _Scored()
+    distinct = torch.zeros((rows, length), dtype=torch.bool)
     for row, sequence in enumerate(sequences):
         own = slice(0, len(sequence))
         input_ids[row, own] = sequence.ids
@@ -112,7 +116,9 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
         positions[:, row, own] = sequence.positions
         for name, tensor in sequence.token_tensors.items():
             token_tensors[name][row, own] = tensor
-        units.append(units_of(sequence, scored.first_of(sequence), row * length + torch.arange(len(sequence))))
+        first = scored.first_of(sequence)
+        distinct[row, first : sequence.end] = True
+        units.append(units_of(sequence, first, row * length + torch.arange(len(sequence))))
     inputs = {
         'input_ids': input_ids,
         'attention_mask': attention_mask,
@@ -124,7 +130,8 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     padding = int((1 - attention_mask).sum())
     index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
     last = torch.tensor(list(ends.values()))
-    return PackedBatch(TokenInputs(inputs, index, targets, last), segments, weights, rows * length, padding)
+    tokens = TokenInputs(inputs, index, targets, last, distinct.flatten())
+    return PackedBatch(tokens, segments, weights, rows * length, padding)
 
 
 def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bidirectional: bool) -> PackedBatch:
@@ -139,6 +146,7 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
     columns: list[tuple[TokenSequence, slice]] = []
     longest = {sequence.prompt: sequence for sequence in sorted(sequences, key=lambda item: item.prefix_length)}
     prompt_spans: dict[int, Span] = {}
+    distinct: list[Tensor] = []
     offset = 0
 
     def put(sequence: TokenSequence, selected: slice, prefix: Span | None = None) -> Span:
@@ -162,8 +170,10 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         else:
             own = put(sequence, slice(0, len(sequence)))
             position = torch.arange(own.start, own.stop)
-        units.append(units_of(sequence, scored.first_of(sequence), position))
+        first = scored.first_of(sequence)
+        units.append(units_of(sequence, first, position))
         ends[sequence.response] = position[sequence.end - 1]
+        distinct.append(position[first : sequence.end])
 
     inputs: dict[str, object] = {
         'input_ids': torch.cat([sequence.ids[selected] for sequence, selected in columns])[None],
@@ -179,9 +189,8 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
             is_media = torch.cat([sequence.is_media[selected] for sequence, selected in columns])
             blocks = media_blocks(is_media, [span.start for span in spans])
         inputs['segments'] = AttentionPlan(tuple(spans), blocks)
-        # A mask of four dimensions is passed through by transformers as it is; without one it would build the dense
-        # block mask that the plan makes needless.
-        inputs['attention_mask'] = torch.zeros((1, 1, 1, 1))
+        # Without one, transformers would build the dense block mask that the plan makes needless.
+        inputs['attention_mask'] = row_mask()
     else:
         bounds = torch.tensor([0, *(span.stop for span in spans)], dtype=torch.int32)
         most = max(span.stop - span.start for span in spans)
@@ -189,7 +198,8 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         inputs['attention_mask'] = None
     index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
     last = torch.stack(list(ends.values()))
-    return PackedBatch(TokenInputs(inputs, index, targets, last), segments, weights, offset, padding=0)
+    counts = torch.zeros(offset, dtype=torch.bool).index_fill(0, torch.cat(distinct), True)
+    return PackedBatch(TokenInputs(inputs, index, targets, last, counts), segments, weights, offset, padding=0)
 
 
 def _squeeze(positions: Tensor) -> Tensor:

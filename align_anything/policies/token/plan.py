@@ -11,6 +11,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention
+from align_anything.models.rope import fix_rope_tables
 from align_anything.models.work import WorkOf
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
@@ -71,7 +72,11 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> s
 
 
 def fit_attention(model: PreTrainedModel, collate: TokenCollator) -> None:
-    """Makes a model that was just loaded attend as the layout of its batches asks. Raises ModelError if it cannot."""
+    """Makes a model that was just loaded attend as the layout of its batches asks, with one rotary table.
+
+    Raises ModelError if it cannot.
+    """
+    fix_rope_tables(model, collate.spec.max_length)
     if not collate.pads and collate.segmented:
         register_segment_attention()
         set_text_attention(model, SEGMENT_ATTENTION)

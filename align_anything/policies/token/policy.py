@@ -37,8 +37,16 @@ class TokenPolicy(nn.Module):
             )
         self.head = LogProbHead(head, collate.spec.logit_scale, collate.spec.softcap)
 
-    def forward(self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False, logits: bool = False) -> Any:
-        """Returns the score of each unit `(N,)`, and with `entropy` also the entropies `(N,)`.
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        entropy: bool = False,
+        bootstrap: bool = False,
+        routing: bool = False,
+        logits: bool = False,
+    ) -> Any:
+        """Returns the score of each unit `(N,)`; with `entropy` also the entropies, with `routing` where tokens went.
 
         With `logits` it returns those of the model itself instead, `(rows, length, vocabulary)`: for checks on small
         batches, through whatever wraps this module, because only in there does ZeRO-3 gather the weights.
@@ -47,10 +55,12 @@ class TokenPolicy(nn.Module):
             raise ModelError('a token policy expects no returns: only critics have bootstrap values.')
         if logits:
             return bare_model(self.model)(**self._hidden.arguments(batch)).logits
-        selected = self._hidden(batch).index_select(0, batch.inputs.score_index)
+        hidden, routed = self._hidden.with_routing(batch, routing)
+        selected = hidden.index_select(0, batch.inputs.score_index)
         values, entropies = self.head(selected, batch.inputs.targets, entropy)
         # An empty selection still has to lead every rank through the same backward pass.
-        return Scored(values + 0.0 * selected.sum().float() if len(values) == 0 else values, entropies)
+        values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
+        return Scored(values, entropies, routing=routed)
 
     def check(self, module: Any, device: torch.device) -> None:
         """Compares the head with the model's own logits, and its layout with one sequence at a time.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +15,28 @@ from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Piece
 from align_anything.models.adapter import bare_model
+from align_anything.models.architecture import plain_attention
 from align_anything.models.encoding import join
 from align_anything.models.family import FamilySpec
-from align_anything.models.pretrained_model import set_text_attention
+from align_anything.models.pretrained_model import set_text_attention, text_attention
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 
 logger = get_logger(__name__)
 
 PROBE_VOCABULARY = 200
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4, torch.bfloat16: 0.15, torch.float16: 0.05}
+LONGEST_BEYOND = 512
+"""Tokens of the probe beyond a window: enough of what must not be seen to be missed."""
+WINDOW_NAMES = re.compile(r'(?!.*(pattern|layers)).*window.*|.*attention_chunk_size|.*local_attention|index_topk')
+"""Settings that hold the length of a window; one too many makes the probe longer, nothing else."""
+FLOOR = {torch.float64: 1e-8, torch.float32: 2e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
+"""What two right computations may differ by on any model, in nats."""
+UNMEASURED = {**FLOOR, torch.bfloat16: 0.15, torch.float16: 0.05}
+"""The same where the class knows one attention only, so that nothing can be measured."""
+NO_ROUNDING = {torch.float64: 1e-5, torch.float32: 5e-4, torch.bfloat16: 0.5, torch.float16: 0.25}
+"""What rounding does not do to half of the tokens of any model that trains."""
+MARGIN = 4
+"""The allowance as a multiple of the difference that was measured, which is the largest of a few tokens only."""
 
 
 class LayoutMismatch(Exception):
@@ -37,19 +53,30 @@ def choose_checked(
     """Returns `collate` when its layout is right on `model`, else the one of the padded layout.
 
     With the latter the model takes up the attention of that layout. `first` is what has to hold in any layout. Raises
-    ModelError when no layout is right.
+    ModelError when no layout is right, or when the attention that was asked for drops something.
     """
     vocabulary, padded = ordinary_tokens(collate.spec), replace(collate, layout='padded')
+    plain = bare_model(model)
     try:
         first(padded)
-        check_layout(score, padded, vocabulary, collate.kinds, dtype)
+        allowed = measured_allowance(score, padded, vocabulary, plain, dtype)
+        check_layout(score, padded, vocabulary, collate.kinds, dtype, allowed)
+        long = long_probe(score, padded, vocabulary, plain)
+        check_windows(score, padded, long, dtype, allowed)
     except LayoutMismatch as error:
+        advice = (
+            'Its scores would be wrong in any layout; it needs a FamilySpec of its own (docs/extending.md).'
+            if collate.segmented
+            else 'Set model_cfgs.attn_implementation: sdpa.'
+        )
         raise ModelError(
-            f"model_type '{collate.spec.model_type}' fails the check before training: {error}. Its scores would be "
-            'wrong in any layout; it needs a FamilySpec of its own (docs/extending.md).'
+            f"model_type '{collate.spec.model_type}' fails the check before training: {error}. {advice}"
         ) from error
+    if collate.pads:
+        return collate
     try:
-        check_layout(score, collate, vocabulary, collate.kinds, dtype)
+        check_layout(score, collate, vocabulary, collate.kinds, dtype, allowed)
+        check_windows(score, collate, long, dtype, allowed)
     except (LayoutMismatch, NotImplementedError) as error:
         logger.warning(
             "the '%s' layout is wrong for this model, falling back to 'padded': %s. With max_length_per_batch set "
@@ -58,9 +85,136 @@ def choose_checked(
             error,
         )
         if collate.segmented:
-            set_text_attention(bare_model(model), 'sdpa')
+            set_text_attention(plain, plain_attention(type(plain), plain.config))
         return padded
     return collate
+
+
+@contextmanager
+def other_attention(model: nn.Module, name: str) -> Iterator[None]:
+    """Lets the language model of `model` use the attention called `name` for a while."""
+    asked = text_attention(model)
+    set_text_attention(model, name)
+    try:
+        yield
+    finally:
+        set_text_attention(model, asked)
+
+
+def measured_allowance(
+    score: Callable[[Batch], Tensor],
+    padded: TokenCollator,
+    vocabulary: Sequence[int],
+    model: nn.Module,
+    dtype: torch.dtype,
+) -> float:
+    """How far two right computations on `model` may lie apart, from what some that differ in order alone do.
+
+    Lone sequences are scored by the attention in force and by transformers' own `eager`, and each beside a copy of
+    itself: no mask is at stake in either. Raises ModelError when they differ by more than rounding explains.
+    """
+    if not type(model)._supports_attention_backend:
+        return UNMEASURED[dtype]
+    lone = [
+        replace(example, responses=[response])
+        for example in probe_examples(padded, vocabulary, padded.kinds)
+        for response in example.responses
+    ]
+
+    def scores(copies: int = 1) -> Tensor:
+        with torch.no_grad():
+            each = [score(padded([example] * copies)).float() for example in lone]
+        return torch.cat([values[: len(values) // copies] for values in each])
+
+    asked = text_attention(model)
+    found = scores()
+    in_copies = float((scores(2) - found).abs().max())
+    register_segment_attention()
+    with other_attention(model, SEGMENT_ATTENTION if asked == 'eager' else 'eager'):
+        by_another = (scores() - found).abs()
+    # In the middle, since one token that rounding sends to another expert moves far.
+    if by_another.median() <= NO_ROUNDING[dtype]:
+        return max(FLOOR[dtype], MARGIN * in_copies, MARGIN * float(by_another.max()))
+    if asked == 'eager':
+        # What only eager computes cannot be measured so.
+        return max(UNMEASURED[dtype], MARGIN * in_copies)
+    raise ModelError(
+        f"the attention '{asked}' gives other scores than transformers' eager one on {type(model).__name__}: they "
+        f'differ by {float(by_another.median()):.2g} and more for half of the tokens. It lacks something that the '
+        'model needs; set model_cfgs.attn_implementation to sdpa or eager.'
+    )
+
+
+def windows_of(config: Any) -> list[int]:
+    """Returns every length in tokens at which the attention of a configuration's language model begins to change."""
+    found: list[int] = []
+    for name, value in config.get_text_config(decoder=True).to_dict().items():
+        if WINDOW_NAMES.fullmatch(name):
+            found += [size for size in (value if isinstance(value, list) else [value]) if type(size) is int]
+    return [size for size in found if size > 0]
+
+
+class LongProbe(NamedTuple):
+    """Examples longer than a window of so many tokens, and their scores one sequence at a time, `(N,)`."""
+
+    window: int
+    examples: list[Example]
+    expected: Tensor
+
+
+def long_probe(
+    score: Callable[[Batch], Tensor], padded: TokenCollator, vocabulary: Sequence[int], model: nn.Module
+) -> LongProbe | None:
+    """Scores sequences longer than every window of the attention, by kernels that read the masks of the model.
+
+    A window that no sequence of the run can be longer than is left out; None when there is no other. So it costs what
+    a few sequences of the run may cost.
+    """
+    windows = [window for window in windows_of(padded.spec.config) if window < padded.spec.max_length]
+    if not windows:
+        return None
+    longest = max(windows)
+    length = min(longest + max(min(longest, LONGEST_BEYOND), 16), padded.spec.max_length)
+    examples = window_examples(vocabulary, length)
+    # Kernels of flash-attention read no mask: they know a window only where the class hands it on beside it.
+    reads_masks = padded.segmented or not type(model)._supports_attention_backend
+    with torch.no_grad(), other_attention(model, text_attention(model) if reads_masks else SEGMENT_ATTENTION):
+        scores = [
+            score(padded([replace(example, responses=[response])])).float()
+            for example in examples
+            for response in example.responses
+        ]
+    return LongProbe(longest, examples, torch.cat(scores))
+
+
+def check_windows(
+    score: Callable[[Batch], Tensor],
+    collator: TokenCollator,
+    long: LongProbe | None,
+    dtype: torch.dtype,
+    allowed: float,
+) -> None:
+    """Raises `LayoutMismatch` when sequences longer than the windows of the attention are scored wrongly."""
+    if long is None:
+        return
+    with torch.no_grad():
+        error = float((long.expected - score(collator(long.examples)).float()).abs().max())
+    if not error <= allowed:
+        raise LayoutMismatch(
+            f'the {collator.layout} layout differs from one sequence at a time beyond a window of {long.window} '
+            f'tokens: scores differ by {error:.2g} (allowed {allowed:.2g} in {dtype})'
+        )
+
+
+def window_examples(vocabulary: Sequence[int], length: int) -> list[Example]:
+    """A short Example, and one of `length` tokens with two responses that end it."""
+    tokens, generator = torch.tensor(list(vocabulary)), torch.Generator().manual_seed(1)
+
+    def text(size: int, weight: float) -> Piece:
+        return Piece(tokens[torch.randint(len(tokens), (size,), generator=generator)], torch.full((size,), weight))
+
+    end = max(length // 4, 2)
+    return [Example(text(3, 0.0), [text(4, 1.0)]), Example(text(length - end, 0.0), [text(end, 1.0), text(end, 1.0)])]
 
 
 def ordinary_tokens(spec: FamilySpec) -> list[int]:
@@ -123,15 +277,16 @@ def check_layout(
     vocabulary: Sequence[int],
     kinds: Sequence[str],
     dtype: torch.dtype,
+    allowed: float | None = None,
 ) -> None:
     """Raises `LayoutMismatch` when a score depends on a neighbour, on a later token, or on the layout.
 
     Every rank makes the same forward passes, so it is safe under partitioned parameters. `score` maps a Batch to
-    `(N,)`; `vocabulary` are ordinary token ids to build the probe from.
+    `(N,)`; `vocabulary` are ordinary token ids to build the probe from; `allowed` is the `measured_allowance`.
     """
     examples = probe_examples(collator, vocabulary, kinds)
     # Calls of the same shape round alike; only the comparison between layouts needs the full allowance.
-    tolerance = TOLERANCE[dtype]
+    tolerance = UNMEASURED[dtype] if allowed is None else allowed
 
     def scores(chosen: list[Example], other: TokenCollator = collator) -> Tensor:
         with torch.no_grad():
@@ -181,11 +336,13 @@ def check_head(
 ) -> None:
     """Raises `LayoutMismatch` when the chunked op disagrees with the model's own logits `(rows, length, vocabulary)`.
 
-    Catches heads that scale, cap or shift their logits in a way the family does not declare.
+    Catches heads that scale, cap or shift their logits in a way the family does not declare. The model rounds its
+    logits to `dtype`, so the larger they are the more is allowed.
     """
     with torch.no_grad():
-        expected = torch.log_softmax(logits(batch).float(), dim=-1).flatten(0, 1)[batch.inputs.score_index]
-        expected = expected.gather(1, batch.inputs.targets[:, None]).squeeze(1)
+        own = logits(batch).flatten(0, 1)[batch.inputs.score_index].float()
+        expected = torch.log_softmax(own, dim=-1).gather(1, batch.inputs.targets[:, None]).squeeze(1)
         error = float((expected - score(batch).float()).abs().max())
-    if not error <= TOLERANCE[dtype]:
-        raise LayoutMismatch(f"scores differ by {error:.2g} from the model's own logits")
+    allowed = max(FLOOR[dtype], 2 * torch.finfo(dtype).eps * float(own.abs().max()))
+    if not error <= allowed:
+        raise LayoutMismatch(f"scores differ by {error:.2g} from the model's own logits (allowed {allowed:.2g})")

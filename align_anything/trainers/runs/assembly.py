@@ -26,6 +26,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
 from align_anything.models.pretrained_model import load_model, tune_model
+from align_anything.models.router import router_coefficient
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
@@ -98,6 +99,8 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> tupl
     Raises ModelError for whatever is wrong with what should train, before any weight is read.
     """
     skeleton = structure.skeleton(spec.config).to(dtype_of(cfgs))
+    if algorithm.scores != 'units':
+        router_coefficient(skeleton, cfgs.train_cfgs.router_aux_loss_coef)
     model = skeleton if algorithm.scores == 'tokens' else add_score_head(skeleton)
     model = tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
     if cfgs.model_cfgs.feature_cache_dir is not None:
@@ -136,6 +139,10 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_
         lambda base: make_schedule(
             base, train.lr_scheduler_type, warmup_ratio=train.lr_warmup_ratio, total_steps=total_steps
         ),
+        # A critic's model need not be a mixture of experts where the policy's is one.
+        router_coefficient=router_coefficient(
+            model, None if algorithm.scores == 'units' else train.router_aux_loss_coef
+        ),
     )
     attention = cfgs.model_cfgs.attn_implementation
     logger.info(
@@ -144,10 +151,6 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_
     policy.check(engine.engine, engine.device)
     engine.engine.train()
     logger.info('layout: %s', policy.collate.layout)
-    if model.config.get_text_config().to_dict().get('output_router_logits'):
-        logger.warning(
-            'the checkpoint asks for a router loss (output_router_logits), which is not part of the objective'
-        )
     return engine
 
 
