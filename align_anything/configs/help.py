@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align_anything.configs.annotations import describe_type
-from align_anything.configs.keys import ALIASES
+from align_anything.configs.keys import aliases_of
 from align_anything.configs.redaction import shown
 from align_anything.configs.schema import RunCfgs, groups_of
 
@@ -38,11 +38,8 @@ def render_help(
             origin = origins.get(f'{group}.{key}', 'default')
             lines += [f'  --{key}  {describe_type(field.annotation)}']
             lines += _wrapped(f'{field.description} [{shown(value)}, {origin}]', width)
-    keys = {(group, key) for group, model in groups_of(schema).items() for key in model.model_fields}
-    for name, alias in ALIASES.items():
-        if (alias.group, alias.key) not in keys:
-            continue
-        lines += ['', f'  --{name}', *_wrapped(f'Older name of {alias.group}.{alias.key}: {alias.meaning}.', width)]
+    for name, alias in aliases_of(schema).items():
+        lines += ['', f'  --{name}', *_wrapped(f'Other name of {alias.group}.{alias.key}: {alias.meaning}.', width)]
     return '\n'.join(lines) + '\n'
 
 

@@ -12,6 +12,7 @@ from align_anything.algorithms.base import Algorithm, find_algorithm, known_algo
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError
+from align_anything.core.lazy import LazyMapping
 from align_anything.core.logging import get_logger
 from align_anything.trainers.pairs import Pair, find_pair
 
@@ -66,9 +67,13 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
 
 
 def settings_of(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> Resolved:
-    """The settings of a run, as `resolve` makes them; the pair's defaults are those of training."""
+    """The settings of a run, as `resolve` makes them; the pair's defaults are those of training. Tells its notes."""
     defaults = pair.defaults if algorithm.trains else {}
-    return resolve(pair.name, algorithm.name, algorithm, known_algorithms(), argv, environ, defaults)
+    known = LazyMapping(known_algorithms)
+    resolved = resolve(pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads)
+    for note in resolved.notes:
+        logger.info(note)
+    return resolved
 
 
 def quieten_libraries() -> None:

@@ -90,7 +90,7 @@ def test_help_tells_the_older_names_of_the_keys_there_are(name: str, capsys: pyt
     with pytest.raises(SystemExit):
         run(name, '--help')
     text = capsys.readouterr().out
-    assert 'Older name of train_cfgs.learning_rate: the same.' in text
+    assert 'Other name of train_cfgs.learning_rate: the same.' in text
     assert ('--n_samples_per_prompt' in text) == (name == 'ppo')
 
 

@@ -140,7 +140,16 @@ def test_lists_fit_the_datasets(tmp_path, words, key):
 
 def test_older_spellings_of_data_keys(run):
     data = run(
-        ['--train_optional_args', '[]', '--train_template_kwargs', '[]', '--eval_template', '[One]']
+        [
+            '--train_optional_args',
+            '[]',
+            '--train_template_kwargs',
+            '[]',
+            '--eval_template',
+            '[One]',
+            '--eval_datasets',
+            'e',
+        ]
     ).cfgs.data_cfgs
     assert data.train_optional_args == data.train_template_kwargs == {}
     assert data.eval_template == 'One'
@@ -218,7 +227,7 @@ def test_help_lists_every_key_of_the_run(run, capsys):
 
 def test_saved_settings_make_the_same_run(run, tmp_path):
     resolved = run(
-        '--lr_groups.vision_tower 1e-6 --adam_betas 0.8 0.9 --log_run_name 1e-5 --target_modules q_proj '
+        '--lr_groups.vision_tower 1e-6 --adam_betas 0.8 0.9 --log_run_name 1e-5 --use_lora True --target_modules q_proj '
         '--label_smoothing 0.1 --eval_strategy no --train_template_kwargs.columns.prompt no --ds_cfgs ds_z0_config.json'
     )
     (tmp_path / 'resolved.yaml').write_text(dump_resolved(resolved.cfgs))
@@ -232,7 +241,7 @@ def test_saved_settings_make_the_same_run(run, tmp_path):
 def test_secrets_are_not_saved_or_said(run, problems):
     resolved = run(
         '--train_optional_args.token hf_abc --train_optional_args.storage_options.SecretKey s3cr3t '
-        '--train_optional_args.max_tokens 5 --eval_data_files https://me:pw@host/data.json?sig=1&access_token=zzz'
+        '--train_optional_args.max_tokens 5 --eval_datasets e --eval_template t --eval_data_files https://me:pw@host/data.json?sig=1&access_token=zzz'
     )
     text = dump_resolved(resolved.cfgs)
     for secret in ('hf_abc', 's3cr3t', 'me:pw', 'zzz'):

@@ -20,7 +20,7 @@ from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
-from align_anything.trainers.runs.checks import check_obeyed, check_online, check_reference
+from align_anything.trainers.runs.checks import check_online, check_reference
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
@@ -32,7 +32,7 @@ from align_anything.trainers.runs.data import (
 )
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
-from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
@@ -44,8 +44,6 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cfgs = resolved.cfgs
     config, optimizer = engine_config(cfgs)
     check_reference(cfgs, resolved.algorithm)
-    if not resolved.algorithm.trains:
-        check_obeyed(resolved)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
@@ -53,7 +51,6 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if generates:
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
-        check_rewards(resolved)
         make_rewards(cfgs)
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)

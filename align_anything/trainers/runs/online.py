@@ -30,7 +30,7 @@ from align_anything.trainers.runs.checks import check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
-from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import (
     ModelJudge,
     critic_cfgs,
@@ -50,7 +50,6 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     models = cfgs.model_cfgs
     check_online(cfgs, algorithm)
     check_rollouts(resolved)
-    check_rewards(resolved)
     rewards = make_rewards(cfgs)
     judges = judges_of(cfgs, algorithm)
     for source in judges.values():
