@@ -227,7 +227,8 @@ def test_help_lists_every_key_of_the_run(run, capsys):
 
 def test_saved_settings_make_the_same_run(run, tmp_path):
     resolved = run(
-        '--lr_groups.vision_tower 1e-6 --adam_betas 0.8 0.9 --log_run_name 1e-5 --use_lora True --target_modules q_proj '
+        '--lr_groups.vision_tower 1e-6 --adam_betas 0.8 0.9 --log_run_name 1e-5 '
+        '--use_lora True --target_modules q_proj '
         '--label_smoothing 0.1 --eval_strategy no --train_template_kwargs.columns.prompt no --ds_cfgs ds_z0_config.json'
     )
     (tmp_path / 'resolved.yaml').write_text(dump_resolved(resolved.cfgs))
