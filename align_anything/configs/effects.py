@@ -67,8 +67,7 @@ A derived class says anew what it says differently; an empty tuple takes the con
 
 def needs(path: str, *values: Any, off: tuple[Any, ...] = OFF) -> Effect:
     """The condition that another setting is one of `values`, or without those that it asks for something."""
-    key = path.split('.')[1]
-    wanted = ' or '.join(f'{key}: {value}' for value in values) or key
+    wanted = ' or '.join(f'{path.split(".")[1]}: {value}' for value in values) or path
 
     def holds(facts: Facts) -> bool:
         return is_one_of(facts.value(path), values) if values else bool(facts.value(path))
@@ -109,8 +108,6 @@ def is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
 NO_WARM_UP = "the schedule 'constant' has no warm-up; choose constant_with_warmup, or leave it out."
 FREEZING = tuple(f'train_cfgs.freeze_{name}' for name in ('vision_tower', 'audio_tower', 'mm_proj', 'language_model'))
 EVALUATES = needs('data_cfgs.eval_datasets')
-SAVES = needs('logger_cfgs.save_total_limit')
-TRACKED = excludes('logger_cfgs.log_type', 'none')
 
 
 def effects_of(groups: Mapping[str, type[BaseModel]]) -> dict[str, tuple[Effect, ...]]:

@@ -24,8 +24,6 @@ from align_anything.configs.effects import (
     EVALUATES,
     FREEZING,
     NO_WARM_UP,
-    SAVES,
-    TRACKED,
     Effect,
     Effects,
     excludes,
@@ -89,13 +87,12 @@ class TrainCfgs(Cfgs):
         'lr_warmup_ratio': excludes('train_cfgs.lr_scheduler_type', 'constant', why=NO_WARM_UP, off=(0.0,)),
         'per_device_eval_batch_size': EVALUATES,
         'eval_strategy': needs('data_cfgs.eval_datasets', off=('no',)),
-        'eval_interval': (EVALUATES, needs('train_cfgs.eval_strategy', 'steps')),
+        'eval_interval': EVALUATES,
         'unfreeze_patterns': Effect(
             lambda facts: facts.cfgs.lora_cfgs.use_lora or any(facts.value(path) for path in FREEZING),
             'it means nothing where nothing is frozen; give a freeze_* key or use_lora too, or leave it out.',
             by=('lora_cfgs.use_lora', *FREEZING),
         ),
-        'save_checkpoint': SAVES,
     }
 
     ds_cfgs: str = Field(
@@ -376,8 +373,6 @@ class LoggerCfgs(Cfgs):
     """What the run writes, where, and how often."""
 
     takes_effect: ClassVar[Effects] = {
-        **{key: TRACKED for key in ('log_project', 'log_run_name')},
-        'save_interval': SAVES,
         'overwrite_output_dir': excludes('train_cfgs.resume'),
     }
 

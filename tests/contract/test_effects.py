@@ -68,10 +68,6 @@ def other_value(annotation: Any, value: Any) -> Any:
 UNDOING: Mapping[str, Values] = {
     'lr_warmup_ratio': {'lr_scheduler_type': 'constant'},
     'critic_lr_warmup_ratio': {'critic_lr_scheduler_type': 'constant'},
-    'save_checkpoint': {'save_total_limit': 0},
-    'save_interval': {'save_total_limit': 0},
-    'log_project': {'log_type': 'none'},
-    'log_run_name': {'log_type': 'none'},
     'overwrite_output_dir': {'resume': 'auto'},
     'fps': {'num_frames': 4},
     'min_frames': {'num_frames': 4},
