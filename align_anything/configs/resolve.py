@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from align_anything.configs.annotations import describe_type, shape_of
 from align_anything.configs.checks import check_together
 from align_anything.configs.command_line import CommandLine, parse_command_line
+from align_anything.configs.deepspeed_files import left_to_settings
 from align_anything.configs.effects import Facts, without_effect
 from align_anything.configs.help import render_help
 from align_anything.configs.keys import KeyIndex
@@ -31,6 +32,7 @@ from align_anything.configs.layers import (
 from align_anything.configs.redaction import shown
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema
 from align_anything.core.errors import SettingsError
+from align_anything.core.files import trained_model_in
 from align_anything.core.registry import nearest
 
 Groups = TypeVar('Groups', bound=RunCfgs)
@@ -39,6 +41,7 @@ Own = TypeVar('Own', bound=AlgorithmCfgs)
 DEFAULT_ORIGIN, SHIPPED_ORIGIN = 'default', 'configs/train/'
 ADAPTER_ORIGIN = 'ten times '
 ADAPTER_FACTOR = 10
+CHECKPOINT = 'model_name_or_path'
 _SAYS_THE_BOUND = (
     'greater_than',
     'less_than',
@@ -91,6 +94,8 @@ def resolve(
     if problems or cfgs is None or own is None:
         raise SettingsError(problems)
     cfgs, own = _with_adapter_rates(cfgs, own, layers)
+    cfgs, own = _with_trained_models(cfgs, own, layers)
+    layers.notes += left_to_settings(cfgs.train_cfgs.ds_cfgs)
     keys = ((group, key) for group in type(cfgs).model_fields for key in type(getattr(cfgs, group)).model_fields)
     origins = {f'{group}.{key}': DEFAULT_ORIGIN for group, key in keys}
     return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run, tuple(layers.notes))
@@ -116,6 +121,24 @@ def _with_adapter_rates(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfg
             )
     cfgs = cfgs.model_copy(update={'train_cfgs': train.model_copy(update=rates)})
     return cfgs, own.model_copy(update={key: rate for key, rate in rates.items() if key in type(own).model_fields})
+
+
+def _with_trained_models(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfgs, Own]:
+    """Reads the output folder of a run, given as a checkpoint, as the trained model in it."""
+    groups, in_own = {}, {}
+    for name in type(cfgs).model_fields:
+        group, found = getattr(cfgs, name), {}
+        for key in type(group).model_fields:
+            value = getattr(group, key) if key.endswith(CHECKPOINT) else None
+            trained = None if value is None else trained_model_in(value)
+            if trained is not None:
+                found[key] = str(trained)
+                layers.notes.append(
+                    f'{name}.{key}: {value} is the output folder of a run; its trained model is {trained}.'
+                )
+        groups[name] = group.model_copy(update=found)
+        in_own |= {key: path for key, path in found.items() if key in type(own).model_fields}
+    return cfgs.model_copy(update=groups), own.model_copy(update=in_own)
 
 
 def _shipped(pair: str, algorithm: str, index: KeyIndex, pair_defaults: Mapping[str, Any]) -> list[Layer]:

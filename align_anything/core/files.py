@@ -11,6 +11,18 @@ from typing import Any
 
 from align_anything.core.errors import SettingsError
 
+FINAL_NAME = 'slice_end'
+"""The folder of the trained model inside the output folder of a run."""
+
+
+def trained_model_in(folder: str | Path) -> Path | None:
+    """Returns the trained model in the output folder of a run; None for a checkpoint, and for other folders."""
+    files = ('config.json', 'adapter_config.json')
+    final = Path(folder) / FINAL_NAME
+    if any((Path(folder) / name).exists() for name in files) or not any((final / name).exists() for name in files):
+        return None
+    return final
+
 
 def writable_folder(folder: str | Path, setting: str) -> Path:
     """Makes `folder` where it is missing and returns it. Ranks may do so at once.

@@ -20,7 +20,6 @@ from align_anything.core.files import atomic_write_json, sync_folder
 
 MANIFEST = 'manifest.json'
 STATE_FOLDER = 'state'
-FINAL_NAME = 'slice_end'
 _NUMBERED = re.compile(r'slice_(\d+)$')
 
 
