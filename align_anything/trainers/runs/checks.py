@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.algorithms.referring import Reference, Referring
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.core.registry import nearest
 from align_anything.trainers.loops.pending import problems_of_generating_ahead
 from align_anything.trainers.runs.settings import precision_of
+
+logger = get_logger(__name__)
 
 
 def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
@@ -26,6 +32,30 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
     problems += problems_of_generating_ahead(cfgs, algorithm)
     if problems:
         raise SettingsError(problems)
+
+
+def check_evaluation(cfgs: RunCfgs, metrics: Sequence[str], steps: int) -> None:
+    """Raises SettingsError for a `save_best` that is none of the `metrics` of an evaluation, or has none to go by.
+
+    Warns when the run is too short for an evaluation that was asked for.
+    """
+    train, metrics = cfgs.train_cfgs, list(dict.fromkeys(metrics))
+    if train.save_best is not None and train.save_best not in metrics:
+        raise SettingsError(
+            [
+                f"train_cfgs.save_best: an evaluation of this run gives no '{train.save_best}'."
+                f'{nearest(train.save_best, metrics)} It gives {", ".join(metrics)}.'
+            ]
+        )
+    if cfgs.data_cfgs.eval_datasets is None or train.eval_strategy != 'steps' or train.eval_interval <= steps:
+        return
+    short = (
+        f'train_cfgs.eval_interval = {train.eval_interval}, but the run has {steps} optimizer steps, so it is never '
+        'evaluated. Lower eval_interval, or choose eval_strategy: epoch'
+    )
+    if train.save_best is not None or train.early_stopping_patience is not None:
+        raise SettingsError([f'{short}: save_best and early_stopping_patience go by evaluations.'])
+    logger.warning('%s.', short)
 
 
 def reference_cache_of(algorithm: Algorithm) -> str | None:

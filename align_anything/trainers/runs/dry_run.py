@@ -18,9 +18,10 @@ from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table
+from align_anything.reporting.online_report import names_of_numbers
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
-from align_anything.trainers.runs.checks import check_online, check_reference
+from align_anything.trainers.runs.checks import check_evaluation, check_online, check_reference
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
@@ -33,6 +34,7 @@ from align_anything.trainers.runs.data import (
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
+from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
@@ -51,10 +53,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if generates:
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
-        make_rewards(cfgs)
+        names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
+        metrics = names_of_numbers(names)
     else:
         dataset = make_dataset(*given)
         costs, _ = row_costs(dataset, collate, cfgs)
@@ -64,6 +67,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         batch = next(iter(loader.micro_batches(0)), None)
         if batch is None:
             raise DataError('the training data hold no rows.')
+        metrics = ['loss', *resolved.algorithm.counts(batch)] if resolved.algorithm.trains else []
+    check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model)
     kept: list[Example] = []
