@@ -21,3 +21,8 @@ if [ -z "${MASTER_PORT:-}" ]; then
     MASTER_PORT="$(python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')"
 fi
 export MASTER_PORT
+
+# What the launcher tells of itself is seldom news; DEEPSPEED_LOG_LEVEL=info brings it back.
+deepspeed() {
+    command deepspeed --log_level "${DEEPSPEED_LOG_LEVEL:-error}" "$@"
+}

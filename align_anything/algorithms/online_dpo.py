@@ -30,10 +30,6 @@ class OnlineDPO(DPOLosses, GroupBased, Reference):
     )
 
     @property
-    def refers(self) -> bool:
-        return True
-
-    @property
     def trained_responses(self) -> int:
         return 2
 

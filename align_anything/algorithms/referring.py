@@ -49,6 +49,10 @@ class Reference(Algorithm):
     }
 
     @property
+    def refers(self) -> bool:
+        return True
+
+    @property
     def scores_beforehand(self) -> bool:
         """Whether the reference scores all rows before training, where it may be a copy for that alone."""
         return False
@@ -70,10 +74,6 @@ class Reference(Algorithm):
 
 class Referring(Reference):
     """Base of the algorithms over fixed responses whose loss reads the reference."""
-
-    @property
-    def refers(self) -> bool:
-        return True
 
     reference_cache_dir: str | None = Field(
         None,

@@ -16,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from align_anything.cli.leaves import runs
+from align_anything.core.errors import SettingsError
 from align_anything.core.plugins import usable
+from align_anything.core.registry import nearest
 from align_anything.models import structure
 from align_anything.models.families import family_module, family_names
 from align_anything.models.family import FamilySpec
@@ -71,24 +73,41 @@ def families_as_json(found: list[Family]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def families_tables(found: list[Family]) -> Group:
-    """Returns the families, and the checkpoints that are known of them, as two tables."""
-    table = Table('family', 'reads', 'runs', 'layouts', 'rules', title='Model families', box=SIMPLE)
-    names = Table('name', 'checkpoint', 'family', title='Checkpoints', box=SIMPLE)
+def families_table(found: list[Family]) -> Group:
+    """Returns the families, a line for each."""
+    table = Table('family', 'reads', 'rules', box=SIMPLE)
     for family in found:
-        reads = 'unknown' if family.reads is None else ', '.join(['text', *family.reads])
-        layouts = 'unknown' if family.layouts is None else ', '.join(family.layouts)
-        row = [
-            family.model_type,
-            reads if family.rules != NONE else '–',
-            '\n'.join(f'{pair}: {", ".join(algorithms)}' for pair, algorithms in family.runs.items()) or '–',
-            layouts if family.rules != NONE else '–',
-            f'{family.rules}: {family.note}' if family.note else family.rules,
-        ]
-        table.add_row(*(Text(cell) for cell in row))
-        for name, checkpoint in [*family.ids.items(), *(('', checkpoint) for checkpoint in family.checkpoints)]:
-            names.add_row(Text(name), Text(checkpoint, overflow='fold'), Text(family.model_type))
-    return Group(table, Text(OTHERS), Text(), names, Text('Names are those of lmms-finetune.'))
+        table.add_row(*(Text(cell) for cell in (family.model_type, _reads(family), family.rules)))
+    return Group(table, Text(OTHERS), Text('align-anything models FAMILY tells its runs, layouts and checkpoints.'))
+
+
+def family_table(family: Family) -> Table:
+    """Returns all that is known of one family."""
+    table = Table(show_header=False, box=SIMPLE, title=family.model_type)
+    rows = {
+        'reads': _reads(family),
+        'layouts': 'unknown' if family.layouts is None else ', '.join(family.layouts),
+        'rules': f'{family.rules}: {family.note}' if family.note else family.rules,
+        **{pair: ', '.join(algorithms) for pair, algorithms in family.runs.items()},
+        'checkpoints': '\n'.join(family.checkpoints),
+        'ids of lmms-finetune': '\n'.join(f'{name}: {checkpoint}' for name, checkpoint in family.ids.items()),
+    }
+    for name, cell in rows.items():
+        if cell:
+            table.add_row(Text(name), Text(cell, overflow='fold'))
+    return table
+
+
+def find_family(name: str) -> Family:
+    """Returns the family of this `model_type`, or of this id of lmms-finetune. Raises SettingsError for another."""
+    found = {key: family for family in families() for key in (family.model_type, *family.ids)}
+    if name not in found:
+        raise SettingsError([f"no family or id is called '{name}'.{nearest(name, list(found))} {OTHERS}"])
+    return found[name]
+
+
+def _reads(family: Family) -> str:
+    return 'unknown' if family.reads is None else ', '.join(['text', *family.reads])
 
 
 def _family(

@@ -19,10 +19,20 @@ RUN_SETTINGS = {'ignore_unknown_options': True, 'allow_extra_args': True, 'help_
 app = typer.Typer(
     help='Align any-to-any models: one algorithm, any modality.',
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option('--version', help='Print the version and stop.')] = False) -> None:
+    """Align any-to-any models: one algorithm, any modality."""
+    if version:
+        from align_anything import __version__
+
+        typer.echo(f'align-anything {__version__}')
+        raise typer.Exit
+
 
 PairName = Annotated[str | None, typer.Argument(metavar='PAIR', help='Modality pair, such as text_image_to_text.')]
 AlgorithmName = Annotated[str | None, typer.Argument(metavar='ALGORITHM', help='Algorithm, such as sft.')]
@@ -98,18 +108,33 @@ def merge(
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
-    """List the model families, what each reads, and the runs and layouts that it supports."""
+def models(
+    family: Annotated[str | None, typer.Argument(metavar='[FAMILY]', help='Tell all of this family or id.')] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the model families and what each reads, or the runs, layouts and checkpoints of one."""
     from transformers.utils import logging
 
-    from align_anything.cli.families import families, families_as_json, families_tables
+    from align_anything.cli.families import families, families_as_json, families_table, family_table, find_family
     from align_anything.trainers.launch import quieten_libraries
 
     quieten_libraries()
     # Default configurations are not ones that anybody uses, and it says so.
     logging.set_verbosity_error()
-    found = families()
-    _show(families_as_json(found) if as_json else families_tables(found))
+    found = families() if family is None else [find_family(family)]
+    if as_json:
+        _show(families_as_json(found))
+    else:
+        _show(families_table(found) if family is None else family_table(*found))
+
+
+@app.command()
+def env() -> None:
+    """Print what a bug report needs: versions, the machine, its devices, and what the environment sets."""
+    from align_anything.cli.environment import environment
+
+    for name, value in environment().items():
+        typer.echo(f'{name}: {value}')
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from align_anything.configs.keys import KeyIndex
 from align_anything.configs.layers import Layer
@@ -43,7 +44,7 @@ def _take(name: str, texts: list[str], index: KeyIndex, result: CommandLine) -> 
         case 'local_rank':
             _refuse_surplus(name, texts[1:], result)
         case 'help' | 'h':
-            result.help = True
+            result.help, texts = ('all', texts[1:]) if texts[:1] == ['all'] else ('common', texts)
             _refuse_surplus(name, texts, result)
         case 'dry_run':
             result.dry_run = _TRUTH.get(texts[0].lower(), True) if texts else True
@@ -73,5 +74,5 @@ class CommandLine:
 
     layer: Layer = field(default_factory=Layer)
     config_files: list[str] = field(default_factory=list)
-    help: bool = False
+    help: Literal['', 'common', 'all'] = ''
     dry_run: bool = False

@@ -81,7 +81,8 @@ def resolve(
     layers = _laid([*shipped, *_given(command_line, environ, index)])
     if command_line.help:
         if environ.get('RANK', '0') == '0':
-            sys.stdout.write(render_help(f'{pair} {algorithm}', schema, layers.values, layers.origins))
+            run, own, everything = f'{pair} {algorithm}', algorithm_cfgs.model_fields, command_line.help == 'all'
+            sys.stdout.write(render_help(run, schema, layers.values, layers.origins, own, everything))
         raise SystemExit(0)
     cfgs, problems = _validate(schema, layers, _laid(shipped), reads)
     problems = layers.problems + problems

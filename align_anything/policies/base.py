@@ -12,7 +12,13 @@ from align_anything.core.types import Batch, Cost, Example, Scored, Skipped
 
 
 class Collator(Protocol):
-    """The half of a policy that runs in data workers: picklable, without weights."""
+    """The half of a policy that runs in data workers: picklable, without weights.
+
+    Attributes:
+        layout: what the way is called in which it lays out a batch.
+    """
+
+    layout: str
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from align_anything.core.distributed import is_main
 from align_anything.core.logging import get_logger
@@ -61,12 +61,14 @@ class TrainingConsole:
         if is_main() and self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
-                TextColumn('{task.description}'),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn('{task.fields[left]}'),
-                TextColumn('{task.fields[numbers]}'),
+                TextColumn('{task.description}', table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=12),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn('{task.fields[left]}', table_column=Column(no_wrap=True)),
+                # Alone in giving way: whatever the width, it is seen how far the run is.
+                TextColumn('{task.fields[numbers]}', table_column=Column(no_wrap=True, ratio=1)),
                 console=self._console,
+                expand=True,
                 # Drawn from here, not from a thread that a forked data worker would inherit half-way.
                 auto_refresh=False,
             )

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from align_anything.cli.families import NONE, TABLE_FILE, Family, families, families_as_json
+from align_anything.cli.families import NONE, TABLE_FILE, Family, families, families_as_json, find_family
 from align_anything.cli.main import main
+from align_anything.core.errors import SettingsError
 from align_anything.models import families as family_files
 from align_anything.models.pretrained_model import load_spec
 from align_anything.testing.tiny import KINDS
@@ -74,9 +75,17 @@ def test_json_and_table(
     with pytest.raises(SystemExit):
         main(['models'])
     lines = capsys.readouterr().out.splitlines()
-    # Whole on one line, so that it can be searched for.
-    assert any('llava-1.5-7b' in line and 'llava-hf/llava-1.5-7b-hf' in line for line in lines)
+    assert all(sum(line.split()[:1] == [name] for line in lines) == 1 for name in found), 'a line for each'
     assert any('qwen2_vl' in line and 'text, image, video' in line for line in lines)
+    for name in ('llava', 'llava-1.5-7b'):
+        with pytest.raises(SystemExit):
+            main(['models', name])
+        told = capsys.readouterr().out.splitlines()
+        # Whole on one line, so that it can be searched for.
+        assert any('llava-1.5-7b' in line and 'llava-hf/llava-1.5-7b-hf' in line for line in told)
+        assert any('text_image_to_text' in line and 'dpo' in line for line in told)
+    with pytest.raises(SettingsError, match="no family or id is called 'lava'. Did you mean 'llava'"):
+        find_family('lava')
 
 
 def test_templates(capsys: pytest.CaptureFixture[str]) -> None:

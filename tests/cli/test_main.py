@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from align_anything import __version__
 from align_anything.cli.leaves import find_run, runs
 from align_anything.cli.main import main
 from align_anything.core.errors import SettingsError
@@ -34,9 +38,35 @@ def ended(*argv: object) -> int:
 def test_help_names_the_commands_and_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, '-c', PROBE], capture_output=True, text=True, check=True, timeout=120)
     *text, modules = done.stdout.splitlines()
-    for command in ('train', 'inspect', 'merge', 'models', 'templates'):
+    for command in ('train', 'inspect', 'merge', 'models', 'templates', 'env'):
         assert any(line.strip().startswith(command) for line in text), command
     assert not {'torch', 'transformers', 'numpy', 'pydantic', 'datasets', 'peft'} & set(json.loads(modules))
+
+
+def test_version_and_what_a_bug_report_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ended('--version') == 0
+    assert capsys.readouterr().out == f'align-anything {__version__}\n'
+    monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
+    assert ended('env') == 0
+    told = dict(line.split(': ', 1) for line in capsys.readouterr().out.splitlines())
+    assert told['torch'] == version('torch') and told['python'].startswith(platform.python_version())
+    assert told['gradio'] == 'not installed' and told['$OMP_NUM_THREADS'] == '7' and told['$HF_TOKEN'] == '(hidden)'
+
+
+def test_shells_can_complete_it() -> None:
+    asked = {'_ALIGN_ANYTHING_COMPLETE': 'complete_bash', 'COMP_WORDS': 'align-anything te', 'COMP_CWORD': '1'}
+    done = subprocess.run(
+        [sys.executable, '-m', 'align_anything.cli'],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ['templates']
 
 
 def test_the_installed_command_is_this_one() -> None:
@@ -58,7 +88,7 @@ def test_settings_reach_the_run_as_they_were_written(monkeypatch: pytest.MonkeyP
 def test_help_of_a_run_is_that_of_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended('train', '--help') == 0
     assert 'PAIR' in capsys.readouterr().out
-    assert ended('train', 'text_image_to_text', 'sft', '--help') == 0
+    assert ended('train', 'text_image_to_text', 'sft', '--help', 'all') == 0
     assert '--freeze_vision_tower' in capsys.readouterr().out
     assert ended('inspect', 'text_to_text', 'sft', '--help') == 0
     out = capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_what_an_older_name_cannot_mean(name: str, argv: str, message: str) -> N
 @pytest.mark.parametrize('name', ['sft', 'ppo'])
 def test_help_tells_the_older_names_of_the_keys_there_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run(name, '--help')
+        run(name, '--help', 'all')
     text = capsys.readouterr().out
     assert 'Other name of train_cfgs.learning_rate: the same.' in text
     assert ('--n_samples_per_prompt' in text) == (name == 'ppo')

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from pydantic import Field
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
+from align_anything.configs.help import COMMON
 from align_anything.configs.online import OnlineRunCfgs, SafeRunCfgs
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.resolve import resolve
@@ -209,7 +211,7 @@ def test_every_key_is_described_in_sentences(schema):
 
 def test_help_lists_every_key_of_the_run(run, capsys):
     with pytest.raises(SystemExit) as caught:
-        run('--help --learning_rte 3 --seed 5')
+        run('--help all --learning_rte 3 --seed 5')
     assert caught.value.code == 0
     text = capsys.readouterr().out
     schema = build_run_schema(SFT)
@@ -225,6 +227,21 @@ def test_help_lists_every_key_of_the_run(run, capsys):
     with pytest.raises(SystemExit):
         run('-h', {'RANK': '1'})
     assert capsys.readouterr().out == ''
+
+
+def test_help_shows_common_settings_and_those_of_the_algorithm_first(run, capsys):
+    schema = build_run_schema(SFT)
+    every = {key for model in groups_of(schema).values() for key in model.model_fields}
+    assert len(COMMON) == 20 and {*COMMON} <= every
+    with pytest.raises(SystemExit):
+        run('--help')
+    text = capsys.readouterr().out
+    shown = re.findall(r'^  --([a-z]\w+)  ', text, re.MULTILINE)
+    assert shown == [*COMMON, *(key for key in SFT.model_fields if key not in COMMON)]
+    assert f'{len(every) - len(shown)} further settings: --help all' in text
+    with pytest.raises(SystemExit):
+        run('--help all')
+    assert re.findall(r'^  --([a-z]\w+)  ', capsys.readouterr().out, re.MULTILINE)[: len(shown)] == shown
 
 
 def test_saved_settings_make_the_same_run(run, tmp_path):

@@ -28,6 +28,8 @@ class PointInputs:
 class PointCollator:
     """Puts the points with a weight behind each other."""
 
+    layout: str = 'points'
+
     def cost(self, example: Example) -> Cost:
         units = sum(map(len, example.responses))
         return Cost(units, 1, float(units))

@@ -114,9 +114,10 @@ def call(tmp_path: Path) -> Callable[..., Called]:
         done = subprocess.run(['bash', script, *more], cwd=tmp_path, env=given, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, done.stderr
         argv, environment = json.loads((tmp_path / 'called.json').read_text())
-        assert argv[0] == '--master_port' and 1024 <= int(argv[1]) < 65536 and argv[2] == '--module'
-        pair, algorithm = re.fullmatch(r'align_anything\.trainers\.(\w+)\.(\w+)', argv[3]).groups()
-        return pair, algorithm, argv[4:], environment
+        assert argv[:3] == ['--log_level', 'error', '--master_port']
+        assert 1024 <= int(argv[3]) < 65536 and argv[4] == '--module'
+        pair, algorithm = re.fullmatch(r'align_anything\.trainers\.(\w+)\.(\w+)', argv[5]).groups()
+        return pair, algorithm, argv[6:], environment
 
     return called
 

@@ -11,10 +11,14 @@ import torch
 
 from align_anything.cli.leaves import find_run
 from align_anything.core.errors import ModelError
+from align_anything.core.types import Example, Piece
 from align_anything.models.any_model import AnyModel, AnyModelForScore
+from align_anything.models.pretrained_model import load_spec
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.runs.assembly import build_on_meta
-from align_anything.trainers.runs.memory import Memory, memory_of_run
+from align_anything.trainers.runs.memory import Memory, activations_of, memory_of_run
 from align_anything.trainers.runs.settings import spec_of
 from tests.trainers.test_scoring import with_head
 
@@ -42,7 +46,7 @@ def held(algorithm: str, model: Path, pair: str = 'text_to_text', **settings: An
     resolved = settings_of(its_pair, kind, argv, {})
     spec = spec_of(resolved.cfgs)
     policy, _ = build_on_meta(resolved.cfgs, spec, resolved.algorithm)
-    return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy)
+    return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy, tokens=0)
 
 
 def size(model: torch.nn.Module) -> int:
@@ -98,3 +102,37 @@ def test_judges_and_critics_that_a_run_would_refuse_are_refused(tiny: Tiny, judg
         held('grpo', tiny('qwen2'), reward_model_name_or_path=tiny('llama'))
     with pytest.raises(ModelError, match='does not read the tokens of the policy'):
         held('ppo', tiny('qwen2'), reward_functions='[format]', reward_critic_model_name_or_path=judge)
+
+
+@pytest.mark.parametrize('family', ['llama', 'gemma3_text', 'opt', 'qwen3_moe', 'llava'])
+def test_activations_are_about_what_autograd_keeps(tiny: Tiny, family: str) -> None:
+    spec = load_spec(tiny(family), model_max_length=4096)
+    model = AnyModel.from_pretrained(tiny(family)).train()
+    policy = TokenPolicy(model, TokenCollator(spec, 'padded'), dtype=torch.float32)
+    ids = torch.arange(128) % 50 + 100
+    example = Example(Piece(ids[:120], torch.zeros(120)), [Piece(ids[120:], torch.ones(8))])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scored = policy(policy.collate([example]))
+    assert scored.values.requires_grad
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    tokens = policy.collate.size([example])
+    assert 0.6 < activations_of(model, spec, tokens, 4, recomputes=False) / measured < 1.8
+    layers, width = 2, model.get_input_embeddings().embedding_dim
+    assert activations_of(model, spec, tokens, 4, recomputes=True) == (
+        tokens * 4 * layers * width + activations_of(model, spec, tokens, 4, recomputes=False) / layers
+    )
+
+
+def test_what_does_not_learn_keeps_no_activations(tiny: Tiny) -> None:
+    spec = load_spec(tiny('llama'), model_max_length=4096)
+    model = AnyModelForScore.from_pretrained(tiny('llama')).requires_grad_(False)
+    model.score.requires_grad_(True)
+    assert activations_of(model, spec, 100, 4, recomputes=False) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -218,6 +219,21 @@ def test_a_terminal_gets_a_bar() -> None:
     console.close()
     text = screen.getvalue()
     assert '2/4' in text and '4/4' in text and 'loss 0.5000 · peak 1.5 GiB' in text
+
+
+@pytest.mark.parametrize('width', [60, 80])
+def test_however_narrow_the_terminal_progress_is_seen_and_numbers_give_way(width: int) -> None:
+    screen = io.StringIO()
+    console = TrainingConsole(
+        total_steps=12000, console=Console(file=screen, force_terminal=True, width=width, color_system=None)
+    )
+    console.report(1234, {'loss': 0.5, **{f'reward_of_a_long_name_{number}': 0.25 for number in range(20)}})
+    console.close()
+    lines = [line.rsplit('\r', 1)[-1].removeprefix('\x1b[2K') for line in screen.getvalue().splitlines()]
+    told = [line for line in lines if 'loss' in line]
+    assert told and all(
+        re.search(r'step .*1234/12000 eta [\d:]+ loss 0.5000', line) and len(line) <= width for line in told
+    )
 
 
 def test_formats() -> None:

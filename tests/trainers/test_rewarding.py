@@ -142,18 +142,12 @@ def test_a_model_that_gives_no_number_names_the_row() -> None:
     def encode_group(conversations: list[Any], train_on: str, start: int, judged: bool) -> Example:
         return Example(Piece(torch.zeros(1), torch.zeros(1)), [Piece(torch.zeros(1), torch.ones(1))] * 2)
 
-    class Collate:
-        spec = SimpleNamespace(encode_group=encode_group)
-
-        def __call__(self, part: list[Example]) -> Any:
-            return SimpleNamespace(to=lambda device: part)
-
     engine = SimpleNamespace(
         device='cpu',
-        policy=SimpleNamespace(collate=Collate()),
+        policy=SimpleNamespace(collate=lambda part: SimpleNamespace(to=lambda device: part)),
         score=lambda batch: SimpleNamespace(values=torch.tensor([0.5, torch.nan])),
     )
-    judge = ModelJudge('my-judge', engine, batch_size=2)
+    judge = ModelJudge('my-judge', engine, SimpleNamespace(encode_group=encode_group), batch_size=2)
     first = completion(source='rows:1')
     with pytest.raises(RewardError, match='the model my-judge gave nan to rows:1, not a finite number'):
         judge([first, completion('No.', source='rows:1', conversation=first.conversation)])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+from transformers import PreTrainedModel
+
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.models.family import FamilySpec
+from align_anything.models.pretrained_model import set_text_attention
 from align_anything.models.work import WorkOf
+from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
 
 
@@ -64,6 +68,13 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> s
             ]
         )
     return asked
+
+
+def fit_attention(model: PreTrainedModel, collate: TokenCollator) -> None:
+    """Makes a model that was just loaded attend as the layout of its batches asks. Raises ModelError if it cannot."""
+    if not collate.pads and collate.segmented:
+        register_segment_attention()
+        set_text_attention(model, SEGMENT_ATTENTION)
 
 
 def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:

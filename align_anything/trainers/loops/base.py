@@ -90,10 +90,9 @@ class Loop:
         train, step = self.cfgs.train_cfgs, self.progress.step
         if train.eval_strategy == 'steps' and step // train.eval_interval > before // train.eval_interval:
             self.evaluate()
-        if stop:
-            self.save(self.progress, with_state=True)
-        elif self._saves_now(before):
-            self.save(self.progress, with_state=train.save_checkpoint)
+        if stop or self._saves_now(before):
+            saved = self.save(self.progress, with_state=stop or train.save_checkpoint)
+            self.console.note(f'checkpoint: {saved}')
         return not stop
 
     def _evaluated_as(self, found: dict[str, float]) -> None:

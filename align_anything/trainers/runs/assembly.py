@@ -23,13 +23,12 @@ from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
-from align_anything.models.pretrained_model import load_model, set_text_attention, tune_model
+from align_anything.models.pretrained_model import load_model, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
-from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.policies.token.plan import plan_batches
+from align_anything.policies.token.plan import fit_attention, plan_batches
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.settings import dtype_of, engine_config, precision_of
@@ -169,9 +168,7 @@ def load_for_layout(
         is_reward_model=is_reward_model,
     )
     del partitioning
-    if not collate.pads and cfgs.model_cfgs.attn_implementation == 'sdpa':
-        register_segment_attention()
-        set_text_attention(model, SEGMENT_ATTENTION)
+    fit_attention(model, collate)
     return model
 
 

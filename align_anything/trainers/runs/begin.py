@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
@@ -31,7 +32,7 @@ from align_anything.engines.checkpoint import (
 )
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
-from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import METRICS_FILE, MetricsWriter
 from align_anything.reporting.plot import plot_metrics
@@ -61,12 +62,8 @@ class Begun:
     resume_from: Checkpoint | None
     progress: Progress
     sources: Sources
-    collate: TokenCollator
-
-    @property
-    def spec(self) -> FamilySpec:
-        """The rules of the policy's family."""
-        return self.collate.spec
+    spec: FamilySpec
+    collate: Collator
 
     def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
         """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response."""
@@ -92,7 +89,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     sources, spec = open_run(cfgs, pair, algorithm)
     collate = make_collator(cfgs, spec, pair, algorithm)
     build_on_meta(cfgs, spec, algorithm)
-    return Begun(pair, resolved, output_dir, resume_from, progress, sources, collate)
+    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 
 def check_unused(cfgs: RunCfgs) -> None:
@@ -139,6 +136,8 @@ def start(run: Begun, checkpoints: Checkpoints, sampler: Sampler, steps: int) ->
 def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, steps: int) -> dict[str, Any]:
     """The arguments of every loop that say where it stands and who is told."""
     cfgs, algorithm, progress = run.resolved.cfgs, run.resolved.algorithm, run.progress
+    # One bar is drawn from here on.
+    disable_progress_bar()
     writer = MetricsWriter(
         run.output_dir,
         cfgs.logger_cfgs.log_type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from align_anything.algorithms.online import Online
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
@@ -19,6 +22,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table
 from align_anything.reporting.online_report import names_of_numbers
+from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
 from align_anything.trainers.runs.checks import check_evaluation, check_online, check_reference
@@ -70,12 +74,15 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         metrics = ['loss', *resolved.algorithm.counts(batch)] if resolved.algorithm.trains else []
     check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
-    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model)
     kept: list[Example] = []
+    tokens = cfgs.train_cfgs.max_length_per_batch or 0
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
     for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):
         wanted = rows if len(kept) < SAMPLES else ()
-        kept += [item for item in (dataset[row] for row in wanted) if isinstance(item, Example)]
+        found = [item for item in (dataset[row] for row in wanted) if isinstance(item, Example)]
+        tokens = max(tokens, collate.size(_longest_update(cfgs, resolved.algorithm, found) if generates else found))
+        kept += found
+    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model, tokens)
     if not is_main():
         return
     console = console or Console(highlight=False)
@@ -83,7 +90,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
     console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, generates))
-    console.print(memory_table(held))
+    console.print(memory_table(held, tokens))
     if batch is not None:
         console.print(_first_batch(batch))
     for number, example in enumerate(kept[:SAMPLES], 1):
@@ -92,6 +99,14 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         console.print(example.source, soft_wrap=True)
         console.print(show_example(example, spec), soft_wrap=True)
     console.print('\ntrained tokens stand between ⟦ ⟧. This was a dry run: nothing was trained or saved.')
+
+
+def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Example]) -> list[Example]:
+    """The first micro-batch of the update if every response were as long as it may become."""
+    length = cfgs.model_cfgs.max_new_tokens
+    responses = [Piece(torch.zeros(length, dtype=torch.long), torch.ones(length))] * algorithm.trained_responses
+    asked = [replace(prompt, responses=responses) for prompt in prompts]
+    return split(asked, cfgs.train_cfgs.per_device_train_batch_size, 1)[0]
 
 
 def show_example(example: Example, spec: FamilySpec) -> Text:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields, replace
+from math import prod
 from typing import Any
 
 from rich.table import Table
@@ -17,9 +18,12 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
 from align_anything.models import structure
+from align_anything.models.adapter import bare_model
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
-from align_anything.models.trainable import count
+from align_anything.models.score import SCORE_HEAD
+from align_anything.models.trainable import component_of, count
+from align_anything.models.work import share_of_experts
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta
 from align_anything.trainers.runs.checks import precision_of_reference, reference_cache_of
@@ -31,18 +35,19 @@ JUDGES = {MODEL: 'reward model', COST: 'cost model'}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one rank holds of a model on its device, activations not counted."""
+    """Bytes that one rank holds of a model on its device."""
 
     weights: float
     gradients: float = 0.0
     optimizer: float = 0.0
+    activations: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer
+        return sum(astuple(self))
 
     def __add__(self, other: Memory) -> Memory:
-        return Memory(self.weights + other.weights, self.gradients + other.gradients, self.optimizer + other.optimizer)
+        return Memory(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str) -> Memory:
@@ -63,16 +68,48 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str)
     )
 
 
+def activations_of(model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: bool) -> float:
+    """About how many bytes of the language model `tokens` hold until the backward pass, `width` bytes to a number.
+
+    What goes into and out of each of its matrices is counted, of experts those that are chosen; norms and activation
+    functions keep about as much as layers share. The head works in chunks and keeps nothing. What `recomputes` keeps
+    the input of each layer, and all of one layer at a time (Chen et al., 2016, arXiv:1604.06174).
+    """
+    named = [(name, component_of(name, spec.components), weight) for name, weight in model.named_parameters()]
+    if not any(weight.requires_grad for _, component, weight in named if component != SCORE_HEAD):
+        return 0.0
+    text = spec.config.get_text_config()
+    chosen = share_of_experts(text.to_dict())
+    looked_up = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    unread = {id(layer.weight) for layer in (*looked_up, bare_model(model).get_output_embeddings()) if layer}
+    each = 0.0
+    for name, component, weight in named:
+        if component == 'language_model' and id(weight) not in unread and not name.endswith('bias'):
+            # What is not a matrix scales what a norm has made of its input.
+            numbers = sum(weight.shape[-2:]) * prod(weight.shape[:-2]) if weight.ndim > 1 else 2 * weight.numel()
+            each += numbers * (chosen if '.experts.' in name else 1)
+    layers = text.num_hidden_layers
+    return tokens * width * (layers * text.hidden_size + each / layers if recomputes else each)
+
+
 def memory_of_run(
-    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec, policy: nn.Module
+    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec, policy: nn.Module, tokens: int
 ) -> dict[str, Memory]:
     """The memory of each model that the run holds, by what it is, `policy` as `build_on_meta` made it first.
+
+    `tokens` are those of the largest micro-batch, as its collator counts them.
 
     Raises SettingsError or ModelError for a critic or a judge that cannot be used, as the run would. No weights are
     read.
     """
     (config, _), precision = engine_config(cfgs), precision_of(cfgs)
-    held = {'policy' if algorithm.trains else 'model': estimate_memory(policy, config, precision)}
+    recomputes = cfgs.train_cfgs.gradient_checkpointing
+
+    def learns(model: nn.Module) -> Memory:
+        kept = activations_of(model, spec, tokens, DTYPES[precision].itemsize, recomputes)
+        return replace(estimate_memory(model, config, precision), activations=kept)
+
+    held = {'policy': learns(policy)} if algorithm.trains else {'model': estimate_memory(policy, config, precision)}
     refers = algorithm.refers and reference_cache_of(algorithm) is None
     # Without a cache, and unless the policy without its adapter is it, a copy is asked while the run trains.
     if refers and not without_adapter_is_reference(cfgs, algorithm):
@@ -82,7 +119,7 @@ def memory_of_run(
     for role, learned in algorithm.critics.items():
         own = critic_cfgs(role, cfgs, algorithm)
         critic, _ = build_on_meta(own, critic_spec(role, cfgs, spec, pair), learned)
-        held[role.replace('_', ' ')] = estimate_memory(critic, config, precision)
+        held[role.replace('_', ' ')] = learns(critic)
     for name, source in judges_of(cfgs, algorithm).items():
         require_head(source)
         judge = add_score_head(structure.skeleton(spec_of_reward_model(cfgs, source, pair).config))
@@ -90,13 +127,14 @@ def memory_of_run(
     return held
 
 
-def memory_table(held: Mapping[str, Memory]) -> Table:
+def memory_table(held: Mapping[str, Memory], tokens: int) -> Table:
     """A line for each model and, of several, one for all."""
-    table = Table('', 'weights', 'gradients', 'optimizer', 'total', title='Memory of one rank, without activations')
+    names = [field.name for field in fields(Memory)]
+    title = f'Memory of one rank; activations: about, {tokens:,} tokens in the language model'
+    table = Table('', *names, 'total', title=title)
     together = {'all': sum(held.values(), Memory(0.0))} if len(held) > 1 else {}
     for name, memory in {**held, **together}.items():
-        sizes = (memory.weights, memory.gradients, memory.optimizer, memory.total)
-        table.add_row(name, *(f'{size / 2**30:.3f} GiB' for size in sizes))
+        table.add_row(name, *(f'{size / 2**30:.3f} GiB' for size in (*astuple(memory), memory.total)))
     return table
 
 

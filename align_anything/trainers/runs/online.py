@@ -78,7 +78,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     for name, source in judges.items():
         weight = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0
         scorer = open_scorer(cfgs, make_collator(cfgs, specs[name], pair, algorithm), source)
-        judge = ModelJudge(source, scorer, cfgs.train_cfgs.per_device_train_batch_size)
+        judge = ModelJudge(source, scorer, specs[name], cfgs.train_cfgs.per_device_train_batch_size)
         rewards.append(Reward(name, weight, judge))
     pending = Pending(policy.device, run.spec.decode)
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)

@@ -17,7 +17,7 @@ from align_anything.models.checkpoint import stored_tensor
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
-from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.base import Collator
 from align_anything.rewards.base import Completion, check_values
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
@@ -39,7 +39,7 @@ def require_head(source: str) -> None:
         )
 
 
-def open_scorer(cfgs: RunCfgs, collate: TokenCollator, source: str) -> FrozenEngine:
+def open_scorer(cfgs: RunCfgs, collate: Collator, source: str) -> FrozenEngine:
     """Loads the model `source`, which has a score head, and checks it; `collate` is that of its own family."""
     config = engine_config(cfgs)[0]
     engine = open_frozen(cfgs, collate, source, scores='responses', dtype=dtype_of(cfgs), config=config)
@@ -98,11 +98,12 @@ class ModelJudge:
     Args:
         source: the checkpoint, for messages.
         engine: of `open_scorer`.
+        spec: the rules of its family.
         batch_size: responses in one forward pass.
     """
 
-    def __init__(self, source: str, engine: FrozenEngine, batch_size: int) -> None:
-        self.source, self.engine, self.batch_size = source, engine, batch_size
+    def __init__(self, source: str, engine: FrozenEngine, spec: FamilySpec, batch_size: int) -> None:
+        self.source, self.engine, self.spec, self.batch_size = source, engine, spec, batch_size
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
         """Returns the score of each completion. Every rank calls it, with however many it has.
@@ -123,6 +124,6 @@ class ModelJudge:
         conversations = [[*item.conversation, item.message] for item in group]
         start = len(group[0].conversation)
         try:
-            return self.engine.policy.collate.spec.encode_group(conversations, 'last', start=start, judged=True)
+            return self.spec.encode_group(conversations, 'last', start=start, judged=True)
         except SampleError as error:
             raise RewardError(f'{group[0].source}: the reward model {self.source} cannot read this: {error}') from error
