@@ -34,6 +34,11 @@ class Facts:
         group, key = path.split('.')
         return getattr(getattr(self.cfgs, group), key)
 
+    def is_on_by_default(self, path: str) -> bool:
+        """Whether the setting `group.key` is a truth value that is True unless it is given."""
+        group, key = path.split('.')
+        return type(getattr(self.cfgs, group)).model_fields[key].default is True
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -55,7 +60,10 @@ class Effect:
 
     def lacking(self, facts: Facts, path: str) -> bool:
         """Whether the setting `path` asks for something that cannot be."""
-        return path not in self.spares and not is_one_of(facts.value(path), self.off) and not self.holds(facts)
+        value = facts.value(path)
+        # What is on by default, switched off, asks for something.
+        asks = not is_one_of(value, self.off) or (value is False and facts.is_on_by_default(path))
+        return path not in self.spares and asks and not self.holds(facts)
 
 
 Effects = Mapping[str, Effect | tuple[Effect, ...]]

@@ -279,3 +279,5 @@ def test_zero_is_not_false() -> None:
     """Or a dropout of adapters that there are not would pass."""
     assert refusals('sft', {'lora_dropout': 0.0})
     assert not refusals('sft', {'use_dora': False})
+    # Off asks for something where on is the default.
+    assert refusals('sft', {'load_in_4bit': False}) and refusals('ppo', {'vllm_enforce_eager': False})
