@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from align_anything.configs.aliases import ALIASES
 from align_anything.configs.annotations import describe_type
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
-from align_anything.configs.keys import ALIASES
 from align_anything.configs.layers import TRAIN_FOLDER
 from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
@@ -69,7 +69,7 @@ def render_document() -> str:
         if model is not below:
             sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model, below)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
-    sections.append(f'## Older names\n\n{_table(("name", "now", "meaning"), older)}')
+    sections.append(f'## Other names\n\n{_table(("name", "here", "meaning"), older)}')
     sections.append(_pairs())
     sections.append(_shipped_settings())
     sections.append(_deepspeed_files())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field, PositiveFloat
@@ -19,6 +20,7 @@ class CPO(PairAlgorithm):
     """Pair mean of CPO's preference loss plus the token mean of the chosen responses' negative log-likelihood."""
 
     name: ClassVar[str] = 'cpo'
+    other_names: ClassVar[Mapping[str, str]] = {'beta': 'scale_coeff', 'cpo_alpha': 'sft_coeff'}
 
     scale_coeff: PositiveFloat = Field(0.1, description='Beta: scale of the log-probabilities as rewards.')
     label_smoothing: LabelSmoothing = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
@@ -10,13 +11,38 @@ from torch import Tensor
 from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.pairs import LabelSmoothing, PairAlgorithm
 from align_anything.algorithms.referring import Referring
+from align_anything.configs.effects import Effect, Effects
 from align_anything.losses.dpo import DPO_LOSSES, Constants, Ratios
 
 LossType = Literal[tuple(DPO_LOSSES)]
+SMOOTHED = ('sigmoid', 'sigmoid_norm', 'robust', 'exo_pair')
+
+
+def of_losses(*names: str, off: tuple[Any, ...] = (None,)) -> Effect:
+    """The condition that one of these losses is among those of the run."""
+    return Effect(
+        lambda facts: not set(names).isdisjoint(facts.algorithm.loss_type),
+        f'it means nothing without loss_type: {" or ".join(names)}; leave it out.',
+        by=('train_cfgs.loss_type',),
+        off=off,
+    )
 
 
 class DPOLosses(PairAlgorithm):
     """Pair mean of one loss, or of several with weights, plus an optional likelihood term on chosen responses."""
+
+    takes_effect: ClassVar[Effects] = {
+        'label_smoothing': of_losses(*SMOOTHED, off=(0.0,)),
+        'discopop_tau': of_losses('discopop'),
+    }
+    other_names: ClassVar[Mapping[str, str]] = {
+        'beta': 'scale_coeff',
+        'pref_beta': 'scale_coeff',
+        'pref_loss': 'loss_type',
+        'pref_ftx': 'sft_coeff',
+        'rpo_alpha': 'sft_coeff',
+        'dpo_label_smoothing': 'label_smoothing',
+    }
 
     scale_coeff: PositiveFloat = Field(
         0.1,

@@ -11,6 +11,7 @@ from align_anything.algorithms.base import ALGORITHMS
 from align_anything.algorithms.online import Experience, GroupBased, KLEstimator, ReduceSum, State
 from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.referring import Reference
+from align_anything.configs.effects import Effects, excludes, needs
 from align_anything.losses.advantages import group_relative
 from align_anything.losses.aggregation import Aggregation
 from align_anything.losses.moments import mean_and_variance, moments
@@ -29,6 +30,14 @@ class GRPO(GroupBased, PolicyGradient, Reference):
     """
 
     name: ClassVar[str] = 'grpo'
+    takes_effect: ClassVar[Effects] = {
+        'clip_range_ratio': excludes(
+            'train_cfgs.loss_type',
+            'cispo',
+            why='it means nothing with loss_type: cispo, which has an upper bound alone; give clip_range_high.',
+        ),
+        'kl_estimator': needs('train_cfgs.beta'),
+    }
 
     num_generations: PositiveInt = Field(10, ge=2, description='GRPO group size: responses for each prompt.')
     beta: NonNegativeFloat = Field(0.01, description='KL coefficient of the loss. With 0 there is no reference.')

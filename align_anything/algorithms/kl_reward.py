@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
@@ -9,12 +12,24 @@ from torch import Tensor
 from align_anything.algorithms.online import Experience, KLEstimator, ReduceSum, State
 from align_anything.algorithms.policy_gradient import PolicyGradient
 from align_anything.algorithms.referring import Reference
+from align_anything.configs.effects import Effects, needs
 from align_anything.losses.advantages import token_rewards
 from align_anything.losses.kl import KL_ESTIMATORS, adapted_kl_coeff
 
 
 class KLReward(PolicyGradient, Reference):
     """Base of the algorithms with a KL penalty to the reference in the reward."""
+
+    takes_effect: ClassVar[Effects] = {
+        'kl_estimator': needs('train_cfgs.kl_coeff'),
+        'kl_horizon': needs('train_cfgs.kl_target'),
+        'kl_loss_estimator': needs('train_cfgs.kl_loss_coeff'),
+    }
+    other_names: ClassVar[Mapping[str, str]] = {
+        'kl_coef': 'kl_coeff',
+        'init_kl_coef': 'kl_coeff',
+        'reward_model_kl_coef': 'kl_coeff',
+    }
 
     kl_coeff: NonNegativeFloat = Field(
         0.02,

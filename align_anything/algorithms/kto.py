@@ -25,6 +25,14 @@ class KTO(Referring):
     """
 
     name: ClassVar[str] = 'kto'
+    other_names: ClassVar[Mapping[str, str]] = {
+        'beta': 'scale_coeff',
+        'pref_beta': 'scale_coeff',
+        'desirable_weight': 'scale_better',
+        'undesirable_weight': 'scale_worse',
+        'kto_chosen_weight': 'scale_better',
+        'kto_rejected_weight': 'scale_worse',
+    }
     task: ClassVar[str] = 'unpaired'
     estimates_first: ClassVar[bool] = True
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.critic import Critic
+from align_anything.configs.effects import Effects, never
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs, TrainCfgs
 from align_anything.losses.kl import KL_ESTIMATORS
@@ -59,6 +60,10 @@ class Online(Algorithm):
     generates: ClassVar[bool] = True
     compares: ClassVar[bool] = False
     run_cfgs: ClassVar[type[RunCfgs]] = OnlineRunCfgs
+    takes_effect: ClassVar[Effects] = dict.fromkeys(
+        ('train_cfgs.group_by_length', 'data_cfgs.train_on', 'data_cfgs.sample_cache_dir'),
+        never('it means nothing where responses are generated; leave it out.'),
+    )
 
     per_device_prompt_batch_size: PositiveInt = Field(1, description='Prompts of each device in one rollout.')
     num_generations: PositiveInt = Field(1, description='Responses that are sampled for each prompt.')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field, NonNegativeFloat
@@ -23,6 +24,7 @@ class ORPO(PairAlgorithm):
     """
 
     name: ClassVar[str] = 'orpo'
+    other_names: ClassVar[Mapping[str, str]] = {'beta': 'scale_coeff', 'orpo_beta': 'scale_coeff'}
 
     scale_coeff: NonNegativeFloat = Field(0.5, description='Lambda: weight of the odds-ratio term.')
     sft_coeff: SFTCoeff = 1.0

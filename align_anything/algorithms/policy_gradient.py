@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor
 
 from align_anything.algorithms.online import Online
+from align_anything.configs.effects import Effects, needs
 from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Batch, Need, Scored
@@ -35,6 +36,20 @@ class PolicyGradient(Online):
 
     with_entropy: ClassVar[bool] = True
     run_cfgs: ClassVar[type[RunCfgs]] = PolicyRunCfgs
+    takes_effect: ClassVar[Effects] = {
+        'ptx_coeff': needs('data_cfgs.ptx_datasets', off=(0.0,)),
+        'data_cfgs.ptx_datasets': needs('train_cfgs.ptx_coeff'),
+        'data_cfgs.train_on': needs('data_cfgs.ptx_datasets'),
+        'rollout_correction_level': needs('train_cfgs.rollout_correction_cap'),
+    }
+    other_names: ClassVar[Mapping[str, str]] = {
+        'epsilon': 'clip_range_ratio',
+        'cliprange': 'clip_range_ratio',
+        'epsilon_high': 'clip_range_high',
+        'num_iterations': 'update_iters',
+        'num_ppo_epochs': 'update_iters',
+        'ppo_epochs': 'update_iters',
+    }
 
     clip_range_ratio: PositiveFloat = Field(
         0.2, description='PPO clip range: the probability ratio is clipped to 1 - this and 1 + this.'

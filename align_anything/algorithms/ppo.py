@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
@@ -13,8 +13,9 @@ from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.kl_reward import TokenRewards
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.reinforce_plus_plus import whitened
+from align_anything.configs.effects import Effects, excludes
 from align_anything.configs.online import CriticRunCfgs
-from align_anything.configs.schema import RunCfgs, ScheduleType, TrainCfgs
+from align_anything.configs.schema import NO_WARM_UP, RunCfgs, ScheduleType, TrainCfgs
 from align_anything.losses.advantages import gae
 
 
@@ -28,6 +29,13 @@ class PPO(TokenRewards):
     name: ClassVar[str] = 'ppo'
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic')
     run_cfgs: ClassVar[type[RunCfgs]] = CriticRunCfgs
+    adapter_rates: ClassVar[tuple[str, ...]] = ('learning_rate', 'critic_lr')
+    takes_effect: ClassVar[Effects] = {
+        'critic_lr_warmup_ratio': excludes(
+            'train_cfgs.critic_lr_scheduler_type', 'constant', why=NO_WARM_UP, off=(0.0,)
+        ),
+    }
+    other_names: ClassVar[Mapping[str, str]] = {'cliprange_value': 'clip_range_value', 'lam': 'gae_lambda'}
 
     gamma: float = Field(1.0, gt=0, le=1, description='Discount factor, per token.')
     gae_lambda: float = Field(0.95, ge=0, le=1, description='Lambda of generalized advantage estimation (GAE).')
@@ -54,15 +62,6 @@ class PPO(TokenRewards):
         None,
         description='Recomputes activations of the critic in its backward pass. null is as gradient_checkpointing.',
     )
-
-    @model_validator(mode='after')
-    def _warms_up(self) -> PPO:
-        if self.critic_lr_scheduler_type == 'constant' and self.critic_lr_warmup_ratio:
-            raise ValueError(
-                "critic_lr_scheduler_type 'constant' has no warm-up: choose constant_with_warmup, or "
-                'critic_lr_warmup_ratio 0'
-            )
-        return self
 
     @property
     def critics(self) -> Mapping[str, Critic]:

@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from align_anything.algorithms.base import Algorithm
+from align_anything.configs.effects import Effect, Effects, Facts
+from align_anything.configs.schema import RunCfgs
+
+
+def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
+    """Whether switching the adapter off gives the reference: not when training goes on from a trained adapter."""
+    # Imported here for the sake of --help: it takes transformers along.
+    from align_anything.models.adapter import find_adapter
+
+    source = cfgs.model_cfgs.model_name_or_path
+    same = algorithm.reference_model_name_or_path in (None, source)
+    return cfgs.lora_cfgs.use_lora and same and find_adapter(source) is None
+
+
+def _is_a_copy(facts: Facts) -> bool:
+    return facts.algorithm.scores_beforehand or not without_adapter_is_reference(facts.cfgs, facts.algorithm)
+
+
+REFERS = Effect(
+    lambda facts: facts.algorithm.refers,
+    'it means nothing without a reference, and this run has none: its KL coefficients are 0; leave it out.',
+    by=('train_cfgs.beta', 'train_cfgs.kl_coeff', 'train_cfgs.kl_loss_coeff'),
+)
+COPIED = Effect(
+    _is_a_copy,
+    'it means nothing under use_lora, where the reference is the model without the adapter and not a copy; leave it '
+    'out.',
+    by=('lora_cfgs.use_lora',),
+    off=(None, 'auto'),
+)
 
 
 class Reference(Algorithm):
     """Base of the algorithms that read the scores of a reference: the policy as it was before training."""
 
+    takes_effect: ClassVar[Effects] = {
+        'reference_model_name_or_path': REFERS,
+        'reference_ds_cfgs': (REFERS, COPIED),
+        'reference_dtype': (REFERS, COPIED),
+    }
+
     @property
     def refers(self) -> bool:
         return True
+
+    @property
+    def scores_beforehand(self) -> bool:
+        """Whether the reference scores all rows before training, where it may be a copy for that alone."""
+        return False
 
     reference_model_name_or_path: str | None = Field(
         None,
@@ -39,3 +80,7 @@ class Referring(Reference):
         description='Folder for the log-probabilities of the reference: all are computed once, before training, and no '
         'reference is held or asked while it trains, in this run or a later one. null computes them in every step.',
     )
+
+    @property
+    def scores_beforehand(self) -> bool:
+        return self.reference_cache_dir is not None

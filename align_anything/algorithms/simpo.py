@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -19,6 +20,7 @@ class SimPO(PairAlgorithm):
     """Pair mean of SimPO's loss."""
 
     name: ClassVar[str] = 'simpo'
+    other_names: ClassVar[Mapping[str, str]] = {'beta': 'scale_coeff', 'simpo_gamma': 'gamma'}
 
     scale_coeff: PositiveFloat = Field(2.5, description='Beta: scale of the mean log-probabilities as rewards.')
     gamma: NonNegativeFloat = Field(1.4, description='Target margin between the rewards of the two responses.')

@@ -39,17 +39,6 @@ def _check_length(cfgs: RunCfgs) -> Iterator[Problem]:
             ('data_cfgs.streaming', 'train_cfgs.max_steps'),
             'needs train_cfgs.max_steps: the length of a stream is unknown, and the schedule needs the number of steps',
         )
-    if train.group_by_length and train.max_length_per_batch is None:
-        yield (
-            ('train_cfgs.group_by_length', 'train_cfgs.max_length_per_batch'),
-            'works with max_length_per_batch, which is null',
-        )
-    if train.lr_scheduler_type == 'constant' and train.lr_warmup_ratio > 0:
-        yield (
-            ('train_cfgs.lr_scheduler_type', 'train_cfgs.lr_warmup_ratio'),
-            f"'constant' has no warm-up, but lr_warmup_ratio is {train.lr_warmup_ratio}; "
-            'choose constant_with_warmup, or lr_warmup_ratio 0',
-        )
 
 
 def _check_engine(cfgs: RunCfgs) -> Iterator[Problem]:

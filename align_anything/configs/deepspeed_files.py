@@ -23,6 +23,9 @@ _DECIDED_BY_SETTINGS = {
 }
 
 
+_ADAMW = (('type', 'AdamW'), ('type', 'Adam'))
+
+
 def deepspeed_file_names() -> list[str]:
     """Returns the names of the files that ship with the package."""
     return sorted(path.name for path in DEEPSPEED_FOLDER.glob('*.json'))
@@ -32,9 +35,33 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
     """Returns the content of a DeepSpeed file: one that ships, by name, or any file, by path.
 
     Keys that the run's settings decide (batch sizes, precision, optimizer, schedule, clipping) may be there only as
-    `"auto"` or null, and are left out of the result. Raises SettingsError for a missing or broken file, and for
+    `"auto"`, null or switched off, and are left out of the result; what else a section of fp16 says is kept. `"auto"`
+    anywhere else is DeepSpeed's default, and left out too. Raises SettingsError for a missing or broken file, and for
     such a key with a value, since two settings would then claim to decide it.
     """
+    path, content = _read(name_or_path)
+    problems = [
+        f'the DeepSpeed file {path} sets \'{key}\', which {source} decides. Remove it there, or write "auto".'
+        for key, source in _DECIDED_BY_SETTINGS.items()
+        if not _is_left_open(key, content.get(key))
+    ]
+    if problems:
+        raise SettingsError(problems)
+    kept = {key: value for key, value in content.items() if key not in _DECIDED_BY_SETTINGS}
+    return _without_auto(kept | {key: content[key] for key in ('fp16',) if _tunes(content.get(key))})
+
+
+def left_to_settings(name_or_path: str) -> list[str]:
+    """Says what a file names that the settings of the run decide in its place, a sentence each."""
+    path, content = _read(name_or_path)
+    return [
+        f"{path}: the {section} '{content[section]['type']}' is left to {_DECIDED_BY_SETTINGS[section]}."
+        for section in ('optimizer', 'scheduler')
+        if isinstance(content.get(section), dict) and content[section].get('type', 'auto') != 'auto'
+    ]
+
+
+def _read(name_or_path: str) -> tuple[Path, dict[str, Any]]:
     path = DEEPSPEED_FOLDER / name_or_path
     if not path.is_file():
         path = Path(name_or_path)
@@ -52,17 +79,28 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
         raise SettingsError([f'the DeepSpeed file {path} cannot be read as JSON: {error}.']) from error
     if not isinstance(content, dict):
         raise SettingsError([f'the DeepSpeed file {path} must hold a JSON object, not {type(content).__name__}.'])
-    problems = [
-        f'the DeepSpeed file {path} sets \'{key}\', which {source} decides. Remove it there, or write "auto".'
-        for key, source in _DECIDED_BY_SETTINGS.items()
-        if not _left_open(content.get(key))
-    ]
-    if problems:
-        raise SettingsError(problems)
-    return {key: value for key, value in content.items() if key not in _DECIDED_BY_SETTINGS}
+    return path, content
 
 
-def _left_open(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_left_open(item) for item in value.values())
-    return value is None or value == 'auto'
+def _is_left_open(key: str, value: Any) -> bool:
+    """Whether the file leaves a key to the settings of the run."""
+    if not isinstance(value, dict):
+        return value is None or value == 'auto'
+    if key in ('bf16', 'fp16'):
+        return value.get('enabled', 'auto') in (None, 'auto', False)
+    if key == 'optimizer':
+        # Every optimizer here is AdamW, and so is DeepSpeed's Adam unless it is told otherwise.
+        value = {name: item for name, item in value.items() if (name, item) not in _ADAMW}
+    if key == 'scheduler':
+        value = {name: item for name, item in value.items() if name != 'type'}
+    return all(_is_left_open('', item) for item in value.values())
+
+
+def _tunes(section: Any) -> bool:
+    return isinstance(section, dict) and section.get('enabled') is not False and len(section) > 1
+
+
+def _without_auto(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_auto(item) for key, item in value.items() if item != 'auto'}

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from align_anything.configs.annotations import describe_type
-from align_anything.configs.keys import ALIASES
+from align_anything.configs.keys import aliases_of
 from align_anything.configs.redaction import shown
 from align_anything.configs.schema import RunCfgs, groups_of
 
@@ -72,10 +72,8 @@ def render_help(
     for group, names in others.items():
         if names:
             lines += ['', f'{group}: {groups[group].__doc__}', *(line for key in names for line in told(group, key))]
-    for name, alias in ALIASES.items():
-        if (alias.group, alias.key) not in keys:
-            continue
-        lines += ['', f'  --{name}', *_wrapped(f'Older name of {alias.group}.{alias.key}: {alias.meaning}.', width)]
+    for name, alias in aliases_of(schema).items():
+        lines += ['', f'  --{name}', *_wrapped(f'Other name of {alias.group}.{alias.key}: {alias.meaning}.', width)]
     return '\n'.join(lines) + '\n'
 
 

@@ -8,46 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from align_anything.configs.aliases import ALIASES, MEANINGS, Alias
 from align_anything.configs.annotations import describe_type, shape_of
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, groups_of
 
 _SEPARATOR = re.compile('[.:]')
 
 
-def convert_load_checkpoint(value: Any) -> str | None:
-    """Returns the value of `resume` that the older key `load_checkpoint` stands for."""
-    if value is True:
-        return 'auto'
-    return None if value is False else value
-
-
 class UnknownKey(Exception):
     """A name that is no key of this run; the message says what to write instead."""
-
-
-@dataclass(frozen=True)
-class Alias:
-    """An older name of a key, and where its values are others, their type and what turns them into those of the key."""
-
-    group: str
-    key: str
-    meaning: str = 'the same'
-    annotation: Any = None
-    convert: Callable[[Any], Any] | None = None
-
-
-ALIASES = {
-    'load_checkpoint': Alias(
-        'train_cfgs', 'resume', 'True is `resume: auto`, False is null', bool | str | None, convert_load_checkpoint
-    ),
-    **{
-        f'actor_{key}': Alias('train_cfgs', key)
-        for key in ('weight_decay', 'lr_scheduler_type', 'lr_warmup_ratio', 'gradient_checkpointing')
-    },
-    'actor_lr': Alias('train_cfgs', 'learning_rate'),
-    'actor_model_name_or_path': Alias('model_cfgs', 'model_name_or_path'),
-    'n_samples_per_prompt': Alias('train_cfgs', 'num_generations'),
-}
 
 
 @dataclass(frozen=True)
@@ -65,6 +34,20 @@ class Location:
         return '.'.join((self.group, self.key, *self.rest))
 
 
+def aliases_of(schema: type[RunCfgs]) -> dict[str, Alias]:
+    """Returns the other names that keys of a run have: those of all runs, and those that its algorithm gives."""
+    fields = {group: set(model.model_fields) for group, model in groups_of(schema).items()}
+    known = {name: alias for name, alias in ALIASES.items() if alias.key in fields.get(alias.group, ())}
+    for base in reversed(groups_of(schema)['train_cfgs'].__mro__):
+        known |= {name: Alias(_holder(key, fields), key) for name, key in vars(base).get('other_names', {}).items()}
+    taken = set().union(*fields.values())
+    return {name: alias for name, alias in known.items() if name not in taken}
+
+
+def _holder(key: str, fields: Mapping[str, set[str]]) -> str:
+    return next(group for group, keys in fields.items() if key in keys)
+
+
 class KeyIndex:
     """The keys of one run with their older names, and the keys of every other algorithm."""
 
@@ -76,7 +59,7 @@ class KeyIndex:
             group: {key: field.annotation for key, field in model.model_fields.items()}
             for group, model in groups_of(schema).items()
         }
-        self.aliases = {name: alias for name, alias in ALIASES.items() if alias.key in self.fields[alias.group]}
+        self.aliases = aliases_of(schema)
 
     def holders(self, key: str) -> list[str]:
         """Returns the groups that have `key`."""
@@ -102,6 +85,9 @@ class KeyIndex:
             elsewhere = self.holders(key)
             if elsewhere:
                 raise UnknownKey(f"'{key}' is a key of {elsewhere[0]}: write '{elsewhere[0]}.{key}'")
+            if key in self.aliases:
+                alias = self.aliases[key]
+                raise UnknownKey(f"there is no key '{first}.{key}': write '{alias.group}.{alias.key}'")
             raise UnknownKey(self._unknown(key, f'{first}.{key}'))
         return self._located(first, key, rest)
 
@@ -135,15 +121,23 @@ class KeyIndex:
         return Location(group, key, names, entry, convert)
 
     def _algorithms_with(self, key: str) -> list[str]:
-        return sorted(name for name, cfgs in self.known_algorithms.items() if key in cfgs.model_fields)
+        return sorted(
+            name
+            for name, cfgs in self.known_algorithms.items()
+            if key in cfgs.model_fields or any(key in group.model_fields for group in groups_of(cfgs.run_cfgs).values())
+        )
 
     def _unknown(self, key: str, written: str) -> str:
-        owners = self._algorithms_with(key)
-        if owners:
-            return f"'{key}' belongs to {', '.join(owners)}; a {self.run} run has no such key. Remove it"
+        meant, advice = MEANINGS.get(key.lower(), ('', ''))
+        if self.holders(meant):
+            note = f' ({advice})' if advice else ''
+            return f"there is no key '{written}'. Did you mean '{meant}' ({self.holders(meant)[0]}.{meant})?{note}"
         group = self.holders(key)
         if group:
             return f"there is no key '{written}'. Did you mean '{group[0]}.{key}'?"
+        owners = self._algorithms_with(key)
+        if owners:
+            return f"'{key}' belongs to {', '.join(owners)}; a {self.run} run has no such key. Remove it"
         leaves = [leaf for keys in self.fields.values() for leaf in keys] + list(self.aliases)
         close = difflib.get_close_matches(key.lower(), [*leaves, *self.fields], n=1, cutoff=0.6)
         if not close:

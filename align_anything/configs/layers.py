@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.configs.annotations import parse_texts, shape_of
+from align_anything.configs.incumbent import judge
 from align_anything.configs.keys import KeyIndex, Location, UnknownKey
 from align_anything.configs.yaml_text import parse_lines
 
 TRAIN_FOLDER = Path(__file__).parent / 'train'
-ENVIRONMENT_PREFIX = 'ALIGN_ANYTHING__'
+ENVIRONMENT_PREFIXES = ('ALIGN_ANYTHING__', 'ENV_PREFIX__')
+BARE = {'logger_cfgs.overwrite_output_dir': True, 'train_cfgs.resume': 'auto'}
+"""What settings that are given without a value on the command line stand for."""
 ZERO_STAGE_FILE = 'ZERO_STAGE_FILE'
 PAIR_ORIGIN = 'pair '
 
@@ -40,14 +43,88 @@ def read_settings_file(path: Path, shown_as: str, index: KeyIndex) -> Layer:
     return layer
 
 
+def read_users_file(path: Path, name: str, index: KeyIndex) -> Layer:
+    """Returns the settings of a file that the user names, with those of align-anything's own files that can be read.
+
+    Keys that mean nothing here, and those that are null where null is no value, are left out; the notes tell of each.
+    """
+    layer = Layer(file=name)
+    try:
+        lines = parse_lines(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        layer.refuse(f'settings file {name}', error)
+        return layer
+    renamed: dict[str, Setting] = {}
+    for parts, value, line in lines:
+        origin = f'{name} line {line}'
+        if value is None and parts[0] in index.fields and len(parts) == 1:
+            continue
+        try:
+            location = index.locate('.'.join(parts))
+        except UnknownKey as problem:
+            _take_foreign(layer, parts, value, origin, index, problem, renamed)
+            continue
+        if value is None and not (location.rest or shape_of(location.annotation).null):
+            layer.notes.append(f'{origin}: {location.path} is null, which is no value of it; it is left out.')
+        else:
+            layer.settings.append(Setting(location, value, origin))
+    _agree(layer, renamed)
+    return layer
+
+
+def _take_foreign(
+    layer: Layer,
+    parts: tuple[str, ...],
+    value: Any,
+    origin: str,
+    index: KeyIndex,
+    problem: UnknownKey,
+    renamed: dict[str, Setting],
+) -> None:
+    """Puts what `incumbent` makes of a key that this run does not have into `layer`, or into `renamed`."""
+    verdict = judge(parts[0] if len(parts) > 1 else '', parts[-1], value)
+    if verdict is None or (verdict.name and not index.holders(verdict.name)):
+        layer.refuse(origin, problem)
+    elif verdict.refusal:
+        layer.problems.append(sentence(f'{origin}: {verdict.refusal}'))
+    else:
+        layer.notes.append(sentence(f'{origin}: {verdict.note}'))
+        if verdict.name and value is not None:
+            found = Setting(index.locate(verdict.name), value, origin)
+            held = renamed.setdefault(found.location.path, found)
+            if held.value != value:
+                layer.problems.append(_contradiction(held, found))
+
+
+def _agree(layer: Layer, renamed: Mapping[str, Setting]) -> None:
+    """Puts settings under other names beside those of the file, where they say the same."""
+    held = {setting.location.path: setting for setting in layer.settings}
+    for path, setting in renamed.items():
+        if path not in held:
+            layer.settings.append(setting)
+        elif held[path].value != setting.value:
+            layer.problems.append(_contradiction(held[path], setting))
+
+
+def _contradiction(one: Setting, other: Setting) -> str:
+    return (
+        f'{other.origin}: {other.location.path} is one setting here, but the file gives it twice: '
+        f'{one.value} ({one.origin}) and {other.value}. Make them equal.'
+    )
+
+
 def read_environment(environ: Mapping[str, str], index: KeyIndex) -> Layer:
-    """Returns the settings in `ZERO_STAGE_FILE` and `ALIGN_ANYTHING__GROUP__KEY`, and the problems in them."""
+    """Returns the settings in `ZERO_STAGE_FILE` and `ALIGN_ANYTHING__GROUP__KEY`, and the problems in them.
+
+    `ENV_PREFIX__GROUP__KEY`, the form of align-anything, is the same.
+    """
     names = {}
     if ZERO_STAGE_FILE in environ:
         names[ZERO_STAGE_FILE] = 'train_cfgs.ds_cfgs'
     for variable in sorted(environ):
-        if variable.startswith(ENVIRONMENT_PREFIX):
-            parts = variable[len(ENVIRONMENT_PREFIX) :].split('__')
+        prefix = next((prefix for prefix in ENVIRONMENT_PREFIXES if variable.startswith(prefix)), None)
+        if prefix is not None:
+            parts = variable.removeprefix(prefix).split('__')
             schema_parts = 2 if parts[0].lower() in index.fields else 1
             names[variable] = '.'.join([part.lower() for part in parts[:schema_parts]] + parts[schema_parts:])
     layer = Layer()
@@ -62,6 +139,8 @@ def sentence(text: str) -> str:
 
 
 def _read(texts: list[str], location: Location) -> Any:
+    if not texts and location.path in BARE:
+        return BARE[location.path]
     if not texts:
         raise ValueError(f"'{location.path}' has no value; write the value after the key")
     if any(not text.strip() for text in texts):
@@ -82,11 +161,16 @@ class Setting:
 
 @dataclass
 class Layer:
-    """The settings of one layer, what is wrong in it, and the keys whose value could not be read."""
+    """The settings of one layer, what is wrong in it, and the keys whose value could not be read.
+
+    `file` names the settings file of the user that it comes from, and `notes` say what was made of its keys.
+    """
 
     settings: list[Setting] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    file: str = ''
 
     def put(self, name: str, value: Any, origin: str, index: KeyIndex) -> None:
         """Adds a value for the key called `name`."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
+from align_anything.configs.effects import Effects, needs
 from align_anything.configs.ptx import PtxDataCfgs
 from align_anything.configs.schema import Cfgs, LoggerCfgs, LoraCfgs, ModelCfgs, RunCfgs
 
@@ -31,6 +32,19 @@ class JudgeCfgs(NamedTuple):
 
 class OnlineModelCfgs(ModelCfgs):
     """Which checkpoint is trained, how it is loaded, how it samples, and the models that reward what it says."""
+
+    takes_effect: ClassVar[Effects] = {
+        'generation_batch_size': needs('vllm_cfgs.use_vllm', False),
+        'include_stop_str_in_output': needs('model_cfgs.stop'),
+        **{
+            f'reward_model_{key}': needs('model_cfgs.reward_model_name_or_path')
+            for key in ('max_length', 'unread_score')
+        },
+        **{
+            f'remote_rm_{key}': needs('model_cfgs.remote_rm_url')
+            for key in ('timeout', 'retry_times', 'batch_size', 'send_media')
+        },
+    }
 
     max_new_tokens: PositiveInt = Field(
         512,
@@ -152,6 +166,11 @@ class SafeModelCfgs(CriticModelCfgs):
 class VLLMCfgs(Cfgs):
     """Whether vLLM generates the responses, and how: in the trainer's own processes, or on servers."""
 
+    takes_effect: ClassVar[Effects] = {
+        '*': needs('vllm_cfgs.use_vllm', True),
+        **{f'vllm_server_{key}': needs('vllm_cfgs.vllm_server_urls') for key in ('timeout', 'transfer')},
+    }
+
     use_vllm: bool = Field(False, description='Generates responses with vLLM instead of transformers.')
     vllm_num_engines: PositiveInt | None = Field(
         None,
@@ -203,6 +222,12 @@ class VLLMCfgs(Cfgs):
 
 class RewardCfgs(Cfgs):
     """What rewards a response: the weighted sum of what a model, a service and functions say."""
+
+    takes_effect: ClassVar[Effects] = {
+        'reward_model_weight': needs('model_cfgs.reward_model_name_or_path'),
+        'remote_rm_weight': needs('model_cfgs.remote_rm_url'),
+        **{key: needs('reward_cfgs.reward_functions') for key in ('reward_weights', 'reward_kwargs')},
+    }
 
     reward_model_weight: FiniteFloat = Field(1.0, description='Weight of the score of the reward model.')
     remote_rm_weight: FiniteFloat = Field(1.0, description='Weight of the rewards of the service.')

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
+from align_anything.configs.effects import Effects, needs
 from align_anything.configs.schema import Arguments, DataCfgs, Files, Names, OnePerDataset, Sizes
 
 
 class PtxDataCfgs(DataCfgs):
     """What the run trains and evaluates on, and supervised data beside its prompts, given like the training data."""
+
+    takes_effect: ClassVar[Effects] = {
+        f'ptx_{key}': needs('data_cfgs.ptx_datasets')
+        for key in ('template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
+    }
 
     ptx_datasets: Names = Field(
         None, description='Supervised data that each optimizer step is trained on too. null takes none.'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from align_anything.configs.annotations import describe_type, shape_of
 from align_anything.configs.checks import check_together
 from align_anything.configs.command_line import CommandLine, parse_command_line
+from align_anything.configs.deepspeed_files import left_to_settings
+from align_anything.configs.effects import Facts, without_effect
 from align_anything.configs.help import render_help
 from align_anything.configs.keys import KeyIndex
 from align_anything.configs.layers import (
@@ -24,17 +26,22 @@ from align_anything.configs.layers import (
     pair_layer,
     read_environment,
     read_settings_file,
+    read_users_file,
     sentence,
 )
 from align_anything.configs.redaction import shown
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema
 from align_anything.core.errors import SettingsError
+from align_anything.core.files import trained_model_in
 from align_anything.core.registry import nearest
 
 Groups = TypeVar('Groups', bound=RunCfgs)
 Own = TypeVar('Own', bound=AlgorithmCfgs)
 
 DEFAULT_ORIGIN, SHIPPED_ORIGIN = 'default', 'configs/train/'
+ADAPTER_ORIGIN = 'ten times '
+ADAPTER_FACTOR = 10
+CHECKPOINT = 'model_name_or_path'
 _SAYS_THE_BOUND = (
     'greater_than',
     'less_than',
@@ -54,25 +61,30 @@ def resolve(
     argv: Sequence[str],
     environ: Mapping[str, str] = os.environ,
     pair_defaults: Mapping[str, Any] | None = None,
+    reads: Set[str] | None = None,
 ) -> Resolved:
     """Returns the settings of a run of `algorithm` on the modality `pair`.
 
     Layers, each over the one before: schema, `configs/train/<algorithm>.yaml`, `pair_defaults`,
     `configs/train/<pair>/<algorithm>.yaml`, every `--config` file in order, environment, command line. A file that does
     not ship counts as empty. `argv` comes without the program's name. With `--help`
-    the first process writes the help to standard output, and SystemExit(0) is raised.
+    the first process writes the help to standard output, and SystemExit(0) is raised. `reads` are the kinds of media
+    that the pair reads, None for any.
+    A setting that was given and can have no effect is a problem. In a file that also says why (`use_lora: False`), or
+    where not settings decide but the pair or the algorithm, it is left out, and `notes` of the result say so.
     Raises SettingsError with all problems at once.
     """
     schema = build_run_schema(algorithm_cfgs)
     index = KeyIndex(schema, f'{pair} {algorithm}', known_algorithms)
     command_line = parse_command_line(argv, index)
-    layers = _gather(pair, algorithm, command_line, environ, index, pair_defaults or {})
+    shipped = _shipped(pair, algorithm, index, pair_defaults or {})
+    layers = _laid([*shipped, *_given(command_line, environ, index)])
     if command_line.help:
         if environ.get('RANK', '0') == '0':
             run, own, everything = f'{pair} {algorithm}', algorithm_cfgs.model_fields, command_line.help == 'all'
             sys.stdout.write(render_help(run, schema, layers.values, layers.origins, own, everything))
         raise SystemExit(0)
-    cfgs, problems = _validate(schema, layers)
+    cfgs, problems = _validate(schema, layers, _laid(shipped), reads)
     problems = layers.problems + problems
     own = None
     if cfgs is not None:
@@ -82,35 +94,80 @@ def resolve(
             problems += [f'train_cfgs: {_plain(item["msg"])}.' for item in error.errors()]
     if problems or cfgs is None or own is None:
         raise SettingsError(problems)
+    cfgs, own = _with_adapter_rates(cfgs, own, layers)
+    cfgs, own = _with_trained_models(cfgs, own, layers)
+    layers.notes += left_to_settings(cfgs.train_cfgs.ds_cfgs)
     keys = ((group, key) for group in type(cfgs).model_fields for key in type(getattr(cfgs, group)).model_fields)
     origins = {f'{group}.{key}': DEFAULT_ORIGIN for group, key in keys}
-    return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run)
+    return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run, tuple(layers.notes))
 
 
-def _gather(
-    pair: str,
-    algorithm: str,
-    command_line: CommandLine,
-    environ: Mapping[str, str],
-    index: KeyIndex,
-    pair_defaults: Mapping[str, Any],
-) -> Layers:
-    def shipped(name: str) -> Layer:
+def _with_adapter_rates(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfgs, Own]:
+    """Raises the default learning rates under LoRA: adapters bear, and need, a larger one than whole weights.
+
+    Ten times is what Schulman et al., 2025 ("LoRA without regret") find best over models and tasks.
+    """
+    if not cfgs.lora_cfgs.use_lora:
+        return cfgs, own
+    train, rates = cfgs.train_cfgs, {}
+    for key in type(train).adapter_rates:
+        origin = layers.origins.get(f'train_cfgs.{key}', DEFAULT_ORIGIN)
+        if not is_given(origin):
+            full = getattr(train, key)
+            rates[key] = float(f'{full * ADAPTER_FACTOR:.12g}')
+            layers.origins[f'train_cfgs.{key}'] = f'{ADAPTER_ORIGIN}the rate of full tuning ({origin})'
+            layers.notes.append(
+                f'{key} is {rates[key]:g}, ten times that of full tuning ({full:g}), which is too low for adapters '
+                f'(use_lora); give {key} for another.'
+            )
+    cfgs = cfgs.model_copy(update={'train_cfgs': train.model_copy(update=rates)})
+    return cfgs, own.model_copy(update={key: rate for key, rate in rates.items() if key in type(own).model_fields})
+
+
+def _with_trained_models(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfgs, Own]:
+    """Reads the output folder of a run, given as a checkpoint, as the trained model in it."""
+    groups, in_own = {}, {}
+    for name in type(cfgs).model_fields:
+        group, found = getattr(cfgs, name), {}
+        for key in type(group).model_fields:
+            value = getattr(group, key) if key.endswith(CHECKPOINT) else None
+            trained = None if value is None else trained_model_in(value)
+            if trained is not None:
+                found[key] = str(trained)
+                layers.notes.append(
+                    f'{name}.{key}: {value} is the output folder of a run; its trained model is {trained}.'
+                )
+        groups[name] = group.model_copy(update=found)
+        in_own |= {key: path for key, path in found.items() if key in type(own).model_fields}
+    return cfgs.model_copy(update=groups), own.model_copy(update=in_own)
+
+
+def _shipped(pair: str, algorithm: str, index: KeyIndex, pair_defaults: Mapping[str, Any]) -> list[Layer]:
+    """The layers that come with the package, the lowest first."""
+
+    def file(name: str) -> Layer:
         path = TRAIN_FOLDER / name
         return read_settings_file(path, f'{SHIPPED_ORIGIN}{name}', index) if path.is_file() else Layer()
 
+    return [file(f'{algorithm}.yaml'), pair_layer(pair, pair_defaults, index), file(f'{pair}/{algorithm}.yaml')]
+
+
+def _given(command_line: CommandLine, environ: Mapping[str, str], index: KeyIndex) -> list[Layer]:
+    """The layers that the user gives, the lowest first."""
+    files = [read_users_file(Path(name), name, index) for name in command_line.config_files]
+    return [*files, read_environment(environ, index), command_line.layer]
+
+
+def _laid(given: Sequence[Layer]) -> Layers:
     layers = Layers()
-    layers.lay(shipped(f'{algorithm}.yaml'))
-    layers.lay(pair_layer(pair, pair_defaults, index))
-    layers.lay(shipped(f'{pair}/{algorithm}.yaml'))
-    for name in command_line.config_files:
-        layers.lay(read_settings_file(Path(name), name, index))
-    layers.lay(read_environment(environ, index))
-    layers.lay(command_line.layer)
+    for layer in given:
+        layers.lay(layer)
     return layers
 
 
-def _validate(schema: type[RunCfgs], layers: Layers) -> tuple[RunCfgs | None, list[str]]:
+def _validate(
+    schema: type[RunCfgs], layers: Layers, shipped: Layers, reads: Set[str] | None
+) -> tuple[RunCfgs | None, list[str]]:
     """Returns the settings, or None, and the problems. Broken keys do not hide what is wrong with the others."""
     problems: list[str] = []
     broken: set[str] = set()
@@ -131,16 +188,51 @@ def _validate(schema: type[RunCfgs], layers: Layers) -> tuple[RunCfgs | None, li
             cfgs = schema.model_validate(sound)
         except ValidationError:
             return None, problems
+    hidden = broken | layers.unread
+    found = _without_effect(cfgs, schema, layers, shipped, reads, hidden)
+    if not broken and found.left_out:
+        cfgs = schema.model_validate(layers.values)
     for keys, problem in check_together(cfgs):
-        if not (broken | layers.unread).intersection(keys):
+        found.problems.pop(keys[0], None)
+        if not hidden.intersection(keys):
             group, key = keys[0].split('.')
             value = getattr(getattr(cfgs, group), key)
             problems.append(sentence(f'{_headline(keys[0], value, layers.origins)}: {problem}'))
+    problems += found.problems.values()
     return (None if problems else cfgs), problems
+
+
+def _without_effect(
+    cfgs: RunCfgs, schema: type[RunCfgs], layers: Layers, shipped: Layers, reads: Set[str] | None, hidden: Set[str]
+) -> Effectless:
+    """Takes settings of files that have no effect out of `layers` where it may, and says what of the others."""
+    found = Effectless()
+    before = None
+    for path, effect in without_effect(Facts(cfgs, reads)):
+        if path in hidden or not is_given(layers.origins.get(path, DEFAULT_ORIGIN)):
+            continue
+        said = f'{path} ({layers.origins[path]}): {effect.why}'
+        file = layers.file_of.get(path)
+        if file is None:
+            found.problems[path] = said
+            continue
+        before = before or schema.model_validate(shipped.values)
+        if Facts(cfgs).value(path) == Facts(before).value(path):
+            continue
+        if effect.by and layers.keys_of[file].isdisjoint(effect.by):
+            found.problems[path] = said
+            continue
+        found.left_out = True
+        layers.take_back(path, shipped)
+        layers.notes.append(f'{said.partition("; ")[0]}; it is left out.')
+    return found
 
 
 def _describe(schema: type[RunCfgs], path: tuple[str, ...], items: list[Any], layers: Layers) -> str:
     """Returns one sentence for all complaints about one key."""
+    if not path:
+        # Raised while defaults were made: nothing that the user gave is at fault.
+        return f'the defaults of the algorithm do not go together: {_plain(items[0]["msg"])}. Mend its class.'
     if len(path) < 2:
         return f'{path[0]}: {_plain(items[0]["msg"])}.'
     group, key = path
@@ -164,18 +256,33 @@ def _plain(message: str) -> str:
 
 
 @dataclass
+class Effectless:
+    """What is wrong with settings that have no effect, by `group.key`, and whether some were left out."""
+
+    problems: dict[str, str] = field(default_factory=dict)
+    left_out: bool = False
+
+
+@dataclass
 class Layers:
-    """Raw values by group and key, where each came from, the problems met, and the keys that could not be read."""
+    """Raw values by group and key, where each came from, the problems met, and the keys that could not be read.
+
+    `file_of` names the user's file that the value of a key is from, and `keys_of` holds the keys of each such file.
+    """
 
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    file_of: dict[str, str] = field(default_factory=dict)
+    keys_of: dict[str, set[str]] = field(default_factory=dict)
 
     def lay(self, layer: Layer) -> None:
         """Puts one layer over what is there. A key that the layer gives twice is a problem."""
         self.problems.extend(layer.problems)
         self.unread |= layer.unread
+        self.notes.extend(layer.notes)
         given: dict[str, str] = {}
         for setting in layer.settings:
             path = setting.location.path
@@ -184,6 +291,21 @@ class Layers:
                 continue
             given[path] = setting.origin
             self._put(setting)
+            key = f'{setting.location.group}.{setting.location.key}'
+            self.file_of.pop(key, None)
+            if layer.file:
+                self.file_of[key] = layer.file
+                self.keys_of.setdefault(layer.file, set()).add(key)
+
+    def take_back(self, path: str, below: Layers) -> None:
+        """Gives the setting `group.key` the value that it has in `below`, or none."""
+        group, key = path.split('.')
+        for name in [name for name in self.origins if name == path or name.startswith(f'{path}.')]:
+            del self.origins[name]
+        del self.values[group][key]
+        if key in below.values.get(group, {}):
+            self.values[group][key] = below.values[group][key]
+            self.origins[path] = below.origins[path]
 
     def _put(self, setting: Setting) -> None:
         location = setting.location
@@ -219,14 +341,20 @@ class Resolved(Generic[Groups, Own]):
         algorithm: the algorithm's own settings, an instance of its class.
         origins: where each `group.key` came from.
         dry_run: whether to stop before training.
+        notes: what the user should be told of what became of settings, a sentence each.
     """
 
     cfgs: Groups
     algorithm: Own
     origins: dict[str, str]
     dry_run: bool
+    notes: tuple[str, ...] = ()
 
     def given(self, path: str) -> bool:
         """Whether the user gave the setting `group.key`, and not the package alone: its schema, a file, a pair."""
-        origin = self.origins[path]
-        return origin != DEFAULT_ORIGIN and not origin.startswith((SHIPPED_ORIGIN, PAIR_ORIGIN))
+        return is_given(self.origins[path])
+
+
+def is_given(origin: str) -> bool:
+    """Whether a user gave what comes from there."""
+    return origin != DEFAULT_ORIGIN and not origin.startswith((SHIPPED_ORIGIN, PAIR_ORIGIN, ADAPTER_ORIGIN))

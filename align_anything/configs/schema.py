@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,13 +14,22 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
     field_validator,
 )
 from pydantic import create_model as create_pydantic_model
-from pydantic_core import PydanticCustomError
 
-from align_anything.configs.annotations import NULLS, shape_of
+from align_anything.configs.annotations import shape_of
+from align_anything.configs.base import Cfgs
+from align_anything.configs.effects import (
+    EVALUATES,
+    FREEZING,
+    NO_WARM_UP,
+    Effect,
+    Effects,
+    excludes,
+    needs,
+    reading,
+)
 
 Names = str | list[str] | None
 OnePerDataset = str | list[str | None] | None
@@ -65,24 +75,25 @@ def groups_of(schema: type[RunCfgs]) -> dict[str, type[Cfgs]]:
     return {name: field.annotation for name, field in schema.model_fields.items()}
 
 
-class Cfgs(BaseModel):
-    """Base of all settings: frozen, no unknown keys, no infinities, no truth value instead of a number."""
-
-    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False, coerce_numbers_to_str=True)
-
-    @field_validator('*', mode='before')
-    @classmethod
-    def _tidy(cls, value: Any, info: ValidationInfo) -> Any:
-        shape = shape_of(cls.model_fields[info.field_name].annotation)
-        if shape.null and isinstance(value, str) and value.lower() in NULLS:
-            return None
-        if isinstance(value, bool) and bool not in shape.numbers and not shape.anything:
-            raise PydanticCustomError('truth_value', 'a truth value does not fit here')
-        return value
-
-
 class TrainCfgs(Cfgs):
-    """How the run trains: engine, length, batch, optimizer, precision, frozen components, evaluation, resuming."""
+    """How the run trains: engine, length, batch, optimizer, precision, frozen components, evaluation, resuming.
+
+    `adapter_rates` are the learning rates whose defaults are those of full tuning, and larger under LoRA.
+    """
+
+    adapter_rates: ClassVar[tuple[str, ...]] = ('learning_rate',)
+    takes_effect: ClassVar[Effects] = {
+        'group_by_length': needs('train_cfgs.max_length_per_batch'),
+        'lr_warmup_ratio': excludes('train_cfgs.lr_scheduler_type', 'constant', why=NO_WARM_UP, off=(0.0,)),
+        'per_device_eval_batch_size': EVALUATES,
+        'eval_strategy': needs('data_cfgs.eval_datasets', off=('no',)),
+        'eval_interval': EVALUATES,
+        'unfreeze_patterns': Effect(
+            lambda facts: facts.cfgs.lora_cfgs.use_lora or any(facts.value(path) for path in FREEZING),
+            'it means nothing where nothing is frozen; give a freeze_* key or use_lora too, or leave it out.',
+            by=('lora_cfgs.use_lora', *FREEZING),
+        ),
+    }
 
     ds_cfgs: str = Field(
         'ds_z3_config.json',
@@ -203,6 +214,23 @@ class TrainCfgs(Cfgs):
 
 class DataCfgs(Cfgs):
     """What the run trains and evaluates on. With several datasets, most keys take one value or one per dataset."""
+
+    takes_effect: ClassVar[Effects] = {
+        'train_mixing': Effect(
+            lambda facts: isinstance(facts.cfgs.data_cfgs.train_datasets, list),
+            'it means nothing without several train_datasets; give a list of them, or leave it out.',
+            by=('data_cfgs.train_datasets',),
+        ),
+        **{
+            f'eval_{key}': EVALUATES
+            for key in ('template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
+        },
+        **{key: reading('image', 'video', 'audio') for key in ('allow_urls', 'media_cache_mb')},
+        **{f'{kind}_folder': reading(kind) for kind in ('image', 'video', 'audio')},
+        **{key: reading('video') for key in ('num_frames', 'max_frame_pixels', 'max_video_pixels', 'audio_in_video')},
+        **{key: (reading('video'), excludes('data_cfgs.num_frames')) for key in ('fps', 'min_frames', 'max_frames')},
+        **{key: reading('video', 'audio') for key in ('max_audio_seconds', 'long_audio')},
+    }
 
     train_datasets: Names = Field(
         None,
@@ -351,12 +379,21 @@ class ModelCfgs(Cfgs):
 class LoggerCfgs(Cfgs):
     """What the run writes, where, and how often."""
 
+    takes_effect: ClassVar[Effects] = {
+        'overwrite_output_dir': excludes('train_cfgs.resume'),
+    }
+
     log_type: Literal['tensorboard', 'wandb', 'clearml', 'mlflow', 'swanlab', 'none'] = Field(
         'tensorboard', description='Where metrics go besides metrics.jsonl and the console.'
     )
     log_project: str = Field('align-anything', description='Project that the tracker files the run under.')
     log_run_name: str | None = Field(None, description='Name of the run in the tracker. null uses the algorithm.')
     output_dir: str | None = Field(None, description='Folder for checkpoints, settings, metrics and plots. Required.')
+    overwrite_output_dir: bool = Field(
+        False,
+        description='Lets a new run use an output_dir that holds the results of another: its trained model is '
+        'replaced, its checkpoints are renamed to slice_<step>.old. Off, such a run is refused unless it resumes.',
+    )
     cache_dir: str | None = Field(
         None, description='Folder for downloaded data and other caches. null uses the default of the libraries.'
     )
@@ -373,6 +410,11 @@ class LoggerCfgs(Cfgs):
 
 class LoraCfgs(Cfgs):
     """Low-rank adapters instead of training all weights."""
+
+    takes_effect: ClassVar[Effects] = {
+        '*': needs('lora_cfgs.use_lora', True),
+        'vision_lora': needs('lora_cfgs.target_modules', 'auto'),
+    }
 
     use_lora: bool = Field(False, description='Trains low-rank adapters and keeps the weights under them.')
     r: PositiveInt = Field(16, description='Rank of the adapters.')
@@ -407,6 +449,14 @@ class LoraCfgs(Cfgs):
 class BnbCfgs(Cfgs):
     """Quantised base weights (bitsandbytes) under low-rank adapters."""
 
+    takes_effect: ClassVar[Effects] = {
+        '*': needs('bnb_cfgs.use_bnb', True),
+        **{
+            f'bnb_4bit_{key}': needs('bnb_cfgs.load_in_4bit', True)
+            for key in ('quant_type', 'use_double_quant', 'compute_dtype')
+        },
+    }
+
     use_bnb: bool = Field(False, description='Loads the base weights quantised. Needs use_lora.')
     load_in_4bit: bool = Field(True, description='Quantises to 4 bits.')
     load_in_8bit: bool = Field(False, description='Quantises to 8 bits. Set load_in_4bit to False with it.')
@@ -433,7 +483,8 @@ class RunCfgs(BaseModel):
 class AlgorithmCfgs(Cfgs):
     """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
 
-    `run_cfgs` are the groups of settings that its runs have.
+    `run_cfgs` are the groups of settings that its runs have; `other_names` those that other libraries give to fields.
     """
 
+    other_names: ClassVar[Mapping[str, str]] = {}
     run_cfgs: ClassVar[type[RunCfgs]] = RunCfgs

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from align_anything.core.errors import SettingsError
+
+FINAL_NAME = 'slice_end'
+"""The folder of the trained model inside the output folder of a run."""
+
+
+def trained_model_in(folder: str | Path) -> Path | None:
+    """Returns the trained model in the output folder of a run; None for a checkpoint, and for other folders."""
+    files = ('config.json', 'adapter_config.json')
+    final = Path(folder) / FINAL_NAME
+    if any((Path(folder) / name).exists() for name in files) or not any((final / name).exists() for name in files):
+        return None
+    return final
+
+
+def disk_problem(error: BaseException, folder: str | Path) -> str:
+    """Says in a sentence that a disk is full, or a folder cannot be written to; an empty text for another error.
+
+    `folder` is what was written to where the error does not say so.
+    """
+    chain, cause = [], error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    numbers = {item.errno for item in chain if isinstance(item, OSError)}
+    path = next((item.filename for item in chain if isinstance(item, OSError) and item.filename), folder)
+    # Writers in other languages tell of it in words alone.
+    if numbers & {errno.ENOSPC, errno.EDQUOT} or any(os.strerror(errno.ENOSPC) in str(item) for item in chain):
+        return f'{path} cannot be written: the disk is full ({free_bytes(folder)} bytes are free). Free some space.'
+    if numbers & {errno.EROFS, errno.EACCES}:
+        return f'{path} cannot be written: {error}.'
+    return ''
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Returns the free bytes of the disk that holds the folder, or the nearest one above it."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def writable_folder(folder: str | Path, setting: str) -> Path:

@@ -31,7 +31,7 @@ class ChatTemplate:
         A folder that the formatter was given itself goes first.
         """
         self.formatter = formatter
-        self.folders = {**(folders or {}), **formatter.folders()}
+        self.folders = {**formatter.folders_of_environment(), **(folders or {}), **formatter.folders()}
         self.options = dict(options or {})
 
     def format_supervised_sample(self, raw_sample: Row) -> tuple[Conversation, Meta]:

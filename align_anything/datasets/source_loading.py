@@ -79,7 +79,8 @@ def load_sources(
     opener = load_stream if streaming else load_rows
     for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
         rows = opener(source, cache_dir=cache_dir, **{key: values[index] for key, values in columns.items()})
-        starts = {kind: given[kind] or source_folder(source) for kind in MEDIA_KINDS}
+        named = formatter.folders_of_environment()
+        starts = {kind: given[kind] or named.get(kind) or source_folder(source) for kind in MEDIA_KINDS}
         folders = {kind: str(start) for kind, start in starts.items() if start}
         folders |= formatter.folders()
         opened.append(Source(rows, formatter, source, folders, streaming, media_options or {}, cache))

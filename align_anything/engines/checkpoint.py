@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from align_anything.core.distributed import barrier, broadcast_object, is_main, rank, world_size
-from align_anything.core.errors import SettingsError
-from align_anything.core.files import atomic_write_json, sync_folder
+from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.files import atomic_write_json, disk_problem, free_bytes, sync_folder
 
 MANIFEST = 'manifest.json'
 STATE_FOLDER = 'state'
-FINAL_NAME = 'slice_end'
 CARD_FILE = 'README.md'
+FULL = 1 << 20
+"""Free bytes below which a disk is taken to be full by a writer that does not say why it failed."""
 _NUMBERED = re.compile(r'slice_(\d+)$')
 
 
@@ -108,13 +109,25 @@ def write_checkpoint(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
     barrier()
-    write_model(draft)
-    if write_state is not None:
-        if is_main():
-            (draft / STATE_FOLDER).mkdir()
-        barrier()
-        write_state(draft / STATE_FOLDER)
-        torch.save(random_state(), draft / STATE_FOLDER / f'random_rank{rank()}.pt')
+    try:
+        write_model(draft)
+        if write_state is not None:
+            if is_main():
+                (draft / STATE_FOLDER).mkdir()
+            barrier()
+            write_state(draft / STATE_FOLDER)
+            torch.save(random_state(), draft / STATE_FOLDER / f'random_rank{rank()}.pt')
+    except Exception as error:
+        # torch does not say why it could not write, and safetensors only in words.
+        written, free = sum(_sizes(draft).values()), free_bytes(output_dir)
+        problem = disk_problem(error, draft)
+        if not problem and free >= FULL:
+            raise
+        why = problem or f'the disk is full ({free} bytes are free). Free some space.'
+        raise TrainingError(
+            f'the checkpoint {final} is not complete: after {written} bytes of it, {why} '
+            '--resume auto goes on from the checkpoint before it.'
+        ) from error
     barrier()
     if is_main():
         _sync_tree(draft)

@@ -22,6 +22,7 @@ def build_config(
     `precision` is `bf16`, `fp16` or `fp32`.
     """
     config = copy.deepcopy(dict(zero_file))
+    loss_scaling = config.pop('fp16', {})
     config |= {
         'train_micro_batch_size_per_gpu': micro_batch,
         'gradient_accumulation_steps': accumulation,
@@ -34,7 +35,7 @@ def build_config(
         # Without the check, a non-finite gradient would reach the weights under ZeRO-1 and 2.
         config['bf16'] = {'enabled': True, 'check_grad_overflow': True}
     elif precision == 'fp16':
-        config['fp16'] = {'enabled': True}
+        config['fp16'] = {**loss_scaling, 'enabled': True}
     if offloads_optimizer(config) and optimizer != 'deepspeed_cpu_adam':
         config['zero_force_ds_cpu_optimizer'] = False
     return config

@@ -7,9 +7,14 @@ import socket
 
 import torch
 
+from align_anything.core.errors import SettingsError
+
 
 def join_process_group() -> None:
-    """Joins the launcher's processes, or makes a group of one under plain python. Calling it again changes nothing."""
+    """Joins the launcher's processes, or makes a group of one under plain python. Calling it again changes nothing.
+
+    Raises SettingsError when the port that the launcher chose is in use.
+    """
     import deepspeed
     import torch.distributed as dist
 
@@ -24,7 +29,18 @@ def join_process_group() -> None:
         # there already also spares the probing of every other operator.
         vars(deepspeed.ops).setdefault('__compatible_ops__', {})['deepspeed_shm_comm'] = False
     # Also over a group that exists: DeepSpeed would go on believing that this process is alone.
-    deepspeed.init_distributed(dist_backend='nccl' if torch.cuda.is_available() else 'gloo', verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend='nccl' if torch.cuda.is_available() else 'gloo', verbose=False)
+    except dist.DistNetworkError as error:
+        if 'EADDRINUSE' not in str(error):
+            raise
+        where = f'port {os.environ["MASTER_PORT"]} of {os.environ["MASTER_ADDR"]}'
+        raise SettingsError(
+            [
+                f'{where} is in use by another process: give another to the launcher (--master_port), or end that '
+                'process.'
+            ]
+        ) from error
 
 
 def device_of_rank() -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -15,6 +15,7 @@ from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, PreTrai
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
+from align_anything.core.types import MEDIA_KINDS
 from align_anything.models.adapter import TARGETS_ADVICE, Adapter, check_continuation, find_adapter, load_weights
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.architecture import plain_attention, transformers_class
@@ -51,12 +52,15 @@ def load_pretrained_models(
     lora_cfgs: LoraCfgs | None = None,
     bnb_cfgs: BnbCfgs | None = None,
     is_reward_model: bool = False,
+    modality: str | Sequence[str] | None = None,
 ) -> tuple[nn.Module, Any, Any]:
     """Returns `(model, tokenizer, processor)`; the processor is None for text families.
 
-    `padding_side` None keeps the checkpoint's. The model is frozen first and gets adapters second; the adapter in a
-    folder is trained on. Raises ModelError for whatever cannot be loaded or cannot be done, and when nothing would
-    train, and SettingsError when the settings are not those of the adapter.
+    `padding_side` None keeps the checkpoint's, and the tokenizer's `model_max_length` is the one given, as far as the
+    model has positions. `modality` names what the model must read: kinds such as `image`, or a modality pair. The model
+    is frozen first and gets adapters second; the adapter in a folder is trained on. Raises ModelError for whatever
+    cannot be loaded or cannot be done, when it does not read `modality`, and when nothing would train, and
+    SettingsError when the settings are not those of the adapter.
     """
     adapter = find_adapter(model_name_or_path)
     check_continuation(adapter, lora_cfgs)
@@ -68,6 +72,8 @@ def load_pretrained_models(
         chat_template=chat_template,
         processor_kwargs=processor_kwargs,
     )
+    _check_modality(modality, spec.reads, model_name_or_path)
+    spec.tokenizer.model_max_length = spec.max_length
     model = load_model(
         model_name_or_path,
         spec.components,
@@ -90,6 +96,16 @@ def load_pretrained_models(
         dtype=dtype,
     )
     return model, spec.tokenizer, spec.processor
+
+
+def _check_modality(modality: str | Sequence[str] | None, reads: Set[str], source: str | Path) -> None:
+    names = [modality] if isinstance(modality, str) else modality or ()
+    asked = {word for name in names for word in name.partition('_to_')[0].split('_')}
+    unknown, missing = sorted(asked - {'text', 'any', *MEDIA_KINDS}), sorted(asked & {*MEDIA_KINDS} - reads)
+    if unknown:
+        raise ModelError(f"modality: there is no '{unknown[0]}'. There are: text, {', '.join(sorted(MEDIA_KINDS))}.")
+    if missing:
+        raise ModelError(f'modality: {source} reads no {" and no ".join(missing)}.')
 
 
 def load_spec(

@@ -49,6 +49,12 @@ def means(names: Iterable[str], sums: Tensor) -> dict[str, float]:
     return {name: value for name, value in told.items() if value or not name.startswith('abstained/')}
 
 
+def names_of_numbers(rewards: Sequence[str]) -> list[str]:
+    """What `numbers_of` tells of rollouts with rewards of these names."""
+    several = [f'reward/{name}' for name in rewards if len(rewards) > 1]
+    return ['reward', *several, 'response_length', 'truncated', 'repetition']
+
+
 def rollout_metrics(
     rollout: Rollout, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum
 ) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from align_anything.algorithms.base import Algorithm, find_algorithm, known_algorithms
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import AlignAnythingError, SettingsError
+from align_anything.core.errors import AlignAnythingError, SettingsError, TrainingError
+from align_anything.core.files import disk_problem
+from align_anything.core.lazy import LazyMapping
 from align_anything.core.logging import get_logger
 from align_anything.trainers.pairs import Pair, find_pair
 
 logger = get_logger(__name__)
 
 USER_ERROR = 2
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def leaf(pair: str, algorithm: str) -> Callable[..., None]:
@@ -37,7 +41,7 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
     """Runs `algorithm` on `pair` with the settings of the command line.
 
     Works under `deepspeed --module`, `torchrun -m` and `python -m`. An error that is the user's to mend is printed
-    without a traceback and ends the process with code 2.
+    without a traceback and ends the process with code 2; Ctrl-C with code 130.
     """
     try:
         start(pair, algorithm, sys.argv[1:] if argv is None else argv, os.environ)
@@ -46,6 +50,10 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
         if is_main() or not isinstance(error, SettingsError):
             logger.error('%s:\n%s', type(error).__name__, error)
         sys.exit(USER_ERROR)
+    except KeyboardInterrupt as error:
+        if is_main():
+            logger.warning('%s', str(error) or 'stopped by Ctrl-C; nothing was saved of what had not been saved')
+        sys.exit(INTERRUPTED)
 
 
 def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -62,13 +70,23 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
         work = train_online
     else:
         work = train if algorithm.trains else score
-    (dry_run if resolved.dry_run else work)(pair, resolved)
+    try:
+        (dry_run if resolved.dry_run else work)(pair, resolved)
+    except OSError as error:
+        problem = disk_problem(error, resolved.cfgs.logger_cfgs.output_dir)
+        if not problem:
+            raise
+        raise TrainingError(problem) from error
 
 
 def settings_of(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> Resolved:
-    """The settings of a run, as `resolve` makes them; the pair's defaults are those of training."""
+    """The settings of a run, as `resolve` makes them; the pair's defaults are those of training. Tells its notes."""
     defaults = pair.defaults if algorithm.trains else {}
-    return resolve(pair.name, algorithm.name, algorithm, known_algorithms(), argv, environ, defaults)
+    known = LazyMapping(known_algorithms)
+    resolved = resolve(pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads)
+    for note in resolved.notes:
+        logger.info(note)
+    return resolved
 
 
 def quieten_libraries() -> None:

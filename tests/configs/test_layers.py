@@ -97,6 +97,7 @@ def test_environment(run, problems):
         'ALIGN_ANYTHING__train_cfgs__learning_rate': '1e-4',
         'ALIGN_ANYTHING__DATA_CFGS__TRAIN_TEMPLATE_KWARGS__Prompt': 'question',
         'ALIGN_ANYTHING__TARGET_MODULES': '[q_proj, v_proj]',
+        'ENV_PREFIX__lora_cfgs__use_lora': 'True',
     }
     cfgs = run('', environ).cfgs
     assert cfgs.train_cfgs.ds_cfgs == 'ds_z2_config.json'

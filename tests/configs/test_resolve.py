@@ -8,6 +8,7 @@ import re
 import pytest
 from pydantic import Field
 
+from align_anything.algorithms.base import known_algorithms
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
 from align_anything.configs.help import COMMON
 from align_anything.configs.online import OnlineRunCfgs, SafeRunCfgs
@@ -16,6 +17,7 @@ from align_anything.configs.resolve import resolve
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema, groups_of
 from align_anything.core.errors import SettingsError
+from align_anything.engines.deepspeed_config import build_config
 from scripts.document import main as document
 from tests.configs.made_up import DPO, KNOWN, SFT
 
@@ -142,7 +144,16 @@ def test_lists_fit_the_datasets(tmp_path, words, key):
 
 def test_older_spellings_of_data_keys(run):
     data = run(
-        ['--train_optional_args', '[]', '--train_template_kwargs', '[]', '--eval_template', '[One]']
+        [
+            '--train_optional_args',
+            '[]',
+            '--train_template_kwargs',
+            '[]',
+            '--eval_template',
+            '[One]',
+            '--eval_datasets',
+            'e',
+        ]
     ).cfgs.data_cfgs
     assert data.train_optional_args == data.train_template_kwargs == {}
     assert data.eval_template == 'One'
@@ -236,7 +247,8 @@ def test_help_shows_common_settings_and_those_of_the_algorithm_first(run, capsys
 
 def test_saved_settings_make_the_same_run(run, tmp_path):
     resolved = run(
-        '--lr_groups.vision_tower 1e-6 --adam_betas 0.8 0.9 --log_run_name 1e-5 --target_modules q_proj '
+        '--lr_groups.vision_tower 1e-6 --adam_betas 0.8 0.9 --log_run_name 1e-5 '
+        '--use_lora True --target_modules q_proj '
         '--label_smoothing 0.1 --eval_strategy no --train_template_kwargs.columns.prompt no --ds_cfgs ds_z0_config.json'
     )
     (tmp_path / 'resolved.yaml').write_text(dump_resolved(resolved.cfgs))
@@ -250,7 +262,7 @@ def test_saved_settings_make_the_same_run(run, tmp_path):
 def test_secrets_are_not_saved_or_said(run, problems):
     resolved = run(
         '--train_optional_args.token hf_abc --train_optional_args.storage_options.SecretKey s3cr3t '
-        '--train_optional_args.max_tokens 5 --eval_data_files https://me:pw@host/data.json?sig=1&access_token=zzz'
+        '--train_optional_args.max_tokens 5 --eval_datasets e --eval_template t --eval_data_files https://me:pw@host/data.json?sig=1&access_token=zzz'
     )
     text = dump_resolved(resolved.cfgs)
     for secret in ('hf_abc', 's3cr3t', 'me:pw', 'zzz'):
@@ -292,6 +304,93 @@ def test_own_deepspeed_file(run, problems, tmp_path):
         path.write_text(text)
         (problem,) = problems(f'--ds_cfgs {path}')
         assert said in problem
+
+
+HUGGING_FACE = {
+    'fp16': {'enabled': 'auto', 'loss_scale': 0, 'loss_scale_window': 1000, 'initial_scale_power': 16},
+    'bf16': {'enabled': 'auto'},
+    'optimizer': {'type': 'AdamW', 'params': {'lr': 'auto', 'betas': 'auto', 'eps': 'auto', 'weight_decay': 'auto'}},
+    'scheduler': {'type': 'WarmupLR', 'params': {'warmup_min_lr': 'auto', 'warmup_max_lr': 'auto'}},
+    'zero_optimization': {
+        'stage': 3,
+        'offload_optimizer': {'device': 'cpu', 'pin_memory': True},
+        'overlap_comm': True,
+        'reduce_bucket_size': 'auto',
+        'stage3_prefetch_bucket_size': 'auto',
+    },
+    'gradient_accumulation_steps': 'auto',
+    'gradient_clipping': 'auto',
+    'steps_per_print': 2000,
+    'train_batch_size': 'auto',
+    'train_micro_batch_size_per_gpu': 'auto',
+    'wall_clock_breakdown': False,
+}
+
+
+def test_a_deepspeed_file_in_hugging_face_form(run, problems, tmp_path):
+    path = tmp_path / 'zero3.json'
+    path.write_text(json.dumps(HUGGING_FACE))
+    found = run(f'--deepspeed {path}')
+    assert load_deepspeed_config(found.cfgs.train_cfgs.ds_cfgs) == {
+        'fp16': {'loss_scale': 0, 'loss_scale_window': 1000, 'initial_scale_power': 16},
+        'zero_optimization': {
+            'stage': 3, 'offload_optimizer': {'device': 'cpu', 'pin_memory': True}, 'overlap_comm': True,
+        },
+        'steps_per_print': 2000,
+        'wall_clock_breakdown': False,
+    }  # fmt: skip
+    assert [note.split(': ', 1)[1].split(' is left')[0] for note in found.notes] == [
+        "the optimizer 'AdamW'", "the scheduler 'WarmupLR'",
+    ]  # fmt: skip
+    path.write_text(json.dumps({**HUGGING_FACE, 'fp16': {'enabled': False, 'loss_scale': 0}}))
+    assert 'fp16' not in load_deepspeed_config(str(path))
+    for key, value in (
+        ('fp16', {'enabled': True}),
+        ('optimizer', {'type': 'Lamb', 'params': {'lr': 'auto'}}),
+        ('optimizer', {'type': 'AdamW', 'params': {'lr': 1e-4}}),
+        ('scheduler', {'type': 'WarmupLR', 'params': {'warmup_num_steps': 5}}),
+    ):
+        path.write_text(json.dumps({**HUGGING_FACE, key: value}))
+        (problem,) = problems(f'--ds_cfgs {path}')
+        assert f"sets '{key}', which" in problem
+
+
+@pytest.mark.parametrize('precision', ['fp16', 'bf16'])
+def test_loss_scaling_of_a_deepspeed_file_is_in_force_in_float16_alone(precision):
+    content = {'fp16': {'initial_scale_power': 7}, 'zero_optimization': {'stage': 2}}
+    config = build_config(content, micro_batch=1, accumulation=1, world_size=1, precision=precision, max_grad_norm=1.0,
+                          optimizer='adamw_torch')  # fmt: skip
+    assert config.get('fp16') == ({'initial_scale_power': 7, 'enabled': True} if precision == 'fp16' else None)
+
+
+@pytest.mark.parametrize('kind', ['config.json', 'adapter_config.json'])
+def test_the_output_folder_of_a_run_stands_for_its_trained_model(run, tmp_path, kind):
+    (tmp_path / 'rm' / 'slice_end').mkdir(parents=True)
+    (tmp_path / 'rm' / 'slice_end' / kind).write_text('{}')
+    needed = f'--train_datasets d --train_template t --output_dir {tmp_path}/o'.split()
+    known = known_algorithms()
+
+    def found(name: str, key: str, path: str):
+        models = {'model_name_or_path': 'm', key: path}.items()
+        return resolve(
+            'text_to_text', name, known[name], known, [*needed, *(w for k, v in models for w in (f'--{k}', v))], {}
+        )
+
+    for name, key in (
+        ('grpo', 'reward_model_name_or_path'), ('ppo', 'reward_critic_model_name_or_path'),
+        ('saferlhf', 'cost_model_name_or_path'), ('dpo', 'reference_model_name_or_path'),
+        ('rm_score', 'model_name_or_path'),
+    ):  # fmt: skip
+        resolved = found(name, key, f'{tmp_path}/rm')
+        group = next(g for g in type(resolved.cfgs).model_fields if key in type(getattr(resolved.cfgs, g)).model_fields)
+        assert getattr(getattr(resolved.cfgs, group), key) == f'{tmp_path}/rm/slice_end'
+        (note,) = resolved.notes
+        assert note.startswith(f'{group}.{key}: {tmp_path}/rm is the output folder of a run') and 'slice_end' in note
+    assert found('dpo', 'reference_model_name_or_path', f'{tmp_path}/rm').algorithm.reference_model_name_or_path == (
+        f'{tmp_path}/rm/slice_end'
+    )
+    (tmp_path / 'rm' / kind).write_text('{}')
+    assert found('grpo', 'reward_model_name_or_path', f'{tmp_path}/rm').notes == ()
 
 
 def test_known_algorithms_share_no_state():

@@ -266,3 +266,15 @@ def test_score_models_start_with_the_same_head(family: str, tiny: Tiny, tmp_path
     weights['score.weight'] = torch.full_like(first.score.weight, 0.5)
     save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
     assert AnyModelForScore.from_pretrained(folder).score.weight.unique().tolist() == [0.5]
+
+
+def test_what_documents_say_of_loading(tiny):
+    model, tokenizer, processor = load_pretrained_models(tiny('llava'), model_max_length=77, modality=['text', 'image'])
+    assert tokenizer.model_max_length == processor.tokenizer.model_max_length == 77
+    load_pretrained_models(tiny('llama'), modality='text')
+    positions = model.config.get_text_config().max_position_embeddings
+    assert load_pretrained_models(tiny('llava'), 10**6, modality='text_image_to_text')[1].model_max_length == positions
+    with pytest.raises(ModelError, match='reads no audio and no video'):
+        load_pretrained_models(tiny('llava'), modality=['text_audio_to_text', 'video'])
+    with pytest.raises(ModelError, match="there is no 'pictures'. There are: text, audio, image, video"):
+        load_pretrained_models(tiny('llava'), modality='pictures')

@@ -162,7 +162,7 @@ def test_safe_rlhf_weighs_what_a_cost_model_says(folder: Path, tiny: Tiny, tmp_p
         'critic_lr': 1e-3,
         'eval_strategy': 'no',
     }
-    constant = {'critic_lr_scheduler_type': 'constant'}
+    constant = {'critic_lr_scheduler_type': 'constant', 'critic_lr_warmup_ratio': 0.1}
     (refused,) = run(argv(folder, tmp_path / 'out', tiny('qwen2'), **constant), algorithm=named('saferlhf'))
     assert refused.code == 2 and "'constant' has no warm-up" in refused.output
     (refused,) = run(argv(folder, tmp_path / 'out', tiny('qwen2')), algorithm=named('saferlhf'))
@@ -342,8 +342,8 @@ def test_adapters_are_their_own_reference(folder: Path, tiny: Tiny, tmp_path: Pa
         ({'loss_aggregation': 'sequence-mean-token-sum-norm'}, 'constant_length'),
         ({'reward_model_name_or_path': 'the policy'}, 'no score head'),
         ({'max_new_tokens': 500}, 'fit beside max_new_tokens'),
-        ({'max_length_per_batch': 64, 'group_by_length': True}, 'group_by_length: it means nothing where responses'),
-        ({'train_on': 'last'}, 'train_on: it means nothing'),
+        ({'max_length_per_batch': 64, 'group_by_length': True}, '--group_by_length): it means nothing where responses'),
+        ({'train_on': 'last'}, '--train_on): it means nothing without data_cfgs.ptx_datasets'),
         ({'early_stopping_patience': 2}, 'set save_best: reward'),
         ({'loss_type': 'cispo', 'importance_level': 'sequence'}, 'cispo weighs single tokens'),
         ({'ptx_datasets': 'given.jsonl'}, 'ptx_template = None (default): is required'),

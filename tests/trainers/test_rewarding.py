@@ -16,7 +16,7 @@ from align_anything.cli.leaves import find_run
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.errors import RewardError, SettingsError
 from align_anything.core.types import Example, Piece
-from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import ModelJudge
 from tests.learning.preferences import LESSONS
 from tests.learning.tasks import row
@@ -52,23 +52,21 @@ def settings(*more: str, algorithm: str = 'grpo', environ: dict[str, str] | None
 )
 def test_settings_of_a_reward_that_is_not_asked_for_are_refused(given: tuple[str, ...], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        check_rewards(settings('--reward_functions', '[format]', *given))
+        settings('--reward_functions', '[format]', *given)
 
 
 def test_only_what_was_given_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_rewards(settings('--reward_functions', '[format]'))
-    check_rewards(settings('--remote_rm_url', 'http://localhost:1', '--remote_rm_weight', '2'))
+    settings('--reward_functions', '[format]')
+    settings('--remote_rm_url', 'http://localhost:1', '--remote_rm_weight', '2')
     preset = settings(algorithm='ppo_remote_rm')
     assert not preset.given('model_cfgs.remote_rm_url') and preset.cfgs.model_cfgs.remote_rm_url
-    check_rewards(settings('--remote_rm_timeout', '5', algorithm='ppo_remote_rm'))
+    settings('--remote_rm_timeout', '5', algorithm='ppo_remote_rm')
     (tmp_path / 'default.yaml').write_text('reward_cfgs:\n  reward_model_weight: 0.5\n')
     monkeypatch.chdir(tmp_path)
-    for found in (
-        settings('--config', 'default.yaml'),
-        settings(environ={'ALIGN_ANYTHING__REWARD_CFGS__REWARD_MODEL_WEIGHT': '0.5'}),
-    ):
-        with pytest.raises(SettingsError, match='reward_model_weight'):
-            check_rewards(found)
+    with pytest.raises(SettingsError, match='reward_model_weight'):
+        settings('--config', 'default.yaml')
+    with pytest.raises(SettingsError, match='reward_model_weight'):
+        settings(environ={'ALIGN_ANYTHING__REWARD_CFGS__REWARD_MODEL_WEIGHT': '0.5'})
 
 
 def test_no_weights_are_not_the_weights_of_one_function() -> None:

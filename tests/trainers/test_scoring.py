@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.rm import RM
-from align_anything.algorithms.rm_score import RMScore
+from align_anything.algorithms.rm_score import OBEYED, RMScore
 from align_anything.configs.resolve import resolve
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.models.any_model import AnyModelForScore
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token import attention
-from align_anything.trainers.runs.checks import OBEYED, check_obeyed
 from align_anything.trainers.runs.scoring import (
     in_order,
     pair_summary,
@@ -190,12 +189,12 @@ def test_what_has_no_score_head_is_no_reward_model(tiny: Tiny, rewards: Path, tm
 def test_settings_that_mean_nothing_here_are_refused_with_their_origin(tmp_path: Path) -> None:
     def check(**settings: Any) -> None:
         words = argv(tmp_path, tmp_path, tmp_path, **settings)
-        check_obeyed(resolve(TEXT.name, 'rm_score', RMScore, known_algorithms(), words, {}))
+        resolve(TEXT.name, 'rm_score', RMScore, known_algorithms(), words, {})
 
     check(**{'train_template_kwargs.prompt': 'question', 'feature_cache_dir': tmp_path})
     wrong = {
         'epochs': 2, 'learning_rate': 1e-4, 'max_length_per_batch': 64, 'train_mixing': 'round_robin', 'use_lora': True,
-        'save_interval': 1, 'eval_strategy': 'no', 'log_type': 'none', 'streaming': True, 'max_steps': 1,
+        'save_interval': 1, 'log_type': 'none', 'streaming': True, 'max_steps': 1,
         'lr_groups.vision_tower': 0.1,
     }  # fmt: skip
     with pytest.raises(SettingsError) as raised:

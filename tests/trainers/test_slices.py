@@ -182,7 +182,10 @@ def test_a_run_shorter_than_the_slice_is_refused(settings, old):
 def test_a_fresh_run_in_an_old_folder_is_not_mixed_up_with_the_old_one(settings, old):
     """Were the old checkpoints left there, pruning would delete the new ones first, and auto would take an old one."""
     kept = weights(old / 'slice_4')
-    output = succeed(settings(old, seed=7, save_interval=1, save_total_limit=1, max_steps=3))
+    again = {'seed': 7, 'save_interval': 1, 'save_total_limit': 1, 'max_steps': 3}
+    refused(settings(old, **again), f'{old} holds slice_2, slice_4, slice_end, metrics.jsonl', '--overwrite_output_dir')
+    assert all(torch.equal(value, kept[name]) for name, value in weights(old / 'slice_4').items())
+    output = succeed(settings(old, '--overwrite_output_dir', **again))
     assert checkpoints_in(old) == ['slice_2', 'slice_2.old', 'slice_4.old', 'slice_end']
     assert 'slice_4.old' in output
     set_aside = weights(old / 'slice_4.old')

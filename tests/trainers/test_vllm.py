@@ -136,7 +136,7 @@ def test_ranks_generate_with_a_server_until_it_dies(folder: Path, tiny: Tiny, tm
         ({'use_vllm': True, 'vllm_max_model_len': 8}, 'vllm_max_model_len = 8 is less than model_cfgs.model_max_len'),
         (
             {'use_vllm': True, 'vllm_server_timeout': 3},
-            '(command line --vllm_server_timeout): it means nothing without vllm_server_urls',
+            '(command line --vllm_server_timeout): it means nothing without vllm_cfgs.vllm_server_urls',
         ),
         ({'use_vllm': True, 'vllm_server_urls': '[a, b]', 'vllm_num_engines': 1}, 'but vllm_server_urls has 2'),
         (

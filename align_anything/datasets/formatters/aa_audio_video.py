@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.questions import AnsweredOrRanked, Refined
 
@@ -30,4 +32,5 @@ class AA_TV2T(AnsweredOrRanked):
 
     _kind = 'video'
     _media = 'video_path'
+    _folder_variables = MappingProxyType({'video': 'ROOT_VIDEO_PATH'})
     _questions = ('prompt',)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -57,6 +58,8 @@ class BaseFormatter:
 
     _given: Mapping[str, Any] = MappingProxyType({})
     _spec = ''
+    # By kind of media, the variable by which align-anything names the folder of relative paths for this template.
+    _folder_variables: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, **options: Any) -> None:
         known = self.option_defaults()
@@ -105,6 +108,10 @@ class BaseFormatter:
         """Returns the folder that relative paths start from for each kind of media that has one."""
         given = {'image': self.image_folder, 'video': self.video_folder, 'audio': self.audio_folder}
         return {kind: folder for kind, folder in given.items() if folder}
+
+    def folders_of_environment(self) -> dict[str, str]:
+        """Returns the folders that environment variables name, for kinds of media without a folder of their own."""
+        return {kind: os.environ[name] for kind, name in self._folder_variables.items() if os.environ.get(name)}
 
     def opening(self) -> Turns:
         """Returns the turns before the first user turn: the system prompt, if there is one."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from align_anything.core.errors import DataError, SampleError
 from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, items, text
 from align_anything.datasets.formatters.turns import Sample, assistant, user
+
+VARIABLE = 'O1_SPECIAL_TOKENS'
+
+
+def _of_environment() -> dict[str, list[str]]:
+    """The marks as align-anything takes them: a list in a variable, of which the first three are read."""
+    inner = os.environ.get(VARIABLE, '').strip().removeprefix('[').removesuffix(']')
+    return {'special_tokens': [mark.strip().strip('\'"') for mark in inner.split(',')][:3]} if inner else {}
 
 
 @register_template('O1_T2T')
@@ -16,12 +25,13 @@ class O1_T2T(BaseFormatter):
 
     Attributes:
         special_tokens: three marks: before the thoughts, after each thought, and between thoughts and answer.
+            The variable O1_SPECIAL_TOKENS gives them where the option does not.
     """
 
     special_tokens: tuple[str, ...] = ()
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{**_of_environment(), **options})
         if len(self.special_tokens) != 3:
             raise DataError(
                 'template O1_T2T needs the option special_tokens, a list of three marks: before the thoughts, after '

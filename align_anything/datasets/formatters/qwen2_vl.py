@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, first_of, text
 from align_anything.datasets.formatters.questions import MediaQuestion
@@ -14,6 +16,7 @@ class Qwen2VL(MediaQuestion):
 
     _kind = 'video'
     _media = 'video_path'
+    _folder_variables = MappingProxyType({'video': 'ROOT_VIDEO_PATH'})
     _questions = ('prompt',)
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:

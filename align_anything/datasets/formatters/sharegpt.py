@@ -75,4 +75,6 @@ class ShareGPT4o(ShareGPT):
 
 @register_template('LLaVA_Pretrain')
 class LLaVAPretrain(ShareGPT):
-    """Columns `conversations`, `image` (a path relative to `image_folder`)."""
+    """Columns `conversations`, `image` (a path relative to `image_folder`, else to the variable `COCO_DATA_DIR`)."""
+
+    _folder_variables = MappingProxyType({'image': 'COCO_DATA_DIR'})

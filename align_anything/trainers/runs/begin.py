@@ -15,15 +15,14 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import is_main, rank
+from align_anything.core.distributed import all_gather_object, is_main, rank
 from align_anything.core.errors import SettingsError
-from align_anything.core.files import atomic_write_text, writable_folder
+from align_anything.core.files import FINAL_NAME, atomic_write_text, writable_folder
 from align_anything.core.logging import get_logger
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.sampler import Sampler
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.checkpoint import (
-    FINAL_NAME,
     Checkpoint,
     agree_on_checkpoint,
     find_checkpoint,
@@ -36,7 +35,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.trainable import require_reached
 from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
-from align_anything.reporting.metrics import MetricsWriter
+from align_anything.reporting.metrics import METRICS_FILE, MetricsWriter
 from align_anything.reporting.plot import plot_metrics
 from align_anything.reporting.trackers.start import check_tracker
 from align_anything.trainers.loops.base import Loop
@@ -51,6 +50,7 @@ from align_anything.trainers.runs.settings import engine_config
 logger = get_logger(__name__)
 
 SETTINGS_FILE = 'settings.yaml'
+RESULTS = (METRICS_FILE, 'scores.jsonl')
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Begun:
 def begin(pair: Pair, resolved: Resolved) -> Begun:
     """Checks everything that can be checked without weights. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    check_unused(cfgs)
     output_dir = make_folders(cfgs, algorithm)
     check_tracker(cfgs.logger_cfgs.log_type)
     join_process_group()
@@ -92,6 +93,22 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     model, _ = build_on_meta(cfgs, spec, algorithm)
     require_reached(model, spec.components, collate.kinds, pair.name)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
+
+
+def check_unused(cfgs: RunCfgs) -> None:
+    """Raises SettingsError when the output folder holds what another run left, unless the settings allow for it."""
+    if cfgs.train_cfgs.resume is not None or cfgs.logger_cfgs.overwrite_output_dir:
+        return
+    folder = Path(cfgs.logger_cfgs.output_dir)
+    found = [path.name for path in sorted(folder.glob('slice_*')) if path.suffix != '.old']
+    found += [name for name in RESULTS if (folder / name).is_file() and (folder / name).stat().st_size]
+    if found:
+        raise SettingsError(
+            [
+                f'logger_cfgs.output_dir: {folder} holds {", ".join(found)} of another run. Name another folder, go on '
+                'with that run (--resume auto), or let this one replace it (--overwrite_output_dir).'
+            ]
+        )
 
 
 def check_steps(run: Begun, steps: int) -> None:
@@ -147,7 +164,7 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
 
 
 def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
-    """Runs the loop to its end, and saves what it trained."""
+    """Runs the loop to its end, and saves what it trained. Raises KeyboardInterrupt when Ctrl-C ended it early."""
     with closing(loop):
         finished = loop.run()
     loop.skips.conclude()
@@ -159,6 +176,9 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
             run.progress.step,
         )
     if not finished:
+        signals = {number for own in all_gather_object(loop.stop_asked.received) for number in own}
+        if signal.SIGINT in signals:
+            raise KeyboardInterrupt(f'stopped by Ctrl-C after step {run.progress.step}; go on with --resume auto')
         logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
         return
     checkpoints.save(run.progress, with_state=False, name=FINAL_NAME)
@@ -176,6 +196,7 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir,
         'model_cfgs.feature_cache_dir': cfgs.model_cfgs.feature_cache_dir,
         'train_cfgs.reference_cache_dir': reference_cache_of(algorithm),
+        'logger_cfgs.cache_dir': cfgs.logger_cfgs.cache_dir,
     }
     for setting, folder in caches.items():
         if folder is not None:
@@ -184,14 +205,20 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
 
 
 class StopSignal:
-    """Whether this process was asked to end; the step under way is finished first."""
+    """Whether this process was asked to end, by SIGTERM or Ctrl-C; the step under way is finished first.
+
+    `received` are the signals that asked. A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
-        signal.signal(signal.SIGTERM, self._remember)
+        self.received: set[int] = set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
 
     def __call__(self) -> bool:
-        return self._asked
+        return bool(self.received)
 
-    def _remember(self, *_: Any) -> None:
-        self._asked = True
+    def _remember(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT and number in self.received:
+            raise KeyboardInterrupt
+        self.received.add(number)

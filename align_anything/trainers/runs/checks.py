@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedConfig
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.algorithms.referring import Reference, Referring
 from align_anything.configs.online import OnlineRunCfgs
-from align_anything.configs.resolve import DEFAULT_ORIGIN, Resolved
-from align_anything.configs.schema import ModelCfgs, RunCfgs
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.core.registry import nearest
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import read_config
 from align_anything.models.pretrained_model import positions_of
 from align_anything.trainers.loops.pending import problems_of_generating_ahead
 from align_anything.trainers.runs.settings import precision_of
 
-OBEYED = {
-    'train_cfgs': ('ds_cfgs', 'per_device_eval_batch_size', 'bf16', 'fp16', 'layout'),
-    'data_cfgs': (
-        *(f'train_{key}' for key in ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size')),
-        *('train_data_files', 'train_optional_args', 'num_workers', 'sample_cache_dir', 'max_skipped_ratio'),
-        *('image_folder', 'video_folder', 'audio_folder', 'allow_urls', 'media_cache_mb', 'audio_in_video'),
-        *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
-        *('max_audio_seconds', 'long_audio'),
-    ),
-    'model_cfgs': tuple(ModelCfgs.model_fields),
-    'logger_cfgs': ('output_dir', 'cache_dir'),
-}
-"""The settings that mean something where nothing is trained, by group."""
-
-
-def check_obeyed(resolved: Resolved) -> None:
-    """Raises SettingsError for settings that were given and that a run which trains nothing cannot obey."""
-    problems = []
-    for path, origin in resolved.origins.items():
-        group, key, *inner = path.split('.')
-        if origin != DEFAULT_ORIGIN and not inner and key not in OBEYED.get(group, ()):
-            problems.append(
-                f'{path} ({origin}): {resolved.algorithm.name} trains nothing and does not read it; remove it.'
-            )
-    if problems:
-        raise SettingsError(problems)
+logger = get_logger(__name__)
 
 
 def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
@@ -54,14 +32,6 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
             f'train_cfgs.per_device_train_batch_size = {size}: {algorithm.name} compares {together} responses to a '
             f'prompt, so a micro-batch must hold a multiple of {together} responses.'
         )
-    unread = {
-        'train_cfgs.group_by_length': train.group_by_length,
-        'data_cfgs.train_on': cfgs.data_cfgs.train_on != 'all_assistant',
-        'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
-    }
-    problems += [
-        f'{key}: it means nothing where responses are generated; leave it out.' for key in unread if unread[key]
-    ]
     if train.early_stopping_patience is not None and train.save_best is None:
         problems.append('train_cfgs.early_stopping_patience: an evaluation has no loss here; set save_best: reward.')
     if cfgs.lora_cfgs.use_lora and cfgs.lora_cfgs.lora_dropout and algorithm.has_ratios:
@@ -72,6 +42,30 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
     problems += problems_of_generating_ahead(cfgs, algorithm)
     if problems:
         raise SettingsError(problems)
+
+
+def check_evaluation(cfgs: RunCfgs, metrics: Sequence[str], steps: int) -> None:
+    """Raises SettingsError for a `save_best` that is none of the `metrics` of an evaluation, or has none to go by.
+
+    Warns when the run is too short for an evaluation that was asked for.
+    """
+    train, metrics = cfgs.train_cfgs, list(dict.fromkeys(metrics))
+    if train.save_best is not None and train.save_best not in metrics:
+        raise SettingsError(
+            [
+                f"train_cfgs.save_best: an evaluation of this run gives no '{train.save_best}'."
+                f'{nearest(train.save_best, metrics)} It gives {", ".join(metrics)}.'
+            ]
+        )
+    if cfgs.data_cfgs.eval_datasets is None or train.eval_strategy != 'steps' or train.eval_interval <= steps:
+        return
+    short = (
+        f'train_cfgs.eval_interval = {train.eval_interval}, but the run has {steps} optimizer steps, so it is never '
+        'evaluated. Lower eval_interval, or choose eval_strategy: epoch'
+    )
+    if train.save_best is not None or train.early_stopping_patience is not None:
+        raise SettingsError([f'{short}: save_best and early_stopping_patience go by evaluations.'])
+    logger.warning('%s.', short)
 
 
 def reference_cache_of(algorithm: Algorithm) -> str | None:
@@ -91,13 +85,6 @@ def check_reference(cfgs: RunCfgs, algorithm: Algorithm) -> None:
         raise SettingsError(
             ['train_cfgs.reference_cache_dir: a stream cannot be scored beforehand. Set data_cfgs.streaming: False.']
         )
-
-
-def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
-    """Whether switching the adapter off gives the reference: not when training goes on from a trained adapter."""
-    source = cfgs.model_cfgs.model_name_or_path
-    same = algorithm.reference_model_name_or_path in (None, source)
-    return cfgs.lora_cfgs.use_lora and same and find_adapter(source) is None
 
 
 def precision_of_reference(cfgs: RunCfgs, algorithm: Reference) -> str:

@@ -21,10 +21,16 @@ from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
 from align_anything.models.trainable import parameter_table, render_table, require_reached
+from align_anything.reporting.online_report import names_of_numbers
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
-from align_anything.trainers.runs.checks import check_obeyed, check_online, check_reference, require_reference_reads
+from align_anything.trainers.runs.checks import (
+    check_evaluation,
+    check_online,
+    check_reference,
+    require_reference_reads,
+)
 from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
@@ -36,7 +42,8 @@ from align_anything.trainers.runs.data import (
 )
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
-from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.rewarding import make_rewards
+from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
@@ -48,8 +55,6 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cfgs = resolved.cfgs
     config, optimizer = engine_config(cfgs)
     check_reference(cfgs, resolved.algorithm)
-    if not resolved.algorithm.trains:
-        check_obeyed(resolved)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
     require_reference_reads(cfgs, resolved.algorithm, spec.max_length)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
@@ -58,11 +63,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if generates:
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
-        check_rewards(resolved)
-        make_rewards(cfgs)
+        names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
+        metrics = names_of_numbers(names)
     else:
         dataset = make_dataset(*given)
         costs, _ = row_costs(dataset, collate, cfgs)
@@ -72,6 +77,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         batch = next(iter(loader.micro_batches(0)), None)
         if batch is None:
             raise DataError('the training data hold no rows.')
+        metrics = ['loss', *resolved.algorithm.counts(batch)] if resolved.algorithm.trains else []
+    check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
         require_reached(model, spec.components, collate.kinds, pair.name)

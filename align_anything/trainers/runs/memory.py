@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.algorithms.referring import Reference
+from align_anything.algorithms.referring import Reference, without_adapter_is_reference
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.online import COST, MODEL
 from align_anything.configs.schema import RunCfgs
@@ -26,11 +26,7 @@ from align_anything.models.trainable import component_of, count
 from align_anything.models.work import share_of_experts
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta
-from align_anything.trainers.runs.checks import (
-    precision_of_reference,
-    reference_cache_of,
-    without_adapter_is_reference,
-)
+from align_anything.trainers.runs.checks import precision_of_reference, reference_cache_of
 from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_judge
 from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
 

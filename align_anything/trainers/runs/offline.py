@@ -11,6 +11,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints
+from align_anything.trainers.runs.checks import check_evaluation
 from align_anything.trainers.runs.data import loader_in_order, row_costs, total_steps, training_loader, training_sampler
 from align_anything.trainers.runs.reference import make_roles
 
@@ -26,6 +27,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs)
     steps = total_steps(cfgs, sampler)
     check_steps(run, steps)
+    check_evaluation(cfgs, ['loss', *algorithm.counts(run.collate([], []))], steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)

@@ -20,6 +20,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
+from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward
 from align_anything.rollouts.base import said
@@ -29,11 +30,11 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints
-from align_anything.trainers.runs.checks import check_online
+from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
-from align_anything.trainers.runs.rewarding import check_rewards, make_rewards
+from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import (
     ModelJudge,
     critic_cfgs,
@@ -53,7 +54,6 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     models = cfgs.model_cfgs
     check_online(cfgs, algorithm)
     check_rollouts(resolved)
-    check_rewards(resolved)
     rewards = make_rewards(cfgs)
     judges = judges_of(cfgs, algorithm)
     for judge in judges.values():
@@ -65,6 +65,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     supervised = ptx_dataset(resolved, pair, run.spec)
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
+    check_evaluation(cfgs, names_of_numbers([*(reward.name for reward in rewards), *judges]), steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)

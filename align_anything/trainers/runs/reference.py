@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.algorithms.referring import Reference, Referring
+from align_anything.algorithms.referring import Reference, Referring, without_adapter_is_reference
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_reduce_sum
 from align_anything.core.logging import get_logger
@@ -24,7 +24,7 @@ from align_anything.models.adapter import find_adapter
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
 from align_anything.trainers.runs.assembly import open_frozen
-from align_anything.trainers.runs.checks import precision_of_reference, without_adapter_is_reference
+from align_anything.trainers.runs.checks import precision_of_reference
 from align_anything.trainers.runs.prepare import prepare
 from align_anything.trainers.runs.settings import DTYPES, frozen_config, precision_of
 

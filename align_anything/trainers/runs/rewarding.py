@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from align_anything.algorithms.online import Online
 from align_anything.configs.online import COST, MODEL, OnlineRunCfgs
-from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import SettingsError
 from align_anything.rewards.base import (
     SERVICE,
@@ -17,34 +15,6 @@ from align_anything.rewards.base import (
     reward_names,
 )
 from align_anything.rewards.remote import RemoteReward
-
-OF_SOURCES = {
-    'model_cfgs.reward_model_name_or_path': (
-        'reward_cfgs.reward_model_weight',
-        'model_cfgs.reward_model_max_length',
-        'model_cfgs.reward_model_unread_score',
-    ),
-    'model_cfgs.remote_rm_url': (
-        'reward_cfgs.remote_rm_weight',
-        *(f'model_cfgs.remote_rm_{key}' for key in ('timeout', 'retry_times', 'batch_size', 'send_media')),
-    ),
-}
-"""The settings that say more of a source of rewards, by the one that names it."""
-
-
-def check_rewards(resolved: Resolved[OnlineRunCfgs, Online]) -> None:
-    """Raises SettingsError for settings that were given of a reward which is not asked for."""
-    problems = []
-    for source, keys in OF_SOURCES.items():
-        group, key = source.split('.')
-        if getattr(getattr(resolved.cfgs, group), key) is None:
-            problems += [
-                f'{path} ({resolved.origins[path]}): it means nothing without {source}; give that too, or leave it out.'
-                for path in keys
-                if resolved.given(path)
-            ]
-    if problems:
-        raise SettingsError(problems)
 
 
 def make_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:

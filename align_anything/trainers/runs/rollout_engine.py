@@ -32,24 +32,6 @@ def check_rollouts(resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     """Raises SettingsError for settings of the rollouts that cannot be obeyed."""
     cfgs = resolved.cfgs
     settings = cfgs.vllm_cfgs
-    own = {f'vllm_cfgs.{key}' for key in type(settings).model_fields} - {'vllm_cfgs.use_vllm'}
-    of_servers = {f'vllm_cfgs.{key}' for key in ('vllm_server_timeout', 'vllm_server_transfer')}
-    unread = {
-        'use_vllm: True': set() if settings.use_vllm else own,
-        'vllm_server_urls': set() if settings.vllm_server_urls or not settings.use_vllm else of_servers,
-        'use_vllm: False': {'model_cfgs.generation_batch_size'} if settings.use_vllm else set(),
-    }
-    stray = [
-        f'{path} ({resolved.origins[path]}): it means nothing without {what}; leave it out.'
-        for what, paths in unread.items()
-        for path in sorted(paths)
-        if resolved.given(path)
-    ]
-    if not cfgs.model_cfgs.stop and resolved.given('model_cfgs.include_stop_str_in_output'):
-        path = 'model_cfgs.include_stop_str_in_output'
-        stray.append(f'{path} ({resolved.origins[path]}): it means nothing without model_cfgs.stop; leave it out.')
-    if stray:
-        raise SettingsError(stray)
     if not settings.use_vllm:
         return
     models = cfgs.model_cfgs

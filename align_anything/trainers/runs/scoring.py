@@ -22,8 +22,7 @@ from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import make_collator
-from align_anything.trainers.runs.begin import make_folders
-from align_anything.trainers.runs.checks import check_obeyed
+from align_anything.trainers.runs.begin import check_unused, make_folders
 from align_anything.trainers.runs.data import loader_in_order, make_dataset, open_run
 from align_anything.trainers.runs.roles import open_scorer, require_head
 
@@ -38,7 +37,7 @@ Record = dict[str, Any]
 def score(pair: Pair, resolved: Resolved) -> None:
     """Scores the rows of `train_datasets` into `<output_dir>/scores.jsonl`, with a summary and a histogram."""
     cfgs = resolved.cfgs
-    check_obeyed(resolved)
+    check_unused(cfgs)
     output_dir = make_folders(cfgs, resolved.algorithm)
     require_head(cfgs.model_cfgs.model_name_or_path)
     join_process_group()
