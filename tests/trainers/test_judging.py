@@ -204,11 +204,9 @@ def test_the_policys_limit_cuts_nothing_that_a_reward_model_reads(tiny: Tiny, tm
 
 
 def test_settings_of_a_judge_that_is_not_there_are_refused() -> None:
-    from align_anything.trainers.runs.rewarding import check_rewards
-
     for setting in ('reward_model_max_length', 'reward_model_unread_score'):
         with pytest.raises(SettingsError, match=f'{setting} .* without model_cfgs.reward_model_name_or_path'):
-            check_rewards(settings('--reward_functions', '[format]', f'--{setting}', '9'))
+            settings('--reward_functions', '[format]', f'--{setting}', '9')
 
 
 def generated(spec: FamilySpec, *texts: str) -> list[Response]:
