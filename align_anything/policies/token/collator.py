@@ -111,6 +111,7 @@ class TokenCollator:
                 'tokens': rows.tokens if examples else 0,
                 'padding': rows.padding if examples else 0,
                 'units': len(rows.inputs.targets),
+                'truncated': sum(response.truncated for example in present for response in example.responses),
                 **{f'{kind}s': number for kind, number in counts.items()},
             },
         )
