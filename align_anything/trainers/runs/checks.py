@@ -22,6 +22,7 @@ OBEYED = {
     'data_cfgs': (
         *(f'train_{key}' for key in ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size')),
         *('train_data_files', 'train_optional_args', 'num_workers', 'sample_cache_dir', 'max_skipped_ratio'),
+        'drop_truncated',
         *('image_folder', 'video_folder', 'audio_folder', 'allow_urls', 'media_cache_mb', 'audio_in_video'),
         *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
         *('max_audio_seconds', 'long_audio'),
@@ -58,6 +59,8 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
         'train_cfgs.group_by_length': train.group_by_length,
         'data_cfgs.train_on': cfgs.data_cfgs.train_on != 'all_assistant',
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir is not None,
+        # Supervised rows beside the responses may be truncated, prompts never are.
+        'data_cfgs.drop_truncated': cfgs.data_cfgs.drop_truncated and not algorithm.supervises,
     }
     problems += [
         f'{key}: it means nothing where responses are generated; leave it out.' for key in unread if unread[key]
