@@ -216,7 +216,7 @@ class ExampleDataset:
                     return True
                 usable += 1
                 found = {column: looks_like(value) for column, value in view.unread().items()}
-                unread |= {column: kind for column, kind in found.items() if self._wants(source, kind)}
+                unread |= {column: kind for column, kind in found.items() if self._wants(source, kind, row)}
             if rows in (usable, failed):
                 break
         if not usable and (failed or (final and len(unusable) < PROBED_AT_MOST)):
@@ -243,9 +243,10 @@ class ExampleDataset:
             )
         return DataError(f'{what}\n{told_once(failed or unusable)}')
 
-    def _wants(self, source: Source, kind: MediaKind | None) -> bool:
-        """Whether media of a kind would be used, had the template not been told that there are none."""
-        return kind in self._allowed and source.formatter.given(f'{kind}s') != ''
+    def _wants(self, source: Source, kind: MediaKind | None, row: Mapping[str, Any]) -> bool:
+        """Whether media of a kind would be used, and the template neither has a column of it nor was told otherwise."""
+        has_column = bool({kind, f'{kind}s'} & row.keys()) or source.formatter.given(f'{kind}s') is not None
+        return kind in self._allowed and not has_column
 
     def _other(self, source: Source, at: int) -> TemplateRow:
         """The next row of the source, which each row has for the same neighbour however rows are batched."""

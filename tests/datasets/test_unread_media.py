@@ -87,6 +87,17 @@ def test_rows_that_hold_media_only_now_and_then_are_fine(tmp_path: Path) -> None
     make_dataset(write_rows(tmp_path / 'rows.jsonl', rows), 'Messages').probe()
 
 
+def test_a_column_of_media_that_is_empty_in_the_first_rows_is_mapped_all_the_same(tmp_path: Path) -> None:
+    """What only looks like media beside it, such as the name of a row, is not what was meant."""
+    rows = [{'messages': TURNS, 'images': None, 'id': '000.jpg'}] * 9
+    make_dataset(write_rows(tmp_path / 'a.jsonl', rows), 'Messages').probe()
+    rows = [{'messages': TURNS, 'photo': None, 'id': '000.jpg'}] * 9
+    source = write_rows(tmp_path / 'b.jsonl', rows)
+    make_dataset(source, 'Messages', template_kwargs={'images': 'photo'}).probe()
+    with pytest.raises(DataError, match="column 'id', which nobody reads"):
+        make_dataset(source, 'Messages').probe()
+
+
 def test_a_media_pair_without_any_media_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = rows_of(tmp_path)
     with caplog.at_level(logging.WARNING):
