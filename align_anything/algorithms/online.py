@@ -19,6 +19,8 @@ from align_anything.losses.kl import KL_ESTIMATORS
 ReduceSum = Callable[[Tensor], Tensor]
 State = dict[str, Any]
 KLEstimator = Literal[tuple(KL_ESTIMATORS)]
+OF_ANSWERS = ('data_cfgs.train_on', 'data_cfgs.drop_truncated')
+"""The settings that say what of the answers in the data is trained on."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Online(Algorithm):
     compares: ClassVar[bool] = False
     run_cfgs: ClassVar[type[RunCfgs]] = OnlineRunCfgs
     takes_effect: ClassVar[Effects] = dict.fromkeys(
-        ('train_cfgs.group_by_length', 'data_cfgs.train_on', 'data_cfgs.sample_cache_dir'),
+        ('train_cfgs.group_by_length', 'data_cfgs.sample_cache_dir', *OF_ANSWERS),
         never('it means nothing where responses are generated; leave it out.'),
     )
 

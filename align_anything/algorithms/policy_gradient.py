@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from align_anything.algorithms.online import Online
+from align_anything.algorithms.online import OF_ANSWERS, Online
 from align_anything.configs.effects import Effects, needs
 from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.schema import RunCfgs
@@ -39,7 +39,7 @@ class PolicyGradient(Online):
     takes_effect: ClassVar[Effects] = {
         'ptx_coeff': needs('data_cfgs.ptx_datasets', off=(0.0,)),
         'data_cfgs.ptx_datasets': needs('train_cfgs.ptx_coeff'),
-        'data_cfgs.train_on': needs('data_cfgs.ptx_datasets'),
+        **dict.fromkeys(OF_ANSWERS, needs('data_cfgs.ptx_datasets')),
         'rollout_correction_level': needs('train_cfgs.rollout_correction_cap'),
     }
     other_names: ClassVar[Mapping[str, str]] = {

@@ -13,6 +13,7 @@ OBEYED = {
     'data_cfgs': (
         *(f'train_{key}' for key in ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size')),
         *('train_data_files', 'train_optional_args', 'num_workers', 'sample_cache_dir', 'max_skipped_ratio'),
+        'drop_truncated',
         *('image_folder', 'video_folder', 'audio_folder', 'allow_urls', 'media_cache_mb', 'audio_in_video'),
         *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
         *('max_audio_seconds', 'long_audio'),

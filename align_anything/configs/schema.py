@@ -234,8 +234,8 @@ class DataCfgs(Cfgs):
 
     train_datasets: Names = Field(
         None,
-        description='Training data: a hub name, a .json, .jsonl, .csv, .parquet or .arrow file, a folder written by '
-        'save_to_disk, or an image folder; a list for several. Required.',
+        description='Training data: a hub name, a .json, .jsonl, .csv, .tsv (also with .gz), .parquet or .arrow '
+        'file, a folder written by save_to_disk, or an image folder; a list for several. Required.',
     )
     train_template: Names = Field(
         None,
@@ -341,7 +341,12 @@ class DataCfgs(Cfgs):
         ge=0,
         le=1,
         description='Unusable rows are left out and listed in skipped_samples.jsonl. Past this share of the rows '
-        'seen, the run stops.',
+        'seen, the run stops. Rows that the template filters are counted apart.',
+    )
+    drop_truncated: bool = Field(
+        False,
+        description='Leaves out rows whose answer does not fit into model_max_length, instead of training on its '
+        'beginning. They are counted among the filtered rows.',
     )
 
     @field_validator('train_template', 'eval_template')
@@ -422,9 +427,10 @@ class LoraCfgs(Cfgs):
     lora_dropout: float = Field(0.1, ge=0, lt=1, description='Dropout on the inputs of the adapters.')
     use_rslora: bool = Field(False, description='Divides the scale by the square root of the rank instead.')
     use_dora: bool = Field(False, description='Learns the magnitude of each weight column apart from its direction.')
-    target_modules: Literal['auto'] | list[str] = Field(
+    target_modules: Literal['auto', 'all-linear'] | list[str] = Field(
         'auto',
-        description='Modules that get an adapter, by name. auto is every linear layer of the language model.',
+        description='Modules that get an adapter, by name or by a regular expression over full names. auto is every '
+        'linear layer of the language model, all-linear every one of the whole model but the output embedding.',
     )
     vision_lora: bool = Field(
         False, description='With target_modules auto, the linear layers of the vision tower get adapters too.'

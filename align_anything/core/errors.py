@@ -27,6 +27,10 @@ class SampleError(AlignAnythingError):
     """One row that cannot be used. The run leaves it out, counts it and lists it."""
 
 
+class FilteredError(SampleError):
+    """A row that is left out on purpose: its template, or a setting, says that it is not to be used."""
+
+
 class UnidentifiedError(SampleError):
     """Content that cannot be told from other content, so that nothing that was made of it can be found again."""
 

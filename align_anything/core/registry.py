@@ -12,6 +12,8 @@ from align_anything.core.errors import AlignAnythingError
 from align_anything.core.plugins import Plugins, registered_twice, usable
 
 T = TypeVar('T')
+USER_FILE = 'align_anything_user_file_'
+"""How the names of modules begin that are users' own files."""
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -57,13 +59,21 @@ class Registry(Generic[T]):
         self.plugins = Plugins(kind, group, error, wanted, is_one, fault)
         self._items: dict[str, T] = {}
         self._origins: dict[str, str] = {}
+        self._of_files: dict[str, dict[str, T]] = {}
         self._discovered = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files the object under `name`. Raises when another object holds the name."""
+        """Decorator that files the object under `name`. Raises when another object holds the name.
+
+        A user's own file may use a name that is taken: it is asked for as `file.py:name`, and the name alone stays with
+        who had it first.
+        """
 
         def decorate(item: T) -> T:
-            self._file(name, item, f'{item.__module__}.{item.__qualname__}')
+            if item.__module__.startswith(USER_FILE) and self._is_of_others(name, item.__module__):
+                self._of_files.setdefault(item.__module__, {})[name] = item
+            else:
+                self._file(name, item, f'{item.__module__}.{item.__qualname__}')
             return item
 
         return decorate
@@ -106,9 +116,12 @@ class Registry(Generic[T]):
         """Returns every object by name; a plugin that cannot be used is left out, and the log says so once."""
         return usable(self, self.get)
 
-    def registered(self) -> dict[str, T]:
-        """Returns what modules that are imported by now have registered, by name."""
-        return dict(self._items)
+    def registered(self, module: str) -> dict[str, T]:
+        """Returns what modules that are imported by now have registered, by name, with the names `module` gave."""
+        return {**self._items, **self._of_files.get(module, {})}
+
+    def _is_of_others(self, name: str, module: str) -> bool:
+        return name in self._items and self._items[name].__module__ != module
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()

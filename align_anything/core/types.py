@@ -22,6 +22,7 @@ Message = dict[str, Any]
 A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the decoded object after decoding). An
 assistant turn may hold `tool_calls` (arguments as a dict) and `reasoning_content`, a `tool` turn `tool_call_id` and
 `name`. The first turn of a conversation holds its `tools`, so that they stay with whatever is cut off behind it.
+Any turn may have a `weight`, by which the loss weights of its tokens are multiplied.
 """
 Conversation = list[Message]
 
@@ -95,6 +96,7 @@ class Piece:
         earlier: of a response, what cannot stand in one sequence with the rest of it, because the chat template writes
             an answer otherwise once later turns follow. Each is a sequence of its own with the beginning of the
             prompt; their units go before those of this piece.
+        truncated: whether its end was cut off, for want of length.
     """
 
     ids: Tensor
@@ -105,6 +107,7 @@ class Piece:
     per_unit: dict[str, Tensor] = field(default_factory=dict)
     prefix_length: int | None = None
     earlier: list[Piece] = field(default_factory=list)
+    truncated: bool = False
 
     def __len__(self) -> int:
         return self.ids.numel()
@@ -200,10 +203,11 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that was left out, and why."""
+    """A row that was left out, and why; `filtered` where that was meant, by its template or a setting."""
 
     source: str
     reason: str
+    filtered: bool = False
 
 
 @dataclass

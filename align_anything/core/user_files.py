@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from align_anything.core.errors import AlignAnythingError
-from align_anything.core.registry import Registry, nearest
+from align_anything.core.registry import USER_FILE, Registry, nearest
 
 T = TypeVar('T')
 
@@ -47,7 +47,7 @@ def _from_file(path: str, member: str, registry: Registry[T]) -> T:
         ) from error
     members = vars(module).items()
     own = {name: value for name, value in members if registry.is_one(value) and value.__module__ == module.__name__}
-    registered = {name: value for name, value in registry.registered().items() if value in own.values()}
+    registered = {name: value for name, value in registry.registered(module.__name__).items() if value in own.values()}
     found = {**own, **registered}
     if member not in found:
         known = ', '.join(sorted(found)) or 'none'
@@ -61,7 +61,7 @@ def _from_file(path: str, member: str, registry: Registry[T]) -> T:
 def _load(file: Path) -> ModuleType:
     """Returns the file as a module; it runs once, however many names of it are asked for."""
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
-    spec = importlib.util.spec_from_file_location(f'align_anything_user_file_{digest}', file)
+    spec = importlib.util.spec_from_file_location(f'{USER_FILE}{digest}', file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     try:

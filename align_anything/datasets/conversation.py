@@ -10,26 +10,36 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS, Conversation, Media, MediaKind, Message
 from align_anything.datasets.media import make_media
 from align_anything.datasets.tool_calls import calls_of, tools_of
+from align_anything.datasets.turn_keys import (
+    CALLS,
+    MEDIA_KEYS,
+    THOUGHTS,
+    filled,
+    is_empty_record,
+    listed,
+    media_of_turn,
+    refuse_unheeded,
+    weight_of,
+)
 
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
-THOUGHTS = ('reasoning_content', 'reasoning', 'thinking')
-CALLS = ('tool_calls', 'function_call')
-TURN_KEYS = ('role', 'content', 'name', 'tool_call_id', 'prefix', *CALLS, *THOUGHTS)
-"""What a turn may hold; thoughts and calls under any of their names, of which the first is ours."""
 PLACEHOLDER = re.compile('<(' + '|'.join(MEDIA_KINDS) + ')>')
-MEDIA_KEYS = {key: kind for kind in MEDIA_KINDS for key in (kind, f'{kind}s')}
 PART_TYPES = {name: kind for kind in MEDIA_KINDS for name in (kind, f'{kind}_url')}
 
 PART_OPTIONS: dict[str, dict[str, str]] = {
+    'image': {'min_pixels': 'min_image_pixels', 'max_pixels': 'max_image_pixels'},
     'video': {
         **{name: name for name in ('num_frames', 'fps', 'min_frames', 'max_frames')},
         'nframes': 'num_frames',
+        'min_pixels': 'min_frame_pixels',
         'max_pixels': 'max_frame_pixels',
         'total_pixels': 'max_video_pixels',
     },
     'audio': {name: name for name in ('max_seconds', 'sampling_rate')},
 }
 """Keys of a media part that say how it is decoded, and the options they become."""
+HINTS = ('detail',)
+"""Keys of a media part that say to a hosted service how closely to look; a checkpoint's processor decides it here."""
 
 Part = dict[str, Any]
 MediaMaker = Callable[[MediaKind, Any], Media]
@@ -45,8 +55,9 @@ def bind_media(
 ) -> Conversation:
     """Returns the conversation in normal form, with the media of `meta` put where their placeholders stand.
 
-    A placeholder is a part `{'type': kind}`, or `<kind>` in text when `meta` has that kind. Media without any
-    placeholder go before the first user text. Empty system turns are left out, and so is what follows the last answer.
+    A placeholder is a part `{'type': kind}`, or `<kind>` in text when `meta` or the turn itself has that kind. Media
+    without any placeholder go before the first user text, those of a turn before its own. Empty system turns are left
+    out, and so is what follows the last answer. A turn whose tokens count otherwise than once has a `weight`.
 
     Args:
         conversation: messages with text or parts, as a formatter returns them; not changed.
@@ -59,8 +70,8 @@ def bind_media(
             beginning of the answer, a last assistant turn marked `'prefix': True`.
 
     Raises:
-        SampleError: unknown role, malformed part, empty turn, no or empty answer, or placeholders and media that
-            differ in number.
+        SampleError: unknown role, malformed part, a key of a turn that nothing reads, empty turn, no or empty answer,
+            or placeholders and media that differ in number.
     """
     folders, options = folders or {}, options or {}
     waiting = {kind: _waiting(meta, kind) for kind in MEDIA_KINDS if {kind, f'{kind}s'} & meta.keys()}
@@ -69,8 +80,10 @@ def bind_media(
         return make_media(kind, source, folders.get(kind, ''), options.get(kind))
 
     messages = [_message(index, message, waiting.keys(), media_of) for index, message in enumerate(conversation)]
+    contents = [message['content'] for message in messages]
+    first = next((message['content'] for message in messages if message['role'] == 'user'), None)
     for kind in MEDIA_KINDS:
-        _place(messages, kind, waiting.get(kind, []), media_of)
+        _place('the row', contents, first, kind, waiting.get(kind, []), media_of)
     messages = [message for message in messages if message['role'] != 'system' or not _is_blank(message)]
     _check_turns(messages, needs_reply)
     while needs_reply and messages[-1]['role'] != 'assistant':
@@ -88,7 +101,7 @@ def _waiting(meta: Mapping[str, Any], kind: MediaKind) -> list[Any]:
     given = [meta[key] for key in (kind, f'{kind}s') if meta.get(key) is not None]
     if len(given) > 1:
         raise SampleError(f"meta holds both '{kind}' and '{kind}s'; only one may be given.")
-    return [source for sources in given for source in (sources if isinstance(sources, (list, tuple)) else [sources])]
+    return [source for sources in given for source in listed(sources)]
 
 
 def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> Message:
@@ -101,7 +114,8 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
             "the template ShareGPT maps other names with its option 'roles'."
         )
     where = f'turn {index} ({role})'
-    more = _beside(where, message)
+    refuse_unheeded(where, message)
+    turn, more = filled(message), _beside(where, message)
     if isinstance(content, str):
         content = [{'type': 'text', 'text': content}]
     if content is None and more.keys() & {'tool_calls', 'reasoning_content'}:
@@ -110,9 +124,13 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
         raise SampleError(
             f'turn {index} ({role}) has {type(content).__name__} as content, not text or a list of parts.'
         )
-    goes_on = {'prefix': True} if message.get('prefix') else {}
-    parts = [part for raw in content for part in _parts(where, raw, waiting, media_of)]
-    return {'role': role, 'content': parts, **more, **goes_on}
+    own = media_of_turn(where, turn)
+    parts = [part for raw in content for part in _parts(where, raw, {*waiting, *own}, media_of)]
+    for kind, sources in own.items():
+        _place(where, [parts], parts, kind, sources, media_of)
+    weight = weight_of(where, turn)
+    marks = {**({'prefix': True} if turn.get('prefix') else {}), **({} if weight == 1 else {'weight': weight})}
+    return {'role': role, 'content': parts, **more, **marks}
 
 
 def speaks(message: Mapping[str, Any]) -> bool:
@@ -156,7 +174,7 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
     kind = PART_TYPES[part['type']]
     known = PART_OPTIONS.get(kind, {})
     given = {key for key, value in part.items() if value is not None}
-    _refuse_unknown(where, kind, given - {'type', 'index', *_sources(kind), *known})
+    _refuse_unknown(where, kind, given - {'type', 'index', *HINTS, *_sources(kind), *known})
     source = _part_source(where, kind, part)
     own = {option: part[name] for name, option in known.items() if name in given}
     if source is not None:
@@ -196,12 +214,13 @@ def _is_unicode(text: str) -> bool:
 
 def _part_source(where: str, kind: MediaKind, part: Mapping[str, Any]) -> Any:
     """Returns what a media part brings along itself, in any of the forms chat rows use, or None."""
-    name = next((key for key in _sources(kind) if part.get(key) is not None), None)
+    given = (key for key in _sources(kind) if part.get(key) is not None and not is_empty_record(part[key]))
+    name = next(given, None)
     source = None if name is None else part[name]
     if name == 'base64':
         return f'data:{kind};base64,{source}'
     if isinstance(source, Mapping) and 'url' in source:
-        _refuse_unknown(where, kind, {key for key, value in source.items() if value is not None} - {'url'})
+        _refuse_unknown(where, kind, {key for key, value in source.items() if value is not None} - {'url', *HINTS})
         return source['url']
     return source
 
@@ -231,24 +250,32 @@ def _text(text: str) -> list[Part]:
     return [{'type': 'text', 'text': text}] if text else []
 
 
-def _place(messages: list[Message], kind: MediaKind, sources: list[Any], media_of: MediaMaker) -> None:
-    """Fills the placeholders of one kind with the media of `sources`, in order or by the numbers they name."""
+def _place(
+    whose: str,
+    contents: Sequence[list[Part]],
+    first: list[Part] | None,
+    kind: MediaKind,
+    sources: list[Any],
+    media_of: MediaMaker,
+) -> None:
+    """Fills the placeholders of one kind in `contents` with `sources`, in order or by the numbers they name.
+
+    Without any placeholder they go before the text of `first`. `whose` media they are is said in errors.
+    """
     items = [media_of(kind, source) for source in sources]
-    parts = [part for message in messages for part in message['content'] if part['type'] == kind]
+    parts = [part for content in contents for part in content if part['type'] == kind]
     slots = [part for part in parts if kind not in part]
     if items and not parts:
-        content = next((message['content'] for message in messages if message['role'] == 'user'), None)
-        if content is None:
-            raise SampleError(f'the row has {len(items)} {kind}(s) but no user turn to show them in.')
-        first_text = next((index for index, part in enumerate(content) if part['type'] == 'text'), len(content))
-        content[first_text:first_text] = [{'type': kind, kind: item} for item in items]
+        if first is None:
+            raise SampleError(f'{whose} has {len(items)} {kind}(s) but no user turn to show them in.')
+        first_text = next((index for index, part in enumerate(first) if part['type'] == 'text'), len(first))
+        first[first_text:first_text] = [{'type': kind, kind: item} for item in items]
         return
     if not slots and _same(items, [part[kind] for part in parts]):
         return
     if len(slots) != len(items):
-        raise SampleError(
-            f'the conversation has {len(slots)} {kind} placeholder(s), but the row has {len(items)} {kind}(s).'
-        )
+        where = 'the conversation' if whose == 'the row' else 'its text'
+        raise SampleError(f'{where} has {len(slots)} {kind} placeholder(s), but {whose} has {len(items)} {kind}(s).')
     order = [slot.pop('index', number) for number, slot in enumerate(slots)]
     if sorted(order) != list(range(len(items))):
         raise SampleError(f'the {kind} placeholders name the indices {order} of {len(items)} {kind}(s).')

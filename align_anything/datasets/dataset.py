@@ -10,7 +10,9 @@ from functools import partial
 from itertools import accumulate, islice
 from typing import Any, ClassVar, Protocol
 
-from align_anything.core.errors import AlignAnythingError, DataError, SampleError
+from align_anything.core.distributed import is_main
+from align_anything.core.errors import AlignAnythingError, DataError, FilteredError, SampleError
+from align_anything.core.logging import get_logger
 from align_anything.core.types import MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
 from align_anything.datasets.conversation import bind_media, without_media
 from align_anything.datasets.formatters.base import BaseFormatter
@@ -18,8 +20,15 @@ from align_anything.datasets.media import MediaCache, decode_conversations
 from align_anything.datasets.mixture import StreamedRow
 from align_anything.datasets.rows import InOrder, Rows, RowStream
 from align_anything.datasets.sample_cache import SampleCache
+from align_anything.datasets.skips import told_once
+from align_anything.datasets.sources import folder_of_row
+from align_anything.datasets.template_rows import TemplateRow
+from align_anything.datasets.unread import looks_like
+
+logger = get_logger(__name__)
 
 PROBED_ROWS = 8
+ENCODED_ROWS = 8 * PROBED_ROWS
 PROBED_AT_MOST = 10 * PROBED_ROWS
 OTHERS_TRIED = 8
 
@@ -35,7 +44,8 @@ class Source:
         rows: its rows; read in order only when `streamed`.
         formatter: its template.
         name: what messages call it.
-        folders: where relative paths start, for each kind of media that may have them.
+        folders: where relative paths start, for each kind of media that has a folder of its own.
+        home: folder of the source, where paths start that are not found beside the file of their row.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
         cache: what keeps decoded media for rows to come; sources may share it.
     """
@@ -44,9 +54,15 @@ class Source:
     formatter: BaseFormatter
     name: str
     folders: Mapping[str, str] = field(default_factory=dict)
+    home: str = ''
     streamed: bool = False
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cache: MediaCache | None = None
+
+    def starts(self, name: str) -> dict[str, str | list[str]]:
+        """Returns where relative paths of each kind start in the row of that name."""
+        beside = [folder for folder in dict.fromkeys((folder_of_row(name), self.home)) if folder] or ['']
+        return {kind: self.folders.get(kind) or beside for kind in MEDIA_KINDS}
 
 
 class Task(Protocol):
@@ -90,10 +106,6 @@ class SupervisedTask:
         return self.encode_conversation(conversations[0], train_on=self.train_on)
 
 
-class _Rejected(SampleError):
-    """The template's own `check_validation` said no: a matter of that row, not a sign of a wrong template."""
-
-
 class ExampleDataset:
     """Rows of several sources as Examples; index by a number of the concatenation, or by a `StreamedRow`.
 
@@ -106,6 +118,7 @@ class ExampleDataset:
         allowed_media: the media kinds that the pair takes in.
         media_options: what the model asks of decoding, such as `{'audio': {'rate': 16000}}`; over that of the sources.
         kept: what keeps Examples on disk, for this task and its encoder.
+        drop_truncated: whether rows are left out whose answers are truncated.
 
     Raises:
         DataError: a source is streamed whose rows have to be seen beside each other; (when a row is read) it holds
@@ -121,6 +134,7 @@ class ExampleDataset:
         allowed_media: frozenset[MediaKind],
         media_options: Mapping[str, Mapping[str, Any]] | None = None,
         kept: SampleCache | None = None,
+        drop_truncated: bool = False,
     ) -> None:
         self.sources, self.task = list(sources), task
         streamed = [source.name for source in self.sources if source.streamed]
@@ -130,7 +144,7 @@ class ExampleDataset:
                 'data_cfgs.streaming: False.'
             )
         self._pair, self._allowed, self._media_options = pair, allowed_media, media_options or {}
-        self._kept = kept
+        self._kept, self._drop_truncated = kept, drop_truncated
         self.sizes = [0 if source.streamed else len(source.rows) for source in self.sources]
         self._ends = list(accumulate(self.sizes))
 
@@ -152,58 +166,106 @@ class ExampleDataset:
                 at = index - self._ends[number] + self.sizes[number]
                 name = source.rows.row_name(at)
                 row = source.rows[at]
+            view = self._view(source, name, row)
             other = self._other(source, at) if self.task.needs_other else None
-            conversations, meta = self._conversations(source, name, row, other)
-            make = partial(self._encode, source, name, conversations)
-            example = make() if self._kept is None else self._kept.example(conversations, make)
+            conversations, meta = self._conversations(source, name, view, other)
+            example = self._example(source, name, conversations)
         except SampleError as error:
-            return Skipped(name, str(error))
+            return Skipped(name, str(error), isinstance(error, FilteredError))
         example.source, example.source_index = name, number
         example.meta.update(without_media(meta))
         return example
 
-    def probe(self, rows: int = PROBED_ROWS) -> None:
-        """Makes Examples of the first rows of each source, to find a wrong template or task before a model loads.
+    def probe(self, final: bool = False) -> None:
+        """Makes an Example of one of the first rows of each source, to find what is wrong before weights are loaded.
+
+        At first, while the checkpoint is not read, it finds a wrong template: where the pair takes media it also looks
+        for some in the first rows, and warns when no source has any. The `final` probe encodes as the run does.
 
         Raises:
-            DataError: not one of the first `rows` rows of a source can be used (rows that the template's own check
-                rejects aren't counted), with the reasons.
+            DataError: not one of the first rows of a source can be used, with the reasons (rows that are filtered count
+                only where there are no others, in the final probe); or none of them holds media while a column that
+                nobody read looks like media.
         """
-        for source in self.sources:
-            failures: list[str] = []
-            for name, row in islice(source.rows if source.streamed else InOrder(source.rows), PROBED_AT_MOST):
-                try:
-                    if isinstance(row, SampleError):
-                        raise row
-                    conversations, _ = self._conversations(source, name, row, row)
-                    self._encode(source, name, conversations)
-                    failures = []
-                    break
-                except _Rejected:
-                    continue
-                except SampleError as error:
-                    failures.append(f'- {name}: {error}')
-                    if len(failures) == rows:
-                        break
-            if failures:
-                raise DataError(
-                    f"none of the first {len(failures)} rows of '{source.name}' can be used with template "
-                    f"'{source.formatter.name}'. Choose another template, or map its columns with template_kwargs:\n"
-                    + '\n'.join(failures)
-                )
+        shows_media = [self._probe(source, final) for source in self.sources]
+        if self._allowed and not any(shows_media) and is_main():
+            logger.warning(
+                "the first rows hold no %s: the pair '%s' will train on their text alone, unless later rows do.",
+                ' or '.join(sorted(self._allowed)),
+                self._pair,
+            )
 
-    def _other(self, source: Source, at: int) -> dict[str, Any]:
+    def _probe(self, source: Source, final: bool) -> bool:
+        """Probes one source; returns whether its first rows hold media, as far as that is asked."""
+        rows = ENCODED_ROWS if final else PROBED_ROWS
+        unusable: list[Skipped] = []
+        usable, failed, unread = 0, 0, {}
+        for name, row in islice(source.rows if source.streamed else InOrder(source.rows), PROBED_AT_MOST):
+            try:
+                if isinstance(row, SampleError):
+                    raise row
+                view = self._view(source, name, row)
+                conversations, _ = self._conversations(source, name, view, view)
+                if not usable:
+                    self._example(source, name, conversations)
+            except SampleError as error:
+                unusable.append(Skipped(name, str(error), isinstance(error, FilteredError)))
+                failed += not unusable[-1].filtered
+            else:
+                if final or not self._allowed or any(map(_kinds, conversations)):
+                    return True
+                usable += 1
+                found = {column: looks_like(value) for column, value in view.unread().items()}
+                unread |= {column: kind for column, kind in found.items() if self._wants(source, kind, row)}
+            if rows in (usable, failed):
+                break
+        if not usable and (failed or (final and len(unusable) < PROBED_AT_MOST)):
+            raise self._unusable(source, unusable, final)
+        if unread:
+            columns = ' and '.join(f"column '{column}', which nobody reads, looks like it" for column in unread)
+            raise DataError(
+                f"'{source.name}' gives the pair '{self._pair}' no {' or '.join(sorted(set(unread.values())))} in its "
+                f'first {usable} rows, but {columns}. '
+                + ' '.join(_advice(source, column, kind) for column, kind in unread.items())
+            )
+        return False
+
+    def _unusable(self, source: Source, unusable: list[Skipped], final: bool) -> DataError:
+        failed = [record for record in unusable if not record.filtered]
+        if not failed:
+            what = f"every row of '{source.name}' is filtered, so none is left to train on:"
+        elif final:
+            what = f"none of the first {len(failed)} rows of '{source.name}' can be encoded for this model:"
+        else:
+            what = (
+                f"none of the first {len(failed)} rows of '{source.name}' can be used with template "
+                f"'{source.formatter.name}'. Choose another template, or map its columns with template_kwargs:"
+            )
+        return DataError(f'{what}\n{told_once(failed or unusable)}')
+
+    def _wants(self, source: Source, kind: MediaKind | None, row: Mapping[str, Any]) -> bool:
+        """Whether media of a kind would be used, and the template neither has a column of it nor was told otherwise."""
+        has_column = bool({kind, f'{kind}s'} & row.keys()) or source.formatter.given(f'{kind}s') is not None
+        return kind in self._allowed and not has_column
+
+    def _other(self, source: Source, at: int) -> TemplateRow:
         """The next row of the source, which each row has for the same neighbour however rows are batched."""
         size = len(source.rows)
         for step in range(1, min(size, OTHERS_TRIED + 1)):
+            other = (at + step) % size
             try:
-                return source.rows[(at + step) % size]
+                view = self._view(source, source.rows.row_name(other), source.rows[other])
+                self._validate(source, view)
             except SampleError:
                 continue
+            return view
         raise SampleError(f"'{source.name}' has no other row near this one to compare its answer with.")
 
+    def _view(self, source: Source, name: str, row: dict[str, Any]) -> TemplateRow:
+        return TemplateRow(row, source.formatter, source.starts(name))
+
     def _conversations(
-        self, source: Source, name: str, row: dict[str, Any], other: dict[str, Any] | None
+        self, source: Source, name: str, row: TemplateRow, other: TemplateRow | None
     ) -> tuple[list[Conversation], dict[str, Any]]:
         """The conversations of a row in normal form, media not decoded, and its meta record."""
         written, meta = self._format(source, row, other)
@@ -211,19 +273,33 @@ class ExampleDataset:
             kind: {**source.media_options.get(kind, {}), **self._media_options.get(kind, {})} for kind in MEDIA_KINDS
         }
         conversations = [
-            bind_media(conversation, meta, source.folders, options=options, needs_reply=self.task.needs_reply)
+            bind_media(conversation, meta, source.starts(name), options=options, needs_reply=self.task.needs_reply)
             for conversation in written
         ]
         for conversation in conversations:
             self._check_media(name, conversation)
         return conversations, meta
 
-    def _format(self, source: Source, row: dict[str, Any], other: dict[str, Any] | None) -> Formatted:
+    def _format(self, source: Source, row: TemplateRow, other: TemplateRow | None) -> Formatted:
+        self._validate(source, row)
+        written, meta = self._foreign(source, row, partial(self._written, source.formatter, row, other))
+        if not any(written):
+            raise FilteredError(f"template '{source.formatter.name}' gives no conversation for the row")
+        for view in filter(None, (row, other)):
+            written, meta = view.stored(written), view.stored(meta)
+        return written, meta
+
+    def _written(self, formatter: BaseFormatter, row: TemplateRow, other: TemplateRow | None) -> Formatted:
+        written, meta = self.task.format(formatter, row, other)
+        return list(written), dict(meta)
+
+    def _validate(self, source: Source, row: TemplateRow) -> None:
+        if not self._foreign(source, row, partial(source.formatter.check_validation, row)):
+            raise FilteredError(f"template '{source.formatter.name}' rejects the row (its check_validation says so)")
+
+    def _foreign(self, source: Source, row: TemplateRow, call: Callable[[], Any]) -> Any:
         try:
-            if not source.formatter.check_validation(row):
-                raise _Rejected(f"template '{source.formatter.name}' rejects the row (its check_validation says so)")
-            written, meta = self.task.format(source.formatter, row, other)
-            return list(written), dict(meta)
+            return call()
         except AlignAnythingError:
             raise
         except Exception as error:  # a formatter is foreign code: its fault costs the row and is reported
@@ -233,13 +309,20 @@ class ExampleDataset:
             ) from error
 
     def _check_media(self, name: str, conversation: Conversation) -> None:
-        kinds = {part['type'] for message in conversation for part in message['content']} & set(MEDIA_KINDS)
-        for kind in sorted(kinds - self._allowed):
+        for kind in sorted(_kinds(conversation) - self._allowed):
             takes = ', '.join(('text', *sorted(self._allowed)))
             raise DataError(
                 f"{name}: the row holds {kind} media, but the pair '{self._pair}' takes only {takes}. Use the trainer "
                 f'of a pair with {kind} in it, or leave such rows out of the dataset.'
             )
+
+    def _example(self, source: Source, name: str, conversations: list[Conversation]) -> Example:
+        """The Example of a row, the one kept where there is one."""
+        make = partial(self._encode, source, name, conversations)
+        example = make() if self._kept is None else self._kept.example(conversations, make)
+        if self._drop_truncated and any(response.truncated for response in example.responses):
+            raise FilteredError('its answer is longer than model_cfgs.model_max_length (data_cfgs.drop_truncated)')
+        return example
 
     def _encode(self, source: Source, name: str, conversations: list[Conversation]) -> Example:
         decoded = decode_conversations(conversations, source.cache)
@@ -251,3 +334,14 @@ class ExampleDataset:
             raise DataError(
                 f'{name}: encoding this row failed with {type(error).__name__}: {error}\n{traceback.format_exc()}'
             ) from error
+
+
+def _kinds(conversation: Conversation) -> set[str]:
+    """The kinds of media that a conversation holds."""
+    return {part['type'] for message in conversation for part in message['content']} & set(MEDIA_KINDS)
+
+
+def _advice(source: Source, column: str, kind: str) -> str:
+    if f'{kind}s' in source.formatter.option_defaults():
+        return f"Map it with template_kwargs {{{kind}s: {column}}}, or say {{{kind}s: ''}} if it is not meant."
+    return f"Choose a template that reads '{column}', write one, or take the column out."

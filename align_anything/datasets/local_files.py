@@ -10,7 +10,13 @@ from pathlib import Path
 from align_anything.core.errors import DataError
 from align_anything.core.registry import nearest
 
-BUILDERS = {'.json': 'json', '.jsonl': 'json', '.csv': 'csv', '.parquet': 'parquet', '.arrow': 'arrow'}
+BUILDERS = {
+    **{f'{suffix}{packed}': 'json' for suffix in ('.json', '.jsonl') for packed in ('', '.gz')},
+    **{f'{suffix}{packed}': 'csv' for suffix in ('.csv', '.tsv') for packed in ('', '.gz')},
+    '.parquet': 'parquet',
+    '.arrow': 'arrow',
+}
+"""What reads a file, by its suffix; text may be compressed by gzip."""
 IMAGE_SUFFIXES = frozenset({'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'})
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
 NOT_ROWS = frozenset({'dataset_info.json', 'dataset_infos.json'})
@@ -24,8 +30,14 @@ SPLIT_WORDS = {
 DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
+def data_suffix(path: Path) -> str:
+    """Returns the suffix that says what a file holds: `.csv`, or `.csv.gz` of one that is compressed."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + suffix if suffix == '.gz' else suffix
+
+
 def local_files(source: str, name: str | None, data_files: DataFiles | None) -> dict[str, list[Path]] | None:
-    """Returns the files of each split; None when `datasets` has to find them (hub, remote files, configurations).
+    """Returns the files of each split; None when `datasets` has to find them (hub, remote files).
 
     Raises:
         DataError: the source can only be a path and isn't there, or holds nothing readable.
@@ -34,26 +46,32 @@ def local_files(source: str, name: str | None, data_files: DataFiles | None) -> 
     if path.is_file():
         if data_files or name:
             raise DataError(f"'{source}' is a file: name and data_files don't apply to it; leave them out.")
-        if path.suffix.lower() not in BUILDERS:
-            raise DataError(f"'{source}': can't read {path.suffix or 'files without a suffix'}. Readable: {READABLE}.")
+        if data_suffix(path) not in BUILDERS:
+            raise DataError(
+                f"'{source}': can't read {data_suffix(path) or 'files without a suffix'}. Readable: {READABLE}."
+            )
         return {'train': [path]}
     if not path.is_dir():
         if source in BUILDERS.values() and data_files:
-            return _matching(source, Path.cwd(), data_files)
+            return files_matching(source, Path.cwd(), data_files)
         _refuse_missing(source, path)
         return None
-    if name or (data_files is None and _declares_configs(path)):
+    if name:
         return None
-    return _matching(source, path, data_files) if data_files else _whole_folder(source, path)
+    return files_matching(source, path, data_files) if data_files else _whole_folder(source, path)
 
 
 def kind_of(source: str, files: Mapping[str, list[Path]]) -> str:
-    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow` or `images`. Raises when the files are of several kinds."""
-    suffixes = {file.suffix.lower() for found in files.values() for file in found}
-    if suffixes == {'.jsonl'}:
+    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow` or `images`. Raises when the files are of several kinds.
+
+    Files that are compressed are of the kind of their contents; `.tsv` is `csv`, and may not stand beside it.
+    """
+    suffixes = {data_suffix(file) for found in files.values() for file in found}
+    if suffixes <= {'.jsonl', '.jsonl.gz'}:
         return 'jsonl'
     kinds = {BUILDERS.get(suffix, 'images') for suffix in suffixes}
-    if len(kinds) > 1:
+    separators = {suffix.removesuffix('.gz') for suffix in suffixes} if kinds == {'csv'} else set()
+    if len(kinds) > 1 or len(separators) > 1:
         raise DataError(
             f"'{source}' holds files of several kinds ({', '.join(sorted(suffixes))}); choose with data_files, "
             "for instance data_files='*.jsonl'."
@@ -69,7 +87,7 @@ def metadata_files(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
 
 def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
     found = _walk(folder)
-    data = [file for file in found if file.suffix.lower() in BUILDERS and file.name not in NOT_ROWS]
+    data = [file for file in found if data_suffix(file) in BUILDERS and file.name not in NOT_ROWS]
     # Images beside a data file are what its rows point to, not rows.
     data = data or [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
     if not data:
@@ -80,7 +98,7 @@ def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
         return {'train': data}
     splits: dict[str, list[Path]] = {}
     for file, split in named.items():
-        splits.setdefault(split or file.stem, []).append(file)
+        splits.setdefault(split or file.name.removesuffix(data_suffix(file)), []).append(file)
     return splits
 
 
@@ -94,7 +112,7 @@ def _walk(folder: Path) -> list[Path]:
 
 def _split_in_name(path: Path) -> str | None:
     """Returns the split that the file's own name gives, else the nearest folder's that gives one."""
-    shard = re.fullmatch(r'(\w+)-\d{5}-of-\d{5}', path.stem)
+    shard = re.fullmatch(r'(\w+)-\d{5}-of-\d{5}', path.name.removesuffix(data_suffix(path)))
     if shard:
         return SPLIT_WORDS.get(shard.group(1), shard.group(1))
     for part in (path.stem, *(folder.name for folder in path.parents)):
@@ -104,7 +122,11 @@ def _split_in_name(path: Path) -> str | None:
     return None
 
 
-def _matching(source: str, base: Path, data_files: DataFiles) -> dict[str, list[Path]] | None:
+def files_matching(source: str, base: Path, data_files: DataFiles) -> dict[str, list[Path]] | None:
+    """Returns the files of each split that the patterns name; None where some are not on this machine.
+
+    Raises DataError for patterns that match nothing, and for files that nothing here reads.
+    """
     from datasets.data_files import DataFilesDict, sanitize_patterns
 
     try:
@@ -118,23 +140,14 @@ def _matching(source: str, base: Path, data_files: DataFiles) -> dict[str, list[
     for file in (file for found in files.values() for file in found):
         if not file.exists():
             return None
-        if file.suffix.lower() not in BUILDERS and file.suffix.lower() not in IMAGE_SUFFIXES:
+        if data_suffix(file) not in BUILDERS and file.suffix.lower() not in IMAGE_SUFFIXES:
             raise DataError(f"'{source}': can't read {file}, which data_files names. Readable: {READABLE}.")
     return files
 
 
-def _declares_configs(folder: Path) -> bool:
-    """Whether the folder is a copy of a hub repository whose card says which files belong to which split."""
-    card = folder / 'README.md'
-    if not card.is_file():
-        return False
-    header = re.match(r'---\n(.*?)\n---', card.read_text(encoding='utf-8', errors='replace'), re.DOTALL)
-    return header is not None and re.search(r'^configs:', header.group(1), re.MULTILINE) is not None
-
-
 def _refuse_missing(source: str, path: Path) -> None:
     """Raises when `source` can only be meant as a path; a hub name is `name` or `owner/name`."""
-    if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', source) and path.suffix.lower() not in BUILDERS:
+    if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', source) and data_suffix(path) not in BUILDERS:
         return
     if path.parent.is_dir():
         hint = nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))

@@ -86,7 +86,7 @@ class _Numbered:
         if isinstance(made, Example):
             made.meta = {'row': number}
             return made
-        return _NumberedSkip(made.source, made.reason, number)
+        return _NumberedSkip(made.source, made.reason, made.filtered, number)
 
 
 @dataclass(frozen=True)
@@ -107,5 +107,5 @@ class _Costing:
     def __call__(self, examples: list[Example], skipped: list[Skipped]) -> _Costs:
         return _Costs(
             [(example.meta['row'], self.cost(example)) for example in examples],
-            [(record.row, Skipped(record.source, record.reason)) for record in skipped],
+            [(record.row, Skipped(record.source, record.reason, record.filtered)) for record in skipped],
         )

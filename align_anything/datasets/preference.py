@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from align_anything.core.errors import SampleError
+from align_anything.core.errors import FilteredError, SampleError
 from align_anything.core.types import Conversation, Example, Piece
 from align_anything.datasets.dataset import Formatted
 from align_anything.datasets.formatters.base import PREFERENCE, SUPERVISED, BaseFormatter
@@ -78,6 +78,8 @@ class UnpairedTask:
         else:
             formatter.require_hook(SUPERVISED)
             conversation, meta = formatter.format_supervised_sample(row)
+            if not conversation:
+                raise _nothing(formatter)
             answered, desirable = [conversation], [_label(formatter, meta)]
         unmatched, _ = formatter.format_unmatched_supervised_sample(row, other)
         return [*answered, unmatched], {**meta, 'desirable': desirable}
@@ -130,10 +132,16 @@ def _equal(one: Piece, other: Piece) -> bool:
 
 def _pair(formatter: BaseFormatter, row: Row) -> tuple[list[Any], list[Any], dict[str, Any]]:
     formatter.require_hook(PREFERENCE)
+    better, worse, meta = formatter.format_preference_sample(row)
+    if not better and not worse:
+        raise _nothing(formatter)
     if formatter.check_equal(row):
         raise SampleError('both answers are the same, so there is nothing to prefer.')
-    better, worse, meta = formatter.format_preference_sample(row)
     return better, worse, dict(meta)
+
+
+def _nothing(formatter: BaseFormatter) -> FilteredError:
+    return FilteredError(f"template '{formatter.name}' gives no conversation for the row")
 
 
 def _label(formatter: BaseFormatter, meta: dict[str, Any]) -> bool:

@@ -7,28 +7,34 @@ can't change the next epoch, and workers share the pages instead of copying Pyth
 from __future__ import annotations
 
 import csv
-import dataclasses
+import gzip
+import io
 import json
 import re
+import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from align_anything.core.errors import DataError, SampleError
+from align_anything.datasets.features import AudioPath, MediaPath, Written, as_written, undecoded
 
 Row = dict[str, Any]
 CHECK_BYTES = 512 * 2**20
 """Files up to this size are parsed once when they are opened, so that a broken line is found before a model loads."""
 BOM = b'\xef\xbb\xbf'
+SPACE = re.compile(r'[ \t\r\n]*')
+DECODER = json.JSONDecoder()
 TRAILING_COMMA = re.compile(rb'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', re.DOTALL)
 
 
 class Rows(Protocol):
     """Rows with random access.
 
-    `rows[i]` is a fresh dict (media not decoded) or raises `SampleError`; `rows.row_name(i)` names it for reports.
+    `rows[i]` is a fresh dict (media not decoded) or raises `SampleError`; `rows.row_name(i)` names it for reports, by
+    its file and its number there (`file:3`) where it is known, else by its source.
     """
 
     def __len__(self) -> int: ...
@@ -48,9 +54,9 @@ class RowStream(Protocol):
 
 
 def parse_json_row(text: bytes, name: str) -> Row:
-    """Returns the JSON object in `text`. Raises `SampleError` naming the row when there is none."""
+    """Returns the JSON object in `text`, its numbers as they are written. Raises `SampleError` when there is none."""
     try:
-        row = json.loads(text)
+        row = json.loads(text, parse_float=Written)
     except ValueError as error:
         raise SampleError(f'{name}: not valid JSON ({error}): {text[:80].decode(errors="replace")!r}') from error
     if not isinstance(row, dict):
@@ -58,32 +64,20 @@ def parse_json_row(text: bytes, name: str) -> Row:
     return row
 
 
-def undecoded(feature: Any) -> Any:
-    """Returns the Hugging Face feature with every Image, Audio and Video in it left as its bytes or path."""
-    from datasets import Audio, Image, LargeList, List, Video
-
-    if isinstance(feature, (Audio, Image, Video)):
-        return dataclasses.replace(feature, decode=False)
-    if isinstance(feature, dict):
-        return type(feature)({key: undecoded(value) for key, value in feature.items()})
-    if isinstance(feature, (List, LargeList)):
-        return dataclasses.replace(feature, feature=undecoded(feature.feature))
-    return feature
-
-
 class JsonLines:
-    """A file with one JSON object on each line; blank lines are passed over.
+    """A file with one JSON object on each line; blank lines are passed over. One that is packed (`.gz`) is held whole.
 
     Raises:
-        DataError: a line can't be parsed (checked for all of the file up to `CHECK_BYTES`, past that for its first
-            lines only, later ones become a `SampleError` when they are read).
+        DataError: the file can't be unpacked, or a line can't be parsed (checked for all of the file up to
+            `CHECK_BYTES`, past that for its first lines only, later ones become a `SampleError` when they are read).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unpacked = unpacked(path) if is_packed(path) else None
         self._starts, self._lines = array('q'), array('q')
         position = 0
-        with path.open('rb') as file:
+        with self._open() as file:
             for number, line in enumerate(file, start=1):
                 if line.removeprefix(BOM).strip():
                     self._starts.append(position)
@@ -96,13 +90,16 @@ class JsonLines:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Row:
-        # Opened for each read: a shared file position would be moved by other forked workers.
-        with self.path.open('rb') as file:
+        with self._open() as file:
             file.seek(self._starts[index])
             return parse_json_row(file.readline().removeprefix(BOM), self.row_name(index))
 
     def row_name(self, index: int) -> str:
         return f'{self.path}:{self._lines[index]}'
+
+    def _open(self) -> IO[bytes]:
+        # Opened for each read: a shared file position would be moved by other forked workers.
+        return self.path.open('rb') if self._unpacked is None else io.BytesIO(self._unpacked)
 
     def _check(self, line: bytes, number: int) -> None:
         try:
@@ -114,20 +111,15 @@ class JsonLines:
             ) from error
 
 
-class JsonList:
-    """The rows of a JSON list, kept as one block of text."""
+class TextRows:
+    """Rows that are kept as one block of JSON text, numbered from one."""
 
-    def __init__(self, path: Path, rows: list[Any]) -> None:
+    def __init__(self, path: Path, texts: Iterable[str]) -> None:
         self.path = path
         self._ends = array('q')
         block = bytearray()
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'{path}:{number}: entry {number} of the list is a {type(row).__name__}, not an object '
-                    '{"column": value, …}. Write every row as an object.'
-                )
-            block += json.dumps(row).encode()
+        for text in texts:
+            block += text.encode()
             self._ends.append(len(block))
         self._block = bytes(block)
 
@@ -136,7 +128,7 @@ class JsonList:
 
     def __getitem__(self, index: int) -> Row:
         start = self._ends[index - 1] if index else 0
-        return json.loads(self._block[start : self._ends[index]])
+        return parse_json_row(self._block[start : self._ends[index]], self.row_name(index))
 
     def row_name(self, index: int) -> str:
         return f'{self.path}:{index + 1}'
@@ -155,7 +147,8 @@ class TableRows:
 
     def __getitem__(self, index: int) -> Row:
         # Read through arrow and not through the dataset's own format, which would open every image here.
-        return self._features.decode_example(self._table[index].to_pylist()[0])
+        row = self._table[index].to_pylist()[0]
+        return as_written(self._features, self._features.decode_example(row))
 
     def row_name(self, index: int) -> str:
         return f'{self.label}:{index + 1}'
@@ -212,7 +205,7 @@ class MediaFolderRows:
         row: Row = {}
         for column, value in self._rows[index].items():
             if column == 'file_name':
-                row[self.SUFFIX_KIND.get(Path(str(value)).suffix.lower(), 'image')] = self._path(value)
+                row[self._kind(value)] = self._path(value)
             elif column.endswith('_file_name'):
                 row[column.removesuffix('_file_name')] = self._path(value)
             elif column.endswith('_file_names'):
@@ -224,8 +217,12 @@ class MediaFolderRows:
     def row_name(self, index: int) -> str:
         return self._rows.row_name(index)
 
+    def _kind(self, name: Any) -> str:
+        return self.SUFFIX_KIND.get(Path(str(name)).suffix.lower(), 'image')
+
     def _path(self, name: str | None) -> str | None:
-        return str(self._folder / name) if name else None
+        kinds = {'image': MediaPath, 'audio': AudioPath}
+        return kinds.get(self._kind(name), str)(self._folder / name) if name else None
 
 
 class JsonLinesStream:
@@ -236,7 +233,7 @@ class JsonLinesStream:
 
     def __iter__(self) -> Iterator[tuple[str, Row | SampleError]]:
         for path in self._paths:
-            with path.open('rb') as file:
+            with gzip.open(path) if is_packed(path) else path.open('rb') as file:
                 for number, line in enumerate(file, start=1):
                     line = line.removeprefix(BOM)
                     if not line.strip():
@@ -253,12 +250,13 @@ class TableStream:
 
     def __init__(self, dataset: Any, label: str) -> None:
         self.label = label
+        self._features = dataset.features
         # A dataset of unknown features has nothing to decode, and `decode` refuses it.
         self._dataset = dataset.decode(False) if dataset.features else dataset
 
     def __iter__(self) -> Iterator[tuple[str, Row | SampleError]]:
         for number, row in enumerate(self._dataset, start=1):
-            yield f'{self.label}:{number}', dict(row)
+            yield f'{self.label}:{number}', as_written(self._features, row) if self._features else dict(row)
 
 
 class InOrder:
@@ -274,6 +272,17 @@ class InOrder:
                 yield name, self._rows[index]
             except SampleError as error:
                 yield name, error
+
+
+class JoinedStream:
+    """Several streams, one after the other."""
+
+    def __init__(self, streams: list[RowStream]) -> None:
+        self._streams = streams
+
+    def __iter__(self) -> Iterator[tuple[str, Row | SampleError]]:
+        for stream in self._streams:
+            yield from stream
 
 
 class FirstRows:
@@ -293,10 +302,25 @@ def joined(parts: list[Rows]) -> Rows:
     return parts[0] if len(parts) == 1 else JoinedRows([(part, 0, len(part)) for part in parts])
 
 
-def read_csv_text(path: Path) -> list[Row]:
-    """Returns the lines of a comma separated file with a header, every value as text."""
+def is_packed(path: Path) -> bool:
+    """Whether the file is compressed by gzip, as its name says."""
+    return path.suffix.lower() == '.gz'
+
+
+def unpacked(path: Path) -> bytes:
+    """Returns the contents of a file compressed by gzip. Raises DataError for one that is none, or is truncated."""
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f'{path}: cannot be unpacked ({error}). Pack it again with gzip, or unpack it.') from error
+
+
+def read_csv_text(path: Path) -> Rows:
+    """Returns the lines of a comma separated file with a header, every value as text, an empty one as null."""
     with path.open(newline='', encoding='utf-8-sig') as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    return TextRows(path, (json.dumps({key: value or None for key, value in row.items()}) for row in rows))
 
 
 def read_json(path: Path, field: str | None = None) -> Rows:
@@ -305,13 +329,17 @@ def read_json(path: Path, field: str | None = None) -> Rows:
     Raises:
         DataError: the file isn't JSON, or holds something else.
     """
-    with path.open('rb') as file:
-        start, more = file.readline().removeprefix(BOM).strip(), file.readline().strip()
+    with gzip.open(path) if is_packed(path) else path.open('rb') as file:
+        try:
+            start, more = file.readline().removeprefix(BOM).strip(), file.readline().strip()
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f'{path}: cannot be read ({error}).') from error
     one_object_a_line = bool(more) and start.startswith(b'{') and _is_json(start)
-    if field is None and (path.suffix == '.jsonl' or not start or one_object_a_line):
+    is_lines = path.name.lower().endswith(('.jsonl', '.jsonl.gz'))
+    if field is None and (is_lines or not start or one_object_a_line):
         return JsonLines(path)
     try:
-        value = _parse_json(path.read_bytes().removeprefix(BOM))
+        text, value = _parse_json((unpacked(path) if is_packed(path) else path.read_bytes()).removeprefix(BOM))
     except ValueError as error:
         line = f':{error.lineno}' if isinstance(error, json.JSONDecodeError) else ''
         raise DataError(f'{path}{line}: not valid JSON ({error}). Mend the file or write it again.') from error
@@ -325,17 +353,53 @@ def read_json(path: Path, field: str | None = None) -> Rows:
         raise DataError(
             f'{path}: holds a {type(value).__name__}, not a list of rows.{hint} A single row goes between [ and ].'
         )
-    return JsonList(path, value)
+    wrong = next((number for number, row in enumerate(value, start=1) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise DataError(
+            f'{path}:{wrong}: entry {wrong} of the list is a {type(value[wrong - 1]).__name__}, not an object '
+            '{"column": value, …}. Write every row as an object.'
+        )
+    # The rows are cut out of the text and not written anew, so that their numbers stay as they are written.
+    return TextRows(path, (text[start:stop] for start, stop in _entries(text, _start_of(text, field))))
 
 
-def _parse_json(text: bytes) -> Any:
-    """Returns the value of a JSON text; a comma after the last entry, common in files written by hand, is forgiven."""
+def _start_of(text: str, field: str | None) -> int:
+    """Returns where the value of a valid JSON text begins, or of its key `field`; of several such keys the last."""
+    at = SPACE.match(text).end()
+    if field is None:
+        return at
+    found, at = at, SPACE.match(text, at + 1).end()
+    while text[at] == '"':
+        key, stop = DECODER.raw_decode(text, at)
+        start = SPACE.match(text, SPACE.match(text, stop).end() + 1).end()
+        if key == field:
+            found = start
+        _, stop = DECODER.raw_decode(text, start)
+        at = SPACE.match(text, stop).end()
+        if text[at] == ',':
+            at = SPACE.match(text, at + 1).end()
+    return found
+
+
+def _entries(text: str, at: int) -> Iterator[tuple[int, int]]:
+    """Yields where each entry of the list that begins at `at` of a valid JSON text starts and stops."""
+    at = SPACE.match(text, at + 1).end()
+    while text[at] != ']':
+        _, stop = DECODER.raw_decode(text, at)
+        yield at, stop
+        at = SPACE.match(text, stop).end()
+        if text[at] == ',':
+            at = SPACE.match(text, at + 1).end()
+
+
+def _parse_json(content: bytes) -> tuple[str, Any]:
+    """Returns a JSON text and its value; a comma after the last entry, common in files written by hand, is forgiven."""
     try:
-        return json.loads(text)
+        return content.decode(), json.loads(content)
     except ValueError:
-        forgiving = TRAILING_COMMA.sub(lambda match: match[1] or b'', text)
+        forgiving = TRAILING_COMMA.sub(lambda match: match[1] or b'', content)
         # What is reported must be where it stands in the file.
-        return json.loads(forgiving) if _is_json(forgiving) else json.loads(text)
+        return forgiving.decode(), json.loads(forgiving if _is_json(forgiving) else content)
 
 
 def _is_json(text: bytes) -> bool:

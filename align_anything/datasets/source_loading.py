@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import DataError
-from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.dataset import Source
 from align_anything.datasets.formatters.base import make_formatter
 from align_anything.datasets.local_files import DataFiles
@@ -40,8 +39,8 @@ def load_sources(
     `optional_args`. Templates are made first: a wrong name is found before anything is downloaded.
 
     Args:
-        image_folder: where relative paths of images start; None for the folder of the source. Likewise for video and
-            audio. Folders that a template was given go first.
+        image_folder: where relative paths of images start; None for the folder of the row's file. Likewise for video
+            and audio. Folders that a template was given go first.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
         cache_bytes: decoded media that each worker keeps for rows to come.
 
@@ -80,10 +79,10 @@ def load_sources(
     for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
         rows = opener(source, cache_dir=cache_dir, **{key: values[index] for key, values in columns.items()})
         named = formatter.folders_of_environment()
-        starts = {kind: given[kind] or named.get(kind) or source_folder(source) for kind in MEDIA_KINDS}
-        folders = {kind: str(start) for kind, start in starts.items() if start}
-        folders |= formatter.folders()
-        opened.append(Source(rows, formatter, source, folders, streaming, media_options or {}, cache))
+        starts = {kind: folder or named.get(kind) for kind, folder in given.items()}
+        folders = {kind: str(start) for kind, start in starts.items() if start} | formatter.folders()
+        home = str(source_folder(source) or '')
+        opened.append(Source(rows, formatter, source, folders, home, streaming, media_options or {}, cache))
     return opened
 
 

@@ -2,26 +2,28 @@
 
 A source is a local file, a folder of files, a `save_to_disk` folder, a folder of images with a metadata file, or a
 dataset of the Hugging Face hub. JSON is read by this package, because chat rows of mixed shapes don't fit one table
-schema; the other formats go through `datasets`.
+schema; the other formats go through `datasets`. Values arrive as they are written: those of CSV and TSV as text.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import DataError
 from align_anything.core.registry import nearest
-from align_anything.datasets.local_files import kind_of, local_files, metadata_files
+from align_anything.datasets.dataset_card import declared_configuration
+from align_anything.datasets.local_files import data_suffix, files_matching, kind_of, local_files, metadata_files
 from align_anything.datasets.rows import (
     FirstRows,
     InOrder,
     JoinedRows,
+    JoinedStream,
     JsonLinesStream,
-    JsonList,
     MediaFolderRows,
     Rows,
     RowStream,
@@ -89,40 +91,79 @@ def load_stream(
     """
     if split is not None and not re.fullmatch(r'[\w.-]+', split):
         raise DataError(f"'{source}': split='{split}' can't be taken from a stream; use size, or no streaming.")
-    arguments = _arguments(optional_args)
-    files = None if _is_saved(Path(source).expanduser()) else local_files(source, name, data_files)
+    given = _arguments(optional_args)
+    files, arguments = (None, given) if _is_saved(_path(source)) else _local(source, name, data_files, given)
     stream: RowStream
     if _opens_at_once(source, files):
         opened = load_rows(
-            source, name=name, split=split, data_files=data_files, optional_args=arguments, cache_dir=cache_dir
+            source, name=name, split=split, data_files=data_files, optional_args=given, cache_dir=cache_dir
         )
         stream = InOrder(opened)
     elif files is not None and not arguments and kind_of(source, files) == 'jsonl':
         stream = JsonLinesStream(files[_pick(source, list(files), split)])
+    elif _is_table(source, files):
+        key = _pick(source, list(files), split)
+        load = partial(_load_dataset, source, name, arguments=arguments, cache_dir=cache_dir, streaming=True)
+        stream = JoinedStream(
+            [
+                TableStream(load(group)[key], _label(source, name, key, group[key]))
+                for group in _by_folder(key, files[key])
+            ]
+        )
     else:
-        loaded = _load_dataset(source, name, files, data_files, arguments, cache_dir, streaming=True)
+        loaded = _load_dataset(source, name, None, arguments, cache_dir, streaming=True, data_files=data_files)
         key = _pick(source, list(loaded), split)
-        stream = TableStream(loaded[key], _label(source, name, key, files))
+        stream = TableStream(loaded[key], _label(source, name, key))
     return FirstRows(stream, size) if size is not None else stream
 
 
 def source_folder(source: str) -> Path | None:
     """Returns the folder that relative media paths in the rows of a local source start from, None for the hub."""
-    path = Path(source).expanduser()
+    path = _path(source)
     if path.is_dir():
         return path
     return path.parent if path.is_file() else None
 
 
+@cache
+def _folder_of_place(place: str) -> str:
+    path = Path(place)
+    return str(path.parent) if path.is_file() else place if path.is_dir() else ''
+
+
+def folder_of_row(name: str) -> str:
+    """Returns the folder of the file that holds a row, by the name of the row; '' where it is in no local file."""
+    return _folder_of_place(re.sub(r'(\[[^\[\]]*\])?:\d+$', '', name))
+
+
+def _path(source: str) -> Path:
+    return Path(source).expanduser()
+
+
+def _local(
+    source: str, name: str | None, data_files: Any, arguments: dict[str, Any]
+) -> tuple[dict[str, list[Path]] | None, dict[str, Any]]:
+    """Returns the files of each split and the arguments of their reader; None for what `datasets` has to find."""
+    folder = _path(source)
+    declared = declared_configuration(folder, name) if data_files is None and folder.is_dir() else None
+    if declared is None:
+        return local_files(source, name, data_files), arguments
+    if declared.data_files is None:
+        files = local_files(str(declared.folder), None, None)
+    else:
+        files = files_matching(source, declared.folder, declared.data_files)
+    return files, {**declared.arguments, **arguments}
+
+
 def _find_splits(
     source: str, name: str | None, data_files: Any, arguments: dict[str, Any], cache_dir: str | None
 ) -> dict[str, Split]:
-    path = Path(source).expanduser()
+    path = _path(source)
     if _is_saved(path):
         if arguments or data_files or name:
             raise DataError(f"'{source}' is a save_to_disk folder: name, data_files and optional_args are not for it.")
         return _saved_splits(path)
-    files = local_files(source, name, data_files)
+    files, arguments = _local(source, name, data_files, arguments)
     if files is not None:
         metadata = metadata_files(files)
         if metadata:
@@ -130,8 +171,31 @@ def _find_splits(
         if kind_of(source, files) in ('json', 'jsonl') and set(arguments) <= {'field'}:
             read = partial(read_json, field=arguments.get('field'))
             return {key: partial(_join, read, found) for key, found in files.items()}
-    loaded = _load_dataset(source, name, files, data_files, arguments, cache_dir, streaming=False)
-    return {str(key): partial(TableRows, loaded[key], _label(source, name, key, files)) for key in loaded}
+    if _is_table(source, files):
+        load = partial(_load_dataset, source, name, arguments=arguments, cache_dir=cache_dir, streaming=False)
+        return {key: partial(_tables, source, name, key, files, load) for key in files}
+    loaded = _load_dataset(source, name, None, arguments, cache_dir, streaming=False, data_files=data_files)
+    return {str(key): partial(TableRows, loaded[key], _label(source, name, key)) for key in loaded}
+
+
+def _is_table(source: str, files: Mapping[str, list[Path]] | None) -> bool:
+    return files is not None and kind_of(source, files) != 'images'
+
+
+def _tables(
+    source: str,
+    name: str | None,
+    split: str,
+    files: Mapping[str, list[Path]],
+    load: Callable[[dict[str, list[Path]]], Mapping[str, Any]],
+) -> Rows:
+    """The rows of the files of a split, by folder, so that each row tells where its relative paths start."""
+    groups = _by_folder(split, files[split])
+    return joined([TableRows(load(group)[split], _label(source, name, split, group[split])) for group in groups])
+
+
+def _by_folder(split: str, files: Sequence[Path]) -> list[dict[str, list[Path]]]:
+    return [{split: list(found)} for _, found in groupby(files, key=lambda file: file.parent)]
 
 
 def _join(read: Callable[[Path], Rows], files: list[Path]) -> Rows:
@@ -143,12 +207,12 @@ def _media_folder(metadata: Path) -> Rows:
     if metadata.suffix == '.jsonl':
         rows = read_json(metadata)
     elif metadata.suffix == '.csv':
-        rows = JsonList(metadata, read_csv_text(metadata))
+        rows = read_csv_text(metadata)
     else:
         from datasets import Dataset
 
         rows = TableRows(Dataset.from_parquet(str(metadata)), str(metadata))
-    return MediaFolderRows(rows, metadata.parent)
+    return MediaFolderRows(rows, metadata.parent.absolute())
 
 
 def _is_saved(path: Path) -> bool:
@@ -158,7 +222,7 @@ def _is_saved(path: Path) -> bool:
 def _opens_at_once(source: str, files: dict[str, list[Path]] | None) -> bool:
     """Whether random access costs a stream nothing: the rows are mapped from disk, or are one JSON list anyway."""
     if files is None:
-        return _is_saved(Path(source).expanduser())
+        return _is_saved(_path(source))
     return bool(metadata_files(files)) or kind_of(source, files) == 'json'
 
 
@@ -177,23 +241,25 @@ def _saved_splits(path: Path) -> dict[str, Split]:
 def _load_dataset(
     source: str,
     name: str | None,
-    files: dict[str, list[Path]] | None,
-    data_files: Any,
+    files: Mapping[str, list[Path]] | None,
     arguments: dict[str, Any],
     cache_dir: str | None,
     streaming: bool,
+    data_files: Any = None,
 ) -> Mapping[str, Any]:
+    """Has `datasets` open local `files`, or else the source itself, all of it or its `data_files`."""
     import datasets
 
-    local = files is not None and kind_of(source, files) != 'images'
-    builder = kind_of(source, files).removesuffix('l') if local else str(Path(source).expanduser())
-    chosen = {key: [str(file) for file in found] for key, found in files.items()} if local else data_files
+    builder = str(_path(source)) if files is None else kind_of(source, files).removesuffix('l')
+    chosen = data_files if files is None else {key: list(map(str, found)) for key, found in files.items()}
     try:
+        if builder == 'csv':
+            arguments = _as_text(files, arguments)
         return datasets.load_dataset(
             builder, name, data_files=chosen, cache_dir=cache_dir, streaming=streaming, **arguments
         )
     except Exception as error:  # the builders raise whatever their file readers do
-        if local or Path(source).expanduser().exists():
+        if files is not None or _path(source).exists():
             hint = 'Check the file, and data_cfgs optional_args.'
         else:
             hint = (
@@ -202,6 +268,28 @@ def _load_dataset(
             )
         where = f"'{source}'" + (f" (name '{name}')" if name else '')
         raise DataError(f'dataset {where} could not be loaded: {type(error).__name__}: {error}. {hint}') from error
+
+
+def _as_text(files: Mapping[str, list[Path]], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments by which every value of the files is read as text, and an empty one as null.
+
+    The reader would guess numbers, truth values and nulls, and write them otherwise than they stand there. Arguments
+    that say how to read them go first.
+    """
+    import pandas
+    from datasets import Features, Value
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    first = next(file for found in files.values() for file in found)
+    if data_suffix(first).startswith('.tsv'):
+        arguments = {'sep': '\t', **arguments}
+    if not {'na_values', 'keep_default_na', 'na_filter'} & arguments.keys():
+        arguments = {**arguments, 'keep_default_na': False, 'na_values': ['']}
+    if 'features' in arguments:
+        return arguments
+    options = CsvConfig(**arguments).pd_read_csv_kwargs
+    columns = pandas.read_csv(first, **{**options, 'nrows': 0, 'chunksize': None}).columns
+    return {**arguments, 'features': Features({str(column): Value('string') for column in columns})}
 
 
 def _take(source: str, splits: dict[str, Split], split: str | None) -> Rows:
@@ -232,9 +320,17 @@ def _pick(source: str, names: list[str], split: str | None) -> str:
     return split
 
 
-def _label(source: str, name: str | None, split: str, files: dict[str, list[Path]] | None) -> str:
-    if files is not None and len(files) == 1 and len(files[split]) == 1:
-        return str(files[split][0])
+def _label(
+    source: str,
+    name: str | None,
+    split: str,
+    group: Sequence[Path] = (),
+) -> str:
+    """What names the rows of some files of a split: the file, else their folder, else the source."""
+    if len(group) == 1:
+        return str(group[0])
+    if group and group[0].parent != _path(source):
+        return f'{group[0].parent}[{split}]'
     return f'{source}{f"/{name}" if name else ""}[{split}]'
 
 

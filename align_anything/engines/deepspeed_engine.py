@@ -21,6 +21,7 @@ from align_anything.engines.balance import Balanced, global_shares
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import join_process_group
+from align_anything.engines.reshape import is_partitioned_state, reshaped
 from align_anything.engines.step import (
     Objective,
     StepResult,
@@ -235,8 +236,20 @@ class DeepSpeedEngine:
         frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
         self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
 
-    def load_state(self, folder: Path) -> None:
-        """Restores what `save_state` wrote. Frozen parameters come from the base checkpoint. Every rank calls it."""
+    def load_state(self, folder: Path, scratch: Path | None = None) -> None:
+        """Restores what `save_state` wrote. Frozen parameters come from the base checkpoint. Every rank calls it.
+
+        With `scratch`, a folder for as long, the state may be one that another number of ranks wrote.
+        """
+        if scratch is not None and is_partitioned_state(folder / STATE_TAG):
+            with reshaped(folder / STATE_TAG, scratch) as made:
+                self.engine._config.load_universal_checkpoint = True
+                self._load(made.parent)
+                self.engine._config.load_universal_checkpoint = False
+        else:
+            self._load(folder)
+
+    def _load(self, folder: Path) -> None:
         frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
         path, _ = self.engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=not frozen)
         if path is None:

@@ -223,7 +223,7 @@ def _merged(first: Message, second: Message, role: str = 'system') -> Message:
 
 
 def _without_tools(message: Message) -> Message:
-    return {key: value for key, value in message.items() if key not in ('tools', 'prefix')}
+    return {key: value for key, value in message.items() if key not in ('tools', 'prefix', 'weight')}
 
 
 def _nine(name: str) -> str:

@@ -27,8 +27,10 @@ from align_anything.models.rendering import (
     require_answers,
     require_written,
     shared_turns,
+    weight_of,
 )
 from align_anything.models.tower_calls import TowerCalls
+from align_anything.models.vocabulary import check_vocabulary
 
 
 class FamilySpec:
@@ -40,6 +42,7 @@ class FamilySpec:
         model_type: the configuration's `model_type`.
         config, tokenizer, processor: of the checkpoint; `processor` is None for text families.
         max_length: longest sequence that `encode` returns.
+        embedding_rows: token ids that the model has an embedding for.
         reads: the kinds of media that may stand in a prompt, text aside: those that the processor takes.
         emits: the kinds of media that the model can learn to write into an answer, text aside.
         audio_rate: samples per second that audio clips must have, None for families that take none.
@@ -85,6 +88,7 @@ class FamilySpec:
         self.max_length = max_length
         text_config = config.get_text_config()
         forget_call_arguments(tokenizer)
+        self.embedding_rows = check_vocabulary(text_config, tokenizer)
         kinds = sorted(self.kinds_read())
         found = {kind: self.placeholder(kind) for kind in kinds}
         placeholders = {kind: token for kind, token in found.items() if token is not None}
@@ -159,10 +163,11 @@ class FamilySpec:
     def _encode(
         self, conversations: Sequence[Conversation], train_on: TrainOn, start: int, judged: bool = False
     ) -> Example:
-        if not judged:
-            for conversation in conversations:
-                require_answers(conversation, train_on, start)
-                require_written(conversation, train_on, start, self.emits, f"models of type '{self.model_type}' write")
+        if judged and any(weight_of(message) not in (0, 1) for messages in conversations for message in messages):
+            raise SampleError('a turn has a weight, but answers that are scored as a whole have none: take it out')
+        for conversation in () if judged else conversations:
+            require_answers(conversation, train_on, start)
+            require_written(conversation, train_on, start, self.emits, f"models of type '{self.model_type}' write")
         rendered = [self.render(conversation, train_on, start) for conversation in conversations]
         opening = rendered[0][0][0]
         if any(sequences[0][0] != opening for sequences in rendered):
@@ -188,7 +193,7 @@ class FamilySpec:
         prompts = [self._piece(runs[0], first=True) for runs in sequences]
         # Prompts grow with the history: one that no longer fits is left out, as truncation takes it off a sequence.
         fitting = max(1, sum(1 for _ in takewhile(lambda prompt: len(prompt) < self.max_length, prompts)))
-        sequences, prompts = sequences[:fitting], prompts[:fitting]
+        number, sequences, prompts = len(sequences), sequences[:fitting], prompts[:fitting]
         prompt = prompts[-1]
         common = [_common_length(other, prompt) for other in prompts]
         if prompt.media and torch.isin(prompt.ids[min(common) :], torch.tensor(sorted(self.media_token_ids))).any():
@@ -202,9 +207,7 @@ class FamilySpec:
             response = join([*([rest] if len(rest) else []), *map(self._piece, runs[1:])], self.merge_media)
             pieces.append(self._fit(truncate(prompt, length), response))
             pieces[-1].prefix_length = None if length == len(prompt) else length
-        *earlier, last = pieces
-        last.earlier = earlier
-        return Example(prompt, [last])
+        return Example(prompt, [_whole(pieces, cut=fitting < number)])
 
     def _response(self, prompt: Piece, opening: Run, sequences: Sequence[Sequence[Run]]) -> Piece:
         """What follows `prompt`, the piece of `opening`, in the sequences of one response."""
@@ -222,12 +225,10 @@ class FamilySpec:
             pieces.append(self._fit(base, response))
             pieces[-1].prefix_length = None if shares else 0
             heads.append(sum(map(len, head)))
-        *earlier, last = pieces
-        for piece, length in zip(earlier, heads, strict=False):
+        for piece, length in zip(pieces[:-1], heads, strict=False):
             # The history counts once where prompts are trained.
             piece.weights = torch.cat([torch.zeros_like(piece.weights[:length]), piece.weights[length:]])
-        last.earlier = earlier
-        return last
+        return _whole(pieces, cut=len(pieces) < len(sequences))
 
     def encode_prompt(self, messages: Conversation) -> Piece:
         """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
@@ -244,7 +245,14 @@ class FamilySpec:
         return self.renderer.render_prompt(messages)
 
     def _piece(self, run: Run, first: bool = False) -> Piece:
-        return join(self.encoder.pieces(run, first), self.merge_media)
+        piece = join(self.encoder.pieces(run, first), self.merge_media)
+        if len(piece) and int(piece.ids.max()) >= self.embedding_rows:
+            token = self.tokenizer.convert_ids_to_tokens(int(piece.ids.max()))
+            raise SampleError(
+                f'the text holds the token {token!r}, for which the model has no embedding: it has '
+                f'{self.embedding_rows} rows'
+            )
+        return piece
 
     def _fit(self, prompt: Piece, response: Piece) -> Piece:
         limit, total = self.max_length, len(prompt) + len(response)
@@ -258,6 +266,7 @@ class FamilySpec:
             )
         self._require_whole_media(prompt, response)
         kept = truncate(response, limit - len(prompt))
+        kept.truncated = True
         if not kept.weights.any():
             raise SampleError(f'truncation to {limit} tokens leaves nothing to train on; the row has {total} tokens')
         return kept
@@ -426,6 +435,14 @@ def _behind(piece: Piece, length: int) -> Piece:
     """The tokens of a piece behind the first `length`; its media stand in those."""
     tensors = {name: tensor[length:] for name, tensor in piece.token_tensors.items()}
     return Piece(piece.ids[length:], piece.weights[length:], token_tensors=tensors)
+
+
+def _whole(pieces: list[Piece], cut: bool) -> Piece:
+    """The response that several sequences make; `cut` says that some at its end were left out for want of length."""
+    *earlier, last = pieces
+    last.earlier = earlier
+    last.truncated = cut or any(piece.truncated for piece in pieces)
+    return last
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
-from align_anything.models.trainable import Components, component_of
+from align_anything.models.trainable import Components, compiled, component_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from align_anything.configs.schema import LoraCfgs
 
 logger = get_logger(__name__)
-AUTO = 'auto'
+AUTO, ALL_LINEAR = 'auto', 'all-linear'
+A_NAME = re.compile(r'[\w.]+')
+"""What is the name of a module, or the end of one; anything else is a regular expression."""
 EXPERT_WEIGHTS = ('.experts.gate_up_proj', '.experts.down_proj')
 
 
@@ -80,9 +83,10 @@ def target_modules(
     """Returns the full names of the linear layers that get an adapter, in the model's order.
 
     'auto' is every linear layer of the language model except its output embedding, and with `vision_lora` also those
-    of the vision tower. An entry of a list is the last name or names of a module (`q_proj`, `self_attn.q_proj`),
-    looked for in the same components, or a full name, which may lie in any. Modules under `exclude` are left out.
-    Raises ModelError when an entry names no linear layer.
+    of the vision tower; 'all-linear' is those of all components. An entry of a list is the last name or names of a
+    module (`q_proj`, `self_attn.q_proj`), looked for in the same components as by 'auto', or a full name, which may lie
+    in any, or a regular expression that a full name matches as a whole, as in peft. Modules under `exclude` are left
+    out. Raises ModelError when an entry names no linear layer, or is no expression.
     """
     chosen_components = {'language_model', 'vision_tower'} if vision_lora else {'language_model'}
     output = model.get_output_embeddings()
@@ -97,9 +101,17 @@ def target_modules(
             raise ModelError("target_modules 'auto' finds no linear layer in the language model; name the layers.")
         _tell_about_experts(model)
         return chosen
+    targets = [targets] if isinstance(targets, str) else targets
+    if list(targets) == [ALL_LINEAR]:
+        _tell_about_experts(model)
+        return linear
     found: set[str] = set()
-    for target in [targets] if isinstance(targets, str) else targets:
-        hits = {name for name in chosen if name.endswith(f'.{target}')} | {name for name in linear if name == target}
+    for target in targets:
+        if A_NAME.fullmatch(target):
+            hits = {name for name in chosen if name.endswith(f'.{target}')} | {target} & set(linear)
+        else:
+            expression = compiled(target, 'lora_cfgs.target_modules')
+            hits = {name for name in linear if expression.fullmatch(name)}
         if not hits:
             last_names = sorted({name.rsplit('.', 1)[-1] for name in chosen})
             raise ModelError(
@@ -135,6 +147,6 @@ def _tell_about_experts(model: PreTrainedModel) -> None:
     experts = [name for name, _ in model.named_parameters() if name.endswith(EXPERT_WEIGHTS)]
     if experts:
         logger.warning(
-            "target_modules 'auto' adapts linear layers; fused expert weights (%s, …) are none, so they stay frozen.",
+            'target_modules adapts linear layers; fused expert weights (%s, …) are none, so they stay frozen.',
             experts[0],
         )

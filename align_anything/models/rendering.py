@@ -64,10 +64,16 @@ def without_beginning(messages: Conversation) -> Conversation:
     return messages[:-1] if messages and messages[-1].get('prefix') else messages
 
 
+def weight_of(message: Message) -> float:
+    """Returns what the loss weights of a turn's tokens are multiplied by."""
+    return message.get('weight', 1.0)
+
+
 def trained_turns(conversation: Conversation, train_on: TrainOn, start: int = 0) -> list[int]:
-    """Returns the numbers of the assistant turns to train on, from turn number `start` on."""
+    """Returns the numbers of the assistant turns to train on, from turn number `start` on; none of weight 0."""
     turns = [number for number in range(start, len(conversation)) if conversation[number]['role'] == 'assistant']
-    return turns[-1:] if train_on == 'last' else turns
+    turns = turns[-1:] if train_on == 'last' else turns
+    return [turn for turn in turns if weight_of(conversation[turn])]
 
 
 def require_answers(conversation: Conversation, train_on: TrainOn, start: int) -> None:
@@ -239,14 +245,16 @@ class ChatRenderer:
         There is one sequence as long as the template writes earlier answers as they were generated. An answer that it
         writes otherwise once later turns follow (without its thought, with no token that ends it) ends its sequence,
         and the next one begins with the history as the template writes it for generation. Turns before number `start`
-        are part of the prompt.
+        are part of the prompt, and so are answers of weight 0; other weights multiply the loss weights of their turn.
 
-        Raises SampleError when there is no assistant turn, or when the template refuses the conversation or changes an
-        answer.
+        Raises SampleError when there is no assistant turn to train, or when the template refuses the conversation or
+        changes an answer.
         """
         turns = trained_turns(conversation, train_on, start)
         if not turns:
-            raise SampleError('the conversation has no assistant turn, so there is nothing to train on')
+            raise SampleError('no assistant turn to train has a weight above 0, so there is nothing to train on')
+        if train_on == 'all':
+            turns = self._all_turns(conversation, start)
         prompt_weight = 1.0 if train_on == 'all' else 0.0
         sequences: list[list[Run]] = []
         done, begin = None, 0
@@ -258,9 +266,10 @@ class ChatRenderer:
                 sequences[-1].append(between)
             else:
                 sequences.append([Run(prompt.text, prompt_weight, prompt.media)])
-            sequences[-1].append(Run(answer, 1.0, media_of(conversation[turn : turn + 1])))
+            weight = weight_of(conversation[turn])
+            sequences[-1].append(Run(answer, weight, media_of(conversation[turn : turn + 1])))
             token = self.tokenizer.convert_tokens_to_ids(end) if end else self.end_of_turn_id
-            sequences[-1].append(Run('', 1.0, token=token))
+            sequences[-1].append(Run('', weight, token=token))
             # Without an end of its own, the answer would go on with an inserted one that no history has.
             done, begin = prompt.text + answer + end if end else None, turn + 1
         if prompt_weight and rest:
@@ -324,6 +333,20 @@ class ChatRenderer:
                 'Give a template with model_cfgs.chat_template.'
             )
         return answer, end, rest
+
+    def _all_turns(self, conversation: Conversation, start: int) -> list[int]:
+        """The assistant turns, where everything between them is trained too: those of weight 0 are runs of their own.
+
+        Raises SampleError for a weight of another turn, whose text is not told from its neighbours'.
+        """
+        weighed = [turn for turn, message in enumerate(conversation) if weight_of(message) != 1]
+        others = [turn for turn in weighed if conversation[turn]['role'] != 'assistant']
+        if others:
+            raise SampleError(
+                f'turn {others[0]} ({conversation[others[0]]["role"]}) has a weight of its own, but under '
+                'data_cfgs.train_on: all only answers may: take it out, or set train_on: all_assistant'
+            )
+        return [turn for turn in range(start, len(conversation)) if conversation[turn]['role'] == 'assistant']
 
     def _split(self, messages: Conversation, segment: str) -> tuple[str, str, str]:
         """Splits a rendered answer into the text to learn, the text of the end-of-turn token, and what is left."""

@@ -128,7 +128,7 @@ def learning_rates(
         if key in components:
             names = [name for name in trainable if component_of(name, components) == key]
         else:
-            expression = _compiled(key, 'lr_groups')
+            expression = compiled(key, 'lr_groups')
             names = [name for name in trainable if expression.search(plain_name(name)) or expression.search(name)]
         if not names and key in components:
             raise ModelError(
@@ -208,7 +208,7 @@ def _figures(parameters: int, trainable: int) -> tuple[str, str, str]:
 
 
 def _matching(model: nn.Module, pattern: str, setting: str) -> list[nn.Parameter]:
-    expression = _compiled(pattern, setting)
+    expression = compiled(pattern, setting)
     named = list(model.named_parameters())
     found = [parameter for name, parameter in named if expression.search(plain_name(name))]
     if not found:
@@ -218,7 +218,8 @@ def _matching(model: nn.Module, pattern: str, setting: str) -> list[nn.Parameter
     return found
 
 
-def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
+def compiled(pattern: str, setting: str) -> re.Pattern[str]:
+    """Returns the regular expression that a setting gives. Raises ModelError when it is none."""
     try:
         return re.compile(pattern)
     except re.error as error:

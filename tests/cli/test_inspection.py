@@ -121,7 +121,9 @@ def test_numbers_rows_and_secrets(tiny: Tiny, tmp_path: Path, capsys: pytest.Cap
     # 100 of the 120 rows, 50 of them shown, every second one; all 5 of the other set.
     sources = [text for text in re.findall(r'rows\.jsonl:(\d+)', page.text)]
     assert sources == [str(n) for n in range(1, 101, 2)] + ['1', '2', '3', '4', '5']
-    assert 'as long as the limit' in page.text
+    # From the row of 40 words on or so, nothing else fits in.
+    truncated = re.search(r'truncated rows\s*(\d+), longer than model_cfgs\.model_max_length', page.text)
+    assert truncated and 0 < int(truncated[1]) < 100
     assert 'Training' in page.text and 'Evaluation' in page.text
     capsys.readouterr()
 

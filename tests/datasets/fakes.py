@@ -35,6 +35,12 @@ def encode(conversation: Conversation, train_on: str = 'all_assistant') -> Examp
     return Example(empty, [Piece(ids, torch.ones(len(ids)))], meta={'train_on': train_on})
 
 
+def encode_group(conversations: list[Conversation], *_: Any, **__: Any) -> Example:
+    """Encodes each conversation as the response of one Example."""
+    examples = [encode(conversation) for conversation in conversations]
+    return Example(examples[0].prompt, [example.responses[0] for example in examples])
+
+
 def collate(examples: list[Example], skipped: list[Skipped]) -> Batch:
     """Joins the ids of all examples."""
     ids = torch.cat([torch.empty(0, dtype=torch.int64), *(example.responses[0].ids for example in examples)])

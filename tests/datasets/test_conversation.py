@@ -170,11 +170,79 @@ def test_placeholders_may_name_the_number_of_their_medium() -> None:
     assert first(bind_media(asked(content), {'images': ['a', 'b']})) == [image('b'), text('and'), image('a')]
 
 
-def test_extra_keys_of_messages_are_dropped() -> None:
-    assert bind_media([{'role': 'user', 'content': 'Hi', 'id': 3}, REPLY], {})[0] == {
-        'role': 'user',
-        'content': [text('Hi')],
-    }
+@pytest.mark.parametrize(
+    ('key', 'value', 'weight'),
+    [
+        ('weight', 0, 0.0),
+        ('weight', 0.25, 0.25),
+        ('weight', 2, 2.0),
+        ('loss', False, 0.0),
+        ('loss', 0.5, 0.5),
+        ('train', False, 0.0),
+    ],
+)
+def test_a_turn_brings_the_weight_of_its_tokens(key: str, value: Any, weight: float) -> None:
+    bound = bind_media([{'role': 'user', 'content': 'Hi'}, {**REPLY, key: value}], {})
+    assert bound[1] == {**BOUND_REPLY, 'weight': weight}
+
+
+@pytest.mark.parametrize('key', ['weight', 'loss', 'train'])
+@pytest.mark.parametrize('value', [None, 1, True])
+def test_a_turn_that_counts_once_is_like_one_without_a_weight(key: str, value: Any) -> None:
+    assert bind_media([{'role': 'user', 'content': 'Hi', key: value}, {**REPLY, key: value}], {})[1] == BOUND_REPLY
+
+
+def test_several_weights_of_a_turn_are_multiplied() -> None:
+    bound = bind_media([{'role': 'user', 'content': 'Hi'}, {**REPLY, 'weight': 0.5, 'loss': 0.5, 'train': True}], {})
+    assert bound[1]['weight'] == 0.25
+
+
+@pytest.mark.parametrize('empty', [None, '', [], {}, {'bytes': None, 'path': None}])
+def test_keys_that_say_nothing_are_no_keys(empty: Any) -> None:
+    bound = bind_media([{'role': 'user', 'content': 'Hi', 'id': empty, 'tool_calls': empty, 'image': empty}, REPLY], {})
+    assert bound == [{'role': 'user', 'content': [text('Hi')]}, BOUND_REPLY]
+
+
+@pytest.mark.parametrize(
+    ('turn', 'meta', 'expected'),
+    [
+        ({'content': 'What?', 'images': ['a']}, {}, [image('a'), text('What?')]),
+        ({'content': 'What?', 'image': 'a'}, {'image': []}, [image('a'), text('What?')]),
+        ({'content': 'See <image>!', 'image': 'a'}, {}, [text('See '), image('a'), text('!')]),
+        ({'content': [text('One'), {'type': 'image'}], 'images': ['a']}, {}, [text('One'), image('a')]),
+        ({'content': '<image><image>', 'images': ['a', 'b']}, {}, [image('a'), image('b')]),
+        ({'content': [{'type': 'image', 'image': 'a'}, text('Hi')], 'images': ['a']}, {}, [image('a'), text('Hi')]),
+        ({'content': 'What?', 'images': [{'bytes': None, 'path': None}]}, {}, [text('What?')]),
+    ],
+)
+def test_a_turn_brings_media_of_its_own(turn: dict, meta: dict, expected: list) -> None:
+    assert first(bind_media([{'role': 'user', **turn}, REPLY], meta)) == expected
+
+
+def test_media_of_turns_stand_in_their_turn_and_those_of_the_row_in_the_others() -> None:
+    later = {'role': 'user', 'content': 'And this?', 'images': ['c'], 'audios': ['s']}
+    bound = bind_media([*asked('<image> one'), later, REPLY], {'images': ['a']})
+    assert {part['type'] for part in bound[2]['content'][:2]} == {'audio', 'image'}
+    assert bound[0]['content'] == [image('a'), text(' one')] and image('c') in bound[2]['content']
+
+
+@pytest.mark.parametrize('part', ['image', 'video'])
+def test_parts_say_how_many_pixels_and_hints_to_services_change_nothing(part: str) -> None:
+    content = [{'type': part, part: 'a', 'min_pixels': 4, 'max_pixels': 9, 'detail': 'high'}, text('Hi')]
+    (media,) = (piece[part] for piece in first(bind_media(asked(content), {})) if piece['type'] == part)
+    each = 'frame' if part == 'video' else 'image'
+    assert dict(media.options) == {f'min_{each}_pixels': 4, f'max_{each}_pixels': 9}
+    url = {'type': 'image_url', 'image_url': {'url': 'a', 'detail': 'low'}}
+    assert first(bind_media(asked([url]), {})) == [image('a')]
+
+
+@pytest.mark.parametrize(
+    'meta', [{'image': {'bytes': None, 'path': None}}, {'images': [{'bytes': None, 'path': None}]}]
+)
+def test_a_record_of_nothing_is_no_medium(meta: dict) -> None:
+    assert first(bind_media(asked('Hi'), meta)) == [text('Hi')]
+    nothing = {'type': 'image', 'image': {'bytes': None, 'path': None}}
+    assert first(bind_media(asked([nothing]), {'image': 'a'})) == [image('a')]
 
 
 BAD = [
@@ -197,13 +265,22 @@ BAD = [
     (asked([{'type': 'tool_use'}]), {}, "unknown type 'tool_use'"),
     (asked([{'type': ['image']}]), {}, "unknown type '['image']'"),
     (
-        asked([{'type': 'image', 'image': 'a', 'resized_height': 28, 'max_pixels': 9}]),
+        asked([{'type': 'image', 'image': 'a', 'resized_height': 28, 'crop': 9}]),
         {},
-        "image media with 'max_pixels', 'resized_height', which means nothing here. Options of image media are: none",
+        "image media with 'crop', 'resized_height', which means nothing here. Options of image media are: min_pixels",
     ),
     (asked([{'type': 'video', 'video': 'a', 'video_start': 2}]), {}, "video media with 'video_start'"),
     (asked([{'type': 'audio', 'num_frames': 2}]), {'audio': 'a'}, 'are: max_seconds, sampling_rate'),
-    (asked([{'type': 'image_url', 'image_url': {'url': 'a', 'detail': 'low'}}]), {}, "image media with 'detail'"),
+    (asked([{'type': 'image_url', 'image_url': {'url': 'a', 'size': 'low'}}]), {}, "image media with 'size'"),
+    (asked([{'type': 'image', 'min_pixels': 'few'}]), {'image': 'a'}, 'min_image_pixels of the image should be'),
+    (asked('Hi', {'role': 'user', 'content': 'Hi', 'id': 3}, REPLY), {}, "turn 2 (user) has 'id', which nothing reads"),
+    ([{'role': 'user', 'content': 'Hi', 'speaker': 'Ann', 'mood': 1}, REPLY], {}, "has 'speaker', 'mood', which"),
+    ([{'role': 'user', 'content': 'Hi', 'value': False}, REPLY], {}, "has 'value', which nothing reads"),
+    (asked('Hi', {**REPLY, 'weight': -1}), {}, 'turn 2 (assistant) has weight -1; it should be'),
+    (asked('Hi', {**REPLY, 'loss': 'no'}), {}, "has loss 'no'; it should be"),
+    (asked('Hi', {**REPLY, 'weight': float('nan')}), {}, 'has weight nan; it should be'),
+    ([{'role': 'user', 'content': 'Hi', 'image': 'a', 'images': ['b']}, REPLY], {}, "holds both 'image' and 'images'"),
+    ([{'role': 'user', 'content': '<image>', 'images': ['a', 'b']}, REPLY], {}, 'its text has 1 image placeholder(s)'),
     (asked([{'type': 'video', 'fps': 'fast'}]), {'video': 'a'}, 'fps of the video should be a number above 0'),
     (asked([{'type': 'audio', 'max_seconds': -1}]), {'audio': 'a'}, 'max_seconds of the audio should be a number'),
     (asked([{'type': 'image', 'index': 1}]), {'image': 'a'}, 'name the indices [1] of 1 image(s)'),
@@ -219,7 +296,7 @@ BAD = [
     (asked('Hi'), {'image': 'a', 'images': ['b']}, "both 'image' and 'images'"),
     (asked('Hi'), {'image': ['a', None]}, 'the image is null'),
     (asked('Hi'), {'image': ''}, 'the path of the image is empty'),
-    (asked('Hi'), {'image': {'bytes': None, 'path': None}}, 'neither bytes nor path'),
+    (asked('<image>'), {'image': {'bytes': None, 'path': None}}, '1 image placeholder(s), but the row has 0 image(s)'),
     (asked('Hi'), {'image': 'https://example.org/a.png'}, 'URLs are off'),
     (asked([{'type': 'image', 'url': 'http://example.org/a.png'}]), {}, 'URLs are off'),
     (asked([{'type': 'image', 'image': 's3://bucket/a.png'}]), {}, 'URLs are off'),

@@ -13,9 +13,13 @@ from PIL import Image
 from align_anything.core.errors import DataError, TrainingError
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets import skips
+from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
 from align_anything.datasets.mixture import StreamedRow
+from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
+from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.skips import SkipReport
-from tests.datasets.fakes import make_dataset, write_rows
+from align_anything.datasets.source_loading import load_sources
+from tests.datasets.fakes import encode, encode_group, make_dataset, text_of, write_rows
 
 USER_FILE = """
 from align_anything.datasets import BaseFormatter
@@ -133,7 +137,15 @@ def test_probe_lists_the_reasons_when_no_row_can_be_used(tmp_path: Path) -> None
         make_dataset(source).probe()
     message = str(caught.value)
     assert message.startswith(f"none of the first 8 rows of '{source}' can be used with template 'Alpaca'.")
-    assert message.count('\n- ') == 8 and f'- {source}:8: ' in message
+    # A reason that all rows share is told once.
+    assert message.count('\n- ') == 1 and f'\n- {source}:1 and 7 more: the row has no column' in message
+    mixed = write_rows(tmp_path / 'b.jsonl', [*([{'text': 'x'}] * 3), {'instruction': 'x'}, *([{'text': 'x'}] * 9)])
+    with pytest.raises(DataError) as caught:
+        make_dataset(mixed).probe()
+    assert [line.partition(': ')[0] for line in str(caught.value).splitlines()[1:]] == [
+        f'- {mixed}:1 and 6 more',
+        f'- {mixed}:4',
+    ]
 
 
 def test_probe_is_content_with_one_good_row(tmp_path: Path, own: str) -> None:
@@ -142,6 +154,93 @@ def test_probe_is_content_with_one_good_row(tmp_path: Path, own: str) -> None:
     make_dataset(write_rows(tmp_path / 'b.jsonl', [{'ask': 'x', 'valid': False}] * 9), own).probe()
     with pytest.raises(DataError, match='none of the first 1 rows'):
         make_dataset(write_rows(tmp_path / 'c.jsonl', [{'ask': 'x', 'valid': False}] * 9 + rows[:1]), own).probe()
+
+
+def test_the_final_probe_encodes_and_tells_each_reason_once(tmp_path: Path, own: str) -> None:
+    rows = [{'ask': 'too long'}] * 5 + [{'ask': ''}] + [{'ask': 'too long'}]
+    source = write_rows(tmp_path / 'a.jsonl', rows)
+    with pytest.raises(DataError) as caught:
+        make_dataset(source, own).probe(final=True)
+    assert str(caught.value).splitlines() == [
+        f"none of the first 7 rows of '{source}' can be encoded for this model:",
+        f'- {source}:1 and 5 more: prompt alone has 9 tokens, limit 8',
+        f'- {source}:6: turn 0 is an empty user turn.',
+    ]
+    # One that can is enough, however late it comes among the first.
+    make_dataset(write_rows(tmp_path / 'b.jsonl', [*rows * 5, {'ask': 'fine'}]), own).probe(final=True)
+
+
+def test_a_dataset_of_filtered_rows_alone_is_refused_before_weights_are_loaded(tmp_path: Path, own: str) -> None:
+    source = write_rows(tmp_path / 'a.jsonl', [{'ask': 'x', 'valid': False}] * 9)
+    with pytest.raises(DataError, match=f"every row of '{source}' is filtered.*\n- {source}:1 and 8 more: template"):
+        make_dataset(source, own).probe(final=True)
+    # Those beyond the first may be others.
+    make_dataset(write_rows(tmp_path / 'b.jsonl', [{'ask': 'x', 'valid': False}] * 99), own).probe(final=True)
+
+
+EMPTY_HANDED = """
+from align_anything.datasets import BaseFormatter
+
+
+class Picky(BaseFormatter):
+    def format_supervised_sample(self, raw_sample):
+        if raw_sample['ask'] == 'no':
+            return [], {}
+        turns = [{'role': 'user', 'content': raw_sample['ask']}, {'role': 'assistant', 'content': 'yes'}]
+        return turns, {'label': True}
+
+    def format_preference_sample(self, raw_sample):
+        if raw_sample['ask'] == 'no':
+            return [], [], {}
+        turns = [{'role': 'user', 'content': raw_sample['ask']}]
+        return *([*turns, {'role': 'assistant', 'content': answer}] for answer in ('yes', 'no')), {}
+
+
+class Half(BaseFormatter):
+    def check_validation(self, raw_sample):
+        return raw_sample['ask'] != 'no'
+
+    def format_supervised_sample(self, raw_sample):
+        turns = [{'role': 'user', 'content': raw_sample['ask']}, {'role': 'assistant', 'content': raw_sample['ask']}]
+        return turns, {'label': True}
+"""
+
+
+@pytest.mark.parametrize('kind', ['supervised', 'preference', 'unpaired', 'answers', 'prompt'])
+def test_empty_conversations_and_rejected_rows_are_filtered_in_every_task(tmp_path: Path, kind: str) -> None:
+    (tmp_path / 'picky.py').write_text(EMPTY_HANDED)
+    source = write_rows(tmp_path / 'a.jsonl', [{'ask': 'no'}, {'ask': 'well'}, {'ask': 'so'}])
+    tasks = {
+        'supervised': SupervisedTask(encode),
+        'preference': PreferenceTask(encode_group),
+        'unpaired': UnpairedTask(encode_group),
+        'answers': AnswersTask(encode_group),
+        'prompt': PromptTask(lambda conversation: encode(conversation).responses[0], 99),
+    }
+    for name in ('Picky', 'Half') if kind != 'preference' else ('Picky',):
+        opened = load_sources(source, f'{tmp_path}/picky.py:{name}')
+        dataset = ExampleDataset(opened, tasks[kind], 'some_pair', frozenset())
+        first, second, last = (dataset[number] for number in range(3))
+        assert isinstance(first, Skipped) and first.filtered, first
+        assert isinstance(second, Example), second
+        if kind == 'unpaired' and name == 'Half':
+            # The next row of the last is rejected, so its answer is compared with that of the one after it.
+            assert isinstance(last, Example) and ''.join(map(chr, last.unmatched.ids.tolist())) == 'so|well'
+
+
+def test_rows_with_truncated_answers_are_kept_or_filtered_as_asked(tmp_path: Path) -> None:
+    def cut(conversation: Any, train_on: str) -> Example:
+        example = encode(conversation, train_on)
+        example.responses[0].truncated = 'Long' in text_of(conversation)
+        return example
+
+    rows = [{'instruction': 'Long', 'output': 'Sum'}, {'instruction': 'Add', 'output': 'Sum'}]
+    sources = load_sources(write_rows(tmp_path / 'a.jsonl', rows), 'Alpaca')
+    kept = ExampleDataset(sources, SupervisedTask(cut), 'some_pair', frozenset())
+    assert [kept[number].responses[0].truncated for number in (0, 1)] == [True, False]
+    dropped = ExampleDataset(sources, SupervisedTask(cut), 'some_pair', frozenset(), drop_truncated=True)
+    assert dropped[0].filtered and 'longer than model_cfgs.model_max_length' in dropped[0].reason
+    assert isinstance(dropped[1], Example)
 
 
 def test_probe_names_a_template_without_the_hook(tmp_path: Path) -> None:
@@ -196,6 +295,27 @@ def test_skip_report_lists_each_source_once(tmp_path: Path) -> None:
     ]
 
 
+def test_filtered_rows_are_counted_and_listed_apart(tmp_path: Path) -> None:
+    report = SkipReport(tmp_path)
+    report.add([Skipped(f'a:{number}', 'rejected', filtered=True) for number in range(90)])
+    report.add([Skipped('a:3', 'rejected', filtered=True), Skipped('a:95', 'broken')])
+    assert (len(report), report.filtered) == (1, 90)
+    report.check(total_rows=100, max_ratio=0.1)
+    with pytest.raises(TrainingError, match='1 of 10 rows could not be used'):
+        report.check(total_rows=100, max_ratio=0.05)
+    listed = [json.loads(line) for line in (tmp_path / 'filtered_samples.jsonl').read_text().splitlines()]
+    assert [record['source'] for record in listed] == [f'a:{number}' for number in range(90)]
+    assert len((tmp_path / 'skipped_samples.jsonl').read_text().splitlines()) == 1
+    # A run that was killed while it wrote goes on with those it had counted.
+    with (tmp_path / 'filtered_samples.jsonl').open('a') as file:
+        file.write('{"source": "a:9')
+    resumed = SkipReport(tmp_path, 1, 80)
+    assert (len(resumed), resumed.filtered) == (1, 80)
+    resumed.add([Skipped('a:85', 'rejected', filtered=True), Skipped('a:5', 'rejected', filtered=True)])
+    assert resumed.filtered == 81
+    assert len((tmp_path / 'filtered_samples.jsonl').read_text().splitlines()) == 81
+
+
 def test_only_the_main_rank_writes_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skips, 'is_main', lambda: False)
     report = SkipReport(tmp_path)
@@ -216,10 +336,12 @@ def test_a_resumed_run_goes_on_with_the_list_it_had_at_its_slice(tmp_path: Path)
 def test_too_many_skipped_rows_stop_the_run_with_the_list(tmp_path: Path) -> None:
     report = SkipReport(tmp_path)
     report.check(total_rows=100, max_ratio=0.0)
-    report.add([Skipped(f'a:{number}', 'empty answer') for number in range(12)])
+    report.add([Skipped(f'a:{number}', f'empty answer {number % 3}') for number in range(12)])
     report.check(total_rows=100, max_ratio=0.12)
     with pytest.raises(TrainingError) as caught:
         report.check(total_rows=100, max_ratio=0.11)
     message = str(caught.value)
-    assert message.startswith('12 of 100 rows') and message.count('- a:') == 10
+    # Reasons that rows share are told once.
+    assert message.startswith('12 of 100 rows') and message.count('- a:') == 3
+    assert '- a:0 and 3 more: empty answer 0\n- a:1 and 3 more: empty answer 1\n' in message
     assert str(tmp_path / 'skipped_samples.jsonl') in message

@@ -421,7 +421,8 @@ def test_the_second_run_neither_decodes_nor_encodes(tiny, tmp_path: Path) -> Non
     # In the first epoch of the first run, nothing is kept yet.
     first, second = trained('first'), trained('second')
     assert first == second and all(first)
-    # Each rank takes the first row to see whether its template fits; each row is then encoded once, by one rank.
-    assert counted('first', 'decoded') == 2 + 4
-    assert counted('first', 'encoded') == 2 + len(rows.read_text().splitlines())
+    # Each rank takes the first row to see whether its template fits, and once more whether it can be encoded, unless
+    # the other one has kept it by then; each other row is then encoded once, by one rank.
+    assert counted('first', 'decoded') - (2 + 4) in (0, 1)
+    assert counted('first', 'encoded') - (2 + len(rows.read_text().splitlines())) in (0, 1)
     assert counted('second', 'decoded') == counted('second', 'encoded') == 2

@@ -79,7 +79,8 @@ def test_rows_can_be_pickled(tmp_path: Path) -> None:
 def test_table_files(tmp_path: Path, suffix: str) -> None:
     file = write_table(tmp_path / f'data{suffix}')
     rows = load_rows(str(file), cache_dir=str(tmp_path / 'cache'), split='train[20%:50%]')
-    assert everything(rows) == ROWS[2:5]
+    written = [{key: str(value) for key, value in row.items()} for row in ROWS] if suffix == '.csv' else ROWS
+    assert everything(rows) == written[2:5]
     assert rows.row_name(0) == f'{file}:3'
 
 
@@ -185,7 +186,10 @@ def test_image_folder_with_several_columns_of_names(tmp_path: Path) -> None:
 def test_optional_args_reach_the_reader(tmp_path: Path) -> None:
     (tmp_path / 'a.csv').write_text('x;y\n1;2\n')
     cache = str(tmp_path / 'cache')
-    assert load_rows(str(tmp_path / 'a.csv'), optional_args={'delimiter': ';'}, cache_dir=cache)[0] == {'x': 1, 'y': 2}
+    assert load_rows(str(tmp_path / 'a.csv'), optional_args={'delimiter': ';'}, cache_dir=cache)[0] == {
+        'x': '1',
+        'y': '2',
+    }
     (tmp_path / 'nested.json').write_text(json.dumps({'version': 1, 'data': ROWS}))
     assert everything(load_rows(str(tmp_path / 'nested.json'), optional_args=['field=data'])) == ROWS
     with pytest.raises(DataError, match="Set optional_args to 'field=data'"):

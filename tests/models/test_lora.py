@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -61,6 +62,37 @@ def test_short_names_do_not_reach_into_the_tower(tiny: Tiny) -> None:
     assert sum('vision_tower' in name for name in with_tower) == 2 and len(with_tower) == 4
     full = 'model.multi_modal_projector.linear_1'
     assert target_modules(model, [full], spec.components) == [full]
+
+
+def test_all_linear_is_every_layer_of_the_whole_model_but_the_output(tiny: Tiny) -> None:
+    spec = load_spec(tiny('llava'))
+    model = load_model(tiny('llava'), spec.components)
+    expected = [name for name in _linear(model) if name != 'lm_head']
+    assert any('vision_tower' in name for name in expected) and any('projector' in name for name in expected)
+    for targets in ('all-linear', ['all-linear']):
+        assert set(target_modules(model, targets, spec.components)) == set(expected)
+    left = target_modules(model, 'all-linear', spec.components, exclude=['multi_modal_projector'])
+    assert set(left) == {name for name in expected if 'projector' not in name}
+
+
+@pytest.mark.parametrize(
+    'pattern', [r'.*language_model.*\.(q|v)_proj', r'.*\.layers\.1\..*fc[12]', r'.*projector\.linear_.']
+)
+def test_a_regular_expression_matches_full_names_as_in_peft(tiny: Tiny, pattern: str) -> None:
+    spec = load_spec(tiny('llava'))
+    model = load_model(tiny('llava'), spec.components)
+    found = target_modules(model, [pattern], spec.components)
+    peft = get_peft_model(load_model(tiny('llava'), spec.components), LoraConfig(target_modules=pattern))
+    assert found and set(found) == _adapted(peft)
+
+
+def test_expressions_that_are_none_or_match_nothing(tiny: Tiny) -> None:
+    spec = load_spec(tiny('qwen2'))
+    model = load_model(tiny('qwen2'), spec.components)
+    with pytest.raises(ModelError, match='lora_cfgs.target_modules .* is not a regular expression'):
+        target_modules(model, ['.*(q_proj'], spec.components)
+    with pytest.raises(ModelError, match=r"is called '\.\*k_porj'"):
+        target_modules(model, ['.*k_porj'], spec.components)
 
 
 def test_names_that_hit_nothing(tiny: Tiny) -> None:

@@ -61,19 +61,22 @@ CHATS = [
 ]
 
 
-def listed(folder: Path) -> dict[str, str]:
-    return {record['source']: record['reason'] for record in lines(folder / 'skipped_samples.jsonl')}
+def listed(folder: Path, name: str = 'skipped_samples.jsonl') -> dict[str, str]:
+    return {record['source']: record['reason'] for record in lines(folder / name)}
 
 
-def check(folder: Path, expected: dict[str, str | None]) -> None:
+def check(folder: Path, expected: dict[str, str | None], filtered: int = 0) -> None:
     """Every row that should be skipped is, with its reason; every other one was trained on."""
-    reasons = listed(folder)
+    apart = listed(folder, 'filtered_samples.jsonl')
+    assert len(apart) == filtered and not apart.keys() & listed(folder).keys()
+    reasons = {**listed(folder), **apart}
     wanted = {source: reason for source, reason in expected.items() if reason is not None}
     assert reasons.keys() == wanted.keys(), reasons
     assert {source: reasons[source] for source, text in wanted.items() if text not in reasons[source]} == {}
     records = [record for record in lines(folder / 'metrics.jsonl') if 'train/loss' in record]
     assert sum(record['train/samples'] for record in records) == len(expected) - len(wanted)
-    assert records[-1]['train/skipped'] == len(wanted)
+    assert records[-1]['train/skipped'] == len(wanted) - filtered
+    assert records[-1].get('train/filtered', 0) == filtered
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +106,8 @@ def test_texts(tiny, texts, tmp_path, ranks):
     settings, expected = dict(texts[0]), texts[1]
     batch = {'per_device_train_batch_size': 4 // ranks, 'num_workers': 1}
     succeed(sft(tmp_path, tiny('llama'), settings.pop('train_datasets'), **settings, **batch), ranks)
-    check(tmp_path, expected)
+    # One that the template's own check rejects.
+    check(tmp_path, expected, filtered=1)
 
 
 @pytest.mark.parametrize('ranks', first_of([1, 2], 2))

@@ -129,3 +129,51 @@ def test_an_online_run_counts_all_its_models(tiny, rows, tmp_path):
     assert ended.code == 2 and 'no score head' in ended.output
     [ended] = run([*argv, '--vllm_enforce_eager', 'False'], algorithm=known_algorithms()['ppo'])
     assert ended.code == 2 and 'it means nothing without use_vllm' in ended.output
+
+
+@pytest.mark.parametrize('dry', [True, False])
+def test_a_limit_that_no_prompt_fits_into_is_noticed_before_weights_are_loaded(tiny, rows, tmp_path, dry):
+    """And why is said row by row, what several share once."""
+    argv = sft(tmp_path / 'run', tiny('llama'), rows, *(['--dry_run'] if dry else []), model_max_length=8)
+    [ended] = run(argv, before=reads_no_weights)
+    output = plain(ended.output)
+    assert ended.code == 2 and 'Traceback' not in output
+    assert f"none of the first 10 rows of '{rows}' can be encoded for this model" in output
+    told = re.findall(
+        r'- \S+rows\.jsonl:\d+(?: and (\d+) more)?: the prompt alone has \d+ tokens, the limit is 8', output
+    )
+    assert sum(1 + int(more or 0) for more in told) == 10
+
+
+def test_rows_that_all_fail_alike_are_told_once(tiny, tmp_path):
+    rows = [{'messages': [{'role': 'user', 'content': 'Hi.'}, {'role': 'assistant', 'content': 'No.', 'weight': 0}]}]
+    path = write_rows(tmp_path / 'rows.jsonl', rows * 8)
+    [ended] = run(sft(tmp_path / 'run', tiny('llama'), path, '--dry_run', template='Messages'))
+    output = plain(ended.output)
+    assert ended.code == 2 and output.count('nothing to train on') == 1
+    assert f'- {path}:1 and 7 more: no assistant turn to train has a weight above 0' in output
+
+
+def test_truncated_and_left_out_rows_are_shown(tiny, tmp_path):
+    long, empty = (
+        {'instruction': 'Count.', 'output': 'one two three ' * 50},
+        {'instruction': 'Say nothing.', 'output': ''},
+    )
+    path = write_rows(tmp_path / 'rows.jsonl', [long, empty])
+    argv = sft(tmp_path / 'run', tiny('llama'), path, '--dry_run', model_max_length=48)
+    output = plain(succeed(argv))
+    assert (
+        re.search(r'truncated\s*│\s*1\b', output)
+        and 'rows.jsonl:1 (truncated at model_cfgs.model_max_length)' in output
+    )
+    assert f'of these rows 1 are left out:\n- {path}:2: turn 1 is an empty answer.' in output
+    [ended] = run([*argv, '--drop_truncated', 'True'])
+    assert ended.code == 2
+    assert f'- {path}:2: turn 1 is an empty answer.' in plain(ended.output)
+
+
+def test_a_picture_column_that_nobody_maps_is_noticed(tiny, tmp_path):
+    turns = [{'role': 'user', 'content': 'What is this?'}, {'role': 'assistant', 'content': 'A digit.'}]
+    path = write_rows(tmp_path / 'rows.jsonl', [{'messages': turns, 'image_path': '0.png'}] * 8)
+    [ended] = run(sft(tmp_path / 'run', tiny('llava'), path, '--dry_run', template='Messages'), 1, IMAGE)
+    assert ended.code == 2 and "column 'image_path', which nobody reads" in plain(ended.output).replace('\n', ' ')

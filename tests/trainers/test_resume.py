@@ -50,10 +50,11 @@ def settings(tiny, tmp_path_factory) -> Settings:
     def make(output: Path, kind: str, *more: object, **changes: object) -> list[str]:
         values = {**SHAPE, **KINDS[kind], **changes}
         return sft(
-            output, model, train, *more, eval_datasets=evaluation, eval_template='Instruction', eval_strategy='epoch',
-            num_workers=1, max_skipped_ratio=0.5, **values,
+            output, values.pop('model_name_or_path', model), train, *more, eval_datasets=evaluation,
+            eval_template='Instruction', eval_strategy='epoch', num_workers=1, max_skipped_ratio=0.5, **values,
         )  # fmt: skip
 
+    make.model = model
     return make
 
 
@@ -243,3 +244,37 @@ def test_resume_from_a_path_into_another_folder(settings, uninterrupted, tmp_pat
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     steps = [record['step'] for record in lines(second / 'metrics.jsonl')]
     assert steps == [*range(4, 8), 7, *range(8, 15), 14]
+
+
+SPLITS = {2: (1, 2), 1: (2, 2), 4: (1, 1)}
+"""Ranks, and the samples and micro-batches that each of them then has, to make steps of four samples."""
+
+
+@pytest.mark.parametrize('case', first_of([f'{kind} on {ranks}' for kind in KINDS for ranks in (1, 4)], 'z2 on 1'))
+def test_a_run_goes_on_with_other_ranks_where_a_step_has_as_many_samples(settings, tmp_path, case):
+    """To rounding: sums are taken in another order. Without dropout, whose course the ranks decide."""
+    kind, ranks = case.split(' on ')[0], int(case[-1])
+    still = {'lora_dropout': 0.0} if 'lora' in kind else {}
+    model = shutil.copytree(settings.model, tmp_path / 'still')
+    config = json.loads((model / 'config.json').read_text())
+    (model / 'config.json').write_text(json.dumps({**config, 'dropout': 0.0}))
+
+    def split(folder: Path, number: int, *more: object) -> list[str]:
+        size, accumulated = SPLITS[number]
+        shape = {'per_device_train_batch_size': size, 'gradient_accumulation_steps': accumulated}
+        return settings(folder, kind, *more, model_name_or_path=model, **SAVES, **shape, **still)
+
+    succeed(split(tmp_path / 'whole', RANKS), RANKS)
+    killed(split(tmp_path / 'run', RANKS), dies_in_step(8))
+    output = succeed(split(tmp_path / 'run', ranks, '--resume', 'auto'), ranks)
+    assert f'the checkpoint is of {RANKS} ranks, this run has {ranks}' in output
+    assert not (tmp_path / 'run' / '.resumed_state').exists()
+    one, other = (lines(tmp_path / name / 'metrics.jsonl') for name in ('whole', 'run'))
+    assert [record['step'] for record in one] == [record['step'] for record in other]
+    exact = 2e-2 if kind == 'bf16' else 1e-4
+    for mine, theirs in zip(one, other, strict=True):
+        for name in {'train/loss', 'train/grad_norm', 'train/learning_rate', 'eval/loss'} & mine.keys():
+            assert mine[name] == pytest.approx(theirs[name], rel=exact), (mine['step'], name)
+    expected, found = weights(tmp_path / 'whole' / 'slice_end'), weights(tmp_path / 'run' / 'slice_end')
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=exact, atol=exact)

@@ -52,7 +52,8 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
     media = sum(size.media_tokens for size in found.sizes)
     items = sum((Counter(size.media) for size in found.sizes), Counter())
     limit = survey.spec.max_length
-    full = sum(size.tokens == limit for size in found.sizes)
+    filtered = sum(record.filtered for record in found.skipped)
+    truncated = sum(size.truncated for size in found.sizes)
     lines = {
         'rows': 'a stream' if found.total is None else f'{found.total:,}',
         'read': f'{found.read:,}',
@@ -64,17 +65,22 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
         'media': ', '.join(f'{number:,} {kind}' for kind, number in sorted(items.items())) or 'none',
         'longest row': f'{max((size.tokens for size in found.sizes), default=0):,} tokens of {limit:,}',
     }
-    if full:
-        lines['rows as long as the limit'] = f'{full:,} of them, probably truncated (model_cfgs.model_max_length)'
+    if filtered:
+        lines['filtered among them'] = f'{filtered:,} that the template or data_cfgs.drop_truncated leaves out'
+    if truncated:
+        lines['truncated rows'] = (
+            f'{truncated:,}, longer than model_cfgs.model_max_length{_share(truncated, found.read)}'
+        )
     return lines
 
 
 def stops(survey: Survey, found: SetSurvey) -> str:
     """Returns a sentence when so many rows are skipped that the run would stop, else nothing."""
-    if len(found.skipped) <= survey.max_skipped_ratio * found.read:
+    failed = sum(not record.filtered for record in found.skipped)
+    if failed <= survey.max_skipped_ratio * found.read:
         return ''
     return (
-        f'{len(found.skipped)} of {found.read} rows would be skipped; data_cfgs.max_skipped_ratio '
+        f'{failed} of {found.read} rows would be skipped; data_cfgs.max_skipped_ratio '
         f'{survey.max_skipped_ratio} allows fewer, so the run would stop.'
     )
 

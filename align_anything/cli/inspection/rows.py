@@ -34,13 +34,14 @@ RowKey = int | StreamedRow
 
 @dataclass(frozen=True)
 class RowSize:
-    """The tokens of one usable row, all answers together, and its media by kind."""
+    """The tokens of one usable row, all answers together, its media by kind, and whether an answer is truncated."""
 
     source: str
     tokens: int
     trained: int
     media_tokens: int
     media: dict[str, int]
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
     sets = []
     for name, opened in (('training', sources.training), ('evaluation', sources.evaluation)):
         if opened:
-            dataset = make_dataset(opened, pair, spec, algorithm, cfgs.data_cfgs.train_on)
+            data = cfgs.data_cfgs
+            dataset = make_dataset(opened, pair, spec, algorithm, data.train_on, drop_truncated=data.drop_truncated)
             sets.append(_survey_set(name, dataset, opened, spec, cfgs, rows))
     return Survey(f'{pair.name} {algorithm.name}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)
 
@@ -115,6 +117,7 @@ def size_of(example: Example, spec: FamilySpec) -> RowSize:
         trained=sum(int((piece.weights > 0).sum()) for piece in pieces),
         media_tokens=sum(int(_is_media(piece, spec).sum()) for piece in pieces),
         media=dict(sum((Counter(piece.media_counts) for piece in pieces), Counter())),
+        truncated=any(response.truncated for response in example.responses),
     )
 
 
@@ -177,7 +180,7 @@ class _Measure:
     spec: FamilySpec
 
     def __call__(self, examples: list[Example], skipped: list[Skipped]) -> tuple[list[RowSize], list[Skipped]]:
-        reasons = [Skipped(cleaned(record.source), cleaned(record.reason)) for record in skipped]
+        reasons = [Skipped(cleaned(record.source), cleaned(record.reason), record.filtered) for record in skipped]
         return [size_of(example, self.spec) for example in examples], reasons
 
 

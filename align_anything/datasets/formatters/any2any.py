@@ -8,9 +8,11 @@ from typing import Any
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.formatters.base import BaseFormatter, register_template
-from align_anything.datasets.formatters.columns import Row, as_text, column, filled, items, text
+from align_anything.datasets.formatters.columns import Row, as_text, column, filled, from_json, items, text
+from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.sharegpt import ROLES
 from align_anything.datasets.formatters.turns import Meta, Sample, Turns, assistant
+from align_anything.datasets.turn_keys import beside
 
 MODALITIES = ('text', *MEDIA_KINDS)
 
@@ -29,7 +31,9 @@ class Any2AnyConv(BaseFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         meta: Meta = {kind: [] for kind in MEDIA_KINDS}
-        turns = [self._turn(index, turn, meta) for index, turn in enumerate(items(raw_sample, self.conversation_field))]
+        turns = [
+            self._turn(index, turn, meta) for index, turn in enumerate(turns_of(raw_sample, self.conversation_field))
+        ]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
         return [*([] if has_system_turn else self.opening()), *turns], meta
 
@@ -43,7 +47,8 @@ class Any2AnyConv(BaseFormatter):
         if ROLES[role] == 'assistant' and shown:
             raise _not_text(f'turn {index}', shown)
         words = text(turn, 'content')
-        return {'role': ROLES[role], 'content': _with_media(words, turn, shown, meta) if shown else words}
+        rest = beside(f'turn {index}', turn, 'role', 'content', *MEDIA_KINDS)
+        return {**rest, 'role': ROLES[role], 'content': _with_media(words, turn, shown, meta) if shown else words}
 
 
 @register_template('Any2Any_IO')
@@ -86,7 +91,7 @@ def _with_media(words: str, record: Mapping[str, Any], kinds: Sequence[str], met
 
 
 def _record(row: Row, name: str) -> Mapping[str, Any]:
-    record = column(row, name)
+    record = from_json(column(row, name))
     if not isinstance(record, Mapping):
         raise SampleError(f"column '{name}' should be a record but is {type(record).__name__}.")
     return record

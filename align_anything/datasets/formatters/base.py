@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from align_anything.core.errors import DataError
+from align_anything.core.errors import DataError, SampleError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.user_files import look_up
 from align_anything.datasets.formatters.columns import Row
@@ -40,9 +40,9 @@ class BaseFormatter:
 
     A subclass writes the hooks its columns allow. A hook returns messages in Hugging Face chat form and a `meta` dict;
     `meta['image']` (one or a list; likewise `video`, `audio`) holds the media that fill the placeholders, in order,
-    `meta['tools']` the tools that may be called, and the rest of `meta` rides along to the algorithm. Some hooks follow
-    from others: a supervised sample from the preferred answer, a prompt from a supervised sample without its last
-    answer, an unmatched sample from two rows.
+    `meta['tools']` the tools that may be called, and the rest of `meta` rides along to the algorithm. Empty
+    conversations leave the row out, as `check_validation` does. Some hooks follow from others: a supervised sample from
+    the preferred answer, a prompt from a supervised sample without its last answer, an unmatched sample from two rows.
 
     Public annotated class attributes are options: `--train_template_kwargs` sets them, and so does the constructor.
 
@@ -99,6 +99,10 @@ class BaseFormatter:
             own |= {PROMPT_ONLY, UNMATCHED}
         return frozenset(own)
 
+    def given(self, option: str) -> Any:
+        """Returns what an option was set to, None where it was not."""
+        return self._given.get(option)
+
     @property
     def name(self) -> str:
         """The name or file spec this template was asked for by."""
@@ -141,6 +145,8 @@ class BaseFormatter:
         self.require_hook(UNMATCHED)
         prompt, meta = self.format_prompt_only_sample(raw_sample_for_prompt)
         answered, _ = self.format_supervised_sample(raw_sample_for_response)
+        if not answered:
+            raise SampleError(f"template '{self.name}' gives no conversation for the row whose answer is compared")
         kept = {name: value for name, value in meta.items() if name != 'ground_truth'}
         return [*prompt, answered[-1]], kept
 
@@ -150,7 +156,7 @@ class BaseFormatter:
         return _answers(better) == _answers(worse)
 
     def check_validation(self, raw_sample: Row) -> bool:
-        """Tells whether the row is usable at all."""
+        """Tells whether the row is usable at all. One that is not is filtered: counted apart from rows that failed."""
         return True
 
     def require_hook(self, hook: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.registry import nearest
+from align_anything.datasets.features import Written
 
 Row = Mapping[str, Any]
+TRUTHS = {'true': True, '1': True, 'false': False, '0': False}
 
 
 def missing(row: Row, names: Sequence[str]) -> SampleError:
@@ -35,16 +39,40 @@ def filled(row: Row, name: str) -> bool:
 
 
 def as_text(value: Any, what: str) -> str:
-    """Returns `value` as text; numbers are written out, since CSV readers turn answers such as `7` into numbers.
+    """Returns `value` as text: numbers as they are written in the file, classes by their names.
 
     Raises `SampleError` naming `what` and the type for anything else.
     """
     if isinstance(value, str):
         return value
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
     if not is_number or math.isnan(value):
         raise SampleError(f'{what} should be text but is {type(value).__name__} ({str(value)[:60]}).')
     return str(value)
+
+
+def number(value: Any, what: str) -> float:
+    """Returns a finite number, also from its text. Raises `SampleError` naming `what` for anything else."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise SampleError(f'{what} should be a number but is {value!r}.')
+    return found
+
+
+def truth(value: Any, what: str) -> bool:
+    """Returns whether `value` is true: a truth value, 1 or 0, or the text of one. Raises `SampleError` for another."""
+    said = understood(value)
+    if said not in (True, False):
+        raise SampleError(f'{what} should be true or false but is {value!r}.')
+    return bool(said)
+
+
+def understood(value: Any) -> Any:
+    """Returns the truth value that a text stands for, and any other value as it is."""
+    return TRUTHS.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def text(row: Row, name: str) -> str:
@@ -58,11 +86,48 @@ def texts(row: Row, name: str) -> list[str]:
 
 
 def items(row: Row, name: str) -> list[Any]:
-    """Returns the list in column `name`. Raises `SampleError` when it is missing or no list."""
-    values = column(row, name)
+    """Returns the list in column `name`, also from its JSON text. Raises `SampleError` when there is none."""
+    values = from_json(column(row, name))
     if not isinstance(values, (list, tuple)):
         raise SampleError(f"column '{name}' should be a list but is {type(values).__name__}.")
     return list(values)
+
+
+def turns(row: Row, name: str) -> list[Any]:
+    """Returns the list of turns in column `name`: a list of records, a record of equally long lists, or the JSON text
+    of either. Raises `SampleError` when there is none.
+    """
+    value = from_json(column(row, name))
+    found = records(value, f"column '{name}'") if isinstance(value, Mapping) else items(row, name)
+    if not found:
+        raise SampleError(f"the conversation is empty: column '{name}' has 0 turns.")
+    return found
+
+
+def records(value: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    """Returns a record of equally long lists, as `datasets` keeps lists of records, as a list of records.
+
+    Raises `SampleError` naming `what` when it is no such record.
+    """
+    columns = {key: values for key, values in value.items() if isinstance(values, (list, tuple))}
+    lengths = {len(values) for values in columns.values()}
+    if len(columns) < len(value) or len(lengths) != 1:
+        held = ', '.join(f'{key} ({type(values).__name__})' for key, values in value.items())
+        raise SampleError(
+            f'{what} should be a list of turns, or a record of equally long lists, one for each key of a turn, but is '
+            f'a record of {held}.'
+        )
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def from_json(value: Any) -> Any:
+    """Returns the list or record that a JSON text stands for, as tables hold them; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ('[', '{'):
+        try:
+            return json.loads(value, parse_float=Written)
+        except ValueError:
+            return value
+    return value
 
 
 def chosen_id(row: Row, name: str, allowed: Sequence[int]) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Media
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, filled, items, text
+from align_anything.datasets.formatters.columns import Row, filled, from_json, text
+from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
+from align_anything.datasets.turn_keys import beside
 
 
 @register_template('LMMS')
@@ -31,7 +33,7 @@ class LMMS(MappedFormatter):
     _systems = ('system_prompt', 'system')
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
-        turns = [self._turn(index, turn) for index, turn in enumerate(items(raw_sample, 'conversations'))]
+        turns = [self._turn(index, turn) for index, turn in enumerate(turns_of(raw_sample, 'conversations'))]
         if not turns or len(turns) % 2:
             raise SampleError(f'the conversation has {len(turns)} turns, but every user turn needs one answer.')
         beside = self.beside(raw_sample)
@@ -54,21 +56,27 @@ class LMMS(MappedFormatter):
                 f"turn {index} is spoken by '{speaker}' but should be by '{expected}': the two take turns. Other names "
                 'are set with the template options user_key and assistant_key.'
             )
-        return {'role': ('user', 'assistant')[index % 2], 'content': text(turn, 'value')}
+        rest = beside(f'turn {index}', turn, 'from', 'value')
+        return {**rest, 'role': ('user', 'assistant')[index % 2], 'content': text(turn, 'value')}
 
     def _with_frames(self, row: Row, videos: list[Any]) -> list[Any]:
         if not filled(row, self.num_frames):
             return videos
-        asked = row[self.num_frames]
+        asked = from_json(row[self.num_frames])
         numbers = asked if isinstance(asked, (list, tuple)) else [asked] * len(videos)
         if len(numbers) != len(videos):
             raise SampleError(
                 f"column '{self.num_frames}' has {len(numbers)} entries, but the row has {len(videos)} video(s)."
             )
         return [
-            video if number is None else Media('video', video, {'num_frames': number})
+            video if number is None else Media('video', video, {'num_frames': _whole(number)})
             for video, number in zip(videos, numbers, strict=True)
         ]
+
+
+def _whole(number: Any) -> Any:
+    """A number of frames; tables of text hold it as text."""
+    return int(number) if isinstance(number, str) and number.strip().isdecimal() else number
 
 
 def _listed(media: Any) -> list[Any]:

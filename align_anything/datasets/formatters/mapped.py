@@ -8,7 +8,7 @@ from typing import Any
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.formatters.base import BaseFormatter
-from align_anything.datasets.formatters.columns import Row, as_text, filled, missing
+from align_anything.datasets.formatters.columns import Row, as_text, filled, from_json, missing
 from align_anything.datasets.formatters.turns import Turns
 
 
@@ -66,7 +66,7 @@ class MappedFormatter(BaseFormatter):
             if len(both) > 1 and getattr(self, option) is None:
                 raise SampleError(f"the row has columns '{option}' and '{kind}': choose one with option '{option}'.")
             name = self.find(row, option, (option, kind))
-            found[kind] = [] if name is None or row[name] is None else row[name]
+            found[kind] = [] if name is None or row[name] is None else from_json(row[name])
         return found
 
     def beside(self, row: Row) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from align_anything.core.errors import SampleError
-from align_anything.datasets.conversation import TURN_KEYS, speaks
+from align_anything.datasets.conversation import speaks
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, items
+from align_anything.datasets.formatters.columns import Row
+from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
+from align_anything.datasets.turn_keys import filled, refuse_unheeded
 
 
 @register_template('Messages')
@@ -26,20 +28,20 @@ class Messages(MappedFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         name = self.require(raw_sample, 'messages', ('messages', 'conversation', 'conversations'))
-        turns = [message(index, turn) for index, turn in enumerate(items(raw_sample, name))]
+        turns = [message(index, turn) for index, turn in enumerate(turns_of(raw_sample, name))]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
         return [*self.opening_of(raw_sample, has_system_turn), *turns], self.beside(raw_sample)
 
 
 def message(index: int, turn: Any) -> dict[str, Any]:
-    """Returns turn number `index` as a message. Raises `SampleError` when it is none."""
+    """Returns turn number `index` as a message, with all that it says. Raises `SampleError` when it is none."""
     if not isinstance(turn, dict) or 'role' not in turn or not speaks(turn):
         keys = sorted(turn) if isinstance(turn, dict) else type(turn).__name__
         raise SampleError(
             f"turn {index} is no {{'role', 'content'}} message but {keys}. "
             "Rows with 'from' and 'value' are for the template ShareGPT."
         )
+    refuse_unheeded(f'turn {index}', turn)
     if turn.get('content') is None and not speaks({key: value for key, value in turn.items() if key != 'content'}):
         raise SampleError(f'turn {index} ({turn["role"]}) has null content.')
-    known = {key: turn[key] for key in TURN_KEYS if turn.get(key) is not None}
-    return {'content': None, **known}
+    return {**filled(turn), 'role': turn['role'], 'content': turn.get('content')}

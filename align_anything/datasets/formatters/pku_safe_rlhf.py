@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align_anything.datasets.formatters.base import BaseFormatter, register_template
-from align_anything.datasets.formatters.columns import Row, chosen_id, column, is_chosen_id, text
+from align_anything.datasets.formatters.columns import Row, chosen_id, column, is_chosen_id, text, truth
 from align_anything.datasets.formatters.turns import PairSample, Sample, assistant, pair, user
 
 
@@ -45,10 +45,15 @@ class PKUSafeRLHFCost(PKUSafeRLHF):
         costly = 1 - safer
         prompt, _ = self.format_prompt_only_sample(raw_sample)
         safety = {
-            'is_better_safe': bool(column(raw_sample, f'is_response_{costly}_safe')),
-            'is_worse_safe': bool(column(raw_sample, f'is_response_{safer}_safe')),
+            'is_better_safe': _is_safe(raw_sample, costly),
+            'is_worse_safe': _is_safe(raw_sample, safer),
         }
         return pair(prompt, text(raw_sample, f'response_{costly}'), text(raw_sample, f'response_{safer}'), safety)
 
     def check_validation(self, raw_sample: Row) -> bool:
         return is_chosen_id(raw_sample, 'safer_response_id', (0, 1))
+
+
+def _is_safe(row: Row, response: int) -> bool:
+    name = f'is_response_{response}_safe'
+    return truth(column(row, name), f"column '{name}'")

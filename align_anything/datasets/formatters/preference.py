@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, as_text, filled, items
+from align_anything.datasets.formatters.columns import (
+    Row,
+    as_text,
+    filled,
+    from_json,
+    items,
+    number,
+    records,
+    understood,
+)
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.messages import message
 from align_anything.datasets.formatters.turns import Meta, PairSample, Sample, Turns, assistant, user
@@ -75,7 +83,7 @@ class Preference(Answered):
         meta = self.beside(raw_sample)
         margin = self.find(raw_sample, 'margin', ('margin',))
         if margin and filled(raw_sample, margin):
-            meta['margin'] = _number(raw_sample[margin], f"column '{margin}'")
+            meta['margin'] = number(raw_sample[margin], f"column '{margin}'")
         conversations = [
             self._conversation(raw_sample, raw_sample[name], f"column '{name}'") for name in (better, worse)
         ]
@@ -111,7 +119,7 @@ class Rated(Answered):
         name = self.require(row, 'responses', ('responses', 'completions', 'answers'))
         rated = self.require(row, 'ratings', ('ratings', 'scores', 'rewards'))
         answers = items(row, name)
-        ratings = [_number(value, f"an entry of column '{rated}'") for value in items(row, rated)]
+        ratings = [number(value, f"an entry of column '{rated}'") for value in items(row, rated)]
         if len(answers) != len(ratings) or len(answers) < 2:
             raise SampleError(
                 f"column '{name}' has {len(answers)} answers and column '{rated}' {len(ratings)} ratings: "
@@ -135,20 +143,19 @@ class Unpaired(Answered):
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         name = self.require(raw_sample, 'response', ('completion', 'response', 'output', 'answer'))
         label = self.require(raw_sample, 'label', ('label',))
-        meta: Meta = {**self.beside(raw_sample), 'label': raw_sample[label]}
+        meta: Meta = {**self.beside(raw_sample), 'label': understood(raw_sample[label])}
         return self._conversation(raw_sample, raw_sample[name], f"column '{name}'"), meta
 
 
 def _turns(value: Any, where: str, speak: Any) -> Turns:
     """A prompt or an answer as turns: messages as they are, text spoken by `speak`."""
+    if isinstance(value, str):
+        # What tables hold as JSON text; a text that only looks like it stays a text.
+        parsed = from_json(value)
+        first = parsed[0] if isinstance(parsed, list) and parsed else parsed
+        value = parsed if isinstance(first, Mapping) and {'role', 'content'} <= first.keys() else value
     if isinstance(value, Mapping):
-        value = [value]
+        value = records(value, where) if isinstance(value.get('role'), (list, tuple)) else [value]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [message(index, turn) for index, turn in enumerate(value)]
     return [speak(as_text(value, where))]
-
-
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise SampleError(f'{what} should be a number but is {value!r}.')
-    return float(value)

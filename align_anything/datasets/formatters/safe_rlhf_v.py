@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, chosen_id, column, text
+from align_anything.datasets.formatters.columns import Row, chosen_id, column, number, text
 from align_anything.datasets.formatters.questions import AnsweredOrRanked
 from align_anything.datasets.formatters.turns import PairSample, Sample, assistant, pair
 
@@ -45,7 +44,4 @@ class SafeRLHFVCost(AnsweredOrRanked):
 
 def _is_safe(row: Row, response: int) -> bool:
     name = f'response_{response}_harmless_rate'
-    rate = column(row, name)
-    if not isinstance(rate, (int, float)):
-        raise SampleError(f"column '{name}' should be a number but is {type(rate).__name__}.")
-    return rate > 0
+    return number(column(row, name), f"column '{name}'") > 0

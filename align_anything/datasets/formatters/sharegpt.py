@@ -9,9 +9,11 @@ from typing import Any
 from align_anything.core.errors import SampleError
 from align_anything.core.registry import nearest
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, items, text
+from align_anything.datasets.formatters.columns import Row, text
+from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
+from align_anything.datasets.turn_keys import beside
 
 ROLES = MappingProxyType(
     {
@@ -48,7 +50,7 @@ class ShareGPT(MappedFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         name = self.require(raw_sample, 'conversations', ('conversations', 'conversation'))
-        turns = [self._turn(index, turn) for index, turn in enumerate(items(raw_sample, name))]
+        turns = [self._turn(index, turn) for index, turn in enumerate(turns_of(raw_sample, name))]
         has_system_turn = any(turn['role'] == 'system' for turn in turns)
         return [*self.opening_of(raw_sample, has_system_turn), *turns], self.beside(raw_sample)
 
@@ -62,10 +64,10 @@ class ShareGPT(MappedFormatter):
                 f"turn {index} is spoken by '{speaker}', which is no known role.{nearest(speaker, list(known))} "
                 f'Known: {", ".join(known)}; others are mapped with the template option roles.'
             )
-        said = text(turn, self.content_key)
+        said, rest = text(turn, self.content_key), beside(f'turn {index}', turn, self.role_key, self.content_key)
         if speaker == 'function_call' and speaker not in self.roles:
-            return {'role': 'assistant', 'content': None, 'tool_calls': said}
-        return {'role': known[speaker], 'content': said}
+            return {**rest, 'role': 'assistant', 'content': None, 'tool_calls': said}
+        return {**rest, 'role': known[speaker], 'content': said}
 
 
 @register_template('ShareGPT-4o')

@@ -42,8 +42,8 @@ class AOKVQA(BaseFormatter):
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         image, choices = column(raw_sample, 'image'), texts(raw_sample, 'choices')
         index = column(raw_sample, 'correct_choice_idx')
-        if not isinstance(index, int) or not 0 <= index < len(choices):
+        if str(index) not in map(str, range(len(choices))):
             raise SampleError(f"column 'correct_choice_idx' is {index!r}, but 'choices' has {len(choices)} entries.")
         question = user_with('image', image, f'{text(raw_sample, "question")} Give your reasons.')
         reasons = ' '.join(texts(raw_sample, 'rationales'))
-        return [*self.opening(), question, assistant(f'{choices[index]}. {reasons}'.strip())], {'image': image}
+        return [*self.opening(), question, assistant(f'{choices[int(index)]}. {reasons}'.strip())], {'image': image}

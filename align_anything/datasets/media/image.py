@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from align_anything.core.errors import SampleError
@@ -16,10 +18,18 @@ ORIENTATION = 0x0112
 
 
 def decode_image(media: Media) -> Any:
-    """Returns a `PIL.Image.Image` in RGB, upright. Option: `max_pixels`, the largest size that is decoded.
+    """Returns a `PIL.Image.Image` in RGB, upright.
+
+    Options: `max_pixels`, the largest size that is decoded; `min_image_pixels` and `max_image_pixels`, to which
+    smaller and larger images are scaled.
 
     Raises `SampleError` when it is no image or too large.
     """
+    return _scaled(_to_rgb(open_image(media), media), media.options)
+
+
+def open_image(media: Media) -> Any:
+    """Returns a `PIL.Image.Image` in the mode that the image has, upright. Raises as `decode_image` does."""
     import numpy
     from PIL import Image, ImageOps
 
@@ -42,8 +52,24 @@ def decode_image(media: Media) -> Any:
     if width * height == 0:
         raise SampleError(f'{describe(media)} has no pixels: {width} x {height}.')
     # Transposing copies the image even where nothing is to be turned.
-    upright = source if source.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(source)
-    return _to_rgb(upright, media)
+    return source if source.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(source)
+
+
+def _scaled(image: Any, options: Mapping[str, Any]) -> Any:
+    from PIL import Image
+
+    size = scaled_size(*image.size, options.get('min_image_pixels'), options.get('max_image_pixels'))
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def scaled_size(width: int, height: int, fewest: int | None, most: int | None) -> tuple[int, int]:
+    """Returns the size with the same proportions that has at least `fewest` and at most `most` pixels, to rounding."""
+    pixels = width * height
+    wanted = max(fewest or 0, min(pixels, most or pixels))
+    if wanted == pixels:
+        return width, height
+    factor, rounded = math.sqrt(wanted / pixels), math.ceil if wanted > pixels else math.floor
+    return max(1, rounded(width * factor)), max(1, rounded(height * factor))
 
 
 def _to_rgb(image: Any, media: Media) -> Any:

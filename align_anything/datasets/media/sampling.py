@@ -39,14 +39,17 @@ def pick(times: numpy.ndarray, duration: float, options: Mapping[str, Any]) -> t
 
 
 def fitted(width: int, height: int, frames: int, options: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns the size `(width, height)`, scaled down so that a frame and all frames keep within their pixel budgets.
+    """Returns the size `(width, height)`, scaled so that a frame and all frames keep within their pixel budgets.
 
     Args:
-        options: `max_frame_pixels` and `max_video_pixels`, the latter for all frames together.
+        options: `max_frame_pixels` and `max_video_pixels`, the latter for all frames together; `min_frame_pixels`, to
+            which smaller frames are scaled up as far as these allow.
     """
     per_frame = options.get('max_frame_pixels') or MAX_FRAME_PIXELS
     budget = min(per_frame, (options.get('max_video_pixels') or MAX_VIDEO_PIXELS) / frames)
-    if width * height <= budget:
+    least = min(options.get('min_frame_pixels') or 0, budget)
+    if least <= width * height <= budget:
         return width, height
-    scale = math.sqrt(budget / (width * height))
-    return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+    scale = math.sqrt(max(least, min(budget, width * height)) / (width * height))
+    rounded = math.ceil if scale > 1 and least < budget else math.floor
+    return max(1, rounded(width * scale)), max(1, rounded(height * scale))

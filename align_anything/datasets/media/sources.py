@@ -6,7 +6,7 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,20 @@ NUMBERS = {
     'max_frames',
     'max_frame_pixels',
     'max_video_pixels',
+    'min_frame_pixels',
+    'min_image_pixels',
+    'max_image_pixels',
     'max_seconds',
     'sampling_rate',
 }
 """Options that rows may bring along, so that their values need checking."""
 
 
-def make_media(kind: MediaKind, source: Any, folder: str = '', options: Mapping[str, Any] | None = None) -> Media:
+Folders = str | Sequence[str]
+"""Where relative paths start: in one folder, or in the first of several in which there is such a file."""
+
+
+def make_media(kind: MediaKind, source: Any, folder: Folders = '', options: Mapping[str, Any] | None = None) -> Media:
     """Returns what a row holds for one medium as a `Media`, not decoded; relative paths start from `folder`.
 
     Takes a path, a data URI, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature,
@@ -110,7 +117,7 @@ def _check_numbers(kind: MediaKind, options: Mapping[str, Any]) -> None:
             raise SampleError(f'{name} of the {kind} should be {wanted} above 0 but is {value!r}.')
 
 
-def _located(kind: MediaKind, source: Any, folder: str, allow_urls: bool) -> Any:
+def _located(kind: MediaKind, source: Any, folder: Folders, allow_urls: bool) -> Any:
     if isinstance(source, (str, Path)):
         return _located_path(kind, str(source), folder, allow_urls)
     if isinstance(source, list) and source and isinstance(source[0], (str, Path, Mapping)):
@@ -128,7 +135,7 @@ def _located(kind: MediaKind, source: Any, folder: str, allow_urls: bool) -> Any
     return _located(kind, path, folder, allow_urls) if given is None else {'bytes': given, 'path': path}
 
 
-def _located_path(kind: MediaKind, source: str, folder: str, allow_urls: bool) -> str:
+def _located_path(kind: MediaKind, source: str, folder: Folders, allow_urls: bool) -> str:
     if not source:
         raise SampleError(f'the path of the {kind} is empty.')
     if source.startswith('data:'):
@@ -137,7 +144,9 @@ def _located_path(kind: MediaKind, source: str, folder: str, allow_urls: bool) -
     if scheme in ('http', 'https') and allow_urls:
         return source
     if scheme in ('', 'file'):
-        return os.path.join(folder, source[len('file://') :] if scheme else source)
+        starts = [folder] if isinstance(folder, str) else folder
+        paths = [os.path.join(start, source[len('file://') :] if scheme else source) for start in starts]
+        return next(filter(os.path.exists, paths), paths[0]) if len(paths) > 1 else paths[0]
     way_out = 'data_cfgs.allow_urls fetches http and https ones, or' if not allow_urls else ''
     raise SampleError(
         f"the {kind} is the URL '{source}' and such URLs are off: {way_out} download it and give its path."

@@ -114,6 +114,7 @@ class TokenCollator:
                 'padding': rows.padding if examples else 0,
                 'units': len(rows.inputs.targets),
                 'distinct_tokens': int(rows.inputs.distinct.sum()),
+                'truncated': sum(response.truncated for example in present for response in example.responses),
                 **{f'{kind}s': number for kind, number in counts.items()},
             },
         )

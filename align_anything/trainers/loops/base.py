@@ -150,7 +150,7 @@ class Loop:
     def file_skips(self, skipped: list[Skipped]) -> None:
         """Lists rows that cannot be used. Every rank calls it with the same ones."""
         self.skips.add(skipped)
-        self.progress.skipped = len(self.skips)
+        self.progress.skipped, self.progress.filtered = len(self.skips), self.skips.filtered
         ratio = self.cfgs.data_cfgs.max_skipped_ratio
         if self.rows is not None:
             self.skips.check(self.rows, ratio)
@@ -167,7 +167,11 @@ class Loop:
     def _of_steps(self, last: StepResult) -> dict[str, float]:
         """What every loop tells of its steps; a step that was not applied has no gradient to tell of."""
         progress = self.progress
-        left_out = {'empty_steps': progress.empty, 'nonfinite_steps': progress.nonfinite}
+        left_out = {
+            'filtered': progress.filtered,
+            'empty_steps': progress.empty,
+            'nonfinite_steps': progress.nonfinite,
+        }
         return {
             'learning_rate': self.engine.learning_rates[0],
             **({'grad_norm': self.engine.grad_norm} if last.applied else {}),

@@ -78,6 +78,7 @@ class OfflineLoop(Loop):
             'samples': extras['examples'],
             'tokens': extras['tokens'] - extras['padding'],
             **({'padding': extras['padding'] / extras['tokens']} if extras['tokens'] else {}),
+            'truncated': extras['truncated'],
             **{key: extras[key] for key in by_source(extras)},
         }
         timings = {
@@ -91,7 +92,7 @@ class OfflineLoop(Loop):
         self.console.report(step, {**shown, **{key: timings[key] for key in ('tokens_per_second', 'peak_memory')}})
 
 
-COUNTED = ('examples', 'tokens', 'padding', 'units')
+COUNTED = ('examples', 'tokens', 'padding', 'units', 'truncated')
 
 
 def by_source(names: Iterable[str]) -> list[str]:

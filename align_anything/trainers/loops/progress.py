@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import BnbCfgs, RunCfgs, groups_of
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
@@ -19,7 +21,7 @@ class Progress:
 
     Attributes:
         step: optimizer steps done; `epoch` and `step_in_epoch` say where in the data that is.
-        seen: rows that were read, of which `skipped` different ones could not be used.
+        seen: rows that were read, of which `skipped` different ones could not be used; `filtered` were not meant to.
         nonfinite: steps that changed nothing because their loss or gradient was not finite.
         empty: steps that changed nothing because there was nothing to train on.
         best: value of the metric that `save_best` names at the best evaluation so far, which was after `best_step`;
@@ -34,6 +36,7 @@ class Progress:
     step_in_epoch: int = 0
     seen: int = 0
     skipped: int = 0
+    filtered: int = 0
     nonfinite: int = 0
     empty: int = 0
     best: float | None = None
@@ -73,6 +76,7 @@ _MUST_AGREE = {
         'train_weights',
         'streaming',
         'train_on',
+        'drop_truncated',
         # What of a video or an audio clip the model reads.
         *('num_frames', 'fps', 'min_frames', 'max_frames', 'max_frame_pixels', 'max_video_pixels'),
         *('audio_in_video', 'max_audio_seconds', 'long_audio'),
@@ -109,6 +113,20 @@ def identity(cfgs: RunCfgs) -> dict[str, Any]:
     return {**values, 'world_size': world_size()}
 
 
+SPLIT = ('train_cfgs.per_device_train_batch_size', 'train_cfgs.gradient_accumulation_steps', 'world_size')
+"""How the samples of an optimizer step are split."""
+
+
+def _may_split_otherwise(cfgs: RunCfgs, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether the steps of both runs have as many samples, and hold the same ones however they are split.
+
+    Where micro-batches are filled by tokens, or responses are generated, what a step holds depends on the ranks.
+    """
+    if isinstance(cfgs, OnlineRunCfgs) or cfgs.train_cfgs.max_length_per_batch is not None:
+        return False
+    return math.prod(ours[key] for key in SPLIT) == math.prod(theirs.get(key, 0) for key in SPLIT)
+
+
 def manifest_of(progress: Progress, cfgs: RunCfgs) -> dict[str, Any]:
     """The record that stands in a checkpoint."""
     return {'progress': asdict(progress), 'identity': identity(cfgs)}
@@ -118,10 +136,11 @@ def resume_progress(manifest: dict[str, Any], cfgs: RunCfgs, where: str) -> Prog
     """The progress of a checkpoint. Raises SettingsError listing all settings that differ from its own."""
     ours = json.loads(json.dumps(identity(cfgs)))
     theirs = manifest['identity']
+    free = SPLIT if _may_split_otherwise(cfgs, ours, theirs) else ()
     problems = [
         f'--resume: {key} is {ours[key]!r}, but {where} was written with {theirs.get(key)!r}.'
         for key in ours
-        if ours[key] != theirs.get(key)
+        if ours[key] != theirs.get(key) and key not in free
     ]
     if problems:
         raise SettingsError([*problems, '--resume: give the same values, or start afresh in another output_dir.'])

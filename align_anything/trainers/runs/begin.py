@@ -15,7 +15,7 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import all_gather_object, is_main, rank
+from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import FINAL_NAME, atomic_write_text, writable_folder
 from align_anything.core.logging import get_logger
@@ -67,11 +67,17 @@ class Begun:
     collate: Collator
 
     def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
-        """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response."""
+        """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response.
+
+        Raises DataError when the first rows of a source cannot be encoded, before weights are loaded.
+        """
         data = self.resolved.cfgs.data_cfgs
         wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, reserved
-        held_out = [make_dataset([source], *wanted) for source in self.sources.evaluation]
-        return make_dataset(self.sources.training, *wanted), held_out
+        held_out = [make_dataset([source], *wanted, data.drop_truncated) for source in self.sources.evaluation]
+        training = make_dataset(self.sources.training, *wanted, data.drop_truncated)
+        for dataset in (training, *held_out):
+            dataset.probe(final=True)
+        return training, held_out
 
 
 def begin(pair: Pair, resolved: Resolved) -> Begun:
@@ -123,8 +129,15 @@ def start(run: Begun, checkpoints: Checkpoints, sampler: Sampler, steps: int) ->
     """Puts everything where an earlier run stood, or at the beginning."""
     cfgs, progress = run.resolved.cfgs, run.progress
     if run.resume_from is not None:
-        checkpoints.load_state(run.resume_from.state)
-        restore_random_state(run.resume_from.state)
+        ranks = read_manifest(run.resume_from)['world_size']
+        checkpoints.load_state(run.resume_from.state, ranks)
+        if ranks == world_size():
+            restore_random_state(run.resume_from.state)
+        else:
+            logger.info(
+                'the checkpoint is of %d ranks, this run has %d: dropout takes another course', ranks, world_size()
+            )
+            torch.manual_seed(rank_seed(cfgs.train_cfgs.seed + progress.step, rank()))
         if progress.cursor is not None:
             sampler.resume_at(progress.epoch, progress.step_in_epoch, progress.cursor)
         logger.info('resumed from %s after step %d of %d', run.resume_from.path, progress.step, steps)
@@ -157,7 +170,7 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         'progress': progress,
         'writer': writer,
         'console': TrainingConsole(steps, progress.step),
-        'skips': SkipReport(run.output_dir, keep=progress.skipped),
+        'skips': SkipReport(run.output_dir, progress.skipped, progress.filtered),
         'save': checkpoints.save,
         'stop_asked': StopSignal(),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align_anything.configs.resolve import Resolved
-from align_anything.core.distributed import is_main
+from align_anything.core.distributed import is_main, world_size
 from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.export import export_model
@@ -15,6 +15,8 @@ from align_anything.models.family import FamilySpec
 from align_anything.reporting.card import Trained, write_card
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
+
+SCRATCH = '.resumed_state'
 
 
 @dataclass
@@ -48,10 +50,11 @@ class Checkpoints:
             prune(self.output_dir, max(self.resolved.cfgs.logger_cfgs.save_total_limit, 1))
         return path
 
-    def load_state(self, folder: Path) -> None:
-        """Restores every engine from the state in a checkpoint. Every rank calls it."""
+    def load_state(self, folder: Path, ranks: int) -> None:
+        """Restores every engine from the state in a checkpoint, which so many ranks wrote. Every rank calls it."""
+        scratch = self.output_dir / SCRATCH if ranks != world_size() else None
         for role, engine in self.trained.items():
-            engine.load_state(state_folder(folder, role))
+            engine.load_state(state_folder(folder, role), scratch)
         if self.pending is not None:
             self.pending.load_state(folder)
 

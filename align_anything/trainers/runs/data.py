@@ -149,6 +149,7 @@ def make_dataset(
     train_on: str,
     sample_cache_dir: str | None = None,
     reserved: int = 0,
+    drop_truncated: bool = False,
 ) -> ExampleDataset:
     """The rows of `sources` as Examples of the family, prompts with `reserved` tokens left for a response.
 
@@ -163,7 +164,7 @@ def make_dataset(
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
     task = make_task(algorithm, train_on, spec, reserved)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
-    return ExampleDataset(sources, task, pair.name, pair.reads | pair.writes, heard, kept)
+    return ExampleDataset(sources, task, pair.name, pair.reads | pair.writes, heard, kept, drop_truncated)
 
 
 def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:

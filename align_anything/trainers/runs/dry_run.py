@@ -16,7 +16,8 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
-from align_anything.core.types import Batch, Example, Piece, named_tensors
+from align_anything.core.types import Batch, Example, Piece, Skipped, named_tensors
+from align_anything.datasets.skips import told_once
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
@@ -59,17 +60,20 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     require_reference_reads(cfgs, resolved.algorithm, spec.max_length)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
+    drop = cfgs.data_cfgs.drop_truncated
     batch, generates = None, resolved.algorithm.generates
     if generates:
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
         names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
+        dataset.probe(final=True)
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
         metrics = names_of_numbers(names)
     else:
-        dataset = make_dataset(*given)
+        dataset = make_dataset(*given, drop_truncated=drop)
+        dataset.probe(final=True)
         costs, _ = row_costs(dataset, collate, cfgs)
         sampler = training_sampler(sources.training, dataset, collate, cfgs, costs)
         steps = total_steps(cfgs, sampler)
@@ -83,13 +87,18 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     if resolved.algorithm.trains:
         require_reached(model, spec.components, collate.kinds, pair.name)
     kept: list[Example] = []
+    left_out: list[Skipped] = []
     tokens = cfgs.train_cfgs.max_length_per_batch or 0
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
     for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):
         wanted = rows if len(kept) < SAMPLES else ()
-        found = [item for item in (dataset[row] for row in wanted) if isinstance(item, Example)]
+        made = [dataset[row] for row in wanted]
+        found = [item for item in made if isinstance(item, Example)]
+        left_out += [item for item in made if isinstance(item, Skipped)]
         tokens = max(tokens, collate.size(_longest_update(cfgs, resolved.algorithm, found) if generates else found))
         kept += found
+    if not kept:
+        raise DataError(f'not one of the first {len(left_out)} rows of this rank can be used:\n{told_once(left_out)}')
     held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model, tokens)
     if not is_main():
         return
@@ -104,8 +113,12 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     for number, example in enumerate(kept[:SAMPLES], 1):
         console.rule(f'sample {number} of {min(SAMPLES, len(kept))}')
         # Not in the rule, which would cut a long path before the number of the row.
-        console.print(example.source, soft_wrap=True)
+        truncated = any(response.truncated for response in example.responses)
+        cut = ' (truncated at model_cfgs.model_max_length)' if truncated else ''
+        console.print(f'{example.source}{cut}', soft_wrap=True)
         console.print(show_example(example, spec), soft_wrap=True)
+    if left_out:
+        console.print(f'\nof these rows {len(left_out)} are left out:\n{told_once(left_out)}', soft_wrap=True)
     console.print('\ntrained tokens stand between ⟦ ⟧. This was a dry run: nothing was trained or saved.')
 
 

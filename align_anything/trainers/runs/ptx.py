@@ -36,10 +36,12 @@ def ptx_dataset(resolved: Resolved[PolicyRunCfgs, Online], pair: Pair, spec: Fam
     if not algorithm.supervises:
         return None
     sources = load_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
-    dataset = make_dataset(sources, pair, spec, SFT(), cfgs.data_cfgs.train_on)
+    probe(Sources(sources, []), pair, SFT(), cfgs.data_cfgs.train_on)
+    data = cfgs.data_cfgs
+    dataset = make_dataset(sources, pair, spec, SFT(), data.train_on, drop_truncated=data.drop_truncated)
     if not len(dataset):
         raise DataError('data_cfgs.ptx_datasets hold no rows.')
-    probe(Sources(sources, []), pair, SFT(), cfgs.data_cfgs.train_on)
+    dataset.probe(final=True)
     return dataset
 
 

@@ -49,7 +49,9 @@ def score(pair: Pair, resolved: Resolved) -> None:
         resolved.algorithm,
         cfgs.data_cfgs.train_on,
         cfgs.data_cfgs.sample_cache_dir,
+        drop_truncated=cfgs.data_cfgs.drop_truncated,
     )
+    dataset.probe(final=True)
     records, skipped = _scored(cfgs, pair, resolved, spec, dataset)
     report = SkipReport(output_dir)
     report.add(skipped)

@@ -107,7 +107,7 @@ BAD = [
     ('Preference', {'prompt': 'Hi', 'chosen': True, 'rejected': 'No'}, "column 'chosen' should be text but is bool"),
     ('Rated', {'prompt': 'Hi', 'responses': ['No', 'Hello'], 'ratings': [1]}, '2 answers and column'),
     ('Rated', {'prompt': 'Hi', 'responses': ['No'], 'ratings': [1]}, 'two at least'),
-    ('Rated', {'prompt': 'Hi', 'responses': ['No', 'Hello'], 'ratings': ['1', '2']}, 'should be a number'),
+    ('Rated', {'prompt': 'Hi', 'responses': ['No', 'Hello'], 'ratings': ['1', 'high']}, 'should be a number'),
     ('Rated', {'prompt': 'Hi', 'responses': ['No', 'Hello'], 'ratings': [1, float('nan')]}, 'should be a number'),
     ('Rated', {'prompt': 'Hi', 'responses': 'No', 'ratings': [1, 2]}, 'should be a list'),
     ('PKUSafeRLHF_Cost', {**COST, 'is_response_0_safe': None}, "column 'is_response_0_safe' is null"),
