@@ -71,7 +71,7 @@ def test_settings_and_links_exist() -> None:
         for key in group.model_fields
     }
     of_servers = {'host', 'port', 'group-timeout', 'max-body-mib'}
-    assert set(re.findall(r'--([\w-]+)', TEXT)) - {'module', 'dry_run'} - of_servers <= known
+    assert set(re.findall(r'--(\w[\w-]*)', TEXT)) - {'module', 'dry_run'} - of_servers <= known
     for variant, settings in cells('| variant |'):
         for name in re.findall(r'`(\w+)', settings):
             assert name in ONLINE['grpo'].model_fields, (variant, name)
