@@ -115,7 +115,8 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
         )
     where = f'turn {index} ({role})'
     refuse_unheeded(where, message)
-    turn, more = filled(message), _beside(where, message)
+    turn = filled(message)
+    more = _beside(where, turn)
     if isinstance(content, str):
         content = [{'type': 'text', 'text': content}]
     if content is None and more.keys() & {'tool_calls', 'reasoning_content'}:

@@ -14,21 +14,19 @@ LISTED = 5
 def check_vocabulary(text_config: Any, tokenizer: Any) -> int:
     """Returns the number of token ids that a model of the text configuration has an embedding for.
 
-    Raises ModelError when the tokenizer has tokens beyond them. Placeholders of media, which tokenizers of text models
-    may share with larger models of their family (Gemma 3), are let pass: no text of a chat holds them.
+    Raises ModelError when the tokenizer has tokens beyond them. Let pass are placeholders of media, which tokenizers of
+    text models may share with larger models of their family (Gemma 3), and the token for what is unknown, which a
+    tokenizer's class may add to a vocabulary of bytes that knows everything (Qwen2): no text of a chat holds them.
     """
     rows = text_config.to_dict().get('vocab_size')
     if rows is None:
         # Configurations of own code may call it otherwise; their models are read as they are.
         return sys.maxsize
     named = tokenizer.special_tokens_map
-    silent = {str(named[f'{kind}_token']) for kind in MEDIA_KINDS if f'{kind}_token' in named}
-    beyond = (
-        {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
-        if (len(tokenizer) > rows)
-        else {}
-    )
-    lost = sorted((token for token in beyond if token not in silent), key=beyond.__getitem__)
+    silent = {str(named[f'{kind}_token']) for kind in (*MEDIA_KINDS, 'unk') if f'{kind}_token' in named}
+    # Vocabularies may have gaps, so their length tells less than their numbers.
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    lost = sorted(beyond.keys() - silent, key=beyond.__getitem__)
     if lost:
         more = f' and {len(lost) - LISTED} more' if len(lost) > LISTED else ''
         raise ModelError(

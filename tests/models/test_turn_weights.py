@@ -29,14 +29,14 @@ def chat(*weights: float | None) -> Conversation:
 
 
 def weights_of(spec: FamilySpec, example: Example) -> list[tuple[float, str]]:
-    """The text of each stretch of tokens of one weight."""
-    pieces = [example.prompt, *example.responses]
-    ids, weights = (torch.cat([getattr(piece, name) for piece in pieces]).tolist() for name in ('ids', 'weights'))
+    """The text of each stretch of tokens of one weight, sequence by sequence."""
     runs: list[tuple[float, list[int]]] = []
-    for token, weight in zip(ids, weights, strict=True):
-        if not runs or runs[-1][0] != weight:
-            runs.append((weight, []))
-        runs[-1][1].append(token)
+    for piece in (example.prompt, *example.responses[0].sequences):
+        before = len(runs)
+        for token, weight in zip(piece.ids.tolist(), piece.weights.tolist(), strict=True):
+            if len(runs) == before or runs[-1][0] != weight:
+                runs.append((weight, []))
+            runs[-1][1].append(token)
     return [(weight, spec.tokenizer.decode(tokens)) for weight, tokens in runs]
 
 
@@ -62,13 +62,17 @@ def test_every_turn_weighs_what_it_says_end_of_turn_included(tiny: Tiny, family:
 def test_the_context_is_what_it_would_be_without_weights(tiny: Tiny) -> None:
     spec = load(tiny('qwen2'))
     plain, weighed = (spec.encode(chat(*weights)) for weights in ((None, None), (0, None)))
-    ids = [torch.cat([example.prompt.ids, *(piece.ids for piece in example.responses)]) for example in (plain, weighed)]
+    ids = [torch.cat([example.prompt.ids, example.responses[0].ids]) for example in (plain, weighed)]
     assert torch.equal(*ids)
 
 
 def test_an_answer_of_weight_zero_may_be_rewritten_by_the_template(tiny: Tiny) -> None:
     spec = load(tiny('qwen2'), chat_template=FORGETFUL)
     assert trained(spec, chat(0, None)) == [(1, '<think>\n\n</think>\n\n1 is it.<|im_end|>')]
+    # Those that are trained are sequences of their own, each with its weight.
+    assert trained(spec, chat(0.5, 2)) == [
+        (weight, f'<think>\n\n</think>\n\n{number} is it.<|im_end|>') for number, weight in enumerate((0.5, 2))
+    ]
 
 
 def test_under_all_only_answers_have_weights_of_their_own(tiny: Tiny) -> None:

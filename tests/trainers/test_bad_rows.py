@@ -73,7 +73,7 @@ def check(folder: Path, expected: dict[str, str | None], filtered: int = 0) -> N
     wanted = {source: reason for source, reason in expected.items() if reason is not None}
     assert reasons.keys() == wanted.keys(), reasons
     assert {source: reasons[source] for source, text in wanted.items() if text not in reasons[source]} == {}
-    records = [record for record in lines(folder / 'metrics.jsonl') if 'train/loss' in record]
+    records = [record for record in lines(folder / 'metrics.jsonl') if 'train/samples' in record]
     assert sum(record['train/samples'] for record in records) == len(expected) - len(wanted)
     assert records[-1]['train/skipped'] == len(wanted) - filtered
     assert records[-1].get('train/filtered', 0) == filtered
