@@ -61,6 +61,8 @@ class FamilySpec:
     """Whether the audio track of a video goes into the model with it."""
     position_rows: ClassVar[int] = 1
     """Rows of `positions`: 1, or 4 where text positions and three rotary positions differ."""
+    further_embedding_rows: ClassVar[int] = 0
+    """Rows of the embedding behind the `vocab_size` of the configuration."""
     brings_processor: ClassVar[bool] = False
     """Whether the checkpoints' own code has a processor too; transformers' own families have one."""
     encoder_class: ClassVar[type[RunEncoder]] = RunEncoder
@@ -88,7 +90,7 @@ class FamilySpec:
         self.max_length = max_length
         text_config = config.get_text_config()
         forget_call_arguments(tokenizer)
-        self.embedding_rows = check_vocabulary(text_config, tokenizer)
+        self.embedding_rows = check_vocabulary(text_config, tokenizer, self.further_embedding_rows)
         kinds = sorted(self.kinds_read())
         found = {kind: self.placeholder(kind) for kind in kinds}
         placeholders = {kind: token for kind, token in found.items() if token is not None}

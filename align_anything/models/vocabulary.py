@@ -11,8 +11,8 @@ from align_anything.core.types import MEDIA_KINDS
 LISTED = 5
 
 
-def check_vocabulary(text_config: Any, tokenizer: Any) -> int:
-    """Returns the number of token ids that a model of the text configuration has an embedding for.
+def check_vocabulary(text_config: Any, tokenizer: Any, further: int = 0) -> int:
+    """Returns the number of token ids that a model has an embedding for: its vocabulary, and so many `further` rows.
 
     Raises ModelError when the tokenizer has tokens beyond them. Let pass are placeholders of media, which tokenizers of
     text models may share with larger models of their family (Gemma 3), and the token for what is unknown, which a
@@ -24,6 +24,7 @@ def check_vocabulary(text_config: Any, tokenizer: Any) -> int:
         return sys.maxsize
     named = tokenizer.special_tokens_map
     silent = {str(named[f'{kind}_token']) for kind in (*MEDIA_KINDS, 'unk') if f'{kind}_token' in named}
+    rows += further
     # Vocabularies may have gaps, so their length tells less than their numbers.
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     lost = sorted(beyond.keys() - silent, key=beyond.__getitem__)

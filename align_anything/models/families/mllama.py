@@ -132,6 +132,7 @@ class MllamaSpec(FamilySpec):
 
     encoder_class = MllamaEncoder
     component_prefixes = {**COMPONENTS, 'vision_tower': ('model.vision_model',)}
+    further_embedding_rows = 8
 
     def generation_inputs(self, prompts: Sequence[Piece]) -> dict[str, Any]:
         """Returns the arguments of `generate()`: images by row, and which of their tiles each token sees."""
