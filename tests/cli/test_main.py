@@ -53,7 +53,7 @@ def test_version_and_what_a_bug_report_needs(
     assert ended('env') == 0
     told = dict(line.split(': ', 1) for line in capsys.readouterr().out.splitlines())
     assert told['torch'] == version('torch') and told['python'].startswith(platform.python_version())
-    assert told['gradio'] == 'not installed' and told['$OMP_NUM_THREADS'] == '7' and told['$HF_TOKEN'] == '(hidden)'
+    assert told['flash-attn'] == 'not installed' and told['$OMP_NUM_THREADS'] == '7' and told['$HF_TOKEN'] == '(hidden)'
 
 
 def test_shells_can_complete_it() -> None:

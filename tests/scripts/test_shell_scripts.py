@@ -215,7 +215,7 @@ def test_a_script_works_from_any_folder_and_takes_further_settings(call: Callabl
 def test_a_given_port_is_kept_and_a_found_one_is_free(call: Callable[..., Called], tmp_path: Path) -> None:
     script = ROOT / 'scripts' / 'opt' / 'opt_sft.sh'
     call(script, MASTER_PORT='23456')
-    assert json.loads((tmp_path / 'called.json').read_text())[0][1] == '23456'
+    assert json.loads((tmp_path / 'called.json').read_text())[0][3] == '23456'
 
 
 def test_own_data_must_be_named(tmp_path: Path) -> None:

@@ -257,7 +257,9 @@ CASES = {
     ),
     # what trains
     'everything frozen': Case({'freeze_language_model': True}, ['nothing trains', 'freeze_language_model'], True),
-    'pattern that fits nothing': Case({'unfreeze_patterns': '[q_prj]'}, ["'q_prj' is found in no parameter"], True),
+    'pattern that fits nothing': Case(
+        {'freeze_language_model': True, 'unfreeze_patterns': '[q_prj]'}, ["'q_prj' is found in no parameter"], True
+    ),
     'pattern that is no expression': case("'(' is not a regular expression", unfreeze_patterns='["("]'),
     'rate for nothing': Case({'lr_groups': '{q_prj: 0.1}'}, ["lr_groups 'q_prj'", 'Components: '], True),
     'adapter target that is not there': Case(

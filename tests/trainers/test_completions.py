@@ -165,7 +165,7 @@ def test_the_page_has_golden_answers_colours_and_orders(tmp_path: Path) -> None:
     rollout.scores = torch.tensor([5.0, 7.0, 6.0, 4.0, -2.0, float('nan')])
     rollout.rewards = {'right': rollout.scores, 'same': torch.ones(6)}
     shown(tmp_path, (2, rollout))
-    assert lines(tmp_path / 'completions.jsonl')[-1]['rewards'] == {'right': 'nan', 'same': 1.0}
+    assert lines(tmp_path / 'completions.jsonl')[-1]['rewards'] == {'right': None, 'same': 1.0}
     page = Page(tmp_path / 'completions.html')
     assert page.text.count('golden answer') == 1 and '<i>42</i>' in page.texts
     samples = [attributes['style'] for _, attributes in page.tags if attributes.get('class') == 'sample']

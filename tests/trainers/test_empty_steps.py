@@ -78,17 +78,12 @@ def test_a_step_without_a_usable_row_has_no_loss_and_no_gradient(tiny: Tiny, tmp
     assert_same(tmp_path / 'killed', tmp_path / 'whole')
 
 
-def test_an_evaluation_without_a_usable_row_measures_nothing(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_evaluation_without_a_usable_row_is_refused_at_the_start(tiny: Tiny, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / 'rows.jsonl', text_rows(4))
     held_out = write_rows(tmp_path / 'held_out.jsonl', [TOO_LONG, {**TOO_LONG, 'output': 'tree'}])
     settings = {'eval_datasets': held_out, 'eval_template': 'Instruction', 'max_skipped_ratio': 1.0}
-    settings |= {'eval_strategy': 'epoch', 'epochs': 3, 'save_best': 'loss', 'early_stopping_patience': 1}
-    ended = trained('sft', sft(tmp_path / 'out', tiny('llama'), rows, **settings))
-    assert ended.code == 0, ended.output
-    assert 'evaluation after step 2: no row could be used' in ended.output
-    records = lines(tmp_path / 'out/metrics.jsonl')
-    assert len(records) == 6 and not [record for record in records if 'eval/loss' in record]
-    assert not (tmp_path / 'out/slice_best').exists(), 'none was better than another'
+    ended = trained('sft', sft(tmp_path / 'out', tiny('llama'), rows, **settings, eval_strategy='epoch'))
+    assert ended.code == 2 and f"none of the first 2 rows of '{held_out}' can be encoded" in ended.output
 
 
 @pytest.mark.parametrize('label', [True, pytest.param(False, marks=pytest.mark.extended)])

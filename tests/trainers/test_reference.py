@@ -304,6 +304,6 @@ def test_kept_scores_and_kept_features_leave_neither_reference_nor_tower_to_run(
         forbid(rank)
         watch(rank)
 
-    succeed(argv, pair=IMAGE, before=before, algorithm=DPO)
+    succeed([*argv, '--overwrite_output_dir', 'True'], pair=IMAGE, before=before, algorithm=DPO)
     assert [sum(epoch) for epoch in epochs(tmp_path / 'second', 0)] == [0, 0]
     assert losses(tmp_path / 'run') == pytest.approx(expected, rel=1e-5)
