@@ -15,7 +15,6 @@ from align_anything.core.types import Conversation, Message
 MARK = 'Zq7Marker'
 THOUGHT_KEYS = ('reasoning_content', 'thinking', 'reasoning')
 """Names that templates have for the thought of an answer, the commonest first."""
-OPENED = re.compile(r'(?P<begin>[<\[◁])(?P<name>[\w:]*(?:think|thought|reason)\w*)(?P<end>[>\]▷])\s*\Z', re.IGNORECASE)
 ELSEWHERE = 'Choose a checkpoint whose template does, or give a template with model_cfgs.chat_template.'
 
 logger = get_logger(__name__)

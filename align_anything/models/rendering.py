@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
+from align_anything.core.thoughts import closing_of, opened_thought
 from align_anything.core.types import MEDIA_KINDS, Conversation, MediaKind, Message
-from align_anything.models.chat_form import ELSEWHERE, MARK, OPENED, ChatForm, message_of, text_of
+from align_anything.models.chat_form import ELSEWHERE, MARK, ChatForm, message_of, text_of
 
 TrainOn = Literal['all_assistant', 'last', 'all']
 
@@ -280,9 +281,8 @@ class ChatRenderer:
         """The bare generation prompt, with what the template writes before the first turn, here of the assistant."""
         full = self.text([{**first[0], **_answer(MARK)}])
         stem = self.generation_prompt
-        opened = OPENED.search(stem)
-        if opened and stem not in full:
-            stem = stem[: opened.start()]
+        if stem not in full:
+            stem = stem.removesuffix(opened_thought(stem))
         if MARK not in full or stem not in full:
             raise SampleError('the chat template writes no generation prompt before an assistant turn that comes first')
         if stem:
@@ -298,7 +298,8 @@ class ChatRenderer:
         """
         message, full = messages[-1], self.text(messages)
         thought, spoken = _thought_of(message)
-        opened = OPENED.search(prompt)
+        opened = opened_thought(prompt)
+        before = prompt.removesuffix(opened)
         if full.startswith(prompt):
             segment = full[len(prompt) :]
             if thought and _compact(thought) not in _compact(segment):
@@ -308,11 +309,10 @@ class ChatRenderer:
                         "into the answer's content."
                     )
                 segment = f'<think>\n{thought}\n</think>\n\n' + segment.lstrip()
-        elif opened and full.startswith(prompt[: opened.start()]):
+        elif opened and full.startswith(before):
             # The template takes the thought off finished answers, the last one too.
-            segment = full[opened.start() :].lstrip()
-            close = f'{opened["begin"]}/{opened["name"]}{opened["end"]}'
-            if segment.startswith(opened.group().strip()):
+            segment, close = full[len(before) :].lstrip(), closing_of(opened)
+            if segment.startswith(opened.strip()):
                 segment = segment.partition(close)[2].lstrip()
             lead = '' if prompt.endswith('\n') else '\n'
             segment = lead + (f'{thought}\n' if thought else '\n') + f'{close}\n\n' + segment

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align_anything.core.thoughts import opened_thought
+from align_anything.core.thoughts import closing_of, opened_thought
 from tests.models.samples import FAMILIES, NO_THOUGHT, assistant, load, multi_turn, single, user
 
 Tiny = Callable[..., Path]
@@ -36,6 +36,7 @@ TEMPLATES = {
     'DeepSeek-R1': (template("''", '<think>\\n'), '<think>\n'),
     'another tag': (template("''", '<reasoning>'), '<reasoning>'),
     'Magistral': (template("''", '[THINK]'), '[THINK]'),
+    'Command A': (template("''", '<|START_THINKING|>'), '<|START_THINKING|>'),
     'no tag at all': (template("''", 'Let me see. '), 'Let me see. '),
 }
 
@@ -85,3 +86,27 @@ def test_what_answers_begin_with_as_a_rule_is_no_message_of_their_own(tiny: Tiny
     spec = load(tiny('qwen2'))
     begun = [user('Why?'), {**assistant('Because'), 'prefix': True}]
     assert spec.generation_prefix(begun) == '<|im_start|>assistant\nBecause'
+
+
+CLOSED = {
+    '<think>\n': '</think>',
+    '<reasoning>': '</reasoning>',
+    '[THINK]': '[/THINK]',
+    '◁think▷': '◁/think▷',
+    '<|START_THINKING|>': '<|END_THINKING|>',
+    '<|begin_of_thought|>\n': '<|end_of_thought|>',
+}
+
+
+@pytest.mark.parametrize('opened', CLOSED)
+def test_what_opens_a_thought_for_generation_closes_it_in_training(opened: str, tiny: Tiny) -> None:
+    """Rewards take a tag for one that opens a thought; so does what an answer is trained as."""
+    assert opened_thought(f'<|im_start|>assistant\n{opened}') == opened and closing_of(opened) == CLOSED[opened]
+    text = template("''", opened.replace('\n', '\\n'))
+    spec = load(tiny('qwen2'), chat_template=text)
+    messages = single()[:1]
+    [runs] = spec.render([*messages, {**assistant('Four.'), 'reasoning_content': 'Two and two.'}])
+    assert runs[0].text.endswith(opened)
+    lead = '' if opened.endswith('\n') else '\n'
+    assert runs[1].text == f'{lead}Two and two.\n{CLOSED[opened]}\n\nFour.'
+    assert spec.prefill(messages) == opened
