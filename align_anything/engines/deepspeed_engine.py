@@ -208,7 +208,7 @@ class DeepSpeedEngine:
                     sums[name] = sums.get(name, 0.0) + chunk.terms[name]
                     counts[name] = counts.get(name, 0.0) + chunk_counts[name]
         self.engine.train()
-        return divided(sums, counts, algorithm)
+        return divided(sums, counts, algorithm.coefficients())
 
     def _estimates(
         self, batches: Iterable[Batch], algorithm: Objective, score: Callable[[Batch], Scored]

@@ -41,6 +41,7 @@ class StepResult:
         extras: the caller's own numbers, summed over ranks.
         applied: whether the weights changed.
         suspects: on this rank, the sources of samples whose scores were not finite.
+        coefficients: what the terms of the objective were weighed with.
     """
 
     terms: dict[str, float]
@@ -49,6 +50,7 @@ class StepResult:
     extras: dict[str, float] = field(default_factory=dict)
     applied: bool = True
     suspects: list[str] = field(default_factory=list)
+    coefficients: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -86,21 +88,23 @@ def with_roles(score: Score, roles: Mapping[str, Score]) -> Score:
     return scored
 
 
-def divided(sums: Mapping[str, float], counts: Mapping[str, float], algorithm: Objective) -> StepResult:
-    """The result of term sums over all ranks, given their global counts."""
+def divided(sums: Mapping[str, float], counts: Mapping[str, float], coefficients: Mapping[str, float]) -> StepResult:
+    """The result of term sums over all ranks, given their global counts and what the objective weighs them with."""
     terms = {name: total / counts[name] for name, total in sums.items() if counts[name]}
-    weighted = [weight * terms[name] for name, weight in algorithm.coefficients().items() if name in terms]
-    return StepResult(terms, sum(weighted) if weighted else None, dict(counts))
+    weighted = [weight * terms[name] for name, weight in coefficients.items() if name in terms]
+    return StepResult(terms, sum(weighted) if weighted else None, dict(counts), coefficients=dict(coefficients))
 
 
-def combined(results: Sequence[StepResult], algorithm: Objective) -> StepResult:
-    """The result over all that several results are over."""
-    counts = {name: sum(result.counts[name] for result in results) for name in results[0].counts}
+def combined(results: Sequence[StepResult]) -> StepResult:
+    """The result over all that several results are over. A step that had nothing to train on may have fewer terms."""
+    names = dict.fromkeys(name for result in results for name in result.counts)
+    counts = {name: sum(result.counts.get(name, 0.0) for result in results) for name in names}
     sums = {
         name: sum(result.terms[name] * result.counts[name] for result in results if name in result.terms)
-        for name in counts
+        for name in names
     }
-    return divided(sums, counts, algorithm)
+    coefficients = {name: weight for result in results for name, weight in result.coefficients.items()}
+    return divided(sums, counts, coefficients)
 
 
 def global_counts(
@@ -177,7 +181,7 @@ def run_step(
         read = (scored.values, *batch.per_unit.values())
         seen.append((batch, torch.stack([torch.isfinite(values).all() for values in read]).all()))
     vector = torch.stack([torch.as_tensor(totals[name]).reshape(()) for name in counts])
-    result = divided(dict(zip(counts, reduce_sum(vector).tolist(), strict=True)), counts, algorithm)
+    result = divided(dict(zip(counts, reduce_sum(vector).tolist(), strict=True)), counts, coefficients)
     if not result.finite:
         result.suspects = [source for batch, finite in seen if not bool(finite) for source in batch.sources]
     return result

@@ -8,7 +8,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from align_anything.algorithms.critic import Critic
 from align_anything.core.types import Example, Response
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import mean_and_variance, moments
@@ -112,9 +111,9 @@ def staleness(rollout: Rollout, step: int, reduce_sum: ReduceSum) -> dict[str, f
     return {'staleness': steps / responses} if responses else {}
 
 
-def critic_metrics(role: str, results: Sequence[StepResult], critic: Critic) -> dict[str, float]:
+def critic_metrics(role: str, results: Sequence[StepResult]) -> dict[str, float]:
     """How the optimizer steps of a critic on one rollout went."""
-    terms = combined(results, critic).terms
+    terms = combined(results).terms
     if not terms:
         return {}
     explained = explained_variance(terms)

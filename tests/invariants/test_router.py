@@ -16,6 +16,7 @@ from align_anything.algorithms.sft import SFT
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example
 from align_anything.engines.balance import Balanced, global_shares
+from align_anything.engines.step import StepResult, combined, divided
 from align_anything.models.architecture import skeleton
 from align_anything.models.pretrained_model import load_model
 from align_anything.models.router import router_coefficient
@@ -181,3 +182,18 @@ def test_asking_a_model_without_experts_for_it_is_an_error(stirred: Stirred, tmp
 def test_every_kind_of_router_is_found(model_type: str) -> None:
     model = skeleton(small_config(model_type))
     assert router_coefficient(model, None) == model.config.router_aux_loss_coef > 0
+
+
+def test_the_steps_of_a_rollout_are_told_together_also_where_one_of_them_is_empty() -> None:
+    """A step without anything to train on never asks for the router loss, so it has no count of it."""
+    weighed = {'policy_loss': 1.0, 'router_loss': COEFFICIENT}
+    steps = [
+        divided({'policy_loss': 6.0, 'router_loss': 20.0}, {'policy_loss': 3.0, 'router_loss': 10.0}, weighed),
+        StepResult({}, None, {'policy_loss': 0.0}, applied=False),
+        divided({'policy_loss': 1.0, 'router_loss': 40.0}, {'policy_loss': 1.0, 'router_loss': 10.0}, weighed),
+    ]
+    for ordered in (steps, [steps[1], steps[0], steps[2]]):
+        told = combined(ordered)
+        assert told.terms == {'policy_loss': 7 / 4, 'router_loss': 3.0}
+        assert told.loss == pytest.approx(7 / 4 + COEFFICIENT * 3.0), 'what the steps lowered'
+    assert combined([steps[1]]).numbers == {} and combined([steps[1]]).empty

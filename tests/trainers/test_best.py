@@ -38,6 +38,7 @@ class Judged:
                 {'preference_loss': values['loss'], 'reward_accuracy': values.get('accuracy', 0.5)},
                 values['loss'],
                 dict.fromkeys(('preference_loss', 'reward_accuracy'), values.get('pairs', 1.0)),
+                coefficients={'preference_loss': 1.0},
             )
 
         def loader(name: str) -> Any:

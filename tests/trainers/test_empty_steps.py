@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from align_anything.cli.leaves import find_run
+from align_anything.datasets.dataset import ExampleDataset
 from align_anything.reporting.panels import read_curves
 from align_anything.reporting.plot import plot_metrics
 from align_anything.trainers.loops.offline import OfflineLoop
@@ -82,8 +83,19 @@ def test_an_evaluation_without_a_usable_row_is_refused_at_the_start(tiny: Tiny, 
     rows = write_rows(tmp_path / 'rows.jsonl', text_rows(4))
     held_out = write_rows(tmp_path / 'held_out.jsonl', [TOO_LONG, {**TOO_LONG, 'output': 'tree'}])
     settings = {'eval_datasets': held_out, 'eval_template': 'Instruction', 'max_skipped_ratio': 1.0}
-    ended = trained('sft', sft(tmp_path / 'out', tiny('llama'), rows, **settings, eval_strategy='epoch'))
-    assert ended.code == 2 and f"none of the first 2 rows of '{held_out}' can be encoded" in ended.output
+    settings |= {'eval_strategy': 'epoch', 'epochs': 3, 'save_best': 'loss', 'early_stopping_patience': 1}
+    argv = sft(tmp_path / 'out', tiny('llama'), rows, **settings)
+    assert 'none of the first 2 rows' in trained('sft', argv).output, 'before weights are loaded'
+
+    def become_unusable_later(rank: int) -> None:
+        ExampleDataset.probe = lambda self, final=False: None
+
+    ended = trained('sft', argv, before=become_unusable_later)
+    assert ended.code == 0, ended.output
+    assert 'evaluation after step 2: no row could be used' in ended.output
+    records = lines(tmp_path / 'out/metrics.jsonl')
+    assert len(records) == 6 and not [record for record in records if 'eval/loss' in record]
+    assert not (tmp_path / 'out/slice_best').exists(), 'none was better than another'
 
 
 @pytest.mark.parametrize('label', [True, pytest.param(False, marks=pytest.mark.extended)])
@@ -128,3 +140,32 @@ def test_a_rollout_that_teaches_nothing_has_no_loss(name: str, tiny: Tiny, tmp_p
     untold = {'train/loss', 'train/grad_norm', 'train/rollout_drift', 'train/preference_loss'}
     assert not untold & {key for record in records for key in record}
     assert '2 of 2 optimizer steps had nothing to train on' in ended.output
+
+
+@pytest.mark.extended
+def test_a_mixture_of_experts_bears_an_empty_step_beside_others_in_a_rollout(tiny: Tiny, tmp_path: Path) -> None:
+    """Of two prompts one has a pair to learn from, so one of the two steps of each rollout is empty."""
+    (tmp_path / 'rewards.py').write_text(
+        'def some(completions):\n'
+        '    return [float(n if item.source.endswith(":1") else 0) for n, item in enumerate(completions)]\n'
+    )
+    rows = write_rows(tmp_path / 'rows.jsonl', text_rows(2))
+    settings = {
+        'num_generations': 2,
+        'per_device_prompt_batch_size': 2,
+        'per_device_train_batch_size': 2,
+        'gradient_accumulation_steps': 1,
+        'max_new_tokens': 3,
+        'reward_functions': f'[{tmp_path}/rewards.py:some]',
+        'max_steps': 4,
+        'log_interval': 2,
+        'ds_cfgs': 'ds_z2_config.json',
+        'router_aux_loss_coef': 0.5,
+    }
+    ended = trained('online_dpo', sft(tmp_path / 'out', tiny('qwen3_moe'), rows, **settings))
+    assert ended.code == 0, ended.output
+    records = lines(tmp_path / 'out/metrics.jsonl')
+    assert [record['train/empty_steps'] for record in records] == [1.0, 2.0]
+    for record in records:
+        expected = record['train/preference_loss'] + 0.5 * record['train/router_loss']
+        assert record['train/loss'] == pytest.approx(expected, rel=1e-5)

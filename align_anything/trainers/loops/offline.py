@@ -28,7 +28,7 @@ class OfflineLoop(Loop):
         if not self.evaluation:
             return
         results = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
-        total = combined(list(results.values()), self.algorithm)
+        total = combined(list(results.values()))
         found = total.numbers
         several = results if len(results) > 1 else {}
         of_each = {f'{name}/{key}': value for name, own in several.items() for key, value in own.terms.items()}

@@ -363,12 +363,12 @@ class OnlineLoop(Loop):
         rollout = rollout_metrics(generated, trained, source_names(self.training.dataset.sources), self._reduce)
         metrics = {
             **rollout,
-            **combined(results, self.algorithm).numbers,
+            **combined(results).numbers,
             **self._of_steps(results[-1]),
         }
         metrics |= {f'unread/{name}': float(number) for name, number in self._unread.items() if number}
         for role, own in values.items():
-            metrics |= critic_metrics(role, own, self.critics[role][1])
+            metrics |= critic_metrics(role, own)
         if self.algorithm.num_generations > 1:
             metrics |= uninformative(generated, self._reduce)
         if self.cfgs.vllm_cfgs.vllm_async:
