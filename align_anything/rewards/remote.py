@@ -13,6 +13,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from align_anything.core.errors import RewardError, SettingsError
 from align_anything.core.logging import get_logger
+from align_anything.core.types import BESIDE_CONTENT
 from align_anything.rewards.base import Completion, NoGroundTruth, Values, check_values, ground_truth
 from align_anything.rewards.messages import text_of, to_json
 
@@ -196,9 +197,25 @@ def _texts(completion: Completion) -> Iterator[tuple[str, str]]:
         for part in message['content']:
             if part['type'] == 'text':
                 yield 'the prompt', part['text']
+        for key in BESIDE_CONTENT:
+            for text in _strings(message.get(key)):
+                yield f'`{key}` of the prompt', text
     yield 'the response', completion.response
     yield 'the prefix', completion.prefix
     yield 'the golden answer', _truth(completion) or ''
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield name
+            yield from _strings(item)
 
 
 def _truth(completion: Completion) -> str | None:

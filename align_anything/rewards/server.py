@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from pydantic import AliasChoices, BaseModel, Field, JsonValue, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from align_anything.core.asgi import MEBIBYTE, Guarded
 from align_anything.core.errors import AlignAnythingError, DataError, RewardError, SampleError, SettingsError
@@ -39,7 +39,9 @@ BODY_MIB = 256
 
 
 class Message(BaseModel):
-    """A turn of a conversation: text, or a list of parts."""
+    """A turn of a conversation: text, or a list of parts, and beside it what a turn in normal form may hold."""
+
+    model_config = ConfigDict(extra='allow')
 
     role: str
     content: str | list[dict[str, JsonValue]]

@@ -196,6 +196,8 @@ def test_a_service_that_asks_for_too_long_ends_the_run(service: Service) -> None
 
 
 HALF = 'so \ud83d'
+ASKED = {'role': 'user', 'content': [{'type': 'text', 'text': 'Why?'}]}
+CALLED = {'role': 'assistant', 'content': []}
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,9 @@ HALF = 'so \ud83d'
         ('the golden answer', {'ground_truth': HALF}),
         ('the prompt', {'prompt': HALF}),
         ('the prefix', {'prefix': HALF}),
+        ('`tools` of the prompt', {'conversation': [{**ASKED, 'tools': [{'function': {'name': HALF}}]}]}),
+        ('`tool_calls` of the prompt', {'conversation': [ASKED, {**CALLED, 'tool_calls': [{HALF: 1}]}]}),
+        ('`reasoning_content` of the prompt', {'conversation': [ASKED, {**CALLED, 'reasoning_content': HALF}]}),
     ],
 )
 def test_half_a_character_is_named_before_anything_is_sent(service: Service, what: str, fields: dict) -> None:

@@ -202,3 +202,24 @@ def test_without_the_web_server_the_extra_is_named(
     with pytest.raises(SystemExit), caplog.at_level(logging.ERROR, logger='align_anything'):
         server.main(['--reward', 'format'])
     assert "the reward service needs uvicorn: pip install 'align-anything[serve]'" in caplog.text
+
+
+def test_tools_calls_and_thoughts_reach_the_function_as_they_are(urls: dict[str, str]) -> None:
+    call = {'id': 'c1', 'type': 'function', 'function': {'name': 'add', 'arguments': {'a': 2}}}
+    asked = completion(
+        'It is 5.',
+        conversation=[
+            {'role': 'user', 'content': [{'type': 'text', 'text': '2 + 3?'}], 'tools': [{'type': 'function'}]},
+            {'role': 'assistant', 'content': [], 'tool_calls': [call], 'reasoning_content': 'I add.'},
+            {'role': 'tool', 'content': [{'type': 'text', 'text': '5'}], 'tool_call_id': 'c1', 'name': 'add'},
+        ],
+    )
+    told: list = []
+
+    def seen(completions: list) -> list[float]:
+        told.extend(one.conversation for one in completions)
+        return [1.0] * len(completions)
+
+    with served(server.make_app('seen', seen, {})) as address:
+        assert RemoteReward(f'{address}/get_reward')([asked]) == [1.0]
+    assert told == [asked.conversation]
