@@ -165,7 +165,8 @@ class FamilySpec:
     def _encode(
         self, conversations: Sequence[Conversation], train_on: TrainOn, start: int, judged: bool = False
     ) -> Example:
-        if judged and any(weight_of(message) not in (0, 1) for messages in conversations for message in messages):
+        judged_turns = [message for messages in conversations if judged for message in messages[start:]]
+        if any(weight_of(message) not in (0, 1) for message in judged_turns):
             raise SampleError('a turn has a weight, but answers that are scored as a whole have none: take it out')
         for conversation in () if judged else conversations:
             require_answers(conversation, train_on, start)

@@ -115,3 +115,14 @@ def test_the_loss_is_the_weighted_mean_of_a_plain_loop(tiny: Tiny) -> None:
     assert len(weights) == len(logprobs)
     expected = sum(-weight * value for weight, value in zip(weights, logprobs.tolist(), strict=True)) / sum(weights)
     assert total / count == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_weight_of_a_turn_in_the_history_keeps_no_answer_from_being_judged(tiny: Tiny) -> None:
+    spec = load(tiny('qwen2'))
+    judged = [
+        spec.encode_group([[*chat(weight, None), user('Why?'), assistant('So.')]], 'last', start=5, judged=True)
+        for weight in (None, 0.5, 0)
+    ]
+    for example in judged[1:]:
+        assert torch.equal(example.prompt.ids, judged[0].prompt.ids)
+        assert torch.equal(example.responses[0].weights, judged[0].responses[0].weights)
