@@ -32,8 +32,8 @@ def convert_report_to(value: Any) -> Any:
 
 
 def convert_targets(value: Any) -> Any:
-    """Returns `auto` for what stands for every linear layer elsewhere, and the names in a text with commas."""
-    if value in ('all', 'all-linear'):
+    """Returns `auto` for `all`, every linear layer of the language model, and the names in a text with commas."""
+    if value == 'all':
         return 'auto'
     return value.split(',') if isinstance(value, str) and ',' in value else value
 
