@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from align_anything.cli.inspection.figures import Bin, histogram
+from align_anything.cli.inspection.page import _pieces
 from align_anything.cli.main import main
 from align_anything.core.types import Audio, Video
 from align_anything.reporting.html import Figure, figures_of
+from tests.models.samples import assistant, load, multi_turn
 
 Tiny = Callable[..., Path]
 EVIL = '<script>alert("x")</script>[red]&amp;'
@@ -172,3 +174,16 @@ def test_histograms() -> None:
     assert bins[0] == Bin(0, 2, 3) and bins[1] == Bin(3, 5, 1) and bins[-1] == Bin(24, 24, 1)
     assert sum(item.rows for item in bins) == 5 and len(bins) == 9
     assert bins[0].label == '0–2' and Bin(4, 4, 1).label == '4'
+
+
+def test_every_sequence_of_each_answer_of_a_pair_is_shown(tiny: Tiny) -> None:
+    """Under Qwen3's template earlier answers have sequences of their own."""
+    spec = load(tiny('qwen3'))
+    turns = multi_turn()
+    start = next(number for number, turn in enumerate(turns) if turn['role'] == 'assistant')
+    example = spec.encode_group([turns, [*turns[:start], assistant('No idea.')]])
+    assert example.responses[0].earlier and not example.responses[1].earlier
+    answers = [turn['content'][0]['text'] for turn in turns if turn['role'] == 'assistant']
+    shown = {name: ''.join(text for kind, text in runs if kind == 'trained') for name, runs in _pieces(example, spec)}
+    assert list(shown) == ['prompt', 'answer 1', 'answer 2'] and not shown['prompt']
+    assert all(text in shown['answer 1'] for text in answers) and 'No idea.' in shown['answer 2']

@@ -11,7 +11,8 @@ from align_anything.cli.inspection.figures import histograms, stops, summary
 from align_anything.cli.inspection.rows import Sample, SetSurvey, Survey, size_of
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.types import Example, Piece
+from align_anything.core.types import Example
+from align_anything.models.encoding import truncate
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.html import render
 from align_anything.trainers.runs.dry_run import show_example
@@ -59,9 +60,10 @@ def _pieces(example: Example, spec: FamilySpec) -> list[tuple[str, list[tuple[st
     """What stands over each list of tokens, and the tokens: of the whole, or of prompt and answers apart."""
     if len(example.responses) == 1:
         return [('', _coloured(show_example(example, spec)))]
-    pieces: list[tuple[str, Piece]] = [('prompt', example.prompt)]
-    pieces += [(f'answer {number}', response) for number, response in enumerate(example.responses, 1)]
-    return [(name, _coloured(show_example(Example(piece, []), spec))) for name, piece in pieces]
+    nothing = truncate(example.prompt, 0)
+    apart = [('prompt', Example(example.prompt, []))]
+    apart += [(f'answer {number}', Example(nothing, [one])) for number, one in enumerate(example.responses, 1)]
+    return [(name, _coloured(show_example(part, spec))) for name, part in apart]
 
 
 def _coloured(text: Text) -> list[tuple[str, str]]:
