@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align_anything.models.family import FamilySpec
+from align_anything.models.rendering import without_beginning
 from align_anything.reporting.completions_page import CompletionsPage, rewards_of, text_of
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import strip_of
@@ -84,11 +85,12 @@ class Completions:
 
     def _answers(self, one: Rollout) -> Answers:
         (example,) = one.examples
-        conversation = example.conversation or []
+        asked = example.conversation or []
+        conversation, begun = without_beginning(asked), self._spec.prefill(asked) if asked else ''
         return Answers(
             prompt=shortened(text_of(conversation[-1]['content'] if conversation else []), TRACKER_TEXT),
             picture=strip_of(conversation),
-            responses=[shortened(text_of(each.parts), TRACKER_TEXT) for each in example.responses[:RESPONSES]],
+            responses=[shortened(begun + text_of(each.parts), TRACKER_TEXT) for each in example.responses[:RESPONSES]],
             rewards={name: values[:RESPONSES] for name, values in rewards_of(one).items()},
         )
 

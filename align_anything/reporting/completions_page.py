@@ -92,7 +92,7 @@ def _up_to(step: int, text: str) -> str:
 
 
 def _summary(rollout: Rollout) -> str:
-    scores = [score for score in rollout.scores.tolist() if math.isfinite(score)]
+    scores = [score for score in rewards_of(rollout)['reward'] if math.isfinite(score)]
     told = f'{len(rollout.examples)} prompts, {len(rollout.scores)} responses'
     return f'{told}, reward {_mean(scores):.4g} ({min(scores):.4g} to {max(scores):.4g})' if scores else told
 
@@ -113,7 +113,7 @@ def _prompts(rollout: Rollout, responses: int, prefill: Callable[[Conversation],
 def _prompt(one: Rollout, ranges: Mapping[str, Sequence[float]], responses: int) -> dict[str, Any]:
     (example,) = one.examples
     asked, rewards = example.conversation or [], rewards_of(one)
-    scores = [score for score in one.scores.tolist() if math.isfinite(score)]
+    scores = [score for score in rewards['reward'] if math.isfinite(score)]
     rows = [
         {
             'text': text_of(response.parts),
@@ -121,7 +121,7 @@ def _prompt(one: Rollout, ranges: Mapping[str, Sequence[float]], responses: int)
             'cells': [_cell(values[number], ranges[name]) for name, values in rewards.items()],
             'tokens': response.units,
             'finished': response.finished,
-            'score': float(one.scores[number]),
+            'score': rewards['reward'][number],
         }
         for number, response in enumerate(example.responses[:responses])
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import sys
 import types
 from html.parser import HTMLParser
@@ -325,3 +326,23 @@ def test_a_strip_has_all_there_is_to_see_and_no_more_than_eight() -> None:
 def test_texts_lose_their_middle() -> None:
     assert shortened('abcdef', 6) == 'abcdef'
     assert shortened('abcdefgh', 4) == 'ab … gh'
+
+
+def test_a_response_that_nobody_judged_has_no_score_anywhere(tmp_path: Path) -> None:
+    """Its score is 0, which is no reward: with rewards below 0 it is not the best."""
+    rollout = rollout_of(conversation(), responses=3)
+    rollout.rewards = {'right': torch.tensor([-4.0, float('nan'), -2.0])}
+    rollout.scores = torch.tensor([-4.0, 0.0, -2.0])
+    shown(tmp_path, (2, rollout))
+    page = Page(tmp_path / 'completions.html')
+    assert '1 prompts, 3 responses, reward -3 (-4 to -2)' in page.text
+    ranks = [re.search(r'--rank:(\d)', attributes['style'])[1] for tag, attributes in page.tags
+             if tag == 'tr' and 'style' in attributes]  # fmt: skip
+    assert ranks == ['1', '2', '0']
+
+
+def test_the_beginning_of_an_answer_is_shown_with_it_and_not_as_the_question(tmp_path: Path) -> None:
+    begun = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'I say '}], 'prefix': True, 'begun': 'I say '}
+    output = shown(tmp_path, (2, rollout_of([*conversation(text='Is it so?'), begun])))
+    assert 'Is it so?' in output and 'I say yes' in output
+    assert [cell for cell in Page(tmp_path / 'completions.html').cells if cell.startswith('I say ')][0] == 'I say yes'
