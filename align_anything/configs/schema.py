@@ -397,7 +397,8 @@ class LoggerCfgs(Cfgs):
     overwrite_output_dir: bool = Field(
         False,
         description='Lets a new run use an output_dir that holds the results of another: its trained model is '
-        'replaced, its checkpoints are renamed to slice_<step>.old. Off, such a run is refused unless it resumes.',
+        'replaced, its checkpoints and its best model are renamed to <name>.old. Off, such a run is refused unless it '
+        'resumes.',
     )
     cache_dir: str | None = Field(
         None, description='Folder for downloaded data and other caches. null uses the default of the libraries.'

@@ -20,6 +20,7 @@ from align_anything.core.files import atomic_write_json, disk_problem, free_byte
 
 MANIFEST = 'manifest.json'
 STATE_FOLDER = 'state'
+BEST_NAME = 'slice_best'
 CARD_FILE = 'README.md'
 FULL = 1 << 20
 """Free bytes below which a disk is taken to be full by a writer that does not say why it failed."""
@@ -158,14 +159,16 @@ def set_aside(output_dir: Path, after: int) -> list[Path]:
     """Renames the checkpoints of an earlier run past step `after` to `slice_<step>.old`; returns the new names.
 
     Left as they are, they would pass for newer ones of the run that begins: pruning would delete its checkpoints before
-    them, and `auto` would go on from them. Main rank only.
+    them, and `auto` would go on from them. So would the best model where the run begins anew. Main rank only.
     """
+    stale = [item.path for item in checkpoints_in(output_dir) if item.step > after]
+    best = output_dir / BEST_NAME
+    stale += [best] if after == 0 and best.is_dir() else []
     renamed = []
-    for item in checkpoints_in(output_dir):
-        if item.step > after:
-            target = item.path.with_name(f'{item.path.name}.old')
-            shutil.rmtree(target, ignore_errors=True)
-            renamed.append(item.path.rename(target))
+    for path in stale:
+        target = path.with_name(f'{path.name}.old')
+        shutil.rmtree(target, ignore_errors=True)
+        renamed.append(path.rename(target))
     return renamed
 
 

@@ -16,6 +16,7 @@ from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
+from align_anything.engines.checkpoint import BEST_NAME
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
 from align_anything.reporting.console import TrainingConsole
@@ -24,7 +25,6 @@ from align_anything.trainers.loops.progress import Progress
 
 logger = get_logger(__name__)
 
-BEST_NAME = 'slice_best'
 STREAM_ROWS_BEFORE_RATIO = 200
 """Rows of a stream, whose length is unknown, that are seen before the share of skipped ones may stop the run."""
 
