@@ -43,7 +43,7 @@ KINDS = (
     _kind('entropy', 'nats', r'entropy'),
     _kind('length', 'tokens', r'response_length'),
     _kind('terms of the loss', 'loss', r'\w+_loss'),
-    _kind('shares', 'share', r'truncated|repetition|uninformative|clipped\w*|abstained|overconfidence'),
+    _kind('shares', 'share', r'truncated|repetition|uninformative|clipped\w*|abstained/.+|overconfidence'),
     _kind('deviation', 'reward', r'\w+_std'),
     _kind('gradient norm', 'norm', r'grad_norm'),
     _kind('learning rate', 'per step', r'learning_rate'),
@@ -52,9 +52,10 @@ KINDS = (
     _kind('waste', 'share', r'padding|data_wait'),
     _kind('memory', 'GiB', r'peak_memory', scale=2.0**30),
     _kind('tokens', 'tokens', r'(\w+_)?tokens'),
-    _kind('rows', 'rows', r'samples|skipped|examples'),
+    _kind('rows', 'rows', r'samples|skipped|examples|filtered|truncated_answers'),
     _kind('responses', 'responses', r'responses|unread/.+'),
     _kind('steps', 'steps', r'staleness|\w+_steps'),
+    _kind('load of experts', 'share', r'expert_load/.+'),
 )
 # How far the run is, which the axis of steps says.
 NO_NEWS = {'epoch'}

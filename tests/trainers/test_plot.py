@@ -154,3 +154,15 @@ def test_smooth_is_a_centred_mean_that_keeps_straight_lines() -> None:
     # ends as they are, then (1+4+1)/3, (4+1+1)/3, (1+1+7)/3
     assert smooth([1, 4, 1, 1, 7], 1) == [1, 2, 2, 3, 7]
     assert smooth([1, 2, 3, 4, 5, 6], 2) == [1, 2, 3, 4, 5, 6]
+
+
+def test_shares_of_rewards_and_of_experts_and_counts_of_rows_share_panels(tmp_path: Path) -> None:
+    experts = [f'expert_load/{number}' for number in range(4)]
+    rows = ('filtered', 'truncated_answers', 'samples')
+    write(tmp_path, *moving(*experts, 'abstained/a', 'abstained/b', 'truncated', *rows))
+    panels = arrange(read_curves(tmp_path))
+    assert [(panel.title, panel.unit, list(panel.curves)) for panel in panels] == [
+        ('shares', 'share', ['abstained/a', 'abstained/b', 'truncated']),
+        ('rows', 'rows', list(rows)),
+        ('load of experts', 'share', experts),
+    ]

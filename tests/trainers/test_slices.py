@@ -126,6 +126,7 @@ def test_changed_settings_are_all_listed(settings, old):
     [
         ('lora_cfgs', 'lora_alpha', 400, False),
         ('lora_cfgs', 'use_dora', True, False),
+        ('train_cfgs', 'router_aux_loss_coef', 0.5, False),
         ('bnb_cfgs', 'load_in_8bit', True, False),
         ('data_cfgs', 'num_frames', 3, False),
         ('model_cfgs', 'chat_template', 'other.jinja', False),
@@ -185,8 +186,9 @@ def test_a_fresh_run_in_an_old_folder_is_not_mixed_up_with_the_old_one(settings,
     again = {'seed': 7, 'save_interval': 1, 'save_total_limit': 1, 'max_steps': 3}
     refused(settings(old, **again), f'{old} holds slice_2, slice_4, slice_end, metrics.jsonl', '--overwrite_output_dir')
     assert all(torch.equal(value, kept[name]) for name, value in weights(old / 'slice_4').items())
+    shutil.copytree(old / 'slice_end', old / 'slice_best')
     output = succeed(settings(old, '--overwrite_output_dir', **again))
-    assert checkpoints_in(old) == ['slice_2', 'slice_2.old', 'slice_4.old', 'slice_end']
+    assert checkpoints_in(old) == ['slice_2', 'slice_2.old', 'slice_4.old', 'slice_best.old', 'slice_end']
     assert 'slice_4.old' in output
     set_aside = weights(old / 'slice_4.old')
     assert all(torch.equal(set_aside[name], kept[name]) for name in kept)

@@ -78,7 +78,7 @@ class OfflineLoop(Loop):
             'samples': extras['examples'],
             'tokens': extras['tokens'] - extras['padding'],
             **({'padding': extras['padding'] / extras['tokens']} if extras['tokens'] else {}),
-            'truncated': extras['truncated'],
+            'truncated_answers': extras['truncated'],
             **{key: extras[key] for key in by_source(extras)},
         }
         timings = {

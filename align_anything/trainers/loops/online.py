@@ -90,6 +90,7 @@ class OnlineLoop(Loop):
     _seconds: dict[str, float] = field(default_factory=dict)
     _unread: dict[str, int] = field(default_factory=dict)
     _unusable: list[Skipped] = field(default_factory=list)
+    _truncated: int = 0
 
     def __post_init__(self) -> None:
         if self.ptx is not None:
@@ -99,7 +100,7 @@ class OnlineLoop(Loop):
 
     def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
-        self._seconds, self._unread = {}, {}
+        self._seconds, self._unread, self._truncated = {}, {}, 0
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
@@ -336,6 +337,7 @@ class OnlineLoop(Loop):
             return []
         rows = next(self._rows)
         self._unusable += rows.skipped
+        self._truncated += sum(response.truncated for example in rows.examples for response in example.responses)
         return split_step(rows.examples, self.cfgs, self._size)
 
     def _size(self, examples: Sequence[Example]) -> int:
@@ -367,6 +369,8 @@ class OnlineLoop(Loop):
             **self._of_steps(results[-1]),
         }
         metrics |= {f'unread/{name}': float(number) for name, number in self._unread.items() if number}
+        if self.ptx is not None:
+            metrics['truncated_answers'] = self._sum([float(self._truncated)])[0]
         for role, own in values.items():
             metrics |= critic_metrics(role, own)
         if self.algorithm.num_generations > 1:

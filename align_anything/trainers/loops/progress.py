@@ -58,6 +58,7 @@ _MUST_AGREE = {
         'bf16',
         'fp16',
         'optimizer',
+        'router_aux_loss_coef',
         'freeze_vision_tower',
         'freeze_audio_tower',
         'freeze_mm_proj',
