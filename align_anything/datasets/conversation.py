@@ -314,6 +314,11 @@ def _check_turns(messages: list[Message], needs_reply: bool) -> None:
             f"turn {begun[0]} is marked 'prefix', the beginning of an answer to go on from: that can only be the last "
             'turn, of the assistant, of a prompt that is answered in training.'
         )
+    if begun and messages[-1].keys() & {'tool_calls', 'reasoning_content'}:
+        raise SampleError(
+            f'turn {begun[0]} is the beginning of an answer and holds calls or a thought: responses go on from its text '
+            'alone. Write what they are to go on from into the content.'
+        )
     if not needs_reply and not begun and messages[-1]['role'] == 'assistant':
         raise SampleError(
             'the prompt ends with an assistant turn, so there is nothing left to answer. If responses are to go on '

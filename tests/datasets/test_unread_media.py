@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from align_anything.core.errors import DataError
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.datasets.prompts import PromptTask
+from align_anything.datasets.source_loading import load_sources
 from align_anything.datasets.unread import looks_like
-from tests.datasets.fakes import make_dataset, write_rows
+from tests.datasets.fakes import encode, make_dataset, write_rows
 
 TURNS = [{'role': 'user', 'content': 'What is this?'}, {'role': 'assistant', 'content': 'A digit.'}]
 
@@ -138,3 +141,15 @@ def test_other_keys_of_a_turn_are_refused_by_name_whatever_the_template(tmp_path
         write_rows(tmp_path / 'rows.jsonl', [{'conversations': turns}]), template, template_kwargs=names
     )[0]
     assert "'mood', which nothing reads" in skipped.reason and json.dumps(skipped.reason)
+
+
+def test_a_picture_column_that_is_only_handed_to_rewards_is_not_read(tmp_path: Path) -> None:
+    rows = [{'prompt': 'What is this?', 'answer': 'A digit.', 'photo': '0.png'}] * 3
+    (source,) = load_sources(
+        datasets=write_rows(tmp_path / 'rows.jsonl', rows), template='Prompts', template_kwargs={'keep_columns': True}
+    )
+    task = PromptTask(lambda messages: encode(messages).responses[0], longest=100)
+    with pytest.raises(DataError, match="column 'photo', which nobody reads"):
+        ExampleDataset([source], task, 'some_pair', frozenset({'image'})).probe()
+    example = ExampleDataset([source], task, 'some_pair', frozenset())[0]
+    assert example.meta['photo'] == '0.png' and example.meta['ground_truth'] == 'A digit.'

@@ -69,8 +69,9 @@ class Prompts(MappedFormatter):
 
     def _others(self, row: Row, prompt: str) -> dict[str, Any]:
         media = {name for kind in MEDIA_KINDS for name in (kind, f'{kind}s')}
-        media |= {self.images, self.videos, self.audios}
-        return {name: value for name, value in row.items() if name not in media and name != prompt}
+        placed = {*media, self.images, self.videos, self.audios, 'tools', prompt}
+        # Past the view of the row: a picture column that is only handed on is one that nobody shows to the model.
+        return {name: value for name, value in dict.items(row) if name not in placed}
 
 
 def _value(row: Row, path: str) -> Any:

@@ -12,6 +12,7 @@ from align_anything.datasets.template_registry import make_formatter
 
 ASKED = [{'role': 'user', 'content': 'What is 7 + 5?'}]
 BEGUN = {'role': 'assistant', 'content': 'Let me see:'}
+CALL = {'id': 'c1', 'function': {'name': 'add', 'arguments': {'a': 7, 'b': 5}}}
 NO_MEDIA: dict[str, Any] = {'image': [], 'video': [], 'audio': []}
 VERL = {
     'data_source': 'sums',
@@ -36,6 +37,11 @@ GOOD = [
         {'ground_truth': '12', 'answer': '12', 'difficulty': 1, 'tests': ['x==12']},
     ),
     ({'keep_columns': True}, VERL, {**{name: VERL[name] for name in VERL if name != 'prompt'}, 'ground_truth': '12'}),
+    (
+        {'keep_columns': True, 'tools': ''},
+        {'prompt': ASKED, 'tools': [{'type': 'function', 'function': {'name': 'add'}}], 'level': 2},
+        {'level': 2},
+    ),
     (
         {'keep_columns': True, 'answer': ''},
         {'prompt': ASKED, 'ground_truth': '12', 'image': 'a.png'},
@@ -71,10 +77,12 @@ def test_a_response_may_go_on_from_the_last_turn() -> None:
         ([*ASKED, {**BEGUN, 'prefix': True}], True),  # nothing is left to learn
         ([*ASKED, {**BEGUN, 'prefix': True}, *ASKED], False),
         ([{**ASKED[0], 'prefix': True}], False),
+        ([*ASKED, {**BEGUN, 'prefix': True, 'reasoning_content': 'I add.'}], False),
+        ([*ASKED, {**BEGUN, 'prefix': True, 'tool_calls': [CALL]}], False),
     ],
 )
 def test_nothing_else_goes_on(turns: list[dict[str, Any]], needs_reply: bool) -> None:
-    with pytest.raises(SampleError, match='prefix'):
+    with pytest.raises(SampleError, match='prefix|goes on|go on from'):
         bind_media(turns, {}, needs_reply=needs_reply)
 
 
