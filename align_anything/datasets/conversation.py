@@ -316,8 +316,8 @@ def _check_turns(messages: list[Message], needs_reply: bool) -> None:
         )
     if begun and messages[-1].keys() & {'tool_calls', 'reasoning_content'}:
         raise SampleError(
-            f'turn {begun[0]} is the beginning of an answer and holds calls or a thought: responses go on from its text '
-            'alone. Write what they are to go on from into the content.'
+            f'turn {begun[0]} is the beginning of an answer and holds calls or a thought, but responses go on from its '
+            'text alone. Write what they are to go on from into the content.'
         )
     if not needs_reply and not begun and messages[-1]['role'] == 'assistant':
         raise SampleError(

@@ -169,3 +169,27 @@ def test_a_mixture_of_experts_bears_an_empty_step_beside_others_in_a_rollout(tin
     for record in records:
         expected = record['train/preference_loss'] + 0.5 * record['train/router_loss']
         assert record['train/loss'] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ['sft', 'grpo'])
+def test_answers_that_do_not_fit_are_counted_also_beside_rollouts(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    """`truncated` of an online run is a share of its responses, so what is cut in its given rows has another name."""
+    given = text_rows(2)
+    given[1]['output'] = 'sea ' * 200
+    file = write_rows(tmp_path / 'given.jsonl', given)
+    (tmp_path / 'rewards.py').write_text('def equal(completions):\n    return [1.0 for _ in completions]\n')
+    online = {
+        'num_generations': 2,
+        'max_new_tokens': 3,
+        'reward_functions': f'[{tmp_path}/rewards.py:equal]',
+        'ptx_datasets': file,
+        'ptx_template': 'Instruction',
+    }
+    settings = {'per_device_train_batch_size': 2, 'max_steps': 2, 'ds_cfgs': 'ds_z2_config.json'}
+    settings |= online if name == 'grpo' else {}
+    rows = write_rows(tmp_path / 'rows.jsonl', text_rows(2)) if name == 'grpo' else file
+    ended = trained(name, sft(tmp_path / 'out', tiny('llama'), rows, **settings))
+    assert ended.code == 0, ended.output
+    records = lines(tmp_path / 'out/metrics.jsonl')
+    assert [record['train/truncated_answers'] for record in records] == [1.0, 1.0]
+    assert all(('train/truncated' in record) == (name == 'grpo') for record in records)
