@@ -89,6 +89,13 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
 
 
+def bare_layer(module: nn.Module) -> nn.Module:
+    """Returns the layer under an adapter, or the module itself."""
+    peft = sys.modules.get('peft')
+    adapted = peft is not None and isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)
+    return module.get_base_layer() if adapted else module
+
+
 def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:
     """Raises SettingsError when a run that is to start from `adapter` has settings that do not go on with it."""
     if adapter is None:

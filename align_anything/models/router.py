@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align_anything.core.errors import SettingsError
+from align_anything.models.adapter import bare_layer
 
 EXPERTS_PER_TOKEN = ('num_experts_per_tok', 'moe_topk', 'moe_k', 'moe_top_k')
 
@@ -35,7 +36,10 @@ def router_coefficient(model: nn.Module, asked: float | None) -> float:
 
 
 class Routers:
-    """The routers of the language model of `model`, as transformers declares them for its `router_logits`."""
+    """The routers of the language model of `model`, as transformers declares them for its `router_logits`.
+
+    A router that has an adapter is the whole of both: inside are layers of the same class that route nothing.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         known = model.config.get_text_config(decoder=True).to_dict()
@@ -46,9 +50,9 @@ class Routers:
             declared = (owner._can_record_outputs or {}).get('router_logits', [])
             for recorder in declared if isinstance(declared, list) else [declared]:
                 for name, module in owner.named_modules():
-                    fits = recorder.layer_name is None or recorder.layer_name in name
-                    if isinstance(module, recorder.target_class) and fits and id(module) not in seen:
-                        seen.add(id(module))
+                    fits, plain = recorder.layer_name is None or recorder.layer_name in name, bare_layer(module)
+                    if isinstance(plain, recorder.target_class) and fits and id(module) not in seen:
+                        seen |= {id(part) for part in ([module] if plain is module else module.modules())}
                         self.found.append((module, recorder.index))
 
     @contextmanager

@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from align_anything.algorithms.sft import SFT
+from align_anything.configs.schema import LoraCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example
 from align_anything.engines.balance import Balanced, global_shares
 from align_anything.engines.step import StepResult, combined, divided
+from align_anything.models.adapter import bare_model
 from align_anything.models.architecture import skeleton
+from align_anything.models.lora import apply_lora
 from align_anything.models.pretrained_model import load_model
-from align_anything.models.router import router_coefficient
+from align_anything.models.router import Routers, router_coefficient
+from align_anything.models.structure import components
 from align_anything.models.trainable import enable_gradient_checkpointing
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
@@ -197,3 +202,29 @@ def test_the_steps_of_a_rollout_are_told_together_also_where_one_of_them_is_empt
         assert told.terms == {'policy_loss': 7 / 4, 'router_loss': 3.0}
         assert told.loss == pytest.approx(7 / 4 + COEFFICIENT * 3.0), 'what the steps lowered'
     assert combined([steps[1]]).numbers == {} and combined([steps[1]]).empty
+
+
+@pytest.mark.parametrize('model_type', ['jamba', 'qwen3_moe'])
+def test_a_router_under_an_adapter_is_one_router(model_type: str) -> None:
+    """Jamba's are linear layers, as those inside of an adapter are."""
+    torch.manual_seed(0)
+    config = small_config(model_type)
+    model = AutoModelForCausalLM.from_config(config)
+    plain = len(Routers(model).found)
+    adapted = apply_lora(model, LoraCfgs(use_lora=True, r=8), components(config))
+    for name, parameter in adapted.named_parameters():
+        if 'lora_B' in name:
+            torch.nn.init.normal_(parameter)
+    routers = Routers(bare_model(adapted))
+    assert len(routers.found) == plain > 0
+    adapts = any('router' in name for name, _ in adapted.named_parameters() if 'lora_A' in name)
+    assert adapts == (model_type == 'jamba')
+    said: list[Tensor] = []
+    for module, index in routers.found:
+        of_module = partial(lambda index, *given: said.append(given[2] if adapts else given[2][index]), index)
+        module.register_forward_hook(of_module)
+    with routers.recorded() as logits:
+        adapted(input_ids=torch.arange(8)[None], use_cache=False)
+    assert len(logits) == plain
+    for one, other in zip(logits, said, strict=True):
+        torch.testing.assert_close(one, other.flatten(0, -2), atol=0, rtol=0)
