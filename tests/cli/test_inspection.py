@@ -187,3 +187,18 @@ def test_every_sequence_of_each_answer_of_a_pair_is_shown(tiny: Tiny) -> None:
     shown = {name: ''.join(text for kind, text in runs if kind == 'trained') for name, runs in _pieces(example, spec)}
     assert list(shown) == ['prompt', 'answer 1', 'answer 2'] and not shown['prompt']
     assert all(text in shown['answer 1'] for text in answers) and 'No idea.' in shown['answer 2']
+
+
+def test_a_prompt_that_leaves_no_capacity_is_left_out_as_the_run_would(tiny: Tiny, tmp_path: Path) -> None:
+    data = write(tmp_path / 'rows.jsonl', [{'prompt': 'sun ' * number} for number in (1, 40)])
+    with pytest.raises(SystemExit) as leaving:
+        main(
+            [
+                *('inspect', 'text_to_text', 'grpo', '--model_name_or_path', str(tiny('llama'))),
+                *('--train_datasets', str(data), '--train_template', 'Prompts', '--output_dir', str(tmp_path)),
+                *('--num_workers', '0', '--model_max_length', '256', '--max_new_tokens', '128'),
+                *('--reward_functions', '[format]'),
+            ]
+        )
+    assert leaving.value.code == 0
+    assert 'at most 128 fit beside max_new_tokens' in Page((tmp_path / 'inspect.html').read_text()).text

@@ -103,7 +103,12 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
     for name, opened in (('training', sources.training), ('evaluation', sources.evaluation)):
         if opened:
             data = cfgs.data_cfgs
-            dataset = make_dataset(opened, pair, spec, algorithm, data.train_on, drop_truncated=data.drop_truncated)
+            reserved = cfgs.model_cfgs.max_new_tokens if algorithm.generates else 0
+            dataset = make_dataset(
+                *(opened, pair, spec, algorithm, data.train_on),
+                reserved=reserved,
+                drop_truncated=data.drop_truncated,
+            )
             sets.append(_survey_set(name, dataset, opened, spec, cfgs, rows))
     return Survey(f'{pair.name} {algorithm.name}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)
 
