@@ -6,7 +6,7 @@ import ast
 
 DATASETS = {
     'supervised': ('SupervisedDataset', 'UnmatchedSupervisedDataset'),
-    'preference': ('PreferenceDataset',),
+    'preference': ('PreferenceDataset', 'SafetyPreferenceDataset'),
     'prompt_only': ('PromptOnlyDataset',),
 }
 PAIRS = ('text_to_text', 'text_image_to_text', 'text_video_to_text', 'text_audio_to_text', 'any_to_text')

@@ -166,6 +166,22 @@ def test_answers_of_other_rows(tiny: Callable[..., Path], tmp_path: Path) -> Non
         assert QUESTIONS[row] in tokenizer.decode(ids[:-length])
 
 
+def test_the_safety_of_answers_goes_along(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    _, tokenizer, _ = loaded(tiny('llama'))
+    rows = [
+        {'prompt': q, 'response_0': a, 'response_1': f'no {a}', 'better_response_id': 0, 'safer_response_id': 1,
+         'is_response_0_safe': number == 0, 'is_response_1_safe': True}
+        for number, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
+    ]  # fmt: skip
+    kind = class_of('text_to_text', 'preference', 'SafetyPreferenceDataset')
+    dataset = kind(write(tmp_path / 'safety.jsonl', rows), 'PKUSafeRLHF_Cost', tokenizer)
+    batch = dataset.get_collator()([dataset[number] for number in range(3)])
+    assert batch['meta_info']['is_better_safe'] == [True, False, False]
+    assert batch['meta_info']['is_worse_safe'] == [True] * 3 and len(batch['meta_info']['response_lens']) == 6
+    with pytest.raises(DataError, match='does not tell is_better_safe'):
+        kind(safe(tmp_path), 'PKUSafeRLHF', tokenizer)
+
+
 @pytest.mark.parametrize('family', ['llama', 'qwen2', 'opt'])
 def test_texts_are_what_the_datasets_tokenise(tiny: Callable[..., Path], tmp_path: Path, family: str) -> None:
     _, tokenizer, _ = loaded(tiny(family))
@@ -205,8 +221,20 @@ def test_rows_that_cannot_be_used_are_left_out_and_told(
     with caplog.at_level(logging.WARNING):
         dataset = kind(safe(tmp_path, response_1=ANSWERS[0]), 'PKUSafeRLHF', tokenizer)
     assert len(dataset) == 2 and '1 of the 3 rows' in caplog.text and 'both answers are the same' in caplog.text
-    with pytest.raises(DataError, match='none of the 3 rows'):
+    with pytest.raises(DataError, match="has no column 'better_response_id'"):
         kind(alpaca(tmp_path), 'PKUSafeRLHF', tokenizer)
+    with pytest.raises(DataError, match='none of the 1 rows of .* can be used:(?s:.*)rejects the row'):
+        kind(safe(tmp_path, better_response_id=-1), 'PKUSafeRLHF', tokenizer, size=1)
+
+
+def test_a_template_has_its_options(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    _, tokenizer, _ = loaded(tiny('llama'))
+    template = ChatTemplate(tokenizer, 'Instruction', template_kwargs={'prompt': 'ask', 'response': 'say'})
+    kind = class_of('text_to_text', 'supervised', 'SupervisedDataset')
+    source = write(tmp_path / 'mapped.jsonl', [{'ask': QUESTIONS[0], 'say': ANSWERS[0]}])
+    sample = kind(source, template, tokenizer)[0]
+    assert QUESTIONS[0] in tokenizer.decode(sample['input_ids'])
+    assert template.format_supervised_sample({'ask': QUESTIONS[0], 'say': ANSWERS[0]})[1].count(ANSWERS[0]) == 1
 
 
 def test_rows_that_cannot_be_encoded_are_left_out_of_their_batch(
@@ -222,6 +250,18 @@ def test_rows_that_cannot_be_encoded_are_left_out_of_their_batch(
     assert len(batch['input_ids']) == 1 and '1 rows of a batch are left out' in caplog.text
     with pytest.raises(DataError, match='no row of this batch can be used'):
         dataset.get_collator()([dataset[1]])
+
+
+def test_media_that_nobody_reads_and_media_that_the_model_takes_not(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    kind = class_of('text_image_to_text', 'supervised', 'SupervisedDataset')
+    rows = [{'instruction': QUESTIONS[0], 'input': '', 'output': ANSWERS[0], 'photo': '0.png'}] * 2
+    source = pictures(tmp_path)
+    _, tokenizer, processor = loaded(tiny('llava'))
+    with pytest.raises(DataError, match="column 'photo', which nobody reads"):
+        kind(write(tmp_path / 'photos.jsonl', rows), 'Alpaca', tokenizer, processor)
+    _, tokenizer, _ = loaded(tiny('llama'))
+    with pytest.raises(DataError, match='holds image media'):
+        kind(source, 'AA_TI2T', tokenizer)
 
 
 def test_a_weight_that_labels_cannot_say(tiny: Callable[..., Path], tmp_path: Path) -> None:

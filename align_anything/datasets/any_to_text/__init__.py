@@ -3,8 +3,15 @@
 from align_anything.trainers.runs.torch_datasets import (
     PreferenceDataset,
     PromptOnlyDataset,
+    SafetyPreferenceDataset,
     SupervisedDataset,
     UnmatchedSupervisedDataset,
 )
 
-__all__ = ['PreferenceDataset', 'PromptOnlyDataset', 'SupervisedDataset', 'UnmatchedSupervisedDataset']
+__all__ = [
+    'PreferenceDataset',
+    'PromptOnlyDataset',
+    'SafetyPreferenceDataset',
+    'SupervisedDataset',
+    'UnmatchedSupervisedDataset',
+]

@@ -24,7 +24,7 @@ class ChatTemplate:
     that cannot be used, `DataError` for a hook that the template lacks.
 
     Attributes:
-        name: the name of the dataset's template.
+        name, template_kwargs: the name of the dataset's template, and its options.
     """
 
     def __init__(
@@ -33,9 +33,12 @@ class ChatTemplate:
         template: str,
         custom_formatter: Callable[..., str] | None = None,
         *,
+        template_kwargs: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """Pairs the tokenizer or processor `formatter` of a checkpoint with the template called `template`.
+
+        `template_kwargs` are its options, such as the columns it reads.
 
         Raises ModelError for a `custom_formatter`: chat templates are Jinja texts here; DataError for an unknown name.
         """
@@ -44,8 +47,8 @@ class ChatTemplate:
                 'ChatTemplate takes no custom_formatter: write it as a chat template in Jinja, which is saved with the '
                 'model too, and give that to load_pretrained_models(chat_template=...).'
             )
-        self.name = template
-        self._bound = BoundTemplate(make_formatter(template))
+        self.name, self.template_kwargs = template, dict(template_kwargs or {})
+        self._bound = BoundTemplate(make_formatter(template, self.template_kwargs))
         both = isinstance(formatter, ProcessorMixin)
         tokenizer, processor = (formatter.tokenizer, formatter) if both else (formatter, None)
         self._spec = spec_of(tokenizer, processor, trust_remote_code)

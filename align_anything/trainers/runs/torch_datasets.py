@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 
+from align_anything.algorithms.cost_model import CostModel
 from align_anything.configs.schema import DataCfgs
 from align_anything.core.errors import DataError
 from align_anything.core.logging import get_logger
@@ -28,11 +29,12 @@ from align_anything.models.encoding import join
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import spec_of
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.chat_text import ChatTemplate
 from align_anything.trainers.runs.data import media_options
 
 IGNORE_INDEX = -100
+ANY_PAIR = 'any_to_text'
+SAFETY = CostModel.meta_keys
 
 logger = get_logger(__name__)
 
@@ -97,13 +99,18 @@ class _Rows(Dataset[Sample | Skipped]):
             name, size, split, data_files, optional_args: as `train_name` and so on.
 
         Raises:
-            DataError: the source cannot be opened, or none of its rows be used.
+            DataError: the source cannot be opened, none of its rows be used, or none of the first ones holds media
+                while a column that nobody reads looks like it.
             ModelError: the tokenizer's checkpoint is not found.
         """
         self.spec = spec_of(tokenizer, processor, trust_remote_code)
+        template_name, options = (
+            (template, None) if isinstance(template, str) else (template.name, template.template_kwargs)
+        )
         sources = load_sources(
             path,
-            template if isinstance(template, str) else template.name,
+            template_name,
+            template_kwargs=options,
             name=name,
             split=split,
             size=size,
@@ -111,10 +118,12 @@ class _Rows(Dataset[Sample | Skipped]):
             optional_args=[optional_args] if isinstance(optional_args, str) else optional_args or None,
             media_options=media_options(DataCfgs()),
         )
-        pair = PAIRS['any_to_text']
         rate = {'rate': self.spec.audio_rate}
-        heard = {'audio': rate, 'video': rate}
-        self._examples = ExampleDataset(sources, self._task(), pair.name, pair.reads, heard)
+        # No pair says what rows may hold: what the checkpoint reads decides.
+        self._examples = ExampleDataset(
+            sources, self._task(), ANY_PAIR, self.spec.reads, {'audio': rate, 'video': rate}
+        )
+        self._examples.probe()
         found = {index: self._examples.unformatted(index) for index in range(len(self._examples))}
         left_out = [record for record in found.values() if record is not None]
         self._indices = [index for index, record in found.items() if record is None]
@@ -233,6 +242,23 @@ class PreferenceDataset(_Rows):
         pads = _padded_left if self.spec.tokenizer.padding_side == 'left' else _padded_right
         lengths = [sample[f'{which}_response_lens'] for which in ('better', 'worse') for sample in samples]
         return {**pads(self.spec, examples), 'meta_info': {'response_lens': lengths}}
+
+
+class SafetyPreferenceDataset(PreferenceDataset):
+    """Preferences of which either answer is safe or not, for a cost model: the more harmful answer is the better one.
+
+    Samples, and `meta_info` of batches, also have `is_better_safe` and `is_worse_safe`.
+    """
+
+    def _task(self) -> Task:
+        return PreferenceTask(self.spec.encode_group, 'last', SAFETY, judged=True)
+
+    def _values(self, example: Example) -> dict[str, Any]:
+        return {**super()._values(example), **{key: example.meta[key] for key in SAFETY}}
+
+    def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        batch = super()._batch(samples)
+        return {**batch, 'meta_info': {**batch['meta_info'], **{key: [one[key] for one in samples] for key in SAFETY}}}
 
 
 class PromptOnlyDataset(_Rows):
