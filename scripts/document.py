@@ -128,7 +128,8 @@ def _deepspeed_files() -> str:
     return (
         '## DeepSpeed files\n\n'
         'They hold the ZeRO stage, offload and communication sizes. Batch sizes, precision, optimizer, schedule and '
-        'clipping come\nfrom `train_cfgs`; a file of your own may have those keys only as `"auto"`.\n\n'
+        'clipping come\nfrom `train_cfgs`; a file of your own may have those keys only as `"auto"`, and `bf16` and '
+        '`fp16` switched off where\n`train_cfgs` has them off too. Stage and devices of offload must be in it.\n\n'
         + _table(('file', 'ZeRO stage', 'moved to the CPU'), rows)
     )
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from align_anything.configs.deepspeed_files import load_deepspeed_config
+from align_anything.configs.deepspeed_files import load_deepspeed_config, switched_off
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.errors import SettingsError
 
@@ -47,11 +47,26 @@ def _check_engine(cfgs: RunCfgs) -> Iterator[Problem]:
         yield ('train_cfgs.fp16', 'train_cfgs.bf16'), 'train_cfgs.bf16 is on as well; switch one off'
     if not all(0 <= beta < 1 for beta in train.adam_betas):
         yield ('train_cfgs.adam_betas',), 'must lie from 0 up to, not including, 1'
+    own = train.model_dump()
+    precision = 'bf16' if train.bf16 else 'fp16' if train.fp16 else 'fp32'
+    for key, dtype in (('ds_cfgs', 'auto'), ('reference_ds_cfgs', own.get('reference_dtype'))):
+        file, in_force = own.get(key), precision if dtype == 'auto' else dtype
+        if file is not None:
+            decider = f'train_cfgs.{precision}' if dtype == 'auto' else 'train_cfgs.reference_dtype'
+            for problem in _file_problems(file, in_force, decider):
+                yield (f'train_cfgs.{key}',), problem
+
+
+def _file_problems(file: str, precision: str, decider: str) -> Iterator[str]:
     try:
-        load_deepspeed_config(train.ds_cfgs)
+        load_deepspeed_config(file)
+        if precision in switched_off(file):
+            yield (
+                f'the DeepSpeed file switches {precision} off, but {decider} asks for it; change one of them, or write '
+                '"auto" there'
+            )
     except SettingsError as error:
-        for problem in error.problems:
-            yield ('train_cfgs.ds_cfgs',), problem
+        yield from error.problems
 
 
 def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _DECIDED_BY_SETTINGS = {
 }
 
 
+OFFLOAD_DEVICES = ('none', 'cpu', 'nvme')
 _ADAMW = (('type', 'AdamW'), ('type', 'Adam'))
 
 
@@ -36,8 +38,9 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
 
     Keys that the run's settings decide (batch sizes, precision, optimizer, schedule, clipping) may be there only as
     `"auto"`, null or switched off, and are left out of the result; what else a section of fp16 says is kept. `"auto"`
-    anywhere else is DeepSpeed's default, and left out too. Raises SettingsError for a missing or broken file, and for
-    such a key with a value, since two settings would then claim to decide it.
+    and null anywhere else are DeepSpeed's default, and left out too. Raises SettingsError for a missing or broken file,
+    for such a key with a value, since two settings would then claim to decide it, and for a ZeRO stage or an offload
+    that the file does not decide, since nothing else does.
     """
     path, content = _read(name_or_path)
     problems = [
@@ -45,10 +48,18 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
         for key, source in _DECIDED_BY_SETTINGS.items()
         if not _is_left_open(key, content.get(key))
     ]
+    problems += [f'the DeepSpeed file {path}: {problem}.' for problem in _undecided(content.get('zero_optimization'))]
     if problems:
         raise SettingsError(problems)
     kept = {key: value for key, value in content.items() if key not in _DECIDED_BY_SETTINGS}
     return _without_auto(kept | {key: content[key] for key in ('fp16',) if _tunes(content.get(key))})
+
+
+def switched_off(name_or_path: str) -> list[str]:
+    """Returns which of `bf16` and `fp16` a file switches off. Raises SettingsError for a missing or broken file."""
+    _, content = _read(name_or_path)
+    sections = {key: content.get(key) for key in ('bf16', 'fp16')}
+    return [key for key, section in sections.items() if isinstance(section, dict) and section.get('enabled') is False]
 
 
 def left_to_settings(name_or_path: str) -> list[str]:
@@ -96,6 +107,26 @@ def _is_left_open(key: str, value: Any) -> bool:
     return all(_is_left_open('', item) for item in value.values())
 
 
+def _undecided(section: Any) -> Iterator[str]:
+    """Says what of stage and offload a section of ZeRO leaves open, or asks for in vain."""
+    if section is None:
+        return
+    if not isinstance(section, dict):
+        yield f'zero_optimization is {json.dumps(section)}, but must be an object, such as {{"stage": 2}}'
+        return
+    stage = section.get('stage', 0)
+    if type(stage) is not int or stage not in range(4):
+        yield f'the ZeRO stage is {json.dumps(stage)}, which no setting decides; write 0, 1, 2 or 3 there'
+        return
+    for key, least in (('offload_optimizer', 1), ('offload_param', 3)):
+        offload = section.get(key)
+        device = offload.get('device', 'none') if isinstance(offload, dict) else offload
+        if device not in (None, *OFFLOAD_DEVICES):
+            yield f'the device of {key} is {json.dumps(device)}; write one of: {", ".join(OFFLOAD_DEVICES)}'
+        elif device not in (None, 'none') and stage < least:
+            yield f'{key} has no effect under ZeRO stage {stage}; it needs stage {least}{"" if least == 3 else " to 3"}'
+
+
 def _tunes(section: Any) -> bool:
     return isinstance(section, dict) and section.get('enabled') is not False and len(section) > 1
 
@@ -103,4 +134,4 @@ def _tunes(section: Any) -> bool:
 def _without_auto(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {key: _without_auto(item) for key, item in value.items() if item != 'auto'}
+    return {key: _without_auto(item) for key, item in value.items() if item not in (None, 'auto')}

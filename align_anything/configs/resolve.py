@@ -99,7 +99,8 @@ def resolve(
     layers.notes += left_to_settings(cfgs.train_cfgs.ds_cfgs)
     keys = ((group, key) for group in type(cfgs).model_fields for key in type(getattr(cfgs, group)).model_fields)
     origins = {f'{group}.{key}': DEFAULT_ORIGIN for group, key in keys}
-    return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run, tuple(layers.notes))
+    in_files = frozenset(layers.file_of)
+    return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run, tuple(layers.notes), in_files)
 
 
 def _with_adapter_rates(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfgs, Own]:
@@ -342,6 +343,7 @@ class Resolved(Generic[Groups, Own]):
         origins: where each `group.key` came from.
         dry_run: whether to stop before training.
         notes: what the user should be told of what became of settings, a sentence each.
+        in_files: each `group.key` whose value is from a file of the user.
     """
 
     cfgs: Groups
@@ -349,6 +351,7 @@ class Resolved(Generic[Groups, Own]):
     origins: dict[str, str]
     dry_run: bool
     notes: tuple[str, ...] = ()
+    in_files: frozenset[str] = frozenset()
 
     def given(self, path: str) -> bool:
         """Whether the user gave the setting `group.key`, and not the package alone: its schema, a file, a pair."""

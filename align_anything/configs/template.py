@@ -1,5 +1,5 @@
 """`ChatTemplate`, where the documentation of align-anything has it."""
 
-from align_anything.datasets.chat_template import ChatTemplate
+from align_anything.trainers.runs.chat_text import ChatTemplate
 
 __all__ = ['ChatTemplate']

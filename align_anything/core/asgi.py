@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
+from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 
 logger = get_logger(__name__)
@@ -17,6 +21,37 @@ Application = Callable[[Event, Receive, Send], Awaitable[None]]
 
 TOO_LARGE, SERVER_ERROR, ERRORS = 413, 500, 400
 MEBIBYTE = 2**20
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Returns a socket with the address that a server will listen at, taken before anything slow is loaded.
+
+    Raises SettingsError when the port is in use, or the address cannot be had.
+    """
+    bound = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        # A server that ended a moment ago leaves connections behind, which are no reason to wait.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        if bound is not None:
+            bound.close()
+        if error.errno == errno.EADDRINUSE:
+            problem = f'port {port} is in use on {host}: choose another --port, or end what listens there.'
+        else:
+            problem = f'cannot listen at {host}:{port}: {error.strerror}. Choose another --host or --port.'
+        raise SettingsError([problem]) from error
+    return bound
+
+
+def serve_app(app: Application, bound: socket.socket) -> None:
+    """Serves an application at a bound socket until SIGTERM or Ctrl-C. Needs uvicorn."""
+    import uvicorn
+
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level='warning')).run(sockets=[bound])
 
 
 class Guarded:

@@ -12,7 +12,7 @@ from align_anything.datasets.formatters.columns import Row
 from align_anything.datasets.formatters.turns import Meta
 
 
-class ChatTemplate:
+class BoundTemplate:
     """Calls a formatter's hooks and binds what they return, ready for the model family to decode and render.
 
     Each method bears the name of the hook it calls and returns the same, with conversations in normal form (media in
@@ -37,17 +37,17 @@ class ChatTemplate:
     def format_supervised_sample(self, raw_sample: Row) -> tuple[Conversation, Meta]:
         """Returns `(conversation, meta)`; the conversation ends with an answer."""
         conversation, meta = self.formatter.format_supervised_sample(raw_sample)
-        return self._bind(conversation, meta), without_media(meta)
+        return self.bind(conversation, meta), without_media(meta)
 
     def format_preference_sample(self, raw_sample: Row) -> tuple[Conversation, Conversation, Meta]:
         """Returns `(better conversation, worse conversation, meta)`."""
         better, worse, meta = self.formatter.format_preference_sample(raw_sample)
-        return self._bind(better, meta), self._bind(worse, meta), without_media(meta)
+        return self.bind(better, meta), self.bind(worse, meta), without_media(meta)
 
     def format_prompt_only_sample(self, raw_sample: Row) -> tuple[Conversation, Meta]:
         """Returns `(conversation, meta)`; the conversation ends with the turn to answer."""
         conversation, meta = self.formatter.format_prompt_only_sample(raw_sample)
-        return self._bind(conversation, meta, needs_reply=False), without_media(meta)
+        return self.bind(conversation, meta, needs_reply=False), without_media(meta)
 
     def format_unmatched_supervised_sample(
         self, raw_sample_for_prompt: Row, raw_sample_for_response: Row
@@ -55,7 +55,7 @@ class ChatTemplate:
         """Returns `(conversation, meta)`: the prompt of one row with the answer of another."""
         hook = self.formatter.format_unmatched_supervised_sample
         conversation, meta = hook(raw_sample_for_prompt, raw_sample_for_response)
-        return self._bind(conversation, meta), without_media(meta)
+        return self.bind(conversation, meta), without_media(meta)
 
     def check_equal(self, raw_sample: Row) -> bool:
         """Tells whether both answers of a preference row are the same."""
@@ -65,5 +65,6 @@ class ChatTemplate:
         """Tells whether the template can use the row at all."""
         return self.formatter.check_validation(raw_sample)
 
-    def _bind(self, conversation: Sequence[Mapping[str, Any]], meta: Meta, needs_reply: bool = True) -> Conversation:
+    def bind(self, conversation: Sequence[Mapping[str, Any]], meta: Meta, needs_reply: bool = True) -> Conversation:
+        """Returns a conversation of a hook in normal form, with the media of `meta` in it, as `bind_media` does."""
         return bind_media(conversation, meta, self.folders, options=self.options, needs_reply=needs_reply)

@@ -161,9 +161,8 @@ class ExampleDataset:
                 if isinstance(row, SampleError):
                     raise row
             else:
-                number = bisect_right(self._ends, index)
+                number, at = self._at(index)
                 source = self.sources[number]
-                at = index - self._ends[number] + self.sizes[number]
                 name = source.rows.row_name(at)
                 row = source.rows[at]
             view = self._view(source, name, row)
@@ -175,6 +174,23 @@ class ExampleDataset:
         example.source, example.source_index = name, number
         example.meta.update(without_media(meta))
         return example
+
+    def unformatted(self, index: int) -> Skipped | None:
+        """Returns why a row makes no conversations, None where it does; nothing is decoded or encoded."""
+        number, at = self._at(index)
+        source = self.sources[number]
+        name = source.rows.row_name(at)
+        try:
+            view = self._view(source, name, source.rows[at])
+            self._conversations(source, name, view, self._other(source, at) if self.task.needs_other else None)
+        except SampleError as error:
+            return Skipped(name, str(error), isinstance(error, FilteredError))
+        return None
+
+    def _at(self, index: int) -> tuple[int, int]:
+        """The source that an index of the concatenation is in, and the row there."""
+        number = bisect_right(self._ends, index)
+        return number, index - self._ends[number] + self.sizes[number]
 
     def probe(self, final: bool = False) -> None:
         """Makes an Example of one of the first rows of each source, to find what is wrong before weights are loaded.

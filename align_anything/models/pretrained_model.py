@@ -158,6 +158,30 @@ def load_spec(
         raise ModelError(f'the processor of {model_name_or_path} cannot encode a plain medium: {error}') from error
 
 
+def spec_of(tokenizer: Any, processor: Any = None, trust_remote_code: bool = False) -> FamilySpec:
+    """Returns the FamilySpec of a tokenizer and a processor that are loaded already, with the template they have.
+
+    Its checkpoint is the tokenizer's `name_or_path`, its longest sample the tokenizer's `model_max_length`, as far as
+    the model has positions. Raises ModelError where there is no such checkpoint, and as `load_spec` does.
+    """
+    name = tokenizer.name_or_path
+    if not name:
+        raise ModelError(
+            'this tokenizer does not say which checkpoint it belongs to (name_or_path): load it with '
+            'load_pretrained_models, or with from_pretrained.'
+        )
+    adapter = find_adapter(name)
+    source = name if adapter is None else adapter.require_base()
+    config = read_config(source, trust_remote_code)
+    return spec_for(
+        config,
+        tokenizer,
+        processor,
+        max_length=_own_length(config, tokenizer),
+        generation_config=_load_generation_config(source),
+    )
+
+
 def load_model(
     model_name_or_path: str | Path,
     components: Components,

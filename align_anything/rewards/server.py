@@ -10,7 +10,7 @@ import typer
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from align_anything.core.asgi import MEBIBYTE, Guarded
+from align_anything.core.asgi import MEBIBYTE, Guarded, bound_socket, serve_app
 from align_anything.core.errors import AlignAnythingError, DataError, RewardError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation
@@ -160,20 +160,23 @@ def serve(
     max_body_mib: Annotated[int, typer.Option(min=1, help='MiB of the largest request.')] = BODY_MIB,
 ) -> None:
     """Serve a reward function to remote training runs."""
-    function = get_reward(reward)
-    given = yaml.safe_load(options)
-    if not isinstance(given, dict):
-        raise SettingsError([f'--options is {options!r}, but should be a mapping, such as "{{timeout: 3}}"'])
-    checked = check_options(reward, function, given)
-    golden = golden_answers(dataset or [])
-    try:
-        import uvicorn
+    with bound_socket(host, port) as bound:
+        function = get_reward(reward)
+        given = yaml.safe_load(options)
+        if not isinstance(given, dict):
+            raise SettingsError([f'--options is {options!r}, but should be a mapping, such as "{{timeout: 3}}"'])
+        checked = check_options(reward, function, given)
+        golden = golden_answers(dataset or [])
+        try:
+            import uvicorn  # noqa: F401
 
-        app = make_app(reward, function, checked, golden, max_body_mib * MEBIBYTE)
-    except ImportError as error:
-        raise SettingsError([f"the reward service needs {error.name}: pip install 'align-anything[serve]'"]) from error
-    logger.info("reward '%s' at http://%s:%d/get_reward, %d golden answers", reward, host, port, len(golden))
-    uvicorn.run(app, host=host, port=port, log_level='warning')
+            app = make_app(reward, function, checked, golden, max_body_mib * MEBIBYTE)
+        except ImportError as error:
+            raise SettingsError(
+                [f"the reward service needs {error.name}: pip install 'align-anything[serve]'"]
+            ) from error
+        logger.info("reward '%s' at http://%s:%d/get_reward, %d golden answers", reward, host, port, len(golden))
+        serve_app(app, bound)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

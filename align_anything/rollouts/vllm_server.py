@@ -28,7 +28,7 @@ from pydantic import (
 )
 from torch import Tensor
 
-from align_anything.core.asgi import MEBIBYTE, Guarded
+from align_anything.core.asgi import MEBIBYTE, Guarded, bound_socket, serve_app
 from align_anything.core.errors import AlignAnythingError, ModelError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.rollouts.vllm_engine import Engine, RequestError, VLLMOptions
@@ -296,16 +296,17 @@ def serve(
     max_body_mib: Annotated[int, typer.Option(min=1, help='MiB of the largest message.')] = BODY_MIB,
 ) -> None:
     """Generate responses for online runs, with the weights that they hand over."""
-    try:
-        import uvicorn
-        import vllm  # noqa: F401
+    with bound_socket(host, port) as bound:
+        try:
+            import uvicorn  # noqa: F401
+            import vllm  # noqa: F401
 
-        limit = max_body_mib * MEBIBYTE
-        app = make_app(Served(trust_remote_code, group_timeout, limit), limit)
-    except ImportError as error:
-        raise SettingsError([f"the server needs {error.name}: pip install 'align-anything[vllm,serve]'"]) from error
-    logger.info('vLLM generates at http://%s:%d', host, port)
-    uvicorn.run(app, host=host, port=port, log_level='warning')
+            limit = max_body_mib * MEBIBYTE
+            app = make_app(Served(trust_remote_code, group_timeout, limit), limit)
+        except ImportError as error:
+            raise SettingsError([f"the server needs {error.name}: pip install 'align-anything[vllm,serve]'"]) from error
+        logger.info('vLLM generates at http://%s:%d', host, port)
+        serve_app(app, bound)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

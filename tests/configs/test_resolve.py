@@ -355,6 +355,83 @@ def test_a_deepspeed_file_in_hugging_face_form(run, problems, tmp_path):
         assert f"sets '{key}', which" in problem
 
 
+@pytest.mark.parametrize(
+    ('argv', 'section', 'told'),
+    [
+        ('', 'bf16', 'switches bf16 off, but train_cfgs.bf16 asks for it'),
+        ('--bf16 False', 'bf16', ''),
+        ('', 'fp16', ''),
+        ('--bf16 False --fp16 True', 'fp16', 'switches fp16 off, but train_cfgs.fp16 asks for it'),
+        ('--bf16 False --fp16 True', 'bf16', ''),
+    ],
+)
+def test_a_precision_that_a_deepspeed_file_switches_off(run, problems, tmp_path, argv, section, told):
+    path = tmp_path / 'mine.json'
+    path.write_text(json.dumps({'zero_optimization': {'stage': 2}, section: {'enabled': False}}))
+    given = f'--ds_cfgs {path} {argv}'
+    assert [told in problem for problem in problems(given)] == [True] if told else run(given)
+
+
+class Referred(SFT):
+    """With a reference that has an engine of its own."""
+
+    reference_ds_cfgs: str | None = Field(None, description='Its DeepSpeed file.')
+    reference_dtype: str = Field('auto', description='What it computes in.')
+
+
+@pytest.mark.parametrize(
+    ('content', 'dtype', 'told'),
+    [
+        ({'bf16': {'enabled': False}}, 'bf16', 'switches bf16 off, but train_cfgs.reference_dtype asks for it'),
+        ({'bf16': {'enabled': False}}, 'auto', 'switches bf16 off, but train_cfgs.bf16 asks for it'),
+        ({'bf16': {'enabled': False}}, 'fp32', ''),
+        ({'zero_optimization': {'stage': 'auto'}}, 'auto', 'the ZeRO stage is "auto"'),
+    ],
+)
+def test_the_deepspeed_file_of_a_reference_is_read_with_the_settings(needed, tmp_path, content, dtype, told):
+    path = tmp_path / 'mine.json'
+    path.write_text(json.dumps(content))
+    argv = [*needed, '--reference_ds_cfgs', str(path), '--reference_dtype', dtype]
+    try:
+        resolve('text_to_text', 'sft', Referred, {'sft': Referred}, argv, {})
+        said = ''
+    except SettingsError as error:
+        (said,) = error.problems
+    assert told in said and bool(told) is bool(said), said
+
+
+@pytest.mark.parametrize(
+    ('section', 'told'),
+    [
+        ({'stage': 'auto'}, 'the ZeRO stage is "auto", which no setting decides'),
+        ({'stage': None}, 'the ZeRO stage is null'),
+        ({'stage': '3'}, 'the ZeRO stage is "3"'),
+        ({'stage': 4}, 'the ZeRO stage is 4'),
+        ({'stage': True}, 'the ZeRO stage is true'),
+        ('auto', 'zero_optimization is "auto", but must be an object'),
+        (True, 'zero_optimization is true, but must be an object'),
+        ({'stage': 3, 'offload_param': {'device': 'auto'}}, 'the device of offload_param is "auto"'),
+        ({'stage': 2, 'offload_optimizer': 'auto'}, 'the device of offload_optimizer is "auto"'),
+        ({'stage': 2, 'offload_optimizer': {'device': 'disk'}}, 'the device of offload_optimizer is "disk"'),
+        ({'stage': 2, 'offload_param': {'device': 'cpu'}}, 'offload_param has no effect under ZeRO stage 2'),
+        ({'offload_optimizer': {'device': 'cpu'}}, 'offload_optimizer has no effect under ZeRO stage 0'),
+        ({'stage': 2, 'offload_param': {'device': 'none'}, 'offload_optimizer': {'device': 'nvme'}}, ''),
+        ({'stage': 3, 'offload_param': None, 'overlap_comm': 'auto'}, ''),
+    ],
+)
+def test_a_deepspeed_file_decides_stage_and_offload(run, problems, tmp_path, section, told):
+    path = tmp_path / 'mine.json'
+    path.write_text(json.dumps({'zero_optimization': section}))
+    if told:
+        (problem,) = problems(f'--ds_cfgs {path}')
+        assert told in problem and str(path) in problem
+    else:
+        kept = load_deepspeed_config(run(f'--ds_cfgs {path}').cfgs.train_cfgs.ds_cfgs)
+        assert kept == {'zero_optimization': {key: item for key, item in section.items() if item not in (None, 'auto')}}
+        build_config(kept, micro_batch=1, accumulation=1, world_size=1, precision='bf16', max_grad_norm=1.0,
+                     optimizer='adamw_torch')  # fmt: skip
+
+
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])
 def test_loss_scaling_of_a_deepspeed_file_is_in_force_in_float16_alone(precision):
     content = {'fp16': {'initial_scale_power': 7}, 'zero_optimization': {'stage': 2}}

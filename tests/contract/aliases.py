@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 
+DATASETS = {
+    'supervised': ('SupervisedDataset', 'UnmatchedSupervisedDataset'),
+    'preference': ('PreferenceDataset', 'SafetyPreferenceDataset'),
+    'prompt_only': ('PromptOnlyDataset',),
+}
+PAIRS = ('text_to_text', 'text_image_to_text', 'text_video_to_text', 'text_audio_to_text', 'any_to_text')
 ALIASES = {
     'align_anything.configs.format_dataset.BaseFormatter': 'align_anything.datasets.formatters.base.BaseFormatter',
-    'align_anything.configs.template.ChatTemplate': 'align_anything.datasets.chat_template.ChatTemplate',
+    'align_anything.configs.template.ChatTemplate': 'align_anything.trainers.runs.chat_text.ChatTemplate',
     'align_anything.utils.template_registry.register_template': (
         'align_anything.datasets.formatters.base.register_template'
     ),
@@ -29,6 +35,13 @@ ALIASES = {
     'align_anything.models.minicpmv.AccustomedMiniCPMV': (
         'align_anything.models.families.minicpmv.AccustomedMiniCPMVModel'
     ),
+    **{
+        f'align_anything.datasets.{pair}{module}.{name}': f'align_anything.trainers.runs.torch_datasets.{name}'
+        for pair in PAIRS
+        for file, names in DATASETS.items()
+        for module in ('', f'.{file}')
+        for name in names
+    },
     'align_anything.models.tiny.KINDS': 'align_anything.testing.tiny.KINDS',
     'align_anything.models.tiny.build': 'align_anything.testing.tiny.build',
     'align_anything.models.tiny.main': 'align_anything.testing.tiny.__main__.main',

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from typing import Any
 
 import pytest
 
-from align_anything.core.asgi import Guarded
+from align_anything.core.asgi import Guarded, bound_socket
+from align_anything.core.errors import SettingsError
 
 
 def exchange(app: Any, *chunks: bytes, limit: int = 10, headers: list | None = None) -> tuple[int, Any, list]:
@@ -97,3 +99,19 @@ def test_an_answer_that_breaks_off_is_no_other_answer() -> None:
 
     with pytest.raises(KeyError):
         exchange(breaking)
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '0.0.0.0'])
+def test_a_port_in_use_is_said(host: str) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SettingsError, match=f'port {port} is in use on {host}: choose another --port'):
+            bound_socket(host, port)
+    with bound_socket(host, port) as bound:
+        assert bound.getsockname()[1] == port
+
+
+@pytest.mark.parametrize('host', ['203.0.113.7', 'no.such.host.invalid'])
+def test_an_address_that_cannot_be_had_is_said(host: str) -> None:
+    with pytest.raises(SettingsError, match=f'cannot listen at {host}:6000: .+ Choose another --host'):
+        bound_socket(host, 6000)

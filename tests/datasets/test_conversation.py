@@ -9,7 +9,7 @@ import pytest
 
 from align_anything.core.errors import DataError, SampleError
 from align_anything.core.types import Conversation, Media
-from align_anything.datasets.chat_template import ChatTemplate
+from align_anything.datasets.chat_template import BoundTemplate
 from align_anything.datasets.conversation import bind_media, without_media
 from align_anything.datasets.media import MediaCache, decode_conversations
 from align_anything.datasets.template_registry import make_formatter
@@ -322,7 +322,7 @@ CHOSEN = {'image': 'a.png', 'question': 'Q', 'chosen': 'good', 'rejected': 'bad'
 
 
 def test_chat_template_binds_each_hook() -> None:
-    template = ChatTemplate(make_formatter('RLAIFV'), {'image': '/data'}, {'image': {'max_pixels': 9}})
+    template = BoundTemplate(make_formatter('RLAIFV'), {'image': '/data'}, {'image': {'max_pixels': 9}})
     shown = {'type': 'image', 'image': Media('image', '/data/a.png', {'max_pixels': 9})}
     prompt = {'role': 'user', 'content': [shown, text('Q')]}
     good, bad = ({'role': 'assistant', 'content': [text(value)]} for value in ('good', 'bad'))
@@ -337,13 +337,13 @@ def test_chat_template_binds_each_hook() -> None:
 
 
 def test_the_formatters_own_folder_goes_first() -> None:
-    template = ChatTemplate(make_formatter('RLAIFV', {'image_folder': '/own'}), {'image': '/data'})
+    template = BoundTemplate(make_formatter('RLAIFV', {'image_folder': '/own'}), {'image': '/data'})
     assert first(template.format_prompt_only_sample(CHOSEN)[0])[0] == image('/own/a.png')
 
 
 def test_a_lacking_hook_is_an_error_of_the_run() -> None:
     with pytest.raises(DataError, match='Templates that have it'):
-        ChatTemplate(make_formatter('GSM8K')).format_preference_sample({})
+        BoundTemplate(make_formatter('GSM8K')).format_preference_sample({})
 
 
 def test_half_a_surrogate_pair_costs_its_row_only() -> None:

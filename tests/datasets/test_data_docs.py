@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align_anything.datasets.chat_template import ChatTemplate
+from align_anything.datasets.chat_template import BoundTemplate
 from align_anything.datasets.template_registry import get_template, make_formatter, template_names
 
 TEXT = (Path(__file__).parents[2] / 'docs' / 'data.md').read_text()
@@ -37,7 +37,7 @@ def test_the_formatter_in_the_text_works(tmp_path: Path) -> None:
     (code,) = re.findall(r'```python\n(.+?)```', TEXT, re.DOTALL)
     (tmp_path / 'flowers.py').write_text(code)
     formatter = make_formatter(f'{tmp_path}/flowers.py:Flowers', {'language': 'Latin'})
-    conversation, _ = ChatTemplate(formatter).format_supervised_sample({'photo': 'a.png', 'flower': 'rosa'})
+    conversation, _ = BoundTemplate(formatter).format_supervised_sample({'photo': 'a.png', 'flower': 'rosa'})
     image, question = conversation[0]['content']
     assert image['image'].source == 'a.png'
     assert question['text'] == 'Which flower is this? Answer in Latin.'

@@ -104,8 +104,6 @@ def common(folder: Path) -> dict[str, Any]:
         'lr_scheduler_type': 'cosine',
         'lr_warmup_ratio': 0.1,
         'model_max_length': 1024,
-        'freeze_vision_tower': True,
-        'freeze_audio_tower': True,
         'freeze_mm_proj': False,
         'save_checkpoint': False,
     }

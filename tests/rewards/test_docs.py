@@ -41,7 +41,7 @@ def test_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / 'my_rewards.py').write_text(function)
     monkeypatch.chdir(tmp_path)
     apps = []
-    monkeypatch.setattr('uvicorn.run', lambda app, host, port, **_: apps.append((app, host, port)))
+    monkeypatch.setattr(server, 'serve_app', lambda app, bound: apps.append((app, *bound.getsockname())))
     program, options = shlex.split(command)[:3], shlex.split(command)[3:]
     assert program == ['python', '-m', server.__name__]
     with pytest.raises(SystemExit) as ended:

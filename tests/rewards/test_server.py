@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -19,6 +24,7 @@ from align_anything.rewards import server
 from align_anything.rewards.base import get_reward
 from align_anything.rewards.messages import from_json, text_of, to_json
 from align_anything.rewards.remote import RemoteReward
+from tests.harness.ranks import free_port
 from tests.rewards.common import completion, served
 
 
@@ -193,6 +199,40 @@ def test_what_is_wrong_is_said_before_it_serves(
     with pytest.raises(SystemExit) as ended, caplog.at_level(logging.ERROR, logger='align_anything'):
         server.main(arguments)
     assert ended.value.code == 2 and message in caplog.text
+
+
+def test_a_port_in_use_is_said_before_anything_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as other, caplog.at_level(logging.ERROR, logger='align_anything'):
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            server.main(['--reward', 'math', '--dataset', 'nowhere.jsonl', '--port', str(port)])
+    assert ended.value.code == 2 and f'port {port} is in use on 127.0.0.1' in caplog.text
+    assert 'nowhere' not in caplog.text
+
+
+def test_it_serves_until_it_is_stopped() -> None:
+    port = free_port()
+    process = os.fork()
+    if process == 0:
+        try:
+            server.main(['--reward', 'format', '--port', str(port)])
+        except SystemExit as ended:
+            os._exit(ended.code)
+        finally:
+            os._exit(99)
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with suppress(httpx2.TransportError):
+                assert httpx2.get(f'http://127.0.0.1:{port}/health').json()['reward'] == 'format'
+                break
+            time.sleep(0.05)
+        os.kill(process, signal.SIGINT)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        raise
 
 
 def test_without_the_web_server_the_extra_is_named(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -294,3 +297,18 @@ def test_health_tells_of_a_server_that_is_busy(client: TestClient, monkeypatch: 
         released.set()
         thread.join()
     assert client.get('/health').json()['status'] == 'ok'
+
+
+def test_a_port_in_use_is_said_before_vllm_is_loaded(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, 'vllm', None)
+    with socket.create_server(('127.0.0.1', 0)) as other, caplog.at_level(logging.ERROR, logger='align_anything'):
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            vllm_server.main(['--port', str(port)])
+    assert ended.value.code == 2 and f'port {port} is in use on 127.0.0.1' in caplog.text
+    caplog.clear()
+    with pytest.raises(SystemExit) as ended, caplog.at_level(logging.ERROR, logger='align_anything'):
+        vllm_server.main(['--port', str(port)])
+    assert ended.value.code == 2 and 'the server needs vllm' in caplog.text

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from align_anything.cli.leaves import find_run
+from align_anything.trainers.pairs import PAIRS
 from tests.harness.pairwise import in_tiers
 from tests.trainers.runs import IMAGE, TEXT, lines, run, sft, weights, write_rows
 
@@ -33,11 +34,11 @@ ONLINE = {
     'max_steps': 2,
 }
 OFFLINE = {'per_device_train_batch_size': 1, 'gradient_accumulation_steps': 3, 'max_steps': 3}
-PAIRS = {'train_template': 'Preference'}
+ANSWERS = {'train_template': 'Preference'}
 # The settings of each algorithm; its other ones preset what those here have.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     'sft': OFFLINE,
-    **{name: {**OFFLINE, **PAIRS} for name in ('dpo', 'kto', 'orpo', 'simpo', 'cpo', 'rm')},
+    **{name: {**OFFLINE, **ANSWERS} for name in ('dpo', 'kto', 'orpo', 'simpo', 'cpo', 'rm')},
     **dict.fromkeys(('grpo', 'rloo', 'reinforce_plus_plus', 'ppo', 'online_dpo'), ONLINE),
 }
 
@@ -131,3 +132,41 @@ def test_what_no_row_can_reach_is_refused_before_weights_load(
         assert ended.code == 2, ended.output
         assert 'all that trains is mm_proj and vision_tower, which rows of text_to_text never reach' in ended.output
         assert 'Loading weights' not in ended.output
+
+
+@pytest.mark.parametrize(
+    ('pair', 'family', 'key'),
+    [
+        ('text_to_text', 'llama', 'freeze_vision_tower'),
+        ('text_to_text', 'llama', 'freeze_mm_proj'),
+        ('text_image_to_text', 'llava', 'freeze_audio_tower'),
+        ('any_to_text', 'qwen2_audio', 'freeze_vision_tower'),
+    ],
+)
+@pytest.mark.parametrize('way', ['argument', 'variable', 'file'])
+def test_freezing_what_the_model_has_not_is_told(
+    pair: str, family: str, key: str, way: str, tiny: Tiny, rows: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Refused where somebody is there to correct it, told of a file, which may be written for several models."""
+    data, file = write_rows(tmp_path / 'texts.jsonl', [row(number, False) for number in range(4)]), tmp_path / 'a.yaml'
+    file.write_text(f'train_cfgs:\n  {key}: True\n')
+    if way == 'variable':
+        monkeypatch.setenv(f'ALIGN_ANYTHING__TRAIN_CFGS__{key.upper()}', 'True')
+    more = {'argument': [f'--{key}', 'True'], 'variable': [], 'file': ['--config', str(file)]}[way]
+    argv = [*sft(tmp_path / 'out', tiny(family), data, '--dry_run'), *more]
+    (ended,) = run(argv, pair=PAIRS[pair])
+    assert ended.code == (0 if way == 'file' else 2), ended.output
+    component = key.removeprefix('freeze_')
+    assert f'has no {component}, only ' in ' '.join(ended.output.split()), ended.output
+    assert 'it is left out' in ' '.join(ended.output.split()) or way != 'file'
+
+
+def test_what_a_pair_freezes_needs_no_word(tiny: Tiny, rows: Callable[..., Path], tmp_path: Path) -> None:
+    """`any_to_text` freezes both towers, of models that have one; and False asks for nothing."""
+    data = write_rows(tmp_path / 'texts.jsonl', [row(number, False) for number in range(4)])
+    argv = sft(tmp_path / 'out', tiny('qwen2_audio'), data, '--dry_run', freeze_vision_tower=False)
+    (ended,) = run(argv, pair=PAIRS['any_to_text'])
+    assert ended.code == 0 and 'has no' not in ended.output, ended.output
+    (ended,) = run(sft(tmp_path / 'out', tiny('llava'), data, '--dry_run'), pair=PAIRS['any_to_text'])
+    assert ended.code == 0 and 'has no' not in ended.output, ended.output

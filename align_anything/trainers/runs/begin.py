@@ -43,7 +43,12 @@ from align_anything.trainers.loops.progress import Progress, rank_seed, resume_p
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
 from align_anything.trainers.runs.checkpoints import Checkpoints
-from align_anything.trainers.runs.checks import check_reference, reference_cache_of, require_reference_reads
+from align_anything.trainers.runs.checks import (
+    check_freezing,
+    check_reference,
+    reference_cache_of,
+    require_reference_reads,
+)
 from align_anything.trainers.runs.data import Sources, make_dataset, open_run
 from align_anything.trainers.runs.settings import engine_config
 
@@ -94,6 +99,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     if resume_from is not None:
         progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
     sources, spec = open_run(cfgs, pair, algorithm)
+    check_freezing(resolved, spec.components)
     require_reference_reads(cfgs, algorithm, spec.max_length)
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedConfig
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.algorithms.referring import Reference, Referring
+from align_anything.configs.effects import FREEZING
 from align_anything.configs.online import OnlineRunCfgs
+from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
@@ -66,6 +68,27 @@ def check_evaluation(cfgs: RunCfgs, metrics: Sequence[str], steps: int) -> None:
     if train.save_best is not None or train.early_stopping_patience is not None:
         raise SettingsError([f'{short}: save_best and early_stopping_patience go by evaluations.'])
     logger.warning('%s.', short)
+
+
+def check_freezing(resolved: Resolved, components: Collection[str]) -> None:
+    """Raises SettingsError when the user asks to freeze a component that is not among those of the model.
+
+    A file may be written for several models: there it is told. What a pair presets for its models needs no word.
+    """
+    problems = []
+    for path in FREEZING:
+        group, key = path.split('.')
+        component = key.removeprefix('freeze_')
+        if component in components or not resolved.given(path) or not getattr(getattr(resolved.cfgs, group), key):
+            continue
+        model = resolved.cfgs.model_cfgs.model_name_or_path
+        said = f'{path} ({resolved.origins[path]}): {model} has no {component}, only {", ".join(components)}'
+        if path in resolved.in_files:
+            logger.info('%s; it is left out.', said)
+        else:
+            problems.append(f'{said}. Leave it out.')
+    if problems:
+        raise SettingsError(problems)
 
 
 def reference_cache_of(algorithm: Algorithm) -> str | None:

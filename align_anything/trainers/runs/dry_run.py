@@ -28,6 +28,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, make_collator
 from align_anything.trainers.runs.checks import (
     check_evaluation,
+    check_freezing,
     check_online,
     check_reference,
     require_reference_reads,
@@ -57,6 +58,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     config, optimizer = engine_config(cfgs)
     check_reference(cfgs, resolved.algorithm)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
+    check_freezing(resolved, spec.components)
     require_reference_reads(cfgs, resolved.algorithm, spec.max_length)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on

@@ -10,7 +10,7 @@ import pytest
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Media, Skipped
-from align_anything.datasets.chat_template import ChatTemplate
+from align_anything.datasets.chat_template import BoundTemplate
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask
 from align_anything.datasets.source_loading import load_sources
 from align_anything.datasets.template_registry import make_formatter
@@ -125,7 +125,7 @@ def test_the_examples_of_any2any(folder: Path) -> None:
     (reason,) = lines_of(str(folder / 'io.jsonl'), 'Any2Any_IO')
     assert "'output' answers with audio, and only answers in text can be learned" in reason
     # Its prompt is one to sample answers for.
-    template = ChatTemplate(make_formatter('Any2Any_IO'), {'image': str(folder)})
+    template = BoundTemplate(make_formatter('Any2Any_IO'), {'image': str(folder)})
     conversation, meta = template.format_prompt_only_sample(json.loads(IO_FILE))
     image, text = conversation[0]['content']
     assert image['image'].source == str(folder / 'path/to/image.jpg')
@@ -212,8 +212,8 @@ def test_bad_lmms_rows_say_what_is_wrong(row: dict, message: str) -> None:
 def test_a_number_of_frames_that_is_none_is_found_when_the_media_are_bound() -> None:
     for bad in ('many', 0, 2.5):
         with pytest.raises(SampleError, match='num_frames of the video should be a whole number above 0'):
-            ChatTemplate(make_formatter('LMMS')).format_supervised_sample({**ONE, 'num_frames': bad})
-    conversation, _ = ChatTemplate(make_formatter('LMMS')).format_supervised_sample({**ONE, 'num_frames': 6})
+            BoundTemplate(make_formatter('LMMS')).format_supervised_sample({**ONE, 'num_frames': bad})
+    conversation, _ = BoundTemplate(make_formatter('LMMS')).format_supervised_sample({**ONE, 'num_frames': 6})
     assert conversation[0]['content'][0]['video'] == Media('video', 'a.mp4', {'num_frames': 6})
 
 
@@ -228,7 +228,7 @@ def test_any2any_turns_place_their_own_media() -> None:
         ]
     }
     formatter = make_formatter('Any2Any_Conv')
-    conversation, _ = ChatTemplate(formatter).format_supervised_sample(row)
+    conversation, _ = BoundTemplate(formatter).format_supervised_sample(row)
     shown = [[part.get('text', part.get(part['type'])) for part in turn['content']] for turn in conversation]
     assert shown == [
         ['Look and listen.'],

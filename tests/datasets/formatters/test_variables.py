@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.core.errors import DataError
-from align_anything.datasets.chat_template import ChatTemplate
+from align_anything.datasets.chat_template import BoundTemplate
 from align_anything.datasets.formatters.base import make_formatter
 from align_anything.datasets.source_loading import load_sources
 
@@ -30,20 +30,20 @@ def test_relative_paths_start_where_the_variable_says(
 ) -> None:
     variable, kind, row = ROWS[name]
     monkeypatch.delenv(variable, raising=False)
-    assert ChatTemplate(make_formatter(name)).folders == {}
+    assert BoundTemplate(make_formatter(name)).folders == {}
     monkeypatch.setenv(variable, '/heard')
-    assert ChatTemplate(make_formatter(name)).folders == {kind: '/heard'}
-    conversation, _ = ChatTemplate(make_formatter(name)).format_supervised_sample(row)
+    assert BoundTemplate(make_formatter(name)).folders == {kind: '/heard'}
+    conversation, _ = BoundTemplate(make_formatter(name)).format_supervised_sample(row)
     assert '/heard/a.' in repr(conversation)
     # What was set goes over it.
-    assert ChatTemplate(make_formatter(name), {kind: '/set'}).folders == {kind: '/set'}
-    assert ChatTemplate(make_formatter(name, {f'{kind}_folder': '/option'})).folders == {kind: '/option'}
+    assert BoundTemplate(make_formatter(name), {kind: '/set'}).folders == {kind: '/set'}
+    assert BoundTemplate(make_formatter(name, {f'{kind}_folder': '/option'})).folders == {kind: '/option'}
     (tmp_path / 'rows.json').write_text(json.dumps([row]))
     for given, expected in (({}, '/heard'), ({f'{kind}_folder': '/set'}, '/set')):
         [source] = load_sources(str(tmp_path / 'rows.json'), name, **given)
         assert source.folders[kind] == expected
     # Other templates have no such variable.
-    assert ChatTemplate(make_formatter('Instruction')).folders == {}
+    assert BoundTemplate(make_formatter('Instruction')).folders == {}
 
 
 @pytest.mark.parametrize('text', ['[<a>, <b>, <c>]', "['<a>', '<b>', '<c>', '<d>']", '<a>,<b>,<c>'])

@@ -1,0 +1,5 @@
+"""`PreferenceDataset` of text and audio, where the documentation of align-anything has it."""
+
+from align_anything.trainers.runs.torch_datasets import PreferenceDataset, SafetyPreferenceDataset
+
+__all__ = ['PreferenceDataset', 'SafetyPreferenceDataset']
