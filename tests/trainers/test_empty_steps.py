@@ -79,7 +79,9 @@ def test_a_step_without_a_usable_row_has_no_loss_and_no_gradient(tiny: Tiny, tmp
     assert_same(tmp_path / 'killed', tmp_path / 'whole')
 
 
-def test_an_evaluation_without_a_usable_row_is_refused_at_the_start(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_evaluation_without_a_usable_row_is_refused_at_the_start_and_measures_nothing_later(
+    tiny: Tiny, tmp_path: Path
+) -> None:
     rows = write_rows(tmp_path / 'rows.jsonl', text_rows(4))
     held_out = write_rows(tmp_path / 'held_out.jsonl', [TOO_LONG, {**TOO_LONG, 'output': 'tree'}])
     settings = {'eval_datasets': held_out, 'eval_template': 'Instruction', 'max_skipped_ratio': 1.0}
