@@ -196,6 +196,13 @@ def test_a_fresh_run_in_an_old_folder_is_not_mixed_up_with_the_old_one(settings,
     assert manifest['identity']['train_cfgs.seed'] == 7
 
 
+def test_a_trained_model_without_checkpoints_is_not_replaced_by_resuming(settings, old):
+    for name in ('slice_2', 'slice_4'):
+        shutil.rmtree(old / name)
+    refused(settings(old, '--resume', 'auto'), 'holds the trained model of a run', 'no checkpoint to go on from')
+    assert (old / 'slice_end').is_dir()
+
+
 def test_going_back_to_an_earlier_slice_sets_the_later_ones_aside(settings, old):
     succeed(settings(old, '--resume', old / 'slice_2', save_interval=1, save_total_limit=9, max_steps=4))
     assert checkpoints_in(old) == ['slice_2', 'slice_3', 'slice_4.old', 'slice_end']

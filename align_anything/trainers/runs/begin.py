@@ -95,6 +95,13 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     engine_config(cfgs)
     check_reference(cfgs, algorithm)
     resume_from = agree_on_checkpoint(find_checkpoint(cfgs.train_cfgs.resume, output_dir))
+    if resume_from is None and cfgs.train_cfgs.resume is not None and (output_dir / FINAL_NAME).exists():
+        raise SettingsError(
+            [
+                f'train_cfgs.resume: {output_dir} holds the trained model of a run ({FINAL_NAME}), but no checkpoint '
+                'to go on from. Name another folder, or replace that model (--overwrite_output_dir without --resume).'
+            ]
+        )
     progress = Progress()
     if resume_from is not None:
         progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
