@@ -12,6 +12,7 @@ returns is pickled back. A child that raises, dies or hangs makes `RanksError` w
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -108,6 +109,8 @@ def _child(
 ) -> NoReturn:
     """Runs one rank and never returns: leaving through pytest's stack would run its teardown twice."""
     code = 1
+    # What earlier tests left for the collector may wait for threads that a child does not have.
+    gc.freeze()
     try:
         with open(folder / f'{rank}.trace', 'w') as trace:
             faulthandler.register(signal.SIGUSR1, file=trace, all_threads=True)

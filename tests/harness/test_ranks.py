@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -67,3 +68,22 @@ def test_refuses_a_process_that_has_a_group() -> None:
 
     with pytest.raises(RanksError, match='has a process group already'):
         run_ranks(body, world_size=1)
+
+
+def test_what_the_parent_left_to_the_collector_is_not_collected_in_a_child() -> None:
+    parent = os.getpid()
+
+    class Left:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            if os.getpid() != parent:
+                os._exit(9)
+
+    gc.disable()
+    try:
+        Left()
+        assert run_ranks(lambda rank: gc.collect() >= 0, 1) == [True]
+    finally:
+        gc.enable()
