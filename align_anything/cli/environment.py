@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import psutil
 import torch
 
-HEARD = ('ALIGN_ANYTHING_', 'CUDA_', 'DS_', 'HF_', 'NCCL_', 'OMP_', 'RANK', 'TOKENIZERS_', 'TRANSFORMERS_', 'VLLM_')
-HIDDEN = re.compile(r'TOKEN(?!IZERS)|KEY|SECRET|PASSWORD|CREDENTIAL', re.IGNORECASE)
-"""Variables whose values nobody should paste anywhere."""
+from align_anything.configs.redaction import without_secrets
+
+HEARD = ('ALIGN_ANYTHING_', 'CUDA_', 'DS_', 'HF_', 'NCCL_', 'OMP_', 'RANK', 'TRANSFORMERS_', 'VLLM_')
 
 
 def environment() -> dict[str, str]:
@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
     }
     for name, value in sorted(os.environ.items()):
         if name.startswith(HEARD):
-            told[f'${name}'] = '(hidden)' if HIDDEN.search(name) else value
+            told[f'${name}'] = without_secrets({name: value}).get(name, '(hidden)')
     return told
 
 

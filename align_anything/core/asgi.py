@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
@@ -59,7 +60,7 @@ class Guarded:
 
     A body past the limit is answered with 413 and read no further. Errors of the framework, such as 404 and 405, keep
     their status and say why under `error`. An exception that nobody caught is answered with 500 and its class, and the
-    log says no more: its message may quote what was sent.
+    log says where it was raised and no more: its message may quote what was sent.
 
     Args:
         app: the application.
@@ -86,8 +87,10 @@ class Guarded:
                 return  # an application that was reading the body
             if exchange.begun:
                 raise
-            logger.error('%s %s failed with %s', scope['method'], scope['path'], type(error).__name__)
-            await exchange.answer(SERVER_ERROR, f'{type(error).__name__} in the server; its log says when.')
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f'{frame.filename}:{frame.lineno}'
+            logger.error('%s %s failed with %s at %s', scope['method'], scope['path'], type(error).__name__, place)
+            await exchange.answer(SERVER_ERROR, f'{type(error).__name__} in the server; its log says where.')
 
 
 class _Exchange:

@@ -1,9 +1,11 @@
-"""The tags that open a thought."""
+"""How answers hold a thought: the keys of a turn, and the tags that open one."""
 
 from __future__ import annotations
 
 import re
 
+KEYS = ('reasoning_content', 'thinking', 'reasoning')
+"""Names of the thought of a turn in data and in chat templates; the first is ours."""
 OPENED = re.compile(
     r'(?P<begin>[<\[◁]\|?)(?!end)(?P<name>[\w:]*(?:think|thought|reason)\w*)(?P<end>\|?[>\]▷])\s*\Z', re.IGNORECASE
 )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
+from align_anything.core import thoughts
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS, Conversation, Media, MediaKind, Message
 from align_anything.datasets.media import make_media
@@ -13,7 +14,6 @@ from align_anything.datasets.tool_calls import calls_of, tools_of
 from align_anything.datasets.turn_keys import (
     CALLS,
     MEDIA_KEYS,
-    THOUGHTS,
     filled,
     is_empty_record,
     listed,
@@ -136,21 +136,21 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
 
 def speaks(message: Mapping[str, Any]) -> bool:
     """Tells whether a raw turn has a content, or calls or a thought that stand for it."""
-    return 'content' in message or any(message.get(key) for key in (*CALLS, *THOUGHTS))
+    return 'content' in message or any(message.get(key) for key in (*CALLS, *thoughts.KEYS))
 
 
 def _beside(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
     """What a turn holds beside its content, in normal form."""
-    thoughts = {message[key] for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()}
-    strange = [key for key in THOUGHTS if message.get(key) and not isinstance(message[key], str)]
-    if strange or len(thoughts) > 1:
-        raise SampleError(f"{where} should have one text as its thought ('{THOUGHTS[0]}'), but has others.")
+    told = {message[key] for key in thoughts.KEYS if isinstance(message.get(key), str) and message[key].strip()}
+    strange = [key for key in thoughts.KEYS if message.get(key) and not isinstance(message[key], str)]
+    if strange or len(told) > 1:
+        raise SampleError(f"{where} should have one text as its thought ('{thoughts.KEYS[0]}'), but has others.")
     calls = [call for key in CALLS for call in calls_of(where, message.get(key))]
-    if (calls or thoughts) and message['role'] != 'assistant':
+    if (calls or told) and message['role'] != 'assistant':
         raise SampleError(f'{where} has tool calls or a thought, which only assistant turns have.')
     found: dict[str, Any] = {'tool_calls': calls} if calls else {}
-    if thoughts:
-        found['reasoning_content'] = thoughts.pop()
+    if told:
+        found['reasoning_content'] = told.pop()
     return {**found, **{key: str(message[key]) for key in ('name', 'tool_call_id') if message.get(key) is not None}}
 
 

@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from align_anything.core import thoughts
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS, MediaKind
 
 MEDIA_KEYS: dict[str, MediaKind] = {key: kind for kind in MEDIA_KINDS for key in (kind, f'{kind}s')}
 WEIGHTS = ('weight', 'loss', 'train')
 """How much the tokens of a turn count, a number or a truth value: 0 makes it context. Several are multiplied."""
-THOUGHTS = ('reasoning_content', 'reasoning', 'thinking')
 CALLS = ('tool_calls', 'function_call')
-"""Names of the thought and of the calls of a turn, of which the first is ours."""
-KNOWN = ('role', 'content', 'name', 'tool_call_id', 'prefix', *CALLS, *THOUGHTS, *WEIGHTS, *MEDIA_KEYS)
+"""Names of the calls of a turn, of which the first is ours."""
+KNOWN = ('role', 'content', 'name', 'tool_call_id', 'prefix', *CALLS, *thoughts.KEYS, *WEIGHTS, *MEDIA_KEYS)
 
 
 def filled(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from align_anything.core import thoughts
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation, Message
 
 MARK = 'Zq7Marker'
-THOUGHT_KEYS = ('reasoning_content', 'thinking', 'reasoning')
-"""Names that templates have for the thought of an answer, the commonest first."""
 ELSEWHERE = 'Choose a checkpoint whose template does, or give a template with model_cfgs.chat_template.'
 
 logger = get_logger(__name__)
@@ -70,7 +69,7 @@ class ChatForm:
         self.thought_key = next(
             (
                 key
-                for key in THOUGHT_KEYS
+                for key in thoughts.KEYS
                 if self._shows(message_of('user', 'x'), message_of('assistant', 'x', reasoning_content=MARK), key=key)
             ),
             None,

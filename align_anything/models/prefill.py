@@ -6,7 +6,8 @@ from os.path import commonprefix
 
 from align_anything.core.errors import SampleError
 from align_anything.core.thoughts import opened_thought
-from align_anything.core.types import Conversation, Message
+from align_anything.core.types import Conversation
+from align_anything.models.chat_form import message_of
 from align_anything.models.rendering import MARK, ChatRenderer, without_beginning
 
 
@@ -25,12 +26,12 @@ def _begun(renderer: ChatRenderer, messages: Conversation, opened: str) -> str:
     plain = renderer.text(messages)
     if not opened.startswith(plain):
         return opened_thought(opened)
-    opening, answered = opened[len(plain) :], [*messages, _turn('assistant', MARK)]
+    opening, answered = opened[len(plain) :], [*messages, message_of('assistant', MARK)]
     last = _opening(renderer, plain, answered)
     if opening == last:  # with an empty thought in it, say, which finished answers begin with as well
         return opened_thought(opening)
     # Before a last answer without a thought templates write an empty one, before others nothing.
-    finished = _opening(renderer, plain, [*answered, _turn('user', 'Go on.')])
+    finished = _opening(renderer, plain, [*answered, message_of('user', 'Go on.')])
     finished = last if finished is None else finished
     begun = '' if finished is None else opening[len(commonprefix([opening, finished])) :]
     return max(begun if begun.strip() else '', opened_thought(opening), key=len)
@@ -43,7 +44,3 @@ def _opening(renderer: ChatRenderer, plain: str, answered: Conversation) -> str 
     except SampleError:  # some refuse a conversation that ends with a question
         return None
     return full[len(plain) :].partition(MARK)[0] if full.startswith(plain) and MARK in full else None
-
-
-def _turn(role: str, text: str) -> Message:
-    return {'role': role, 'content': [{'type': 'text', 'text': text}]}

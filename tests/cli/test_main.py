@@ -49,11 +49,13 @@ def test_version_and_what_a_bug_report_needs(
     assert ended('--version') == 0
     assert capsys.readouterr().out == f'align-anything {__version__}\n'
     monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+    monkeypatch.setenv('HF_ENDPOINT', 'https://me:word@hub.example/models')
     monkeypatch.setenv('OMP_NUM_THREADS', '7')
     assert ended('env') == 0
     told = dict(line.split(': ', 1) for line in capsys.readouterr().out.splitlines())
     assert told['torch'] == version('torch') and told['python'].startswith(platform.python_version())
     assert told['flash-attn'] == 'not installed' and told['$OMP_NUM_THREADS'] == '7' and told['$HF_TOKEN'] == '(hidden)'
+    assert told['$HF_ENDPOINT'] == 'https://hub.example/models'
 
 
 def test_shells_can_complete_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.trainers.runs import TEXT, run, sft
 
 REQUIRED = 0.9
 LONGEST_ANSWER = 40
+# What the templates of models that think begin answers with.
+EMPTY_THOUGHT = re.compile(r'^\s*<think>\s*</think>')
 FRAMES_PER_SECOND = 2.0
 """What frames without a clock count as."""
 
@@ -89,9 +92,8 @@ def ask(model: Any, reader: Any, questions: Sequence[Question]) -> list[str]:
     answers = []
     for answer in tokens[:, inputs['input_ids'].shape[1] :].tolist():
         end = next((place for place, token in enumerate(answer) if token in stops), None)
-        # Templates of models that think begin answers with a thought, which here is empty.
         text = '' if end is None else tokenizer.decode(answer[:end])
-        answers.append(text.rpartition('</think>')[2].strip())
+        answers.append(EMPTY_THOUGHT.sub('', text).strip())
     return answers
 
 

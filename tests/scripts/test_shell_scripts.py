@@ -114,7 +114,7 @@ def call(tmp_path: Path) -> Callable[..., Called]:
         done = subprocess.run(['bash', script, *more], cwd=tmp_path, env=given, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, done.stderr
         argv, environment = json.loads((tmp_path / 'called.json').read_text())
-        assert argv[:3] == ['--log_level', 'error', '--master_port']
+        assert argv[:3] == ['--log_level', header.get('DEEPSPEED_LOG_LEVEL', 'error'), '--master_port']
         assert 1024 <= int(argv[3]) < 65536 and argv[4] == '--module'
         pair, algorithm = re.fullmatch(r'align_anything\.trainers\.(\w+)\.(\w+)', argv[5]).groups()
         return pair, algorithm, argv[6:], environment
@@ -216,6 +216,10 @@ def test_a_given_port_is_kept_and_a_found_one_is_free(call: Callable[..., Called
     script = ROOT / 'scripts' / 'opt' / 'opt_sft.sh'
     call(script, MASTER_PORT='23456')
     assert json.loads((tmp_path / 'called.json').read_text())[0][3] == '23456'
+
+
+def test_the_launcher_tells_more_where_it_is_asked(call: Callable[..., Called]) -> None:
+    call(ROOT / 'scripts' / 'opt' / 'opt_sft.sh', DEEPSPEED_LOG_LEVEL='info')
 
 
 def test_own_data_must_be_named(tmp_path: Path) -> None:

@@ -71,9 +71,10 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str)
 def activations_of(model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: bool) -> float:
     """About how many bytes of the language model `tokens` hold until the backward pass, `width` bytes to a number.
 
-    What goes into and out of each of its matrices is counted, of experts those that are chosen; norms and activation
-    functions keep about as much as layers share. The head works in chunks and keeps nothing. What `recomputes` keeps
-    the input of each layer, and all of one layer at a time (Chen et al., 2016, arXiv:1604.06174).
+    What goes into and out of each of its matrices is counted, of experts those that are chosen, and twice what goes
+    into a norm; activation functions keep about as much as layers share of that. The head works in chunks and keeps
+    nothing. What `recomputes` keeps the input of each layer, and all of one layer at a time (Chen et al., 2016,
+    arXiv:1604.06174).
     """
     named = [(name, component_of(name, spec.components), weight) for name, weight in model.named_parameters()]
     if not any(weight.requires_grad for _, component, weight in named if component != SCORE_HEAD):
