@@ -10,10 +10,11 @@ from align_anything.core.errors import ModelError
 from align_anything.core.files import sync_folder
 from align_anything.core.logging import get_logger
 from align_anything.models.adapter import find_adapter, put_on
-from align_anything.models.any_model import AnyModel
+from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import read_config
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
+from align_anything.models.score import SCORE_HEAD
 from align_anything.reporting.card import write_merged_card
 
 logger = get_logger(__name__)
@@ -26,7 +27,8 @@ def merge_adapter(
 
     The sums are taken in float32, and stored in the type of the checkpoint. The model is read as it is stored, also
     when the adapter was trained over 4 or 8 bits of it; one that is stored quantised is written in float32. Processor
-    and chat template are those beside the adapter, else the model's. `out` appears whole or not at all.
+    and chat template are those beside the adapter, else the model's. The head of a reward or cost model comes along.
+    `out` appears whole or not at all.
 
     Args:
         base: folder or hub name of the model; None for the one that the adapter records.
@@ -46,7 +48,8 @@ def merge_adapter(
     if base is not None and adapter.base not in (None, base):
         _check_replacement(adapter.base, base, trust_remote_code)
     spec = load_spec(folder, base=source, trust_remote_code=trust_remote_code)
-    adapted = put_on(AnyModel.from_pretrained(source, dtype='auto', trust_remote_code=trust_remote_code), adapter)
+    kind = AnyModelForScore if SCORE_HEAD in (adapter.settings.get('modules_to_save') or ()) else AnyModel
+    adapted = put_on(kind.from_pretrained(source, dtype='auto', trust_remote_code=trust_remote_code), adapter)
     draft = out.parent / f'.{out.name}.{os.getpid()}.partial'
     try:
         draft.mkdir(parents=True)
@@ -58,6 +61,7 @@ def merge_adapter(
             processor=spec.processor,
             merge_adapter=True,
             end_of_turn_id=spec.renderer.end_of_turn_id,
+            pad_token_id=spec.pad_token_id,
         )
         write_merged_card(draft, Path(folder), source, spec)
         os.replace(draft, out)

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from align_anything.cli import merging
 from align_anything.cli.merging import merge_adapter
@@ -17,7 +23,7 @@ from align_anything.configs.schema import BnbCfgs
 from align_anything.core.errors import ModelError
 from align_anything.models.checkpoint import stored_keys
 from align_anything.models.export import export_model
-from align_anything.models.pretrained_model import load_model, load_spec, tune_model
+from align_anything.models.pretrained_model import load_model, load_pretrained_models, load_spec, tune_model
 from tests.models.common import logits, lora_cfgs, model_inputs, stir
 
 Tiny = Callable[..., Path]
@@ -122,3 +128,18 @@ def test_what_is_there_already_stays(tiny: Tiny, tmp_path: Path) -> None:
         merge_adapter(tmp_path / 'adapter', tmp_path / 'full')
     with pytest.raises(ModelError, match='holds no LoRA adapter'):
         merge_adapter(tiny('qwen2'), tmp_path / 'merged')
+
+
+def test_a_reward_model_keeps_its_head(tiny: Tiny, tmp_path: Path) -> None:
+    spec = load_spec(tiny('qwen2'))
+    base = load_model(tiny('qwen2'), spec.components, is_reward_model=True)
+    model = tune_model(base, spec.components, lora_cfgs=lora_cfgs())
+    stir(model)
+    export_model(model, None, tmp_path / 'adapter', tokenizer=spec.tokenizer, processor=None)
+    ids = spec.tokenizer('What is two and three?', return_tensors='pt').input_ids
+    expected = model.get_base_model().score(base.base_model(ids).last_hidden_state[:, -1])
+    merge_adapter(tmp_path / 'adapter', tmp_path / 'merged')
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / 'merged')
+    torch.testing.assert_close(classifier(ids).logits[:, 0], expected, atol=2e-4, rtol=1e-4)
+    merged = load_pretrained_models(tmp_path / 'merged', is_reward_model=True)[0]
+    torch.testing.assert_close(merged.score.weight, classifier.score.weight)

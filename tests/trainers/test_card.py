@@ -199,6 +199,15 @@ def test_a_run_writes_a_card_whose_code_loads_the_model(
     assert (out / 'slice_end' / 'README.md').read_text() == '# The best model'
 
 
+def test_the_card_of_an_adapter_that_scores_has_it_merged_first(spec: FamilySpec, tmp_path: Path) -> None:
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'adapter_config.json').write_text('{"base_model_name_or_path": "some/model"}')
+    card = card_of(tmp_path, spec, RM)
+    assert '`align-anything merge . merged`' in card.text
+    # Whole models alone can be loaded to score.
+    assert "load_pretrained_models('merged', is_reward_model=True)" in code_of(tmp_path / 'model')
+
+
 def test_an_adapter_and_what_is_merged_of_it_have_cards_too(
     tiny: Callable[..., Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
