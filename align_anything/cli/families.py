@@ -114,6 +114,8 @@ def _family(
     model_type: str, module: ModuleType | None, listed: Mapping[str, Any], pairs: Mapping[str, list[str]]
 ) -> Family:
     names = {'ids': dict(listed.get('ids', {})), 'checkpoints': list(listed.get('checkpoints', []))}
+    if 'not_served' in listed:
+        return Family(model_type, NONE, None, None, {}, **names, note=listed['not_served'])
     config, note = _default_config(model_type)
     if config is None:
         if module is None:

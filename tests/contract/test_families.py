@@ -18,8 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = ('STEPS', 'EPOCHS')
 # The configuration of Qwen-VL calls itself qwen.
 SCRIPTS = {'qwen': 'qwen_vl'}
-# Its processor needs a package that does not go with the numpy in use; docs/extending.md says so.
-NOT_SERVED = ('voxtral',)
 # Their model classes come with the checkpoints; tests have stand-ins with the same interface, which prove no learning.
 STAND_INS_ONLY = ('baichuan_m1', 'minicpmo', 'minicpmv', 'phi3_v', 'qwen')
 # Its tiny checkpoint stayed at chance for 60 steps, longer than most others need.
@@ -30,7 +28,7 @@ def known() -> list[str]:
     """The families with a file of their own, those with checkpoints in the table, and LLaVA-Interleave: a LLaVA."""
     table = yaml.safe_load((ROOT / 'align_anything' / 'cli' / 'families.yaml').read_text())
     families = {*(module.name for module in pkgutil.iter_modules(family_files.__path__)), *table, 'llava_interleave'}
-    return sorted(families.difference(NOT_SERVED))
+    return sorted(families.difference(name for name, entry in table.items() if 'not_served' in entry))
 
 
 def taught(folder: Path) -> set[str]:
