@@ -47,12 +47,20 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
         raise ModelError(f'{folder} does not exist. Name a checkpoint folder or a model of the hub (owner/name).')
     try:
         config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        absent = '' if folder.is_dir() else f'there is no such folder here.{nearest(name, _folders_beside(folder))} '
+        raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {absent}{error}') from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f'the configuration of {model_name_or_path} cannot be read: {error}') from error
     for option, value in loading_options(config.model_type).items():
         setattr(config, option, value)
     # An Omni checkpoint holds a talker, which speaks, beside the thinker, which reads and writes.
     return vars(config).get('thinker_config') or config
+
+
+def _folders_beside(folder: Path) -> list[str]:
+    """The checkpoint folders that `folder` may have been meant to be, as it would name them."""
+    return [str(file.parent) for file in folder.parent.glob('*/config.json')]
 
 
 def read_json(file: Path) -> dict[str, Any]:

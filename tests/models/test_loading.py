@@ -105,11 +105,17 @@ def test_template_and_processor_arguments_are_in_force(tiny: Tiny, tmp_path: Pat
     assert load_spec(tiny('llama'), padding_side='left').tokenizer.padding_side == 'left'
 
 
-def test_names_that_are_no_checkpoint_folder(tiny: Tiny, tmp_path: Path) -> None:
+def test_names_that_are_no_checkpoint_folder(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match='does not exist'):
         check_checkpoint(tmp_path / 'missing')
     with pytest.raises(ModelError, match='is a file'):
         check_checkpoint(tiny('llama') / 'config.json')
+    # What looks like a name of the hub may be a folder misspelt, which the hub's own message does not tell.
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    shutil.copytree(tiny('llama'), tmp_path / 'here' / 'tiny_llama')
+    with pytest.raises(ModelError, match="there is no such folder here. Did you mean 'tiny_llama'"):
+        check_checkpoint('tiny_lama')
     with pytest.raises(ModelError, match=r'no config\.json'):
         check_checkpoint(tmp_path)
     (tmp_path / 'adapter_config.json').write_text('{"base_model_name_or_path": "some/base"}')
