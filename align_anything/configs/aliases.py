@@ -148,6 +148,7 @@ MEANINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
         **dict.fromkeys(
             ('dataset_text_field', 'user_key', 'assistant_key'), ('train_template_kwargs', 'options of the template')
         ),
+        'template_kwargs': ('train_template_kwargs', 'eval_template_kwargs for evaluation data'),
         **dict.fromkeys(('mix_strategy', 'interleave'), ('train_mixing', '')),
         **dict.fromkeys(('preprocessing_num_workers', 'dataset_num_proc', 'num_proc'), ('num_workers', '')),
         **dict.fromkeys(

@@ -255,7 +255,8 @@ class ExampleDataset:
         else:
             what = (
                 f"none of the first {len(failed)} rows of '{source.name}' can be used with template "
-                f"'{source.formatter.name}'. Choose another template, or map its columns with template_kwargs:"
+                f"'{source.formatter.name}'. Choose another template, or map its columns with "
+                'train_template_kwargs (eval_template_kwargs for evaluation data):'
             )
         return DataError(f'{what}\n{told_once(failed or unusable)}')
 
@@ -359,5 +360,8 @@ def _kinds(conversation: Conversation) -> set[str]:
 
 def _advice(source: Source, column: str, kind: str) -> str:
     if f'{kind}s' in source.formatter.option_defaults():
-        return f"Map it with template_kwargs {{{kind}s: {column}}}, or say {{{kind}s: ''}} if it is not meant."
+        return (
+            f'Map it with train_template_kwargs {{{kind}s: {column}}} (eval_template_kwargs for evaluation data), or '
+            f"say {{{kind}s: ''}} if it is not meant."
+        )
     return f"Choose a template that reads '{column}', write one, or take the column out."

@@ -65,7 +65,7 @@ def test_a_picture_column_that_nobody_maps_stops_the_run(tmp_path: Path, streami
         "gives the pair 'some_pair' no image in its first 8 rows, but column 'image_path', which nobody reads"
         in message
     )
-    assert 'Map it with template_kwargs {images: image_path}' in message and "'number'" not in message
+    assert 'Map it with train_template_kwargs {images: image_path}' in message and "'number'" not in message
 
 
 def test_a_mapped_column_and_one_that_is_said_not_to_be_meant_are_fine(tmp_path: Path) -> None:
