@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from align_anything.core.errors import ModelError
-from align_anything.core.files import sync_folder
+from align_anything.core.files import sync_folder, trained_model_in
 from align_anything.core.logging import get_logger
 from align_anything.models.adapter import find_adapter, put_on
 from align_anything.models.any_model import AnyModel, AnyModelForScore
@@ -28,7 +28,7 @@ def merge_adapter(
     The sums are taken in float32, and stored in the type of the checkpoint. The model is read as it is stored, also
     when the adapter was trained over 4 or 8 bits of it; one that is stored quantised is written in float32. Processor
     and chat template are those beside the adapter, else the model's. The head of a reward or cost model comes along.
-    `out` appears whole or not at all.
+    `out` appears whole or not at all. The output folder of a run stands for the adapter trained in it.
 
     Args:
         base: folder or hub name of the model; None for the one that the adapter records.
@@ -39,7 +39,8 @@ def merge_adapter(
     """
     if not Path(folder).is_dir():
         raise ModelError(f'{folder} is no folder; name the one that the run saved, such as <output_dir>/slice_end.')
-    adapter, out = find_adapter(folder), Path(out)
+    folder, out = trained_model_in(folder) or Path(folder), Path(out)
+    adapter = find_adapter(folder)
     if adapter is None:
         raise ModelError(f'{folder} holds no LoRA adapter: it has no adapter_config.json, or a whole model beside it.')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -63,7 +64,7 @@ def merge_adapter(
             end_of_turn_id=spec.renderer.end_of_turn_id,
             pad_token_id=spec.pad_token_id,
         )
-        write_merged_card(draft, Path(folder), source, spec)
+        write_merged_card(draft, folder, source, spec)
         os.replace(draft, out)
         sync_folder(out.parent)
     except OSError as error:

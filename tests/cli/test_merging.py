@@ -97,6 +97,12 @@ def test_the_base_can_be_named(tiny: Tiny, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(merged, model_inputs(load_spec(source))), expected, atol=2e-4, rtol=1e-4)
 
 
+def test_the_output_folder_of_a_run_stands_for_its_adapter(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny('qwen2'), tmp_path / 'run' / 'slice_end')
+    merge_adapter(tmp_path / 'run', tmp_path / 'merged')
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / 'merged').config.model_type == 'qwen2'
+
+
 def test_a_wrong_base_is_refused_and_leaves_nothing(tiny: Tiny, tmp_path: Path) -> None:
     train(tiny('qwen2'), tmp_path / 'adapter')
     with pytest.raises(ModelError, match="'qwen2'.*not on a 'qwen3'"):
