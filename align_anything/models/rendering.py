@@ -210,9 +210,9 @@ class ChatRenderer:
         self.splits = self._find_splits()
         if self.splits:
             logger.info(
-                'The chat template writes answers otherwise once later turns follow (without their thoughts, say, or '
-                'what ends them): each such answer of a conversation is trained in a sequence of its own, as inference '
-                'shows it, and what the sequences share is computed once in the layout shared_prefix.'
+                'In conversations of several answers: the chat template writes an answer otherwise once later turns '
+                'follow (without its thoughts, say, or what ends it), so each is trained in a sequence of its own, as '
+                'inference shows it, and what the sequences share is computed once in the layout shared_prefix.'
             )
 
     def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:
