@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy import And, Basic, Float, MatrixBase, Set, Tuple
+from sympy import And, Basic, Expr, Float, MatrixBase, Set, Tuple
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
@@ -36,6 +36,7 @@ TIDIED = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r'\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])\s*\.?', ''),
+        (r'(?<=\d)\\,(?=\d{3}(?!\d))', ','),
         (r'(?<!\\)\\[,;:!]|\\q?quad(?![A-Za-z])|(?<!\\)~', ' '),
         (r'(?<!\\)\\ ', ' '),
         (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
@@ -50,6 +51,10 @@ TIDIED = tuple(
         (r'·|⋅', r'\\cdot '),
         (r'÷', r'\\div '),
         (r'\*\*', '^'),
+        (r'(?<=\d)\s*x\s*(?=10\s*\^)', r'\\times '),
+        (r'(?<=\d)\s+i(?![A-Za-z])', 'i'),
+        (r'(?<![\\A-Za-z{])((?:arc)?(?:sin|cos|tan)|ln|log|exp|pi)(?![A-Za-z])', r'\\\1 '),
+        (r'(?i:\b([ap])\.\s?m\b\.?)', r'\1m'),
         (r'π', r'\\pi '),
         (r'∪', r'\\cup '),
         (r'∩', r'\\cap '),
@@ -78,6 +83,7 @@ UNORDERED = ('', '{}')
 # Open intervals as they are written in France.
 TURNED = re.compile(r'([\[\]])([^\[\]()]*,[^\[\]()]*)([\[\]])')
 DIGITS = 6
+DATE = re.compile(r'\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}')
 RELATION = re.compile(r'[<>]|\\(?:le|ge|lt|gt|ne|neq)(?![A-Za-z])')
 ASSIGNED = re.compile(
     r'((?:\\?[A-Za-z]+|\([A-Za-z]+(?:\s*,\s*[A-Za-z]+)*\))(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?)'
@@ -131,6 +137,7 @@ def _same(golden: str, answer: str, depth: int = 0) -> bool:
         return all(bases) and _digits(bases[0]) == _digits(bases[1])
     unions = [_pieces(text, CUP) for text in (golden, answer)]
     if max(map(len, unions)) > 1:
+        unions = [_pieces(union[0]) if RELATION.search(union[0]) else union for union in unions]
         return _matched(*unions, depth) or _formula(golden, answer)
     groups = [_group(text) for text in (golden, answer)]
     if any(groups):
@@ -192,6 +199,8 @@ def _formula(golden: str, answer: str) -> bool:
         return False
     if relations[0] != relations[1] and not kinds[0][1] and not kinds[1][1]:
         return False
+    if _apart(wanted, given):
+        return False
     return verify(
         [wanted],
         [given],
@@ -225,6 +234,14 @@ def _decimals(value: Basic | MatrixBase) -> int:
     return DIGITS
 
 
+def _apart(wanted: Basic | MatrixBase, given: Basic | MatrixBase) -> bool:
+    """Whether two numbers differ in their first digits; math-verify takes all below 1e-15 for one."""
+    if not all(isinstance(each, Expr) and each.is_number and each.is_finite for each in (wanted, given)):
+        return False
+    size, difference = abs(complex(wanted)), abs(complex(wanted) - complex(given))
+    return size > 0 and difference > size * 10 ** (1 - DIGITS)
+
+
 def _tidy(text: str) -> str:
     """Returns LaTeX in one way of writing what looks the same."""
     if len(text) > LONGEST:
@@ -250,7 +267,9 @@ def _plain(text: str) -> str:
 
 
 def _is_text(golden: str) -> bool:
-    """Whether a golden answer is words. A few letters may be a product."""
+    """Whether a golden answer is words, or a date. A few letters may be a product."""
+    if DATE.fullmatch(golden):
+        return True
     bare = WRAPPED.sub(r' \1 ', quantity(golden)[0])
     if bare == golden and re.fullmatch(r'[a-z]{2,4}', golden):
         return False
