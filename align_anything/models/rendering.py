@@ -191,6 +191,9 @@ class ChatRenderer:
                 'The chat template shows no text of the assistant, so there would be nothing to train on. '
                 'Give another one with model_cfgs.chat_template (a path or the Jinja text).'
             )
+        if not head.startswith(plain):
+            # Phi-3's writes an EOS after the last turn where no answer is to be generated.
+            plain = plain.removesuffix(tokenizer.eos_token or '')
         self.generation_prompt = head[len(plain) :] if head.startswith(plain) else ''
         self._tail = full.rpartition(MARK)[2]
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -228,7 +231,10 @@ class ChatRenderer:
         prompt = self.text(before, add_generation_prompt=True)
         if before is messages:
             return prompt
-        content, full = text_of(messages[-1]), self.text(messages)
+        content, full, opened = text_of(messages[-1]), self.text(messages), opened_thought(prompt).strip()
+        if opened and content.lstrip().startswith(opened):  # by the template and by the row, where once is right
+            content = content.lstrip().removeprefix(opened)
+            content = content.lstrip('\n') if prompt.endswith('\n') else content
         # As answers are rendered to be trained, unless a template takes it for a whole one, without a thought for one.
         answer = self._split(messages, full[len(prompt) :])[0] if full.startswith(prompt) else content
         return prompt + (answer if _compact(answer) == _compact(content) else content)

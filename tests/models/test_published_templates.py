@@ -233,6 +233,17 @@ def test_an_assistant_that_speaks_first_begins_after_the_bare_generation_prompt(
     assert learnt(spec, spec.encode(conversation, 'last')) == [answer(manner, 'Hello.')]
 
 
+def test_what_opens_an_answer_is_known_where_an_eos_ends_other_conversations(tiny: Tiny) -> None:
+    template = (
+        "{%- for message in messages -%}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
+        "{%- endfor -%}{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}"
+    )
+    spec = load(tiny('phi3'), chat_template=template)
+    assert spec.renderer.generation_prompt == '<|assistant|>\n'
+    example = spec.encode([assistant('Welcome.'), *PLAIN[:2]])
+    assert learnt(spec, example) == ['Welcome.<|end|>', 'Hello.<|end|>']
+
+
 def test_no_end_is_put_into_a_history_that_has_none(tiny: Tiny) -> None:
     """LLaVA's template ends answers with a space: an inserted token after the first would be seen by the second."""
     spec = load(tiny('llava'))
