@@ -73,6 +73,12 @@ TIDIED = tuple(
         (r'\\\$', '$'),
         (r'(?<![\w.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])', r'\1\\frac{\2}{\3}'),
         (r'(?<![\w.,}])\.(?=\d)', '0.'),
+        *(
+            (rf'(?<=\d)\s*(\\text\s*\{{)?\s*{word}(?![a-z])(?(1)\s*([^}}]*)\}})', rf'\\times 10^{{{zeros}}} \2')
+            for word, zeros in (('thousand', 3), ('million', 6), ('billion', 9), ('trillion', 12))
+        ),
+        (r'\^\s*(-\s*\d+|\d+\.\d+)', r'^{\1}'),
+        (r'\(\s*-\s*\\infty\s*,\s*\+?\\infty\s*\)', r'\\mathbb{R}'),
         (r'\\l?c?dots(?![A-Za-z])|…|\.\.\.', r'\\ldots '),
         (r'(?<=\d)[eE]([-+]?\d+)(?![\w.])', r'\\times 10^{\1}'),
     )
@@ -83,6 +89,7 @@ UNORDERED = ('', '{}')
 # Open intervals as they are written in France.
 TURNED = re.compile(r'([\[\]])([^\[\]()]*,[^\[\]()]*)([\[\]])')
 DIGITS = 6
+RATIO = re.compile(r'[\d.]+(?:\s*:\s*[\d.]+){2,}')
 DATE = re.compile(r'\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}')
 RELATION = re.compile(r'[<>]|\\(?:le|ge|lt|gt|ne|neq)(?![A-Za-z])')
 ASSIGNED = re.compile(
@@ -132,6 +139,9 @@ def _same(golden: str, answer: str, depth: int = 0) -> bool:
         return False
     if depth == 0 and '=' in answer and '=' not in golden and len(_pieces(answer)) == 1:
         answer = answer.rpartition('=')[2].strip()  # what a calculation comes to
+    ratios = [text.split(':') for text in (golden, answer) if RATIO.fullmatch(text)]
+    if ratios:
+        return len(ratios) == 2 and _proportional(*ratios)
     bases = [BASED.fullmatch(text) for text in (golden, answer)]
     if any(bases):
         return all(bases) and _digits(bases[0]) == _digits(bases[1])
@@ -143,6 +153,12 @@ def _same(golden: str, answer: str, depth: int = 0) -> bool:
     if any(groups):
         return _same_groups(groups, golden, answer, depth)
     return _same_quantity(golden, answer)
+
+
+def _proportional(golden: Sequence[str], answer: Sequence[str]) -> bool:
+    """Whether ratios of several numbers are the same."""
+    parts = [[rf'\frac{{{number}}}{{{numbers[0]}}}' for number in numbers] for numbers in (golden, answer)]
+    return len(golden) == len(answer) and all(_formula(*pair) for pair in zip(*parts, strict=True))
 
 
 def _same_groups(groups: Sequence[tuple[str, list[str]] | None], golden: str, answer: str, depth: int) -> bool:
