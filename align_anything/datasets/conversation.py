@@ -41,6 +41,9 @@ PART_OPTIONS: dict[str, dict[str, str]] = {
 HINTS = ('detail',)
 """Keys of a media part that say to a hosted service how closely to look; a checkpoint's processor decides it here."""
 
+NOTES = ('annotations', 'cache_control')
+"""Keys of a text part that hosted services write or read, and that say nothing about the text."""
+
 Part = dict[str, Any]
 MediaMaker = Callable[[MediaKind, Any], Media]
 
@@ -166,6 +169,12 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
     if part['type'] == 'text':
         if not isinstance(part.get('text'), str):
             raise SampleError(f"{where} has a text part whose 'text' is {type(part.get('text')).__name__}.")
+        unread = [key for key, value in part.items() if value is not None and key not in ('type', 'text', *NOTES)]
+        if unread:
+            raise SampleError(
+                f'{where} has a text part with {", ".join(map(repr, sorted(unread, key=str)))}, which nothing reads. '
+                'Take it out; a weight stands in the turn itself.'
+            )
         if not _is_unicode(part['text']):
             raise SampleError(f'{where} has a text with half a surrogate pair in it, which no tokenizer takes.')
         return _split(part['text'], waiting)

@@ -258,6 +258,8 @@ def _load_dataset(
         return datasets.load_dataset(
             builder, name, data_files=chosen, cache_dir=cache_dir, streaming=streaming, **arguments
         )
+    except DataError:
+        raise
     except Exception as error:  # the builders raise whatever their file readers do
         if files is not None or _path(source).exists():
             hint = 'Check the file, and data_cfgs optional_args.'
@@ -287,9 +289,18 @@ def _as_text(files: Mapping[str, list[Path]], arguments: dict[str, Any]) -> dict
         arguments = {**arguments, 'keep_default_na': False, 'na_values': ['']}
     if 'features' in arguments:
         return arguments
-    options = CsvConfig(**arguments).pd_read_csv_kwargs
-    columns = pandas.read_csv(first, **{**options, 'nrows': 0, 'chunksize': None}).columns
-    return {**arguments, 'features': Features({str(column): Value('string') for column in columns})}
+    options = {**CsvConfig(**arguments).pd_read_csv_kwargs, 'nrows': 0, 'chunksize': None}
+    columns = {
+        file: [*map(str, pandas.read_csv(file, **options).columns)] for found in files.values() for file in found
+    }
+    other = next((file for file, names in columns.items() if set(names) != set(columns[first])), None)
+    if other is not None:
+        # Columns that the first file lacks would be dropped.
+        raise DataError(
+            f'{first} has the columns {", ".join(columns[first])}, but {other} has {", ".join(columns[other])}. Give '
+            'all files of a source the same columns, choose some with data_files, or make a source of each.'
+        )
+    return {**arguments, 'features': Features(dict.fromkeys(columns[first], Value('string')))}
 
 
 def _take(source: str, splits: dict[str, Split], split: str | None) -> Rows:

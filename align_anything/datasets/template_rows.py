@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align_anything.core.types import MediaKind
-from align_anything.datasets.features import MediaPath, MediaRecord, RowView
+from align_anything.datasets.features import Label, MediaPath, MediaRecord, RowView
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.media import make_media
 from align_anything.datasets.media.audio import decode_audio
@@ -21,7 +21,8 @@ class TemplateRow(RowView):
     """A row for one template, which remembers the columns that were read.
 
     Templates of this package pass media on as they are stored. Those of users get what `datasets` gives: images as
-    `PIL.Image.Image`, audio as `{'path', 'array', 'sampling_rate'}`, each decoded when its column is read.
+    `PIL.Image.Image`, audio as `{'path', 'array', 'sampling_rate'}`, each decoded when its column is read, and classes
+    as plain numbers, which are also written as such.
     """
 
     def __init__(self, row: dict[str, Any], formatter: BaseFormatter, folders: Mapping[MediaKind, Folders]) -> None:
@@ -50,6 +51,8 @@ class TemplateRow(RowView):
             decoded = self._decode(value)
             self._stored.append((decoded, value))
             return decoded
+        if isinstance(value, Label):
+            return int(value)
         if isinstance(value, dict):
             return {key: self._decoded(item) for key, item in value.items()}
         if isinstance(value, list):

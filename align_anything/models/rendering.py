@@ -191,6 +191,9 @@ class ChatRenderer:
                 'The chat template shows no text of the assistant, so there would be nothing to train on. '
                 'Give another one with model_cfgs.chat_template (a path or the Jinja text).'
             )
+        if not head.startswith(plain):
+            # Phi-3's writes an EOS after the last turn where no answer is to be generated.
+            plain = plain.removesuffix(tokenizer.eos_token or '')
         self.generation_prompt = head[len(plain) :] if head.startswith(plain) else ''
         self._tail = full.rpartition(MARK)[2]
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -228,7 +231,10 @@ class ChatRenderer:
         prompt = self.text(before, add_generation_prompt=True)
         if before is messages:
             return prompt
-        content, full = text_of(messages[-1]), self.text(messages)
+        content, full, opened = text_of(messages[-1]), self.text(messages), opened_thought(prompt).strip()
+        if opened and content.lstrip().startswith(opened):  # by the template and by the row, where once is right
+            content = content.lstrip().removeprefix(opened)
+            content = content.lstrip('\n') if prompt.endswith('\n') else content
         # As answers are rendered to be trained, unless a template takes it for a whole one, without a thought for one.
         answer = self._split(messages, full[len(prompt) :])[0] if full.startswith(prompt) else content
         return prompt + (answer if _compact(answer) == _compact(content) else content)
@@ -300,6 +306,11 @@ class ChatRenderer:
         thought, spoken = _thought_of(message)
         opened = opened_thought(prompt)
         before = prompt.removesuffix(opened)
+        if not full.startswith(before):
+            # Of the calls that led to an answer, some templates drop the thoughts once it is given (gpt-oss).
+            messages = [*map(_without_thought, messages[:-1]), message]
+            full, prompt = self.text(messages), self._prompt(messages[:-1])
+            before = prompt.removesuffix(opened)
         if full.startswith(prompt):
             segment = full[len(prompt) :]
             if thought and _compact(thought) not in _compact(segment):
@@ -312,7 +323,8 @@ class ChatRenderer:
         elif opened and full.startswith(before):
             # The template takes the thought off finished answers, the last one too.
             segment, close = full[len(before) :].lstrip(), closing_of(opened)
-            if segment.startswith(opened.strip()):
+            inline = bool(thought) and not message.get('reasoning_content') and close in segment
+            if inline or segment.startswith(opened.strip()):
                 segment = segment.partition(close)[2].lstrip()
             lead = '' if prompt.endswith('\n') else '\n'
             segment = lead + (f'{thought}\n' if thought else '\n') + f'{close}\n\n' + segment
@@ -324,15 +336,26 @@ class ChatRenderer:
             )
         answer, end, rest = self._split(messages, segment)
         shown = _compact(self.generation_prompt + answer)
-        for call in message.get('tool_calls') or ():
-            if call['function']['name'] not in answer:
-                raise SampleError(f'the chat template does not write the call of {call["function"]["name"]!r}')
+        for call in self._unwritten_calls(messages, full, answer):
+            raise SampleError(f'the chat template does not write the call of {call["function"]["name"]!r}. {ELSEWHERE}')
         if _compact(spoken) not in shown or _compact(thought) not in shown:
             raise SampleError(
                 f'the chat template changes the answer: {text_of(message)[:60]!r} became {answer[:60]!r}. '
                 'Give a template with model_cfgs.chat_template.'
             )
         return answer, end, rest
+
+    def _unwritten_calls(self, messages: Conversation, full: str, answer: str) -> list[dict[str, Any]]:
+        """The calls of the last of the messages that are missing in their rendered form; some write the first only."""
+        calls = messages[-1].get('tool_calls') or []
+        if len(calls) < 2:
+            return [call for call in calls if call['function']['name'] not in answer]
+        others = [[other for other in calls if other is not call] for call in calls]
+        return [
+            call
+            for call, rest in zip(calls, others, strict=True)
+            if self.text([*messages[:-1], {**messages[-1], 'tool_calls': rest}]) == full
+        ]
 
     def _all_turns(self, conversation: Conversation, start: int) -> list[int]:
         """The assistant turns, where everything between them is trained too: those of weight 0 are runs of their own.
@@ -394,6 +417,14 @@ class ChatRenderer:
 
 def _answer(text: str, **more: Any) -> Message:
     return message_of('assistant', text, **more)
+
+
+def _without_thought(message: Message) -> Message:
+    """A turn without its thought, and a call also without the text beside it, which may be written as one."""
+    kept = {key: value for key, value in message.items() if key != 'reasoning_content'}
+    if message.get('tool_calls'):
+        kept['content'] = [part for part in message['content'] if part['type'] != 'text']
+    return kept
 
 
 def _thought_of(message: Message) -> tuple[str, str]:

@@ -239,14 +239,14 @@ def check_scores(scores: Sequence[float], completions: Sequence[Completion]) -> 
 def ground_truth(completion: Completion) -> str:
     """Returns the golden answer of the row as text. Raises `NoGroundTruth` when the row has none."""
     value = completion.meta.get('ground_truth')
-    if isinstance(value, list):  # a turn of a conversation, in parts
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):  # a turn of a conversation, in parts
         value = ''.join(part['text'] for part in value if part['type'] == 'text')
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise NoGroundTruth(
-            f"{completion.source} has no golden answer: there is no text in meta['ground_truth']. Use a template that "
-            'gives one, such as Math-Zero-RL, or a reward that needs none.'
+            f"{completion.source} has no golden answer: meta['ground_truth'] is no text but {str(value)[:60]!r}. Use a "
+            'template that gives one, such as Math-Zero-RL, or a reward that needs none.'
         )
     return value
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy import And, Basic, Float, MatrixBase, Set, Tuple
+from sympy import And, Basic, Expr, Float, MatrixBase, Set, Tuple
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
@@ -36,6 +36,7 @@ TIDIED = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r'\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])\s*\.?', ''),
+        (r'(?<=\d)\\,(?=\d{3}(?!\d))', ','),
         (r'(?<!\\)\\[,;:!]|\\q?quad(?![A-Za-z])|(?<!\\)~', ' '),
         (r'(?<!\\)\\ ', ' '),
         (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
@@ -50,6 +51,10 @@ TIDIED = tuple(
         (r'·|⋅', r'\\cdot '),
         (r'÷', r'\\div '),
         (r'\*\*', '^'),
+        (r'(?<=\d)\s*x\s*(?=10\s*\^)', r'\\times '),
+        (r'(?<=\d)\s+i(?![A-Za-z])', 'i'),
+        (r'(?<![\\A-Za-z{])((?:arc)?(?:sin|cos|tan)|ln|log|exp|pi)(?![A-Za-z])', r'\\\1 '),
+        (r'(?i:\b([ap])\.\s?m\b\.?)', r'\1m'),
         (r'π', r'\\pi '),
         (r'∪', r'\\cup '),
         (r'∩', r'\\cap '),
@@ -68,6 +73,12 @@ TIDIED = tuple(
         (r'\\\$', '$'),
         (r'(?<![\w.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])', r'\1\\frac{\2}{\3}'),
         (r'(?<![\w.,}])\.(?=\d)', '0.'),
+        *(
+            (rf'(?<=\d)\s*(\\text\s*\{{)?\s*{word}(?![a-z])(?(1)\s*([^}}]*)\}})', rf'\\times 10^{{{zeros}}} \2')
+            for word, zeros in (('thousand', 3), ('million', 6), ('billion', 9), ('trillion', 12))
+        ),
+        (r'\^\s*(-\s*\d+|\d+\.\d+)', r'^{\1}'),
+        (r'\(\s*-\s*\\infty\s*,\s*\+?\\infty\s*\)', r'\\mathbb{R}'),
         (r'\\l?c?dots(?![A-Za-z])|…|\.\.\.', r'\\ldots '),
         (r'(?<=\d)[eE]([-+]?\d+)(?![\w.])', r'\\times 10^{\1}'),
     )
@@ -78,6 +89,8 @@ UNORDERED = ('', '{}')
 # Open intervals as they are written in France.
 TURNED = re.compile(r'([\[\]])([^\[\]()]*,[^\[\]()]*)([\[\]])')
 DIGITS = 6
+RATIO = re.compile(r'[\d.]+(?:\s*:\s*[\d.]+){2,}')
+DATE = re.compile(r'\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}')
 RELATION = re.compile(r'[<>]|\\(?:le|ge|lt|gt|ne|neq)(?![A-Za-z])')
 ASSIGNED = re.compile(
     r'((?:\\?[A-Za-z]+|\([A-Za-z]+(?:\s*,\s*[A-Za-z]+)*\))(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z](?:\s*,\s*[A-Za-z])*\))?)'
@@ -126,16 +139,26 @@ def _same(golden: str, answer: str, depth: int = 0) -> bool:
         return False
     if depth == 0 and '=' in answer and '=' not in golden and len(_pieces(answer)) == 1:
         answer = answer.rpartition('=')[2].strip()  # what a calculation comes to
+    ratios = [text.split(':') for text in (golden, answer) if RATIO.fullmatch(text)]
+    if ratios:
+        return len(ratios) == 2 and _proportional(*ratios)
     bases = [BASED.fullmatch(text) for text in (golden, answer)]
     if any(bases):
         return all(bases) and _digits(bases[0]) == _digits(bases[1])
     unions = [_pieces(text, CUP) for text in (golden, answer)]
     if max(map(len, unions)) > 1:
+        unions = [_pieces(union[0]) if RELATION.search(union[0]) else union for union in unions]
         return _matched(*unions, depth) or _formula(golden, answer)
     groups = [_group(text) for text in (golden, answer)]
     if any(groups):
         return _same_groups(groups, golden, answer, depth)
     return _same_quantity(golden, answer)
+
+
+def _proportional(golden: Sequence[str], answer: Sequence[str]) -> bool:
+    """Whether ratios of several numbers are the same."""
+    parts = [[rf'\frac{{{number}}}{{{numbers[0]}}}' for number in numbers] for numbers in (golden, answer)]
+    return len(golden) == len(answer) and all(_formula(*pair) for pair in zip(*parts, strict=True))
 
 
 def _same_groups(groups: Sequence[tuple[str, list[str]] | None], golden: str, answer: str, depth: int) -> bool:
@@ -192,6 +215,8 @@ def _formula(golden: str, answer: str) -> bool:
         return False
     if relations[0] != relations[1] and not kinds[0][1] and not kinds[1][1]:
         return False
+    if _apart(wanted, given):
+        return False
     return verify(
         [wanted],
         [given],
@@ -225,6 +250,14 @@ def _decimals(value: Basic | MatrixBase) -> int:
     return DIGITS
 
 
+def _apart(wanted: Basic | MatrixBase, given: Basic | MatrixBase) -> bool:
+    """Whether two numbers differ in their first digits; math-verify takes all below 1e-15 for one."""
+    if not all(isinstance(each, Expr) and each.is_number and each.is_finite for each in (wanted, given)):
+        return False
+    size, difference = abs(complex(wanted)), abs(complex(wanted) - complex(given))
+    return size > 0 and difference > size * 10 ** (1 - DIGITS)
+
+
 def _tidy(text: str) -> str:
     """Returns LaTeX in one way of writing what looks the same."""
     if len(text) > LONGEST:
@@ -250,7 +283,9 @@ def _plain(text: str) -> str:
 
 
 def _is_text(golden: str) -> bool:
-    """Whether a golden answer is words. A few letters may be a product."""
+    """Whether a golden answer is words, or a date. A few letters may be a product."""
+    if DATE.fullmatch(golden):
+        return True
     bare = WRAPPED.sub(r' \1 ', quantity(golden)[0])
     if bare == golden and re.fullmatch(r'[a-z]{2,4}', golden):
         return False

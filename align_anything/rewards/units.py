@@ -30,7 +30,8 @@ NAMES = {
         's': 'second sec',
         'min': 'minute mins',
         'h': 'hour hr hrs',
-        'mph': '',
+        'mi/h': 'mph',
+        'km/h': 'kph kmh kmph',
         'dollar': 'usd buck',
         'cent': '¢',
         'euro': 'eur',
@@ -78,7 +79,7 @@ def quantity(text: str) -> tuple[str, str]:
 
 def _is_unit(text: str, apart: bool) -> bool:
     """Whether letters behind a number are a unit and no variables: `5 cm` and `5 apples`, but not `5xy`."""
-    words = re.findall(r'[A-Za-zµ]+', text)
+    words = [word for word in re.findall(r'[A-Za-zµ]+', text) if word.lower() != 'per']
     known = all(_singular(word) in NAMES and len(word) > 1 for word in words)
     return known or apart and all(len(word) > 3 or word.lower() in NAMES for word in words)
 

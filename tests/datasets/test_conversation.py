@@ -262,6 +262,7 @@ BAD = [
     (asked([3]), {}, "a part without 'type'"),
     (asked([{'text': 'Hi'}]), {}, "a part without 'type'"),
     (asked([{'type': 'text'}]), {}, "'text' is NoneType"),
+    (asked([{'type': 'text', 'text': 'Hi', 'weight': 0}]), {}, "a text part with 'weight', which nothing reads"),
     (asked([{'type': 'tool_use'}]), {}, "unknown type 'tool_use'"),
     (asked([{'type': ['image']}]), {}, "unknown type '['image']'"),
     (

@@ -183,6 +183,24 @@ def test_an_image_column_is_a_pil_image(table: str, templates: Callable[[str], s
     assert isinstance(broken, Skipped) and 'image of 13 bytes is not an image' in broken.reason
 
 
+def test_a_class_is_its_number_however_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / 'asked.py'
+    file.write_text(
+        'from align_anything.datasets import BaseFormatter, register_template\n\n\n'
+        "@register_template('Asked')\nclass Asked(BaseFormatter):\n"
+        '    def format_supervised_sample(self, raw_sample):\n'
+        '        said = f\'{raw_sample["label"]} {raw_sample["labels"]} {str(raw_sample["label"])}\'\n'
+        "        return [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': said}], {}\n"
+    )
+    import datasets
+
+    classes = datasets.ClassLabel(names=['no', 'yes'])
+    features = datasets.Features({'label': classes, 'labels': datasets.List(classes)})
+    datasets.Dataset.from_dict({'label': [1], 'labels': [[0, 1]]}, features=features).to_parquet(tmp_path / 'a.parquet')
+    found = made(str(tmp_path / 'a.parquet'), f'{file}:Asked', SupervisedTask(encode))[0]
+    assert letters(found) == 'q|1 [0, 1] 1'
+
+
 @pytest.mark.parametrize('streaming', [False, True])
 def test_a_sound_column_is_an_array_at_the_rate_of_its_feature(
     table: str, templates: Callable[[str], str], streaming: bool

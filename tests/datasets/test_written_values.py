@@ -62,6 +62,20 @@ def test_the_readers_own_arguments_go_first(tmp_path: Path) -> None:
     assert [bare[0], bare[1]] == [{'n': '1', 'answer': 'one'}, {'n': '2', 'answer': 'two'}]
 
 
+@pytest.mark.parametrize('streaming', [False, True])
+def test_a_column_that_only_some_files_have_is_not_dropped(tmp_path: Path, streaming: bool) -> None:
+    (tmp_path / 'a.csv').write_text('question,answer\nzip?,02116\n')
+    (tmp_path / 'b.csv').write_text('answer,question\n1.50,price?\n')
+    opened = load_stream(str(tmp_path)) if streaming else load_rows(str(tmp_path))
+    rows = [row for _, row in opened] if streaming else [opened[0], opened[1]]
+    assert [row['answer'] for row in rows] == ['02116', '1.50']
+    (tmp_path / 'c.csv').write_text('question,answer,image\nwhat?,a dog,0.png\n')
+    with pytest.raises(
+        DataError, match=r'a.csv has the columns question, answer, but .*c.csv has question, answer, im'
+    ):
+        load_stream(str(tmp_path)) if streaming else load_rows(str(tmp_path))
+
+
 def test_the_metadata_of_an_image_folder_is_text(tmp_path: Path) -> None:
     (tmp_path / 'metadata.csv').write_text('file_name,answer\n1.png,02116\n,\n')
     assert answers_of(load_rows(str(tmp_path))) == ['02116', None]

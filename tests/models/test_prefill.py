@@ -53,6 +53,17 @@ def test_a_prompt_tells_what_it_begins_the_answer_with(name: str, messages: list
     assert spec.render_prompt(begun).text.endswith(expected + 'It is')
 
 
+@pytest.mark.parametrize('name', ['Qwen3-Thinking, told to think', 'DeepSeek-R1', 'Magistral'])
+def test_a_thought_that_the_template_opens_is_not_opened_again_by_the_row(name: str, tiny: Tiny) -> None:
+    text, opened = TEMPLATES[name]
+    spec = load(tiny('qwen2'), chat_template=text)
+    tag = opened.strip()
+    for begun in (f'{tag}\nHmm', f'{tag}Hmm', tag, f'{tag}\nHmm.\n</think>\n\nSo'):
+        prompt = spec.render_prompt([*single()[:1], {**assistant(begun), 'prefix': True}]).text
+        assert prompt.count(tag) == 1 and ''.join(prompt.split()).endswith(''.join(begun.split())), prompt
+        assert spec.prefill([*single()[:1], {**assistant(begun), 'prefix': True}]).count(tag) == 1
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_most_templates_begin_no_answer(family: str, tiny: Tiny) -> None:
     spec = load(tiny(family))

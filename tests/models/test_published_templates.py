@@ -30,7 +30,7 @@ from tests.models.published import (
     shown_at_inference,
     whole,
 )
-from tests.models.samples import assistant, load, picture, user
+from tests.models.samples import assistant, load, picture, text, user
 
 Tiny = Callable[..., Path]
 
@@ -126,6 +126,51 @@ def test_what_a_call_thinks_is_trained_with_it(spec_in: Any) -> None:
     assert found['qwen3_thinking'] == 'I add.' + call('qwen3_thinking')
 
 
+@pytest.mark.parametrize('way', ['thought', 'text'])
+def test_the_answer_to_a_call_with_a_thought_is_trained_behind_that_thought(way: str, spec_in: Any) -> None:
+    """gpt-oss shows the thought of a call until the answer is given, and takes it off once it is."""
+    spec = spec_in('gpt_oss')
+    said = {'reasoning_content': 'I add.'} if way == 'thought' else {'content': [text('I add.')]}
+    conversation = [WITH_TOOL[0], {**WITH_TOOL[1], **said}, WITH_TOOL[2]]
+    conversation.append({**assistant('It is 5.'), 'reasoning_content': 'That is the sum.'})
+    if way == 'text':
+        # The tiny template writes no text beside a call; the published one makes a thought of it.
+        written = "message['thinking'] | default(said(message['content']) if message['tool_calls'] else '')"
+        template = spec.renderer.template.replace("message['thinking'] | default('')", written)
+        assert template != spec.renderer.template
+        spec = spec_in('gpt_oss', chat_template=template)
+    example = spec.encode(conversation)
+    thought = '<|channel|>analysis<|message|>I add.<|end|><|start|>assistant'
+    assert learnt(spec, example) == [thought + call('gpt_oss'), answer('gpt_oss', 'It is 5.', 'That is the sum.')]
+    begins_as_inference(spec, example, conversation, [TOOL])
+
+
+@pytest.mark.parametrize('manner', WRITES_TOOLS)
+def test_none_of_several_calls_is_lost(manner: str, spec_in: Any) -> None:
+    spec = spec_in(manner)
+    second = {**CALL, 'id': 'c2', 'function': {'name': 'add', 'arguments': {'a': 4, 'b': 5}}}
+    conversation = [WITH_TOOL[0], {**WITH_TOOL[1], 'tool_calls': [CALL, second]}]
+    if manner in ('llama', 'gpt_oss'):  # one refuses several calls, the other writes the first of them
+        with pytest.raises(SampleError, match="one call at a time|does not write the call of 'add'"):
+            spec.encode(conversation)
+        return
+    (written,) = learnt(spec, spec.encode(conversation))
+    assert written.count('"a": 2') == written.count('"a": 4') == 1
+
+
+def test_a_thought_in_the_text_is_trained_once_where_the_template_keeps_it_there(tiny: Tiny) -> None:
+    template = (
+        "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{%- if message['role'] == 'assistant' and '</think>' not in message['content'] -%}{{ '<think></think>' }}"
+        "{%- endif -%}{{ message['content'] + '<|im_end|>\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n<think>\n' }}{%- endif -%}"
+    )
+    spec = load(tiny('qwen3'), chat_template=template)
+    for written in ('<think>\nI add.\n</think>\n\n5', 'I add.\n</think>\n\n5', 'I add.</think>5'):
+        found = learnt(spec, spec.encode([user('2 + 3?'), assistant(written)]))
+        assert found == ['I add.\n</think>\n\n5<|im_end|>'], written
+
+
 @pytest.mark.parametrize('manner', [manner for manner in MANNERS if manner not in WRITES_TOOLS])
 def test_tools_that_a_template_would_lose_are_refused(manner: str, spec_in: Any) -> None:
     spec = spec_in(manner)
@@ -186,6 +231,17 @@ def test_an_assistant_that_speaks_first_begins_after_the_bare_generation_prompt(
     assert opening.endswith(spec.renderer.generation_prompt) and 'Hi.' not in opening
     assert bare.startswith(opening.removesuffix(spec.renderer.generation_prompt))
     assert learnt(spec, spec.encode(conversation, 'last')) == [answer(manner, 'Hello.')]
+
+
+def test_what_opens_an_answer_is_known_where_an_eos_ends_other_conversations(tiny: Tiny) -> None:
+    template = (
+        "{%- for message in messages -%}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
+        "{%- endfor -%}{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}"
+    )
+    spec = load(tiny('phi3'), chat_template=template)
+    assert spec.renderer.generation_prompt == '<|assistant|>\n'
+    example = spec.encode([assistant('Welcome.'), *PLAIN[:2]])
+    assert learnt(spec, example) == ['Welcome.<|end|>', 'Hello.<|end|>']
 
 
 def test_no_end_is_put_into_a_history_that_has_none(tiny: Tiny) -> None:

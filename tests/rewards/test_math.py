@@ -59,6 +59,8 @@ def test_words_are_compared_as_text_and_sentences_told_of(caplog: pytest.LogCapt
     assert 'the golden answer of sums.jsonl:9 is a sentence' in caplog.text
     with pytest.raises(NoGroundTruth, match=r"rows:1 has no golden answer.*meta\['ground_truth'\].*Math-Zero-RL"):
         reward('math', '27')
+    with pytest.raises(NoGroundTruth, match=r"meta\['ground_truth'\] is no text but \"\['27', '28'\]\""):
+        reward('math', '27', ['27', '28'])
 
 
 @pytest.mark.parametrize('answer', ['(' * 5000 + '1' + ')' * 5000, '\\(' * 100_000, '\n' * 100_000, '\ud83d', '\0'])

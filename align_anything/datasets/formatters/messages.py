@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.datasets.conversation import speaks
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row
+from align_anything.datasets.formatters.columns import Row, as_text, from_json, records
 from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.mapped import MappedFormatter
-from align_anything.datasets.formatters.turns import Sample
+from align_anything.datasets.formatters.turns import Sample, Turns
 from align_anything.datasets.turn_keys import filled, refuse_unheeded
 
 
@@ -45,3 +46,20 @@ def message(index: int, turn: Any) -> dict[str, Any]:
     if turn.get('content') is None and not speaks({key: value for key, value in turn.items() if key != 'content'}):
         raise SampleError(f'turn {index} ({turn["role"]}) has null content.')
     return {**filled(turn), 'role': turn['role'], 'content': turn.get('content')}
+
+
+def written_turns(value: Any, where: str, speak: Callable[[str], dict[str, Any]]) -> Turns:
+    """Returns a prompt or an answer as turns: messages as they are, also from their JSON text; text said by `speak`.
+
+    Raises `SampleError` naming `where` for anything else.
+    """
+    if isinstance(value, str):
+        # What tables hold as JSON text; a text that only looks like it stays a text.
+        parsed = from_json(value)
+        first = parsed[0] if isinstance(parsed, list) and parsed else parsed
+        value = parsed if isinstance(first, Mapping) and 'role' in first and speaks(first) else value
+    if isinstance(value, Mapping):
+        value = records(value, where) if isinstance(value.get('role'), (list, tuple)) else [value]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [message(index, turn) for index, turn in enumerate(value)]
+    return [speak(as_text(value, where))]

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import (
-    Row,
-    as_text,
-    filled,
-    from_json,
-    items,
-    number,
-    records,
-    understood,
-)
+from align_anything.datasets.formatters.columns import Row, filled, items, number, understood
 from align_anything.datasets.formatters.mapped import MappedFormatter
-from align_anything.datasets.formatters.messages import message
+from align_anything.datasets.formatters.messages import written_turns
 from align_anything.datasets.formatters.turns import Meta, PairSample, Sample, Turns, assistant, user
 
 PROMPTS = ('prompt', 'messages', 'question', 'instruction', 'input')
@@ -44,12 +34,12 @@ class Answered(MappedFormatter):
         name = self.find(row, 'prompt', PROMPTS)
         if name is None:
             return []
-        turns = _turns(row[name], name, user)
+        turns = written_turns(row[name], name, user)
         return [*self.opening_of(row, any(turn['role'] == 'system' for turn in turns)), *turns]
 
     def _conversation(self, row: Row, answer: Any, where: str) -> Turns:
         """The prompt of the row with an answer, or the answer alone when it is a whole conversation."""
-        prompt, turns = self._prompt(row), _turns(answer, where, assistant)
+        prompt, turns = self._prompt(row), written_turns(answer, where, assistant)
         if prompt:
             return [*prompt, *turns]
         if len(turns) < 2:
@@ -145,17 +135,3 @@ class Unpaired(Answered):
         label = self.require(raw_sample, 'label', ('label',))
         meta: Meta = {**self.beside(raw_sample), 'label': understood(raw_sample[label])}
         return self._conversation(raw_sample, raw_sample[name], f"column '{name}'"), meta
-
-
-def _turns(value: Any, where: str, speak: Any) -> Turns:
-    """A prompt or an answer as turns: messages as they are, text spoken by `speak`."""
-    if isinstance(value, str):
-        # What tables hold as JSON text; a text that only looks like it stays a text.
-        parsed = from_json(value)
-        first = parsed[0] if isinstance(parsed, list) and parsed else parsed
-        value = parsed if isinstance(first, Mapping) and {'role', 'content'} <= first.keys() else value
-    if isinstance(value, Mapping):
-        value = records(value, where) if isinstance(value.get('role'), (list, tuple)) else [value]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [message(index, turn) for index, turn in enumerate(value)]
-    return [speak(as_text(value, where))]

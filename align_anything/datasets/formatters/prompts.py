@@ -8,9 +8,9 @@ from typing import Any
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, column, filled, items, missing
+from align_anything.datasets.formatters.columns import Row, column, filled, from_json, missing
 from align_anything.datasets.formatters.mapped import MappedFormatter
-from align_anything.datasets.formatters.messages import message
+from align_anything.datasets.formatters.messages import written_turns
 from align_anything.datasets.formatters.turns import Sample, Turns, user
 
 ANSWERS = ('answer', 'ground_truth', 'solution', 'reward_model.ground_truth')
@@ -44,12 +44,9 @@ class Prompts(MappedFormatter):
         return [*opening, *turns], meta
 
     def _turns(self, row: Row, name: str) -> Turns:
-        if isinstance(column(row, name), str):
-            return [user(row[name])]
-        written = items(row, name)
-        turns = [message(index, turn) for index, turn in enumerate(written)]
+        turns = written_turns(column(row, name), f"column '{name}'", user)
         if turns and turns[-1]['role'] == 'assistant':
-            if not (self.continue_final_message or written[-1].get('prefix')):
+            if not (self.continue_final_message or turns[-1].get('prefix')):
                 raise SampleError(
                     f"column '{name}' ends with a turn of the assistant: set the template option "
                     'continue_final_message: True if responses are to go on from it, or leave the turn out.'
@@ -78,11 +75,17 @@ def _value(row: Row, path: str) -> Any:
     """What stands at `path`, a column or a key of the record in one; None where nothing does."""
     if filled(row, path):
         return row[path]
-    name, _, key = path.partition('.')
-    record = row.get(name)
-    return record.get(key) if key and isinstance(record, Mapping) else None
+    record, key = _record(row, path)
+    return record.get(key)
 
 
 def _has(row: Row, path: str) -> bool:
+    record, key = _record(row, path)
+    return path in row or key in record
+
+
+def _record(row: Row, path: str) -> tuple[Mapping[str, Any], str]:
+    """The record in column `a` of the path `a.b`, also from JSON text, and `b`; an empty one where there is none."""
     name, _, key = path.partition('.')
-    return path in row or (bool(key) and isinstance(row.get(name), Mapping) and key in row[name])
+    record = from_json(row.get(name)) if key else None
+    return (record if isinstance(record, Mapping) else {}), key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -79,6 +80,13 @@ GOOD_OR_BAD = [
 def test_unpaired(options: dict, row: dict[str, Any], label: Any) -> None:
     conversation, meta = make_formatter('Unpaired', options).format_supervised_sample(row)
     assert (conversation, meta) == ([HI, HELLO], {**NO_MEDIA, 'label': label})
+
+
+def test_a_call_as_json_text_is_a_call_and_no_text() -> None:
+    called = [{'role': 'assistant', 'tool_calls': [{'function': {'name': 'add', 'arguments': {'a': 1}}}]}]
+    row = {'prompt': 'Add.', 'chosen': json.dumps(called), 'rejected': 'No.'}
+    better, _, _ = make_formatter('Preference', {}).format_preference_sample(row)
+    assert better[1]['tool_calls'] == called[0]['tool_calls'] and not better[1]['content']
 
 
 def test_the_answer_of_another_row() -> None:

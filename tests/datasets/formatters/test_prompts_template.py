@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -29,6 +30,14 @@ GOOD = [
     ({}, {'question': 'What is 7 + 5?', 'solution': '12'}, {'ground_truth': '12'}),
     ({}, VERL, {'ground_truth': '12'}),
     ({'answer': 'reward_model.ground_truth'}, VERL, {'ground_truth': '12'}),
+    ({}, {'prompt': json.dumps(ASKED), 'answer': '12'}, {'ground_truth': '12'}),
+    ({}, {'prompt': {'role': ['user'], 'content': ['What is 7 + 5?']}, 'answer': '12'}, {'ground_truth': '12'}),
+    ({}, {**VERL, 'reward_model': json.dumps(VERL['reward_model'])}, {'ground_truth': '12'}),
+    (
+        {'answer': 'reward_model.ground_truth'},
+        {**VERL, 'reward_model': json.dumps(VERL['reward_model'])},
+        {'ground_truth': '12'},
+    ),
     ({'answer': ''}, {'prompt': ASKED, 'answer': '12'}, {}),
     ({'prompt': 'q', 'answer': 'a'}, {'q': ASKED, 'a': '12', 'answer': 'x'}, {'ground_truth': '12'}),
     (
@@ -92,7 +101,7 @@ def test_nothing_else_goes_on(turns: list[dict[str, Any]], needs_reply: bool) ->
         ({'answer': 'reward_model.truth'}, VERL, "no column 'reward_model.truth'"),
         ({'answer': 'gold'}, {'prompt': ASKED}, "no column 'gold'"),
         ({}, {'messages': None, 'x': 1}, "'messages' is null"),
-        ({}, {'prompt': 3}, "column 'prompt' should be a list"),
+        ({}, {'prompt': True}, "column 'prompt' should be text but is bool"),
     ],
 )
 def test_bad_rows_are_named(options: dict[str, Any], row: dict[str, Any], message: str) -> None:
