@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -52,6 +53,7 @@ class ChatForm:
         self._source = source
         self._placeholders = dict(placeholders)
         self._takes_system = self._short_ids = True
+        self._arguments_as_text = False
         forms = (True, False) if lists_first else (False, True)
         self._parts = next((form for form in forms if self._shows_text(form)), None)
         if self._parts is None:
@@ -98,11 +100,11 @@ class ChatForm:
     @cached_property
     def writes_calls(self) -> bool:
         """Whether the template writes the tool calls of an answer."""
-        if self._shows(*_called(MARK, 'x')):
-            return True
-        # Mistral's takes no other ids than those of nine letters and digits.
-        self._short_ids = False
-        return self._shows(*_called(MARK, 'x'))
+        # Mistral's takes no other ids than those of nine letters and digits, DeepSeek's no arguments but as text.
+        for self._short_ids, self._arguments_as_text in ((True, False), (False, False), (True, True)):
+            if self._shows(*_called(MARK, 'x')):
+                return True
+        return False
 
     @cached_property
     def writes_results(self) -> bool:
@@ -183,6 +185,8 @@ class ChatForm:
                 for part in message['content']
             )
         shaped = {**message, 'content': content}
+        if self._arguments_as_text and message.get('tool_calls'):
+            shaped['tool_calls'] = [_with_text(call) for call in message['tool_calls']]
         thought = shaped.pop('reasoning_content', None)
         return shaped if thought is None or thought_key is None else {**shaped, thought_key: thought}
 
@@ -212,6 +216,12 @@ def _called(name: str, result: str) -> Conversation:
     call = {'id': 'c1', 'type': 'function', 'function': {'name': name, 'arguments': {'a': 1}}}
     turns = [message_of('user', 'x'), message_of('assistant', '', tool_calls=[call])]
     return turns if name == MARK else [*turns, message_of('tool', result, tool_call_id='c1', name=name)]
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call with its arguments as JSON text."""
+    told = call['function']
+    return {**call, 'function': {**told, 'arguments': json.dumps(told['arguments'], ensure_ascii=False)}}
 
 
 def _merged(first: Message, second: Message, role: str = 'system') -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,15 @@ def test_tools_that_a_template_would_lose_are_refused(manner: str, spec_in: Any)
         undescribed = [{key: value for key, value in turn.items() if key != 'tools'} for turn in WITH_TOOL]
         with pytest.raises(SampleError, match='calls a tool, but the chat template writes no calls'):
             spec.encode(undescribed)
+
+
+def test_arguments_are_text_where_a_template_takes_nothing_else(spec_in: Any) -> None:
+    """DeepSeek's published templates put them between texts, which refuses an object."""
+    spec = spec_in('deepseek_r1')
+    undescribed = [{key: value for key, value in turn.items() if key != 'tools'} for turn in WITH_TOOL]
+    called = next(text for text in learnt(spec, spec.encode(undescribed)) if 'tool_call_begin' in text)
+    arguments = WITH_TOOL[1]['tool_calls'][0]['function']['arguments']
+    assert f'```json\n{json.dumps(arguments)}\n```' in called
 
 
 def test_results_of_tools_may_be_pictures(tiny: Tiny) -> None:

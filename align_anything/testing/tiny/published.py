@@ -157,7 +157,8 @@ def deepseek_r1() -> str:
         "{%- elif message['role'] == 'assistant' -%}{{ '<|Assistant|>' + body.lstrip('\n') }}"
         "{%- for call in message['tool_calls'] or [] -%}"
         "{{ '<|tool_call_begin|>function<|tool_sep|>' + call['function']['name'] + '\n```json\n' }}"
-        "{{ call['function']['arguments'] | tojson }}{{ '\n```<|tool_call_end|>' }}{%- endfor -%}"
+        # As text, as it is published: objects are refused.
+        "{{ call['function']['arguments'] + '\n```<|tool_call_end|>' }}{%- endfor -%}"
         "{{ '<|end_of_sentence|>' }}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<|Assistant|><think>\n' }}{%- endif -%}"
     )
