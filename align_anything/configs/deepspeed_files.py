@@ -23,6 +23,19 @@ _DECIDED_BY_SETTINGS = {
     'scheduler': 'train_cfgs.lr_scheduler_type and lr_warmup_ratio',
 }
 
+_READ_BY_DEEPSPEED = frozenset(
+    """
+    activation_checkpointing aio amp autotuning bfloat16 checkpoint comet communication_data_type comms_logger compile
+    compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
+    disable_allgather disable_python_gc dump_state eigenvalue elasticity flops_profiler gradient_allreduce_op
+    gradient_predivide_factor graph_harvesting hybrid_engine memory_breakdown monitor_config nebula pipeline
+    prescale_gradients progressive_layer_drop quantize_training seq_parallel_communication_data_type
+    sequence_parallel_size sparse_attention sparse_gradients steps_per_print tensor_parallel tensorboard timers
+    torch_autocast use_data_before_expert_parallelism wall_clock_breakdown wandb weight_quantization
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
+    """.split()
+)
+"""Further keys of DeepSpeed itself, which passes over all others."""
 
 OFFLOAD_DEVICES = ('none', 'cpu', 'nvme')
 _ADAMW = (('type', 'AdamW'), ('type', 'Adam'))
@@ -40,13 +53,19 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
     `"auto"`, null or switched off, and are left out of the result; what else a section of fp16 says is kept. `"auto"`
     and null anywhere else are DeepSpeed's default, and left out too. Raises SettingsError for a missing or broken file,
     for such a key with a value, since two settings would then claim to decide it, and for a ZeRO stage or an offload
-    that the file does not decide, since nothing else does.
+    that the file does not decide, since nothing else does. A key that is nearly one of DeepSpeed's is one
+    misspelt, which DeepSpeed would pass over: an error too.
     """
     path, content = _read(name_or_path)
     problems = [
         f'the DeepSpeed file {path} sets \'{key}\', which {source} decides. Remove it there, or write "auto".'
         for key, source in _DECIDED_BY_SETTINGS.items()
         if not _is_left_open(key, content.get(key))
+    ]
+    problems += [
+        f"the DeepSpeed file {path} has a key '{key}', which nothing reads.{hint}"
+        for key in sorted(content.keys() - _DECIDED_BY_SETTINGS.keys() - _READ_BY_DEEPSPEED)
+        if (hint := nearest(key, sorted(_DECIDED_BY_SETTINGS.keys() | _READ_BY_DEEPSPEED), cutoff=0.85))
     ]
     problems += [f'the DeepSpeed file {path}: {problem}.' for problem in _undecided(content.get('zero_optimization'))]
     if problems:

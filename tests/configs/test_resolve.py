@@ -17,7 +17,7 @@ from align_anything.configs.resolve import resolve
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema, groups_of
 from align_anything.core.errors import SettingsError
-from align_anything.engines.deepspeed_config import build_config
+from align_anything.engines.deepspeed_config import build_config, check_zero
 from scripts.document import main as document
 from tests.configs.made_up import DPO, KNOWN, SFT
 
@@ -430,6 +430,26 @@ def test_a_deepspeed_file_decides_stage_and_offload(run, problems, tmp_path, sec
         assert kept == {'zero_optimization': {key: item for key, item in section.items() if item not in (None, 'auto')}}
         build_config(kept, micro_batch=1, accumulation=1, world_size=1, precision='bf16', max_grad_norm=1.0,
                      optimizer='adamw_torch')  # fmt: skip
+
+
+def test_misspelt_keys_of_a_deepspeed_file_are_refused(problems, tmp_path):
+    """DeepSpeed passes over what it does not know, and would train at stage 0."""
+    path = tmp_path / 'mine.json'
+    path.write_text(json.dumps({'zero_optimisation': {'stage': 3}, 'gradient_clip': 1.0, 'comment': 'ours'}))
+    found = problems(f'--ds_cfgs {path}')
+    assert [problem.split(' has a key ')[1] for problem in found] == [
+        "'gradient_clip', which nothing reads. Did you mean 'gradient_clipping'?",
+        "'zero_optimisation', which nothing reads. Did you mean 'zero_optimization'?",
+    ]
+    section = {'stage': 2, 'overlap_com': True, 'reduce_bucket_size': -1}
+    with pytest.raises(SettingsError) as caught:
+        check_zero({'zero_optimization': section}, 'mine.json')
+    assert [problem.split(': ')[1] for problem in caught.value.problems] == [
+        'zero_optimization.reduce_bucket_size', 'zero_optimization.overlap_com',
+    ]  # fmt: skip
+    for name in deepspeed_file_names():
+        check_zero(load_deepspeed_config(name), name)
+    check_zero({}, 'without')
 
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])
