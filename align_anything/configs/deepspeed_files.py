@@ -18,21 +18,24 @@ _DECIDED_BY_SETTINGS = {
     'gradient_accumulation_steps': 'train_cfgs.gradient_accumulation_steps',
     'gradient_clipping': 'train_cfgs.max_grad_norm',
     'bf16': 'train_cfgs.bf16',
+    'bfloat16': 'train_cfgs.bf16',
     'fp16': 'train_cfgs.fp16',
+    'torch_autocast': 'train_cfgs.bf16 and train_cfgs.fp16',
+    'gradient_allreduce_op': 'the loss, a mean over the samples of all devices,',
     'optimizer': 'train_cfgs.optimizer, learning_rate, weight_decay, adam_betas and adam_epsilon',
     'scheduler': 'train_cfgs.lr_scheduler_type and lr_warmup_ratio',
 }
 
 _READ_BY_DEEPSPEED = frozenset(
     """
-    activation_checkpointing aio amp autotuning bfloat16 checkpoint comet communication_data_type comms_logger compile
+    activation_checkpointing aio amp autotuning checkpoint comet communication_data_type comms_logger compile
     compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
-    disable_allgather disable_python_gc dump_state eigenvalue elasticity flops_profiler gradient_allreduce_op
-    gradient_predivide_factor graph_harvesting hybrid_engine memory_breakdown monitor_config nebula pipeline
-    prescale_gradients progressive_layer_drop quantize_training seq_parallel_communication_data_type
-    sequence_parallel_size sparse_attention sparse_gradients steps_per_print tensor_parallel tensorboard timers
-    torch_autocast use_data_before_expert_parallelism wall_clock_breakdown wandb weight_quantization
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
+    disable_allgather disable_python_gc dump_state eigenvalue elasticity flops_profiler gradient_predivide_factor
+    graph_harvesting hybrid_engine memory_breakdown monitor_config nebula pipeline prescale_gradients
+    progressive_layer_drop quantize_training seq_parallel_communication_data_type sequence_parallel_size
+    sparse_attention sparse_gradients steps_per_print tensor_parallel tensorboard timers
+    use_data_before_expert_parallelism wall_clock_breakdown wandb weight_quantization zero_allow_untested_optimizer
+    zero_force_ds_cpu_optimizer zero_optimization
     """.split()
 )
 """Further keys of DeepSpeed itself, which passes over all others."""
@@ -77,8 +80,9 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
 def switched_off(name_or_path: str) -> list[str]:
     """Returns which of `bf16` and `fp16` a file switches off. Raises SettingsError for a missing or broken file."""
     _, content = _read(name_or_path)
-    sections = {key: content.get(key) for key in ('bf16', 'fp16')}
-    return [key for key, section in sections.items() if isinstance(section, dict) and section.get('enabled') is False]
+    names = {'bf16': 'bf16', 'bfloat16': 'bf16', 'fp16': 'fp16'}
+    sections = {name: content.get(key) for key, name in names.items() if key in content}
+    return [name for name, section in sections.items() if isinstance(section, dict) and section.get('enabled') is False]
 
 
 def left_to_settings(name_or_path: str) -> list[str]:
@@ -115,8 +119,8 @@ def _read(name_or_path: str) -> tuple[Path, dict[str, Any]]:
 def _is_left_open(key: str, value: Any) -> bool:
     """Whether the file leaves a key to the settings of the run."""
     if not isinstance(value, dict):
-        return value is None or value == 'auto'
-    if key in ('bf16', 'fp16'):
+        return value in (None, 'auto') or (key, value) == ('gradient_allreduce_op', 'mean')
+    if key in ('bf16', 'bfloat16', 'fp16', 'torch_autocast'):
         return value.get('enabled', 'auto') in (None, 'auto', False)
     if key == 'optimizer':
         # Every optimizer here is AdamW, and so is DeepSpeed's Adam unless it is told otherwise.

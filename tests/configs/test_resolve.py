@@ -349,6 +349,10 @@ def test_a_deepspeed_file_in_hugging_face_form(run, problems, tmp_path):
         ('optimizer', {'type': 'Lamb', 'params': {'lr': 'auto'}}),
         ('optimizer', {'type': 'AdamW', 'params': {'lr': 1e-4}}),
         ('scheduler', {'type': 'WarmupLR', 'params': {'warmup_num_steps': 5}}),
+        # Would train in another precision than is told, or on gradients as many times larger as there are devices.
+        ('bfloat16', {'enabled': True}),
+        ('torch_autocast', {'enabled': True, 'dtype': 'bfloat16'}),
+        ('gradient_allreduce_op', 'sum'),
     ):
         path.write_text(json.dumps({**HUGGING_FACE, key: value}))
         (problem,) = problems(f'--ds_cfgs {path}')
@@ -359,6 +363,8 @@ def test_a_deepspeed_file_in_hugging_face_form(run, problems, tmp_path):
     ('argv', 'section', 'told'),
     [
         ('', 'bf16', 'switches bf16 off, but train_cfgs.bf16 asks for it'),
+        ('', 'bfloat16', 'switches bf16 off, but train_cfgs.bf16 asks for it'),
+        ('', 'torch_autocast', ''),
         ('--bf16 False', 'bf16', ''),
         ('', 'fp16', ''),
         ('--bf16 False --fp16 True', 'fp16', 'switches fp16 off, but train_cfgs.fp16 asks for it'),
