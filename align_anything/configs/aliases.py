@@ -123,11 +123,22 @@ MEANINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
         **dict.fromkeys(('num_epochs', 'n_epochs', 'total_epochs', 'max_epochs'), ('epochs', '')),
         **dict.fromkeys(('total_steps', 'num_steps', 'max_train_steps', 'train_steps'), ('max_steps', '')),
         **dict.fromkeys(
-            ('train_batch_size', 'batch_size', 'micro_batch_size', 'train_micro_batch_size_per_gpu'),
+            (
+                *('train_batch_size', 'batch_size', 'micro_batch_size', 'train_micro_batch_size_per_gpu'),
+                *('global_batch_size', 'total_batch_size', 'effective_batch_size'),
+            ),
             ('per_device_train_batch_size', 'an optimizer step has so many × gradient_accumulation_steps × devices'),
         ),
         **dict.fromkeys(('eval_batch_size', 'test_batch_size'), ('per_device_eval_batch_size', '')),
         'rollout_batch_size': ('per_device_prompt_batch_size', 'that of each device'),
+        'steps_per_generation': (
+            'per_device_prompt_batch_size',
+            'a rollout has so many × num_generations responses of each device, trained on update_iters times',
+        ),
+        'vf_coef': ('critic_lr', 'the critic has an optimizer of its own'),
+        'value_model': ('reward_critic_model_name_or_path', ''),
+        'vllm_mode': ('use_vllm', 'in the processes that train, or on vllm_server_urls'),
+        **dict.fromkeys(('save_strategy', 'save_freq', 'checkpoint_interval'), ('save_interval', 'optimizer steps')),
         **dict.fromkeys(('grad_accum', 'accumulation_steps', 'grad_accum_steps'), ('gradient_accumulation_steps', '')),
         **dict.fromkeys(('lr', 'base_lr', 'actor_learning_rate'), ('learning_rate', '')),
         'critic_learning_rate': ('critic_lr', ''),

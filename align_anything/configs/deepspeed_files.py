@@ -18,11 +18,27 @@ _DECIDED_BY_SETTINGS = {
     'gradient_accumulation_steps': 'train_cfgs.gradient_accumulation_steps',
     'gradient_clipping': 'train_cfgs.max_grad_norm',
     'bf16': 'train_cfgs.bf16',
+    'bfloat16': 'train_cfgs.bf16',
     'fp16': 'train_cfgs.fp16',
+    'torch_autocast': 'train_cfgs.bf16 and train_cfgs.fp16',
+    'gradient_allreduce_op': 'the loss, a mean over the samples of all devices,',
     'optimizer': 'train_cfgs.optimizer, learning_rate, weight_decay, adam_betas and adam_epsilon',
     'scheduler': 'train_cfgs.lr_scheduler_type and lr_warmup_ratio',
 }
 
+_READ_BY_DEEPSPEED = frozenset(
+    """
+    activation_checkpointing aio amp autotuning checkpoint comet communication_data_type comms_logger compile
+    compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last
+    disable_allgather disable_python_gc dump_state eigenvalue elasticity flops_profiler gradient_predivide_factor
+    graph_harvesting hybrid_engine memory_breakdown monitor_config nebula pipeline prescale_gradients
+    progressive_layer_drop quantize_training seq_parallel_communication_data_type sequence_parallel_size
+    sparse_attention sparse_gradients steps_per_print tensor_parallel tensorboard timers
+    use_data_before_expert_parallelism wall_clock_breakdown wandb weight_quantization zero_allow_untested_optimizer
+    zero_force_ds_cpu_optimizer zero_optimization
+    """.split()
+)
+"""Further keys of DeepSpeed itself, which passes over all others."""
 
 OFFLOAD_DEVICES = ('none', 'cpu', 'nvme')
 _ADAMW = (('type', 'AdamW'), ('type', 'Adam'))
@@ -40,13 +56,19 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
     `"auto"`, null or switched off, and are left out of the result; what else a section of fp16 says is kept. `"auto"`
     and null anywhere else are DeepSpeed's default, and left out too. Raises SettingsError for a missing or broken file,
     for such a key with a value, since two settings would then claim to decide it, and for a ZeRO stage or an offload
-    that the file does not decide, since nothing else does.
+    that the file does not decide, since nothing else does. A key that is nearly one of DeepSpeed's is one
+    misspelt, which DeepSpeed would pass over: an error too.
     """
     path, content = _read(name_or_path)
     problems = [
         f'the DeepSpeed file {path} sets \'{key}\', which {source} decides. Remove it there, or write "auto".'
         for key, source in _DECIDED_BY_SETTINGS.items()
         if not _is_left_open(key, content.get(key))
+    ]
+    problems += [
+        f"the DeepSpeed file {path} has a key '{key}', which nothing reads.{hint}"
+        for key in sorted(content.keys() - _DECIDED_BY_SETTINGS.keys() - _READ_BY_DEEPSPEED)
+        if (hint := nearest(key, sorted(_DECIDED_BY_SETTINGS.keys() | _READ_BY_DEEPSPEED), cutoff=0.85))
     ]
     problems += [f'the DeepSpeed file {path}: {problem}.' for problem in _undecided(content.get('zero_optimization'))]
     if problems:
@@ -58,8 +80,9 @@ def load_deepspeed_config(name_or_path: str) -> dict[str, Any]:
 def switched_off(name_or_path: str) -> list[str]:
     """Returns which of `bf16` and `fp16` a file switches off. Raises SettingsError for a missing or broken file."""
     _, content = _read(name_or_path)
-    sections = {key: content.get(key) for key in ('bf16', 'fp16')}
-    return [key for key, section in sections.items() if isinstance(section, dict) and section.get('enabled') is False]
+    names = {'bf16': 'bf16', 'bfloat16': 'bf16', 'fp16': 'fp16'}
+    sections = {name: content.get(key) for key, name in names.items() if key in content}
+    return [name for name, section in sections.items() if isinstance(section, dict) and section.get('enabled') is False]
 
 
 def left_to_settings(name_or_path: str) -> list[str]:
@@ -96,8 +119,8 @@ def _read(name_or_path: str) -> tuple[Path, dict[str, Any]]:
 def _is_left_open(key: str, value: Any) -> bool:
     """Whether the file leaves a key to the settings of the run."""
     if not isinstance(value, dict):
-        return value is None or value == 'auto'
-    if key in ('bf16', 'fp16'):
+        return value in (None, 'auto') or (key, value) == ('gradient_allreduce_op', 'mean')
+    if key in ('bf16', 'bfloat16', 'fp16', 'torch_autocast'):
         return value.get('enabled', 'auto') in (None, 'auto', False)
     if key == 'optimizer':
         # Every optimizer here is AdamW, and so is DeepSpeed's Adam unless it is told otherwise.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+FOREIGN_FAULTS = (Exception, SystemExit)
+"""What code of others may fail with. A `sys.exit` in it would end the run, with code 0 as if all had been well."""
+
 
 class AlignAnythingError(Exception):
     """Base of every error that is the user's to mend; the launcher prints it without a traceback."""

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import AlignAnythingError
+from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError
 from align_anything.core.logging import get_logger
 
 logger = get_logger(__name__)
@@ -94,7 +94,7 @@ class Plugins:
         what = f"{self.kind} '{point.name}': {_origin(point)}"
         try:
             value = point.load()
-        except Exception as error:
+        except FOREIGN_FAULTS as error:
             reason = f'{type(error).__name__}: {error}'
             raise self.error(f'{what} cannot be imported: {reason}. Repair or uninstall that package.') from error
         if not self.is_one(value):

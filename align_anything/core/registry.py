@@ -16,10 +16,10 @@ USER_FILE = 'align_anything_user_file_'
 """How the names of modules begin that are users' own files."""
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Returns ` Did you mean 'x'?` for the closest of `known`, or an empty string."""
+def nearest(name: str, known: list[str], cutoff: float = 0.6) -> str:
+    """Returns ` Did you mean 'x'?` for the closest of `known` that is at least so much like `name`, else nothing."""
     lowered = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=cutoff)
     return f" Did you mean '{lowered[close[0]]}'?" if close else ''
 
 

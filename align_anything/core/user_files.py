@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from align_anything.core.errors import AlignAnythingError
+from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError
 from align_anything.core.registry import USER_FILE, Registry, nearest
 
 T = TypeVar('T')
@@ -41,7 +41,7 @@ def _from_file(path: str, member: str, registry: Registry[T]) -> T:
         module = _load(file)
     except AlignAnythingError:
         raise
-    except Exception as error:
+    except FOREIGN_FAULTS as error:
         raise registry.error(
             f"{kind} '{path}:{member}': the file {file} cannot be imported: {type(error).__name__}: {error}."
         ) from error

@@ -11,7 +11,7 @@ from itertools import accumulate, islice
 from typing import Any, ClassVar, Protocol
 
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import AlignAnythingError, DataError, FilteredError, SampleError
+from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, DataError, FilteredError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
 from align_anything.datasets.conversation import bind_media, without_media
@@ -319,7 +319,7 @@ class ExampleDataset:
             return call()
         except AlignAnythingError:
             raise
-        except Exception as error:  # a formatter is foreign code: its fault costs the row and is reported
+        except FOREIGN_FAULTS as error:  # a formatter is foreign code: its fault costs the row and is reported
             raise SampleError(
                 f"template '{source.formatter.name}' failed with {type(error).__name__}: {error} "
                 f'(columns of the row: {", ".join(map(str, row))})'

@@ -14,6 +14,8 @@ from align_anything.engines.step import Objective
 from align_anything.losses.router import router_loss
 
 TERM = 'router_loss'
+LOAD = 'expert_load/'
+"""Before the number of an expert, of which there may be hundreds."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Balanced:
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Those of the objective, and the tokens that are computed, for the loss and for the load of each expert."""
         tokens = torch.tensor(float(batch.stats['distinct_tokens']))
-        loads = {f'expert_load/{number}': tokens for number in range(len(self.shares))}
+        loads = {f'{LOAD}{number}': tokens for number in range(len(self.shares))}
         return {**self.objective.counts(batch), TERM: tokens, **loads}
 
     def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ class Balanced:
         return {
             **self.objective.terms(batch, scored, estimates),
             TERM: router_loss(probabilities, self.shares),
-            **{f'expert_load/{number}': load for number, load in enumerate(loads)},
+            **{f'{LOAD}{number}': load for number, load in enumerate(loads)},
         }
 
     def estimates(self, batch: Batch, scored: Scored) -> dict[str, tuple[Tensor, Tensor]]:

@@ -6,6 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from align_anything.core.errors import SettingsError
+
 
 def build_config(
     zero_file: Mapping[str, Any],
@@ -39,6 +43,20 @@ def build_config(
     if offloads_optimizer(config) and optimizer != 'deepspeed_cpu_adam':
         config['zero_force_ds_cpu_optimizer'] = False
     return config
+
+
+def check_zero(zero_file: Mapping[str, Any], name: str) -> None:
+    """Raises SettingsError for what DeepSpeed refuses in the section of ZeRO of the file called `name`."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    section = zero_file.get('zero_optimization') or {}
+    try:
+        DeepSpeedZeroConfig(**copy.deepcopy(dict(section)))
+    except ValidationError as error:
+        problems = [f'{".".join(map(str, found["loc"]))}: {found["msg"]}' for found in error.errors()]
+        raise SettingsError(
+            [f'the DeepSpeed file {name}: zero_optimization.{problem}' for problem in problems]
+        ) from None
 
 
 def zero_stage(config: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from align_anything.core.errors import AlignAnythingError, RewardError, SettingsError
+from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError, SettingsError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.thoughts import opened_thought
 from align_anything.core.types import Conversation, Message, Skipped
@@ -262,7 +262,7 @@ def _call(name: str, function: RewardFunction, completions: Sequence[Completion]
         return result_of(values) if inspect.iscoroutine(values) else values
     except AlignAnythingError:
         raise
-    except Exception as error:
+    except FOREIGN_FAULTS as error:
         raise RewardError(
             f"reward '{name}' failed on {_rows(completions)}: {type(error).__name__}: {error}."
         ) from error

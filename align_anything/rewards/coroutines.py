@@ -18,7 +18,18 @@ def result_of(coroutine: Coroutine[None, None, T]) -> T:
     All run in one event loop of their own, in a thread: clients that a function keeps open belong to the loop that they
     were opened in, and the caller may itself be in one.
     """
-    return asyncio.run_coroutine_threadsafe(coroutine, _loop_of(os.getpid())).result()
+    result, ended = asyncio.run_coroutine_threadsafe(_contained(coroutine), _loop_of(os.getpid())).result()
+    if ended is not None:
+        raise ended
+    return result
+
+
+async def _contained(coroutine: Coroutine[None, None, T]) -> tuple[T | None, SystemExit | None]:
+    """What a coroutine returns, or its `sys.exit`, which would end the loop before anybody hears of it."""
+    try:
+        return await coroutine, None
+    except SystemExit as ended:
+        return None, ended
 
 
 @functools.cache

@@ -149,6 +149,10 @@ def test_names_that_everyone_knows(name: str, words: str, path: str, value: obje
         ('sft', '--finetuning_type lora', "Did you mean 'use_lora'"),
         ('sft', '--packing True', "Did you mean 'layout'"),
         ('ppo', '--beta 0.1', "Did you mean 'kl_coeff'"),
+        ('sft', '--global_batch_size 8', "Did you mean 'per_device_train_batch_size'"),
+        ('sft', '--save_strategy epoch', "Did you mean 'save_interval'"),
+        ('grpo', '--steps_per_generation 2', "Did you mean 'per_device_prompt_batch_size'"),
+        ('ppo', '--vf_coef 0.1', "Did you mean 'critic_lr'"),
         ('sft', '--train_cfgs.max_length 3', "write 'model_cfgs.model_max_length'"),
         # Settings of groups that only other algorithms have.
         ('online_dpo', '--ptx_datasets d', "'ptx_datasets' belongs to grpo, multi_ppo, ppo"),

@@ -349,6 +349,10 @@ def test_a_deepspeed_file_in_hugging_face_form(run, problems, tmp_path):
         ('optimizer', {'type': 'Lamb', 'params': {'lr': 'auto'}}),
         ('optimizer', {'type': 'AdamW', 'params': {'lr': 1e-4}}),
         ('scheduler', {'type': 'WarmupLR', 'params': {'warmup_num_steps': 5}}),
+        # Would train in another precision than is told, or on gradients as many times larger as there are devices.
+        ('bfloat16', {'enabled': True}),
+        ('torch_autocast', {'enabled': True, 'dtype': 'bfloat16'}),
+        ('gradient_allreduce_op', 'sum'),
     ):
         path.write_text(json.dumps({**HUGGING_FACE, key: value}))
         (problem,) = problems(f'--ds_cfgs {path}')
@@ -359,6 +363,8 @@ def test_a_deepspeed_file_in_hugging_face_form(run, problems, tmp_path):
     ('argv', 'section', 'told'),
     [
         ('', 'bf16', 'switches bf16 off, but train_cfgs.bf16 asks for it'),
+        ('', 'bfloat16', 'switches bf16 off, but train_cfgs.bf16 asks for it'),
+        ('', 'torch_autocast', ''),
         ('--bf16 False', 'bf16', ''),
         ('', 'fp16', ''),
         ('--bf16 False --fp16 True', 'fp16', 'switches fp16 off, but train_cfgs.fp16 asks for it'),
@@ -430,6 +436,17 @@ def test_a_deepspeed_file_decides_stage_and_offload(run, problems, tmp_path, sec
         assert kept == {'zero_optimization': {key: item for key, item in section.items() if item not in (None, 'auto')}}
         build_config(kept, micro_batch=1, accumulation=1, world_size=1, precision='bf16', max_grad_norm=1.0,
                      optimizer='adamw_torch')  # fmt: skip
+
+
+def test_misspelt_keys_of_a_deepspeed_file_are_refused(problems, tmp_path):
+    """DeepSpeed passes over what it does not know, and would train at stage 0."""
+    path = tmp_path / 'mine.json'
+    path.write_text(json.dumps({'zero_optimisation': {'stage': 3}, 'gradient_clip': 1.0, 'comment': 'ours'}))
+    found = problems(f'--ds_cfgs {path}')
+    assert [problem.split(' has a key ')[1] for problem in found] == [
+        "'gradient_clip', which nothing reads. Did you mean 'gradient_clipping'?",
+        "'zero_optimisation', which nothing reads. Did you mean 'zero_optimization'?",
+    ]
 
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])

@@ -106,6 +106,7 @@ def test_two_plugins_of_one_name_are_refused_with_both_origins(install: Callable
     ('point', 'module', 'words'),
     [
         ('knitting:Hat', 'import no_such_wool', "cannot be imported: ModuleNotFoundError: No module named 'no_such_wo"),
+        ('knitting:Hat', 'raise SystemExit(0)', 'cannot be imported: SystemExit: 0'),
         ('knitting:Mitten', MODULE, 'cannot be imported: AttributeError'),
         ('knitting:number', MODULE, 'gives 3, but should give a class. Correct the entry point (group align_anything.'),
     ],

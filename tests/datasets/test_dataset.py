@@ -31,6 +31,8 @@ class Own(BaseFormatter):
     def format_supervised_sample(self, raw_sample):
         if raw_sample['ask'] == 'crash':
             raise RuntimeError('the formatter fell over')
+        if raw_sample['ask'] == 'exit':
+            raise SystemExit(0)
         if raw_sample['ask'] == 'nothing':
             return None
         turns = [{'role': 'user', 'content': raw_sample['ask']}, {'role': 'assistant', 'content': 'yes'}]
@@ -82,6 +84,7 @@ def test_image_folder_is_where_relative_paths_start(tmp_path: Path, own: str) ->
 
 BAD_ROWS = [
     ({'ask': 'crash'}, r'own\.py:Own. failed with RuntimeError: the formatter fell over \(columns of the row: ask\)'),
+    ({'ask': 'exit'}, r'own\.py:Own. failed with SystemExit: 0 \(columns of the row: ask\)'),
     ({'other': 1}, r"failed with KeyError: 'ask' \(columns of the row: other\)"),
     ({'ask': 'nothing'}, 'failed with TypeError'),
     ({'ask': 'hello', 'valid': False}, 'rejects the row'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -66,11 +67,13 @@ def test_own_file(own_file: Path, tmp_path: Path) -> None:
         ('own.py:owm', "has no reward 'owm'. Did you mean 'own'.* Rewards there: own, "),
         # Imported into the file, not of it.
         ('own.py:register_reward', 'has no reward'),
+        ('script.py:own', 'script.py cannot be imported: SystemExit: 0'),
         ('broken.py:own', "broken.py cannot be imported: ModuleNotFoundError: No module named 'no_such_module_at_all'"),
     ],
 )
 def test_own_file_errors(own_file: Path, tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / 'broken.py').write_text('import no_such_module_at_all')
+    (tmp_path / 'script.py').write_text('import sys\n\nsys.exit(0)')
     with pytest.raises(RewardError, match=message):
         get_reward(f'{tmp_path}/{name}')
 
@@ -179,6 +182,20 @@ def test_foreign_code_is_called_once_also_where_it_fails(number: int, rows: str)
     with pytest.raises(RewardError, match=f"^reward 'own' failed on {rows}: ZeroDivisionError: division by zero"):
         call_reward('own', failing, asked, {})
     assert calls == [number]
+
+
+def test_a_function_that_exits_has_failed() -> None:
+    """The run would end with code 0 and no model; an async one would end the loop that the run waits for."""
+
+    def leaving(completions: list) -> list[float]:
+        sys.exit(0)
+
+    async def leaving_later(completions: list) -> list[float]:
+        sys.exit(0)
+
+    for function in (leaving, leaving_later):
+        with pytest.raises(RewardError, match="reward 'own' failed on 2 completions, of rows:1, rows:2: SystemExit: 0"):
+            call_reward('own', function, TWO, {})
 
 
 def test_errors_of_the_house_pass_through() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align_anything.core.errors import SettingsError
+from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.types import Example, Response
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
@@ -139,8 +140,51 @@ def test_a_model_that_reads_what_the_policy_reads_has_as_many_positions(tiny: Ti
     require_positions(policy.config, str(source), 4096, 'any')
     resolved = settings('--reference_model_name_or_path', str(source))
     with pytest.raises(SettingsError, match='model_max_length = 64 is more than the 63 positions of .*critic'):
-        require_reference_reads(resolved.cfgs, resolved.algorithm, 64)
-    require_reference_reads(resolved.cfgs, resolved.algorithm, 63)
+        require_reference_reads(resolved.cfgs, resolved.algorithm, policy)
+    policy.max_length = 63
+    require_reference_reads(resolved.cfgs, resolved.algorithm, policy)
+
+
+def test_a_reference_reads_the_tokens_and_the_media_of_the_policy(tiny: Tiny, tmp_path: Path) -> None:
+    """One with another tokenizer would score other words than those trained, in silence where it has as many."""
+
+    def refused(policy: Path, reference: Path, match: str) -> None:
+        resolved = settings('--reference_model_name_or_path', str(reference))
+        with pytest.raises(ModelError, match=match):
+            require_reference_reads(resolved.cfgs, resolved.algorithm, load_spec(policy, model_max_length=64))
+
+    other = tmp_path / 'other'
+    shutil.copytree(tiny('qwen2'), other)
+    file = other / 'tokenizer.json'
+    told = json.loads(file.read_text())
+    vocabulary = told['model']['vocab']
+    vocabulary['a'], vocabulary['b'] = vocabulary['b'], vocabulary['a']
+    file.write_text(json.dumps(told))
+    refused(
+        tiny('qwen2'), other, r"other does not read the tokens of the policy: \d+ is 'a' to the policy, but .* 'b'\."
+    )
+    refused(tiny('qwen2'), tiny('llama'), 'does not read the tokens of the policy')
+
+    fewer = tmp_path / 'fewer'
+    shutil.copytree(tiny('qwen2'), fewer)
+    with_tokens(fewer, 3)
+    refused(fewer, tiny('qwen2'), r"'<new_0>' to the policy, but to the reference none, having \d+ rows in")
+
+    resolved = settings('--reference_model_name_or_path', str(fewer))
+    require_reference_reads(resolved.cfgs, resolved.algorithm, load_spec(tiny('qwen2'), model_max_length=64))
+    refused(tiny('qwen2_vl'), tiny('qwen2_5_vl'), 'of the family qwen2_5_vl, the policy of qwen2_vl')
+
+
+def with_tokens(folder: Path, count: int) -> None:
+    """Gives a checkpoint further tokens, with rows of its embedding."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    rows = model.get_input_embeddings().num_embeddings
+    filling = rows - len(tokenizer)
+    tokenizer.add_tokens([f'<filling_{number}>' for number in range(filling)])
+    tokenizer.add_tokens([f'<new_{number}>' for number in range(count)])
+    model.resize_token_embeddings(rows + count)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 def test_a_run_scores_what_its_reward_model_cannot_read_and_goes_on(tiny: Tiny, tmp_path: Path) -> None:

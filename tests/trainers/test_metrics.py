@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from align_anything.reporting.console import TrainingConsole, format_duration, f
 from align_anything.reporting.metrics import MetricsWriter, peak_memory, read_metrics
 from align_anything.reporting.panels import read_curves
 from align_anything.reporting.trackers.start import check_tracker
+from tests.trainers.runs import lines, sft, succeed, text_rows, write_rows
 
 
 def run(folder: Path, first: int, last: int, speed: float, resume_step: int | None = None) -> None:
@@ -269,3 +271,12 @@ def fake_wandb() -> types.SimpleNamespace:
         Error=type('Error', (Exception,), {}),
         Settings=lambda **values: types.SimpleNamespace(values=values),
     )
+
+
+def test_loads_of_experts_are_in_the_metrics_and_not_on_the_console(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Models have hundreds of experts."""
+    rows = write_rows(tmp_path / 'rows.jsonl', text_rows(4))
+    told = succeed(sft(tmp_path / 'out', tiny('qwen3_moe'), rows, max_steps=1))
+    (record,) = lines(tmp_path / 'out' / 'metrics.jsonl')
+    assert sum(value for name, value in record.items() if 'expert_load' in name) == pytest.approx(1.0)
+    assert 'router_loss' in told and 'expert_load' not in told

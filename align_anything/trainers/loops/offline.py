@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
+from align_anything.engines.balance import LOAD
 from align_anything.engines.step import StepResult, combined
 from align_anything.reporting.metrics import peak_memory
 from align_anything.trainers.loops.base import LoaderStep, Loop, listed
@@ -88,7 +89,8 @@ class OfflineLoop(Loop):
             'peak_memory': float(peak_memory()),
         }
         self.writer.log(step, metrics, timings=timings)
-        shown = {key: metrics[key] for key in (*result.numbers, 'learning_rate', 'padding') if key in metrics}
+        names = [name for name in result.numbers if not name.startswith(LOAD)]
+        shown = {key: metrics[key] for key in (*names, 'learning_rate', 'padding') if key in metrics}
         self.console.report(step, {**shown, **{key: timings[key] for key in ('tokens_per_second', 'peak_memory')}})
 
 

@@ -57,7 +57,8 @@ _MUST_AGREE = {
         'ds_cfgs',
         'bf16',
         'fp16',
-        'optimizer',
+        # The state of the optimizer brings those of the checkpoint along, so other ones would have no effect.
+        *('optimizer', 'learning_rate', 'lr_groups', 'weight_decay', 'adam_betas', 'adam_epsilon'),
         'router_aux_loss_coef',
         'freeze_vision_tower',
         'freeze_audio_tower',

@@ -107,7 +107,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
         progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
     sources, spec = open_run(cfgs, pair, algorithm)
     check_freezing(resolved, spec.components)
-    require_reference_reads(cfgs, algorithm, spec.max_length)
+    require_reference_reads(cfgs, algorithm, spec)
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)
     require_reached(model, spec.components, collate.kinds, pair.name)

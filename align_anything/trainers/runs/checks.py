@@ -13,12 +13,11 @@ from align_anything.configs.effects import FREEZING
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.errors import SettingsError
+from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
-from align_anything.models.adapter import find_adapter
-from align_anything.models.checkpoint import read_config
-from align_anything.models.pretrained_model import positions_of
+from align_anything.models.family import FamilySpec
+from align_anything.models.pretrained_model import load_spec, positions_of
 from align_anything.trainers.loops.pending import problems_of_generating_ahead
 from align_anything.trainers.runs.settings import precision_of
 
@@ -122,11 +121,30 @@ def require_positions(config: PreTrainedConfig, source: str, length: int, settin
         raise SettingsError([f'{setting} = {length} is more than the {positions} positions of {source}.'])
 
 
-def require_reference_reads(cfgs: RunCfgs, algorithm: Algorithm, length: int) -> None:
-    """Raises SettingsError for a reference that cannot read the sequences of the policy, of up to `length` tokens."""
+def require_reference_reads(cfgs: RunCfgs, algorithm: Algorithm, policy: FamilySpec) -> None:
+    """Raises SettingsError or ModelError for a reference that cannot read the token ids of the policy.
+
+    Positions and rows of the embedding must be there for all of them, and a token that has a number in both must have
+    the same. What a model with media is given, its family makes, which must be that of the policy then.
+    """
     source = algorithm.reference_model_name_or_path if algorithm.refers else None
-    if source is not None:
-        adapter = find_adapter(source)
-        base = source if adapter is None else adapter.require_base()
-        config = read_config(base, cfgs.model_cfgs.trust_remote_code)
-        require_positions(config, source, length, 'model_cfgs.model_max_length')
+    if source in (None, cfgs.model_cfgs.model_name_or_path):
+        return
+    reference = load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)
+    require_positions(reference.config, source, policy.max_length, 'model_cfgs.model_max_length')
+    setting = 'train_cfgs.reference_model_name_or_path'
+    if policy.reads and reference.model_type != policy.model_type:
+        raise ModelError(
+            f'{setting}: {source} is of the family {reference.model_type}, the policy of {policy.model_type}, which '
+            'makes what both are given of media. Name a reference of the same family.'
+        )
+    theirs = {number: token for token, number in reference.tokenizer.get_vocab().items()}
+    ours = {number: token for token, number in policy.tokenizer.get_vocab().items() if number < policy.embedding_rows}
+    for number, token in sorted(ours.items()):
+        other = theirs.get(number, token)
+        if other != token or number >= reference.embedding_rows:
+            found = repr(other) if other != token else f'none, having {reference.embedding_rows} rows in its embedding'
+            raise ModelError(
+                f'{setting}: {source} does not read the tokens of the policy: {number} is {token!r} to the policy, but '
+                f'to the reference {found}. Name a reference with the same tokenizer.'
+            )

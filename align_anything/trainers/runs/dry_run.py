@@ -59,7 +59,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     check_reference(cfgs, resolved.algorithm)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
     check_freezing(resolved, spec.components)
-    require_reference_reads(cfgs, resolved.algorithm, spec.max_length)
+    require_reference_reads(cfgs, resolved.algorithm, spec)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
     drop = cfgs.data_cfgs.drop_truncated

@@ -10,7 +10,7 @@ from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
-from align_anything.engines.deepspeed_config import build_config, offloads_optimizer
+from align_anything.engines.deepspeed_config import build_config, check_zero, offloads_optimizer
 from align_anything.engines.optim import choose_optimizer
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
@@ -34,6 +34,7 @@ def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
     """The DeepSpeed configuration of the run and the name of its optimizer."""
     train = cfgs.train_cfgs
     zero_file = load_deepspeed_config(train.ds_cfgs)
+    check_zero(zero_file, train.ds_cfgs)
     device_type = 'cuda' if torch.cuda.is_available() else 'cpu'
     optimizer = choose_optimizer(train.optimizer, device_type=device_type, offload=offloads_optimizer(zero_file))
     config = build_config(
