@@ -41,7 +41,7 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
     """Runs `algorithm` on `pair` with the settings of the command line.
 
     Works under `deepspeed --module`, `torchrun -m` and `python -m`. An error that is the user's to mend is printed
-    without a traceback and ends the process with code 2; Ctrl-C with code 130.
+    without a traceback and ends the process with code 2; Ctrl-C with code 130, SIGTERM with 143.
     """
     try:
         start(pair, algorithm, sys.argv[1:] if argv is None else argv, os.environ)

@@ -216,7 +216,7 @@ def test_killed_three_times(settings, uninterrupted, tmp_path):
     assert_same(uninterrupted('z2'), tmp_path)
 
 
-def test_sigterm_saves_and_leaves_with_code_zero_and_resume_is_exact(settings, uninterrupted, tmp_path):
+def test_sigterm_saves_and_leaves_with_a_code_of_its_own_and_resume_is_exact(settings, uninterrupted, tmp_path):
     def before(rank: int) -> None:
         inner = OfflineLoop._step
 
@@ -228,8 +228,9 @@ def test_sigterm_saves_and_leaves_with_code_zero_and_resume_is_exact(settings, u
         OfflineLoop._step = step
 
     # save_total_limit is 0: the run saves no checkpoints, but it must not lose its work.
-    output = succeed(settings(tmp_path, 'z2'), RANKS, before=before)
-    assert 'stopped by SIGTERM after step 5; go on with --resume auto' in output
+    ended = run(settings(tmp_path, 'z2'), RANKS, before=before)
+    assert [one.code for one in ended] == [143] * RANKS
+    assert 'stopped by SIGTERM after step 5; go on with --resume auto' in ended[0].output
     assert checkpoints_in(tmp_path) == ['slice_5']
     succeed(settings(tmp_path, 'z2', '--resume', 'auto'), RANKS)
     assert_same(uninterrupted('z2'), tmp_path)

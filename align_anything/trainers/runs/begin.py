@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)
 
+TERMINATED = 128 + signal.SIGTERM
 SETTINGS_FILE = 'settings.yaml'
 RESULTS = (METRICS_FILE, 'scores.jsonl')
 
@@ -190,7 +192,10 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
 
 
 def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
-    """Runs the loop to its end, and saves what it trained. Raises KeyboardInterrupt when Ctrl-C ended it early."""
+    """Runs the loop to its end, and saves what it trained.
+
+    Raises KeyboardInterrupt when Ctrl-C ended it early, and SystemExit when SIGTERM did.
+    """
     with closing(loop):
         finished = loop.run()
     loop.skips.conclude()
@@ -206,7 +211,8 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
         if signal.SIGINT in signals:
             raise KeyboardInterrupt(f'stopped by Ctrl-C after step {run.progress.step}; go on with --resume auto')
         logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
-        return
+        # Not 0: what should follow a whole run, in a script or a queue, must not follow this one.
+        sys.exit(TERMINATED)
     checkpoints.save(run.progress, with_state=False, name=FINAL_NAME)
     if is_main():
         logger.info('curves: %s', plot_metrics(run.output_dir))
