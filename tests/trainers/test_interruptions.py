@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def test_ctrl_c_before_the_first_step_and_a_second_one(settings: Settings, tmp_p
     def while_loading(rank: int) -> None:
         from align_anything.trainers.runs import assembly
 
-        assembly.load_model = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+        def load(*_: Any, **__: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)  # another thread may take the signal, and the main one hears of it a little later
+
+        assembly.load_model = load
 
     [ended] = run(settings(tmp_path / 'one'), before=while_loading)
     assert ended.code == 130 and 'stopped by Ctrl-C; nothing was saved' in told(ended), ended.output
@@ -76,7 +81,9 @@ def test_ctrl_c_before_the_first_step_and_a_second_one(settings: Settings, tmp_p
     def twice(rank: int) -> None:
         def step(self, loaded):
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # two that come at once are one
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
             raise AssertionError('the second one was not heard')
 
         OfflineLoop._step = step
