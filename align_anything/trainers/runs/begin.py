@@ -210,9 +210,11 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
         signals = {number for own in all_gather_object(loop.stop_asked.received) for number in own}
         if signal.SIGINT in signals:
             raise KeyboardInterrupt(f'stopped by Ctrl-C after step {run.progress.step}; go on with --resume auto')
-        logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
-        # Not 0: what should follow a whole run, in a script or a queue, must not follow this one.
-        sys.exit(TERMINATED)
+        if signal.SIGTERM in signals:
+            logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
+            # Not 0: what should follow a whole run, in a script or a queue, must not follow this one.
+            sys.exit(TERMINATED)
+        return
     checkpoints.save(run.progress, with_state=False, name=FINAL_NAME)
     if is_main():
         logger.info('curves: %s', plot_metrics(run.output_dir))
