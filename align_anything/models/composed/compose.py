@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, ClapAudioModel, PreTrainedConfig, PreTrainedModel
 
 from align_anything.configs.compose import ComposeCfgs
 from align_anything.core.errors import ModelError
@@ -109,7 +109,9 @@ def _language_state(model: PreTrainedModel, plan: Plan) -> dict[str, Tensor]:
 
 
 def _encoder_state(source: planning.Source, part: Part) -> dict[str, Tensor]:
-    model = _loaded(AutoModel, source.name)
+    # A bare encoder of CLAP is the one that AutoModel does not know.
+    auto = ClapAudioModel if source.config.model_type == 'clap_audio_model' and not source.module else AutoModel
+    model = _loaded(auto, source.name)
     module = model.get_submodule(source.module) if source.module else model
     return dict(module.state_dict())
 

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.clap.modeling_clap import ClapAudioModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration_composed import (
     AUDIO_ENCODERS,
@@ -38,9 +40,9 @@ def make_encoder(encoder):
     """Returns an encoder without what its features do not need: a pooling head, or a norm behind the last layer."""
     config = AutoConfig.for_model(**encoder['config'])
     if config.model_type == 'whisper':
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
         module = WhisperEncoder._from_config(config)
+    elif config.model_type == 'clap_audio_model':
+        module = ClapAudioModel._from_config(config)
     else:
         module = AutoModel.from_config(config, **({'add_pooling_layer': False} if config.model_type == 'vit' else {}))
     if config.model_type in WAVE_ENCODERS and config.feat_extract_norm == 'group':
@@ -280,10 +282,19 @@ class ComposedPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        """Sets the attention of the language model; towers keep theirs, which need not know every other."""
+        if isinstance(attn_implementation, dict):
+            attn_implementation = attn_implementation.get('text_config', attn_implementation.get(''))
+        if attn_implementation is not None:
+            language_model = self.base_model.language_model
+            language_model.set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves the model, and this file beside it where the checkpoint brings its own code."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if vars(self.config).get('auto_map'):
+        # Of classes out of a checkpoint transformers copies the code itself.
+        if vars(self.config).get('auto_map') and self._auto_class is None:
             copy_code(save_directory)
 
 

@@ -181,6 +181,8 @@ def plan(cfgs: ComposeCfgs, trust_remote_code: bool = False) -> Plan:
             f"language_model: {cfgs.language_model} is a '{text_config.model_type}', which reads media already: train "
             'it as it is, or name a language model that reads text alone.'
         )
+    # A composed model refers to none of its parts.
+    text_config.name_or_path = ''
     parts = {kind: _part(kind, part, cfgs) for kind, part in cfgs.media.items()}
     size = text_config.hidden_size
     for kind, part in parts.items():
@@ -276,6 +278,7 @@ def _source(kind: str, name: str) -> Source:
         raise ModelError(f'{kind}.encoder: {name} takes images or patches that are no squares.')
     if kind == 'audio' and getattr(inner, 'add_adapter', False):
         raise ModelError(f'{kind}.encoder: {name} has an adapter behind its layers (add_adapter), which is not known.')
+    inner.name_or_path = ''
     return Source(name, inner, module)
 
 

@@ -160,7 +160,8 @@ class ComposedProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves the processor, and its code where it was made `with_code`."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self.with_code:
+        # Of a class out of a checkpoint transformers copies the code itself.
+        if self.with_code and self._auto_class is None:
             copy_code(save_directory)
 
     @property

@@ -112,22 +112,22 @@ def _whisper() -> Any:
 
 
 def _clap() -> Any:
-    config = transformers.ClapAudioConfig(
-        spec_size=64,
-        num_mel_bins=16,
-        window_size=2,
-        depths=[1, 1],
-        num_attention_heads=[2, 2],
-        num_hidden_layers=2,
-        patch_embeds_hidden_size=16,
-        hidden_size=32,
-        projection_dim=WIDTH,
-        drop_path_rate=0.0,
-        enable_fusion=False,
-        patch_size=4,
-        patch_stride=[4, 4],
-    )
-    return transformers.ClapAudioModel, config
+    audio = {
+        'spec_size': 64,
+        'num_mel_bins': 16,
+        'window_size': 2,
+        'depths': [1, 1],
+        'num_attention_heads': [2, 2],
+        'num_hidden_layers': 2,
+        'patch_embeds_hidden_size': 16,
+        'hidden_size': 32,
+        'drop_path_rate': 0.0,
+        'enable_fusion': False,
+        'patch_size': 4,
+        'patch_stride': [4, 4],
+    }
+    config = transformers.ClapConfig(audio_config=audio, text_config={**SHAPE, 'vocab_size': 16}, projection_dim=WIDTH)
+    return transformers.ClapModel, config
 
 
 def _images() -> Any:
