@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from align_anything.configs.compose import read_compose
 from align_anything.core.errors import ModelError, SettingsError
+from align_anything.models import composed
 from align_anything.models.any_model import AnyModel
 from align_anything.models.composed.compose import compose
+from align_anything.models.composed.configuration_composed import CODE
+from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.testing.tiny import build
@@ -259,10 +263,39 @@ def test_vectors_that_the_data_bring_become_tokens(parts: Parts, tmp_path: Path)
     assert torch.equal(one[0, :first], other[0, :first]) and not torch.equal(one[0, first], other[0, first])
 
 
-def test_it_loads_without_the_package_where_it_brings_its_code(parts: Parts, tmp_path: Path) -> None:
-    import subprocess
-    import sys
+def test_its_code_needs_none_of_the_package() -> None:
+    folder = Path(composed.__file__).parent
+    names = {name.partition('.')[0] for name in CODE.values()}
+    for name in names:
+        imported = re.findall(
+            r'^ *from (\S+) import|^ *import (\S+)', (folder / f'{name}.py').read_text(), re.MULTILINE
+        )
+        modules = {one or other for one, other in imported}
+        assert not [module for module in modules if 'align_anything' in module], name
+        assert {module[1:] for module in modules if module.startswith('.')} <= names
 
+
+def test_it_loads_by_the_code_that_it_brings(parts: Parts, tmp_path: Path) -> None:
+    settings = {'language_model': str(parts('llama')), 'image': str(parts('clip')), 'audio': str(parts('whisper'))}
+    folder = compose(read_compose(settings, 'test'), tmp_path / 'model', with_code=True)
+    # The package loads it by its own classes, or with that code.
+    logits = []
+    for trusted in (False, True):
+        spec = load_spec(folder, trust_remote_code=trusted)
+        model = AnyModel.from_pretrained(folder, trust_remote_code=trusted).eval()
+        assert (type(spec.processor).__module__.startswith('transformers_modules')) is trusted
+        inputs = spec.generation_inputs([spec.encode_prompt(first_turn(['image', 'audio'])[:1])])
+        with torch.no_grad():
+            logits.append(model(**inputs).logits)
+        out = tmp_path / f'out-{trusted}'
+        export_model(model, None, out, tokenizer=spec.tokenizer, processor=spec.processor)
+        assert {f'{name.partition(".")[0]}.py' for name in CODE.values()} <= {path.name for path in out.iterdir()}
+        assert 'auto_map' in config_of(out) and 'auto_map' in (out / 'processor_config.json').read_text()
+    assert torch.equal(*logits)
+
+
+@pytest.mark.extended
+def test_it_loads_without_the_package_where_it_brings_its_code(parts: Parts, tmp_path: Path) -> None:
     settings = {'language_model': str(parts('llama')), 'image': str(parts('clip')), 'audio': str(parts('whisper'))}
     folder = compose(read_compose(settings, 'test'), tmp_path / 'model', with_code=True)
     program = f"""
@@ -278,17 +311,6 @@ model.save_pretrained({str(tmp_path / 'again')!r}); processor.save_pretrained({s
     ran = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert {'modeling_composed.py', 'processing_composed.py'} <= {path.name for path in (tmp_path / 'again').iterdir()}
-    # The package loads it by its own classes, and with the code that it brings.
-    for trusted in (False, True):
-        spec = load_spec(folder, trust_remote_code=trusted)
-        model = AnyModel.from_pretrained(folder, trust_remote_code=trusted)
-        example = spec.encode(first_turn(['image', 'audio']))
-        assert len(example.prompt.media['pixel_values']) == 1 and model.can_generate()
-    from align_anything.models.export import export_model
-
-    export_model(model, None, tmp_path / 'out', tokenizer=spec.tokenizer, processor=spec.processor)
-    assert (tmp_path / 'out' / 'configuration_composed.py').is_file()
-    shutil.rmtree(tmp_path / 'out')
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from align_anything.configs.compose import read_compose
 from align_anything.configs.resolve import Resolved
+from align_anything.core.distributed import broadcast_object, is_main
+from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.files import writable_folder
 from align_anything.core.store import digest
+from align_anything.engines.process_group import join_process_group
 from align_anything.models.composed.compose import compose
 
 
 def with_composed(resolved: Resolved) -> Resolved:
-    """Returns the same run on the checkpoint that `model_cfgs.compose` describes, if it does.
+    """Returns the same run on the checkpoint that `model_cfgs.compose` describes, if it does. Every rank calls it.
 
-    It is written to `<output_dir>/composed-<digest>`, once for all ranks and for runs that resume. Raises as `compose`
-    does.
+    The first rank writes it to `<output_dir>/composed-<digest>`, where runs that resume find it. Raises SettingsError
+    on all of them where `compose` raises.
     """
     cfgs = resolved.cfgs
     models = cfgs.model_cfgs
@@ -27,9 +29,16 @@ def with_composed(resolved: Resolved) -> Resolved:
     wanted = read_compose(models.compose, 'model_cfgs.compose')
     output_dir = writable_folder(Path(cfgs.logger_cfgs.output_dir), 'logger_cfgs.output_dir')
     folder = output_dir / f'composed-{digest(wanted.model_dump(mode="json"))[:8]}'
-    # Ranks have no group yet, so they take turns at a file; whoever comes later finds the folder.
-    with FileLock(f'{folder}.lock'):
-        if not folder.exists():
+    if 'RANK' in os.environ:
+        join_process_group()
+    problem = None
+    if is_main() and not folder.exists():
+        try:
             compose(wanted, folder, trust_remote_code=models.trust_remote_code)
+        except AlignAnythingError as error:
+            problem = f'model_cfgs.compose: {error}'
+    problem = broadcast_object(problem)
+    if problem is not None:
+        raise SettingsError([problem])
     made = models.model_copy(update={'model_name_or_path': str(folder), 'compose': {}})
     return replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': made}))
