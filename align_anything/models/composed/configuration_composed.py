@@ -33,7 +33,6 @@ class ComposedConfig(PreTrainedConfig):
 
     model_type = 'composed'
     sub_configs = {'text_config': AutoConfig}
-    has_no_defaults_at_init = True
 
     def __init__(
         self,
@@ -47,7 +46,7 @@ class ComposedConfig(PreTrainedConfig):
     ):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
-        self.text_config = text_config
+        self.text_config = text_config or AutoConfig.for_model('llama')
         self.media = media or {}
         self.image_token_id = image_token_id
         self.video_token_id = video_token_id

@@ -145,7 +145,7 @@ class Plan:
                 named = ('feature_extractor', 'feature_extractor_2')
                 made = [AutoFeatureExtractor.from_pretrained(source.name) for source in part.sources]
             else:
-                named = ('image_processor', 'image_processor_2') if kind == 'image' else ('video_image_processor',)
+                named = ('image_processor', 'image_processor_2') if kind == 'image' else ('video_processor',)
                 made = [AutoImageProcessor.from_pretrained(source.name) for source in part.sources]
             if kind == 'video' and not part.entry['precomputed_dim']:
                 rules[kind]['frames'] = 'each' if part.entry['by_frame'] else part.sources[0].config.num_frames

@@ -9,7 +9,7 @@ COMPONENTS = (
     'tokenizer',
     'image_processor',
     'image_processor_2',
-    'video_image_processor',
+    'video_processor',
     'feature_extractor',
     'feature_extractor_2',
 )
@@ -29,7 +29,7 @@ class ComposedProcessor(ProcessorMixin):
 
     `rules` has an entry for each kind that the model reads: how its tokens are counted (`counting_rule`), its
     placeholder `token`, and `frames`: how videos reach their encoder, `each` frame through `image_processor` or
-    `video_image_processor`, or a fixed number of them at once. `with_code` saves the code of this class too.
+    `video_processor`, or a fixed number of them at once. `with_code` saves the code of this class too.
     """
 
     get_attributes = _Attributes()
@@ -39,7 +39,7 @@ class ComposedProcessor(ProcessorMixin):
         tokenizer=None,
         image_processor=None,
         image_processor_2=None,
-        video_image_processor=None,
+        video_processor=None,
         feature_extractor=None,
         feature_extractor_2=None,
         rules=None,
@@ -50,7 +50,7 @@ class ComposedProcessor(ProcessorMixin):
             tokenizer,
             image_processor,
             image_processor_2,
-            video_image_processor,
+            video_processor,
             feature_extractor,
             feature_extractor_2,
         )
@@ -114,7 +114,7 @@ class ComposedProcessor(ProcessorMixin):
         if rule.get('vectors'):
             data['pixel_values_videos'] = np.stack([np.asarray(vector, np.float32) for vector in videos])
             return [token_count(rule, [1])] * len(videos)
-        first = vars(self).get('video_image_processor') or self.image_processor
+        first = vars(self).get('video_processor') or self.image_processor
         if rule['frames'] != 'each':
             picked = [_evenly(video, rule['frames']) for video in videos]
             found = [first(list(frames), return_tensors='pt')['pixel_values'] for frames in picked]
