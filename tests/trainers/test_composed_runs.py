@@ -20,6 +20,8 @@ from align_anything.testing.tiny.encoders import build_encoder
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from tests.harness.once import once
+from tests.harness.pairwise import first_of
+from tests.invariants.runs import zero_file
 from tests.learning.lessons import colours, pitches
 from tests.learning.tasks import number_questions, write_rows
 from tests.trainers.runs import run, sft, succeed, weights
@@ -169,3 +171,54 @@ def test_a_file_of_settings_composes_too(tmp_path: Path, rows: Path, made_of: di
     (start,) = (tmp_path / 'run').glob('composed-????????')
     media = json.loads((start / 'config.json').read_text())['media']
     assert media['image']['projector'] == {'type': 'expand', 'num_tokens': 3}
+
+
+# One of the other kinds of encoders and projectors each; tests/invariants has CLIP, Wav2Vec2 and frames of videos.
+STAGED = {
+    'wavlm-dinov2': {'compose.projector': 'transformer', 'compose.image.num_heads': 2, 'compose.audio.num_heads': 2},
+    'whisper-siglip': {'compose.projector': 'linear'},
+    'clap-vit': {'compose.projector': 'expand'},
+    'hubert-dinov2_with_registers': {'compose.projector': 'mlp', 'compose.image.select': 'cls'},
+}
+
+
+@pytest.mark.parametrize('parts', first_of(STAGED, 'wavlm-dinov2'))
+def test_every_stage_of_zero_ends_in_the_same_weights(
+    parts: str, tmp_path: Path, rows: Path, tiny: Callable[..., Path]
+) -> None:
+    """Two ranks, of which one may have text alone; encoders, projectors and language model train."""
+    audio, image = parts.split('-')
+    settings = {
+        'compose.language_model': tiny('qwen3', hidden=32, layers=1),
+        'compose.image.encoder': build_encoder(image, tmp_path / image),
+        'compose.audio.encoder': build_encoder(audio, tmp_path / audio),
+        **STAGED[parts],
+    }
+    found = {}
+    for stage in (0, 2, 3):
+        output = tmp_path / f'zero{stage}'
+        argv = composing(
+            output,
+            rows,
+            max_steps=3,
+            adam_epsilon=1e-3,
+            ds_cfgs=zero_file(tmp_path, stage),
+            freeze_vision_tower=False,
+            freeze_audio_tower=False,
+            per_device_train_batch_size=1,
+            **settings,
+        )
+        succeed(argv, ranks=2, pair=PAIR)
+        found[stage] = weights(output / 'slice_end')
+        (start,) = output.glob('composed-????????')
+        before = weights(start)
+        moved = {name for name, value in before.items() if not torch.equal(value, found[stage][name])}
+        assert moved >= {name for name in before if name.startswith((PROJECTOR, 'model.language_model.layers'))}
+        for tower in ('model.vision_tower.', 'model.audio_tower.'):
+            assert len([name for name in moved if name.startswith(tower)]) > 10
+    for stage in (2, 3):
+        for name, value in found[0].items():
+            if value.is_floating_point():
+                torch.testing.assert_close(
+                    found[stage][name], value, atol=2e-5, rtol=0, msg=lambda text, n=name: n + text
+                )

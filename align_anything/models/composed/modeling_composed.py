@@ -45,6 +45,10 @@ def make_encoder(encoder):
         module = ClapAudioModel._from_config(config)
     else:
         module = AutoModel.from_config(config, **({'add_pooling_layer': False} if config.model_type == 'vit' else {}))
+    for name, parameter in module.named_parameters():
+        # Nothing is masked here.
+        if name.endswith('mask_token'):
+            parameter.requires_grad_(False)
     if config.model_type in WAVE_ENCODERS and config.feat_extract_norm == 'group':
         module.feature_extractor.conv_layers[0] = MaskedFirstLayer(module.feature_extractor.conv_layers[0])
     for name in unused_norms(config, encoder['final_norm']):
