@@ -111,7 +111,7 @@ def _whisper() -> Any:
     return transformers.WhisperModel, config
 
 
-def _clap() -> Any:
+def _clap(fused: bool = False) -> Any:
     audio = {
         'spec_size': 64,
         'num_mel_bins': 16,
@@ -122,12 +122,16 @@ def _clap() -> Any:
         'patch_embeds_hidden_size': 16,
         'hidden_size': 32,
         'drop_path_rate': 0.0,
-        'enable_fusion': False,
+        'enable_fusion': fused,
         'patch_size': 4,
         'patch_stride': [4, 4],
     }
     config = transformers.ClapConfig(audio_config=audio, text_config={**SHAPE, 'vocab_size': 16}, projection_dim=WIDTH)
     return transformers.ClapModel, config
+
+
+def _clap_fused() -> Any:
+    return _clap(fused=True)
 
 
 def _images() -> Any:
@@ -152,7 +156,7 @@ def _mels() -> Any:
     return transformers.WhisperFeatureExtractor(feature_size=MELS, chunk_length=SECONDS, sampling_rate=RATE)
 
 
-def _spectra() -> Any:
+def _spectra(truncation: str = 'rand_trunc') -> Any:
     return transformers.ClapFeatureExtractor(
         feature_size=16,
         sampling_rate=RATE,
@@ -160,8 +164,12 @@ def _spectra() -> Any:
         max_length_s=SECONDS,
         fft_window_size=512,
         frequency_max=7000,
-        truncation='rand_trunc',
+        truncation=truncation,
     )
+
+
+def _fused_spectra() -> Any:
+    return _spectra('fusion')
 
 
 ENCODERS = {
@@ -176,6 +184,7 @@ ENCODERS = {
     'hubert': (_hubert, _waves),
     'whisper': (_whisper, _mels),
     'clap': (_clap, _spectra),
+    'clap_fused': (_clap_fused, _fused_spectra),
 }
 """The model and the processor of each."""
 
