@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from align_anything.algorithms.sft import SFT
+from align_anything.cli.leaves import find_run
 from align_anything.cli.merging import merge_adapter
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import SettingsError
@@ -23,6 +24,7 @@ from tests.harness.once import once
 from tests.harness.pairwise import first_of
 from tests.invariants.runs import zero_file
 from tests.learning.lessons import colours, pitches
+from tests.learning.preferences import pair, sights_and_sounds
 from tests.learning.tasks import number_questions, write_rows
 from tests.trainers.runs import run, sft, succeed, weights
 
@@ -222,3 +224,31 @@ def test_every_stage_of_zero_ends_in_the_same_weights(
                 torch.testing.assert_close(
                     found[stage][name], value, atol=2e-5, rtol=0, msg=lambda text, n=name: n + text
                 )
+
+
+@pytest.mark.parametrize('algorithm', first_of(['dpo', 'rm', 'kto', 'simpo', 'ppo'], 'dpo'))
+def test_every_kind_of_algorithm_trains_it(algorithm: str, tmp_path: Path, tiny: Callable[..., Path]) -> None:
+    """GRPO does in tests/trainers/test_online.py; whatever trains a policy, a score head or a critic asks no more."""
+    (tmp_path / 'rows').mkdir()
+    file = tmp_path / 'rows' / 'rows.jsonl'
+    asked = sights_and_sounds(tmp_path / 'rows', 'train', 12)
+    template = 'Messages' if algorithm == 'ppo' else 'Preference'
+    file.write_text(''.join(json.dumps(pair(question)) + '\n' for question in asked))
+    if algorithm == 'ppo':
+        file = write_rows(file.with_suffix('.json'), asked)
+    settings: dict[str, Any] = {'stage': 'joint', 'max_steps': 2, 'model_max_length': 512}
+    if algorithm == 'ppo':
+        settings |= {'reward_functions': '[length]', 'reward_kwargs': '{length: {max_length: 8, cache: 8}}'}
+        settings |= {'max_new_tokens': 6, 'per_device_prompt_batch_size': 2}
+    if algorithm == 'kto':
+        settings['per_device_train_batch_size'] = 4
+    its_pair, kind = find_run('any_to_text', algorithm)
+    out = tmp_path / 'out'
+    succeed(sft(out, tiny('composed'), file, template=template, **settings), ranks=2, pair=its_pair, algorithm=kind)
+    before, after = weights(tiny('composed')), weights(out / 'slice_end')
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name.split('.')[1] for name in moved if name.startswith('model.')} == {
+        'language_model',
+        'multi_modal_projector',
+    }
+    assert ('score.weight' in after) is (algorithm == 'rm')
