@@ -126,9 +126,6 @@ def compose(
     with_code: Annotated[
         bool, typer.Option('--with_code', '--with-code', help='Put the code of the model into the folder too.')
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option('--trust-remote-code', help='Let the language model run Python code of its own.')
-    ] = False,
 ) -> None:
     """Compose encoders of images, audio and videos and a language model into one checkpoint.
 
@@ -143,7 +140,7 @@ def compose(
     from align_anything.trainers.launch import quieten_libraries
 
     quieten_libraries()
-    compose_model(cfgs, out, with_code=with_code, trust_remote_code=trust_remote_code)
+    compose_model(cfgs, out, with_code=with_code)
     typer.echo(f'composed model: {out}')
 
 

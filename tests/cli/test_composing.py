@@ -83,10 +83,10 @@ def test_a_file_of_settings_and_options_over_it(
 ) -> None:
     block = yaml.safe_load(local(re.search(r'```yaml\n(.*?)```', PAGE, re.DOTALL)[1]))
     Path('parts.yaml').write_text(yaml.safe_dump(block['model_cfgs']['compose']))
-    words = 'compose --config parts.yaml --image.select cls --audio.num_tokens=16 --audio.num_heads 2 --out made'
+    words = 'compose --config parts.yaml --image.select pooled --audio.num_tokens=16 --audio.num_heads 2 --out made'
     assert call([*words.split(), '--with_code']) == 0
     media = json.loads(Path('made/config.json').read_text())['media']
-    assert media['image']['select'] == 'cls' and media['audio']['projector']['num_tokens'] == 16
+    assert media['image']['select'] == 'pooled' and media['audio']['projector']['num_tokens'] == 16
     assert media['audio']['projector']['type'] == 'transformer' and Path('made/modeling_composed.py').is_file()
     capsys.readouterr()
     assert call('compose --config parts.yaml --out made'.split()) == 2

@@ -211,6 +211,49 @@ def test_one_encoder_of_images_and_an_mlp_become_a_llava(parts: Parts, tmp_path:
         assert scored.isfinite().all()
 
 
+def test_frozen_towers_and_norms_over_the_batch_keep_to_evaluation(made: Made) -> None:
+    model = AnyModel.from_pretrained(made('granite', 'dinov2_with_registers', 'clap', 'frames', 'linear'))
+    model.model.vision_tower.requires_grad_(False)
+    model.train()
+    assert not any(module.training for module in model.model.vision_tower.modules())
+    modes = {type(module).__name__: module.training for module in model.model.audio_tower.modules()}
+    assert modes.pop('BatchNorm2d') is False and modes['Linear'] and model.model.language_model.training
+
+
+def test_audio_of_the_base_models_is_normed_over_its_own_samples(parts: Parts, made: Made) -> None:
+    """Of one clip alone the mask makes no difference: the features are those of transformers' own class."""
+    model = AnyModel.from_pretrained(made('llama', 'clip', 'wav2vec2', 'frames', 'mlp')).eval()
+    own = transformers.AutoModel.from_pretrained(parts('wav2vec2')).eval()
+    samples = torch.randn(1, 6000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = model.model.audio_tower(samples, torch.ones_like(samples).long())
+        torch.testing.assert_close(found['features'], own(samples).last_hidden_state, atol=1e-5, rtol=0)
+    assert int(found['counts']) == found['features'].shape[1]
+
+
+def test_the_layer_that_is_asked_for_is_that_of_transformers(parts: Parts, tmp_path: Path) -> None:
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    for name in IMAGE:
+        settings = {'language_model': str(parts('llama')), 'image': {'encoder': str(parts(name)), 'feature_layer': 1}}
+        folder = compose(read_compose({**settings, 'projector': 'linear'}, 'test'), tmp_path / name)
+        tower = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval().model.vision_tower
+        own = transformers.AutoModel.from_pretrained(parts(name)).eval()
+        own = own.vision_model if name == 'clip' else own
+        with torch.no_grad():
+            wanted = own(pixel_values=pixels, output_hidden_states=True).hidden_states[1]
+            torch.testing.assert_close(tower(pixels)['features'], wanted, atol=1e-5, rtol=0)
+    for name in ('whisper', 'wav2vec2', 'hubert'):
+        settings = {'language_model': str(parts('llama')), 'audio': {'encoder': str(parts(name)), 'feature_layer': 1}}
+        folder = compose(read_compose(settings, 'test'), tmp_path / name)
+        tower = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval().model.audio_tower
+        own = transformers.AutoModel.from_pretrained(parts(name)).eval()
+        own, values = (own.encoder, torch.randn(1, 32, 200)) if name == 'whisper' else (own, torch.randn(1, 6000))
+        with torch.no_grad():
+            wanted = own(values, output_hidden_states=True).hidden_states[1]
+            found = tower(values, torch.ones(1, values.shape[-1]).long())['features']
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
 def test_two_encoders_stand_side_by_side(parts: Parts, tmp_path: Path) -> None:
     def several(*names: str) -> list[str]:
         return [str(parts(name)) for name in names]
@@ -352,6 +395,9 @@ def test_wrong_settings_are_told_at_once(settings: dict[str, Any], words: str) -
         ('llama', {'image': {'encoder': 'clip', 'projector': 'transformer', 'num_heads': 3}}, '3 heads do not divide'),
         ('llama', {'image': {'encoder': ['clip', 'dinov2'], 'select': 'full'}}, 'cannot stand side by side'),
         ('llama', {'image': 'nowhere/at/all'}, 'does not exist'),
+        ('llama', {'image': {'encoder': 'siglip', 'select': 'cls'}}, 'has no token for the whole of a medium'),
+        ('llama', {'audio': {'encoder': 'whisper', 'select': 'cls'}}, 'take pooled'),
+        ('clip', {'image': 'clip'}, 'which writes no text'),
     ],
 )
 def test_what_cannot_be_composed_is_refused_before_weights_are_read(

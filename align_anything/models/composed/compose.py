@@ -19,7 +19,7 @@ from align_anything.models.architecture import skeleton
 from align_anything.models.composed import plan as planning
 from align_anything.models.composed.configuration_composed import CODE, ComposedConfig
 from align_anything.models.composed.modeling_composed import TOWERS, make_projector
-from align_anything.models.composed.plan import Part, Plan
+from align_anything.models.composed.plan import Plan, Source
 from align_anything.models.composed.register import register
 from align_anything.models.pretrained_model import load_spec
 
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 MAX_SHARD_SIZE = '5GB'
 
 
-def compose(cfgs: ComposeCfgs, out: str | Path, *, with_code: bool = False, trust_remote_code: bool = False) -> Path:
+def compose(cfgs: ComposeCfgs, out: str | Path, *, with_code: bool = False) -> Path:
     """Writes the model that `cfgs` describe to the new folder `out`, whole or not at all, and returns it.
 
     It is an ordinary checkpoint that refers to none of its parts: a LLaVA where images alone are read by one encoder of
@@ -36,7 +36,6 @@ def compose(cfgs: ComposeCfgs, out: str | Path, *, with_code: bool = False, trus
 
     Args:
         with_code: puts the code of composed models into the folder too, so that it loads without this package.
-        trust_remote_code: lets the checkpoint of the language model run Python code of its own.
 
     Raises:
         ModelError: a part cannot be read or has no place in a composed model, parts do not fit each other, or `out`
@@ -46,7 +45,7 @@ def compose(cfgs: ComposeCfgs, out: str | Path, *, with_code: bool = False, trus
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
     register()
-    plan = planning.plan(cfgs, trust_remote_code)
+    plan = planning.plan(cfgs)
     if with_code and plan.is_llava:
         raise ModelError('--with_code: this combination is a LLaVA, which transformers knows; leave it out.')
     draft = out.parent / f'.{out.name}.{os.getpid()}.partial'
@@ -67,27 +66,27 @@ def compose(cfgs: ComposeCfgs, out: str | Path, *, with_code: bool = False, trus
 
 
 def _write(plan: Plan, folder: Path, with_code: bool) -> None:
-    language_model = _loaded(AutoModelForCausalLM, plan.language_model, trust_remote_code=plan.trust_remote_code)
+    language_model = _loaded(AutoModelForCausalLM, plan.language_model)
     dtype = language_model.dtype
     state = _language_state(language_model, plan)
     config = plan.llava_config() if plan.is_llava else plan.config()
     for kind, part in plan.parts.items():
         for number, source in enumerate(part.sources):
             prefix = 'model.vision_tower.' if plan.is_llava else f'model.{TOWERS[kind]}.encoders.{number}.'
-            state |= {prefix + name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                      for name, tensor in _encoder_state(source, part).items()}  # fmt: skip
+            state |= {f'{prefix}{name}': tensor for name, tensor in _encoder_state(source).items()}
     target = skeleton(config)
-    state |= {name: tensor.to(dtype) for name, tensor in _projector_state(config, target, plan).items()}
-    for name in target.all_tied_weights_keys:
-        state.pop(name, None)
-    wanted = {name: tuple(tensor.shape) for name, tensor in target.state_dict().items()}
+    state |= _projector_state(config, target, plan)
+    shapes = {name: tuple(tensor.shape) for name, tensor in target.state_dict().items()}
+    wanted = {name: shape for name, shape in shapes.items() if name not in target.all_tied_weights_keys}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in target.all_tied_weights_keys:
-        wanted.pop(name, None)
-    state = {name: state[name].contiguous() for name in wanted if name in state}
     wrong = [f'{name} {given.get(name)} -> {shape}' for name, shape in wanted.items() if given.get(name) != shape]
     if wrong:
         raise ModelError(f'the parts lack weights of the composed model, or have them in other shapes: {wrong[:5]}.')
+    # What has no place in it, such as a pooling head, is left behind.
+    state = {
+        name: (state[name].to(dtype) if state[name].is_floating_point() else state[name]).contiguous()
+        for name in wanted
+    }
     if with_code:
         target.config.auto_map = {name: value for name, value in CODE.items() if name != 'AutoProcessor'}
     target.to(dtype)
@@ -108,7 +107,7 @@ def _language_state(model: PreTrainedModel, plan: Plan) -> dict[str, Tensor]:
     return state
 
 
-def _encoder_state(source: planning.Source, part: Part) -> dict[str, Tensor]:
+def _encoder_state(source: Source) -> dict[str, Tensor]:
     # A bare encoder of CLAP is the one that AutoModel does not know.
     auto = ClapAudioModel if source.config.model_type == 'clap_audio_model' and not source.module else AutoModel
     model = _loaded(auto, source.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from transformers import (
     LlavaProcessor,
     PreTrainedConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from align_anything.configs.compose import BY_FRAME, DEFAULT_TOKENS, READ_BY, ComposeCfgs, MediaCfgs
 from align_anything.core.errors import ModelError
-from align_anything.models.checkpoint import is_multimodal, read_config
+from align_anything.models.checkpoint import is_multimodal, read_config, read_json
 from align_anything.models.composed.configuration_composed import (
     AUDIO_ENCODERS,
     PICTURE_ENCODERS,
@@ -47,7 +49,11 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
 LLAVA_ENCODERS = ('clip_vision_model', 'siglip_vision_model')
 LLAVA_LAYER = -2
 ROWS_MULTIPLE = 64
-NOT_OURS = ('architectures', 'dtype', 'transformers_version', '_name_or_path', 'torch_dtype', 'auto_map')
+NOT_OURS = (
+    *('architectures', 'dtype', 'transformers_version', '_name_or_path', 'torch_dtype', 'auto_map'),
+    # Of backbones: they name every layer, and some are left out.
+    *('out_features', 'out_indices', '_out_features', '_out_indices', 'stage_names'),
+)
 # A layer that is dropped by chance has no gradient on one rank alone, and masks would hide what is asked about.
 STEADY: Mapping[str, Any] = {
     'layerdrop': 0.0,
@@ -87,7 +93,6 @@ class Plan:
     tokenizer: Any
     parts: dict[str, Part]
     seed: int
-    trust_remote_code: bool
     is_llava: bool
     new_ids: list[int] = field(default_factory=list)
 
@@ -173,14 +178,9 @@ def placeholder(kind: str) -> str:
     return f'<{kind}>'
 
 
-def plan(cfgs: ComposeCfgs, trust_remote_code: bool = False) -> Plan:
+def plan(cfgs: ComposeCfgs) -> Plan:
     """Reads the configurations and the tokenizer of the parts. Raises ModelError for what cannot be composed."""
-    text_config = read_config(cfgs.language_model, trust_remote_code)
-    if is_multimodal(text_config):
-        raise ModelError(
-            f"language_model: {cfgs.language_model} is a '{text_config.model_type}', which reads media already: train "
-            'it as it is, or name a language model that reads text alone.'
-        )
+    text_config = _text_config(cfgs.language_model)
     # A composed model refers to none of its parts.
     text_config.name_or_path = ''
     parts = {kind: _part(kind, part, cfgs) for kind, part in cfgs.media.items()}
@@ -190,7 +190,7 @@ def plan(cfgs: ComposeCfgs, trust_remote_code: bool = False) -> Plan:
         if heads is not None and size % heads:
             raise ModelError(f'{kind}.num_heads: {heads} heads do not divide {size}, the size of the language model.')
     try:
-        tokenizer = AutoTokenizer.from_pretrained(cfgs.language_model, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(cfgs.language_model)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f'the tokenizer of {cfgs.language_model} does not load: {error}') from error
     known = tokenizer.get_vocab()
@@ -205,12 +205,26 @@ def plan(cfgs: ComposeCfgs, trust_remote_code: bool = False) -> Plan:
     rows = max([text_config.vocab_size, *(row + 1 for row in new_ids)])
     if rows > text_config.vocab_size:
         text_config.vocab_size = -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    made = Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, trust_remote_code, False, new_ids)
-    made.is_llava = _is_llava(cfgs, parts)
-    return made
+    return Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, _is_llava(parts), new_ids)
 
 
-def _is_llava(cfgs: ComposeCfgs, parts: Mapping[str, Part]) -> bool:
+def _text_config(name: str) -> PreTrainedConfig:
+    if Path(name).is_dir() and 'auto_map' in read_json(Path(name) / 'config.json'):
+        raise ModelError(
+            f'language_model: {name} brings code of its own, and composed models are made of classes of transformers.'
+        )
+    config = read_config(name)
+    if is_multimodal(config):
+        raise ModelError(
+            f"language_model: {name} is a '{config.model_type}', which reads media already: train it as it is, or name "
+            'a language model that reads text alone.'
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"language_model: {name} is a '{config.model_type}', which writes no text.")
+    return config
+
+
+def _is_llava(parts: Mapping[str, Part]) -> bool:
     if set(parts) != {'image'}:
         return False
     part = parts['image']
@@ -248,7 +262,14 @@ def _part(kind: str, cfgs: MediaCfgs, whole: ComposeCfgs) -> Part:
         'projector': {'type': projector, **settings},
     }
     _check_side_by_side(kind, sources, select)
+    without = [source.name for source in sources if select == 'cls' and not _has_first(source.config)]
+    if without:
+        raise ModelError(f'{kind}.select: {without[0]} has no token for the whole of a medium (cls); take pooled.')
     return Part(cfgs, sources, entry)
+
+
+def _has_first(config: PreTrainedConfig) -> bool:
+    return config.model_type in PICTURE_ENCODERS and leading_tokens(config) > 0
 
 
 def _check_side_by_side(kind: str, sources: tuple[Source, ...], select: str) -> None:

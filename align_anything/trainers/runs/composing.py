@@ -34,7 +34,7 @@ def with_composed(resolved: Resolved) -> Resolved:
     problem = None
     if is_main() and not folder.exists():
         try:
-            compose(wanted, folder, trust_remote_code=models.trust_remote_code)
+            compose(wanted, folder)
         except AlignAnythingError as error:
             problem = f'model_cfgs.compose: {error}'
     problem = broadcast_object(problem)
