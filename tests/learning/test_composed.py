@@ -17,7 +17,7 @@ from tests.learning import lessons, tasks
 from tests.learning.lessons import pitches, rotated
 from tests.learning.school import accuracy, ask, open_media_model
 from tests.learning.tasks import NUMBERS, SIDE, Question, turn
-from tests.trainers.runs import sft, succeed
+from tests.trainers.runs import run, sft
 
 PAIR = PAIRS['any_to_text']
 STEPS = {'composed': 400}
@@ -65,7 +65,8 @@ def test_a_composed_model_learns_to_name_digits_and_tones(tmp_path: Path, family
         **made_of,
     )
     place = argv.index('--model_name_or_path')
-    succeed(argv[:place] + argv[place + 2 :], pair=PAIR)
+    (ended,) = run(argv[:place] + argv[place + 2 :], pair=PAIR, timeout=480)
+    assert ended.code == 0, ended.output
     register()
     learned = open_media_model(tmp_path / 'run' / 'slice_end')
     for asked in (digits(tmp_path, 'held-out', 60, start=1500), pitches(tmp_path, 'held-out', 24)):
