@@ -107,6 +107,43 @@ def merge(
     typer.echo(f'merged model: {out}')
 
 
+@app.command(context_settings={'ignore_unknown_options': True, 'allow_extra_args': True})
+def compose(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help='Folder to make for the composed model.')],
+    language_model: Annotated[
+        str | None,
+        typer.Option('--language_model', '--language-model', help='Folder or hub name of the language model.'),
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option(help='Encoder of images; twice for two of them.')] = None,
+    audio: Annotated[list[str] | None, typer.Option(help='Encoder of audio; twice for two of them.')] = None,
+    video: Annotated[
+        list[str] | None, typer.Option(help='Encoder of videos, or frames: that of images, frame by frame.')
+    ] = None,
+    projector: Annotated[str | None, typer.Option(help='linear, mlp (default), transformer or expand.')] = None,
+    seed: Annotated[int | None, typer.Option(help='Seed of the first weights of the projectors.')] = None,
+    config: Annotated[Path | None, typer.Option(help='YAML file with these settings and those of media.')] = None,
+    with_code: Annotated[
+        bool, typer.Option('--with_code', '--with-code', help='Put the code of the model into the folder too.')
+    ] = False,
+) -> None:
+    """Compose encoders of images, audio and videos and a language model into one checkpoint.
+
+    Settings of one kind of media follow as --image.select patch or --audio.num_tokens 32; docs/composed.md lists them.
+    """
+    from align_anything.cli.composing import compose_settings
+
+    named = {'image': image, 'audio': audio, 'video': video}
+    given = {'language_model': language_model, **named, 'projector': projector, 'seed': seed}
+    cfgs = compose_settings(given, context.args, config)
+    from align_anything.models.composed.compose import compose as compose_model
+    from align_anything.trainers.launch import quieten_libraries
+
+    quieten_libraries()
+    compose_model(cfgs, out, with_code=with_code)
+    typer.echo(f'composed model: {out}')
+
+
 @app.command()
 def models(
     family: Annotated[str | None, typer.Argument(metavar='[FAMILY]', help='Tell all of this family or id.')] = None,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from align_anything.configs.compose import read_compose
 from align_anything.configs.deepspeed_files import load_deepspeed_config, switched_off
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.errors import SettingsError
@@ -80,8 +81,11 @@ def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:
 
 
 def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
-    if not cfgs.model_cfgs.model_name_or_path:
+    models = cfgs.model_cfgs
+    if not models.model_name_or_path and not models.compose:
         yield ('model_cfgs.model_name_or_path',), 'is required: name the checkpoint, a folder or a hub name'
+    if models.compose:
+        yield from _compose_problems(cfgs)
     for role in ('train', 'eval', *(('ptx',) if 'ptx_datasets' in type(cfgs.data_cfgs).model_fields else ())):
         for key, problem in _dataset_problems(cfgs.data_cfgs, role):
             yield (f'data_cfgs.{key}', f'data_cfgs.{role}_datasets'), problem
@@ -104,6 +108,19 @@ def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
             ('data_cfgs.long_audio', 'data_cfgs.max_audio_seconds'),
             "'split' needs max_audio_seconds: the length of the pieces",
         )
+
+
+def _compose_problems(cfgs: RunCfgs) -> Iterator[Problem]:
+    if cfgs.model_cfgs.model_name_or_path:
+        yield (
+            ('model_cfgs.compose', 'model_cfgs.model_name_or_path'),
+            'makes the checkpoint to train, and model_name_or_path names one; leave one of them out',
+        )
+    try:
+        read_compose(cfgs.model_cfgs.compose, 'model_cfgs.compose')
+    except SettingsError as error:
+        for problem in error.problems:
+            yield ('model_cfgs.compose',), problem
 
 
 def _dataset_problems(data_cfgs: DataCfgs, role: str) -> Iterator[tuple[str, str]]:
@@ -159,6 +176,12 @@ def _check_adapters(cfgs: RunCfgs) -> Iterator[Problem]:
         yield (
             ('lora_cfgs.inference_mode', 'lora_cfgs.use_lora'),
             'freezes the adapters that use_lora asks to train; set it to False',
+        )
+    if lora.use_lora and cfgs.train_cfgs.stage == 'projection':
+        yield (
+            ('train_cfgs.stage', 'lora_cfgs.use_lora'),
+            'trains what lies between encoders and language model, which use_lora has no adapters for; leave use_lora '
+            'out, or take the stage joint',
         )
     if lora.use_lora and lora.target_modules == []:
         yield ('lora_cfgs.target_modules', 'lora_cfgs.use_lora'), 'names no module; give names, or auto'

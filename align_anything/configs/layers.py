@@ -18,12 +18,34 @@ BARE = {'logger_cfgs.overwrite_output_dir': True, 'train_cfgs.resume': 'auto'}
 """What settings that are given without a value on the command line stand for."""
 ZERO_STAGE_FILE = 'ZERO_STAGE_FILE'
 PAIR_ORIGIN = 'pair '
+STAGE_ORIGIN = 'stage '
+STAGES = ('projection', 'joint')
+PROJECTION_RATE, JOINT_RATE = 1e-3, 2e-5
 
 
 def pair_layer(pair: str, defaults: Mapping[str, Any], index: KeyIndex) -> Layer:
     """Returns the settings that the table of pairs gives a pair, and the problems in them."""
     layer, origin = Layer(), f'{PAIR_ORIGIN}{pair}'
     for name, value in defaults.items():
+        layer.put(name, value, origin, index)
+    return layer
+
+
+def stage_layer(stage: str, use_lora: bool, index: KeyIndex) -> Layer:
+    """Returns the settings that a stage of training stands for."""
+    layer, origin = Layer(), f'{STAGE_ORIGIN}{stage}'
+    settings: dict[str, Any] = {
+        'freeze_vision_tower': True,
+        'freeze_audio_tower': True,
+        'freeze_mm_proj': False,
+        'freeze_language_model': stage == 'projection',
+    }
+    if stage == 'projection':
+        settings['learning_rate'] = PROJECTION_RATE
+    elif use_lora:
+        # What is trained in full beside adapters needs the rate of full tuning.
+        settings |= {'modules_to_save': ['mm_proj'], 'lr_groups': {'mm_proj': JOINT_RATE}}
+    for name, value in settings.items():
         layer.put(name, value, origin, index)
     return layer
 

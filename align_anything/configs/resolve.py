@@ -20,6 +20,8 @@ from align_anything.configs.help import render_help
 from align_anything.configs.keys import KeyIndex
 from align_anything.configs.layers import (
     PAIR_ORIGIN,
+    STAGE_ORIGIN,
+    STAGES,
     TRAIN_FOLDER,
     Layer,
     Setting,
@@ -28,6 +30,7 @@ from align_anything.configs.layers import (
     read_settings_file,
     read_users_file,
     sentence,
+    stage_layer,
 )
 from align_anything.configs.redaction import shown
 from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema
@@ -78,7 +81,9 @@ def resolve(
     index = KeyIndex(schema, f'{pair} {algorithm}', known_algorithms)
     command_line = parse_command_line(argv, index)
     shipped = _shipped(pair, algorithm, index, pair_defaults or {})
-    layers = _laid([*shipped, *_given(command_line, environ, index)])
+    given = _given(command_line, environ, index)
+    shipped += _stages(_laid(given), index)
+    layers = _laid([*shipped, *given])
     if command_line.help:
         if environ.get('RANK', '0') == '0':
             run, own, everything = f'{pair} {algorithm}', algorithm_cfgs.model_fields, command_line.help == 'all'
@@ -157,6 +162,13 @@ def _given(command_line: CommandLine, environ: Mapping[str, str], index: KeyInde
     """The layers that the user gives, the lowest first."""
     files = [read_users_file(Path(name), name, index) for name in command_line.config_files]
     return [*files, read_environment(environ, index), command_line.layer]
+
+
+def _stages(given: Layers, index: KeyIndex) -> list[Layer]:
+    """The layer that the stage of training stands for, below what the user gives one by one."""
+    stage = given.values.get('train_cfgs', {}).get('stage')
+    use_lora = given.values.get('lora_cfgs', {}).get('use_lora', False)
+    return [stage_layer(stage, use_lora is True, index)] if stage in STAGES else []
 
 
 def _laid(given: Sequence[Layer]) -> Layers:
@@ -360,4 +372,6 @@ class Resolved(Generic[Groups, Own]):
 
 def is_given(origin: str) -> bool:
     """Whether a user gave what comes from there."""
-    return origin != DEFAULT_ORIGIN and not origin.startswith((SHIPPED_ORIGIN, PAIR_ORIGIN, ADAPTER_ORIGIN))
+    return origin != DEFAULT_ORIGIN and not origin.startswith(
+        (SHIPPED_ORIGIN, PAIR_ORIGIN, ADAPTER_ORIGIN, STAGE_ORIGIN)
+    )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.models.checkpoint import ADAPTER_CONFIG, PROCESSOR_FILES, WEIGHT_FILES, read_json
-from align_anything.models.trainable import plain_name
+from align_anything.models.trainable import FREEZABLE_COMPONENTS, plain_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -118,7 +118,9 @@ def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:
         for key in MUST_AGREE
         if saved.get(key) != getattr(cfgs, key)
     ]
-    if set(saved.get('modules_to_save') or ()) != set(cfgs.modules_to_save or ()):
+    wanted = set(cfgs.modules_to_save or ())
+    # What a component is made of only the model tells; its weights are missed when they are loaded.
+    if not wanted & set(FREEZABLE_COMPONENTS) and wanted != set(saved.get('modules_to_save') or ()):
         problems.append(
             f'lora_cfgs.modules_to_save is {cfgs.modules_to_save}, but the adapter in {folder} has '
             f'{saved.get("modules_to_save")}: set the same.'

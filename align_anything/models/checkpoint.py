@@ -46,6 +46,8 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
     elif name.startswith(('.', '/', '~')) or name.count('/') > 1 or name.endswith('/'):
         raise ModelError(f'{folder} does not exist. Name a checkpoint folder or a model of the hub (owner/name).')
     try:
+        if not folder.is_dir():
+            family_module(PreTrainedConfig.get_config_dict(name)[0].get('model_type') or '')
         config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except OSError as error:
         absent = '' if folder.is_dir() else f'there is no such folder here.{nearest(name, _folders_beside(folder))} '
@@ -104,7 +106,7 @@ def stored_tensor(model_name_or_path: str | Path, name: str) -> torch.Tensor | N
 
 
 def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
 
     file = folder / 'config.json'
     if not file.is_file():
@@ -119,11 +121,13 @@ def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
     model_type = config.get('model_type')
     if model_type is None:
         raise ModelError(f'{file} has no model_type, so the architecture is unknown.')
-    if model_type in CONFIG_MAPPING_NAMES or (trust_remote_code and 'auto_map' in config):
+    # A family that is no part of transformers registers its type when its file is imported.
+    family_module(model_type)
+    if model_type in CONFIG_MAPPING or (trust_remote_code and 'auto_map' in config):
         return
     if 'auto_map' in config:
         raise ModelError(f'{folder} brings code of its own; set trust_remote_code if you trust where it comes from.')
-    close = nearest(model_type, list(CONFIG_MAPPING_NAMES))
+    close = nearest(model_type, list(CONFIG_MAPPING.keys()))
     raise ModelError(f"{file}: transformers does not know the model_type '{model_type}'.{close}")
 
 

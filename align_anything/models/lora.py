@@ -50,7 +50,7 @@ def apply_lora(
             f'unfreeze_patterns {list(unfreeze_patterns)} together with LoRA: an adapter does not hold these weights, '
             'so they would be lost. Name the modules in lora_cfgs.modules_to_save instead.'
         )
-    to_save = list(dict.fromkeys([*(cfgs.modules_to_save or []), *also_save]))
+    to_save = list(dict.fromkeys([*named_modules(model, cfgs.modules_to_save or [], components), *also_save]))
     _check_modules_to_save(model, to_save)
     config = LoraConfig(
         r=cfgs.r,
@@ -71,6 +71,27 @@ def apply_lora(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model_dtype)
     return adapted
+
+
+def named_modules(model: PreTrainedModel, names: Sequence[str], components: Components) -> list[str]:
+    """Returns `names` of modules with those of components, such as `mm_proj`, replaced by the modules of each.
+
+    A parameter of a component that lies in no module of it cannot be saved with an adapter; it stays as it is.
+    """
+    modules = dict(model.named_modules())
+    found: list[str] = []
+    for name in names:
+        for prefix in components.get(name, [name]):
+            if prefix in modules and isinstance(modules[prefix], nn.ModuleDict | nn.ModuleList):
+                # peft wraps modules that are called.
+                found += [f'{prefix}.{child}' for child, _ in modules[prefix].named_children()]
+            elif name in components and prefix not in modules:
+                logger.warning(
+                    'lora_cfgs.modules_to_save: %s is a parameter beside %s, and stays frozen.', prefix, name
+                )
+            else:
+                found.append(prefix)
+    return found
 
 
 def target_modules(

@@ -176,7 +176,8 @@ class ChatRenderer:
         """
         self.tokenizer = tokenizer
         if template is None:
-            template = self._default_template()
+            logger.info('The checkpoint has no chat template; using the default format `ROLE: text`.')
+            template = default_template(tokenizer)
         self.template = template
         # Text templates mostly paste `content` as it is; templates of multimodal models walk through its parts.
         source, lists_first = (tokenizer, False) if processor is None else (processor, True)
@@ -407,12 +408,13 @@ class ChatRenderer:
         except SampleError:  # such rows are left out, each with its reason
             return False
 
-    def _default_template(self) -> str:
-        logger.info('The checkpoint has no chat template; using the default format `ROLE: text`.')
-        bos = self.tokenizer.bos_token_id
-        # Plain text gets a BOS from these tokenizers, but text out of a template does not.
-        starts_with_bos = bos is not None and self.tokenizer('x')['input_ids'][:1] == [bos]
-        return ('{{ bos_token }}' if starts_with_bos else '') + DEFAULT_TEMPLATE
+
+def default_template(tokenizer: Any) -> str:
+    """Returns the template of checkpoints without one: `ROLE: text`."""
+    bos = tokenizer.bos_token_id
+    # Plain text gets a BOS from these tokenizers, but text out of a template does not.
+    starts_with_bos = bos is not None and tokenizer('x')['input_ids'][:1] == [bos]
+    return ('{{ bos_token }}' if starts_with_bos else '') + DEFAULT_TEMPLATE
 
 
 def _answer(text: str, **more: Any) -> Message:

@@ -26,7 +26,9 @@ PROJECTOR_NAMES = frozenset(
     'qformer query_tokens language_projection vision_projection image_newline embed_vision embed_audio perceiver '
     'modality_projection'.split()
 )
-TOWER_NAMES = frozenset('vision_tower visual vision_model vision_encoder image_encoder vision_backbone'.split())
+TOWER_NAMES = frozenset(
+    'vision_tower video_tower visual vision_model vision_encoder image_encoder vision_backbone'.split()
+)
 NESTED_TOWERS = frozenset(('clip_vision_model', 'siglip_vision_model'))
 AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())
 

@@ -41,6 +41,7 @@ WIDER = (
     'qwen2_audio',
     'qwen2_5_omni_thinker',
     'qwen3_omni_moe_thinker',
+    'composed',
 )
 MULTIMODAL = IMAGE + WIDER
 FAMILIES = TEXT + MULTIMODAL

@@ -209,8 +209,8 @@ def _train_several(rank: int, folders: list[Path], layouts: list[str], stage: in
 
 @pytest.mark.parametrize(
     ('families', 'stage'),
-    # The last one sees, hears, and has experts.
-    in_tiers(product(CROWDS, (2, 3)), [(CROWDS[-1], 3)]),
+    # The last ones see and hear, with experts and with encoders of other families.
+    in_tiers(product(CROWDS, (0, 2, 3)), [(crowd, 3) for crowd in CROWDS[-2:]]),
     ids=lambda value: value if isinstance(value, int) else '-'.join(value),
 )
 def test_ranks_with_other_kinds_of_media_train_as_one_loop_and_export(

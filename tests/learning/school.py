@@ -104,7 +104,7 @@ def accuracy(answers: Sequence[str], questions: Sequence[Question]) -> float:
 
 
 def _plain(model: Any) -> Any:
-    assert type(model).__module__.startswith('transformers.models.')
+    assert type(model).__module__.startswith(('transformers.models.', 'align_anything.models.composed.modeling'))
     return model.eval()
 
 

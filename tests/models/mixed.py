@@ -26,7 +26,9 @@ MEDIA: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(('llava_next_video', 'llava_onevision', 'smolvlm'), ('image', 'video')),
     'qwen2_audio': ('audio',),
     'gemma3n': ('image', 'audio'),
-    **dict.fromkeys(('gemma4', 'qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), ('image', 'video', 'audio')),
+    **dict.fromkeys(
+        ('composed', 'gemma4', 'qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), ('image', 'video', 'audio')
+    ),
 }
 VIDEO = tuple(family for family, kinds in MEDIA.items() if 'video' in kinds)
 AUDIO = tuple(family for family, kinds in MEDIA.items() if 'audio' in kinds)

@@ -12,8 +12,11 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationCon
 
 from align_anything.core.types import Conversation, Example, Message
 from align_anything.models.checkpoint import is_multimodal
+from align_anything.models.composed.register import register
 from align_anything.models.families import spec_for
 from align_anything.models.family import FamilySpec
+
+register()
 
 TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'gemma2', 'granite', 'mistral', 'phi3')
 IMAGE = ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'gemma3', 'idefics3', 'internvl')
@@ -31,6 +34,7 @@ WIDER = (
     'qwen2_audio',
     'qwen2_5_omni_thinker',
     'qwen3_omni_moe_thinker',
+    'composed',
 )
 FAMILIES = TEXT + IMAGE
 WITHOUT_FILE = ('gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
@@ -51,7 +55,7 @@ END = {
     'llava_next': '</s>',
     'llava_next_video': '</s>',
     **dict.fromkeys(('idefics2', 'idefics3', 'smolvlm'), '<end_of_utterance>'),
-    'mllama': '<|eot_id|>',
+    **dict.fromkeys(('composed', 'mllama'), '<|eot_id|>'),
     'gemma3n': '<end_of_turn>',
     'gemma4': '<turn|>',
     'paligemma': '<eos>',

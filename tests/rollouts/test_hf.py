@@ -23,7 +23,13 @@ from tests.models.mixed import media, policy_of
 from tests.models.samples import load, single, user
 
 Tiny = Callable[[str], Path]
-KINDS = {'qwen2': [], 'qwen2_vl': ['image', 'video'], 'qwen2_audio': ['audio'], 'llava': ['image']}
+KINDS = {
+    'qwen2': [],
+    'qwen2_vl': ['image', 'video'],
+    'qwen2_audio': ['audio'],
+    'llava': ['image'],
+    'composed': ['image', 'video', 'audio'],
+}
 FAMILIES = tuple(KINDS)
 
 

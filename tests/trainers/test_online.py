@@ -205,6 +205,7 @@ def test_online_dpo_learns_from_the_extremes(folder: Path, tiny: Tiny, tmp_path:
         ('text_audio_to_text', 'qwen2_audio'),
         ('text_video_to_text', 'qwen2_vl'),
         ('any_to_text', 'qwen2_5_omni_thinker'),
+        ('any_to_text', 'composed'),
     ],
 )
 def test_every_kind_of_media_is_responded_to_and_trained_on(pair: str, family: str, tiny: Tiny, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""The checkpoint of a run that composes it: made once, before anything else is opened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from align_anything.configs.compose import read_compose
+from align_anything.configs.resolve import Resolved
+from align_anything.core.distributed import broadcast_object, is_main
+from align_anything.core.errors import AlignAnythingError, SettingsError
+from align_anything.core.files import writable_folder
+from align_anything.core.store import digest
+from align_anything.engines.process_group import join_process_group
+from align_anything.models.composed.compose import compose
+
+
+def with_composed(resolved: Resolved) -> Resolved:
+    """Returns the same run on the checkpoint that `model_cfgs.compose` describes, if it does. Every rank calls it.
+
+    The first rank writes it to `<output_dir>/composed-<digest>`, where runs that resume find it. Raises SettingsError
+    on all of them where `compose` raises.
+    """
+    cfgs = resolved.cfgs
+    models = cfgs.model_cfgs
+    if not models.compose:
+        return resolved
+    wanted = read_compose(models.compose, 'model_cfgs.compose')
+    output_dir = writable_folder(Path(cfgs.logger_cfgs.output_dir), 'logger_cfgs.output_dir')
+    folder = output_dir / f'composed-{digest(wanted.model_dump(mode="json"))[:8]}'
+    if 'RANK' in os.environ:
+        join_process_group()
+    problem = None
+    if is_main() and not folder.exists():
+        try:
+            compose(wanted, folder)
+        except AlignAnythingError as error:
+            problem = f'model_cfgs.compose: {error}'
+    problem = broadcast_object(problem)
+    if problem is not None:
+        raise SettingsError([problem])
+    made = models.model_copy(update={'model_name_or_path': str(folder), 'compose': {}})
+    return replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': made}))
