@@ -82,7 +82,9 @@ def read(tiny, tmp_path_factory) -> set[str]:
 def test_every_key_of_the_schema_is_read(read):
     keys = {f'{name}.{key}' for name, group in groups_of(build_run_schema(SFT)).items() for key in group.model_fields}
     assert len(keys) > 80
-    assert sorted(keys - read) == []
+    # What stands for other settings is read while they are resolved, which tests/trainers/test_composed_runs.py shows.
+    expanded = {'train_cfgs.stage'}
+    assert sorted(keys - read) == sorted(expanded)
 
 
 def test_a_key_that_nothing_reads_is_found_out(read):
