@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from align_anything.core.errors import ModelError
-from align_anything.core.files import sync_folder, trained_model_in
+from align_anything.core.files import new_folder, trained_model_in
 from align_anything.core.logging import get_logger
-from align_anything.models.adapter import find_adapter, put_on
+from align_anything.models.adapter import Adapter, find_adapter, put_on
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import read_config
 from align_anything.models.export import export_model
@@ -39,38 +37,32 @@ def merge_adapter(
     """
     if not Path(folder).is_dir():
         raise ModelError(f'{folder} is no folder; name the one that the run saved, such as <output_dir>/slice_end.')
-    folder, out = trained_model_in(folder) or Path(folder), Path(out)
+    folder = trained_model_in(folder) or Path(folder)
     adapter = find_adapter(folder)
     if adapter is None:
         raise ModelError(f'{folder} holds no LoRA adapter: it has no adapter_config.json, or a whole model beside it.')
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f'{out} exists and is not an empty folder; name another one.')
+    with new_folder(out) as draft:
+        _merge(adapter, folder, draft, base, trust_remote_code)
+
+
+def _merge(adapter: Adapter, folder: Path, draft: Path, base: str | None, trust_remote_code: bool) -> None:
     source = adapter.require_base() if base is None else base
     if base is not None and adapter.base not in (None, base):
         _check_replacement(adapter.base, base, trust_remote_code)
     spec = load_spec(folder, base=source, trust_remote_code=trust_remote_code)
     kind = AnyModelForScore if SCORE_HEAD in (adapter.settings.get('modules_to_save') or ()) else AnyModel
     adapted = put_on(kind.from_pretrained(source, dtype='auto', trust_remote_code=trust_remote_code), adapter)
-    draft = out.parent / f'.{out.name}.{os.getpid()}.partial'
-    try:
-        draft.mkdir(parents=True)
-        export_model(
-            adapted,
-            None,
-            draft,
-            tokenizer=spec.tokenizer,
-            processor=spec.processor,
-            merge_adapter=True,
-            end_of_turn_id=spec.renderer.end_of_turn_id,
-            pad_token_id=spec.pad_token_id,
-        )
-        write_merged_card(draft, folder, source, spec)
-        os.replace(draft, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise ModelError(f'{out} cannot be written: {error}.') from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    export_model(
+        adapted,
+        None,
+        draft,
+        tokenizer=spec.tokenizer,
+        processor=spec.processor,
+        merge_adapter=True,
+        end_of_turn_id=spec.renderer.end_of_turn_id,
+        pad_token_id=spec.pad_token_id,
+    )
+    write_merged_card(draft, folder, source, spec)
 
 
 def _check_replacement(recorded: str, base: str, trust_remote_code: bool) -> None:

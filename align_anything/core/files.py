@@ -7,11 +7,13 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from align_anything.core.errors import SettingsError
+from align_anything.core.errors import ModelError, SettingsError
 
 FINAL_NAME = 'slice_end'
 """The folder of the trained model inside the output folder of a run."""
@@ -66,6 +68,27 @@ def writable_folder(folder: str | Path, setting: str) -> Path:
     except OSError as error:
         raise SettingsError([f'{setting}: {path} cannot be written to: {error}.']) from error
     return path
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """Yields a folder to write into, which becomes `out` when the block ends: whole, or not at all.
+
+    Raises ModelError when `out` is not empty, and for an OSError in the block.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f'{out} exists and is not an empty folder; name another one.')
+    draft = out.parent / f'.{out.name}.{os.getpid()}.partial'
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        os.replace(draft, out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise ModelError(f'{out} cannot be written: {error}.') from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def atomic_write_bytes(path: str | Path, content: bytes, durable: bool = True) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from align_anything.core.errors import SettingsError
-from align_anything.core.files import atomic_write_json, atomic_write_text, writable_folder
+from align_anything.core.errors import ModelError, SettingsError
+from align_anything.core.files import atomic_write_json, atomic_write_text, new_folder, writable_folder
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -49,3 +49,19 @@ def test_a_folder_is_made_and_tried(tmp_path: Path) -> None:
     (folder / 'file').touch()
     with pytest.raises(SettingsError, match=r'a_cfgs\.folder: .*file cannot be written to: .*exists'):
         writable_folder(folder / 'file', 'a_cfgs.folder')
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / 'model'
+    with pytest.raises(ValueError, match='in the middle'), new_folder(out) as draft:
+        (draft / 'half').touch()
+        raise ValueError('in the middle')
+    assert [*tmp_path.iterdir()] == []
+    with new_folder(out) as draft:
+        (draft / 'config.json').touch()
+        assert not out.exists()
+    assert [path.name for path in tmp_path.rglob('*')] == ['model', 'config.json']
+    with pytest.raises(ModelError, match='exists and is not an empty folder'), new_folder(out):
+        raise AssertionError('nothing is begun')
+    with pytest.raises(ModelError, match='cannot be written'), new_folder(tmp_path / 'full'):
+        raise OSError(28, 'No space left on device')

@@ -121,6 +121,16 @@ def test_changed_settings_are_all_listed(settings, old):
     assert f"data_cfgs.train_datasets is '{rows}'" in output
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on_and_says_what_it_does_not_know(settings, old):
+    file = old / 'slice_4' / 'manifest.json'
+    manifest = json.loads(file.read_text())
+    del manifest['identity']['train_cfgs.adam_betas']
+    file.write_text(json.dumps(manifest))
+    output = ' '.join(succeed(settings(old, '--resume', 'auto', **SAVES)).split())
+    assert 'does not say what these settings were; give the same as then: train_cfgs.adam_betas' in output
+    assert 'after step 4 of 6' in output
+
+
 @pytest.mark.parametrize(
     ('group', 'key', 'value', 'same'),
     [

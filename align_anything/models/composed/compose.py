@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, ClapAudioModel, PreTra
 
 from align_anything.configs.compose import ComposeCfgs
 from align_anything.core.errors import ModelError
-from align_anything.core.files import sync_folder
+from align_anything.core.files import new_folder
 from align_anything.core.logging import get_logger
 from align_anything.models.architecture import skeleton
 from align_anything.models.composed import plan as planning
@@ -41,28 +39,17 @@ def compose(cfgs: ComposeCfgs, out: str | Path, *, with_code: bool = False) -> P
         ModelError: a part cannot be read or has no place in a composed model, parts do not fit each other, or `out`
             is not empty or cannot be written. What the configurations tell is found before any weight is read.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f'{out} exists and is not an empty folder; name another one.')
-    register()
-    plan = planning.plan(cfgs)
-    if with_code and plan.is_llava:
-        raise ModelError('--with_code: this combination is a LLaVA, which transformers knows; leave it out.')
-    draft = out.parent / f'.{out.name}.{os.getpid()}.partial'
-    try:
-        draft.mkdir(parents=True)
+    with new_folder(out) as draft:
+        register()
+        plan = planning.plan(cfgs)
+        if with_code and plan.is_llava:
+            raise ModelError('--with_code: this combination is a LLaVA, which transformers knows; leave it out.')
         _write(plan, draft, with_code)
         # Tries the template, and a medium of each kind.
         spec = load_spec(draft, model_max_length=None)
         spec.processor.save_pretrained(draft)
-        os.replace(draft, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise ModelError(f'{out} cannot be written: {error}.') from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     logger.info('composed model (%s): %s', 'llava' if plan.is_llava else ComposedConfig.model_type, out)
-    return out
+    return Path(out)
 
 
 def _write(plan: Plan, folder: Path, with_code: bool) -> None:

@@ -13,6 +13,9 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import BnbCfgs, RunCfgs, groups_of
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -135,14 +138,22 @@ def manifest_of(progress: Progress, cfgs: RunCfgs) -> dict[str, Any]:
 
 
 def resume_progress(manifest: dict[str, Any], cfgs: RunCfgs, where: str) -> Progress:
-    """The progress of a checkpoint. Raises SettingsError listing all settings that differ from its own."""
+    """The progress of a checkpoint. Raises SettingsError listing all settings that differ from its own.
+
+    A checkpoint of an earlier version may say nothing of a setting that all algorithms have: it is told, and taken for
+    the same. What an algorithm alone has is there, or the checkpoint is another algorithm's.
+    """
     ours = json.loads(json.dumps(identity(cfgs)))
     theirs = manifest['identity']
     free = SPLIT if _may_split_otherwise(cfgs, ours, theirs) else ()
+    common = {f'{group}.{key}' for group, keys in _MUST_AGREE.items() for key in keys}
+    unsaid = sorted(common & ours.keys() - theirs.keys())
+    if unsaid:
+        logger.warning('%s does not say what these settings were; give the same as then: %s', where, ', '.join(unsaid))
     problems = [
         f'--resume: {key} is {ours[key]!r}, but {where} was written with {theirs.get(key)!r}.'
         for key in ours
-        if ours[key] != theirs.get(key) and key not in free
+        if ours[key] != theirs.get(key) and key not in (*free, *unsaid)
     ]
     if problems:
         raise SettingsError([*problems, '--resume: give the same values, or start afresh in another output_dir.'])

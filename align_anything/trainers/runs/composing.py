@@ -11,16 +11,19 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import broadcast_object, is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.files import writable_folder
+from align_anything.core.logging import get_logger
 from align_anything.core.store import digest
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.composed.compose import compose
+
+logger = get_logger(__name__)
 
 
 def with_composed(resolved: Resolved) -> Resolved:
     """Returns the same run on the checkpoint that `model_cfgs.compose` describes, if it does. Every rank calls it.
 
-    The first rank writes it to `<output_dir>/composed-<digest>`, where runs that resume find it. Raises SettingsError
-    on all of them where `compose` raises.
+    The first rank writes it to `<output_dir>/composed-<digest>`, where later runs with the same settings find it. Dry
+    runs write it too. Raises SettingsError on all ranks where `compose` raises.
     """
     cfgs = resolved.cfgs
     models = cfgs.model_cfgs
@@ -32,7 +35,9 @@ def with_composed(resolved: Resolved) -> Resolved:
     if 'RANK' in os.environ:
         join_process_group()
     problem = None
-    if is_main() and not folder.exists():
+    if is_main() and folder.exists():
+        logger.info('composed already, from the parts as they were then: %s; remove it to compose anew', folder)
+    elif is_main():
         try:
             compose(wanted, folder)
         except AlignAnythingError as error:
