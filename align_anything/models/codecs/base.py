@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from align_anything.core.errors import ModelError
+from align_anything.core.files import read_json
 from align_anything.core.registry import Registry
 from align_anything.core.types import MediaKind
 from align_anything.models import codecs
-from align_anything.models.checkpoint import read_json
 
 CONFIG = 'config.json'
 FILES = '.safetensors', '.json'
