@@ -142,6 +142,8 @@ def _problems(own: KindOfCodes, sampling: Sampling, emission: Emission) -> list[
         return [f'emit.{kind}: name how many codes it has, such as [16, 16].']
     if grid is not None and (len(grid) != DIMENSIONS[kind] or min(grid) < 1):
         return [f'emit.{kind}: {list(grid)} is not {DIMENSIONS[kind]} numbers of codes.']
+    if grid is not None and not _readable(own, grid):
+        return [f'emit.{kind}: a model without a token behind each row writes square images, not {list(grid)}.']
     if emission.max_frames and grid is not None:
         return [f'emit: the {kind} has {list(grid)} codes, so that a most number of frames says nothing. Leave it out.']
     if not own.opening and emission.begins is None:
@@ -154,6 +156,13 @@ def _problems(own: KindOfCodes, sampling: Sampling, emission: Emission) -> list[
             'tokens or more.'
         ]
     return []
+
+
+def _readable(own: KindOfCodes, grid: Sequence[int]) -> bool:
+    """Whether the grid of media can be told from their ids."""
+    ids, _ = own.written(torch.zeros(len(own.books), *grid, dtype=torch.long))
+    codes = own.read(ids[len(own.opening_of(grid)) : len(ids) - len(own.closing)].tolist())
+    return codes is not None and codes.shape[1:] == torch.Size(grid)
 
 
 def text_between(spec: FamilySpec, ids: Sequence[int]) -> str:

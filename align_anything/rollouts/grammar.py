@@ -7,7 +7,7 @@ JSON.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from align_anything.models.codes import TEXT, KindOfCodes, MediaCodes, Span, wit
 ENDLESS = 2**31
 """Where spans end that reach to the end of the vocabulary, however many ids it has."""
 Spans = tuple[Span, ...]
+EVERYTHING: Spans = ((0, ENDLESS),)
 Grid = tuple[int, ...]
 
 
@@ -83,6 +84,7 @@ class Grammar:
     Attributes:
         kinds: how each medium is written that may be, in the order of `MediaCodes.kinds`.
         sets: the ids that each unit is normalised over, by the number of its set: text, then each book of each kind.
+            All ids where the policy's scores are such (`MediaCodes.ranged`).
         text: what may be sampled outside of media: openings of the `kinds` among it.
         begins: number of the medium among `kinds` that a response consists of; None for text.
         stops: the ids that end a response.
@@ -120,14 +122,15 @@ class Grammar:
                 begins = len(rules) if own.kind == emission.begins else begins
                 rules.append(_rules(own, emission, number))
             number += len(own.books)
-        sets = tuple(map(tuple, codes.sets(ENDLESS)))
+        sets = tuple(tuple(spans) if codes.ranged else EVERYTHING for spans in codes.sets(ENDLESS))
         opened = {rule.opening[0] for rule in rules if rule.opening}
-        shut = {own.opening[0] for own in codes.kinds.values() if own.opening} | {*banned}
-        # Its score is one among codes, so that it may end nothing but a medium, unless nothing else ends a text.
-        closing = {own.closing[0] for own in codes.kinds.values() if own.open_ended and own.closing}
-        shut |= closing if {*stops} - closing else closing - {*stops}
+        shut = {*banned, *_marks(codes)}
+        # The score of an id that ends a medium where it likes is one among codes: in a text it would be another.
+        open_ended = {own.closing[0] for own in codes.kinds.values() if own.open_ended and own.closing}
+        ends = {*stops} - open_ended or {*stops}
+        shut -= opened | ends
         books = [span for own in codes.kinds.values() for span in own.spans]
-        text = without(ENDLESS, [*books, *((token, token + 1) for token in shut - opened)])
+        text = without(ENDLESS, [*books, *((token, token + 1) for token in shut)])
         return cls(tuple(rules), sets, tuple(text), begins, tuple(stops), end)
 
     def start(self) -> State:
@@ -215,7 +218,7 @@ class State:
             self._open = rules = None
             self._done = self._grammar.begins is not None
         if self._ended:
-            self.allowed = ((0, ENDLESS),)
+            self.allowed = EVERYTHING
         elif self._done:
             self.allowed = _only(self._grammar.end)
         elif rules is None:
@@ -238,6 +241,12 @@ class State:
         # A medium ends behind a whole frame, and has one.
         ends = _only(rules.closing[0]) if not rules.codes and book == 0 and at > 0 else ()
         return (rules.books[book], *ends)
+
+
+def _marks(codes: MediaCodes) -> Iterator[int]:
+    """The ids that tell where media begin, go on and end, which say nothing in a text."""
+    for own in codes.kinds.values():
+        yield from (*own.opening[:1], *own.closing[:1], *(() if own.row_end is None else (own.row_end,)))
 
 
 def _rules(own: KindOfCodes, emission: Emission, number: int) -> SpanRules:
