@@ -117,6 +117,7 @@ class Engine:
         Raises RequestError when vLLM refuses a request, and TrainingError when the engine dies.
         """
         import vllm
+        from vllm.exceptions import VLLMValidationError
 
         self._wake('weights', 'kv_cache')
         # An engine of several ranks sees the requests of all of them on each.
@@ -128,7 +129,7 @@ class Engine:
             raise RequestError(f'vLLM cannot sample in this way: {error}') from error
         try:
             found = self._llm.generate([request.prompt for request in asked], sampling, use_tqdm=False)
-        except ValueError as error:
+        except (ValueError, VLLMValidationError) as error:
             raise RequestError(f'vLLM refuses a request of this rollout: {error}') from error
         except Exception as error:  # Whatever an engine dies of.
             raise TrainingError(
