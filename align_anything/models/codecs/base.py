@@ -18,7 +18,7 @@ from align_anything.core.types import Array, Audio, MediaKind
 from align_anything.models import codecs
 
 CONFIG = 'config.json'
-FILES = '.safetensors', '.json'
+FILES = '.safetensors', '.bin', '.json'
 
 
 @dataclass(frozen=True)
