@@ -19,6 +19,7 @@ from align_anything.datasets.turn_keys import (
     listed,
     media_of_turn,
     refuse_unheeded,
+    source_keys,
     weight_of,
 )
 
@@ -184,7 +185,7 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
     kind = PART_TYPES[part['type']]
     known = PART_OPTIONS.get(kind, {})
     given = {key for key, value in part.items() if value is not None}
-    _refuse_unknown(where, kind, given - {'type', 'index', *HINTS, *_sources(kind), *known})
+    _refuse_unknown(where, kind, given - {'type', 'index', *HINTS, *source_keys(kind), *known})
     source = _part_source(where, kind, part)
     own = {option: part[name] for name, option in known.items() if name in given}
     if source is not None:
@@ -193,11 +194,6 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
     if not isinstance(index, (int, type(None))):
         raise SampleError(f"{where} has {kind} media whose 'index' is {index!r}, not a number.")
     return [{'type': kind, 'options': own, **({} if index is None else {'index': index})}]
-
-
-def _sources(kind: MediaKind) -> tuple[str, ...]:
-    """Returns the keys under which a part may bring its medium, the first one given counts."""
-    return ('base64', kind, f'{kind}_url', 'path', 'url')
 
 
 def _refuse_unknown(where: str, kind: MediaKind, keys: Set[str]) -> None:
@@ -224,7 +220,7 @@ def _is_unicode(text: str) -> bool:
 
 def _part_source(where: str, kind: MediaKind, part: Mapping[str, Any]) -> Any:
     """Returns what a media part brings along itself, in any of the forms chat rows use, or None."""
-    given = (key for key in _sources(kind) if part.get(key) is not None and not is_empty_record(part[key]))
+    given = (key for key in source_keys(kind) if part.get(key) is not None and not is_empty_record(part[key]))
     name = next(given, None)
     source = None if name is None else part[name]
     if name == 'base64':
