@@ -85,9 +85,10 @@ def bind_media(
 
     messages = [_message(index, message, waiting.keys(), media_of) for index, message in enumerate(conversation)]
     contents = [message['content'] for message in messages]
+    asked = [message['content'] for message in messages if message['role'] != 'assistant']
     first = next((message['content'] for message in messages if message['role'] == 'user'), None)
     for kind in MEDIA_KINDS:
-        _place('the row', contents, first, kind, waiting.get(kind, []), media_of)
+        _place('the row', contents, asked, first, kind, waiting.get(kind, []), media_of)
     messages = [message for message in messages if message['role'] != 'system' or not _is_blank(message)]
     _check_turns(messages, needs_reply)
     while needs_reply and messages[-1]['role'] != 'assistant':
@@ -132,7 +133,7 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
     own = media_of_turn(where, turn)
     parts = [part for raw in content for part in _parts(where, raw, {*waiting, *own}, media_of)]
     for kind, sources in own.items():
-        _place(where, [parts], parts, kind, sources, media_of)
+        _place(where, [parts], [parts], parts, kind, sources, media_of)
     weight = weight_of(where, turn)
     marks = {**({'prefix': True} if turn.get('prefix') else {}), **({} if weight == 1 else {'weight': weight})}
     return {'role': role, 'content': parts, **more, **marks}
@@ -259,6 +260,7 @@ def _text(text: str) -> list[Part]:
 def _place(
     whose: str,
     contents: Sequence[list[Part]],
+    asked: Sequence[list[Part]],
     first: list[Part] | None,
     kind: MediaKind,
     sources: list[Any],
@@ -266,18 +268,19 @@ def _place(
 ) -> None:
     """Fills the placeholders of one kind in `contents` with `sources`, in order or by the numbers they name.
 
-    Without any placeholder they go before the text of `first`. `whose` media they are is said in errors.
+    Without any placeholder they go before the text of `first`, if there are no others among `asked`, the contents that
+    are no answers. `whose` media they are is said in errors.
     """
     items = [media_of(kind, source) for source in sources]
     parts = [part for content in contents for part in content if part['type'] == kind]
     slots = [part for part in parts if kind not in part]
-    if items and not parts:
+    if not slots and _same(items, [part[kind] for part in parts]):
+        return
+    if not slots and not any(part['type'] == kind for content in asked for part in content):
         if first is None:
             raise SampleError(f'{whose} has {len(items)} {kind}(s) but no user turn to show them in.')
         first_text = next((index for index, part in enumerate(first) if part['type'] == 'text'), len(first))
         first[first_text:first_text] = [{'type': kind, kind: item} for item in items]
-        return
-    if not slots and _same(items, [part[kind] for part in parts]):
         return
     if len(slots) != len(items):
         where = 'the conversation' if whose == 'the row' else 'its text'
@@ -293,8 +296,13 @@ def _same(items: list[Media], placed: list[Media]) -> bool:
     """Tells whether `meta` only lists again what the parts bring themselves."""
     if len(items) != len(placed):
         return not items
-    pairs = [(one.source, other.source) for one, other in zip(items, placed, strict=True)]
-    return all(one is other or (isinstance(one, str) and one == other) for one, other in pairs)
+    pairs = [(_content(one.source), _content(other.source)) for one, other in zip(items, placed, strict=True)]
+    return all(one is other or (isinstance(one, (str, bytes)) and one == other) for one, other in pairs)
+
+
+def _content(source: Any) -> Any:
+    """The bytes of a record, or the source itself."""
+    return source['bytes'] if isinstance(source, Mapping) and source.get('bytes') is not None else source
 
 
 def _is_blank(message: Message) -> bool:
