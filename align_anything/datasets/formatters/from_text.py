@@ -8,7 +8,7 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import MediaKind
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.formatters.columns import Row, column, text
-from align_anything.datasets.formatters.turns import Meta, PairSample, Sample, Turns, shown, user
+from align_anything.datasets.formatters.turns import PairSample, Sample, Turns, shown, user
 
 
 class FromText(BaseFormatter):
@@ -50,15 +50,20 @@ class Illustrated(FromText):
 
 
 class Chosen(FromText):
-    """Rows with a text and two media, the better and the worse one."""
+    """Rows with a text and two media.
+
+    Attributes:
+        _better: column with the better medium.
+        _worse: column with the worse one.
+    """
 
     _better: str = 'better_image'
     _worse: str = 'worse_image'
 
     def format_preference_sample(self, raw_sample: Row) -> PairSample:
-        better, worse, meta = self.judged(raw_sample)
-        return self.answered(raw_sample, better), self.answered(raw_sample, worse), meta
+        better, worse = self.judged(raw_sample)
+        return self.answered(raw_sample, better), self.answered(raw_sample, worse), {}
 
-    def judged(self, row: Row) -> tuple[Any, Any, Meta]:
-        """Returns the better medium, the worse one, and what else is known of the pair."""
-        return column(row, self._better), column(row, self._worse), {}
+    def judged(self, row: Row) -> tuple[Any, Any]:
+        """Returns the better medium and the worse one."""
+        return column(row, self._better), column(row, self._worse)

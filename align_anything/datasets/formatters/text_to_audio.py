@@ -17,7 +17,7 @@ from align_anything.datasets.formatters.columns import (
     is_chosen_id,
 )
 from align_anything.datasets.formatters.from_text import Chosen, FromText, Illustrated
-from align_anything.datasets.formatters.turns import Meta, Sample
+from align_anything.datasets.formatters.turns import Sample
 
 
 @register_template('WavCaps')
@@ -35,9 +35,9 @@ class AA_T2A(Chosen):
 
     _kind = 'audio'
 
-    def judged(self, row: Row) -> tuple[Any, Any, Meta]:
+    def judged(self, row: Row) -> tuple[Any, Any]:
         better = chosen_id(row, 'overall_audio', (1, 2))
-        return column(row, f'response_{better}'), column(row, f'response_{3 - better}'), {}
+        return column(row, f'response_{better}'), column(row, f'response_{3 - better}')
 
     def check_validation(self, raw_sample: Row) -> bool:
         return is_chosen_id(raw_sample, 'overall_audio', (1, 2))

@@ -10,7 +10,6 @@ from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, column, number
 from align_anything.datasets.formatters.from_text import Chosen, Illustrated
 from align_anything.datasets.formatters.preference import Preference, Rated
-from align_anything.datasets.formatters.turns import Meta
 
 
 @register_template('DiffusionDB')
@@ -34,12 +33,12 @@ class Pickapic(Chosen):
 
     _text = 'caption'
 
-    def judged(self, row: Row) -> tuple[Any, Any, Meta]:
+    def judged(self, row: Row) -> tuple[Any, Any]:
         labels = self._labels(row)
         if sorted(labels) != [0, 1]:
             raise SampleError(f"columns 'label_0' and 'label_1' are {labels}, which prefers neither image.")
         better = labels.index(1)
-        return column(row, f'jpg_{better}'), column(row, f'jpg_{1 - better}'), {}
+        return column(row, f'jpg_{better}'), column(row, f'jpg_{1 - better}')
 
     def check_validation(self, raw_sample: Row) -> bool:
         # Prompts alone need no labels.

@@ -8,7 +8,6 @@ from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, column
 from align_anything.datasets.formatters.from_text import Chosen, Illustrated
-from align_anything.datasets.formatters.turns import Meta
 
 VIDEOS = ('video_0', 'video_1')
 
@@ -34,12 +33,12 @@ class SafeSora(Chosen):
     _kind = 'video'
     _text = 'prompt_text'
 
-    def judged(self, row: Row) -> tuple[Any, Any, Meta]:
+    def judged(self, row: Row) -> tuple[Any, Any]:
         better = column(row, self.criterion)
         if better not in VIDEOS:
             raise SampleError(f"column '{self.criterion}' should be one of {list(VIDEOS)} but is {better!r}.")
         worse = VIDEOS[1 - VIDEOS.index(better)]
-        return column(column(row, better), 'video_path'), column(column(row, worse), 'video_path'), {}
+        return column(column(row, better), 'video_path'), column(column(row, worse), 'video_path')
 
     def check_validation(self, raw_sample: Row) -> bool:
         return self.criterion not in raw_sample or raw_sample[self.criterion] in VIDEOS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
@@ -68,17 +68,21 @@ def pair(prompt: Turns, better: str, worse: str, meta: Meta) -> PairSample:
 def with_its_media(turn: dict[str, Any], meta: Meta) -> tuple[dict[str, Any], Meta]:
     """Returns the last turn of a conversation with its media taken out of `meta` as its own, and the rest of `meta`.
 
-    They are the last ones of `meta`, one for each placeholder of the turn that it does not fill itself.
+    They are those that its placeholders name by their `index`, else the last ones, one for each placeholder.
     """
-    taken: Meta = {}
-    rest = dict(meta)
+    taken, rest = dict(turn), dict(meta)
     for key, kind in MEDIA_KEYS.items():
         waiting = [] if meta.get(key) is None else listed(meta[key])
-        count = 0 if {kind, f'{kind}s'} & filled(turn).keys() else _placeholders(turn['content'], kind)
-        if count and len(waiting) >= count:
-            taken[f'{kind}s'] = waiting[-count:]
-            rest[key] = waiting[:-count]
-    return {**turn, **taken}, rest
+        named = [part['index'] for part in _bare(turn['content'], kind) if 'index' in part]
+        count = _placeholders(turn['content'], kind)
+        if not count or {kind, f'{kind}s'} & filled(turn).keys():
+            continue
+        if named == [number for number in named if number in range(len(waiting))] and len(named) == count:
+            taken['content'] = [_filled_by(part, kind, waiting) for part in taken['content']]
+            rest[key] = [source for number, source in enumerate(waiting) if number not in named]
+        elif not named and len(waiting) >= count:
+            taken[f'{kind}s'], rest[key] = waiting[-count:], waiting[:-count]
+    return taken, rest
 
 
 def says_only_text(turn: dict[str, Any]) -> bool:
@@ -89,13 +93,25 @@ def says_only_text(turn: dict[str, Any]) -> bool:
     return not media and not MEDIA_KEYS.keys() & filled(turn).keys()
 
 
+def _filled_by(part: Any, kind: MediaKind, media: Sequence[Any]) -> Any:
+    """A placeholder that names its medium with that medium, any other part as it is."""
+    if not _bare([part], kind):
+        return part
+    return {**{key: value for key, value in part.items() if key != 'index'}, kind: media[part['index']]}
+
+
 def _placeholders(content: Any, kind: MediaKind) -> int:
-    """The placeholders of a kind in a content that bring no medium."""
+    """The number of placeholders of a kind in a content."""
     if isinstance(content, str):
         return content.count(f'<{kind}>')
-    if not isinstance(content, (list, tuple)):
-        return 0
-    parts = [{'type': 'text', 'text': part} if isinstance(part, str) else filled(part) for part in content]
-    texts = [part['text'] for part in parts if part.get('type') == 'text' and isinstance(part.get('text'), str)]
-    bare = [part for part in parts if part.get('type') == kind and not part.keys() & set(source_keys(kind))]
-    return sum(text.count(f'<{kind}>') for text in texts) + len(bare)
+    parts = content if isinstance(content, (list, tuple)) else []
+    texts = [part.get('text') if isinstance(part, Mapping) else part for part in parts]
+    written = sum(text.count(f'<{kind}>') for text in texts if isinstance(text, str))
+    return written + len(_bare(content, kind))
+
+
+def _bare(content: Any, kind: MediaKind) -> list[dict[str, Any]]:
+    """The parts of a kind that bring no medium, without their keys of nothing."""
+    parts = content if isinstance(content, (list, tuple)) else []
+    told = [filled(part) for part in parts if isinstance(part, Mapping)]
+    return [part for part in told if part.get('type') == kind and not part.keys() & set(source_keys(kind))]

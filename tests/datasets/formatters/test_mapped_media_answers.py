@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy
@@ -79,6 +80,18 @@ SUPERVISED: list[tuple[str, dict, dict, Said]] = [
         [asked('Repaint ', '1'), answer('2')],
     ),
     (
+        'Messages',
+        {},
+        {
+            'messages': [
+                {'role': 'user', 'content': [{'type': 'image', 'index': 0}, {'type': 'text', 'text': 'Repaint'}]},
+                {'role': 'assistant', 'content': [{'type': 'image', 'index': 1, 'text': None}]},
+            ],
+            'images': ['1', '2'],
+        },
+        [asked('1', 'Repaint'), answer('2')],
+    ),
+    (
         'ShareGPT',
         {},
         {'conversations': SHARED, 'audio': 'a.wav'},
@@ -104,6 +117,26 @@ def test_prompts_leave_out_the_answer_with_its_media(name: str, options: dict, r
 def test_unmatched_takes_the_answer_with_its_media(name: str, options: dict, row: dict, expected: Said) -> None:
     conversation, _ = bound(name, **options).format_unmatched_supervised_sample(row, row)
     assert said(conversation) == expected
+
+
+def test_an_answer_shows_the_medium_that_it_names_and_no_other() -> None:
+    def row(first: str, second: str) -> dict[str, Any]:
+        content = [{'type': 'image', 'index': 0}]
+        shown = [
+            {'role': 'user', 'content': [{'type': 'image', 'index': 1}]},
+            {'role': 'assistant', 'content': content},
+        ]
+        return {'messages': shown, 'images': [first, second]}
+
+    template = bound('Messages')
+    assert said(template.format_supervised_sample(row('1', '2'))[0]) == [asked('2'), answer('1')]
+    # Numbers that count on media of the answer mean nothing without it.
+    for hook in (
+        template.format_prompt_only_sample,
+        partial(template.format_unmatched_supervised_sample, row('3', '4')),
+    ):
+        with pytest.raises(SampleError, match='name the indices'):
+            hook(row('1', '2'))
 
 
 @pytest.mark.parametrize(
