@@ -123,9 +123,9 @@ def test_stop_strings_end_text_and_no_media(folder: Path) -> None:
     def ids(found: list[list[Response]]) -> list[list[int]]:
         return [response.ids.tolist() for responses in found for response in responses]
 
-    assert ids(engine.generate(prompts(spec), replace(sampling, stop=('<i1', '<s0_')))) == ids(plain)
+    assert ids(engine.generate(prompts(spec), replace(sampling, stop=('<|image_0', '<|audio_1')))) == ids(plain)
     opening = spec.codes.kinds['image'].opening[0]
-    stopped = ids(engine.generate(prompts(spec), replace(sampling, stop=('<img>',))))
+    stopped = ids(engine.generate(prompts(spec), replace(sampling, stop=('<|image_begin|>',))))
     # Tokens of other rows are sampled otherwise once one has ended.
     ended = [own for own in stopped if opening in own]
     assert ended and all(own.index(opening) == len(own) - 1 for own in ended)
