@@ -1,0 +1,242 @@
+"""Lessons in drawing and singing: small models that begin untrained, taught by pictures of which half are wrongly named.
+
+Digits are pictures of sixteen codes, melodies three tones of codes that the model itself has to end. After supervised
+training a model knows no more than the half that is right; pairs and rewards teach it the other half. It is asked by
+transformers alone, and what it draws is looked at by a classifier that no reward has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from align_anything.cli.leaves import find_run
+from align_anything.core.types import Audio, MediaKind
+from align_anything.models.codecs.base import codec_rules
+from align_anything.testing import emitting
+from tests.harness.once import once
+from tests.learning import seen
+from tests.learning.school import open_text_model
+from tests.trainers.runs import run, sft, write_rows
+
+MOST_FRAMES = 24
+"""After so many codes a melody that goes on counts as none."""
+SILENCE = Audio(np.zeros(emitting.FRAMES * emitting.FRAME, dtype=np.float32), emitting.RATE)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is asked for, in which rows, and what is right.
+
+    Attributes:
+        pair: the modality pair.
+        kind: of the media that answers are.
+        column: of the rows, with the answer.
+        start: makes the untrained model.
+        write: writes rows into a folder, as `emitting.write_digit_rows` does.
+        right: how much of a medium is as a row asks, from 0 to 1.
+        reward: the reward function that knows.
+    """
+
+    pair: str
+    kind: MediaKind
+    column: str
+    start: Callable[..., Path]
+    write: Callable[..., Path]
+    right: Callable[[Sequence[Any], Sequence[dict[str, Any]]], float]
+    reward: str
+
+
+def digits_right(pictures: Sequence[Any], rows: Sequence[dict[str, Any]]) -> float:
+    """The share of pictures that show the digit asked for, to a classifier that learned the odd half of the digits."""
+    found = emitting.read_digits(pictures, half=1).argmax(1)
+    return seen.share(found.tolist(), [row['digit'] for row in rows])
+
+
+def notes_right(sounds: Sequence[Any], rows: Sequence[dict[str, Any]]) -> float:
+    """The share of notes that are heard as asked for."""
+    shares = [seen.share(emitting.heard(sound), row['notes']) for sound, row in zip(sounds, rows, strict=True)]
+    return sum(shares) / len(shares)
+
+
+DRAWING = Lesson(
+    'text_to_image', 'image', 'picture', emitting.drawing_model, emitting.write_digit_rows, digits_right, 'drawn_digit'
+)
+SINGING = Lesson(
+    'text_to_audio', 'audio', 'melody', emitting.singing_model, emitting.write_melody_rows, notes_right, 'sung_notes'
+)
+TRAINED, ASKED = 1300, 300
+"""Rows to learn from, and held-out ones to be asked about."""
+SUPERVISED = {
+    'max_steps': 600,
+    'epochs': 100,
+    'per_device_train_batch_size': 64,
+    'learning_rate': 2e-3,
+    'lr_scheduler_type': 'cosine',
+    'lr_warmup_ratio': 0.1,
+}
+
+
+SETTINGS: dict[str, Any] = {'save_checkpoint': False, 'model_max_length': 96}
+PAIRED: dict[str, Any] = {'per_device_train_batch_size': 32, 'learning_rate': 2e-4, 'lr_scheduler_type': 'constant'}
+REWARDED: dict[str, Any] = {
+    'template': 'Prompts',
+    'train_template_kwargs': '{prompt: question, answer: "", keep_columns: True}',
+    'num_generations': 8,
+    'per_device_prompt_batch_size': 16,
+    'per_device_train_batch_size': 128,
+    'update_iters': 2,
+    'max_new_tokens': 30,
+    'learning_rate': 5e-4,
+    'lr_scheduler_type': 'constant',
+}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    'dpo': {**PAIRED, 'scale_coeff': 0.1, 'max_steps': 120},
+    'kto': {**PAIRED, 'scale_coeff': 0.1, 'max_steps': 120},
+    'rm': {**PAIRED, 'learning_rate': 1e-3, 'max_steps': 120},
+    'grpo': {**REWARDED, 'beta': 0.0, 'max_steps': 60},
+    'ppo': {**REWARDED, 'kl_coeff': 0.0, 'critic_lr': 2e-3, 'max_steps': 60},
+}
+"""How what was taught is trained on."""
+
+
+def train(lesson: Lesson, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
+    """Trains a model by an algorithm and returns the folder of what came of it."""
+    pair, algorithm = find_run(lesson.pair, name)
+    (done,) = run(sft(output, model, rows, **{**SETTINGS, **settings}), 1, pair, algorithm=algorithm, timeout=600)
+    assert done.code == 0, done.output
+    return output / 'slice_end'
+
+
+def taught(lesson: Lesson, shared: Path) -> Path:
+    """A folder with a `model` that was taught by rows of which half are wrong, and the rows for what comes next.
+
+    It is taught once a run. Do not write into the folder.
+    """
+
+    def teach(folder: Path) -> None:
+        folder.mkdir()
+        start = lesson.start(folder / 'start', hidden=96, layers=3)
+        wrong = lesson.write(folder / 'wrong', TRAINED, wrong=0.5)
+        lesson.write(folder / 'right', TRAINED, seed=1)
+        template = f'{{answers: {lesson.kind}, prompt: question, response: {lesson.column}}}'
+        settings = {'train_template_kwargs': template, 'sample_cache_dir': folder / 'samples', **SUPERVISED}
+        (folder / 'model').symlink_to(train(lesson, 'sft', folder / 'run', start, wrong, **settings))
+
+    return once(shared, f'taught-{lesson.column}', teach)
+
+
+def go_on(lesson: Lesson, name: str, folder: Path, output: Path, **more: Any) -> Path:
+    """Trains the model in `folder`, of `taught`, by an algorithm; returns the folder of what came of it."""
+    settings = {'epochs': 100, **ALGORITHMS[name], **more}
+    if name in ('grpo', 'ppo'):
+        settings['reward_functions'] = f'[{seen.__file__}:{lesson.reward}]'
+    else:
+        mapped = f'{{answers: {lesson.kind}, prompt: question, chosen: {lesson.column}}}'
+        settings |= {'template': 'Preference', 'train_template_kwargs': mapped}
+    return train(lesson, name, output, folder / 'model', folder / 'right' / 'rows.jsonl', **settings)
+
+
+def answers(model: Path, kind: MediaKind, prompts: Sequence[str]) -> list[Any]:
+    """What a checkpoint draws or sings when it is asked, sampled by transformers alone and decoded by its codec."""
+    torch.manual_seed(0)
+    loaded, tokenizer = open_text_model(model)
+    declared = loaded.config.media_codes[kind]
+    codec = codec_rules(model / declared['codec']).open()
+    (first,), (entries,) = declared['first_ids'], codec.rules.books
+    closing = tokenizer.convert_tokens_to_ids(declared['closing'])
+    size = declared.get('size')
+    frames = MOST_FRAMES if size is None else int(np.prod(size))
+    codes = list(range(first, first + entries))
+    asked = [
+        tokenizer.apply_chat_template([{'role': 'user', 'content': prompt}], add_generation_prompt=True, tokenize=False)
+        + declared['opening']
+        for prompt in prompts
+    ]
+    tokenizer.padding_side = 'left'
+    inputs = tokenizer(asked, return_tensors='pt', padding=True, add_special_tokens=False)
+    begin = inputs['input_ids'].shape[1]
+
+    def allowed(_: int, ids: torch.Tensor) -> list[int]:
+        return codes if size is not None or len(ids) == begin else [*codes, closing]
+
+    with torch.no_grad():
+        tokens = loaded.generate(
+            **inputs,
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=frames,
+            prefix_allowed_tokens_fn=allowed,
+            eos_token_id=closing,
+        )
+    return [_decoded(codec, row, first, closing, size) for row in tokens[:, begin:]]
+
+
+def _decoded(codec: Any, tokens: torch.Tensor, first: int, closing: int, size: Sequence[int] | None) -> Any:
+    if size is not None:
+        return codec.decode((tokens - first).view(1, *size))
+    ends = (tokens == closing).nonzero()
+    return codec.decode((tokens[None, : int(ends[0])] - first)) if len(ends) else SILENCE
+
+
+def accuracy(lesson: Lesson, model: Path, shuffled: bool = False) -> float:
+    """How much of what a checkpoint answers to held-out prompts is right; or right for prompts that are not its own."""
+    random = np.random.default_rng(2)
+    rows = questions(lesson, random)
+    found = answers(model, lesson.kind, [row['question'] for row in rows])
+    order = random.permutation(len(rows)) if shuffled else range(len(rows))
+    return lesson.right(found, [rows[at] for at in order])
+
+
+def write_both_ways(folder: Path, rows: int, first: int = 0) -> Path:
+    """Writes rows that ask for digits to be drawn, and as many that show one and ask which it is; returns their file."""
+    drawn = emitting.write_digit_rows(folder, first + rows)
+    lines = [json.loads(line) for line in drawn.read_text().splitlines()[first:]]
+    asked = [{'messages': line['messages']} for line in lines]
+    named = [{'messages': naming(line['picture'], emitting.DIGITS[line['digit']])} for line in lines]
+    return write_rows(folder / 'both.jsonl', [row for both in zip(asked, named, strict=True) for row in both])
+
+
+def naming(picture: str, word: str) -> list[dict[str, Any]]:
+    """A conversation about a picture of a digit."""
+    shown = [{'type': 'image', 'image': picture}, {'type': 'text', 'text': 'the digit'}]
+    return [{'role': 'user', 'content': shown}, {'role': 'assistant', 'content': word}]
+
+
+def names(model: Path, pictures: Sequence[Any]) -> list[str]:
+    """What a checkpoint says that pictures show, greedily, by transformers alone."""
+    loaded, tokenizer = open_text_model(model)
+    declared = loaded.config.media_codes['image']
+    codec = codec_rules(model / declared['codec']).open()
+    (first,) = declared['first_ids']
+    tokens = tokenizer.convert_ids_to_tokens(range(first, first + codec.rules.books[0]))
+    said = []
+    for codes in codec.encode(pictures):
+        written = ''.join([declared['opening'], *(tokens[code] for code in codes.flatten().tolist()), declared['closing']])
+        said.append(written + 'the digit')
+    asked = [
+        tokenizer.apply_chat_template([{'role': 'user', 'content': text}], add_generation_prompt=True, tokenize=False)
+        for text in said
+    ]
+    inputs = tokenizer(asked, return_tensors='pt', padding=True, padding_side='left', add_special_tokens=False)
+    with torch.no_grad():
+        found = loaded.generate(**inputs, do_sample=False, max_new_tokens=8)
+    return tokenizer.batch_decode(found[:, inputs['input_ids'].shape[1] :], skip_special_tokens=True)
+
+
+def questions(lesson: Lesson, random: np.random.Generator) -> list[dict[str, Any]]:
+    """Prompts with what is asked for, each equally often."""
+    if lesson is DRAWING:
+        return [
+            {'question': f'draw the digit {word}', 'digit': digit}
+            for digit, word in enumerate(emitting.DIGITS)
+            for _ in range(ASKED // 10)
+        ]
+    notes = random.integers(len(emitting.TONES), size=(ASKED, 3)).tolist()
+    return [{'question': f'sing {" ".join(emitting.TONES[note] for note in three)}', 'notes': three} for three in notes]
