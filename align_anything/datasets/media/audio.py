@@ -64,15 +64,19 @@ def finish(samples: numpy.ndarray, rate: int, media: Media, limit: float) -> Aud
     loudest = float(numpy.abs(samples).max())
     if loudest > LOUDEST:
         raise SampleError(f'{describe(media)} has samples up to {loudest:.6g}; full scale is 1.')
-    mixed = samples.mean(axis=1, dtype=numpy.float32)
-    wanted = media.options.get('rate') or rate
-    if wanted != rate:
-        import soxr
+    mixed = Audio(samples.mean(axis=1, dtype=numpy.float32), rate)
+    audio = resampled(mixed, int(media.options.get('rate') or rate))
+    kept = audio.samples[: int(limit * audio.rate)] if limit < math.inf else audio.samples
+    return Audio(numpy.ascontiguousarray(kept, dtype=numpy.float32), audio.rate)
 
-        mixed = soxr.resample(mixed, rate, wanted, quality='HQ')
-    if limit < math.inf:
-        mixed = mixed[: int(limit * wanted)]
-    return Audio(numpy.ascontiguousarray(mixed, dtype=numpy.float32), int(wanted))
+
+def resampled(audio: Audio, rate: int) -> Audio:
+    """Returns the audio clip with `rate` samples per second; itself where it has them."""
+    if audio.rate == rate:
+        return audio
+    import soxr
+
+    return Audio(soxr.resample(audio.samples, audio.rate, rate, quality='HQ'), rate)
 
 
 def split_audio(audio: Audio, media: Media) -> list[Audio]:

@@ -1,0 +1,68 @@
+"""Decoded media as the bytes of files, and as data URIs: the way back."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+from align_anything.core.types import Audio, MediaKind, Video
+
+IMAGE_TYPE, AUDIO_TYPE = 'image/png', 'audio/wav'
+MILLISECONDS = 1000
+
+
+def png(image: Any) -> bytes:
+    """Returns a PIL image as a PNG file, which loses nothing."""
+    file = io.BytesIO()
+    image.save(file, format='PNG')
+    return file.getvalue()
+
+
+def wav(audio: Audio, subtype: str = 'FLOAT') -> bytes:
+    """Returns audio as a WAV file: as it is, or clipped and rounded to integers by the `subtype` `PCM_16`."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, audio.samples, audio.rate, format='WAV', subtype=subtype)
+    return file.getvalue()
+
+
+def animation(video: Video) -> bytes:
+    """Returns the frames of a video as an animated PNG file, which loses nothing; each is shown until the next one."""
+    from PIL import Image
+
+    first, *others = [Image.fromarray(frame) for frame in video.frames]
+    times = [float(time) for time in video.timestamps]
+    lengths = [round(MILLISECONDS * (later - time)) for time, later in zip(times, times[1:], strict=False)]
+    lengths.append(lengths[-1] if lengths else round(MILLISECONDS / video.fps))
+    file = io.BytesIO()
+    # Frames that are alike would be joined to one if the first of them were not written as it is.
+    first.save(file, format='PNG', save_all=True, append_images=others, duration=lengths, blend=0)
+    return file.getvalue()
+
+
+def data_uri(content_type: str, content: bytes) -> str:
+    """Returns the content of a file as a data URI."""
+    return f'data:{content_type};base64,{base64.b64encode(content).decode()}'
+
+
+def files_of(kind: MediaKind, medium: Any) -> list[tuple[str, bytes]]:
+    """Returns a decoded medium as files, each with its suffix: the animation of a video, and its sound if it has one."""
+    return FILES[kind](medium)
+
+
+def _of_video(video: Video) -> list[tuple[str, bytes]]:
+    return [('.apng', animation(video)), *([] if video.audio is None else _of_audio(video.audio))]
+
+
+def _of_audio(audio: Audio) -> list[tuple[str, bytes]]:
+    return [('.wav', wav(audio))]
+
+
+FILES: dict[MediaKind, Callable[[Any], list[tuple[str, bytes]]]] = {
+    'image': lambda image: [('.png', png(image))],
+    'video': _of_video,
+    'audio': _of_audio,
+}
