@@ -260,8 +260,8 @@ def text_asked_for(completion: Completion, column: str | None) -> str:
         text, where = _as_text(completion.meta.get(column)) or '', f"meta['{column}']"
     if not text.strip():
         raise RewardError(
-            f'{completion.source} has no text in {where} that its response could be compared with. Name the column that '
-            'has it (option column), and keep it: keep_columns of the template Prompts, or meta of your own one.'
+            f'{completion.source} has no text in {where} that its response could be compared with. Name the column '
+            'that has it (option column), and keep it: keep_columns of the template Prompts, or meta of your own one.'
         )
     return text
 

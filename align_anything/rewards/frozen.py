@@ -10,7 +10,7 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from align_anything.core.errors import ModelError, RewardError
+from align_anything.core.errors import ModelError
 from align_anything.core.types import Audio, Media
 from align_anything.datasets.media.audio import MIN_SECONDS, resampled, split_audio
 
@@ -118,49 +118,47 @@ def _frozen(name: str, role: Role, device: str) -> Frozen:
     return Frozen(model.to(device).eval().requires_grad_(False), processor)
 
 
-def texts_embedded(frozen: Frozen, texts: Sequence[str], batch_size: int) -> Tensor:
-    """Returns texts as vectors of length 1, `(texts, width)` on the CPU; what is past the longest that it reads is cut."""
-    config = frozen.model.config
-    longest = min(frozen.processor.tokenizer.model_max_length, config.text_config.max_position_embeddings)
+def texts_embedded(judge: Frozen, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Returns texts as vectors of length 1, `(texts, width)` on the CPU; cut to what the model reads."""
+    config = judge.model.config
+    longest = min(judge.processor.tokenizer.model_max_length, config.text_config.max_position_embeddings)
     how: dict[str, Any] = {'truncation': True, 'max_length': longest, 'return_tensors': 'pt'}
     how['padding'] = 'max_length' if config.model_type in PADDED_TO_THE_END else True
     distinct = list(dict.fromkeys(texts))
-    rows = [
-        _unit(frozen, frozen.model.get_text_features, frozen.processor(text=distinct[start : start + batch_size], **how))
-        for start in range(0, len(distinct), batch_size)
-    ]
+    rows = []
+    for start in range(0, len(distinct), batch_size):
+        inputs = judge.processor(text=distinct[start : start + batch_size], **how)
+        rows.append(_unit(judge, judge.model.get_text_features, inputs))
     return torch.cat(rows)[[distinct.index(text) for text in texts]]
 
 
-def pictures_embedded(frozen: Frozen, pictures: Sequence[Any], batch_size: int) -> Tensor:
+def pictures_embedded(judge: Frozen, pictures: Sequence[Any], batch_size: int) -> Tensor:
     """Returns PIL images as vectors of length 1, `(images, width)` on the CPU."""
     rows = []
     for start in range(0, len(pictures), batch_size):
-        inputs = frozen.processor(images=list(pictures[start : start + batch_size]), return_tensors='pt')
-        rows.append(_unit(frozen, frozen.model.get_image_features, inputs))
+        inputs = judge.processor(images=list(pictures[start : start + batch_size]), return_tensors='pt')
+        rows.append(_unit(judge, judge.model.get_image_features, inputs))
     return torch.cat(rows)
 
 
-def sounds_embedded(frozen: Frozen, sounds: Sequence[Audio], batch_size: int) -> Tensor:
+def sounds_embedded(judge: Frozen, sounds: Sequence[Audio], batch_size: int) -> Tensor:
     """Returns audio clips as vectors of length 1, `(clips, width)` on the CPU.
 
     Of a clip longer than the model hears at once it is the mean of its stretches.
     """
-    stretches = [heard(frozen, sound) for sound in sounds]
+    stretches = [heard(judge, sound) for sound in sounds]
     flat = [samples for own in stretches for samples in own]
     rows = []
     for start in range(0, len(flat), batch_size):
-        inputs = frozen.processor(
-            audio=flat[start : start + batch_size], sampling_rate=frozen.rate, return_tensors='pt'
-        )
+        inputs = judge.processor(audio=flat[start : start + batch_size], sampling_rate=judge.rate, return_tensors='pt')
         # Of a batch of short clips the processor declares one to be long, at random.
         inputs['is_longer'] = torch.zeros_like(torch.as_tensor(inputs['is_longer']))
-        rows.append(_unit(frozen, frozen.model.get_audio_features, inputs))
+        rows.append(_unit(judge, judge.model.get_audio_features, inputs))
     parts = torch.cat(rows).split([len(own) for own in stretches])
     return nn.functional.normalize(torch.stack([own.mean(0) for own in parts]), dim=-1)
 
 
-def heard(frozen: Frozen, sound: Audio) -> list[Any]:
+def heard(judge: Frozen, sound: Audio) -> list[Any]:
     """Returns the samples of an audio clip at the rate of the model, in stretches that it hears at once.
 
     A clip too short to be heard is followed by silence.
@@ -169,18 +167,17 @@ def heard(frozen: Frozen, sound: Audio) -> list[Any]:
 
     from align_anything.models.structure import audio_window
 
-    if not len(sound.samples):
-        raise RewardError('a response has an audio clip without any samples in it.')
-    clip = resampled(sound, frozen.rate)
+    # A policy may as well end a clip before it begins.
+    clip = resampled(sound, judge.rate) if len(sound.samples) else Audio(sound.samples, judge.rate)
     missing = int(MIN_SECONDS * clip.rate) - len(clip.samples)
     if missing > 0:
         clip = Audio(np.pad(clip.samples, (0, missing)), clip.rate)
-    window = audio_window(frozen.processor)
+    window = audio_window(judge.processor)
     options = {} if window is None else {'max_seconds': window / clip.rate, 'long_audio': 'split'}
     return [piece.samples for piece in split_audio(clip, Media('audio', clip, options))]
 
 
-def _unit(frozen: Frozen, features: Any, inputs: Any) -> Tensor:
+def _unit(judge: Frozen, features: Any, inputs: Any) -> Tensor:
     with torch.inference_mode():
-        found = features(**inputs.to(frozen.model.device)).pooler_output
+        found = features(**inputs.to(judge.model.device)).pooler_output
     return nn.functional.normalize(found.float().cpu(), dim=-1)

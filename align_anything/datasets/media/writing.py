@@ -38,8 +38,7 @@ def animation(video: Video) -> bytes:
     lengths = [round(MILLISECONDS * (later - time)) for time, later in zip(times, times[1:], strict=False)]
     lengths.append(lengths[-1] if lengths else round(MILLISECONDS / video.fps))
     file = io.BytesIO()
-    # Frames that are alike would be joined to one if the first of them were not written as it is.
-    first.save(file, format='PNG', save_all=True, append_images=others, duration=lengths, blend=0)
+    first.save(file, format='PNG', save_all=True, append_images=others, duration=lengths)
     return file.getvalue()
 
 
@@ -49,7 +48,7 @@ def data_uri(content_type: str, content: bytes) -> str:
 
 
 def files_of(kind: MediaKind, medium: Any) -> list[tuple[str, bytes]]:
-    """Returns a decoded medium as files, each with its suffix: the animation of a video, and its sound if it has one."""
+    """Returns a decoded medium as files with their suffixes: the animation of a video, and its sound if it has any."""
     return FILES[kind](medium)
 
 

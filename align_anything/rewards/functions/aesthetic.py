@@ -81,7 +81,7 @@ def layers_of(path: str) -> Layers:
 
     if Path(path).suffix != '.safetensors' or not Path(path).is_file():
         raise ModelError(
-            f'{path} is no safetensors file. Convert LAION\'s .pth once: safetensors.torch.save_file(torch.load(path, '
+            f"{path} is no safetensors file. Convert LAION's .pth once: safetensors.torch.save_file(torch.load(path, "
             "weights_only=True), 'predictor.safetensors')."
         )
     try:

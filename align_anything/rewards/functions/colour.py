@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, Field
 from PIL import ImageColor
+from pydantic import AfterValidator, Field
 
 from align_anything.core.errors import RewardError
 from align_anything.rewards.base import Completion, Values, register_reward, text_asked_for
@@ -73,7 +73,7 @@ def asked_for(completion: Completion, column: str | None) -> RGB:
     names = [word for word in re.findall(r'[a-z]+', text.casefold()) if word in ImageColor.colormap]
     if not names:
         raise RewardError(
-            f'{completion.source} names no colour in its last user turn. Give the option colour, or the column that has '
-            'it (option column).'
+            f'{completion.source} names no colour in its last user turn. Give the option colour, or the column that '
+            'has it (option column).'
         )
     return rgb(names[0])

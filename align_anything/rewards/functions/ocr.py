@@ -37,7 +37,8 @@ def ocr(completions: Sequence[Completion], *, column: str | None = None, missing
         completions,
         pictures_of,
         lambda pictures, owners: [
-            likeness(text_in(picture), asked_for(owner, column)) for picture, owner in zip(pictures, owners, strict=True)
+            likeness(text_in(picture), asked_for(owner, column))
+            for picture, owner in zip(pictures, owners, strict=True)
         ],
         missing,
     )

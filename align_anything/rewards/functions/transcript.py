@@ -29,8 +29,8 @@ def transcript(
 ) -> Values:
     """1 less the word error rate of what a speech recognizer hears, against the text that was asked for; at least 0.
 
-    Case and punctuation do not count. The speech is resampled to the rate of the model, and what is longer than it hears
-    at once is read in stretches. It decodes greedily.
+    Case and punctuation do not count. The speech is resampled to the rate of the model, and what is longer than it
+    hears at once is read in stretches. It decodes greedily.
 
     Args:
         completions: the responses.
