@@ -42,6 +42,7 @@ class KindOfCodes:
         opening, closing: ids before and behind the codes.
         row_end: id behind each row of a picture, None for none.
         size: the only grid that media have, such as `(height, width)` in codes; None where media differ.
+        longest: most tokens of a medium between its opening and closing; None for no limit.
     """
 
     kind: MediaKind
@@ -51,6 +52,7 @@ class KindOfCodes:
     closing: tuple[int, ...] = ()
     row_end: int | None = None
     size: tuple[int, ...] | None = None
+    longest: int | None = None
 
     def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids before the codes of a medium of that grid; some families write its size there."""
@@ -137,6 +139,7 @@ class MediaCodes:
         prompts: the kinds that stand as codes in prompts too.
         restricted: whether what could not have been another token weighs nothing, and each score is one among the ids
             that could have stood there; else all tokens count, over the whole vocabulary.
+        separate: whether the codes have an output head of their own, so that no score can be one among all ids.
         begins: whether a response begins with a medium, so that opening one is no choice.
         weights: what the loss weights of each kind's tokens are multiplied by; 1 where it is not named.
         store: codes that were made before training, by the medium; without one a guess of the right length serves.
@@ -146,9 +149,15 @@ class MediaCodes:
     rules: Mapping[MediaKind, CodecRules]
     prompts: frozenset[MediaKind] = frozenset()
     restricted: bool = False
+    separate: bool = False
     begins: bool = False
     weights: Mapping[MediaKind, float] = field(default_factory=dict)
     store: TensorStore | None = None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the score of an id is one among those that could have stood there."""
+        return self.restricted or self.separate
 
     def marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
         """Returns conversations with a mark in the text for each medium that is written as codes, and those codes.
@@ -199,6 +208,7 @@ class MediaCodes:
             return self._checked(CodedMedia(kind, _guessed(medium, rules), rules.fingerprint))
         entry = self.store.get(self.key(kind, medium))
         if entry is None:
+            rules.grid(medium)  # says why, where the codec cannot take it
             raise SampleError(
                 f'there are no codes of an {kind} of this row in {self.store.folder}: it could not be encoded, or has '
                 'changed since the codes were made'
@@ -239,6 +249,9 @@ class MediaCodes:
             raise SampleError(
                 f'an {medium.kind} has {_times(codes.shape[1:])} codes, but the model writes {_times(own.size)}'
             )
+        tokens = own.length(codes.shape[1:]) - len(own.opening_of(codes.shape[1:])) - len(own.closing)
+        if own.longest is not None and tokens > own.longest:
+            raise SampleError(f'an {medium.kind} has {tokens} tokens, but the model writes {own.longest} at most')
         return medium
 
     def written(self, medium: CodedMedia) -> tuple[Tensor, Tensor]:
