@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import Audio, Media
+from align_anything.core.types import Audio, Conversation, Media, decoded_medium
 from align_anything.datasets.media.containers import read_track
 from align_anything.datasets.media.sources import as_file, describe
 
@@ -77,6 +78,27 @@ def resampled(audio: Audio, rate: int) -> Audio:
     import soxr
 
     return Audio(soxr.resample(audio.samples, audio.rate, rate, quality='HQ'), rate)
+
+
+def at_rate(conversations: Sequence[Conversation], rate: int) -> list[Conversation]:
+    """Returns decoded conversations with their audio clips, and the sound of their videos, at a rate.
+
+    A clip that stands in several of them stays one clip.
+    """
+    made: dict[int, Any] = {}
+
+    def part_of(part: dict[str, Any]) -> dict[str, Any]:
+        kind, medium = part['type'], decoded_medium(part)
+        if kind == 'audio' and medium is not None:
+            return {**part, kind: made.setdefault(id(medium), resampled(medium, rate))}
+        if kind == 'video' and medium is not None and medium.audio is not None:
+            return {**part, kind: made.setdefault(id(medium), replace(medium, audio=resampled(medium.audio, rate)))}
+        return part
+
+    return [
+        [{**message, 'content': [part_of(part) for part in message['content']]} for message in conversation]
+        for conversation in conversations
+    ]
 
 
 def split_audio(audio: Audio, media: Media) -> list[Audio]:
