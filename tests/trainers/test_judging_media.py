@@ -102,6 +102,19 @@ def test_sounds_are_heard_at_the_rate_of_the_judge(tiny: Tiny) -> None:
         assert all(torch.equal(found.media[name], wanted.media[name]) for name in wanted.media)
 
 
+@pytest.mark.parametrize('family', ['llava', 'qwen2_vl', 'gemma3'])
+def test_answers_of_a_picture_alone_are_read(family: str, tiny: Tiny) -> None:
+    """LLaVA's template ends each text, and writes nothing behind a picture."""
+    spec = load(tiny(family))
+    asks, keeper = judge(spec)
+    alone = [replace(one, message={**one.message, 'content': one.message['content'][1:]}) for one in answers(RED, BLUE)]
+    asks(alone)
+    assert not asks.unread() and len(keeper.read) == 2
+    (example,) = keeper.examples
+    assert all(response.media_counts == {'image': 1} for response in example.responses)
+    assert {ids[-1] for ids in keeper.read} == {spec.renderer.end_of_turn_id}
+
+
 @pytest.fixture(scope='module')
 def drawing(shared_cache: Path) -> Path:
     return once(shared_cache, 'judge-that-draws', lambda folder: emitting.drawing_model(folder, hidden=32, layers=1))
