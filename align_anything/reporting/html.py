@@ -113,7 +113,7 @@ def _audio(sound: Audio) -> list[Figure]:
     heard = Audio(sound.samples[: SECONDS * sound.rate], sound.rate)
     length = len(sound.samples) / sound.rate
     truncated = f', the first {SECONDS} of them here' if length > SECONDS else ''
-    source = data_uri(AUDIO_TYPE, wav(heard, 'PCM_16'))
+    source = data_uri(AUDIO_TYPE, wav(heard, rounded=True))
     return [Figure(f'audio {length:.1f} s at {sound.rate} Hz{truncated}', sound=source)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from align_anything.core.types import Audio, CodedMedia, Video, decoded_medium
@@ -25,7 +26,9 @@ def test_images_and_audio_lose_nothing() -> None:
     for source in (wav(LOUD), data_uri('audio/wav', wav(LOUD))):
         sound = decode(make_media('audio', source))
         assert sound.rate == 8000 and np.array_equal(sound.samples, LOUD.samples), 'past full scale too'
-    rounded = decode(make_media('audio', wav(LOUD, 'PCM_16'))).samples
+    with soundfile.SoundFile(io.BytesIO(wav(LOUD))) as file:
+        assert (file.format, file.subtype, file.channels, file.frames) == ('WAV', 'FLOAT', 1, len(LOUD.samples))
+    rounded = decode(make_media('audio', wav(LOUD, rounded=True))).samples
     assert np.abs(rounded - np.clip(LOUD.samples, -1, 1)).max() < 1e-4
 
 
