@@ -97,6 +97,15 @@ class CodedMedia:
     codec: str = ''
 
 
+def decoded_medium(part: Mapping[str, Any]) -> Any:
+    """Returns the decoded medium of a part of a message.
+
+    None where there is none: of a placeholder without a medium, and of codes that no codec decodes.
+    """
+    medium = part.get(part['type'])
+    return None if isinstance(medium, CodedMedia) else medium
+
+
 @dataclass
 class Piece:
     """A run of tokens with the media that stand in it.

@@ -59,6 +59,8 @@ def audio_rate(processor: Any) -> int:
 def audio_window(processor: Any) -> int | None:
     """Returns the samples of an audio clip past which the feature extractor silently drops the rest, None for none."""
     extractor = _feature_extractor(processor)
+    if 'nb_max_samples' in vars(extractor):
+        return vars(extractor)['nb_max_samples']  # CLAP's, which keeps a piece at random
     parameters = inspect.signature(type(extractor).__call__).parameters
     defaults = processor.valid_processor_kwargs._defaults.get('audio_kwargs', {})
     if 'truncation' not in parameters or not defaults.get('truncation', parameters['truncation'].default):
