@@ -79,11 +79,17 @@ class Begun:
         Raises DataError when the first rows of a source cannot be encoded, before weights are loaded.
         """
         data = self.resolved.cfgs.data_cfgs
-        wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, reserved
-        held_out = [make_dataset([source], *wanted, data.drop_truncated) for source in self.sources.evaluation]
-        training = make_dataset(self.sources.training, *wanted, data.drop_truncated)
-        for dataset in (training, *held_out):
+        sources = [self.sources.training, *([source] for source in self.sources.evaluation)]
+
+        def made(cache_dir: str | None) -> list[ExampleDataset]:
+            wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, cache_dir, reserved
+            return [make_dataset(own, *wanted, data.drop_truncated) for own in sources]
+
+        # Not kept: without their codes, media are encoded by a guess.
+        for dataset in made(None if self.spec.codes is not None else data.sample_cache_dir):
             dataset.probe(final=True)
+        datasets = made(data.sample_cache_dir)
+        training, *held_out = datasets
         return training, held_out
 
 
@@ -229,6 +235,7 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
     caches = {
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir,
         'model_cfgs.feature_cache_dir': cfgs.model_cfgs.feature_cache_dir,
+        'model_cfgs.media_code_dir': cfgs.model_cfgs.media_code_dir,
         'train_cfgs.reference_cache_dir': reference_cache_of(algorithm),
         'logger_cfgs.cache_dir': cfgs.logger_cfgs.cache_dir,
     }
