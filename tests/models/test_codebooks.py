@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ import torch
 from PIL import Image
 
 from align_anything.core.types import Video
-from align_anything.models.codecs.base import codec_rules
+from align_anything.models.codecs import base
+from align_anything.models.codecs.base import codec_rules, codec_types
 from align_anything.models.codecs.spectrum_codebook import spectra_of
-from align_anything.testing.codecs import make_codec, make_patch_codebook, make_spectrum_codebook
-from tests.models.coded import changed, picture, refused, sound, tone
+from align_anything.testing.codecs import CLASSES, make_codec, make_patch_codebook, make_spectrum_codebook
+from tests.models.coded import SIDE, changed, picture, refused, sound, tone
 
 
 def video(frames: int, every: float, start: float = 0.0) -> Video:
@@ -86,3 +89,47 @@ def test_what_is_left_over_is_the_business_of_the_next_book(tmp_path: Path) -> N
         found = sum(book[row] for book, row in zip(codec.books, codec.encode(sounds[:1])[0], strict=True))
         errors.append(float((spectra - found).square().mean()))
     assert errors[0] > errors[1] > errors[2]
+
+
+ROOT = Path(__file__).resolve().parents[2]
+EMITTING = (ROOT / 'docs' / 'emitting.md').read_text()
+
+
+def section(heading: str) -> str:
+    """What docs/emitting.md says under a heading, down to the next one."""
+    return re.split(r'\n##+ ', EMITTING.split(f'# {heading}\n')[1])[0]
+
+
+def blocks(heading: str) -> list[str]:
+    return re.findall(r'```python\n(.*?)```', section(heading), re.DOTALL)
+
+
+def test_the_documents_list_every_codec() -> None:
+    table = ' '.join(line.split('|')[1] for line in section('Codecs').splitlines() if line.startswith('| `'))
+    within = section('Codecs').split('\n\nA codec is frozen')[0].split('decides. ')[1]
+    assert {*re.findall(r'`(\w+)`', table), *re.findall(r'`(\w+)`', within)} - {'model_type', '_class_name'} == {*codec_types()}
+    for model_type in re.findall(r'`(\w+)`', section('What can be set').split('`code_books` |')[1].split('|')[0]):
+        assert CLASSES[model_type]
+
+
+def test_the_documents_use_a_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks('From Python')
+    exec(compile(block, 'emitting.md', 'exec'), {})
+    assert Image.open('decoded.png').size == (SIDE, SIDE)
+
+
+def test_the_documents_write_a_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks('Your own')
+    (tmp_path / 'grey_levels_codec.py').write_text(block)
+    (tmp_path / 'codec').mkdir()
+    (tmp_path / 'codec' / 'config.json').write_text('{"model_type": "grey_levels", "side": 4}')
+    # Other tests are not to know it.
+    assert 'grey_levels' not in codec_types()
+    monkeypatch.setattr(base._CODECS, '_items', dict(base._CODECS._items))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module('grey_levels_codec')
+    codec = pickle.loads(pickle.dumps(codec_rules(tmp_path / 'codec'))).open()
+    (codes,) = codec.encode([picture()])
+    assert tuple(codes.shape) == (1, *codec.rules.grid(picture())) and 1 < int(codes.max()) < 16
+    assert torch.equal(codec.encode([codec.decode(codes)])[0], codes)
