@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
+from align_anything.models.structure import MEDIA_CODEC
 from align_anything.models.trainable import Components, compiled, component_of
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def target_modules(
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not output and not _is_named(name, exclude)
+        if component_of(f'{name}.weight', components) != MEDIA_CODEC
     ]
     chosen = [name for name in linear if component_of(f'{name}.weight', components) in chosen_components]
     if targets == AUTO:
