@@ -137,6 +137,7 @@ class MediaCodes:
         prompts: the kinds that stand as codes in prompts too.
         restricted: whether what could not have been another token weighs nothing, and each score is one among the ids
             that could have stood there; else all tokens count, over the whole vocabulary.
+        separate: whether the codes have an output head of their own, so that no score can be one among all ids.
         begins: whether a response begins with a medium, so that opening one is no choice.
         weights: what the loss weights of each kind's tokens are multiplied by; 1 where it is not named.
         store: codes that were made before training, by the medium; without one a guess of the right length serves.
@@ -146,9 +147,15 @@ class MediaCodes:
     rules: Mapping[MediaKind, CodecRules]
     prompts: frozenset[MediaKind] = frozenset()
     restricted: bool = False
+    separate: bool = False
     begins: bool = False
     weights: Mapping[MediaKind, float] = field(default_factory=dict)
     store: TensorStore | None = None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the score of an id is one among those that could have stood there."""
+        return self.restricted or self.separate
 
     def marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
         """Returns conversations with a mark in the text for each medium that is written as codes, and those codes.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ KEYS = ('codec', 'tokens', 'first_ids', 'opening', 'closing', 'row_end', 'size')
 def declared_codes(config: Any) -> Mapping[str, Any] | None:
     """Returns what a configuration declares of codes, None for nothing."""
     return config.to_dict().get(DECLARATION) or None
+
+
+def codes_of(config: Any, tokenizer: Any, rows: int, continuous: frozenset[MediaKind]) -> MediaCodes | None:
+    """Returns the codes that the configuration of a checkpoint declares, None where it declares none.
+
+    Kinds that the model reads with a tower, `continuous` ones, stand as codes in answers only. Raises as `make_codes`.
+    """
+    declared = declared_codes(config)
+    if declared is None:
+        return None
+    codes = make_codes(declared, config.name_or_path, tokenizer, rows)
+    return replace(codes, prompts=codes.prompts - continuous)
 
 
 def make_codes(declaration: Mapping[str, Any], home: str | Path, tokenizer: Any, rows: int) -> MediaCodes:

@@ -19,7 +19,7 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import CodedMedia, Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
 from align_anything.models.codes import MediaCodes
-from align_anything.models.declared_codes import declared_codes, make_codes
+from align_anything.models.declared_codes import codes_of
 from align_anything.models.encoding import (
     RunEncoder,
     behind,
@@ -31,6 +31,7 @@ from align_anything.models.encoding import (
     truncate,
     whole,
 )
+from align_anything.models.output_heads import OutputHead, output_heads
 from align_anything.models.prefill import prefill_of
 from align_anything.models.rendering import (
     ChatRenderer,
@@ -388,11 +389,11 @@ class FamilySpec:
 
         Raises ModelError for a declaration that does not fit the tokenizer or the codec.
         """
-        declared = declared_codes(self.config)
-        if declared is None:
-            return None
-        codes = make_codes(declared, self.config.name_or_path, self.tokenizer, self.embedding_rows)
-        return replace(codes, prompts=codes.prompts - self.continuous)
+        return codes_of(self.config, self.tokenizer, self.embedding_rows, self.continuous)
+
+    def heads(self, model: nn.Module) -> list[OutputHead]:
+        """Returns the output heads of the plain model; those of ids that are no text behind the one of text."""
+        return output_heads(model)
 
     def _audio_rate(self) -> int | None:
         if 'audio' in self.continuous:
