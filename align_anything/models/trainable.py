@@ -68,12 +68,12 @@ def freeze_components(
 ) -> None:
     """Freezes the named components of `model`, then makes parameters trainable whose name a pattern is found in.
 
-    A model without such a component (a text model has no tower) has nothing to freeze there. The codec of media stays
-    frozen in any case. Raises ModelError for a pattern that is no regular expression, matches no parameter, or none but
-    those of the codec.
+    A model without such a component (a text model has no tower) has nothing to freeze there, and the codec of media is
+    frozen from the start. Raises ModelError for a pattern that is no regular expression, matches no parameter, or none
+    but those of the codec.
     """
     asked = (vision_tower, audio_tower, mm_proj, generation, language_model)
-    wanted = {**dict(zip(FREEZABLE_COMPONENTS, asked, strict=True)), MEDIA_CODEC: True}
+    wanted = dict(zip(FREEZABLE_COMPONENTS, asked, strict=True))
     for name, parameter in model.named_parameters():
         if wanted.get(component_of(name, components), False):
             parameter.requires_grad_(False)

@@ -24,7 +24,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import TrainOn, media_of
 from tests.invariants.plain_inputs import plain_inputs
 from tests.models.mixed import MEDIA, ONE_PROMPT, PADDED_ONLY, clip, sound
-from tests.models.samples import assistant, load, user
+from tests.models.samples import CODED, assistant, load, user
 
 TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'granite')
 IMAGE = ('gemma3', 'llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'idefics3')
@@ -42,9 +42,12 @@ WIDER = (
     'qwen2_5_omni_thinker',
     'qwen3_omni_moe_thinker',
     'composed',
+    'janus',
 )
 MULTIMODAL = IMAGE + WIDER
-FAMILIES = TEXT + MULTIMODAL
+FAMILIES = TEXT + MULTIMODAL + CODED
+# Families that write pictures, and those of them in whose answers rows have some.
+WRITTEN: dict[str, str] = dict.fromkeys(('janus', *CODED), 'image')
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
 FAMILY_LAYOUTS = [
     (family, layout) for family in FAMILIES for layout in (LAYOUTS[:1] if family in PADDED_ONLY else LAYOUTS)
@@ -56,7 +59,7 @@ MEDIA_FIRST = ('mllama', *ONE_PROMPT)
 OPTIONS = {
     # Both kinds of layers, and a window (64) that is shorter than the longest row.
     **dict.fromkeys(('gemma3', 'gemma3_text'), {'layers': 6, 'hidden': 32}),
-    **dict.fromkeys(WIDER, {'hidden': 32}),
+    **dict.fromkeys((*WIDER, *CODED), {'hidden': 32}),
 }
 
 LONG = 'one two three four five six seven eight nine ten eleven twelve ' * 3

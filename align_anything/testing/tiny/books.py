@@ -29,11 +29,11 @@ def encoder_of_codes(**more: Any) -> dict[str, Any]:
     return {'base_channels': 32, 'channel_multiplier': [1, 1, 1, 1], 'num_res_blocks': 1, **more}
 
 
-def spread_book(codec: nn.Module, side: int, sized: bool = False) -> None:
+def spread_book(codec: nn.Module, side: int, *, sized: bool = False, directions: bool = False) -> None:
     """Makes the entries of the code book of `codec` latents of pictures `side` pixels high.
 
     The random entries of a new network lie so close together that all pictures have the same few codes. `sized` codecs
-    are told how large pictures are.
+    are told how large pictures are; entries of `directions` have length one.
     """
     pictures = torch.rand(PICTURES, 3, 1, 1) * 2 - 1 + 0.7 * torch.randn(PICTURES, 3, side, side)
     found: list[Tensor] = []
@@ -43,4 +43,5 @@ def spread_book(codec: nn.Module, side: int, sized: bool = False) -> None:
         hook.remove()
         latents = found[0].movedim(-3, -1).flatten(0, -2)
         chosen = torch.randperm(len(latents))[: codec.quantize.embedding.num_embeddings]
-        codec.quantize.embedding.weight.copy_(latents[chosen])
+        entries = nn.functional.normalize(latents[chosen], dim=-1) if directions else latents[chosen]
+        codec.quantize.embedding.weight.copy_(entries)

@@ -69,7 +69,6 @@ def build(options: TinyOptions, out: Path) -> None:
         tokenizer,
         chat_template=TEMPLATE,
         num_image_tokens=tokens,
-        use_default_system_prompt=True,
     )
     save(
         options,
@@ -78,5 +77,5 @@ def build(options: TinyOptions, out: Path) -> None:
         config,
         processor,
         [END],
-        lambda model: spread_book(model.model.vqmodel, side),
+        lambda model: spread_book(model.model.vqmodel, side, directions=True),
     )
