@@ -42,6 +42,7 @@ class KindOfCodes:
         opening, closing: ids before and behind the codes.
         row_end: id behind each row of a picture, None for none.
         size: the only grid that media have, such as `(height, width)` in codes; None where media differ.
+        longest: most tokens of a medium between its opening and closing; None for no limit.
     """
 
     kind: MediaKind
@@ -51,6 +52,7 @@ class KindOfCodes:
     closing: tuple[int, ...] = ()
     row_end: int | None = None
     size: tuple[int, ...] | None = None
+    longest: int | None = None
 
     def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids before the codes of a medium of that grid; some families write its size there."""
@@ -206,6 +208,7 @@ class MediaCodes:
             return self._checked(CodedMedia(kind, _guessed(medium, rules), rules.fingerprint))
         entry = self.store.get(self.key(kind, medium))
         if entry is None:
+            rules.grid(medium)  # says why, where the codec cannot take it
             raise SampleError(
                 f'there are no codes of an {kind} of this row in {self.store.folder}: it could not be encoded, or has '
                 'changed since the codes were made'
@@ -246,6 +249,9 @@ class MediaCodes:
             raise SampleError(
                 f'an {medium.kind} has {_times(codes.shape[1:])} codes, but the model writes {_times(own.size)}'
             )
+        tokens = own.length(codes.shape[1:]) - len(own.opening_of(codes.shape[1:])) - len(own.closing)
+        if own.longest is not None and tokens > own.longest:
+            raise SampleError(f'an {medium.kind} has {tokens} tokens, but the model writes {own.longest} at most')
         return medium
 
     def written(self, medium: CodedMedia) -> tuple[Tensor, Tensor]:
