@@ -8,10 +8,19 @@ from typing import Any
 from align_anything.core.errors import ModelError
 from align_anything.models.checkpoint import local_folder
 from align_anything.models.codecs.base import CodecRules, codec_rules
+from align_anything.models.declared_codes import declared_codes
 
 
 def own_codec(config: Any) -> CodecRules:
-    """Returns the rules of the codec within the checkpoint of a configuration. Raises ModelError where it has none."""
+    """Returns the rules of the codec within the checkpoint of a configuration.
+
+    Raises ModelError where it has none, and where other codes are declared.
+    """
+    if declared_codes(config) is not None:
+        raise ModelError(
+            f"media_codes: checkpoints of type '{config.model_type}' bring a codec, and no other can take its place: "
+            'leave media_codes out.'
+        )
     return codec_rules(local_folder(config.name_or_path))
 
 

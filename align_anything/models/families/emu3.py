@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-from transformers import Emu3ForConditionalGeneration
+from torch import Tensor, nn
+from transformers import Emu3ForConditionalGeneration, Emu3VQVAE
 
 from align_anything.core.types import CodedMedia, Conversation, MediaKind, Message
 from align_anything.models.codes import MARK, KindOfCodes, MediaCodes
@@ -16,6 +16,16 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.own_codec import first_of, ids_of, own_codec
 
 ROW_END = '<|extra_200|>'
+_initialise = Emu3VQVAE._init_weights
+
+
+def _initialise_what_is_here(codec: Emu3VQVAE, module: nn.Module) -> None:
+    """transformers' own initialisation, except of what ZeRO-3 has loaded and partitioned already: it measures it."""
+    if all(parameter.numel() for parameter in module.parameters(recurse=False)):
+        _initialise(codec, module)
+
+
+Emu3VQVAE._init_weights = _initialise_what_is_here
 
 
 class AccustomedEmu3Model(Emu3ForConditionalGeneration):
