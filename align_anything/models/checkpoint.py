@@ -94,6 +94,28 @@ def stored_tensor(model_name_or_path: str | Path, name: str) -> torch.Tensor | N
     return None
 
 
+def stored_module(folder: str | Path, module: str) -> dict[str, torch.Tensor]:
+    """Returns the weights of a module of a checkpoint folder, wherever in the model it stands, by their names in it.
+
+    Nothing else is read. Raises ModelError where there are none.
+    """
+    found = {}
+    for file in _weight_files(folder):
+        if file.suffix == '.safetensors':
+            reader = _open(file)
+            names, get = reader.keys(), reader.get_tensor
+        else:
+            weights = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+            names, get = weights.keys(), weights.__getitem__
+        for name in names:
+            _, is_inside, rest = f'.{name}'.partition(f'.{module}.')
+            if is_inside:
+                found[rest] = get(name)
+    if not found:
+        raise ModelError(f'{folder} has no weights of a {module}.')
+    return found
+
+
 def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
     from transformers import CONFIG_MAPPING
 
