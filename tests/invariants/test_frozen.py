@@ -21,7 +21,7 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.harness.local_engine import LocalEngine
 from tests.harness.pairwise import first_of, in_tiers
-from tests.invariants.families import CODED, IMAGE, TEXT, WIDER, rows, state_of
+from tests.invariants.families import CODED, IMAGE, TEXT, WIDER, WRITING, rows, state_of
 from tests.invariants.runs import EPSILON, assembled, fork, settings, train, trainable, weights, zero_file
 from tests.models.mixed import AUDIO
 
@@ -110,6 +110,23 @@ def test_a_rate_of_zero_for_a_part_changes_nothing_there(
     for component, rate in (('mm_proj', 0.001), ('language_model', 0.002)):
         largest = max(float((after[n] - before[n]).abs().max()) for n in moved if spec.component_of(n) == component)
         assert 0.5 * rate < largest < 2.2 * rate, component
+
+
+@pytest.mark.parametrize(
+    ('family', 'stage'),
+    in_tiers(product(WRITING, (0, 2, 3)), [('chameleon', 0), ('emu3', 2), ('janus', 3)]),
+)
+def test_the_codec_of_media_keeps_its_bits_and_all_else_moves(
+    family: str, stage: int, stirred: Stirred, tmp_path: Path
+) -> None:
+    """With decay, which moves also what has no gradient; a rank has no codes where another has some."""
+    folder = stirred(family)
+    spec, *_ = rows(folder)
+    _, before, after, names, _ = asked(folder, family, zero_file(tmp_path, stage), {}, ranks=2)
+    codec = {name for name in before if spec.component_of(name) == MEDIA_CODEC}
+    assert codec and not codec & names and same_bits(before, after, codec)
+    moved = {name for name in names if not torch.equal(before[name], after[name])}
+    assert {spec.component_of(name) for name in moved} == set(spec.components) - {MEDIA_CODEC}
 
 
 @pytest.mark.parametrize(
