@@ -1,7 +1,8 @@
-"""Code books of tiny models that emit pictures, spread so that pictures use many of their entries."""
+"""Codecs of tiny models that emit pictures, made so that their codes tell colours, as those of trained ones do."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from align_anything.testing.tiny.options import TinyOptions
 ENTRIES = 64
 FACTOR = 8
 """Pixels along a side that become one code."""
-PICTURES = 12
+PICTURES = 32
+# The last layers of what is added to the way from pixels to latents.
+RESIDUAL = re.compile(r'(conv2(\.conv)?|proj_out|out_proj)\.(weight|bias)$')
 
 
 def check_picture(options: TinyOptions) -> None:
@@ -30,18 +33,33 @@ def encoder_of_codes(**more: Any) -> dict[str, Any]:
 
 
 def spread_book(codec: nn.Module, side: int, *, sized: bool = False, directions: bool = False) -> None:
-    """Makes the entries of the code book of `codec` latents of pictures `side` pixels high.
+    """Makes the entries of the code book of `codec` latents of pictures `side` pixels high, of what lies at each place.
 
-    The random entries of a new network lie so close together that all pictures have the same few codes. `sized` codecs
-    are told how large pictures are; entries of `directions` have length one.
+    The random entries of a new network lie so close together that all pictures have the same few codes, and its blocks
+    mix places, so that codes tell nothing. `sized` codecs are told how large pictures are; entries of `directions` have
+    length one.
     """
-    pictures = torch.rand(PICTURES, 3, 1, 1) * 2 - 1 + 0.7 * torch.randn(PICTURES, 3, side, side)
+    pictures = torch.cat([_picture(side) for _ in range(PICTURES)])
     found: list[Tensor] = []
     hook = codec.quantize.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
     with torch.no_grad():
+        for name, weight in codec.encoder.named_parameters():
+            if RESIDUAL.search(name):
+                weight.zero_()
+            if name.endswith('downsample.conv.weight'):
+                weight.copy_(torch.eye(len(weight))[..., None, None] / weight[0, 0].numel())
         codec.eval().encode(pictures, *([torch.tensor([[side, side]] * PICTURES)] if sized else []))
         hook.remove()
         latents = found[0].movedim(-3, -1).flatten(0, -2)
         chosen = torch.randperm(len(latents))[: codec.quantize.embedding.num_embeddings]
         entries = nn.functional.normalize(latents[chosen], dim=-1) if directions else latents[chosen]
         codec.quantize.embedding.weight.copy_(entries)
+
+
+def _picture(side: int) -> Tensor:
+    """A patch of one colour on another, in pixels from -1 to 1, `(1, 3, side, side)`."""
+    ground, patch = torch.rand(2, 1, 3, 1, 1) * 2 - 1
+    picture = ground.repeat(1, 1, side, side)
+    top, left = torch.randint(side // 2, (2,)).tolist()
+    picture[..., top : top + side // 2, left : left + side // 2] = patch
+    return picture

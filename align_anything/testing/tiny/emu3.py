@@ -40,7 +40,7 @@ def build(options: TinyOptions, out: Path) -> None:
         extra=[ROW_END, *codes],
         named=TOKENS,
     )
-    codec = {'codebook_size': ENTRIES, 'embed_dim': 4, 'latent_channels': 4, 'attn_resolutions': [3], 'hidden_size': 32}
+    codec = {'codebook_size': ENTRIES, 'embed_dim': 8, 'latent_channels': 8, 'attn_resolutions': [3], 'hidden_size': 32}
     config = transformers.Emu3Config(
         vq_config=encoder_of_codes(**codec, num_attention_heads=1),
         text_config=options.decoder(tokenizer, attention_dropout=0.0),
