@@ -126,3 +126,4 @@ def _letters(code: int) -> str:
 
 
 MODEL, SPEC = AccustomedChameleonModel, ChameleonSpec
+WRITES = ('image',)

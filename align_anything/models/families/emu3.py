@@ -98,3 +98,4 @@ def _pictures_first(message: Message) -> Message:
 
 
 MODEL, SPEC = AccustomedEmu3Model, Emu3Spec
+WRITES = ('image',)

@@ -130,3 +130,4 @@ class JanusSpec(FamilySpec):
 
 
 MODEL, BODY, SPEC = AccustomedJanusModel, AccustomedJanusBody, JanusSpec
+WRITES = ('image',)
