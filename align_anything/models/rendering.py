@@ -12,6 +12,7 @@ from align_anything.core.logging import get_logger
 from align_anything.core.thoughts import closing_of, opened_thought
 from align_anything.core.types import MEDIA_KINDS, CodedMedia, Conversation, MediaKind, Message
 from align_anything.models.chat_form import ELSEWHERE, MARK, ChatForm, message_of, text_of
+from align_anything.models.codes import MARK as MEDIUM
 
 TrainOn = Literal['all_assistant', 'last', 'all']
 
@@ -184,6 +185,7 @@ class ChatRenderer:
         # Text templates mostly paste `content` as it is; templates of multimodal models walk through its parts.
         source, lists_first = (tokenizer, False) if processor is None else (processor, True)
         self.form = ChatForm(source, template, placeholders, lists_first)
+        self.generation_prompt = ''
         prompt = [message_of('user', 'x')]
         try:
             plain, head, full = self.text(prompt), self.text(prompt, True), self.text([*prompt, _answer(MARK)])
@@ -223,7 +225,9 @@ class ChatRenderer:
 
     def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:
         """Renders messages whose content is a list of parts. Raises SampleError when the template refuses them."""
-        return self.form.text(messages, add_generation_prompt)
+        text, opening = self.form.text(messages, add_generation_prompt), self.generation_prompt
+        # A medium that an answer begins with follows what generation starts from: the blank there belongs to words.
+        return re.sub(rf'(?<={re.escape(opening)})\s+(?={MEDIUM.pattern})', '', text) if opening else text
 
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from; with the beginning of the answer, if `messages` end so."""
