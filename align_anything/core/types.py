@@ -42,7 +42,8 @@ Array = Any
 class Media:
     """An image, video or audio clip that is not decoded yet.
 
-    `source` is a path, bytes, an array, a PIL image, or the `{'bytes', 'path'}` record of a Hugging Face feature.
+    `source` is a path, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature, or
+    `{'embedding': vector}`, what an encoder outside the model made of it.
     """
 
     kind: MediaKind
@@ -94,6 +95,17 @@ class CodedMedia:
     kind: MediaKind
     codes: Tensor
     codec: str = ''
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A medium that an encoder outside the model has read.
+
+    Attributes:
+        values: what it made of it, `(size,)` float32.
+    """
+
+    values: Array
 
 
 @dataclass

@@ -340,8 +340,12 @@ class FamilySpec:
         """Returns the text that stands for one medium until the processor expands it, None where there is none."""
         return structure.declared_token(self.processor, kind)
 
+    def smallest(self, kind: MediaKind) -> Any:
+        """Returns a small medium that the processor takes."""
+        return structure.smallest(kind, self.audio_rate)
+
     def _make_dummy(self, kind: MediaKind) -> Piece:
-        run = Run(self.placeholder(kind) or '', 0.0, ((kind, structure.smallest(kind, self.audio_rate)),))
+        run = Run(self.placeholder(kind) or '', 0.0, ((kind, self.smallest(kind)),))
         try:
             return self._piece(run)
         except SampleError as error:

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from align_anything.core.types import Audio, Conversation, MediaKind, Video
+from align_anything.core.types import Audio, Conversation, Embedding, MediaKind, Video
 
 SIDE = 320
 FRAME_SIDE = 160
@@ -77,6 +77,8 @@ def strip_of(conversation: Conversation) -> Image.Image | None:
 
 def figures_of(kind: MediaKind, item: Any) -> list[Figure]:
     """Returns the medium as the model gets it, made small; a kind without an image of its own is named."""
+    if type(item) is Embedding:
+        return [Figure(f'{kind}, as an embedding of {len(item.values)} numbers')]
     show = SHOWN_AS.get(kind)
     return [Figure(kind)] if show is None else show(item)
 
@@ -113,10 +115,10 @@ SHOWN_AS: dict[MediaKind, Callable[[Any], list[Figure]]] = {'image': _image, 'vi
 
 def _pictures(kind: str, item: Any) -> list[Image.Image]:
     """What there is to see of a medium: the image itself, or frames spread over the video."""
+    if type(item) is Embedding or kind not in ('image', 'video'):
+        return []
     if kind == 'image':
         return [item]
-    if kind != 'video':
-        return []
     last, steps = len(item.frames) - 1, min(FRAMES, len(item.frames)) - 1
     return [Image.fromarray(item.frames[round(n * last / max(steps, 1))]) for n in range(steps + 1)]
 

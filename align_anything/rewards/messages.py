@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import RewardError
-from align_anything.core.types import BESIDE_CONTENT, MEDIA_KINDS, Audio, Conversation, Media, Video
+from align_anything.core.types import BESIDE_CONTENT, MEDIA_KINDS, Audio, Conversation, Embedding, Media, Video
 from align_anything.datasets.media import decode
 
 
@@ -22,13 +22,15 @@ def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]
     """Returns the messages as JSON values.
 
     Decoded media become data URIs, PNG and WAV, one for each frame of a video; without `send_media` only placeholders
-    `{'type': kind}` are kept.
+    `{'type': kind}` are kept, and of embeddings always: nothing can be seen or heard of them.
     """
 
     def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
         kind = part['type']
         if kind == 'text' or not send_media:
             return {key: part[key] for key in ('type', 'text') if key in part}
+        if type(part[kind]) is Embedding:
+            return {'type': kind}
         return {'type': kind, kind: WRITERS[kind](part[kind])}
 
     return [{**message, 'content': [part_of(part) for part in message['content']]} for message in conversation]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from align_anything.core.types import MediaKind
+from align_anything.datasets.turn_keys import several
 
 Turns = list[dict[str, Any]]
 Meta = dict[str, Any]
@@ -29,8 +30,7 @@ def user_with(kind: MediaKind, media: Any, text: str) -> dict[str, Any]:
     """
     if f'<{kind}>' in text:
         return user(text)
-    count = len(media) if isinstance(media, (list, tuple)) else 1
-    placeholders = [{'type': kind} for _ in range(count)]
+    placeholders = [{'type': kind} for _ in several(media)]
     return {'role': 'user', 'content': [*placeholders, {'type': 'text', 'text': text}]}
 
 

@@ -10,8 +10,9 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Media, MediaKind
 from align_anything.datasets.media.audio import decode_audio, split_audio
 from align_anything.datasets.media.cache import MediaCache, lasting_key, passing_key
+from align_anything.datasets.media.embedding import decode_embedding
 from align_anything.datasets.media.image import decode_image
-from align_anything.datasets.media.sources import describe
+from align_anything.datasets.media.sources import describe, embedding_of
 from align_anything.datasets.media.video import decode_video
 
 DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
@@ -22,13 +23,13 @@ DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
 
 
 def decode(media: Media) -> Any:
-    """Returns the decoded medium: an upright RGB `PIL.Image.Image`, a `Video` or an `Audio`.
+    """Returns the decoded medium: an upright RGB `PIL.Image.Image`, a `Video`, an `Audio`, or an `Embedding` of one.
 
     What `media.options` may hold is said by `decode_image`, `decode_video` and `decode_audio`. Raises `SampleError`
     naming the file and the reason when it is missing, empty, truncated, too large or not what it claims to be.
     """
     try:
-        return DECODERS[media.kind](media)
+        return (DECODERS[media.kind] if embedding_of(media.source) is None else decode_embedding)(media)
     except SampleError:
         raise
     except Exception as error:
@@ -70,7 +71,8 @@ def decode_conversations(conversations: Sequence[Conversation], cache: MediaCach
             return [part]
         passing = passing_key(media)
         if passing not in pieces:
-            pieces[passing] = split_audio(decoded(media), media) if kind == 'audio' else [decoded(media)]
+            is_sound = kind == 'audio' and embedding_of(media.source) is None
+            pieces[passing] = split_audio(decoded(media), media) if is_sound else [decoded(media)]
         values = pieces[passing]
         return [{'type': kind, kind: value} for value in values]
 
