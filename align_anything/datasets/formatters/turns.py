@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from align_anything.core.types import MediaKind
@@ -32,6 +34,11 @@ def user_with(kind: MediaKind, media: Any, text: str) -> dict[str, Any]:
         return user(text)
     placeholders = [{'type': kind} for _ in several(media)]
     return {'role': 'user', 'content': [*placeholders, {'type': 'text', 'text': text}]}
+
+
+def request_for(answer: str, requests: Sequence[str]) -> str:
+    """Returns one of several ways to ask for an answer: always the same one, in every worker and resumed run."""
+    return requests[zlib.crc32(answer.encode()) % len(requests)]
 
 
 def pair(prompt: Turns, better: str, worse: str, meta: Meta) -> PairSample:

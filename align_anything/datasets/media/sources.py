@@ -152,8 +152,10 @@ def _located(kind: MediaKind, source: Any, folder: Folders, allow_urls: bool) ->
         return [_located(kind, item, folder, allow_urls) for item in source]
     if not isinstance(source, Mapping):
         return source
-    if isinstance(embedding_of(source), (str, Path)):
-        return {'embedding': _located_path(kind, str(source['embedding']), folder, allow_urls)}
+    vector = embedding_of(source)
+    if vector is not None:
+        is_path = isinstance(vector, (str, Path))
+        return {'embedding': _located_path(kind, str(vector), folder, allow_urls) if is_path else vector}
     if source.get('frames') is not None:
         return {**source, 'frames': _located(kind, source['frames'], folder, allow_urls)}
     if source.get('array') is not None or not {'bytes', 'path'} & source.keys():
