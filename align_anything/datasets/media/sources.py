@@ -11,8 +11,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Media, MediaKind
 
@@ -44,7 +42,7 @@ def make_media(kind: MediaKind, source: Any, folder: Folders = '', options: Mapp
     Takes a path, a data URI, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature,
     `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video,
     `{'embedding': vector}` of any; also a `Media` of any of these, whose own options go before `options`. URLs need the
-    option `allow_urls`. A vector that is an image or a video, and a path that ends in `.npy`, are embeddings.
+    option `allow_urls`. A list of numbers as an image or a video, and a path that ends in `.npy`, are embeddings.
 
     Raises:
         SampleError: the source is null, empty, or a URL where none is allowed; or its own options are no numbers, or
@@ -69,10 +67,10 @@ def make_media(kind: MediaKind, source: Any, folder: Folders = '', options: Mapp
 
 
 def is_vector(source: Any) -> bool:
-    """Tells whether a value is a list of numbers, or an array of one dimension."""
-    if isinstance(source, (list, tuple)):
-        return bool(source) and isinstance(source[0], Real) and not isinstance(source[0], bool)
-    return isinstance(source, numpy.ndarray) and source.ndim == 1
+    """Tells whether a value is a list of numbers."""
+    if not isinstance(source, (list, tuple)) or not source:
+        return False
+    return isinstance(source[0], Real) and not isinstance(source[0], bool)
 
 
 def embedding_of(source: Any) -> Any:
