@@ -80,7 +80,10 @@ def converted(state: Mapping[str, Tensor], config: PreTrainedConfig, rows: Mappi
     first = rows[FIRST_SPECIAL] + FIRST_TAG
     for name in ('model.language_model.embed_tokens.weight', 'lm_head.weight'):
         theirs = found[name]
-        longer = theirs.new_zeros(text.vocab_size, theirs.shape[1])
+        if len(theirs) < first + len(MOVED):
+            raise ModelError(f'the checkpoint has {len(theirs)} tokens, too few for a Llama 3 with the tags of OMEGA.')
+        # Placeholders are new there, and begin as compose begins them.
+        longer = theirs.float().mean(0).to(theirs.dtype).repeat(text.vocab_size, 1)
         longer[: len(theirs)] = theirs
         for number, token in enumerate(MOVED):
             if token in rows:
