@@ -400,3 +400,36 @@ def test_other_files_are_no_checkpoints_of_omega(
     command = 'convert_ckpt.py --ckpt meta.pt --language_model nowhere --out made'.split()
     assert python(*command, monkeypatch=monkeypatch) == 2
     assert words in capsys.readouterr().err and not Path('made').exists()
+
+
+@pytest.mark.extended
+def test_perception_tokens_tell_what_the_vectors_hold(
+    project: Path, hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The caption of a video is found among others after training; with the vectors of other videos it is not."""
+    for name, start in {'train.parquet': 0, 'held_out.parquet': 300}.items():
+        rows(60, video, start).to_parquet(name)
+    shuffled = Dataset.from_list(
+        [{**video(COLOURS[n % 3], n), 'video_embed': vector(COLOURS[(n + 1) % 3], n)} for n in range(300, 360)]
+    )
+    shuffled.to_parquet('shuffled.parquet')
+    # One request for all: a toy's few captions could be told by the way they are asked for.
+    options = '{caption: description, videos: video_embed, requests: ["Caption the {kind}."]}'
+    settings = ['--config', 'lesson.yaml', '--train_datasets', 'train.parquet', '--train_template', 'Captions']
+    settings += ['--train_template_kwargs', options, '--output_dir', 'out', '--stage', 'joint', '--bf16', 'False']
+    settings += '--learning_rate 3e-3 --lr_groups.mm_proj 3e-3 --max_steps 90 --num_workers 0'.split()
+    settings += (
+        '--per_device_train_batch_size 12 --log_type none --ds_cfgs ds_z0_config.json --save_total_limit 0'.split()
+    )
+    part = f'{{precomputed_dim: {DIM}, projector: expand, num_tokens: 2}}'
+    language_model = hub / 'meta-llama/Meta-Llama-3-8B-Instruct'
+    Path('lesson.yaml').write_text(f'model_cfgs: {{compose: {{language_model: {language_model}, video: {part}}}}}\n')
+    (done,) = run(settings, pair=PAIRS['any_to_text'])
+    assert done.code == 0, done.output
+    found = {}
+    for name in ('held_out.parquet', 'shuffled.parquet'):
+        command = ['evaluate.py', '--model', 'out/slice_end', '--rows', name, '--template', 'Captions']
+        assert python(*command, '--template_kwargs', options, '--choice', monkeypatch=monkeypatch) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    assert found['held_out.parquet']['choice_accuracy'] >= 0.95, found
+    assert found['shuffled.parquet']['choice_accuracy'] <= 0.05, found
