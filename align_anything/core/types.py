@@ -42,8 +42,8 @@ Array = Any
 class Media:
     """An image, video or audio clip that is not decoded yet.
 
-    `source` is a path, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature, or
-    `{'embedding': vector}`, what an encoder outside the model made of it.
+    `source` is a path, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature, the
+    `{'codes'}` that a codec made of it, or the `{'embedding'}` of an encoder outside the model.
     """
 
     kind: MediaKind

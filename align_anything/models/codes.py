@@ -10,16 +10,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore, digest, identity
-from align_anything.core.types import Audio, CodedMedia, Conversation, MediaKind, Video
+from align_anything.core.types import Audio, CodedMedia, Conversation, Embedding, MediaKind, Video
 from align_anything.models.codecs.base import CodecRules
 
+T = TypeVar('T')
 Span = tuple[int, int]
 """Ids from the first one up to, but without, the second one."""
 CODES = 'codes'
@@ -42,6 +44,7 @@ class KindOfCodes:
         opening, closing: ids before and behind the codes.
         row_end: id behind each row of a picture, None for none.
         size: the only grid that media have, such as `(height, width)` in codes; None where media differ.
+        longest: most tokens of a medium between its opening and closing; None for no limit.
     """
 
     kind: MediaKind
@@ -51,6 +54,7 @@ class KindOfCodes:
     closing: tuple[int, ...] = ()
     row_end: int | None = None
     size: tuple[int, ...] | None = None
+    longest: int | None = None
 
     def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids before the codes of a medium of that grid; some families write its size there."""
@@ -137,6 +141,7 @@ class MediaCodes:
         prompts: the kinds that stand as codes in prompts too.
         restricted: whether what could not have been another token weighs nothing, and each score is one among the ids
             that could have stood there; else all tokens count, over the whole vocabulary.
+        separate: whether the codes have an output head of their own, so that no score can be one among all ids.
         begins: whether a response begins with a medium, so that opening one is no choice.
         weights: what the loss weights of each kind's tokens are multiplied by; 1 where it is not named.
         store: codes that were made before training, by the medium; without one a guess of the right length serves.
@@ -146,9 +151,15 @@ class MediaCodes:
     rules: Mapping[MediaKind, CodecRules]
     prompts: frozenset[MediaKind] = frozenset()
     restricted: bool = False
+    separate: bool = False
     begins: bool = False
     weights: Mapping[MediaKind, float] = field(default_factory=dict)
     store: TensorStore | None = None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the score of an id is one among those that could have stood there."""
+        return self.restricted or self.separate
 
     def marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
         """Returns conversations with a mark in the text for each medium that is written as codes, and those codes.
@@ -195,10 +206,13 @@ class MediaCodes:
         medium = part[kind]
         if type(medium) is CodedMedia:
             return self._checked(medium)
+        if type(medium) is Embedding:
+            raise SampleError(f'the row has an embedding as {kind}, and this model reads and writes the codes of it')
         if self.store is None:
             return self._checked(CodedMedia(kind, _guessed(medium, rules), rules.fingerprint))
         entry = self.store.get(self.key(kind, medium))
         if entry is None:
+            rules.grid(medium)  # says why, where the codec cannot take it
             raise SampleError(
                 f'there are no codes of an {kind} of this row in {self.store.folder}: it could not be encoded, or has '
                 'changed since the codes were made'
@@ -218,7 +232,7 @@ class MediaCodes:
             for part in message['content']
             if part['type'] in self.kinds
             and (message['role'] == 'assistant' or part['type'] in self.prompts)
-            and type(part[part['type']]) is not CodedMedia
+            and type(part[part['type']]) not in (CodedMedia, Embedding)
         ]
 
     def _checked(self, medium: CodedMedia) -> CodedMedia:
@@ -239,6 +253,9 @@ class MediaCodes:
             raise SampleError(
                 f'an {medium.kind} has {_times(codes.shape[1:])} codes, but the model writes {_times(own.size)}'
             )
+        tokens = own.length(codes.shape[1:]) - len(own.opening_of(codes.shape[1:])) - len(own.closing)
+        if own.longest is not None and tokens > own.longest:
+            raise SampleError(f'an {medium.kind} has {tokens} tokens, but the model writes {own.longest} at most')
         return medium
 
     def written(self, medium: CodedMedia) -> tuple[Tensor, Tensor]:
@@ -271,7 +288,7 @@ class MediaCodes:
         `rows` is how many ids there are. Where a medium may end, the token that ends it is among the first book.
         """
         books = [span for own in self.kinds.values() for span in own.spans]
-        return [_without(rows, books), *([*spans] for _, spans in self._numbered())]
+        return [without(rows, books), *([*spans] for _, spans in self._numbered())]
 
     def set_of(self, ids: Tensor) -> Tensor:
         """Returns the number of the set that each id is drawn from, int64 of the same shape."""
@@ -280,6 +297,10 @@ class MediaCodes:
             for start, stop in spans:
                 found = torch.where((ids >= start) & (ids < stop), number, found)
         return found
+
+    def by_set(self, text: T, of_kinds: Mapping[MediaKind, T] = MappingProxyType({})) -> list[T]:
+        """Returns a value for each set, in their order: that of its kind, or `text` where there is none."""
+        return [text, *(of_kinds.get(kind, text) for kind, own in self.kinds.items() for _ in own.books)]
 
     def _numbered(self) -> list[tuple[int, list[Span]]]:
         numbered = []
@@ -350,8 +371,8 @@ def _guessed(medium: Any, rules: CodecRules) -> Tensor:
     return torch.stack([torch.randint(size, grid, generator=random) for size in rules.books])
 
 
-def _without(rows: int, spans: Sequence[Span]) -> list[Span]:
-    """The ids below `rows` that are in none of the spans."""
+def without(rows: int, spans: Sequence[Span]) -> list[Span]:
+    """Returns the ids below `rows` that are in none of the spans."""
     left, at = [], 0
     for start, stop in sorted(spans):
         if at < start:

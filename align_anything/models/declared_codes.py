@@ -6,29 +6,56 @@
 - `tokens`: how the tokens of codes are written, such as `<|s_{}|>` with the number of the code, those of all books one
   after the other; or a list with one pattern for each book; or `first_ids`: the id of the first code of each book;
 - `opening`, `closing`: text of the tokens around a medium; `row_end`: of the token behind each row of a picture;
-- `size`: the grid of every medium, such as `[16, 16]` codes; without it media differ in size.
+- `size`: the grid of every medium, such as `[16, 16]` codes; without it media differ in size;
+- `max_length`: most tokens of a medium between its opening and closing.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import ModelError
+from align_anything.core.files import atomic_write_json, read_json
 from align_anything.core.registry import nearest
 from align_anything.core.types import MEDIA_KINDS, MediaKind
-from align_anything.models.codecs.base import CodecRules, codec_rules
+from align_anything.models.codecs.base import CONFIG, CodecRules, codec_rules
 from align_anything.models.codes import KindOfCodes, MediaCodes
 
 DECLARATION = 'media_codes'
-KEYS = ('codec', 'tokens', 'first_ids', 'opening', 'closing', 'row_end', 'size')
+CODECS = 'codecs'
+"""The folder of a checkpoint that its codecs lie in, by kind."""
+KEYS = ('codec', 'tokens', 'first_ids', 'opening', 'closing', 'row_end', 'size', 'max_length')
 
 
 def declared_codes(config: Any) -> Mapping[str, Any] | None:
     """Returns what a configuration declares of codes, None for nothing."""
     return config.to_dict().get(DECLARATION) or None
+
+
+def declare(config: Any, media_codes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes a declaration into a configuration, with folders of codecs as seen from the working directory."""
+    found = {
+        kind: {**declared, 'codec': str(Path(declared['codec']).resolve())} if declared.get('codec') else dict(declared)
+        for kind, declared in media_codes.items()
+    }
+    setattr(config, DECLARATION, found)
+
+
+def codes_of(config: Any, tokenizer: Any, rows: int, continuous: frozenset[MediaKind]) -> MediaCodes | None:
+    """Returns the codes that the configuration of a checkpoint declares, None where it declares none.
+
+    Kinds that the model reads with a tower, `continuous` ones, stand as codes in answers only. Raises as `make_codes`.
+    """
+    declared = declared_codes(config)
+    if declared is None:
+        return None
+    codes = make_codes(declared, config.name_or_path, tokenizer, rows)
+    return replace(codes, prompts=codes.prompts - continuous)
 
 
 def make_codes(declaration: Mapping[str, Any], home: str | Path, tokenizer: Any, rows: int) -> MediaCodes:
@@ -62,6 +89,24 @@ def make_codes(declaration: Mapping[str, Any], home: str | Path, tokenizer: Any,
     return MediaCodes(kinds, rules, prompts=frozenset(kinds))
 
 
+def keep_codes(config: Any, codes: MediaCodes | None, folder: Path) -> None:
+    """Writes into a saved checkpoint what the configuration of a run declares of codes, and its codecs.
+
+    An adapter has no configuration of its own: that of the model under it counts.
+    """
+    declared = declared_codes(config)
+    if declared is not None and (folder / CONFIG).is_file():
+        write_declaration(folder, declared, codes.rules)
+
+
+def write_declaration(folder: Path, declared: Mapping[str, Any], rules: Mapping[MediaKind, CodecRules]) -> None:
+    """Writes a declaration into the `config.json` of a checkpoint, and copies of the codecs beside it."""
+    for kind in declared:
+        shutil.copytree(rules[kind].folder, folder / CODECS / kind)
+    found = {kind: {**own, 'codec': f'{CODECS}/{kind}'} for kind, own in declared.items()}
+    atomic_write_json(folder / CONFIG, {**read_json(folder / CONFIG), DECLARATION: found})
+
+
 def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, tokenizer: Any) -> KindOfCodes:
     def ids(key: str) -> tuple[int, ...]:
         text = declared.get(key) or ''
@@ -79,6 +124,7 @@ def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, token
         ids('closing'),
         row_end[0] if row_end else None,
         None if size is None else tuple(size),
+        declared.get('max_length'),
     )
     if not made.opening:
         raise ModelError(f'media_codes.{kind}.opening: name the token that media begin with.')

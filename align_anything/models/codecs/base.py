@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import ModelError
+from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.files import read_json
 from align_anything.core.registry import Registry
-from align_anything.core.types import MediaKind
+from align_anything.core.types import Array, Audio, MediaKind
 from align_anything.models import codecs
-from align_anything.models.checkpoint import read_json
 
 CONFIG = 'config.json'
-FILES = '.safetensors', '.json'
+FILES = '.safetensors', '.bin', '.json'
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,12 @@ def codec_fingerprint(folder: Path) -> str:
             for block in iter(lambda: file.read(2**24), b''):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def samples_of(medium: Audio, rules: CodecRules) -> Array:
+    """Returns the samples of a sound, float32. Raises SampleError for another rate than the codec's, or for none."""
+    if medium.rate != rules.rate:
+        raise SampleError(f'a sound has {medium.rate} samples per second, but {rules.folder} encodes {rules.rate}')
+    if not len(medium.samples):
+        raise SampleError('a sound has no samples')
+    return medium.samples

@@ -70,6 +70,11 @@ class ComposedEncoder(RunEncoder):
         """Returns the size of the vectors that stand for media of a kind, None where the model reads media itself."""
         return self.processor.rules[kind].get('vectors')
 
+    def smallest(self, kind: MediaKind, rate: int | None) -> Any:
+        """Returns a small medium that the processor takes: zeros where it takes vectors."""
+        size = self.embedding_size(kind)
+        return super().smallest(kind, rate) if size is None else Embedding(np.zeros(size, np.float32))
+
     def likeness(self, video: Video) -> Hashable:
         """Returns what the videos of one call must have in common; vectors have all of it."""
         return None if self.embedding_size('video') else super().likeness(video)
@@ -89,11 +94,6 @@ class ComposedSpec(FamilySpec):
     def kinds_read(self) -> frozenset[MediaKind]:
         """Returns the kinds of media that the checkpoint was composed for."""
         return frozenset(self.config.media)
-
-    def smallest(self, kind: MediaKind) -> Any:
-        """Returns a small medium that the processor takes: zeros where it takes vectors."""
-        size = self.encoder.embedding_size(kind)
-        return super().smallest(kind) if size is None else Embedding(np.zeros(size, np.float32))
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ from align_anything.trainers.runs.checks import (
     reference_cache_of,
     require_reference_reads,
 )
-from align_anything.trainers.runs.data import Sources, make_dataset, open_run
+from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)
@@ -78,13 +78,9 @@ class Begun:
 
         Raises DataError when the first rows of a source cannot be encoded, before weights are loaded.
         """
-        data = self.resolved.cfgs.data_cfgs
-        wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, reserved
-        held_out = [make_dataset([source], *wanted, data.drop_truncated) for source in self.sources.evaluation]
-        training = make_dataset(self.sources.training, *wanted, data.drop_truncated)
-        for dataset in (training, *held_out):
-            dataset.probe(final=True)
-        return training, held_out
+        wanted = self.resolved.cfgs, self.pair, self.spec, self.resolved.algorithm, reserved
+        held_out = [probed([source], *wanted) for source in self.sources.evaluation]
+        return probed(self.sources.training, *wanted), held_out
 
 
 def begin(pair: Pair, resolved: Resolved) -> Begun:
@@ -229,6 +225,7 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
     caches = {
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir,
         'model_cfgs.feature_cache_dir': cfgs.model_cfgs.feature_cache_dir,
+        'model_cfgs.media_code_dir': cfgs.model_cfgs.media_code_dir,
         'train_cfgs.reference_cache_dir': reference_cache_of(algorithm),
         'logger_cfgs.cache_dir': cfgs.logger_cfgs.cache_dir,
     }
