@@ -1,6 +1,6 @@
 """How likely a checkpoint finds held-out answers, and whether it tells them from those of other rows.
 
-python evaluate.py --model output_checkpoints/experiment_1/slice_end --rows held_out.jsonl --template Captions --choice
+python evaluate.py --model output/slice_end --rows held_out.jsonl --template Captioning --choice
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked.add_argument('--rows', help='takes prompts from here: a file, a folder or a hub name')
     for kind in MEDIA_KINDS:
         parser.add_argument(f'--{kind}', action='append', default=[], metavar='FILE', help=f'{kind}, or .npy of one')
-    parser.add_argument('--template', default='Captions', help='of --rows, as train_template')
+    parser.add_argument('--template', default='Captioning', help='of --rows, as train_template')
     parser.add_argument('--template_kwargs', default='{}', help='of --rows, as train_template_kwargs')
     parser.add_argument('--number', type=int, default=3, help='of --rows')
     parser.add_argument('--max_new_tokens', type=int, default=300)

@@ -415,7 +415,7 @@ def test_perception_tokens_tell_what_the_vectors_hold(
     shuffled.to_parquet('shuffled.parquet')
     # One request for all: a toy's few captions could be told by the way they are asked for.
     options = '{caption: description, videos: video_embed, requests: ["Caption the {kind}."]}'
-    settings = ['--config', 'lesson.yaml', '--train_datasets', 'train.parquet', '--train_template', 'Captions']
+    settings = ['--config', 'lesson.yaml', '--train_datasets', 'train.parquet', '--train_template', 'Captioning']
     settings += ['--train_template_kwargs', options, '--output_dir', 'out', '--stage', 'joint', '--bf16', 'False']
     settings += '--learning_rate 3e-3 --lr_groups.mm_proj 3e-3 --max_steps 90 --num_workers 0'.split()
     settings += (
@@ -428,7 +428,7 @@ def test_perception_tokens_tell_what_the_vectors_hold(
     assert done.code == 0, done.output
     found = {}
     for name in ('held_out.parquet', 'shuffled.parquet'):
-        command = ['evaluate.py', '--model', 'out/slice_end', '--rows', name, '--template', 'Captions']
+        command = ['evaluate.py', '--model', 'out/slice_end', '--rows', name, '--template', 'Captioning']
         assert python(*command, '--template_kwargs', options, '--choice', monkeypatch=monkeypatch) == 0
         found[name] = json.loads(capsys.readouterr().out)
     assert found['held_out.parquet']['choice_accuracy'] >= 0.95, found

@@ -20,7 +20,7 @@ TALK = ''.join(
 
 
 def test_a_caption_is_asked_for_where_the_request_says() -> None:
-    formatter = make_formatter('Captions', OMEGA)
+    formatter = make_formatter('Captioning', OMEGA)
     conversation, meta = formatter.format_supervised_sample({'video_embed': [0.5, 1.0], 'description': 'A dog runs.'})
     assert meta == {**NO_MEDIA, 'video': [0.5, 1.0]}
     video, words = bind_media(conversation, meta)[0]['content'][1], bind_media(conversation, meta)[0]['content'][0]
@@ -31,7 +31,7 @@ def test_a_caption_is_asked_for_where_the_request_says() -> None:
 
 @pytest.mark.parametrize('kind', ['image', 'video', 'audio'])
 def test_each_row_is_always_asked_in_the_same_way_and_media_stand_in_front(kind: str) -> None:
-    formatter = make_formatter('Captions', {'system_prompt': 'Be short.'})
+    formatter = make_formatter('Captioning', {'system_prompt': 'Be short.'})
     rows = [{kind: 'file', 'caption': f'Number {number}.'} for number in range(40)]
     first, again = ([formatter.format_supervised_sample(row)[0] for row in rows] for _ in range(2))
     assert first == again
@@ -55,7 +55,7 @@ def test_each_row_is_always_asked_in_the_same_way_and_media_stand_in_front(kind:
 )
 def test_a_caption_is_about_one_medium(row: dict[str, Any], words: str) -> None:
     with pytest.raises(SampleError, match=words):
-        make_formatter('Captions').format_supervised_sample(row)
+        make_formatter('Captioning').format_supervised_sample(row)
 
 
 def test_turns_with_headers_are_turns_again() -> None:

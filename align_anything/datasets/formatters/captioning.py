@@ -10,8 +10,8 @@ from align_anything.datasets.formatters.turns import Sample, assistant, request_
 from align_anything.datasets.turn_keys import listed
 
 
-@register_template('Captions')
-class Captions(MappedFormatter):
+@register_template('Captioning')
+class Captioning(MappedFormatter):
     """One medium, perhaps as an embedding, and what is to be written about it.
 
     Attributes:
