@@ -56,9 +56,9 @@ def declared_token(processor: Any, kind: MediaKind) -> str | None:
     return None if token is None else str(token)
 
 
-def audio_rate(processor: Any) -> int:
-    """Returns the samples per second that a processor wants audio clips to have."""
-    return int(_feature_extractor(processor).sampling_rate)
+def audio_rate(processor: Any) -> int | None:
+    """Returns the samples per second that a processor wants audio clips to have, None where it hears none."""
+    return int(_feature_extractor(processor).sampling_rate) if 'audio' in media_kinds(processor) else None
 
 
 def audio_window(processor: Any) -> int | None:

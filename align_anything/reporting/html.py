@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from align_anything.core.types import Audio, CodedMedia, Conversation, MediaKind, Video, decoded_medium
+from align_anything.core.types import Audio, CodedMedia, Conversation, Embedding, MediaKind, Video, decoded_medium
 from align_anything.datasets.media.writing import AUDIO_TYPE, data_uri, wav
 
 SIDE = 320
@@ -92,6 +92,8 @@ def figures_of(kind: MediaKind, item: Any) -> list[Figure]:
     """Returns the medium as the model gets it, made small; what cannot be shown is named, such as mere codes."""
     if isinstance(item, CodedMedia):
         return [Figure(f'{kind} of {" × ".join(map(str, item.codes.shape))} codes')]
+    if isinstance(item, Embedding):
+        return [Figure(f'{kind}, as an embedding of {len(item.values)} numbers')]
     show = SHOWN_AS.get(kind)
     return [Figure(kind)] if show is None or item is None else show(item)
 
@@ -122,10 +124,10 @@ SHOWN_AS: dict[MediaKind, Callable[[Any], list[Figure]]] = {'image': _image, 'vi
 
 def _pictures(kind: str, item: Any) -> list[Image.Image]:
     """What there is to see of a medium: the image itself, or frames spread over the video."""
+    if type(item) is Embedding or kind not in ('image', 'video'):
+        return []
     if kind == 'image':
         return [item]
-    if kind != 'video':
-        return []
     last, steps = len(item.frames) - 1, min(FRAMES, len(item.frames)) - 1
     return [Image.fromarray(item.frames[round(n * last / max(steps, 1))]) for n in range(steps + 1)]
 

@@ -29,7 +29,7 @@ def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]
     """Returns the messages as JSON values.
 
     Decoded media become data URIs, PNG and WAV, one for each frame of a video. Without `send_media`, and where a codec
-    could not decode its codes, only placeholders `{'type': kind}` are kept.
+    could not decode its codes, and of embeddings, only placeholders `{'type': kind}` are kept.
     """
 
     def part_of(part: Mapping[str, Any]) -> dict[str, Any]:

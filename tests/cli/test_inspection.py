@@ -18,7 +18,7 @@ from PIL import Image
 from align_anything.cli.inspection.figures import Bin, histogram
 from align_anything.cli.inspection.page import _pieces
 from align_anything.cli.main import main
-from align_anything.core.types import Audio, Video
+from align_anything.core.types import Audio, Embedding, Video
 from align_anything.reporting.html import Figure, figures_of
 from tests.harness.once import once
 from tests.models.samples import assistant, load, multi_turn
@@ -166,6 +166,7 @@ def test_videos_and_audio() -> None:
     assert len(content) == 44 + 80_000 and 'the first 10 of them' in figure.caption
     assert np.allclose(np.frombuffer(content[44:], '<i2') / 32767, tone[:40_000], atol=1e-4)
     assert figures_of('<b>', object()) == [Figure('<b>')], 'named where there is nothing to see'
+    assert figures_of('video', Embedding(tone)) == [Figure(f'video, as an embedding of {len(tone)} numbers')]
 
 
 def test_histograms() -> None:
