@@ -58,6 +58,11 @@ class Algorithm(AlgorithmCfgs):
         return 'score'
 
     @property
+    def scores_ranges(self) -> bool:
+        """Whether codes of media are scored among those that could stand there, and not among all tokens."""
+        return True
+
+    @property
     def has_ratios(self) -> bool:
         """Whether the loss compares the policy, or a critic, with itself as it was at the rollout.
 

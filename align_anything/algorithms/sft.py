@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS, Algorithm
-from align_anything.core.types import Batch, Scored
+from align_anything.configs.effects import Effects, writing
+from align_anything.core.types import MEDIA_KINDS, Batch, Scored
 from align_anything.losses.sft import sft_loss
 
 
@@ -18,6 +20,19 @@ class SFT(Algorithm):
 
     name: ClassVar[str] = 'sft'
     task: ClassVar[str] = 'supervised'
+
+    code_loss_over: Literal['vocabulary', 'range'] = Field(
+        'vocabulary',
+        description='What the probability of a code of a medium is one among: the whole vocabulary, so that any engine '
+        'goes on in a medium by itself, or the range of codes that can stand there, which other algorithms and '
+        'rollouts read alone.',
+    )
+
+    takes_effect: ClassVar[Effects] = {'code_loss_over': writing(*MEDIA_KINDS)}
+
+    @property
+    def scores_ranges(self) -> bool:
+        return self.code_loss_over == 'range'
 
     def coefficients(self) -> dict[str, float]:
         return {'loss': 1.0}

@@ -10,6 +10,7 @@ from align_anything.core.logging import get_logger
 from align_anything.models.adapter import Adapter, find_adapter, put_on
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import read_config
+from align_anything.models.declared_codes import keep_codes
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
@@ -62,6 +63,7 @@ def _merge(adapter: Adapter, folder: Path, draft: Path, base: str | None, trust_
         end_of_turn_id=spec.renderer.end_of_turn_id,
         pad_token_id=spec.pad_token_id,
     )
+    keep_codes(spec.config, spec.codes, draft)
     write_merged_card(draft, folder, source, spec)
 
 

@@ -19,10 +19,12 @@ class Facts:
     Attributes:
         cfgs: all settings of the run, by group.
         reads: media kinds that the pair reads; None where it may read any.
+        writes: media kinds that the pair writes; None where it may write any.
     """
 
     cfgs: BaseModel
     reads: Set[str] | None = None
+    writes: Set[str] | None = None
 
     @property
     def algorithm(self) -> Any:
@@ -100,6 +102,22 @@ def reading(*kinds: str) -> Effect:
     return Effect(
         lambda facts: facts.reads is None or not facts.reads.isdisjoint(kinds),
         f'it means nothing on a modality pair without {" or ".join(kinds)}; leave it out.',
+    )
+
+
+def writing(*kinds: str) -> Effect:
+    """The condition that the pair writes media of one of these kinds."""
+    return Effect(
+        lambda facts: facts.writes is None or not facts.writes.isdisjoint(kinds),
+        'it means nothing on a modality pair that writes text alone; leave it out.',
+    )
+
+
+def with_media() -> Effect:
+    """The condition that the pair reads or writes media."""
+    return Effect(
+        lambda facts: None in (facts.reads, facts.writes) or bool(facts.reads | facts.writes),
+        'it means nothing on a modality pair without media; leave it out.',
     )
 
 

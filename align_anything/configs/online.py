@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
 
-from align_anything.configs.effects import Effects, needs
+from align_anything.configs.effects import Effects, needs, writing
 from align_anything.configs.ptx import PtxDataCfgs
 from align_anything.configs.schema import Cfgs, LoggerCfgs, LoraCfgs, ModelCfgs, RunCfgs
+from align_anything.core.types import MEDIA_KINDS, MediaKind
 
 MODEL, COST = 'model', 'cost'
 """What metrics call the score of a reward model and that of a cost model."""
@@ -44,6 +45,7 @@ class OnlineModelCfgs(ModelCfgs):
             f'remote_rm_{key}': needs('model_cfgs.remote_rm_url')
             for key in ('timeout', 'retry_times', 'batch_size', 'send_media')
         },
+        'emit_size': writing(*MEDIA_KINDS),
     }
 
     max_new_tokens: PositiveInt = Field(
@@ -75,6 +77,11 @@ class OnlineModelCfgs(ModelCfgs):
         True,
         description='Keeps the stop string in the text that rewards read and reports show. False cuts it off there; '
         'its tokens were sampled, and are trained, either way.',
+    )
+    emit_size: dict[MediaKind, list[PositiveInt] | PositiveInt] = Field(
+        {},
+        description='Grid of generated media in codes, by kind, such as `{image: [16, 16], audio: 50}`. What is not '
+        'named has the size that the checkpoint declares; audio without one gets as long as the model makes it.',
     )
     generation_batch_size: PositiveInt | None = Field(
         None, description='Responses that a device generates at once. null is all of the rollout.'

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -65,6 +66,7 @@ def resolve(
     environ: Mapping[str, str] = os.environ,
     pair_defaults: Mapping[str, Any] | None = None,
     reads: Set[str] | None = None,
+    writes: Set[str] | None = None,
 ) -> Resolved:
     """Returns the settings of a run of `algorithm` on the modality `pair`.
 
@@ -72,7 +74,7 @@ def resolve(
     `configs/train/<pair>/<algorithm>.yaml`, every `--config` file in order, environment, command line. A file that does
     not ship counts as empty. `argv` comes without the program's name. With `--help`
     the first process writes the help to standard output, and SystemExit(0) is raised. `reads` are the kinds of media
-    that the pair reads, None for any.
+    that the pair reads, and `writes` those that it writes, None for any.
     A setting that was given and can have no effect is a problem. In a file that also says why (`use_lora: False`), or
     where not settings decide but the pair or the algorithm, it is left out, and `notes` of the result say so.
     Raises SettingsError with all problems at once.
@@ -89,7 +91,7 @@ def resolve(
             run, own, everything = f'{pair} {algorithm}', algorithm_cfgs.model_fields, command_line.help == 'all'
             sys.stdout.write(render_help(run, schema, layers.values, layers.origins, own, everything))
         raise SystemExit(0)
-    cfgs, problems = _validate(schema, layers, _laid(shipped), reads)
+    cfgs, problems = _validate(schema, layers, _laid(shipped), partial(Facts, reads=reads, writes=writes))
     problems = layers.problems + problems
     own = None
     if cfgs is not None:
@@ -179,7 +181,7 @@ def _laid(given: Sequence[Layer]) -> Layers:
 
 
 def _validate(
-    schema: type[RunCfgs], layers: Layers, shipped: Layers, reads: Set[str] | None
+    schema: type[RunCfgs], layers: Layers, shipped: Layers, facts: Callable[[RunCfgs], Facts]
 ) -> tuple[RunCfgs | None, list[str]]:
     """Returns the settings, or None, and the problems. Broken keys do not hide what is wrong with the others."""
     problems: list[str] = []
@@ -202,7 +204,7 @@ def _validate(
         except ValidationError:
             return None, problems
     hidden = broken | layers.unread
-    found = _without_effect(cfgs, schema, layers, shipped, reads, hidden)
+    found = _without_effect(cfgs, schema, layers, shipped, facts, hidden)
     if not broken and found.left_out:
         cfgs = schema.model_validate(layers.values)
     for keys, problem in check_together(cfgs):
@@ -216,12 +218,17 @@ def _validate(
 
 
 def _without_effect(
-    cfgs: RunCfgs, schema: type[RunCfgs], layers: Layers, shipped: Layers, reads: Set[str] | None, hidden: Set[str]
+    cfgs: RunCfgs,
+    schema: type[RunCfgs],
+    layers: Layers,
+    shipped: Layers,
+    facts: Callable[[RunCfgs], Facts],
+    hidden: Set[str],
 ) -> Effectless:
     """Takes settings of files that have no effect out of `layers` where it may, and says what of the others."""
     found = Effectless()
     before = None
-    for path, effect in without_effect(Facts(cfgs, reads)):
+    for path, effect in without_effect(facts(cfgs)):
         if path in hidden or not is_given(layers.origins.get(path, DEFAULT_ORIGIN)):
             continue
         said = f'{path} ({layers.origins[path]}): {effect.why}'

@@ -30,7 +30,10 @@ from align_anything.configs.effects import (
     excludes,
     needs,
     reading,
+    with_media,
+    writing,
 )
+from align_anything.core.types import MEDIA_KINDS, MediaKind
 
 Names = str | list[str] | None
 OnePerDataset = str | list[str | None] | None
@@ -237,6 +240,7 @@ class DataCfgs(Cfgs):
         **{key: reading('video') for key in ('num_frames', 'max_frame_pixels', 'max_video_pixels', 'audio_in_video')},
         **{key: (reading('video'), excludes('data_cfgs.num_frames')) for key in ('fps', 'min_frames', 'max_frames')},
         **{key: reading('video', 'audio') for key in ('max_audio_seconds', 'long_audio')},
+        'emitted_loss_weights': writing(*MEDIA_KINDS),
     }
 
     train_datasets: Names = Field(
@@ -350,6 +354,11 @@ class DataCfgs(Cfgs):
         description='Unusable rows are left out and listed in skipped_samples.jsonl. Past this share of the rows '
         'seen, the run stops. Rows that the template filters are counted apart.',
     )
+    emitted_loss_weights: dict[MediaKind, NonNegativeFloat] = Field(
+        {},
+        description='What the loss weights of the tokens of media in answers are multiplied by, by kind, such as '
+        '`{image: 0.5}`. A kind that is not named has 1.',
+    )
     drop_truncated: bool = Field(
         False,
         description='Leaves out rows whose answer does not fit into model_max_length, instead of training on its '
@@ -365,6 +374,8 @@ class DataCfgs(Cfgs):
 class ModelCfgs(Cfgs):
     """Which checkpoint is trained, and how it is loaded."""
 
+    takes_effect: ClassVar[Effects] = {key: with_media() for key in ('media_codes', 'media_code_dir')}
+
     model_name_or_path: str | None = Field(
         None, description='Checkpoint to train: a folder, or a hub name. Required, unless compose makes one.'
     )
@@ -372,6 +383,16 @@ class ModelCfgs(Cfgs):
         {},
         description='Makes the checkpoint to train out of a `language_model` and encoders of `image`, `video` and '
         '`audio`, as align-anything compose does (docs/composed.md), in a folder of output_dir.',
+    )
+    media_codes: dict[MediaKind, dict[str, Any]] = Field(
+        {},
+        description='How media stand in the vocabulary of the checkpoint as codes, by kind: the `codec`, its `tokens`, '
+        'what opens and closes them (docs/emitting.md). Empty goes by what its config.json declares.',
+    )
+    media_code_dir: str | None = Field(
+        None,
+        description='Folder that keeps the codes of media, which later runs need not make again. null is the folder '
+        'media_codes in output_dir.',
     )
     trust_remote_code: bool = Field(
         False, description='Lets the checkpoint run Python code of its own. Only for sources you trust.'

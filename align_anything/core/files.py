@@ -131,3 +131,14 @@ def sync_folder(folder: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises ModelError when it holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ModelError(f'{file} is not valid JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ModelError(f'{file} must hold a JSON object, not {type(content).__name__}.')
+    return content

@@ -80,6 +80,22 @@ class Audio:
     rate: int
 
 
+@dataclass(frozen=True, eq=False)
+class CodedMedia:
+    """A medium as the codes that a codec made of it, or that a model sampled.
+
+    Attributes:
+        kind: what it is when it is decoded.
+        codes: numbers in their code books, from 0: of an image `(books, height, width)`, of audio `(books, frames)`,
+            of a video `(books, frames, height, width)`, int64.
+        codec: fingerprint of the codec that they belong to; empty where the row brought them and does not say.
+    """
+
+    kind: MediaKind
+    codes: Tensor
+    codec: str = ''
+
+
 @dataclass
 class Piece:
     """A run of tokens with the media that stand in it.

@@ -175,6 +175,10 @@ class ExampleDataset:
         example.meta.update(without_media(meta))
         return example
 
+    def of_task(self, task: Task) -> ExampleDataset:
+        """Returns the same rows for another task, whose Examples are not kept."""
+        return ExampleDataset(self.sources, task, self._pair, self._allowed, self._media_options)
+
     def unformatted(self, index: int) -> Skipped | None:
         """Returns why a row makes no conversations, None where it does; nothing is decoded or encoded."""
         number, at = self._at(index)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SettingsError
-from align_anything.models.checkpoint import ADAPTER_CONFIG, PROCESSOR_FILES, WEIGHT_FILES, read_json
+from align_anything.core.files import read_json
+from align_anything.models.checkpoint import ADAPTER_CONFIG, PROCESSOR_FILES, WEIGHT_FILES
 from align_anything.models.lora import LINEAR
 from align_anything.models.trainable import FREEZABLE_COMPONENTS, plain_name
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from align_anything.core.errors import ModelError
+from align_anything.core.files import read_json
 from align_anything.core.registry import nearest
 from align_anything.models.families import family_module, loading_options
 
@@ -63,17 +63,6 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
 def _folders_beside(folder: Path) -> list[str]:
     """The checkpoint folders that `folder` may have been meant to be, as it would name them."""
     return [str(file.parent) for file in folder.parent.glob('*/config.json')]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file. Raises ModelError when it holds something else."""
-    try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ModelError(f'{file} is not valid JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise ModelError(f'{file} must hold a JSON object, not {type(content).__name__}.')
-    return content
 
 
 def is_multimodal(config: PreTrainedConfig) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,8 @@ from transformers.processing_utils import TextKwargs
 
 from align_anything.core.errors import SampleError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Piece, Video
+from align_anything.core.types import CodedMedia, Piece, Video
+from align_anything.models.codes import MARK
 from align_anything.models.media_arguments import media_arguments, sampled_rate
 from align_anything.models.rendering import Run
 
@@ -76,6 +78,27 @@ def truncate(piece: Piece, length: int) -> Piece:
         media_counts=piece.media_counts,
         token_tensors={name: tensor[:length] for name, tensor in piece.token_tensors.items()},
     )
+
+
+def common_length(one: Piece, other: Piece) -> int:
+    """Returns how many tokens two pieces begin with alike."""
+    length = min(len(one), len(other))
+    differing = (one.ids[:length] != other.ids[:length]).nonzero()
+    return int(differing[0]) if len(differing) else length
+
+
+def behind(piece: Piece, length: int) -> Piece:
+    """Returns the tokens of a piece behind the first `length`; its media stand in those."""
+    tensors = {name: tensor[length:] for name, tensor in piece.token_tensors.items()}
+    return Piece(piece.ids[length:], piece.weights[length:], token_tensors=tensors)
+
+
+def whole(pieces: list[Piece], cut: bool) -> Piece:
+    """Returns the response that several sequences make; `cut` says that some at its end were left out."""
+    *earlier, last = pieces
+    last.earlier = earlier
+    last.truncated = cut or any(piece.truncated for piece in pieces)
+    return last
 
 
 def forget_call_arguments(tokenizer: Any) -> None:
@@ -157,14 +180,27 @@ class RunEncoder:
         mixed = self.videos_apart and bool(videos) and any(kind == 'image' for kind, _ in run.media)
         if alike and not mixed:
             return [run]
-        waiting: dict[str, deque[Any]] = {}
-        for kind, item in run.media:
-            waiting.setdefault(kind, deque()).append(item)
         found = list(re.finditer(re.escape(self.placeholders['video']), run.text))
         cuts = [match.start() for match in found] + ([match.end() for match in found] if mixed else [])
         bounds = sorted({0, *cuts, len(run.text)} if mixed else {0, *cuts[1:], len(run.text)})
+        return self._stretches(run, list(zip(bounds, bounds[1:], strict=False)))
+
+    def stretches(self, run: Run) -> list[Run | CodedMedia]:
+        """Returns a run in stretches of text, each with the media in it, and the coded media between them."""
+        marks = list(MARK.finditer(run.text)) if run.coded else []
+        ends = [0, *(end for mark in marks for end in mark.span()), len(run.text)]
+        texts = self._stretches(run, list(zip(ends[::2], ends[1::2], strict=True)))
+        coded = [run.coded[int(mark[1])] for mark in marks]
+        return [part for pair in zip_longest(texts, coded) for part in pair if part is not None]
+
+    def _stretches(self, run: Run, bounds: Sequence[tuple[int, int]]) -> list[Run]:
+        if bounds == [(0, len(run.text))]:
+            return [run]
+        waiting: dict[str, deque[Any]] = {}
+        for kind, item in run.media:
+            waiting.setdefault(kind, deque()).append(item)
         runs = []
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in bounds:
             text = run.text[start:stop]
             counts = {kind: text.count(self.placeholders[kind]) for kind in waiting}
             media = tuple((kind, waiting[kind].popleft()) for kind, count in counts.items() for _ in range(count))

@@ -7,6 +7,7 @@ overrides class attributes or methods in `models/families/<model_type>.py`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -15,9 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
-from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
+from align_anything.core.types import CodedMedia, Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
-from align_anything.models.encoding import RunEncoder, forget_call_arguments, join, merge_media, pad_left, truncate
+from align_anything.models.codes import MediaCodes
+from align_anything.models.declared_codes import codes_of
+from align_anything.models.encoding import (
+    RunEncoder,
+    behind,
+    common_length,
+    forget_call_arguments,
+    join,
+    merge_media,
+    pad_left,
+    truncate,
+    whole,
+)
+from align_anything.models.output_heads import OutputHead, output_heads
 from align_anything.models.prefill import prefill_of
 from align_anything.models.rendering import (
     ChatRenderer,
@@ -43,8 +57,10 @@ class FamilySpec:
         config, tokenizer, processor: of the checkpoint; `processor` is None for text families.
         max_length: longest sequence that `encode` returns.
         embedding_rows: token ids that the model has an embedding for.
-        reads: the kinds of media that may stand in a prompt, text aside: those that the processor takes.
-        emits: the kinds of media that the model can learn to write into an answer, text aside.
+        codes: how media stand in its vocabulary as codes, None for families that only read media.
+        continuous: the kinds of media that its processor takes, and a tower makes features of.
+        reads: the kinds of media that may stand in a prompt, text aside: `continuous` ones, and those read as codes.
+        emits: the kinds of media that the model can learn to write into an answer, text aside: those it has codes for.
         audio_rate: samples per second that audio clips must have, None for families that take none.
         media_token_ids: placeholder ids that stand for media in `input_ids`.
         token_tensor_names: per-token tensors that the model body takes beside `input_ids`.
@@ -71,7 +87,6 @@ class FamilySpec:
     """The family's own template, preferred to the checkpoint's."""
     component_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
     """Parameter-name prefixes of `vision_tower`, `mm_proj`, `language_model`; None finds them by structure."""
-    emits: frozenset[MediaKind] = frozenset()
 
     def __init__(
         self, config: Any, tokenizer: Any, processor: Any = None, *, max_length: int, generation_config: Any = None
@@ -99,9 +114,12 @@ class FamilySpec:
                 f'{type(processor).__name__} does not say which text stands for a medium, so this family needs a file '
                 f'align_anything/models/families/{config.model_type}.py that overrides placeholder().'
             )
-        self.reads: frozenset[MediaKind] = frozenset(placeholders)
-        self.audio_rate = structure.audio_rate(processor) if 'audio' in self.reads else None
-        self.media_token_ids = self.placeholder_ids() if self.reads else frozenset()
+        self.continuous: frozenset[MediaKind] = frozenset(placeholders)
+        self.codes = self.make_codes()
+        self.emits: frozenset[MediaKind] = frozenset() if self.codes is None else frozenset(self.codes.kinds)
+        self.reads = self.continuous | (frozenset() if self.codes is None else self.codes.prompts)
+        self.audio_rate = self._audio_rate()
+        self.media_token_ids = self.placeholder_ids() if self.continuous else frozenset()
         self.softcap, self.logit_scale = structure.logit_transform(text_config)
         template = self.chat_template or self._checkpoint_template()
         self.renderer = ChatRenderer(tokenizer, processor, template, placeholders)
@@ -113,7 +131,7 @@ class FamilySpec:
         ends = [*declared, tokenizer.eos_token_id, self.renderer.end_of_turn_id, self.renderer.call_end_id]
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys(token for token in ends if token is not None))
         self.pad_token_id: int = self.stop_token_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._dummies = {kind: self._make_dummy(kind) for kind in sorted(self.reads)}
+        self._dummies = {kind: self._make_dummy(kind) for kind in sorted(self.continuous)}
         probed = {name for piece in self._dummies.values() for name in piece.token_tensors}
         self.token_tensor_names: tuple[str, ...] = tuple(sorted(probed))
 
@@ -171,7 +189,8 @@ class FamilySpec:
         for conversation in () if judged else conversations:
             require_answers(conversation, train_on, start)
             require_written(conversation, train_on, start, self.emits, f"models of type '{self.model_type}' write")
-        rendered = [self.render(conversation, train_on, start) for conversation in conversations]
+        marked, coded = self._marked(conversations)
+        rendered = [self._with_coded(self.render(conversation, train_on, start), coded) for conversation in marked]
         opening = rendered[0][0][0]
         if any(sequences[0][0] != opening for sequences in rendered):
             raise SampleError(
@@ -198,19 +217,19 @@ class FamilySpec:
         fitting = max(1, sum(1 for _ in takewhile(lambda prompt: len(prompt) < self.max_length, prompts)))
         number, sequences, prompts = len(sequences), sequences[:fitting], prompts[:fitting]
         prompt = prompts[-1]
-        common = [_common_length(other, prompt) for other in prompts]
+        common = [common_length(other, prompt) for other in prompts]
         if prompt.media and torch.isin(prompt.ids[min(common) :], torch.tensor(sorted(self.media_token_ids))).any():
             return Example(prompts[0], [self._response(prompts[0], opening, sequences)])
         pieces = []
         for runs, own, length in zip(sequences, prompts, common, strict=True):
-            rest = _behind(own, length)
+            rest = behind(own, length)
             if runs is not sequences[-1]:
                 # The history counts once where prompts are trained.
                 rest.weights = torch.zeros_like(rest.weights)
             response = join([*([rest] if len(rest) else []), *map(self._piece, runs[1:])], self.merge_media)
             pieces.append(self._fit(truncate(prompt, length), response))
             pieces[-1].prefix_length = None if length == len(prompt) else length
-        return Example(prompt, [_whole(pieces, cut=fitting < number)])
+        return Example(prompt, [whole(pieces, cut=fitting < number)])
 
     def _response(self, prompt: Piece, opening: Run, sequences: Sequence[Sequence[Run]]) -> Piece:
         """What follows `prompt`, the piece of `opening`, in the sequences of one response."""
@@ -231,11 +250,26 @@ class FamilySpec:
         for piece, length in zip(pieces[:-1], heads, strict=False):
             # The history counts once where prompts are trained.
             piece.weights = torch.cat([torch.zeros_like(piece.weights[:length]), piece.weights[length:]])
-        return _whole(pieces, cut=len(pieces) < len(sequences))
+        return whole(pieces, cut=len(pieces) < len(sequences))
 
     def encode_prompt(self, messages: Conversation) -> Piece:
         """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
-        return self._piece(self.render_prompt(messages), first=True)
+        (marked,), coded = self._marked([messages])
+        return self._piece(replace(self.render_prompt(marked), coded=coded), first=True)
+
+    def _marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
+        return (list(conversations), ()) if self.codes is None else self.codes.marked(conversations)
+
+    def _with_coded(self, sequences: list[list[Run]], coded: tuple[CodedMedia, ...]) -> list[list[Run]]:
+        if not coded:
+            return sequences
+        forced = self.codes.begins and self.codes.restricted
+
+        def with_coded(run: Run) -> Run:
+            # Where a response is a medium and nothing else, its end is no choice either.
+            return replace(run, coded=coded, weight=0.0 if forced and run.token is not None else run.weight)
+
+        return [[with_coded(run) for run in runs] for runs in sequences]
 
     def render(
         self, conversation: Conversation, train_on: TrainOn = 'all_assistant', start: int = 0
@@ -248,7 +282,18 @@ class FamilySpec:
         return self.renderer.render_prompt(messages)
 
     def _piece(self, run: Run, first: bool = False) -> Piece:
-        piece = join(self.encoder.pieces(run, first), self.merge_media)
+        pieces: list[Piece] = []
+        for number, part in enumerate(self.encoder.stretches(run)):
+            if type(part) is CodedMedia:
+                ids, weights = self.codes.written(part)
+                pieces.append(Piece(ids, weights * run.weight))
+            elif number == 0 or part.text:
+                pieces += map(self._checked, self.encoder.pieces(part, first and number == 0))
+        return join(pieces, self.merge_media)
+
+    def _checked(self, piece: Piece) -> Piece:
+        if self.codes is not None and self.codes.is_code(piece.ids).any():
+            raise SampleError('the text holds tokens of codes: media are given as media, or with their codes')
         if len(piece) and int(piece.ids.max()) >= self.embedding_rows:
             token = self.tokenizer.convert_ids_to_tokens(int(piece.ids.max()))
             raise SampleError(
@@ -277,7 +322,8 @@ class FamilySpec:
     def _require_whole_media(self, prompt: Piece, response: Piece) -> None:
         """Raises SampleError when truncation would cut a medium."""
         ids, media_ids = torch.cat([prompt.ids, response.ids]), torch.tensor(sorted(self.media_token_ids)).long()
-        last = torch.isin(ids, media_ids).nonzero().flatten()
+        found = torch.isin(ids, media_ids)
+        last = (found if self.codes is None else found | self.codes.is_code(ids)).nonzero().flatten()
         if len(last) and int(last[-1]) >= self.max_length:
             raise SampleError(
                 f'media would be cut by truncation: their last token is number {int(last[-1]) + 1} of {len(ids)}, '
@@ -294,7 +340,13 @@ class FamilySpec:
         ids = piece.ids.tolist()
         while ids and ids[-1] in silent:
             ids.pop()
-        return [{'type': 'text', 'text': self.text_of(ids)}]
+        parts = [ids] if self.codes is None or not ids else self.codes.parts(ids)
+        return [
+            {'type': part.kind, part.kind: part}
+            if type(part) is CodedMedia
+            else {'type': 'text', 'text': self.text_of(part)}
+            for part in parts
+        ]
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids as it was written: tokenizers tidy spaces up if their files say so."""
@@ -303,11 +355,11 @@ class FamilySpec:
 
     def generation_prefix(self, messages: Conversation) -> str:
         """Returns the text that the template puts between the last message and a response that is generated."""
-        return self.renderer.generation_prefix(messages)
+        return self.renderer.generation_prefix(self._marked([messages])[0][0])
 
     def prefill(self, messages: Conversation) -> str:
         """Returns the end of that text which belongs to the answer, such as `<think>\n`."""
-        return prefill_of(self.renderer, messages)
+        return prefill_of(self.renderer, self._marked([messages])[0][0])
 
     # What collation asks
 
@@ -331,6 +383,22 @@ class FamilySpec:
     def kinds_read(self) -> frozenset[MediaKind]:
         """Returns the kinds of media that the checkpoint has a processor for."""
         return frozenset() if self.processor is None else structure.media_kinds(self.processor)
+
+    def make_codes(self) -> MediaCodes | None:
+        """Returns how media stand in the vocabulary as codes, by what the configuration declares; None for nothing.
+
+        Raises ModelError for a declaration that does not fit the tokenizer or the codec.
+        """
+        return codes_of(self.config, self.tokenizer, self.embedding_rows, self.continuous)
+
+    def heads(self, model: nn.Module) -> list[OutputHead]:
+        """Returns the output heads of the plain model; those of ids that are no text behind the one of text."""
+        return output_heads(model)
+
+    def _audio_rate(self) -> int | None:
+        if 'audio' in self.continuous:
+            return structure.audio_rate(self.processor)
+        return self.codes.rules['audio'].rate if 'audio' in self.emits else None
 
     def placeholder_ids(self) -> frozenset[int]:
         """Returns the ids of the tokens at which the model puts media features."""
@@ -425,27 +493,6 @@ class FamilySpec:
             if template is not None:
                 return template
         return None
-
-
-def _common_length(one: Piece, other: Piece) -> int:
-    """How many tokens two pieces begin with alike."""
-    length = min(len(one), len(other))
-    differing = (one.ids[:length] != other.ids[:length]).nonzero()
-    return int(differing[0]) if len(differing) else length
-
-
-def _behind(piece: Piece, length: int) -> Piece:
-    """The tokens of a piece behind the first `length`; its media stand in those."""
-    tensors = {name: tensor[length:] for name, tensor in piece.token_tensors.items()}
-    return Piece(piece.ids[length:], piece.weights[length:], token_tensors=tensors)
-
-
-def _whole(pieces: list[Piece], cut: bool) -> Piece:
-    """The response that several sequences make; `cut` says that some at its end were left out for want of length."""
-    *earlier, last = pieces
-    last.earlier = earlier
-    last.truncated = cut or any(piece.truncated for piece in pieces)
-    return last
 
 
 def _listed(counts: Mapping[str, int]) -> str:

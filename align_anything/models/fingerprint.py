@@ -33,6 +33,10 @@ def encoding_fingerprint(spec: FamilySpec) -> str:
     """
     kinds = [type(part).__qualname__ for part in (spec, spec.encoder, spec.tokenizer, spec.processor)]
     known = [kinds, lasting_settings(spec.config), spec.max_length, spec.renderer.template, spec.stop_token_ids]
+    if spec.codes is not None:
+        codes = spec.codes
+        codecs = {kind: rules.fingerprint for kind, rules in codes.rules.items()}
+        known += [codecs, codes.restricted, codes.begins, dict(codes.weights)]
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=20)
     with TemporaryDirectory() as name:
         folder = Path(name)

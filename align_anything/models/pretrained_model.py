@@ -20,6 +20,7 @@ from align_anything.models.adapter import TARGETS_ADVICE, Adapter, check_continu
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.architecture import plain_attention, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
+from align_anything.models.declared_codes import declare
 from align_anything.models.families import spec_for
 from align_anything.models.lora import apply_lora
 from align_anything.models.quantization import is_quantised, keep_trainable, quantization_config
@@ -116,6 +117,7 @@ def load_spec(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
     processor_kwargs: Mapping[str, Any] | None = None,
+    media_codes: Mapping[str, Mapping[str, Any]] | None = None,
     base: str | None = None,
 ) -> FamilySpec:
     """Returns the FamilySpec of a checkpoint, reading its tokenizer and processor but no weights.
@@ -128,6 +130,8 @@ def load_spec(
         padding_side: of the tokenizer; None keeps the checkpoint's.
         chat_template: a template file or the text of a template, to use instead of the checkpoint's.
         processor_kwargs: given to `AutoProcessor.from_pretrained`, such as `min_pixels`.
+        media_codes: how media stand in the vocabulary as codes, in place of what the configuration declares; folders
+            of codecs start from the working directory.
         base: of an adapter folder, the model under it; None for the one that the adapter records.
 
     Raises ModelError when the checkpoint is incomplete or its tokenizer, processor or template cannot be used.
@@ -136,6 +140,8 @@ def load_spec(
     source = model_name_or_path if adapter is None else base or adapter.require_base()
     check_checkpoint(source, trust_remote_code)
     config = read_config(source, trust_remote_code)
+    if media_codes:
+        declare(config, media_codes)
     beside = adapter is not None and adapter.holds_processor(is_multimodal(config))
     tokenizer, processor = _load_processor(
         model_name_or_path if beside else source, config, trust_remote_code, processor_kwargs or {}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.thoughts import closing_of, opened_thought
-from align_anything.core.types import MEDIA_KINDS, Conversation, MediaKind, Message
+from align_anything.core.types import MEDIA_KINDS, CodedMedia, Conversation, MediaKind, Message
 from align_anything.models.chat_form import ELSEWHERE, MARK, ChatForm, message_of, text_of
 
 TrainOn = Literal['all_assistant', 'last', 'all']
@@ -38,12 +38,14 @@ class Run:
         weight: loss weight of its tokens, media placeholders excepted.
         media: `(kind, decoded object)` of the media that stand in it, in order.
         token: a single token that stands for the run, such as the end-of-turn token.
+        coded: the media that marks in its text stand for, by the number in the mark; see `models/codes.py`.
     """
 
     text: str
     weight: float
     media: tuple[tuple[str, Any], ...] = ()
     token: int | None = None
+    coded: tuple[CodedMedia, ...] = ()
 
     def behind(self, opening: Run) -> Run:
         """Returns what follows `opening`, the beginning of this run."""

@@ -84,7 +84,7 @@ def settings_of(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], env
     """The settings of a run, as `resolve` makes them; the pair's defaults are those of training. Tells its notes."""
     defaults = pair.defaults if algorithm.trains else {}
     known = LazyMapping(known_algorithms)
-    resolved = resolve(pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads)
+    resolved = resolve(pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads, pair.writes)
     for note in resolved.notes:
         logger.info(note)
     return resolved

@@ -19,14 +19,16 @@ class Pair:
         name: the folder of its trainers and settings.
         reads: media kinds that may stand in a conversation, text aside.
         writes: media kinds that an answer to learn may hold, text aside.
-        needs_all: whether a model must read every one of `reads`. Where it need not, it must read at least one, and
-            rows with other kinds are left out.
+        writes_text: whether an answer may hold text too; else it is one medium and nothing else.
+        needs_all: whether a model must read every one of `reads` and write every one of `writes`. Where it need not, it
+            must read and write at least one of them, and rows with other kinds are left out.
         defaults: settings of every training on the pair, by key; between the algorithm's YAML file and the pair's.
     """
 
     name: str
     reads: frozenset[MediaKind] = frozenset()
     writes: frozenset[MediaKind] = frozenset()
+    writes_text: bool = True
     needs_all: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -36,9 +38,14 @@ class Pair:
 
     def missing_from(self, readable: Set[MediaKind]) -> tuple[MediaKind, ...]:
         """The kinds for the lack of which a model that reads `readable` cannot serve the pair."""
-        if not self.needs_all and self.reads & readable:
-            return ()
-        return tuple(sorted(self.reads - readable))
+        return self._missing(self.reads, readable)
+
+    def unwritten_by(self, writable: Set[MediaKind]) -> tuple[MediaKind, ...]:
+        """The kinds for the lack of which a model that writes `writable` cannot serve the pair."""
+        return self._missing(self.writes, writable)
+
+    def _missing(self, wanted: Set[MediaKind], able: Set[MediaKind]) -> tuple[MediaKind, ...]:
+        return () if not self.needs_all and wanted & able else tuple(sorted(wanted - able))
 
 
 PAIRS: Mapping[str, Pair] = {
@@ -53,6 +60,15 @@ PAIRS: Mapping[str, Pair] = {
             reads=frozenset({'image', 'video', 'audio'}),
             needs_all=False,
             defaults={'freeze_vision_tower': True, 'freeze_audio_tower': True},
+        ),
+        Pair('text_to_image', writes=frozenset({'image'}), writes_text=False),
+        Pair('text_to_audio', writes=frozenset({'audio'}), writes_text=False),
+        Pair('text_image_to_text_image', reads=frozenset({'image'}), writes=frozenset({'image'})),
+        Pair(
+            'any_to_any',
+            reads=frozenset({'image', 'video', 'audio'}),
+            writes=frozenset({'image', 'video', 'audio'}),
+            needs_all=False,
         ),
     )
 }

@@ -23,7 +23,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from align_anything.configs.compose import BY_FRAME, DEFAULT_TOKENS, READ_BY, ComposeCfgs, MediaCfgs
 from align_anything.core.errors import ModelError
-from align_anything.models.checkpoint import is_multimodal, read_config, read_json
+from align_anything.core.files import read_json
+from align_anything.models.checkpoint import is_multimodal, read_config
 from align_anything.models.composed.configuration_composed import (
     AUDIO_ENCODERS,
     PICTURE_ENCODERS,

@@ -11,8 +11,8 @@ from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.heads import among, make_head
 from align_anything.policies.token.hidden import HiddenStates
-from align_anything.policies.token.logprob import LogProbHead
 from align_anything.policies.token.selfcheck import check_head, choose_checked, probe_batch
 
 
@@ -29,13 +29,7 @@ class TokenPolicy(nn.Module):
         self.collate = collate
         self.dtype = dtype
         self._hidden = HiddenStates(model, dtype)
-        head = bare_model(model).get_output_embeddings()
-        if head is None:
-            raise ModelError(
-                f'{type(bare_model(model)).__name__} has no output embedding; '
-                'load it through a class with a language-model head.'
-            )
-        self.head = LogProbHead(head, collate.spec.logit_scale, collate.spec.softcap)
+        self.head = make_head(collate.spec, bare_model(model))
 
     def forward(
         self,
@@ -62,6 +56,11 @@ class TokenPolicy(nn.Module):
         values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
         return Scored(values, entropies, routing=routed)
 
+    def _allowed(self, targets: Tensor, rows: int) -> Tensor | None:
+        """Which of the ids below `rows` each target is scored among, `(N, rows)` bool; None for all of them."""
+        codes = self.collate.spec.codes
+        return None if codes is None or not codes.ranged else among(codes, targets, rows)
+
     def check(self, module: Any, device: torch.device) -> None:
         """Compares the head with the model's own logits, and its layout with one sequence at a time.
 
@@ -80,7 +79,7 @@ class TokenPolicy(nn.Module):
             self.collate,
             self.model,
             self.dtype,
-            first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype),
+            first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype, self._allowed),
         )
 
     def set_temperature(self, temperature: float) -> None:

@@ -25,6 +25,7 @@ from align_anything.policies.token.collator import TokenCollator
 logger = get_logger(__name__)
 
 PROBE_VOCABULARY = 200
+CODES_PROBED = 2
 LONGEST_BEYOND = 512
 """Tokens of the probe beyond a window: enough of what must not be seen to be missed."""
 WINDOW_NAMES = re.compile(r'(?!.*(pattern|layers)).*window.*|.*attention_chunk_size|.*local_attention|index_topk')
@@ -218,10 +219,14 @@ def window_examples(vocabulary: Sequence[int], length: int) -> list[Example]:
 
 
 def ordinary_tokens(spec: FamilySpec) -> list[int]:
-    """Ids of tokens that are plain text, to build probes from."""
+    """Ids of tokens that are plain text, and some of those that are codes of media, to build probes from."""
     special = set(spec.tokenizer.added_tokens_decoder) | set(spec.tokenizer.all_special_ids) | spec.media_token_ids
     limit = min(len(spec.tokenizer), spec.config.get_text_config().vocab_size)
-    return [token for token in range(limit) if token not in special][:PROBE_VOCABULARY]
+    plain = [token for token in range(limit) if token not in special][:PROBE_VOCABULARY]
+    if spec.codes is None:
+        return plain
+    codes = [own.first[book] for own in spec.codes.kinds.values() for book in range(len(own.books))]
+    return [*plain, *(first + number for first in codes for number in range(CODES_PROBED))]
 
 
 def probe_batch(collator: TokenCollator) -> Batch:
@@ -332,17 +337,23 @@ def random_reading(hidden: Tensor) -> Tensor:
 
 
 def check_head(
-    score: Callable[[Batch], Tensor], logits: Callable[[Batch], Tensor], batch: Batch, dtype: torch.dtype
+    score: Callable[[Batch], Tensor],
+    logits: Callable[[Batch], Tensor],
+    batch: Batch,
+    dtype: torch.dtype,
+    among: Callable[[Tensor, int], Tensor | None] = lambda targets, rows: None,
 ) -> None:
     """Raises `LayoutMismatch` when the chunked op disagrees with the model's own logits `(rows, length, vocabulary)`.
 
     Catches heads that scale, cap or shift their logits in a way the family does not declare. The model rounds its
-    logits to `dtype`, so the larger they are the more is allowed.
+    logits to `dtype`, so the larger they are the more is allowed. `among` says which ids each target is scored among.
     """
     with torch.no_grad():
         own = logits(batch).flatten(0, 1)[batch.inputs.score_index].float()
+        allowed_ids = among(batch.inputs.targets, own.shape[-1])
+        own = own if allowed_ids is None else own.masked_fill(~allowed_ids, -torch.inf)
         expected = torch.log_softmax(own, dim=-1).gather(1, batch.inputs.targets[:, None]).squeeze(1)
         error = float((expected - score(batch).float()).abs().max())
-    allowed = max(FLOOR[dtype], 2 * torch.finfo(dtype).eps * float(own.abs().max()))
+    allowed = max(FLOOR[dtype], 2 * torch.finfo(dtype).eps * float(own[own.isfinite()].abs().max()))
     if not error <= allowed:
         raise LayoutMismatch(f"scores differ by {error:.2g} from the model's own logits (allowed {allowed:.2g})")

@@ -51,6 +51,7 @@ from align_anything.trainers.runs.checks import (
     require_reference_reads,
 )
 from align_anything.trainers.runs.data import Sources, make_dataset, open_run
+from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)
@@ -76,14 +77,22 @@ class Begun:
     def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
         """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response.
 
-        Raises DataError when the first rows of a source cannot be encoded, before weights are loaded.
+        Codes of media are made here, unless they are there. Raises DataError when the first rows of a source cannot be
+        encoded, before weights are loaded.
         """
         data = self.resolved.cfgs.data_cfgs
-        wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, data.sample_cache_dir, reserved
-        held_out = [make_dataset([source], *wanted, data.drop_truncated) for source in self.sources.evaluation]
-        training = make_dataset(self.sources.training, *wanted, data.drop_truncated)
-        for dataset in (training, *held_out):
+        sources = [self.sources.training, *([source] for source in self.sources.evaluation)]
+
+        def made(cache_dir: str | None) -> list[ExampleDataset]:
+            wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, cache_dir, reserved
+            return [make_dataset(own, *wanted, data.drop_truncated) for own in sources]
+
+        # Not kept: without their codes, media are encoded by a guess.
+        for dataset in made(None if self.spec.codes is not None else data.sample_cache_dir):
             dataset.probe(final=True)
+        datasets = made(data.sample_cache_dir)
+        prepare_codes(self.resolved.cfgs, self.spec, datasets)
+        training, *held_out = datasets
         return training, held_out
 
 
@@ -229,6 +238,7 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
     caches = {
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir,
         'model_cfgs.feature_cache_dir': cfgs.model_cfgs.feature_cache_dir,
+        'model_cfgs.media_code_dir': cfgs.model_cfgs.media_code_dir,
         'train_cfgs.reference_cache_dir': reference_cache_of(algorithm),
         'logger_cfgs.cache_dir': cfgs.logger_cfgs.cache_dir,
     }

@@ -10,6 +10,7 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.models.declared_codes import keep_codes
 from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.card import Trained, write_card
@@ -79,6 +80,7 @@ class Checkpoints:
                 end_of_turn_id=self.spec.renderer.end_of_turn_id,
                 pad_token_id=self.spec.pad_token_id,
             )
+            keep_codes(self.spec.config, self.spec.codes, folder)
             trained = Trained(
                 self.resolved.cfgs,
                 self.resolved.algorithm,

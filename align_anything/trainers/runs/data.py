@@ -37,7 +37,7 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
-from align_anything.trainers.runs.settings import spec_of
+from align_anything.trainers.runs.settings import codes_of_run, spec_of
 
 logger = get_logger(__name__)
 
@@ -79,6 +79,7 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)
+    spec.codes = codes_of_run(cfgs, pair, algorithm, spec)
     require_met(algorithm, spec)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     if algorithm.scores == 'tokens':
@@ -336,9 +337,10 @@ def require_readable(pair: Pair, spec: Spec, model: str) -> None:
 
 def require_writable(pair: Pair, spec: Spec, model: str) -> None:
     """Raises ModelError when the model cannot learn to write what the pair has answers made of."""
-    missing = sorted(pair.writes - spec.emits)
+    missing = pair.unwritten_by(spec.emits)
     if missing:
         raise ModelError(
             f"{model} (model_type '{spec.model_type}') writes no {', '.join(missing)}, which the pair '{pair.name}' is "
-            'about. Choose a checkpoint that does, or a pair that writes text alone.'
+            'about. Choose a checkpoint that does, a pair that writes text alone, or give a language model such tokens '
+            'with align-anything add-media-tokens.'
         )

@@ -52,6 +52,8 @@ class Maker(Protocol[T]):
     def make(self, batch: T, keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
         """Returns the entries of a batch, on the CPU; `keys` are those of its rows, in their order.
 
+        What cannot be made is left out.
+
         All ranks call it together as soon as one of them lacks something, so a batch may have no rows.
         """
 
@@ -87,7 +89,7 @@ def prepare(
             made += lacking
             for index, lacks in enumerate(all_reduce_sum(lacking).tolist()):
                 entries = makers[index].make(asked.batch, asked.keys[index]) if lacks else {}
-                own = {key: entries[key] for key in asked.missing[index]}
+                own = {key: entries[key] for key in asked.missing[index] if key in entries}
                 fresh[index] |= own
                 size += sum(tensor.nbytes for tensors in own.values() for tensor in tensors.values())
             if size > PACK_BYTES or time.monotonic() - written > PACK_SECONDS:

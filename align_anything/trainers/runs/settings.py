@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.engines.deepspeed_config import build_config, check_zero, offloads_optimizer
 from align_anything.engines.optim import choose_optimizer
+from align_anything.models.codes import MediaCodes
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
+from align_anything.trainers.pairs import Pair
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 
@@ -62,6 +66,18 @@ def frozen_config(cfgs: RunCfgs, precision: str, zero_file: str | None = None) -
     )
 
 
+def codes_of_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec) -> MediaCodes | None:
+    """The codes of the family as the run scores and weighs them, None for a family without."""
+    if spec.codes is None:
+        return None
+    return replace(
+        spec.codes,
+        restricted=algorithm.scores_ranges,
+        begins=bool(pair.writes) and not pair.writes_text,
+        weights=dict(cfgs.data_cfgs.emitted_loss_weights),
+    )
+
+
 def spec_of(cfgs: RunCfgs) -> FamilySpec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
@@ -71,4 +87,5 @@ def spec_of(cfgs: RunCfgs) -> FamilySpec:
         trust_remote_code=model.trust_remote_code,
         chat_template=model.chat_template,
         processor_kwargs=model.processor_kwargs,
+        media_codes=model.media_codes,
     )

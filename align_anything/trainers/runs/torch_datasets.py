@@ -290,7 +290,7 @@ def _labels(piece: Piece) -> Tensor:
 
 def _padded_right(spec: FamilySpec, examples: Sequence[Example]) -> dict[str, Any]:
     """The arguments of the model for Examples of one response each."""
-    return dict(TokenCollator(spec, 'padded', tuple(sorted(spec.reads)))(examples).inputs.arguments)
+    return dict(TokenCollator(spec, 'padded', tuple(sorted(spec.continuous)))(examples).inputs.arguments)
 
 
 def _padded_left(spec: FamilySpec, examples: Sequence[Example]) -> dict[str, Any]:

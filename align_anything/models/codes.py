@@ -1,0 +1,377 @@
+"""Media as token ids: where the codes of each kind stand in a vocabulary, and what may stand around them.
+
+Codes are ids: what a model writes of a picture is a run of tokens like any other. A mark in the text stands for them
+while the chat template renders a conversation, and is then replaced by their ids.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_anything.core.errors import SampleError
+from align_anything.core.store import TensorStore, digest, identity
+from align_anything.core.types import Audio, CodedMedia, Conversation, MediaKind, Video
+from align_anything.models.codecs.base import CodecRules
+
+Span = tuple[int, int]
+"""Ids from the first one up to, but without, the second one."""
+CODES = 'codes'
+"""The tensor of a stored entry, and the key of a part that holds the codes of its medium beside it."""
+MARK = re.compile('\ue0c0([0-9]+)\ue0c1')
+"""What stands for a medium in a text; characters of the private area, which rows may not hold."""
+PRIVATE = re.compile('[\ue0c0\ue0c1]')
+TEXT = 0
+"""The number of the set of all ids that are no codes."""
+
+
+@dataclass(frozen=True)
+class KindOfCodes:
+    """The tokens of one kind of media.
+
+    Attributes:
+        kind: image, video or audio.
+        books: entries of each code book.
+        first: id of the first entry of each book.
+        opening, closing: ids before and behind the codes.
+        row_end: id behind each row of a picture, None for none.
+        size: the only grid that media have, such as `(height, width)` in codes; None where media differ.
+        longest: most tokens of a medium between its opening and closing; None for no limit.
+    """
+
+    kind: MediaKind
+    books: tuple[int, ...]
+    first: tuple[int, ...]
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+    row_end: int | None = None
+    size: tuple[int, ...] | None = None
+    longest: int | None = None
+
+    def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Returns the ids before the codes of a medium of that grid; some families write its size there."""
+        return self.opening
+
+    def length(self, grid: Sequence[int]) -> int:
+        """Returns how many tokens a medium of that grid takes, opening and closing included."""
+        ends = 0 if self.row_end is None else math.prod(grid[:-1])
+        return len(self.opening_of(grid)) + math.prod(grid) * len(self.books) + ends + len(self.closing)
+
+    @property
+    def spans(self) -> list[Span]:
+        """The ids of each book."""
+        return [(first, first + size) for first, size in zip(self.first, self.books, strict=True)]
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the model decides how long a medium gets, frame by frame."""
+        return self.size is None and self.row_end is None
+
+    def written(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the ids of codes `(books, *grid)` and of each whether it could have been another, `(length,)` both.
+
+        The books of a position stand side by side, positions follow row by row.
+        """
+        grid = codes.shape[1:]
+        offsets = torch.tensor(self.first)
+        rows = (codes.movedim(0, -1) + offsets).reshape(-1, grid[-1] * len(self.books))
+        free = torch.ones_like(rows, dtype=torch.bool)
+        if self.row_end is not None:
+            rows = torch.cat([rows, rows.new_full((len(rows), 1), self.row_end)], 1)
+            free = torch.cat([free, free.new_zeros((len(free), 1))], 1)
+        opening, closing = torch.tensor(self.opening_of(grid)).long(), torch.tensor(self.closing).long()
+        # The first token opens a medium where a text might have gone on; the first one behind it ends one that might.
+        begins = torch.zeros(len(opening), dtype=torch.bool)
+        begins[:1] = True
+        ends = torch.zeros(len(closing), dtype=torch.bool)
+        ends[:1] = self.open_ended
+        return torch.cat([opening, rows.flatten(), closing]), torch.cat([begins, free.flatten(), ends])
+
+    def read(self, ids: Sequence[int]) -> Tensor | None:
+        """Returns the codes `(books, *grid)` of ids between opening and closing, None where they are no whole medium.
+
+        Audio is a row of frames. Pictures have the rows that their row ends say, else the size that all have, else
+        they are square.
+        """
+        rows, row = [], []
+        for token in ids:
+            if token == self.row_end:
+                rows.append(row)
+                row = []
+            else:
+                row.append(token)
+        if self.row_end is not None and row:
+            return None
+        rows = rows if self.row_end is not None else [row]
+        width, rest = divmod(len(rows[0]), len(self.books)) if rows else (0, 1)
+        if rest or not width or any(len(other) != len(rows[0]) for other in rows):
+            return None
+        codes = torch.tensor(rows).view(-1, len(self.books)) - torch.tensor(self.first)
+        if bool((codes < 0).any()) or bool((codes >= torch.tensor(self.books)).any()):
+            return None
+        grid = self._grid(len(codes), len(rows))
+        return None if grid is None else codes.t().reshape(len(self.books), *grid)
+
+    def _grid(self, positions: int, rows: int) -> tuple[int, ...] | None:
+        if self.size is not None:
+            return self.size if math.prod(self.size) == positions else None
+        if self.kind == 'audio':
+            return (positions,)
+        if self.row_end is not None:
+            return rows, positions // rows
+        side = math.isqrt(positions)
+        return (side, side) if side**2 == positions else None
+
+
+@dataclass(frozen=True)
+class MediaCodes:
+    """The codes of a family, and what a run makes of them. Picklable.
+
+    Attributes:
+        kinds: how each kind is written.
+        rules: the codec of each kind.
+        prompts: the kinds that stand as codes in prompts too.
+        restricted: whether what could not have been another token weighs nothing, and each score is one among the ids
+            that could have stood there; else all tokens count, over the whole vocabulary.
+        separate: whether the codes have an output head of their own, so that no score can be one among all ids.
+        begins: whether a response begins with a medium, so that opening one is no choice.
+        weights: what the loss weights of each kind's tokens are multiplied by; 1 where it is not named.
+        store: codes that were made before training, by the medium; without one a guess of the right length serves.
+    """
+
+    kinds: Mapping[MediaKind, KindOfCodes]
+    rules: Mapping[MediaKind, CodecRules]
+    prompts: frozenset[MediaKind] = frozenset()
+    restricted: bool = False
+    separate: bool = False
+    begins: bool = False
+    weights: Mapping[MediaKind, float] = field(default_factory=dict)
+    store: TensorStore | None = None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the score of an id is one among those that could have stood there."""
+        return self.restricted or self.separate
+
+    def marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
+        """Returns conversations with a mark in the text for each medium that is written as codes, and those codes.
+
+        The number in a mark is that of its medium among them, the same wherever it is the same object.
+
+        Raises SampleError for media whose codes are not there, or do not fit, and for text that holds marks.
+        """
+        numbers: dict[int, int] = {}
+        found: list[CodedMedia] = []
+
+        def part_of(role: str, part: dict[str, Any]) -> dict[str, Any]:
+            kind = part['type']
+            if kind == 'text':
+                if PRIVATE.search(part['text']):
+                    raise SampleError('the text holds characters that stand for media here (U+E0C0, U+E0C1)')
+                return part
+            if kind not in self.kinds or (role != 'assistant' and kind not in self.prompts):
+                return part
+            if id(part[kind]) not in numbers:
+                numbers[id(part[kind])] = len(found)
+                found.append(self.coded(part))
+            return {'type': 'text', 'text': f'\ue0c0{numbers[id(part[kind])]}\ue0c1'}
+
+        marked = [
+            [
+                {**message, 'content': [part_of(message['role'], part) for part in message['content']]}
+                for message in conversation
+            ]
+            for conversation in conversations
+        ]
+        return marked, tuple(found)
+
+    def coded(self, part: Mapping[str, Any]) -> CodedMedia:
+        """Returns the codes of a media part: those beside the medium, or those that it is, or the stored ones.
+
+        Raises SampleError where there are none, or they do not fit the codec.
+        """
+        kind = part['type']
+        rules = self.rules[kind]
+        beside = part.get(CODES)
+        if beside is not None and beside.codec == rules.fingerprint:
+            return self._checked(beside)
+        medium = part[kind]
+        if type(medium) is CodedMedia:
+            return self._checked(medium)
+        if self.store is None:
+            return self._checked(CodedMedia(kind, _guessed(medium, rules), rules.fingerprint))
+        entry = self.store.get(self.key(kind, medium))
+        if entry is None:
+            rules.grid(medium)  # says why, where the codec cannot take it
+            raise SampleError(
+                f'there are no codes of an {kind} of this row in {self.store.folder}: it could not be encoded, or has '
+                'changed since the codes were made'
+            )
+        return self._checked(CodedMedia(kind, entry.tensors[CODES], rules.fingerprint))
+
+    def key(self, kind: MediaKind, medium: Any) -> str:
+        """Returns the key of a decoded medium in the store."""
+        return self.store.key(kind, self.rules[kind].fingerprint, content_of(medium))
+
+    def missing(self, conversations: Sequence[Conversation]) -> list[tuple[MediaKind, Any]]:
+        """Returns the media of conversations that are written as codes and bring none, `(kind, decoded)`."""
+        return [
+            (part['type'], part[part['type']])
+            for conversation in conversations
+            for message in conversation
+            for part in message['content']
+            if part['type'] in self.kinds
+            and (message['role'] == 'assistant' or part['type'] in self.prompts)
+            and type(part[part['type']]) is not CodedMedia
+        ]
+
+    def _checked(self, medium: CodedMedia) -> CodedMedia:
+        own, codes = self.kinds[medium.kind], medium.codes
+        rules = self.rules[medium.kind]
+        if medium.codec not in ('', rules.fingerprint):
+            raise SampleError(f'the codes of an {medium.kind} are those of another codec than {rules.folder}')
+        if codes.shape[0] != len(own.books):
+            raise SampleError(
+                f'the codes of an {medium.kind} have {codes.shape[0]} books, but the model writes {len(own.books)}'
+            )
+        limits = torch.tensor(own.books).view(-1, *[1] * (codes.ndim - 1))
+        if not codes.numel() or bool((codes < 0).any()) or bool((codes >= limits).any()):
+            raise SampleError(
+                f'the codes of an {medium.kind} are not from 0 to {max(own.books) - 1}, or there are none'
+            )
+        if own.size is not None and tuple(codes.shape[1:]) != own.size:
+            raise SampleError(
+                f'an {medium.kind} has {_times(codes.shape[1:])} codes, but the model writes {_times(own.size)}'
+            )
+        tokens = own.length(codes.shape[1:]) - len(own.opening_of(codes.shape[1:])) - len(own.closing)
+        if own.longest is not None and tokens > own.longest:
+            raise SampleError(f'an {medium.kind} has {tokens} tokens, but the model writes {own.longest} at most')
+        return medium
+
+    def written(self, medium: CodedMedia) -> tuple[Tensor, Tensor]:
+        """Returns the ids of a medium and the share of the loss weight that each of them has, `(length,)` both."""
+        ids, free = self.kinds[medium.kind].written(medium.codes)
+        if self.begins:
+            free = free & (torch.arange(len(ids)) >= len(self.kinds[medium.kind].opening_of(medium.codes.shape[1:])))
+        weight = self.weights.get(medium.kind, 1.0)
+        return ids, torch.where(free, weight, 0.0) if self.restricted else torch.full((len(ids),), weight)
+
+    def is_code(self, ids: Tensor) -> Tensor:
+        """Returns of each id whether it is a code, bool of the same shape."""
+        found = torch.zeros_like(ids, dtype=torch.bool)
+        for own in self.kinds.values():
+            for start, stop in own.spans:
+                found |= (ids >= start) & (ids < stop)
+        return found
+
+    def kind_of(self, token: int) -> MediaKind | None:
+        """Returns the kind whose code an id is, None for text."""
+        return next(
+            (kind for kind, own in self.kinds.items() if any(start <= token < stop for start, stop in own.spans)), None
+        )
+
+    # Which ids a score is one among
+
+    def sets(self, rows: int) -> list[list[Span]]:
+        """Returns the ids that could stand where one of each set stands: text first, then each book of each kind.
+
+        `rows` is how many ids there are. Where a medium may end, the token that ends it is among the first book.
+        """
+        books = [span for own in self.kinds.values() for span in own.spans]
+        return [_without(rows, books), *([*spans] for _, spans in self._numbered())]
+
+    def set_of(self, ids: Tensor) -> Tensor:
+        """Returns the number of the set that each id is drawn from, int64 of the same shape."""
+        found = torch.full_like(ids, TEXT)
+        for number, spans in self._numbered():
+            for start, stop in spans:
+                found = torch.where((ids >= start) & (ids < stop), number, found)
+        return found
+
+    def _numbered(self) -> list[tuple[int, list[Span]]]:
+        numbered = []
+        for own in self.kinds.values():
+            for book, span in enumerate(own.spans):
+                ends = own.open_ended and book == 0 and own.closing
+                more = [(own.closing[0], own.closing[0] + 1)] if ends else []
+                numbered.append((len(numbered) + 1, [span, *more]))
+        return numbered
+
+    # From ids back to media
+
+    def parts(self, ids: Sequence[int]) -> list[list[int] | CodedMedia]:
+        """Returns ids in stretches of text, as ids, and media between them, without their opening and closing.
+
+        What is no whole medium stays among the text, with its codes.
+        """
+        parts: list[list[int] | CodedMedia] = []
+        text: list[int] = []
+        at = 0
+        while at < len(ids):
+            kind = self.kind_of(ids[at])
+            if kind is None:
+                text.append(ids[at])
+                at += 1
+                continue
+            own, end = self.kinds[kind], at
+            while end < len(ids) and (self.kind_of(ids[end]) == kind or ids[end] == own.row_end):
+                end += 1
+            codes, behind = own.read(ids[at:end]), tuple(ids[end : end + len(own.closing)])
+            before = _opened(own, text, codes)
+            if codes is None or behind != own.closing or before is None:
+                text += ids[at:end]
+                at = end
+                continue
+            parts += [text[:before]] if before else []
+            parts.append(CodedMedia(kind, codes, self.rules[kind].fingerprint))
+            text, at = [], end + len(behind)
+        return [*parts, text] if text else parts
+
+    def with_store(self, store: TensorStore) -> MediaCodes:
+        """Returns the same codes, read from a store."""
+        return replace(self, store=store)
+
+
+def content_of(medium: Any) -> Any:
+    """Returns what `identity` tells a decoded medium from others by."""
+    if type(medium) is Audio:
+        return [medium.rate, identity(medium.samples)]
+    if type(medium) is Video:
+        return [medium.fps, identity(medium.timestamps), identity(medium.frames)]
+    return [medium.mode, list(medium.size), identity(medium.tobytes())]
+
+
+def _opened(own: KindOfCodes, text: Sequence[int], codes: Tensor | None) -> int | None:
+    """How many ids of a text stand before the opening of a medium at its end; None where there is no opening."""
+    if codes is None:
+        return None
+    opening = own.opening_of(codes.shape[1:])
+    before = len(text) - len(opening)
+    return before if tuple(text[max(0, before) :]) == opening and before >= 0 else None
+
+
+def _guessed(medium: Any, rules: CodecRules) -> Tensor:
+    """Codes of the right shape, which differ where media do: lengths are right before any codec was loaded."""
+    random = torch.Generator().manual_seed(int(digest(content_of(medium))[:15], 16))
+    grid = rules.grid(medium)
+    return torch.stack([torch.randint(size, grid, generator=random) for size in rules.books])
+
+
+def _without(rows: int, spans: Sequence[Span]) -> list[Span]:
+    """The ids below `rows` that are in none of the spans."""
+    left, at = [], 0
+    for start, stop in sorted(spans):
+        if at < start:
+            left.append((at, min(start, rows)))
+        at = max(at, stop)
+    return [*left, (at, rows)] if at < rows else left
+
+
+def _times(grid: Sequence[int]) -> str:
+    return ' x '.join(map(str, grid))

@@ -1,0 +1,93 @@
+"""Gives a language model the tokens of codecs, so that it can learn to write their media."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AddedToken, PreTrainedModel
+
+from align_anything.core.errors import ModelError
+from align_anything.core.files import new_folder
+from align_anything.core.types import MediaKind
+from align_anything.models.any_model import AnyModel
+from align_anything.models.codecs.base import CodecRules, codec_rules
+from align_anything.models.declared_codes import CODECS, declared_codes, write_declaration
+from align_anything.models.export import export_model
+from align_anything.models.pretrained_model import load_spec
+
+MULTIPLE = 64
+"""What the number of rows of an embedding is rounded up to, which hardware likes."""
+
+
+def add_media_tokens(
+    source: str | Path,
+    codecs: Mapping[MediaKind, str | Path],
+    out: str | Path,
+    *,
+    sizes: Mapping[MediaKind, Sequence[int]] | None = None,
+    max_lengths: Mapping[MediaKind, int] | None = None,
+) -> Path:
+    """Writes a checkpoint with tokens for the codes of `codecs`, and these beside it, into `out`; returns that folder.
+
+    The embedding grows to a multiple of 64 rows; new ones begin as the mean of the others. `config.json` says where the
+    codes stand. `sizes` are the grids that media of a kind always have, `max_lengths` most tokens of one.
+
+    Raises ModelError for a checkpoint, a codec or a folder that cannot be used, and for kinds that it has codes of.
+    """
+    spec = load_spec(source, model_max_length=None)
+    known = sorted(spec.emits & set(codecs))
+    known_rules = {} if spec.codes is None else spec.codes.rules
+    if known:
+        raise ModelError(f'{source} has codes of {known[0]} media already.')
+    rules = {kind: codec_rules(folder) for kind, folder in codecs.items()}
+    declared: dict[str, Any] = dict(declared_codes(spec.config) or {})
+    for kind, codec in rules.items():
+        if codec.kind != kind:
+            raise ModelError(f'{codec.folder} is a codec of {codec.kind}, not of {kind}.')
+        declared[kind] = {
+            'codec': f'{CODECS}/{kind}',
+            **_added(spec.tokenizer, kind, codec),
+            **({'size': list(sizes[kind])} if sizes and kind in sizes else {}),
+            **({'max_length': max_lengths[kind]} if max_lengths and kind in max_lengths else {}),
+        }
+    model = AnyModel.from_pretrained(source)
+    enlarge(model, len(spec.tokenizer))
+    with new_folder(out) as folder:
+        export_model(model, None, folder, tokenizer=spec.tokenizer, processor=spec.processor)
+        write_declaration(folder, declared, {**known_rules, **rules})
+    return Path(out)
+
+
+def enlarge(model: PreTrainedModel, tokens: int) -> None:
+    """Gives a model rows for so many tokens at least; new rows begin as the mean of the others."""
+    before = model.get_input_embeddings().weight.shape[0]
+    if tokens <= before:
+        return
+    model.resize_token_embeddings(tokens, pad_to_multiple_of=MULTIPLE, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for weight in _rows_of(module):
+                weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+
+
+def _rows_of(module: nn.Module) -> list[torch.Tensor]:
+    return [parameter for _, parameter in module.named_parameters(recurse=False)]
+
+
+def _added(tokenizer: Any, kind: MediaKind, codec: CodecRules) -> dict[str, Any]:
+    """Adds the tokens of a codec; returns what is declared of them."""
+    opening, closing = f'<|{kind}_begin|>', f'<|{kind}_end|>'
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in (opening, closing)], True)
+    first = []
+    for book, size in enumerate(codec.books):
+        names = [f'<|{kind}_{book}_{number}|>' for number in range(size)]
+        tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+        ids = tokenizer.convert_tokens_to_ids(names)
+        if ids != list(range(ids[0], ids[0] + size)):
+            raise ModelError(f'the tokenizer has some of the tokens {names[0]} to {names[-1]} already.')
+        first.append(ids[0])
+    return {'first_ids': first, 'opening': opening, 'closing': closing}

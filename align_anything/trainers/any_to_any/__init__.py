@@ -1,0 +1,1 @@
+"""Runs that read and write text and whatever media the model has."""

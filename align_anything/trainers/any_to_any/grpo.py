@@ -1,0 +1,8 @@
+"""Group relative policy optimisation, `any_to_any`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('any_to_any', 'grpo')
+
+if __name__ == '__main__':
+    main()

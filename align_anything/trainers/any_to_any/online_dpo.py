@@ -1,0 +1,8 @@
+"""Online DPO, `any_to_any`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('any_to_any', 'online_dpo')
+
+if __name__ == '__main__':
+    main()

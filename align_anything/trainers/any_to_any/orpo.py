@@ -1,0 +1,8 @@
+"""Odds ratio preference optimisation, `any_to_any`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('any_to_any', 'orpo')
+
+if __name__ == '__main__':
+    main()

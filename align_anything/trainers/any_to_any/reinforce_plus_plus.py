@@ -1,0 +1,8 @@
+"""REINFORCE++, `any_to_any`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('any_to_any', 'reinforce_plus_plus')
+
+if __name__ == '__main__':
+    main()

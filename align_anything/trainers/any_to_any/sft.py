@@ -1,0 +1,8 @@
+"""Supervised fine-tuning, `any_to_any`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('any_to_any', 'sft')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,113 @@
+"""The codes of the media of a run, made before it trains: by the codec, once, into a store that workers read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.errors import SampleError
+from align_anything.core.store import TensorStore
+from align_anything.core.types import Conversation, Example, MediaKind, Piece, Skipped
+from align_anything.datasets.dataset import ExampleDataset, Formatted, Task
+from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.engines.process_group import device_of_rank
+from align_anything.models.codecs.base import Codec
+from align_anything.models.codes import CODES, MediaCodes
+from align_anything.models.family import FamilySpec
+from align_anything.trainers.runs.prepare import prepare
+
+FOLDER = 'media_codes'
+Media = list[tuple[MediaKind, Any]]
+
+
+def prepare_codes(cfgs: RunCfgs, spec: FamilySpec, datasets: Sequence[ExampleDataset]) -> None:
+    """Makes the codes of all media of `datasets` that stand as codes in conversations, and lets `spec` read them.
+
+    Every rank calls it. Codecs are loaded where something is missing, and freed. Media that a codec cannot take are
+    passed over; their rows are left out when they are encoded.
+    """
+    if spec.codes is None:
+        return
+    folder = cfgs.model_cfgs.media_code_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
+    device, store = device_of_rank(), TensorStore(folder, FOLDER, '', 'model_cfgs.media_code_dir')
+    spec.codes = spec.codes.with_store(store)
+    maker = CodeMaker(store, spec.codes, device)
+    for dataset in datasets:
+        prepare([maker], dataset.of_task(MediaTask(dataset.task, spec.codes)), _collate, cfgs, device)
+
+
+@dataclass(frozen=True)
+class MediaTask:
+    """The rows of another task, with the media to encode in place of their tokens."""
+
+    task: Task
+    codes: MediaCodes
+
+    @property
+    def needs_reply(self) -> bool:
+        """Whether a conversation must hold an assistant turn."""
+        return self.task.needs_reply
+
+    @property
+    def needs_other(self) -> bool:
+        """Whether `format` wants another row beside the one to format."""
+        return self.task.needs_other
+
+    def format(self, formatter: BaseFormatter, row: dict[str, Any], other: dict[str, Any] | None = None) -> Formatted:
+        """Returns the conversations of the task."""
+        return self.task.format(formatter, row, other)
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns an Example without tokens, whose conversation holds each medium once."""
+        found = {id(medium): (kind, medium) for kind, medium in self.codes.missing(conversations)}
+        parts = [{'type': kind, kind: medium} for kind, medium in found.values()]
+        empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
+        return Example(empty, [], conversation=[{'role': 'assistant', 'content': parts}])
+
+
+@dataclass(frozen=True)
+class CodeMaker:
+    """Makes the codes of media, an entry of `store` for each medium, with the codecs of `codes` on `device`."""
+
+    store: TensorStore
+    codes: MediaCodes
+    device: torch.device
+    name: str = 'codes of media'
+    _open: dict[MediaKind, Codec] = field(default_factory=dict)
+
+    def keys(self, example: Example) -> list[str]:
+        """Returns the key of each medium of a row."""
+        return [self.codes.key(kind, medium) for kind, medium in media_of(example)]
+
+    def make(self, batch: Sequence[Media], keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """Encodes the media of a batch that the store lacks."""
+        return {
+            key: {CODES: codes}
+            for media, own in zip(batch, keys, strict=True)
+            for (kind, medium), key in zip(media, own, strict=True)
+            if key not in self.store
+            for codes in self._encoded(kind, medium)
+        }
+
+    def _encoded(self, kind: MediaKind, medium: Any) -> list[Tensor]:
+        if kind not in self._open:
+            self._open[kind] = self.codes.rules[kind].open(self.device)
+        try:
+            return self._open[kind].encode([medium])
+        except SampleError:  # told when the row is encoded
+            return []
+
+
+def media_of(example: Example) -> Media:
+    """Returns the media of an Example that a `MediaTask` made, `(kind, decoded)`."""
+    return [(part['type'], part[part['type']]) for message in example.conversation for part in message['content']]
+
+
+def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> list[Media]:
+    return [media_of(example) for example in examples]

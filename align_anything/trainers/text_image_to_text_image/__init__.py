@@ -1,0 +1,1 @@
+"""Runs that read text and images and write text and images."""

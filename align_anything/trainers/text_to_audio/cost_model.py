@@ -1,0 +1,8 @@
+"""Cost modelling, `text_to_audio`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_audio', 'cost_model')
+
+if __name__ == '__main__':
+    main()

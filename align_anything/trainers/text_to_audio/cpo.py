@@ -1,0 +1,8 @@
+"""Contrastive preference optimisation, `text_to_audio`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_audio', 'cpo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""REINFORCE leave-one-out, `text_to_audio`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_audio', 'rloo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Runs that read text and draw a picture."""

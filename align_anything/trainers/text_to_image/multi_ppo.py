@@ -1,0 +1,8 @@
+"""PPO without a critic, `text_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_image', 'multi_ppo')
+
+if __name__ == '__main__':
+    main()
