@@ -145,8 +145,9 @@ class Run:
         origins: the key of the file that each of them comes from.
         file: the keys of the file.
         compose: what `model_cfgs.compose` is made of beside the language model; empty where nothing is composed.
-        codes: of each kind of media that is discrete tokens, its codec (None for that of the checkpoint, or the usual
-            one), and the tokens around it.
+        codes: of each kind of media that stands as discrete tokens, its codec (None for that of the checkpoint, or the
+            usual one), and the tokens before and behind it, `opening` and `closing`, where the file names them.
+        longest: most tokens of a medium, by kind.
         notes: what to tell the user, a sentence each.
     """
 
@@ -156,6 +157,7 @@ class Run:
     origins: dict[str, str] = field(default_factory=dict)
     compose: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    longest: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -291,21 +293,31 @@ def _media(run: Run, file: File, inputs: set[str], outputs: set[str]) -> None:
     if file.vision_encoder:
         encoders['image'] = file.vision_encoder
     for kind in (kind for kind in MEDIA_KINDS if kind in inputs | outputs):
-        discrete = kind in outputs or _form(file, kind) == 'discrete'
+        encoder = encoders.get(kind)
+        form = _form(file, kind) or ('continuous' if encoder else 'discrete' if kind in outputs else None)
+        if form == 'discrete' and kind == 'video' and encoder and 'video' not in {*outputs, *file.decoders}:
+            form = 'continuous'
+            run.notes.append(
+                f'video goes in through {encoder}: no codec of videos is named, so not as discrete tokens.'
+            )
         tokens = {
             end: file.special_tokens[f'{kind}_{name}']
             for name, end in ENDS.items()
             if f'{kind}_{name}' in file.special_tokens
         }
-        frozen = file.encoders[kind].freeze if kind in file.encoders else None
-        if discrete:
-            _discrete(run, file, kind, tokens, encoders.get(kind), frozen)
-        elif kind in encoders:
+        if len(tokens) == 1:
+            run.problems.append(f'special_tokens: {kind} has one of {kind}_start and {kind}_end. Name both, or none.')
+        if kind in outputs or form == 'discrete':
+            _discrete(run, file, kind, tokens)
+        if form == 'continuous' and encoder and kind in inputs:
             ends = {f'{name}_token': tokens[end] for name, end in ENDS.items() if end in tokens}
-            run.compose[kind] = {'encoder': encoders[kind], **_projector(file), **ends}
+            run.compose[kind] = {'encoder': encoder, **_projector(file), **ends}
+            frozen = file.encoders[kind].freeze if kind in file.encoders else None
             if frozen is not None:
                 run.put(f'train_cfgs.freeze_{TOWERS[kind]}_tower', frozen, f'encoders.{kind}.freeze')
-        elif tokens:
+        elif encoder:
+            _unused(run, file, kind, encoder)
+        elif tokens and kind not in run.codes:
             run.problems.append(f'special_tokens of {kind}: no encoder of {kind} is named, nor is it discrete.')
     if run.compose:
         run.compose['projector'] = file.projection_type or file.projection.type or 'mlp'
@@ -314,6 +326,7 @@ def _media(run: Run, file: File, inputs: set[str], outputs: set[str]) -> None:
 
 
 def _form(file: File, kind: str) -> Form | None:
+    """How a kind goes in, by what the file says."""
     given = (file.encoders.get(kind), file.decoders.get(kind))
     return file.tokenizers.get(kind) or next((part.tokenizer_type for part in given if part is not None), None)
 
@@ -323,21 +336,17 @@ def _projector(file: File) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key != 'type'}
 
 
-def _discrete(
-    run: Run, file: File, kind: str, tokens: dict[str, str], encoder: str | None, frozen: bool | None
-) -> None:
-    codec = file.decoders[kind].model if kind in file.decoders else None
-    run.codes[kind] = {'codec': codec, **tokens}
-    if _form(file, kind) == 'continuous':
-        run.problems.append(
-            f'{kind} is among the outputs, which are discrete tokens, and those are read too: '
-            f'tokenizers.{kind} cannot be continuous.'
-        )
-    asked = [frozen, file.decoders[kind].freeze if kind in file.decoders else None]
-    if False in asked:
-        run.problems.append(f'{kind} is discrete, and a codec is never trained: freeze cannot be false.')
-    if encoder is not None:
-        run.notes.append(f'{kind} goes in as discrete tokens, so that its encoder {encoder} is not used.')
+def _discrete(run: Run, file: File, kind: str, tokens: dict[str, str]) -> None:
+    decoder = file.decoders.get(kind)
+    run.codes[kind] = {'codec': decoder.model if decoder is not None else None, **tokens}
+    if decoder is not None and decoder.freeze is False:
+        run.problems.append(f'decoders.{kind}.freeze: a codec is never trained; leave it out.')
+
+
+def _unused(run: Run, file: File, kind: str, encoder: str) -> None:
+    if kind in file.encoders and file.encoders[kind].freeze is False:
+        run.problems.append(f'encoders.{kind}.freeze: {kind} is discrete, so that its encoder is not even used.')
+    run.notes.append(f'{kind} goes in as discrete tokens, so that its encoder {encoder} is not used.')
 
 
 def _training(run: Run, file: File) -> None:
@@ -366,6 +375,8 @@ def _training(run: Run, file: File) -> None:
         if key != 'bias' and value != []:
             run.put(f'lora_cfgs.{renamed.get(key, key)}', value, f'lora.{key}')
     weights = dict(file.any2any_config.modality_loss_weights)
+    for kind in sorted(weights.keys() - run.codes.keys() - {'text'}):
+        run.problems.append(f'any2any_config.modality_loss_weights.{kind}: {kind} is not written; leave it out.')
     if weights.pop('text', 1.0) != 1.0:
         run.problems.append('any2any_config.modality_loss_weights.text: that of text is 1; divide the others by it.')
     if weights:
@@ -373,8 +384,9 @@ def _training(run: Run, file: File) -> None:
     lengths = dict(file.any2any_config.modality_max_lengths)
     if 'text' in lengths:
         run.put('model_cfgs.model_max_length', lengths.pop('text'), 'any2any_config.modality_max_lengths.text')
-    if lengths:
-        run.put('data_cfgs.modality_max_lengths', lengths, 'any2any_config.modality_max_lengths')
+    for kind in sorted(lengths.keys() - run.codes.keys()):
+        run.problems.append(f'any2any_config.modality_max_lengths.{kind}: {kind} is not discrete; leave it out.')
+    run.longest = lengths
 
 
 def _others(run: Run, given: Mapping[str, Any], origin: str) -> None:
