@@ -267,8 +267,10 @@ def _contradictions(file: File, inputs: set[str], outputs: set[str]) -> Iterator
     named = {*file.encoders, *file.decoders, *file.tokenizers, *(['image'] if file.vision_encoder else [])}
     for kind in sorted(named - {'text'} - used):
         yield f'{kind} is named, but modalities neither reads nor writes it. Add it there, or leave it out.'
-    for kind in sorted(file.decoders.keys() - outputs):
-        yield f'decoders.{kind}: {kind} is not among the outputs of modalities. Add it, or leave the decoder out.'
+    for kind in sorted(kind for kind in file.decoders.keys() - outputs if _form(file, kind) != 'discrete'):
+        yield f'decoders.{kind}: {kind} is not among the outputs of modalities, nor does it go in as discrete tokens.'
+    for kind in sorted({*file.encoders, *(['image'] if file.vision_encoder else [])} & used - inputs):
+        yield f'the encoder of {kind}: {kind} is not among the inputs of modalities. Add it, or leave the encoder out.'
     for token in file.special_tokens:
         kind, _, end = token.partition('_')
         if kind not in MEDIA_KINDS or end not in ENDS:
