@@ -90,3 +90,25 @@ def tiny(shared_cache: Path) -> Callable[..., Path]:
         return once(shared_cache, name, lambda folder: build(family, folder, **options))
 
     return checkpoint
+
+
+@pytest.fixture(scope='session')
+def emitting(shared_cache: Path) -> Callable[..., Path]:
+    """`emitting('drawing')` returns the folder of an untrained model with tokens for media, built once a run.
+
+    `drawing` has those of pictures, `singing` those of melodies, `unified` both; keyword arguments are those of
+    `align_anything.testing.emitting`. Do not write into it.
+    """
+
+    def checkpoint(kind: str, **options: Any) -> Path:
+        from align_anything.testing import emitting
+
+        name = '-'.join([kind, *(f'{key}{value}' for key, value in sorted(options.items()))])
+        makers = {
+            'drawing': emitting.drawing_model,
+            'singing': emitting.singing_model,
+            'unified': emitting.unified_model,
+        }
+        return once(shared_cache, name, lambda folder: makers[kind](folder, **options))
+
+    return checkpoint

@@ -144,6 +144,38 @@ def compose(
     typer.echo(f'composed model: {out}')
 
 
+@app.command(name='add-media-tokens')
+def add_tokens(
+    model: Annotated[str, typer.Argument(metavar='MODEL', help='Folder or hub name of the language model.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the model with the tokens.')],
+    image: Annotated[Path | None, typer.Option(help='Folder of a codec of images.')] = None,
+    audio: Annotated[Path | None, typer.Option(help='Folder of a codec of audio.')] = None,
+    video: Annotated[Path | None, typer.Option(help='Folder of a codec of videos.')] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar='KIND=GRID', help='Grid of all media of a kind in codes: image=16x16; once for each.'),
+    ] = None,
+    max_length: Annotated[
+        list[str] | None,
+        typer.Option(
+            '--max_length', '--max-length', metavar='KIND=TOKENS', help='Most tokens of a medium: audio=1500.'
+        ),
+    ] = None,
+) -> None:
+    """Give a language model the tokens of codecs, so that it can learn to write their media."""
+    from align_anything.cli.tokens import grids_of, lengths_of
+    from align_anything.models.media_tokens import add_media_tokens
+    from align_anything.trainers.launch import quieten_libraries
+
+    quieten_libraries()
+    named = {'image': image, 'audio': audio, 'video': video}
+    codecs = {kind: folder for kind, folder in named.items() if folder is not None}
+    if not codecs:
+        raise SettingsError(['command line: name a codec: --image, --audio or --video.'])
+    add_media_tokens(model, codecs, out, sizes=grids_of(size or []), max_lengths=lengths_of(max_length or []))
+    typer.echo(f'model with media tokens: {out}')
+
+
 @app.command()
 def models(
     family: Annotated[str | None, typer.Argument(metavar='[FAMILY]', help='Tell all of this family or id.')] = None,

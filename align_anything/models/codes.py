@@ -284,7 +284,7 @@ class MediaCodes:
         `rows` is how many ids there are. Where a medium may end, the token that ends it is among the first book.
         """
         books = [span for own in self.kinds.values() for span in own.spans]
-        return [_without(rows, books), *([*spans] for _, spans in self._numbered())]
+        return [without(rows, books), *([*spans] for _, spans in self._numbered())]
 
     def set_of(self, ids: Tensor) -> Tensor:
         """Returns the number of the set that each id is drawn from, int64 of the same shape."""
@@ -363,8 +363,8 @@ def _guessed(medium: Any, rules: CodecRules) -> Tensor:
     return torch.stack([torch.randint(size, grid, generator=random) for size in rules.books])
 
 
-def _without(rows: int, spans: Sequence[Span]) -> list[Span]:
-    """The ids below `rows` that are in none of the spans."""
+def without(rows: int, spans: Sequence[Span]) -> list[Span]:
+    """Returns the ids below `rows` that are in none of the spans."""
     left, at = [], 0
     for start, stop in sorted(spans):
         if at < start:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from align_anything.core.types import Example, Piece, Response
+from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.types import Example, MediaKind, Piece, Response
+from align_anything.models.codes import KindOfCodes, MediaCodes
 from align_anything.models.family import FamilySpec
+from align_anything.rollouts.grammar import Emission, Grammar
+from align_anything.rollouts.restricted import Restriction, SetSampling
+
+DIMENSIONS: Mapping[MediaKind, int] = {'image': 2, 'audio': 1, 'video': 3}
+"""Of the grid of codes of each kind."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +28,16 @@ class Sampling:
         responses: how many for each prompt.
         max_new_tokens: length limit of a response.
         temperature: divides the logits; 0 decodes greedily.
-        top_p: nucleus sampling: probability mass of the tokens to sample from, 1 for all.
-        top_k: number of most likely tokens to sample from, 0 for all.
+        top_p: nucleus sampling: probability mass of the tokens to sample from, 1 for all. Codes of media heed it not.
+        top_k: number of most likely tokens to sample from, 0 for all. Codes of media have `emit_top_k`.
         repetition_penalty: divides the logits of tokens that are there already, 1 for nothing.
         stop: stop strings: a response ends with the token that completes one of them.
         include_stop_str_in_output: whether its text keeps the stop string. Its token ids always do: they were sampled,
             and they are what is trained.
         seed: of the generator.
+        emit: what media responses may hold; None for text alone.
+        emit_temperature: of the codes of each kind; `temperature` where it is not named.
+        emit_top_k: the same as `top_k` for the codes of each kind; 0 where it is not named.
     """
 
     responses: int = 1
@@ -39,6 +49,21 @@ class Sampling:
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = True
     seed: int = 0
+    emit: Emission | None = None
+    emit_temperature: Mapping[MediaKind, float] = field(default_factory=dict)
+    emit_top_k: Mapping[MediaKind, int] = field(default_factory=dict)
+
+    def how(self, codes: MediaCodes) -> tuple[SetSampling, ...]:
+        """Returns how units of each set are sampled, in the order of `MediaCodes.sets`."""
+        found = [SetSampling(self.temperature, self.top_k, self.top_p)]
+        for kind, own in codes.kinds.items():
+            temperature = self.emit_temperature.get(kind, self.temperature)
+            found += [SetSampling(temperature, self.emit_top_k.get(kind, 0))] * len(own.books)
+        return tuple(found)
+
+    def temperatures(self, codes: MediaCodes) -> list[float]:
+        """Returns what the logits of each set are divided by, in the order of `MediaCodes.sets`: by the trainer too."""
+        return [own.temperature or 1.0 for own in self.how(codes)]
 
 
 class RolloutEngine(Protocol):
@@ -70,11 +95,86 @@ def never_sampled(spec: FamilySpec) -> list[int]:
     return sorted(token for token in spec.media_token_ids if token < spec.config.get_text_config().vocab_size)
 
 
+def restriction_of(spec: FamilySpec, sampling: Sampling) -> Restriction | None:
+    """Returns what may be sampled where and how, None for families without codes, which write nothing but text."""
+    if spec.codes is None:
+        return None
+    end = spec.renderer.end_of_turn_id
+    end = spec.stop_token_ids[0] if end is None else end
+    grammar = Grammar.of(spec.codes, sampling.emit, spec.stop_token_ids, end, never_sampled(spec))
+    return Restriction(grammar, sampling.how(spec.codes))
+
+
+def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
+    """Raises SettingsError for media that a family with these codes cannot write, or not within the length limit.
+
+    `codes` is None for families that write text alone.
+    """
+    emission = sampling.emit or Emission()
+    known = {} if codes is None else codes.kinds
+    problems = [
+        f'emit: this model writes no {kind}; it writes {", ".join(["text", *known])}.'
+        for kind in emission.grids
+        if kind not in known
+    ]
+    problems += [
+        f'{name}.{kind}: responses hold no {kind}; name it under emit.'
+        for name, own in (('emit_temperature', sampling.emit_temperature), ('emit_top_k', sampling.emit_top_k))
+        for kind in own
+        if kind not in emission.grids
+    ]
+    if emission.begins is not None and list(emission.grids) != [emission.begins]:
+        problems.append(f'emit: a response that is one {emission.begins} holds that and nothing else.')
+    if not problems:
+        problems = [problem for kind in emission.grids for problem in _problems(known[kind], sampling, emission)]
+    openings = [known[kind].opening[:1] for kind in emission.grids if kind in known]
+    if len(set(openings)) < len(openings):
+        problems.append('emit: two kinds of media begin with the same token, so that they cannot be told apart.')
+    if problems:
+        raise SettingsError(problems)
+
+
+def _problems(own: KindOfCodes, sampling: Sampling, emission: Emission) -> list[str]:
+    kind, grid = own.kind, emission.grid(own)
+    if own.size not in (None, grid):
+        return [f'emit.{kind}: every {kind} of this model has {list(own.size)} codes, not {list(grid)}.']
+    if grid is None and (kind != 'audio' or own.row_end is not None):
+        return [f'emit.{kind}: name how many codes it has, such as [16, 16].']
+    if grid is not None and (len(grid) != DIMENSIONS[kind] or min(grid) < 1):
+        return [f'emit.{kind}: {list(grid)} is not {DIMENSIONS[kind]} numbers of codes.']
+    if grid is not None and not _readable(own, grid):
+        return [f'emit.{kind}: a model without a token behind each row writes square images, not {list(grid)}.']
+    if emission.max_frames and grid is not None:
+        return [f'emit: the {kind} has {list(grid)} codes, so that a most number of frames says nothing. Leave it out.']
+    if not own.opening and emission.begins is None:
+        return [f'emit.{kind}: this model has no token that begins it, so that the response has to begin with it.']
+    # The token behind it that ends the response.
+    length = emission.longest(own) + 1
+    if length > sampling.max_new_tokens:
+        return [
+            f'model_cfgs.max_new_tokens = {sampling.max_new_tokens}, but a response with one {kind} has {length} '
+            'tokens or more.'
+        ]
+    return []
+
+
+def _readable(own: KindOfCodes, grid: Sequence[int]) -> bool:
+    """Whether the grid of media can be told from their ids."""
+    ids, _ = own.written(torch.zeros(len(own.books), *grid, dtype=torch.long))
+    codes = own.read(ids[len(own.opening_of(grid)) : len(ids) - len(own.closing)].tolist())
+    return codes is not None and codes.shape[1:] == torch.Size(grid)
+
+
+def text_between(spec: FamilySpec, ids: Sequence[int]) -> str:
+    """Returns what ids say, codes of media left out: no stop string ends in a medium."""
+    return spec.text_of(ids if spec.codes is None else [token for token in ids if spec.codes.kind_of(token) is None])
+
+
 def stop_string_end(spec: FamilySpec, ids: Sequence[int], stop: Sequence[str]) -> int | None:
     """Returns how many of `ids` there are up to the one that completes a stop string; None where none is complete."""
 
     def complete(number: int) -> bool:
-        text = spec.text_of(ids[:number])
+        text = text_between(spec, ids[:number])
         return any(string in text for string in stop)
 
     return bisect_left(range(len(ids)), True, key=complete) if stop and complete(len(ids)) else None
@@ -96,17 +196,32 @@ def said(spec: FamilySpec, piece: Piece, sampling: Sampling) -> list[dict[str, A
 
 
 def sampled(
-    spec: FamilySpec, ids: Sequence[int], logprobs: Sequence[float], version: int, sampling: Sampling
+    spec: FamilySpec,
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    version: int,
+    sampling: Sampling,
+    grammar: Grammar | None = None,
 ) -> Response:
-    """Returns a generated response up to the first token that ends it, every token of which the policy chose."""
+    """Returns a generated response up to the first token that ends it.
+
+    The policy chose every token, but for those that the grammar left no choice of. A medium that the length limit cut
+    is not finished. Raises TrainingError for tokens that the grammar does not allow.
+    """
     end = end_of(ids, spec.stop_token_ids)
     stopped = stop_string_end(spec, ids[:end], sampling.stop)
     end = end if stopped is None else stopped
     length = len(ids) if end is None else end
+    chosen = torch.ones(length, dtype=torch.bool)
+    if grammar is not None:
+        try:
+            chosen = torch.tensor(grammar.chosen(ids[:length]), dtype=torch.bool)
+        except ValueError as error:
+            raise TrainingError(f'the rollout engine does not keep to the grammar of media: {error}') from error
     response = Response(
         ids=torch.tensor(ids[:length], dtype=torch.long),
-        weights=torch.ones(length),
-        per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)},
+        weights=chosen.float(),
+        per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)[chosen]},
         finished=end is not None,
         version=version,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,7 +13,9 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Sto
 from align_anything.core.types import Example, Piece, Response, map_tensors
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.hidden import cast_floats
-from align_anything.rollouts.base import Sampling, never_sampled, sampled
+from align_anything.rollouts.base import Sampling, never_sampled, restriction_of, sampled, text_between
+from align_anything.rollouts.grammar import State
+from align_anything.rollouts.restricted import Restricted, Restriction
 
 
 class HFRollouts:
@@ -78,16 +80,21 @@ class HFRollouts:
         device = self.model.device
         inputs = cast_floats(self.spec.generation_inputs(prompts), self.dtype)
         inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
-        recorder = _Recorder(sampling.temperature, never_sampled(self.spec))
+        start = inputs['input_ids'].shape[1]
+        stops = _StopStrings(self.spec, sampling.stop, start)
+        restriction = restriction_of(self.spec, sampling)
+        if restriction is None:
+            recorder, how = _Recorder(sampling.temperature, never_sampled(self.spec)), _sampling_arguments(sampling)
+        else:
+            # Temperature, top-p and top-k are those of each set.
+            recorder, how = _RestrictedRecorder(restriction, stops.lengths), _sampling_arguments(Sampling())
         settings = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             repetition_penalty=sampling.repetition_penalty,
             eos_token_id=list(self.spec.stop_token_ids),
             pad_token_id=self.spec.pad_token_id,
-            **_sampling_arguments(sampling),
+            **how,
         )
-        start = inputs['input_ids'].shape[1]
-        stops = _StopStrings(self.spec, sampling.stop, start)
         # That of its class: a checkpoint with a folder custom_generate has put its own over it.
         sequences = type(self.model).generate(
             self.model,
@@ -103,7 +110,8 @@ class HFRollouts:
             # Behind a stop string stands padding, which is no end token.
             length = stops.lengths.get(number)
             own = ids[:length].tolist(), values[:length].tolist()
-            responses.append(sampled(self.spec, *own, self.version, sampling))
+            grammar = None if restriction is None else restriction.grammar
+            responses.append(sampled(self.spec, *own, self.version, sampling, grammar))
         return responses
 
 
@@ -146,11 +154,16 @@ class _Recorder(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self._last is not None:
             self._take(input_ids[:, -1])
-        self._last = (scores.float() / self.temperature).log_softmax(-1)
+        self._last, scores = self._step(input_ids, scores)
+        return scores
+
+    def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of what may come next, and what it is sampled by."""
+        logprobs = (scores.float() / self.temperature).log_softmax(-1)
         if self.media:
             scores = scores.clone()
             scores[:, self.media] = float('-inf')
-        return scores
+        return logprobs, scores
 
     def of(self, new: Tensor) -> Tensor:
         """The log-probabilities of all new tokens, `(batch, length)`."""
@@ -160,6 +173,27 @@ class _Recorder(LogitsProcessor):
     def _take(self, ids: Tensor) -> None:
         assert self._last is not None
         self._found.append(self._last.gather(1, ids[:, None]).squeeze(1))
+
+
+class _RestrictedRecorder(_Recorder):
+    """Keeps the log-probability of each token among those of its set, and to the grammar of each row.
+
+    `ended` holds the rows that have ended otherwise than by a token, by number.
+    """
+
+    def __init__(self, restriction: Restriction, ended: Container[int]) -> None:
+        super().__init__(1.0, [])
+        self._restricted, self._grammar, self._ended = Restricted(restriction), restriction.grammar, ended
+        self._states: list[State] | None = None
+
+    def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        if self._states is None:
+            self._states = [self._grammar.start() for _ in input_ids]
+        else:
+            for row, token in enumerate(input_ids[:, -1].tolist()):
+                if row not in self._ended:
+                    self._states[row].advance(token)
+        return self._restricted(scores, self._states)
 
 
 class _StopStrings(StoppingCriteria):
@@ -178,7 +212,7 @@ class _StopStrings(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         for row, ids in enumerate(input_ids[:, self.start :].tolist()):
             if row not in self.lengths:
-                text = self.spec.text_of(ids[-self._reach :])
+                text = text_between(self.spec, ids[-self._reach :])
                 if any(string in text for string in self.stop):
                     self.lengths[row] = len(ids)
         ended = [row in self.lengths for row in range(len(input_ids))]

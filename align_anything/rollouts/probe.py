@@ -15,6 +15,8 @@ from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import Scorer, complete, joined, record
 
 PROBE_TOKENS = 8
+MEDIA_PROBE_TOKENS = 32
+"""Where responses begin with media: their openings may be long, and are no choice of the policy's."""
 
 
 @dataclass
@@ -58,7 +60,8 @@ class ProbedRollouts:
         if self._synced == self._probed:
             return
         asked = sorted(examples, key=lambda example: not example.prompt.media_counts)[:1]
-        tokens = min(PROBE_TOKENS, sampling.max_new_tokens)
+        begins = sampling.emit is not None and sampling.emit.begins is not None
+        tokens = min(MEDIA_PROBE_TOKENS if begins else PROBE_TOKENS, sampling.max_new_tokens)
         few = replace(sampling, responses=1, max_new_tokens=tokens, repetition_penalty=1.0)
         completed = complete(asked, self.engine.generate(asked, few))
         record('old', self.scorer, self.collate, [completed], self.device)

@@ -12,9 +12,11 @@ from torch import Tensor
 from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.types import Example, Response
 from align_anything.models.family import FamilySpec
-from align_anything.rollouts.base import Sampling, never_sampled, sampled
+from align_anything.rollouts.base import Sampling, never_sampled, restriction_of, sampled
 from align_anything.rollouts.media import untouched
+from align_anything.rollouts.restricted import Restriction
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
+from align_anything.rollouts.vllm_grammar import arguments_of
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 
@@ -57,6 +59,34 @@ def check_vllm(options: VLLMOptions, *, truncates: bool, here: bool = True) -> N
         raise SettingsError(problems)
 
 
+def check_vllm_emission(spec: FamilySpec, sampling: Sampling, guidance: float = 1.0) -> None:
+    """Raises SettingsError where vLLM cannot sample what a family with codes of media writes.
+
+    `guidance` is how much more the prompt is heeded than by the model itself, 1 for no more.
+    """
+    if spec.codes is None:
+        return
+    problems = []
+    rows = spec.config.get_text_config().vocab_size
+    beyond = [kind for kind, own in spec.codes.kinds.items() if any(stop > rows for _, stop in own.spans)]
+    if beyond:
+        problems.append(
+            f"vllm_cfgs.use_vllm: models of type '{spec.model_type}' have the codes of {beyond[0]} in a vocabulary of "
+            'their own, which vLLM does not sample from. Generate with transformers.'
+        )
+    if guidance != 1:
+        problems.append(
+            f'guidance = {guidance:g}: vLLM samples from the model as it is. Generate with transformers, or set it to '
+            '1.'
+        )
+    if sampling.repetition_penalty != 1:
+        problems.append(
+            'model_cfgs.repetition_penalty: vLLM cannot tell how likely codes of media were with it. Set it to 1.'
+        )
+    if problems:
+        raise SettingsError(problems)
+
+
 class VLLMRollouts:
     """Generates with vLLM. Made by every rank, after the process group.
 
@@ -85,8 +115,9 @@ class VLLMRollouts:
 
         Raises TrainingError when vLLM reads other prompts than the trainer does, or dies.
         """
+        restriction = restriction_of(self.spec, sampling)
         requests = [
-            Request(untouched(self.spec, example), self._parameters(sampling, number))
+            Request(untouched(self.spec, example), self._parameters(sampling, number, restriction))
             for number, example in enumerate(examples)
         ]
         found = self.engine.generate(requests)
@@ -94,12 +125,15 @@ class VLLMRollouts:
             self._check(example, generated.prompt_ids)
         assert self.version is not None, 'sync comes before generate'
         version = self.version
-        return [[sampled(self.spec, *response, version, sampling) for response in each.responses] for each in found]
+        grammar = None if restriction is None else restriction.grammar
+        return [
+            [sampled(self.spec, *response, version, sampling, grammar) for response in each.responses] for each in found
+        ]
 
     def _named(self) -> Named:
         return ((self.spec.rollout_name(name), tensor) for name, tensor in self.weights())
 
-    def _parameters(self, sampling: Sampling, number: int) -> dict[str, Any]:
+    def _parameters(self, sampling: Sampling, number: int, restriction: Restriction | None) -> dict[str, Any]:
         return {
             'n': sampling.responses,
             'max_tokens': sampling.max_new_tokens,
@@ -118,6 +152,7 @@ class VLLMRollouts:
             'detokenize': bool(sampling.stop),
             'skip_special_tokens': False,
             'spaces_between_special_tokens': False,
+            **({} if restriction is None else {**arguments_of(restriction), 'logit_bias': None}),
         }
 
     def _check(self, example: Example, read: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from align_anything.core.distributed import all_gather_object, barrier, rank, ranks_of_machine, subgroup
 from align_anything.core.errors import ModelError, TrainingError
+from align_anything.rollouts.vllm_grammar import LOGPROBS_MODE, grammar_processor
 
 Named = Iterator[tuple[str, Tensor]]
 
@@ -27,6 +28,7 @@ class VLLMOptions:
         dtype: of its weights and activations, such as `bfloat16`.
         max_length: tokens of the longest prompt with its response.
         reweighs: whether responses to come have a temperature or a repetition penalty other than 1.
+        grammar: whether requests bring a grammar, as those to a model that writes media do.
         tensor_parallel_size: ranks that share one copy of the weights.
         memory: share of the device's memory that it takes. On a CPU it is one of the memory that is free, for keys and
             values, which the ranks of the machine divide.
@@ -40,6 +42,7 @@ class VLLMOptions:
     dtype: str
     max_length: int
     reweighs: bool = False
+    grammar: bool = False
     tensor_parallel_size: int = 1
     memory: float = 0.3
     eager: bool = True
@@ -114,6 +117,7 @@ class Engine:
         Raises RequestError when vLLM refuses a request, and TrainingError when the engine dies.
         """
         import vllm
+        from vllm.exceptions import VLLMValidationError
 
         self._wake('weights', 'kv_cache')
         # An engine of several ranks sees the requests of all of them on each.
@@ -125,7 +129,7 @@ class Engine:
             raise RequestError(f'vLLM cannot sample in this way: {error}') from error
         try:
             found = self._llm.generate([request.prompt for request in asked], sampling, use_tqdm=False)
-        except ValueError as error:
+        except (ValueError, VLLMValidationError) as error:
             raise RequestError(f'vLLM refuses a request of this rollout: {error}') from error
         except Exception as error:  # Whatever an engine dies of.
             raise TrainingError(
@@ -180,13 +184,20 @@ class Engine:
                 # No defaults out of the generation_config.json of the checkpoint.
                 generation_config='vllm',
                 load_format=_register_loader(named),
-                # Of the distribution before top-p and top-k: either these or what else changes it are not there.
-                logprobs_mode='processed_logprobs' if options.reweighs else 'raw_logprobs',
+                logits_processors=[grammar_processor()] if options.grammar else None,
+                logprobs_mode=_logprobs_mode(options),
                 disable_log_stats=True,
                 seed=0,
             )
         except Exception as error:  # vLLM refuses models and machines with errors of every kind.
             raise ModelError(f'vLLM does not start with {self.source}: {error}') from error
+
+
+def _logprobs_mode(options: VLLMOptions) -> str:
+    """Of the distribution before top-p and top-k: either these or what else changes it are not there."""
+    if options.grammar:
+        return LOGPROBS_MODE
+    return 'processed_logprobs' if options.reweighs else 'raw_logprobs'
 
 
 def _generated(output: Any) -> Generated:

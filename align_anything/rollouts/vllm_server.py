@@ -76,6 +76,7 @@ class Options(BaseModel):
     dtype: Literal['float32', 'bfloat16', 'float16']
     max_length: PositiveInt
     reweighs: bool = False
+    grammar: bool = False
     tensor_parallel_size: Literal[1] = 1
     memory: float = Field(0.3, gt=0, le=1)
     eager: bool = True

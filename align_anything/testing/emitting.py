@@ -18,6 +18,7 @@ SIDE, PATCH, ENTRIES = 8, 2, 64
 DIGITS = 'zero one two three four five six seven eight nine'.split()
 TONES = 'do re mi fa sol la ti ut'.split()
 PITCHES = [440, 520, 600, 680, 760, 840, 920, 1000]
+VOLUMES = (0.2, 0.35, 0.5)
 RATE, FRAME, NOTE = 8000, 200, 800
 SIZE = (SIDE // PATCH, SIDE // PATCH)
 FRAMES = 3 * NOTE // FRAME
@@ -32,10 +33,10 @@ def digits() -> tuple[list[Image.Image], list[int]]:
     return [Image.fromarray(picture).convert('RGB') for picture in grey], labels.tolist()
 
 
-def melody(notes: Sequence[int]) -> Audio:
+def melody(notes: Sequence[int], volume: float = 0.5) -> Audio:
     """Returns three tones one after the other, by their numbers in `PITCHES`."""
     seconds = np.arange(NOTE) / RATE
-    parts = [0.5 * np.sin(2 * np.pi * PITCHES[note] * seconds) for note in notes]
+    parts = [volume * np.sin(2 * np.pi * PITCHES[note] * seconds) for note in notes]
     return Audio(np.concatenate(parts).astype(np.float32), RATE)
 
 
@@ -74,8 +75,8 @@ def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, i
             work / 'image', digits()[0][:1500], size=(SIDE, SIDE), patch=PATCH, entries=ENTRIES
         )
     if kind in ('audio', 'both'):
-        sounds = [melody([one, other, one]) for one in range(len(TONES)) for other in range(len(TONES))]
-        codecs['audio'] = make_spectrum_codebook(work / 'audio', sounds, entries=32, frame=FRAME)
+        sounds = [melody([note] * 3, volume) for note in range(len(TONES)) for volume in VOLUMES]
+        codecs['audio'] = make_spectrum_codebook(work / 'audio', sounds, entries=len(TONES) * len(VOLUMES), frame=FRAME)
     return add_media_tokens(base, codecs, out, sizes=sizes)
 
 

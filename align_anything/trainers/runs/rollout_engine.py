@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,9 +21,10 @@ from align_anything.models.handover import handed_over
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.probe import ProbedRollouts
-from align_anything.rollouts.vllm import VLLMRollouts, check_vllm
+from align_anything.rollouts.vllm import VLLMRollouts, check_vllm, check_vllm_emission
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.trainers.loops.online import sampling_of
 from align_anything.trainers.runs.settings import dtype_of, precision_of
 
 TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
@@ -101,7 +103,9 @@ def open_rollouts(
     adapter = find_adapter(source)
     weights = partial(handed_over, policy.policy.model, partial(gathered_tensors, policy))
     source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
-    options, timeout = _options(cfgs), cfgs.vllm_cfgs.vllm_server_timeout
+    check_vllm_emission(spec, sampling_of(models))
+    options = replace(_options(cfgs), grammar=spec.codes is not None)
+    timeout = cfgs.vllm_cfgs.vllm_server_timeout
     transfer = cfgs.vllm_cfgs.vllm_server_transfer
     backend = None if transfer == 'http' else transfer
     engine = Servers(urls, source, options, timeout, backend) if urls else Engine(source, options)

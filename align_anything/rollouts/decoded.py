@@ -1,0 +1,51 @@
+"""Responses with the media that their codes stand for: decoded once, where they were generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align_anything.core.types import CodedMedia, Example, MediaKind, Response
+from align_anything.models.codecs.base import Codec
+from align_anything.models.codes import CODES
+from align_anything.rollouts.base import RolloutEngine, Sampling
+
+
+@dataclass
+class DecodedRollouts:
+    """Generates with `engine`, and decodes the media in its responses, so that rewards and reports see them.
+
+    A part of a codec that decodes becomes `{'type': kind, kind: medium, 'codes': CodedMedia}`; one of a codec that
+    does not keeps its codes as the medium.
+
+    Attributes:
+        engine: what samples.
+        codecs: of each kind that it writes.
+    """
+
+    engine: RolloutEngine
+    codecs: Mapping[MediaKind, Codec]
+
+    def sync(self, version: int) -> None:
+        """As the engine does."""
+        self.engine.sync(version)
+
+    def sleep(self) -> None:
+        """As the engine does."""
+        self.engine.sleep()
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+        """As the engine does, with media decoded."""
+        found = self.engine.generate(examples, sampling)
+        for responses in found:
+            for response in responses:
+                response.parts = [self._decoded(part) for part in response.parts]
+        return found
+
+    def _decoded(self, part: dict[str, Any]) -> dict[str, Any]:
+        kind = part['type']
+        codec = self.codecs.get(kind)
+        if codec is None or not codec.rules.decodes or type(part[kind]) is not CodedMedia:
+            return part
+        return {**part, kind: codec.decode(part[kind].codes), CODES: part[kind]}
