@@ -29,7 +29,10 @@ def add_data(run: Run) -> None:
         raise DataError('dataset and train_datasets are two names of one thing. Leave one of them out.')
     run.put('data_cfgs.train_datasets', datasets if several else datasets[0], 'dataset')
     if 'data_cfgs.train_template' not in run.settings:
-        found = [_template_of(run, source) for source in datasets]
+        fields = file.conversation_field, file.image_field
+        keys = {key: run.settings.get(f'data_cfgs.train_{key}') for key in ('name', 'split', 'data_files')}
+        keys['cache_dir'] = run.settings.get('logger_cfgs.cache_dir')
+        found = [template_of_source(source, *fields, **keys) for source in datasets]
         for source, (name, options) in zip(datasets, found, strict=True):
             run.notes.append(f'{source} is read by the template {name}{f" with {options}" if options else ""}.')
         run.default('data_cfgs.train_template', [name for name, _ in found] if several else found[0][0])
@@ -76,13 +79,15 @@ def _conversation(row: Mapping[str, Any], column: str, image_field: str | None) 
     return 'Any2Any_Conv', {'conversation_field': column}
 
 
-def _template_of(run: Run, source: str) -> Template:
-    keys = {key: run.settings.get(f'data_cfgs.train_{key}') for key in ('name', 'split', 'data_files')}
-    ((_, row),) = load_stream(source, size=1, cache_dir=run.settings.get('logger_cfgs.cache_dir'), **keys)
-    if isinstance(row, SampleError):
-        raise DataError(f'{source}: {row}')
+def template_of_source(
+    source: str, conversation_field: str | None = None, image_field: str | None = None, **where: Any
+) -> Template:
+    """Returns the template of a source by its first row; `where` are arguments of `load_stream`. Raises DataError."""
+    ((_, row),) = load_stream(source, size=1, **where)
     try:
-        return template_of(row, run.file.conversation_field, run.file.image_field)
+        if isinstance(row, SampleError):
+            raise DataError(str(row))
+        return template_of(row, conversation_field, image_field)
     except DataError as error:
         raise DataError(f'{source}: {error}') from error
 
