@@ -15,7 +15,6 @@ from PIL import Image
 
 from align_anything.configs.compose import read_compose
 from align_anything.core.errors import ModelError
-from align_anything.core.files import writable_folder
 from align_anything.core.store import digest
 from align_anything.models.architecture import skeleton
 from align_anything.models.checkpoint import read_config
@@ -30,16 +29,16 @@ USUAL_CODECS = {'image': 'BAAI/Emu3-VisionTokenizer', 'audio': 'kyutai/mimi'}
 TARGETS, SAVED = 'lora_cfgs.target_modules', 'lora_cfgs.modules_to_save'
 
 
-def add_checkpoint(run: Run) -> None:
+def add_checkpoint(run: Run, output_dir: Path) -> None:
     """Adds the settings of the checkpoint, and of adapters what hangs on it. Every rank calls it.
 
-    A model that writes media gets the tokens of their codecs here, in a folder of the output folder. Raises ModelError
+    A model that writes media gets the tokens of their codecs here, in a folder of `output_dir`. Raises ModelError
     for a part that cannot be read, and SettingsError on all ranks for one that cannot be made.
     """
     name = run.file.model_name_or_path
     codes = _new_codes(run, name)
     if codes:
-        run.put('model_cfgs.model_name_or_path', str(_with_tokens(run, name, codes)), 'model_name_or_path')
+        run.put('model_cfgs.model_name_or_path', str(_with_tokens(run, name, codes, output_dir)), 'model_name_or_path')
     elif run.compose:
         run.put('model_cfgs.compose', {'language_model': name, **run.compose}, 'model_name_or_path')
     else:
@@ -64,8 +63,7 @@ def _new_codes(run: Run, name: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def _with_tokens(run: Run, name: str, codes: Mapping[str, Mapping[str, str]]) -> Path:
-    output_dir = writable_folder(run.settings['logger_cfgs.output_dir'], 'output_dir')
+def _with_tokens(run: Run, name: str, codes: Mapping[str, Mapping[str, str]], output_dir: Path) -> Path:
     if run.compose:
         wanted = read_compose({'language_model': name, **run.compose}, 'encoders')
         folder = output_dir / f'composed-{digest(wanted.model_dump(mode="json"))[:8]}'

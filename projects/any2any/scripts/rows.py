@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,11 +29,13 @@ def add_data(run: Run) -> None:
     if 'data_cfgs.train_datasets' in run.settings:
         raise DataError('dataset and train_datasets are two names of one thing. Leave one of them out.')
     run.put('data_cfgs.train_datasets', datasets if several else datasets[0], 'dataset')
+    held_out = _held_out(run, datasets)
     if 'data_cfgs.train_template' not in run.settings:
         fields = file.conversation_field, file.image_field
-        keys = {key: run.settings.get(f'data_cfgs.train_{key}') for key in ('name', 'split', 'data_files')}
-        keys['cache_dir'] = run.settings.get('logger_cfgs.cache_dir')
-        found = [template_of_source(source, *fields, **keys) for source in datasets]
+        found = [
+            template_of_source(source, *fields, **_where(run, at, several), split=_split(run, at, several))
+            for at, source in enumerate(datasets)
+        ]
         for source, (name, options) in zip(datasets, found, strict=True):
             run.notes.append(f'{source} is read by the template {name}{f" with {options}" if options else ""}.')
         run.default('data_cfgs.train_template', [name for name, _ in found] if several else found[0][0])
@@ -42,8 +45,14 @@ def add_data(run: Run) -> None:
             'conversation_field and image_field are options of the templates that are found by looking at the data: '
             'beside train_template give train_template_kwargs.'
         )
-    if 'data_cfgs.eval_datasets' not in run.settings:
-        _hold_out(run, datasets)
+    if held_out:
+        run.default('data_cfgs.eval_datasets', run.settings['data_cfgs.train_datasets'])
+        run.default('data_cfgs.eval_split', held_out if several else held_out[0])
+        for key in ('name', 'template', 'template_kwargs'):
+            if f'data_cfgs.train_{key}' in run.settings:
+                run.default(f'data_cfgs.eval_{key}', run.settings[f'data_cfgs.train_{key}'])
+    elif 'data_cfgs.eval_datasets' not in run.settings:
+        _evaluate_nothing(run)
 
 
 def template_of(row: Mapping[str, Any], conversation_field: str | None, image_field: str | None) -> Template:
@@ -92,20 +101,36 @@ def template_of_source(
         raise DataError(f'{source}: {error}') from error
 
 
-def _hold_out(run: Run, datasets: list[str]) -> None:
-    """Adds which rows are trained on, and where the file asks for it or a split is there for it, which are evaluated.
+def _where(run: Run, at: int, several: bool) -> dict[str, Any]:
+    """Where the rows of the dataset of that number are, as arguments of `load_stream`."""
+    values = {key: run.settings.get(f'data_cfgs.train_{key}') for key in ('name', 'data_files')}
+    own = {key: value[at] if several and isinstance(value, list) else value for key, value in values.items()}
+    return {**own, 'cache_dir': run.settings.get('logger_cfgs.cache_dir')}
 
-    As Any2Any Trainer does; where `train_split` or streaming say what to train on, only eval_datasets say more.
+
+def _split(run: Run, at: int, several: bool) -> str | None:
+    """The split that the dataset of that number is trained on, slices aside; None for the usual one."""
+    given = run.settings.get('data_cfgs.train_split')
+    given = given[at] if several and isinstance(given, list) else given
+    return (re.match(r'[\w.-]*', given)[0] or None) if given else None
+
+
+def _held_out(run: Run, datasets: list[str]) -> list[str]:
+    """Adds which split is trained on, and returns which is evaluated, of each dataset; nothing for none.
+
+    As Any2Any Trainer does: a split that is there for it, and where the file asks for it and there is none, the last
+    tenth. Where `train_split` or streaming say what to train on, only `eval_datasets` say more.
     """
-    wanted = run.file.eval_during_training
+    wanted, several = run.file.eval_during_training, len(datasets) > 1
+    if 'data_cfgs.eval_datasets' in run.settings:
+        if wanted is not None:
+            raise DataError('eval_during_training: eval_datasets say what to evaluate on; leave it out.')
+        return []
     if 'data_cfgs.train_split' in run.settings or run.settings.get('data_cfgs.streaming', False):
         if wanted:
             raise DataError('eval_during_training: give eval_datasets too, beside train_split or streaming.')
-        _evaluate_nothing(run)
-        return
-    several = len(datasets) > 1
-    keys = {'name': run.settings.get('data_cfgs.train_name'), 'cache_dir': run.settings.get('logger_cfgs.cache_dir')}
-    splits = [split_names(source, **keys) for source in datasets]
+        return []
+    splits = [split_names(source, **_where(run, at, several)) for at, source in enumerate(datasets)]
     training = [next((name for name in TRAINING if name in names), names[0]) for names in splits]
     held_out = [next((name for name in HELD_OUT if name in names), None) for names in splits]
     why = 'are held out by the data'
@@ -115,14 +140,9 @@ def _hold_out(run: Run, datasets: list[str]) -> None:
     if training != ['train'] * len(datasets):
         run.default('data_cfgs.train_split', training if several else training[0])
     if wanted is False or None in held_out:
-        _evaluate_nothing(run)
-        return
-    run.default('data_cfgs.eval_datasets', run.settings['data_cfgs.train_datasets'])
-    run.default('data_cfgs.eval_split', held_out if several else held_out[0])
-    for key in ('name', 'template', 'template_kwargs'):
-        if f'data_cfgs.train_{key}' in run.settings:
-            run.default(f'data_cfgs.eval_{key}', run.settings[f'data_cfgs.train_{key}'])
-    run.notes.append(f'evaluated on {", ".join(map(str, dict.fromkeys(held_out)))}: these rows {why}.')
+        return []
+    run.notes.append(f'evaluated on {", ".join(dict.fromkeys(held_out))}: these rows {why}.')
+    return held_out
 
 
 def _evaluate_nothing(run: Run) -> None:
