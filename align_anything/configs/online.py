@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align_anything.configs.effects import Effects, needs, writing
 from align_anything.configs.ptx import PtxDataCfgs
@@ -45,7 +45,7 @@ class OnlineModelCfgs(ModelCfgs):
             f'remote_rm_{key}': needs('model_cfgs.remote_rm_url')
             for key in ('timeout', 'retry_times', 'batch_size', 'send_media')
         },
-        'emit_size': writing(*MEDIA_KINDS),
+        **{f'emit_{key}': writing(*MEDIA_KINDS) for key in ('size', 'temperature', 'top_k')},
     }
 
     max_new_tokens: PositiveInt = Field(
@@ -82,6 +82,14 @@ class OnlineModelCfgs(ModelCfgs):
         {},
         description='Grid of generated media in codes, by kind, such as `{image: [16, 16], audio: 50}`. What is not '
         'named has the size that the checkpoint declares; audio without one gets as long as the model makes it.',
+    )
+    emit_temperature: dict[MediaKind, PositiveFloat] = Field(
+        {},
+        description='Sampling temperature of the codes of media, by kind, in rollouts and in training; that of text is '
+        'temperature, and so is that of a kind that is not named.',
+    )
+    emit_top_k: dict[MediaKind, NonNegativeInt] = Field(
+        {}, description='Top-k sampling of the codes of media, by kind. 0, and a kind that is not named, is all.'
     )
     generation_batch_size: PositiveInt | None = Field(
         None, description='Responses that a device generates at once. null is all of the rollout.'

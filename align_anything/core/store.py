@@ -174,6 +174,8 @@ def identity(value: Any, of_medium: bool = False) -> Any:
         # Beside bytes, path is only the name the file once had.
         return [identity(value['bytes']), value.get('path')]
     if isinstance(value, Mapping):
+        # What stands beside codes is the name of their codec, and no file.
+        of_medium = of_medium and 'codes' not in value
         items = [[identity(name), identity(item, of_medium)] for name, item in value.items()]
         if all(isinstance(name, str) for name in value):
             return dict(items)

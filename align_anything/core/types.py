@@ -42,7 +42,8 @@ Array = Any
 class Media:
     """An image, video or audio clip that is not decoded yet.
 
-    `source` is a path, bytes, an array, a PIL image, or the `{'bytes', 'path'}` record of a Hugging Face feature.
+    `source` is a path, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature, or the
+    `{'codes'}` that a codec made of it.
     """
 
     kind: MediaKind

@@ -19,6 +19,7 @@ from align_anything.datasets.turn_keys import (
     listed,
     media_of_turn,
     refuse_unheeded,
+    source_keys,
     weight_of,
 )
 
@@ -84,9 +85,10 @@ def bind_media(
 
     messages = [_message(index, message, waiting.keys(), media_of) for index, message in enumerate(conversation)]
     contents = [message['content'] for message in messages]
+    asked = [message['content'] for message in messages if message['role'] != 'assistant']
     first = next((message['content'] for message in messages if message['role'] == 'user'), None)
     for kind in MEDIA_KINDS:
-        _place('the row', contents, first, kind, waiting.get(kind, []), media_of)
+        _place('the row', contents, asked, first, kind, waiting.get(kind, []), media_of)
     messages = [message for message in messages if message['role'] != 'system' or not _is_blank(message)]
     _check_turns(messages, needs_reply)
     while needs_reply and messages[-1]['role'] != 'assistant':
@@ -131,7 +133,7 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
     own = media_of_turn(where, turn)
     parts = [part for raw in content for part in _parts(where, raw, {*waiting, *own}, media_of)]
     for kind, sources in own.items():
-        _place(where, [parts], parts, kind, sources, media_of)
+        _place(where, [parts], [parts], parts, kind, sources, media_of)
     weight = weight_of(where, turn)
     marks = {**({'prefix': True} if turn.get('prefix') else {}), **({} if weight == 1 else {'weight': weight})}
     return {'role': role, 'content': parts, **more, **marks}
@@ -184,7 +186,7 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
     kind = PART_TYPES[part['type']]
     known = PART_OPTIONS.get(kind, {})
     given = {key for key, value in part.items() if value is not None}
-    _refuse_unknown(where, kind, given - {'type', 'index', *HINTS, *_sources(kind), *known})
+    _refuse_unknown(where, kind, given - {'type', 'index', *HINTS, *source_keys(kind), *known})
     source = _part_source(where, kind, part)
     own = {option: part[name] for name, option in known.items() if name in given}
     if source is not None:
@@ -193,11 +195,6 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
     if not isinstance(index, (int, type(None))):
         raise SampleError(f"{where} has {kind} media whose 'index' is {index!r}, not a number.")
     return [{'type': kind, 'options': own, **({} if index is None else {'index': index})}]
-
-
-def _sources(kind: MediaKind) -> tuple[str, ...]:
-    """Returns the keys under which a part may bring its medium, the first one given counts."""
-    return ('base64', kind, f'{kind}_url', 'path', 'url')
 
 
 def _refuse_unknown(where: str, kind: MediaKind, keys: Set[str]) -> None:
@@ -224,7 +221,7 @@ def _is_unicode(text: str) -> bool:
 
 def _part_source(where: str, kind: MediaKind, part: Mapping[str, Any]) -> Any:
     """Returns what a media part brings along itself, in any of the forms chat rows use, or None."""
-    given = (key for key in _sources(kind) if part.get(key) is not None and not is_empty_record(part[key]))
+    given = (key for key in source_keys(kind) if part.get(key) is not None and not is_empty_record(part[key]))
     name = next(given, None)
     source = None if name is None else part[name]
     if name == 'base64':
@@ -263,6 +260,7 @@ def _text(text: str) -> list[Part]:
 def _place(
     whose: str,
     contents: Sequence[list[Part]],
+    asked: Sequence[list[Part]],
     first: list[Part] | None,
     kind: MediaKind,
     sources: list[Any],
@@ -270,18 +268,19 @@ def _place(
 ) -> None:
     """Fills the placeholders of one kind in `contents` with `sources`, in order or by the numbers they name.
 
-    Without any placeholder they go before the text of `first`. `whose` media they are is said in errors.
+    Without any placeholder they go before the text of `first`, if there are no others among `asked`, the contents that
+    are no answers. `whose` media they are is said in errors.
     """
     items = [media_of(kind, source) for source in sources]
     parts = [part for content in contents for part in content if part['type'] == kind]
     slots = [part for part in parts if kind not in part]
-    if items and not parts:
+    if not slots and _same(items, [part[kind] for part in parts]):
+        return
+    if not slots and not any(part['type'] == kind for content in asked for part in content):
         if first is None:
             raise SampleError(f'{whose} has {len(items)} {kind}(s) but no user turn to show them in.')
         first_text = next((index for index, part in enumerate(first) if part['type'] == 'text'), len(first))
         first[first_text:first_text] = [{'type': kind, kind: item} for item in items]
-        return
-    if not slots and _same(items, [part[kind] for part in parts]):
         return
     if len(slots) != len(items):
         where = 'the conversation' if whose == 'the row' else 'its text'
@@ -297,8 +296,13 @@ def _same(items: list[Media], placed: list[Media]) -> bool:
     """Tells whether `meta` only lists again what the parts bring themselves."""
     if len(items) != len(placed):
         return not items
-    pairs = [(one.source, other.source) for one, other in zip(items, placed, strict=True)]
-    return all(one is other or (isinstance(one, str) and one == other) for one, other in pairs)
+    pairs = [(_content(one.source), _content(other.source)) for one, other in zip(items, placed, strict=True)]
+    return all(one is other or (isinstance(one, (str, bytes)) and one == other) for one, other in pairs)
+
+
+def _content(source: Any) -> Any:
+    """The bytes of a record, or the source itself."""
+    return source['bytes'] if isinstance(source, Mapping) and source.get('bytes') is not None else source
 
 
 def _is_blank(message: Message) -> bool:

@@ -15,6 +15,7 @@ BUILDERS = {
     **{f'{suffix}{packed}': 'csv' for suffix in ('.csv', '.tsv') for packed in ('', '.gz')},
     '.parquet': 'parquet',
     '.arrow': 'arrow',
+    '.pt': 'pt',
 }
 """What reads a file, by its suffix; text may be compressed by gzip."""
 IMAGE_SUFFIXES = frozenset({'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'})
@@ -62,7 +63,7 @@ def local_files(source: str, name: str | None, data_files: DataFiles | None) -> 
 
 
 def kind_of(source: str, files: Mapping[str, list[Path]]) -> str:
-    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow` or `images`. Raises when the files are of several kinds.
+    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow`, `pt` or `images`. Raises when the files are of several kinds.
 
     Files that are compressed are of the kind of their contents; `.tsv` is `csv`, and may not stand beside it.
     """
@@ -88,6 +89,8 @@ def metadata_files(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
 def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
     found = _walk(folder)
     data = [file for file in found if data_suffix(file) in BUILDERS and file.name not in NOT_ROWS]
+    # Tensors beside a data file may be anything, such as weights.
+    data = [file for file in data if data_suffix(file) != '.pt'] or data
     # Images beside a data file are what its rows point to, not rows.
     data = data or [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
     if not data:

@@ -33,6 +33,7 @@ from align_anything.datasets.rows import (
     read_csv_text,
     read_json,
 )
+from align_anything.datasets.tensor_rows import read_tensors
 
 Split = Callable[[], Rows]
 """Opens the rows of one split; splits that aren't asked for are never read."""
@@ -183,6 +184,8 @@ def _find_splits(
         if kind_of(source, files) in ('json', 'jsonl') and set(arguments) <= {'field'}:
             read = partial(read_json, field=arguments.get('field'))
             return {key: partial(_join, read, found) for key, found in files.items()}
+        if kind_of(source, files) == 'pt' and not arguments:
+            return {key: partial(_join, read_tensors, found) for key, found in files.items()}
     if _is_table(source, files):
         load = partial(_load_dataset, source, name, arguments=arguments, cache_dir=cache_dir, streaming=False)
         return {key: partial(_tables, source, name, key, files, load) for key in files}
@@ -232,10 +235,10 @@ def _is_saved(path: Path) -> bool:
 
 
 def _opens_at_once(source: str, files: dict[str, list[Path]] | None) -> bool:
-    """Whether random access costs a stream nothing: the rows are mapped from disk, or are one JSON list anyway."""
+    """Whether random access costs a stream nothing: the rows are mapped from disk, or are one list anyway."""
     if files is None:
         return _is_saved(_path(source))
-    return bool(metadata_files(files)) or kind_of(source, files) == 'json'
+    return bool(metadata_files(files)) or kind_of(source, files) in ('json', 'pt')
 
 
 def _saved_splits(path: Path) -> dict[str, Split]:

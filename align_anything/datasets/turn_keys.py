@@ -70,6 +70,11 @@ def media_of_turn(where: str, turn: Mapping[str, Any]) -> dict[MediaKind, list[A
     return found
 
 
+def source_keys(kind: MediaKind) -> tuple[str, ...]:
+    """Returns the keys under which a part may bring its medium; the first one given counts."""
+    return ('base64', kind, f'{kind}_url', 'path', 'url')
+
+
 def listed(sources: Any) -> list[Any]:
     """Returns one medium or several as a list, without records that hold nothing."""
     several = sources if isinstance(sources, (list, tuple)) else [sources]

@@ -10,7 +10,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from align_anything.core.store import TensorStore, digest, identity
 from align_anything.core.types import Audio, CodedMedia, Conversation, MediaKind, Video
 from align_anything.models.codecs.base import CodecRules
 
+T = TypeVar('T')
 Span = tuple[int, int]
 """Ids from the first one up to, but without, the second one."""
 CODES = 'codes'
@@ -293,6 +295,10 @@ class MediaCodes:
             for start, stop in spans:
                 found = torch.where((ids >= start) & (ids < stop), number, found)
         return found
+
+    def by_set(self, text: T, of_kinds: Mapping[MediaKind, T] = MappingProxyType({})) -> list[T]:
+        """Returns a value for each set, in their order: that of its kind, or `text` where there is none."""
+        return [text, *(of_kinds.get(kind, text) for kind, own in self.kinds.items() for _ in own.books)]
 
     def _numbered(self) -> list[tuple[int, list[Span]]]:
         numbered = []

@@ -85,6 +85,7 @@ class FamilySpec:
     """What calls the tokenizer and the processor."""
     chat_template: ClassVar[str | None] = None
     """The family's own template, preferred to the checkpoint's."""
+    codes: MediaCodes | None = None
     component_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
     """Parameter-name prefixes of `vision_tower`, `mm_proj`, `language_model`; None finds them by structure."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from align_anything.core.types import Batch, Cost, Example, Scored, Skipped
+from align_anything.core.types import Batch, Cost, Example, MediaKind, Scored, Skipped
 
 
 class Collator(Protocol):
@@ -66,6 +67,9 @@ class Policy(Protocol):
         """
         ...
 
-    def set_temperature(self, temperature: float) -> None:
-        """Makes scores those of the distribution that samples at `temperature` from now on."""
+    def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
+        """Makes scores those of the distribution that samples at `temperature` from now on.
+
+        Where it samples codes of media, those of a kind that `of_media` names have their own.
+        """
         ...

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
-from align_anything.core.types import Batch, Scored
+from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.token.collator import TokenCollator
@@ -69,7 +71,7 @@ class ScorePolicy(nn.Module):
         module.eval()
         self.collate = choose_checked(read, self.collate, self.model, self.dtype)
 
-    def set_temperature(self, temperature: float) -> None:
+    def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError: what is not sampled from has no temperature."""
         raise ModelError('a score head has no temperature.')
 

@@ -55,15 +55,11 @@ class Sampling:
 
     def how(self, codes: MediaCodes) -> tuple[SetSampling, ...]:
         """Returns how units of each set are sampled, in the order of `MediaCodes.sets`."""
-        found = [SetSampling(self.temperature, self.top_k, self.top_p)]
-        for kind, own in codes.kinds.items():
-            temperature = self.emit_temperature.get(kind, self.temperature)
-            found += [SetSampling(temperature, self.emit_top_k.get(kind, 0))] * len(own.books)
-        return tuple(found)
-
-    def temperatures(self, codes: MediaCodes) -> list[float]:
-        """Returns what the logits of each set are divided by, in the order of `MediaCodes.sets`: by the trainer too."""
-        return [own.temperature or 1.0 for own in self.how(codes)]
+        of_kinds = {
+            kind: SetSampling(self.emit_temperature.get(kind, self.temperature), self.emit_top_k.get(kind, 0))
+            for kind in codes.kinds
+        }
+        return tuple(codes.by_set(SetSampling(self.temperature, self.top_k, self.top_p), of_kinds))
 
 
 class RolloutEngine(Protocol):

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align_anything.core.types import CodedMedia, Example, MediaKind, Response
+from align_anything.core.types import CodedMedia, Example, MediaKind, Piece, Response
 from align_anything.models.codecs.base import Codec
 from align_anything.models.codes import CODES
-from align_anything.rollouts.base import RolloutEngine, Sampling
+from align_anything.models.family import FamilySpec
+from align_anything.rollouts.base import RolloutEngine, Sampling, said
 
 
 @dataclass
@@ -40,12 +41,25 @@ class DecodedRollouts:
         found = self.engine.generate(examples, sampling)
         for responses in found:
             for response in responses:
-                response.parts = [self._decoded(part) for part in response.parts]
+                response.parts = decoded(response.parts, self.codecs)
         return found
 
-    def _decoded(self, part: dict[str, Any]) -> dict[str, Any]:
+
+def decoded(parts: Sequence[dict[str, Any]], codecs: Mapping[MediaKind, Codec]) -> list[dict[str, Any]]:
+    """Returns the parts of a message with the media decoded that codes stand for, where the codec does so."""
+
+    def one(part: dict[str, Any]) -> dict[str, Any]:
         kind = part['type']
-        codec = self.codecs.get(kind)
+        codec = codecs.get(kind)
         if codec is None or not codec.rules.decodes or type(part[kind]) is not CodedMedia:
             return part
         return {**part, kind: codec.decode(part[kind].codes), CODES: part[kind]}
+
+    return [one(part) for part in parts]
+
+
+def said_with_media(
+    spec: FamilySpec, sampling: Sampling, codecs: Mapping[MediaKind, Codec], piece: Piece
+) -> list[dict[str, Any]]:
+    """Returns what a generated response says, as `said`, with media decoded."""
+    return decoded(said(spec, piece, sampling), codecs)

@@ -72,7 +72,7 @@ def test_documented_rows_are_shown_and_trained(
     for text in ('Be brief.', 'No media at all?', 'A cat.&lt;|im_end|&gt;⟧'):
         assert text in page, text
     # Audio as an answer is left out, with the reason.
-    assert 'answers with audio, and only answers in text can be learned' in page
+    assert 'is an answer to train and holds audio media, but' in page
 
     options = {**settings, 'model_max_length': 1024, 'learning_rate': 1e-4}
     output = succeed(sft(tmp_path / 'run', model, settings['train_datasets'], **options), pair=PAIRS['any_to_text'])

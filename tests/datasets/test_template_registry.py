@@ -65,7 +65,7 @@ def test_a_missing_hook_names_the_templates_that_have_it() -> None:
     with pytest.raises(DataError) as caught:
         make_formatter('Alpaca').format_preference_sample({})
     text = str(caught.value)
-    assert text.startswith("template 'Alpaca' has no format_preference_sample. Templates that have it: AA_TA2T, ")
+    assert text.startswith("template 'Alpaca' has no format_preference_sample. Templates that have it: AA_T2A, ")
     assert text.endswith('.') and 'PKUSafeRLHF' in text and 'GSM8K' not in text
 
 

@@ -104,6 +104,6 @@ class GaussianPolicy(nn.Module):
         if len(module(batch.to(device)).values):
             raise ModelError('something of nothing')
 
-    def set_temperature(self, temperature: float) -> None:
+    def set_temperature(self, temperature: float, of_media: Any = None) -> None:
         """The density to the power of `1 / temperature`, made to be one again."""
         self._temperature = temperature

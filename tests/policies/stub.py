@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.types import Example, Piece
+from align_anything.models.output_heads import OutputHead, output_heads
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 
@@ -20,6 +21,10 @@ class TextFamily:
     bidirectional_media: bool = False
     softcap: float | None = None
     logit_scale: float = 1.0
+    codes: None = None
+
+    def heads(self, model: torch.nn.Module) -> list[OutputHead]:
+        return output_heads(model)
 
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         return torch.arange(len(ids))[None]

@@ -11,7 +11,7 @@ from align_anything.models.codes import KindOfCodes, MediaCodes
 from align_anything.models.output_heads import OutputHead
 from align_anything.policies.token import logprob
 from align_anything.policies.token.heads import RangeHead, among
-from align_anything.policies.token.logprob import chunked_logprob
+from align_anything.policies.token.logprob import Group, chunked_logprob
 
 TEXT, BOOKS, HIDDEN = 9, (4, 3), 6
 ROWS = TEXT + sum(BOOKS) + 2
@@ -77,6 +77,19 @@ def test_values_entropies_and_gradients_are_those_of_the_ranges(parts, monkeypat
     torch.testing.assert_close(head(hidden, targets)[0], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('softcap', [None, 2.0])
+def test_codes_have_a_temperature_of_their_own(parts, softcap):
+    hidden, linear, _ = parts
+    targets = torch.tensor([0, 9, 13])
+    one, other = (RangeHead([OutputHead((0, ROWS), linear)], CODES, 1.0, softcap) for _ in range(2))
+    one.set_temperature(0.5, {'audio': 2.0})
+    for temperature, which in ((0.5, [0]), (2.0, [1, 2])):
+        other.set_temperature(temperature)
+        expected = other(hidden[which], targets[which], True)
+        for found, wanted in zip(one(hidden[:3], targets, True), expected, strict=True):
+            torch.testing.assert_close(found[which], wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_a_head_with_an_adapter_scores_alike(parts):
     hidden, linear, targets = parts
     adapted = RangeHead([OutputHead((0, ROWS), Adapted(linear))], CODES, 1.0, None)
@@ -134,6 +147,6 @@ def test_without_any_rows_there_are_gradients_of_nothing():
     weight = torch.randn(8, HIDDEN, requires_grad=True)
     hidden = torch.randn(0, HIDDEN, requires_grad=True)
     empty = torch.zeros(0, dtype=torch.long)
-    values, _ = chunked_logprob(hidden, weight, empty, groups=[(empty, [(0, 4)]), (empty, [(4, 8)])])
+    values, _ = chunked_logprob(hidden, weight, empty, groups=[Group(empty, [(0, 4)]), Group(empty, [(4, 8)])])
     values.sum().backward()
     assert len(values) == 0 and not weight.grad.any()

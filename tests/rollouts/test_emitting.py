@@ -96,8 +96,8 @@ def test_each_kind_has_a_temperature(folder: Path) -> None:
     assert pictures(temperature=0.0) == pictures(emit_temperature={'image': 0.0})
     assert pictures(emit_top_k={'image': 1}) == pictures(temperature=0.0)
     assert pictures(top_k=1, top_p=0.01) == pictures()
-    assert sampling.temperatures(spec.codes) == [1.0] * 4
-    assert replace(sampling, emit_temperature={'audio': 2.0}).temperatures(spec.codes) == [1.0, 1.0, 2.0, 2.0]
+    warmer = replace(sampling, emit_temperature={'audio': 2.0})
+    assert [own.temperature for own in warmer.how(spec.codes)] == [1.0, 1.0, 2.0, 2.0]
 
 
 def test_a_medium_that_is_cut_is_not_finished(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two JSON forms of any2any_trainer, with answers in text."""
+"""The two JSON forms of any2any_trainer, whose questions and answers may hold any media."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align_anything.datasets.formatters.base import BaseFormatter, register_temp
 from align_anything.datasets.formatters.columns import Row, as_text, column, filled, from_json, items, text
 from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.sharegpt import ROLES
-from align_anything.datasets.formatters.turns import Meta, Sample, Turns, assistant
+from align_anything.datasets.formatters.turns import Meta, Sample, Turns
 from align_anything.datasets.turn_keys import beside
 
 MODALITIES = ('text', *MEDIA_KINDS)
@@ -21,7 +21,8 @@ MODALITIES = ('text', *MEDIA_KINDS)
 class Any2AnyConv(BaseFormatter):
     """A list of turns `{'role', 'content'}`, each with its own `image`, `audio` or `video` as wanted, one or a list.
 
-    Media go before the text of their turn, unless it says itself where they stand (`<image>`).
+    Media of a question go before its text, those of an answer behind it, unless it says itself where they stand
+    (`<image>`).
 
     Attributes:
         conversation_field: column with the list of turns.
@@ -44,11 +45,10 @@ class Any2AnyConv(BaseFormatter):
         if role not in ROLES:
             raise SampleError(f"turn {index} has the unknown role '{role}'. Known: {', '.join(ROLES)}.")
         shown = [kind for kind in MEDIA_KINDS if filled(turn, kind)]
-        if ROLES[role] == 'assistant' and shown:
-            raise _not_text(f'turn {index}', shown)
-        words = text(turn, 'content')
+        words = text(turn, 'content') if filled(turn, 'content') or not shown else ''
         rest = beside(f'turn {index}', turn, 'role', 'content', *MEDIA_KINDS)
-        return {**rest, 'role': ROLES[role], 'content': _with_media(words, turn, shown, meta) if shown else words}
+        content = _with_media(ROLES[role], words, turn, shown, meta) if shown else words
+        return {**rest, 'role': ROLES[role], 'content': content}
 
 
 @register_template('Any2Any_IO')
@@ -57,29 +57,33 @@ class Any2AnyIO(BaseFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         prompt, meta = self._prompt(raw_sample)
-        output = _record(raw_sample, 'output')
-        given = _modalities(output, 'output')
-        if given != ['text']:
-            raise _not_text("'output'", given)
-        return [*prompt, assistant(text(output, 'text'))], meta
+        return [*prompt, _turn(raw_sample, 'output', 'assistant', meta)], meta
 
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
         prompt, meta = self._prompt(raw_sample)
         output = raw_sample.get('output')
-        if isinstance(output, Mapping) and filled(output, 'text'):
+        only_text = isinstance(output, Mapping) and not any(filled(output, kind) for kind in MEDIA_KINDS)
+        if only_text and filled(output, 'text'):
             meta['ground_truth'] = text(output, 'text')
         return prompt, meta
 
     def _prompt(self, row: Row) -> tuple[Turns, Meta]:
         meta: Meta = {kind: [] for kind in MEDIA_KINDS}
-        given = _record(row, 'input')
-        modalities = _modalities(given, 'input')
-        words = as_text(given['text'], "'text' of 'input'") if 'text' in modalities else ''
-        content = _with_media(words, given, [kind for kind in modalities if kind != 'text'], meta)
-        return [*self.opening(), {'role': 'user', 'content': content}], meta
+        return [*self.opening(), _turn(row, 'input', 'user', meta)], meta
 
 
-def _with_media(words: str, record: Mapping[str, Any], kinds: Sequence[str], meta: Meta) -> list[dict[str, Any]]:
+def _turn(row: Row, name: str, role: str, meta: Meta) -> dict[str, Any]:
+    """Returns what a record of the row says as a turn, and puts its media to the others in `meta`."""
+    given = _record(row, name)
+    modalities = _modalities(given, name)
+    words = as_text(given['text'], f"'text' of '{name}'") if 'text' in modalities else ''
+    kinds = [kind for kind in modalities if kind != 'text']
+    return {'role': role, 'content': _with_media(role, words, given, kinds, meta) if kinds else words}
+
+
+def _with_media(
+    role: str, words: str, record: Mapping[str, Any], kinds: Sequence[str], meta: Meta
+) -> list[dict[str, Any]]:
     """Returns the parts of a turn, and puts its media to the others that wait in `meta` for their positions."""
     parts = []
     for kind in kinds:
@@ -87,7 +91,8 @@ def _with_media(words: str, record: Mapping[str, Any], kinds: Sequence[str], met
         meta[kind] += media
         if f'<{kind}>' not in words:
             parts += [{'type': kind} for _ in media]
-    return [*parts, *([{'type': 'text', 'text': words}] if words else [])]
+    said = [{'type': 'text', 'text': words}] if words else []
+    return [*said, *parts] if role == 'assistant' else [*parts, *said]
 
 
 def _record(row: Row, name: str) -> Mapping[str, Any]:
@@ -108,9 +113,3 @@ def _modalities(record: Mapping[str, Any], name: str) -> list[str]:
         wrong = f'the unknown {unknown}' if unknown else f'{missing}, which it lacks' if missing else 'nothing'
         raise SampleError(f"'modalities' of '{name}' lists {wrong}. Known: {', '.join(MODALITIES)}.")
     return listed
-
-
-def _not_text(where: str, kinds: Sequence[str]) -> SampleError:
-    return SampleError(
-        f'{where} answers with {", ".join(kinds)}, and only answers in text can be learned here: leave the row out.'
-    )

@@ -12,7 +12,7 @@ from align_anything.core.errors import DataError, SampleError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.user_files import look_up
 from align_anything.datasets.formatters.columns import Row
-from align_anything.datasets.formatters.turns import PairSample, Sample, Turns
+from align_anything.datasets.formatters.turns import PairSample, Sample, Turns, says_only_text, with_its_media
 
 SUPERVISED = 'format_supervised_sample'
 PREFERENCE = 'format_preference_sample'
@@ -33,6 +33,19 @@ def _fits(value: Any, default: Any) -> bool:
 
 def _answers(conversation: Turns) -> list[Any]:
     return [turn for turn in conversation if turn['role'] == 'assistant']
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tells whether two values are equal, samples and pixels in arrays too, which tell of each number whether it is."""
+    import numpy
+
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, numpy.ndarray) or isinstance(other, numpy.ndarray):
+        return numpy.array_equal(one, other)
+    return bool(one == other)
 
 
 class BaseFormatter:
@@ -132,28 +145,31 @@ class BaseFormatter:
         raise self._lacking(PREFERENCE)
 
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
-        """Returns `(conversation, meta)` up to the turn to answer; an answer left out is `meta['ground_truth']`."""
+        """Returns `(conversation, meta)` up to the turn to answer; an answer in text is `meta['ground_truth']`."""
         self.require_hook(PROMPT_ONLY)
         conversation, meta = self.format_supervised_sample(raw_sample)
         if conversation and conversation[-1]['role'] == 'assistant':
-            said = conversation[-1]['content']
-            return conversation[:-1], meta if said is None else {**meta, 'ground_truth': said}
+            answer, rest = with_its_media(conversation[-1], meta)
+            if answer['content'] is not None and says_only_text(answer):
+                rest['ground_truth'] = answer['content']
+            return conversation[:-1], rest
         return conversation, meta
 
     def format_unmatched_supervised_sample(self, raw_sample_for_prompt: Row, raw_sample_for_response: Row) -> Sample:
         """Returns `(conversation, meta)`: the prompt of one row with the last answer of another."""
         self.require_hook(UNMATCHED)
         prompt, meta = self.format_prompt_only_sample(raw_sample_for_prompt)
-        answered, _ = self.format_supervised_sample(raw_sample_for_response)
+        answered, shown = self.format_supervised_sample(raw_sample_for_response)
         if not answered:
             raise SampleError(f"template '{self.name}' gives no conversation for the row whose answer is compared")
         kept = {name: value for name, value in meta.items() if name != 'ground_truth'}
-        return [*prompt, answered[-1]], kept
+        answer, _ = with_its_media(answered[-1], shown)
+        return [*prompt, answer], kept
 
     def check_equal(self, raw_sample: Row) -> bool:
         """Tells whether all answers of a preference row are the same, so that the row teaches nothing."""
         better, worse, _ = self.format_preference_sample(raw_sample)
-        return _answers(better) == _answers(worse)
+        return _same(_answers(better), _answers(worse))
 
     def check_validation(self, raw_sample: Row) -> bool:
         """Tells whether the row is usable at all. One that is not is filtered: counted apart from rows that failed."""

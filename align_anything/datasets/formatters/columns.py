@@ -13,6 +13,7 @@ from align_anything.core.registry import nearest
 from align_anything.datasets.features import Written
 
 Row = Mapping[str, Any]
+TOKENIZED = {'input_ids', 'better_input_ids'}
 TRUTHS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -21,7 +22,10 @@ def missing(row: Row, names: Sequence[str]) -> SampleError:
     wanted = ' or '.join(f"'{name}'" for name in names)
     present = [str(name) for name in row]
     close = next(filter(None, (nearest(name, present) for name in names)), '')
-    return SampleError(f'the row has no column {wanted}.{close} Its columns: {", ".join(present) or "none"}.')
+    tokenized = ' Rows of token ids are for the template Tokenized.' if TOKENIZED & row.keys() else ''
+    return SampleError(
+        f'the row has no column {wanted}.{close} Its columns: {", ".join(present) or "none"}.{tokenized}'
+    )
 
 
 def column(row: Row, name: str) -> Any:

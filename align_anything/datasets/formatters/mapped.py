@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from align_anything.core.errors import SampleError
-from align_anything.core.types import MEDIA_KINDS
+from align_anything.core.errors import DataError, SampleError
+from align_anything.core.registry import nearest
+from align_anything.core.types import MEDIA_KINDS, MediaKind
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.formatters.columns import Row, as_text, filled, from_json, missing
-from align_anything.datasets.formatters.turns import Turns
+from align_anything.datasets.formatters.turns import Turns, shown
 
 
 class MappedFormatter(BaseFormatter):
@@ -57,17 +59,22 @@ class MappedFormatter(BaseFormatter):
 
         A kind that has no column is present and empty: a placeholder without media is then an error and not text.
         """
-        found = {}
+        found, taken = {}, self.answer_columns(row)
         for kind in MEDIA_KINDS:
             option = f'{kind}s'
             if getattr(self, option) == '':
                 continue
-            both = [name for name in (option, kind) if filled(row, name)]
+            usual = [name for name in (option, kind) if name not in taken]
+            both = [name for name in usual if filled(row, name)]
             if len(both) > 1 and getattr(self, option) is None:
                 raise SampleError(f"the row has columns '{option}' and '{kind}': choose one with option '{option}'.")
-            name = self.find(row, option, (option, kind))
+            name = self.find(row, option, usual)
             found[kind] = [] if name is None or row[name] is None else from_json(row[name])
         return found
+
+    def answer_columns(self, row: Row) -> tuple[str, ...]:
+        """Returns the columns whose media are answers, and not shown to be asked about."""
+        return ()
 
     def beside(self, row: Row) -> dict[str, Any]:
         """Returns what goes into `meta` of any row: its media by kind, and its tools if it has any."""
@@ -87,3 +94,54 @@ class MappedFormatter(BaseFormatter):
         if prompt:
             return [{'role': 'system', 'content': prompt}]
         return [] if has_system_turn else self.opening()
+
+
+class AnsweringFormatter(MappedFormatter):
+    """A template with column mapping whose answers may be media.
+
+    Attributes:
+        answers: `image`, `audio` or `video` where the columns with answers hold such media and no text.
+    """
+
+    answers: str = ''
+
+    # By option, the usual columns of the answers; `{}` stands for the kind of media that they are.
+    _answer_columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def answer_kind(self) -> MediaKind | None:
+        """Returns the kind of media that answers are, None for text. Raises `DataError` for an unknown kind."""
+        if self.answers and self.answers not in MEDIA_KINDS:
+            raise DataError(
+                f"option 'answers' of template '{self.name}' is '{self.answers}'.{nearest(self.answers, MEDIA_KINDS)} "
+                f"It is one of {', '.join(MEDIA_KINDS)}, or '' for answers in text."
+            )
+        return next((kind for kind in MEDIA_KINDS if kind == self.answers), None)
+
+    def answer_columns(self, row: Row) -> tuple[str, ...]:
+        if not self.answer_kind():
+            return ()
+        found = [getattr(self, option) or self._first(row, option) for option in self._answer_columns]
+        return tuple(filter(None, found))
+
+    def answer_column(self, row: Row, option: str) -> str:
+        """Returns the column of the answers that `option` maps. Raises `SampleError` when there is none."""
+        return self.require(row, option, self._usual(option))
+
+    def prompt_columns(self, *usual: str) -> tuple[str, ...]:
+        """Returns the usual columns of prompts, with those of texts that are made into media."""
+        return (*usual, 'caption', 'text') if self.answer_kind() else usual
+
+    def medium(self, value: Any, where: str) -> dict[str, Any]:
+        """Returns the answer of one medium. Raises `SampleError` naming `where` when there is none, or several."""
+        kind = self.answer_kind()
+        parts = [] if value is None else shown(kind, from_json(value))
+        if len(parts) != 1:
+            raise SampleError(f'{where} should hold one {kind} but holds {len(parts) or "none"}.')
+        return {'role': 'assistant', 'content': parts}
+
+    def _usual(self, option: str) -> tuple[str, ...]:
+        kind = self.answer_kind()
+        return tuple(name.format(kind) for name in self._answer_columns[option] if kind or '{}' not in name)
+
+    def _first(self, row: Row, option: str) -> str | None:
+        return next((name for name in self._usual(option) if filled(row, name)), None)

@@ -76,8 +76,8 @@ def _identity(source: Any) -> Hashable:
         return tuple(map(_identity, source))
     if isinstance(source, Mapping):
         return tuple((name, _identity(value)) for name, value in sorted(source.items()))
-    # Bytes by their content: where a pair is two whole conversations, a row holds them twice.
-    return source if isinstance(source, (str, bytes)) else id(source)
+    # Bytes and codes by their content: where a pair is two whole conversations, a row holds them twice.
+    return source if isinstance(source, (str, bytes, int)) else id(source)
 
 
 def _frozen(options: Mapping[str, Any]) -> Hashable:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import Conversation, Media, MediaKind
+from align_anything.core.types import Audio, Conversation, Media, MediaKind
 from align_anything.datasets.media.audio import decode_audio, split_audio
 from align_anything.datasets.media.cache import MediaCache, lasting_key, passing_key
+from align_anything.datasets.media.codes import brings_codes, decode_codes
 from align_anything.datasets.media.image import decode_image
 from align_anything.datasets.media.sources import describe
 from align_anything.datasets.media.video import decode_video
@@ -22,13 +23,14 @@ DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
 
 
 def decode(media: Media) -> Any:
-    """Returns the decoded medium: an upright RGB `PIL.Image.Image`, a `Video` or an `Audio`.
+    """Returns the decoded medium: an upright RGB `PIL.Image.Image`, a `Video`, an `Audio`; its codes if it brings them.
 
     What `media.options` may hold is said by `decode_image`, `decode_video` and `decode_audio`. Raises `SampleError`
     naming the file and the reason when it is missing, empty, truncated, too large or not what it claims to be.
     """
+    decoder = decode_codes if brings_codes(media.source) else DECODERS[media.kind]
     try:
-        return DECODERS[media.kind](media)
+        return decoder(media)
     except SampleError:
         raise
     except Exception as error:
@@ -70,7 +72,8 @@ def decode_conversations(conversations: Sequence[Conversation], cache: MediaCach
             return [part]
         passing = passing_key(media)
         if passing not in pieces:
-            pieces[passing] = split_audio(decoded(media), media) if kind == 'audio' else [decoded(media)]
+            value = decoded(media)
+            pieces[passing] = split_audio(value, media) if isinstance(value, Audio) else [value]
         values = pieces[passing]
         return [{'type': kind, kind: value} for value in values]
 

@@ -39,8 +39,8 @@ def make_media(kind: MediaKind, source: Any, folder: Folders = '', options: Mapp
     """Returns what a row holds for one medium as a `Media`, not decoded; relative paths start from `folder`.
 
     Takes a path, a data URI, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature,
-    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video; also a `Media` of
-    any of these, whose own options go before `options`. URLs need the option `allow_urls`.
+    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video, `{'codes'}` of
+    any; also a `Media` of any of these, whose own options go before `options`. URLs need the option `allow_urls`.
 
     Raises:
         SampleError: the source is null, empty, or a URL where none is allowed; or its own options are no numbers.
@@ -65,6 +65,8 @@ def describe(media: Media) -> str:
         return f"{media.kind} '{content if len(content) < 200 else content[:60] + '…'}'"
     if isinstance(content, (bytes, bytearray)):
         return f'{media.kind} of {len(content)} bytes'
+    if isinstance(source, Mapping) and source.get('codes') is not None:
+        return f'{media.kind} of codes'
     return f'{media.kind} ({type(content).__name__})'
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.types import MediaKind
 from align_anything.models.codes import MediaCodes
 from align_anything.models.family import FamilySpec
 from align_anything.models.output_heads import OutputHead
@@ -39,6 +41,7 @@ class RangeHead(nn.Module):
         """Takes the heads of a family. Raises ModelError for a set of ids that two of them write."""
         super().__init__()
         self.codes = codes
+        self.temperatures = codes.by_set(1.0)
         self.first = [head.span[0] for head in heads]
         self.scorers = nn.ModuleList(LogProbHead(head.linear, scale, softcap) for head in heads)
         self.before = nn.ModuleList(nn.Identity() if head.before is None else head.before for head in heads)
@@ -50,10 +53,9 @@ class RangeHead(nn.Module):
             first = self.first[owner]
             self.sets[owner].append((number, [(start - first, stop - first) for start, stop in spans]))
 
-    def set_temperature(self, temperature: float) -> None:
-        """Divides what goes into the softmax by `temperature` from now on, behind the soft cap."""
-        for scorer in self.scorers:
-            scorer.set_temperature(temperature)
+    def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
+        """Divides what goes into the softmax by `temperature` from now on, or by that of its kind, behind the cap."""
+        self.temperatures = self.codes.by_set(temperature, of_media)
 
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Returns float32 log-probabilities `(N,)` of `targets` `(N,)` after `hidden` `(N, size)`, and entropies."""
@@ -63,7 +65,9 @@ class RangeHead(nn.Module):
             own = torch.isin(numbers, torch.tensor([number for number, _ in sets], device=numbers.device))
             index = own.nonzero().flatten()
             among = numbers[index]
-            groups: list[Group] = [((among == number).nonzero().flatten(), spans) for number, spans in sets]
+            groups = [
+                Group((among == number).nonzero().flatten(), spans, self.temperatures[number]) for number, spans in sets
+            ]
             found.append(scorer(before(hidden[index]), targets[index] - first, with_entropy, groups))
             order.append(index)
         values = torch.cat([values for values, _ in found])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from align_anything.core.errors import ModelError
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits held at once on a CPU, in elements: 16 MiB of float32, which stay in its cache from one pass to the next."""
@@ -27,8 +30,20 @@ def tile_shape(rows: int, vocabulary: int, on_cpu: bool) -> tuple[int, int]:
 
 
 Span = tuple[int, int]
-Group = tuple[Tensor | None, Sequence[Span]]
-"""Numbers of rows, None for all of them, and the spans of the vocabulary that their targets are one among."""
+
+
+class Group(NamedTuple):
+    """Rows that are scored alike.
+
+    Attributes:
+        rows: their numbers; None for all of them.
+        spans: the ids that their targets are one among; None for all ids.
+        temperature: further divides what goes into their softmax.
+    """
+
+    rows: Tensor | None = None
+    spans: Sequence[Span] | None = None
+    temperature: float = 1.0
 
 
 def _slices(stop: int, step: int, start: int = 0) -> Iterator[slice]:
@@ -81,6 +96,11 @@ class _Head(NamedTuple):
     scale: float
     softcap: float | None
 
+    def at(self, temperature: float) -> _Head:
+        return self._replace(
+            scale=self.scale / temperature, softcap=None if self.softcap is None else self.softcap / temperature
+        )
+
     def logits(self, hidden: Tensor, columns: slice, wide_weight: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias[columns]
         return _logits(hidden, wide_weight, bias, self.scale, self.softcap)
@@ -106,10 +126,11 @@ class _ChunkedLogProb(torch.autograd.Function):
         normalizers = torch.empty_like(logprobs)
         entropies = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
         head = _Head(weight, bias, scale, softcap)
-        for index, spans in groups:
-            found = _scored(_pick(hidden, index), _pick(targets, index), head, spans, with_entropy, dtype)
-            for all_rows, own in zip((logprobs, normalizers, entropies), found, strict=False):
-                all_rows[slice(None) if index is None else index] = own
+        for index, spans, temperature in groups:
+            own = head.at(temperature)
+            found = _scored(_pick(hidden, index), _pick(targets, index), own, spans, with_entropy, dtype)
+            for all_rows, values in zip((logprobs, normalizers, entropies), found, strict=False):
+                all_rows[slice(None) if index is None else index] = values
         ctx.save_for_backward(hidden, targets, normalizers, entropies)
         # The parameters are kept by reference, not saved: ZeRO-3 frees and gathers them between the passes.
         ctx.head, ctx.with_entropy, ctx.groups = head, with_entropy, groups
@@ -123,18 +144,18 @@ class _ChunkedLogProb(torch.autograd.Function):
         # Sums over tiles are made in the accumulation type; half precision would lose the small terms.
         sums = normalizers.dtype
         # Where one group has the whole vocabulary, each gradient is written once.
-        blank = torch.empty_like if [spans for _, spans in ctx.groups] == [_whole(weight)] else torch.zeros_like
+        blank = torch.empty_like if [group.spans for group in ctx.groups] == [_whole(weight)] else torch.zeros_like
         grads = (
             torch.zeros_like(hidden, dtype=sums) if needs_hidden else None,
             blank(weight) if needs_weight else None,
             blank(bias) if needs_bias else None,
         )
-        for index, spans in ctx.groups:
+        for index, spans, temperature in ctx.groups:
             told = [_pick(tensor, index) for tensor in (targets, normalizers, grad_logprobs)]
             more = [_pick(tensor, index) for tensor in (entropies, grad_entropies)] if ctx.with_entropy else None
             own = torch.zeros_like(hidden[index], dtype=sums) if needs_hidden and index is not None else grads[0]
             add = blank is torch.zeros_like
-            _add_gradients(ctx.head, _pick(hidden, index), spans, told, more, (own, *grads[1:]), add)
+            _add_gradients(ctx.head.at(temperature), _pick(hidden, index), spans, told, more, (own, *grads[1:]), add)
             if needs_hidden and index is not None:
                 grads[0][index] = own
         grad_hidden = grads[0]
@@ -270,13 +291,13 @@ def chunked_logprob(
         weight: `(vocabulary, hidden_size)`; tied to the embedding or not.
         targets: `(N,)` int64.
         with_entropy: also return the entropy of each distribution.
-        groups: which rows are scored over which spans of the vocabulary, each row in one of them, and its target in one
-            of the spans. Other rows of the weight are not read. None scores all over the whole.
+        groups: which rows are scored among which ids; each row is in one group, and its target in one of the spans.
+            Rows of the weight that no span names are not read. None scores all among all.
 
     Returns:
         Log-probabilities `(N,)` in float32 (float64 for float64 input) and, on request, entropies `(N,)` in nats.
     """
-    groups = [(None, _whole(weight))] if groups is None else groups
+    groups = [Group(spans=_whole(weight))] if groups is None else groups
     values, entropies = _ChunkedLogProb.apply(hidden, weight, bias, targets, scale, softcap, with_entropy, groups)
     return values, entropies if with_entropy else None
 
@@ -300,8 +321,13 @@ class LogProbHead(nn.Module):
         else:
             self.head = head
 
-    def set_temperature(self, temperature: float) -> None:
-        """Divides what goes into the softmax by `temperature` from now on, behind the soft cap."""
+    def set_temperature(self, temperature: float, of_media: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Divides what goes into the softmax by `temperature` from now on, behind the soft cap.
+
+        Raises ModelError for temperatures `of_media`, which it does not tell from text.
+        """
+        if of_media:
+            raise ModelError('scores over the whole vocabulary have one temperature.')
         self.scale = self._scale / temperature
         self.softcap = None if self._softcap is None else self._softcap / temperature
 
@@ -323,29 +349,32 @@ class LogProbHead(nn.Module):
                 with_entropy=with_entropy,
                 groups=groups,
             )
-        groups = [(None, None)] if groups is None else groups
-        found = [self._chunks(_pick(hidden, index), _pick(targets, index), spans) for index, spans in groups]
+        groups = [Group()] if groups is None else groups
+        found = [self._chunks(_pick(hidden, group.rows), _pick(targets, group.rows), group) for group in groups]
         values, entropies = (torch.cat(columns) for columns in zip(*found, strict=True))
         if len(groups) > 1:
-            order = torch.cat([index for index, _ in groups]).argsort()
+            order = torch.cat([group.rows for group in groups]).argsort()
             values, entropies = values[order], entropies[order]
         return values, entropies if with_entropy else None
 
-    def _chunks(self, hidden: Tensor, targets: Tensor, spans: Sequence[Span] | None) -> tuple[Tensor, Tensor]:
+    def _chunks(self, hidden: Tensor, targets: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         step = 1024
         chunks = [
-            checkpoint(self._score, hidden[rows], targets[rows], spans, use_reentrant=False)
+            checkpoint(self._score, hidden[rows], targets[rows], group, use_reentrant=False)
             for rows in _slices(max(len(targets), 1), step)
         ]
         values, entropies = zip(*chunks, strict=True)
         return torch.cat(values), torch.cat(entropies)
 
-    def _score(self, hidden: Tensor, targets: Tensor, spans: Sequence[Span] | None) -> tuple[Tensor, Tensor]:
+    def _score(self, hidden: Tensor, targets: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         logits = self.scale * self.head(hidden).float()
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        if spans is not None:
-            logits = logits.masked_fill(~inside(spans, logits.shape[-1], logits.device), torch.finfo(logits.dtype).min)
+        logits = logits / group.temperature
+        if group.spans is not None:
+            logits = logits.masked_fill(
+                ~inside(group.spans, logits.shape[-1], logits.device), torch.finfo(logits.dtype).min
+            )
         log_softmax = torch.log_softmax(logits, dim=-1)
         entropy = -(log_softmax.exp() * log_softmax).sum(-1)
         return log_softmax.gather(1, targets[:, None]).squeeze(1), entropy

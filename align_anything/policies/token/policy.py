@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
-from align_anything.core.types import Batch, Scored
+from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.heads import among, make_head
@@ -82,6 +84,9 @@ class TokenPolicy(nn.Module):
             first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype, self._allowed),
         )
 
-    def set_temperature(self, temperature: float) -> None:
-        """Divides what goes into the softmax by `temperature` from now on, behind the soft cap."""
-        self.head.set_temperature(temperature)
+    def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
+        """Divides what goes into the softmax by `temperature` from now on, behind the soft cap.
+
+        Codes of a kind that `of_media` names have their own.
+        """
+        self.head.set_temperature(temperature, of_media)

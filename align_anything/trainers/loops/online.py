@@ -16,7 +16,7 @@ from torch import Tensor
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
-from align_anything.configs.online import COST, OnlineModelCfgs, OnlineRunCfgs
+from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
 from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
@@ -69,6 +69,7 @@ class OnlineLoop(Loop):
         critics: what says how much reward is to come, by role, each in an engine of its own.
         reference: what says the scores of the reference.
         rollouts: generates the responses.
+        sampling: how.
         pending: those of the next rollout, where they are generated ahead.
         rewards: what rewards them.
         unread: lists the responses that a model among the rewards cannot read.
@@ -82,6 +83,7 @@ class OnlineLoop(Loop):
     critics: Mapping[str, tuple[DeepSpeedEngine, Critic]]
     reference: Callable[[Batch], Scored] | None
     rollouts: RolloutEngine
+    sampling: Sampling
     pending: Pending
     rewards: Sequence[Reward]
     unread: UnreadResponses
@@ -214,7 +216,7 @@ class OnlineLoop(Loop):
         return self._sampling(self.cfgs.train_cfgs.seed + step + (number << 32), self.algorithm.num_generations)
 
     def _sampling(self, seed: int, responses: int) -> Sampling:
-        return replace(sampling_of(self.cfgs.model_cfgs), responses=responses, seed=rank_seed(seed, rank()))
+        return replace(self.sampling, responses=responses, seed=rank_seed(seed, rank()))
 
     def _generated(self, examples: list[Example], sampling: Sampling) -> list[Example]:
         with self._clock('sync'):
@@ -402,19 +404,6 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
-
-
-def sampling_of(model: OnlineModelCfgs) -> Sampling:
-    """How the settings say that responses are sampled."""
-    return Sampling(
-        max_new_tokens=model.max_new_tokens,
-        temperature=model.temperature,
-        top_p=model.top_p,
-        top_k=model.top_k,
-        repetition_penalty=model.repetition_penalty,
-        stop=tuple(model.stop),
-        include_stop_str_in_output=model.include_stop_str_in_output,
-    )
 
 
 def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:

@@ -51,7 +51,6 @@ from align_anything.trainers.runs.checks import (
     require_reference_reads,
 )
 from align_anything.trainers.runs.data import Sources, make_dataset, open_run
-from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)
@@ -77,8 +76,7 @@ class Begun:
     def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
         """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response.
 
-        Codes of media are made here, unless they are there. Raises DataError when the first rows of a source cannot be
-        encoded, before weights are loaded.
+        Raises DataError when the first rows of a source cannot be encoded, before weights are loaded.
         """
         data = self.resolved.cfgs.data_cfgs
         sources = [self.sources.training, *([source] for source in self.sources.evaluation)]
@@ -91,7 +89,6 @@ class Begun:
         for dataset in made(None if self.spec.codes is not None else data.sample_cache_dir):
             dataset.probe(final=True)
         datasets = made(data.sample_cache_dir)
-        prepare_codes(self.resolved.cfgs, self.spec, datasets)
         training, *held_out = datasets
         return training, held_out
 

@@ -13,6 +13,7 @@ from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, 
 from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.checks import check_evaluation
 from align_anything.trainers.runs.data import loader_in_order, row_costs, total_steps, training_loader, training_sampler
+from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.reference import make_roles
 
 
@@ -21,6 +22,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     run = begin(pair, resolved)
     dataset, held_out = run.datasets()
+    prepare_codes(cfgs, run.spec, [dataset, *held_out])
     costs, unusable = row_costs(dataset, run.collate, cfgs)
     # The check in `assemble` may fall back to another layout, in which these micro-batches can take more than the
     # budget. They stay as they are, because the learning rate is scheduled for their steps; the check says what to set.

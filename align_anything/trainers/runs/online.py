@@ -23,8 +23,8 @@ from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward
-from align_anything.rollouts.base import said
-from align_anything.trainers.loops.online import OnlineLoop, sampling_of
+from align_anything.rollouts.decoded import said_with_media
+from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator
@@ -32,6 +32,7 @@ from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_
 from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
+from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
 from align_anything.trainers.runs.rewarding import make_rewards
@@ -44,7 +45,8 @@ from align_anything.trainers.runs.roles import (
     require_head,
     spec_of_judge,
 )
-from align_anything.trainers.runs.rollout_engine import check_rollouts, open_rollouts
+from align_anything.trainers.runs.rollout_engine import check_rollouts, open_codecs, open_rollouts
+from align_anything.trainers.runs.sampling import sampling_of
 
 
 def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
@@ -61,22 +63,24 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     run = begin(pair, resolved)
     specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
+    sampling = sampling_of(models, pair, run.spec)
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
     supervised = ptx_dataset(resolved, pair, run.spec)
+    prepare_codes(cfgs, run.spec, [dataset, *held_out, *([] if supervised is None else [supervised])])
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
     check_evaluation(cfgs, names_of_numbers([*(reward.name for reward in rewards), *judges]), steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)
-    policy.policy.set_temperature(models.temperature)
+    policy.policy.set_temperature(models.temperature, models.emit_temperature)
     critics = {
         role: (_critic(role, resolved, spec, pair, steps), algorithm.critics[role])
         for role, spec in critic_specs.items()
     }
     reference = None
     if algorithm.refers:
-        reference = reference_scorer(cfgs, algorithm, policy, models.temperature)
+        reference = reference_scorer(cfgs, algorithm, policy, models.temperature, models.emit_temperature)
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     for name, asked in judges.items():
         weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
@@ -84,7 +88,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         size = cfgs.train_cfgs.per_device_train_batch_size
         judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
         rewards.append(Reward(name, weight, judge, judge.unread))
-    pending = Pending(policy.device, partial(said, run.spec, sampling=sampling_of(models)))
+    codecs = open_codecs(run.spec, sampling, policy.device)
+    pending = Pending(policy.device, partial(said_with_media, run.spec, sampling, codecs))
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
@@ -101,7 +106,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         evaluation=evaluation,
         critics=critics,
         reference=reference,
-        rollouts=open_rollouts(resolved, policy, run.spec),
+        rollouts=open_rollouts(resolved, policy, run.spec, sampling, codecs),
+        sampling=sampling,
         pending=pending,
         rewards=rewards,
         unread=UnreadResponses(run.output_dir, resume_step),

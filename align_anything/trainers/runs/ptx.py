@@ -20,7 +20,6 @@ from align_anything.datasets.sampler import BatchShape, IndexSampler
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import Sources, load_sources_of, make_dataset, probe
-from align_anything.trainers.runs.media_codes import prepare_codes
 
 
 def with_ptx_if_given(resolved: Resolved[PolicyRunCfgs, Online]) -> Resolved[PolicyRunCfgs, Online]:
@@ -43,7 +42,6 @@ def ptx_dataset(resolved: Resolved[PolicyRunCfgs, Online], pair: Pair, spec: Fam
     if not len(dataset):
         raise DataError('data_cfgs.ptx_datasets hold no rows.')
     dataset.probe(final=True)
-    prepare_codes(cfgs, spec, [dataset])
     return dataset
 
 

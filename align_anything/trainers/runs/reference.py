@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from align_anything.core.distributed import all_reduce_sum
 from align_anything.core.logging import get_logger
 from align_anything.core.parameters import is_partitioned
 from align_anything.core.store import TensorStore
-from align_anything.core.types import Batch, Example, Scored
+from align_anything.core.types import Batch, Example, MediaKind, Scored
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.reference_scores import SCORES, Indexed, Referenced, reference_keys
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -57,12 +58,18 @@ def make_roles(
     return {'reference': reference_scorer(cfgs, algorithm, policy)}, training, held_out
 
 
-def reference_scorer(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0) -> Scorer:
-    """The reference at the `temperature` of the policy: the model under its adapter, else a frozen copy."""
+def reference_scorer(
+    cfgs: RunCfgs,
+    algorithm: Reference,
+    policy: DeepSpeedEngine,
+    temperature: float = 1.0,
+    of_media: Mapping[MediaKind, float] = MappingProxyType({}),
+) -> Scorer:
+    """The reference at the temperatures of the policy: the model under its adapter, else a frozen copy."""
     if without_adapter_is_reference(cfgs, algorithm):
         logger.info('reference: the model without the adapter')
         return adapter_off(policy)
-    return frozen_copy(cfgs, algorithm, policy, temperature)
+    return frozen_copy(cfgs, algorithm, policy, temperature, of_media)
 
 
 def reference_fingerprint(cfgs: RunCfgs, algorithm: Referring) -> list[str]:
@@ -134,7 +141,13 @@ def adapter_off(policy: DeepSpeedEngine) -> Scorer:
     return score
 
 
-def frozen_copy(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, temperature: float = 1.0) -> Scorer:
+def frozen_copy(
+    cfgs: RunCfgs,
+    algorithm: Reference,
+    policy: DeepSpeedEngine,
+    temperature: float = 1.0,
+    of_media: Mapping[MediaKind, float] = MappingProxyType({}),
+) -> Scorer:
     """Loads the reference and lets it share the weights that the policy keeps frozen too."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     precision = precision_of_reference(cfgs, algorithm)
@@ -142,7 +155,7 @@ def frozen_copy(cfgs: RunCfgs, algorithm: Reference, policy: DeepSpeedEngine, te
     engine = open_frozen(
         cfgs, policy.policy.collate, source, scores=algorithm.scores, dtype=DTYPES[precision], config=config
     )
-    engine.policy.set_temperature(temperature)
+    engine.policy.set_temperature(temperature, of_media)
     shared = share_frozen(policy.policy.model, engine.policy.model)
     logger.info('reference: a frozen copy of %s in %s, %d weights shared with the policy', source, precision, shared)
     return engine.score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -13,19 +14,24 @@ from align_anything.configs.online import OnlineRunCfgs, VLLMCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.core.types import MediaKind
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.gathering import gathered_tensors, gathered_weights
 from align_anything.models.adapter import bare_model, find_adapter
+from align_anything.models.codecs.base import Codec
 from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
-from align_anything.rollouts.base import RolloutEngine
+from align_anything.rollouts.base import RolloutEngine, Sampling
+from align_anything.rollouts.decoded import DecodedRollouts
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.probe import ProbedRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm, check_vllm_emission
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
-from align_anything.trainers.loops.online import sampling_of
 from align_anything.trainers.runs.settings import dtype_of, precision_of
+
+logger = get_logger(__name__)
 
 TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
 
@@ -85,34 +91,58 @@ def _problems_of_servers(settings: VLLMCfgs) -> list[str]:
 
 
 def open_rollouts(
-    resolved: Resolved[OnlineRunCfgs, Online], policy: DeepSpeedEngine, spec: FamilySpec
+    resolved: Resolved[OnlineRunCfgs, Online],
+    policy: DeepSpeedEngine,
+    spec: FamilySpec,
+    sampling: Sampling,
+    codecs: Mapping[MediaKind, Codec],
 ) -> RolloutEngine:
-    """Returns what generates responses with the weights of `policy`. Every rank calls it."""
+    """Returns what generates responses with the weights of `policy`, media decoded by `codecs`. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models = cfgs.model_cfgs
     if not cfgs.vllm_cfgs.use_vllm:
-        return HFRollouts(
+        batch_size = algorithm.per_device_prompt_batch_size * algorithm.num_generations
+        rollouts = HFRollouts(
             bare_model(policy.policy.model),
             spec,
             dtype=dtype_of(cfgs),
-            batch_size=models.generation_batch_size
-            or algorithm.per_device_prompt_batch_size * algorithm.num_generations,
+            batch_size=models.generation_batch_size or batch_size,
             gathered=partial(gathered_weights, policy),
         )
+        return with_media(rollouts, codecs)
     source = models.model_name_or_path
     adapter = find_adapter(source)
     weights = partial(handed_over, policy.policy.model, partial(gathered_tensors, policy))
     source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
-    check_vllm_emission(spec, sampling_of(models))
+    check_vllm_emission(spec, sampling)
     options = replace(_options(cfgs), grammar=spec.codes is not None)
     timeout = cfgs.vllm_cfgs.vllm_server_timeout
     transfer = cfgs.vllm_cfgs.vllm_server_transfer
     backend = None if transfer == 'http' else transfer
     engine = Servers(urls, source, options, timeout, backend) if urls else Engine(source, options)
     tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
-    return ProbedRollouts(
-        VLLMRollouts(spec, weights, engine), policy.infer, policy.policy.collate, policy.device, tolerance
-    )
+    rollouts = with_media(VLLMRollouts(spec, weights, engine), codecs)
+    return ProbedRollouts(rollouts, policy.infer, policy.policy.collate, policy.device, tolerance)
+
+
+def open_codecs(spec: FamilySpec, sampling: Sampling, device: torch.device) -> dict[MediaKind, Codec]:
+    """Loads the codecs of the media that responses may hold, those that decode; a run keeps them."""
+    if sampling.emit is None:
+        return {}
+    rules = {kind: spec.codes.rules[kind] for kind in sampling.emit.grids}
+    for kind in (kind for kind, own in rules.items() if not own.decodes):
+        logger.warning(
+            'the codec of %s media in %s does not decode: responses hold their codes, which rewards on media and '
+            'reports cannot show',
+            kind,
+            rules[kind].folder,
+        )
+    return {kind: own.open(device) for kind, own in rules.items() if own.decodes}
+
+
+def with_media(rollouts: RolloutEngine, codecs: Mapping[MediaKind, Codec]) -> RolloutEngine:
+    """The engine, with the media in its responses decoded where there are codecs."""
+    return DecodedRollouts(rollouts, codecs) if codecs else rollouts
 
 
 def _options(cfgs: OnlineRunCfgs) -> VLLMOptions:

@@ -122,8 +122,9 @@ def test_the_examples_of_any2any(folder: Path) -> None:
         ["user: [(8, 8)]What's in the image?", 'assistant: The image shows a cat sitting on a window.']
     ]
     (folder / 'io.jsonl').write_text(json.dumps(json.loads(IO_FILE)))
-    (reason,) = lines_of(str(folder / 'io.jsonl'), 'Any2Any_IO')
-    assert "'output' answers with audio, and only answers in text can be learned" in reason
+    assert lines_of(str(folder / 'io.jsonl'), 'Any2Any_IO') == [
+        ['user: [(8, 8)]Describe this image with voice', 'assistant: [1.0 s]']
+    ]
     # Its prompt is one to sample answers for.
     template = BoundTemplate(make_formatter('Any2Any_IO'), {'image': str(folder)})
     conversation, meta = template.format_prompt_only_sample(json.loads(IO_FILE))
@@ -217,6 +218,10 @@ def test_a_number_of_frames_that_is_none_is_found_when_the_media_are_bound() -> 
     assert conversation[0]['content'][0]['video'] == Media('video', 'a.mp4', {'num_frames': 6})
 
 
+def shown(conversation: Conversation) -> list[list[Any]]:
+    return [[part.get('text', part.get(part['type'])) for part in turn['content']] for turn in conversation]
+
+
 def test_any2any_turns_place_their_own_media() -> None:
     row = {
         'conversations': [
@@ -229,8 +234,7 @@ def test_any2any_turns_place_their_own_media() -> None:
     }
     formatter = make_formatter('Any2Any_Conv')
     conversation, _ = BoundTemplate(formatter).format_supervised_sample(row)
-    shown = [[part.get('text', part.get(part['type'])) for part in turn['content']] for turn in conversation]
-    assert shown == [
+    assert shown(conversation) == [
         ['Look and listen.'],
         [Media('image', '1.png'), Media('image', '2.png'), 'See'],
         ['No'],
@@ -243,6 +247,30 @@ def test_any2any_turns_place_their_own_media() -> None:
     assert formatter.format_unmatched_supervised_sample(row, other)[0][-1]['content'] == 'Yes'
     named = make_formatter('Any2Any_Conv', {'conversation_field': 'chat', 'system_prompt': 'Hi'})
     assert len(named.format_supervised_sample({'chat': other['conversations']})[0]) == 3
+
+
+def test_any2any_answers_hold_media_behind_their_text_or_where_it_says() -> None:
+    row = {
+        'conversations': [
+            {'role': 'user', 'content': 'Paint it', 'image': '1.png'},
+            {'role': 'assistant', 'content': 'Here', 'image': ['2.png', '3.png'], 'audio': '4.wav'},
+            {'role': 'user', 'content': 'Again'},
+            {'role': 'assistant', 'image': '5.png', 'content': None},
+        ]
+    }
+    template = BoundTemplate(make_formatter('Any2Any_Conv'))
+    conversation, _ = template.format_supervised_sample(row)
+    one, two, three, five, six = (Media('image', f'{number}.png') for number in (1, 2, 3, 5, 6))
+    assert shown(conversation) == [[one, 'Paint it'], ['Here', two, three, Media('audio', '4.wav')], ['Again'], [five]]
+    prompt, meta = template.format_prompt_only_sample(row)
+    assert prompt == conversation[:-1] and meta == {}
+    placed = {'role': 'assistant', 'content': 'A <image> b', 'image': '6.png'}
+    matched, _ = template.format_unmatched_supervised_sample(row, {'conversations': [row['conversations'][0], placed]})
+    assert matched[:-1] == prompt and shown(matched[-1:]) == [['A ', six, ' b']]
+    both = {'input': {'text': 'Q'}, 'output': {'text': 'A', 'image': '6.png'}}
+    conversation, _ = BoundTemplate(make_formatter('Any2Any_IO')).format_supervised_sample(both)
+    assert shown(conversation[-1:]) == [['A', six]]
+    assert 'ground_truth' not in make_formatter('Any2Any_IO').format_prompt_only_sample(both)[1]
 
 
 def test_any2any_io_reads_what_is_listed_or_what_is_there() -> None:
@@ -267,7 +295,6 @@ def test_any2any_io_reads_what_is_listed_or_what_is_there() -> None:
 USER = {'role': 'user', 'content': 'Q'}
 INPUT = {'modalities': ['text'], 'text': 'Q'}
 BAD_ANY2ANY = [
-    ('Any2Any_Conv', {'conversations': [USER, {'role': 'assistant', 'content': '', 'audio': 'a'}]}, 'turn 1 answers'),
     ('Any2Any_Conv', {'conversations': [{'role': 'bot', 'content': 'Q'}]}, "unknown role 'bot'"),
     ('Any2Any_Conv', {'conversations': [{'content': 'Q'}]}, "no column 'role'"),
     ('Any2Any_Conv', {'conversations': ['Q']}, 'turn 0 should be a record'),
@@ -277,7 +304,7 @@ BAD_ANY2ANY = [
     ('Any2Any_IO', {'input': {'modalities': ['smell']}, 'output': INPUT}, "the unknown ['smell']"),
     ('Any2Any_IO', {'input': {'modalities': ['image']}, 'output': INPUT}, "['image'], which it lacks"),
     ('Any2Any_IO', {'input': {'modalities': []}, 'output': INPUT}, 'lists nothing'),
-    ('Any2Any_IO', {'input': INPUT, 'output': {'text': 'A', 'image': 'a.png'}}, 'answers with text, image'),
+    ('Any2Any_IO', {'input': INPUT, 'output': {'modalities': ['audio'], 'text': 'A'}}, "['audio'], which it lacks"),
 ]
 
 
