@@ -14,6 +14,7 @@ from scripts.bench.report import Ratio, say
 from scripts.bench.work import PairLengths, Size, given_responses, image_model, image_pairs, write_rows
 
 GENERATIONS = 8
+PAIR = 'text_image_to_text'
 LAYOUTS = ('shared_prefix', 'padded')
 TRAINED_TOWER = {'freeze_vision_tower': False}
 
@@ -32,7 +33,8 @@ def grpo(folder: Path, size: Size) -> list[Ratio]:
             for layout in LAYOUTS
         }
         sides: dict[str, Callable[[], Found]] = {
-            layout: lambda argv=argv: in_child(update, 'text_image_to_text', argv, given) for layout, argv in argvs.items()
+            layout: lambda argv=argv: in_child(update, 'text_image_to_text', argv, given)
+            for layout, argv in argvs.items()
         }
         sides['trl'] = lambda frozen=frozen: in_child(_peer, model, rows, given, size.steps + 1, frozen)
         done = in_turn(sides, size.rounds, size.groups * GENERATIONS * size.steps)
@@ -49,7 +51,7 @@ def online(folder: Path, size: Size) -> list[Ratio]:
     preload('deepspeed', 'align_anything.trainers.runs.online')
     judge = in_child(_with_head, model, folder / 'judge')
     argv = argv_of(model, data, folder / 'run', size, reward_model_name_or_path=judge, **FROZEN_TOWER)
-    clock, phases = in_child(ours_online.train, 'text_image_to_text', argv, 'grpo')
+    clock, phases = in_child(ours_online.train, PAIR, argv, 'grpo')
     total = sum(clock.seconds)
     spent = {name: sum(step[name] for step in phases[1:]) for name in phases[0]}
     spent['the rest'] = total - sum(spent.values())

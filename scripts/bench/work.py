@@ -213,6 +213,22 @@ def omni_model(folder: Path, size: Size) -> Path:
     )
 
 
+def coded_model(folder: Path, size: Size) -> Path:
+    """Builds the Emu3-type checkpoint with its codec."""
+    from align_anything.testing.tiny import build
+
+    return build(
+        'emu3',
+        folder,
+        hidden=size.image_hidden,
+        layers=size.image_layers,
+        vocab=size.words // 2 + 900,
+        heads=size.image_hidden // 64 or 1,
+        image_size=size.image_size,
+        corpus=corpus(words(size.words // 2)),
+    )
+
+
 def drawing_model(folder: Path, size: Size) -> Path:
     """Builds a Qwen2-type checkpoint with tokens for pictures of `picture_side` codes a side."""
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Lessons in drawing and singing: small models that begin untrained, taught by pictures of which half are wrongly named.
+"""Lessons in drawing and singing: small models that begin untrained, and rows of which half are wrongly named.
 
 Digits are pictures of sixteen codes, melodies three tones of codes that the model itself has to end. After supervised
 training a model knows no more than the half that is right; pairs and rewards teach it the other half. It is asked by
@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from align_anything.cli.leaves import find_run
-from align_anything.core.types import Audio, MediaKind
+from align_anything.core.types import MediaKind
 from align_anything.models.codecs.base import codec_rules
 from align_anything.testing import emitting
+from align_anything.testing.sampling import sample_media
 from tests.harness.once import once
 from tests.learning import seen
 from tests.learning.school import open_text_model
@@ -27,7 +29,6 @@ from tests.trainers.runs import run, sft, write_rows
 
 MOST_FRAMES = 24
 """After so many codes a melody that goes on counts as none."""
-SILENCE = Audio(np.zeros(emitting.FRAMES * emitting.FRAME, dtype=np.float32), emitting.RATE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ def digits_right(pictures: Sequence[Any], rows: Sequence[dict[str, Any]]) -> flo
 
 def notes_right(sounds: Sequence[Any], rows: Sequence[dict[str, Any]]) -> float:
     """The share of notes that are heard as asked for."""
-    shares = [seen.share(emitting.heard(sound), row['notes']) for sound, row in zip(sounds, rows, strict=True)]
+    shares = [
+        0.0 if sound is None else seen.share(emitting.heard(sound), row['notes'])
+        for sound, row in zip(sounds, rows, strict=True)
+    ]
     return sum(shares) / len(shares)
 
 
@@ -143,64 +147,35 @@ def go_on(lesson: Lesson, name: str, folder: Path, output: Path, **more: Any) ->
     return train(lesson, name, output, folder / 'model', folder / 'right' / 'rows.jsonl', **settings)
 
 
-def answers(model: Path, kind: MediaKind, prompts: Sequence[str]) -> list[Any]:
-    """What a checkpoint draws or sings when it is asked, sampled by transformers alone and decoded by its codec."""
-    torch.manual_seed(0)
-    loaded, tokenizer = open_text_model(model)
-    declared = loaded.config.media_codes[kind]
-    codec = codec_rules(model / declared['codec']).open()
-    (first,), (entries,) = declared['first_ids'], codec.rules.books
-    closing = tokenizer.convert_tokens_to_ids(declared['closing'])
-    size = declared.get('size')
-    frames = MOST_FRAMES if size is None else int(np.prod(size))
-    codes = list(range(first, first + entries))
-    asked = [
-        tokenizer.apply_chat_template([{'role': 'user', 'content': prompt}], add_generation_prompt=True, tokenize=False)
-        + declared['opening']
-        for prompt in prompts
-    ]
-    tokenizer.padding_side = 'left'
-    inputs = tokenizer(asked, return_tensors='pt', padding=True, add_special_tokens=False)
-    begin = inputs['input_ids'].shape[1]
-
-    def allowed(_: int, ids: torch.Tensor) -> list[int]:
-        return codes if size is not None or len(ids) == begin else [*codes, closing]
-
-    with torch.no_grad():
-        tokens = loaded.generate(
-            **inputs,
-            do_sample=True,
-            top_k=0,
-            max_new_tokens=frames,
-            prefix_allowed_tokens_fn=allowed,
-            eos_token_id=closing,
-        )
-    return [_decoded(codec, row, first, closing, size) for row in tokens[:, begin:]]
-
-
-def _decoded(codec: Any, tokens: torch.Tensor, first: int, closing: int, size: Sequence[int] | None) -> Any:
-    if size is not None:
-        return codec.decode((tokens - first).view(1, *size))
-    ends = (tokens == closing).nonzero()
-    return codec.decode((tokens[None, : int(ends[0])] - first)) if len(ends) else SILENCE
-
-
 def accuracy(lesson: Lesson, model: Path, shuffled: bool = False) -> float:
     """How much of what a checkpoint answers to held-out prompts is right; or right for prompts that are not its own."""
     random = np.random.default_rng(2)
     rows = questions(lesson, random)
-    found = answers(model, lesson.kind, [row['question'] for row in rows])
+    found = sample_media(model, lesson.kind, [row['question'] for row in rows], longest=MOST_FRAMES)
     order = random.permutation(len(rows)) if shuffled else range(len(rows))
     return lesson.right(found, [rows[at] for at in order])
 
 
-def write_both_ways(folder: Path, rows: int, first: int = 0) -> Path:
-    """Writes rows that ask for digits to be drawn, and as many that show one and ask which it is; returns their file."""
-    drawn = emitting.write_digit_rows(folder, first + rows)
-    lines = [json.loads(line) for line in drawn.read_text().splitlines()[first:]]
-    asked = [{'messages': line['messages']} for line in lines]
-    named = [{'messages': naming(line['picture'], emitting.DIGITS[line['digit']])} for line in lines]
-    return write_rows(folder / 'both.jsonl', [row for both in zip(asked, named, strict=True) for row in both])
+def write_both_ways(folder: Path, rows: int) -> Path:
+    """Writes rows that ask for digits to be drawn, and twice as many that show one and ask which; returns their file.
+
+    What is shown is moved by a pixel at random, or too few digits would be learned by heart.
+    """
+    random = np.random.default_rng(3)
+    drawn = emitting.write_digit_rows(folder, rows)
+    both = []
+    for number, line in enumerate(map(json.loads, drawn.read_text().splitlines())):
+        both.append({'messages': line['messages']})
+        for time in range(2):
+            name = f'moved-{number}-{time}.png'
+            moved = Image.open(folder / line['picture']).transform(
+                (emitting.SIDE, emitting.SIDE),
+                Image.Transform.AFFINE,
+                (1, 0, random.integers(-1, 2), 0, 1, random.integers(-1, 2)),
+            )
+            moved.save(folder / name)
+            both.append({'messages': naming(name, emitting.DIGITS[line['digit']])})
+    return write_rows(folder / 'both.jsonl', both)
 
 
 def naming(picture: str, word: str) -> list[dict[str, Any]]:
@@ -218,7 +193,9 @@ def names(model: Path, pictures: Sequence[Any]) -> list[str]:
     tokens = tokenizer.convert_ids_to_tokens(range(first, first + codec.rules.books[0]))
     said = []
     for codes in codec.encode(pictures):
-        written = ''.join([declared['opening'], *(tokens[code] for code in codes.flatten().tolist()), declared['closing']])
+        written = ''.join(
+            [declared['opening'], *(tokens[code] for code in codes.flatten().tolist()), declared['closing']]
+        )
         said.append(written + 'the digit')
     asked = [
         tokenizer.apply_chat_template([{'role': 'user', 'content': text}], add_generation_prompt=True, tokenize=False)
