@@ -24,6 +24,8 @@ VOLUMES = (0.2, 0.35, 0.5)
 RATE, FRAME, NOTE = 8000, 200, 800
 SIZE = (SIDE // PATCH, SIDE // PATCH)
 FRAMES = 3 * NOTE // FRAME
+LEARNED = 1500
+"""Digits that the code book is learned from."""
 
 
 def digits() -> tuple[list[Image.Image], list[int]]:
@@ -95,7 +97,7 @@ def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, i
     codecs = {}
     if kind in ('image', 'both'):
         codecs['image'] = make_patch_codebook(
-            work / 'image', digits()[0][:1500], size=(SIDE, SIDE), patch=PATCH, entries=ENTRIES
+            work / 'image', digits()[0][:LEARNED], size=(SIDE, SIDE), patch=PATCH, entries=ENTRIES
         )
     if kind in ('audio', 'both'):
         sounds = [melody([note] * 3, volume) for note in range(len(TONES)) for volume in VOLUMES]
@@ -103,21 +105,23 @@ def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, i
     return add_media_tokens(base, codecs, out, sizes=sizes)
 
 
-def write_digit_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, seed: int = 0) -> Path:
+def write_digit_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, seed: int = 0, first: int = 0) -> Path:
     """Writes pictures of digits and `rows.jsonl` that asks for each and shows it as the answer; returns that file.
 
-    So large a share as `wrong` is asked for by a random word. Rows also say the `digit` asked for, and hold another
+    They begin with number `first`; of its kind are the others, learned by the code book (before 1500) or not. So large a share as `wrong` is
+    asked for by a random word. Rows also say the `digit` asked for, and hold another
     digit's picture as `rejected`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures, labels = digits()
+    low, high = (0, LEARNED) if first < LEARNED else (LEARNED, len(labels))
     random = np.random.default_rng(seed)
     lines = []
     for number in range(rows):
-        pick = number % 1500
+        pick = low + (first - low + number) % (high - low)
         label = int(random.integers(10)) if random.random() < wrong else labels[pick]
-        other = next(at for at in (int(random.integers(1500)) for _ in iter(int, 1)) if labels[at] != label)
+        other = next(at for at in (int(random.integers(low, high)) for _ in iter(int, 1)) if labels[at] != label)
         for at in (pick, other):
             if not (folder / f'{at}.png').exists():
                 pictures[at].save(folder / f'{at}.png')

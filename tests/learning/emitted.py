@@ -53,6 +53,16 @@ class Lesson:
     right: Callable[[Sequence[Any], Sequence[dict[str, Any]]], float]
     reward: str
 
+    @property
+    def answers(self) -> dict[str, Any]:
+        """The settings that read the rows as what they ask for and its answer."""
+        return {'train_template_kwargs': f'{{answers: {self.kind}, prompt: question, response: {self.column}}}'}
+
+    @property
+    def pairs(self) -> str:
+        """The options of the template that reads the rows as pairs."""
+        return f'{{answers: {self.kind}, prompt: question, chosen: {self.column}}}'
+
 
 def digits_right(pictures: Sequence[Any], rows: Sequence[dict[str, Any]]) -> float:
     """The share of pictures that show the digit asked for, to a classifier that learned the odd half of the digits."""
@@ -87,6 +97,14 @@ SUPERVISED = {
 }
 
 
+BOTH_WAYS = {
+    **SUPERVISED,
+    'pair': 'any_to_any',
+    'template': 'Messages',
+    'train_template_kwargs': '{images: ""}',
+    'max_steps': 700,
+    'learning_rate': 3e-3,
+}
 SETTINGS: dict[str, Any] = {'save_checkpoint': False, 'model_max_length': 96}
 PAIRED: dict[str, Any] = {'per_device_train_batch_size': 32, 'learning_rate': 2e-4, 'lr_scheduler_type': 'constant'}
 REWARDED: dict[str, Any] = {
@@ -110,9 +128,16 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 """How what was taught is trained on."""
 
 
-def train(lesson: Lesson, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
-    """Trains a model by an algorithm and returns the folder of what came of it."""
-    pair, algorithm = find_run(lesson.pair, name)
+def start(lesson: Lesson, folder: Path) -> Path:
+    """The untrained model that lessons begin with."""
+    return lesson.start(folder, hidden=96, layers=3)
+
+
+def train(
+    lesson: Lesson, name: str, output: Path, model: Path, rows: Path, pair: str | None = None, **settings: Any
+) -> Path:
+    """Trains a model by an algorithm, on the pair of the lesson or another, and returns the folder of what came."""
+    pair, algorithm = find_run(pair or lesson.pair, name)
     (done,) = run(sft(output, model, rows, **{**SETTINGS, **settings}), 1, pair, algorithm=algorithm, timeout=600)
     assert done.code == 0, done.output
     return output / 'slice_end'
@@ -126,12 +151,13 @@ def taught(lesson: Lesson, shared: Path) -> Path:
 
     def teach(folder: Path) -> None:
         folder.mkdir()
-        start = lesson.start(folder / 'start', hidden=96, layers=3)
+        untrained = start(lesson, folder / 'start')
         wrong = lesson.write(folder / 'wrong', TRAINED, wrong=0.5)
         lesson.write(folder / 'right', TRAINED, seed=1)
-        template = f'{{answers: {lesson.kind}, prompt: question, response: {lesson.column}}}'
-        settings = {'train_template_kwargs': template, 'sample_cache_dir': folder / 'samples', **SUPERVISED}
-        (folder / 'model').symlink_to(train(lesson, 'sft', folder / 'run', start, wrong, **settings))
+        if lesson is DRAWING:
+            emitting.write_digit_rows(folder / 'held-out', 200, first=emitting.LEARNED)
+        settings = {**lesson.answers, **SUPERVISED, 'sample_cache_dir': folder / 'samples'}
+        (folder / 'model').symlink_to(train(lesson, 'sft', folder / 'run', untrained, wrong, **settings))
 
     return once(shared, f'taught-{lesson.column}', teach)
 
@@ -142,8 +168,7 @@ def go_on(lesson: Lesson, name: str, folder: Path, output: Path, **more: Any) ->
     if name in ('grpo', 'ppo'):
         settings['reward_functions'] = f'[{seen.__file__}:{lesson.reward}]'
     else:
-        mapped = f'{{answers: {lesson.kind}, prompt: question, chosen: {lesson.column}}}'
-        settings |= {'template': 'Preference', 'train_template_kwargs': mapped}
+        settings |= {'template': 'Preference', 'train_template_kwargs': lesson.pairs}
     return train(lesson, name, output, folder / 'model', folder / 'right' / 'rows.jsonl', **settings)
 
 
