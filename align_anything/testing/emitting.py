@@ -108,9 +108,9 @@ def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, i
 def write_digit_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, seed: int = 0, first: int = 0) -> Path:
     """Writes pictures of digits and `rows.jsonl` that asks for each and shows it as the answer; returns that file.
 
-    They begin with number `first`; of its kind are the others, learned by the code book (before 1500) or not. So large a share as `wrong` is
-    asked for by a random word. Rows also say the `digit` asked for, and hold another
-    digit's picture as `rejected`.
+    They begin with number `first`: those that the code book is learned from, or from `LEARNED` on the others. So large
+    a share as `wrong` is asked for by a random word. Rows also say the `digit` asked for, and hold another digit's
+    picture as `rejected`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tiny models learn to sing melodies, and when to stop: from notes half of which are wrong, from pairs, from rewards."""
+"""Tiny models learn to sing melodies, and when to stop: from half wrong rows, from pairs and from rewards alone."""
 
 from __future__ import annotations
 
