@@ -79,6 +79,7 @@ def argv_of(model: Path, data: Path, output: Path, size: Size, **more: Any) -> l
         'max_steps': size.steps + 1,
         'rollout_correction_cap': 'null',
         'reward_functions': '[format]',
+        'overwrite_output_dir': True,
         **more,
     }
     return ours.settings(model, data, output, **values)

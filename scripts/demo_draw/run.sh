@@ -4,7 +4,7 @@
 # `make demo-draw` calls it. Fails when it learns too little.
 
 DEMO_DIR="${DEMO_DIR:-output/demo_draw}" # where everything goes, in place of an earlier demo
-STEPS="${STEPS:-600}"                    # of supervised training
+STEPS="${STEPS:-1200}"                   # of supervised training
 REWARDED_STEPS="${REWARDED_STEPS:-80}"
 
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
@@ -46,8 +46,8 @@ train align_anything.trainers.text_to_image.sft \
     --sample_cache_dir "${DEMO_DIR}/data/encoded" \
     --output_dir "${DEMO_DIR}/supervised" \
     --max_steps "${STEPS}" \
-    --per_device_train_batch_size 64 \
-    --learning_rate 2e-3 \
+    --per_device_train_batch_size 32 \
+    --learning_rate 1.5e-3 \
     --lr_scheduler_type cosine \
     --lr_warmup_ratio 0.1
 

@@ -8,7 +8,7 @@ transformers alone, and what it draws is looked at by a classifier that no rewar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Lesson:
         write: writes rows into a folder, as `emitting.write_digit_rows` does.
         right: how much of a medium is as a row asks, from 0 to 1.
         reward: the reward function that knows.
+        supervised: settings of the training on rows of which half are wrong.
     """
 
     pair: str
@@ -54,6 +55,7 @@ class Lesson:
     write: Callable[..., Path]
     right: Callable[[Sequence[Any], Sequence[dict[str, Any]]], float]
     reward: str
+    supervised: Mapping[str, Any]
 
     @property
     def answers(self) -> dict[str, Any]:
@@ -82,23 +84,29 @@ def notes_right(sounds: Sequence[Any], rows: Sequence[dict[str, Any]]) -> float:
 
 
 DRAWING = Lesson(
-    'text_to_image', 'image', 'picture', emitting.drawing_model, emitting.write_digit_rows, digits_right, 'drawn_digit'
+    'text_to_image',
+    'image',
+    'picture',
+    emitting.drawing_model,
+    emitting.write_digit_rows,
+    digits_right,
+    'drawn_digit',
+    {'max_steps': 1200, 'per_device_train_batch_size': 32, 'learning_rate': 1.5e-3},
 )
 SINGING = Lesson(
-    'text_to_audio', 'audio', 'melody', emitting.singing_model, emitting.write_melody_rows, notes_right, 'sung_notes'
+    'text_to_audio',
+    'audio',
+    'melody',
+    emitting.singing_model,
+    emitting.write_melody_rows,
+    notes_right,
+    'sung_notes',
+    {'max_steps': 600, 'per_device_train_batch_size': 64, 'learning_rate': 2e-3},
 )
 TRAINED, ASKED = 1300, 300
 """Rows to learn from, and held-out ones to be asked about."""
-SUPERVISED = {
-    'max_steps': 600,
-    'epochs': 100,
-    'per_device_train_batch_size': 64,
-    'learning_rate': 2e-3,
-    'lr_scheduler_type': 'cosine',
-    'lr_warmup_ratio': 0.1,
-}
-
-
+SUPERVISED = {'epochs': 100, 'lr_scheduler_type': 'cosine', 'lr_warmup_ratio': 0.1}
+AT_ONCE = {'max_steps': 150, 'per_device_train_batch_size': 64, 'learning_rate': 4e-3}
 BOTH_WAYS = {
     **SUPERVISED,
     'pair': 'any_to_any',
@@ -107,6 +115,7 @@ BOTH_WAYS = {
     # A name is two tokens, a picture sixteen.
     'emitted_loss_weights': '{image: 0.2}',
     'max_steps': 700,
+    'per_device_train_batch_size': 64,
     'learning_rate': 3e-3,
 }
 SETTINGS: dict[str, Any] = {'save_checkpoint': False, 'model_max_length': 96}
@@ -126,7 +135,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     'dpo': {**PAIRED, 'scale_coeff': 0.1, 'max_steps': 120},
     'kto': {**PAIRED, 'scale_coeff': 0.1, 'max_steps': 120},
     'rm': {**PAIRED, 'learning_rate': 1e-3, 'max_steps': 120},
-    'grpo': {**REWARDED, 'beta': 0.0, 'max_steps': 60},
+    'grpo': {**REWARDED, 'beta': 0.0, 'max_steps': 80},
     'ppo': {**REWARDED, 'kl_coeff': 0.0, 'critic_lr': 2e-3, 'max_steps': 60},
 }
 """How what was taught is trained on."""
@@ -160,10 +169,16 @@ def taught(lesson: Lesson, shared: Path) -> Path:
         lesson.write(folder / 'right', TRAINED, seed=1)
         if lesson is DRAWING:
             emitting.write_digit_rows(folder / 'held-out', 200, first=emitting.LEARNED)
-        settings = {**lesson.answers, **SUPERVISED, 'sample_cache_dir': folder / 'samples'}
+        settings = {**lesson.answers, **SUPERVISED, **lesson.supervised, 'sample_cache_dir': folder / 'samples'}
         (folder / 'model').symlink_to(train(lesson, 'sft', folder / 'run', untrained, wrong, **settings))
 
     return once(shared, f'taught-{lesson.column}', teach)
+
+
+def learn_at_once(lesson: Lesson, folder: Path) -> Path:
+    """Trains an untrained model for a few steps on rows that are all right; returns the folder of what came of it."""
+    rows, model = lesson.write(folder / 'rows', TRAINED), start(lesson, folder / 'start')
+    return train(lesson, 'sft', folder / 'run', model, rows, **{**lesson.answers, **SUPERVISED, **AT_ONCE})
 
 
 def go_on(lesson: Lesson, name: str, folder: Path, output: Path, **more: Any) -> Path:

@@ -10,10 +10,10 @@ from align_anything.testing import emitting
 from tests.learning.emitted import (
     BOTH_WAYS,
     DRAWING,
-    SUPERVISED,
     TRAINED,
     accuracy,
     go_on,
+    learn_at_once,
     names,
     start,
     taught,
@@ -28,9 +28,7 @@ BY_CHANCE = 0.2
 
 def test_a_model_learns_to_draw(tmp_path: Path) -> None:
     """A short lesson, from rows that are all right."""
-    rows = emitting.write_digit_rows(tmp_path / 'rows', TRAINED)
-    settings = {**DRAWING.answers, **SUPERVISED, 'max_steps': 160, 'learning_rate': 4e-3}
-    model = train(DRAWING, 'sft', tmp_path / 'run', start(DRAWING, tmp_path / 'start'), rows, **settings)
+    model = learn_at_once(DRAWING, tmp_path)
     assert accuracy(DRAWING, model) >= 0.4
     assert accuracy(DRAWING, model, shuffled=True) <= BY_CHANCE
 
