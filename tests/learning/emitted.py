@@ -108,7 +108,6 @@ TRAINED, ASKED = 1300, 300
 SUPERVISED = {'epochs': 100, 'lr_scheduler_type': 'cosine', 'lr_warmup_ratio': 0.1}
 AT_ONCE = {'max_steps': 150, 'per_device_train_batch_size': 64, 'learning_rate': 4e-3}
 BOTH_WAYS = {
-    **SUPERVISED,
     'pair': 'any_to_any',
     'template': 'Messages',
     'train_template_kwargs': '{images: ""}',
@@ -134,7 +133,7 @@ REWARDED: dict[str, Any] = {
 ALGORITHMS: dict[str, dict[str, Any]] = {
     'dpo': {**PAIRED, 'scale_coeff': 0.1, 'max_steps': 120},
     'kto': {**PAIRED, 'scale_coeff': 0.1, 'max_steps': 120},
-    'rm': {**PAIRED, 'learning_rate': 1e-3, 'max_steps': 120},
+    'rm': {**PAIRED, 'learning_rate': 1e-3, 'lr_scheduler_type': 'cosine', 'lr_warmup_ratio': 0.1, 'max_steps': 120},
     'grpo': {**REWARDED, 'beta': 0.0, 'max_steps': 80},
     'ppo': {**REWARDED, 'kl_coeff': 0.0, 'critic_lr': 2e-3, 'max_steps': 60},
 }
@@ -167,12 +166,26 @@ def taught(lesson: Lesson, shared: Path) -> Path:
         untrained = start(lesson, folder / 'start')
         wrong = lesson.write(folder / 'wrong', TRAINED, wrong=0.5)
         lesson.write(folder / 'right', TRAINED, seed=1)
-        if lesson is DRAWING:
-            emitting.write_digit_rows(folder / 'held-out', 200, first=emitting.LEARNED)
         settings = {**lesson.answers, **SUPERVISED, **lesson.supervised, 'sample_cache_dir': folder / 'samples'}
         (folder / 'model').symlink_to(train(lesson, 'sft', folder / 'run', untrained, wrong, **settings))
 
     return once(shared, f'taught-{lesson.column}', teach)
+
+
+def taught_both_ways(shared: Path) -> Path:
+    """A folder with a `model` that draws digits and names them, taught in one run, and rows as `taught` has them.
+
+    It is taught once a run. Do not write into the folder.
+    """
+
+    def teach(folder: Path) -> None:
+        folder.mkdir()
+        untrained, rows = start(DRAWING, folder / 'start'), write_both_ways(folder / 'right', emitting.LEARNED)
+        emitting.write_digit_rows(folder / 'held-out', 200, first=emitting.LEARNED)
+        settings = {**SUPERVISED, **BOTH_WAYS, 'sample_cache_dir': folder / 'samples'}
+        (folder / 'model').symlink_to(train(DRAWING, 'sft', folder / 'run', untrained, rows, **settings))
+
+    return once(shared, 'taught-both-ways', teach)
 
 
 def learn_at_once(lesson: Lesson, folder: Path) -> Path:

@@ -7,19 +7,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.testing import emitting
-from tests.learning.emitted import (
-    BOTH_WAYS,
-    DRAWING,
-    TRAINED,
-    accuracy,
-    go_on,
-    learn_at_once,
-    names,
-    start,
-    taught,
-    train,
-    write_both_ways,
-)
+from tests.learning.emitted import DRAWING, accuracy, go_on, learn_at_once, names, taught, taught_both_ways
 from tests.trainers.runs import lines
 
 BY_CHANCE = 0.2
@@ -52,8 +40,8 @@ def test_what_is_right_is_learned_from_pairs_and_from_rewards(
 
 @pytest.mark.extended
 def test_a_reward_model_tells_which_picture_shows_the_digit(shared_cache: Path, tmp_path: Path) -> None:
-    """Of pairs of digits that it never saw."""
-    folder = taught(DRAWING, shared_cache)
+    """Of pairs of digits that it never saw, and after it has learned to name digits."""
+    folder = taught_both_ways(shared_cache)
     held_out = {
         'eval_datasets': folder / 'held-out' / 'rows.jsonl',
         'eval_template': 'Preference',
@@ -61,18 +49,17 @@ def test_a_reward_model_tells_which_picture_shows_the_digit(shared_cache: Path, 
         'eval_strategy': 'steps',
         'eval_interval': 120,
     }
-    go_on(DRAWING, 'rm', folder, tmp_path, max_steps=120, **held_out)
+    go_on(DRAWING, 'rm', folder, tmp_path, **held_out)
     (*_, record) = (record for record in lines(tmp_path / 'metrics.jsonl') if 'eval/reward_accuracy' in record)
     assert record['eval/reward_accuracy'] >= 0.9
 
 
 @pytest.mark.extended
-def test_one_model_draws_digits_and_names_them(tmp_path: Path) -> None:
-    """In one run, of a pair that reads and writes."""
-    rows = write_both_ways(tmp_path / 'rows', TRAINED)
-    model = train(DRAWING, 'sft', tmp_path / 'run', start(DRAWING, tmp_path / 'start'), rows, **BOTH_WAYS)
+def test_one_model_draws_digits_and_names_them(shared_cache: Path) -> None:
+    """In one run, of a pair that reads and writes; it names digits that it never saw."""
+    model = taught_both_ways(shared_cache) / 'model'
     assert accuracy(DRAWING, model) >= 0.8
     assert accuracy(DRAWING, model, shuffled=True) <= BY_CHANCE
-    pictures, labels = (part[TRAINED:] for part in emitting.digits())
+    pictures, labels = (part[emitting.LEARNED :] for part in emitting.digits())
     said = names(model, pictures)
     assert sum(word == emitting.DIGITS[label] for word, label in zip(said, labels, strict=True)) / len(said) >= 0.8
