@@ -10,6 +10,7 @@ from align_anything.testing import emitting
 from tests.learning.emitted import DRAWING, accuracy, go_on, learn_at_once, names, taught, taught_both_ways
 from tests.trainers.runs import lines
 
+pytestmark = pytest.mark.timeout(900)
 BY_CHANCE = 0.2
 """More than what is right of pictures that others asked for."""
 
