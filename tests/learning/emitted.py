@@ -103,8 +103,8 @@ SINGING = Lesson(
     'sung_notes',
     {'max_steps': 600, 'per_device_train_batch_size': 64, 'learning_rate': 2e-3},
 )
-TRAINED, ASKED = 1300, 300
-"""Rows to learn from, and held-out ones to be asked about."""
+TRAINED, PAIRS, ASKED = 1300, 3900, 300
+"""Rows to learn from, pairs (each with another answer that is worse), and prompts to be asked."""
 SUPERVISED = {'epochs': 100, 'lr_scheduler_type': 'cosine', 'lr_warmup_ratio': 0.1}
 AT_ONCE = {'max_steps': 150, 'per_device_train_batch_size': 64, 'learning_rate': 4e-3}
 BOTH_WAYS = {
@@ -165,7 +165,7 @@ def taught(lesson: Lesson, shared: Path) -> Path:
         folder.mkdir()
         untrained = start(lesson, folder / 'start')
         wrong = lesson.write(folder / 'wrong', TRAINED, wrong=0.5)
-        lesson.write(folder / 'right', TRAINED, seed=1)
+        lesson.write(folder / 'right', PAIRS, seed=1)
         settings = {**lesson.answers, **SUPERVISED, **lesson.supervised, 'sample_cache_dir': folder / 'samples'}
         (folder / 'model').symlink_to(train(lesson, 'sft', folder / 'run', untrained, wrong, **settings))
 
