@@ -27,7 +27,7 @@ from tests.learning import seen
 from tests.learning.school import open_text_model
 from tests.trainers.runs import run, sft, write_rows
 
-NOISE = 16
+NOISE = 40
 """Of 255 levels of grey."""
 MOST_FRAMES = 24
 """After so many codes a melody that goes on counts as none."""
@@ -106,16 +106,17 @@ SINGING = Lesson(
 TRAINED, PAIRS, ASKED = 1300, 3900, 300
 """Rows to learn from, pairs (each with another answer that is worse), and prompts to be asked."""
 SUPERVISED = {'epochs': 100, 'lr_scheduler_type': 'cosine', 'lr_warmup_ratio': 0.1}
-AT_ONCE = {'max_steps': 150, 'per_device_train_batch_size': 64, 'learning_rate': 4e-3}
+AT_ONCE = {'max_steps': 350, 'per_device_train_batch_size': 16, 'learning_rate': 3e-3}
 BOTH_WAYS = {
     'pair': 'any_to_any',
     'template': 'Messages',
     'train_template_kwargs': '{images: ""}',
     # A name is two tokens, a picture sixteen.
-    'emitted_loss_weights': '{image: 0.2}',
-    'max_steps': 700,
-    'per_device_train_batch_size': 64,
-    'learning_rate': 3e-3,
+    'emitted_loss_weights': '{image: 0.4}',
+    'max_steps': 1400,
+    'per_device_train_batch_size': 32,
+    'learning_rate': 2e-3,
+    'weight_decay': 0.1,
 }
 SETTINGS: dict[str, Any] = {'save_checkpoint': False, 'model_max_length': 96}
 PAIRED: dict[str, Any] = {'per_device_train_batch_size': 32, 'learning_rate': 2e-4, 'lr_scheduler_type': 'constant'}
@@ -180,7 +181,8 @@ def taught_both_ways(shared: Path) -> Path:
 
     def teach(folder: Path) -> None:
         folder.mkdir()
-        untrained, rows = start(DRAWING, folder / 'start'), write_both_ways(folder / 'right', emitting.LEARNED)
+        untrained, rows = start(DRAWING, folder / 'start'), write_both_ways(folder / 'both', emitting.LEARNED)
+        emitting.write_digit_rows(folder / 'right', PAIRS, seed=1)
         emitting.write_digit_rows(folder / 'held-out', 200, first=emitting.LEARNED)
         settings = {**SUPERVISED, **BOTH_WAYS, 'sample_cache_dir': folder / 'samples'}
         (folder / 'model').symlink_to(train(DRAWING, 'sft', folder / 'run', untrained, rows, **settings))
