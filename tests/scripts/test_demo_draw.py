@@ -75,7 +75,8 @@ def demonstrate(home: Path, **settings: str) -> tuple[subprocess.CompletedProces
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.extended
+@pytest.mark.timeout(900)
 def test_a_demo_of_a_few_steps_runs_through_and_says_that_they_are_too_few(tmp_path: Path) -> None:
     done, shares = demonstrate(tmp_path / 'demo', STEPS='12', REWARDED_STEPS='2')
     assert done.returncode == 1 and f'FAILED: {shares["rewarded/slice_end"]:.1%} is below 80%' in done.stdout
