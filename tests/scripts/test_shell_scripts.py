@@ -43,7 +43,7 @@ TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem i
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
 FIRST_TRAINED = (
     'llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft '
-    'drawing_sft speaking_sft illustrating_sft unified_sft'
+    'drawing_sft speaking_sft illustrating_sft unified_sft janus_sft chameleon_sft emu3_sft'
 ).split()
 FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
 
@@ -86,6 +86,12 @@ ROWS: dict[str, dict[str, Any]] = {
     'OCRVQA': {'image': 'picture.png', 'questions': ['Who?', 'When?'], 'answers': ['A. Writer', '1999']},
     'Instruction': {**PICTURE, 'answer': 'A red square.'},
     'LibriSpeech': {'audio': 'tone.wav', 'text': 'Nothing is said.'},
+    'ANYTHING_TI2TI': {
+        'question': 'What is it? Draw another one.',
+        'image_url': 'picture.png',
+        'response': 'A red square.',
+        'output_image_url': 'picture.png',
+    },
     'AA_TA2T': {**RANKED, 'audio_path': 'tone.wav'},
     'DiffusionDB': {'prompt': 'A red square.', 'image': 'picture.png'},
     'TTS': {'text_normalized': 'A tone.', 'audio': 'tone.wav'},
