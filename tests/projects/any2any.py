@@ -34,6 +34,7 @@ PARTS = {
     'microsoft/videoMAE-base': 'videomae',
 }
 """Tiny checkpoints in the folders that the configurations name, where they are looked for before the hub."""
+IMAGE_CODEC, AUDIO_CODEC = 'deepseek-community/Janus-Pro-1B', 'facebook/encodec_24khz'
 SMALL = '--max_steps 1 --gradient_accumulation_steps 1 --num_workers 0 --log_type none --ds_cfgs ds_z0_config.json'
 INSTRUCTION = {'instruction': 'Name a colour.', 'input': '', 'output': 'Red.', 'text': 'Name a colour. Red.'}
 LLAVA_ROW = {

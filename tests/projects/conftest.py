@@ -30,8 +30,12 @@ def workplace(tiny: Callable[..., Path], shared_cache: Path) -> Path:
                 shutil.copytree(tiny(kind), folder / name)
             else:
                 build_encoder(kind, folder / name)
-        make_patch_codebook(folder / 'BAAI/Emu3-VisionTokenizer', digits()[0][:99], size=(8, 8), patch=2, entries=16)
-        make_spectrum_codebook(folder / 'kyutai/mimi', [melody([note, 2, note]) for note in range(8)], entries=8)
+        make_patch_codebook(
+            folder / 'deepseek-community/Janus-Pro-1B', digits()[0][:99], size=(8, 8), patch=2, entries=16
+        )
+        make_spectrum_codebook(
+            folder / 'facebook/encodec_24khz', [melody([note, 2, note]) for note in range(8)], entries=8
+        )
         write_rows(folder / 'tatsu-lab/alpaca', [INSTRUCTION] * 4)
         write_rows(folder / 'liuhaotian/LLaVA-Instruct-150K', [LLAVA_ROW] * 4)
         Image.new('RGB', (40, 30), 'red').save(folder / 'liuhaotian/LLaVA-Instruct-150K' / 'red.png')

@@ -18,7 +18,20 @@ from align_anything.configs.deepspeed_files import DEEPSPEED_FOLDER
 from align_anything.configs.yaml_text import parse_yaml
 from align_anything.core.errors import SettingsError
 from tests.datasets.formatters.test_mixed_templates import CONV_FILE, IO_FILE
-from tests.projects.any2any import ANY, CONFIGS, LLAVA, PROJECT, README, ROOT, SMALL, TRAINING, blocks, call
+from tests.projects.any2any import (
+    ANY,
+    AUDIO_CODEC,
+    CONFIGS,
+    IMAGE_CODEC,
+    LLAVA,
+    PROJECT,
+    README,
+    ROOT,
+    SMALL,
+    TRAINING,
+    blocks,
+    call,
+)
 from tests.trainers.runs import lines, weights
 
 
@@ -75,18 +88,24 @@ def test_the_llava_style_configuration_trains(here: Path) -> None:
     assert made['train_cfgs']['stage'] == 'joint' and made['train_cfgs']['freeze_vision_tower'] is True
 
 
+WATCHED = """{
+  "input": {"modalities": ["text", "video"], "text": "What moves?", "video": "path/to/video.mp4"},
+  "output": {"modalities": ["text"], "text": "A square."}
+}"""
+
+
 @pytest.fixture
 def any_to_any(here: Path) -> Path:
     """The folder of a run of the any-to-any configuration on both JSON forms."""
     # A data file is a list of the rows that the documents show.
-    (here / 'custom/multimodal_conversations/train.json').write_text(f'[{", ".join([IO_FILE] * 4)}]')
+    (here / 'custom/multimodal_conversations/train.json').write_text(f'[{", ".join([IO_FILE, IO_FILE, WATCHED])}]')
     ended = call('scripts/train_any2any.py', ANY, *SMALL.split(), '--output_dir', 'voice')
     assert ended.code == 0, ended.output
     for said in (
         'read by the template Any2Any_IO',
-        'video goes in through microsoft/videoMAE-base: no codec of videos is named',
+        f'video stands as codes of {IMAGE_CODEC}',
         'image goes in as discrete tokens, so that its encoder openai/clip-vit-large-patch14 is not used',
-        'audio is written with the codes of kyutai/mimi',
+        f'audio stands as codes of {AUDIO_CODEC}',
     ):
         assert said in ended.output, ended.output
     return here / 'voice'
@@ -99,9 +118,11 @@ def test_the_any_to_any_configuration_trains_and_answers_in_files(any_to_any: Pa
     assert {kind: (codes[kind]['opening'], codes[kind]['closing']) for kind in codes} == {
         'image': ('<img>', '</img>'),
         'audio': ('<aud>', '</aud>'),
+        'video': ('<vid>', '</vid>'),
     }
-    # An image is sixteen codes always, and videos go in by a tower.
-    assert codes['image']['size'] == [4, 4] and list(config['media']) == ['video']
+    # An image is sixteen codes always, a video so many for each second.
+    assert codes['image']['size'] == [4, 4] and 'size' not in codes['video']
+    assert config['model_type'] == 'qwen2' and (made / 'codecs/video/pictures/config.json').is_file()
     trained = weights(any_to_any / 'slice_end')
     assert {'embed_tokens', 'lm_head'} <= {part for name in trained for part in name.split('.')}
     assert not lines(any_to_any / 'skipped_samples.jsonl')
@@ -112,11 +133,11 @@ def test_the_any_to_any_configuration_trains_and_answers_in_files(any_to_any: Pa
         )
         assert ended.code == 0, ended.output
         answers = lines(here / kind / 'completions.jsonl')
-        assert [answer['media'] for answer in answers] == [[f'0-0{suffix}'], [f'1-0{suffix}']]
+        assert [answer['media'] for answer in answers] == [[f'completions/00000000/{row}_1{suffix}'] for row in (0, 1)]
         assert all(answer['response'] == f'<{kind}>' and answer['finished'] for answer in answers)
         assert 'Describe this image with voice' in answers[0]['prompt']
-    assert Image.open(here / 'image/0-0.png').size == (8, 8)
-    assert (here / 'audio/0-0.wav').read_bytes()[:4] == b'RIFF'
+    assert Image.open(here / 'image/completions/00000000/0_1.png').size == (8, 8)
+    assert (here / 'audio/completions/00000000/0_1.wav').read_bytes()[:4] == b'RIFF'
 
 
 def test_media_go_in_continuously_and_come_out_discrete(here: Path) -> None:
@@ -127,12 +148,13 @@ def test_media_go_in_continuously_and_come_out_discrete(here: Path) -> None:
             {'role': 'assistant', 'content': 'No.'},
         )
     ]
+    rows.append(json.loads(CONV_FILE))
     (here / 'custom/multimodal_conversations/validation.json').write_text(json.dumps(rows))
     (here / 'custom/multimodal_conversations/train.json').write_text(json.dumps(rows * 2))
     (here / 'own.yaml').write_text("""
         model_name_or_path: "Qwen/Qwen3-0.6B"
         encoders: {image: {model: "google/siglip-base-patch16-224"}}
-        decoders: {image: {model: "BAAI/Emu3-VisionTokenizer"}}
+        decoders: {image: {model: "deepseek-community/Janus-Pro-1B"}}
         modalities: {input: [text, image], output: [text, image]}
         tokenizers: {image: continuous}
         dataset: custom/multimodal_conversations
