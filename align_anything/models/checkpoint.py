@@ -150,6 +150,15 @@ def _check_processor(folder: Path, config: PreTrainedConfig) -> None:
         )
 
 
+def local_folder(model_name_or_path: str | Path) -> Path:
+    """Returns the folder that the weights of a checkpoint lie in; those of a hub name are downloaded.
+
+    Raises ModelError where there are none.
+    """
+    folder = Path(model_name_or_path)
+    return folder if folder.is_dir() else [*_weight_files(model_name_or_path)][0].parent
+
+
 def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
     """Yields the weight files of a checkpoint, of the kind that transformers would read."""
     for name in WEIGHT_FILES:

@@ -128,7 +128,7 @@ class OwnCodeSpec(FamilySpec):
 def _numbered(runs: Sequence[Run]) -> list[Run]:
     before, numbered = 0, []
     for run in runs:
-        numbered.append(NumberedRun(run.text, run.weight, run.media, run.token, before))
+        numbered.append(NumberedRun(run.text, run.weight, run.media, run.token, run.coded, before))
         before += len(by_kind(run, 'image'))
     return numbered
 

@@ -35,13 +35,25 @@ WIDER = (
     'qwen2_5_omni_thinker',
     'qwen3_omni_moe_thinker',
     'composed',
+    'janus',
 )
 FAMILIES = TEXT + IMAGE
+# Families whose pictures are codes in prompts too (tests/models/test_emitting_families.py).
+CODED = ('emu3', 'chameleon')
 WITHOUT_FILE = ('gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
 
 # What stands between the generation prompt and the answer, and the token that ends it, as the templates have them.
 NO_THOUGHT = '<think>\n\n</think>\n\n'
-LEAD = {'llava': ' ', 'llava_next': ' ', 'llava_next_video': ' ', 'mistral': ' ', 'smolvlm': ' ', 'qwen3': NO_THOUGHT}
+LEAD = {
+    'llava': ' ',
+    'llava_next': ' ',
+    'llava_next_video': ' ',
+    'mistral': ' ',
+    'smolvlm': ' ',
+    'qwen3': NO_THOUGHT,
+    'janus': ' ',
+    'emu3': ' ',
+}
 END = {
     'llama': '<|eot_id|>',
     'opt': '</s>',
@@ -58,6 +70,9 @@ END = {
     **dict.fromkeys(('composed', 'mllama'), '<|eot_id|>'),
     'gemma3n': '<end_of_turn>',
     'gemma4': '<turn|>',
+    'janus': '<|end_of_sentence|>',
+    'emu3': '<|extra_204|>',
+    'chameleon': '</s>',
     'paligemma': '<eos>',
     **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), '<|im_end|>'),
     **dict.fromkeys(('llava_onevision', 'llava_interleave', 'qwen2_audio'), '<|im_end|>'),

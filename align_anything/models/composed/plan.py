@@ -146,7 +146,7 @@ class Plan:
         components, rules = {'tokenizer': self.tokenizer}, {}
         for kind, part in self.parts.items():
             rules[kind] = {**counting_rule(config, kind), 'token': placeholder(kind)}
-            rules[kind] |= {'vectors': True} if part.entry['precomputed_dim'] else {}
+            rules[kind] |= {'vectors': part.entry['precomputed_dim']} if part.entry['precomputed_dim'] else {}
             if kind == 'audio':
                 named = ('feature_extractor', 'feature_extractor_2')
                 made = [AutoFeatureExtractor.from_pretrained(source.name) for source in part.sources]

@@ -19,7 +19,12 @@ KINDS = {
     **dict.fromkeys(('llava_onevision', 'llava_interleave'), 'llava_qwen'),
     **dict.fromkeys(('idefics3', 'smolvlm'), 'idefics3'),
     **dict.fromkeys(('qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), 'omni'),
-    **{name: name for name in 'composed gemma3 gemma3n gemma4 idefics2 internvl mllama paligemma qwen2_audio'.split()},
+    **{
+        name: name
+        for name in (
+            'chameleon composed emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma qwen2_audio'.split()
+        )
+    },
 }
 """Families and the file in this package that builds them."""
 

@@ -50,7 +50,7 @@ from align_anything.trainers.runs.checks import (
     reference_cache_of,
     require_reference_reads,
 )
-from align_anything.trainers.runs.data import Sources, make_dataset, open_run
+from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)
@@ -78,19 +78,9 @@ class Begun:
 
         Raises DataError when the first rows of a source cannot be encoded, before weights are loaded.
         """
-        data = self.resolved.cfgs.data_cfgs
-        sources = [self.sources.training, *([source] for source in self.sources.evaluation)]
-
-        def made(cache_dir: str | None) -> list[ExampleDataset]:
-            wanted = self.pair, self.spec, self.resolved.algorithm, data.train_on, cache_dir, reserved
-            return [make_dataset(own, *wanted, data.drop_truncated) for own in sources]
-
-        # Not kept: without their codes, media are encoded by a guess.
-        for dataset in made(None if self.spec.codes is not None else data.sample_cache_dir):
-            dataset.probe(final=True)
-        datasets = made(data.sample_cache_dir)
-        training, *held_out = datasets
-        return training, held_out
+        wanted = self.resolved.cfgs, self.pair, self.spec, self.resolved.algorithm, reserved
+        held_out = [probed([source], *wanted) for source in self.sources.evaluation]
+        return probed(self.sources.training, *wanted), held_out
 
 
 def begin(pair: Pair, resolved: Resolved) -> Begun:

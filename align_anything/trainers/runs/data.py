@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -16,7 +16,7 @@ from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import NEEDS, Batch, Conversation, Example, Piece, Skipped
+from align_anything.core.types import NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
 from align_anything.datasets.filling import Filling
@@ -165,14 +165,37 @@ def make_dataset(
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
     task = make_task(algorithm, train_on, spec, reserved)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
-    return ExampleDataset(sources, task, pair.name, pair.reads | pair.writes, heard, kept, drop_truncated)
+    return ExampleDataset(sources, task, pair.name, kinds_of(pair, algorithm), heard, kept, drop_truncated)
+
+
+def kinds_of(pair: Pair, algorithm: Algorithm) -> frozenset[MediaKind]:
+    """The kinds of media that rows may hold: where answers are generated, those of prompts alone."""
+    return pair.reads if algorithm.task == 'prompt' else pair.reads | pair.writes
+
+
+def probed(
+    sources: list[Source], cfgs: RunCfgs, pair: Pair, spec: FamilySpec, algorithm: Algorithm, reserved: int = 0
+) -> ExampleDataset:
+    """The rows of `sources` as `make_dataset` makes them, the first of which have been encoded.
+
+    Raises DataError when they cannot be, and as `make_dataset` does.
+    """
+    data = cfgs.data_cfgs
+
+    def made(cache_dir: str | None) -> ExampleDataset:
+        wanted = sources, pair, spec, algorithm, data.train_on, cache_dir, reserved
+        return make_dataset(*wanted, drop_truncated=data.drop_truncated)
+
+    # Before codes of media are made, they are encoded by a guess, which is not to be kept.
+    made(None if spec.codes is not None else data.sample_cache_dir).probe(final=True)
+    return made(data.sample_cache_dir)
 
 
 def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:
     """Looks at the first rows of every source before anything heavy is loaded. Raises DataError when none is usable."""
     task = make_task(algorithm, train_on, _Unread(pair))
     for opened in filter(None, (sources.training, sources.evaluation)):
-        ExampleDataset(opened, task, pair.name, pair.reads | pair.writes).probe()
+        ExampleDataset(opened, task, pair.name, kinds_of(pair, algorithm)).probe()
 
 
 @dataclass(frozen=True)
@@ -326,7 +349,16 @@ def require_met(algorithm: Algorithm, spec: Spec) -> None:
 
 def require_readable(pair: Pair, spec: Spec, model: str) -> None:
     """Raises ModelError when the model cannot read what the pair puts into conversations."""
-    missing = pair.missing_from(spec.reads)
+    _require_readable(pair, spec, model, spec.reads)
+
+
+def require_judging(pair: Pair, spec: Spec, model: str) -> None:
+    """Raises ModelError when the model cannot read the conversations of the pair with their answers."""
+    _require_readable(pair.judged, spec, model, spec.reads | spec.emits)
+
+
+def _require_readable(pair: Pair, spec: Spec, model: str, readable: Set[MediaKind]) -> None:
+    missing = pair.missing_from(readable)
     if missing:
         others = ', '.join(name for name, other in PAIRS.items() if not other.missing_from(spec.reads))
         raise ModelError(

@@ -23,7 +23,8 @@ from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import make_collator
 from align_anything.trainers.runs.begin import check_unused, make_folders
-from align_anything.trainers.runs.data import loader_in_order, make_dataset, open_run
+from align_anything.trainers.runs.data import loader_in_order, open_run, probed
+from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.roles import open_scorer, require_head
 
 logger = get_logger(__name__)
@@ -42,16 +43,8 @@ def score(pair: Pair, resolved: Resolved) -> None:
     require_head(cfgs.model_cfgs.model_name_or_path)
     join_process_group()
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
-    dataset = make_dataset(
-        sources.training,
-        pair,
-        spec,
-        resolved.algorithm,
-        cfgs.data_cfgs.train_on,
-        cfgs.data_cfgs.sample_cache_dir,
-        drop_truncated=cfgs.data_cfgs.drop_truncated,
-    )
-    dataset.probe(final=True)
+    dataset = probed(sources.training, cfgs, pair, spec, resolved.algorithm)
+    prepare_codes(cfgs, spec, [dataset])
     records, skipped = _scored(cfgs, pair, resolved, spec, dataset)
     report = SkipReport(output_dir)
     report.add(skipped)
