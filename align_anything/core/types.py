@@ -108,6 +108,15 @@ class Embedding:
     values: Array
 
 
+def decoded_medium(part: Mapping[str, Any]) -> Any:
+    """Returns the decoded medium of a part of a message.
+
+    None where there is none: of a placeholder without a medium, of codes that no codec decodes, and of an embedding.
+    """
+    medium = part.get(part['type'])
+    return None if isinstance(medium, (CodedMedia, Embedding)) else medium
+
+
 @dataclass
 class Piece:
     """A run of tokens with the media that stand in it.

@@ -144,8 +144,12 @@ def _problems(own: KindOfCodes, sampling: Sampling, emission: Emission) -> list[
         return [f'emit: the {kind} has {list(grid)} codes, so that a most number of frames says nothing. Leave it out.']
     if not own.opening and emission.begins is None:
         return [f'emit.{kind}: this model has no token that begins it, so that the response has to begin with it.']
+    length = emission.longest(own)
+    inside = length - len(own.opening if grid is None else own.opening_of(grid)) - len(own.closing)
+    if own.longest is not None and inside > own.longest:
+        return [f'emit.{kind}: it has {inside} tokens, but the model writes {own.longest} at most.']
     # The token behind it that ends the response.
-    length = emission.longest(own) + 1
+    length += 1
     if length > sampling.max_new_tokens:
         return [
             f'model_cfgs.max_new_tokens = {sampling.max_new_tokens}, but a response with one {kind} has {length} '

@@ -30,7 +30,7 @@ class Emission:
             the kind have, or for audio that ends where the model ends it.
         begins: the kind that a response begins with at once, and ends right behind; None lets the model begin with
             text and open media when it likes.
-        max_frames: most frames of audio that ends where the model ends it, 0 for no limit but that of the response.
+        max_frames: most frames of audio that ends where the model ends it, 0 for no limit but the one of the kind.
     """
 
     grids: Mapping[MediaKind, Grid | None] = field(default_factory=dict)
@@ -252,7 +252,9 @@ def _marks(codes: MediaCodes) -> Iterator[int]:
 def _rules(own: KindOfCodes, emission: Emission, number: int) -> SpanRules:
     grid, books = emission.grid(own), tuple(own.spans)
     if grid is None:
-        return SpanRules(own.opening, own.closing, books, number, limit=emission.max_frames * len(books))
+        limits = [frames for frames in (emission.max_frames, (own.longest or 0) // len(books)) if frames]
+        limit = min(limits, default=0) * len(books)
+        return SpanRules(own.opening, own.closing, books, number, limit=limit)
     row = 0 if own.row_end is None else grid[-1] * len(books)
     codes = math.prod(grid) * len(books)
     end = -1 if own.row_end is None else own.row_end

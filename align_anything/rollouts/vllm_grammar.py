@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
+from align_anything.rollouts.grammar import State
 from align_anything.rollouts.restricted import Restricted, Restriction
 
 ARGUMENT = 'grammar'
@@ -21,20 +23,54 @@ def arguments_of(restriction: Restriction) -> dict[str, Any]:
     return {'temperature': 1.0, 'top_p': 1.0, 'top_k': 0, 'extra_args': {ARGUMENT: restriction.to_json()}}
 
 
+class Row:
+    """A response that is being generated.
+
+    Args:
+        restriction: what may be sampled where.
+        ids: those of the response, to which vLLM adds each that it samples.
+    """
+
+    def __init__(self, restriction: Restriction, ids: Sequence[int]) -> None:
+        self.restricted = _restricted(restriction)
+        self._ids, self._seen, self._state = ids, 0, restriction.grammar.start()
+
+    def state(self) -> State:
+        """Returns where in the response one is by now."""
+        for token in self._ids[self._seen :]:
+            self._state.advance(token)
+        self._seen = len(self._ids)
+        return self._state
+
+
 def grammar_processor() -> type:
     """Returns the class that vLLM makes its logits processor of."""
-    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+    from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-    class GrammarProcessor(AdapterLogitsProcessor):
+    class GrammarProcessor(LogitsProcessor):
         @classmethod
         def validate_params(cls, sampling_params: Any) -> None:
             _read(sampling_params)
 
+        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+            self._rows: dict[int, Row] = {}
+
         def is_argmax_invariant(self) -> bool:
             return False
 
-        def new_req_logits_processor(self, params: Any) -> Callable[[Sequence[int], Tensor], Tensor]:
-            return _step(_read(params))
+        def update_state(self, batch_update: Any) -> None:
+            process_dict_updates(self._rows, batch_update, lambda params, prompt, ids: Row(_read(params), ids))
+
+        def apply(self, logits: Tensor) -> Tensor:
+            together: dict[Restricted, list[int]] = {}
+            for number, row in self._rows.items():
+                together.setdefault(row.restricted, []).append(number)
+            for restricted, numbers in together.items():
+                states = [self._rows[number].state() for number in numbers]
+                _, left = restricted(logits[numbers], states)
+                logits[numbers] = left
+            return logits
 
     return GrammarProcessor
 
@@ -46,16 +82,5 @@ def _read(params: Any) -> Restriction:
     return Restriction.from_json(values)
 
 
-def _step(restriction: Restriction) -> Callable[[Sequence[int], Tensor], Tensor]:
-    """What samples the next id of one request, behind the ids of its response so far."""
-    restricted, state, seen = Restricted(restriction), restriction.grammar.start(), 0
-
-    def step(output_ids: Sequence[int], logits: Tensor) -> Tensor:
-        nonlocal seen
-        for token in output_ids[seen:]:
-            state.advance(token)
-        seen = len(output_ids)
-        _, left = restricted(logits[None], [state])
-        return left[0]
-
-    return step
+# Requests of one rollout have the same, and its masks.
+_restricted = lru_cache(maxsize=8)(Restricted)

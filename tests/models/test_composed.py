@@ -211,6 +211,16 @@ def test_one_encoder_of_images_and_an_mlp_become_a_llava(parts: Parts, tmp_path:
         assert scored.isfinite().all()
 
 
+def test_a_head_tied_to_an_embedding_of_another_name_is_no_llava(parts: Parts, tmp_path: Path) -> None:
+    # A LLaVA looks for `embed_tokens`, and GPT-2 calls it `wte`.
+    folder = compose(
+        read_compose({'language_model': str(parts('gpt2')), 'image': str(parts('clip'))}, 'test'), tmp_path / 'made'
+    )
+    assert json.loads(config_of(folder))['model_type'] == 'composed'
+    model = AnyModel.from_pretrained(folder)
+    assert model.lm_head.weight is model.model.language_model.wte.weight
+
+
 def test_frozen_towers_and_norms_over_the_batch_keep_to_evaluation(made: Made) -> None:
     model = AnyModel.from_pretrained(made('granite', 'dinov2_with_registers', 'clap', 'frames', 'linear'))
     model.model.vision_tower.requires_grad_(False)

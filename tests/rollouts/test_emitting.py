@@ -20,6 +20,7 @@ from align_anything.rollouts.decoded import DecodedRollouts
 from align_anything.rollouts.experience import complete
 from align_anything.rollouts.grammar import Emission
 from align_anything.rollouts.hf import HFRollouts
+from align_anything.rollouts.probe import MEDIA_PROBE_TOKENS, PROBE_TOKENS, ProbedRollouts
 from tests.harness.once import once
 from tests.models.mixed import policy_of
 from tests.models.samples import single, user
@@ -96,8 +97,10 @@ def test_each_kind_has_a_temperature(folder: Path) -> None:
     assert pictures(temperature=0.0) == pictures(emit_temperature={'image': 0.0})
     assert pictures(emit_top_k={'image': 1}) == pictures(temperature=0.0)
     assert pictures(top_k=1, top_p=0.01) == pictures()
-    warmer = replace(sampling, emit_temperature={'audio': 2.0})
-    assert [own.temperature for own in warmer.how(spec.codes)] == [1.0, 1.0, 2.0, 2.0]
+    # Of text, pictures, and both books of sounds.
+    assert [own.temperature for own in sampling.how(spec.codes)] == [1.0] * 4
+    warm = replace(sampling, emit_temperature={'audio': 2.0})
+    assert [own.temperature for own in warm.how(spec.codes)] == [1.0, 1.0, 2.0, 2.0]
 
 
 def test_a_medium_that_is_cut_is_not_finished(folder: Path) -> None:
@@ -123,12 +126,36 @@ def test_stop_strings_end_text_and_no_media(folder: Path) -> None:
     def ids(found: list[list[Response]]) -> list[list[int]]:
         return [response.ids.tolist() for responses in found for response in responses]
 
-    assert ids(engine.generate(prompts(spec), replace(sampling, stop=('<i1', '<s0_')))) == ids(plain)
+    assert ids(engine.generate(prompts(spec), replace(sampling, stop=('<|image_0', '<|audio_1')))) == ids(plain)
     opening = spec.codes.kinds['image'].opening[0]
-    stopped = ids(engine.generate(prompts(spec), replace(sampling, stop=('<img>',))))
+    stopped = ids(engine.generate(prompts(spec), replace(sampling, stop=('<|image_begin|>',))))
     # Tokens of other rows are sampled otherwise once one has ended.
     ended = [own for own in stopped if opening in own]
     assert ended and all(own.index(opening) == len(own) - 1 for own in ended)
+
+
+def test_a_probe_goes_beyond_the_opening_of_media(folder: Path) -> None:
+    """What opens a medium is forced, so that it tells nothing of the weights."""
+    spec, asked = load_emitting(folder), []
+    policy = policy_of(folder, spec, 'padded').eval()
+
+    class Asked(HFRollouts):
+        def generate(self, examples: Any, sampling: Sampling) -> list[list[Response]]:
+            asked.append(sampling.max_new_tokens)
+            return super().generate(examples, sampling)
+
+    engine = Asked(policy.model, spec, dtype=torch.float32, batch_size=8)
+    probed = ProbedRollouts(
+        engine, torch.no_grad()(policy.forward), TokenCollator(spec, 'padded'), torch.device('cpu'), 1e-3
+    )
+    for version, emit in enumerate((PICTURE, BOTH)):
+        probed.sync(version)
+        probed.generate(prompts(spec), Sampling(max_new_tokens=40, emit=emit))
+    assert asked == [MEDIA_PROBE_TOKENS, 40, PROBE_TOKENS, 40]
+    policy.set_temperature(2.0)
+    probed.sync(2)
+    with pytest.raises(TrainingError, match='does not generate with the weights in training'):
+        probed.generate(prompts(spec), Sampling(max_new_tokens=40, emit=PICTURE))
 
 
 def test_tokens_that_the_grammar_forbids_stop_the_run(folder: Path) -> None:

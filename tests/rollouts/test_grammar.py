@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,20 @@ def test_kinds_that_are_not_asked_for_are_never_opened() -> None:
         assert {STOP, 3, 21, 24, 199} <= {*allowed}
 
 
+@pytest.mark.parametrize(('frames', 'longest', 'most'), [(2, None, 2), (0, 7, 3), (2, 7, 2), (5, 7, 3), (0, None, 9)])
+def test_audio_is_closed_at_its_limit(frames: int, longest: int | None, most: int) -> None:
+    """At the end of a frame, by force; before that the model may close it behind each frame but the last."""
+    codes = codes_of(replace(SOUND, longest=longest))
+    grammar, ids = grammar_of(codes, Emission({'audio': None}, max_frames=frames)), [30]
+    closes = []
+    for number in range(2 * most):
+        closes.append((31, 32) in grammar.after(ids).allowed)
+        ids.append(140 if number % 2 else 130)
+    assert closes == [number > 0 and number % 2 == 0 for number in range(2 * most)]
+    assert grammar.after(ids).free == (not frames and longest is None)
+    assert grammar.after([*ids, 31]).allowed == grammar.text
+
+
 def test_a_text_can_end_where_its_end_closes_media_too() -> None:
     own = KindOfCodes('audio', (6,), (130,), (30,), (STOP,))
     grammar = Grammar.of(codes_of(own), Emission({'audio': None}), [STOP], STOP)
@@ -147,7 +162,7 @@ def test_what_is_not_allowed_is_refused() -> None:
 
 
 def test_settings_that_cannot_be_obeyed_are_refused() -> None:
-    codes = codes_of(IMAGE, BOOKS.__class__(**{**vars(BOOKS), 'kind': 'video', 'size': (1, 2, 2)}), SOUND)
+    codes = codes_of(IMAGE, replace(BOOKS, kind='video', size=(1, 2, 2)), SOUND)
     image: dict[MediaKind, Any] = {'image': (2, 2)}
 
     def problem(emit: Emission, tokens: int = 100, codes: MediaCodes | None = codes, **how: Any) -> str:
@@ -175,6 +190,9 @@ def test_settings_that_cannot_be_obeyed_are_refused() -> None:
     assert 'says nothing' in problem(Emission(image, max_frames=3))
     assert 'emit_top_k.audio' in problem(Emission(image), emit_top_k={'audio': 3})
     assert 'emit_temperature.audio' in problem(Emission(image), emit_temperature={'audio': 2.0})
+    short = codes_of(replace(SOUND, longest=7))
+    assert 'has 8 tokens, but the model writes 7 at most' in problem(Emission({'audio': (4,)}), codes=short)
+    assert 'has 8 tokens' in problem(Emission({'audio': None}, max_frames=4), codes=short)
     bare = KindOfCodes('image', (10,), (100,), size=(1, 1))
     assert 'has to begin with it' in problem(Emission({'image': None}), codes=codes_of(bare))
     check_emission(codes_of(bare), Sampling(emit=Emission({'image': None}, 'image'), max_new_tokens=2))

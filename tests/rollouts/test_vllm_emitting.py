@@ -68,7 +68,7 @@ def samples_as_the_policy(rank: int, folder: Path, servers: Sequence[str] = ()) 
     engine = started(folder, spec, policy.model, servers, grammar=True)
     own = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=8)
     collate = TokenCollator(spec, 'padded')
-    probed = ProbedRollouts(engine, policy, collate, torch.device('cpu'), 1e-3)
+    probed = ProbedRollouts(engine, torch.no_grad()(policy.forward), collate, torch.device('cpu'), 1e-3)
     probed.sync(0)
     examples = prompts(spec)
     kinds, openings = set(), 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from align_anything.configs.online import OnlineModelCfgs
 from align_anything.core.errors import SettingsError
-from align_anything.core.types import MediaKind
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.base import Sampling, check_emission
 from align_anything.rollouts.grammar import Emission, Grid
@@ -44,16 +43,8 @@ def emission_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Emissio
     if not kinds:
         return None
     grids = {kind: _grid(model.emit_size.get(kind)) for kind in kinds}
-    return Emission(grids, None if pair.writes_text else kinds[0], _most_frames(spec, grids))
+    return Emission(grids, None if pair.writes_text else kinds[0])
 
 
 def _grid(size: list[int] | int | None) -> Grid | None:
     return None if size is None else (size,) if isinstance(size, int) else tuple(size)
-
-
-def _most_frames(spec: FamilySpec, grids: dict[MediaKind, Grid | None]) -> int:
-    """Frames after which audio is closed that the model did not close, 0 for no limit."""
-    if 'audio' not in grids or grids['audio'] is not None:
-        return 0
-    own = spec.codes.kinds['audio']
-    return 0 if own.size is not None or own.longest is None else own.longest // len(own.books)
