@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from align_anything.cli.leaves import find_run
 from align_anything.models.codecs.base import codec_rules
@@ -56,3 +59,22 @@ def test_what_is_drawn_is_scored_as_it_was_sampled(
         assert record['train/rollout_drift'] < 1e-5 and record['train/ratio'] == pytest.approx(1, abs=1e-5)
     source, end = tiny(family), tmp_path / 'out' / 'slice_end'
     assert codec_rules(end).fingerprint == codec_rules(source).fingerprint
+
+
+def test_what_writes_pictures_trains_alone_where_rows_hold_some(tiny: Tiny, tmp_path: Path) -> None:
+    Image.new('RGB', (40, 30), 'red').save(tmp_path / 'red.png')
+    rows = write_rows(tmp_path / 'rows.jsonl', [{'question': 'Draw!', 'image': 'red.png', 'answer': 'So.'}] * 4)
+    settings: dict[str, Any] = {f'freeze_{part}': True for part in ('language_model', 'vision_tower', 'mm_proj')}
+    (ended,) = run(sft(tmp_path / 'no', tiny('janus'), rows, **settings), pair=PAIRS['text_image_to_text'])
+    assert ended.code == 2, ended.output
+    assert 'all that trains is generation, which rows of text_image_to_text never reach' in ended.output
+    settings['ds_cfgs'] = 'ds_z2_config.json'
+    drawn = write_rows(tmp_path / 'drawn.jsonl', [{'prompt': 'Draw!', 'image': 'red.png'}] * 4)
+    argv = sft(tmp_path / 'out', tiny('janus'), drawn, template='DiffusionDB', **settings)
+    (ended,) = run(argv, pair=PAIRS['text_to_image'])
+    assert ended.code == 0, ended.output
+    before, after = (
+        load_file(folder / 'model.safetensors') for folder in (tiny('janus'), tmp_path / 'out' / 'slice_end')
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all('generation_' in name for name in moved)
