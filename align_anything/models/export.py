@@ -109,14 +109,16 @@ def merged_state(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _merged_weight(layer: LoraLayer, name: str, state: Mapping[str, Tensor]) -> Tensor:
-    weight = state[f'{name}.base_layer.weight']
+    stored = state[f'{name}.base_layer.weight']
+    # GPT-2 keeps `(in, out)`, everything else `(out, in)`.
+    weight = stored.T if layer.fan_in_fan_out else stored
     down = state[f'{name}.lora_A.{ADAPTER}.weight'].to(weight.device, torch.float32)
     up = state[f'{name}.lora_B.{ADAPTER}.weight'].to(weight.device, torch.float32)
     merged = weight.float() + layer.scaling[ADAPTER] * (up @ down)
     if ADAPTER in layer.lora_magnitude_vector:
         magnitude = state[f'{name}.lora_magnitude_vector.{ADAPTER}.weight'].to(weight.device, torch.float32)
         merged = merged * (magnitude / torch.linalg.norm(merged, dim=1))[:, None]
-    return merged.to(weight.dtype)
+    return (merged.T if layer.fan_in_fan_out else merged).to(weight.dtype).contiguous()
 
 
 def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:

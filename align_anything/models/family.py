@@ -410,7 +410,7 @@ class FamilySpec:
         return structure.declared_token(self.processor, kind)
 
     def _make_dummy(self, kind: MediaKind) -> Piece:
-        run = Run(self.placeholder(kind) or '', 0.0, ((kind, structure.smallest(kind, self.audio_rate)),))
+        run = Run(self.placeholder(kind) or '', 0.0, ((kind, self.encoder.smallest(kind, self.audio_rate)),))
         try:
             return self._piece(run)
         except SampleError as error:

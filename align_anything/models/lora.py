@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
@@ -25,6 +26,8 @@ logger = get_logger(__name__)
 AUTO, ALL_LINEAR = 'auto', 'all-linear'
 A_NAME = re.compile(r'[\w.]+')
 """What is the name of a module, or the end of one; anything else is a regular expression."""
+LINEAR = (nn.Linear, Conv1D)
+"""Layers that can get an adapter; those of GPT-2 are linear by another name."""
 EXPERT_WEIGHTS = ('.experts.gate_up_proj', '.experts.down_proj')
 
 
@@ -53,13 +56,15 @@ def apply_lora(
         )
     to_save = list(dict.fromkeys([*named_modules(model, cfgs.modules_to_save or [], components), *also_save]))
     _check_modules_to_save(model, to_save, components)
+    targets = target_modules(model, cfgs.target_modules, components, cfgs.vision_lora, exclude=to_save)
     config = LoraConfig(
         r=cfgs.r,
         lora_alpha=cfgs.lora_alpha,
         lora_dropout=cfgs.lora_dropout,
         use_rslora=cfgs.use_rslora,
         use_dora=cfgs.use_dora,
-        target_modules=target_modules(model, cfgs.target_modules, components, cfgs.vision_lora, exclude=to_save),
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
         modules_to_save=to_save or None,
         ensure_weight_tying=_saves_tied_weights(model, to_save),
         task_type=cfgs.task_type,
@@ -116,7 +121,7 @@ def target_modules(
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not output and not _is_named(name, exclude)
+        if isinstance(module, LINEAR) and module is not output and not _is_named(name, exclude)
         if component_of(f'{name}.weight', components) != MEDIA_CODEC
     ]
     chosen = [name for name in linear if component_of(f'{name}.weight', components) in chosen_components]

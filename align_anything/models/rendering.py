@@ -264,6 +264,7 @@ class ChatRenderer:
         Raises SampleError when there is no assistant turn to train, or when the template refuses the conversation or
         changes an answer.
         """
+        conversation = [*map(_with_text, conversation)]
         turns = trained_turns(conversation, train_on, start)
         if not turns:
             raise SampleError('no assistant turn to train has a weight above 0, so there is nothing to train on')
@@ -425,6 +426,14 @@ def default_template(tokenizer: Any) -> str:
 
 def _answer(text: str, **more: Any) -> Message:
     return message_of('assistant', text, **more)
+
+
+def _with_text(message: Message) -> Message:
+    """An answer of media alone, with an empty text: some templates end texts, and write nothing behind media."""
+    kinds = {part['type'] for part in message['content']}
+    if message['role'] != 'assistant' or not kinds or 'text' in kinds:
+        return message
+    return {**message, 'content': [*message['content'], {'type': 'text', 'text': ''}]}
 
 
 def _without_thought(message: Message) -> Message:

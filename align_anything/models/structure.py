@@ -55,14 +55,16 @@ def declared_token(processor: Any, kind: MediaKind) -> str | None:
     return None if token is None else str(token)
 
 
-def audio_rate(processor: Any) -> int:
-    """Returns the samples per second that a processor wants audio clips to have."""
-    return int(_feature_extractor(processor).sampling_rate)
+def audio_rate(processor: Any) -> int | None:
+    """Returns the samples per second that a processor wants audio clips to have, None where it hears none."""
+    return int(_feature_extractor(processor).sampling_rate) if 'audio' in media_kinds(processor) else None
 
 
 def audio_window(processor: Any) -> int | None:
     """Returns the samples of an audio clip past which the feature extractor silently drops the rest, None for none."""
     extractor = _feature_extractor(processor)
+    if 'nb_max_samples' in vars(extractor):
+        return vars(extractor)['nb_max_samples']  # CLAP's, which keeps a piece at random
     parameters = inspect.signature(type(extractor).__call__).parameters
     defaults = processor.valid_processor_kwargs._defaults.get('audio_kwargs', {})
     if 'truncation' not in parameters or not defaults.get('truncation', parameters['truncation'].default):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,33 @@ from align_anything.models.codecs.base import CONFIG
 ENTRIES = 32
 SIDE = 32
 """Height and width in pixels of the pictures of tiny networks that know one size."""
-SHAPE = {'base_channels': 32, 'channel_multiplier': [1, 1, 1], 'num_res_blocks': 1}
-TRANSFORMER = {'intermediate_size': 32, 'num_hidden_layers': 1, 'num_attention_heads': 2}
-# The waveform goes through a network of speech as fast as through a real one: 320 samples a frame.
-HUBERT = {'hidden_size': 16, **TRANSFORMER, 'conv_dim': [8] * 7, 'num_conv_pos_embeddings': 4}
-HUBERT |= {'num_conv_pos_embedding_groups': 2}
-SPEECH = {'model_type': 'wav2vec2-bert', 'hidden_size': 16, **TRANSFORMER, 'feature_projection_input_dim': 160}
-SPEECH |= {'conformer_conv_dropout': 0.0, 'add_adapter': False}
-SCALAR = {'hidden_size': 64, **TRANSFORMER, 'num_key_value_heads': 2, 'head_dim': 32, 'encoder_hidden_size': 4}
-SCALAR |= {'semantic_model_config': SPEECH, 'quantization_dim': 80, 'quantization_levels': [4, 4, 2]}
-SPREAD = {'codebook.embed': 0.02, 'codebook.embed_sum': 0.02}
+SHAPE: dict[str, Any] = {'base_channels': 32, 'channel_multiplier': [1, 1, 1], 'num_res_blocks': 1}
+LAYERS: dict[str, Any] = {'intermediate_size': 32, 'num_hidden_layers': 1, 'num_attention_heads': 2}
+# Networks of speech take 320 samples a frame, as the real ones do: their codecs count on it.
+HUBERT: dict[str, Any] = {
+    **LAYERS,
+    'model_type': 'hubert',
+    'hidden_size': 16,
+    'conv_dim': [8] * 7,
+    'num_conv_pos_embeddings': 4,
+    'num_conv_pos_embedding_groups': 2,
+}
+SCALAR: dict[str, Any] = {
+    **LAYERS,
+    'hidden_size': 64,
+    'num_key_value_heads': 2,
+    'head_dim': 32,
+    'encoder_hidden_size': 4,
+    'semantic_model_config': {
+        **LAYERS,
+        'model_type': 'wav2vec2-bert',
+        'hidden_size': 16,
+        'feature_projection_input_dim': 160,
+    },
+    'quantization_dim': 80,
+    'quantization_levels': [4, 4, 2],
+}
+SPREAD = {'codebook.embed': 0.02, 'codebook.embed_sum': 0.02, 'project_in.weight': 500.0}
 """Endings of the names of books, and of what is quantized without one, and the size of their values.
 
 As they begin, every sound or picture is nearest to the same few entries.
@@ -39,13 +57,7 @@ As they begin, every sound or picture is nearest to the same few entries.
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     'emu3_vqgan': (
         'Emu3VQVAE',
-        {
-            **SHAPE,
-            'codebook_size': ENTRIES,
-            'attn_resolutions': [2],
-            'hidden_size': 32,
-            'size': [SIDE, SIDE],
-        },
+        {**SHAPE, 'codebook_size': ENTRIES, 'attn_resolutions': [2], 'hidden_size': 32, 'size': [SIDE, SIDE]},
     ),
     'janus_vqgan': (
         'JanusVQVAE',
@@ -58,7 +70,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     'mimi': (
         'MimiModel',
         {
-            **TRANSFORMER,
+            **LAYERS,
             'sampling_rate': 8000,
             'hidden_size': 32,
             'num_key_value_heads': 2,
@@ -100,7 +112,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
         'XcodecModel',
         {
             'acoustic_model_config': {'model_type': 'dac', 'encoder_hidden_size': 4, 'decoder_hidden_size': 64},
-            'semantic_model_config': {'model_type': 'hubert', **HUBERT},
+            'semantic_model_config': HUBERT,
             'codebook_size': ENTRIES,
             'target_bandwidths': [0.25, 0.5],
         },
@@ -115,7 +127,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
                 'downsampling_ratios': [8, 5, 4, 2, 3],
                 'upsampling_ratios': [8, 5, 4, 2, 3],
             },
-            'semantic_model_config': {'model_type': 'hubert', **HUBERT},
+            'semantic_model_config': HUBERT,
             'codebook_size': ENTRIES,
             'codebook_dim': 16,
             'target_bandwidths': [0.125, 0.25],
@@ -147,19 +159,21 @@ def _network(model_type: str) -> Any:
     if model_type == 'VQModel':
         from diffusers import VQModel
 
-        return VQModel(
+        network = VQModel(
             down_block_types=['DownEncoderBlock2D'] * 2,
             up_block_types=['UpDecoderBlock2D'] * 2,
             block_out_channels=[32, 32],
             sample_size=SIDE,
             num_vq_embeddings=ENTRIES,
         )
+        torch.nn.init.normal_(network.quantize.embedding.weight, std=0.5)
+        return network
     if model_type not in CLASSES:
         hint = nearest(model_type, [*CLASSES, 'VQModel'])
         raise ModelError(f"no tiny codec of the type '{model_type}'.{hint} Known: {', '.join([*CLASSES, 'VQModel'])}.")
     name, config = CLASSES[model_type]
     kind = getattr(transformers, name)
-    return kind(kind.config_class.from_dict(config))
+    return kind(kind.config_class.from_dict(deepcopy(config)))
 
 
 def make_patch_codebook(

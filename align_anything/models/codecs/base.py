@@ -93,6 +93,11 @@ def register_codec(*model_types: str) -> Callable[[Maker], Maker]:
     return decorate
 
 
+def codec_types() -> list[str]:
+    """Returns the types of codecs that are known, sorted."""
+    return _CODECS.names()
+
+
 def codec_rules(folder: str | Path) -> CodecRules:
     """Returns the rules of the codec in a folder. Raises ModelError when there is none that is known."""
     folder = Path(folder)

@@ -54,6 +54,10 @@ def rules(folder: Path, config: dict[str, Any]) -> PictureRules:
     side = {'height': vq.resolution, 'width': vq.resolution}
     default = network_class('ChameleonImageProcessor')(size={'shortest_edge': vq.resolution}, crop_size=side)
     file = _decoder_file(folder, settings)
+    if file is not None and _attends(vq) - {_smallest(vq)}:
+        raise ModelError(
+            f'{folder / CONFIG}: a {DECODER} with attention at {sorted(_attends(vq))} pixels is not known.'
+        )
     return network_rules(
         folder,
         config,
@@ -75,6 +79,17 @@ def _decoder_file(folder: Path, settings: Mapping[str, Any]) -> Path | None:
     return file
 
 
+def _smallest(config: Any) -> int:
+    """The side in pixels of the last level."""
+    return config.resolution // 2 ** (len(config.channel_multiplier) - 1)
+
+
+def _attends(config: Any) -> set[int]:
+    """The sides of levels with attention."""
+    sides = {config.resolution // 2**level for level in range(len(config.channel_multiplier))}
+    return sides & {*(config.attn_resolutions or ())}
+
+
 def _decoder(config: Any, file: Path) -> nn.Module:
     """The decoder of the original release: built as Janus', but for its attention and the order of its levels."""
     from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
@@ -88,12 +103,7 @@ def _decoder(config: Any, file: Path) -> nn.Module:
         out_channels=config.in_channels,
     )
     decoder = JanusVQVAEDecoder(like)
-    attends = {config.resolution // 2**level for level in range(levels) if config.attn_type == 'vanilla'} & {
-        *(config.attn_resolutions or ())
-    }
-    if attends - {config.resolution // 2 ** (levels - 1)}:
-        raise ModelError(f'{file}: a decoder with attention at {sorted(attends)} pixels is not known here.')
-    if not attends:
+    if not _attends(config):
         decoder.up[0].attn = nn.ModuleList()
     weights = {
         # The release counts levels from the largest, the class from the smallest.

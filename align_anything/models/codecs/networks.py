@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.integrations import deepspeed
 
@@ -29,7 +31,7 @@ def network_config(folder: Path, name: str, config: Mapping[str, Any]) -> Any:
     """Returns the configuration of a network as its class reads it. Raises ModelError for one that it refuses."""
     try:
         return network_class(name).config_class.from_dict(dict(config))
-    except (ValueError, TypeError, KeyError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f'{folder} is no {name} as transformers knows it: {error}') from error
 
 
@@ -48,7 +50,7 @@ def load_network(kind: Any, folder: Path, weights: Mapping[str, Tensor] | None =
                 **given,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f'{folder} does not load as {kind.__name__}: {error}') from error
     missing = sorted(report['missing_keys'])
     if missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
@@ -27,7 +28,7 @@ class VqModelCodec(PictureCodec):
             ) from error
         try:
             network, report = VQModel.from_pretrained(rules.folder, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ModelError(f'{rules.folder} does not load as VQModel: {error}') from error
         if report['missing_keys']:
             raise ModelError(f'{rules.folder} lacks weights of VQModel, {report["missing_keys"][0]} among them.')

@@ -13,7 +13,7 @@ from align_anything.core.registry import nearest
 from align_anything.testing.tiny.options import TinyOptions
 
 KINDS = {
-    **dict.fromkeys('llama qwen2 qwen3 qwen3_moe opt gemma2 gemma3_text granite mistral phi3'.split(), 'text'),
+    **dict.fromkeys('llama qwen2 qwen3 qwen3_moe opt gpt2 gemma2 gemma3_text granite mistral phi3'.split(), 'text'),
     **dict.fromkeys(('llava', 'llava_next', 'llava_next_video'), 'llava'),
     **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl'), 'qwen_vl'),
     **dict.fromkeys(('llava_onevision', 'llava_interleave'), 'llava_qwen'),

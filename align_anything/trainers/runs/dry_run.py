@@ -133,7 +133,7 @@ def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Ex
 
 
 def show_example(example: Example, spec: FamilySpec) -> Text:
-    """The example as text: trained tokens marked, each medium's tokens as one `<image × 576>`.
+    """The example as text: trained tokens marked, those of media as `<media × 576>` or `<image codes × 16>`.
 
     A response of several sequences says of each how many tokens of the prompt it continues.
     """
@@ -150,16 +150,24 @@ def show_example(example: Example, spec: FamilySpec) -> Text:
 
 def _show_piece(piece: Piece, spec: FamilySpec) -> Text:
     text = Text()
-    media = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
-    for start, stop in _runs(list(zip((piece.weights > 0).tolist(), media.tolist(), strict=True))):
-        ids = piece.ids[start:stop].tolist()
-        if media[start]:
-            text.append(f'<media × {len(ids)}>', style='magenta')
-        elif piece.weights[start] > 0:
-            text.append(f'⟦{spec.tokenizer.decode(ids)}⟧', style='bold green')
+    names = _media_names(piece, spec)
+    for start, stop in _runs(list(zip((piece.weights > 0).tolist(), names, strict=True))):
+        ids, name = piece.ids[start:stop].tolist(), names[start]
+        shown = f'<{name} × {len(ids)}>' if name else spec.tokenizer.decode(ids)
+        if piece.weights[start] > 0:
+            text.append(f'⟦{shown}⟧', style='bold green')
         else:
-            text.append(spec.tokenizer.decode(ids), style='dim')
+            text.append(shown, style='magenta' if name else 'dim')
     return text
+
+
+def _media_names(piece: Piece, spec: FamilySpec) -> list[str]:
+    """What each token stands for in a medium: `media` for a placeholder, the codes of a kind, nothing for text."""
+    placeholders = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long)).tolist()
+    kinds = [None if spec.codes is None else spec.codes.kind_of(token) for token in piece.ids.tolist()]
+    return [
+        'media' if held else f'{kind} codes' if kind else '' for held, kind in zip(placeholders, kinds, strict=True)
+    ]
 
 
 def _runs(values: Sequence[object]) -> list[tuple[int, int]]:

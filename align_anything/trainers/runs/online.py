@@ -84,7 +84,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     for name, asked in judges.items():
         weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
-        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair, algorithm), asked.source)
+        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), asked.source)
         size = cfgs.train_cfgs.per_device_train_batch_size
         judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
         rewards.append(Reward(name, weight, judge, judge.unread))
