@@ -210,6 +210,15 @@ def test_a_medium_that_an_answer_begins_with_follows_the_generation_prompt(famil
     ]  # fmt: skip
 
 
+def test_captions_alone_are_prompts_of_emu3_by_the_template_in_the_documents(tiny: Tiny) -> None:
+    page = (Path(__file__).parents[2] / 'docs' / 'emitting.md').read_text()
+    template = re.search(r'--chat_template "(.*?)"', page)[1]
+    spec = load_spec(tiny('emu3'), chat_template=template)
+    example = spec.encode([user('a cat'), draws(noise(1, 64, 40))])
+    assert spec.text_of(example.prompt.ids.tolist()) == '<|extra_203|>a cat'
+    assert spec.text_of(example.responses[0].ids.tolist()).startswith('<|image start|>5*8<|image token|>')
+
+
 @pytest.mark.parametrize('family', WRITING)
 def test_generation_writes_codes_with_a_cache_as_the_policy_scores_them(family: str, tiny: Tiny) -> None:
     spec = load_spec(tiny(family))
