@@ -32,7 +32,7 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.models.common import lora_cfgs, stir
 from tests.models.mixed import policy_of
-from tests.models.samples import CODED, END, answers, assistant, labelled, learnt, multi_turn, user
+from tests.models.samples import CODED, END, answers, assistant, labelled, learnt, multi_turn, single, user
 
 Tiny = Callable[..., Path]
 WRITING = ('janus', *CODED)
