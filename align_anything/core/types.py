@@ -242,6 +242,8 @@ class Batch:
         skipped: rows that fell out of this micro-batch.
         unmatched: the same prompts with the responses of other rows, where the Examples hold such.
         per_unit: further values of each unit, `(N,)` by name, that all responses bring.
+        kinds: which units are of which kind, `(N,)` bool by name: text, or that of the medium whose codes they are.
+            Empty where there are no codes.
         stats: what the batch costs: `tokens` computed, `padding` among them, `media` items.
     """
 
@@ -255,6 +257,7 @@ class Batch:
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: Batch | None = None
     per_unit: dict[str, Tensor] = field(default_factory=dict)
+    kinds: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:

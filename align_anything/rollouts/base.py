@@ -218,10 +218,12 @@ def sampled(
             chosen = torch.tensor(grammar.chosen(ids[:length]), dtype=torch.bool)
         except ValueError as error:
             raise TrainingError(f'the rollout engine does not keep to the grammar of media: {error}') from error
+    kept = torch.tensor(ids[:length], dtype=torch.long)
+    weights = chosen.float() if spec.codes is None else chosen * spec.codes.weights_of(kept)
     response = Response(
-        ids=torch.tensor(ids[:length], dtype=torch.long),
-        weights=chosen.float(),
-        per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)[chosen]},
+        ids=kept,
+        weights=weights,
+        per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)[weights > 0]},
         finished=end is not None,
         version=version,
     )

@@ -107,6 +107,7 @@ class TokenCollator:
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
             per_unit={name: torch.cat([values[name] for values in per_unit]) for name in shared},
+            kinds={} if self.spec.codes is None else self.spec.codes.by_kind(rows.inputs.targets),
             stats={
                 'examples': len(examples),
                 # What stands in for rows is computed, but is nobody's.

@@ -22,6 +22,7 @@ from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
+from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
@@ -328,7 +329,7 @@ class OnlineLoop(Loop):
         self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]
     ) -> tuple[list[Batch], StepResult]:
         batches = [engine.policy.collate(examples) for examples in micro_batches]
-        return batches, engine.train_step(batches, algorithm)
+        return batches, engine.train_step(batches, ByKind(algorithm))
 
     def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
         return split_into_steps(examples, self.cfgs, self.algorithm, self._size)
