@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -130,6 +130,10 @@ class PolicyGradient(Online):
     @property
     def has_ratios(self) -> bool:
         return True
+
+    @property
+    def weighed_kinds(self) -> Collection[str]:
+        return self.emitted_advantage_weights.keys()
 
     @property
     def supervises(self) -> bool:

@@ -171,7 +171,8 @@ class Example:
     several sequences, and what they share of their prompts is the prompt. `meta` rides along untouched (labels, ground
     truth, margins); `source` names the row. `unmatched` is the response of another row, for algorithms that compare
     with it. `source_index` is the number of the dataset that the row belongs to. `conversation` is what the prompt was
-    made of, media decoded, where something else than the policy reads it too.
+    made of, media decoded, where something else than the policy reads it too. `unconditional` is the prompt with its
+    text left empty, where responses are guided away from what follows that.
     """
 
     prompt: Piece
@@ -181,6 +182,7 @@ class Example:
     unmatched: Piece | None = None
     source_index: int = 0
     conversation: Conversation | None = None
+    unconditional: Piece | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(piece) for response in self.responses for piece in response.sequences)

@@ -158,7 +158,9 @@ class OnlineLoop(Loop):
         names: list[str] = []
         for prompts in loader.micro_batches(0):
             self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
-            rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)), {})
+            sampling = self._sampling(EVALUATION_SEED, 1)
+            sampling = replace(sampling, guidance=self.cfgs.model_cfgs.eval_guidance_scale or sampling.guidance)
+            rollout = self._rewarded(self._generated(prompts.examples, sampling), {})
             local = numbers_of(rollout)
             names = list(local)
             sums.append(sums_of(local))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
 from align_anything.configs.online import OnlineModelCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.datasets.dataset import ExampleDataset
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.base import Sampling, check_emission
 from align_anything.rollouts.grammar import Emission, Grid
@@ -26,9 +30,39 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         emit=emission_of(model, pair, spec),
         emit_temperature=dict(model.emit_temperature),
         emit_top_k=dict(model.emit_top_k),
+        guidance=model.guidance_scale,
     )
     check_emission(spec.codes, sampling)
+    if is_guided(model) and spec.softcap is not None:
+        raise SettingsError(
+            [
+                f"model_cfgs.guidance_scale: models of type '{spec.model_type}' cap their logits, so that guided "
+                'log-probabilities are those of no hidden state. Leave it out.'
+            ]
+        )
     return sampling
+
+
+def is_guided(model: OnlineModelCfgs) -> bool:
+    """Whether any responses are guided, those to learn from or those of evaluations."""
+    return model.guidance_scale != 1 or model.eval_guidance_scale not in (None, 1)
+
+
+def guided_prompts(datasets: Sequence[ExampleDataset]) -> list[ExampleDataset]:
+    """The same prompts, each with its unconditional form. Raises DataError where the first ones have none."""
+    found = [dataset.of_task(replace(dataset.task, guided=True)) for dataset in datasets]
+    for dataset in found:
+        dataset.probe(final=True)
+    return found
+
+
+def check_kinds(setting: str, named: Collection[str], sampling: Sampling) -> None:
+    """Raises SettingsError for a kind of units under a setting which responses have none of."""
+    emission = sampling.emit or Emission()
+    known = [*([] if emission.begins else ['text']), *emission.grids]
+    stray = sorted(set(named) - set(known))
+    if stray:
+        raise SettingsError([f'{setting}.{stray[0]}: no unit of a response is {stray[0]}, but {" or ".join(known)}.'])
 
 
 def emission_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Emission | None:
