@@ -121,4 +121,4 @@ def test_what_vllm_cannot_sample_is_refused(folder: Path) -> None:
     with pytest.raises(SettingsError, match='codes of audio in a vocabulary of their own'):
         check_vllm_emission(spec, Sampling())
     spec.codes = None
-    check_vllm_emission(spec, Sampling(repetition_penalty=1.1), guidance=2.0)
+    check_vllm_emission(spec, Sampling(repetition_penalty=1.1, guidance=2.0))
