@@ -20,12 +20,15 @@ from align_anything.core.errors import SettingsError
 from align_anything.core.plugins import usable
 from align_anything.core.registry import nearest
 from align_anything.models import structure
-from align_anything.models.families import family_module, family_names
+from align_anything.models.families import family_module, family_names, own_codes
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import PAIRS
 
 TABLE_FILE = Path(__file__).with_name('families.yaml')
-OTHERS = 'Every other causal or image-text-to-text class of transformers is served by the default rules.'
+OTHERS = (
+    'Every other causal or image-text-to-text class of transformers is served by the default rules. '
+    'What writes no media here learns it with tokens for them: align-anything add-media-tokens.'
+)
 OWN_CODE = 'the class comes with the checkpoint, so set trust_remote_code; tested on stand-ins only'
 OWN, DEFAULT, NONE = 'own file', 'default', 'none'
 
@@ -39,8 +42,9 @@ class Family:
         rules: `own file`, here or in an installed package; `default`, the rules for every class of transformers; or
             `none`: it cannot be trained.
         reads: kinds of media that its processor takes, text aside; None when only a checkpoint can tell.
+        writes: kinds of media that its checkpoints have codes for; others can be given some.
         layouts: those that the model class can compute; None when only a checkpoint can tell.
-        runs: algorithms by the modality pair whose media it reads.
+        runs: algorithms by the modality pair whose media it reads and writes.
         ids: the names that lmms-finetune gave to checkpoints, with their hub names.
         checkpoints: other hub names.
         note: why something is unknown or missing.
@@ -49,6 +53,7 @@ class Family:
     model_type: str
     rules: str
     reads: list[str] | None
+    writes: list[str]
     layouts: list[str] | None
     runs: Mapping[str, list[str]]
     ids: Mapping[str, str]
@@ -75,9 +80,9 @@ def families_as_json(found: list[Family]) -> str:
 
 def families_table(found: list[Family]) -> Group:
     """Returns the families, a line for each."""
-    table = Table('family', 'reads', 'rules', box=SIMPLE)
+    table = Table('family', 'reads', 'writes', 'rules', box=SIMPLE)
     for family in found:
-        table.add_row(*(Text(cell) for cell in (family.model_type, _reads(family), family.rules)))
+        table.add_row(*(Text(cell) for cell in (family.model_type, _reads(family), _writes(family), family.rules)))
     return Group(table, Text(OTHERS), Text('align-anything models FAMILY tells its runs, layouts and checkpoints.'))
 
 
@@ -86,6 +91,7 @@ def family_table(family: Family) -> Table:
     table = Table(show_header=False, box=SIMPLE, title=family.model_type)
     rows = {
         'reads': _reads(family),
+        'writes': _writes(family),
         'layouts': 'unknown' if family.layouts is None else ', '.join(family.layouts),
         'rules': f'{family.rules}: {family.note}' if family.note else family.rules,
         **{pair: ', '.join(algorithms) for pair, algorithms in family.runs.items()},
@@ -110,22 +116,32 @@ def _reads(family: Family) -> str:
     return 'unknown' if family.reads is None else ', '.join(['text', *family.reads])
 
 
+def _writes(family: Family) -> str:
+    return ', '.join(['text', *family.writes])
+
+
 def _family(
     model_type: str, module: ModuleType | None, listed: Mapping[str, Any], pairs: Mapping[str, list[str]]
 ) -> Family:
     names = {'ids': dict(listed.get('ids', {})), 'checkpoints': list(listed.get('checkpoints', []))}
     if 'not_served' in listed:
-        return Family(model_type, NONE, None, None, {}, **names, note=listed['not_served'])
+        return Family(model_type, NONE, None, [], None, {}, **names, note=listed['not_served'])
     config, note = _default_config(model_type)
     if config is None:
         if module is None:
-            return Family(model_type, NONE, None, None, {}, **names, note=note)
+            return Family(model_type, NONE, None, [], None, {}, **names, note=note)
         kinds, layouts, note = frozenset(module.SPEC.placeholders), list(module.SPEC.layouts), OWN_CODE
     else:
         kinds = _media_kinds(listed.get('checkpoint_type', model_type))
         layouts, note = _layouts(FamilySpec if module is None else module.SPEC, config)
-    able = {name: algorithms for name, algorithms in pairs.items() if not PAIRS[name].missing_from(kinds)}
-    return Family(model_type, DEFAULT if module is None else OWN, sorted(kinds), layouts, able, **names, note=note)
+    writes = own_codes(model_type)
+    able = {
+        name: algorithms
+        for name, algorithms in pairs.items()
+        if not PAIRS[name].missing_from(kinds) and not PAIRS[name].unwritten_by(writes)
+    }
+    rules = DEFAULT if module is None else OWN
+    return Family(model_type, rules, sorted(kinds), sorted(writes), layouts, able, **names, note=note)
 
 
 def _default_config(model_type: str) -> tuple[Any, str]:
@@ -139,6 +155,9 @@ def _default_config(model_type: str) -> tuple[Any, str]:
     # Some default configurations have the padding id of a larger vocabulary than their own.
     if text.pad_token_id is not None and text.pad_token_id >= text.vocab_size:
         text.pad_token_id = None
+    if 'vocabulary_map' in vars(config):
+        # Classes look into it, but only checkpoints have one.
+        config.vocabulary_map = {}
     return config, ''
 
 

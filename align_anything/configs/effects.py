@@ -133,7 +133,9 @@ def is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 NO_WARM_UP = "the schedule 'constant' has no warm-up; choose constant_with_warmup, or leave it out."
-FREEZING = tuple(f'train_cfgs.freeze_{name}' for name in ('vision_tower', 'audio_tower', 'mm_proj', 'language_model'))
+FREEZING = tuple(
+    f'train_cfgs.freeze_{name}' for name in ('vision_tower', 'audio_tower', 'mm_proj', 'generation', 'language_model')
+)
 EVALUATES = needs('data_cfgs.eval_datasets')
 SUPERVISED = Effect(
     lambda facts: facts.algorithm.task == 'supervised',

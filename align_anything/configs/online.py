@@ -133,7 +133,7 @@ class OnlineModelCfgs(ModelCfgs):
         None, description='Responses in one request. null sends all that a device has generated in one.'
     )
     remote_rm_send_media: bool = Field(
-        False, description='Sends images, videos and audio of the prompts along, as data URIs.'
+        False, description='Sends images, videos and audio of prompts and responses along, as data URIs.'
     )
 
     @property

@@ -195,6 +195,11 @@ class TrainCfgs(Cfgs):
     freeze_mm_proj: bool = Field(
         False, description='Keeps the weights between the media encoder and the language model as they are.'
     )
+    freeze_generation: bool = Field(
+        False,
+        description='Keeps the weights as they are that embed and score codes of media outside of the vocabulary of '
+        'the language model (Janus). Codecs never train.',
+    )
     freeze_language_model: bool = Field(False, description='Keeps the weights of the language model as they are.')
     unfreeze_patterns: list[str] = Field(
         [],

@@ -42,8 +42,8 @@ Array = Any
 class Media:
     """An image, video or audio clip that is not decoded yet.
 
-    `source` is a path, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature, or the
-    `{'codes'}` that a codec made of it.
+    `source` is a path, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature, the
+    `{'codes'}` that a codec made of it, or the `{'embedding'}` of an encoder outside the model.
     """
 
     kind: MediaKind
@@ -95,6 +95,26 @@ class CodedMedia:
     kind: MediaKind
     codes: Tensor
     codec: str = ''
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A medium that an encoder outside the model has read.
+
+    Attributes:
+        values: what it made of it, `(size,)` float32.
+    """
+
+    values: Array
+
+
+def decoded_medium(part: Mapping[str, Any]) -> Any:
+    """Returns the decoded medium of a part of a message.
+
+    None where there is none: of a placeholder without a medium, of codes that no codec decodes, and of an embedding.
+    """
+    medium = part.get(part['type'])
+    return None if isinstance(medium, (CodedMedia, Embedding)) else medium
 
 
 @dataclass

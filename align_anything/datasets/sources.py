@@ -118,6 +118,18 @@ def load_stream(
     return FirstRows(stream, size) if size is not None else stream
 
 
+def split_names(
+    source: str,
+    *,
+    name: str | None = None,
+    data_files: str | Sequence[str] | Mapping[str, Any] | None = None,
+    optional_args: Mapping[str, Any] | Sequence[str] | None = None,
+    cache_dir: str | None = None,
+) -> list[str]:
+    """Returns the names of the splits of a source. Arguments and errors as in `load_rows`."""
+    return list(_find_splits(source, name, data_files, _arguments(optional_args), cache_dir))
+
+
 def source_folder(source: str) -> Path | None:
     """Returns the folder that relative media paths in the rows of a local source start from, None for the hub."""
     path = _path(source)

@@ -9,6 +9,7 @@ from typing import Any
 from align_anything.core import thoughts
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS, MediaKind
+from align_anything.datasets.media.sources import is_vector
 
 MEDIA_KEYS: dict[str, MediaKind] = {key: kind for kind in MEDIA_KINDS for key in (kind, f'{kind}s')}
 WEIGHTS = ('weight', 'loss', 'train')
@@ -77,16 +78,20 @@ def source_keys(kind: MediaKind) -> tuple[str, ...]:
 
 def listed(sources: Any) -> list[Any]:
     """Returns one medium or several as a list, without records that hold nothing."""
-    several = sources if isinstance(sources, (list, tuple)) else [sources]
-    return [source for source in several if not is_empty_record(source)]
+    return [source for source in several(sources) if not is_empty_record(source)]
+
+
+def several(sources: Any) -> list[Any]:
+    """Returns one medium or several as a list; a list of numbers is one medium, an embedding."""
+    return list(sources) if isinstance(sources, (list, tuple)) and not is_vector(sources) else [sources]
 
 
 def is_empty_record(source: Any) -> bool:
-    """Whether a medium is the record of a feature with null under both keys, as tables write one that is absent."""
+    """Whether a medium is the record of a feature with null under all keys, as tables write one that is absent."""
     return (
         isinstance(source, Mapping)
         and bool(source)
-        and source.keys() <= {'bytes', 'path'}
+        and source.keys() <= {'bytes', 'path', 'embedding'}
         and not any(value is not None for value in source.values())
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.files import read_json
 from align_anything.models.checkpoint import ADAPTER_CONFIG, PROCESSOR_FILES, WEIGHT_FILES
+from align_anything.models.lora import LINEAR
 from align_anything.models.trainable import FREEZABLE_COMPONENTS, plain_name
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ MUST_AGREE = ('r', 'lora_alpha', 'use_rslora', 'use_dora')
 PLAIN_VALUES: Mapping[str, tuple[Any, ...]] = {
     'peft_type': ('LORA',),
     'bias': ('none',),
-    'fan_in_fan_out': (False,),
     'lora_bias': (False,),
     'trainable_token_indices': (None,),
     'target_parameters': (None, []),
@@ -168,7 +168,7 @@ def put_on(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
             f'the adapter in {adapter.folder} does not fit {type(model).__name__}: {error} {advice}'
         ) from error
     for name, module in adapted.named_modules():
-        if isinstance(module, LoraLayer) and not isinstance(module.get_base_layer(), nn.Linear):
+        if isinstance(module, LoraLayer) and not isinstance(module.get_base_layer(), LINEAR):
             raise ModelError(f'the adapter in {adapter.folder} adapts {name}, which is no linear layer.')
     load_weights(adapted, adapter, advice)
     return adapted

@@ -94,6 +94,28 @@ def stored_tensor(model_name_or_path: str | Path, name: str) -> torch.Tensor | N
     return None
 
 
+def stored_module(folder: str | Path, module: str) -> dict[str, torch.Tensor]:
+    """Returns the weights of a module of a checkpoint folder, wherever in the model it stands, by their names in it.
+
+    Nothing else is read. Raises ModelError where there are none.
+    """
+    found = {}
+    for file in _weight_files(folder):
+        if file.suffix == '.safetensors':
+            reader = _open(file)
+            names, get = reader.keys(), reader.get_tensor
+        else:
+            weights = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+            names, get = weights.keys(), weights.__getitem__
+        for name in names:
+            _, is_inside, rest = f'.{name}'.partition(f'.{module}.')
+            if is_inside:
+                found[rest] = get(name)
+    if not found:
+        raise ModelError(f'{folder} has no weights of a {module}.')
+    return found
+
+
 def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
     from transformers import CONFIG_MAPPING
 
@@ -126,6 +148,15 @@ def _check_processor(folder: Path, config: PreTrainedConfig) -> None:
             f'{folder} is a multimodal model ({config.model_type}) without a processor: none of '
             f'{", ".join(PROCESSOR_FILES)} is there. Copy them from the original checkpoint.'
         )
+
+
+def local_folder(model_name_or_path: str | Path) -> Path:
+    """Returns the folder that the weights of a checkpoint lie in; those of a hub name are downloaded.
+
+    Raises ModelError where there are none.
+    """
+    folder = Path(model_name_or_path)
+    return folder if folder.is_dir() else [*_weight_files(model_name_or_path)][0].parent
 
 
 def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore, digest, identity
-from align_anything.core.types import Audio, CodedMedia, Conversation, MediaKind, Video
+from align_anything.core.types import Audio, CodedMedia, Conversation, Embedding, MediaKind, Video
 from align_anything.models.codecs.base import CodecRules
 
 T = TypeVar('T')
@@ -206,6 +206,8 @@ class MediaCodes:
         medium = part[kind]
         if type(medium) is CodedMedia:
             return self._checked(medium)
+        if type(medium) is Embedding:
+            raise SampleError(f'the row has an embedding as {kind}, and this model reads and writes the codes of it')
         if self.store is None:
             return self._checked(CodedMedia(kind, _guessed(medium, rules), rules.fingerprint))
         entry = self.store.get(self.key(kind, medium))
@@ -230,7 +232,7 @@ class MediaCodes:
             for part in message['content']
             if part['type'] in self.kinds
             and (message['role'] == 'assistant' or part['type'] in self.prompts)
-            and type(part[part['type']]) is not CodedMedia
+            and type(part[part['type']]) not in (CodedMedia, Embedding)
         ]
 
     def _checked(self, medium: CodedMedia) -> CodedMedia:

@@ -15,7 +15,8 @@ from transformers.processing_utils import TextKwargs
 
 from align_anything.core.errors import SampleError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import CodedMedia, Piece, Video
+from align_anything.core.types import CodedMedia, Embedding, MediaKind, Piece, Video
+from align_anything.models import structure
 from align_anything.models.codes import MARK
 from align_anything.models.media_arguments import media_arguments, sampled_rate
 from align_anything.models.rendering import Run
@@ -143,6 +144,14 @@ class RunEncoder:
         """Returns the media that the processor gets for a run, `(kind, object)` in the order of their tokens."""
         return run.media
 
+    def embedding_size(self, kind: MediaKind) -> int | None:
+        """Returns the size of the vectors that stand for media of a kind, None where the model reads media itself."""
+        return None
+
+    def smallest(self, kind: MediaKind, rate: int | None) -> Any:
+        """Returns a small medium that the processor takes; `rate` is that of an audio clip."""
+        return structure.smallest(kind, rate)
+
     def likeness(self, video: Video) -> Hashable:
         """Returns what the videos of one call of the processor must have in common."""
         return len(video.frames), sampled_rate(video)
@@ -258,6 +267,18 @@ class RunEncoder:
                 raise SampleError(
                     f'the rendered text has {found} {kind} placeholders ({placeholder}) for {counts[kind]} {kind}s'
                 )
+        for kind, item in run.media:
+            given = len(item.values) if isinstance(item, Embedding) else None
+            self._check_size(kind, given, self.embedding_size(kind))
+
+    def _check_size(self, kind: MediaKind, given: int | None, wanted: int | None) -> None:
+        """Compares the sizes of an embedding, None for a medium itself."""
+        if given == wanted:
+            return
+        if wanted is None:
+            raise SampleError(f'the row has an embedding as {kind}, and this model reads the {kind} itself')
+        found = f'the {kind} itself' if given is None else f'an embedding of {given}'
+        raise SampleError(f'this model takes an embedding of {wanted} numbers as {kind}, and the row has {found}')
 
     def _find_sentinels(self) -> list[tuple[str, list[int]]]:
         """Texts to put before a run that does not begin a text, so that the tokenizer adds no space in front of it."""

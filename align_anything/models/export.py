@@ -17,8 +17,10 @@ from align_anything.core.errors import ModelError
 from align_anything.core.files import atomic_write_json
 from align_anything.models.adapter import bare_model
 from align_anything.models.architecture import skeleton_of
+from align_anything.models.checkpoint import stored_module
 from align_anything.models.quantization import dequantised, is_quantised
 from align_anything.models.score import SCORE_HEAD
+from align_anything.models.structure import CODEC_NAMES
 from align_anything.models.trainable import count
 
 if TYPE_CHECKING:
@@ -108,14 +110,16 @@ def merged_state(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _merged_weight(layer: LoraLayer, name: str, state: Mapping[str, Tensor]) -> Tensor:
-    weight = state[f'{name}.base_layer.weight']
+    stored = state[f'{name}.base_layer.weight']
+    # GPT-2 keeps `(in, out)`, everything else `(out, in)`.
+    weight = stored.T if layer.fan_in_fan_out else stored
     down = state[f'{name}.lora_A.{ADAPTER}.weight'].to(weight.device, torch.float32)
     up = state[f'{name}.lora_B.{ADAPTER}.weight'].to(weight.device, torch.float32)
     merged = weight.float() + layer.scaling[ADAPTER] * (up @ down)
     if ADAPTER in layer.lora_magnitude_vector:
         magnitude = state[f'{name}.lora_magnitude_vector.{ADAPTER}.weight'].to(weight.device, torch.float32)
         merged = merged * (magnitude / torch.linalg.norm(merged, dim=1))[:, None]
-    return merged.to(weight.dtype)
+    return (merged.T if layer.fan_in_fan_out else merged).to(weight.dtype).contiguous()
 
 
 def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
@@ -127,11 +131,27 @@ def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, m
     # A skeleton writes the files: saving the live model would write the name of an Accustomed class, and adapters
     # and quantisation change what it writes.
     skeleton.to(_common_dtype(state))
+    state |= _stored_codec(model, state)
     renames = vars(model).get('_weight_conversions')
     if renames is not None:
         skeleton._weight_conversions = [copy.deepcopy(rename) for rename in renames]
     skeleton.generation_config = GenerationConfig()
     skeleton.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
+
+
+def _stored_codec(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a codec of media as they were loaded from: the model holds them in the type that it trains in.
+
+    A codec that is rounded makes other codes than those that the model was trained on.
+    """
+    found: dict[str, Tensor] = {}
+    for codec in sorted(CODEC_NAMES):
+        names = [name for name in state if f'.{codec}.' in name]
+        source = Path(model.config.name_or_path)
+        if names and source.is_dir():
+            stored = stored_module(source, codec)
+            found |= {name: stored[name.partition(f'.{codec}.')[2]] for name in names}
+    return found
 
 
 def _make_classifier(config: PreTrainedConfig, folder: Path, pad_token_id: int | None) -> None:

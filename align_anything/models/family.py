@@ -120,7 +120,7 @@ class FamilySpec:
         self.emits: frozenset[MediaKind] = frozenset() if self.codes is None else frozenset(self.codes.kinds)
         self.reads = self.continuous | (frozenset() if self.codes is None else self.codes.prompts)
         self.audio_rate = self._audio_rate()
-        self.media_token_ids = self.placeholder_ids() if self.continuous else frozenset()
+        self.media_token_ids = self.placeholder_ids() if self.reads else frozenset()
         self.softcap, self.logit_scale = structure.logit_transform(text_config)
         template = self.chat_template or self._checkpoint_template()
         self.renderer = ChatRenderer(tokenizer, processor, template, placeholders)
@@ -410,7 +410,7 @@ class FamilySpec:
         return structure.declared_token(self.processor, kind)
 
     def _make_dummy(self, kind: MediaKind) -> Piece:
-        run = Run(self.placeholder(kind) or '', 0.0, ((kind, structure.smallest(kind, self.audio_rate)),))
+        run = Run(self.placeholder(kind) or '', 0.0, ((kind, self.encoder.smallest(kind, self.audio_rate)),))
         try:
             return self._piece(run)
         except SampleError as error:

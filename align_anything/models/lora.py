@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
+from align_anything.models.structure import MEDIA_CODEC
 from align_anything.models.trainable import Components, compiled, component_of
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ logger = get_logger(__name__)
 AUTO, ALL_LINEAR = 'auto', 'all-linear'
 A_NAME = re.compile(r'[\w.]+')
 """What is the name of a module, or the end of one; anything else is a regular expression."""
+LINEAR = (nn.Linear, Conv1D)
+"""Layers that can get an adapter; those of GPT-2 are linear by another name."""
 EXPERT_WEIGHTS = ('.experts.gate_up_proj', '.experts.down_proj')
 
 
@@ -51,14 +55,16 @@ def apply_lora(
             'so they would be lost. Name the modules in lora_cfgs.modules_to_save instead.'
         )
     to_save = list(dict.fromkeys([*named_modules(model, cfgs.modules_to_save or [], components), *also_save]))
-    _check_modules_to_save(model, to_save)
+    _check_modules_to_save(model, to_save, components)
+    targets = target_modules(model, cfgs.target_modules, components, cfgs.vision_lora, exclude=to_save)
     config = LoraConfig(
         r=cfgs.r,
         lora_alpha=cfgs.lora_alpha,
         lora_dropout=cfgs.lora_dropout,
         use_rslora=cfgs.use_rslora,
         use_dora=cfgs.use_dora,
-        target_modules=target_modules(model, cfgs.target_modules, components, cfgs.vision_lora, exclude=to_save),
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
         modules_to_save=to_save or None,
         ensure_weight_tying=_saves_tied_weights(model, to_save),
         task_type=cfgs.task_type,
@@ -107,14 +113,16 @@ def target_modules(
     of the vision tower; 'all-linear' is those of all components. An entry of a list is the last name or names of a
     module (`q_proj`, `self_attn.q_proj`), looked for in the same components as by 'auto', or a full name, which may lie
     in any, or a regular expression that a full name matches as a whole, as in peft. Modules under `exclude` are left
-    out. Raises ModelError when an entry names no linear layer, or is no expression.
+    out, and the codec of media never gets any. Raises ModelError when an entry names no linear layer, or is no
+    expression.
     """
     chosen_components = {'language_model', 'vision_tower'} if vision_lora else {'language_model'}
     output = model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not output and not _is_named(name, exclude)
+        if isinstance(module, LINEAR) and module is not output and not _is_named(name, exclude)
+        if component_of(f'{name}.weight', components) != MEDIA_CODEC
     ]
     chosen = [name for name in linear if component_of(f'{name}.weight', components) in chosen_components]
     if targets == AUTO:
@@ -149,10 +157,14 @@ def _is_named(name: str, endings: Sequence[str]) -> bool:
     return any(f'.{ending}.' in dotted for ending in endings)
 
 
-def _check_modules_to_save(model: PreTrainedModel, names: Sequence[str]) -> None:
+def _check_modules_to_save(model: PreTrainedModel, names: Sequence[str], components: Components) -> None:
     modules = [name for name, _ in model.named_modules()]
+    codec = tuple(f'{prefix}.' for prefix in components.get(MEDIA_CODEC, ()))
     for wanted in names:
-        if not any(f'.{name}'.endswith(f'.{wanted}') for name in modules):
+        found = [name for name in modules if f'.{name}'.endswith(f'.{wanted}')]
+        if codec and any(f'{name}.'.startswith(codec) for name in found):
+            raise ModelError(f"lora_cfgs.modules_to_save: '{wanted}' is in the codec of media, which never trains.")
+        if not found:
             last_names = sorted({name.rsplit('.', 1)[-1] for name in modules})
             raise ModelError(f"lora_cfgs.modules_to_save: no module is called '{wanted}'.{nearest(wanted, last_names)}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import Audio, Video
+from align_anything.core.types import Audio, CodedMedia, Video
 from align_anything.models import structure
 
 REST_SECONDS = 0.1
@@ -19,8 +19,13 @@ def media_arguments(processor: Any, media: Mapping[str, list[Any]]) -> dict[str,
     """Returns the arguments of a processor's call for the media of one sample, by kind.
 
     Raises SampleError when an audio clip does not have the processor's rate, is empty or longer than what the processor
-    takes, or a video has no frames.
+    takes, a video has no frames, or a medium is there as codes only.
     """
+    coded = sorted(kind for kind, items in media.items() if any(isinstance(item, CodedMedia) for item in items))
+    if coded:
+        raise SampleError(
+            f'there are codes of an {" and an ".join(coded)} alone, and this model reads the media themselves'
+        )
     arguments: dict[str, Any] = {}
     if 'image' in media:
         arguments['images'] = [media['image']]

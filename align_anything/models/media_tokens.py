@@ -30,11 +30,13 @@ def add_media_tokens(
     *,
     sizes: Mapping[MediaKind, Sequence[int]] | None = None,
     max_lengths: Mapping[MediaKind, int] | None = None,
+    around: Mapping[MediaKind, tuple[str, str]] | None = None,
 ) -> Path:
     """Writes a checkpoint with tokens for the codes of `codecs`, and these beside it, into `out`; returns that folder.
 
     The embedding grows to a multiple of 64 rows; new ones begin as the mean of the others. `config.json` says where the
-    codes stand. `sizes` are the grids that media of a kind always have, `max_lengths` most tokens of one.
+    codes stand. `sizes` are the grids that media of a kind always have, `max_lengths` most tokens of one, and `around`
+    the tokens before and behind one, `<|image_begin|>` and `<|image_end|>` by default.
 
     Raises ModelError for a checkpoint, a codec or a folder that cannot be used, and for kinds that it has codes of.
     """
@@ -50,7 +52,7 @@ def add_media_tokens(
             raise ModelError(f'{codec.folder} is a codec of {codec.kind}, not of {kind}.')
         declared[kind] = {
             'codec': f'{CODECS}/{kind}',
-            **_added(spec.tokenizer, kind, codec),
+            **_added(spec.tokenizer, kind, codec, (around or {}).get(kind)),
             **({'size': list(sizes[kind])} if sizes and kind in sizes else {}),
             **({'max_length': max_lengths[kind]} if max_lengths and kind in max_lengths else {}),
         }
@@ -78,9 +80,9 @@ def _rows_of(module: nn.Module) -> list[torch.Tensor]:
     return [parameter for _, parameter in module.named_parameters(recurse=False)]
 
 
-def _added(tokenizer: Any, kind: MediaKind, codec: CodecRules) -> dict[str, Any]:
+def _added(tokenizer: Any, kind: MediaKind, codec: CodecRules, around: tuple[str, str] | None = None) -> dict[str, Any]:
     """Adds the tokens of a codec; returns what is declared of them."""
-    opening, closing = f'<|{kind}_begin|>', f'<|{kind}_end|>'
+    opening, closing = around or (f'<|{kind}_begin|>', f'<|{kind}_end|>')
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in (opening, closing)], True)
     first = []
     for book, size in enumerate(codec.books):

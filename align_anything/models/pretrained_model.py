@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -48,6 +48,7 @@ def load_pretrained_models(
     freeze_vision_tower: bool = False,
     freeze_audio_tower: bool = False,
     freeze_mm_proj: bool = False,
+    freeze_generation: bool = False,
     freeze_language_model: bool = False,
     unfreeze_patterns: Sequence[str] = (),
     lora_cfgs: LoraCfgs | None = None,
@@ -90,6 +91,7 @@ def load_pretrained_models(
         freeze_vision_tower=freeze_vision_tower,
         freeze_audio_tower=freeze_audio_tower,
         freeze_mm_proj=freeze_mm_proj,
+        freeze_generation=freeze_generation,
         freeze_language_model=freeze_language_model,
         unfreeze_patterns=unfreeze_patterns,
         lora_cfgs=lora_cfgs,
@@ -230,6 +232,7 @@ def tune_model(
     freeze_vision_tower: bool = False,
     freeze_audio_tower: bool = False,
     freeze_mm_proj: bool = False,
+    freeze_generation: bool = False,
     freeze_language_model: bool = False,
     unfreeze_patterns: Sequence[str] = (),
     lora_cfgs: LoraCfgs | None = None,
@@ -250,6 +253,7 @@ def tune_model(
         vision_tower=freeze_vision_tower,
         audio_tower=freeze_audio_tower,
         mm_proj=freeze_mm_proj,
+        generation=freeze_generation,
         language_model=freeze_language_model,
         unfreeze_patterns=unfreeze_patterns,
     )
@@ -324,7 +328,8 @@ def _processor_options(processor: Any) -> set[str]:
     for kind in (base for owner in (processor, *parts) for base in type(owner).__mro__ if base is not object):
         known |= set(inspect.signature(kind.__init__).parameters) | set(vars(kind).get('__annotations__', {}))
         if 'valid_kwargs' in vars(kind):
-            known |= set(get_type_hints(vars(kind)['valid_kwargs']))
+            # The names alone: what some annotations say is imported for type checkers only.
+            known |= set(vars(kind)['valid_kwargs'].__annotations__)
     return {name for name in known if not name.startswith('_')} - {'self', 'args', 'kwargs'}
 
 

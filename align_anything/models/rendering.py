@@ -12,6 +12,7 @@ from align_anything.core.logging import get_logger
 from align_anything.core.thoughts import closing_of, opened_thought
 from align_anything.core.types import MEDIA_KINDS, CodedMedia, Conversation, MediaKind, Message
 from align_anything.models.chat_form import ELSEWHERE, MARK, ChatForm, message_of, text_of
+from align_anything.models.codes import MARK as MEDIUM
 
 TrainOn = Literal['all_assistant', 'last', 'all']
 
@@ -184,6 +185,7 @@ class ChatRenderer:
         # Text templates mostly paste `content` as it is; templates of multimodal models walk through its parts.
         source, lists_first = (tokenizer, False) if processor is None else (processor, True)
         self.form = ChatForm(source, template, placeholders, lists_first)
+        self.generation_prompt = ''
         prompt = [message_of('user', 'x')]
         try:
             plain, head, full = self.text(prompt), self.text(prompt, True), self.text([*prompt, _answer(MARK)])
@@ -223,7 +225,9 @@ class ChatRenderer:
 
     def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:
         """Renders messages whose content is a list of parts. Raises SampleError when the template refuses them."""
-        return self.form.text(messages, add_generation_prompt)
+        text, opening = self.form.text(messages, add_generation_prompt), self.generation_prompt
+        # A medium that an answer begins with follows what generation starts from: the blank there belongs to words.
+        return re.sub(rf'(?<={re.escape(opening)})\s+(?={MEDIUM.pattern})', '', text) if opening else text
 
     def render_prompt(self, messages: Conversation) -> Run:
         """Returns the one run that generation starts from; with the beginning of the answer, if `messages` end so."""
@@ -260,6 +264,7 @@ class ChatRenderer:
         Raises SampleError when there is no assistant turn to train, or when the template refuses the conversation or
         changes an answer.
         """
+        conversation = [*map(_with_text, conversation)]
         turns = trained_turns(conversation, train_on, start)
         if not turns:
             raise SampleError('no assistant turn to train has a weight above 0, so there is nothing to train on')
@@ -421,6 +426,14 @@ def default_template(tokenizer: Any) -> str:
 
 def _answer(text: str, **more: Any) -> Message:
     return message_of('assistant', text, **more)
+
+
+def _with_text(message: Message) -> Message:
+    """An answer of media alone, with an empty text: some templates end texts, and write nothing behind media."""
+    kinds = {part['type'] for part in message['content']}
+    if message['role'] != 'assistant' or not kinds or 'text' in kinds:
+        return message
+    return {**message, 'content': [*message['content'], {'type': 'text', 'text': ''}]}
 
 
 def _without_thought(message: Message) -> Message:

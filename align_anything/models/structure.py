@@ -31,6 +31,11 @@ TOWER_NAMES = frozenset(
 )
 NESTED_TOWERS = frozenset(('clip_vision_model', 'siglip_vision_model'))
 AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())
+MEDIA_CODEC = 'media_codec'
+"""The component that makes codes of media: it comes with the model, and never trains."""
+CODEC_NAMES = frozenset(('vqmodel',))
+GENERATION_NAMES = frozenset('generation_embeddings generation_aligner generation_head'.split())
+"""What a second vocabulary, of codes of media, is embedded and scored by."""
 
 
 def media_kinds(processor: Any) -> frozenset[MediaKind]:
@@ -51,14 +56,16 @@ def declared_token(processor: Any, kind: MediaKind) -> str | None:
     return None if token is None else str(token)
 
 
-def audio_rate(processor: Any) -> int:
-    """Returns the samples per second that a processor wants audio clips to have."""
-    return int(_feature_extractor(processor).sampling_rate)
+def audio_rate(processor: Any) -> int | None:
+    """Returns the samples per second that a processor wants audio clips to have, None where it hears none."""
+    return int(_feature_extractor(processor).sampling_rate) if 'audio' in media_kinds(processor) else None
 
 
 def audio_window(processor: Any) -> int | None:
     """Returns the samples of an audio clip past which the feature extractor silently drops the rest, None for none."""
     extractor = _feature_extractor(processor)
+    if 'nb_max_samples' in vars(extractor):
+        return vars(extractor)['nb_max_samples']  # CLAP's, which keeps a piece at random
     parameters = inspect.signature(type(extractor).__call__).parameters
     defaults = processor.valid_processor_kwargs._defaults.get('audio_kwargs', {})
     if 'truncation' not in parameters or not defaults.get('truncation', parameters['truncation'].default):
@@ -138,7 +145,8 @@ def hub_name(name: str, nests: bool) -> str:
 def components_of_names(names: Sequence[str]) -> dict[str, list[str]]:
     """Returns, for parameter names of a transformers model, the prefixes of each component of it."""
     found: dict[str, dict[str, None]] = {
-        component: {} for component in ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
+        component: {}
+        for component in ('vision_tower', 'audio_tower', 'mm_proj', 'generation', 'language_model', MEDIA_CODEC)
     }
     for name in names:
         pieces = name.split('.')
@@ -148,6 +156,10 @@ def components_of_names(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _component_and_depth(pieces: list[str]) -> tuple[str, int]:
+    for component, names in ((MEDIA_CODEC, CODEC_NAMES), ('generation', GENERATION_NAMES)):
+        depth = next((index for index, piece in enumerate(pieces) if piece in names), None)
+        if depth is not None:
+            return component, depth + 1
     tower = next((index for index, piece in enumerate(pieces) if piece in TOWER_NAMES | AUDIO_TOWER_NAMES), None)
     projector = next((index for index, piece in enumerate(pieces) if piece in PROJECTOR_NAMES), None)
     # Inside a tower only what joins it to the language model is a projector.

@@ -17,6 +17,7 @@ from align_anything.core.registry import nearest
 from align_anything.core.types import MediaKind
 from align_anything.models import structure
 from align_anything.models.score import SCORE_HEAD
+from align_anything.models.structure import MEDIA_CODEC
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Components = Mapping[str, Sequence[str]]
 """Names of components to prefixes of the parameter names in it, as in `FamilySpec.components`."""
 
-FREEZABLE_COMPONENTS = ('vision_tower', 'audio_tower', 'mm_proj', 'language_model')
+FREEZABLE_COMPONENTS = ('vision_tower', 'audio_tower', 'mm_proj', 'generation', 'language_model')
 READ_BY: Mapping[MediaKind, tuple[str, ...]] = {
     'image': ('vision_tower', 'mm_proj'),
     'video': ('vision_tower', 'mm_proj'),
@@ -61,20 +62,23 @@ def freeze_components(
     vision_tower: bool = False,
     audio_tower: bool = False,
     mm_proj: bool = False,
+    generation: bool = False,
     language_model: bool = False,
     unfreeze_patterns: Sequence[str] = (),
 ) -> None:
     """Freezes the named components of `model`, then makes parameters trainable whose name a pattern is found in.
 
-    A model without such a component (a text model has no tower) has nothing to freeze there. Raises ModelError for a
-    pattern that is no regular expression or matches no parameter.
+    A model without such a component (a text model has no tower) has nothing to freeze there, and the codec of media is
+    frozen from the start. Raises ModelError for a pattern that is no regular expression, matches no parameter, or none
+    but those of the codec.
     """
-    wanted = dict(zip(FREEZABLE_COMPONENTS, (vision_tower, audio_tower, mm_proj, language_model), strict=True))
+    asked = (vision_tower, audio_tower, mm_proj, generation, language_model)
+    wanted = dict(zip(FREEZABLE_COMPONENTS, asked, strict=True))
     for name, parameter in model.named_parameters():
         if wanted.get(component_of(name, components), False):
             parameter.requires_grad_(False)
     for pattern in unfreeze_patterns:
-        for parameter in _matching(model, pattern, 'unfreeze_patterns'):
+        for parameter in _matching(model, pattern, 'unfreeze_patterns', components):
             if _is_quantised(parameter):
                 raise ModelError(f"unfreeze_patterns '{pattern}' matches quantised weights, which cannot be trained.")
             parameter.requires_grad_(True)
@@ -92,7 +96,8 @@ def require_trainable(model: nn.Module) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             'nothing trains: every parameter is frozen. Look at freeze_vision_tower, freeze_audio_tower, '
-            'freeze_mm_proj and freeze_language_model, or name what should train in unfreeze_patterns.'
+            'freeze_mm_proj, freeze_generation and freeze_language_model, or name what should train in '
+            'unfreeze_patterns.'
         )
 
 
@@ -207,10 +212,16 @@ def _figures(parameters: int, trainable: int) -> tuple[str, str, str]:
     return f'{parameters:,}', f'{trainable:,}', f'{100 * trainable / max(parameters, 1):.1f}'
 
 
-def _matching(model: nn.Module, pattern: str, setting: str) -> list[nn.Parameter]:
+def _matching(model: nn.Module, pattern: str, setting: str, components: Components) -> list[nn.Parameter]:
     expression = compiled(pattern, setting)
     named = list(model.named_parameters())
-    found = [parameter for name, parameter in named if expression.search(plain_name(name))]
+    matches = [(name, parameter) for name, parameter in named if expression.search(plain_name(name))]
+    found = [parameter for name, parameter in matches if component_of(name, components) != MEDIA_CODEC]
+    if matches and not found:
+        raise ModelError(
+            f"{setting} '{pattern}' finds nothing but the codec of media, which never trains: the codes that it has "
+            'made would mean something else.'
+        )
     if not found:
         raise ModelError(
             f"{setting} '{pattern}' is found in no parameter name.{nearest(pattern, [name for name, _ in named])}"

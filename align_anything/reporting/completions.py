@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +14,7 @@ from align_anything.models.rendering import without_beginning
 from align_anything.reporting.completions_page import CompletionsPage, rewards_of, text_of
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import strip_of
+from align_anything.reporting.media_files import MediaFiles
 from align_anything.reporting.metrics import MetricsWriter, StepFile
 from align_anything.reporting.trackers.base import Answers
 from align_anything.rollouts.experience import Rollout
@@ -27,7 +28,7 @@ CONSOLE_ROWS = 4
 
 
 class Completions:
-    """Writes the responses of a rollout to `completions.jsonl`, and shows some of them with their media.
+    """Writes the responses of a rollout to `completions.jsonl`, their media beside it, and shows some of them.
 
     `completions.html` shows the first prompts of each such rollout, and so do the console and the tracker.
 
@@ -48,6 +49,7 @@ class Completions:
     ) -> None:
         self._spec = spec
         self._console, self._writer = console, writer
+        self._folder, self._media = output_dir, MediaFiles(output_dir, resume_step)
         self._file = StepFile(output_dir / COMPLETIONS_FILE, resume_step)
         self._page = CompletionsPage(
             output_dir, resume_step, prompts=PROMPTS, responses=RESPONSES, file=COMPLETIONS_FILE
@@ -56,13 +58,11 @@ class Completions:
     def write(self, step: int, rollout: Rollout) -> None:
         """Writes and shows the responses that were learned from up to optimizer step `step`."""
         prompts = [rollout.of([number]) for number in range(len(rollout.examples))]
-        for one in prompts:
-            self._append(step, one)
+        files = [self._append(step, number, one) for number, one in enumerate(prompts, 1)]
         if not prompts:
             return  # all rows of this rank fell out
-        shown = prompts[:PROMPTS]
         self._page.append(step, rollout, self._spec.prefill)
-        answers = [self._answers(one) for one in shown]
+        answers = [self._answers(*shown) for shown in zip(prompts[:PROMPTS], files, strict=False)]
         self._console.show(_table(f'Responses after step {step}', answers))
         self._writer.show(step, answers)
 
@@ -70,27 +70,37 @@ class Completions:
         """Closes the file."""
         self._file.close()
 
-    def _append(self, step: int, one: Rollout) -> None:
+    def _append(self, step: int, prompt: int, one: Rollout) -> list[list[str]]:
+        """Writes the responses to the `prompt`th of the rollout, and returns the files of the media of each."""
         (example,) = one.examples
+        files = []
         for number, response in enumerate(example.responses):
+            media = self._media.write(step, f'{prompt}_{number + 1}', response.parts)
+            files.append(media)
             record = {
                 'source': example.source,
                 'prompt': text_of(self._spec.decode(example.prompt)),
                 'response': text_of(response.parts),
+                **({'media': media} if media else {}),
                 'finished': response.finished,
                 'reward': float(one.scores[number]),
                 'rewards': {name: _given(float(values[number])) for name, values in one.rewards.items()},
             }
             self._file.append(step, record)
+        return files
 
-    def _answers(self, one: Rollout) -> Answers:
+    def _answers(self, one: Rollout, files: Sequence[Sequence[str]]) -> Answers:
         (example,) = one.examples
         asked = example.conversation or []
         conversation, begun = without_beginning(asked), self._spec.prefill(asked) if asked else ''
+        responses = example.responses[:RESPONSES]
+        sounds = [[name for name in own if PurePath(name).suffix == '.wav'] for own in files[:RESPONSES]]
         return Answers(
             prompt=shortened(text_of(conversation[-1]['content'] if conversation else []), TRACKER_TEXT),
             picture=strip_of(conversation),
-            responses=[shortened(begun + text_of(each.parts), TRACKER_TEXT) for each in example.responses[:RESPONSES]],
+            responses=[shortened(begun + text_of(each.parts), TRACKER_TEXT) for each in responses],
+            pictures=[strip_of([each.message]) for each in responses],
+            sounds=[self._folder / own[0] if own else None for own in sounds],
             rewards={name: values[:RESPONSES] for name, values in rewards_of(one).items()},
         )
 

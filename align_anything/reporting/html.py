@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import wave
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from align_anything.core.types import Audio, Conversation, MediaKind, Video
+from align_anything.core.types import Audio, CodedMedia, Conversation, Embedding, MediaKind, Video, decoded_medium
+from align_anything.datasets.media.writing import AUDIO_TYPE, data_uri, wav
 
 SIDE = 320
 FRAME_SIDE = 160
 STRIP_HEIGHT = 96
+TINY = 48
+"""Sides of images below which a person sees nothing: they are enlarged, each pixel to a square."""
 FRAMES = 8
 SECONDS = 10
-FULL_SCALE = 32767
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
@@ -57,13 +56,13 @@ def _templates() -> Environment:
 
 
 def _figures_of_part(part: Mapping[str, Any]) -> list[Figure]:
-    return figures_of(part['type'], part[part['type']])
+    return figures_of(part['type'], part.get(part['type']))
 
 
 def strip_of(conversation: Conversation) -> Image.Image | None:
     """Returns the first images of a conversation, and frames of its videos, side by side; None without any."""
-    media = [(part['type'], part.get(part['type'])) for message in conversation for part in message['content']]
-    pictures = [picture for kind, item in media for picture in _pictures(kind, item)][:FRAMES]
+    media = [(part['type'], decoded_medium(part)) for message in conversation for part in message['content']]
+    pictures = [picture for kind, item in media if item is not None for picture in _pictures(kind, item)][:FRAMES]
     if not pictures:
         return None
     small = [_thumbnail(picture, (2 * STRIP_HEIGHT, STRIP_HEIGHT)) for picture in pictures]
@@ -75,10 +74,28 @@ def strip_of(conversation: Conversation) -> Image.Image | None:
     return strip
 
 
+def stacked(pictures: Sequence[Image.Image | None]) -> Image.Image | None:
+    """Returns pictures below each other, a black line for each that is None; None without any."""
+    if not any(pictures):
+        return None
+    width = max(picture.width for picture in pictures if picture is not None)
+    rows = [picture or Image.new('RGB', (width, 1)) for picture in pictures]
+    column = Image.new('RGB', (width, sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        column.paste(row, (0, top))
+        top += row.height
+    return column
+
+
 def figures_of(kind: MediaKind, item: Any) -> list[Figure]:
-    """Returns the medium as the model gets it, made small; a kind without an image of its own is named."""
+    """Returns the medium as the model gets it, made small; what cannot be shown is named, such as mere codes."""
+    if isinstance(item, CodedMedia):
+        return [Figure(f'{kind} of {" × ".join(map(str, item.codes.shape))} codes')]
+    if isinstance(item, Embedding):
+        return [Figure(f'{kind}, as an embedding of {len(item.values)} numbers')]
     show = SHOWN_AS.get(kind)
-    return [Figure(kind)] if show is None else show(item)
+    return [Figure(kind)] if show is None or item is None else show(item)
 
 
 def _image(item: Image.Image) -> list[Figure]:
@@ -95,16 +112,10 @@ def _video(video: Video) -> list[Figure]:
 
 
 def _audio(sound: Audio) -> list[Figure]:
-    samples = np.clip(sound.samples[: SECONDS * sound.rate], -1, 1)
-    file = io.BytesIO()
-    with wave.open(file, 'wb') as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(sound.rate)
-        writer.writeframes((samples * FULL_SCALE).astype('<i2').tobytes())
+    heard = Audio(sound.samples[: SECONDS * sound.rate], sound.rate)
     length = len(sound.samples) / sound.rate
     truncated = f', the first {SECONDS} of them here' if length > SECONDS else ''
-    source = _data_uri('audio/wav', file.getvalue())
+    source = data_uri(AUDIO_TYPE, wav(heard, rounded=True))
     return [Figure(f'audio {length:.1f} s at {sound.rate} Hz{truncated}', sound=source)]
 
 
@@ -113,16 +124,19 @@ SHOWN_AS: dict[MediaKind, Callable[[Any], list[Figure]]] = {'image': _image, 'vi
 
 def _pictures(kind: str, item: Any) -> list[Image.Image]:
     """What there is to see of a medium: the image itself, or frames spread over the video."""
+    if type(item) is Embedding or kind not in ('image', 'video'):
+        return []
     if kind == 'image':
         return [item]
-    if kind != 'video':
-        return []
     last, steps = len(item.frames) - 1, min(FRAMES, len(item.frames)) - 1
     return [Image.fromarray(item.frames[round(n * last / max(steps, 1))]) for n in range(steps + 1)]
 
 
 def _thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     small = image.convert('RGB')
+    if max(small.size) < TINY:
+        factor = STRIP_HEIGHT // max(small.size)
+        small = small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
     small.thumbnail(size)
     return small
 
@@ -130,11 +144,7 @@ def _thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _picture(image: Image.Image, side: int) -> str:
     file = io.BytesIO()
     _thumbnail(image, (side, side)).save(file, 'JPEG', quality=80)
-    return _data_uri('image/jpeg', file.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f'data:{kind};base64,{base64.b64encode(content).decode()}'
+    return data_uri('image/jpeg', file.getvalue())
 
 
 def _seconds(times: Any) -> str:

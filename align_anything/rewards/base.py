@@ -19,6 +19,7 @@ from align_anything.core.types import Conversation, Message, Skipped
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
 from align_anything.rewards.coroutines import result_of
+from align_anything.rewards.messages import text_of
 
 
 @dataclass(frozen=True)
@@ -239,16 +240,39 @@ def check_scores(scores: Sequence[float], completions: Sequence[Completion]) -> 
 def ground_truth(completion: Completion) -> str:
     """Returns the golden answer of the row as text. Raises `NoGroundTruth` when the row has none."""
     value = completion.meta.get('ground_truth')
-    if isinstance(value, list) and all(isinstance(part, dict) for part in value):  # a turn of a conversation, in parts
-        value = ''.join(part['text'] for part in value if part['type'] == 'text')
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
+    text = _as_text(value)
+    if text is None:
         raise NoGroundTruth(
             f"{completion.source} has no golden answer: meta['ground_truth'] is no text but {str(value)[:60]!r}. Use a "
             'template that gives one, such as Math-Zero-RL, or a reward that needs none.'
         )
-    return value
+    return text
+
+
+def text_asked_for(completion: Completion, column: str | None) -> str:
+    """Returns the text in a `column` of the row, as `meta` has it; of None the text of the last user turn.
+
+    Raises `RewardError` when there is none.
+    """
+    if column is None:
+        text, where = text_of(completion.conversation), 'its last user turn'
+    else:
+        text, where = _as_text(completion.meta.get(column)) or '', f"meta['{column}']"
+    if not text.strip():
+        raise RewardError(
+            f'{completion.source} has no text in {where} that its response could be compared with. Name the column '
+            'that has it (option column), and keep it: keep_columns of the template Prompts, or meta of your own one.'
+        )
+    return text
+
+
+def _as_text(value: Any) -> str | None:
+    """The text of a value of `meta`, None where it has none."""
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):  # a turn of a conversation, in parts
+        value = ''.join(part['text'] for part in value if part['type'] == 'text')
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _text(text: str) -> list[dict[str, Any]]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import RewardError
-from align_anything.core.types import BESIDE_CONTENT, MEDIA_KINDS, Audio, Conversation, Media, Video
+from align_anything.core.types import (
+    BESIDE_CONTENT,
+    MEDIA_KINDS,
+    Conversation,
+    Media,
+    MediaKind,
+    Video,
+    decoded_medium,
+)
 from align_anything.datasets.media import decode
+from align_anything.datasets.media.writing import AUDIO_TYPE, IMAGE_TYPE, data_uri, png, wav
 
 
 def text_of(conversation: Conversation) -> str:
@@ -21,15 +28,16 @@ def text_of(conversation: Conversation) -> str:
 def to_json(conversation: Conversation, send_media: bool) -> list[dict[str, Any]]:
     """Returns the messages as JSON values.
 
-    Decoded media become data URIs, PNG and WAV, one for each frame of a video; without `send_media` only placeholders
-    `{'type': kind}` are kept.
+    Decoded media become data URIs, PNG and WAV, one for each frame of a video. Without `send_media`, and where a codec
+    could not decode its codes, and of embeddings, only placeholders `{'type': kind}` are kept.
     """
 
     def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
         kind = part['type']
-        if kind == 'text' or not send_media:
-            return {key: part[key] for key in ('type', 'text') if key in part}
-        return {'type': kind, kind: WRITERS[kind](part[kind])}
+        if kind == 'text':
+            return {'type': kind, kind: part[kind]}
+        medium = decoded_medium(part) if send_media else None
+        return {'type': kind} if medium is None else {'type': kind, kind: WRITERS[kind](medium)}
 
     return [{**message, 'content': [part_of(part) for part in message['content']]} for message in conversation]
 
@@ -73,9 +81,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image(image: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format='PNG')
-    return _data_uri('image/png', buffer)
+    return data_uri(IMAGE_TYPE, png(image))
 
 
 def _frames(video: Video) -> list[str]:
@@ -84,16 +90,8 @@ def _frames(video: Video) -> list[str]:
     return [_image(Image.fromarray(frame)) for frame in video.frames]
 
 
-def _audio(audio: Audio) -> str:
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio.samples, audio.rate, format='WAV', subtype='FLOAT')
-    return _data_uri('audio/wav', buffer)
-
-
-def _data_uri(kind: str, buffer: io.BytesIO) -> str:
-    return f'data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
-
-
-WRITERS: dict[str, Callable[[Any], Any]] = {'image': _image, 'video': _frames, 'audio': _audio}
+WRITERS: dict[MediaKind, Callable[[Any], Any]] = {
+    'image': _image,
+    'video': _frames,
+    'audio': lambda audio: data_uri(AUDIO_TYPE, wav(audio)),
+}

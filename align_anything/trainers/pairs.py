@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from align_anything.core.errors import SettingsError
@@ -43,6 +43,11 @@ class Pair:
     def unwritten_by(self, writable: Set[MediaKind]) -> tuple[MediaKind, ...]:
         """The kinds for the lack of which a model that writes `writable` cannot serve the pair."""
         return self._missing(self.writes, writable)
+
+    @property
+    def judged(self) -> Pair:
+        """The pair as those see it who read its answers."""
+        return replace(self, reads=self.reads | self.writes, writes=frozenset())
 
     def _missing(self, wanted: Set[MediaKind], able: Set[MediaKind]) -> tuple[MediaKind, ...]:
         return () if not self.needs_all and wanted & able else tuple(sorted(wanted - able))

@@ -50,16 +50,23 @@ def test_every_family_file_is_listed_with_a_checkpoint(found: dict[str, Family])
     assert all(entry.keys() <= {'ids', 'checkpoints', 'checkpoint_type', 'not_served'} for entry in table.values())
 
 
-@pytest.mark.parametrize('name', ['llama', 'qwen3_moe', 'gemma3', 'llava', 'qwen2_5_vl', 'qwen3_vl', 'idefics3'])
+@pytest.mark.parametrize(
+    'name',
+    'llama qwen3_moe gemma3 llava qwen2_5_vl qwen3_vl idefics3 chameleon emu3 janus'.split(),
+)
 def test_the_list_says_what_checkpoints_say(name: str, found: dict[str, Family], tiny: Callable[..., Path]) -> None:
     assert name in KINDS
     spec, family = load_spec(tiny(name)), found[name]
     assert (family.reads, tuple(family.layouts)) == (sorted(spec.reads), spec.layouts)
+    assert family.writes == sorted(spec.emits)
 
 
 def test_runs_are_those_whose_media_the_family_reads(found: dict[str, Family]) -> None:
     assert 'text_image_to_text' not in found['llama'].runs and 'sft' in found['llama'].runs['text_to_text']
     assert {'text_to_text', 'text_image_to_text'} <= set(found['qwen2_vl'].runs)
+    assert 'text_to_image' not in found['llama'].runs
+    for name in ('chameleon', 'emu3', 'janus'):
+        assert {'text_to_image', 'text_image_to_text_image', 'any_to_any'} <= set(found[name].runs)
     # Its class is in transformers, but its tokenizer cannot be had (docs/extending.md).
     assert found['voxtral'].rules == NONE and 'mistral-common' in found['voxtral'].note
     for family in found.values():

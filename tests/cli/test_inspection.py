@@ -18,8 +18,9 @@ from PIL import Image
 from align_anything.cli.inspection.figures import Bin, histogram
 from align_anything.cli.inspection.page import _pieces
 from align_anything.cli.main import main
-from align_anything.core.types import Audio, Video
+from align_anything.core.types import Audio, Embedding, Video
 from align_anything.reporting.html import Figure, figures_of
+from tests.harness.once import once
 from tests.models.samples import assistant, load, multi_turn
 
 Tiny = Callable[..., Path]
@@ -165,6 +166,7 @@ def test_videos_and_audio() -> None:
     assert len(content) == 44 + 80_000 and 'the first 10 of them' in figure.caption
     assert np.allclose(np.frombuffer(content[44:], '<i2') / 32767, tone[:40_000], atol=1e-4)
     assert figures_of('<b>', object()) == [Figure('<b>')], 'named where there is nothing to see'
+    assert figures_of('video', Embedding(tone)) == [Figure(f'video, as an embedding of {len(tone)} numbers')]
 
 
 def test_histograms() -> None:
@@ -202,3 +204,21 @@ def test_a_prompt_that_leaves_no_capacity_is_left_out_as_the_run_would(tiny: Tin
         )
     assert leaving.value.code == 0
     assert 'at most 128 fit beside max_new_tokens' in Page((tmp_path / 'inspect.html').read_text()).text
+
+
+def test_pictures_in_answers_are_shown_and_their_codes_counted(
+    shared_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from align_anything.testing import emitting
+
+    model = once(shared_cache, 'inspected-drawing', lambda folder: emitting.drawing_model(folder, layers=1, hidden=32))
+    rows = emitting.write_digit_rows(tmp_path / 'digits', 4)
+    page = inspect('text_to_image', model, rows, tmp_path / 'out', 'Messages')
+    pictures = [attrs['src'] for tag, attrs in page.tags if tag == 'img']
+    assert len(pictures) == 4 and len(set(pictures)) == 4
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0].partition(',')[2]))) as picture:
+        assert picture.size == (96, 96), 'eight pixels would be a speck'
+    # Each digit is 4 x 4 codes.
+    assert sum('<image codes × 16>' in text for text in page.by_class['trained']) == 4
+    assert '4 image' in page.text and re.search(r'media tokens\s*64 \(', page.text)
+    assert '⟦<image codes × 16>⟧' in capsys.readouterr().out

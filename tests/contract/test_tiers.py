@@ -74,8 +74,8 @@ def test_every_family_is_in_the_first_tier(test) -> None:
 
 def test_every_family_with_media_has_a_frozen_component_and_every_component_is_frozen_in_one() -> None:
     found = first_tier(test_frozen.test_a_frozen_component_keeps_its_bits_and_the_others_move)
-    assert {family for family, _ in found} == {*families.MULTIMODAL}
-    assert {component for _, component in found} == {*test_frozen.COMPONENTS, 'audio_tower'}
+    assert {family for family, _ in found} == {*families.MULTIMODAL, *families.CODED}
+    assert {component for _, component in found} == {*test_frozen.COMPONENTS, 'audio_tower', 'generation'}
 
 
 def test_gradients_are_compared_in_every_layout() -> None:

@@ -24,7 +24,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import TrainOn, media_of
 from tests.invariants.plain_inputs import plain_inputs
 from tests.models.mixed import MEDIA, ONE_PROMPT, PADDED_ONLY, clip, sound
-from tests.models.samples import assistant, load, user
+from tests.models.samples import CODED, assistant, load, user
 
 TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'granite')
 IMAGE = ('gemma3', 'llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'idefics3')
@@ -42,9 +42,12 @@ WIDER = (
     'qwen2_5_omni_thinker',
     'qwen3_omni_moe_thinker',
     'composed',
+    'janus',
 )
 MULTIMODAL = IMAGE + WIDER
-FAMILIES = TEXT + MULTIMODAL
+FAMILIES = TEXT + MULTIMODAL + CODED
+WRITING = ('janus', *CODED)
+"""Families that write pictures."""
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
 FAMILY_LAYOUTS = [
     (family, layout) for family in FAMILIES for layout in (LAYOUTS[:1] if family in PADDED_ONLY else LAYOUTS)
@@ -56,7 +59,7 @@ MEDIA_FIRST = ('mllama', *ONE_PROMPT)
 OPTIONS = {
     # Both kinds of layers, and a window (64) that is shorter than the longest row.
     **dict.fromkeys(('gemma3', 'gemma3_text'), {'layers': 6, 'hidden': 32}),
-    **dict.fromkeys(WIDER, {'hidden': 32}),
+    **dict.fromkeys((*WIDER, *CODED), {'hidden': 32}),
 }
 
 LONG = 'one two three four five six seven eight nine ten eleven twelve ' * 3
@@ -78,11 +81,13 @@ class Row:
 
     example: Example
     sequences: list[dict[str, Tensor]]
+    coded: bool = False
+    """Whether media stand in it as codes."""
 
     @property
     def has_media(self) -> bool:
         pieces = [piece for response in self.example.responses for piece in response.sequences]
-        return any(piece.media for piece in (self.example.prompt, *pieces))
+        return self.coded or any(piece.media for piece in (self.example.prompt, *pieces))
 
 
 def photo(width: int, height: int, seed: int) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def medium(kind: str, number: int, frames: int = 4) -> dict[str, Any]:
 
 def media_conversations(family: str) -> list[Conversation]:
     """Sizes that differ, several media and kinds in a turn, and, where a family can, media only in a later turn."""
-    kinds = MEDIA[family]
+    kinds = MEDIA.get(family, ('image',))
     # Gemma 4 makes seventy tokens of every frame.
     some = partial(medium, frames=2 if family == 'gemma4' else 4)
     several = [some(kinds[0], 1), some(kinds[0], 2), *(some(kind, 1) for kind in kinds[1:])]
@@ -132,6 +137,10 @@ def media_conversations(family: str) -> list[Conversation]:
             ],
         ]
     first, second = some(kinds[-1], 4), some(kinds[1 % len(kinds)], 5)
+    if family in WRITING:
+        found.append(
+            [user('Draw!'), {'role': 'assistant', 'content': [some('image', 3)]}, user('And?'), assistant('Hm.')]
+        )
     return [
         *found,
         [user('Hi'), assistant('Hello!'), user(some(kinds[0], 3), 'And this?'), assistant('Green.')],
@@ -148,7 +157,7 @@ def rows_of(spec: FamilySpec, family: str) -> list[Row]:
     conversations = media_conversations(family)
     media = [_row(spec, conversation, every) for conversation in conversations]
     again = _row(spec, conversations[0], 'last' if family in ONE_PROMPT else 'all')
-    return [media[0], texts[0], media[1], texts[2], media[2], media[3], texts[1], again]
+    return [media[0], texts[0], media[1], texts[2], *media[2:], texts[1], again]
 
 
 def groups_of(spec: FamilySpec, family: str) -> list[Row]:
@@ -174,7 +183,7 @@ def groups_of(spec: FamilySpec, family: str) -> list[Row]:
             # Trained prompts: each prompt token counts once, however many responses follow it.
             base = replace(base, prompt=replace(base.prompt, weights=torch.ones_like(base.prompt.weights)))
         example = replace(base, responses=[reply(5 + number), base.responses[0], reply(9)][: 3 - number % 2])
-        found.append(Row(example, _sequences(spec, example, conversation)))
+        found.append(_whole_row(spec, example, conversation))
     return found
 
 
@@ -185,12 +194,19 @@ def ordinary(spec: FamilySpec) -> list[int]:
 
 def _row(spec: FamilySpec, conversation: Conversation, train_on: TrainOn) -> Row:
     example = spec.encode(conversation, train_on)
-    return Row(example, _sequences(spec, example, conversation))
+    return _whole_row(spec, example, conversation)
+
+
+def _whole_row(spec: FamilySpec, example: Example, conversation: Conversation) -> Row:
+    ids = torch.cat([piece.ids for piece in (example.prompt, *example.responses)])
+    coded = spec.codes is not None and bool(spec.codes.is_code(ids).any())
+    return Row(example, _sequences(spec, example, conversation), coded)
 
 
 def _sequences(spec: FamilySpec, example: Example, conversation: Conversation) -> list[dict[str, Tensor]]:
     """The arguments for each sequence: its beginning of the prompt, itself, and the media that stand in both."""
-    media, shown = media_of(conversation), sum(example.prompt.media_counts.values())
+    media = media_of(message for message in conversation if message['role'] == 'user') if spec.continuous else ()
+    shown = sum(example.prompt.media_counts.values())
     found = []
     for piece in (piece for response in example.responses for piece in response.sequences):
         start = beginning_of(example, piece)
@@ -277,10 +293,34 @@ def sequence_logprobs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
             images = [cast.pop(name) for name in ('pixel_values', 'image_position_ids')]
             features['image'] = model.model.get_image_features(*images, return_dict=True)
         cast['mm_encoder_outputs'] = features
-    logits = model(**cast, use_cache=False).logits[0].double()
+    logprobs = _janus(model, **cast) if model.config.model_type == 'janus' else _logits(model, cast).log_softmax(-1)
     # The token of an image may lie behind the vocabulary; it is never scored.
-    ids = inputs['input_ids'][0].clamp(max=logits.shape[1] - 1)
-    return logits[:-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
+    ids = inputs['input_ids'][0].clamp(max=logprobs.shape[1] - 1)
+    return logprobs[:-1].gather(1, ids[1:, None]).squeeze(1)
+
+
+def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    if model.config.model_type == 'chameleon':
+        # The class itself hides the codes.
+        return model.lm_head(model.model(**inputs, use_cache=False).last_hidden_state)[0].double()
+    return model(**inputs, use_cache=False).logits[0].double()
+
+
+def _janus(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+    """Log-probabilities of text and of codes, each among its own: by modules of the plain class, whose `forward` knows
+    no codes, all computed for every token.
+    """
+    rows, plain = model.config.text_config.vocab_size, model.model
+    words = model.get_input_embeddings()(input_ids.clamp(max=rows - 1))
+    codes = model.prepare_embeddings_for_image_generation((input_ids - rows).clamp(min=0))
+    embeds = torch.where((input_ids >= rows)[..., None], codes, words)
+    if pixel_values is not None:
+        embeds = embeds.clone()
+        seen = plain.aligner(plain.vision_model(pixel_values).last_hidden_state)
+        embeds[input_ids == model.config.image_token_id] = seen.flatten(0, 1)
+    hidden = plain.language_model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
+    heads = (model.lm_head, plain.generation_head)
+    return torch.cat([head(hidden.last_hidden_state[0]).double().log_softmax(-1) for head in heads], -1)
 
 
 def reference_units(model: nn.Module, row: Row) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from align_anything.trainers.pairs import PAIRS  # noqa: E402
 from align_anything.trainers.runs.assembly import assemble, make_collator  # noqa: E402
 from align_anything.trainers.runs.settings import spec_of  # noqa: E402
 from tests.harness.ranks import run_ranks  # noqa: E402
-from tests.invariants.families import schedule  # noqa: E402
+from tests.invariants.families import WRITING, schedule  # noqa: E402
 from tests.models.mixed import MEDIA  # noqa: E402
 
 TIMEOUT = 240
@@ -77,6 +77,8 @@ def settings(folder: Path, family: str, zero: Path, **changes: Any) -> RunCfgs:
 def pair_of(family: str) -> Any:
     """The pair that takes what the rows of a family hold; ranks agree on its kinds, not on those of the rows."""
     kinds = MEDIA.get(family, ())
+    if family in WRITING:
+        return PAIRS['text_image_to_text_image']
     if not kinds:
         return PAIRS['text_to_text']
     return PAIRS['text_image_to_text'] if kinds == ('image',) else PAIRS['any_to_text']

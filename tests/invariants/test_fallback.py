@@ -22,7 +22,7 @@ from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.runs import assembly
 from tests.harness.pairwise import in_tiers
 from tests.harness.ranks import RanksError
-from tests.invariants.families import FAMILY_LAYOUTS, IMAGE, MEDIA, TEXT, WIDER, rows
+from tests.invariants.families import CODED, FAMILY_LAYOUTS, IMAGE, MEDIA, TEXT, WIDER, rows
 from tests.invariants.runs import assembled, fork, settings, train, zero_file
 
 Stirred = Callable[[str], Path]
@@ -113,7 +113,7 @@ def test_a_model_whose_attention_is_wrong_in_every_layout_does_not_train(
         # In float32, wider families have this test beside their others (tests/models/test_family_mixed.py).
         *(pytest.param(family, torch.float32, marks=pytest.mark.extended) for family in TEXT + IMAGE),
         # Where rounding is widest, for every family.
-        *((family, torch.bfloat16) for family in TEXT + IMAGE + WIDER),
+        *((family, torch.bfloat16) for family in TEXT + IMAGE + WIDER + CODED),
     ],
 )
 def test_no_right_layout_is_thrown_away(family: str, dtype: torch.dtype, stirred: Stirred) -> None:

@@ -14,18 +14,19 @@ from torch import Tensor
 from align_anything.algorithms.sft import SFT
 from align_anything.engines.optim import make_optimizer, parameter_groups
 from align_anything.models.pretrained_model import load_model, set_text_attention, tune_model
+from align_anything.models.structure import MEDIA_CODEC
 from align_anything.models.trainable import FREEZABLE_COMPONENTS, component_of
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.harness.local_engine import LocalEngine
 from tests.harness.pairwise import first_of, in_tiers
-from tests.invariants.families import IMAGE, TEXT, WIDER, rows, state_of
+from tests.invariants.families import CODED, IMAGE, TEXT, WIDER, WRITING, rows, state_of
 from tests.invariants.runs import EPSILON, assembled, fork, settings, train, trainable, weights, zero_file
 from tests.models.mixed import AUDIO
 
 Stirred = Callable[[str], Path]
-COMPONENTS = tuple(component for component in FREEZABLE_COMPONENTS if component != 'audio_tower')
+COMPONENTS = tuple(component for component in FREEZABLE_COMPONENTS if component not in ('audio_tower', 'generation'))
 SHIPPED = Path(__file__).parents[2] / 'align_anything/configs/deepspeed'
 
 
@@ -41,6 +42,8 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor], names: set[str])
         # One component of each wider family in turn, the audio towers all.
         *zip(WIDER, cycle(COMPONENTS)),
         *((family, 'audio_tower') for family in WIDER if family in AUDIO),
+        ('janus', 'generation'),
+        *((family, 'vision_tower') for family in CODED),
     ],
 )
 def test_a_frozen_component_keeps_its_bits_and_the_others_move(family: str, component: str, stirred: Stirred) -> None:
@@ -61,7 +64,7 @@ def test_a_frozen_component_keeps_its_bits_and_the_others_move(family: str, comp
     after = state_of(model)
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved <= trainable(model)
-    assert {spec.component_of(name) for name in moved} == set(spec.components) - {component}
+    assert {spec.component_of(name) for name in moved} == set(spec.components) - {component, MEDIA_CODEC}
     # A tower's last layers stand still where features are taken before them; nothing else does.
     still = trainable(model) - moved
     assert {spec.component_of(name) for name in still} <= {'vision_tower', 'audio_tower'}
@@ -107,6 +110,23 @@ def test_a_rate_of_zero_for_a_part_changes_nothing_there(
     for component, rate in (('mm_proj', 0.001), ('language_model', 0.002)):
         largest = max(float((after[n] - before[n]).abs().max()) for n in moved if spec.component_of(n) == component)
         assert 0.5 * rate < largest < 2.2 * rate, component
+
+
+@pytest.mark.parametrize(
+    ('family', 'stage'),
+    in_tiers(product(WRITING, (0, 2, 3)), [('chameleon', 0), ('emu3', 2), ('janus', 3)]),
+)
+def test_the_codec_of_media_keeps_its_bits_and_all_else_moves(
+    family: str, stage: int, stirred: Stirred, tmp_path: Path
+) -> None:
+    """With decay, which moves also what has no gradient; a rank has no codes where another has some."""
+    folder = stirred(family)
+    spec, *_ = rows(folder)
+    _, before, after, names, _ = asked(folder, family, zero_file(tmp_path, stage), {}, ranks=2)
+    codec = {name for name in before if spec.component_of(name) == MEDIA_CODEC}
+    assert codec and not codec & names and same_bits(before, after, codec)
+    moved = {name for name in names if not torch.equal(before[name], after[name])}
+    assert {spec.component_of(name) for name in moved} == set(spec.components) - {MEDIA_CODEC}
 
 
 @pytest.mark.parametrize(

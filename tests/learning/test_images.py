@@ -31,6 +31,10 @@ STEPS = {
     'llava_interleave': 40,
     'mllama': 40,
     'paligemma': 100,
+    # Trained on codes of images, asked with their pixels.
+    'chameleon': 100,
+    'emu3': 100,
+    'janus': 60,
     # No file of their own: the default rules.
     'idefics3': 60,
     'internvl': 100,

@@ -20,7 +20,7 @@ from align_anything.policies.token.policy import TokenPolicy
 from tests.models.samples import assistant, picture, user
 
 MEDIA: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(('llava_interleave', 'idefics2', 'mllama', 'paligemma'), ('image',)),
+    **dict.fromkeys(('llava_interleave', 'idefics2', 'mllama', 'paligemma', 'janus'), ('image',)),
     **dict.fromkeys(('llava', 'llava_next', 'gemma3', 'idefics3'), ('image',)),
     **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), ('image', 'video')),
     **dict.fromkeys(('llava_next_video', 'llava_onevision', 'smolvlm'), ('image', 'video')),

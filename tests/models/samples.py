@@ -18,7 +18,7 @@ from align_anything.models.family import FamilySpec
 
 register()
 
-TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gemma3_text', 'gemma2', 'granite', 'mistral', 'phi3')
+TEXT = ('llama', 'qwen2', 'qwen3', 'qwen3_moe', 'opt', 'gpt2', 'gemma3_text', 'gemma2', 'granite', 'mistral', 'phi3')
 IMAGE = ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'gemma3', 'idefics3', 'internvl')
 # Families whose media have tests of their own, with videos and audio among them (tests/models/mixed.py).
 WIDER = (
@@ -35,16 +35,29 @@ WIDER = (
     'qwen2_5_omni_thinker',
     'qwen3_omni_moe_thinker',
     'composed',
+    'janus',
 )
 FAMILIES = TEXT + IMAGE
-WITHOUT_FILE = ('gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
+# Families whose pictures are codes in prompts too (tests/models/test_emitting_families.py).
+CODED = ('emu3', 'chameleon')
+WITHOUT_FILE = ('gpt2', 'gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
 
 # What stands between the generation prompt and the answer, and the token that ends it, as the templates have them.
 NO_THOUGHT = '<think>\n\n</think>\n\n'
-LEAD = {'llava': ' ', 'llava_next': ' ', 'llava_next_video': ' ', 'mistral': ' ', 'smolvlm': ' ', 'qwen3': NO_THOUGHT}
+LEAD = {
+    'llava': ' ',
+    'llava_next': ' ',
+    'llava_next_video': ' ',
+    'mistral': ' ',
+    'smolvlm': ' ',
+    'qwen3': NO_THOUGHT,
+    'janus': ' ',
+    'emu3': ' ',
+}
 END = {
     'llama': '<|eot_id|>',
     'opt': '</s>',
+    'gpt2': '<|endoftext|>',
     'gemma2': '<end_of_turn>',
     'gemma3_text': '<end_of_turn>',
     'gemma3': '<end_of_turn>',
@@ -58,6 +71,9 @@ END = {
     **dict.fromkeys(('composed', 'mllama'), '<|eot_id|>'),
     'gemma3n': '<end_of_turn>',
     'gemma4': '<turn|>',
+    'janus': '<|end_of_sentence|>',
+    'emu3': '<|extra_204|>',
+    'chameleon': '</s>',
     'paligemma': '<eos>',
     **dict.fromkeys(('qwen2', 'qwen3', 'qwen3_moe', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl'), '<|im_end|>'),
     **dict.fromkeys(('llava_onevision', 'llava_interleave', 'qwen2_audio'), '<|im_end|>'),

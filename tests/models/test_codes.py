@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.store import TensorStore
-from align_anything.core.types import CodedMedia, Conversation, Message
+from align_anything.core.types import CodedMedia, Conversation, Embedding, Message
 from align_anything.models.codes import CODES, KindOfCodes, MediaCodes
 from align_anything.models.family import FamilySpec
 from align_anything.testing.emitting import digits, melody
@@ -175,6 +176,8 @@ def test_codes_that_do_not_fit_are_no_sample(drawing: FamilySpec, codes: torch.T
 
 
 def test_codes_of_another_codec_are_no_sample(drawing: FamilySpec) -> None:
+    with pytest.raises(SampleError, match='has an embedding as image, and this model reads and writes the codes'):
+        drawing.encode(asked(Embedding(numpy.ones(4, numpy.float32))))
     with pytest.raises(SampleError, match='those of another codec'):
         drawing.encode(asked(CodedMedia('image', torch.zeros(1, 4, 4, dtype=torch.long), 'foreign')))
 

@@ -211,6 +211,16 @@ def test_one_encoder_of_images_and_an_mlp_become_a_llava(parts: Parts, tmp_path:
         assert scored.isfinite().all()
 
 
+def test_a_head_tied_to_an_embedding_of_another_name_is_no_llava(parts: Parts, tmp_path: Path) -> None:
+    # A LLaVA looks for `embed_tokens`, and GPT-2 calls it `wte`.
+    folder = compose(
+        read_compose({'language_model': str(parts('gpt2')), 'image': str(parts('clip'))}, 'test'), tmp_path / 'made'
+    )
+    assert json.loads(config_of(folder))['model_type'] == 'composed'
+    model = AnyModel.from_pretrained(folder)
+    assert model.lm_head.weight is model.model.language_model.wte.weight
+
+
 def test_frozen_towers_and_norms_over_the_batch_keep_to_evaluation(made: Made) -> None:
     model = AnyModel.from_pretrained(made('granite', 'dinov2_with_registers', 'clap', 'frames', 'linear'))
     model.model.vision_tower.requires_grad_(False)
@@ -283,29 +293,6 @@ def test_two_encoders_stand_side_by_side(parts: Parts, tmp_path: Path) -> None:
     assert again.feature_extractor_2.sampling_rate == 16000
 
 
-def test_vectors_that_the_data_bring_become_tokens(parts: Parts, tmp_path: Path) -> None:
-    """OMEGA's form: what another model made of a video stands in the row."""
-    settings = {
-        'language_model': str(parts('llama')),
-        'video': {'precomputed_dim': 12, 'projector': 'expand', 'perception_tokens': 3},
-    }
-    folder = compose(read_compose(settings, 'test'), tmp_path / 'vectors')
-    processor = transformers.AutoProcessor.from_pretrained(folder)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
-    names = [name for name in model.state_dict() if 'projector' in name]
-    # Those of OMEGA's proj_to_llama.
-    assert {name.split('.')[-2] for name in names} == {'0', '2', '3'}
-    vectors = [torch.randn(12).numpy() for _ in range(2)]
-    inputs = processor(text=['<video> a <video> b'], videos=vectors, return_tensors='pt')
-    assert int((inputs['input_ids'] == model.config.video_token_id).sum()) == 6
-    with torch.no_grad():
-        one = model(**inputs).logits
-        inputs['pixel_values_videos'][1] += 1.0
-        other = model(**inputs).logits
-    first = int((inputs['input_ids'][0] == model.config.video_token_id).nonzero()[3])
-    assert torch.equal(one[0, :first], other[0, :first]) and not torch.equal(one[0, first], other[0, first])
-
-
 def test_its_code_needs_none_of_the_package() -> None:
     folder = Path(composed.__file__).parent
     names = {name.partition('.')[0] for name in CODE.values()}
@@ -347,7 +334,6 @@ import sys, torch, transformers
 sys.modules['align_anything'] = None
 processor = transformers.AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
 model = transformers.AutoModelForImageTextToText.from_pretrained({str(folder)!r}, trust_remote_code=True).eval()
-from PIL import Image
 inputs = processor(text=['<image> and'], images=[Image.new('RGB', (40, 30), 'red')], return_tensors='pt')
 print(model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, -4:].tolist())
 model.save_pretrained({str(tmp_path / 'again')!r}); processor.save_pretrained({str(tmp_path / 'again')!r})

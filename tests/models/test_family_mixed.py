@@ -113,7 +113,7 @@ def test_logits_are_those_of_the_plain_model(family: str, tiny: Tiny) -> None:
         batch = TokenCollator(spec, 'padded')(examples)
         found = policy(batch, logits=True)[0, : len(expected)]
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
-        check_head(scorer(policy), logits_of(policy), batch, torch.float32)
+        check_head(scorer(policy), logits_of(policy), batch, torch.float32, policy.allowed)
         # Mllama's later images are hidden from the first answer, which one prompt with both does not do. The last
         # frames of audio in Qwen3-Omni and Gemma 3n see the padding up to the longest clip of the same call.
         if family not in (*WITHOUT_END, 'mllama', 'qwen3_omni_moe_thinker', 'gemma3n'):
@@ -175,7 +175,7 @@ def test_every_layout_scores_each_sample_as_if_alone(family: str, layout: str, t
     check_layout(scorer(policy), collator, ordinary_tokens(spec), kinds, torch.float32)
     padded = replace(collator, layout='padded')
     probe = padded(probe_examples(padded, ordinary_tokens(spec), kinds))
-    check_head(scorer(policy), logits_of(policy), probe, torch.float32)
+    check_head(scorer(policy), logits_of(policy), probe, torch.float32, policy.allowed)
     # Media of unequal sizes, one kind more in each row, text alone among them; the first prompt has two answers.
     pair = spec.encode(first_turn(kinds, 0, 'Noise.'))
     pair.responses += spec.encode(first_turn(kinds, 0, 'A red thing, it seems.')).responses

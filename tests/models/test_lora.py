@@ -15,6 +15,8 @@ from torch import nn
 from align_anything.configs.schema import BnbCfgs
 from align_anything.core.errors import ModelError
 from align_anything.models import quantization
+from align_anything.models.adapter import find_adapter, put_on
+from align_anything.models.export import merged_state
 from align_anything.models.lora import apply_lora, target_modules
 from align_anything.models.pretrained_model import load_model, load_spec, tune_model
 from tests.models.common import IMAGE_FAMILIES, TEXT_FAMILIES, logits, lora_cfgs, model_inputs, stir
@@ -62,6 +64,24 @@ def test_short_names_do_not_reach_into_the_tower(tiny: Tiny) -> None:
     assert sum('vision_tower' in name for name in with_tower) == 2 and len(with_tower) == 4
     full = 'model.multi_modal_projector.linear_1'
     assert target_modules(model, [full], spec.components) == [full]
+
+
+@pytest.mark.parametrize('dora', [False, True])
+def test_the_linear_layers_of_gpt2_get_adapters_that_reload(dora: bool, tiny: Tiny, tmp_path: Path) -> None:
+    spec = load_spec(tiny('gpt2'))
+    model = load_model(tiny('gpt2'), spec.components)
+    hit = target_modules(model, ['c_attn', 'attn.c_proj'], spec.components)
+    assert hit == [f'transformer.h.{layer}.attn.{name}' for layer in (0, 1) for name in ('c_attn', 'c_proj')]
+    adapted = tune_model(model, spec.components, lora_cfgs=lora_cfgs(target_modules=['c_attn'], use_dora=dora))
+    stir(adapted)
+    inputs = model_inputs(spec)
+    expected = logits(adapted, inputs)
+    adapted.save_pretrained(tmp_path)
+    merged, plain = (load_model(tiny('gpt2'), spec.components) for _ in range(2))
+    assert not torch.allclose(logits(plain, inputs), expected)
+    merged.load_state_dict(merged_state(adapted, adapted.state_dict()), strict=False)
+    assert torch.allclose(logits(merged, inputs), expected, atol=1e-5)
+    assert torch.allclose(logits(put_on(plain, find_adapter(tmp_path)), inputs), expected, atol=1e-5)
 
 
 def test_all_linear_is_every_layer_of_the_whole_model_but_the_output(tiny: Tiny) -> None:

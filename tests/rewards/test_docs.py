@@ -11,7 +11,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import yaml
 
+from align_anything.configs.online import RewardCfgs
 from align_anything.rewards import server
 from align_anything.rewards.base import get_reward, reward_names
 from tests.rewards.common import served
@@ -23,9 +25,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf'```{language}\n(.+?)```', TEXT, re.DOTALL)
 
 
+def section(name: str) -> str:
+    return TEXT.split(f'## {name}\n')[1].split('\n## ')[0]
+
+
 def test_the_table_lists_every_function_with_its_options() -> None:
     listed = {}
-    for names, options in re.findall(r'^\| (`.+?`) \| .+ \| (.*?) ?\|$', TEXT, re.MULTILINE):
+    for names, options in re.findall(r'^\| (`.+?`) \| .+ \| (.*?) ?\|$', section('Functions'), re.MULTILINE):
         listed.update({name: re.findall(r'`(\w+)`', options) for name in re.findall(r'`(\w+)`', names)})
     known = {}
     # Own files of other tests may be registered too.
@@ -33,6 +39,29 @@ def test_the_table_lists_every_function_with_its_options() -> None:
         parameters = inspect.signature(get_reward(name)).parameters.values()
         known[name] = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     assert listed == known
+
+
+def test_options_of_rewards_on_media_are_explained() -> None:
+    explained = set()
+    for names in re.findall(r'^\| (`.+?`) \|', section('Rewards on media'), re.MULTILINE):
+        explained |= set(re.findall(r'`(\w+)`', names))
+    on_media = [get_reward(name) for name in reward_names() if 'mean_by_response' in get_reward(name).__globals__]
+    options = {
+        parameter.name
+        for function in on_media
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert explained == options - {'missing', 'column'} and len(on_media) > 8
+    assert all(f'`{name}`' in section('Rewards on media') for name in ('missing', 'column'))
+
+
+def test_the_settings_of_the_example_are_those_of_a_run() -> None:
+    (text,) = blocks('yaml')
+    cfgs = RewardCfgs(**yaml.safe_load(text)['reward_cfgs'])
+    for name, options in cfgs.reward_kwargs.items():
+        assert set(options) <= set(inspect.signature(get_reward(name)).parameters)
+    assert set(cfgs.reward_kwargs) <= set(cfgs.reward_functions) <= set(reward_names())
 
 
 def test_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

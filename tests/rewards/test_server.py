@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from align_anything.core.errors import DataError, RewardError
-from align_anything.core.types import Audio, Video
+from align_anything.core.types import Audio, Embedding, Video
 from align_anything.rewards import server
 from align_anything.rewards.base import get_reward
 from align_anything.rewards.messages import from_json, text_of, to_json
@@ -162,6 +162,11 @@ def test_media_come_back_as_they_were() -> None:
     assert video['video'].frames.shape == (2, 8, 8, 3)
     sent = MIXED[0]['content'][2]['audio']
     assert audio['audio'].rate == sent.rate and numpy.array_equal(audio['audio'].samples, sent.samples)
+
+
+def test_an_embedding_stays_a_placeholder() -> None:
+    turn = {'role': 'user', 'content': [{'type': 'video', 'video': Embedding(numpy.ones(3, numpy.float32))}]}
+    assert to_json([turn], True)[0]['content'] == [{'type': 'video'}]
 
 
 @pytest.mark.parametrize('source', ['/etc/hostname', 'file:///etc/hostname', 'http://localhost/a.png', ['a.png'], 7])

@@ -41,11 +41,21 @@ ALSO_TRAINED = (
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
-FIRST_TRAINED = 'llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft'.split()
+FIRST_TRAINED = (
+    'llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft '
+    'drawing_sft speaking_sft illustrating_sft unified_sft janus_sft chameleon_sft emu3_sft'
+).split()
 FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
 
 # Where the folder of a script is not the family that it trains.
 FAMILIES = {'gemma3_text_sft': 'gemma3_text', 'own_data_sft': 'qwen2_5_vl', 'qwen_vl_sft': 'qwen'}
+# What models with tokens for media write, of scripts that train such.
+EMITTING = {
+    'drawing_sft': 'drawing',
+    'speaking_sft': 'singing',
+    'illustrating_sft': 'drawing',
+    'unified_sft': 'unified',
+}
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
 SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}}
 
@@ -59,6 +69,7 @@ RANKED = {'prompt': 'What is it?', 'response_1': 'A tone.', 'response_2': 'Nothi
 SAFETY = {'safer_response_id': 1, 'is_response_0_safe': False, 'is_response_1_safe': True}
 HARMFUL = {'response_1': 'So.', 'response_2': 'No.', 'response_1_harmless_rate': -2, 'response_2_harmless_rate': 2}
 TURNS = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+ASKED = {'input_text': 'Draw it.', 'input_image': 'picture.png'}
 ROWS: dict[str, dict[str, Any]] = {
     'Alpaca': {'instruction': 'Add the numbers.', 'input': '1, 2', 'output': '3'},
     'Math-Zero-RL': {'prompt': 'What is 1 + 2?', 'answer': '3'},
@@ -75,11 +86,29 @@ ROWS: dict[str, dict[str, Any]] = {
     'OCRVQA': {'image': 'picture.png', 'questions': ['Who?', 'When?'], 'answers': ['A. Writer', '1999']},
     'Instruction': {**PICTURE, 'answer': 'A red square.'},
     'LibriSpeech': {'audio': 'tone.wav', 'text': 'Nothing is said.'},
+    'ANYTHING_TI2TI': {
+        'question': 'What is it? Draw another one.',
+        'image_url': 'picture.png',
+        'response': 'A red square.',
+        'output_image_url': 'picture.png',
+    },
     'AA_TA2T': {**RANKED, 'audio_path': 'tone.wav'},
+    'DiffusionDB': {'prompt': 'A red square.', 'image': 'picture.png'},
+    'TTS': {'text_normalized': 'A tone.', 'audio': 'tone.wav'},
+    'ti2ti': {
+        'input_text': 'Draw it.',
+        'input_image': 'picture.png',
+        'output_text': 'So.',
+        'output_image': 'picture.png',
+    },
     'AA_TV2T': {**RANKED, 'video_path': 'clip'},
 }
 # Of scripts that name the columns themselves.
-ROW = {'qwen2_vl_grpo': {'image': 'picture.png', 'problem': 'How many?', 'solution': '<answer> 3 </answer>'}}
+DRAWN = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'So: '}, {'type': 'image', 'image': 'picture.png'}]}
+ROW = {
+    'unified_sft': {'messages': [TURNS[0], DRAWN]},
+    'qwen2_vl_grpo': {'image': 'picture.png', 'problem': 'How many?', 'solution': '<answer> 3 </answer>'},
+}
 
 
 def named(scripts: list[Path], first: list[str]) -> list[Any]:
@@ -142,15 +171,15 @@ def test_it_names_what_exists(script: Path, call: Callable[..., Called]) -> None
 
 
 def aimed(
-    script: Path, call: Callable[..., Called], tiny: Callable[..., Path], folder: Path, *more: str
+    script: Path, call: Callable[..., Called], made: Callable[[str], Path], folder: Path, *more: str
 ) -> tuple[list[str], dict[str, Any]]:
     """The settings that a script gives a run on a tiny model and rows in `folder`, and how to start that run."""
-    family, text = FAMILIES.get(script.stem, script.parent.name), script.read_text()
+    text = script.read_text()
     template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', text).group(1)
     rows = folder / 'rows.jsonl'
     rows.write_text(f'{json.dumps(ROW.get(script.stem, ROWS[template]))}\n' * 4)
     write_media(folder)
-    model = build(family, folder / family) if family in STAND_INS else tiny(family)
+    model = made(script.stem)
     header = {
         'MODEL_NAME_OR_PATH': model,
         'TRAIN_DATASETS': rows,
@@ -171,9 +200,22 @@ def aimed(
     return argv, {**how, 'algorithm': known_algorithms()[name]}
 
 
+@pytest.fixture
+def made(tiny: Callable[..., Path], emitting: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+    """`made('llava_sft')` returns a tiny model of the kind that the script of that name trains."""
+
+    def model(name: str) -> Path:
+        if name in EMITTING:
+            return emitting(EMITTING[name])
+        family = FAMILIES.get(name) or next(path.parent.name for path in SCRIPTS if path.stem == name)
+        return build(family, tmp_path / family) if family in STAND_INS else tiny(family)
+
+    return model
+
+
 @pytest.mark.parametrize('script', named(TRAINED, FIRST_TRAINED))
-def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path) -> None:
-    argv, how = aimed(script, call, tiny, tmp_path)
+def test_it_trains(script: Path, call: Callable[..., Called], made: Callable[[str], Path], tmp_path: Path) -> None:
+    argv, how = aimed(script, call, made, tmp_path)
     ended = run(argv, **how)
     assert ended[0].code == 0, ended[0].output
     output = tmp_path / 'trained'
@@ -185,10 +227,10 @@ def test_it_trains(script: Path, call: Callable[..., Called], tiny: Callable[...
 
 @pytest.mark.parametrize('script', named(sorted({*SCRIPTS} - {*TRAINED}), FIRST_DRY))
 def test_a_dry_run_gets_to_its_end(
-    script: Path, call: Callable[..., Called], tiny: Callable[..., Path], tmp_path: Path
+    script: Path, call: Callable[..., Called], made: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Of those that no test trains: they read their data and fit their model."""
-    argv, how = aimed(script, call, tiny, tmp_path, '--dry_run')
+    argv, how = aimed(script, call, made, tmp_path, '--dry_run')
     ended = run(argv, **how)
     assert ended[0].code == 0 and 'This was a dry run' in ended[0].output, ended[0].output
     assert not (tmp_path / 'trained').exists()

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from align_anything.core.types import Audio, Conversation, Example, Piece, Response, Video
+from align_anything.core.types import Audio, Conversation, Embedding, Example, Piece, Response, Video
 from align_anything.reporting import completions_page
 from align_anything.reporting.completions import RESPONSES, Completions, shortened
 from align_anything.reporting.console import TrainingConsole
@@ -316,6 +316,7 @@ def test_a_strip_has_all_there_is_to_see_and_no_more_than_eight() -> None:
     assert strip_of(conversation()) is None
     sound = Audio(np.zeros(1600, np.float32), 16000)
     assert strip_of(conversation(('audio', sound))) is None
+    assert strip_of(conversation(('image', Embedding(sound.samples)))) is None
     strip = strip_of(conversation(('image', PICTURE), ('video', CLIP)))
     assert strip.size == (192 + 150, STRIP_HEIGHT)
     assert strip.getpixel((10, 50)) == (250, 0, 0) and strip.getpixel((200, 10)) == (80, 80, 80)

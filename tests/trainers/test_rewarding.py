@@ -193,7 +193,9 @@ def test_a_model_that_gives_no_number_names_the_row() -> None:
         policy=SimpleNamespace(collate=lambda part: SimpleNamespace(to=lambda device: part)),
         score=lambda batch: SimpleNamespace(values=torch.tensor([0.5, torch.nan])),
     )
-    judge = ModelJudge('my-judge', engine, SimpleNamespace(encode_group=encode_group), batch_size=2)
+    judge = ModelJudge(
+        'my-judge', engine, SimpleNamespace(encode_group=encode_group, audio_rate=None, codes=None), batch_size=2
+    )
     first = completion(source='rows:1')
     with pytest.raises(RewardError, match='the model my-judge gave nan to rows:1, not a finite number'):
         judge([first, completion('No.', source='rows:1', conversation=first.conversation)])

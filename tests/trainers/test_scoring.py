@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,8 +46,7 @@ def with_head(source: Path, out: Path) -> Path:
     """Writes a reward model: the checkpoint with a head whose scores lie apart."""
     model = AnyModelForScore.from_pretrained(source)
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(3))
-    for file in source.iterdir():
-        (out / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(source, out, dirs_exist_ok=True)
     state = load_file(source / 'model.safetensors')
     save_file({**state, 'score.weight': model.score.weight.data}, out / 'model.safetensors', {'format': 'pt'})
     return out

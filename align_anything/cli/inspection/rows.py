@@ -14,7 +14,7 @@ import torch
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.types import Conversation, Example, Piece, Skipped
+from align_anything.core.types import CodedMedia, Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, Formatted, Source, Task
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.loader import Loader
@@ -121,7 +121,7 @@ def size_of(example: Example, spec: FamilySpec) -> RowSize:
         tokens=len(example),
         trained=sum(int((piece.weights > 0).sum()) for piece in pieces),
         media_tokens=sum(int(_is_media(piece, spec).sum()) for piece in pieces),
-        media=dict(sum((Counter(piece.media_counts) for piece in pieces), Counter())),
+        media=dict(sum((_media_in(piece, spec) for piece in pieces), Counter())),
         truncated=any(response.truncated for response in example.responses),
     )
 
@@ -131,8 +131,14 @@ def cleaned(text: str) -> str:
     return without_secrets(text)
 
 
+def _media_in(piece: Piece, spec: FamilySpec) -> Counter[str]:
+    parts = [] if spec.codes is None else spec.codes.parts(piece.ids.tolist())
+    return Counter(piece.media_counts) + Counter(part.kind for part in parts if isinstance(part, CodedMedia))
+
+
 def _is_media(piece: Piece, spec: FamilySpec) -> torch.Tensor:
-    return torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
+    placeholders = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
+    return placeholders if spec.codes is None else placeholders | spec.codes.is_code(piece.ids)
 
 
 def _survey_set(

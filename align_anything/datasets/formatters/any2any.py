@@ -12,7 +12,7 @@ from align_anything.datasets.formatters.columns import Row, as_text, column, fil
 from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.sharegpt import ROLES
 from align_anything.datasets.formatters.turns import Meta, Sample, Turns
-from align_anything.datasets.turn_keys import beside
+from align_anything.datasets.turn_keys import beside, several
 
 MODALITIES = ('text', *MEDIA_KINDS)
 
@@ -87,7 +87,7 @@ def _with_media(
     """Returns the parts of a turn, and puts its media to the others that wait in `meta` for their positions."""
     parts = []
     for kind in kinds:
-        media = record[kind] if isinstance(record[kind], (list, tuple)) else [record[kind]]
+        media = several(record[kind])
         meta[kind] += media
         if f'<{kind}>' not in words:
             parts += [{'type': kind} for _ in media]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
-
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.columns import Row, as_text, column, text
 from align_anything.datasets.formatters.questions import MediaQuestion
-from align_anything.datasets.formatters.turns import Sample, assistant, user_with
+from align_anything.datasets.formatters.turns import Sample, assistant, request_for, user_with
 
 
 class AudioText(BaseFormatter):
@@ -26,9 +24,8 @@ class AudioText(BaseFormatter):
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         audio, answer = column(raw_sample, self._audio), self.answer(raw_sample)
-        # Chosen by the row, not at random: a resumed run and every worker must ask the same way.
-        request = self.requests[zlib.crc32(answer.encode()) % len(self.requests)]
-        return [*self.opening(), user_with('audio', audio, request), assistant(answer)], {'audio': audio}
+        question = user_with('audio', audio, request_for(answer, self.requests))
+        return [*self.opening(), question, assistant(answer)], {'audio': audio}
 
     def answer(self, row: Row) -> str:
         """Returns the text to learn."""

@@ -12,7 +12,7 @@ from align_anything.datasets.formatters.columns import Row, filled, from_json, t
 from align_anything.datasets.formatters.columns import turns as turns_of
 from align_anything.datasets.formatters.mapped import MappedFormatter
 from align_anything.datasets.formatters.turns import Sample
-from align_anything.datasets.turn_keys import beside
+from align_anything.datasets.turn_keys import beside, several
 
 
 @register_template('LMMS')
@@ -38,7 +38,7 @@ class LMMS(MappedFormatter):
             raise SampleError(f'the conversation has {len(turns)} turns, but every user turn needs one answer.')
         beside = self.beside(raw_sample)
         tools = {'tools': beside.pop('tools')} if 'tools' in beside else {}
-        meta = {kind: _listed(media) for kind, media in beside.items()}
+        meta = {kind: several(media) for kind, media in beside.items()}
         for kind, media in meta.items():
             asked = sum(turn['content'].count(f'<{kind}>') for turn in turns[::2])
             if asked != len(media):
@@ -77,7 +77,3 @@ class LMMS(MappedFormatter):
 def _whole(number: Any) -> Any:
     """A number of frames; tables of text hold it as text."""
     return int(number) if isinstance(number, str) and number.strip().isdecimal() else number
-
-
-def _listed(media: Any) -> list[Any]:
-    return list(media) if isinstance(media, (list, tuple)) else [media]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import MediaKind
-from align_anything.datasets.turn_keys import MEDIA_KEYS, filled, listed, source_keys
+from align_anything.datasets.turn_keys import MEDIA_KEYS, filled, listed, several, source_keys
 
 Turns = list[dict[str, Any]]
 Meta = dict[str, Any]
@@ -32,9 +33,13 @@ def user_with(kind: MediaKind, media: Any, text: str) -> dict[str, Any]:
     """
     if f'<{kind}>' in text:
         return user(text)
-    count = len(media) if isinstance(media, (list, tuple)) else 1
-    placeholders = [{'type': kind} for _ in range(count)]
+    placeholders = [{'type': kind} for _ in several(media)]
     return {'role': 'user', 'content': [*placeholders, {'type': 'text', 'text': text}]}
+
+
+def request_for(answer: str, requests: Sequence[str]) -> str:
+    """Returns one of several ways to ask for an answer: always the same one, in every worker and resumed run."""
+    return requests[zlib.crc32(answer.encode()) % len(requests)]
 
 
 def shown(kind: MediaKind, media: Any) -> list[dict[str, Any]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import Audio, Media
+from align_anything.core.types import Audio, Conversation, Media, decoded_medium
 from align_anything.datasets.media.containers import read_track
 from align_anything.datasets.media.sources import as_file, describe
 
@@ -64,15 +65,40 @@ def finish(samples: numpy.ndarray, rate: int, media: Media, limit: float) -> Aud
     loudest = float(numpy.abs(samples).max())
     if loudest > LOUDEST:
         raise SampleError(f'{describe(media)} has samples up to {loudest:.6g}; full scale is 1.')
-    mixed = samples.mean(axis=1, dtype=numpy.float32)
-    wanted = media.options.get('rate') or rate
-    if wanted != rate:
-        import soxr
+    mixed = Audio(samples.mean(axis=1, dtype=numpy.float32), rate)
+    audio = resampled(mixed, int(media.options.get('rate') or rate))
+    kept = audio.samples[: int(limit * audio.rate)] if limit < math.inf else audio.samples
+    return Audio(numpy.ascontiguousarray(kept, dtype=numpy.float32), audio.rate)
 
-        mixed = soxr.resample(mixed, rate, wanted, quality='HQ')
-    if limit < math.inf:
-        mixed = mixed[: int(limit * wanted)]
-    return Audio(numpy.ascontiguousarray(mixed, dtype=numpy.float32), int(wanted))
+
+def resampled(audio: Audio, rate: int) -> Audio:
+    """Returns the audio clip with `rate` samples per second; itself where it has them."""
+    if audio.rate == rate:
+        return audio
+    import soxr
+
+    return Audio(soxr.resample(audio.samples, audio.rate, rate, quality='HQ'), rate)
+
+
+def at_rate(conversations: Sequence[Conversation], rate: int) -> list[Conversation]:
+    """Returns decoded conversations with their audio clips, and the sound of their videos, at a rate.
+
+    A clip that stands in several of them stays one clip.
+    """
+    made: dict[int, Any] = {}
+
+    def part_of(part: dict[str, Any]) -> dict[str, Any]:
+        kind, medium = part['type'], decoded_medium(part)
+        if kind == 'audio' and medium is not None:
+            return {**part, kind: made.setdefault(id(medium), resampled(medium, rate))}
+        if kind == 'video' and medium is not None and medium.audio is not None:
+            return {**part, kind: made.setdefault(id(medium), replace(medium, audio=resampled(medium.audio, rate)))}
+        return part
+
+    return [
+        [{**message, 'content': [part_of(part) for part in message['content']]} for message in conversation]
+        for conversation in conversations
+    ]
 
 
 def split_audio(audio: Audio, media: Media) -> list[Audio]:

@@ -11,8 +11,9 @@ from align_anything.core.types import Audio, Conversation, Media, MediaKind
 from align_anything.datasets.media.audio import decode_audio, split_audio
 from align_anything.datasets.media.cache import MediaCache, lasting_key, passing_key
 from align_anything.datasets.media.codes import brings_codes, decode_codes
+from align_anything.datasets.media.embedding import decode_embedding
 from align_anything.datasets.media.image import decode_image
-from align_anything.datasets.media.sources import describe
+from align_anything.datasets.media.sources import describe, embedding_of
 from align_anything.datasets.media.video import decode_video
 
 DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
@@ -23,12 +24,16 @@ DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
 
 
 def decode(media: Media) -> Any:
-    """Returns the decoded medium: an upright RGB `PIL.Image.Image`, a `Video`, an `Audio`; its codes if it brings them.
+    """Returns the decoded medium: an upright RGB `PIL.Image.Image`, a `Video`, an `Audio`; or what the row brings
+    instead, its codes or an `Embedding`.
 
     What `media.options` may hold is said by `decode_image`, `decode_video` and `decode_audio`. Raises `SampleError`
     naming the file and the reason when it is missing, empty, truncated, too large or not what it claims to be.
     """
-    decoder = decode_codes if brings_codes(media.source) else DECODERS[media.kind]
+    if brings_codes(media.source):
+        decoder = decode_codes
+    else:
+        decoder = DECODERS[media.kind] if embedding_of(media.source) is None else decode_embedding
     try:
         return decoder(media)
     except SampleError:

@@ -7,6 +7,7 @@ import binascii
 import os
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,50 @@ def make_media(kind: MediaKind, source: Any, folder: Folders = '', options: Mapp
     """Returns what a row holds for one medium as a `Media`, not decoded; relative paths start from `folder`.
 
     Takes a path, a data URI, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature,
-    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video, `{'codes'}` of
-    any; also a `Media` of any of these, whose own options go before `options`. URLs need the option `allow_urls`.
+    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video, `{'codes'}` or
+    `{'embedding'}` of any; also a `Media` of any of these, whose own options go before `options`. URLs need the option
+    `allow_urls`. A list of numbers as an image or a video, and a path that ends in `.npy`, are embeddings.
 
     Raises:
-        SampleError: the source is null, empty, or a URL where none is allowed; or its own options are no numbers.
+        SampleError: the source is null, empty, or a URL where none is allowed; or its own options are no numbers, or
+            mean nothing to an embedding.
     """
-    options = dict(options or {})
+    options, own = dict(options or {}), {}
     if isinstance(source, Media):
         _check_numbers(kind, source.options)
-        options = _merged(options, source.options)
+        own = source.options
+        options = _merged(options, own)
         source = source.source
     if source is None:
         raise SampleError(f'the {kind} is null.')
+    if (kind != 'audio' and is_vector(source)) or (isinstance(source, str) and source.lower().endswith('.npy')):
+        source = {'embedding': source}
+    if embedding_of(source) is not None:
+        others = [key for key, value in source.items() if value is not None and key != 'embedding']
+        if others or own:
+            unread = ', '.join(map(repr, sorted([*others, *own])))
+            raise SampleError(f'the {kind} is an embedding and has {unread} too, which says nothing about a vector.')
     return Media(kind, _located(kind, source, folder, bool(options.get('allow_urls'))), options)
+
+
+def is_vector(source: Any) -> bool:
+    """Tells whether a value is a list of numbers."""
+    if not isinstance(source, (list, tuple)) or not source:
+        return False
+    return isinstance(source[0], Real) and not isinstance(source[0], bool)
+
+
+def embedding_of(source: Any) -> Any:
+    """Returns the vector of a medium that comes as one, or the file that it is in; None for any other medium."""
+    return source.get('embedding') if isinstance(source, Mapping) else None
 
 
 def describe(media: Media) -> str:
     """Returns words for a medium that find it again: its path, or what it is made of."""
     source = media.source
+    vector = embedding_of(source)
+    if vector is not None:
+        return f"{media.kind} embedding '{vector}'" if isinstance(vector, str) else f'{media.kind} embedding'
     if isinstance(source, Mapping) and source.get('path'):
         return f"{media.kind} '{source['path']}'"
     content = source['bytes'] if _is_record(source) else source
@@ -126,6 +152,10 @@ def _located(kind: MediaKind, source: Any, folder: Folders, allow_urls: bool) ->
         return [_located(kind, item, folder, allow_urls) for item in source]
     if not isinstance(source, Mapping):
         return source
+    vector = embedding_of(source)
+    if vector is not None:
+        is_path = isinstance(vector, (str, Path))
+        return {'embedding': _located_path(kind, str(vector), folder, allow_urls) if is_path else vector}
     if source.get('frames') is not None:
         return {**source, 'frames': _located(kind, source['frames'], folder, allow_urls)}
     if source.get('array') is not None or not {'bytes', 'path'} & source.keys():

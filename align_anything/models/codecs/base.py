@@ -93,6 +93,11 @@ def register_codec(*model_types: str) -> Callable[[Maker], Maker]:
     return decorate
 
 
+def codec_types() -> list[str]:
+    """Returns the types of codecs that are known, sorted."""
+    return _CODECS.names()
+
+
 def codec_rules(folder: str | Path) -> CodecRules:
     """Returns the rules of the codec in a folder. Raises ModelError when there is none that is known."""
     folder = Path(folder)
@@ -108,14 +113,19 @@ def codec_rules(folder: str | Path) -> CodecRules:
         raise ModelError(f"{folder / CONFIG} of a '{name}' codec lacks the key {error}.") from error
 
 
-def codec_fingerprint(folder: Path) -> str:
-    """Returns a digest of the files of a codec, read whole: the same codec in two folders makes the same codes."""
+def codec_fingerprint(folder: Path, *more: str) -> str:
+    """Returns a digest of the files of a codec, read whole: the same codec in two folders makes the same codes.
+
+    `more` is what else the codec is made of.
+    """
     digest = hashlib.blake2b(digest_size=20)
     for path in sorted(path for path in folder.iterdir() if path.suffix in FILES):
         digest.update(f'{path.name} {path.stat().st_size}\n'.encode())
         with path.open('rb') as file:
             for block in iter(lambda: file.read(2**24), b''):
                 digest.update(block)
+    for each in more:
+        digest.update(each.encode())
     return digest.hexdigest()
 
 

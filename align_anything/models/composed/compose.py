@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.files import new_folder
 from align_anything.core.logging import get_logger
 from align_anything.models.architecture import skeleton
+from align_anything.models.complete import load_complete
 from align_anything.models.composed import plan as planning
 from align_anything.models.composed.configuration_composed import CODE, ComposedConfig
 from align_anything.models.composed.modeling_composed import TOWERS, make_projector
@@ -53,7 +53,7 @@ def compose(cfgs: ComposeCfgs, out: str | Path, *, with_code: bool = False) -> P
 
 
 def _write(plan: Plan, folder: Path, with_code: bool) -> None:
-    language_model = _loaded(AutoModelForCausalLM, plan.language_model)
+    language_model = load_complete(AutoModelForCausalLM, plan.language_model)
     dtype = language_model.dtype
     state = _language_state(language_model, plan)
     config = plan.llava_config() if plan.is_llava else plan.config()
@@ -97,21 +97,9 @@ def _language_state(model: PreTrainedModel, plan: Plan) -> dict[str, Tensor]:
 def _encoder_state(source: Source) -> dict[str, Tensor]:
     # A bare encoder of CLAP is the one that AutoModel does not know.
     auto = ClapAudioModel if source.config.model_type == 'clap_audio_model' and not source.module else AutoModel
-    model = _loaded(auto, source.name)
+    model = load_complete(auto, source.name)
     module = model.get_submodule(source.module) if source.module else model
     return dict(module.state_dict())
-
-
-def _loaded(auto: Any, name: str, **how: Any) -> PreTrainedModel:
-    """Raises ModelError for a checkpoint that does not load, or lacks weights other than those of a pooling head."""
-    try:
-        model, report = auto.from_pretrained(name, dtype='auto', output_loading_info=True, **how)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ModelError(f'{name} does not load: {error}') from error
-    missing = [key for key in sorted(report['missing_keys']) if not key.startswith(('pooler.', 'masked_spec_embed'))]
-    if missing or report['mismatched_keys']:
-        raise ModelError(f'{name} lacks weights of {type(model).__name__}: {missing[:5]}.')
-    return model
 
 
 def _projector_state(config: PreTrainedConfig, target: PreTrainedModel, plan: Plan) -> dict[str, Tensor]:

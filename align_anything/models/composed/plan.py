@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
+    AutoModel,
     AutoTokenizer,
     LlavaConfig,
     LlavaProcessor,
@@ -146,7 +147,7 @@ class Plan:
         components, rules = {'tokenizer': self.tokenizer}, {}
         for kind, part in self.parts.items():
             rules[kind] = {**counting_rule(config, kind), 'token': placeholder(kind)}
-            rules[kind] |= {'vectors': True} if part.entry['precomputed_dim'] else {}
+            rules[kind] |= {'vectors': part.entry['precomputed_dim']} if part.entry['precomputed_dim'] else {}
             if kind == 'audio':
                 named = ('feature_extractor', 'feature_extractor_2')
                 made = [AutoFeatureExtractor.from_pretrained(source.name) for source in part.sources]
@@ -206,7 +207,8 @@ def plan(cfgs: ComposeCfgs) -> Plan:
     rows = max([text_config.vocab_size, *(row + 1 for row in new_ids)])
     if rows > text_config.vocab_size:
         text_config.vocab_size = -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    return Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, _is_llava(parts), new_ids)
+    is_llava = _is_llava(parts) and _ties_as_llava(text_config)
+    return Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, is_llava, new_ids)
 
 
 def _text_config(name: str) -> PreTrainedConfig:
@@ -237,6 +239,15 @@ def _is_llava(parts: Mapping[str, Part]) -> bool:
         and part.entry['select'] in ('patch', 'full')
         and part.entry['encoders'][0]['final_norm'] is False
     )
+
+
+def _ties_as_llava(text_config: PreTrainedConfig) -> bool:
+    """Whether a LLaVA finds the embedding that its head shares a weight with: it looks for one name alone."""
+    if not text_config.tie_word_embeddings:
+        return True
+    with torch.device('meta'):
+        body = AutoModel.from_config(text_config)
+    return body.get_input_embeddings() is dict(body.named_children()).get('embed_tokens')
 
 
 def _part(kind: str, cfgs: MediaCfgs, whole: ComposeCfgs) -> Part:

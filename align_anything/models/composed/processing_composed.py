@@ -79,41 +79,48 @@ class ComposedProcessor(ProcessorMixin):
         """Returns the ids of texts and the tensors of their media, which stand in the order of their placeholders.
 
         Videos are arrays of frames `(frames, height, width, 3)`, of which none is left out where they go frame by
-        frame. Raises ValueError for a medium of a kind that the model does not read, for audio of another rate, and
-        for audio that its encoder cannot take.
+        frame. Media of a kind that comes as vectors are arrays `(size,)`. Raises ValueError for a medium of a kind that
+        the model does not read, a vector of another size, audio of another rate, and audio that its encoder cannot
+        take.
         """
         texts, data = [text] if isinstance(text, str) else list(text), {}
         counts = {}
-        media = {'image': _flat(images), 'video': _videos(videos), 'audio': _flat(audio)}
+        unread = _flat if self.rules.get('video', {}).get('vectors') else _videos
+        media = {'image': _flat(images), 'video': unread(videos), 'audio': _flat(audio)}
         for kind, items in media.items():
             if items and kind not in self.rules:
                 raise ValueError(f'this model reads no {kind}')
-        if media['image']:
+            if items and self.rules[kind].get('vectors'):
+                counts[kind] = self._vectors(kind, items, data)
+        if media['image'] and 'image' not in counts:
             counts['image'] = self._images(media['image'], data)
-        if media['video']:
+        if media['video'] and 'video' not in counts:
             counts['video'] = self._videos(media['video'], data)
-        if media['audio']:
+        if media['audio'] and 'audio' not in counts:
             counts['audio'] = self._audio(media['audio'], sampling_rate, data)
         for kind, numbers in counts.items():
             texts = self._expanded(texts, kind, numbers)
         ids = self.tokenizer(texts, return_tensors=return_tensors, **text_arguments)
         return BatchFeature({**ids, **data}, tensor_type=return_tensors)
 
+    def _vectors(self, kind, vectors, data):
+        rule = self.rules[kind]
+        rows = [np.asarray(vector, np.float32) for vector in vectors]
+        wrong = [row.shape for row in rows if row.shape != (rule['vectors'],)]
+        if wrong:
+            raise ValueError(f'this model takes {kind} as arrays of {rule["vectors"]} numbers, not of shape {wrong[0]}')
+        data[NAMES[kind][0]] = np.stack(rows)
+        return [token_count(rule, [1])] * len(rows)
+
     def _images(self, images, data):
         rule = self.rules['image']
-        if rule.get('vectors'):
-            data['pixel_values'] = np.stack([np.asarray(vector, np.float32) for vector in images])
-        else:
-            data['pixel_values'] = self.image_processor(images, return_tensors='pt')['pixel_values']
-            if len(rule['encoders']) > 1:
-                data['pixel_values_2'] = self.image_processor_2(images, return_tensors='pt')['pixel_values']
+        data['pixel_values'] = self.image_processor(images, return_tensors='pt')['pixel_values']
+        if len(rule['encoders']) > 1:
+            data['pixel_values_2'] = self.image_processor_2(images, return_tensors='pt')['pixel_values']
         return [token_count(rule, [1] * len(rule['encoders']))] * len(images)
 
     def _videos(self, videos, data):
         rule = self.rules['video']
-        if rule.get('vectors'):
-            data['pixel_values_videos'] = np.stack([np.asarray(vector, np.float32) for vector in videos])
-            return [token_count(rule, [1])] * len(videos)
         first = vars(self).get('video_processor') or self.image_processor
         if rule['frames'] != 'each':
             picked = [_evenly(video, rule['frames']) for video in videos]
@@ -132,9 +139,6 @@ class ComposedProcessor(ProcessorMixin):
 
     def _audio(self, clips, sampling_rate, data):
         rule = self.rules['audio']
-        if rule.get('vectors'):
-            data['input_features'] = np.stack([np.asarray(vector, np.float32) for vector in clips])
-            return [token_count(rule, [1])] * len(clips)
         lengths = []
         for ending in ('', '_2')[: len(rule['encoders'])]:
             extractor = vars(self)[f'feature_extractor{ending}']

@@ -1,7 +1,8 @@
 """Families with a file of their own. The file's name is the `model_type` of the configuration it serves.
 
 Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`; where the model's body takes media in
-another form than transformers' (videos of unequal length, say), also `BODY`, its class. None is imported before a
+another form than transformers' (videos of unequal length, say), also `BODY`, its class, and where checkpoints hold the
+codec of what they write, `WRITES`, the kinds of these media. None is imported before a
 checkpoint of its family is asked for. An Accustomed class adds methods to transformers' class, never state.
 
 For a family whose class comes with the checkpoint, `MODEL` and `BODY` derive from no module: they are joined with the
@@ -21,6 +22,7 @@ from typing import Any
 
 from align_anything.core.errors import ModelError
 from align_anything.core.plugins import Plugins, registered_twice
+from align_anything.core.types import MediaKind
 from align_anything.models.family import FamilySpec
 
 
@@ -75,6 +77,12 @@ def loading_options(model_type: str) -> dict[str, Any]:
     """Returns settings of the configuration that the family is loaded with."""
     module = family_module(model_type)
     return {} if module is None else dict(vars(module).get('LOADING', {}))
+
+
+def own_codes(model_type: str) -> frozenset[MediaKind]:
+    """Returns the kinds of media for which the family's checkpoints have codes and their codec."""
+    module = family_module(model_type)
+    return frozenset() if module is None else frozenset(vars(module).get('WRITES', ()))
 
 
 def spec_for(

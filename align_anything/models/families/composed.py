@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from align_anything.core.types import MediaKind
+from align_anything.core.types import Embedding, MediaKind, Video
 from align_anything.models import structure
 from align_anything.models.composed.configuration_composed import WAVE_ENCODERS
 from align_anything.models.composed.register import register
+from align_anything.models.encoding import RunEncoder
 from align_anything.models.family import FamilySpec
 from align_anything.models.tower_calls import Item, TowerCalls
 
 register()
+
+ARGUMENTS: Mapping[MediaKind, str] = {'image': 'images', 'video': 'videos', 'audio': 'audio'}
 
 
 class AccustomedComposedModel:
@@ -58,12 +63,37 @@ def _filled(row: Tensor, length: int) -> Tensor:
     return torch.cat([row, row.new_zeros(row.shape[0], length - row.shape[1], *row.shape[2:])], dim=1)
 
 
+class ComposedEncoder(RunEncoder):
+    """Hands over vectors where the model has no encoder of its own for a kind."""
+
+    def embedding_size(self, kind: MediaKind) -> int | None:
+        """Returns the size of the vectors that stand for media of a kind, None where the model reads media itself."""
+        return self.processor.rules[kind].get('vectors')
+
+    def smallest(self, kind: MediaKind, rate: int | None) -> Any:
+        """Returns a small medium that the processor takes: zeros where it takes vectors."""
+        size = self.embedding_size(kind)
+        return super().smallest(kind, rate) if size is None else Embedding(np.zeros(size, np.float32))
+
+    def likeness(self, video: Video) -> Hashable:
+        """Returns what the videos of one call must have in common; vectors have all of it."""
+        return None if self.embedding_size('video') else super().likeness(video)
+
+    def arguments(self, media: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """Returns the processor's arguments, vectors as arrays."""
+        vectors = {kind: items for kind, items in media.items() if self.embedding_size(kind)}
+        others = super().arguments({kind: items for kind, items in media.items() if kind not in vectors})
+        return others | {ARGUMENTS[kind]: [item.values for item in items] for kind, items in vectors.items()}
+
+
 class ComposedSpec(FamilySpec):
     """The default rules; what the model reads stands in its configuration."""
 
+    encoder_class = ComposedEncoder
+
     def kinds_read(self) -> frozenset[MediaKind]:
-        """Returns the kinds of media that the checkpoint was composed for, but those that come as vectors."""
-        return frozenset(kind for kind, part in self.config.media.items() if not part.get('precomputed_dim'))
+        """Returns the kinds of media that the checkpoint was composed for."""
+        return frozenset(self.config.media)
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:

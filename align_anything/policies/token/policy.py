@@ -62,8 +62,8 @@ class TokenPolicy(nn.Module):
         values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
         return Scored(values, entropies, routing=routed)
 
-    def _allowed(self, targets: Tensor, rows: int) -> Tensor | None:
-        """Which of the ids below `rows` each target is scored among, `(N, rows)` bool; None for all of them."""
+    def allowed(self, targets: Tensor, rows: int) -> Tensor | None:
+        """Returns which of the ids below `rows` each target is scored among, `(N, rows)` bool; None for all of them."""
         codes = self.collate.spec.codes
         return None if codes is None or not codes.ranged else among(codes, targets, rows)
 
@@ -85,7 +85,7 @@ class TokenPolicy(nn.Module):
             self.collate,
             self.model,
             self.dtype,
-            first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype, self._allowed),
+            first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype, self.allowed),
         )
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import atomic_write_json
+from align_anything.reporting.html import stacked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,12 +27,16 @@ class Answers:
         prompt: what was asked.
         picture: its media in one small image, where there is something to see.
         responses: the text of each response.
+        pictures: the images and frames in each response in one small image, None where there is nothing to see.
+        sounds: a WAV file of each response, None where there is nothing to hear.
         rewards: what each of them was worth, by name.
     """
 
     prompt: str
     picture: Image.Image | None
     responses: list[str]
+    pictures: list[Image.Image | None]
+    sounds: list[Path | None]
     rewards: dict[str, list[float]]
 
     def rows(self) -> list[tuple[Any, ...]]:
@@ -40,6 +45,21 @@ class Answers:
             (self.prompt, response, *rewards)
             for response, *rewards in zip(self.responses, *self.rewards.values(), strict=True)
         ]
+
+
+def named_pictures(answers: Sequence[Answers]) -> Iterator[tuple[str, Image.Image]]:
+    """Yields what there is to see by name: the media of each prompt, and of its responses, one below the other."""
+    for number, one in enumerate(answers, 1):
+        shown = {f'prompt {number}': one.picture, f'responses to prompt {number}': stacked(one.pictures)}
+        yield from ((name, picture) for name, picture in shown.items() if picture is not None)
+
+
+def named_sounds(answers: Sequence[Answers]) -> Iterator[tuple[str, Path]]:
+    """Yields what there is to hear by name, as WAV files."""
+    for number, one in enumerate(answers, 1):
+        for response, sound in enumerate(one.sounds, 1):
+            if sound is not None:
+                yield f'prompt {number}, response {response}', sound
 
 
 class Tracker(Protocol):

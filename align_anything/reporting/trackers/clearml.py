@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_anything.reporting.trackers.base import COMPLETIONS, Answers, not_started, store_id, stored_id
+from align_anything.reporting.trackers.base import (
+    COMPLETIONS,
+    Answers,
+    named_pictures,
+    named_sounds,
+    not_started,
+    store_id,
+    stored_id,
+)
 
 
 class ClearMLTracker:
@@ -42,16 +50,15 @@ class ClearMLTracker:
             self._logger.report_scalar(title=title or series, series=series, value=value, iteration=step)
 
     def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Reports a table, and the media of each prompt as an image."""
+        """Reports a table, and the media of prompts and responses as images and audio."""
         rows = [('prompt', 'response', *answers[0].rewards), *(row for one in answers for row in one.rows())]
         self._logger.report_table(
             title=COMPLETIONS, series=COMPLETIONS, iteration=step, table_plot=[list(map(str, row)) for row in rows]
         )
-        for number, one in enumerate(answers, 1):
-            if one.picture is not None:
-                self._logger.report_image(
-                    title=COMPLETIONS, series=f'prompt {number}', iteration=step, image=one.picture
-                )
+        for name, picture in named_pictures(answers):
+            self._logger.report_image(title=COMPLETIONS, series=name, iteration=step, image=picture)
+        for name, sound in named_sounds(answers):
+            self._logger.report_media(title=COMPLETIONS, series=name, iteration=step, local_path=str(sound))
 
     def close(self) -> None:
         """Waits until everything is sent."""

@@ -10,7 +10,15 @@ from typing import Any
 
 from align_anything.configs.yaml_text import dump_yaml
 from align_anything.core.logging import get_logger
-from align_anything.reporting.trackers.base import COMPLETIONS, Answers, not_started, store_id, stored_id
+from align_anything.reporting.trackers.base import (
+    COMPLETIONS,
+    Answers,
+    named_pictures,
+    named_sounds,
+    not_started,
+    store_id,
+    stored_id,
+)
 
 logger = get_logger(__name__)
 
@@ -57,7 +65,7 @@ class MLflowTracker:
         self._sending.append(self._client.log_batch(self._id, metrics=metrics, synchronous=False))
 
     def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Logs a table and the media of each prompt as files of the run, under the step."""
+        """Logs a table and the media of prompts and responses as files of the run, under the step."""
         from mlflow.exceptions import MlflowException
 
         columns = ('prompt', 'response', *answers[0].rewards)
@@ -66,9 +74,10 @@ class MLflowTracker:
         folder = f'{COMPLETIONS}/step {step:08d}'
         try:
             self._client.log_table(self._id, data=table, artifact_file=f'{folder}/{COMPLETIONS}.json')
-            for number, one in enumerate(answers, 1):
-                if one.picture is not None:
-                    self._client.log_image(self._id, one.picture, artifact_file=f'{folder}/prompt {number}.png')
+            for name, picture in named_pictures(answers):
+                self._client.log_image(self._id, picture, artifact_file=f'{folder}/{name}.png')
+            for name, sound in named_sounds(answers):
+                self._client.log_artifact(self._id, str(sound), artifact_path=f'{folder}/{name}')
         except MlflowException as error:
             logger.warning('mlflow did not take the completions of step %d: %s', step, error)
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_anything.reporting.trackers.base import COMPLETIONS, Answers, not_started, store_id, stored_id
+from align_anything.reporting.trackers.base import (
+    COMPLETIONS,
+    Answers,
+    named_pictures,
+    named_sounds,
+    not_started,
+    store_id,
+    stored_id,
+)
 
 
 class SwanLabTracker:
@@ -39,7 +47,7 @@ class SwanLabTracker:
         self._run.log(dict(values), step=step)
 
     def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Logs each response as a text with its prompt and rewards, and the media of each prompt as an image."""
+        """Logs each response as a text with its prompt and rewards, and media as images and audio."""
         import swanlab
 
         texts = []
@@ -47,13 +55,12 @@ class SwanLabTracker:
             for prompt, response, *rewards in one.rows():
                 worth = ', '.join(f'{name} {value:.4g}' for name, value in zip(one.rewards, rewards, strict=True))
                 texts.append(swanlab.Text(f'{prompt}\n\n{response}', caption=worth))
-        pictures = [
-            swanlab.Image(one.picture, caption=f'prompt {number}')
-            for number, one in enumerate(answers, 1)
-            if one.picture is not None
-        ]
-        media = {f'{COMPLETIONS}/media': pictures} if pictures else {}
-        self._run.log({COMPLETIONS: texts, **media}, step=step)
+        media = {
+            'media': [swanlab.Image(picture, caption=name) for name, picture in named_pictures(answers)],
+            'sounds': [swanlab.Audio(str(sound), caption=name) for name, sound in named_sounds(answers)],
+        }
+        shown = {f'{COMPLETIONS}/{name}': items for name, items in media.items() if items}
+        self._run.log({COMPLETIONS: texts, **shown}, step=step)
 
     def close(self) -> None:
         """Waits until everything is sent."""

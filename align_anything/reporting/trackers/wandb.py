@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,25 @@ class WandbTracker:
         self._run.log({'step': step, **values})
 
     def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Logs a table with the media of each prompt in a column."""
+        """Logs a table with the media of each prompt in a column, and in others those of responses if they have any."""
         import wandb
 
-        pictures = [None if one.picture is None else wandb.Image(one.picture) for one in answers]
+        def columns_of(name: str, medium: Callable[[Any], Any], of_responses: list[list[Any]]) -> dict[str, list[Any]]:
+            found = [None if item is None else medium(item) for own in of_responses for item in own]
+            return {name: found} if any(item is not None for item in found) else {}
+
+        prompts = [None if one.picture is None else wandb.Image(one.picture) for one in answers]
+        shown = {
+            'media': [picture for one, picture in zip(answers, prompts, strict=True) for _ in one.responses],
+            **columns_of('generated', wandb.Image, [one.pictures for one in answers]),
+            **columns_of('sound', lambda path: wandb.Audio(str(path)), [one.sounds for one in answers]),
+        }
+        texts = [row for one in answers for row in one.rows()]
         rows = [
-            [prompt, picture, *rest]
-            for one, picture in zip(answers, pictures, strict=True)
-            for prompt, *rest in one.rows()
+            [prompt, media, response, *generated, *rewards]
+            for (prompt, response, *rewards), media, *generated in zip(texts, *shown.values(), strict=True)
         ]
-        columns = ['prompt', 'media', 'response', *answers[0].rewards]
+        columns = ['prompt', 'media', 'response', *list(shown)[1:], *answers[0].rewards]
         self._run.log({'step': step, COMPLETIONS: wandb.Table(columns=columns, data=rows)})
 
     def close(self) -> None:

@@ -13,13 +13,18 @@ from align_anything.core.registry import nearest
 from align_anything.testing.tiny.options import TinyOptions
 
 KINDS = {
-    **dict.fromkeys('llama qwen2 qwen3 qwen3_moe opt gemma2 gemma3_text granite mistral phi3'.split(), 'text'),
+    **dict.fromkeys('llama qwen2 qwen3 qwen3_moe opt gpt2 gemma2 gemma3_text granite mistral phi3'.split(), 'text'),
     **dict.fromkeys(('llava', 'llava_next', 'llava_next_video'), 'llava'),
     **dict.fromkeys(('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl'), 'qwen_vl'),
     **dict.fromkeys(('llava_onevision', 'llava_interleave'), 'llava_qwen'),
     **dict.fromkeys(('idefics3', 'smolvlm'), 'idefics3'),
     **dict.fromkeys(('qwen2_5_omni_thinker', 'qwen3_omni_moe_thinker'), 'omni'),
-    **{name: name for name in 'composed gemma3 gemma3n gemma4 idefics2 internvl mllama paligemma qwen2_audio'.split()},
+    **{
+        name: name
+        for name in (
+            'chameleon composed emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma qwen2_audio'.split()
+        )
+    },
 }
 """Families and the file in this package that builds them."""
 

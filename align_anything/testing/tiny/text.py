@@ -42,6 +42,8 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
             '{role}: ', '</s>', roles={'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}
         ),
     },
+    # Published without a chat template.
+    'gpt2': {'pad': '<|pad|>', 'eos': '<|endoftext|>', 'bos': '<|endoftext|>'},
     'gemma2': {**GEMMA_TURNS, 'chat_template': gemma(refuses_system=True)},
     'gemma3_text': {**GEMMA_TURNS, 'chat_template': gemma()},
     'granite': {
@@ -108,6 +110,17 @@ def settings(options: TinyOptions, tokenizer: Any) -> dict[str, Any]:
             'max_position_embeddings': POSITIONS,
             # OPT alone drops out by default, which would hide whether two ways of computing agree.
             'dropout': 0.0,
+        }
+    if options.family == 'gpt2':
+        shared = options.decoder(tokenizer)
+        return {
+            **{name: shared[name] for name in ('vocab_size', 'pad_token_id', 'eos_token_id')},
+            'bos_token_id': tokenizer.bos_token_id,
+            'n_embd': options.hidden,
+            'n_layer': options.layers,
+            'n_head': shared['num_attention_heads'],
+            'n_positions': POSITIONS,
+            **dict.fromkeys(('attn_pdrop', 'embd_pdrop', 'resid_pdrop'), 0.0),
         }
     more: dict[str, dict[str, Any]] = {
         'qwen3': {'head_dim': width},

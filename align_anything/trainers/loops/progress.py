@@ -66,6 +66,7 @@ _MUST_AGREE = {
         'freeze_vision_tower',
         'freeze_audio_tower',
         'freeze_mm_proj',
+        'freeze_generation',
         'freeze_language_model',
         'unfreeze_patterns',
     ),

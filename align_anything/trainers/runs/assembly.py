@@ -82,6 +82,7 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
         freeze_vision_tower=train.freeze_vision_tower,
         freeze_audio_tower=train.freeze_audio_tower,
         freeze_mm_proj=train.freeze_mm_proj,
+        freeze_generation=train.freeze_generation,
         freeze_language_model=train.freeze_language_model,
         unfreeze_patterns=train.unfreeze_patterns,
         lora_cfgs=cfgs.lora_cfgs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -353,7 +353,16 @@ def require_met(algorithm: Algorithm, spec: Spec) -> None:
 
 def require_readable(pair: Pair, spec: Spec, model: str) -> None:
     """Raises ModelError when the model cannot read what the pair puts into conversations."""
-    missing = pair.missing_from(spec.reads)
+    _require_readable(pair, spec, model, spec.reads)
+
+
+def require_judging(pair: Pair, spec: Spec, model: str) -> None:
+    """Raises ModelError when the model cannot read the conversations of the pair with their answers."""
+    _require_readable(pair.judged, spec, model, spec.reads | spec.emits)
+
+
+def _require_readable(pair: Pair, spec: Spec, model: str, readable: Set[MediaKind]) -> None:
+    missing = pair.missing_from(readable)
     if missing:
         others = ', '.join(name for name, other in PAIRS.items() if not other.missing_from(spec.reads))
         raise ModelError(

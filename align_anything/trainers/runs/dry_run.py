@@ -18,6 +18,7 @@ from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
+from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
@@ -47,6 +48,7 @@ from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
+from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
 SAMPLES = 3
@@ -68,8 +70,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
         names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
+        sampling = sampling_of(cfgs.model_cfgs, pair, spec)
+        check_kinds('train_cfgs.emitted_advantage_weights', resolved.algorithm.weighed_kinds, sampling)
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         dataset.probe(final=True)
+        collate, (dataset,) = guided_if_asked(cfgs.model_cfgs, collate, [dataset])
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
         metrics = names_of_numbers(names)
@@ -83,7 +88,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         batch = next(iter(loader.micro_batches(0)), None)
         if batch is None:
             raise DataError('the training data hold no rows.')
-        metrics = ['loss', *resolved.algorithm.counts(batch)] if resolved.algorithm.trains else []
+        metrics = ['loss', *ByKind(resolved.algorithm).counts(batch)] if resolved.algorithm.trains else []
     check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
@@ -133,7 +138,7 @@ def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Ex
 
 
 def show_example(example: Example, spec: FamilySpec) -> Text:
-    """The example as text: trained tokens marked, each medium's tokens as one `<image × 576>`.
+    """The example as text: trained tokens marked, those of media as `<media × 576>` or `<image codes × 16>`.
 
     A response of several sequences says of each how many tokens of the prompt it continues.
     """
@@ -150,16 +155,24 @@ def show_example(example: Example, spec: FamilySpec) -> Text:
 
 def _show_piece(piece: Piece, spec: FamilySpec) -> Text:
     text = Text()
-    media = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
-    for start, stop in _runs(list(zip((piece.weights > 0).tolist(), media.tolist(), strict=True))):
-        ids = piece.ids[start:stop].tolist()
-        if media[start]:
-            text.append(f'<media × {len(ids)}>', style='magenta')
-        elif piece.weights[start] > 0:
-            text.append(f'⟦{spec.tokenizer.decode(ids)}⟧', style='bold green')
+    names = _media_names(piece, spec)
+    for start, stop in _runs(list(zip((piece.weights > 0).tolist(), names, strict=True))):
+        ids, name = piece.ids[start:stop].tolist(), names[start]
+        shown = f'<{name} × {len(ids)}>' if name else spec.tokenizer.decode(ids)
+        if piece.weights[start] > 0:
+            text.append(f'⟦{shown}⟧', style='bold green')
         else:
-            text.append(spec.tokenizer.decode(ids), style='dim')
+            text.append(shown, style='magenta' if name else 'dim')
     return text
+
+
+def _media_names(piece: Piece, spec: FamilySpec) -> list[str]:
+    """What each token stands for in a medium: `media` for a placeholder, the codes of a kind, nothing for text."""
+    placeholders = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long)).tolist()
+    kinds = [None if spec.codes is None else spec.codes.kind_of(token) for token in piece.ids.tolist()]
+    return [
+        'media' if held else f'{kind} codes' if kind else '' for held, kind in zip(placeholders, kinds, strict=True)
+    ]
 
 
 def _runs(values: Sequence[object]) -> list[tuple[int, int]]:

@@ -47,7 +47,7 @@ from align_anything.trainers.runs.roles import (
     spec_of_judge,
 )
 from align_anything.trainers.runs.rollout_engine import check_rollouts, open_codecs, open_rollouts
-from align_anything.trainers.runs.sampling import check_kinds, guided_prompts, is_guided, sampling_of
+from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
 
 
 def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
@@ -67,9 +67,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     sampling = sampling_of(models, pair, run.spec)
     check_kinds('train_cfgs.emitted_advantage_weights', algorithm.weighed_kinds, sampling)
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
-    if is_guided(models):
-        dataset, *held_out = guided_prompts([dataset, *held_out])
-        run = replace(run, collate=replace(run.collate, guidance=models.guidance_scale))
+    collate, (dataset, *held_out) = guided_if_asked(models, run.collate, [dataset, *held_out])
+    run = replace(run, collate=collate)
     supervised = ptx_dataset(resolved, pair, run.spec)
     prepare_codes(cfgs, run.spec, [dataset, *held_out, *([] if supervised is None else [supervised])])
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
@@ -89,7 +88,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     for name, asked in judges.items():
         weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
-        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair, algorithm), asked.source)
+        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), asked.source)
         size = cfgs.train_cfgs.per_device_train_batch_size
         judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
         rewards.append(Reward(name, weight, judge, judge.unread))

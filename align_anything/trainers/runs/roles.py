@@ -13,7 +13,8 @@ from align_anything.configs.online import COST, JudgeCfgs, OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import ModelError, SampleError, SettingsError
-from align_anything.core.types import Example, Skipped
+from align_anything.core.types import Conversation, Example, Skipped
+from align_anything.datasets.media.audio import at_rate
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import stored_tensor
@@ -22,11 +23,12 @@ from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
 from align_anything.policies.base import Collator
 from align_anything.rewards.base import Completion, check_values
+from align_anything.rewards.live_codes import LiveCodes
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import open_frozen
 from align_anything.trainers.runs.checks import require_positions
-from align_anything.trainers.runs.data import require_readable
+from align_anything.trainers.runs.data import require_judging, require_readable
 from align_anything.trainers.runs.settings import dtype_of, engine_config
 
 
@@ -51,22 +53,19 @@ def open_scorer(cfgs: RunCfgs, collate: Collator, source: str) -> FrozenEngine:
     return engine
 
 
-def spec_of_role(cfgs: RunCfgs, source: str, pair: Pair) -> FamilySpec:
-    """The rules of the family of a model beside the policy, with the limit that its own checkpoint says.
-
-    Raises ModelError when it cannot read what the pair is about.
-    """
-    spec = load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)
-    require_readable(pair, spec, source)
-    return spec
+def spec_of_role(cfgs: RunCfgs, source: str) -> FamilySpec:
+    """The rules of the family of a model beside the policy, with the limit that its own checkpoint says."""
+    return load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)
 
 
 def spec_of_judge(cfgs: OnlineRunCfgs, judge: JudgeCfgs, pair: Pair) -> FamilySpec:
     """The same of a model that scores responses, with the limit of the settings if they have one.
 
-    Raises SettingsError when that is more than the model has positions.
+    Raises ModelError when it cannot read what the pair is about, answers with it, and SettingsError when the limit is
+    more than the model has positions.
     """
-    spec = spec_of_role(cfgs, judge.source, pair)
+    spec = spec_of_role(cfgs, judge.source)
+    require_judging(pair, spec, judge.source)
     if judge.max_length is not None:
         require_positions(spec.config, judge.source, judge.max_length, f'model_cfgs.{judge.role}_max_length')
         spec.max_length = judge.max_length
@@ -93,7 +92,8 @@ def critic_spec(role: str, cfgs: OnlineRunCfgs, policy: FamilySpec, pair: Pair) 
     source = critic_source(role, cfgs)
     if source == cfgs.model_cfgs.model_name_or_path:
         return policy
-    spec = spec_of_role(cfgs, source, pair)
+    spec = spec_of_role(cfgs, source)
+    require_readable(pair, spec, source)
     require_positions(spec.config, source, policy.max_length, 'model_cfgs.model_max_length')
     same = spec.model_type == policy.model_type and spec.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if not same:
@@ -142,6 +142,7 @@ class ModelJudge:
         # Its length decides whether a completion is read, so nothing may be cut off before.
         self.spec = copy(spec)
         self.spec.max_length = sys.maxsize
+        self._codes = None if spec.codes is None else LiveCodes(spec.codes, engine.device)
         self._unread: list[Skipped] = []
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
@@ -170,6 +171,12 @@ class ModelJudge:
         """Returns what the last call could not read, on all ranks: the rows, and why not."""
         return self._unread
 
+    def _as_read(self, conversations: list[Conversation]) -> list[Conversation]:
+        """The conversations with sounds at the rate of this model, and codes where it reads media as codes."""
+        if self.spec.audio_rate is not None:
+            conversations = at_rate(conversations, self.spec.audio_rate)
+        return conversations if self._codes is None else self._codes.beside(conversations)
+
     def _encoded(
         self, numbers: list[int], completions: Sequence[Completion], unread: list[Skipped]
     ) -> list[tuple[list[int], Example]]:
@@ -180,7 +187,7 @@ class ModelJudge:
         group = [completions[number] for number in numbers]
         conversations, start = [[*item.conversation, item.turn] for item in group], len(group[0].conversation)
         try:
-            example = self.spec.encode_group(conversations, 'last', start=start, judged=True)
+            example = self.spec.encode_group(self._as_read(conversations), 'last', start=start, judged=True)
         except SampleError as error:
             if len(numbers) > 1:  # the others may be fine
                 return [some for number in numbers for some in self._encoded([number], completions, unread)]

@@ -9,6 +9,7 @@ from align_anything.configs.online import OnlineModelCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.models.family import FamilySpec
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.rollouts.base import Sampling, check_emission
 from align_anything.rollouts.grammar import Emission, Grid
 from align_anything.trainers.pairs import Pair
@@ -48,12 +49,19 @@ def is_guided(model: OnlineModelCfgs) -> bool:
     return model.guidance_scale != 1 or model.eval_guidance_scale not in (None, 1)
 
 
-def guided_prompts(datasets: Sequence[ExampleDataset]) -> list[ExampleDataset]:
-    """The same prompts, each with its unconditional form. Raises DataError where the first ones have none."""
+def guided_if_asked(
+    model: OnlineModelCfgs, collate: TokenCollator, datasets: Sequence[ExampleDataset]
+) -> tuple[TokenCollator, list[ExampleDataset]]:
+    """The collator, and the prompts each with its unconditional form, of runs with guidance; of others as they are.
+
+    Raises DataError where the first prompts have no such form.
+    """
+    if not is_guided(model):
+        return collate, list(datasets)
     found = [dataset.of_task(replace(dataset.task, guided=True)) for dataset in datasets]
     for dataset in found:
         dataset.probe(final=True)
-    return found
+    return replace(collate, guidance=model.guidance_scale), found
 
 
 def check_kinds(setting: str, named: Collection[str], sampling: Sampling) -> None:

@@ -52,6 +52,13 @@ GOOD = [
         [SYSTEM, *CHAT],
         {**NO_MEDIA, 'video': 'v.mp4'},
     ),
+    (
+        'ShareGPT',
+        {'images': 'embed'},
+        {'conversations': TALK, 'embed': [0.5, 1]},
+        CHAT,
+        {**NO_MEDIA, 'image': [0.5, 1]},
+    ),
     ('Instruction', {}, {'instruction': 'Hi', 'input': '', 'output': 'Hello'}, CHAT, NO_MEDIA),
     ('Instruction', {}, {'prompt': 'Hi', 'response': 'Hello', 'image': b'x'}, CHAT, {**NO_MEDIA, 'image': b'x'}),
     ('Instruction', {'prompt': 'q', 'response': 'a'}, {'q': 'Hi', 'a': 'Hello', 'prompt': 'x'}, CHAT, NO_MEDIA),

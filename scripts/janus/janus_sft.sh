@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Janus-Pro on images that are drawn from prompts (docs/emitting.md), without the system prompt of its chats.
+# The header can be set from the environment; further settings may follow the command.
+
+MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-deepseek-community/Janus-Pro-1B}" # checkpoint: a folder or a hub name
+TRAIN_DATASETS="${TRAIN_DATASETS:-poloclub/diffusiondb}" # data: a file, a folder or a hub name
+TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-DiffusionDB}" # how rows become conversations
+TRAIN_NAME="${TRAIN_NAME-2m_first_1k}" # configuration of the hub dataset; empty for local data
+TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
+OUTPUT_DIR="${OUTPUT_DIR:-output/janus_sft}" # where the trained model goes
+
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+
+deepspeed \
+    --master_port "${MASTER_PORT}" \
+    --module align_anything.trainers.text_to_image.sft \
+    --model_name_or_path "${MODEL_NAME_OR_PATH}" \
+    --train_datasets "${TRAIN_DATASETS}" \
+    --train_template "${TRAIN_TEMPLATE}" \
+    ${TRAIN_NAME:+--train_name "${TRAIN_NAME}"} \
+    --train_split "${TRAIN_SPLIT}" \
+    --processor_kwargs '{use_default_system_prompt: false}' \
+    --output_dir "${OUTPUT_DIR}" \
+    "$@"

@@ -1,0 +1,45 @@
+"""Media, and folders, for tests of codecs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from align_anything.core.errors import ModelError
+from align_anything.core.types import Audio
+from align_anything.models.codecs.base import codec_rules
+
+SIDE = 32
+
+
+def picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def sound(rate: int, samples: int, seed: int = 0) -> Audio:
+    values = np.random.default_rng(seed).normal(size=samples).clip(-3, 3) / 6
+    return Audio(values.astype(np.float32), rate)
+
+
+def tone(pitch: float, rate: int = 8000, seconds: float = 0.2) -> Audio:
+    return Audio(np.sin(2 * np.pi * pitch * np.arange(int(rate * seconds)) / rate).astype(np.float32) * 0.5, rate)
+
+
+def changed(folder: Path, out: Path, **config: Any) -> Path:
+    """A copy of a codec with other settings."""
+    shutil.copytree(folder, out)
+    settings = json.loads((out / 'config.json').read_text())
+    (out / 'config.json').write_text(json.dumps({**settings, **config}))
+    return out
+
+
+def refused(folder: Path, match: str) -> None:
+    with pytest.raises(ModelError, match=match):
+        codec_rules(folder).open()
