@@ -21,7 +21,7 @@ from align_anything.rollouts.grammar import Emission
 from align_anything.rollouts.hf import HFRollouts
 from tests.harness.once import once
 from tests.models.mixed import policy_of
-from tests.models.samples import single, user
+from tests.models.samples import load, picture, single, user
 from tests.rollouts.emitting import emitting, load_emitting
 from tests.rollouts.test_emitting import BOTH, PICTURE, joined, opener
 
@@ -195,3 +195,27 @@ def test_only_what_users_say_is_left_empty() -> None:
     assert [emptied[0], emptied[2]] == [conversation[0], conversation[2]]
     assert emptied[1]['content'] == [{'type': 'text', 'text': ''}, picture, {'type': 'text', 'text': ''}]
     assert conversation[1]['content'][0]['text'] == 'A'
+
+
+@pytest.mark.parametrize('layout', ['padded', 'shared_prefix'])
+@pytest.mark.parametrize('family', ['janus', 'emu3', 'chameleon'])
+def test_families_are_guided_too(family: str, layout: str, tiny: Callable[..., Path]) -> None:
+    """Janus by a head of its own, with layers in front of the last one, and with a picture in a prompt."""
+    spec = load(tiny(family))
+    spec.codes = replace(spec.codes, restricted=True, begins=True)
+    grid = spec.codes.kinds['image'].size or (4, 4)
+    policy = policy_of(tiny(family), spec, layout).eval()
+    asked = [[user('Draw a two.')], [user(picture(40, 30, 'red'), 'Draw this once more, in red.')]]
+    pieces = [(spec.encode_prompt(prompt), spec.encode_prompt(without_prompt_text(prompt))) for prompt in asked]
+    examples = [Example(prompt, [], str(at), unconditional=other) for at, (prompt, other) in enumerate(pieces)]
+    engine = HFRollouts(policy_of(tiny(family), spec, 'padded').model, spec, dtype=torch.float32, batch_size=8)
+    emit = Emission({'image': grid}, 'image')
+    sampling = Sampling(responses=2, max_new_tokens=64, emit=emit, guidance=SCALE)
+    examples = complete(examples, engine.generate(examples, sampling))
+    assert all(response.finished for example in examples for response in example.responses)
+    collate = TokenCollator(spec, layout, kinds=('image',), guidance=SCALE)
+    with torch.no_grad():
+        found = scores(policy, collate, examples)
+        plain = scores(policy, replace(collate, guidance=1.0), examples)
+    torch.testing.assert_close(joined([example.responses for example in examples]), found, atol=5e-5, rtol=1e-4)
+    assert (found - plain).abs().max() > 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,9 @@ def test_what_cannot_have_an_effect_is_refused(pair: str, algorithm: str, words:
 def test_what_the_model_cannot_do_is_refused(model: Path) -> None:
     spec = load_spec(str(model), model_max_length=128)
     guided = OnlineModelCfgs(guidance_scale=2.0, max_new_tokens=32)
+    with pytest.raises(SettingsError, match='scores codes over the whole vocabulary'):
+        sampling_of(guided, DRAWING, spec)
+    spec.codes = replace(spec.codes, restricted=True)
     assert sampling_of(guided, DRAWING, spec).guidance == 2.0
     with pytest.raises(
         SettingsError, match=r'emitted_advantage_weights.text: no unit of a response is text, but image'

@@ -34,14 +34,25 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         guidance=model.guidance_scale,
     )
     check_emission(spec.codes, sampling)
-    if is_guided(model) and spec.softcap is not None:
-        raise SettingsError(
-            [
-                f"model_cfgs.guidance_scale: models of type '{spec.model_type}' cap their logits, so that guided "
-                'log-probabilities are those of no hidden state. Leave it out.'
-            ]
-        )
+    if is_guided(model):
+        _check_guided(spec)
     return sampling
+
+
+def _check_guided(spec: FamilySpec) -> None:
+    problems = []
+    if spec.softcap is not None:
+        problems.append(
+            f"model_cfgs.guidance_scale: models of type '{spec.model_type}' cap their logits, so that guided "
+            'log-probabilities are those of no hidden state. Leave it out.'
+        )
+    if not spec.codes.ranged:
+        problems.append(
+            'model_cfgs.guidance_scale: this algorithm scores codes over the whole vocabulary, but they are guided '
+            'among each other (Algorithm.scores_ranges). Leave it out.'
+        )
+    if problems:
+        raise SettingsError(problems)
 
 
 def is_guided(model: OnlineModelCfgs) -> bool:
