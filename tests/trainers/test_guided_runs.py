@@ -29,6 +29,7 @@ from align_anything.trainers.runs.data import make_dataset, open_sources
 from align_anything.trainers.runs.sampling import check_kinds, sampling_of
 from tests.harness.pairwise import in_tiers
 from tests.trainers.runs import lines, run, sft, succeed, weights
+from tests.trainers.test_online import dies_in
 from tests.trainers.test_resume import dies_in_step
 
 DRAWING = PAIRS['text_to_image']
@@ -184,3 +185,29 @@ def test_what_the_model_cannot_do_is_refused(model: Path) -> None:
         with pytest.raises(SettingsError, match='cap their logits'):
             sampling_of(cfgs, DRAWING, spec)
     sampling_of(OnlineModelCfgs(max_new_tokens=32), DRAWING, spec)
+
+
+@pytest.mark.extended
+def test_a_killed_guided_run_samples_what_it_would_have_sampled(model: Path, rows: Path, tmp_path: Path) -> None:
+    how = {
+        'guidance_scale': 2.0,
+        'reward_functions': f'[{rows.parent}/rewards.py:bright]',
+        'num_generations': 2,
+        'per_device_prompt_batch_size': 2,
+        'per_device_train_batch_size': 4,
+        'max_new_tokens': 20,
+        'max_steps': 3,
+        'save_interval': 1,
+        'save_total_limit': 3,
+        'log_completions': 1,
+    }
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    grpo = find_run('text_to_image', 'grpo')[1]
+    succeed(drawing(whole, model, rows, **how), 2, DRAWING, algorithm=grpo)
+    run(drawing(broken, model, rows, **how), 2, DRAWING, before=dies_in('rollout', 2), algorithm=grpo)
+    assert (broken / 'slice_2').is_dir() and not (broken / 'slice_end').exists()
+    succeed(drawing(broken, model, rows, '--resume', 'auto', **how), 2, DRAWING, algorithm=grpo)
+    expected, found = weights(whole / 'slice_end'), weights(broken / 'slice_end')
+    assert expected and all(torch.equal(found[name], expected[name]) for name in expected)
+    for name in ('metrics.jsonl', 'completions.jsonl'):
+        assert (whole / name).read_text() == (broken / name).read_text()
