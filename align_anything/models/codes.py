@@ -301,6 +301,22 @@ class MediaCodes:
                 found = torch.where((ids >= start) & (ids < stop), number, found)
         return found
 
+    def by_kind(self, ids: Tensor) -> dict[str, Tensor]:
+        """Returns which ids are of which kind, text among them, bool of the same shape by name."""
+        numbers, kinds = self.set_of(ids), self.by_set('text', {kind: kind for kind in self.kinds})
+        return {
+            kind: torch.isin(numbers, torch.tensor([at for at, own in enumerate(kinds) if own == kind]))
+            for kind in dict.fromkeys(kinds)
+        }
+
+    def weights_of(self, ids: Tensor) -> Tensor:
+        """Returns what the loss weights of generated ids are multiplied by, float32 of the same shape."""
+        found = torch.tensor(self.by_set(1.0, self.weights))[self.set_of(ids)]
+        for kind, own in self.kinds.items():
+            if own.opening:
+                found = torch.where(ids == own.opening[0], self.weights.get(kind, 1.0), found)
+        return found
+
     def by_set(self, text: T, of_kinds: Mapping[MediaKind, T] = MappingProxyType({})) -> list[T]:
         """Returns a value for each set, in their order: that of its kind, or `text` where there is none."""
         return [text, *(of_kinds.get(kind, text) for kind, own in self.kinds.items() for _ in own.books)]
