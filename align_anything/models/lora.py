@@ -78,7 +78,8 @@ def apply_lora(
     if ties and not _still_tied(adapted.get_base_model()):
         raise ModelError(
             f'lora_cfgs.modules_to_save: {", ".join(to_save)} of this model share a weight with its head, and peft '
-            'knows no such embedding but embed_tokens: the head would stay as it is. Leave them out, or train without LoRA.'
+            'knows no such embedding but embed_tokens, so that the head would stay as it is. Leave them out, or train '
+            'without LoRA.'
         )
     for parameter in adapted.parameters():
         if parameter.requires_grad:
