@@ -177,7 +177,7 @@ class MediaCodes:
                 if PRIVATE.search(part['text']):
                     raise SampleError('the text holds characters that stand for media here (U+E0C0, U+E0C1)')
                 return part
-            if kind not in self.kinds or (role != 'assistant' and kind not in self.prompts):
+            if not self.stands_as_codes(role, kind):
                 return part
             if id(part[kind]) not in numbers:
                 numbers[id(part[kind])] = len(found)
@@ -192,6 +192,10 @@ class MediaCodes:
             for conversation in conversations
         ]
         return marked, tuple(found)
+
+    def stands_as_codes(self, role: str, kind: str) -> bool:
+        """Whether a part of this type is written as codes in the turns of a role."""
+        return kind in self.kinds and (role == 'assistant' or kind in self.prompts)
 
     def coded(self, part: Mapping[str, Any]) -> CodedMedia:
         """Returns the codes of a media part: those beside the medium, or those that it is, or the stored ones.
@@ -230,8 +234,7 @@ class MediaCodes:
             for conversation in conversations
             for message in conversation
             for part in message['content']
-            if part['type'] in self.kinds
-            and (message['role'] == 'assistant' or part['type'] in self.prompts)
+            if self.stands_as_codes(message['role'], part['type'])
             and type(part[part['type']]) not in (CodedMedia, Embedding)
         ]
 

@@ -111,6 +111,14 @@ def test_a_model_without_its_network(tmp_path: Path) -> None:
     refused(tmp_path, 'has no weights of a vqmodel')
 
 
+def test_image_processors_that_nothing_is_known_of(tmp_path: Path) -> None:
+    # Pictures of any shape, none of whose sides need be a whole number of codes.
+    saved_model('chameleon', tmp_path, transformers.ChameleonImageProcessor(do_center_crop=False))
+    refused(tmp_path, 'scales pictures in a way that is not known here')
+    (tmp_path / 'preprocessor_config.json').write_text('{"image_processor_type": "NoSuchProcessor"}')
+    refused(tmp_path, 'the image processor in .* cannot be read')
+
+
 def test_pictures_that_cannot_be_scaled(tmp_path: Path) -> None:
     saved_model('emu3', tmp_path)
     with pytest.raises(SampleError, match='a picture of 2010 x 10 pixels cannot be scaled'):

@@ -136,6 +136,10 @@ def network_rules(
     within = 'vq_config' in config
     settings = config['vq_config'] if within else config
     processor = _processor(folder, settings, default)
+    try:
+        pixels_of(processor, 512, 512)
+    except KeyError as error:
+        raise ModelError(f'the image processor in {folder} scales pictures in a way that is not known here.') from error
     if within:
         made = {name: value for name, value in processor.to_dict().items() if name not in NAMES}
         fingerprint = weights_fingerprint(stored_module(folder, MODULE), made, *more)

@@ -85,6 +85,8 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     if algorithm.scores == 'tokens':
         require_writable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    if algorithm.scores == 'responses':
+        require_judging(pair, spec, cfgs.model_cfgs.model_name_or_path)
     return sources, spec
 
 
