@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +24,8 @@ VOLUMES = (0.2, 0.35, 0.5)
 RATE, FRAME, NOTE = 8000, 200, 800
 SIZE = (SIDE // PATCH, SIDE // PATCH)
 FRAMES = 3 * NOTE // FRAME
+LEARNED = 1500
+"""Digits that the code book is learned from."""
 
 
 def digits() -> tuple[list[Image.Image], list[int]]:
@@ -31,6 +35,27 @@ def digits() -> tuple[list[Image.Image], list[int]]:
     pixels, labels = load_digits(return_X_y=True)
     grey = (pixels.reshape(-1, SIDE, SIDE) / 16 * 255).round().astype(np.uint8)
     return [Image.fromarray(picture).convert('RGB') for picture in grey], labels.tolist()
+
+
+def read_digits(pictures: Sequence[Image.Image], half: int = 0) -> np.ndarray:
+    """Returns how probable each digit is in pictures, `(pictures, 10)`, by a network that learned one `half` of them.
+
+    What teaches a model and what judges it afterwards can so be two that never saw the same digit. Needs scikit-learn.
+    """
+    return _reader(half).predict_proba(_pixels(pictures))
+
+
+@cache
+def _reader(half: int) -> Any:
+    from sklearn.neural_network import MLPClassifier
+
+    pictures, labels = digits()
+    reader = MLPClassifier((64,), max_iter=400, tol=1e-3, random_state=half)
+    return reader.fit(_pixels(pictures[half::2]), labels[half::2])
+
+
+def _pixels(pictures: Sequence[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(picture.convert('L'), dtype=np.float64).reshape(-1) / 255 for picture in pictures])
 
 
 def melody(notes: Sequence[int], volume: float = 0.5) -> Audio:
@@ -72,7 +97,7 @@ def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, i
     codecs = {}
     if kind in ('image', 'both'):
         codecs['image'] = make_patch_codebook(
-            work / 'image', digits()[0][:1500], size=(SIDE, SIDE), patch=PATCH, entries=ENTRIES
+            work / 'image', digits()[0][:LEARNED], size=(SIDE, SIDE), patch=PATCH, entries=ENTRIES
         )
     if kind in ('audio', 'both'):
         sounds = [melody([note] * 3, volume) for note in range(len(TONES)) for volume in VOLUMES]
@@ -80,21 +105,23 @@ def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, i
     return add_media_tokens(base, codecs, out, sizes=sizes)
 
 
-def write_digit_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, seed: int = 0) -> Path:
+def write_digit_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, seed: int = 0, first: int = 0) -> Path:
     """Writes pictures of digits and `rows.jsonl` that asks for each and shows it as the answer; returns that file.
 
-    So large a share as `wrong` is asked for by a random word. Rows also say the `digit` asked for, and hold another
-    digit's picture as `rejected`.
+    They begin with number `first`: those that the code book is learned from, or from `LEARNED` on the others. So large
+    a share as `wrong` is asked for by a random word. Rows also say the `digit` asked for, and hold another digit's
+    picture as `rejected`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures, labels = digits()
+    low, high = (0, LEARNED) if first < LEARNED else (LEARNED, len(labels))
     random = np.random.default_rng(seed)
     lines = []
     for number in range(rows):
-        pick = number % 1500
+        pick = low + (first - low + number) % (high - low)
         label = int(random.integers(10)) if random.random() < wrong else labels[pick]
-        other = next(at for at in (int(random.integers(1500)) for _ in iter(int, 1)) if labels[at] != label)
+        other = next(at for at in (int(random.integers(low, high)) for _ in iter(int, 1)) if labels[at] != label)
         for at in (pick, other):
             if not (folder / f'{at}.png').exists():
                 pictures[at].save(folder / f'{at}.png')
@@ -108,6 +135,38 @@ def write_digit_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, 
                     {'role': 'user', 'content': f'draw the digit {DIGITS[label]}'},
                     {'role': 'assistant', 'content': [{'type': 'image', 'image': f'{pick}.png'}]},
                 ],
+            }
+        )
+    file = folder / 'rows.jsonl'
+    file.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    return file
+
+
+def write_melody_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, seed: int = 0) -> Path:
+    """Writes melodies and `rows.jsonl` that asks for each and has it as the answer; returns that file.
+
+    So large a share as `wrong` of the notes is asked for by a random word. Rows also say the `notes` asked for, and
+    hold another melody as `rejected`. Needs soundfile.
+    """
+    import soundfile
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    lines = []
+    for number in range(rows):
+        sung, other = random.integers(len(TONES), size=(2, 3))
+        asked = np.where(random.random(3) < wrong, random.integers(len(TONES), size=3), sung)
+        if (other == asked).all():
+            other = (other + 1) % len(TONES)
+        for name, notes in ((f'{number}.wav', sung), (f'{number}-other.wav', other)):
+            soundfile.write(folder / name, melody(notes, random.choice(VOLUMES)).samples, RATE, subtype='FLOAT')
+        lines.append(
+            {
+                'question': f'sing {" ".join(TONES[note] for note in asked)}',
+                'melody': f'{number}.wav',
+                'rejected': f'{number}-other.wav',
+                'notes': asked.tolist(),
             }
         )
     file = folder / 'rows.jsonl'

@@ -16,21 +16,25 @@ import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from scripts.bench import compare, loss, media, mixed, online, preference, startup  # noqa: E402
+from scripts.bench import coded, compare, loss, media, mixed, online, pictures, preference, startup  # noqa: E402
 from scripts.bench.report import Ratio, say, show  # noqa: E402
 from scripts.bench.work import FULL, QUICK, Size  # noqa: E402
 
 BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'startup': startup.startup,
     'loss': loss.loss,
+    'codes': loss.ranges,
     'text': compare.text,
     'image': compare.image,
+    'emu3': coded.emu3,
     'dpo': preference.dpo,
     'dpo_image': preference.dpo_image,
     'rm': preference.rm,
     'shared': preference.shared,
     'grpo': online.grpo,
     'online': online.online,
+    'pictures': pictures.pictures,
+    'sampling': pictures.sampling,
     'media': media.media,
     'mixed': mixed.mixed,
 }

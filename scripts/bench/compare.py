@@ -86,7 +86,7 @@ def measure(
         )
 
     sides: dict[str, Callable[[], Found]] = {
-        name: lambda name=name: in_child(_ours, task.pair, argv(name), task.algorithm) for name in runs
+        name: lambda name=name: in_child(measured, task.pair, argv(name), task.algorithm) for name in runs
     }
     if against_peer:
         ordered = [
@@ -140,7 +140,8 @@ def require_same_work(clocks: Mapping[str, StepClock]) -> None:
         raise RuntimeError(f'the sides do not do the same work; first losses and gradient norms: {told}')
 
 
-def _ours(*args: Any) -> tuple[StepClock, int, float]:
+def measured(*args: Any) -> tuple[StepClock, int, float]:
+    """The clock of a run of ours, the memory that it took and its share of padding; arguments as of `ours.train`."""
     reset_peak()
     before = resident()
     clock, output = ours.train(*args)

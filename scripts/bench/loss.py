@@ -1,4 +1,4 @@
-"""The chunked log-probability op against the full-logits form."""
+"""The chunked log-probability op against the full-logits form, and among the codes of a book against all tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from scripts.bench.report import Ratio
 from scripts.bench.work import Size
 
 HIDDEN = 512
+PASSES = 4
 
 
 def loss(folder: Path, size: Size) -> list[Ratio]:
@@ -27,6 +28,38 @@ def loss(folder: Path, size: Size) -> list[Ratio]:
         Ratio('loss memory: chunked / full logits', most['chunked'] / most['full'], 1 / 8, at_most=True, detail=memory),
         Ratio('loss speed: chunked / full logits', seconds['full'] / seconds['chunked'], 0.9, detail=speed),
     ]
+
+
+def ranges(folder: Path, size: Size) -> list[Ratio]:
+    """Forward and backward of codes that are one among those of their book, against one among all tokens."""
+    forms = ('range', 'whole')
+    spent = {form: min(in_child(_score, form, size) for _ in range(max(size.rounds, 1))) for form in forms}
+    detail = (
+        f'{spent["range"]:.3f} against {spent["whole"]:.3f} CPU s, {size.units} codes of {size.book} '
+        f'among {size.code_vocabulary} tokens'
+    )
+    return [Ratio('codes: range / whole head', spent['whole'] / spent['range'], 4.0, detail=detail)]
+
+
+def _score(form: str, size: Size) -> float:
+    """CPU seconds of the quickest of a few passes after the first."""
+    import torch
+
+    from align_anything.policies.token.logprob import Group, chunked_logprob
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows, first = size.code_vocabulary, size.code_vocabulary - size.book
+    hidden = torch.randn(size.units, HIDDEN, requires_grad=True)
+    weight = (torch.randn(rows, HIDDEN) / HIDDEN**0.5).requires_grad_()
+    targets = torch.randint(first, rows, (size.units,))
+    groups = [Group(spans=[(first, rows)])] if form == 'range' else None
+    seconds = []
+    for _ in range(PASSES):
+        started = cpu_seconds()
+        (-chunked_logprob(hidden, weight, targets, groups=groups)[0].mean()).backward()
+        seconds.append(cpu_seconds() - started)
+    return min(seconds[1:])
 
 
 def _measure(form: str, vocabulary: int, tokens: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from scripts.bench.report import Ratio, say
 from scripts.bench.work import PairLengths, Size, given_responses, image_model, image_pairs, write_rows
 
 GENERATIONS = 8
+PAIR = 'text_image_to_text'
 LAYOUTS = ('shared_prefix', 'padded')
 TRAINED_TOWER = {'freeze_vision_tower': False}
 
@@ -28,11 +29,12 @@ def grpo(folder: Path, size: Size) -> list[Ratio]:
     found = []
     for what, settings, frozen in (('frozen', FROZEN_TOWER, TOWER), ('trained', TRAINED_TOWER, ())):
         argvs = {
-            layout: _argv(model, data, folder / what / layout, size, layout=layout, beta=0, **settings)
+            layout: argv_of(model, data, folder / what / layout, size, layout=layout, beta=0, **settings)
             for layout in LAYOUTS
         }
         sides: dict[str, Callable[[], Found]] = {
-            layout: lambda argv=argv: in_child(_ours, argv, given) for layout, argv in argvs.items()
+            layout: lambda argv=argv: in_child(update, 'text_image_to_text', argv, given)
+            for layout, argv in argvs.items()
         }
         sides['trl'] = lambda frozen=frozen: in_child(_peer, model, rows, given, size.steps + 1, frozen)
         done = in_turn(sides, size.rounds, size.groups * GENERATIONS * size.steps)
@@ -48,8 +50,8 @@ def online(folder: Path, size: Size) -> list[Ratio]:
     data = write_rows(folder / 'rows.jsonl', rows)
     preload('deepspeed', 'align_anything.trainers.runs.online')
     judge = in_child(_with_head, model, folder / 'judge')
-    argv = _argv(model, data, folder / 'run', size, reward_model_name_or_path=judge, **FROZEN_TOWER)
-    clock, phases = in_child(ours_online.train, 'text_image_to_text', argv, 'grpo')
+    argv = argv_of(model, data, folder / 'run', size, reward_model_name_or_path=judge, **FROZEN_TOWER)
+    clock, phases = in_child(ours_online.train, PAIR, argv, 'grpo')
     total = sum(clock.seconds)
     spent = {name: sum(step[name] for step in phases[1:]) for name in phases[0]}
     spent['the rest'] = total - sum(spent.values())
@@ -66,27 +68,28 @@ def _work(folder: Path, size: Size) -> tuple[Path, list[dict[str, Any]]]:
     return model, image_pairs(model, photos, size, lengths, size.groups)
 
 
-def _argv(model: Path, data: Path, output: Path, size: Size, **more: Any) -> list[str]:
-    return ours.settings(
-        model,
-        data,
-        output,
-        train_template='Preference',
-        num_generations=GENERATIONS,
-        per_device_prompt_batch_size=size.groups,
-        per_device_train_batch_size=size.groups * GENERATIONS,
-        max_new_tokens=size.group_response,
-        max_steps=size.steps + 1,
-        rollout_correction_cap='null',
-        reward_functions='[format]',
+def argv_of(model: Path, data: Path, output: Path, size: Size, **more: Any) -> list[str]:
+    """The command line of a run that learns from the responses to the prompts of one step."""
+    values = {
+        'train_template': 'Preference',
+        'num_generations': GENERATIONS,
+        'per_device_prompt_batch_size': size.groups,
+        'per_device_train_batch_size': size.groups * GENERATIONS,
+        'max_new_tokens': size.group_response,
+        'max_steps': size.steps + 1,
+        'rollout_correction_cap': 'null',
+        'reward_functions': '[format]',
+        'overwrite_output_dir': True,
         **more,
-    )
+    }
+    return ours.settings(model, data, output, **values)
 
 
-def _ours(argv: list[str], given: Given) -> Found:
+def update(pair: str, argv: list[str], given: Given) -> Found:
+    """The clock of the updates of a run of GRPO on given responses, and the memory that it took."""
     reset_peak()
     before = resident()
-    steps, phases = ours_online.train('text_image_to_text', argv, 'grpo', given)
+    steps, phases = ours_online.train(pair, argv, 'grpo', given)
     clock = StepClock(losses=steps.losses, norms=steps.norms)
     for step in phases:
         clock.spend(step['update'])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,14 @@ from scripts.bench.measure import StepClock, cpu_seconds
 
 @dataclass(frozen=True)
 class Given:
-    """A rollout engine and a reward in one: the same responses to every prompt, by their token ids and scores."""
+    """A rollout engine and a reward in one: the same responses to every prompt, by their token ids and scores.
+
+    `forced` is how many tokens at the beginning and at the end of each had no other choice.
+    """
 
     ids: list[list[int]]
     scores: list[float]
+    forced: tuple[int, int] = (0, 0)
 
     def generate(self, examples: Sequence[Any], sampling: Any) -> list[list[Any]]:
         """Returns the responses for each prompt, each sampled as if it was certain."""
@@ -25,13 +29,14 @@ class Given:
 
         from align_anything.core.types import Response
 
+        first, last = self.forced
         return [
             [
                 Response(
                     torch.tensor(ids),
-                    torch.ones(len(ids)),
-                    per_unit={'rollout': torch.zeros(len(ids))},
-                    finished=False,
+                    torch.cat([torch.zeros(first), torch.ones(len(ids) - first - last), torch.zeros(last)]),
+                    per_unit={'rollout': torch.zeros(len(ids) - first - last)},
+                    finished=last > 0,
                 )
                 for ids in self.ids
             ]
@@ -50,9 +55,13 @@ class Given:
 
 
 def train(
-    pair_name: str, argv: list[str], algorithm: str, given: Given | None = None
+    pair_name: str,
+    argv: list[str],
+    algorithm: str,
+    given: Given | None = None,
+    seconds: Callable[[], float] = cpu_seconds,
 ) -> tuple[StepClock, list[dict[str, float]]]:
-    """Trains and returns the clock of full steps, and for each step the CPU seconds of each of its phases.
+    """Trains and returns the clock of full steps, and for each step the `seconds` of each of its phases, of the CPU.
 
     Nothing is saved. Raises RuntimeError when the run falls back to another layout than it was asked for.
     """
@@ -65,7 +74,7 @@ def train(
     clock = StepClock()
 
     class Clocked(OnlineLoop):
-        """Counts CPU seconds where the loop counts those on the wall, and ends without a word."""
+        """Counts `seconds` where the loop counts those on the wall, and ends without a word."""
 
         def run(self) -> bool:
             asked, found = self.cfgs.train_cfgs.layout, self.engine.policy.collate.layout
@@ -83,9 +92,9 @@ def train(
 
         @contextmanager
         def _clock(self, name: str) -> Iterator[None]:
-            began = cpu_seconds()
+            began = seconds()
             yield
-            self._seconds[name] = self._seconds.get(name, 0.0) + cpu_seconds() - began
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds() - began
 
     pair, resolved = resolved_run(pair_name, argv, algorithm)
     with mock.patch.object(online_run, 'OnlineLoop', Clocked):

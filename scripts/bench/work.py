@@ -50,6 +50,11 @@ class Size:
     mixed_rows: int
     budget: int
     mixed_steps: int
+    units: int
+    book: int
+    code_vocabulary: int
+    picture_side: int
+    picture_prompt: int
 
 
 FULL = Size(
@@ -86,6 +91,11 @@ FULL = Size(
     mixed_rows=40,
     budget=2048,
     mixed_steps=6,
+    units=576,
+    book=8 * 1024,
+    code_vocabulary=64 * 1024,
+    picture_side=16,
+    picture_prompt=64,
 )
 QUICK = Size(
     hidden=64,
@@ -121,6 +131,11 @@ QUICK = Size(
     mixed_rows=4,
     budget=512,
     mixed_steps=2,
+    units=64,
+    book=512,
+    code_vocabulary=4096,
+    picture_side=4,
+    picture_prompt=32,
 )
 
 
@@ -196,6 +211,45 @@ def omni_model(folder: Path, size: Size) -> Path:
         vision_layers=size.tower_layers,
         corpus=corpus(words(size.words // 2)),
     )
+
+
+def coded_model(folder: Path, size: Size) -> Path:
+    """Builds the Emu3-type checkpoint with its codec."""
+    from align_anything.testing.tiny import build
+
+    return build(
+        'emu3',
+        folder,
+        hidden=size.image_hidden,
+        layers=size.image_layers,
+        vocab=size.words // 2 + 900,
+        heads=size.image_hidden // 64 or 1,
+        image_size=size.image_size,
+        corpus=corpus(words(size.words // 2)),
+    )
+
+
+def drawing_model(folder: Path, size: Size) -> Path:
+    """Builds a Qwen2-type checkpoint with tokens for pictures of `picture_side` codes a side."""
+    from PIL import Image
+
+    from align_anything.models.media_tokens import add_media_tokens
+    from align_anything.testing.codecs import make_patch_codebook
+    from align_anything.testing.tiny import build
+
+    side, work = size.picture_side, folder.with_name(f'.{folder.name}')
+    base = build(
+        'qwen2',
+        work / 'base',
+        hidden=size.image_hidden,
+        layers=size.image_layers,
+        vocab=size.words // 2 + 700,
+        heads=size.image_hidden // 64 or 1,
+        corpus=corpus(words(size.words // 2)),
+    )
+    stills = [Image.fromarray(pixels_of((2 * side, 2 * side), seed)) for seed in range(8)]
+    codec = make_patch_codebook(work / 'codec', stills, size=(2 * side, 2 * side), patch=2, entries=side**2)
+    return add_media_tokens(base, {'image': codec}, folder, sizes={'image': (side, side)})
 
 
 class Texts:
@@ -304,6 +358,23 @@ def given_responses(model: Path, size: Size, count: int) -> list[list[int]]:
     ids = sorted({token for text in corpus(words(size.words // 2)) for token in tokenizer(text)['input_ids']})
     ordinary = [token for token in ids if token not in tokenizer.all_special_ids]
     return [generator.choices(ordinary, k=size.group_response) for _ in range(count)]
+
+
+def picture_prompts(model: Path, size: Size, rows: int) -> list[dict[str, Any]]:
+    """Returns preference rows whose prompts are of `picture_prompt` tokens."""
+    texts = Texts(model, words(size.words // 2), seed=8)
+    return [texts.pair(size.picture_prompt, 2, 2) for _ in range(rows)]
+
+
+def given_pictures(model: Path, size: Size, count: int) -> tuple[list[list[int]], tuple[int, int]]:
+    """Returns the token ids of possible pictures, and how many at the beginning and the end could not be others."""
+    from align_anything.models.pretrained_model import load_spec
+
+    spec, generator = load_spec(str(model)), random.Random(9)
+    kind = spec.codes.kinds['image']
+    (first, stop), end = kind.spans[0], [*kind.closing, spec.stop_token_ids[0]]
+    codes = [generator.choices(range(first, stop), k=size.picture_side**2) for _ in range(count)]
+    return [[*kind.opening, *drawn, *end] for drawn in codes], (len(kind.opening), len(end))
 
 
 def mixed_sources(model: Path, folder: Path, size: Size) -> list[Path]:

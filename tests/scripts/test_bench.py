@@ -39,6 +39,10 @@ RATIOS = {
         for what in ('shared_prefix / padded', 'shared_prefix / trl', 'memory of shared_prefix / trl')
     ],
     'online': [],
+    'pictures': ['GRPO update on pictures: shared_prefix / padded'],
+    'sampling': [],
+    'codes': ['codes: range / whole head'],
+    'emu3': ['Emu3-type SFT: packed / pixels'],
     'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
     'media': ['media wait'],
     'mixed': ['mixed: work of the busier rank / mean'],

@@ -1,0 +1,33 @@
+"""Rewards of one's own for pictures and sounds, as a user may write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from align_anything.rewards.base import Completion, register_reward
+from align_anything.testing.emitting import heard, read_digits
+
+
+@register_reward('drawn_digit')
+def drawn_digit(completions: Sequence[Completion]) -> list[float]:
+    """How probable the digit asked for is in the picture, by a classifier that learned the even half of the digits."""
+    pictures = [part['image'] for completion in completions for part in completion.message['content']]
+    wanted = [completion.meta['digit'] for completion in completions]
+    return [float(seen[digit]) for seen, digit in zip(read_digits(pictures), wanted, strict=True)]
+
+
+@register_reward('sung_notes')
+def sung_notes(completions: Sequence[Completion]) -> list[float]:
+    """The share of the notes asked for that are heard where they should be; none in a melody that does not end."""
+    return [share(heard_in(completion), completion.meta['notes']) for completion in completions]
+
+
+def heard_in(completion: Completion) -> list[int]:
+    """The notes of a response, -1 in place of each where it holds no whole melody."""
+    found = [heard(part['audio']) for part in completion.message['content'] if part['type'] == 'audio']
+    return found[0] if found else [-1] * len(completion.meta['notes'])
+
+
+def share(found: Sequence[int], wanted: Sequence[int]) -> float:
+    """The share of numbers that are as wanted."""
+    return sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)
