@@ -31,6 +31,7 @@ class Algorithm(AlgorithmCfgs):
         estimates_first: whether a step begins with `estimates`.
         with_entropy: whether `terms` read the entropies of the policy.
         with_routing: whether they read where the tokens went among experts; engines do that for every algorithm.
+        told_by_kind: which of `terms` are told by kind of unit too, where a run has units of several.
         generates: whether the policy generates the responses that it learns from.
     """
 
@@ -42,6 +43,7 @@ class Algorithm(AlgorithmCfgs):
     estimates_first: ClassVar[bool] = False
     with_entropy: ClassVar[bool] = False
     with_routing: ClassVar[bool] = False
+    told_by_kind: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
 
     @property

@@ -35,6 +35,7 @@ class KTO(Referring):
     }
     task: ClassVar[str] = 'unpaired'
     estimates_first: ClassVar[bool] = True
+    told_by_kind: ClassVar[tuple[str, ...]] = ('desirable_reward', 'undesirable_reward')
 
     scale_coeff: PositiveFloat = Field(
         0.1, description='Beta: how strongly log-ratios to the reference count as rewards.'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -86,6 +86,11 @@ class Online(Algorithm):
     def corrects(self) -> bool:
         """Whether the loss corrects for responses being sampled by other log-probabilities than the trainer's."""
         return False
+
+    @property
+    def weighed_kinds(self) -> Collection[str]:
+        """The kinds of units that a setting of the loss names."""
+        return ()
 
     @property
     def supervises(self) -> bool:

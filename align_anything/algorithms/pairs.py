@@ -53,6 +53,8 @@ class PairAlgorithm(Algorithm):
     """
 
     task: ClassVar[str] = 'preference'
+    # Rewards are sums over units, so that those of all kinds add up to them.
+    told_by_kind: ClassVar[tuple[str, ...]] = ('sft_loss', 'reward_margin', 'chosen_reward', 'rejected_reward')
 
     sft_coeff: SFTCoeff = 0.0
 

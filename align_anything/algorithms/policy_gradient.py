@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from align_anything.algorithms.online import OF_ANSWERS, Online
-from align_anything.configs.effects import Effects, needs
+from align_anything.configs.effects import Effects, needs, writing
 from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.types import Batch, Need, Scored
+from align_anything.core.types import MEDIA_KINDS, Batch, MediaKind, Need, Scored
+from align_anything.losses.advantages import weighed_by_kind
 from align_anything.losses.aggregation import Aggregation, aggregation_weights
 from align_anything.losses.kl import KL_ESTIMATORS
 from align_anything.losses.policy_gradient import (
@@ -35,12 +36,17 @@ class PolicyGradient(Online):
     """
 
     with_entropy: ClassVar[bool] = True
+    told_by_kind: ClassVar[tuple[str, ...]] = (
+        *('policy_loss', 'entropy', 'kl', 'ptx_loss', 'ratio', 'approx_kl'),
+        *('clipped_low', 'clipped_high', 'clipped_dual'),
+    )
     run_cfgs: ClassVar[type[RunCfgs]] = PolicyRunCfgs
     takes_effect: ClassVar[Effects] = {
         'ptx_coeff': needs('data_cfgs.ptx_datasets', off=(0.0,)),
         'data_cfgs.ptx_datasets': needs('train_cfgs.ptx_coeff'),
         **dict.fromkeys(OF_ANSWERS, needs('data_cfgs.ptx_datasets')),
         'rollout_correction_level': needs('train_cfgs.rollout_correction_cap'),
+        'emitted_advantage_weights': writing(*MEDIA_KINDS),
     }
     other_names: ClassVar[Mapping[str, str]] = {
         'epsilon': 'clip_range_ratio',
@@ -76,6 +82,11 @@ class PolicyGradient(Online):
     )
     entropy_coeff: NonNegativeFloat = Field(
         0.0, description='Entropy bonus coefficient: weight of the mean entropy in the loss.'
+    )
+    emitted_advantage_weights: dict[MediaKind | Literal['text'], NonNegativeFloat] = Field(
+        {},
+        description='What the advantage of a response is multiplied by at its units of each kind, such as '
+        '`{text: 0.5}` where it reasons before it draws. A kind that is not named has 1.',
     )
     ptx_coeff: NonNegativeFloat = Field(
         16.0,
@@ -119,6 +130,10 @@ class PolicyGradient(Online):
     @property
     def has_ratios(self) -> bool:
         return True
+
+    @property
+    def weighed_kinds(self) -> Collection[str]:
+        return self.emitted_advantage_weights.keys()
 
     @property
     def supervises(self) -> bool:
@@ -175,7 +190,8 @@ class PolicyGradient(Online):
 
     def _sampled_terms(self, batch: Batch, scored: Scored) -> dict[str, Tensor]:
         logprobs, responses = scored.values, (batch.segments, batch.num_responses)
-        old, advantages = batch.values_of('old'), batch.values_of('advantage')
+        old = batch.values_of('old')
+        advantages = weighed_by_kind(batch.values_of('advantage'), batch.kinds, self.emitted_advantage_weights)
         weights, _ = self._aggregated(batch)
         ratios = importance_ratios(logprobs, old, batch.weights, *responses, self.importance_level)
         trusted = weights

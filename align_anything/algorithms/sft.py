@@ -20,6 +20,7 @@ class SFT(Algorithm):
 
     name: ClassVar[str] = 'sft'
     task: ClassVar[str] = 'supervised'
+    told_by_kind: ClassVar[tuple[str, ...]] = ('loss',)
 
     code_loss_over: Literal['vocabulary', 'range'] = Field(
         'vocabulary',

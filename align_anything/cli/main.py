@@ -176,6 +176,27 @@ def add_tokens(
     typer.echo(f'model with media tokens: {out}')
 
 
+@app.command(name='tokenize-media', context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def tokenize(
+    context: typer.Context,
+    pair: PairName = None,
+    algorithm: AlgorithmName = None,
+    out: Annotated[Path, typer.Option(help='File of JSON lines to write.')] = Path('tokenized.jsonl'),
+) -> None:
+    """Make the codes of the media of a run's data, and write its rows with them.
+
+    Takes the settings of the run: PAIR ALGORITHM --help lists them.
+    """
+    _check_order(context, pair, algorithm)
+    if '--help' in context.args or '-h' in context.args:
+        typer.echo(context.get_help() + '\n')
+    from align_anything.cli.leaves import find_run
+    from align_anything.cli.tokenizing import tokenize_media
+
+    rows = tokenize_media(*find_run(pair, algorithm), context.args, out)
+    typer.echo(f'{rows} rows with codes: {out}')
+
+
 @app.command()
 def models(
     family: Annotated[str | None, typer.Argument(metavar='[FAMILY]', help='Tell all of this family or id.')] = None,

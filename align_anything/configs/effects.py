@@ -105,11 +105,12 @@ def reading(*kinds: str) -> Effect:
     )
 
 
-def writing(*kinds: str) -> Effect:
+def writing(*kinds: str, off: tuple[Any, ...] = OFF) -> Effect:
     """The condition that the pair writes media of one of these kinds."""
     return Effect(
         lambda facts: facts.writes is None or not facts.writes.isdisjoint(kinds),
         'it means nothing on a modality pair that writes text alone; leave it out.',
+        off=off,
     )
 
 
@@ -136,6 +137,11 @@ FREEZING = tuple(
     f'train_cfgs.freeze_{name}' for name in ('vision_tower', 'audio_tower', 'mm_proj', 'generation', 'language_model')
 )
 EVALUATES = needs('data_cfgs.eval_datasets')
+SUPERVISED = Effect(
+    lambda facts: facts.algorithm.task == 'supervised',
+    'it means nothing but in supervised fine-tuning; leave it out.',
+    off=(0.0,),
+)
 
 
 def effects_of(groups: Mapping[str, type[BaseModel]]) -> dict[str, tuple[Effect, ...]]:

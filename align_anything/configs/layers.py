@@ -38,6 +38,7 @@ def stage_layer(stage: str, use_lora: bool, index: KeyIndex) -> Layer:
         'freeze_vision_tower': True,
         'freeze_audio_tower': True,
         'freeze_mm_proj': False,
+        'freeze_generation': stage == 'projection',
         'freeze_language_model': stage == 'projection',
     }
     if stage == 'projection':

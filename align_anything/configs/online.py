@@ -6,11 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align_anything.configs.effects import Effects, needs, writing
+from align_anything.configs.effects import EVALUATES, Effects, excludes, needs, writing
 from align_anything.configs.ptx import PtxDataCfgs
 from align_anything.configs.schema import Cfgs, LoggerCfgs, LoraCfgs, ModelCfgs, RunCfgs
 from align_anything.core.types import MEDIA_KINDS, MediaKind
 
+BY_TRANSFORMERS = excludes(
+    'vllm_cfgs.use_vllm',
+    why='vLLM samples from the model as it is. Generate with transformers, or set it to 1.',
+    off=(None, 1.0),
+)
 MODEL, COST = 'model', 'cost'
 """What metrics call the score of a reward model and that of a cost model."""
 
@@ -46,6 +51,8 @@ class OnlineModelCfgs(ModelCfgs):
             for key in ('timeout', 'retry_times', 'batch_size', 'send_media')
         },
         **{f'emit_{key}': writing(*MEDIA_KINDS) for key in ('size', 'temperature', 'top_k')},
+        'guidance_scale': (writing(*MEDIA_KINDS, off=(1.0,)), BY_TRANSFORMERS),
+        'eval_guidance_scale': (writing(*MEDIA_KINDS), EVALUATES, BY_TRANSFORMERS),
     }
 
     max_new_tokens: PositiveInt = Field(
@@ -90,6 +97,15 @@ class OnlineModelCfgs(ModelCfgs):
     )
     emit_top_k: dict[MediaKind, NonNegativeInt] = Field(
         {}, description='Top-k sampling of the codes of media, by kind. 0, and a kind that is not named, is all.'
+    )
+    guidance_scale: PositiveFloat = Field(
+        1.0,
+        description='Classifier-free guidance of the codes of media, in rollouts and in the log-probabilities of '
+        'training alike: 1 is none, above 1 heeds the prompt more. Each response is computed twice then, the second '
+        'time behind the prompt without its text.',
+    )
+    eval_guidance_scale: PositiveFloat | None = Field(
+        None, description='Guidance of the responses to evaluation data. null is guidance_scale.'
     )
     generation_batch_size: PositiveInt | None = Field(
         None, description='Responses that a device generates at once. null is all of the rollout.'

@@ -25,6 +25,7 @@ from align_anything.configs.effects import (
     EVALUATES,
     FREEZING,
     NO_WARM_UP,
+    SUPERVISED,
     Effect,
     Effects,
     excludes,
@@ -246,6 +247,7 @@ class DataCfgs(Cfgs):
         **{key: (reading('video'), excludes('data_cfgs.num_frames')) for key in ('fps', 'min_frames', 'max_frames')},
         **{key: reading('video', 'audio') for key in ('max_audio_seconds', 'long_audio')},
         'emitted_loss_weights': writing(*MEDIA_KINDS),
+        'prompt_dropout': (writing(*MEDIA_KINDS, off=(0.0,)), SUPERVISED),
     }
 
     train_datasets: Names = Field(
@@ -363,6 +365,13 @@ class DataCfgs(Cfgs):
         {},
         description='What the loss weights of the tokens of media in answers are multiplied by, by kind, such as '
         '`{image: 0.5}`. A kind that is not named has 1.',
+    )
+    prompt_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description='Probability that what users say in a row is left empty for an epoch, so that the model can write '
+        'media without a prompt too, which guidance leads away from. 0.1 is usual.',
     )
     drop_truncated: bool = Field(
         False,

@@ -191,7 +191,8 @@ class Example:
     several sequences, and what they share of their prompts is the prompt. `meta` rides along untouched (labels, ground
     truth, margins); `source` names the row. `unmatched` is the response of another row, for algorithms that compare
     with it. `source_index` is the number of the dataset that the row belongs to. `conversation` is what the prompt was
-    made of, media decoded, where something else than the policy reads it too.
+    made of, media decoded, where something else than the policy reads it too. `unconditional` is the prompt with its
+    text left empty, where responses are guided away from what follows that.
     """
 
     prompt: Piece
@@ -201,6 +202,7 @@ class Example:
     unmatched: Piece | None = None
     source_index: int = 0
     conversation: Conversation | None = None
+    unconditional: Piece | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(piece) for response in self.responses for piece in response.sequences)
@@ -262,6 +264,8 @@ class Batch:
         skipped: rows that fell out of this micro-batch.
         unmatched: the same prompts with the responses of other rows, where the Examples hold such.
         per_unit: further values of each unit, `(N,)` by name, that all responses bring.
+        kinds: which units are of which kind, `(N,)` bool by name: text, or that of the medium whose codes they are.
+            Empty where there are no codes.
         stats: what the batch costs: `tokens` computed, `padding` among them, `media` items.
     """
 
@@ -275,6 +279,7 @@ class Batch:
     skipped: list[Skipped] = field(default_factory=list)
     unmatched: Batch | None = None
     per_unit: dict[str, Tensor] = field(default_factory=dict)
+    kinds: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, int] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:

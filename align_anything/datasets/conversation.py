@@ -338,3 +338,15 @@ def _check_turns(messages: list[Message], needs_reply: bool) -> None:
             'from it, set the option continue_final_message of the template Prompts, or mark the turn with '
             "'prefix': True."
         )
+
+
+def without_prompt_text(conversation: Conversation) -> Conversation:
+    """Returns the unconditional form of a conversation: what users say left empty, the media that they show kept."""
+
+    def emptied(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, 'text': ''} if part['type'] == 'text' else part
+
+    return [
+        {**message, 'content': [emptied(part) for part in message['content']]} if message['role'] == 'user' else message
+        for message in conversation
+    ]

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, islice
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, DataError, FilteredError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
-from align_anything.datasets.conversation import bind_media, without_media
+from align_anything.datasets.conversation import bind_media, without_media, without_prompt_text
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.media import MediaCache, decode_conversations
 from align_anything.datasets.mixture import StreamedRow
@@ -65,6 +65,12 @@ class Source:
         return {kind: self.folders.get(kind) or beside for kind in MEDIA_KINDS}
 
 
+class Emptied(NamedTuple):
+    """A row whose prompt text is left empty: its number in the concatenation, or a `StreamedRow`."""
+
+    row: int | StreamedRow
+
+
 class Task(Protocol):
     """What a kind of training wants of a row: the formatter hook that makes conversations, and their encoding.
 
@@ -109,6 +115,8 @@ class SupervisedTask:
 class ExampleDataset:
     """Rows of several sources as Examples; index by a number of the concatenation, or by a `StreamedRow`.
 
+    Either may be `Emptied`.
+
     A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each source.
 
     Args:
@@ -152,8 +160,10 @@ class ExampleDataset:
         """Rows of all indexed sources together; streams have no length."""
         return self._ends[-1]
 
-    def __getitem__(self, index: int | StreamedRow) -> Example | Skipped:
-        name = ''
+    def __getitem__(self, index: int | StreamedRow | Emptied) -> Example | Skipped:
+        name, emptied = '', isinstance(index, Emptied)
+        if emptied:
+            index = index.row
         try:
             if isinstance(index, StreamedRow):
                 number, name, row = index.source_index, index.name, index.row
@@ -168,6 +178,8 @@ class ExampleDataset:
             view = self._view(source, name, row)
             other = self._other(source, at) if self.task.needs_other else None
             conversations, meta = self._conversations(source, name, view, other)
+            if emptied:
+                conversations = list(map(without_prompt_text, conversations))
             example = self._example(source, name, conversations)
         except SampleError as error:
             return Skipped(name, str(error), isinstance(error, FilteredError))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, Piece, Skipped
+from align_anything.datasets.conversation import without_prompt_text
 from align_anything.datasets.dataset import Formatted
 from align_anything.datasets.formatters.base import PROMPT_ONLY, BaseFormatter
 
@@ -19,10 +20,12 @@ class PromptTask:
     Attributes:
         encode_prompt: `FamilySpec.encode_prompt`.
         longest: tokens of the longest prompt that leaves capacity for a response.
+        guided: whether the prompt is encoded with its text left empty too.
     """
 
     encode_prompt: Callable[[Conversation], Piece]
     longest: int
+    guided: bool = False
     needs_reply: ClassVar[bool] = False
     needs_other: ClassVar[bool] = False
 
@@ -41,7 +44,8 @@ class PromptTask:
                 f'the prompt has {len(prompt)} tokens; at most {self.longest} fit beside max_new_tokens: raise '
                 'model_cfgs.model_max_length, lower max_new_tokens, or shorten the row'
             )
-        return Example(prompt, [], conversation=conversation)
+        unconditional = self.encode_prompt(without_prompt_text(conversation)) if self.guided else None
+        return Example(prompt, [], conversation=conversation, unconditional=unconditional)
 
 
 @dataclass

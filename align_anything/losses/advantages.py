@@ -11,6 +11,7 @@ REINFORCE++ (Hu et al., 2025, arXiv:2501.03262) is `discounted_sums` of `token_r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -148,3 +149,19 @@ def _spread(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide = scores.double()
     centred = wide - (response_sums(wide, index, len(counts)) / counts)[index]
     return centred, response_sums(centred.square(), index, len(counts))[index], counts[index]
+
+
+def weighed_by_kind(advantages: Tensor, kinds: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Advantages multiplied by the weight of the kind of each unit, `(N,)`.
+
+    A response that reasons in text and then draws has one advantage for both (T2I-R1: Jiang et al., 2025,
+    arXiv:2505.00703); weights give the text, which has fewer units, or the picture more or less of it.
+
+    Args:
+        advantages: of each unit, `(N,)`.
+        kinds: which units are of which kind, `(N,)` bool by name.
+        weights: by kind; 1 for a kind without.
+    """
+    for kind, weight in weights.items():
+        advantages = torch.where(kinds[kind], weight * advantages, advantages)
+    return advantages

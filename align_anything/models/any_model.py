@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
-from align_anything.models import structure
 from align_anything.models.architecture import plain_attention, skeleton_of, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
 from align_anything.models.families import accustomed_body, accustomed_class, loading_options
@@ -155,11 +154,8 @@ def _keep_used_renames(model: PreTrainedModel) -> None:
 
 
 def _freeze_constants(model: PreTrainedModel) -> None:
-    """Freezes what the architecture's constructor freezes; a plain load makes such parameters trainable again.
-
-    So does it freeze a codec of media: its codes stand in data, so it never trains, whatever else does.
-    """
+    """Freezes what the architecture's constructor freezes, and codecs; a plain load makes them trainable again."""
     constant = {name for name, parameter in skeleton_of(model).named_parameters() if not parameter.requires_grad}
     for name, parameter in model.named_parameters():
-        if name in constant or structure.CODEC_NAMES & {*name.split('.')}:
+        if name in constant:
             parameter.requires_grad_(False)

@@ -12,6 +12,9 @@ from align_anything.core.errors import ModelError
 if TYPE_CHECKING:  # data workers read family rules, which need no models: importing these takes seconds
     from transformers import PreTrainedConfig, PreTrainedModel
 
+CODEC_NAMES = frozenset(('vqmodel',))
+"""Names of modules of transformers' classes that make codes of media."""
+
 
 def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
     """Returns the class of transformers that holds a language-model head for `config`.
@@ -73,14 +76,21 @@ def plain_attention(kind: type[PreTrainedModel], config: PreTrainedConfig) -> st
 
 
 def skeleton(config: Any) -> torch.nn.Module:
-    """Returns the model of a configuration without storage, of transformers' class or the checkpoint's own code."""
+    """Returns the model of a configuration without storage, of transformers' class or the checkpoint's own code.
+
+    A codec of media in it is frozen: its codes stand in data, so it never trains, whatever else does.
+    """
     from transformers.modeling_utils import set_zero3_state
 
     # A configuration class out of a checkpoint's own code exists only where that code is trusted.
     trusted = type(config).__module__.startswith('transformers_modules')
     # Submodels ask whether ZeRO-3 has to partition them; a skeleton has nothing to partition.
     with set_zero3_state(), torch.device('meta'):
-        return transformers_class(config, trust_remote_code=trusted)(config)
+        model = transformers_class(config, trust_remote_code=trusted)(config)
+    for name, parameter in model.named_parameters():
+        if CODEC_NAMES & {*name.split('.')}:
+            parameter.requires_grad_(False)
+    return model
 
 
 def skeleton_of(model: PreTrainedModel) -> PreTrainedModel:

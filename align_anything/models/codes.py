@@ -177,7 +177,7 @@ class MediaCodes:
                 if PRIVATE.search(part['text']):
                     raise SampleError('the text holds characters that stand for media here (U+E0C0, U+E0C1)')
                 return part
-            if kind not in self.kinds or (role != 'assistant' and kind not in self.prompts):
+            if not self.stands_as_codes(role, kind):
                 return part
             if id(part[kind]) not in numbers:
                 numbers[id(part[kind])] = len(found)
@@ -192,6 +192,10 @@ class MediaCodes:
             for conversation in conversations
         ]
         return marked, tuple(found)
+
+    def stands_as_codes(self, role: str, kind: str) -> bool:
+        """Whether a part of this type is written as codes in the turns of a role."""
+        return kind in self.kinds and (role == 'assistant' or kind in self.prompts)
 
     def coded(self, part: Mapping[str, Any]) -> CodedMedia:
         """Returns the codes of a media part: those beside the medium, or those that it is, or the stored ones.
@@ -230,8 +234,7 @@ class MediaCodes:
             for conversation in conversations
             for message in conversation
             for part in message['content']
-            if part['type'] in self.kinds
-            and (message['role'] == 'assistant' or part['type'] in self.prompts)
+            if self.stands_as_codes(message['role'], part['type'])
             and type(part[part['type']]) not in (CodedMedia, Embedding)
         ]
 
@@ -296,6 +299,22 @@ class MediaCodes:
         for number, spans in self._numbered():
             for start, stop in spans:
                 found = torch.where((ids >= start) & (ids < stop), number, found)
+        return found
+
+    def by_kind(self, ids: Tensor) -> dict[str, Tensor]:
+        """Returns which ids are of which kind, text among them, bool of the same shape by name."""
+        numbers, kinds = self.set_of(ids), self.by_set('text', {kind: kind for kind in self.kinds})
+        return {
+            kind: torch.isin(numbers, torch.tensor([at for at, own in enumerate(kinds) if own == kind]))
+            for kind in dict.fromkeys(kinds)
+        }
+
+    def weights_of(self, ids: Tensor) -> Tensor:
+        """Returns what the loss weights of generated ids are multiplied by, float32 of the same shape."""
+        found = torch.tensor(self.by_set(1.0, self.weights))[self.set_of(ids)]
+        for kind, own in self.kinds.items():
+            if own.opening:
+                found = torch.where(ids == own.opening[0], self.weights.get(kind, 1.0), found)
         return found
 
     def by_set(self, text: T, of_kinds: Mapping[MediaKind, T] = MappingProxyType({})) -> list[T]:

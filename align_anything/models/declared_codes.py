@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +101,7 @@ def keep_codes(config: Any, codes: MediaCodes | None, folder: Path) -> None:
 def write_declaration(folder: Path, declared: Mapping[str, Any], rules: Mapping[MediaKind, CodecRules]) -> None:
     """Writes a declaration into the `config.json` of a checkpoint, and copies of the codecs beside it."""
     for kind in declared:
-        shutil.copytree(rules[kind].folder, folder / CODECS / kind)
+        rules[kind].copy_to(folder / CODECS / kind)
     found = {kind: {**own, 'codec': f'{CODECS}/{kind}'} for kind, own in declared.items()}
     atomic_write_json(folder / CONFIG, {**read_json(folder / CONFIG), DECLARATION: found})
 

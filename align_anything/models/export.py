@@ -16,11 +16,10 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from align_anything.core.errors import ModelError
 from align_anything.core.files import atomic_write_json
 from align_anything.models.adapter import bare_model
-from align_anything.models.architecture import skeleton_of
+from align_anything.models.architecture import CODEC_NAMES, skeleton_of
 from align_anything.models.checkpoint import stored_module
 from align_anything.models.quantization import dequantised, is_quantised
 from align_anything.models.score import SCORE_HEAD
-from align_anything.models.structure import CODEC_NAMES
 from align_anything.models.trainable import count
 
 if TYPE_CHECKING:

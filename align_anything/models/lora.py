@@ -44,8 +44,9 @@ def apply_lora(
 
     Initial weights come from torch's generator, which has to be seeded alike on every rank. The adapters get
     `dtype`, or that of the model: an engine that keeps float32 masters wants them like the weights. Raises ModelError
-    for a target or module to save that names nothing, and for `unfreeze_patterns`: what they would train is not part
-    of an adapter, so it would be lost on saving.
+    for a target or module to save that names nothing, for an embedding to save that would no longer share its weight
+    with the head, and for `unfreeze_patterns`: what they would train is not part of an adapter, so it would be lost on
+    saving.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -56,6 +57,7 @@ def apply_lora(
         )
     to_save = list(dict.fromkeys([*named_modules(model, cfgs.modules_to_save or [], components), *also_save]))
     _check_modules_to_save(model, to_save, components)
+    ties = _saves_tied_weights(model, to_save)
     targets = target_modules(model, cfgs.target_modules, components, cfgs.vision_lora, exclude=to_save)
     config = LoraConfig(
         r=cfgs.r,
@@ -66,13 +68,19 @@ def apply_lora(
         target_modules=targets,
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
         modules_to_save=to_save or None,
-        ensure_weight_tying=_saves_tied_weights(model, to_save),
+        ensure_weight_tying=ties,
         task_type=cfgs.task_type,
         inference_mode=cfgs.inference_mode,
         bias='none',
     )
     model_dtype = dtype or model.dtype
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if ties and not _still_tied(adapted.get_base_model()):
+        raise ModelError(
+            f'lora_cfgs.modules_to_save: {", ".join(to_save)} of this model share a weight with its head, and peft '
+            'knows no such embedding but embed_tokens, so that the head would stay as it is. Leave them out, or train '
+            'without LoRA.'
+        )
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model_dtype)
@@ -174,6 +182,12 @@ def _saves_tied_weights(model: PreTrainedModel, names: Sequence[str]) -> bool:
     tied = {*model.all_tied_weights_keys.keys(), *model.all_tied_weights_keys.values()}
     modules = {key.rsplit('.', 1)[0] for key in tied}
     return any(f'.{module}'.endswith(f'.{name}') for module in modules for name in names)
+
+
+def _still_tied(model: PreTrainedModel) -> bool:
+    """Whether head and embedding have one weight, where the model has both."""
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
 
 
 def _tell_about_experts(model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Audio, MediaKind, Video
-from align_anything.models.architecture import skeleton
+from align_anything.models.architecture import CODEC_NAMES, skeleton
 
 PROCESSOR_KINDS: dict[str, MediaKind] = {
     'image_processor': 'image',
@@ -33,7 +33,6 @@ NESTED_TOWERS = frozenset(('clip_vision_model', 'siglip_vision_model'))
 AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())
 MEDIA_CODEC = 'media_codec'
 """The component that makes codes of media: it comes with the model, and never trains."""
-CODEC_NAMES = frozenset(('vqmodel',))
 GENERATION_NAMES = frozenset('generation_embeddings generation_aligner generation_head'.split())
 """What a second vocabulary, of codes of media, is embedded and scored by."""
 

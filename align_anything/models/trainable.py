@@ -101,12 +101,19 @@ def require_trainable(model: nn.Module) -> None:
         )
 
 
-def require_reached(model: nn.Module, components: Components, kinds: Collection[MediaKind], pair: str) -> None:
+def require_reached(
+    model: nn.Module,
+    components: Components,
+    kinds: Collection[MediaKind],
+    pair: str,
+    written: Collection[MediaKind] = (),
+) -> None:
     """Raises ModelError when no parameter that trains is reached by text and media of these `kinds`.
 
-    They are those that rows of the modality `pair` may hold.
+    They are those that rows of the modality `pair` may hold in prompts; `written` are those in answers.
     """
     reached = {'language_model', SCORE_HEAD, *(component for kind in kinds for component in READ_BY[kind])}
+    reached |= {'generation'} if written else set()
     training = {component_of(name, components) for name, item in model.named_parameters() if item.requires_grad}
     if not training & reached:
         raise ModelError(

@@ -38,6 +38,8 @@ class Sampling:
         emit: what media responses may hold; None for text alone.
         emit_temperature: of the codes of each kind; `temperature` where it is not named.
         emit_top_k: the same as `top_k` for the codes of each kind; 0 where it is not named.
+        guidance: how far codes of media are led from what the model makes of the unconditional prompts
+            (`Example.unconditional`) to what it makes of the prompts themselves, and beyond; 1 samples by the prompts.
     """
 
     responses: int = 1
@@ -52,6 +54,7 @@ class Sampling:
     emit: Emission | None = None
     emit_temperature: Mapping[MediaKind, float] = field(default_factory=dict)
     emit_top_k: Mapping[MediaKind, int] = field(default_factory=dict)
+    guidance: float = 1.0
 
     def how(self, codes: MediaCodes) -> tuple[SetSampling, ...]:
         """Returns how units of each set are sampled, in the order of `MediaCodes.sets`."""
@@ -218,10 +221,12 @@ def sampled(
             chosen = torch.tensor(grammar.chosen(ids[:length]), dtype=torch.bool)
         except ValueError as error:
             raise TrainingError(f'the rollout engine does not keep to the grammar of media: {error}') from error
+    kept = torch.tensor(ids[:length], dtype=torch.long)
+    weights = chosen.float() if spec.codes is None else chosen * spec.codes.weights_of(kept)
     response = Response(
-        ids=torch.tensor(ids[:length], dtype=torch.long),
-        weights=chosen.float(),
-        per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)[chosen]},
+        ids=kept,
+        weights=weights,
+        per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)[weights > 0]},
         finished=end is not None,
         version=version,
     )

@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from align_anything.core.types import Example, Piece, Response, map_tensors
+from align_anything.models.codes import TEXT
 from align_anything.models.family import FamilySpec
+from align_anything.policies.token.heads import guided
 from align_anything.policies.token.hidden import cast_floats
 from align_anything.rollouts.base import Sampling, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State
-from align_anything.rollouts.restricted import Restricted, Restriction
+from align_anything.rollouts.restricted import NOTHING, Restricted, Restriction
 
 
 class HFRollouts:
@@ -59,7 +61,7 @@ class HFRollouts:
         with torch.no_grad(), self.gathered(), random_state, without_own_settings(self.model):
             torch.manual_seed(sampling.seed)
             for numbers in self._calls([example.prompt for example in examples], wanted):
-                responses = self._generate([examples[number].prompt for number in numbers], sampling)
+                responses = self._generate([examples[number] for number in numbers], sampling)
                 for number, response in zip(numbers, responses, strict=True):
                     found[number].append(response)
         self.model.train(training)
@@ -76,8 +78,11 @@ class HFRollouts:
             calls += [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
         return calls
 
-    def _generate(self, prompts: Sequence[Piece], sampling: Sampling) -> list[Response]:
-        device = self.model.device
+    def _generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Response]:
+        device, guides = self.model.device, sampling.guidance != 1
+        prompts = [example.prompt for example in examples]
+        if guides:
+            prompts += [example.unconditional for example in examples]
         inputs = cast_floats(self.spec.generation_inputs(prompts), self.dtype)
         inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
         start = inputs['input_ids'].shape[1]
@@ -87,7 +92,11 @@ class HFRollouts:
             recorder, how = _Recorder(sampling.temperature, never_sampled(self.spec)), _sampling_arguments(sampling)
         else:
             # Temperature, top-p and top-k are those of each set.
-            recorder, how = _RestrictedRecorder(restriction, stops.lengths), _sampling_arguments(Sampling())
+            how = _sampling_arguments(Sampling())
+            if guides:
+                recorder = _GuidedRecorder(restriction, stops.lengths, sampling.guidance)
+            else:
+                recorder = _RestrictedRecorder(restriction, stops.lengths)
         settings = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             repetition_penalty=sampling.repetition_penalty,
@@ -103,7 +112,7 @@ class HFRollouts:
             logits_processor=[recorder],
             stopping_criteria=[stops] if sampling.stop else [],
         )
-        new = sequences[:, start:]
+        new = sequences[: len(examples), start:]
         logprobs = recorder.of(new).cpu()
         responses = []
         for number, (ids, values) in enumerate(zip(new.cpu(), logprobs, strict=True)):
@@ -172,7 +181,7 @@ class _Recorder(LogitsProcessor):
 
     def _take(self, ids: Tensor) -> None:
         assert self._last is not None
-        self._found.append(self._last.gather(1, ids[:, None]).squeeze(1))
+        self._found.append(self._last.gather(1, ids[: len(self._last), None]).squeeze(1))
 
 
 class _RestrictedRecorder(_Recorder):
@@ -187,13 +196,36 @@ class _RestrictedRecorder(_Recorder):
         self._states: list[State] | None = None
 
     def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return self._restricted(scores, self._advanced(input_ids))
+
+    def _advanced(self, input_ids: Tensor) -> list[State]:
         if self._states is None:
             self._states = [self._grammar.start() for _ in input_ids]
         else:
             for row, token in enumerate(input_ids[:, -1].tolist()):
                 if row not in self._ended:
                     self._states[row].advance(token)
-        return self._restricted(scores, self._states)
+        return self._states
+
+
+class _GuidedRecorder(_RestrictedRecorder):
+    """The same with as many rows again behind unconditional prompts, which get the tokens that the first rows do.
+
+    Codes are sampled by guided logits, here, because `generate()` would sample each row by itself.
+    """
+
+    def __init__(self, restriction: Restriction, ended: Container[int], scale: float) -> None:
+        super().__init__(restriction, ended)
+        self._scale = scale
+
+    def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        conditional, unconditional = scores.float().chunk(2)
+        states = self._advanced(input_ids[: len(conditional)])
+        codes = torch.tensor([state.number != TEXT for state in states], device=scores.device)
+        led = torch.where(codes[:, None], guided(conditional, unconditional, self._scale), conditional)
+        logprobs, left = self._restricted(led, states)
+        sampled_ids = left.softmax(-1).multinomial(1).repeat(2, 1)
+        return logprobs, torch.full_like(scores, NOTHING).scatter(1, sampled_ids, 0.0)
 
 
 class _StopStrings(StoppingCriteria):

@@ -59,11 +59,8 @@ def check_vllm(options: VLLMOptions, *, truncates: bool, here: bool = True) -> N
         raise SettingsError(problems)
 
 
-def check_vllm_emission(spec: FamilySpec, sampling: Sampling, guidance: float = 1.0) -> None:
-    """Raises SettingsError where vLLM cannot sample what a family with codes of media writes.
-
-    `guidance` is how much more the prompt is heeded than by the model itself, 1 for no more.
-    """
+def check_vllm_emission(spec: FamilySpec, sampling: Sampling) -> None:
+    """Raises SettingsError where vLLM cannot sample what a family with codes of media writes."""
     if spec.codes is None:
         return
     problems = []
@@ -74,10 +71,10 @@ def check_vllm_emission(spec: FamilySpec, sampling: Sampling, guidance: float = 
             f"vllm_cfgs.use_vllm: models of type '{spec.model_type}' have the codes of {beyond[0]} in a vocabulary of "
             'their own, which vLLM does not sample from. Generate with transformers.'
         )
-    if guidance != 1:
+    if sampling.guidance != 1:
         problems.append(
-            f'guidance = {guidance:g}: vLLM samples from the model as it is. Generate with transformers, or set it to '
-            '1.'
+            f'model_cfgs.guidance_scale = {sampling.guidance:g}: vLLM samples from the model as it is. Generate with '
+            'transformers, or set it to 1.'
         )
     if sampling.repetition_penalty != 1:
         problems.append(

@@ -29,9 +29,10 @@ from align_anything.models.pretrained_model import load_pretrained_models, load_
 from align_anything.models.structure import MEDIA_CODEC, skeleton
 from align_anything.models.trainable import freeze_components
 from align_anything.policies.token.collator import TokenCollator
-from tests.models.common import lora_cfgs
+from align_anything.policies.token.policy import TokenPolicy
+from tests.models.common import lora_cfgs, stir
 from tests.models.mixed import policy_of
-from tests.models.samples import CODED, END, answers, assistant, labelled, learnt, multi_turn, user
+from tests.models.samples import CODED, END, answers, assistant, labelled, learnt, multi_turn, single, user
 
 Tiny = Callable[..., Path]
 WRITING = ('janus', *CODED)
@@ -210,6 +211,15 @@ def test_a_medium_that_an_answer_begins_with_follows_the_generation_prompt(famil
     ]  # fmt: skip
 
 
+def test_captions_alone_are_prompts_of_emu3_by_the_template_in_the_documents(tiny: Tiny) -> None:
+    page = (Path(__file__).parents[2] / 'docs' / 'emitting.md').read_text()
+    template = re.search(r'--chat_template "(.*?)"', page)[1]
+    spec = load_spec(tiny('emu3'), chat_template=template)
+    example = spec.encode([user('a cat'), draws(noise(1, 64, 40))])
+    assert spec.text_of(example.prompt.ids.tolist()) == '<|extra_203|>a cat'
+    assert spec.text_of(example.responses[0].ids.tolist()).startswith('<|image start|>5*8<|image token|>')
+
+
 @pytest.mark.parametrize('family', WRITING)
 def test_generation_writes_codes_with_a_cache_as_the_policy_scores_them(family: str, tiny: Tiny) -> None:
     spec = load_spec(tiny(family))
@@ -299,6 +309,29 @@ def test_what_writes_pictures_in_janus_is_frozen_by_a_key_of_its_own(tiny: Tiny)
     # 'auto' is the language model; all of them are asked for by name.
     assert not any('generation_' in name for name in target_modules(model, 'auto', spec.components))
     assert any('generation_head' in name for name in target_modules(model, 'all-linear', spec.components))
+
+
+@pytest.mark.parametrize('family', WRITING)
+def test_adapters_on_all_layers_merge_into_a_model_with_the_same_scores_and_names(
+    family: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    spec = load_spec(tiny(family))
+    tuned, *_ = load_pretrained_models(tiny(family), lora_cfgs=lora_cfgs(target_modules='all-linear'))
+    stir(tuned)
+    examples = [spec.encode([user(noise(0), 'Hi'), draws('Here', noise(1))]), spec.encode(single())]
+
+    def scores(model: Any) -> Tensor:
+        return TokenPolicy(model.eval(), collate, dtype=torch.float32)(collate(examples)).values
+
+    collate = TokenCollator(spec, 'padded')
+    found = scores(tuned)
+    found.sum().backward()
+    assert all(item.grad is not None for item in tuned.parameters() if item.requires_grad)
+    export_model(tuned, None, tmp_path, tokenizer=spec.tokenizer, processor=spec.processor, merge_adapter=True)
+    assert stored_keys(tmp_path) == stored_keys(tiny(family))
+    torch.testing.assert_close(scores(AnyModel.from_pretrained(tmp_path)), found, atol=1e-5, rtol=0)
+    plain_scores = scores(AnyModel.from_pretrained(tiny(family)))
+    assert float((plain_scores - found).abs().max()) > 1e-3, 'the adapters change something'
 
 
 @pytest.mark.parametrize('family', CODED)

@@ -151,6 +151,13 @@ def test_saved_modules_with_tied_weights_stay_tied(tiny: Tiny) -> None:
     assert plain.get_output_embeddings().weight.requires_grad
 
 
+def test_a_head_that_would_no_longer_be_tied_is_refused(tiny: Tiny) -> None:
+    spec = load_spec(tiny('gpt2'))
+    model = load_model(tiny('gpt2'), spec.components)
+    with pytest.raises(ModelError, match='wte of this model share a weight with its head'):
+        tune_model(model, spec.components, lora_cfgs=lora_cfgs(modules_to_save=['wte']))
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_adapters_have_the_type_of_the_run(dtype: torch.dtype, tiny: Tiny) -> None:
     spec = load_spec(tiny('qwen2'))

@@ -7,14 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
 from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.types import Video
 from align_anything.models.codecs.base import codec_rules
 from align_anything.models.codecs.pictures import pixels_of
 from align_anything.testing.codecs import CLASSES, make_codec
@@ -85,6 +88,23 @@ def test_the_codec_within_a_whole_model(name: str, tmp_path: Path) -> None:
             assert rules.grid(codec.decode(codes)) == tuple(codes.shape[1:])
 
 
+@torch.no_grad()
+def test_a_copy_holds_the_codec_alone_and_makes_the_same_codes(tmp_path: Path) -> None:
+    saved_model('emu3', tmp_path / 'model')
+    (tmp_path / 'videos').mkdir()
+    (tmp_path / 'videos' / 'config.json').write_text('{"model_type": "framewise", "codec": "../model", "fps": 2}')
+    video = Video(np.stack([np.array(picture(40, 40, number)) for number in range(3)]), np.arange(3) / 2, 2.0)
+    for name, medium in (('model', picture(40, 50)), ('videos', video)):
+        rules = codec_rules(tmp_path / name)
+        rules.copy_to(tmp_path / 'copies' / name)
+        copied = codec_rules(tmp_path / 'copies' / name)
+        assert copied.fingerprint == rules.fingerprint
+        (one,), (other,) = rules.open().encode([medium]), copied.open().encode([medium])
+        assert torch.equal(one, other)
+    with safe_open(tmp_path / 'copies' / 'model' / 'model.safetensors', 'pt') as file:
+        assert all(key.startswith('vqmodel.') for key in file.keys())
+
+
 def test_the_codec_of_a_model_stays_while_the_model_changes(tmp_path: Path) -> None:
     before, after = tmp_path / 'before', tmp_path / 'after'
     model = saved_model('emu3', before)
@@ -109,6 +129,14 @@ def test_a_model_without_its_network(tmp_path: Path) -> None:
     weights = {name: value for name, value in load_file(tmp_path / WEIGHTS).items() if 'vqmodel' not in name}
     save_file(weights, tmp_path / WEIGHTS, {'format': 'pt'})
     refused(tmp_path, 'has no weights of a vqmodel')
+
+
+def test_image_processors_that_nothing_is_known_of(tmp_path: Path) -> None:
+    # Pictures of any shape, none of whose sides need be a whole number of codes.
+    saved_model('chameleon', tmp_path, transformers.ChameleonImageProcessor(do_center_crop=False))
+    refused(tmp_path, 'scales pictures in a way that is not known here')
+    (tmp_path / 'preprocessor_config.json').write_text('{"image_processor_type": "NoSuchProcessor"}')
+    refused(tmp_path, 'the image processor in .* cannot be read')
 
 
 def test_pictures_that_cannot_be_scaled(tmp_path: Path) -> None:

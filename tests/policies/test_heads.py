@@ -10,7 +10,7 @@ from align_anything.core.errors import ModelError
 from align_anything.models.codes import KindOfCodes, MediaCodes
 from align_anything.models.output_heads import OutputHead
 from align_anything.policies.token import logprob
-from align_anything.policies.token.heads import RangeHead, among
+from align_anything.policies.token.heads import Guidance, RangeHead, among
 from align_anything.policies.token.logprob import Group, chunked_logprob
 
 TEXT, BOOKS, HIDDEN = 9, (4, 3), 6
@@ -150,3 +150,35 @@ def test_without_any_rows_there_are_gradients_of_nothing():
     values, _ = chunked_logprob(hidden, weight, empty, groups=[Group(empty, [(0, 4)]), Group(empty, [(4, 8)])])
     values.sum().backward()
     assert len(values) == 0 and not weight.grad.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_guided_scores_are_those_of_mixed_logits(dtype):
+    """The mixture stands in front of the last linear layer, whatever comes before that one."""
+    torch.manual_seed(0)
+    picture = KindOfCodes('image', (5,), (TEXT,), opening=(7,), closing=(8,), size=(2, 2))
+    codes = MediaCodes({'image': picture}, {}, separate=True)
+    text, own = nn.Linear(HIDDEN, TEXT), nn.Linear(HIDDEN, 5)
+    before = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.GELU())
+    head = RangeHead([OutputHead((0, TEXT), text), OutputHead((TEXT, TEXT + 5), own, before)], codes, 1.0, None)
+    head = head.to(dtype)
+    head.set_temperature(0.5)
+    targets = torch.tensor([2, 9, 13, 8])
+    hidden, other = torch.randn(2, 4, HIDDEN).to(dtype).requires_grad_()
+    other = torch.where((targets >= TEXT)[:, None], other, hidden)
+    values, entropies = head(hidden, targets, True, Guidance(other, 3.0))
+    logits = 3.0 * own(before(hidden)).double() - 2.0 * own(before(other)).double()
+    by_own, by_text = (logits / 0.5).log_softmax(-1), (text(hidden).double() / 0.5).log_softmax(-1)
+    expected = torch.stack([by_text[0, 2], by_own[1, 0], by_own[2, 4], by_text[3, 8]])
+    close = {'rtol': 1e-12, 'atol': 1e-12} if dtype == torch.float64 else {'rtol': 0.05, 'atol': 0.05}
+    torch.testing.assert_close(values.double(), expected, **close)
+    spread = -(by_own.exp() * by_own).sum(-1)
+    torch.testing.assert_close(entropies[1:3].double(), spread[1:3], **close)
+    if dtype == torch.float64:
+        found = torch.autograd.grad(values.sum(), [own.weight, before[0].weight], retain_graph=True)
+        wanted = torch.autograd.grad(expected.sum(), [own.weight, before[0].weight])
+        for one, two in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    # What is not guided is what it was, to the bit, whatever the scale.
+    plain, _ = head(hidden, targets)
+    assert torch.equal(values[[0, 3]], plain[[0, 3]]) and not torch.equal(values[1:3], plain[1:3])

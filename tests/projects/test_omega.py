@@ -433,3 +433,30 @@ def test_perception_tokens_tell_what_the_vectors_hold(
         found[name] = json.loads(capsys.readouterr().out)
     assert found['held_out.parquet']['choice_accuracy'] >= 0.95, found
     assert found['shuffled.parquet']['choice_accuracy'] <= 0.05, found
+
+
+@pytest.mark.extended
+def test_a_rank_with_text_alone_trains_beside_one_with_vectors(project: Path, hub: Path) -> None:
+    """Under every ZeRO stage alike, a kind that no row has among those that the model reads."""
+    rows(8, video).to_parquet('videos.parquet')
+    rows(8, text).to_parquet('texts.parquet')
+    part = f'{{precomputed_dim: {DIM}, projector: expand, num_tokens: 2}}'
+    language_model = hub / 'meta-llama/Meta-Llama-3-8B-Instruct'
+    parts = f'language_model: {language_model}, image: {part}, video: {part}'
+    Path('parts.yaml').write_text(f'model_cfgs: {{compose: {{{parts}}}}}\n')
+    settings = ['--config', 'parts.yaml', '--train_datasets', '[videos.parquet, texts.parquet]']
+    settings += ['--train_template', '[Captioning, Bagel_Llama3]', '--train_mixing', 'round_robin', '--bf16', 'False']
+    settings += ['--train_template_kwargs', '[{videos: video_embed}, {}]', '--lr_scheduler_type', 'constant']
+    settings += '--learning_rate 1e-3 --max_steps 3 --num_workers 0 --log_type none --save_total_limit 0'.split()
+    models = []
+    for stage in (0, 3):
+        own = ['--output_dir', f'stage_{stage}', '--ds_cfgs', f'ds_z{stage}_config.json']
+        done = run([*settings, *own], ranks=2, pair=PAIRS['any_to_text'])
+        assert [one.code for one in done] == [0, 0], done[0].output
+        models.append(load_file(f'stage_{stage}/slice_end/model.safetensors'))
+    (composed,) = Path('stage_0').glob('composed-*')
+    before = load_file(composed / 'model.safetensors')
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, atol=1e-5, rtol=0)
+        moved = not torch.equal(value, before[name])
+        assert moved is ('projector.image' not in name), name

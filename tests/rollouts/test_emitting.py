@@ -211,3 +211,25 @@ def test_media_that_no_codec_makes_stay_codes(folder: Path) -> None:
         )
         ((part,)) = response.parts
         assert type(part['image']) is CodedMedia and CODES not in part
+
+
+@pytest.mark.parametrize('weight', [0.0, 0.5])
+def test_loss_weights_of_kinds_hold_for_responses(weight: float, folder: Path) -> None:
+    spec = load_emitting(folder)
+    model = policy_of(folder, spec, 'padded').model
+    opener(model, spec)
+    sampling = Sampling(responses=4, max_new_tokens=60, emit=BOTH)
+    plain = HFRollouts(model, spec, dtype=torch.float32, batch_size=8).generate(prompts(spec), sampling)
+    spec.codes = replace(spec.codes, weights={'image': weight})
+    found = HFRollouts(model, spec, dtype=torch.float32, batch_size=8).generate(prompts(spec), sampling)
+    image = spec.codes.kinds['image']
+    drawn = [*range(image.first[0], image.first[0] + image.books[0]), image.opening[0]]
+    changed = 0
+    for one, other in zip(sum(found, []), sum(plain, []), strict=True):
+        assert torch.equal(one.ids, other.ids)
+        picture = torch.isin(one.ids, torch.tensor(drawn))
+        assert torch.equal(one.weights, other.weights.where(~picture, other.weights * weight))
+        kept = one.weights[other.weights > 0] > 0
+        assert torch.equal(one.per_unit['rollout'], other.per_unit['rollout'][kept])
+        changed += int((one.weights != other.weights).sum())
+    assert changed

@@ -113,12 +113,12 @@ def samples_as_the_policy(rank: int, folder: Path, servers: Sequence[str] = ()) 
 def test_what_vllm_cannot_sample_is_refused(folder: Path) -> None:
     spec = load_emitting(folder)
     check_vllm_emission(spec, Sampling(temperature=0.7, top_p=0.5))
-    with pytest.raises(SettingsError, match='guidance = 2: vLLM'):
-        check_vllm_emission(spec, Sampling(), guidance=2.0)
+    with pytest.raises(SettingsError, match='guidance_scale = 2: vLLM'):
+        check_vllm_emission(spec, Sampling(guidance=2.0))
     with pytest.raises(SettingsError, match='repetition_penalty'):
         check_vllm_emission(spec, Sampling(repetition_penalty=1.1))
     spec.config.vocab_size = spec.codes.kinds['audio'].first[1]
     with pytest.raises(SettingsError, match='codes of audio in a vocabulary of their own'):
         check_vllm_emission(spec, Sampling())
     spec.codes = None
-    check_vllm_emission(spec, Sampling(repetition_penalty=1.1), guidance=2.0)
+    check_vllm_emission(spec, Sampling(repetition_penalty=1.1, guidance=2.0))

@@ -12,10 +12,39 @@ from align_anything.cli.leaves import find_run
 from align_anything.models.pretrained_model import load_spec
 from align_anything.testing import emitting
 from tests.harness.once import once
-from tests.trainers.runs import lines, run, write_rows
+from tests.trainers.runs import Ended, lines, run, sft, write_rows
 from tests.trainers.test_completions import Page
 from tests.trainers.test_judging import judge_of
 from tests.trainers.test_online import argv, metrics_of
+
+
+def trained_to_judge(model: Path, out: Path) -> Ended:
+    rows = emitting.write_digit_rows(out.with_name('digits'), 8)
+    changes = {
+        'train_template': 'Preference',
+        'train_template_kwargs': '{prompt: question, chosen: picture, rejected: rejected, answers: image}',
+        'model_max_length': 256,
+        'max_steps': 4,
+        'per_device_train_batch_size': 2,
+        'learning_rate': 1e-3,
+        'log_interval': 1,
+    }
+    pair, algorithm = find_run('text_to_image', 'rm')
+    (ended,) = run(sft(out, model, rows, **changes), 1, pair, algorithm=algorithm)
+    return ended
+
+
+def test_a_reward_model_learns_from_pictures_alone(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    ended = trained_to_judge(tiny('llava'), tmp_path / 'out')
+    assert ended.code == 0, ended.output
+    losses = [record['train/loss'] for record in lines(tmp_path / 'out' / 'metrics.jsonl')]
+    assert len(losses) == 4 and len(set(losses)) == 4
+    assert not (tmp_path / 'out' / 'skipped_samples.jsonl').exists()
+
+
+def test_one_that_sees_no_pictures_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    ended = trained_to_judge(tiny('llama'), tmp_path / 'out')
+    assert ended.code == 2 and "takes no image, which the pair 'text_to_image' is about" in ended.output, ended.output
 
 
 def test_pictures_are_judged_and_kept(tiny: Callable[..., Path], shared_cache: Path, tmp_path: Path) -> None:

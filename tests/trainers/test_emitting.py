@@ -230,6 +230,7 @@ def test_plain_transformers_goes_on_in_a_picture(emitting: Emitting, rows: Path,
         (DRAWING, 'drawing', {'media_codes': '{picture: {codec: nowhere}}'}, 'media_codes'),
         (PAIRS['text_to_text'], 'drawing', {'emit_size': '{image: [4, 4]}'}, 'a modality pair that writes text alone'),
         (DRAWING, 'drawing', {'emitted_loss_weights': '{image: -1}'}, 'emitted_loss_weights'),
+        (DRAWING, 'drawing', {'emitted_loss_weights': '{audio: 0.5}'}, 'writes no audio, but image'),
     ],
 )
 def test_what_cannot_be_emitted_is_refused_before_a_model_loads(

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from align_anything.algorithms.sft import SFT
 from align_anything.configs.schema import Cfgs, build_run_schema, groups_of
-from align_anything.trainers.pairs import Pair
+from align_anything.testing.emitting import write_digit_rows
+from align_anything.trainers.pairs import PAIRS, Pair
 from tests.trainers.runs import IMAGE, TEXT, Hook, nothing, poison, sft, succeed, text_rows, write_rows
 
 
@@ -57,7 +58,7 @@ def record(path: Path, also: Hook = nothing) -> Hook:
 
 
 @pytest.fixture(scope='module')
-def read(tiny, tmp_path_factory) -> set[str]:
+def read(tiny, emitting, tmp_path_factory) -> set[str]:
     """What is read in a handful of runs that between them use everything."""
     folder = tmp_path_factory.mktemp('runs')
     rows = write_rows(folder / 'rows.jsonl', text_rows(4))
@@ -71,6 +72,11 @@ def read(tiny, tmp_path_factory) -> set[str]:
     evaluation = {'eval_datasets': rows, 'eval_template': 'Instruction', 'eval_strategy': 'steps', 'eval_interval': 1}
     note('plain', tiny('llama'), save_total_limit=1, **evaluation)
     note('image', tiny('llava'), IMAGE, lr_groups='{mm_proj: 1e-3}')
+    drawn = {
+        'train_datasets': write_digit_rows(folder / 'digits', 4),
+        'train_template_kwargs': '{answers: image, prompt: question, response: picture}',
+    }
+    note('drawing', emitting('drawing'), PAIRS['text_to_image'], **drawn)
     note('stream', tiny('llama'), streaming=True, max_steps=2)
     note('budget', tiny('llama'), max_length_per_batch=100, group_by_length=True)
     note('lora', tiny('llama'), use_lora=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,10 @@ class CodecRules:
         for a medium that the codec cannot take.
         """
         raise NotImplementedError
+
+    def copy_to(self, out: Path) -> None:
+        """Writes the codec, and nothing that it does without, into the new folder `out`."""
+        shutil.copytree(self.folder, out)
 
     def open(self, device: torch.device | str = 'cpu') -> Codec:
         """Loads the network: frozen, in evaluation mode, in float32. Raises ModelError where it cannot."""

@@ -13,16 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from align_anything.core.errors import ModelError
+from align_anything.core.files import atomic_write_json, read_json
+from align_anything.core.store import digest
 from align_anything.core.types import Video
 from align_anything.models.codecs.base import (
     CONFIG,
     Codec,
     CodecRules,
-    codec_fingerprint,
     codec_rules,
     register_codec,
 )
 
+PICTURE = 'picture'
 EARLY = 1e-3
 """Seconds by which a frame may come late: timestamps are rounded."""
 
@@ -43,6 +45,12 @@ class FramewiseRules(CodecRules):
         times = np.asarray(medium.timestamps)
         ticks = int((times[-1] - times[0] + EARLY) * self.fps) + 1
         return np.searchsorted(times, times[0] + np.arange(ticks) / self.fps + EARLY, side='right') - 1
+
+    def copy_to(self, out: Path) -> None:
+        """Writes it into the new folder `out`, and the codec of its pictures into that."""
+        out.mkdir(parents=True)
+        self.picture.copy_to(out / PICTURE)
+        atomic_write_json(out / CONFIG, {**read_json(self.folder / CONFIG), 'codec': PICTURE})
 
     def open(self, device: torch.device | str = 'cpu') -> Codec:
         """Opens the codec of the pictures."""
@@ -79,7 +87,8 @@ def rules(folder: Path, config: dict[str, Any]) -> FramewiseRules:
         raise ModelError(f'{folder / CONFIG}: {picture.folder} encodes {picture.kind}, but frames are pictures.')
     if type(fps) not in (int, float) or fps <= 0:
         raise ModelError(f'{folder / CONFIG}: fps {fps} is not a number of frames per second.')
-    fingerprint = codec_fingerprint(folder, picture.fingerprint)
+    # Wherever that of the pictures lies.
+    fingerprint = digest('framewise', float(fps), picture.fingerprint)
     return FramewiseRules(
         folder, 'video', picture.books, fingerprint, decodes=picture.decodes, picture=picture, fps=float(fps)
     )

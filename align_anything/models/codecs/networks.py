@@ -45,7 +45,7 @@ def load_network(kind: Any, folder: Path, weights: Mapping[str, Tensor] | None =
         with _not_partitioned():
             network, report = kind.from_pretrained(
                 folder if weights is None else None,
-                torch_dtype=torch.float32,
+                dtype=torch.float32,
                 output_loading_info=True,
                 **given,
                 **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
@@ -18,6 +20,7 @@ from align_anything.models.codecs.networks import load_network, network_class, n
 
 SIZE = 'size'
 """In a codec's config.json: `[height, width]` in pixels of all pictures, where no image processor says it."""
+WEIGHTS = 'model.safetensors'
 MODULE = 'vqmodel'
 """The codec in the models of transformers that hold one."""
 NAMES = ('image_processor_type', 'processor_class')
@@ -50,6 +53,17 @@ class PictureRules(CodecRules):
         if not height or not width:
             raise SampleError(f'a picture of {medium.width} x {medium.height} pixels is too small for {self.folder}')
         return height, width
+
+    def copy_to(self, out: Path) -> None:
+        """As every codec; of a whole model's checkpoint the network alone."""
+        if not self.within:
+            return super().copy_to(out)
+        out.mkdir(parents=True)
+        for name in (CONFIG, *PROCESSOR_FILES):
+            if (self.folder / name).is_file():
+                shutil.copy(self.folder / name, out)
+        own = {f'{MODULE}.{name}': tensor.contiguous() for name, tensor in stored_module(self.folder, MODULE).items()}
+        save_file(own, out / WEIGHTS, {'format': 'pt'})
 
     def open(self, device: torch.device | str = 'cpu') -> Codec:
         """Loads the network. Raises ModelError where it does not load."""
@@ -136,6 +150,10 @@ def network_rules(
     within = 'vq_config' in config
     settings = config['vq_config'] if within else config
     processor = _processor(folder, settings, default)
+    try:
+        pixels_of(processor, 512, 512)
+    except KeyError as error:
+        raise ModelError(f'the image processor in {folder} scales pictures in a way that is not known here.') from error
     if within:
         made = {name: value for name, value in processor.to_dict().items() if name not in NAMES}
         fingerprint = weights_fingerprint(stored_module(folder, MODULE), made, *more)

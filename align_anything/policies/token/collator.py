@@ -10,6 +10,7 @@ from functools import reduce
 import torch
 
 from align_anything.core.types import Batch, Cost, Example, Piece, Skipped
+from align_anything.models.codes import TEXT
 from align_anything.models.encoding import join, truncate
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.layouts import TokenSequence, pack, pad
@@ -33,6 +34,8 @@ class TokenCollator:
         dummy_kinds: media kinds that every batch must contain, so that all ranks run the same towers. A batch
             without one gets the family's smallest media item at the end of its shortest sequence, with weight zero,
             where nothing that is scored can see it.
+        guidance: how far scores of codes are led from what follows the unconditional prompt to what follows the prompt
+            itself; 1 is the latter alone. Otherwise each response stands behind both.
     """
 
     spec: FamilySpec
@@ -41,6 +44,7 @@ class TokenCollator:
     segmented: bool = True
     dummy_kinds: tuple[str, ...] = ()
     work: Callable[[Example], float] = work_in_tokens
+    guidance: float = 1.0
 
     @property
     def pads(self) -> bool:
@@ -59,10 +63,16 @@ class TokenCollator:
         return reduce(Cost.beside, map(self._extent, examples), Cost(0, 0)).size
 
     def _extent(self, example: Example) -> Cost:
-        rows, length = self._rows(example.prompt, example.responses)
+        own = Cost(*self._rows(example.prompt, example.responses))
+        if self._guided(example):
+            own = own.beside(Cost(*self._rows(example.unconditional, example.responses)))
+        rows, length = own.rows, own.length
         if example.unmatched is None:
-            return Cost(rows, length)
+            return own
         return Cost(rows, length, 0.0, *self._rows(example.prompt, [example.unmatched]))
+
+    def _guided(self, example: Example) -> bool:
+        return self.guidance != 1 and example.unconditional is not None
 
     def _rows(self, prompt: Piece, responses: Sequence[Piece]) -> tuple[int, int]:
         """How many rows as `Cost` counts them, and the length of the longest."""
@@ -93,6 +103,12 @@ class TokenCollator:
             )
         # What fills up an empty micro-batch is no token of the run.
         rows.inputs.distinct &= bool(examples)
+        if self.guidance == 1:
+            rows.inputs.unconditional = None
+        else:
+            rows.inputs.guidance = self.guidance
+            codes = self.spec.codes.set_of(rows.inputs.targets) != TEXT
+            rows.inputs.unconditional = torch.where(codes, rows.inputs.unconditional, rows.inputs.score_index)
         rows.inputs.arguments |= self.spec.merge_media([piece.media for piece in carried])
         return Batch(
             inputs=rows.inputs,
@@ -107,6 +123,7 @@ class TokenCollator:
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
             per_unit={name: torch.cat([values[name] for values in per_unit]) for name in shared},
+            kinds={} if self.spec.codes is None else self.spec.codes.by_kind(rows.inputs.targets),
             stats={
                 'examples': len(examples),
                 # What stands in for rows is computed, but is nobody's.
@@ -126,12 +143,15 @@ class TokenCollator:
 
     def _sequences(self, examples: Sequence[Example]) -> tuple[list[TokenSequence], list[Piece]]:
         lists: list[list[Piece]] = []
-        owners: list[tuple[int, int]] = []
+        owners: list[tuple[int, int, bool]] = []
         responses = [(number, response) for number, example in enumerate(examples) for response in example.responses]
         for index, (number, response) in enumerate(responses):
             for piece in response.sequences:
                 lists.append([_beginning(examples[number].prompt, piece), piece])
-                owners.append((number, index))
+                owners.append((number, index, False))
+                if self._guided(examples[number]):
+                    lists.append([examples[number].unconditional, piece])
+                    owners.append((len(examples) + number, index, True))
         shortest = min(range(len(lists)), key=lambda index: sum(map(len, lists[index])))
         for kind in self.dummy_kinds:
             if not any(piece.media_counts.get(kind) for pieces in lists for piece in pieces):
@@ -142,7 +162,7 @@ class TokenCollator:
         carried: list[Piece] = []
         with_prompt: set[int] = set()
         media_ids = torch.tensor(sorted(self.spec.media_token_ids), dtype=torch.long)
-        for pieces, (owner, response) in zip(lists, owners, strict=True):
+        for pieces, (owner, response, guides) in zip(lists, owners, strict=True):
             whole = join(pieces, self.spec.merge_media)
             blank = torch.zeros_like(whole.ids)
             token_tensors = {name: whole.token_tensors.get(name, blank) for name in self.spec.token_tensor_names}
@@ -157,6 +177,7 @@ class TokenCollator:
                     weights=whole.weights,
                     is_media=torch.isin(whole.ids, media_ids),
                     token_tensors=token_tensors,
+                    guides=guides,
                 )
             )
             # The prompt's media are encoded once when its tokens stand in the row once.

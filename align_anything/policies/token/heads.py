@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,29 @@ def make_head(spec: FamilySpec, model: nn.Module) -> nn.Module:
     if spec.codes is not None and spec.codes.ranged:
         return RangeHead(heads, spec.codes, spec.logit_scale, spec.softcap)
     return LogProbHead(heads[0].linear, spec.logit_scale, spec.softcap)
+
+
+class Guidance(NamedTuple):
+    """What leads scores from one prediction to another.
+
+    Attributes:
+        states: that make the prediction without the prompt, `(N, size)`; the same as with it for what is not guided.
+        scale: 0 for that prediction, 1 for the one with the prompt; above 1 beyond it.
+    """
+
+    states: Tensor
+    scale: float
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """`s c + (1 - s) u`: classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598).
+
+    Of logits, or of the states that a linear layer makes them of, which is the same. Where both are equal nothing
+    changes, not even by rounding. It is computed in float32 at least, and has the type that it is given.
+    """
+    wide = torch.promote_types(conditional.dtype, torch.float32)
+    strong, weak = conditional.to(wide), unconditional.to(wide)
+    return (strong + (scale - 1) * (strong - weak)).to(conditional.dtype)
 
 
 class RangeHead(nn.Module):
@@ -57,7 +81,9 @@ class RangeHead(nn.Module):
         """Divides what goes into the softmax by `temperature` from now on, or by that of its kind, behind the cap."""
         self.temperatures = self.codes.by_set(temperature, of_media)
 
-    def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden: Tensor, targets: Tensor, with_entropy: bool = False, guidance: Guidance | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Returns float32 log-probabilities `(N,)` of `targets` `(N,)` after `hidden` `(N, size)`, and entropies."""
         numbers = self.codes.set_of(targets)
         found, order = [], []
@@ -68,7 +94,12 @@ class RangeHead(nn.Module):
             groups = [
                 Group((among == number).nonzero().flatten(), spans, self.temperatures[number]) for number, spans in sets
             ]
-            found.append(scorer(before(hidden[index]), targets[index] - first, with_entropy, groups))
+            if guidance is None:
+                states = before(hidden[index])
+            else:
+                both = before(torch.cat([hidden[index], guidance.states[index]]))
+                states = guided(*both.chunk(2), guidance.scale)
+            found.append(scorer(states, targets[index] - first, with_entropy, groups))
             order.append(index)
         values = torch.cat([values for values, _ in found])
         back = torch.cat(order).argsort()

@@ -26,6 +26,8 @@ class TokenSequence:
         prompt: index of the prompt that this sequence continues; sequences with equal index may share it.
         prefix_length: number of prompt tokens, of those that share a prompt the beginning of the longest.
         end: number of tokens of prompt and response together; what follows is a dummy.
+        guides: whether it is a response behind its unconditional prompt: nothing of it is scored, but it says what
+            predicts the units of the sequence before it without that prompt.
         ids: `(length,)`; `positions`: `(rows, length)`; `weights`: `(length,)`; `token_tensors`: each `(length,)`.
     """
 
@@ -38,6 +40,7 @@ class TokenSequence:
     weights: Tensor
     is_media: Tensor
     token_tensors: dict[str, Tensor] = field(default_factory=dict)
+    guides: bool = False
 
     def __len__(self) -> int:
         return self.ids.numel()
@@ -54,6 +57,9 @@ class TokenInputs:
         ends: position in the flattened hidden states of the last token of each response, `(R,)`.
         distinct: whether a token counts, of the flattened ones, `(rows * length,)` bool: not for padding and dummies,
             and of a prompt that several rows repeat only once.
+        unconditional: position that predicts each unit behind the unconditional prompt, `(N,)`, its own where it is
+            not guided; None where nothing is.
+        guidance: how far scores are led from the unconditional to the conditional prediction: 1 to the latter.
     """
 
     arguments: dict[str, Any]
@@ -61,6 +67,8 @@ class TokenInputs:
     targets: Tensor
     ends: Tensor
     distinct: Tensor
+    unconditional: Tensor | None = None
+    guidance: float = 1.0
 
 
 @dataclass
@@ -72,6 +80,27 @@ class PackedBatch:
     weights: Tensor
     tokens: int
     padding: int
+
+
+class _Units:
+    """The units of sequences, as they come: what predicts each, and what does so without its prompt."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Tensor, ...]] = []
+        self._unconditional: list[Tensor] = []
+
+    def add(self, sequence: TokenSequence, from_token: int, position: Tensor) -> None:
+        """Adds those of one sequence; what guides stands behind the sequence that it guides."""
+        index, *rest = units_of(sequence, from_token, position)
+        if sequence.guides:
+            self._unconditional[-1] = index
+        else:
+            self._found.append((index, *rest))
+            self._unconditional.append(index)
+
+    def together(self) -> tuple[Tensor, ...]:
+        """Returns where the predictor of each unit stands, its id, response, weight, and its other predictor."""
+        return *map(torch.cat, zip(*self._found, strict=True)), torch.cat(self._unconditional)
 
 
 class _Scored:
@@ -107,7 +136,7 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     attention_mask = torch.zeros((rows, length), dtype=torch.long)
     positions = sequences[0].positions.new_zeros((sequences[0].positions.shape[0], rows, length))
     token_tensors = {name: torch.zeros((rows, length), dtype=torch.long) for name in sequences[0].token_tensors}
-    units, scored = [], _Scored()
+    units, scored = _Units(), _Scored()
     distinct = torch.zeros((rows, length), dtype=torch.bool)
     for row, sequence in enumerate(sequences):
         own = slice(0, len(sequence))
@@ -117,8 +146,8 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
         for name, tensor in sequence.token_tensors.items():
             token_tensors[name][row, own] = tensor
         first = scored.first_of(sequence)
-        distinct[row, first : sequence.end] = True
-        units.append(units_of(sequence, first, row * length + torch.arange(len(sequence))))
+        distinct[row, first : sequence.end] = not sequence.guides
+        units.add(sequence, first, row * length + torch.arange(len(sequence)))
     inputs = {
         'input_ids': input_ids,
         'attention_mask': attention_mask,
@@ -126,11 +155,15 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
         **token_tensors,
     }
     # The last sequence of a response ends it.
-    ends = {sequence.response: row * length + sequence.end - 1 for row, sequence in enumerate(sequences)}
+    ends = {
+        sequence.response: row * length + sequence.end - 1
+        for row, sequence in enumerate(sequences)
+        if not sequence.guides
+    }
     padding = int((1 - attention_mask).sum())
-    index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
+    index, targets, segments, weights, unconditional = units.together()
     last = torch.tensor(list(ends.values()))
-    tokens = TokenInputs(inputs, index, targets, last, distinct.flatten())
+    tokens = TokenInputs(inputs, index, targets, last, distinct.flatten(), unconditional)
     return PackedBatch(tokens, segments, weights, rows * length, padding)
 
 
@@ -141,7 +174,7 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
     flash-attention (which cannot branch, so `share` needs `segmented`).
     """
     spans: list[Span] = []
-    units, scored = [], _Scored()
+    units, scored = _Units(), _Scored()
     ends: dict[int, Tensor] = {}
     columns: list[tuple[TokenSequence, slice]] = []
     longest = {sequence.prompt: sequence for sequence in sorted(sequences, key=lambda item: item.prefix_length)}
@@ -171,9 +204,10 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
             own = put(sequence, slice(0, len(sequence)))
             position = torch.arange(own.start, own.stop)
         first = scored.first_of(sequence)
-        units.append(units_of(sequence, first, position))
-        ends[sequence.response] = position[sequence.end - 1]
-        distinct.append(position[first : sequence.end])
+        units.add(sequence, first, position)
+        if not sequence.guides:
+            ends[sequence.response] = position[sequence.end - 1]
+            distinct.append(position[first : sequence.end])
 
     inputs: dict[str, object] = {
         'input_ids': torch.cat([sequence.ids[selected] for sequence, selected in columns])[None],
@@ -196,10 +230,11 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         most = max(span.stop - span.start for span in spans)
         inputs |= {'cu_seq_lens_q': bounds, 'cu_seq_lens_k': bounds, 'max_length_q': most, 'max_length_k': most}
         inputs['attention_mask'] = None
-    index, targets, segments, weights = map(torch.cat, zip(*units, strict=True))
+    index, targets, segments, weights, unconditional = units.together()
     last = torch.stack(list(ends.values()))
     counts = torch.zeros(offset, dtype=torch.bool).index_fill(0, torch.cat(distinct), True)
-    return PackedBatch(TokenInputs(inputs, index, targets, last, counts), segments, weights, offset, padding=0)
+    tokens = TokenInputs(inputs, index, targets, last, counts, unconditional)
+    return PackedBatch(tokens, segments, weights, offset, padding=0)
 
 
 def _squeeze(positions: Tensor) -> Tensor:

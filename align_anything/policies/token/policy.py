@@ -13,7 +13,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.policies.token.collator import TokenCollator
-from align_anything.policies.token.heads import among, make_head
+from align_anything.policies.token.heads import Guidance, among, make_head
 from align_anything.policies.token.hidden import HiddenStates
 from align_anything.policies.token.selfcheck import check_head, choose_checked, probe_batch
 
@@ -53,7 +53,11 @@ class TokenPolicy(nn.Module):
             return bare_model(self.model)(**self._hidden.arguments(batch)).logits
         hidden, routed = self._hidden.with_routing(batch, routing)
         selected = hidden.index_select(0, batch.inputs.score_index)
-        values, entropies = self.head(selected, batch.inputs.targets, entropy)
+        more = {}
+        if batch.inputs.unconditional is not None:
+            states = hidden.index_select(0, batch.inputs.unconditional)
+            more['guidance'] = Guidance(states, batch.inputs.guidance)
+        values, entropies = self.head(selected, batch.inputs.targets, entropy, **more)
         # An empty selection still has to lead every rank through the same backward pass.
         values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
         return Scored(values, entropies, routing=routed)

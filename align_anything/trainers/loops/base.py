@@ -203,7 +203,8 @@ class Loop:
 
 def is_cost(metric: str) -> bool:
     """Whether a metric is better when it is lower."""
-    return metric in ('loss', 'kl', 'squared_score') or metric.endswith('_loss')
+    name = metric.partition('/')[0]  # without the kind of unit
+    return name in ('loss', 'kl', 'squared_score') or name.endswith('_loss')
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
+from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
@@ -157,7 +158,9 @@ class OnlineLoop(Loop):
         names: list[str] = []
         for prompts in loader.micro_batches(0):
             self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
-            rollout = self._rewarded(self._generated(prompts.examples, self._sampling(EVALUATION_SEED, 1)), {})
+            sampling = self._sampling(EVALUATION_SEED, 1)
+            sampling = replace(sampling, guidance=self.cfgs.model_cfgs.eval_guidance_scale or sampling.guidance)
+            rollout = self._rewarded(self._generated(prompts.examples, sampling), {})
             local = numbers_of(rollout)
             names = list(local)
             sums.append(sums_of(local))
@@ -328,7 +331,7 @@ class OnlineLoop(Loop):
         self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]
     ) -> tuple[list[Batch], StepResult]:
         batches = [engine.policy.collate(examples) for examples in micro_batches]
-        return batches, engine.train_step(batches, algorithm)
+        return batches, engine.train_step(batches, ByKind(algorithm))
 
     def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
         return split_into_steps(examples, self.cfgs, self.algorithm, self._size)

@@ -48,7 +48,7 @@ def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algori
     return plan_batches(
         cfgs,
         spec,
-        pair.kinds_in(spec.continuous),
+        (pair.judged if algorithm.scores == 'responses' else pair).kinds_in(spec.continuous),
         shares_prompts=algorithm.task != 'supervised' or (spec.renderer.splits and cfgs.data_cfgs.train_on != 'last'),
         every_parameter=needs_every_parameter(config, world_size()) or not trains_on_text(cfgs, algorithm),
     )

@@ -108,7 +108,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     require_reference_reads(cfgs, algorithm, spec)
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)
-    require_reached(model, spec.components, collate.kinds, pair.name)
+    require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 

@@ -24,6 +24,7 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.measuring import measure_rows, measure_stream
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
+from align_anything.datasets.prompt_dropout import PromptDropout
 from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.reference_scores import Indexed
 from align_anything.datasets.sample_cache import SampleCache
@@ -84,6 +85,8 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
     if algorithm.scores == 'tokens':
         require_writable(pair, spec, cfgs.model_cfgs.model_name_or_path)
+    if algorithm.scores == 'responses':
+        require_judging(pair, spec, cfgs.model_cfgs.model_name_or_path)
     return sources, spec
 
 
@@ -300,9 +303,12 @@ def prompt_sampler(
 
 def training_loader(dataset: Indexed, sampler: Sampler, collate: Collate, cfgs: RunCfgs) -> Loader:
     """The loader of this rank's training micro-batches; of several sources, they tell how much each gave."""
+    data = cfgs.data_cfgs
+    if data.prompt_dropout:
+        sampler = PromptDropout(sampler, data.prompt_dropout, cfgs.train_cfgs.seed)
     names = source_names(dataset.sources)
     counting = Counting(collate, names) if len(names) > 1 else collate
-    return Loader(dataset, sampler, counting, cfgs.data_cfgs.num_workers)
+    return Loader(dataset, sampler, counting, data.num_workers)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
+from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
@@ -47,6 +48,7 @@ from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
+from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
 SAMPLES = 3
@@ -68,8 +70,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
         names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
+        sampling = sampling_of(cfgs.model_cfgs, pair, spec)
+        check_kinds('train_cfgs.emitted_advantage_weights', resolved.algorithm.weighed_kinds, sampling)
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         dataset.probe(final=True)
+        collate, (dataset,) = guided_if_asked(cfgs.model_cfgs, collate, [dataset])
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
         metrics = names_of_numbers(names)
@@ -83,11 +88,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         batch = next(iter(loader.micro_batches(0)), None)
         if batch is None:
             raise DataError('the training data hold no rows.')
-        metrics = ['loss', *resolved.algorithm.counts(batch)] if resolved.algorithm.trains else []
+        metrics = ['loss', *ByKind(resolved.algorithm).counts(batch)] if resolved.algorithm.trains else []
     check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
-        require_reached(model, spec.components, collate.kinds, pair.name)
+        require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
     kept: list[Example] = []
     left_out: list[Skipped] = []
     tokens = cfgs.train_cfgs.max_length_per_batch or 0

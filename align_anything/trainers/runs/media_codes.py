@@ -13,9 +13,10 @@ from torch import Tensor
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore
-from align_anything.core.types import Conversation, Example, MediaKind, Piece, Skipped
+from align_anything.core.types import Conversation, Example, MediaKind, Message, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, Formatted, Task
 from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.media.writing import data_uri, files_of
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.codecs.base import Codec
 from align_anything.models.codes import CODES, MediaCodes
@@ -69,6 +70,34 @@ class MediaTask:
         parts = [{'type': kind, kind: medium} for kind, medium in found.values()]
         empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
         return Example(empty, [], conversation=[{'role': 'assistant', 'content': parts}])
+
+
+@dataclass(frozen=True)
+class RowsTask(MediaTask):
+    """The rows of another task as JSON holds them, their media as codes."""
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns an Example without tokens, whose `meta['conversations']` are plain values.
+
+        Raises SampleError for a row that the other task cannot use.
+        """
+        self.task.encode(conversations)
+        written = [
+            [{**message, 'content': [self._written(message, part) for part in message['content']]} for message in turns]
+            for turns in conversations
+        ]
+        empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
+        return Example(empty, [], meta={'conversations': written})
+
+    def _written(self, message: Message, part: dict[str, Any]) -> dict[str, Any]:
+        kind = part['type']
+        if kind == 'text':
+            return part
+        if not self.codes.stands_as_codes(message['role'], kind):
+            ((suffix, content), *_) = files_of(kind, part[kind])
+            return {'type': kind, kind: data_uri(f'{kind}/{suffix.removeprefix(".")}', content)}
+        medium = self.codes.coded(part)
+        return {'type': kind, kind: {'codes': medium.codes.tolist(), 'codec': medium.codec}}
 
 
 @dataclass(frozen=True)

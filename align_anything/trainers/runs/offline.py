@@ -6,6 +6,7 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.datasets.source_loading import source_names
+from align_anything.engines.by_kind import ByKind
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble
@@ -29,7 +30,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs)
     steps = total_steps(cfgs, sampler)
     check_steps(run, steps)
-    check_evaluation(cfgs, ['loss', *algorithm.counts(run.collate([], []))], steps)
+    check_evaluation(cfgs, ['loss', *ByKind(algorithm).counts(run.collate([], []))], steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -46,7 +47,7 @@ from align_anything.trainers.runs.roles import (
     spec_of_judge,
 )
 from align_anything.trainers.runs.rollout_engine import check_rollouts, open_codecs, open_rollouts
-from align_anything.trainers.runs.sampling import sampling_of
+from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
 
 
 def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
@@ -64,7 +65,10 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
     sampling = sampling_of(models, pair, run.spec)
+    check_kinds('train_cfgs.emitted_advantage_weights', algorithm.weighed_kinds, sampling)
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
+    collate, (dataset, *held_out) = guided_if_asked(models, run.collate, [dataset, *held_out])
+    run = replace(run, collate=collate)
     supervised = ptx_dataset(resolved, pair, run.spec)
     prepare_codes(cfgs, run.spec, [dataset, *held_out, *([] if supervised is None else [supervised])])
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)

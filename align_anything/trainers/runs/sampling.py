@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
 from align_anything.configs.online import OnlineModelCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.datasets.dataset import ExampleDataset
 from align_anything.models.family import FamilySpec
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.rollouts.base import Sampling, check_emission
 from align_anything.rollouts.grammar import Emission, Grid
 from align_anything.trainers.pairs import Pair
@@ -26,9 +31,57 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         emit=emission_of(model, pair, spec),
         emit_temperature=dict(model.emit_temperature),
         emit_top_k=dict(model.emit_top_k),
+        guidance=model.guidance_scale,
     )
     check_emission(spec.codes, sampling)
+    if is_guided(model):
+        _check_guided(spec)
     return sampling
+
+
+def _check_guided(spec: FamilySpec) -> None:
+    problems = []
+    if spec.softcap is not None:
+        problems.append(
+            f"model_cfgs.guidance_scale: models of type '{spec.model_type}' cap their logits, so that guided "
+            'log-probabilities are those of no hidden state. Leave it out.'
+        )
+    if not spec.codes.ranged:
+        problems.append(
+            'model_cfgs.guidance_scale: this algorithm scores codes over the whole vocabulary, but they are guided '
+            'among each other (Algorithm.scores_ranges). Leave it out.'
+        )
+    if problems:
+        raise SettingsError(problems)
+
+
+def is_guided(model: OnlineModelCfgs) -> bool:
+    """Whether any responses are guided, those to learn from or those of evaluations."""
+    return model.guidance_scale != 1 or model.eval_guidance_scale not in (None, 1)
+
+
+def guided_if_asked(
+    model: OnlineModelCfgs, collate: TokenCollator, datasets: Sequence[ExampleDataset]
+) -> tuple[TokenCollator, list[ExampleDataset]]:
+    """The collator, and the prompts each with its unconditional form, of runs with guidance; of others as they are.
+
+    Raises DataError where the first prompts have no such form.
+    """
+    if not is_guided(model):
+        return collate, list(datasets)
+    found = [dataset.of_task(replace(dataset.task, guided=True)) for dataset in datasets]
+    for dataset in found:
+        dataset.probe(final=True)
+    return replace(collate, guidance=model.guidance_scale), found
+
+
+def check_kinds(setting: str, named: Collection[str], sampling: Sampling) -> None:
+    """Raises SettingsError for a kind of units under a setting which responses have none of."""
+    emission = sampling.emit or Emission()
+    known = [*([] if emission.begins else ['text']), *emission.grids]
+    stray = sorted(set(named) - set(known))
+    if stray:
+        raise SettingsError([f'{setting}.{stray[0]}: no unit of a response is {stray[0]}, but {" or ".join(known)}.'])
 
 
 def emission_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Emission | None:

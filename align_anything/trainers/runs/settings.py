@@ -67,7 +67,18 @@ def frozen_config(cfgs: RunCfgs, precision: str, zero_file: str | None = None) -
 
 
 def codes_of_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec) -> MediaCodes | None:
-    """The codes of the family as the run scores and weighs them, None for a family without."""
+    """The codes of the family as the run scores and weighs them, None for a family without.
+
+    Raises SettingsError for the weight of a kind that it does not write.
+    """
+    stray = sorted(set(cfgs.data_cfgs.emitted_loss_weights) - spec.emits)
+    if stray:
+        raise SettingsError(
+            [
+                f'data_cfgs.emitted_loss_weights: {cfgs.model_cfgs.model_name_or_path} writes no {stray[0]}, but '
+                f'{", ".join(sorted(spec.emits)) or "text alone"}.'
+            ]
+        )
     if spec.codes is None:
         return None
     return replace(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -15,17 +17,20 @@ from PIL import Image
 
 from align_anything.configs.compose import read_compose
 from align_anything.core.errors import ModelError
+from align_anything.core.files import atomic_write_json
 from align_anything.core.store import digest
 from align_anything.models.architecture import skeleton
 from align_anything.models.checkpoint import read_config
-from align_anything.models.codecs.base import CodecRules, codec_rules
+from align_anything.models.codecs.base import CONFIG, CodecRules, codec_rules
 from align_anything.models.composed.compose import compose
 from align_anything.models.media_tokens import add_media_tokens
 from align_anything.models.pretrained_model import load_spec
 from align_anything.trainers.runs.composing import made_once
 
-USUAL_CODECS = {'image': 'BAAI/Emu3-VisionTokenizer', 'audio': 'kyutai/mimi'}
-"""The codecs of media that are discrete tokens where a file names none."""
+USUAL_CODECS = {'image': 'deepseek-community/Janus-Pro-1B', 'audio': 'facebook/encodec_24khz'}
+"""The codecs of media that are discrete tokens where a file names none; videos have that of images, frame by frame."""
+FRAMES_PER_SECOND = 1
+PICTURES = 'pictures'
 TARGETS, SAVED = 'lora_cfgs.target_modules', 'lora_cfgs.modules_to_save'
 
 
@@ -55,11 +60,9 @@ def _new_codes(run: Run, name: str) -> dict[str, dict[str, str]]:
         if given['codec'] is None and kind in own:
             run.notes.append(f'{kind} has the tokens of {name}.')
             continue
-        codec = given['codec'] or USUAL_CODECS.get(kind)
-        if codec is None:
-            raise ModelError(f'decoders.{kind}: name the codec of {kind}: its folder, or its name on the hub.')
-        found[kind] = {**given, 'codec': codec}
-        run.notes.append(f'{kind} is written with the codes of {codec}.')
+        usual = USUAL_CODECS.get(kind) or run.codes.get('image', {}).get('codec') or USUAL_CODECS['image']
+        found[kind] = {**given, 'codec': given['codec'] or usual}
+        run.notes.append(f'{kind} stands as codes of {found[kind]["codec"]}.')
     return found
 
 
@@ -73,15 +76,27 @@ def _with_tokens(run: Run, name: str, codes: Mapping[str, Mapping[str, str]], ou
 
 
 def _make(name: str, codes: Mapping[str, Mapping[str, str]], longest: Mapping[str, int], folder: Path) -> None:
-    codecs = {kind: _folder(given['codec']) for kind, given in codes.items()}
-    around = {kind: (given['opening'], given['closing']) for kind, given in codes.items() if 'opening' in given}
-    sizes = {kind: size for kind, codec in codecs.items() if (size := _only_size(codec_rules(codec)))}
-    for kind, size in sizes.items():
-        codes_of_one = math.prod(size)
-        if codes_of_one > longest.get(kind, codes_of_one):
-            raise ModelError(f'modality_max_lengths.{kind}: {codecs[kind]} makes {codes_of_one} codes of every {kind}.')
-    lengths = {kind: longest[kind] for kind in longest if kind not in sizes}
-    add_media_tokens(name, codecs, folder, sizes=sizes, max_lengths=lengths, around=around)
+    with TemporaryDirectory() as work:
+        codecs = {kind: _folder(given['codec']) for kind, given in codes.items()}
+        if 'video' in codecs and codec_rules(codecs['video']).kind == 'image':
+            codecs['video'] = _frame_by_frame(codecs['video'], Path(work) / 'video')
+        around = {kind: (given['opening'], given['closing']) for kind, given in codes.items() if 'opening' in given}
+        sizes = {kind: size for kind, codec in codecs.items() if (size := _only_size(codec_rules(codec)))}
+        for kind, size in sizes.items():
+            if math.prod(size) > longest.get(kind, math.prod(size)):
+                raise ModelError(
+                    f'modality_max_lengths.{kind}: {codes[kind]["codec"]} makes {math.prod(size)} codes of each.'
+                )
+        lengths = {kind: longest[kind] for kind in longest if kind not in sizes}
+        add_media_tokens(name, codecs, folder, sizes=sizes, max_lengths=lengths, around=around)
+
+
+def _frame_by_frame(pictures: Path, folder: Path) -> Path:
+    """Makes a codec of videos out of one of images."""
+    shutil.copytree(pictures, folder / PICTURES)
+    config = {'model_type': 'framewise', 'codec': PICTURES, 'fps': FRAMES_PER_SECOND}
+    atomic_write_json(folder / CONFIG, config)
+    return folder
 
 
 def _folder(name: str) -> Path:

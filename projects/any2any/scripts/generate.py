@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rows import template_of_source
 
 from align_anything.cli.tokens import grids_of
 from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.files import atomic_write_text, trained_model_in, writable_folder
 from align_anything.core.logging import get_logger
-from align_anything.core.types import MEDIA_KINDS, Audio, CodedMedia, Conversation, Example, Response, Skipped, Video
+from align_anything.core.types import MEDIA_KINDS, CodedMedia, Conversation, Example, Response, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.source_loading import load_sources
@@ -31,6 +30,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_model, load_spec
 from align_anything.reporting.completions import COMPLETIONS_FILE
 from align_anything.reporting.completions_page import text_of
+from align_anything.reporting.media_files import MediaFiles
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.decoded import DecodedRollouts
 from align_anything.rollouts.grammar import Emission
@@ -96,12 +96,14 @@ def generated(given: argparse.Namespace) -> tuple[FamilySpec, list[tuple[Example
 
 
 def _emission(given: argparse.Namespace, spec: FamilySpec) -> Emission | None:
-    grids, kinds = grids_of(given.size), sorted(spec.emits)
-    for kind in sorted({*grids, *filter(None, [given.begin])} - spec.emits):
-        raise SettingsError([f'{given.model} writes no {kind}; it writes {", ".join(["text", *kinds])}.'])
-    if not kinds:
-        return None
-    return Emission({kind: grids.get(kind) for kind in kinds}, given.begin, given.max_frames)
+    """What answers may hold: the kinds whose size the checkpoint or `--size` says, and audio, which ends by itself."""
+    grids = grids_of(given.size)
+    kinds = {} if spec.codes is None else spec.codes.kinds
+    able = sorted(kind for kind, own in kinds.items() if kind == 'audio' or own.size or own.row_end or kind in grids)
+    for kind in sorted({*grids, *filter(None, [given.begin])} - {*able}):
+        advice = ' Give its --size.' if kind in kinds else ''
+        raise SettingsError([f'{given.model} writes no {kind}; it writes {", ".join(["text", *able])}.{advice}'])
+    return Emission({kind: grids.get(kind) for kind in able}, given.begin, given.max_frames) if able else None
 
 
 def _prompts(given: argparse.Namespace, spec: FamilySpec, codecs: Mapping[str, Codec]) -> list[Example]:
@@ -143,49 +145,18 @@ def _with_codes(conversation: Conversation, spec: FamilySpec, codecs: Mapping[st
 
 def written(spec: FamilySpec, answers: Sequence[tuple[Example, Response]], folder: Path) -> Path:
     """Writes a record for each answer, and its media beside it; returns the file of the records."""
-    records = []
+    files, records = MediaFiles(folder, None), []
     for number, (example, response) in enumerate(answers):
-        media = []
-        for part in response.parts:
-            if part['type'] != 'text':
-                media.append(_save(part[part['type']], folder / f'{number}-{len(media)}'))
         record = {
             'source': example.source,
             'prompt': text_of(spec.decode(example.prompt)),
             'response': text_of(response.parts),
-            'media': media,
+            'media': files.write(0, str(number), response.parts),
             'finished': response.finished,
         }
         records.append(json.dumps(record, ensure_ascii=False))
     atomic_write_text(folder / COMPLETIONS_FILE, ''.join(f'{record}\n' for record in records))
     return folder / COMPLETIONS_FILE
-
-
-def _save(medium: Any, stem: Path) -> str:
-    """Writes a medium, and returns the name of its file. One that no codec decodes is written as its codes."""
-    suffix, write = WRITERS[type(medium) if type(medium) in WRITERS else Image.Image]
-    file = stem.with_suffix(suffix)
-    write(medium, file)
-    return file.name
-
-
-def _write_audio(audio: Audio, file: Path) -> None:
-    import soundfile
-
-    soundfile.write(file, audio.samples, audio.rate)
-
-
-def _write_video(video: Video, file: Path) -> None:
-    frames = [Image.fromarray(frame) for frame in video.frames]
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=1000 / video.fps, loop=0)
-
-
-WRITERS: Mapping[type, tuple[str, Callable[[Any, Path], None]]] = {
-    Image.Image: ('.png', lambda image, file: image.save(file)),
-    Audio: ('.wav', _write_audio),
-    Video: ('.gif', _write_video),
-    CodedMedia: ('.json', lambda coded, file: atomic_write_text(file, json.dumps(coded.codes.tolist()))),
-}
 
 
 if __name__ == '__main__':

@@ -297,11 +297,6 @@ def _media(run: Run, file: File, inputs: set[str], outputs: set[str]) -> None:
     for kind in (kind for kind in MEDIA_KINDS if kind in inputs | outputs):
         encoder = encoders.get(kind)
         form = _form(file, kind) or ('continuous' if encoder else 'discrete' if kind in outputs else None)
-        if form == 'discrete' and kind == 'video' and encoder and 'video' not in {*outputs, *file.decoders}:
-            form = 'continuous'
-            run.notes.append(
-                f'video goes in through {encoder}: no codec of videos is named, so not as discrete tokens.'
-            )
         tokens = {
             end: file.special_tokens[f'{kind}_{name}']
             for name, end in ENDS.items()
