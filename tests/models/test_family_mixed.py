@@ -46,8 +46,9 @@ LAYOUTS = [
     for family in MEDIA
     for layout in (('padded',) if family in PADDED_ONLY else ('padded', 'packed', 'shared_prefix'))
 ]
-# The template writes no token that ends an answer, so one is put in; PaliGemma has one answer only.
-WITHOUT_END = ('llava', 'llava_next', 'llava_next_video', *ONE_PROMPT)
+# The template writes no token that ends an answer (Janus's none that ends the last), so one is put in; PaliGemma has
+# one answer only.
+WITHOUT_END = ('llava', 'llava_next', 'llava_next_video', 'janus', *ONE_PROMPT)
 MROPE = [family for family in MEDIA if family.startswith('qwen') and family != 'qwen2_audio']
 
 

@@ -18,11 +18,13 @@ CLIPPED = 'It may be $2$, that is 2'
 OPTIONS = {'regex': {'pattern': r'\A<think>'}, 'length': {'max_length': 9, 'cache': 3}}
 OF_THE_RESPONSE = {'length', 'repetition'}
 """Those that look at what the policy wrote itself."""
-OF_MEDIA = {name for name in reward_names() if 'mean_by_response' in get_reward(name).__globals__}
+SHIPPED = {name for name in reward_names() if get_reward(name).__module__.startswith('align_anything.')}
+"""Lessons register some of their own."""
+OF_MEDIA = {name for name in SHIPPED if 'mean_by_response' in get_reward(name).__globals__}
 
 
 @pytest.mark.parametrize('response', [ANSWERED, CLIPPED, 'B</think>The answer is 2', 'def f(x):\n    return 2</think>'])
-@pytest.mark.parametrize('name', sorted({*reward_names()} - OF_THE_RESPONSE - OF_MEDIA))
+@pytest.mark.parametrize('name', sorted(SHIPPED - OF_THE_RESPONSE - OF_MEDIA))
 def test_an_opened_thought_counts_as_written(name: str, response: str) -> None:
     options = OPTIONS.get(name)
     expected = reward(name, f'<think>\n{response}', '2', options)

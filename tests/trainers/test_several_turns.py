@@ -89,7 +89,7 @@ def scripted(folder: Path) -> Callable[[int], None]:
     def before(rank: int) -> None:
         from align_anything.trainers.runs import online
 
-        def opened(resolved: Any, policy: Any, spec: Any) -> Scripted:
+        def opened(resolved: Any, policy: Any, spec: Any, sampling: Any, codecs: Any) -> Scripted:
             def score(examples: list[Example]) -> None:
                 record('rollout', policy.infer, policy.policy.collate, [[each] for each in examples], policy.device)
 

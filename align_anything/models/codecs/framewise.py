@@ -24,7 +24,7 @@ from align_anything.models.codecs.base import (
     register_codec,
 )
 
-PICTURE = 'picture'
+PICTURE = 'pictures'
 EARLY = 1e-3
 """Seconds by which a frame may come late: timestamps are rounded."""
 
