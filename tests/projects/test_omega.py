@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -114,8 +115,10 @@ def hub(tiny: Callable[..., Path], shared_cache: Path) -> Path:
 
 
 def commands(*words: str) -> list[list[str]]:
-    """The commands that make would run."""
-    done = subprocess.run(['make', '--dry-run', *words], capture_output=True, text=True, check=True)
+    """The commands that make would run, also where the tests themselves were started by make."""
+    around = {key: value for key, value in os.environ.items() if key not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')}
+    asked = ['make', '--dry-run', '--no-print-directory', *words]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True, env=around)
     return [shlex.split(line) for line in done.stdout.replace('\\\n', ' ').splitlines()]
 
 
