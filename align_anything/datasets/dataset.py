@@ -88,6 +88,31 @@ class Task(Protocol):
     def encode(self, conversations: list[Conversation]) -> Example: ...
 
 
+@dataclass
+class TaskAround:
+    """The rows of another task. A class derived from it makes something else of their conversations."""
+
+    task: Task
+
+    @property
+    def needs_reply(self) -> bool:
+        """That of the task."""
+        return self.task.needs_reply
+
+    @property
+    def needs_other(self) -> bool:
+        """That of the task."""
+        return self.task.needs_other
+
+    def format(self, formatter: BaseFormatter, row: dict[str, Any], other: dict[str, Any] | None = None) -> Formatted:
+        """Returns the conversations of the task."""
+        return self.task.format(formatter, row, other)
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns the Example of the task."""
+        return self.task.encode(conversations)
+
+
 @dataclass(frozen=True)
 class SupervisedTask:
     """One conversation with its answers in it.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.types import Batch, Scored
-from align_anything.engines.step import Objective
+from align_anything.engines.around import ObjectiveAround
 from align_anything.losses.router import router_loss
 
 TERM = 'router_loss'
@@ -19,7 +19,7 @@ LOAD = 'expert_load/'
 
 
 @dataclass(frozen=True)
-class Balanced:
+class Balanced(ObjectiveAround):
     """An objective with the router loss beside it, both over the whole step.
 
     Its count are the tokens that the step computes, each once: no padding, no dummies, and of a prompt that a layout
@@ -33,19 +33,8 @@ class Balanced:
 
     with_routing: ClassVar[bool] = True
 
-    objective: Objective
     coefficient: float
     shares: Tensor
-
-    @property
-    def estimates_first(self) -> bool:
-        """That of the objective."""
-        return self.objective.estimates_first
-
-    @property
-    def with_entropy(self) -> bool:
-        """That of the objective."""
-        return self.objective.with_entropy
 
     def coefficients(self) -> dict[str, float]:
         """Those of the objective, and its own."""
@@ -66,10 +55,6 @@ class Balanced:
             TERM: router_loss(probabilities, self.shares),
             **{f'{LOAD}{number}': load for number, load in enumerate(loads)},
         }
-
-    def estimates(self, batch: Batch, scored: Scored) -> dict[str, tuple[Tensor, Tensor]]:
-        """Those of the objective."""
-        return self.objective.estimates(batch, scored)
 
 
 def global_shares(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.types import Batch, Scored
+from align_anything.engines.around import ObjectiveAround
 from align_anything.engines.step import Objective
 
 
@@ -20,7 +21,7 @@ class ToldByKind(Objective, Protocol):
 
 
 @dataclass(frozen=True)
-class ByKind:
+class ByKind(ObjectiveAround):
     """An objective that tells `loss/image` and `loss/text` beside `loss`: what it is of units of one kind alone.
 
     These are metrics, with no part in the gradient. Batches that hold no codes have none of them.
@@ -30,25 +31,6 @@ class ByKind:
     """
 
     objective: ToldByKind
-
-    @property
-    def estimates_first(self) -> bool:
-        """That of the objective."""
-        return self.objective.estimates_first
-
-    @property
-    def with_entropy(self) -> bool:
-        """That of the objective."""
-        return self.objective.with_entropy
-
-    @property
-    def with_routing(self) -> bool:
-        """That of the objective."""
-        return self.objective.with_routing
-
-    def coefficients(self) -> dict[str, float]:
-        """Those of the objective."""
-        return self.objective.coefficients()
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Those of the objective, and those of each kind."""
@@ -64,10 +46,6 @@ class ByKind:
             for kind, alone in _by_kind(batch):
                 own |= self._named(kind, self.objective.terms(alone, scored, estimates))
         return own
-
-    def estimates(self, batch: Batch, scored: Scored) -> dict[str, tuple[Tensor, Tensor]]:
-        """Those of the objective."""
-        return self.objective.estimates(batch, scored)
 
     def _named(self, kind: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f'{name}/{kind}': found[name] for name in self.objective.told_by_kind if name in found}

@@ -99,7 +99,7 @@ class KindOfCodes:
         """Returns the codes `(books, *grid)` of ids between opening and closing, None where they are no whole medium.
 
         Audio is a row of frames. Pictures have the rows that their row ends say, else the size that all have, else
-        they are square.
+        they are square. Videos have the size that all have.
         """
         rows, row = [], []
         for token in ids:
@@ -125,6 +125,8 @@ class KindOfCodes:
             return self.size if math.prod(self.size) == positions else None
         if self.kind == 'audio':
             return (positions,)
+        if self.kind == 'video':  # nothing says where a frame ends
+            return None
         if self.row_end is not None:
             return rows, positions // rows
         side = math.isqrt(positions)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
 from align_anything.core.errors import ModelError
 from align_anything.models.checkpoint import local_folder
 from align_anything.models.codecs.base import CodecRules, codec_rules
@@ -41,3 +44,38 @@ def first_of(names: Sequence[str], vocabulary: Mapping[str, int], model_type: st
 def ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Returns the ids of a text, and no others around them."""
     return tuple(tokenizer(text, add_special_tokens=False)['input_ids'])
+
+
+class EveryLogit:
+    """What puts itself before a class of transformers that keeps the logits of codes back, or has none of them."""
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Returns the logits of hidden states, `(rows, length, vocabulary)`, those of codes among them."""
+        return self.lm_head(hidden)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **inputs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Returns the logits of all ids, `(rows, length, vocabulary)`; takes the arguments of transformers' class."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **inputs,
+        )
+        kept = slice(-logits_to_keep, None) if type(logits_to_keep) is int else logits_to_keep
+        logits = self.logits_of(outputs.last_hidden_state[:, kept])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)

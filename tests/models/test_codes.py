@@ -79,6 +79,7 @@ def test_what_is_written_is_read_again(kind: KindOfCodes, grid: tuple[int, ...])
         (SOUND, [36, 30]),  # books in the wrong order
         (SOUND, []),
         (KindOfCodes('image', (8,), (20,), opening=(1,), closing=(3,)), [20, 21, 22]),  # no square
+        (KindOfCodes('video', (8,), (20,), opening=(1,), closing=(3,)), [20, 21, 22, 23]),  # frames of any size
     ],
 )
 def test_what_is_no_whole_medium_is_not_read(kind: KindOfCodes, ids: list[int]) -> None:

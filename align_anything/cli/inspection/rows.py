@@ -15,8 +15,7 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import CodedMedia, Conversation, Example, Piece, Skipped
-from align_anything.datasets.dataset import ExampleDataset, Formatted, Source, Task
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.dataset import ExampleDataset, Source, TaskAround
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape, Sampler
@@ -196,23 +195,11 @@ class _Measure:
 
 
 @dataclass
-class _Remembering:
+class _Remembering(TaskAround):
     """A task that keeps the conversations it encoded last."""
 
-    task: Task
     conversations: list[Conversation] = field(default_factory=list)
-
-    @property
-    def needs_reply(self) -> bool:
-        return self.task.needs_reply
-
-    @property
-    def needs_other(self) -> bool:
-        return self.task.needs_other
-
-    def format(self, formatter: BaseFormatter, row: dict[str, Any], other: dict[str, Any] | None = None) -> Formatted:
-        return self.task.format(formatter, row, other)
 
     def encode(self, conversations: list[Conversation]) -> Example:
         self.conversations = conversations
-        return self.task.encode(conversations)
+        return super().encode(conversations)

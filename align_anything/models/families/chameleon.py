@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 from transformers import ChameleonForConditionalGeneration
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from align_anything.core.logging import get_logger
 from align_anything.core.types import MediaKind, Piece
 from align_anything.models.codes import KindOfCodes, MediaCodes
 from align_anything.models.encoding import RunEncoder
 from align_anything.models.family import FamilySpec
-from align_anything.models.own_codec import first_of, ids_of, own_codec
+from align_anything.models.own_codec import EveryLogit, first_of, ids_of, own_codec
 from align_anything.models.rendering import Run
 
 logger = get_logger(__name__)
@@ -38,35 +37,8 @@ WHOLE = TEMPLATE.replace(ASKED, '{% else %}')
 """The same with all separators, as conversations are rendered here."""
 
 
-class AccustomedChameleonModel(ChameleonForConditionalGeneration):
+class AccustomedChameleonModel(EveryLogit, ChameleonForConditionalGeneration):
     """Chameleon that gives its codes logits too: transformers' class masks them, so that it never writes a picture."""
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **inputs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Returns the logits of all ids, `(rows, length, vocabulary)`, as transformers' class takes its arguments."""
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **inputs,
-        )
-        kept = slice(-logits_to_keep, None) if type(logits_to_keep) is int else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 
 
 class ChameleonEncoder(RunEncoder):

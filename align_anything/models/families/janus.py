@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, JanusForConditionalGeneration, JanusModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from align_anything.models import structure
 from align_anything.models.codes import KindOfCodes, MediaCodes
@@ -16,46 +15,22 @@ from align_anything.models.encoding import RunEncoder
 from align_anything.models.family import FamilySpec
 from align_anything.models.omni import put
 from align_anything.models.output_heads import OutputHead
-from align_anything.models.own_codec import ids_of, own_codec
+from align_anything.models.own_codec import EveryLogit, ids_of, own_codec
 from align_anything.models.rendering import Run
 
 
-class AccustomedJanusModel(JanusForConditionalGeneration):
+class AccustomedJanusModel(EveryLogit, JanusForConditionalGeneration):
     """Janus over one vocabulary: the ids of text, and behind them, from `vocab_size` on, the codes of pictures."""
 
     # transformers' own one writes pictures by a loop of its own, which tells no scores and knows no grammar.
     generate = GenerationMixin.generate
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **inputs: Any,
-    ) -> CausalLMOutputWithPast:
+    def logits_of(self, hidden: Tensor) -> Tensor:
         """Returns the logits of text and codes side by side, `(rows, length, vocab_size + codes)`.
 
         A token is one of either, never one among both: who samples keeps them apart.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **inputs,
-        )
-        kept = slice(-logits_to_keep, None) if type(logits_to_keep) is int else logits_to_keep
-        hidden = outputs.last_hidden_state[:, kept]
-        logits = torch.cat([self.lm_head(hidden), self.model.generation_head(hidden)], dim=-1)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
+        return torch.cat([super().logits_of(hidden), self.model.generation_head(hidden)], dim=-1)
 
 
 class AccustomedJanusBody(JanusModel):

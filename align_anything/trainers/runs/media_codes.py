@@ -14,8 +14,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore
 from align_anything.core.types import Conversation, Example, MediaKind, Message, Piece, Skipped
-from align_anything.datasets.dataset import ExampleDataset, Formatted, Task
-from align_anything.datasets.formatters.base import BaseFormatter
+from align_anything.datasets.dataset import ExampleDataset, TaskAround
 from align_anything.datasets.media.writing import data_uri, files_of
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.codecs.base import Codec
@@ -43,26 +42,11 @@ def prepare_codes(cfgs: RunCfgs, spec: FamilySpec, datasets: Sequence[ExampleDat
         prepare([maker], dataset.of_task(MediaTask(dataset.task, spec.codes)), _collate, cfgs, device)
 
 
-@dataclass(frozen=True)
-class MediaTask:
+@dataclass
+class MediaTask(TaskAround):
     """The rows of another task, with the media to encode in place of their tokens."""
 
-    task: Task
     codes: MediaCodes
-
-    @property
-    def needs_reply(self) -> bool:
-        """Whether a conversation must hold an assistant turn."""
-        return self.task.needs_reply
-
-    @property
-    def needs_other(self) -> bool:
-        """Whether `format` wants another row beside the one to format."""
-        return self.task.needs_other
-
-    def format(self, formatter: BaseFormatter, row: dict[str, Any], other: dict[str, Any] | None = None) -> Formatted:
-        """Returns the conversations of the task."""
-        return self.task.format(formatter, row, other)
 
     def encode(self, conversations: list[Conversation]) -> Example:
         """Returns an Example without tokens, whose conversation holds each medium once."""
@@ -72,7 +56,7 @@ class MediaTask:
         return Example(empty, [], conversation=[{'role': 'assistant', 'content': parts}])
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowsTask(MediaTask):
     """The rows of another task as JSON holds them, their media as codes."""
 
