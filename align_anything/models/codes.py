@@ -29,6 +29,8 @@ CODES = 'codes'
 MARK = re.compile('\ue0c0([0-9]+)\ue0c1')
 """What stands for a medium in a text; characters of the private area, which rows may not hold."""
 PRIVATE = re.compile('[\ue0c0\ue0c1]')
+DIMENSIONS: Mapping[MediaKind, int] = {'image': 2, 'audio': 1, 'video': 3}
+"""Of the grid of codes of each kind."""
 TEXT = 0
 """The number of the set of all ids that are no codes."""
 

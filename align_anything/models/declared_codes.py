@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,10 @@ from align_anything.core.files import atomic_write_json, read_json
 from align_anything.core.registry import nearest
 from align_anything.core.types import MEDIA_KINDS, MediaKind
 from align_anything.models.codecs.base import CONFIG, CodecRules, codec_rules
-from align_anything.models.codes import KindOfCodes, MediaCodes
+from align_anything.models.codes import DIMENSIONS, KindOfCodes, MediaCodes
 
 DECLARATION = 'media_codes'
+OF_ADAPTER = 'media_codes.json'
 CODECS = 'codecs'
 """The folder of a checkpoint that its codecs lie in, by kind."""
 KEYS = ('codec', 'tokens', 'first_ids', 'opening', 'closing', 'row_end', 'size', 'max_length')
@@ -89,21 +89,31 @@ def make_codes(declaration: Mapping[str, Any], home: str | Path, tokenizer: Any,
 
 
 def keep_codes(config: Any, codes: MediaCodes | None, folder: Path) -> None:
-    """Writes into a saved checkpoint what the configuration of a run declares of codes, and its codecs.
-
-    An adapter has no configuration of its own: that of the model under it counts.
-    """
+    """Writes into a saved checkpoint, or adapter, what the configuration of a run declares of codes, and its codecs."""
     declared = declared_codes(config)
-    if declared is not None and (folder / CONFIG).is_file():
+    if declared is not None:
         write_declaration(folder, declared, codes.rules)
 
 
 def write_declaration(folder: Path, declared: Mapping[str, Any], rules: Mapping[MediaKind, CodecRules]) -> None:
-    """Writes a declaration into the `config.json` of a checkpoint, and copies of the codecs beside it."""
+    """Writes a declaration into the `config.json` of a checkpoint, and copies of the codecs beside it.
+
+    An adapter has no such file, and the one of the model under it may declare nothing: it gets `media_codes.json`.
+    """
     for kind in declared:
         rules[kind].copy_to(folder / CODECS / kind)
     found = {kind: {**own, 'codec': f'{CODECS}/{kind}'} for kind, own in declared.items()}
-    atomic_write_json(folder / CONFIG, {**read_json(folder / CONFIG), DECLARATION: found})
+    if (folder / CONFIG).is_file():
+        atomic_write_json(folder / CONFIG, {**read_json(folder / CONFIG), DECLARATION: found})
+    else:
+        atomic_write_json(folder / OF_ADAPTER, found)
+
+
+def declared_beside(adapter: Path) -> dict[str, Any]:
+    """Returns the declaration in the folder of an adapter, nothing where there is none."""
+    file = adapter / OF_ADAPTER
+    found = read_json(file) if file.is_file() else {}
+    return {kind: {**own, 'codec': str(adapter / own['codec'])} for kind, own in found.items()}
 
 
 def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, tokenizer: Any) -> KindOfCodes:
@@ -114,7 +124,12 @@ def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, token
     row_end = ids('row_end')
     if len(row_end) > 1:
         raise ModelError(f"media_codes.{kind}.row_end: '{declared['row_end']}' is no one token.")
-    size = declared.get('size')
+    size, longest = declared.get('size'), declared.get('max_length')
+    size = [size] if type(size) is int else size
+    if size is not None and not (type(size) is list and len(size) == DIMENSIONS[kind] and all(map(_is_count, size))):
+        raise ModelError(f'media_codes.{kind}.size: {size!r} is not {DIMENSIONS[kind]} numbers of codes.')
+    if longest is not None and not _is_count(longest):
+        raise ModelError(f'media_codes.{kind}.max_length: {longest!r} is no number of tokens.')
     made = KindOfCodes(
         kind,
         codec.books,
@@ -123,7 +138,7 @@ def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, token
         ids('closing'),
         row_end[0] if row_end else None,
         None if size is None else tuple(size),
-        declared.get('max_length'),
+        longest,
     )
     if not made.opening:
         raise ModelError(f'media_codes.{kind}.opening: name the token that media begin with.')
@@ -132,14 +147,22 @@ def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, token
     return made
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def _first(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, tokenizer: Any) -> tuple[int, ...]:
     given, tokens = declared.get('first_ids'), declared.get('tokens')
     if (given is None) == (tokens is None):
         raise ModelError(f'media_codes.{kind}: say where the codes stand with either tokens or first_ids.')
     if given is not None:
+        if type(given) is not list or any(type(first) is not int or first < 0 for first in given):
+            raise ModelError(f'media_codes.{kind}.first_ids: {given!r} is no list of ids.')
         if len(given) != len(codec.books):
             raise ModelError(f'media_codes.{kind}.first_ids has {len(given)} ids for {len(codec.books)} code books.')
         return tuple(given)
+    if type(tokens) not in (str, list) or not all(type(pattern) is str for pattern in tokens):
+        raise ModelError(f'media_codes.{kind}.tokens: {tokens!r} is no text, nor a list of texts.')
     if isinstance(tokens, str):
         starts = [sum(codec.books[:book]) for book in range(len(codec.books))]
         patterns = [(tokens, start) for start in starts]
@@ -176,8 +199,6 @@ def _check_ids(kind: KindOfCodes, rows: int) -> None:
             f'media_codes.{kind.kind}: the codes reach to id {last - 1}, but the model has {rows} embeddings: '
             'enlarge it with align-anything add-media-tokens.'
         )
-    if kind.size is not None and (not kind.size or math.prod(kind.size) < 1):
-        raise ModelError(f'media_codes.{kind.kind}.size: {list(kind.size)} is no size.')
 
 
 def _check_apart(kinds: list[KindOfCodes]) -> None:

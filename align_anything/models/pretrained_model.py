@@ -20,7 +20,7 @@ from align_anything.models.adapter import TARGETS_ADVICE, Adapter, check_continu
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.architecture import plain_attention, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
-from align_anything.models.declared_codes import declare
+from align_anything.models.declared_codes import declare, declared_beside
 from align_anything.models.families import spec_for
 from align_anything.models.lora import apply_lora
 from align_anything.models.quantization import is_quantised, keep_trainable, quantization_config
@@ -142,6 +142,7 @@ def load_spec(
     source = model_name_or_path if adapter is None else base or adapter.require_base()
     check_checkpoint(source, trust_remote_code)
     config = read_config(source, trust_remote_code)
+    media_codes = media_codes or ({} if adapter is None else declared_beside(adapter.folder))
     if media_codes:
         declare(config, media_codes)
     beside = adapter is not None and adapter.holds_processor(is_multimodal(config))

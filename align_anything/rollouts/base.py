@@ -11,13 +11,10 @@ import torch
 
 from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.types import Example, MediaKind, Piece, Response
-from align_anything.models.codes import KindOfCodes, MediaCodes
+from align_anything.models.codes import DIMENSIONS, KindOfCodes, MediaCodes
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.grammar import Emission, Grammar
 from align_anything.rollouts.restricted import Restriction, SetSampling
-
-DIMENSIONS: Mapping[MediaKind, int] = {'image': 2, 'audio': 1, 'video': 3}
-"""Of the grid of codes of each kind."""
 
 
 @dataclass(frozen=True)

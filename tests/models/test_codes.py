@@ -268,6 +268,11 @@ def edited(source: Path, out: Path, **changes: Any) -> Path:
         ({'opening': None}, 'name the token that media begin with'),
         ({'size': None, 'closing': None}, 'without a size'),
         ({'row_end': 'two tokens'}, 'is no one token'),
+        ({'size': 4}, 'size: [4] is not 2 numbers of codes'),
+        ({'size': [4, 'four']}, 'is not 2 numbers of codes'),
+        ({'max_length': 'long'}, "max_length: 'long' is no number of tokens"),
+        ({'first_ids': 'all'}, 'is no list of ids'),
+        ({'first_ids': None, 'tokens': 5}, 'is no text, nor a list of texts'),
     ],
 )
 def test_a_declaration_that_cannot_be_read_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,23 @@ def test_a_merged_adapter_keeps_its_codes(emitting: Emitting, rows: Path, tmp_pa
     merge_adapter(tmp_path / 'run', tmp_path / 'merged')
     assert load_spec(tmp_path / 'merged').codes.kinds == load_spec(emitting('drawing')).codes.kinds
     assert load_file(tmp_path / 'merged' / 'model.safetensors')
+
+
+def test_an_adapter_keeps_codes_that_the_settings_alone_declared(
+    emitting: Emitting, rows: Path, tmp_path: Path
+) -> None:
+    """Of a base that declares nothing: the adapter's folder says them, and so does what is merged from it."""
+    from align_anything.cli.merging import merge_adapter
+
+    base = shutil.copytree(emitting('drawing'), tmp_path / 'base', ignore=shutil.ignore_patterns('codecs'))
+    config = json.loads((base / 'config.json').read_text())
+    declared = {**config.pop('media_codes')['image'], 'codec': str(emitting('drawing') / 'codecs' / 'image')}
+    (base / 'config.json').write_text(json.dumps(config))
+    how = {**HOW['sft'], 'use_lora': True, 'max_steps': 1, 'media_codes': json.dumps({'image': declared})}
+    succeed(sft(tmp_path / 'run', base, rows, **how), pair=DRAWING)
+    merge_adapter(tmp_path / 'run', tmp_path / 'merged')
+    for folder in (tmp_path / 'run' / 'slice_end', tmp_path / 'merged'):
+        assert load_spec(folder).codes.kinds == load_spec(emitting('drawing')).codes.kinds
 
 
 def test_sounds_of_another_rate_are_resampled(emitting: Emitting, tmp_path: Path) -> None:
