@@ -298,7 +298,7 @@ class MediaCodes:
         return [without(rows, books), *([*spans] for _, spans in self._numbered())]
 
     def set_of(self, ids: Tensor) -> Tensor:
-        """Returns the number of the set that each id is drawn from, int64 of the same shape."""
+        """Returns the number of the set that each id is sampled from, int64 of the same shape."""
         found = torch.full_like(ids, TEXT)
         for number, spans in self._numbered():
             for start, stop in spans:

@@ -119,7 +119,8 @@ def test_the_first_ratio_of_pictures_is_one(emitting: Emitting, rows: Path, tmp_
         algorithm=named('grpo'),
     )
     (record,) = [line for line in lines(tmp_path / 'run' / 'metrics.jsonl') if 'train/reward' in line]
-    assert abs(record['train/rollout_kl']) < 1e-6 if 'train/rollout_kl' in record else True
+    assert record['train/rollout_drift'] < 1e-5
+    assert record['train/ratio'] == record['train/ratio/image'] == pytest.approx(1, abs=1e-5)
     shown = lines(tmp_path / 'run' / 'completions.jsonl')
     assert {line['response'] for line in shown} == {'<image>'} and all(line['finished'] for line in shown)
 

@@ -85,7 +85,7 @@ def _generated(listener: Frozen, stretches: Sequence[Any], language: str | None,
 
 
 def _read_off(listener: Frozen, stretches: Sequence[Any]) -> list[str]:
-    """The likeliest symbol of each moment, one stretch at a time: to many such models padding is a sound."""
+    """The most likely symbol of each moment, one stretch at a time: to many such models padding is a sound."""
     texts = []
     for samples in stretches:
         inputs = listener.processor(audio=samples, sampling_rate=listener.rate, return_tensors='pt')

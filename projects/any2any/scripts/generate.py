@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--template', help='template of the data; by default the one that its first row tells')
     parser.add_argument('--rows', type=int, default=8, help='the first so many rows')
     parser.add_argument('--max_new_tokens', type=int, default=512, help='longest answer in tokens, media included')
-    parser.add_argument('--temperature', type=float, default=1.0, help='0 takes the likeliest token each time')
+    parser.add_argument('--temperature', type=float, default=1.0, help='0 takes the most likely token each time')
     parser.add_argument('--begin', choices=MEDIA_KINDS, help='the kind that answers consist of; else the model decides')
     parser.add_argument('--size', nargs='*', default=[], help='grid in codes, such as image=16x16, where none is fixed')
     parser.add_argument('--max_frames', type=int, default=0, help='most frames of audio; 0 for no limit')
