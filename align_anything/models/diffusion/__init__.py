@@ -1,0 +1,1 @@
+"""Diffusion and flow models: pipelines of diffusers whose denoiser is trained, and what is around it frozen."""

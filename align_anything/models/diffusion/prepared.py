@@ -1,0 +1,48 @@
+"""What frozen encoders made of prompts and media before training: read by data workers, by content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from align_anything.core.errors import SampleError
+from align_anything.core.store import TensorStore
+from align_anything.models.codes import content_of
+
+LATENTS = 'latents'
+Size = tuple[int, ...]
+"""Of an image `(height, width)`, of a video `(frames, height, width)`, of audio `(samples,)`."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The entries of one pipeline in a store whose fingerprint is that of its frozen components."""
+
+    store: TensorStore
+
+    def text_key(self, prompt: str) -> str:
+        """Returns the key of what the text encoders make of a prompt."""
+        return self.store.key('text', prompt)
+
+    def latents_key(self, medium: Any, size: Size) -> str:
+        """Returns the key of the latents of a decoded medium that is brought to a size."""
+        return self.store.key('latents', content_of(medium), list(size))
+
+    def conditions(self, prompt: str) -> dict[str, Tensor]:
+        """Returns what the denoiser is given of a prompt, by name. Raises SampleError where it was not made."""
+        return self._found(self.text_key(prompt), 'its prompt')
+
+    def latents(self, medium: Any, size: Size) -> Tensor:
+        """Returns clean latents as the denoiser's process has them. Raises SampleError where they were not made."""
+        return self._found(self.latents_key(medium, size), 'a medium of it')[LATENTS]
+
+    def _found(self, key: str, what: str) -> dict[str, Tensor]:
+        entry = self.store.get(key)
+        if entry is None:
+            raise SampleError(
+                f'there is nothing that the encoders made of {what} in {self.store.folder}: it could not be encoded, '
+                'or has changed since'
+            )
+        return entry.tensors

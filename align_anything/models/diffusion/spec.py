@@ -1,0 +1,238 @@
+"""The rules of a family of pipelines: everything about it that is not its weights, the `Spec` of it.
+
+A response is one medium, its units draws of a noise level and noise (offline) or denoising steps (online). The base
+class holds what all families share; `models/diffusion/families/<name>.py` holds one family each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
+from align_anything.models.diffusion.prepared import LATENTS, Prepared, Size
+from align_anything.models.diffusion.process import Process, process_of
+from align_anything.models.rendering import TrainOn, first_differing_turn, shared_turns
+
+DENOISER = 'denoiser'
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What size media are brought to.
+
+    Attributes:
+        resolution: height and width in pixels; None for what the checkpoint was trained at.
+        buckets: whether images and videos keep their aspect ratio, to the nearest of sizes of about as many pixels.
+        num_frames: of a video; None for what the family has by default.
+        seconds: of audio; None for what the checkpoint was trained at.
+    """
+
+    resolution: tuple[int, int] | None = None
+    buckets: bool = False
+    num_frames: int | None = None
+    seconds: float | None = None
+
+
+class DiffusionSpec:
+    """Turns conversations into Examples and answers what policies, rollouts and exports must know of a family.
+
+    Picklable; holds the configurations of the components, never weights. Methods that need frozen networks are given
+    `pipeline`, the pipeline of diffusers without its denoiser.
+
+    Attributes:
+        folder: of the checkpoint.
+        index: its model_index.json.
+        configs: the configuration of each component by name.
+        process: its noising process.
+        prepared: what encoders made before training, None until then.
+        draws: draws of a noise level and noise for each response, offline.
+    """
+
+    meets: ClassVar[Need] = 'transition'
+    """What the score of a unit is at best; offline it is a score alone."""
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    """Classes of diffusers in whose manner the family works."""
+    emits: ClassVar[frozenset[MediaKind]] = frozenset({'image'})
+    reads: ClassVar[frozenset[MediaKind]] = frozenset()
+    denoiser: ClassVar[str] = 'transformer'
+    """The component that is trained."""
+    lora_targets: ClassVar[tuple[str, ...]] = ('to_q', 'to_k', 'to_v', 'to_out.0')
+    """Ends of the names of the linear layers that adapters go on by default."""
+    side_multiple: ClassVar[int] = 1
+    """What the sides of latents must be a multiple of (patches)."""
+    max_length: int = sys.maxsize
+    codes: None = None
+
+    def __init__(
+        self,
+        folder: Path,
+        index: Mapping[str, Any],
+        configs: Mapping[str, Mapping[str, Any]],
+        *,
+        sizing: Sizing | None = None,
+        draws: int = 1,
+    ) -> None:
+        """Reads the configurations. Raises ModelError for what the family cannot train."""
+        self.folder, self.index, self.configs = folder, dict(index), {name: dict(own) for name, own in configs.items()}
+        self.model_type: str = index['_class_name']
+        self.sizing, self.draws = sizing or Sizing(), draws
+        self.components: dict[str, list[str]] = {DENOISER: ['']}
+        self.prepared: Prepared | None = None
+        self.process: Process = self.make_process()
+        self.check()
+
+    @property
+    def kind(self) -> MediaKind:
+        """The kind of media that it writes."""
+        (kind,) = self.emits
+        return kind
+
+    def make_process(self) -> Process:
+        """Returns the noising process. Raises ModelError where it is not known."""
+        return process_of(self.configs['scheduler'], str(self.folder))
+
+    def check(self) -> None:
+        """Raises ModelError for a size that the family cannot have."""
+
+    # Sizes
+
+    def default_size(self) -> Size:
+        """Returns the size in pixels (frames, samples) that media are brought to when the settings say none."""
+        raise NotImplementedError
+
+    def size_of(self, medium: Any) -> Size:
+        """Returns the size that a decoded medium is brought to: its bucket. Raises SampleError for none."""
+        raise NotImplementedError
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Returns the shape of the latents of a medium of that size, without batch dimension."""
+        raise NotImplementedError
+
+    def fitted(self, medium: Any, size: Size) -> Tensor:
+        """Returns a decoded medium brought to `size`, as the autoencoder takes it.
+
+        An image `(3, height, width)` from -1 to 1, a video `(3, frames, height, width)`, audio `(channels, samples)`.
+        Raises SampleError for one that cannot be.
+        """
+        raise NotImplementedError
+
+    # With frozen networks
+
+    def open(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+        """Loads the pipeline without its denoiser: frozen, in evaluation mode. Raises ModelError where it cannot."""
+        raise NotImplementedError
+
+    def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Returns what the denoiser is given of each prompt, tensors without batch dimension by name, on the CPU."""
+        raise NotImplementedError
+
+    def encode_media(self, pipeline: Any, fitted: Tensor) -> Tensor:
+        """Returns the latents `(batch, …)` of media that `fitted` made, scaled as the denoiser has them, float32."""
+        raise NotImplementedError
+
+    def decode_latents(self, pipeline: Any, latents: Tensor) -> list[Any]:
+        """Returns the media of latents `(batch, …)`: RGB PIL images, `Video`s or `Audio`s."""
+        raise NotImplementedError
+
+    # With the denoiser
+
+    def stack(self, conditions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Returns the conditions of several prompts as one batch by name; shorter ones are filled up with zeros."""
+        return {
+            name: nn.utils.rnn.pad_sequence([own[name] for own in conditions], batch_first=True)
+            if conditions[0][name].ndim
+            else torch.stack([own[name] for own in conditions])
+            for name in conditions[0]
+        }
+
+    def predict(
+        self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
+    ) -> Tensor:
+        """Returns what the denoiser predicts of samples `(batch, …)` at levels `(batch,)`, float32 of their shape.
+
+        `sample` is in the denoiser's type. `guidance` is the embedded guidance, for the denoisers that take one; the
+        others leave it. Signs, halves of channels and cut tokens are put right here, so that it is what
+        `self.process` says.
+        """
+        raise NotImplementedError
+
+    def levels(self, steps: int, shape: Sequence[int]) -> Tensor:
+        """Returns the levels of sampling latents of `shape` in so many steps, `(steps + 1,)` float32, the last clean.
+
+        They are those of the pipeline's own scheduler. Clean is 0 of a flow and an angle, -1 of a DDPM.
+        """
+        raise NotImplementedError
+
+    def shift(self, shape: Sequence[int]) -> float:
+        """Returns by how much a flow's noise levels are shifted, for latents of `shape`: σ' = sσ / (1 + (s - 1)σ)."""
+        return float(self.configs['scheduler'].get('shift') or 1.0)
+
+    # Encoding of rows
+
+    def encode(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> Example:
+        """Encodes a conversation of one prompt and one answer, which is a medium. Raises SampleError for another."""
+        return self.encode_group([conversation], train_on)
+
+    def encode_group(
+        self,
+        conversations: Sequence[Conversation],
+        train_on: TrainOn = 'all_assistant',
+        start: int | None = None,
+        judged: bool = False,
+    ) -> Example:
+        """Encodes conversations of one prompt and an answer each, media decoded; all answers get the size of the first.
+
+        Raises SampleError where they differ in their prompt, or are none of a prompt and a medium.
+        """
+        start = start if start is not None else first_differing_turn(conversations) if len(conversations) > 1 else 1
+        shared = shared_turns(conversations) if len(conversations) > 1 else start
+        if shared != 1 or start != 1:
+            raise SampleError('the answers do not belong to one prompt: this model reads one user turn and answers it')
+        media = [self.answer_of(conversation) for conversation in conversations]
+        size = self.size_of(media[0])
+        return Example(self.encode_prompt(conversations[0][:1]), [self._response(medium, size) for medium in media])
+
+    def encode_prompt(self, messages: Conversation) -> Piece:
+        """Encodes what generation starts from. Raises SampleError as `encode` does."""
+        prompt = self.prompt_of(messages)
+        media = {} if self.prepared is None else self.prepared.conditions(prompt)
+        return Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0), media=media)
+
+    def prompt_of(self, messages: Conversation) -> str:
+        """Returns the prompt of a conversation's first turn. Raises SampleError for another turn, or media in it."""
+        if not messages or messages[0]['role'] != 'user' or any(turn['role'] != 'assistant' for turn in messages[1:]):
+            raise SampleError('this model reads one user turn: take out system turns, and turns after the answer')
+        parts = messages[0]['content']
+        if any(part['type'] != 'text' for part in parts):
+            raise SampleError(f"pipelines of class '{self.model_type}' read text alone")
+        return ''.join(part['text'] for part in parts)
+
+    def answer_of(self, conversation: Conversation) -> Any:
+        """Returns the decoded medium that a conversation is answered with. Raises SampleError where it is not one."""
+        self.prompt_of(conversation)
+        parts = [part for turn in conversation[1:] for part in turn['content']]
+        if len(conversation) != 2 or [part['type'] for part in parts] != [self.kind]:
+            raise SampleError(f'the answer should be one {self.kind} and nothing else')
+        return parts[0][self.kind]
+
+    def decode(self, piece: Piece) -> list[dict[str, Any]]:
+        """Raises ModelError: rollouts decode latents, with networks that a spec does not hold."""
+        raise ModelError('latents are decoded by what holds the autoencoder.')
+
+    def _response(self, medium: Any, size: Size) -> Piece:
+        if self.prepared is None:
+            # Of the right shape before anything was encoded.
+            self.fitted(medium, size)
+            latents = torch.zeros(self.latent_shape(size))
+        else:
+            latents = self.prepared.latents(medium, size)
+        weights = torch.full((self.draws,), 1 / self.draws)
+        return Piece(torch.arange(self.draws), weights, media={LATENTS: latents}, media_counts={self.kind: 1})
