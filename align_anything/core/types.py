@@ -190,7 +190,8 @@ class Example:
     turns with weight zero; where the chat template writes an answer otherwise once later turns follow, the response has
     several sequences, and what they share of their prompts is the prompt. `meta` rides along untouched (labels, ground
     truth, margins); `source` names the row. `unmatched` is the response of another row, for algorithms that compare
-    with it. `source_index` is the number of the dataset that the row belongs to. `conversation` is what the prompt was
+    with it. `source_index` is the number of the dataset that the row belongs to, `epoch` the one in which it is seen,
+    0 in evaluations: what is random of it hangs on that. `conversation` is what the prompt was
     made of, media decoded, where something else than the policy reads it too. `unconditional` is the prompt with its
     text left empty, where responses are guided away from what follows that.
     """
@@ -201,6 +202,7 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)
     unmatched: Piece | None = None
     source_index: int = 0
+    epoch: int = 0
     conversation: Conversation | None = None
     unconditional: Piece | None = None
 
