@@ -53,9 +53,11 @@ class DiffusionSpec:
         configs: the configuration of each component by name.
         process: its noising process.
         prepared: what encoders made before training, None until then.
+        audio_rate: samples per second that audio clips must have, None for families of other media.
         draws: draws of a noise level and noise for each response, offline.
     """
 
+    unit: ClassVar[str] = 'denoising step'
     meets: ClassVar[Need] = 'transition'
     """What the score of a unit is at best; offline it is a score alone."""
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -68,7 +70,9 @@ class DiffusionSpec:
     """Ends of the names of the linear layers that adapters go on by default."""
     side_multiple: ClassVar[int] = 1
     """What the sides of latents must be a multiple of (patches)."""
+    reads_audio_in_video: ClassVar[bool] = False
     max_length: int = sys.maxsize
+    audio_rate: int | None = None
     codes: None = None
 
     def __init__(
@@ -88,6 +92,11 @@ class DiffusionSpec:
         self.prepared: Prepared | None = None
         self.process: Process = self.make_process()
         self.check()
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """The components that denoise: one, or several of which each has noise levels of its own."""
+        return (self.denoiser,)
 
     @property
     def kind(self) -> MediaKind:
@@ -201,10 +210,11 @@ class DiffusionSpec:
         return Example(self.encode_prompt(conversations[0][:1]), [self._response(medium, size) for medium in media])
 
     def encode_prompt(self, messages: Conversation) -> Piece:
-        """Encodes what generation starts from. Raises SampleError as `encode` does."""
+        """Encodes what generation starts from; its ids are the bytes of the prompt. Raises as `encode` does."""
         prompt = self.prompt_of(messages)
         media = {} if self.prepared is None else self.prepared.conditions(prompt)
-        return Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0), media=media)
+        ids = torch.tensor(list(prompt.encode()), dtype=torch.long)
+        return Piece(ids, torch.zeros(len(ids)), media=media)
 
     def prompt_of(self, messages: Conversation) -> str:
         """Returns the prompt of a conversation's first turn. Raises SampleError for another turn, or media in it."""

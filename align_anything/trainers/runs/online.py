@@ -28,12 +28,13 @@ from align_anything.rollouts.decoded import said_with_media
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import assemble, make_collator
+from align_anything.trainers.runs.assembly import assemble, make_collator, open_scorer, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.media_codes import prepare_codes
+from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
 from align_anything.trainers.runs.rewarding import make_rewards
@@ -42,7 +43,6 @@ from align_anything.trainers.runs.roles import (
     critic_cfgs,
     critic_spec,
     judges_of,
-    open_scorer,
     require_head,
     spec_of_judge,
 )
@@ -70,7 +70,9 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     collate, (dataset, *held_out) = guided_if_asked(models, run.collate, [dataset, *held_out])
     run = replace(run, collate=collate)
     supervised = ptx_dataset(resolved, pair, run.spec)
-    prepare_codes(cfgs, run.spec, [dataset, *held_out, *([] if supervised is None else [supervised])])
+    rows = [dataset, *held_out, *([] if supervised is None else [supervised])]
+    prepare_codes(cfgs, run.spec, rows)
+    prepare_latents(cfgs, run.spec, rows)
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
     check_evaluation(cfgs, names_of_numbers([*(reward.name for reward in rewards), *judges]), steps)
@@ -94,7 +96,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         rewards.append(Reward(name, weight, judge, judge.unread))
     codecs = open_codecs(run.spec, sampling, policy.device)
     pending = Pending(policy.device, partial(said_with_media, run.spec, sampling, codecs))
-    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
+    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
