@@ -24,7 +24,7 @@ from align_anything.core.logging import get_logger
 from align_anything.engines.checkpoint import CARD_FILE
 from align_anything.models.adapter import find_adapter
 from align_anything.models.architecture import auto_class
-from align_anything.models.diffusion.checkpoint import LORA_FILE, PIPELINE_FILE
+from align_anything.models.diffusion.checkpoint import INDEX, LORA_FILE
 from align_anything.models.diffusion.library import require_diffusers
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.family import FamilySpec
@@ -146,9 +146,7 @@ def edited(card: Path) -> bool:
     return _marked(text) != text
 
 
-def _write(
-    folder: Path, data: ModelCardData, earlier: Path | None, *, scores: bool, spec: Spec, **texts: str
-) -> None:
+def _write(folder: Path, data: ModelCardData, earlier: Path | None, *, scores: bool, spec: Spec, **texts: str) -> None:
     if earlier is not None and edited(earlier / CARD_FILE):
         atomic_write_text(folder / CARD_FILE, (earlier / CARD_FILE).read_text(encoding='utf-8'))
         logger.info('%s was edited since it was written, and is kept', earlier / CARD_FILE)
@@ -214,7 +212,7 @@ def _library(folder: Path, base: str | None) -> dict[str, Any]:
     lora = (folder / LORA_FILE).is_file()
     adapter = lora or find_adapter(folder) is not None
     relation = {} if base is None else {'base_model_relation': 'adapter' if adapter else 'finetune'}
-    name = 'diffusers' if lora or (folder / PIPELINE_FILE).is_file() else 'peft' if adapter else 'transformers'
+    name = 'diffusers' if lora or (folder / INDEX).is_file() else 'peft' if adapter else 'transformers'
     return {'library_name': name, **relation}
 
 

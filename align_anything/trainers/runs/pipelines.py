@@ -12,7 +12,12 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError
-from align_anything.models.diffusion.checkpoint import load_denoiser, load_spec, skeleton
+from align_anything.models.diffusion.checkpoint import (
+    denoiser_skeleton,
+    enable_gradient_checkpointing,
+    load_denoiser,
+    load_spec,
+)
 from align_anything.models.diffusion.export import export_pipeline
 from align_anything.models.diffusion.lora import apply_lora
 from align_anything.models.diffusion.spec import DiffusionSpec
@@ -47,8 +52,7 @@ def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Alg
 def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
     """How noise levels are drawn and weighed in the run."""
     own = cfgs.diffusion_cfgs
-    return Noise.of(
-        spec.process,
+    noise = Noise(
         timestep_sampling=own.timestep_sampling,
         logit_mean=own.timestep_logit_mean,
         logit_std=own.timestep_logit_std,
@@ -57,7 +61,10 @@ def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
         weighting=own.loss_weighting,
         min_snr_gamma=own.min_snr_gamma,
         noise_offset=own.noise_offset,
+        input_perturbation=own.input_perturbation,
     )
+    noise.check(spec.process)
+    return noise
 
 
 def make_policy(scores: str, model: nn.Module, collate: DenoisingCollator, dtype: torch.dtype) -> Policy:
@@ -79,12 +86,9 @@ def tune(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> nn.Module:
     return apply_lora(model, cfgs.lora_cfgs, spec, dtype=dtype_of(cfgs))
 
 
-def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recomputes activations in the backward pass. Raises ModelError where the denoiser cannot."""
-    try:
-        model.enable_gradient_checkpointing()
-    except ValueError as error:
-        raise ModelError(f'gradient_checkpointing: {error}') from error
+def skeleton(spec: DiffusionSpec) -> nn.Module:
+    """The denoiser without weights."""
+    return denoiser_skeleton(spec)
 
 
 def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> nn.Module:
@@ -108,7 +112,9 @@ def load(
     is_reward_model: bool = False,
 ) -> nn.Module:
     """Loads the weights of the denoiser of `source`; the engine partitions them afterwards where its stage asks."""
-    return load_denoiser(source, collate.spec, dtype)
+    spec = collate.spec
+    same = source == cfgs.model_cfgs.model_name_or_path
+    return load_denoiser(spec if same else load_spec(source, spec.sizing, spec.draws), dtype)
 
 
 def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dict[str, Any]) -> None:
