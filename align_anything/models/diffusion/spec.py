@@ -6,6 +6,7 @@ class holds what all families share; `models/diffusion/families/<name>.py` holds
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
+from align_anything.models.diffusion.opening import open_without
 from align_anything.models.diffusion.prepared import LATENTS, Prepared, Size
-from align_anything.models.diffusion.process import Process, process_of
+from align_anything.models.diffusion.process import DDPM, Process, process_of
+from align_anything.models.diffusion.schedules import as_shift, dynamic_shift, flow_levels, timestep_levels
 from align_anything.models.rendering import TrainOn, first_differing_turn, shared_turns
 
 DENOISER = 'denoiser'
@@ -55,6 +58,7 @@ class DiffusionSpec:
         prepared: what encoders made before training, None until then.
         audio_rate: samples per second that audio clips must have, None for families of other media.
         draws: draws of a noise level and noise for each response, offline.
+        text_length: most tokens of a prompt that the denoiser sees.
     """
 
     unit: ClassVar[str] = 'denoising step'
@@ -71,6 +75,10 @@ class DiffusionSpec:
     side_multiple: ClassVar[int] = 1
     """What the sides of latents must be a multiple of (patches)."""
     reads_audio_in_video: ClassVar[bool] = False
+    unopened: ClassVar[tuple[str, ...]] = ()
+    """Further components that a pipeline need not have in memory to encode and decode."""
+    default_text_length: ClassVar[int | None] = None
+    """Most tokens of a prompt when neither the settings nor the tokenizer say so."""
     max_length: int = sys.maxsize
     audio_rate: int | None = None
     codes: None = None
@@ -83,11 +91,13 @@ class DiffusionSpec:
         *,
         sizing: Sizing | None = None,
         draws: int = 1,
+        text_length: int | None = None,
     ) -> None:
         """Reads the configurations. Raises ModelError for what the family cannot train."""
         self.folder, self.index, self.configs = folder, dict(index), {name: dict(own) for name, own in configs.items()}
         self.model_type: str = index['_class_name']
         self.sizing, self.draws = sizing or Sizing(), draws
+        self.text_length = text_length or self.default_text_length
         self.components: dict[str, list[str]] = {DENOISER: ['']}
         self.prepared: Prepared | None = None
         self.process: Process = self.make_process()
@@ -103,6 +113,11 @@ class DiffusionSpec:
         """The kind of media that it writes."""
         (kind,) = self.emits
         return kind
+
+    @property
+    def timesteps(self) -> int:
+        """What a flow's noise level is multiplied with for the denoiser."""
+        return self.configs['scheduler'].get('num_train_timesteps', 1000)
 
     def make_process(self) -> Process:
         """Returns the noising process. Raises ModelError where it is not known."""
@@ -137,7 +152,8 @@ class DiffusionSpec:
 
     def open(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """Loads the pipeline without its denoiser: frozen, in evaluation mode. Raises ModelError where it cannot."""
-        raise NotImplementedError
+        absent = {self.denoiser, *self.unopened}
+        return open_without(self.folder, self.index, self.configs, absent, device, dtype)
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Returns what the denoiser is given of each prompt, tensors without batch dimension by name, on the CPU."""
@@ -178,11 +194,27 @@ class DiffusionSpec:
 
         They are those of the pipeline's own scheduler. Clean is 0 of a flow and an angle, -1 of a DDPM.
         """
-        raise NotImplementedError
+        origin, config = self.index['scheduler'], self.configs['scheduler']
+        if isinstance(self.process, DDPM):
+            return timestep_levels(origin, config, self.folder, steps)
+        return flow_levels(origin, config, self.folder, steps, mu=self.mu(shape), sigmas=self.sigmas(steps))
+
+    def sigmas(self, steps: int) -> list[float] | None:
+        """Returns the noise levels that the pipeline gives its scheduler to shift; None where it gives none."""
+        return None
+
+    def mu(self, shape: Sequence[int]) -> float | None:
+        """Returns μ of a shift that hangs on the size of latents of `shape`; None where it does not."""
+        config = self.configs['scheduler']
+        return dynamic_shift(config, self.tokens(shape)) if config.get('use_dynamic_shifting') else None
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """Returns how many tokens the denoiser makes of latents of `shape`."""
+        return math.prod(shape[1:]) // self.side_multiple**2
 
     def shift(self, shape: Sequence[int]) -> float:
         """Returns by how much a flow's noise levels are shifted, for latents of `shape`: σ' = sσ / (1 + (s - 1)σ)."""
-        return float(self.configs['scheduler'].get('shift') or 1.0)
+        return as_shift(self.configs['scheduler'], self.mu(shape))
 
     # Encoding of rows
 

@@ -144,8 +144,8 @@ def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Ex
 def show_example(example: Example, spec: Spec) -> Text:
     """The example as text: trained tokens marked, those of media as `<media × 576>` or `<image codes × 16>`.
 
-    A response of several sequences says of each how many tokens of the prompt it continues. One that is denoised is told
-    by the shape of its latents.
+    A response of several sequences says of each how many tokens of the prompt it continues. Of one that is denoised the
+    shape of its latents is told.
     """
     text = Text()
     if spec.unit != 'token':
