@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models.diffusion.opening import open_without
 from align_anything.models.diffusion.prepared import LATENTS, Prepared, Size
@@ -75,6 +75,8 @@ class DiffusionSpec:
     side_multiple: ClassVar[int] = 1
     """What the sides of latents must be a multiple of (patches)."""
     reads_audio_in_video: ClassVar[bool] = False
+    rescales_guidance: ClassVar[bool] = False
+    """Whether the pipeline gives guided predictions the norm of those with the prompt."""
     unopened: ClassVar[tuple[str, ...]] = ()
     """Further components that a pipeline need not have in memory to encode and decode."""
     default_text_length: ClassVar[int | None] = None
@@ -266,8 +268,16 @@ class DiffusionSpec:
         return parts[0][self.kind]
 
     def decode(self, piece: Piece) -> list[dict[str, Any]]:
-        """Raises ModelError: rollouts decode latents, with networks that a spec does not hold."""
-        raise ModelError('latents are decoded by what holds the autoencoder.')
+        """Returns a prompt as a text; a response is decoded by what generates, with networks that a spec does not hold."""
+        return [{'type': 'text', 'text': bytes(piece.ids.tolist()).decode()}]
+
+    def prefill(self, conversation: Conversation) -> str:
+        """Returns the text that a response begins with: none."""
+        return ''
+
+    def generation_prefix(self, conversation: Conversation) -> str:
+        """Returns what a prompt ends with: nothing that belongs to a response."""
+        return ''
 
     def _response(self, medium: Any, size: Size) -> Piece:
         if self.prepared is None:

@@ -25,7 +25,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.spec import Spec
 from align_anything.models.trainable import parameter_table, render_table
 from align_anything.reporting.online_report import names_of_numbers
-from align_anything.trainers.loops.splitting import split
+from align_anything.trainers.loops.splitting import split, steps_of_rollout
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import (
     build_on_meta,
@@ -48,12 +48,12 @@ from align_anything.trainers.runs.data import (
     training_loader,
     training_sampler,
 )
+from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
-from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
 SAMPLES = 3
@@ -74,11 +74,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
         names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
-        sampling = sampling_of(cfgs.model_cfgs, pair, spec)
-        check_kinds('train_cfgs.emitted_advantage_weights', resolved.algorithm.weighed_kinds, sampling)
+        generating = GENERATING[spec.unit]
+        generating.sampling_of(resolved, pair, spec, steps_of_rollout(cfgs, resolved.algorithm))
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         dataset.probe(final=True)
-        collate, (dataset,) = guided_if_asked(cfgs.model_cfgs, collate, [dataset])
+        collate, (dataset,) = generating.guided_if_asked(cfgs, collate, [dataset])
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
         metrics = names_of_numbers(names)

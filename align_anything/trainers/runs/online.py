@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -24,15 +23,16 @@ from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward
-from align_anything.rollouts.decoded import said_with_media
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
+from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator, open_scorer, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
+from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
@@ -46,8 +46,7 @@ from align_anything.trainers.runs.roles import (
     require_head,
     spec_of_judge,
 )
-from align_anything.trainers.runs.rollout_engine import check_rollouts, open_codecs, open_rollouts
-from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
+from align_anything.trainers.runs.rollout_engine import check_rollouts
 
 
 def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
@@ -64,10 +63,10 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     run = begin(pair, resolved)
     specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
-    sampling = sampling_of(models, pair, run.spec)
-    check_kinds('train_cfgs.emitted_advantage_weights', algorithm.weighed_kinds, sampling)
+    generating = GENERATING[run.spec.unit]
+    sampling = generating.sampling_of(resolved, pair, run.spec, steps_of_rollout(cfgs, algorithm))
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
-    collate, (dataset, *held_out) = guided_if_asked(models, run.collate, [dataset, *held_out])
+    collate, (dataset, *held_out) = generating.guided_if_asked(cfgs, run.collate, [dataset, *held_out])
     run = replace(run, collate=collate)
     supervised = ptx_dataset(resolved, pair, run.spec)
     rows = [dataset, *held_out, *([] if supervised is None else [supervised])]
@@ -94,8 +93,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         size = cfgs.train_cfgs.per_device_train_batch_size
         judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
         rewards.append(Reward(name, weight, judge, judge.unread))
-    codecs = open_codecs(run.spec, sampling, policy.device)
-    pending = Pending(policy.device, partial(said_with_media, run.spec, sampling, codecs))
+    rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
+    pending = Pending(policy.device, decode)
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
@@ -112,7 +111,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         evaluation=evaluation,
         critics=critics,
         reference=reference,
-        rollouts=open_rollouts(resolved, policy, run.spec, sampling, codecs),
+        rollouts=rollouts,
         sampling=sampling,
         pending=pending,
         rewards=rewards,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.algorithms.base import Algorithm
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError
@@ -26,10 +27,13 @@ from align_anything.policies.base import Policy
 from align_anything.policies.denoising.collator import DenoisingCollator
 from align_anything.policies.denoising.noise import Noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
+from align_anything.policies.denoising.prediction import Guidance
+from align_anything.policies.denoising.transitions import Kernel
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.settings import dtype_of
 
+NOISE_LEVELS = {'flow_sde': 0.7, 'dance_sde': 0.3, 'cps': 0.7, 'ddim': 1.0}
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
     *(f'train_cfgs.{key}' for key in ('unfreeze_patterns', 'code_loss_over', 'reference_cache_dir')),
@@ -46,7 +50,36 @@ OF_TOKENS = (
 
 def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Algorithm) -> DenoisingCollator:
     """The collator of the run's policy. Raises SettingsError for noise that the process does not have."""
-    return DenoisingCollator(spec, noise_of(cfgs, spec), seed=cfgs.train_cfgs.seed)
+    noise = noise_of(cfgs, spec)
+    if not algorithm.generates:
+        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
+    kernel = kernel_of(cfgs, spec) if trains_steps(algorithm) else None
+    guidance = guidance_of(cfgs, spec, algorithm)
+    return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance)
+
+
+def trains_steps(algorithm: Algorithm) -> bool:
+    """Whether it is the denoising steps of rollouts that train, and not draws of noise for what they end with."""
+    return algorithm.generates and algorithm.needs != 'score'
+
+
+def kernel_of(cfgs: OnlineRunCfgs, spec: DiffusionSpec) -> Kernel:
+    """How the trained steps of rollouts sample. Raises SettingsError for a kernel that the process has not."""
+    own = cfgs.diffusion_cfgs
+    name = ('flow_sde' if spec.process.prediction == 'flow' else 'ddim') if own.sde_kernel == 'auto' else own.sde_kernel
+    level = NOISE_LEVELS[name] if own.noise_level is None else own.noise_level
+    kernel = Kernel(name, level, own.kl_form)
+    kernel.check(spec.process)
+    return kernel
+
+
+def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Guidance:
+    """How predictions are led to the prompt, where responses are generated; in training on data they are not."""
+    embedded = cfgs.diffusion_cfgs.embedded_guidance
+    if not algorithm.generates:
+        return Guidance(embedded=1.0 if embedded is None else embedded)
+    scale = cfgs.model_cfgs.guidance_scale
+    return Guidance(scale, spec.rescales_guidance, 3.5 if embedded is None else embedded)
 
 
 def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:

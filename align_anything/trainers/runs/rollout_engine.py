@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import MediaKind
+from align_anything.core.types import MediaKind, Piece
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.gathering import gathered_tensors, gathered_weights
 from align_anything.models.adapter import bare_model, find_adapter
@@ -23,13 +24,16 @@ from align_anything.models.codecs.base import Codec
 from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
 from align_anything.rollouts.base import RolloutEngine, Sampling
-from align_anything.rollouts.decoded import DecodedRollouts
+from align_anything.rollouts.decoded import DecodedRollouts, said_with_media
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.probe import ProbedRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm, check_vllm_emission
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.trainers.runs.sampling import guided_if_asked, sampling_of
 from align_anything.trainers.runs.settings import dtype_of, precision_of
+
+__all__ = ['check_rollouts', 'guided_if_asked', 'open_codecs', 'open_rollouts', 'sampling_of', 'with_media']
 
 logger = get_logger(__name__)
 
@@ -95,9 +99,22 @@ def open_rollouts(
     policy: DeepSpeedEngine,
     spec: FamilySpec,
     sampling: Sampling,
+) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]:
+    """Returns what generates responses with the weights of `policy`, and what says what a response says.
+
+    Media are decoded by the codecs of the family. Every rank calls it.
+    """
+    codecs = open_codecs(spec, sampling, policy.device)
+    return _rollouts(resolved, policy, spec, sampling, codecs), partial(said_with_media, spec, sampling, codecs)
+
+
+def _rollouts(
+    resolved: Resolved[OnlineRunCfgs, Online],
+    policy: DeepSpeedEngine,
+    spec: FamilySpec,
+    sampling: Sampling,
     codecs: Mapping[MediaKind, Codec],
 ) -> RolloutEngine:
-    """Returns what generates responses with the weights of `policy`, media decoded by `codecs`. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models = cfgs.model_cfgs
     if not cfgs.vllm_cfgs.use_vllm:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from align_anything.configs.online import OnlineModelCfgs
+from align_anything.algorithms.online import Online
+from align_anything.configs.online import OnlineModelCfgs, OnlineRunCfgs
+from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import SettingsError
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.models.family import FamilySpec
@@ -15,11 +17,15 @@ from align_anything.rollouts.grammar import Emission, Grid
 from align_anything.trainers.pairs import Pair
 
 
-def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Sampling:
+def sampling_of(
+    resolved: Resolved[OnlineRunCfgs, Online], pair: Pair, spec: FamilySpec, steps_of_rollout: int = 1
+) -> Sampling:
     """How responses are sampled.
 
-    Raises SettingsError for media that the model cannot write as asked, or not within the length limit.
+    Raises SettingsError for media that the model cannot write as asked, or not within the length limit, and for weights
+    of kinds of units that responses have none of.
     """
+    model = resolved.cfgs.model_cfgs
     sampling = Sampling(
         max_new_tokens=model.max_new_tokens,
         temperature=model.temperature,
@@ -32,10 +38,12 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         emit_temperature=dict(model.emit_temperature),
         emit_top_k=dict(model.emit_top_k),
         guidance=model.guidance_scale,
+        eval_guidance=model.eval_guidance_scale,
     )
     check_emission(spec.codes, sampling)
     if is_guided(model):
         _check_guided(spec)
+    check_kinds('train_cfgs.emitted_advantage_weights', resolved.algorithm.weighed_kinds, sampling)
     return sampling
 
 
@@ -61,18 +69,23 @@ def is_guided(model: OnlineModelCfgs) -> bool:
 
 
 def guided_if_asked(
-    model: OnlineModelCfgs, collate: TokenCollator, datasets: Sequence[ExampleDataset]
+    cfgs: OnlineRunCfgs, collate: TokenCollator, datasets: Sequence[ExampleDataset]
 ) -> tuple[TokenCollator, list[ExampleDataset]]:
     """The collator, and the prompts each with its unconditional form, of runs with guidance; of others as they are.
 
     Raises DataError where the first prompts have no such form.
     """
-    if not is_guided(model):
+    if not is_guided(cfgs.model_cfgs):
         return collate, list(datasets)
+    return replace(collate, guidance=cfgs.model_cfgs.guidance_scale), guided_prompts(datasets)
+
+
+def guided_prompts(datasets: Sequence[ExampleDataset]) -> list[ExampleDataset]:
+    """The prompts each with its unconditional form. Raises DataError where the first ones have no such form."""
     found = [dataset.of_task(replace(dataset.task, guided=True)) for dataset in datasets]
     for dataset in found:
         dataset.probe(final=True)
-    return replace(collate, guidance=model.guidance_scale), found
+    return found
 
 
 def check_kinds(setting: str, named: Collection[str], sampling: Sampling) -> None:
