@@ -268,7 +268,7 @@ class DiffusionSpec:
         return parts[0][self.kind]
 
     def decode(self, piece: Piece) -> list[dict[str, Any]]:
-        """Returns a prompt as a text; a response is decoded by what generates, with networks that a spec does not hold."""
+        """Returns a prompt as a text; responses are decoded by what generates them."""
         return [{'type': 'text', 'text': bytes(piece.ids.tolist()).decode()}]
 
     def prefill(self, conversation: Conversation) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from align_anything.algorithms.online import Online
-from align_anything.configs.online import OnlineModelCfgs, OnlineRunCfgs
-from align_anything.configs.resolve import Resolved
+from align_anything.configs.online import OnlineModelCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.models.family import FamilySpec
@@ -17,15 +15,11 @@ from align_anything.rollouts.grammar import Emission, Grid
 from align_anything.trainers.pairs import Pair
 
 
-def sampling_of(
-    resolved: Resolved[OnlineRunCfgs, Online], pair: Pair, spec: FamilySpec, steps_of_rollout: int = 1
-) -> Sampling:
+def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Sampling:
     """How responses are sampled.
 
-    Raises SettingsError for media that the model cannot write as asked, or not within the length limit, and for weights
-    of kinds of units that responses have none of.
+    Raises SettingsError for media that the model cannot write as asked, or not within the length limit.
     """
-    model = resolved.cfgs.model_cfgs
     sampling = Sampling(
         max_new_tokens=model.max_new_tokens,
         temperature=model.temperature,
@@ -43,7 +37,6 @@ def sampling_of(
     check_emission(spec.codes, sampling)
     if is_guided(model):
         _check_guided(spec)
-    check_kinds('train_cfgs.emitted_advantage_weights', resolved.algorithm.weighed_kinds, sampling)
     return sampling
 
 
@@ -69,15 +62,15 @@ def is_guided(model: OnlineModelCfgs) -> bool:
 
 
 def guided_if_asked(
-    cfgs: OnlineRunCfgs, collate: TokenCollator, datasets: Sequence[ExampleDataset]
+    model: OnlineModelCfgs, collate: TokenCollator, datasets: Sequence[ExampleDataset]
 ) -> tuple[TokenCollator, list[ExampleDataset]]:
     """The collator, and the prompts each with its unconditional form, of runs with guidance; of others as they are.
 
     Raises DataError where the first prompts have no such form.
     """
-    if not is_guided(cfgs.model_cfgs):
+    if not is_guided(model):
         return collate, list(datasets)
-    return replace(collate, guidance=cfgs.model_cfgs.guidance_scale), guided_prompts(datasets)
+    return replace(collate, guidance=model.guidance_scale), guided_prompts(datasets)
 
 
 def guided_prompts(datasets: Sequence[ExampleDataset]) -> list[ExampleDataset]:
