@@ -85,3 +85,8 @@ def rows(**named: Tensor) -> list[dict[str, Tensor]]:
     """Returns batches by name as the tensors of each row by name, on the CPU."""
     count = len(next(iter(named.values())))
     return [{name: value[row].cpu() for name, value in named.items()} for row in range(count)]
+
+
+def first_channels(output: Tensor, sample: Tensor) -> Tensor:
+    """Returns the prediction of a denoiser that predicts a variance behind it, which nothing uses."""
+    return output[:, : sample.shape[1]]

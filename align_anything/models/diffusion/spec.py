@@ -199,14 +199,17 @@ class DiffusionSpec:
         origin, config = self.index['scheduler'], self.configs['scheduler']
         if isinstance(self.process, DDPM):
             return timestep_levels(origin, config, self.folder, steps)
-        return flow_levels(origin, config, self.folder, steps, mu=self.mu(shape), sigmas=self.sigmas(steps))
+        return flow_levels(origin, config, self.folder, steps, mu=self.mu(shape, steps), sigmas=self.sigmas(steps))
 
     def sigmas(self, steps: int) -> list[float] | None:
         """Returns the noise levels that the pipeline gives its scheduler to shift; None where it gives none."""
         return None
 
-    def mu(self, shape: Sequence[int]) -> float | None:
-        """Returns μ of a shift that hangs on the size of latents of `shape`; None where it does not."""
+    def mu(self, shape: Sequence[int], steps: int | None = None) -> float | None:
+        """Returns μ of a shift that hangs on the size of latents of `shape`; None where it does not.
+
+        `steps` are those of sampling, None in training.
+        """
         config = self.configs['scheduler']
         return dynamic_shift(config, self.tokens(shape)) if config.get('use_dynamic_shifting') else None
 

@@ -29,7 +29,10 @@ KINDS = {
     },
 }
 """Families and the file in this package that builds them."""
-PIPELINES = dict.fromkeys('sd15 sd2 sd3 sd3_clip'.split(), 'pipelines_image')
+PIPELINES = dict.fromkeys(
+    ('sd15 sd2 sdxl sd3 sd3_clip flux flux_schnell flux2_klein z_image sana pixart pixart_sigma qwen_image').split(),
+    'pipelines_image',
+)
 """Pipelines of diffusers, likewise."""
 
 

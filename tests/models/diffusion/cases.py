@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from align_anything.models.diffusion.checkpoint import load_denoiser, load_spec
 from align_anything.models.diffusion.process import DDPM, clean_and_noise
-from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
 from align_anything.testing.tiny import build
 
 LENGTH = 16
@@ -38,13 +38,25 @@ class Case:
     unreached: tuple[str, ...] = ()
 
 
+SIZE = {'height': 32, 'width': 32}
+SHORT = {'max_sequence_length': LENGTH}
+PLAIN = {'guidance_scale': 1.0}
+# As the settings of a run cannot be, which would make prompts hang on what is installed.
+UNCLEANED = {'use_resolution_binning': False, 'clean_caption': False}
 CASES = {
-    'sd15': Case({'guidance_scale': 1.0}),
-    'sd2': Case({'guidance_scale': 1.0}),
-    'sd3': Case(
-        {'guidance_scale': 1.0, 'max_sequence_length': LENGTH}, unreached=('transformer_blocks.0.attn.to_add_out',)
-    ),
-    'sd3_clip': Case({'guidance_scale': 1.0, 'max_sequence_length': LENGTH}),
+    'sd15': Case(PLAIN),
+    'sd2': Case(PLAIN),
+    'sdxl': Case(PLAIN),
+    'sd3': Case({**PLAIN, **SHORT}),
+    'sd3_clip': Case({**PLAIN, **SHORT}),
+    'flux': Case({'guidance_scale': 3.5, **SHORT, **SIZE}, guidance=3.5),
+    'flux_schnell': Case({**SHORT, **SIZE}),
+    'flux2_klein': Case({**PLAIN, **SHORT, **SIZE}),
+    'z_image': Case({'guidance_scale': 0.0, **SHORT, **SIZE}),
+    'sana': Case({**PLAIN, **SHORT, **SIZE, 'use_resolution_binning': False}),
+    'pixart': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
+    'pixart_sigma': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
+    'qwen_image': Case({'true_cfg_scale': 1.0, **SHORT, **SIZE}),
 }
 
 
@@ -73,11 +85,11 @@ def folder_of(family: str) -> Path:
 def opened(family: str) -> Opened:
     """Loads it, once a process: tests leave it as it is."""
     folder = folder_of(family)
-    spec = load_spec(folder, text_length=LENGTH)
+    spec = load_spec(folder, Sizing(resolution=(32, 32)), text_length=LENGTH)
     return Opened(
         folder,
         spec,
-        whole_pipeline(folder),
+        by_ddim(whole_pipeline(folder)),
         spec.open(torch.device('cpu')),
         load_denoiser(spec).eval().requires_grad_(False),
     )
@@ -94,11 +106,23 @@ def whole_pipeline(folder: Path) -> Any:
     return pipeline
 
 
+def by_ddim(pipeline: Any) -> Any:
+    """Gives a pipeline whose process is a DDPM the solver that `solved` is; returns the pipeline."""
+    import diffusers
+
+    config = pipeline.scheduler.config
+    if 'DPMSolver' in type(pipeline.scheduler).__name__ and 'beta_schedule' in config:
+        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config, solver_order=1)
+    elif 'FlowMatch' not in type(pipeline.scheduler).__name__:
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(config, set_alpha_to_one=True, clip_sample=False)
+    return pipeline
+
+
 def own_sample(family: str, pipeline: Any, steps: int = STEPS) -> Any:
     """What a pipeline makes by itself, of a fixed seed."""
     with torch.no_grad():
         return pipeline(
-            PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(0), **CASES[family].call
+            prompt=PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(0), **CASES[family].call
         )[0]
 
 

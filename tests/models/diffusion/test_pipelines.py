@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from align_anything.models.diffusion.process import DDPM
 from tests.models.diffusion.cases import CASES, PROMPT, STEPS, noise_of, opened, own_sample, solved, values
 
 FAMILIES = sorted(CASES)
@@ -64,16 +63,8 @@ def test_the_denoiser_is_called_as_the_pipeline_calls_it(family: str) -> None:
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_our_own_loop_makes_the_pipelines_own_picture(family: str) -> None:
-    import diffusers
-
     tiny = opened(family)
-    pipeline, before = tiny.whole, tiny.whole.scheduler
-    if isinstance(tiny.spec.process, DDPM):
-        pipeline.scheduler = diffusers.DDIMScheduler.from_config(before.config, set_alpha_to_one=True)
-    try:
-        expected = own_sample(family, pipeline)
-    finally:
-        pipeline.scheduler = before
+    expected = own_sample(family, tiny.whole)
     made = tiny.spec.decode_latents(tiny.frozen, solved(family, tiny))
     assert numpy.abs(values(expected) - values(made)).max() <= 1
     assert values(expected).std() > 0
@@ -94,7 +85,8 @@ def test_latents_are_scaled_as_they_are_unscaled(family: str, monkeypatch: pytes
     encoded = SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: seen[0]), latent=seen[0])
     monkeypatch.setattr(tiny.frozen.vae, 'encode', lambda fitted: encoded)
     again = tiny.spec.encode_media(tiny.frozen, torch.zeros(2, 3, 8, 8))
-    assert torch.allclose(again, latents, atol=1e-5) and not torch.allclose(again, seen[0])
+    assert torch.allclose(again, latents, atol=1e-5)
+    assert not torch.allclose(again.std(), seen[0].std(), rtol=1e-3)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
