@@ -97,14 +97,6 @@ def excludes(path: str, *values: Any, why: str = '', off: tuple[Any, ...] = OFF)
     return Effect(holds, why or f'it means nothing with {unwanted}; leave one of them out.', by=(path,), off=off)
 
 
-def reading(*kinds: str) -> Effect:
-    """The condition that the pair reads media of one of these kinds."""
-    return Effect(
-        lambda facts: facts.reads is None or not facts.reads.isdisjoint(kinds),
-        f'it means nothing on a modality pair without {" or ".join(kinds)}; leave it out.',
-    )
-
-
 def writing(*kinds: str, off: tuple[Any, ...] = OFF) -> Effect:
     """The condition that the pair writes media of one of these kinds."""
     return Effect(
@@ -114,12 +106,16 @@ def writing(*kinds: str, off: tuple[Any, ...] = OFF) -> Effect:
     )
 
 
-def with_media() -> Effect:
-    """The condition that the pair reads or writes media."""
-    return Effect(
-        lambda facts: None in (facts.reads, facts.writes) or bool(facts.reads | facts.writes),
-        'it means nothing on a modality pair without media; leave it out.',
-    )
+def with_media(*kinds: str) -> Effect:
+    """The condition that the pair reads or writes media, of one of these kinds where some are given."""
+
+    def holds(facts: Facts) -> bool:
+        if facts.reads is None or facts.writes is None:
+            return True
+        held = facts.reads | facts.writes
+        return not held.isdisjoint(kinds) if kinds else bool(held)
+
+    return Effect(holds, f'it means nothing on a modality pair without {" or ".join(kinds) or "media"}; leave it out.')
 
 
 def never(why: str, spares: Set[str] = frozenset()) -> Effect:

@@ -31,7 +31,6 @@ from align_anything.configs.effects import (
     Effects,
     excludes,
     needs,
-    reading,
     with_media,
     writing,
 )
@@ -242,11 +241,13 @@ class DataCfgs(Cfgs):
             f'eval_{key}': EVALUATES
             for key in ('template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
         },
-        **{key: reading('image', 'video', 'audio') for key in ('allow_urls', 'media_cache_mb')},
-        **{f'{kind}_folder': reading(kind) for kind in ('image', 'video', 'audio')},
-        **{key: reading('video') for key in ('num_frames', 'max_frame_pixels', 'max_video_pixels', 'audio_in_video')},
-        **{key: (reading('video'), excludes('data_cfgs.num_frames')) for key in ('fps', 'min_frames', 'max_frames')},
-        **{key: reading('video', 'audio') for key in ('max_audio_seconds', 'long_audio')},
+        **{key: with_media() for key in ('allow_urls', 'media_cache_mb')},
+        **{f'{kind}_folder': with_media(kind) for kind in ('image', 'video', 'audio')},
+        **{
+            key: with_media('video') for key in ('num_frames', 'max_frame_pixels', 'max_video_pixels', 'audio_in_video')
+        },
+        **{key: (with_media('video'), excludes('data_cfgs.num_frames')) for key in ('fps', 'min_frames', 'max_frames')},
+        **{key: with_media('video', 'audio') for key in ('max_audio_seconds', 'long_audio')},
         'emitted_loss_weights': writing(*MEDIA_KINDS),
         'prompt_dropout': (writing(*MEDIA_KINDS, off=(0.0,)), SUPERVISED),
     }

@@ -218,15 +218,25 @@ class ExampleDataset:
 
     def unformatted(self, index: int) -> Skipped | None:
         """Returns why a row makes no conversations, None where it does; nothing is decoded or encoded."""
+        made = self.formatted(index)
+        return made if isinstance(made, Skipped) else None
+
+    def name_of(self, index: int) -> str:
+        """Returns what reports call a row."""
+        number, at = self._at(index)
+        return self.sources[number].rows.row_name(at)
+
+    def formatted(self, index: int) -> list[Conversation] | Skipped:
+        """Returns the conversations of a row, its media not decoded."""
         number, at = self._at(index)
         source = self.sources[number]
         name = source.rows.row_name(at)
         try:
             view = self._view(source, name, source.rows[at])
-            self._conversations(source, name, view, self._other(source, at) if self.task.needs_other else None)
+            other = self._other(source, at) if self.task.needs_other else None
+            return self._conversations(source, name, view, other)[0]
         except SampleError as error:
             return Skipped(name, str(error), isinstance(error, FilteredError))
-        return None
 
     def _at(self, index: int) -> tuple[int, int]:
         """The source that an index of the concatenation is in, and the row there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from pathlib import Path
 from typing import Any
 
 from align_anything.core.types import MediaKind
@@ -59,6 +60,16 @@ class AudioPath(MediaPath):
     """That of an audio clip."""
 
     kind: MediaKind = 'audio'
+
+
+def media_path(kind: MediaKind, path: Path) -> str:
+    """Returns the path of a medium of that kind as rows hold it."""
+    return {'image': MediaPath, 'audio': AudioPath}.get(kind, str)(path)
+
+
+def media_record(kind: MediaKind, content: bytes, path: str) -> dict[str, Any]:
+    """Returns the record of a medium of that kind as rows hold it; `path` only names it."""
+    return {'image': MediaRecord, 'audio': AudioRecord}.get(kind, dict)(bytes=content, path=path)
 
 
 def undecoded(feature: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from align_anything.core.errors import DataError
 from align_anything.core.registry import nearest
+from align_anything.core.types import MEDIA_KINDS, MediaKind
 
 BUILDERS = {
     **{f'{suffix}{packed}': 'json' for suffix in ('.json', '.jsonl') for packed in ('', '.gz')},
@@ -16,12 +17,25 @@ BUILDERS = {
     '.parquet': 'parquet',
     '.arrow': 'arrow',
     '.pt': 'pt',
+    '.tar': 'tar',
+    '.txt': 'lines',
 }
 """What reads a file, by its suffix; text may be compressed by gzip."""
-IMAGE_SUFFIXES = frozenset({'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'})
+MEDIA_SUFFIXES: dict[str, MediaKind] = {
+    **dict.fromkeys(('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'), 'image'),
+    **dict.fromkeys(('.mp4', '.mkv', '.avi', '.mov', '.webm', '.m4v'), 'video'),
+    **dict.fromkeys(('.wav', '.mp3', '.flac', '.ogg', '.opus', '.m4a', '.aac'), 'audio'),
+}
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
 NOT_ROWS = frozenset({'dataset_info.json', 'dataset_infos.json'})
-READABLE = f'{", ".join(BUILDERS)}, a save_to_disk folder, or a folder of images with metadata.jsonl or metadata.csv'
+READABLE = (
+    f'{", ".join(BUILDERS)}, a save_to_disk folder, or a folder of media with metadata.jsonl, metadata.csv, or '
+    'captions (x.txt beside x.png)'
+)
+NOT_ALONE = frozenset({'.pt', '.txt'})
+"""Suffixes of files that beside others are no rows: weights, captions, lists of requirements."""
+PROMPTS = ('prompts.txt', 'prompt.txt', 'captions.txt')
+"""How a list of prompts is called in a folder."""
 
 SPLIT_WORDS = {
     **dict.fromkeys(('train', 'training'), 'train'),
@@ -63,14 +77,15 @@ def local_files(source: str, name: str | None, data_files: DataFiles | None) -> 
 
 
 def kind_of(source: str, files: Mapping[str, list[Path]]) -> str:
-    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow`, `pt` or `images`. Raises when the files are of several kinds.
+    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow`, `pt`, `tar`, `lines` or `media`.
 
-    Files that are compressed are of the kind of their contents; `.tsv` is `csv`, and may not stand beside it.
+    Files that are compressed are of the kind of their contents; `.tsv` is `csv`, and may not stand beside it. Raises
+    DataError when the files are of several kinds.
     """
     suffixes = {data_suffix(file) for found in files.values() for file in found}
     if suffixes <= {'.jsonl', '.jsonl.gz'}:
         return 'jsonl'
-    kinds = {BUILDERS.get(suffix, 'images') for suffix in suffixes}
+    kinds = {BUILDERS.get(suffix, 'media') for suffix in suffixes}
     separators = {suffix.removesuffix('.gz') for suffix in suffixes} if kinds == {'csv'} else set()
     if len(kinds) > 1 or len(separators) > 1:
         raise DataError(
@@ -78,6 +93,11 @@ def kind_of(source: str, files: Mapping[str, list[Path]]) -> str:
             "for instance data_files='*.jsonl'."
         )
     return kinds.pop()
+
+
+def only_images(files: Mapping[str, list[Path]]) -> bool:
+    """Whether all files are images."""
+    return all(MEDIA_SUFFIXES.get(file.suffix.lower()) == 'image' for found in files.values() for file in found)
 
 
 def metadata_files(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
@@ -88,21 +108,40 @@ def metadata_files(files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
 
 def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
     found = _walk(folder)
-    data = [file for file in found if data_suffix(file) in BUILDERS and file.name not in NOT_ROWS]
-    # Tensors beside a data file may be anything, such as weights.
-    data = [file for file in data if data_suffix(file) != '.pt'] or data
-    # Images beside a data file are what its rows point to, not rows.
-    data = data or [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
-    if not data:
+    media = [file for file in found if file.suffix.lower() in MEDIA_SUFFIXES]
+    captioned = {file.with_suffix('.json') for file in media}
+    data = [
+        file for file in found if data_suffix(file) in BUILDERS and file.name not in NOT_ROWS and file not in captioned
+    ]
+    rows = [file for file in data if data_suffix(file) not in NOT_ALONE] or lists_of_media(data)
+    if not rows and media:
+        # Media beside a data file are what its rows point to, not rows. Their own names are no names of splits.
+        return _by_split({file: _split_in_name(file.relative_to(folder).parent) for file in media})
+    rows = rows or [file for file in data if data_suffix(file) == '.pt']
+    rows = rows or [file for file in data if file.name.lower() in PROMPTS]
+    if not rows:
         held = ', '.join(sorted({file.suffix or file.name for file in found})) or 'no file at all'
         raise DataError(f"'{source}' holds no data files, but {held}. Readable: {READABLE}.")
-    named = {file: _split_in_name(file.relative_to(folder)) for file in data}
+    return _by_split({file: _split_in_name(file.relative_to(folder)) for file in rows})
+
+
+def _by_split(named: Mapping[Path, str | None]) -> dict[str, list[Path]]:
+    """The files of each split; those that name none make one of their own where others do."""
     if not any(named.values()):
-        return {'train': data}
+        return {'train': list(named)}
     splits: dict[str, list[Path]] = {}
     for file, split in named.items():
         splits.setdefault(split or file.name.removesuffix(data_suffix(file)), []).append(file)
     return splits
+
+
+def lists_of_media(files: Sequence[Path]) -> list[Path]:
+    """Returns the list of prompts among `files` and the list of media beside it, such as `videos.txt`; else none."""
+    texts = {file.name.lower(): file for file in files if file.suffix == '.txt'}
+    prompts = [texts[name] for name in PROMPTS if name in texts]
+    media = [texts[name] for kind in MEDIA_KINDS for name in (f'{kind}s.txt', f'{kind}.txt') if name in texts]
+    beside = [file for file in media if prompts and file.parent == prompts[0].parent]
+    return [prompts[0], beside[0]] if len(prompts) == len(beside) == 1 else []
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -143,7 +182,7 @@ def files_matching(source: str, base: Path, data_files: DataFiles) -> dict[str, 
     for file in (file for found in files.values() for file in found):
         if not file.exists():
             return None
-        if data_suffix(file) not in BUILDERS and file.suffix.lower() not in IMAGE_SUFFIXES:
+        if data_suffix(file) not in BUILDERS and file.suffix.lower() not in MEDIA_SUFFIXES:
             raise DataError(f"'{source}': can't read {file}, which data_files names. Readable: {READABLE}.")
     return files
 

@@ -1,23 +1,30 @@
-"""What rows take, learnt by encoding them: all of a dataset once, those of a stream a little ahead of their use."""
+"""What rows take, learnt by encoding them: all of a dataset once, those of a stream a little ahead of their use.
+
+And the buckets of rows, learnt by a look at the headers of their media.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
 from align_anything.core.distributed import all_gather_object, rank, world_size
-from align_anything.core.types import Cost, Example, Skipped
+from align_anything.core.errors import FilteredError, SampleError
+from align_anything.core.types import Conversation, Cost, Example, Skipped
 from align_anything.datasets.budget import RowCosts
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.filling import Sized
 from align_anything.datasets.loader import Loader
+from align_anything.datasets.media import size_of
 from align_anything.datasets.mixture import Mixture, StreamedRow
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler
 
 CostOf = Callable[[Example], Cost]
+BucketOf = Callable[[list[Conversation]], Hashable]
 ROWS_AT_ONCE = 16
 UNUSABLE = Cost(1, 1)
 """What a streamed row takes that cannot be used: next to nothing, but no step may hold any number of them."""
@@ -40,6 +47,44 @@ def measure_rows(dataset: ExampleDataset, cost: CostOf, num_workers: int) -> tup
     costs = dict(entry for part in all_gather_object(entries) for entry in part)
     everyones = sorted((item for part in all_gather_object(skipped) for item in part), key=lambda item: item[0])
     return [costs.get(row) for row in range(len(dataset))], [record for _, record in everyones]
+
+
+def measure_buckets(
+    dataset: ExampleDataset, bucket_of: BucketOf, num_workers: int
+) -> tuple[list[Hashable | None], list[Skipped]]:
+    """Looks at every row once, each rank its share, and returns the buckets of all rows and those that have none.
+
+    Nothing is decoded or encoded, unless `bucket_of` does: it gets the conversations of a row and runs in threads.
+    Every rank calls it and gets the same result.
+    """
+
+    def bucket(row: int) -> Hashable | Skipped:
+        conversations = dataset.formatted(row)
+        if isinstance(conversations, Skipped):
+            return conversations
+        try:
+            return bucket_of(conversations)
+        except SampleError as error:
+            return Skipped(dataset.name_of(row), str(error), isinstance(error, FilteredError))
+
+    own = range(rank(), len(dataset), world_size())
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        found = dict(zip(own, pool.map(bucket, own), strict=True))
+    everyones = {row: made for part in all_gather_object(found) for row, made in part.items()}
+    buckets = [None if isinstance(everyones[row], Skipped) else everyones[row] for row in range(len(dataset))]
+    return buckets, [made for _, made in sorted(everyones.items()) if isinstance(made, Skipped)]
+
+
+def size_of_answer(conversations: Sequence[Conversation]) -> tuple[int, ...]:
+    """Returns the size of the medium that a row is answered with, of several answers that of the first.
+
+    A look into its file tells, see `size_of`. Raises SampleError where the answer holds no medium.
+    """
+    for turn in reversed(conversations[0]):
+        for part in turn['content'] if turn['role'] == 'assistant' else ():
+            if part['type'] != 'text':
+                return size_of(part[part['type']])
+    raise SampleError('the answer holds no medium.')
 
 
 def measure_stream(

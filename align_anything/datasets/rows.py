@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from align_anything.core.errors import DataError, SampleError
-from align_anything.datasets.features import AudioPath, MediaPath, Written, as_written, undecoded
+from align_anything.datasets.features import Written, as_written, media_path, undecoded
+from align_anything.datasets.local_files import MEDIA_SUFFIXES
 
 Row = dict[str, Any]
 CHECK_BYTES = 512 * 2**20
@@ -190,11 +191,6 @@ class MediaFolderRows:
     that a missing one costs its own row only.
     """
 
-    SUFFIX_KIND = {
-        **dict.fromkeys(('.mp4', '.mkv', '.avi', '.mov', '.webm'), 'video'),
-        **dict.fromkeys(('.wav', '.mp3', '.flac', '.ogg', '.opus', '.m4a'), 'audio'),
-    }
-
     def __init__(self, rows: Rows, folder: Path) -> None:
         self._rows, self._folder = rows, folder
 
@@ -218,11 +214,10 @@ class MediaFolderRows:
         return self._rows.row_name(index)
 
     def _kind(self, name: Any) -> str:
-        return self.SUFFIX_KIND.get(Path(str(name)).suffix.lower(), 'image')
+        return MEDIA_SUFFIXES.get(Path(str(name)).suffix.lower(), 'image')
 
     def _path(self, name: str | None) -> str | None:
-        kinds = {'image': MediaPath, 'audio': AudioPath}
-        return kinds.get(self._kind(name), str)(self._folder / name) if name else None
+        return media_path(self._kind(name), self._folder / name) if name else None
 
 
 class JsonLinesStream:

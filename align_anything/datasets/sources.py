@@ -16,8 +16,16 @@ from typing import Any
 
 from align_anything.core.errors import DataError
 from align_anything.core.registry import nearest
+from align_anything.datasets.captioned_files import TarRows, captioned_media, line_rows
 from align_anything.datasets.dataset_card import declared_configuration
-from align_anything.datasets.local_files import data_suffix, files_matching, kind_of, local_files, metadata_files
+from align_anything.datasets.local_files import (
+    data_suffix,
+    files_matching,
+    kind_of,
+    local_files,
+    metadata_files,
+    only_images,
+)
 from align_anything.datasets.rows import (
     FirstRows,
     InOrder,
@@ -35,6 +43,9 @@ from align_anything.datasets.rows import (
 )
 from align_anything.datasets.tensor_rows import read_tensors
 
+CAPTIONS_WANTED = (
+    'Put the caption of x.mp4 into x.txt beside it, or write metadata.jsonl with file_name and text of each file.'
+)
 Split = Callable[[], Rows]
 """Opens the rows of one split; splits that aren't asked for are never read."""
 
@@ -184,8 +195,16 @@ def _find_splits(
         if kind_of(source, files) in ('json', 'jsonl') and set(arguments) <= {'field'}:
             read = partial(read_json, field=arguments.get('field'))
             return {key: partial(_join, read, found) for key, found in files.items()}
-        if kind_of(source, files) == 'pt' and not arguments:
-            return {key: partial(_join, read_tensors, found) for key, found in files.items()}
+        read = _FILES.get(kind_of(source, files))
+        captioned = {key: captioned_media(found) for key, found in _media(source, files).items()}
+        if arguments and (read is not None or any(captioned.values())):
+            raise DataError(f"'{source}': optional_args are not for such files; leave out {', '.join(arguments)}.")
+        if read is not None:
+            return {key: partial(read, found) for key, found in files.items()}
+        if any(captioned.values()):
+            return {key: partial(_captioned, source, rows) for key, rows in captioned.items()}
+        if captioned and not only_images(files):
+            raise DataError(f"'{source}' holds media without captions. {CAPTIONS_WANTED}")
     if _is_table(source, files):
         load = partial(_load_dataset, source, name, arguments=arguments, cache_dir=cache_dir, streaming=False)
         return {key: partial(_tables, source, name, key, files, load) for key in files}
@@ -194,7 +213,18 @@ def _find_splits(
 
 
 def _is_table(source: str, files: Mapping[str, list[Path]] | None) -> bool:
-    return files is not None and kind_of(source, files) != 'images'
+    return files is not None and kind_of(source, files) != 'media'
+
+
+def _media(source: str, files: Mapping[str, list[Path]]) -> Mapping[str, list[Path]]:
+    """The files where they are media that stand for themselves, else none."""
+    return files if kind_of(source, files) == 'media' else {}
+
+
+def _captioned(source: str, rows: Rows | None) -> Rows:
+    if rows is None:
+        raise DataError(f"'{source}': no medium of this split has a caption. {CAPTIONS_WANTED}")
+    return rows
 
 
 def _tables(
@@ -211,6 +241,14 @@ def _tables(
 
 def _by_folder(split: str, files: Sequence[Path]) -> list[dict[str, list[Path]]]:
     return [{split: list(found)} for _, found in groupby(files, key=lambda file: file.parent)]
+
+
+_FILES: Mapping[str, Callable[[list[Path]], Rows]] = {
+    'pt': lambda files: _join(read_tensors, files),
+    'tar': lambda files: _join(TarRows, files),
+    'lines': line_rows,
+}
+"""What reads the files of a split that are of a kind which nobody else reads."""
 
 
 def _join(read: Callable[[Path], Rows], files: list[Path]) -> Rows:
@@ -238,7 +276,9 @@ def _opens_at_once(source: str, files: dict[str, list[Path]] | None) -> bool:
     """Whether random access costs a stream nothing: the rows are mapped from disk, or are one list anyway."""
     if files is None:
         return _is_saved(_path(source))
-    return bool(metadata_files(files)) or kind_of(source, files) in ('json', 'pt')
+    if metadata_files(files) or kind_of(source, files) in ('json', *_FILES):
+        return True
+    return any(captioned_media(found) is not None for found in _media(source, files).values())
 
 
 def _saved_splits(path: Path) -> dict[str, Split]:

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from align_anything.core.types import MediaKind
+from align_anything.core.types import MEDIA_KINDS, MediaKind
+from align_anything.datasets.local_files import MEDIA_SUFFIXES
 
-SUFFIXES: dict[MediaKind, str] = {
-    'image': 'png|jpe?g|webp|bmp|gif|tiff?',
-    'video': 'mp4|mkv|avi|mov|webm|m4v',
-    'audio': 'wav|mp3|flac|ogg|opus|m4a|aac',
-}
 NAMED = {
-    kind: re.compile(rf'(?is)data:{kind}/.*|[^\n]{{1,1000}}\.({suffixes})([?#][^\s]*)?')
-    for kind, suffixes in SUFFIXES.items()
+    kind: re.compile(rf'(?is)data:{kind}/.*|[^\n]{{1,1000}}\.({"|".join(suffixes)})([?#][^\s]*)?')
+    for kind in MEDIA_KINDS
+    if (suffixes := [suffix[1:] for suffix, known in MEDIA_SUFFIXES.items() if known == kind])
 }
 BEGINNINGS: tuple[tuple[MediaKind, re.Pattern[bytes]], ...] = (
     ('image', re.compile(rb'\x89PNG|\xff\xd8\xff|GIF8|BM|RIFF....WEBP|II\*\x00|MM\x00\*', re.DOTALL)),

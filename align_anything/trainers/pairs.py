@@ -68,6 +68,8 @@ PAIRS: Mapping[str, Pair] = {
         ),
         Pair('text_to_image', writes=frozenset({'image'}), writes_text=False),
         Pair('text_to_audio', writes=frozenset({'audio'}), writes_text=False),
+        Pair('text_to_video', writes=frozenset({'video'}), writes_text=False),
+        Pair('text_image_to_image', reads=frozenset({'image'}), writes=frozenset({'image'}), writes_text=False),
         Pair('text_image_to_text_image', reads=frozenset({'image'}), writes=frozenset({'image'})),
         Pair(
             'any_to_any',

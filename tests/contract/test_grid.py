@@ -14,6 +14,7 @@ from align_anything.cli.leaves import runs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.yaml_text import parse_lines
 from align_anything.core.errors import SettingsError
+from align_anything.core.types import MEDIA_KINDS
 from align_anything.trainers import launch
 from align_anything.trainers.pairs import PAIRS
 
@@ -84,3 +85,14 @@ def test_the_defaults_of_the_pair_lie_between_the_files(pair: str, name: str) ->
             assert not resolved.given(f'train_cfgs.{key}')
             given = settings(pair, name, f'--{key}', str(not value))
             assert getattr(given.cfgs.train_cfgs, key) is not value and given.given(f'train_cfgs.{key}')
+
+
+@pytest.mark.parametrize('pair', PAIRS)
+@pytest.mark.parametrize('kind', MEDIA_KINDS)
+def test_media_have_a_folder_where_the_pair_reads_or_writes_them(pair: str, kind: str, tmp_path: Path) -> None:
+    given = (pair, 'sft', f'--{kind}_folder', str(tmp_path))
+    if kind in PAIRS[pair].reads | PAIRS[pair].writes:
+        assert getattr(settings(*given).cfgs.data_cfgs, f'{kind}_folder') == str(tmp_path)
+    else:
+        with pytest.raises(SettingsError, match=f'without {kind}'):
+            settings(*given)

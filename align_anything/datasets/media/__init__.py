@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align_anything.datasets.media.cache import MediaCache
-from align_anything.datasets.media.decoding import decode, decode_conversations
+from align_anything.datasets.media.decoding import decode, decode_conversations, size_of
 from align_anything.datasets.media.image import MAX_PIXELS
 from align_anything.datasets.media.sources import describe, make_media
 
@@ -14,4 +14,5 @@ __all__ = [
     'decode_conversations',
     'describe',
     'make_media',
+    'size_of',
 ]

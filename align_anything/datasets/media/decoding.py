@@ -12,14 +12,19 @@ from align_anything.datasets.media.audio import decode_audio, split_audio
 from align_anything.datasets.media.cache import MediaCache, lasting_key, passing_key
 from align_anything.datasets.media.codes import brings_codes, decode_codes
 from align_anything.datasets.media.embedding import decode_embedding
-from align_anything.datasets.media.image import decode_image
+from align_anything.datasets.media.image import decode_image, image_size
 from align_anything.datasets.media.sources import describe, embedding_of
-from align_anything.datasets.media.video import decode_video
+from align_anything.datasets.media.video import decode_video, video_size
 
 DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
     'image': decode_image,
     'video': decode_video,
     'audio': decode_audio,
+}
+SIZES: dict[MediaKind, Callable[[Media], tuple[int, ...]]] = {
+    'image': image_size,
+    'video': video_size,
+    'audio': lambda media: decode_audio(media).samples.shape,
 }
 
 
@@ -34,8 +39,12 @@ def decode(media: Media) -> Any:
         decoder = decode_codes
     else:
         decoder = DECODERS[media.kind] if embedding_of(media.source) is None else decode_embedding
+    return _guarded(media, decoder)
+
+
+def _guarded(media: Media, read: Callable[[Media], Any]) -> Any:
     try:
-        return decoder(media)
+        return read(media)
     except SampleError:
         raise
     except Exception as error:
@@ -43,6 +52,15 @@ def decode(media: Media) -> Any:
         # An address in their words would make the same row's reason differ between ranks.
         reason = re.sub(r' at 0x[0-9a-f]+', '', str(error)) or type(error).__name__
         raise SampleError(f'{describe(media)} cannot be decoded: {reason}.') from error
+
+
+def size_of(media: Media) -> tuple[int, ...]:
+    """Returns the size that a medium has once it is decoded, without decoding it where a look into its file tells.
+
+    `(height, width)` of an image, `(frames, height, width)` of a video, `(samples,)` of audio. Raises `SampleError` as
+    `decode` does; some of what `decode` would find is not seen here.
+    """
+    return _guarded(media, SIZES[media.kind])
 
 
 def decode_conversations(conversations: Sequence[Conversation], cache: MediaCache | None = None) -> list[Conversation]:

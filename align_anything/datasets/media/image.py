@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Media
-from align_anything.datasets.media.sources import content, describe
+from align_anything.datasets.media.sources import as_file, content, describe
 
 MAX_PIXELS = 2**26
 """Largest image decoded by default, 8192 x 8192: beyond it a file is broken or a decompression bomb."""
 SCALE_16_BIT = 1 / 257
 ORIENTATION = 0x0112
+ON_THEIR_SIDE = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
 
 
 def decode_image(media: Media) -> Any:
@@ -30,16 +34,44 @@ def decode_image(media: Media) -> Any:
 
 def open_image(media: Media) -> Any:
     """Returns a `PIL.Image.Image` in the mode that the image has, upright. Raises as `decode_image` does."""
+    from PIL import ImageOps
+
+    image = _as_stored(content(media), media)
+    # Transposing copies the image even where nothing is to be turned.
+    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+
+
+def image_size(media: Media) -> tuple[int, int]:
+    """Returns `(height, width)` of what `decode_image` gives, for which it reads the header of the file alone.
+
+    The orientation of a PNG counts where it stands before the pixels. Raises as `decode_image` does, as far as the
+    header tells.
+    """
+    from PIL import Image
+
+    source = as_file(media)
+    with Path(source).open('rb') if isinstance(source, str) else nullcontext(source) as opened:
+        image = _as_stored(opened, media)
+        # That of the class of PNGs would read all pixels, since the orientation may stand behind them.
+        is_turned = Image.Image.getexif(image).get(ORIENTATION, 1) in ON_THEIR_SIDE
+    width, height = image.size[::-1] if is_turned else image.size
+    width, height = scaled_size(
+        width, height, media.options.get('min_image_pixels'), media.options.get('max_image_pixels')
+    )
+    return height, width
+
+
+def _as_stored(source: Any, media: Media) -> Any:
+    """Returns the image of bytes, an open file, an array or an image, not turned and where it can be not decoded."""
     import numpy
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     limit = media.options.get('max_pixels') or MAX_PIXELS
-    source = content(media)
     if isinstance(source, (list, numpy.ndarray)):
         source = _from_array(numpy.asarray(source), media)
-    if isinstance(source, (bytes, bytearray)):
+    if isinstance(source, (bytes, bytearray, io.BufferedReader)):
         try:
-            source = Image.open(io.BytesIO(source))
+            source = Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise SampleError(f'{describe(media)} is too large: {error}') from error
         except Image.UnidentifiedImageError as error:
@@ -51,8 +83,7 @@ def open_image(media: Media) -> Any:
         raise SampleError(f'{describe(media)} is too large: {width} x {height} is over {limit} pixels.')
     if width * height == 0:
         raise SampleError(f'{describe(media)} has no pixels: {width} x {height}.')
-    # Transposing copies the image even where nothing is to be turned.
-    return source if source.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(source)
+    return source
 
 
 def _scaled(image: Any, options: Mapping[str, Any]) -> Any:

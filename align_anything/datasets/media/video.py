@@ -50,6 +50,22 @@ def decode_video(media: Media) -> Video:
     return _from_frames(source, None, media)
 
 
+def video_size(media: Media) -> tuple[int, int, int]:
+    """Returns `(frames, height, width)` of what `decode_video` gives; of a file one frame is decoded, for its rotation.
+
+    Raises as `decode_video` does, as far as that tells.
+    """
+    is_folder = isinstance(media.source, str) and os.path.isdir(media.source)
+    source = None if is_folder else as_file(media)
+    if not isinstance(source, (str, bytes, bytearray)):
+        return decode_video(media).frames.shape[:3]
+    with open_container(source, media) as container:
+        index = _read_index(container, _video_stream(container, media), media)
+    _, picked, _ = _picked(index, media)
+    first = _frames_at(source, media, index, index.stamps[:1], len(picked))[index.stamps[0]]
+    return len(picked), *first.shape[:2]
+
+
 @dataclass(frozen=True)
 class _Index:
     """The frames of a video in the order they are shown, as its packets tell.
@@ -70,13 +86,18 @@ class _Index:
 def _from_video(source: str | bytes | bytearray, media: Media) -> Video:
     with open_container(source, media) as container:
         index = _read_index(container, _video_stream(container, media), media)
-    times = (numpy.array(index.stamps, dtype=numpy.float64) - index.stamps[0]) * index.unit
-    picked, timestamps = pick(times, index.duration, media.options)
+    times, picked, timestamps = _picked(index, media)
     wanted = [index.stamps[number] for number in dict.fromkeys(picked.tolist())]
     found = _frames_at(source, media, index, wanted, len(picked))
     frames = numpy.stack([found[index.stamps[number]] for number in picked.tolist()])
     audio = _track(source, media, index.stamps[0] * index.unit) if media.options.get('audio') else None
     return Video(frames, timestamps, len(times) / index.duration, audio)
+
+
+def _picked(index: _Index, media: Media) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """When each frame is shown, the numbers of those to take, and their timestamps."""
+    times = (numpy.array(index.stamps, dtype=numpy.float64) - index.stamps[0]) * index.unit
+    return times, *pick(times, index.duration, media.options)
 
 
 def _video_stream(container: Any, media: Media) -> Any:

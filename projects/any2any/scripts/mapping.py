@@ -243,8 +243,10 @@ def _pair(inputs: set[str], outputs: set[str]) -> str:
     read, written = inputs - {'text'}, outputs - {'text'}
     if not written:
         return f'text_{[*read][0]}_to_text' if len(read) == 1 else 'any_to_text' if read else 'text_to_text'
-    if not read and len(outputs) == 1:
-        return f'text_to_{[*written][0]}' if written < {'image', 'audio'} else 'any_to_any'
+    if len(outputs) == 1 and not read:
+        return f'text_to_{[*written][0]}'
+    if outputs == read == {'image'}:
+        return 'text_image_to_image'
     return 'text_image_to_text_image' if read | written == {'image'} else 'any_to_any'
 
 

@@ -1,0 +1,1 @@
+"""Runs that read text and images and draw a picture, such as an edited one."""

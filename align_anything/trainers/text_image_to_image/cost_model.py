@@ -1,0 +1,8 @@
+"""Cost modelling, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'cost_model')
+
+if __name__ == '__main__':
+    main()

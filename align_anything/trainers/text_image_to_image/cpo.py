@@ -1,0 +1,8 @@
+"""Contrastive preference optimisation, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'cpo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Direct preference optimisation, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'dpo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Group relative policy optimisation, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'grpo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""PPO without a critic, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'multi_ppo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Odds ratio preference optimisation, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'orpo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Proximal policy optimisation, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'ppo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Reward modelling, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'rm')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Supervised fine-tuning, `text_image_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_image_to_image', 'sft')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Runs that read text and make a video."""

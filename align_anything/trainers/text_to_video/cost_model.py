@@ -1,0 +1,8 @@
+"""Cost modelling, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'cost_model')
+
+if __name__ == '__main__':
+    main()

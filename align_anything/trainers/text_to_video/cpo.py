@@ -1,0 +1,8 @@
+"""Contrastive preference optimisation, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'cpo')
+
+if __name__ == '__main__':
+    main()

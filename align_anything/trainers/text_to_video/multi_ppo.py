@@ -1,0 +1,8 @@
+"""PPO without a critic, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'multi_ppo')
+
+if __name__ == '__main__':
+    main()

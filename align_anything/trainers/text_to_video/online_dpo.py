@@ -1,0 +1,8 @@
+"""Online DPO, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'online_dpo')
+
+if __name__ == '__main__':
+    main()

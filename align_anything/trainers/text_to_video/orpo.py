@@ -1,0 +1,8 @@
+"""Odds ratio preference optimisation, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'orpo')
+
+if __name__ == '__main__':
+    main()

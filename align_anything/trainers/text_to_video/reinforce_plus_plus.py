@@ -1,0 +1,8 @@
+"""REINFORCE++, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'reinforce_plus_plus')
+
+if __name__ == '__main__':
+    main()

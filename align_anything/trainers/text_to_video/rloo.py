@@ -1,0 +1,8 @@
+"""REINFORCE leave-one-out, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'rloo')
+
+if __name__ == '__main__':
+    main()

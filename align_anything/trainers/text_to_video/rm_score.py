@@ -1,0 +1,8 @@
+"""Scores of a reward or cost model, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'rm_score')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Supervised fine-tuning, `text_to_video`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_video', 'sft')
+
+if __name__ == '__main__':
+    main()
