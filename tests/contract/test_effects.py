@@ -77,6 +77,7 @@ UNDOING: Mapping[str, Values] = {
     'min_frames': {'num_frames': 4},
     'max_frames': {'num_frames': 4},
     'clip_range_ratio': {'loss_type': 'cispo'},
+    **{key: {'loss_type': 'flow_dppo'} for key in ('clip_range_high', 'clip_range_dual')},
     'rollout_correction_level': {'rollout_correction_cap': None},
     'generation_batch_size': {'use_vllm': True},
     'ptx_datasets': {'ptx_coeff': 0, 'ptx_template': 't'},

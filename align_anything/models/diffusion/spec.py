@@ -185,9 +185,9 @@ class DiffusionSpec:
     ) -> Tensor:
         """Returns what the denoiser predicts of samples `(batch, …)` at levels `(batch,)`, float32 of their shape.
 
-        `sample` is in the denoiser's type. `guidance` is the embedded guidance, for the denoisers that take one; the
-        others leave it. Signs, halves of channels and cut tokens are put right here, so that it is what
-        `self.process` says.
+        `sample` is in the denoiser's type, and so are conditions that are no integers. `guidance` is the embedded
+        guidance, for the denoisers that take one; the others leave it. Signs, halves of channels and cut tokens are put
+        right here, so that it is what `self.process` says.
         """
         raise NotImplementedError
 
@@ -252,6 +252,15 @@ class DiffusionSpec:
         media = {} if self.prepared is None else self.prepared.conditions(prompt)
         ids = torch.tensor(list(prompt.encode()), dtype=torch.long)
         return Piece(ids, torch.zeros(len(ids)), media=media)
+
+    def blank(self) -> Example:
+        """Returns what stands in for rows where a rank has none: the empty prompt, and latents that are zero.
+
+        It is as large as the media that the settings ask for. Raises SampleError where the prompt was not encoded.
+        """
+        prompt = self.encode_prompt([{'role': 'user', 'content': [{'type': 'text', 'text': ''}]}])
+        latents = torch.zeros(self.latent_shape(self.default_size()))
+        return Example(prompt, [Piece(torch.zeros(1, dtype=torch.long), torch.ones(1), media={LATENTS: latents})])
 
     def prompt_of(self, messages: Conversation) -> str:
         """Returns the prompt of a conversation's first turn. Raises SampleError for another turn, or media in it."""

@@ -82,7 +82,7 @@ class OnlineLoop(Loop):
     algorithm: Online
     spec: FamilySpec
     critics: Mapping[str, tuple[DeepSpeedEngine, Critic]]
-    reference: Callable[[Batch], Scored] | None
+    reference: Callable[..., Scored] | None
     rollouts: RolloutEngine
     sampling: Sampling
     pending: Pending
@@ -270,9 +270,9 @@ class OnlineLoop(Loop):
         with self._clock('scoring'):
             micro_batches = [some for step in self._split_into_steps(examples) for some in step]
             given = (self.engine.policy.collate, micro_batches, self.engine.device)
-            record('old', self.engine.infer, *given)
+            record('old', self._asking(self.engine.infer, 'old'), *given)
             if self.reference is not None:
-                record('reference', self.reference, *given)
+                record('reference', self._asking(self.reference, 'reference'), *given)
             bootstrap = {}
             for role, (critic, _) in self.critics.items():
                 scorer = partial(critic.infer, bootstrap=self.algorithm.bootstraps)
@@ -300,6 +300,11 @@ class OnlineLoop(Loop):
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
             spread(examples, name, values)
         return examples
+
+    def _asking(self, scorer: Callable[..., Scored], role: str) -> Callable[[Batch], Scored]:
+        """A scorer that says what it predicts too, where policies of the family do and the loss reads it."""
+        reads = role in self.algorithm.companions and self.spec.meets == 'transition'
+        return partial(scorer, prediction=True) if reads else scorer
 
     def _update(self, trained: list[Example]) -> tuple[list[StepResult], dict[str, list[StepResult]]]:
         results: list[StepResult] = []
