@@ -85,7 +85,7 @@ def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]
     """
     for example, generated in zip(examples, responses, strict=True):
         for response in generated:
-            if len(response.per_unit['rollout']) != response.units:
+            if 'rollout' in response.per_unit and len(response.per_unit['rollout']) != response.units:
                 raise TrainingError(
                     f'{example.source}: the rollout engine gave {len(response.per_unit["rollout"])} log-probabilities '
                     f"(per_unit['rollout']) for {response.units} tokens with a weight; it must give one for each."

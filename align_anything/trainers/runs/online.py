@@ -74,7 +74,9 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     prepare_latents(cfgs, run.spec, rows)
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
-    check_evaluation(cfgs, names_of_numbers([*(reward.name for reward in rewards), *judges]), steps)
+    check_evaluation(
+        cfgs, names_of_numbers([*(reward.name for reward in rewards), *judges], run.spec.unit == 'token'), steps
+    )
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)

@@ -19,7 +19,7 @@ from align_anything.models.diffusion.checkpoint import (
     load_denoiser,
     load_spec,
 )
-from align_anything.models.diffusion.export import export_pipeline
+from align_anything.models.diffusion.export import export_denoiser
 from align_anything.models.diffusion.lora import apply_lora
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.trainable import require_trainable
@@ -182,4 +182,4 @@ def kept_features(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> list[
 
 def save(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
     """Writes the pipeline, or its adapter, to `folder`, with its `state` where it is partitioned; on one rank."""
-    export_pipeline(model, state, folder, spec, merge_adapter=cfgs.lora_cfgs.save_full_model)
+    export_denoiser(model, state, folder, spec=spec, merge_adapter=cfgs.lora_cfgs.save_full_model)

@@ -156,8 +156,7 @@ def frozen_copy(
     engine = open_frozen(
         cfgs, policy.policy.collate, source, scores=algorithm.scores, dtype=DTYPES[precision], config=config
     )
-    if temperature != 1 or of_media:
-        engine.policy.set_temperature(temperature, of_media)
+    engine.policy.set_temperature(temperature, of_media)
     shared = share_frozen(policy.policy.model, engine.policy.model)
     logger.info('reference: a frozen copy of %s in %s, %d weights shared with the policy', source, precision, shared)
     return engine.score
