@@ -95,7 +95,7 @@ def codes_of_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: Spec) ->
 def spec_of(cfgs: RunCfgs) -> Spec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
-    if is_pipeline(model.model_name_or_path):
+    if denoises(cfgs):
         return load_pipeline_spec(model.model_name_or_path, sizing_of(cfgs), cfgs.diffusion_cfgs.draws_per_sample)
     return load_spec(
         model.model_name_or_path,
@@ -105,6 +105,11 @@ def spec_of(cfgs: RunCfgs) -> Spec:
         processor_kwargs=model.processor_kwargs,
         media_codes=model.media_codes,
     )
+
+
+def denoises(cfgs: RunCfgs) -> bool:
+    """Whether the model of the run is a pipeline, whose denoiser trains."""
+    return is_pipeline(cfgs.model_cfgs.model_name_or_path)
 
 
 def sizing_of(cfgs: RunCfgs) -> Sizing:
