@@ -51,7 +51,7 @@ def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:
     algorithm, adapts = resolved.algorithm, resolved.cfgs.lora_cfgs.use_lora
     adapter_rate = ONLINE_ADAPTER_RATE if algorithm.generates else ADAPTER_RATE
     # Of the mean error over the elements, not of a log-probability: Diffusion-DPO's β of 5000 halved, flows' of 2000.
-    scale = 1000.0 if spec.process.prediction == 'flow' else 2500.0
+    scale = (50.0 if algorithm.generates else 1000.0) if spec.process.prediction == 'flow' else 2500.0
     return {
         'learning_rate': adapter_rate if adapts else FULL_RATE,
         'scale_coeff': 1000.0 if algorithm.name == 'kto' else scale,
