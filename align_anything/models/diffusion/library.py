@@ -38,6 +38,11 @@ def component_class(origin: Sequence[str], folder: Path) -> type[Any]:
     return getattr(module, name)
 
 
+def pipeline_class(name: str, folder: Path) -> type[Any]:
+    """Returns a pipeline class of diffusers. Raises ModelError where this version has none of that name."""
+    return component_class(('diffusers', name), folder)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences what diffusers and transformers print while they load or save: bars and advice, errors excepted."""

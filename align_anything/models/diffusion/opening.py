@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from align_anything.core.errors import ModelError
-from align_anything.models.diffusion.library import quiet, require_diffusers
+from align_anything.models.diffusion.library import pipeline_class, quiet, require_diffusers
 
 
 def open_without(
@@ -31,9 +31,7 @@ def open_without(
     # A component that was saved as None has to be named, or loading fails for want of it.
     empty = {name for name, origin in index.items() if isinstance(origin, list) and origin[0] is None}
     left_out = {name: None for name in {*empty, *absent} if name in index}
-    kind = getattr(diffusers, index['_class_name'], None)
-    if kind is None:
-        raise ModelError(f"{folder}: this version of diffusers has no pipeline '{index['_class_name']}'.")
+    kind = pipeline_class(index['_class_name'], folder)
     try:
         with quiet():
             pipeline = kind.from_pretrained(str(folder), dtype=dtype, local_files_only=True, **left_out)

@@ -117,6 +117,17 @@ class DiffusionSpec:
         return kind
 
     @property
+    def denoisers(self) -> tuple[str, ...]:
+        """The components that are trained; several are experts for some noise levels each."""
+        return (self.denoiser,)
+
+    def parts_of(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """Returns the component of each name in the module that `load_denoiser` makes."""
+        if len(self.denoisers) == 1:
+            return {self.denoiser: denoiser}
+        return {name: denoiser.get_submodule(name) for name in self.denoisers}
+
+    @property
     def timesteps(self) -> int:
         """What a flow's noise level is multiplied with for the denoiser."""
         return self.configs['scheduler'].get('num_train_timesteps', 1000)
@@ -154,7 +165,7 @@ class DiffusionSpec:
 
     def open(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """Loads the pipeline without its denoiser: frozen, in evaluation mode. Raises ModelError where it cannot."""
-        absent = {self.denoiser, *self.unopened}
+        absent = {*self.denoisers, *self.unopened}
         return open_without(self.folder, self.index, self.configs, absent, device, dtype)
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:

@@ -41,14 +41,16 @@ class Case:
 SIZE = {'height': 32, 'width': 32}
 SHORT = {'max_sequence_length': LENGTH}
 PLAIN = {'guidance_scale': 1.0}
+# Nothing reads what the last block makes of the text.
+LAST_QUERIES = ('attn.norm_added_q', 'attn.add_q_proj')
 # As the settings of a run cannot be, which would make prompts hang on what is installed.
 UNCLEANED = {'use_resolution_binning': False, 'clean_caption': False}
 CASES = {
     'sd15': Case(PLAIN),
     'sd2': Case(PLAIN),
     'sdxl': Case(PLAIN),
-    'sd3': Case({**PLAIN, **SHORT}),
-    'sd3_clip': Case({**PLAIN, **SHORT}),
+    'sd3': Case({**PLAIN, **SHORT}, unreached=LAST_QUERIES),
+    'sd3_clip': Case({**PLAIN, **SHORT}, unreached=LAST_QUERIES),
     'flux': Case({'guidance_scale': 3.5, **SHORT, **SIZE}, guidance=3.5),
     'flux_schnell': Case({**SHORT, **SIZE}),
     'flux2_klein': Case({**PLAIN, **SHORT, **SIZE}),
@@ -56,7 +58,9 @@ CASES = {
     'sana': Case({**PLAIN, **SHORT, **SIZE, 'use_resolution_binning': False}),
     'pixart': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
     'pixart_sigma': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
-    'qwen_image': Case({'true_cfg_scale': 1.0, **SHORT, **SIZE}),
+    'qwen_image': Case(
+        {'true_cfg_scale': 1.0, **SHORT, **SIZE}, unreached=(*LAST_QUERIES, 'attn.to_add_out', '.txt_mlp.')
+    ),
 }
 
 
