@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 INDEX = 'model_index.json'
+LORA_FILE = 'pytorch_lora_weights.safetensors'
 LISTED = 12
 
 

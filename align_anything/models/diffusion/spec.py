@@ -106,11 +106,6 @@ class DiffusionSpec:
         self.check()
 
     @property
-    def denoisers(self) -> tuple[str, ...]:
-        """The components that denoise: one, or several of which each has noise levels of its own."""
-        return (self.denoiser,)
-
-    @property
     def kind(self) -> MediaKind:
         """The kind of media that it writes."""
         (kind,) = self.emits
