@@ -89,10 +89,16 @@ def make_codes(declaration: Mapping[str, Any], home: str | Path, tokenizer: Any,
 
 
 def keep_codes(config: Any, codes: MediaCodes | None, folder: Path) -> None:
-    """Writes into a saved checkpoint, or adapter, what the configuration of a run declares of codes, and its codecs."""
+    """Writes into a saved checkpoint, or adapter, what the configuration of a run declares of codes, and its codecs.
+
+    Of a codec within a model, a checkpoint gets what is not among the model's weights; an adapter's model has it.
+    """
     declared = declared_codes(config)
     if declared is not None:
         write_declaration(folder, declared, codes.rules)
+    elif codes is not None and (folder / CONFIG).is_file():
+        for rules in codes.rules.values():
+            rules.complete(folder)
 
 
 def write_declaration(folder: Path, declared: Mapping[str, Any], rules: Mapping[MediaKind, CodecRules]) -> None:

@@ -146,11 +146,9 @@ def _problems(own: KindOfCodes, sampling: Sampling, emission: Emission) -> list[
         return [f'emit.{kind}: {list(grid)} is not {DIMENSIONS[kind]} numbers of codes.']
     if grid is not None and not _readable(own, grid):
         return [f'emit.{kind}: a model without a token behind each row writes square images, not {list(grid)}.']
-    if emission.max_frames and grid is not None:
-        return [f'emit: the {kind} has {list(grid)} codes, so that a most number of frames says nothing. Leave it out.']
     if not own.opening and emission.begins is None:
         return [f'emit.{kind}: this model has no token that begins it, so that the response has to begin with it.']
-    length = emission.longest(own)
+    length = emission.shortest(own)
     inside = length - len(own.opening if grid is None else own.opening_of(grid)) - len(own.closing)
     if own.longest is not None and inside > own.longest:
         return [f'emit.{kind}: it has {inside} tokens, but the model writes {own.longest} at most.']

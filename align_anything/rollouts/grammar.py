@@ -30,21 +30,19 @@ class Emission:
             the kind have, or for audio that ends where the model ends it.
         begins: the kind that a response begins with at once, and ends right behind; None lets the model begin with
             text and open media when it likes.
-        max_frames: most frames of audio that ends where the model ends it, 0 for no limit but the one of the kind.
     """
 
     grids: Mapping[MediaKind, Grid | None] = field(default_factory=dict)
     begins: MediaKind | None = None
-    max_frames: int = 0
 
     def grid(self, own: KindOfCodes) -> Grid | None:
         """Returns the grid of the media of a kind; None where the model decides how long they get."""
         return self.grids[own.kind] or own.size
 
-    def longest(self, own: KindOfCodes) -> int:
-        """Returns how many tokens a medium of a kind takes at most, or at least where there is no most."""
+    def shortest(self, own: KindOfCodes) -> int:
+        """Returns how many tokens a medium of a kind takes at least."""
         grid = self.grid(own)
-        return own.length((max(1, self.max_frames),) if grid is None else grid)
+        return own.length((1,) if grid is None else grid)
 
 
 @dataclass(frozen=True)
@@ -252,8 +250,7 @@ def _marks(codes: MediaCodes) -> Iterator[int]:
 def _rules(own: KindOfCodes, emission: Emission, number: int) -> SpanRules:
     grid, books = emission.grid(own), tuple(own.spans)
     if grid is None:
-        limits = [frames for frames in (emission.max_frames, (own.longest or 0) // len(books)) if frames]
-        limit = min(limits, default=0) * len(books)
+        limit = (own.longest or 0) // len(books) * len(books)
         return SpanRules(own.opening, own.closing, books, number, limit=limit)
     row = 0 if own.row_end is None else grid[-1] * len(books)
     codes = math.prod(grid) * len(books)

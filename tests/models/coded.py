@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
+from torch import Tensor
+from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Audio
@@ -38,6 +44,20 @@ def changed(folder: Path, out: Path, **config: Any) -> Path:
     settings = json.loads((out / 'config.json').read_text())
     (out / 'config.json').write_text(json.dumps({**settings, **config}))
     return out
+
+
+def released_decoder(vq: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Random weights of a decoder for the network of a Chameleon, with the names that they were released with."""
+    shape = ('base_channels', 'channel_multiplier', 'num_res_blocks', 'latent_channels')
+    # Its class is built alike, but for attention and the order of the levels.
+    config = transformers.JanusVQVAEConfig(**{name: vq[name] for name in shape})
+    last = len(config.channel_multiplier) - 1
+    torch.manual_seed(3)
+    return {
+        re.sub(r'^up\.(\d)', lambda found: f'up.{last - int(found[1])}', name): torch.randn_like(value) * 0.1
+        for name, value in JanusVQVAEDecoder(config).state_dict().items()
+        if '.attn.' not in name or name.startswith('mid.')
+    }
 
 
 def refused(folder: Path, match: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Video
 from align_anything.models.codecs.base import codec_rules
 from align_anything.models.codecs.pictures import pixels_of
+from align_anything.models.codes import content_of
 from align_anything.testing.codecs import CLASSES, make_codec
-from tests.models.coded import SIDE, changed, picture, refused
+from tests.models.coded import SIDE, changed, picture, refused, released_decoder
 
 WEIGHTS = 'model.safetensors'
 
@@ -91,16 +91,23 @@ def test_the_codec_within_a_whole_model(name: str, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_copy_holds_the_codec_alone_and_makes_the_same_codes(tmp_path: Path) -> None:
     saved_model('emu3', tmp_path / 'model')
+    saved_model('chameleon', tmp_path / 'bare')
+    weights = released_decoder(CLASSES['chameleon_vqgan'][1])
+    torch.save({f'decoder.{name}': value for name, value in weights.items()}, tmp_path / 'vqgan.ckpt')
+    vq = json.loads((tmp_path / 'bare' / 'config.json').read_text())['vq_config']
+    changed(tmp_path / 'bare', tmp_path / 'decoding', vq_config={**vq, 'decoder': '../vqgan.ckpt'})
     (tmp_path / 'videos').mkdir()
     (tmp_path / 'videos' / 'config.json').write_text('{"model_type": "framewise", "codec": "../model", "fps": 2}')
     video = Video(np.stack([np.array(picture(40, 40, number)) for number in range(3)]), np.arange(3) / 2, 2.0)
-    for name, medium in (('model', picture(40, 50)), ('videos', video)):
+    for name, medium in (('model', picture(40, 50)), ('decoding', picture()), ('videos', video)):
         rules = codec_rules(tmp_path / name)
         rules.copy_to(tmp_path / 'copies' / name)
         copied = codec_rules(tmp_path / 'copies' / name)
         assert copied.fingerprint == rules.fingerprint
-        (one,), (other,) = rules.open().encode([medium]), copied.open().encode([medium])
-        assert torch.equal(one, other)
+        codec, copy = rules.open(), copied.open()
+        (one,), (other,) = codec.encode([medium]), copy.encode([medium])
+        assert torch.equal(one, other) and copied.decodes
+        assert content_of(codec.decode(one)) == content_of(copy.decode(one))
     with safe_open(tmp_path / 'copies' / 'model' / 'model.safetensors', 'pt') as file:
         assert all(key.startswith('vqmodel.') for key in file.keys())
 
@@ -196,15 +203,7 @@ def test_chameleon_decodes_with_the_decoder_of_its_release(file: str, tmp_path: 
     bare = make_codec('chameleon_vqgan', tmp_path / 'bare')
     folder = changed(bare, tmp_path / 'codec', decoder=file)
     refused(folder, 'there is no file .*, which it names as the decoder')
-    # Its class is built alike, but for attention and the order of the levels.
-    like = CLASSES['janus_vqgan'][1]
-    torch.manual_seed(3)
-    made = JanusVQVAEDecoder(transformers.JanusVQVAEConfig(**{**like, 'latent_channels': 16})).state_dict()
-    own = {
-        re.sub(r'^up\.(\d)', lambda found: f'up.{2 - int(found[1])}', name): torch.randn_like(value) * 0.1
-        for name, value in made.items()
-        if '.attn.' not in name
-    }
+    own = released_decoder(CLASSES['chameleon_vqgan'][1])
     weights = {f'decoder.{name}': value for name, value in own.items()}
     others = {'encoder.conv_in.weight': torch.zeros(1)}
     if file.endswith('.ckpt'):
@@ -223,6 +222,7 @@ def test_chameleon_decodes_with_the_decoder_of_its_release(file: str, tmp_path: 
 
     save_file({name: value for name, value in weights.items() if 'conv_out' not in name}, folder / 'part.safetensors')
     refused(changed(folder, tmp_path / 'part', decoder='part.safetensors'), 'holds no decoder of this network')
+    refused(changed(folder, tmp_path / 'away', decoder=f'../codec/{file}'), 'put the decoder .* into the folder')
     refused(changed(folder, tmp_path / 'large', attn_resolutions=[16]), 'attention at .16. pixels is not known')
 
 

@@ -129,7 +129,7 @@ def test_the_any_to_any_configuration_trains_and_answers_in_files(any_to_any: Pa
     for kind, suffix in (('audio', '.wav'), ('image', '.png')):
         ended = call(
             *('scripts/generate.py', 'voice', 'custom/multimodal_conversations', '--out', kind, '--begin', kind),
-            *('--rows', '2', '--max_frames', '5'),
+            *('--rows', '2', '--size', 'audio=5'),
         )
         assert ended.code == 0, ended.output
         answers = lines(here / kind / 'completions.jsonl')

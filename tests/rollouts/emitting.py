@@ -34,6 +34,7 @@ def emitting(source: Path, out: Path) -> Path:
     add_media_tokens(source, codecs, out, sizes={'image': (SIDE, SIDE)})
     config = json.loads((out / 'config.json').read_text())
     config[DECLARATION]['image']['row_end'] = ROW_END
+    config[DECLARATION]['audio']['max_length'] = 3 * 2  # frames of two books
     (out / 'config.json').write_text(json.dumps(config))
     _make_differ(out / 'model.safetensors', load(source).embedding_rows)
     return out

@@ -28,7 +28,7 @@ from tests.rollouts.emitting import SIDE, codecs_of, emitting, load_emitting
 
 Tiny = Callable[..., Path]
 PICTURE = Emission({'image': None}, 'image')
-BOTH = Emission({'image': None, 'audio': None}, max_frames=3)
+BOTH = Emission({'image': None, 'audio': None})
 # Opening, rows with their ends, closing, end of the turn.
 PICTURE_TOKENS = 1 + SIDE * (SIDE + 1) + 1 + 1
 

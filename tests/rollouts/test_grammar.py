@@ -21,6 +21,7 @@ from align_anything.rollouts.grammar import Emission, Grammar
 from align_anything.rollouts.restricted import Restricted, Restriction, SetSampling
 
 ROWS, STOP, BANNED = 200, 2, 7
+LENGTH = 200
 STOPS = (STOP, 3)
 IMAGE = KindOfCodes('image', (10,), (100,), (20, 21), (22,), row_end=23)
 BOOKS = KindOfCodes('image', (5, 7), (110, 120), (24,), (25, 26), size=(2, 2))
@@ -41,7 +42,7 @@ def ids_of(allowed: Sequence[tuple[int, int]]) -> list[int]:
     return [token for start, stop in allowed for token in range(start, min(stop, ROWS))]
 
 
-def sampled(grammar: Grammar, dice: random.Random, length: int = 200, ends: float = 0.05) -> list[int]:
+def sampled(grammar: Grammar, dice: random.Random, length: int = LENGTH, ends: float = 0.05) -> list[int]:
     """Ids that the grammar allows, up to one that ends them, with media among them more often than by chance."""
     state, ids = grammar.start(), []
     opening = [rule.opening[0] for rule in grammar.kinds if rule.opening]
@@ -57,16 +58,16 @@ def sampled(grammar: Grammar, dice: random.Random, length: int = 200, ends: floa
 def settings(dice: random.Random) -> tuple[MediaCodes, Emission]:
     """Random settings of what may be written."""
     pictures = dice.choice([IMAGE, BOOKS])
-    codes = codes_of(*dice.sample([pictures, SOUND, CLIP], dice.randint(1, 3)))
+    sound = replace(SOUND, longest=dice.choice([None, 2, 5, 6]))
+    codes = codes_of(*dice.sample([pictures, sound, CLIP], dice.randint(1, 3)))
     grids: dict[MediaKind, Any] = {
         'image': None if pictures is BOOKS else (dice.randint(1, 3), dice.randint(1, 3)),
-        'audio': dice.choice([None, (dice.randint(1, 4),)]),
+        'audio': dice.choice([None, (dice.randint(1, 4),)]) if sound.longest is None else None,
         'video': None,
     }
     kinds = dice.sample(sorted(codes.kinds), dice.randint(1, len(codes.kinds)))
     begins = kinds[0] if len(kinds) == 1 and dice.random() < 0.5 else None
-    frames = dice.randint(0, 3) if 'audio' in kinds and grids['audio'] is None else 0
-    return codes, Emission({kind: grids[kind] for kind in kinds}, begins, frames)
+    return codes, Emission({kind: grids[kind] for kind in kinds}, begins)
 
 
 def test_sampled_responses_hold_the_grammar() -> None:
@@ -91,7 +92,7 @@ def test_sampled_responses_hold_the_grammar() -> None:
             assert written == [token for token in ids if token not in STOPS]
         for part in found:
             grid, own = emission.grids[part.kind] or codes.kinds[part.kind].size, tuple(part.codes.shape[1:])
-            assert own == grid if grid is not None else not emission.max_frames or own[0] <= emission.max_frames
+            assert own == grid if grid is not None else own[0] <= (codes.kinds[part.kind].longest or LENGTH) // 2
         if emission.begins is not None and finished:
             assert [part.kind for part in found] == [emission.begins] and len(parts) == 1 and ids[-1] == STOP
         state, chosen = again.start(), grammar.chosen(ids)
@@ -132,17 +133,17 @@ def test_kinds_that_are_not_asked_for_are_never_opened() -> None:
         assert {STOP, 3, 21, 24, 199} <= {*allowed}
 
 
-@pytest.mark.parametrize(('frames', 'longest', 'most'), [(2, None, 2), (0, 7, 3), (2, 7, 2), (5, 7, 3), (0, None, 9)])
-def test_audio_is_closed_at_its_limit(frames: int, longest: int | None, most: int) -> None:
+@pytest.mark.parametrize(('longest', 'most'), [(7, 3), (4, 2), (None, 9)])
+def test_audio_is_closed_at_its_limit(longest: int | None, most: int) -> None:
     """At the end of a frame, by force; before that the model may close it behind each frame but the last."""
     codes = codes_of(replace(SOUND, longest=longest))
-    grammar, ids = grammar_of(codes, Emission({'audio': None}, max_frames=frames)), [30]
+    grammar, ids = grammar_of(codes, Emission({'audio': None})), [30]
     closes = []
     for number in range(2 * most):
         closes.append((31, 32) in grammar.after(ids).allowed)
         ids.append(140 if number % 2 else 130)
     assert closes == [number > 0 and number % 2 == 0 for number in range(2 * most)]
-    assert grammar.after(ids).free == (not frames and longest is None)
+    assert grammar.after(ids).free == (longest is None)
     assert grammar.after([*ids, 31]).allowed == grammar.text
 
 
@@ -176,7 +177,6 @@ def test_settings_that_cannot_be_obeyed_are_refused() -> None:
     assert 'has 10 tokens or more' in problem(Emission(image, 'image'), 9)
     check_emission(codes, Sampling(emit=Emission({'audio': None}, 'audio'), max_new_tokens=5))
     assert 'has 5 tokens or more' in problem(Emission({'audio': None}), 4)
-    assert 'has 11 tokens or more' in problem(Emission({'audio': None}, max_frames=4), 10)
     assert 'writes no image; it writes text.' in problem(Emission(image), codes=None)
     assert 'writes no video' in problem(Emission({'video': None}), codes=codes_of(IMAGE))
     assert 'name how many codes' in problem(Emission({'image': None}))
@@ -187,12 +187,10 @@ def test_settings_that_cannot_be_obeyed_are_refused() -> None:
     assert 'is not 1 numbers' in problem(Emission({'audio': (0,)}))
     assert 'has [1, 2, 2] codes, not [1, 1, 1]' in problem(Emission({'video': (1, 1, 1)}))
     assert 'holds that and nothing else' in problem(Emission({**image, 'audio': None}, 'image'))
-    assert 'says nothing' in problem(Emission(image, max_frames=3))
     assert 'emit_top_k.audio' in problem(Emission(image), emit_top_k={'audio': 3})
     assert 'emit_temperature.audio' in problem(Emission(image), emit_temperature={'audio': 2.0})
     short = codes_of(replace(SOUND, longest=7))
     assert 'has 8 tokens, but the model writes 7 at most' in problem(Emission({'audio': (4,)}), codes=short)
-    assert 'has 8 tokens' in problem(Emission({'audio': None}, max_frames=4), codes=short)
     bare = KindOfCodes('image', (10,), (100,), size=(1, 1))
     assert 'has to begin with it' in problem(Emission({'image': None}), codes=codes_of(bare))
     check_emission(codes_of(bare), Sampling(emit=Emission({'image': None}, 'image'), max_new_tokens=2))

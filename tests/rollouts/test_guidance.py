@@ -139,9 +139,12 @@ def test_a_response_counts_for_both_of_its_prompts(spec: FamilySpec, folder: Pat
         assert guided.stats['distinct_tokens'] == plain.stats['distinct_tokens'] and guided.num_responses == 6
         assert torch.equal(ending_tokens(guided), ending_tokens(plain))
         assert plain.inputs.unconditional is None
-    assert collate.cost(replace(examples[0], responses=[])) == Cost(
-        len(examples[0].prompt) + len(examples[0].unconditional), 1, collate.work(replace(examples[0], responses=[]))
-    )
+    one = examples[0]
+    tokens = len(one.prompt) + len(one.unconditional)
+    assert collate.cost(replace(one, responses=[])) == Cost(tokens, 1, work=tokens)
+    # Ranks even out what both passes compute, whatever the layout shares.
+    assert collate.cost(one).work == tokens + 2 * sum(map(len, one.responses))
+    assert collate.cost(replace(one, unconditional=None)).work == len(one)
 
 
 def ending_tokens(batch: Batch) -> torch.Tensor:

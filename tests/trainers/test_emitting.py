@@ -189,8 +189,11 @@ def test_a_killed_run_goes_on_as_if_nothing_was(name: str, emitting: Emitting, r
 
 
 def test_codes_are_made_once(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
-    how = {**HOW['sft'], 'media_code_dir': tmp_path / 'codes', 'max_steps': 1}
-    first = succeed(sft(tmp_path / 'one', emitting('drawing'), rows, **how), pair=DRAWING)
+    """Of a picture in several rows too, before the first pack is written."""
+    twice = rows.with_name('twice.jsonl')
+    twice.write_text(rows.read_text() * 2)
+    how = {**HOW['sft'], 'media_code_dir': tmp_path / 'codes', 'max_steps': 1, 'per_device_train_batch_size': 1}
+    first = succeed(sft(tmp_path / 'one', emitting('drawing'), twice, **how), pair=DRAWING)
     second = succeed(sft(tmp_path / 'two', emitting('drawing'), rows, **how), pair=DRAWING)
     assert 'codes of media: 8 entries made' in first and 'codes of media: 0 entries made' in second
     assert not (tmp_path / 'one' / 'media_codes').exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 
 from align_anything.cli.leaves import find_run
 from align_anything.models.codecs.base import codec_rules
+from align_anything.models.codes import content_of
 from align_anything.trainers.pairs import PAIRS
+from tests.models.coded import changed, released_decoder
 from tests.trainers.runs import lines, run, sft, write_rows
 
 Tiny = Callable[..., Path]
@@ -38,6 +41,8 @@ def test_what_is_drawn_is_scored_as_it_was_sampled(
 ) -> None:
     rows = write_rows(tmp_path / 'rows.jsonl', [{'prompt': f'Draw a house, number {n}.'} for n in range(6)])
     (tmp_path / 'rewards.py').write_text(REWARDS)
+    source = decoding(tiny(family), tmp_path) if family == 'chameleon' else tiny(family)
+    codec = codec_rules(source).open()
     settings = {
         'num_generations': 2,
         'per_device_prompt_batch_size': 1,
@@ -48,7 +53,7 @@ def test_what_is_drawn_is_scored_as_it_was_sampled(
         'ds_cfgs': f'ds_z{stage}_config.json',
         **SIZES.get(family, {}),
     }
-    argv = sft(tmp_path / 'out', tiny(family), rows, template='Prompts', **settings)
+    argv = sft(tmp_path / 'out', source, rows, template='Prompts', **settings)
     ended = run(argv, ranks, PAIRS['text_to_image'], algorithm=find_run('text_to_image', 'grpo')[1])
     assert [item.code for item in ended] == [0] * ranks, '\n'.join(item.output for item in ended)
     records = [record for record in lines(tmp_path / 'out' / 'metrics.jsonl') if 'train/reward' in record]
@@ -57,8 +62,20 @@ def test_what_is_drawn_is_scored_as_it_was_sampled(
         # Codes alone are choices.
         assert record['train/response_length'] == CODES[family]
         assert record['train/rollout_drift'] < 1e-5 and record['train/ratio'] == pytest.approx(1, abs=1e-5)
-    source, end = tiny(family), tmp_path / 'out' / 'slice_end'
-    assert codec_rules(end).fingerprint == codec_rules(source).fingerprint
+    # What was saved needs nothing of what it came from.
+    (tmp_path / 'vqgan.ckpt').unlink(missing_ok=True)
+    saved = codec_rules(tmp_path / 'out' / 'slice_end').open()
+    assert saved.rules.fingerprint == codec.rules.fingerprint
+    codes = torch.arange(7 * 7).view(1, 7, 7)
+    assert content_of(saved.decode(codes)) == content_of(codec.decode(codes))
+
+
+def decoding(model: Path, folder: Path) -> Path:
+    """A copy of a Chameleon with the file of a decoder beside its folder."""
+    vq = json.loads((model / 'config.json').read_text())['vq_config']
+    weights = {f'decoder.{name}': value for name, value in released_decoder(vq).items()}
+    torch.save({'state_dict': weights}, folder / 'vqgan.ckpt')
+    return changed(model, folder / 'decoding', vq_config={**vq, 'decoder': '../vqgan.ckpt'})
 
 
 def test_what_writes_pictures_trains_alone_where_rows_hold_some(tiny: Tiny, tmp_path: Path) -> None:

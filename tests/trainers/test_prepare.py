@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from tests.trainers.test_reference import ROWS, opened, pairs
 
 def test_a_complete_cache_needs_no_copy_and_the_log_counts_all_ranks(tiny: Callable[..., Path], tmp_path: Path) -> None:
     warm()
-    model, rows = tiny('llama'), write_rows(tmp_path / 'rows.jsonl', pairs(ROWS))
+    # Twice the same rows, which count once wherever they come up.
+    model, rows = tiny('llama'), write_rows(tmp_path / 'rows.jsonl', pairs(ROWS) * 2)
     # Not the precision of the policy, so that it is no reference itself.
     settings = {'reference_cache_dir': tmp_path / 'cache', 'reference_dtype': 'bf16'}
 
@@ -82,7 +83,9 @@ class Multiples:
     def keys(self, example: Example) -> list[str]:
         return [self.store.key(example.prompt.ids)]
 
-    def make(self, batch: list[Example], keys: Sequence[Sequence[str]]) -> dict[str, dict[str, torch.Tensor]]:
+    def make(
+        self, batch: list[Example], keys: Sequence[Sequence[str]], missing: Collection[str]
+    ) -> dict[str, dict[str, torch.Tensor]]:
         self.asked.append(len(batch))
         return {key: {'ids': self.factor * item.prompt.ids} for item, [key] in zip(batch, keys, strict=True)}
 

@@ -54,6 +54,9 @@ class CodecRules:
         """Writes the codec, and nothing that it does without, into the new folder `out`."""
         shutil.copytree(self.folder, out)
 
+    def complete(self, checkpoint: Path) -> None:
+        """Writes what it needs beside the weights of the saved model that it lies in, for most codecs nothing."""
+
     def open(self, device: torch.device | str = 'cpu') -> Codec:
         """Loads the network: frozen, in evaluation mode, in float32. Raises ModelError where it cannot."""
         raise NotImplementedError

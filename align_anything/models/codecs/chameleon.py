@@ -11,16 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.files import atomic_write_json, read_json
 from align_anything.models.codecs.base import CONFIG, register_codec
 from align_anything.models.codecs.networks import frozen, network_class, network_config, weights_fingerprint
 from align_anything.models.codecs.pictures import PictureCodec, PictureRules, network_rules
 
 DECODER = 'decoder'
 """In the network's configuration: the file of the decoder's weights. Also how their names begin in it."""
+DECODER_FILE = 'media_decoder.safetensors'
+"""What the file is called in checkpoints that are saved."""
+
+
+class ChameleonRules(PictureRules):
+    """As those of every network of pictures; a copy has the decoder with it, wherever its file lay."""
+
+    def copy_to(self, out: Path) -> None:
+        """As `PictureRules.copy_to`."""
+        super().copy_to(out)
+        if self.within:
+            self.complete(out)
+
+    def complete(self, checkpoint: Path) -> None:
+        """Writes the decoder, where there is one, and its name into the configuration."""
+        if not self.decodes:
+            return
+        weights = _stored(_decoder_file(self.folder, self.settings))
+        own = {f'{DECODER}.{name}': weight.contiguous() for name, weight in weights.items()}
+        save_file(own, checkpoint / DECODER_FILE, {'format': 'pt'})
+        config = read_json(checkpoint / CONFIG)
+        settings = {**config['vq_config'], DECODER: DECODER_FILE}
+        atomic_write_json(checkpoint / CONFIG, {**config, 'vq_config': settings})
 
 
 class ChameleonCodec(PictureCodec):
@@ -58,6 +82,8 @@ def rules(folder: Path, config: dict[str, Any]) -> PictureRules:
         raise ModelError(
             f'{folder / CONFIG}: a {DECODER} with attention at {sorted(_attends(vq))} pixels is not known.'
         )
+    if file is not None and settings is config and file.parent != folder:
+        raise ModelError(f'{folder / CONFIG}: put the {DECODER} {file} into the folder, which is copied as it is.')
     return network_rules(
         folder,
         config,
@@ -67,6 +93,7 @@ def rules(folder: Path, config: dict[str, Any]) -> PictureRules:
         levels=len(vq.channel_multiplier),
         decodes=file is not None,
         more=[] if file is None else [weights_fingerprint(_stored(file))],
+        kind=ChameleonRules,
     )
 
 

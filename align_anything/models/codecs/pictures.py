@@ -134,6 +134,7 @@ def network_rules(
     levels: int,
     decodes: bool = True,
     more: Sequence[str] = (),
+    kind: type[PictureRules] = PictureRules,
 ) -> PictureRules:
     """Returns the rules of a network of pictures in a folder of its own, or within the checkpoint of a whole model.
 
@@ -146,6 +147,7 @@ def network_rules(
         levels: sizes that the network goes through, each half of the one before.
         decodes: whether it makes pictures.
         more: what else tells it from others.
+        kind: of the rules that are returned.
     """
     within = 'vq_config' in config
     settings = config['vq_config'] if within else config
@@ -159,7 +161,7 @@ def network_rules(
         fingerprint = weights_fingerprint(stored_module(folder, MODULE), made, *more)
     else:
         fingerprint = codec_fingerprint(folder, *more)
-    return PictureRules(
+    return kind(
         folder,
         'image',
         books,

@@ -53,7 +53,10 @@ class TokenCollator:
 
     def cost(self, example: Example) -> Cost:
         """The tokens of an Example in the layout, and its computation."""
-        return self._extent(example)._replace(work=self.work(example))
+        passes = [example]
+        if self._guided(example):
+            passes.append(replace(example, prompt=example.unconditional))
+        return self._extent(example)._replace(work=sum(map(self.work, passes)))
 
     def size(self, examples: Sequence[Example]) -> int:
         """Tokens that a micro-batch takes in the layout: prompts once where responses share them, and with padding.

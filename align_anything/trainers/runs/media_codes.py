@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,16 @@ class CodeMaker:
         """Returns the key of each medium of a row."""
         return [self.codes.key(kind, medium) for kind, medium in media_of(example)]
 
-    def make(self, batch: Sequence[Media], keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
-        """Encodes the media of a batch that the store lacks."""
-        return {
-            key: {CODES: codes}
-            for media, own in zip(batch, keys, strict=True)
-            for (kind, medium), key in zip(media, own, strict=True)
-            if key not in self.store
-            for codes in self._encoded(kind, medium)
+    def make(
+        self, batch: Sequence[Media], keys: Sequence[Sequence[str]], missing: Collection[str]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
+        """Encodes the media of a batch that are missing, each once."""
+        media = {
+            key: medium
+            for of_row, own in zip(batch, keys, strict=True)
+            for medium, key in zip(of_row, own, strict=True)
         }
+        return {key: {CODES: codes} for key in missing for codes in self._encoded(*media[key])}
 
     def _encoded(self, kind: MediaKind, medium: Any) -> list[Tensor]:
         if kind not in self._open:

@@ -7,7 +7,7 @@ and later runs find everything. While it trains, data workers only read.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -49,10 +49,12 @@ class Maker(Protocol[T]):
     def keys(self, example: Example) -> list[str]:
         """Returns the keys of what is made of a row, by which training finds it. It runs in data workers."""
 
-    def make(self, batch: T, keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
+    def make(
+        self, batch: T, keys: Sequence[Sequence[str]], missing: Collection[str]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
         """Returns the entries of a batch, on the CPU; `keys` are those of its rows, in their order.
 
-        What cannot be made is left out.
+        What cannot be made is left out, and what is not `missing` may be.
 
         All ranks call it together as soon as one of them lacks something, so a batch may have no rows.
         """
@@ -74,7 +76,8 @@ def prepare(
     """
     for maker in makers:
         require_shared(maker.store)
-    made = torch.zeros(len(makers), device=device)
+    before = [maker.store.packed for maker in makers]
+    made: list[set[str]] = [set() for _ in makers]
     batch_size = cfgs.train_cfgs.per_device_train_batch_size
     name = ', '.join(maker.name for maker in makers)
     fresh: list[dict[str, Mapping[str, Tensor]]] = [{} for _ in makers]
@@ -85,22 +88,24 @@ def prepare(
     ):
         for number, asked in enumerate(loader.micro_batches(0), 1):
             # Ranks make the same calls, whichever of them lacks something.
-            lacking = torch.tensor([len(missing) for missing in asked.missing], dtype=made.dtype, device=device)
-            made += lacking
+            missing = [[key for key in keys if key not in made[at]] for at, keys in enumerate(asked.missing)]
+            lacking = torch.tensor([float(len(keys)) for keys in missing], device=device)
             for index, lacks in enumerate(all_reduce_sum(lacking).tolist()):
-                entries = makers[index].make(asked.batch, asked.keys[index]) if lacks else {}
-                own = {key: entries[key] for key in asked.missing[index] if key in entries}
+                entries = makers[index].make(asked.batch, asked.keys[index], missing[index]) if lacks else {}
+                own = {key: entries[key] for key in missing[index] if key in entries}
                 fresh[index] |= own
+                made[index] |= own.keys()
                 size += sum(tensor.nbytes for tensors in own.values() for tensor in tensors.values())
             if size > PACK_BYTES or time.monotonic() - written > PACK_SECONDS:
                 _write(makers, fresh)
                 written, size = time.monotonic(), 0
             console.advance(number)
     _write(makers, fresh)
-    # Once all ranks are here, all have written.
-    for maker, count in zip(makers, all_reduce_sum(made).tolist(), strict=True):
+    # Once all ranks are here, all have written; what several of them made counts once.
+    barrier()
+    for maker, known in zip(makers, before, strict=True):
         maker.store.refresh()
-        logger.info('%s: %d entries made, %s', maker.name, int(count), maker.store.folder)
+        logger.info('%s: %d entries made, %s', maker.name, maker.store.packed - known, maker.store.folder)
 
 
 def _write(makers: Sequence[Maker[T]], fresh: Sequence[dict[str, Mapping[str, Tensor]]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -97,7 +97,9 @@ class ReferenceScores:
         """Returns the keys of the responses, and of the unmatched one at the end where there is one."""
         return reference_keys(self.store, example)
 
-    def make(self, batch: Batch, keys: Sequence[Sequence[str]]) -> dict[str, dict[str, Tensor]]:
+    def make(
+        self, batch: Batch, keys: Sequence[Sequence[str]], missing: Collection[str]
+    ) -> dict[str, dict[str, Tensor]]:
         """Scores the responses of a batch, and the unmatched ones where any rank has such."""
         compares = torch.tensor(float(batch.unmatched is not None), device=self.device)
         found = _by_key(batch, keys, self.scorer, self.device, last=False)

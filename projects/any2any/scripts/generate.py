@@ -65,13 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--temperature', type=float, default=1.0, help='0 takes the most likely token each time')
     parser.add_argument('--begin', choices=MEDIA_KINDS, help='the kind that answers consist of; else the model decides')
     parser.add_argument('--size', nargs='*', default=[], help='grid in codes, such as image=16x16, where none is fixed')
-    parser.add_argument('--max_frames', type=int, default=0, help='most frames of audio; 0 for no limit')
     parser.add_argument('--seed', type=int, default=0, help='of the sampling')
     return parser
 
 
 def _check(given: argparse.Namespace) -> None:
-    least = {'rows': 1, 'max_new_tokens': 1, 'temperature': 0, 'max_frames': 0}
+    least = {'rows': 1, 'max_new_tokens': 1, 'temperature': 0}
     problems = [f'--{name} must be at least {low}.' for name, low in least.items() if vars(given)[name] < low]
     if problems:
         raise SettingsError(problems)
@@ -103,7 +102,7 @@ def _emission(given: argparse.Namespace, spec: FamilySpec) -> Emission | None:
     for kind in sorted({*grids, *filter(None, [given.begin])} - {*able}):
         advice = ' Give its --size.' if kind in kinds else ''
         raise SettingsError([f'{given.model} writes no {kind}; it writes {", ".join(["text", *able])}.{advice}'])
-    return Emission({kind: grids.get(kind) for kind in able}, given.begin, given.max_frames) if able else None
+    return Emission({kind: grids.get(kind) for kind in able}, given.begin) if able else None
 
 
 def _prompts(given: argparse.Namespace, spec: FamilySpec, codecs: Mapping[str, Codec]) -> list[Example]:
