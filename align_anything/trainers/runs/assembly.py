@@ -25,9 +25,10 @@ from align_anything.models.dropout import switch_off_dropout
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
+from align_anything.models.media_tokens import require_told_apart
 from align_anything.models.pretrained_model import load_model, tune_model
 from align_anything.models.router import router_coefficient
-from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
+from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates, require_reached
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
@@ -107,6 +108,14 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> tupl
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
     return model, parameter_rates(cfgs, spec, model)
+
+
+def require_trained(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, model: nn.Module, pair: Pair) -> None:
+    """Raises ModelError where a model, tuned as the settings ask, could not learn from rows of the pair."""
+    spec, source = collate.spec, cfgs.model_cfgs.model_name_or_path
+    require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+    read, written = {*collate.kinds, *pair.writes}, pair.writes if algorithm.scores == 'tokens' else ()
+    require_told_apart(model, spec.codes, source, read=read, written=written)
 
 
 def parameter_rates(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> dict[str, float]:

@@ -33,7 +33,6 @@ from align_anything.engines.checkpoint import (
 )
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
-from align_anything.models.trainable import require_reached
 from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import METRICS_FILE, MetricsWriter
@@ -42,7 +41,7 @@ from align_anything.reporting.trackers.start import check_tracker
 from align_anything.trainers.loops.base import Loop
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.assembly import build_on_meta, make_collator, require_trained
 from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.checks import (
     check_freezing,
@@ -108,7 +107,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     require_reference_reads(cfgs, algorithm, spec)
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)
-    require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+    require_trained(cfgs, algorithm, collate, model, pair)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 

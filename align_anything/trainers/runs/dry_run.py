@@ -22,11 +22,11 @@ from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import frozen_towers
-from align_anything.models.trainable import parameter_table, render_table, require_reached
+from align_anything.models.trainable import parameter_table, render_table
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.assembly import build_on_meta, make_collator, require_trained
 from align_anything.trainers.runs.checks import (
     check_evaluation,
     check_freezing,
@@ -92,7 +92,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
-        require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+        require_trained(cfgs, resolved.algorithm, collate, model, pair)
     kept: list[Example] = []
     left_out: list[Skipped] = []
     tokens = cfgs.train_cfgs.max_length_per_batch or 0
