@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +14,18 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
-    AutoModel,
     AutoTokenizer,
     LlavaConfig,
     LlavaProcessor,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from align_anything.configs.compose import BY_FRAME, DEFAULT_TOKENS, READ_BY, ComposeCfgs, MediaCfgs
 from align_anything.core.errors import ModelError
 from align_anything.core.files import read_json
+from align_anything.models.architecture import skeleton
 from align_anything.models.checkpoint import is_multimodal, read_config
 from align_anything.models.composed.configuration_composed import (
     AUDIO_ENCODERS,
@@ -35,6 +37,7 @@ from align_anything.models.composed.configuration_composed import (
 )
 from align_anything.models.composed.processing_composed import ComposedProcessor
 from align_anything.models.composed.template import with_media
+from align_anything.models.structure import logit_transform
 
 WITHIN: Mapping[str, tuple[str | None, str]] = {
     'clip': ('vision_config', 'vision_model'),
@@ -95,6 +98,7 @@ class Plan:
     tokenizer: Any
     parts: dict[str, Part]
     seed: int
+    head_bias: bool
     is_llava: bool
     new_ids: list[int] = field(default_factory=list)
 
@@ -114,6 +118,7 @@ class Plan:
             text_config=self.text_config,
             media={kind: part.entry for kind, part in self.parts.items()},
             tie_word_embeddings=bool(self.text_config.tie_word_embeddings),
+            head_bias=self.head_bias,
             **ids,
         )
 
@@ -183,6 +188,8 @@ def placeholder(kind: str) -> str:
 def plan(cfgs: ComposeCfgs) -> Plan:
     """Reads the configurations and the tokenizer of the parts. Raises ModelError for what cannot be composed."""
     text_config = _text_config(cfgs.language_model)
+    language_model = skeleton(text_config)
+    _check_language_model(language_model, cfgs.language_model)
     # A composed model refers to none of its parts.
     text_config.name_or_path = ''
     parts = {kind: _part(kind, part, cfgs) for kind, part in cfgs.media.items()}
@@ -207,8 +214,9 @@ def plan(cfgs: ComposeCfgs) -> Plan:
     rows = max([text_config.vocab_size, *(row + 1 for row in new_ids)])
     if rows > text_config.vocab_size:
         text_config.vocab_size = -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    is_llava = _is_llava(parts) and _ties_as_llava(text_config)
-    return Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, is_llava, new_ids)
+    head_bias = language_model.get_output_embeddings().bias is not None
+    is_llava = _is_llava(parts) and _ends_as_llava(language_model)
+    return Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, head_bias, is_llava, new_ids)
 
 
 def _text_config(name: str) -> PreTrainedConfig:
@@ -241,13 +249,34 @@ def _is_llava(parts: Mapping[str, Part]) -> bool:
     )
 
 
-def _ties_as_llava(text_config: PreTrainedConfig) -> bool:
-    """Whether a LLaVA finds the embedding that its head shares a weight with: it looks for one name alone."""
-    if not text_config.tie_word_embeddings:
-        return True
-    with torch.device('meta'):
-        body = AutoModel.from_config(text_config)
-    return body.get_input_embeddings() is dict(body.named_children()).get('embed_tokens')
+def _ends_as_llava(language_model: PreTrainedModel) -> bool:
+    """Whether the head of a LLaVA computes what that of a language model does.
+
+    It has no bias, no cap and no scale, and looks for the embedding that it shares a weight with by one name alone.
+    """
+    config, body, head = language_model.config, language_model.base_model, language_model.get_output_embeddings()
+    shared = body.get_input_embeddings() is dict(body.named_children()).get('embed_tokens')
+    return head.bias is None and logit_transform(config) == (None, 1.0) and (shared or not config.tie_word_embeddings)
+
+
+def _check_language_model(model: PreTrainedModel, name: str) -> None:
+    """Raises ModelError for a language model whose body or head a composed model would not call as it is meant to be.
+
+    They keep keys and values of what was read, and have one linear layer as their head.
+    """
+    body, head = model.base_model, model.get_output_embeddings()
+    if 'past_key_values' not in inspect.signature(body.forward).parameters:
+        raise ModelError(
+            f"language_model: {name} is a '{model.config.model_type}', which keeps other things than keys and values "
+            'of what it has read (past_key_values); composed models generate with these.'
+        )
+    used = {*body.parameters(), *(() if head is None else head.parameters())}
+    others = [key for key, parameter in model.named_parameters() if parameter not in used]
+    if head is None or others:
+        raise ModelError(
+            f"language_model: {name} is a '{model.config.model_type}', whose logits are made by more than a linear "
+            f'layer ({", ".join(others[:2]) or "none"}).'
+        )
 
 
 def _part(kind: str, cfgs: MediaCfgs, whole: ComposeCfgs) -> Part:

@@ -59,7 +59,9 @@ class ModelKind(Protocol):
 
     def check_model(self, resolved: Resolved, spec: Spec) -> None: ...
 
-    def require_trained(self, spec: Spec, model: nn.Module, collate: Collator, pair: Pair) -> None: ...
+    def require_trained(
+        self, cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, model: nn.Module, pair: Pair
+    ) -> None: ...
 
     def kept_features(self, cfgs: RunCfgs, spec: Spec, model: nn.Module) -> list[str]: ...
 
@@ -96,9 +98,9 @@ def check_model(resolved: Resolved, spec: Spec) -> None:
     KINDS[spec.unit].check_model(resolved, spec)
 
 
-def require_trained(spec: Spec, model: nn.Module, collate: Collator, pair: Pair) -> None:
-    """Raises ModelError when no parameter that trains is reached by what rows of the `pair` hold."""
-    KINDS[spec.unit].require_trained(spec, model, collate, pair)
+def require_trained(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, model: nn.Module, pair: Pair) -> None:
+    """Raises ModelError where a model, tuned as the settings ask, could not learn from rows of the pair."""
+    KINDS[collate.spec.unit].require_trained(cfgs, algorithm, collate, model, pair)
 
 
 def kept_features(cfgs: RunCfgs, spec: Spec, model: nn.Module) -> list[str]:

@@ -96,7 +96,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
-        require_trained(spec, model, collate, pair)
+        require_trained(cfgs, resolved.algorithm, collate, model, pair)
     kept: list[Example] = []
     left_out: list[Skipped] = []
     tokens = cfgs.train_cfgs.max_length_per_batch or 0

@@ -170,7 +170,9 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
         )
 
 
-def require_trained(spec: DiffusionSpec, model: nn.Module, collate: DenoisingCollator, pair: Pair) -> None:
+def require_trained(
+    cfgs: RunCfgs, algorithm: Algorithm, collate: DenoisingCollator, model: nn.Module, pair: Pair
+) -> None:
     """Raises ModelError when no parameter of the denoiser trains; rows reach all of them."""
     require_trainable(model)
 

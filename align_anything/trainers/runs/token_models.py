@@ -23,6 +23,7 @@ from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
+from align_anything.models.media_tokens import require_told_apart
 from align_anything.models.pretrained_model import load_model, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, require_reached
 from align_anything.policies.base import Policy
@@ -168,9 +169,12 @@ def check_model(resolved: Resolved, spec: FamilySpec) -> None:
     require_reference_reads(resolved.cfgs, resolved.algorithm, spec)
 
 
-def require_trained(spec: FamilySpec, model: nn.Module, collate: TokenCollator, pair: Pair) -> None:
-    """Raises ModelError when no parameter that trains is reached by what rows of the `pair` hold."""
+def require_trained(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, model: nn.Module, pair: Pair) -> None:
+    """Raises ModelError where a model, tuned as the settings ask, could not learn from rows of the pair."""
+    spec, source = collate.spec, cfgs.model_cfgs.model_name_or_path
     require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+    read, written = {*collate.kinds, *pair.writes}, pair.writes if algorithm.scores == 'tokens' else ()
+    require_told_apart(model, spec.codes, source, read=read, written=written)
 
 
 def kept_features(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> list[str]:
