@@ -126,7 +126,8 @@ class Piece:
         weights: loss weight of each token, zero where it is not trained, `(length,)` float32.
         media: what the processor made of the media in this piece, concatenated along the first dimension.
         media_counts: number of media of each kind in this piece.
-        token_tensors: further per-token processor outputs such as `mm_token_type_ids`, each `(length,)`.
+        token_tensors: what the model reads beside each token, such as `mm_token_type_ids`, each `(length,)`; of codes
+            that are no tokens, `(length, codes)`.
         per_unit: values of each token with a weight, `(units,)` by name, such as its log-probability under a
             `reference`.
         prefix_length: tokens of the prompt that it continues; None for all of them.
@@ -309,12 +310,14 @@ class Scored(NamedTuple):
         bootstrap: of a critic on request, the value behind the last unit of each response, `(R,)`.
         routing: of a mixture of experts on request, the probabilities of the experts and the tokens that went to each,
             summed over the tokens of the batch, `(2, experts)`.
+        further: of frames of codes on request, the log-probability of the codes behind the unit, `(N,)`.
     """
 
     values: Tensor
     entropy: Tensor | None = None
     bootstrap: Tensor | None = None
     routing: Tensor | None = None
+    further: Tensor | None = None
 
 
 def map_tensors(value: Any, function: Any) -> Any:

@@ -27,7 +27,7 @@ from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
 from align_anything.models.pretrained_model import load_model, tune_model
 from align_anything.models.router import router_coefficient
-from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
+from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates, require_still
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
@@ -73,22 +73,29 @@ def make_policy(scores: str, model: nn.Module, collate: TokenCollator, dtype: to
     return ScorePolicy(model, collate, dtype=dtype, units=scores == 'units')
 
 
-def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
-    """Freezes, adapts and checkpoints `model` as the settings ask."""
+def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm) -> nn.Module:
+    """Freezes, adapts and checkpoints `model` as the settings ask.
+
+    What writes the codes beside tokens is frozen by algorithms that do not train it: they reach it with no gradient.
+    Raises ModelError where the settings make some of it train.
+    """
     train = cfgs.train_cfgs
+    freezes = spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None
     tuned = tune_model(
         model,
         spec.components,
         freeze_vision_tower=train.freeze_vision_tower,
         freeze_audio_tower=train.freeze_audio_tower,
         freeze_mm_proj=train.freeze_mm_proj,
-        freeze_generation=train.freeze_generation,
+        freeze_generation=train.freeze_generation or bool(freezes),
         freeze_language_model=train.freeze_language_model,
         unfreeze_patterns=train.unfreeze_patterns,
         lora_cfgs=cfgs.lora_cfgs,
         adapter=find_adapter(cfgs.model_cfgs.model_name_or_path),
         dtype=dtype_of(cfgs),
     )
+    if freezes:
+        require_still(tuned, spec.components, 'generation', f'{algorithm.name} scores the first code of each frame')
     if train.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return tuned
@@ -103,7 +110,7 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> tupl
     if algorithm.scores != 'units':
         router_coefficient(skeleton, cfgs.train_cfgs.router_aux_loss_coef)
     model = skeleton if algorithm.scores == 'tokens' else add_score_head(skeleton)
-    model = tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
+    model = tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
     return model, parameter_rates(cfgs, spec, model)
@@ -123,7 +130,7 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_
     train, spec, dtype = cfgs.train_cfgs, collate.spec, dtype_of(cfgs)
     source, is_reward_model = cfgs.model_cfgs.model_name_or_path, algorithm.scores != 'tokens'
     model = load_for_layout(cfgs, collate, source, dtype=dtype, config=config, is_reward_model=is_reward_model)
-    tuned = tune(cfgs, spec, model)
+    tuned = tune(cfgs, spec, model, algorithm)
     if algorithm.has_ratios and (dropout := switch_off_dropout(tuned)):
         logger.info('dropout: off, where the checkpoint has up to %g; the update compares scores without', dropout)
     make_ready(cfgs, spec, tuned, config)
@@ -152,6 +159,12 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_
     policy.check(engine.engine, engine.device)
     engine.engine.train()
     logger.info('layout: %s', policy.collate.layout)
+    if spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None:
+        logger.info(
+            'codes: the first one of each frame is trained; the %d behind it are not scored, and what writes them '
+            'and embeds codes is frozen',
+            spec.codes.further,
+        )
     return engine
 
 

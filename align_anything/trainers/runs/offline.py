@@ -6,7 +6,6 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.datasets.source_loading import source_names
-from align_anything.engines.by_kind import ByKind
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble
@@ -16,6 +15,7 @@ from align_anything.trainers.runs.checks import check_evaluation
 from align_anything.trainers.runs.data import loader_in_order, row_costs, total_steps, training_loader, training_sampler
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.reference import make_roles
+from align_anything.trainers.runs.settings import objective_of
 
 
 def train(pair: Pair, resolved: Resolved) -> None:
@@ -23,6 +23,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     run = begin(pair, resolved)
     dataset, held_out = run.datasets()
+    objective = objective_of(algorithm, run.spec.codes)
     prepare_codes(cfgs, run.spec, [dataset, *held_out])
     costs, unusable = row_costs(dataset, run.collate, cfgs)
     # The check in `assemble` may fall back to another layout, in which these micro-batches can take more than the
@@ -30,7 +31,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs)
     steps = total_steps(cfgs, sampler)
     check_steps(run, steps)
-    check_evaluation(cfgs, ['loss', *ByKind(algorithm).counts(run.collate([], []))], steps)
+    check_evaluation(cfgs, ['loss', *objective.counts(run.collate([], []))], steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)
@@ -46,6 +47,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     loop = OfflineLoop(
         engine=policy,
         roles=roles,
+        objective=objective,
         training=training_loader(training_rows, sampler, policy.policy.collate, cfgs),
         evaluation=evaluation,
         **bookkeeping(run, checkpoints, dataset, steps),
