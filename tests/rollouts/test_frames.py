@@ -1,4 +1,4 @@
-"""Rollouts of models that write frames: all codes of a frame are kept, and its first one is scored as it was sampled."""
+"""Rollouts of frames: all codes of each are kept, and its first one is scored as it was sampled."""
 
 from __future__ import annotations
 

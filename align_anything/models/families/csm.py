@@ -267,4 +267,4 @@ def _require_one_sound(turn: int, message: Message) -> None:
 
 
 MODEL, SPEC = AccustomedCsmModel, CsmSpec
-WRITES = ('audio',)
+READS, WRITES, WRITES_TEXT = (), ('audio',), False
