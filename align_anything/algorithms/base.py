@@ -31,6 +31,7 @@ class Algorithm(AlgorithmCfgs):
         estimates_first: whether a step begins with `estimates`.
         with_entropy: whether `terms` read the entropies of the policy.
         with_routing: whether they read where the tokens went among experts; engines do that for every algorithm.
+        with_further: whether they read how likely the codes were that ride beside tokens; so does a term of SFT.
         told_by_kind: which of `terms` are told by kind of unit too, where a run has units of several.
         generates: whether the policy generates the responses that it learns from.
     """
@@ -43,6 +44,7 @@ class Algorithm(AlgorithmCfgs):
     estimates_first: ClassVar[bool] = False
     with_entropy: ClassVar[bool] = False
     with_routing: ClassVar[bool] = False
+    with_further: ClassVar[bool] = False
     told_by_kind: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
 
@@ -76,6 +78,11 @@ class Algorithm(AlgorithmCfgs):
     def scores_ranges(self) -> bool:
         """Whether codes of media are scored among those that could stand there, and not among all tokens."""
         return True
+
+    @property
+    def depth_coefficient(self) -> float | None:
+        """The weight of the loss of codes that ride beside tokens; None where what writes them stays as it is."""
+        return None
 
     @property
     def has_ratios(self) -> bool:

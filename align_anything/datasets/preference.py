@@ -126,7 +126,12 @@ def _last_turns(encode_group: EncodeGroup, conversations: list[Conversation], ju
 def _equal(one: Piece, other: Piece) -> bool:
     pairs = list(zip(one.sequences, other.sequences, strict=False))
     return len(one.earlier) == len(other.earlier) and all(
-        not mine.media and not theirs.media and torch.equal(mine.ids, theirs.ids) for mine, theirs in pairs
+        not mine.media
+        and not theirs.media
+        and torch.equal(mine.ids, theirs.ids)
+        and mine.token_tensors.keys() == theirs.token_tensors.keys()
+        and all(torch.equal(tensor, theirs.token_tensors[name]) for name, tensor in mine.token_tensors.items())
+        for mine, theirs in pairs
     )
 
 

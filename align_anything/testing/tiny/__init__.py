@@ -24,7 +24,8 @@ KINDS = {
     **{
         name: name
         for name in (
-            'chameleon composed emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma qwen2_audio'.split()
+            'chameleon composed csm emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma '
+            'qwen2_audio'.split()
         )
     },
 }

@@ -40,7 +40,7 @@ class ModelKind(Protocol):
 
     def skeleton(self, spec: Spec) -> nn.Module: ...
 
-    def tune(self, cfgs: RunCfgs, spec: Spec, model: nn.Module) -> nn.Module: ...
+    def tune(self, cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm) -> nn.Module: ...
 
     def router_coefficient(self, cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float: ...
 
@@ -128,7 +128,7 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
     source, is_reward_model = cfgs.model_cfgs.model_name_or_path, algorithm.scores != 'tokens'
     kind = KINDS[spec.unit]
     model = kind.load(cfgs, collate, source, dtype=dtype, config=config, is_reward_model=is_reward_model)
-    tuned = kind.tune(cfgs, spec, model)
+    tuned = kind.tune(cfgs, spec, model, algorithm)
     if algorithm.has_ratios and (dropout := switch_off_dropout(tuned)):
         logger.info('dropout: off, where the checkpoint has up to %g; the update compares scores without', dropout)
     kind.make_ready(cfgs, spec, tuned, config)
@@ -154,6 +154,12 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
     policy.check(engine.engine, engine.device)
     engine.engine.train()
     logger.info('layout: %s', policy.collate.layout)
+    if spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None:
+        logger.info(
+            'codes: the first one of each frame is trained; the %d behind it are not scored, and what writes them '
+            'and embeds codes is frozen',
+            spec.codes.further,
+        )
     return engine
 
 
