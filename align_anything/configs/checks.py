@@ -20,12 +20,12 @@ _PER_DATASET = ('template', 'template_kwargs', 'name', 'split', 'size', 'data_fi
 def check_together(cfgs: RunCfgs, writes: Set[str] | None = frozenset()) -> Iterator[Problem]:
     """Yields `(keys, problem)` for everything wrong across keys. The first key is the one to mend.
 
-    `writes` are the kinds of media in answers, None where they are not known.
+    `writes` are the kinds of media in answers, None where nothing says so.
     """
     yield from _check_length(cfgs)
     yield from _check_engine(cfgs)
     yield from _check_patterns(cfgs)
-    yield from _check_data(cfgs, needs_template=writes is not None and not writes)
+    yield from _check_data(cfgs, needs_template=not writes)
     yield from _check_folders(cfgs)
     yield from _check_adapters(cfgs)
     yield from _check_evaluation(cfgs)

@@ -41,6 +41,7 @@ DATASETS: tuple[tuple[Set[str], MediaKind, Recognised], ...] = (
     ({'prompt_text', 'video_path', 'video_labels'}, 'video', Recognised('SafeSora_Label')),
     ({'videoid', 'name'}, 'video', Recognised('Webvid')),
     ({'file_name', 'caption_1'}, 'audio', Recognised('Clotho')),
+    ({'id', 'caption', 'duration'}, 'audio', Recognised('WavCaps')),
     (
         {'edit_prompt', 'input_image', 'edited_image'},
         'image',
@@ -66,7 +67,7 @@ def recognised(source: str, rows: Rows | RowStream, streamed: bool, writes: Set[
         if not isinstance(read, SampleError):
             row = {**read, **{name: value for name, value in row.items() if value is not None}}
     usual = (_usual(row, kind) for kind in MEDIA_KINDS if kind in writes)
-    known = _dataset(row, writes) or next(filter(None, usual), None) or _without_media(row)
+    known = next(filter(None, usual), None) or _dataset(row, writes) or _without_media(row)
     if known is None:
         columns = ', '.join(map(str, row)) or 'none'
         raise DataError(

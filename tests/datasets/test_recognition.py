@@ -65,6 +65,8 @@ CASES = [
     ({**SORA, 'helpfulness': 'video_0'}, 'video', 'SafeSora'),
     ({'videoid': '7', 'name': 'A fox', 'page_dir': '000', 'contentUrl': 'https://a/b.mp4'}, 'video', 'Webvid'),
     ({'file_name': 'a.wav', 'caption_1': 'Rain', 'caption_2': 'Wet'}, 'audio', 'Clotho'),
+    ({'id': '7', 'caption': 'Rain', 'duration': 3.5, 'title': 'x'}, 'audio', 'WavCaps'),
+    ({'id': '7', 'caption': 'Rain', 'duration': 3.5, 'audio': WAV}, 'audio', 'Instruction {answers: audio}'),
     (EDIT, 'image', 'Instruction {answers: image, prompt: edit_prompt, images: input_image, response: edited_image}'),
     (
         {'prompt': 'Two foxes', 'tag': 'counting', 'include': []},
