@@ -61,6 +61,19 @@ class Algorithm(AlgorithmCfgs):
         """The least that the score of a unit must be, see `core.types.Need`."""
         return 'score'
 
+    def problems_with(self, meets: Need) -> list[str]:
+        """What of its settings means nothing for policies whose score of a unit is `meets`, and what to do."""
+        return []
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """The roles, `reference` and `old`, whose predictions its loss reads of policies that sample transitions.
+
+        Beside their scores: of the first comes the exact divergence, which others have estimated; of the second how far
+        the policy has moved, which others have not.
+        """
+        return ()
+
     @property
     def scores_ranges(self) -> bool:
         """Whether codes of media are scored among those that could stand there, and not among all tokens."""

@@ -14,6 +14,7 @@ from align_anything.algorithms.critic import Critic
 from align_anything.configs.effects import Effects, never
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs, TrainCfgs
+from align_anything.core.types import Need
 from align_anything.losses.kl import KL_ESTIMATORS
 
 ReduceSum = Callable[[Tensor], Tensor]
@@ -81,6 +82,13 @@ class Online(Algorithm):
         description='Soft overlong penalty (DAPO): last tokens before max_new_tokens over which it rises to 1. null is '
         'none.',
     )
+
+    def problems_with(self, meets: Need) -> list[str]:
+        if meets != 'transition':
+            return super().problems_with(meets)
+        clipped = [name for name in ('missing_eos_penalty', 'overlong_buffer') if getattr(self, name)]
+        why = 'is for responses that may be clipped; media never are: leave it out.'
+        return [*super().problems_with(meets), *(f'train_cfgs.{name} {why}' for name in clipped)]
 
     @property
     def corrects(self) -> bool:

@@ -152,7 +152,28 @@ class PolicyGradient(Online):
         high = self.clip_range_ratio if self.clip_range_high is None else self.clip_range_high
         return Clip(self.clip_range_ratio, high, self.clip_range_dual)
 
-    def policy_loss(self, logprobs: Tensor, old: Tensor, ratios: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
+    def problems_with(self, meets: Need) -> list[str]:
+        (weight, estimator), (_, usual) = self.kl_in_loss, type(self)().kl_in_loss
+        found = super().problems_with(meets)
+        if meets == 'transition' and weight and estimator != usual:
+            found.append(
+                f'the KL divergence of transitions is exact, and {estimator} estimates one: leave the estimator of the '
+                'KL in the loss out.'
+            )
+        return found
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        return ('reference',) if self.kl_in_loss[0] else ()
+
+    def ratios(self, batch: Batch, scored: Scored) -> Tensor:
+        """How much likelier each token has become, `(N,)`, with a gradient."""
+        responses = (batch.segments, batch.num_responses)
+        return importance_ratios(
+            scored.values, batch.values_of('old'), batch.weights, *responses, self.importance_level
+        )
+
+    def policy_loss(self, batch: Batch, scored: Scored, ratios: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
         """The sum over tokens that is lowered, `()`, of numbers of tokens `(N,)`: by default PPO's surrogate."""
         return ppo_loss(ratios, advantages, weights, self.clip)
 
@@ -193,7 +214,7 @@ class PolicyGradient(Online):
         old = batch.values_of('old')
         advantages = weighed_by_kind(batch.values_of('advantage'), batch.kinds, self.emitted_advantage_weights)
         weights, _ = self._aggregated(batch)
-        ratios = importance_ratios(logprobs, old, batch.weights, *responses, self.importance_level)
+        ratios = self.ratios(batch, scored)
         trusted = weights
         if self.corrects:
             level, cap = self.rollout_correction_level, self.rollout_correction_cap
@@ -201,11 +222,13 @@ class PolicyGradient(Online):
                 old, batch.values_of('rollout'), batch.weights, *responses, level=level, cap=cap
             )
         terms = {
-            'policy_loss': self.policy_loss(logprobs, old, ratios, advantages, trusted),
+            'policy_loss': self.policy_loss(batch, scored, ratios, advantages, trusted),
             'entropy': (weights * scored.entropy).sum(),
         }
         if self.refers:
-            kl = KL_ESTIMATORS[self.kl_in_loss[1]](logprobs, batch.values_of('reference'))
+            kl = scored.divergence
+            if kl is None:
+                kl = KL_ESTIMATORS[self.kl_in_loss[1]](logprobs, batch.values_of('reference'))
             terms['kl'] = (weights * (kl * ratios if self.corrects_kl else kl)).sum()
         metrics = policy_metrics(logprobs.detach(), old, ratios.detach(), advantages, batch.weights, self.clip)
         return {**terms, **metrics}

@@ -21,6 +21,7 @@ from pydantic import create_model as create_pydantic_model
 from align_anything.configs.adapters import BnbCfgs, LoraCfgs
 from align_anything.configs.annotations import shape_of
 from align_anything.configs.base import Cfgs
+from align_anything.configs.diffusion import DiffusionCfgs
 from align_anything.configs.effects import (
     EVALUATES,
     FREEZING,
@@ -475,6 +476,7 @@ class RunCfgs(BaseModel):
     logger_cfgs: LoggerCfgs = Field(default_factory=LoggerCfgs)
     lora_cfgs: LoraCfgs = Field(default_factory=LoraCfgs)
     bnb_cfgs: BnbCfgs = Field(default_factory=BnbCfgs)
+    diffusion_cfgs: DiffusionCfgs = Field(default_factory=DiffusionCfgs)
 
 
 class AlgorithmCfgs(Cfgs):

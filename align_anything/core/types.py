@@ -301,22 +301,38 @@ class Batch:
         return self.per_unit[name] if len(self.segments) else self.weights.new_zeros(0)
 
 
+COMPANION = 'companion/'
+"""What names in `Piece.media` begin with under which another policy's predictions of its units are, `(units, …)`."""
+
+
 class Scored(NamedTuple):
     """What a policy returns for a Batch; a tuple, because DeepSpeed looks for tensors in tuples only.
 
     Attributes:
-        values: score of each unit, `(N,)` float32: for tokens the log-probability of that token. Policies that score
-            whole responses give one for each of them, `(R,)`.
+        values: score of each unit, `(N,)` float32: of a token its log-probability, of a denoising step the
+            log-density of its transition, of a draw of noise how small the error is. Policies that score whole
+            responses give one for each of them, `(R,)`.
         entropy: entropy of the distribution each unit was sampled from, `(N,)`, on request.
         bootstrap: of a critic on request, the value behind the last unit of each response, `(R,)`.
         routing: of a mixture of experts on request, the probabilities of the experts and the tokens that went to each,
             summed over the tokens of the batch, `(2, experts)`.
+        divergence: of a denoising policy, where the batch holds what the reference predicted, `(N,)`: of a step the
+            exact KL divergence from it, of a draw the mean squared distance of the predictions.
+        drift: the same from the policy that sampled.
+        contrast: of a denoising policy that is told to, the errors of a policy that is better than the one that sampled
+            and of one that is worse, `(N, 2)`, see `losses/nft.py`.
+        prediction: of a denoising policy on request, what it predicts of each unit, `(N, …)`. In `Piece.media` as
+            `companion/<role>` it comes back with the next batch.
     """
 
     values: Tensor
     entropy: Tensor | None = None
     bootstrap: Tensor | None = None
     routing: Tensor | None = None
+    divergence: Tensor | None = None
+    drift: Tensor | None = None
+    contrast: Tensor | None = None
+    prediction: Tensor | None = None
 
 
 def map_tensors(value: Any, function: Any) -> Any:

@@ -105,20 +105,24 @@ class _Position:
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.epoch, self.step = sampler, 0, 0
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        return self.sampler.micro_batches(self.epoch, self.step)
+    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
+        epoch = self.epoch
+        return ((epoch, rows) for rows in self.sampler.micro_batches(epoch, self.step))
 
 
 class _MicroBatches:
-    """Makes a micro-batch of a list of rows; `__getitems__` is what the DataLoader calls for a list."""
+    """Makes a micro-batch of rows of an epoch; the DataLoader calls `__getitems__` for what `_Position` yields."""
 
     def __init__(self, dataset: ExampleDataset, collate: Collate) -> None:
         self.dataset, self.collate = dataset, collate
 
-    def __getitems__(self, rows: list[Any]) -> Batch | AlignAnythingError:
+    def __getitems__(self, of_epoch: tuple[int, list[Any]]) -> Batch | AlignAnythingError:
+        epoch, rows = of_epoch
         try:
             made = [self.dataset[row] for row in rows]
             examples = [item for item in made if isinstance(item, Example)]
+            for example in examples:
+                example.epoch = epoch
             return self.collate(examples, [item for item in made if isinstance(item, Skipped)])
         except AlignAnythingError as error:
             # Returned, not raised: torch would bury the message under the worker's traceback.

@@ -34,7 +34,7 @@ class FrozenEngine:
         else:
             policy.to(device)
 
-    def score(self, batch: Batch) -> Scored:
-        """Scores a batch that is on the device, without a graph."""
+    def score(self, batch: Batch, **asked: bool) -> Scored:
+        """Scores a batch that is on the device, without a graph; `asked` is what the policy returns beside."""
         with torch.no_grad():
-            return self.module(batch)
+            return self.module(batch, **asked)

@@ -104,6 +104,40 @@ def cispo_loss(
     return reinforce_loss(logprobs, ratios.clamp(1 - low, 1 + high) * advantages, weights)
 
 
+def guarded_ratios(logprobs: Tensor, old_logprobs: Tensor, drift: Tensor, std: Tensor, weights: Tensor) -> Tensor:
+    """Ratios of denoising steps without the bias that holds them below 1, `(N,)`: `exp(s (Δ log p + KL))`.
+
+    GRPO-Guard (Wang et al., 2025, arXiv:2510.22319, eq. 8). The mean of the log-ratio is minus the divergence of the
+    step from the one that sampled it, and its spread goes by 1 / s: with both taken out, one clip range holds for all
+    steps.
+
+    Args:
+        drift: divergence of each step from the policy that sampled it, `(N,)`, with a gradient.
+        std: s, the standard deviation of each step, `(N,)`.
+    """
+    log_ratios = std * _log_ratios(logprobs + drift, old_logprobs, weights)
+    return log_ratios.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+
+
+def trusted_loss(ratios: Tensor, advantages: Tensor, weights: Tensor, drift: Tensor, bound: float) -> Tensor:
+    """`-Σ w ρ A` over denoising steps whose divergence is below the bound, or whose gradient makes it no larger.
+
+    Flow-DPPO, which clips no ratio: a step whose divergence from the policy that sampled it is at least `bound` is left
+    out where `ρ` has gone the way that its advantage pulls it.
+
+    Args:
+        ratios: `(N,)`.
+        advantages: `(N,)`.
+        drift: divergence of each step from the policy that sampled it, `(N,)`.
+
+    Returns:
+        The sum, `()`.
+    """
+    leaves = ((advantages > 0) & (ratios > 1)) | ((advantages < 0) & (ratios < 1))
+    kept = ~((drift >= bound) & leaves)
+    return -(weights * kept * ratios * advantages).sum()
+
+
 def reinforce_loss(logprobs: Tensor, advantages: Tensor, weights: Tensor) -> Tensor:
     """`-Σ w A log p`, for responses of the policy as it is (Williams, 1992).
 

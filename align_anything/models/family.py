@@ -69,6 +69,7 @@ class FamilySpec:
         softcap, logit_scale: `logits = softcap * tanh(logit_scale * hidden @ W / softcap)`; None caps nothing.
     """
 
+    unit: ClassVar[str] = 'token'
     meets: ClassVar[Need] = 'probability'
     """What the score of a unit is, which decides what algorithms can train it."""
     bidirectional_media: ClassVar[bool] = False
@@ -167,8 +168,7 @@ class FamilySpec:
         """Encodes conversations that share their first turns and first differ at an answer, media decoded.
 
         `start` is the number of the first differing turn, which is found when they differ before it, too; None finds
-        it. Answers that are `judged` are read, not
-        learnt: they may be empty, which leaves the token that ends them, and hold any media that the family reads.
+        it. Answers that are `judged` are read, not learnt: they may be empty, and hold any media the family reads.
 
         Returns:
             An Example whose prompt is what the conversations share, encoded once, with one response for each of them:

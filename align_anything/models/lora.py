@@ -142,6 +142,15 @@ def target_modules(
     if list(targets) == [ALL_LINEAR]:
         _tell_about_experts(model)
         return linear
+    return layers_named(targets, linear, chosen, ' or '.join(sorted(chosen_components)))
+
+
+def layers_named(targets: Sequence[str], linear: Sequence[str], chosen: Sequence[str], where: str) -> list[str]:
+    """Returns those of `linear` that `targets` name, in their order: an end of a name among `chosen`, a full name, or
+    a regular expression that a full name matches as a whole.
+
+    Raises ModelError when an entry names none, saying what there is in `where`, or is no expression.
+    """
     found: set[str] = set()
     for target in targets:
         if A_NAME.fullmatch(target):
@@ -152,8 +161,8 @@ def target_modules(
         if not hits:
             last_names = sorted({name.rsplit('.', 1)[-1] for name in chosen})
             raise ModelError(
-                f'lora_cfgs.target_modules: no linear layer in {" or ".join(sorted(chosen_components))} is called '
-                f"'{target}'.{nearest(target, last_names)} There are: {', '.join(last_names)}."
+                f"lora_cfgs.target_modules: no linear layer in {where} is called '{target}'."
+                f'{nearest(target, last_names)} There are: {", ".join(last_names)}.'
             )
         found |= hits
     return [name for name in linear if name in found]

@@ -13,6 +13,7 @@ class Spec(Protocol):
     """The rules of a family. It is pickled into data workers, so it never holds weights.
 
     Attributes:
+        unit: what a unit of a response is: a `token` or a `denoising step`.
         model_type: the configuration's `model_type`.
         max_length: most units of a prompt and one response together.
         meets: what the score of a unit is, which decides what algorithms can train it.
@@ -21,6 +22,7 @@ class Spec(Protocol):
         components: parameter-name prefixes of each component of the model; the longest matching prefix decides.
     """
 
+    unit: str
     model_type: str
     max_length: int
     meets: Need

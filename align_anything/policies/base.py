@@ -10,16 +10,21 @@ import torch
 from torch import nn
 
 from align_anything.core.types import Batch, Cost, Example, MediaKind, Scored, Skipped
+from align_anything.models.spec import Spec
 
 
 class Collator(Protocol):
     """The half of a policy that runs in data workers: picklable, without weights.
 
     Attributes:
+        spec: the rules of the family whose Examples it lays out.
         layout: what the way is called in which it lays out a batch.
+        kinds: kinds of media that the Examples may hold in prompts.
     """
 
+    spec: Spec
     layout: str
+    kinds: tuple[str, ...]
 
     def __call__(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> Batch:
         """Returns the Batch of these Examples; of none, a batch that computes and trains nothing.

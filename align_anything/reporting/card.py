@@ -24,7 +24,11 @@ from align_anything.core.logging import get_logger
 from align_anything.engines.checkpoint import CARD_FILE
 from align_anything.models.adapter import find_adapter
 from align_anything.models.architecture import auto_class
+from align_anything.models.diffusion.checkpoint import INDEX, LORA_FILE
+from align_anything.models.diffusion.library import require_diffusers
+from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.family import FamilySpec
+from align_anything.models.spec import Spec
 from align_anything.reporting.html import render
 from align_anything.reporting.metrics import METRICS_FILE
 from align_anything.reporting.panels import Curve, arrange, read_curves
@@ -51,7 +55,7 @@ class Trained(NamedTuple):
 
     cfgs: RunCfgs
     algorithm: Algorithm
-    spec: FamilySpec
+    spec: Spec
     output_dir: Path
     step: int
     evaluation: Mapping[str, float]
@@ -66,7 +70,8 @@ def write_card(folder: Path, run: Trained, earlier: Path) -> None:
     numbers = {'step': run.step, **_range(run.evaluation)} if scores and RANGE <= set(run.evaluation) else {}
     if numbers:
         atomic_write_json(folder / NUMBERS_FILE, numbers)
-    source, adapter = run.cfgs.model_cfgs.model_name_or_path, find_adapter(folder) is not None
+    source = run.cfgs.model_cfgs.model_name_or_path
+    adapter = (folder / LORA_FILE).is_file() or find_adapter(folder) is not None
     base = hub_base(source)
     name = run.algorithm.name
     data = ModelCardData(
@@ -82,7 +87,7 @@ def write_card(folder: Path, run: Trained, earlier: Path) -> None:
         algorithm=name,
         data=list(_data(run.cfgs)),
         step=run.step,
-        versions=_versions(adapter),
+        versions=_versions(adapter, run.spec),
         ends=list(_ends(run)),
         settings=_fenced(dump_yaml(_settings(run.cfgs)), 'yaml'),
     )
@@ -141,29 +146,45 @@ def edited(card: Path) -> bool:
     return _marked(text) != text
 
 
-def _write(
-    folder: Path, data: ModelCardData, earlier: Path | None, *, scores: bool, spec: FamilySpec, **texts: str
-) -> None:
+def _write(folder: Path, data: ModelCardData, earlier: Path | None, *, scores: bool, spec: Spec, **texts: str) -> None:
     if earlier is not None and edited(earlier / CARD_FILE):
         atomic_write_text(folder / CARD_FILE, (earlier / CARD_FILE).read_text(encoding='utf-8'))
         logger.info('%s was edited since it was written, and is kept', earlier / CARD_FILE)
         return
-    adapter = find_adapter(folder) is not None
-    own_code = bool(spec.config.to_dict().get('auto_map'))
+    use = _use_of_tokens if spec.unit == 'token' else _use_of_pipeline
     text = render(
         'card.md.jinja',
         card_data=data.to_yaml(),
         marker=MARKER.format(digest=''),
-        scores=scores,
-        adapter=adapter,
-        auto_model=auto_class(spec.config),
-        auto_processor='AutoTokenizer' if spec.processor is None else 'AutoProcessor',
-        trust=', trust_remote_code=True' if own_code else '',
-        chat_template=_fenced(spec.renderer.template, 'jinja') if scores else '',
+        use=use(folder, spec, scores),
         **texts,
     )
     # ModelCard reads what the hub will read: metadata that it refuses are a fault of ours.
     atomic_write_text(folder / CARD_FILE, _marked(str(ModelCard(text))))
+
+
+def _use_of_tokens(folder: Path, spec: FamilySpec, scores: bool) -> str:
+    """How a model that writes tokens is loaded."""
+    own_code = bool(spec.config.to_dict().get('auto_map'))
+    return render(
+        'use_of_tokens.md.jinja',
+        scores=scores,
+        adapter=find_adapter(folder) is not None,
+        auto_model=auto_class(spec.config),
+        auto_processor='AutoTokenizer' if spec.processor is None else 'AutoProcessor',
+        trust=', trust_remote_code=True' if own_code else '',
+        chat_template=_fenced(spec.renderer.template, 'jinja') if scores else '',
+    )
+
+
+def _use_of_pipeline(folder: Path, spec: DiffusionSpec, scores: bool) -> str:
+    """How a pipeline, or an adapter of its denoiser, is loaded."""
+    return render(
+        'use_of_pipeline.md.jinja',
+        adapter=(folder / LORA_FILE).is_file(),
+        base=shown_name(str(spec.folder)),
+        result={'image': 'images', 'video': 'frames', 'audio': 'audios'}[spec.kind],
+    )
 
 
 def _marked(text: str) -> str:
@@ -188,15 +209,18 @@ def _read_card(file: Path) -> ModelCard | None:
 
 
 def _library(folder: Path, base: str | None) -> dict[str, Any]:
-    adapter = find_adapter(folder) is not None
+    lora = (folder / LORA_FILE).is_file()
+    adapter = lora or find_adapter(folder) is not None
     relation = {} if base is None else {'base_model_relation': 'adapter' if adapter else 'finetune'}
-    return {'library_name': 'peft' if adapter else 'transformers', **relation}
+    name = 'diffusers' if lora or (folder / INDEX).is_file() else 'peft' if adapter else 'transformers'
+    return {'library_name': name, **relation}
 
 
-def _versions(adapter: bool) -> str:
+def _versions(adapter: bool, spec: Spec) -> str:
     import peft
 
     used = [('align-anything', align_anything), ('transformers', transformers), ('torch', torch)]
+    used += [('diffusers', require_diffusers())] if spec.unit != 'token' else []
     used += [('peft', peft)] if adapter else []
     return ', '.join(f'{name} {package.__version__}' for name, package in used)
 

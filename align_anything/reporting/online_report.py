@@ -18,14 +18,23 @@ ReduceSum = Callable[[Tensor], Tensor]
 RESPONSES = 'responses'
 
 
-def numbers_of(rollout: Rollout) -> dict[str, Tensor]:
-    """Numbers of each response, `(R,)`, whose means are told; NaN where there is none: a reward abstained."""
+def numbers_of(rollout: Rollout, tokens: bool = True) -> dict[str, Tensor]:
+    """Numbers of each response, `(R,)`, whose means are told; NaN where there is none: a reward abstained.
+
+    Responses that are no `tokens` have no length, no end and nothing that is repeated.
+    """
     responses, rewards = rollout.responses, rollout.rewards
     return {
         RESPONSES: torch.ones(len(responses)),
         'reward': rollout.scores.masked_fill(~rollout.judged, float('nan')),
         **{f'reward/{name}': values for name, values in rewards.items() if len(rewards) > 1},
         **{f'abstained/{name}': values.isnan().float() for name, values in rewards.items()},
+        **(_of_tokens(responses) if tokens else {}),
+    }
+
+
+def _of_tokens(responses: Sequence[Response]) -> dict[str, Tensor]:
+    return {
         'response_length': torch.tensor([float(response.units) for response in responses]),
         'truncated': torch.tensor([float(not response.finished) for response in responses]),
         'repetition': torch.tensor([repetition(turns_of(response)) for response in responses]),
@@ -48,14 +57,14 @@ def means(names: Iterable[str], sums: Tensor) -> dict[str, float]:
     return {name: value for name, value in told.items() if value or not name.startswith('abstained/')}
 
 
-def names_of_numbers(rewards: Sequence[str]) -> list[str]:
+def names_of_numbers(rewards: Sequence[str], tokens: bool = True) -> list[str]:
     """What `numbers_of` tells of rollouts with rewards of these names."""
     several = [f'reward/{name}' for name in rewards if len(rewards) > 1]
-    return ['reward', *several, 'response_length', 'truncated', 'repetition']
+    return ['reward', *several, *(('response_length', 'truncated', 'repetition') if tokens else ())]
 
 
 def rollout_metrics(
-    rollout: Rollout, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum
+    rollout: Rollout, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum, tokens: bool = True
 ) -> dict[str, float]:
     """Means over what all ranks generated, and of several sources those of each under its name; every rank calls it.
 
@@ -64,8 +73,9 @@ def rollout_metrics(
         trained: those that are learned from, with their log-probabilities by the trainer.
         sources: what metrics call the datasets, in the order of `Example.source_index`.
         reduce_sum: adds a tensor up over ranks.
+        tokens: whether responses are tokens.
     """
-    numbers = numbers_of(rollout)
+    numbers = numbers_of(rollout, tokens)
     indices = torch.tensor(
         [example.source_index for example in rollout.examples for _ in example.responses],
         dtype=torch.long,
@@ -77,7 +87,11 @@ def rollout_metrics(
     total, *of_each = [means(numbers, sums) for sums in reduce_sum(torch.stack([sums_of(numbers), *of_each]))]
     spread = reduce_sum(moments(rollout.scores, rollout.judged.float()))
     _, variance = mean_and_variance(spread)
-    drifts = [(response.per_unit['old'] - response.per_unit['rollout']).abs() for response in responses_of(trained)]
+    drifts = [
+        (response.per_unit['old'] - response.per_unit['rollout']).abs()
+        for response in responses_of(trained)
+        if 'rollout' in response.per_unit
+    ]
     drift = torch.tensor([sum(float(drift.sum()) for drift in drifts), sum(map(len, drifts))], dtype=torch.float64)
     drifted, tokens = reduce_sum(drift).tolist()
     return {

@@ -48,6 +48,7 @@ KINDS = (
     _kind('gradient norm', 'norm', r'grad_norm'),
     _kind('learning rate', 'per step', r'learning_rate'),
     _kind('speed', 'tokens/s', r'tokens_per_second'),
+    _kind('speed of media', 'samples/s', r'samples_per_second'),
     _kind('time', 's', r'seconds/.+|seconds_per_step'),
     _kind('waste', 'share', r'padding|data_wait'),
     _kind('memory', 'GiB', r'peak_memory', scale=2.0**30),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +37,7 @@ class Sampling:
         emit_top_k: the same as `top_k` for the codes of each kind; 0 where it is not named.
         guidance: how far codes of media are led from what the model makes of the unconditional prompts
             (`Example.unconditional`) to what it makes of the prompts themselves, and beyond; 1 samples by the prompts.
+        eval_guidance: the same for evaluation data; None for `guidance`.
     """
 
     responses: int = 1
@@ -52,6 +53,11 @@ class Sampling:
     emit_temperature: Mapping[MediaKind, float] = field(default_factory=dict)
     emit_top_k: Mapping[MediaKind, int] = field(default_factory=dict)
     guidance: float = 1.0
+    eval_guidance: float | None = None
+
+    def of_evaluation(self) -> Sampling:
+        """Returns how responses to evaluation data are sampled."""
+        return self if self.eval_guidance is None else replace(self, guidance=self.eval_guidance)
 
     def how(self, codes: MediaCodes) -> tuple[SetSampling, ...]:
         """Returns how units of each set are sampled, in the order of `MediaCodes.sets`."""

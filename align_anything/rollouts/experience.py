@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align_anything.configs.online import COST
 from align_anything.core.errors import TrainingError
-from align_anything.core.types import Batch, Example, Response, Scored
+from align_anything.core.types import COMPANION, Batch, Example, Response, Scored
 from align_anything.losses.shaping import informative
 from align_anything.policies.base import Collator
 
@@ -85,7 +85,7 @@ def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]
     """
     for example, generated in zip(examples, responses, strict=True):
         for response in generated:
-            if len(response.per_unit['rollout']) != response.units:
+            if 'rollout' in response.per_unit and len(response.per_unit['rollout']) != response.units:
                 raise TrainingError(
                     f'{example.source}: the rollout engine gave {len(response.per_unit["rollout"])} log-probabilities '
                     f"(per_unit['rollout']) for {response.units} tokens with a weight; it must give one for each."
@@ -98,6 +98,7 @@ def record(
 ) -> Tensor | None:
     """Writes the score of each unit into the per-unit values of its response, under `name`.
 
+    What the scorer predicted of each unit, if it says so, goes into the media of the response as `companion/<name>`.
     Returns the bootstrap values of all responses, `(R,)`, if the scorer gives such.
     """
     bootstrap: list[Tensor] = []
@@ -108,6 +109,10 @@ def record(
         pieces = batch.by_response(scored.values.float().cpu())
         for response, piece in zip(responses_of(examples), pieces, strict=False):
             response.per_unit[name] = piece.clone()
+        if scored.prediction is not None:
+            predictions = batch.by_response(scored.prediction.cpu())
+            for response, piece in zip(responses_of(examples), predictions, strict=False):
+                response.media[f'{COMPANION}{name}'] = piece.clone()
         if scored.bootstrap is not None:
             number = sum(len(example.responses) for example in examples)
             bootstrap.append(scored.bootstrap.float().cpu()[:number])

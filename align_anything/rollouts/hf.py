@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Sto
 from align_anything.core.types import Example, Piece, Response, map_tensors
 from align_anything.models.codes import TEXT
 from align_anything.models.family import FamilySpec
-from align_anything.policies.token.heads import guided
+from align_anything.policies.guidance import guided
 from align_anything.policies.token.hidden import cast_floats
 from align_anything.rollouts.base import Sampling, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State

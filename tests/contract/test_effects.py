@@ -77,6 +77,7 @@ UNDOING: Mapping[str, Values] = {
     'min_frames': {'num_frames': 4},
     'max_frames': {'num_frames': 4},
     'clip_range_ratio': {'loss_type': 'cispo'},
+    **{key: {'loss_type': 'flow_dppo'} for key in ('clip_range_high', 'clip_range_dual')},
     'rollout_correction_level': {'rollout_correction_cap': None},
     'generation_batch_size': {'use_vllm': True},
     'ptx_datasets': {'ptx_coeff': 0, 'ptx_template': 't'},
@@ -93,6 +94,7 @@ CHOSEN = {'reference_ds_cfgs': 'ds_z2_config.json', 'long_audio': 'cut', 'reward
 CHOSEN |= {'emitted_loss_weights': {'image': 0.5}, 'emit_size': {'image': [4, 4]}}
 CHOSEN |= {'emit_temperature': {'image': 0.5}, 'emit_top_k': {'image': 3}, 'media_codes': {'image': {'codec': 'c'}}}
 CHOSEN |= {'emitted_advantage_weights': {'text': 0.5}}
+CHOSEN |= {'sde_window_range': [0, 1]}
 CHOSEN |= {'reward_weights': [0.5], 'adam_betas': [0.8, 0.9], 'train_weights': [1.0]}
 COMMON = {f'{group}.{key}' for group, model in groups_of(RunCfgs).items() for key in model.model_fields}
 WALKS = [(name, common) for name in KNOWN for common in (False, True)]

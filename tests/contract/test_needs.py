@@ -78,3 +78,37 @@ def test_a_reference_is_read_by_those_whose_settings_ask_for_it(
     name: str, settings: dict[str, Any], refers: bool
 ) -> None:
     assert KNOWN[name](**settings).refers is refers
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings', 'meets', 'words'),
+    [
+        ('grpo', {'loss_type': 'grpo_guard'}, 'probability', 'loss_type: grpo_guard is for denoising steps'),
+        ('grpo', {'loss_type': 'flow_dppo'}, 'probability', 'loss_type: flow_dppo is for denoising steps'),
+        ('grpo', {'kl_estimator': 'k1'}, 'transition', 'is exact, and k1 estimates'),
+        ('rloo', {'kl_loss_coeff': 0.1, 'kl_loss_estimator': 'k1'}, 'transition', 'is exact, and k1 estimates'),
+        ('rloo', {'missing_eos_penalty': 1.0}, 'transition', 'missing_eos_penalty is for'),
+        ('ppo', {'overlong_buffer': 4}, 'transition', 'overlong_buffer is for'),
+    ],
+)
+def test_settings_of_other_units_are_refused(name: str, settings: dict[str, Any], meets: Need, words: str) -> None:
+    other = NEEDS[NEEDS.index('transition') + NEEDS.index('probability') - NEEDS.index(meets)]
+    algorithm = KNOWN[name](**settings)
+    require_met(algorithm, SimpleNamespace(model_type='points', meets=other))
+    with pytest.raises(SettingsError, match=words) as refused:
+        require_met(algorithm, SimpleNamespace(model_type='points', meets=meets))
+    assert f"{name} of models of type 'points'" in str(refused.value)
+
+
+def test_who_reads_predictions() -> None:
+    """The reference's where it is in the loss, and of the policy that sampled where the loss tells how far it moved."""
+    asked = {
+        ('grpo', 'ppo'): ('reference',),
+        ('grpo', 'grpo_guard'): ('reference', 'old'),
+        ('grpo', 'flow_dppo'): ('reference', 'old'),
+    }
+    for (name, loss_type), roles in asked.items():
+        assert KNOWN[name](loss_type=loss_type).companions == roles
+        assert KNOWN[name](loss_type=loss_type, beta=0.0).companions == roles[1:]
+    assert KNOWN['rloo']().companions == () and KNOWN['rloo'](kl_loss_coeff=0.1).companions == ('reference',)
+    assert KNOWN['dpo']().companions == () == KNOWN['sft']().companions

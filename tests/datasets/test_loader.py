@@ -185,3 +185,15 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(source: str) -> None:
         os.kill(worker.pid, signal.SIGKILL)  # torch raises from its handler of the signal that a child ended
         worker.join(10)
         list(batches)
+
+
+def test_examples_know_the_epoch_in_which_they_are_seen(source: str) -> None:
+    def epochs(examples: list[Example], skipped: list[Skipped]) -> list[int]:
+        return [example.epoch for example in examples]
+
+    dataset = make_dataset(source)
+    loader = Loader(dataset, IndexSampler(Mixture(dataset.sizes, seed=5), BatchShape(per_device=4)), epochs, 1)
+    for epoch in (2, 0):
+        found = [number for numbers in loader.micro_batches(epoch) for number in numbers]
+        assert len(found) > 10 and set(found) == {epoch}
+    loader.close()

@@ -19,7 +19,8 @@ from align_anything.engines.optim import make_optimizer, parameter_groups
 from align_anything.models.pretrained_model import load_model
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
-from align_anything.trainers.runs.assembly import parameter_rates, tune
+from align_anything.trainers.runs.assembly import parameter_rates
+from align_anything.trainers.runs.token_models import tune
 from tests.harness.local_engine import LocalEngine
 from tests.harness.pairwise import covering, in_tiers
 from tests.invariants.families import rows

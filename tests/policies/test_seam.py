@@ -229,6 +229,7 @@ def test_the_online_loop_learns_from_a_rollout_of_points() -> None:
     cfgs = build_run_schema(KNOWN['grpo'])(train_cfgs={'per_device_train_batch_size': 4})
     given: dict[str, Any] = dict.fromkeys(field.name for field in fields(OnlineLoop) if field.init)
     given |= {'cfgs': cfgs, 'algorithm': grpo, 'engine': engine, 'critics': {}, 'reference': reference, 'steps': 9}
+    given |= {'spec': SimpleNamespace(meets='probability')}
     training = SimpleNamespace(sampler=SimpleNamespace(cursor=lambda epoch, step: None))
     given |= {'progress': Progress(), 'training': training, '_seconds': {}, '_unusable': []}
     loop = OnlineLoop(**given)

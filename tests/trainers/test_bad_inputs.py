@@ -296,13 +296,13 @@ def test_the_run_ends_with_code_2_and_a_message(inputs, tmp_path, monkeypatch, n
         monkeypatch.setenv(variable, value)
 
     def before(rank: int) -> None:
-        from align_anything.trainers.runs import assembly
+        from align_anything.trainers.runs import token_models
 
         def load_model(*_: object, **__: object) -> None:
             raise AssertionError(LOST)
 
         if not case.loads:
-            assembly.load_model = load_model
+            token_models.load_model = load_model
 
     settings = {'model_name_or_path': inputs.llama, 'train_datasets': inputs.rows, **changes}
     ended = run(sft(tmp_path, settings.pop('model_name_or_path'), settings.pop('train_datasets'), **settings),

@@ -67,11 +67,11 @@ def test_ctrl_c_saves_a_checkpoint_and_ends_all_ranks_with_130(settings: Setting
 
 def test_ctrl_c_before_the_first_step_and_a_second_one(settings: Settings, tmp_path: Path) -> None:
     def while_loading(rank: int) -> None:
-        from align_anything.trainers.runs import assembly
+        from align_anything.trainers.runs import token_models
 
         # As in a terminal: what a shell starts in the background ignores Ctrl-C, the tests with it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        assembly.load_model = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+        token_models.load_model = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
 
     [ended] = run(settings(tmp_path / 'one'), before=while_loading)
     assert ended.code == 130 and 'stopped by Ctrl-C; nothing was saved' in told(ended), ended.output
@@ -187,12 +187,12 @@ def test_a_folder_that_cannot_be_written(settings: Settings, tmp_path: Path, set
 
 
 def loads_nothing(rank: int) -> None:
-    from align_anything.trainers.runs import assembly
+    from align_anything.trainers.runs import token_models
 
     def load_model(*_: Any, **__: Any) -> None:
         raise AssertionError('weights were read before the mistake was found')
 
-    assembly.load_model = load_model
+    token_models.load_model = load_model
 
 
 STEPS = {'eval_strategy': 'steps', 'eval_interval': 7}

@@ -21,7 +21,7 @@ from align_anything.models.pretrained_model import load_spec
 from align_anything.rewards.base import Completion
 from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.pairs import PAIRS
-from align_anything.trainers.runs.checks import require_positions, require_reference_reads
+from align_anything.trainers.runs.model_checks import require_positions, require_reference_reads
 from align_anything.trainers.runs.roles import ModelJudge, critic_spec, spec_of_judge
 from tests.models.samples import assistant, load, single, user
 from tests.rewards.common import completion

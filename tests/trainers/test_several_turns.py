@@ -87,13 +87,13 @@ def scripted(folder: Path) -> Callable[[int], None]:
     """Lets a run generate by script, and writes what it learned from in its first rollout to `folder`."""
 
     def before(rank: int) -> None:
-        from align_anything.trainers.runs import online
+        from align_anything.trainers.runs import rollout_engine
 
-        def opened(resolved: Any, policy: Any, spec: Any, sampling: Any, codecs: Any) -> Scripted:
+        def opened(resolved: Any, policy: Any, spec: Any, sampling: Any) -> tuple[Scripted, Any]:
             def score(examples: list[Example]) -> None:
                 record('rollout', policy.infer, policy.policy.collate, [[each] for each in examples], policy.device)
 
-            return Scripted(spec.tokenizer, spec.stop_token_ids, score, spec.decode)
+            return Scripted(spec.tokenizer, spec.stop_token_ids, score, spec.decode), spec.decode
 
         learn = OnlineLoop._learn_from
 
@@ -110,7 +110,7 @@ def scripted(folder: Path) -> Callable[[int], None]:
                 )
             return trained
 
-        online.open_rollouts = opened
+        rollout_engine.open_rollouts = opened
         OnlineLoop._learn_from = watched
 
     return before

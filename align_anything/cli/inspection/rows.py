@@ -136,6 +136,8 @@ def _media_in(piece: Piece, spec: FamilySpec) -> Counter[str]:
 
 
 def _is_media(piece: Piece, spec: FamilySpec) -> torch.Tensor:
+    if spec.unit != 'token':
+        return torch.zeros_like(piece.ids, dtype=torch.bool)
     placeholders = torch.isin(piece.ids, torch.tensor(sorted(spec.media_token_ids), dtype=torch.long))
     return placeholders if spec.codes is None else placeholders | spec.codes.is_code(piece.ids)
 

@@ -1,7 +1,8 @@
 """Noising processes: what is between clean latents and noise, and what of it a denoiser predicts. Pure functions.
 
 A level says how noisy a sample is: of a flow the share of noise σ, above 0 and up to 1; of a DDPM the number of the
-timestep; of EDM-like models the angle, from 0 to π/2. Levels are float32 `(batch,)`, samples `(batch, …)`.
+timestep; of EDM-like models the angle, from 0 to π/2. Levels are `(batch,)`, samples `(batch, …)`. All is computed in
+float32, or in float64 where samples are.
 """
 
 from __future__ import annotations
@@ -102,28 +103,29 @@ class Angular:
 
 
 def noised(process: Process, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    """Returns samples at `level` `(batch,)` between `clean` and `noise`, `(batch, …)`, in float32."""
-    alpha, sigma = _broadcast(process, level, clean)
-    return alpha * clean.float() + sigma * noise.float()
+    """Returns samples at `level` `(batch,)` between `clean` and `noise`, `(batch, …)`."""
+    clean, noise = wide(clean), wide(noise)
+    alpha, sigma = broadcast(process, level, clean)
+    return alpha * clean + sigma * noise
 
 
 def target(process: Process, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    """Returns what the denoiser should predict of samples at `level`, `(batch, …)` float32."""
-    clean, noise = clean.float(), noise.float()
+    """Returns what the denoiser should predict of samples at `level`, `(batch, …)`."""
+    clean, noise = wide(clean), wide(noise)
     if process.prediction == 'flow':
         return noise - clean
     if process.prediction == 'epsilon':
         return noise
     if process.prediction == 'sample':
         return clean
-    alpha, sigma = _broadcast(process, level, clean)
+    alpha, sigma = broadcast(process, level, clean)
     return alpha * noise - sigma * clean
 
 
 def clean_and_noise(process: Process, sample: Tensor, prediction: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what a prediction says of the clean latents and the noise in `sample`, `(batch, …)` float32 each."""
-    sample, prediction = sample.float(), prediction.float()
-    alpha, sigma = _broadcast(process, level, sample)
+    """Returns what a prediction says of the clean latents and the noise in `sample`, `(batch, …)` each."""
+    sample, prediction = wide(sample), wide(prediction)
+    alpha, sigma = broadcast(process, level, sample)
     if process.prediction == 'flow':
         return sample - sigma * prediction, sample + alpha * prediction
     if process.prediction == 'epsilon':
@@ -134,7 +136,7 @@ def clean_and_noise(process: Process, sample: Tensor, prediction: Tensor, level:
 
 
 def signal_to_noise(process: Process, level: Tensor) -> Tensor:
-    """Returns `(α / σ)²` of each level, `(batch,)` float32; infinite for clean latents."""
+    """Returns `(α / σ)²` of each level, `(batch,)`; infinite for clean latents."""
     alpha, sigma = process.coefficients(level)
     return (alpha / sigma).square()
 
@@ -158,7 +160,17 @@ def process_of(scheduler: Mapping[str, Any], folder: str) -> Process:
     return DDPM(tuple(float(kept) for kept in table), scheduler.get('prediction_type', 'epsilon'))
 
 
-def _broadcast(process: Process, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (-1, *[1] * (like.ndim - 1))
+def wide(tensor: Tensor) -> Tensor:
+    """Returns a tensor in float32, or as it is in float64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def broadcast(process: Process, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns α and σ at levels `(batch,)` in the type and number of dimensions of samples `like` `(batch, …)`."""
     alpha, sigma = process.coefficients(level)
-    return alpha.view(shape).float(), sigma.view(shape).float()
+    return per_sample(alpha, like), per_sample(sigma, like)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Returns numbers `(batch,)` in the type and number of dimensions of samples `like` `(batch, …)`."""
+    return values.view(-1, *[1] * (like.ndim - 1)).to(like.dtype)

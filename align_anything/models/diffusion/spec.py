@@ -6,6 +6,7 @@ class holds what all families share; `models/diffusion/families/<name>.py` holds
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
+from align_anything.models.diffusion.opening import open_without
 from align_anything.models.diffusion.prepared import LATENTS, Prepared, Size
-from align_anything.models.diffusion.process import Process, process_of
+from align_anything.models.diffusion.process import DDPM, Process, process_of
+from align_anything.models.diffusion.schedules import as_shift, dynamic_shift, flow_levels, timestep_levels
 from align_anything.models.rendering import TrainOn, first_differing_turn, shared_turns
 
 DENOISER = 'denoiser'
@@ -53,9 +56,12 @@ class DiffusionSpec:
         configs: the configuration of each component by name.
         process: its noising process.
         prepared: what encoders made before training, None until then.
+        audio_rate: samples per second that audio clips must have, None for families of other media.
         draws: draws of a noise level and noise for each response, offline.
+        text_length: most tokens of a prompt that the denoiser sees.
     """
 
+    unit: ClassVar[str] = 'denoising step'
     meets: ClassVar[Need] = 'transition'
     """What the score of a unit is at best; offline it is a score alone."""
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -68,7 +74,15 @@ class DiffusionSpec:
     """Ends of the names of the linear layers that adapters go on by default."""
     side_multiple: ClassVar[int] = 1
     """What the sides of latents must be a multiple of (patches)."""
+    reads_audio_in_video: ClassVar[bool] = False
+    rescales_guidance: ClassVar[bool] = False
+    """Whether the pipeline gives guided predictions the norm of those with the prompt."""
+    unopened: ClassVar[tuple[str, ...]] = ()
+    """Further components that a pipeline need not have in memory to encode and decode."""
+    default_text_length: ClassVar[int | None] = None
+    """Most tokens of a prompt when neither the settings nor the tokenizer say so."""
     max_length: int = sys.maxsize
+    audio_rate: int | None = None
     codes: None = None
 
     def __init__(
@@ -79,11 +93,13 @@ class DiffusionSpec:
         *,
         sizing: Sizing | None = None,
         draws: int = 1,
+        text_length: int | None = None,
     ) -> None:
         """Reads the configurations. Raises ModelError for what the family cannot train."""
         self.folder, self.index, self.configs = folder, dict(index), {name: dict(own) for name, own in configs.items()}
         self.model_type: str = index['_class_name']
         self.sizing, self.draws = sizing or Sizing(), draws
+        self.text_length = text_length or self.default_text_length
         self.components: dict[str, list[str]] = {DENOISER: ['']}
         self.prepared: Prepared | None = None
         self.process: Process = self.make_process()
@@ -94,6 +110,22 @@ class DiffusionSpec:
         """The kind of media that it writes."""
         (kind,) = self.emits
         return kind
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """The components that are trained; several are experts for some noise levels each."""
+        return (self.denoiser,)
+
+    def parts_of(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """Returns the component of each name in the module that `load_denoiser` makes."""
+        if len(self.denoisers) == 1:
+            return {self.denoiser: denoiser}
+        return {name: denoiser.get_submodule(name) for name in self.denoisers}
+
+    @property
+    def timesteps(self) -> int:
+        """What a flow's noise level is multiplied with for the denoiser."""
+        return self.configs['scheduler'].get('num_train_timesteps', 1000)
 
     def make_process(self) -> Process:
         """Returns the noising process. Raises ModelError where it is not known."""
@@ -128,7 +160,8 @@ class DiffusionSpec:
 
     def open(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """Loads the pipeline without its denoiser: frozen, in evaluation mode. Raises ModelError where it cannot."""
-        raise NotImplementedError
+        absent = {*self.denoisers, *self.unopened}
+        return open_without(self.folder, self.index, self.configs, absent, device, dtype)
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Returns what the denoiser is given of each prompt, tensors without batch dimension by name, on the CPU."""
@@ -158,9 +191,9 @@ class DiffusionSpec:
     ) -> Tensor:
         """Returns what the denoiser predicts of samples `(batch, …)` at levels `(batch,)`, float32 of their shape.
 
-        `sample` is in the denoiser's type. `guidance` is the embedded guidance, for the denoisers that take one; the
-        others leave it. Signs, halves of channels and cut tokens are put right here, so that it is what
-        `self.process` says.
+        `sample` is in the denoiser's type, and so are conditions that are no integers. `guidance` is the embedded
+        guidance, for the denoisers that take one; the others leave it. Signs, halves of channels and cut tokens are put
+        right here, so that it is what `self.process` says.
         """
         raise NotImplementedError
 
@@ -169,11 +202,30 @@ class DiffusionSpec:
 
         They are those of the pipeline's own scheduler. Clean is 0 of a flow and an angle, -1 of a DDPM.
         """
-        raise NotImplementedError
+        origin, config = self.index['scheduler'], self.configs['scheduler']
+        if isinstance(self.process, DDPM):
+            return timestep_levels(origin, config, self.folder, steps)
+        return flow_levels(origin, config, self.folder, steps, mu=self.mu(shape, steps), sigmas=self.sigmas(steps))
+
+    def sigmas(self, steps: int) -> list[float] | None:
+        """Returns the noise levels that the pipeline gives its scheduler to shift; None where it gives none."""
+        return None
+
+    def mu(self, shape: Sequence[int], steps: int | None = None) -> float | None:
+        """Returns μ of a shift that hangs on the size of latents of `shape`; None where it does not.
+
+        `steps` are those of sampling, None in training.
+        """
+        config = self.configs['scheduler']
+        return dynamic_shift(config, self.tokens(shape)) if config.get('use_dynamic_shifting') else None
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """Returns how many tokens the denoiser makes of latents of `shape`."""
+        return math.prod(shape[1:]) // self.side_multiple**2
 
     def shift(self, shape: Sequence[int]) -> float:
         """Returns by how much a flow's noise levels are shifted, for latents of `shape`: σ' = sσ / (1 + (s - 1)σ)."""
-        return float(self.configs['scheduler'].get('shift') or 1.0)
+        return as_shift(self.configs['scheduler'], self.mu(shape))
 
     # Encoding of rows
 
@@ -201,10 +253,20 @@ class DiffusionSpec:
         return Example(self.encode_prompt(conversations[0][:1]), [self._response(medium, size) for medium in media])
 
     def encode_prompt(self, messages: Conversation) -> Piece:
-        """Encodes what generation starts from. Raises SampleError as `encode` does."""
+        """Encodes what generation starts from; its ids are the bytes of the prompt. Raises as `encode` does."""
         prompt = self.prompt_of(messages)
         media = {} if self.prepared is None else self.prepared.conditions(prompt)
-        return Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0), media=media)
+        ids = torch.tensor(list(prompt.encode()), dtype=torch.long)
+        return Piece(ids, torch.zeros(len(ids)), media=media)
+
+    def blank(self) -> Example:
+        """Returns what stands in for rows where a rank has none: the empty prompt, and latents that are zero.
+
+        It is as large as the media that the settings ask for. Raises SampleError where the prompt was not encoded.
+        """
+        prompt = self.encode_prompt([{'role': 'user', 'content': [{'type': 'text', 'text': ''}]}])
+        latents = torch.zeros(self.latent_shape(self.default_size()))
+        return Example(prompt, [Piece(torch.zeros(1, dtype=torch.long), torch.ones(1), media={LATENTS: latents})])
 
     def prompt_of(self, messages: Conversation) -> str:
         """Returns the prompt of a conversation's first turn. Raises SampleError for another turn, or media in it."""
@@ -224,8 +286,16 @@ class DiffusionSpec:
         return parts[0][self.kind]
 
     def decode(self, piece: Piece) -> list[dict[str, Any]]:
-        """Raises ModelError: rollouts decode latents, with networks that a spec does not hold."""
-        raise ModelError('latents are decoded by what holds the autoencoder.')
+        """Returns a prompt as a text; responses are decoded by what generates them."""
+        return [{'type': 'text', 'text': bytes(piece.ids.tolist()).decode()}]
+
+    def prefill(self, conversation: Conversation) -> str:
+        """Returns the text that a response begins with: none."""
+        return ''
+
+    def generation_prefix(self, conversation: Conversation) -> str:
+        """Returns what a prompt ends with: nothing that belongs to a response."""
+        return ''
 
     def _response(self, medium: Any, size: Size) -> Piece:
         if self.prepared is None:

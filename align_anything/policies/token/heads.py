@@ -14,6 +14,7 @@ from align_anything.core.types import MediaKind
 from align_anything.models.codes import MediaCodes
 from align_anything.models.family import FamilySpec
 from align_anything.models.output_heads import OutputHead
+from align_anything.policies.guidance import guided
 from align_anything.policies.token.logprob import Group, LogProbHead, Span, inside
 
 
@@ -42,17 +43,6 @@ class Guidance(NamedTuple):
 
     states: Tensor
     scale: float
-
-
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """`s c + (1 - s) u`: classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598).
-
-    Of logits, or of the states that a linear layer makes them of, which is the same. Where both are equal nothing
-    changes, not even by rounding. It is computed in float32 at least, and has the type that it is given.
-    """
-    wide = torch.promote_types(conditional.dtype, torch.float32)
-    strong, weak = conditional.to(wide), unconditional.to(wide)
-    return (strong + (scale - 1) * (strong - weak)).to(conditional.dtype)
 
 
 class RangeHead(nn.Module):

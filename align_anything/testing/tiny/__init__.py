@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
 
 from align_anything.core.errors import ModelError
 from align_anything.core.registry import nearest
 from align_anything.testing.tiny.options import TinyOptions
+from align_anything.testing.tiny.pipeline_parts import PipelineOptions
 
 KINDS = {
     **dict.fromkeys('llama qwen2 qwen3 qwen3_moe opt gpt2 gemma2 gemma3_text granite mistral phi3'.split(), 'text'),
@@ -27,6 +29,11 @@ KINDS = {
     },
 }
 """Families and the file in this package that builds them."""
+PIPELINES = dict.fromkeys(
+    ('sd15 sd2 sdxl sd3 sd3_clip flux flux_schnell flux2_klein z_image sana pixart pixart_sigma qwen_image').split(),
+    'pipelines_image',
+)
+"""Pipelines of diffusers, likewise."""
 
 
 def build(
@@ -35,22 +42,29 @@ def build(
     """Writes a checkpoint of `family` into `out` and returns that folder; the same arguments give the same files.
 
     Args:
-        family: one of `KINDS`.
+        family: one of `KINDS` or `PIPELINES`.
         out: folder to make; it may exist when it is empty.
         corpus: texts to train the tokenizer on; a small built-in one by default.
         template: of a text family, the published checkpoint in whose manner it chats, such as `deepseek_r1`.
-        sizes: the other attributes of `TinyOptions`, such as `hidden` and `layers`.
+        sizes: the other attributes of `TinyOptions`, such as `hidden` and `layers`; of a pipeline of
+            `PipelineOptions`.
 
     Raises:
         ModelError: unknown family or template, a folder that is not empty, or sizes that do not fit each other.
     """
-    if family not in KINDS:
-        hint = nearest(family, list(KINDS))
-        raise ModelError(f"no tiny model of the family '{family}'.{hint} Known: {', '.join(sorted(KINDS))}.")
+    files = KINDS | PIPELINES
+    if family not in files:
+        hint = nearest(family, list(files))
+        raise ModelError(f"no tiny model of the family '{family}'.{hint} Known: {', '.join(sorted(files))}.")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
-    options = TinyOptions(family, corpus=tuple(corpus or ()), template=template, **sizes)
+    kind = TinyOptions if family in KINDS else PipelineOptions
+    known = [field.name for field in fields(kind)]
+    strange = sorted({*sizes} - {*known})
+    if strange:
+        raise ModelError(f"a tiny {family} has no '{strange[0]}'.{nearest(strange[0], known)} It has: {known}.")
+    options = kind(family, corpus=tuple(corpus or ()), template=template, **sizes)
     options.check()
     if template is not None:
         known = importlib.import_module(f'{__name__}.text').MANNERS
@@ -59,5 +73,5 @@ def build(
                 f"no template '{template}' for a tiny model of the family '{family}'. Families without media take: "
                 f'{", ".join(sorted(known))}.'
             )
-    importlib.import_module(f'{__name__}.{KINDS[family]}').build(options, out)
+    importlib.import_module(f'{__name__}.{files[family]}').build(options, out)
     return out

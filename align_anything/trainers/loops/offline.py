@@ -54,7 +54,8 @@ class OfflineLoop(Loop):
     def _step(self, loaded: LoaderStep) -> bool:
         progress = self.progress
         started = time.perf_counter()
-        counted = (*COUNTED, *by_source(loaded.batches[0].stats))
+        told = loaded.batches[0].stats
+        counted = (*(key for key in COUNTED if key in told), *by_source(told))
         local = {key: float(sum(batch.stats.get(key, 0) for batch in loaded.batches)) for key in counted}
         skipped = [item for batch in loaded.batches for item in batch.skipped]
         extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
@@ -78,13 +79,13 @@ class OfflineLoop(Loop):
             **result.numbers,
             **self._of_steps(result),
             'samples': extras['examples'],
-            'tokens': extras['tokens'] - extras['padding'],
-            **({'padding': extras['padding'] / extras['tokens']} if extras['tokens'] else {}),
-            'truncated_answers': extras['truncated'],
+            **_of_tokens(extras),
             **{key: extras[key] for key in by_source(extras)},
         }
+        unit = 'tokens' if 'tokens' in metrics else 'samples'
+        speed = f'{unit}_per_second'
         timings = {
-            'tokens_per_second': metrics['tokens'] / took,
+            speed: metrics[unit] / took,
             'seconds_per_step': took,
             'data_wait': waited / took,
             'peak_memory': float(peak_memory()),
@@ -92,10 +93,21 @@ class OfflineLoop(Loop):
         self.writer.log(step, metrics, timings=timings)
         names = [name for name in result.numbers if not name.startswith(LOAD)]
         shown = {key: metrics[key] for key in (*names, 'learning_rate', 'padding') if key in metrics}
-        self.console.report(step, {**shown, **{key: timings[key] for key in ('tokens_per_second', 'peak_memory')}})
+        self.console.report(step, {**shown, **{key: timings[key] for key in (speed, 'peak_memory')}})
 
 
 COUNTED = ('examples', 'tokens', 'padding', 'units', 'truncated')
+
+
+def _of_tokens(extras: Mapping[str, float]) -> dict[str, float]:
+    """What is told of the tokens of a step, by policies that have such."""
+    if 'tokens' not in extras:
+        return {}
+    return {
+        'tokens': extras['tokens'] - extras['padding'],
+        **({'padding': extras['padding'] / extras['tokens']} if extras['tokens'] else {}),
+        'truncated_answers': extras['truncated'],
+    }
 
 
 def by_source(names: Iterable[str]) -> list[str]:

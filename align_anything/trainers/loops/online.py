@@ -82,7 +82,7 @@ class OnlineLoop(Loop):
     algorithm: Online
     spec: FamilySpec
     critics: Mapping[str, tuple[DeepSpeedEngine, Critic]]
-    reference: Callable[[Batch], Scored] | None
+    reference: Callable[..., Scored] | None
     rollouts: RolloutEngine
     sampling: Sampling
     pending: Pending
@@ -158,10 +158,9 @@ class OnlineLoop(Loop):
         names: list[str] = []
         for prompts in loader.micro_batches(0):
             self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
-            sampling = self._sampling(EVALUATION_SEED, 1)
-            sampling = replace(sampling, guidance=self.cfgs.model_cfgs.eval_guidance_scale or sampling.guidance)
+            sampling = self._sampling(EVALUATION_SEED, 1).of_evaluation()
             rollout = self._rewarded(self._generated(prompts.examples, sampling), {})
-            local = numbers_of(rollout)
+            local = numbers_of(rollout, self._writes_tokens)
             names = list(local)
             sums.append(sums_of(local))
         return names, self._reduce(torch.stack(sums).sum(0)) if sums else torch.zeros(2, 0)
@@ -270,9 +269,9 @@ class OnlineLoop(Loop):
         with self._clock('scoring'):
             micro_batches = [some for step in self._split_into_steps(examples) for some in step]
             given = (self.engine.policy.collate, micro_batches, self.engine.device)
-            record('old', self.engine.infer, *given)
+            record('old', self._asking(self.engine.infer, 'old'), *given)
             if self.reference is not None:
-                record('reference', self.reference, *given)
+                record('reference', self._asking(self.reference, 'reference'), *given)
             bootstrap = {}
             for role, (critic, _) in self.critics.items():
                 scorer = partial(critic.infer, bootstrap=self.algorithm.bootstraps)
@@ -300,6 +299,16 @@ class OnlineLoop(Loop):
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
             spread(examples, name, values)
         return examples
+
+    @property
+    def _writes_tokens(self) -> bool:
+        """Whether the units of responses are tokens."""
+        return self.spec.unit == 'token'
+
+    def _asking(self, scorer: Callable[..., Scored], role: str) -> Callable[[Batch], Scored]:
+        """A scorer that says what it predicts too, where policies of the family do and the loss reads it."""
+        reads = role in self.algorithm.companions and self.spec.meets == 'transition'
+        return partial(scorer, prediction=True) if reads else scorer
 
     def _update(self, trained: list[Example]) -> tuple[list[StepResult], dict[str, list[StepResult]]]:
         results: list[StepResult] = []
@@ -367,7 +376,8 @@ class OnlineLoop(Loop):
         took: float,
         waited: float,
     ) -> None:
-        rollout = rollout_metrics(generated, trained, source_names(self.training.dataset.sources), self._reduce)
+        sources = source_names(self.training.dataset.sources)
+        rollout = rollout_metrics(generated, trained, sources, self._reduce, self._writes_tokens)
         metrics = {
             **rollout,
             **combined(results).numbers,
@@ -383,10 +393,11 @@ class OnlineLoop(Loop):
         if self.cfgs.vllm_cfgs.vllm_async:
             metrics |= staleness(generated, self.progress.step - len(results), self._reduce)
         metrics |= {name: value for name, value in self.progress.state['algorithm'].items() if isinstance(value, float)}
-        speed = rollout.get('response_length', 0.0) * rollout['responses'] / took
+        unit, each = ('tokens', rollout.get('response_length', 0.0)) if self._writes_tokens else ('samples', 1.0)
+        speed = {f'{unit}_per_second': each * rollout['responses'] / took}
         timings = {
             **{f'seconds/{name}': seconds for name, seconds in self._seconds.items()},
-            'tokens_per_second': speed,
+            **speed,
             'seconds_per_step': took,
             'data_wait': waited / took,
             'peak_memory': float(peak_memory()),
@@ -394,7 +405,7 @@ class OnlineLoop(Loop):
         step = self.progress.step
         self.writer.log(step, metrics, timings=timings)
         shown = [name for name in ('reward', 'response_length', 'loss', 'kl', 'entropy') if name in metrics]
-        self.console.report(step, {**{key: metrics[key] for key in shown}, 'tokens_per_second': speed})
+        self.console.report(step, {**{key: metrics[key] for key in shown}, **speed})
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:

@@ -32,8 +32,7 @@ from align_anything.engines.checkpoint import (
     set_aside,
 )
 from align_anything.engines.process_group import join_process_group
-from align_anything.models.family import FamilySpec
-from align_anything.models.trainable import require_reached
+from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import METRICS_FILE, MetricsWriter
@@ -42,14 +41,9 @@ from align_anything.reporting.trackers.start import check_tracker
 from align_anything.trainers.loops.base import Loop
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.assembly import build_on_meta, check_model, make_collator, require_trained
 from align_anything.trainers.runs.checkpoints import Checkpoints
-from align_anything.trainers.runs.checks import (
-    check_freezing,
-    check_reference,
-    reference_cache_of,
-    require_reference_reads,
-)
+from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.settings import engine_config
 
@@ -70,7 +64,7 @@ class Begun:
     resume_from: Checkpoint | None
     progress: Progress
     sources: Sources
-    spec: FamilySpec
+    spec: Spec
     collate: Collator
 
     def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
@@ -104,11 +98,10 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     if resume_from is not None:
         progress = resume_progress(read_manifest(resume_from), cfgs, str(resume_from.path))
     sources, spec = open_run(cfgs, pair, algorithm)
-    check_freezing(resolved, spec.components)
-    require_reference_reads(cfgs, algorithm, spec)
+    check_model(resolved, spec)
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)
-    require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+    require_trained(spec, model, collate, pair)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 
@@ -226,6 +219,7 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
         'data_cfgs.sample_cache_dir': cfgs.data_cfgs.sample_cache_dir,
         'model_cfgs.feature_cache_dir': cfgs.model_cfgs.feature_cache_dir,
         'model_cfgs.media_code_dir': cfgs.model_cfgs.media_code_dir,
+        'diffusion_cfgs.prepared_dir': cfgs.diffusion_cfgs.prepared_dir,
         'train_cfgs.reference_cache_dir': reference_cache_of(algorithm),
         'logger_cfgs.cache_dir': cfgs.logger_cfgs.cache_dir,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,7 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main, world_size
 from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.models.declared_codes import keep_codes
-from align_anything.models.export import export_model
-from align_anything.models.family import FamilySpec
+from align_anything.models.spec import Spec
 from align_anything.reporting.card import Trained, write_card
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
@@ -25,13 +23,15 @@ class Checkpoints:
     """Saves the run: numbered checkpoints with state while it goes, the plain model at its end.
 
     `trained` are the engines of the run by role: the `policy`, which gets saved, and critics, whose state alone does;
-    `pending` is what an online run has generated ahead, which belongs to its state.
+    `write_model` writes models of its kind, and `pending` is what an online run has generated ahead, which belongs to
+    its state.
     """
 
     resolved: Resolved
     output_dir: Path
     trained: Mapping[str, DeepSpeedEngine]
-    spec: FamilySpec
+    spec: Spec
+    write_model: Callable[..., None]
     pending: Pending | None = None
 
     def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
@@ -70,17 +70,7 @@ class Checkpoints:
         model = engine.policy.model
         state = engine.full_state_dict(model) if engine.stage == 3 else None
         if is_main():
-            export_model(
-                model,
-                state,
-                folder,
-                tokenizer=self.spec.tokenizer,
-                processor=self.spec.processor,
-                merge_adapter=self.resolved.cfgs.lora_cfgs.save_full_model,
-                end_of_turn_id=self.spec.renderer.end_of_turn_id,
-                pad_token_id=self.spec.pad_token_id,
-            )
-            keep_codes(self.spec.config, self.spec.codes, folder)
+            self.write_model(self.resolved.cfgs, self.spec, model, state, folder)
             trained = Trained(
                 self.resolved.cfgs,
                 self.resolved.algorithm,

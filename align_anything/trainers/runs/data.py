@@ -348,7 +348,9 @@ NEED_WORDS = {
 
 
 def require_met(algorithm: Algorithm, spec: Spec) -> None:
-    """Raises SettingsError when the algorithm needs more of a unit than policies of the family give."""
+    """Raises SettingsError when the algorithm needs more of a unit than policies of the family give, or asks for what
+    such units have not.
+    """
     if NEEDS.index(algorithm.needs) > NEEDS.index(spec.meets):
         raise SettingsError(
             [
@@ -357,6 +359,8 @@ def require_met(algorithm: Algorithm, spec: Spec) -> None:
                 'setting that asks for it.'
             ]
         )
+    if problems := algorithm.problems_with(spec.meets):
+        raise SettingsError([f"{algorithm.name} of models of type '{spec.model_type}': {text}" for text in problems])
 
 
 def require_readable(pair: Pair, spec: Spec, model: str) -> None:

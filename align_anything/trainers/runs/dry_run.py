@@ -20,19 +20,24 @@ from align_anything.core.types import Batch, Example, Piece, Skipped, named_tens
 from align_anything.datasets.skips import told_once
 from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
-from align_anything.models.feature_cache import frozen_towers
-from align_anything.models.trainable import parameter_table, render_table, require_reached
+from align_anything.models.spec import Spec
+from align_anything.models.trainable import parameter_table, render_table
 from align_anything.reporting.online_report import names_of_numbers
-from align_anything.trainers.loops.splitting import split
+from align_anything.trainers.loops.splitting import split, steps_of_rollout
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import build_on_meta, make_collator
+from align_anything.trainers.runs.assembly import (
+    build_on_meta,
+    check_model,
+    kept_features,
+    make_collator,
+    require_trained,
+)
 from align_anything.trainers.runs.checks import (
     check_evaluation,
-    check_freezing,
     check_online,
     check_reference,
-    require_reference_reads,
 )
 from align_anything.trainers.runs.data import (
     make_dataset,
@@ -43,12 +48,12 @@ from align_anything.trainers.runs.data import (
     training_loader,
     training_sampler,
 )
+from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
-from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
 from align_anything.trainers.runs.settings import engine_config, precision_of
 
 SAMPLES = 3
@@ -60,8 +65,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     config, optimizer = engine_config(cfgs)
     check_reference(cfgs, resolved.algorithm)
     sources, spec = open_run(cfgs, pair, resolved.algorithm)
-    check_freezing(resolved, spec.components)
-    require_reference_reads(cfgs, resolved.algorithm, spec)
+    check_model(resolved, spec)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     given = sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on
     drop = cfgs.data_cfgs.drop_truncated
@@ -70,14 +74,14 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         check_online(cfgs, resolved.algorithm)
         check_rollouts(resolved)
         names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
-        sampling = sampling_of(cfgs.model_cfgs, pair, spec)
-        check_kinds('train_cfgs.emitted_advantage_weights', resolved.algorithm.weighed_kinds, sampling)
+        generating = GENERATING[spec.unit]
+        generating.sampling_of(resolved, pair, spec, steps_of_rollout(cfgs, resolved.algorithm))
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         dataset.probe(final=True)
-        collate, (dataset,) = guided_if_asked(cfgs.model_cfgs, collate, [dataset])
+        collate, (dataset,) = generating.guided_if_asked(cfgs, collate, [dataset])
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
-        metrics = names_of_numbers(names)
+        metrics = names_of_numbers(names, spec.unit == 'token')
     else:
         dataset = make_dataset(*given, drop_truncated=drop)
         dataset.probe(final=True)
@@ -92,7 +96,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
-        require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+        require_trained(spec, model, collate, pair)
     kept: list[Example] = []
     left_out: list[Skipped] = []
     tokens = cfgs.train_cfgs.max_length_per_batch or 0
@@ -111,7 +115,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         return
     console = console or Console(highlight=False)
     console.print(render_table(parameter_table(model, spec.components, rates)))
-    cached = [] if cfgs.model_cfgs.feature_cache_dir is None else [tower.name for tower in frozen_towers(model, spec)]
+    cached = kept_features(cfgs, spec, model)
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
     console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, generates))
     console.print(memory_table(held, tokens))
@@ -137,12 +141,19 @@ def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Ex
     return split(asked, cfgs.train_cfgs.per_device_train_batch_size, 1)[0]
 
 
-def show_example(example: Example, spec: FamilySpec) -> Text:
+def show_example(example: Example, spec: Spec) -> Text:
     """The example as text: trained tokens marked, those of media as `<media × 576>` or `<image codes × 16>`.
 
-    A response of several sequences says of each how many tokens of the prompt it continues.
+    A response of several sequences says of each how many tokens of the prompt it continues. Of one that is denoised the
+    shape of its latents is told.
     """
     text = Text()
+    if spec.unit != 'token':
+        text.append(bytes(example.prompt.ids.tolist()).decode(), style='dim')
+        for response in example.responses:
+            shape = ' × '.join(map(str, response.media[LATENTS].shape))
+            text.append(f'⟦{spec.kind}: latents {shape}, {response.units} draws⟧', style='bold green')
+        return text
     text.append_text(_show_piece(example.prompt, spec))
     for piece in (piece for response in example.responses for piece in response.sequences):
         if piece.prefix_length is not None:

@@ -22,10 +22,11 @@ from align_anything.models.adapter import bare_model
 from align_anything.models.any_model import add_score_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.score import SCORE_HEAD
+from align_anything.models.spec import Spec
 from align_anything.models.trainable import component_of, count
 from align_anything.models.work import share_of_experts
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import build_on_meta
+from align_anything.trainers.runs.assembly import build_on_meta, skeleton
 from align_anything.trainers.runs.checks import precision_of_reference, reference_cache_of
 from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_judge
 from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
@@ -94,7 +95,7 @@ def activations_of(model: nn.Module, spec: FamilySpec, tokens: int, width: int, 
 
 
 def memory_of_run(
-    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec, policy: nn.Module, tokens: int
+    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: Spec, policy: nn.Module, tokens: int
 ) -> dict[str, Memory]:
     """The memory of each model that the run holds, by what it is, `policy` as `build_on_meta` made it first.
 
@@ -107,8 +108,10 @@ def memory_of_run(
     recomputes = cfgs.train_cfgs.gradient_checkpointing
 
     def learns(model: nn.Module) -> Memory:
-        kept = activations_of(model, spec, tokens, DTYPES[precision].itemsize, recomputes)
-        return replace(estimate_memory(model, config, precision), activations=kept)
+        own = estimate_memory(model, config, precision)
+        if spec.unit != 'token':
+            return own
+        return replace(own, activations=activations_of(model, spec, tokens, DTYPES[precision].itemsize, recomputes))
 
     held = {'policy': learns(policy)} if algorithm.trains else {'model': estimate_memory(policy, config, precision)}
     refers = algorithm.refers and reference_cache_of(algorithm) is None
@@ -131,7 +134,9 @@ def memory_of_run(
 def memory_table(held: Mapping[str, Memory], tokens: int) -> Table:
     """A line for each model and, of several, one for all."""
     names = [field.name for field in fields(Memory)]
-    title = f'Memory of one rank; activations: about, {tokens:,} tokens in the language model'
+    title = 'Memory of one rank; ' + (
+        f'activations: about, {tokens:,} tokens in the language model' if tokens else 'activations are not estimated'
+    )
     table = Table('', *names, 'total', title=title)
     together = {'all': sum(held.values(), Memory(0.0))} if len(held) > 1 else {}
     for name, memory in {**held, **together}.items():
@@ -139,7 +144,7 @@ def memory_table(held: Mapping[str, Memory], tokens: int) -> Table:
     return table
 
 
-def _reference(cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, policy: nn.Module) -> Memory:
+def _reference(cfgs: RunCfgs, algorithm: Reference, spec: Spec, policy: nn.Module) -> Memory:
     """That of a frozen copy, less the weights that the policy keeps frozen and shares with it."""
     source = algorithm.reference_model_name_or_path or cfgs.model_cfgs.model_name_or_path
     same = source == cfgs.model_cfgs.model_name_or_path
@@ -148,7 +153,7 @@ def _reference(cfgs: RunCfgs, algorithm: Reference, spec: FamilySpec, policy: nn
         spec = spec_of(cfgs.model_copy(update={'model_cfgs': models}))
     config = load_deepspeed_config(algorithm.reference_ds_cfgs or cfgs.train_cfgs.ds_cfgs)
     precision = precision_of_reference(cfgs, algorithm)
-    total = estimate_memory(structure.skeleton(spec.config).requires_grad_(False), config, precision)
+    total = estimate_memory(skeleton(spec).requires_grad_(False), config, precision)
     stages = zero_stage(config), zero_stage(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs))
     if not same or precision != precision_of(cfgs) or 3 in stages:
         return total

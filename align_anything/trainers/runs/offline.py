@@ -9,12 +9,13 @@ from align_anything.datasets.source_loading import source_names
 from align_anything.engines.by_kind import ByKind
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import assemble
+from align_anything.trainers.runs.assembly import assemble, save
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.checks import check_evaluation
 from align_anything.trainers.runs.data import loader_in_order, row_costs, total_steps, training_loader, training_sampler
 from align_anything.trainers.runs.media_codes import prepare_codes
+from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.reference import make_roles
 
 
@@ -24,6 +25,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     run = begin(pair, resolved)
     dataset, held_out = run.datasets()
     prepare_codes(cfgs, run.spec, [dataset, *held_out])
+    prepare_latents(cfgs, run.spec, [dataset, *held_out])
     costs, unusable = row_costs(dataset, run.collate, cfgs)
     # The check in `assemble` may fall back to another layout, in which these micro-batches can take more than the
     # budget. They stay as they are, because the learning rate is scheduled for their steps; the check says what to set.
@@ -36,7 +38,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     policy = assemble(cfgs, algorithm, run.collate, steps)
     # Before the state of an earlier run is loaded: the policy is still what it is compared with.
     roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, policy, dataset, held_out)
-    checkpoints = Checkpoints(resolved, run.output_dir, {'policy': policy}, run.spec)
+    checkpoints = Checkpoints(resolved, run.output_dir, {'policy': policy}, run.spec, save)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -24,16 +23,18 @@ from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import UnreadResponses
 from align_anything.rewards.base import Reward
-from align_anything.rollouts.decoded import said_with_media
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
+from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import assemble, make_collator
+from align_anything.trainers.runs.assembly import assemble, make_collator, open_scorer, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
+from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.media_codes import prepare_codes
+from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
 from align_anything.trainers.runs.rewarding import make_rewards
@@ -42,12 +43,10 @@ from align_anything.trainers.runs.roles import (
     critic_cfgs,
     critic_spec,
     judges_of,
-    open_scorer,
     require_head,
     spec_of_judge,
 )
-from align_anything.trainers.runs.rollout_engine import check_rollouts, open_codecs, open_rollouts
-from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
+from align_anything.trainers.runs.rollout_engine import check_rollouts
 
 
 def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
@@ -64,16 +63,20 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     run = begin(pair, resolved)
     specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
-    sampling = sampling_of(models, pair, run.spec)
-    check_kinds('train_cfgs.emitted_advantage_weights', algorithm.weighed_kinds, sampling)
+    generating = GENERATING[run.spec.unit]
+    sampling = generating.sampling_of(resolved, pair, run.spec, steps_of_rollout(cfgs, algorithm))
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
-    collate, (dataset, *held_out) = guided_if_asked(models, run.collate, [dataset, *held_out])
+    collate, (dataset, *held_out) = generating.guided_if_asked(cfgs, run.collate, [dataset, *held_out])
     run = replace(run, collate=collate)
     supervised = ptx_dataset(resolved, pair, run.spec)
-    prepare_codes(cfgs, run.spec, [dataset, *held_out, *([] if supervised is None else [supervised])])
+    rows = [dataset, *held_out, *([] if supervised is None else [supervised])]
+    prepare_codes(cfgs, run.spec, rows)
+    prepare_latents(cfgs, run.spec, rows)
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
-    check_evaluation(cfgs, names_of_numbers([*(reward.name for reward in rewards), *judges]), steps)
+    check_evaluation(
+        cfgs, names_of_numbers([*(reward.name for reward in rewards), *judges], run.spec.unit == 'token'), steps
+    )
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)
@@ -92,9 +95,9 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         size = cfgs.train_cfgs.per_device_train_batch_size
         judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
         rewards.append(Reward(name, weight, judge, judge.unread))
-    codecs = open_codecs(run.spec, sampling, policy.device)
-    pending = Pending(policy.device, partial(said_with_media, run.spec, sampling, codecs))
-    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, pending)
+    rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
+    pending = Pending(policy.device, decode)
+    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
@@ -110,7 +113,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         evaluation=evaluation,
         critics=critics,
         reference=reference,
-        rollouts=open_rollouts(resolved, policy, run.spec, sampling, codecs),
+        rollouts=rollouts,
         sampling=sampling,
         pending=pending,
         rewards=rewards,

@@ -31,7 +31,8 @@ from align_anything.trainers.runs.settings import DTYPES, frozen_config, precisi
 
 logger = get_logger(__name__)
 
-Scorer = Callable[[Batch], Scored]
+Scorer = Callable[..., Scored]
+"""Scores a Batch, with what the policy is asked for beside, by name."""
 
 
 def make_roles(
@@ -134,9 +135,9 @@ def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, policy: DeepSpeedEngine)
 def adapter_off(policy: DeepSpeedEngine) -> Scorer:
     """Scores with the weights under the adapter that `policy` trains."""
 
-    def score(batch: Batch) -> Scored:
+    def score(batch: Batch, **asked: bool) -> Scored:
         with policy.policy.model.disable_adapter():
-            return policy.infer(batch)
+            return policy.infer(batch, **asked)
 
     return score
 

@@ -21,15 +21,12 @@ from align_anything.models.checkpoint import stored_tensor
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
-from align_anything.policies.base import Collator
 from align_anything.rewards.base import Completion, check_values
 from align_anything.rewards.live_codes import LiveCodes
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import open_frozen
-from align_anything.trainers.runs.checks import require_positions
 from align_anything.trainers.runs.data import require_judging, require_readable
-from align_anything.trainers.runs.settings import dtype_of, engine_config
+from align_anything.trainers.runs.model_checks import require_positions
 
 
 def require_head(source: str) -> None:
@@ -43,14 +40,6 @@ def require_head(source: str) -> None:
             f'{source} has no score head ({SCORE_HEAD}.weight), so it is no reward model: train one with rm or '
             'cost_model.'
         )
-
-
-def open_scorer(cfgs: RunCfgs, collate: Collator, source: str) -> FrozenEngine:
-    """Loads the model `source`, which has a score head, and checks it; `collate` is that of its own family."""
-    config = engine_config(cfgs)[0]
-    engine = open_frozen(cfgs, collate, source, scores='responses', dtype=dtype_of(cfgs), config=config)
-    engine.policy.check(engine.module, engine.device)
-    return engine
 
 
 def spec_of_role(cfgs: RunCfgs, source: str) -> FamilySpec:

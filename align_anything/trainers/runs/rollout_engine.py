@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,20 +16,24 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import MediaKind
+from align_anything.core.types import MediaKind, Piece
+from align_anything.datasets.dataset import ExampleDataset
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.gathering import gathered_tensors, gathered_weights
 from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.codecs.base import Codec
 from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
+from align_anything.policies.token.collator import TokenCollator
 from align_anything.rollouts.base import RolloutEngine, Sampling
-from align_anything.rollouts.decoded import DecodedRollouts
+from align_anything.rollouts.decoded import DecodedRollouts, said_with_media
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.probe import ProbedRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, check_vllm, check_vllm_emission
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs import sampling as token_sampling
 from align_anything.trainers.runs.settings import dtype_of, precision_of
 
 logger = get_logger(__name__)
@@ -90,14 +95,44 @@ def _problems_of_servers(settings: VLLMCfgs) -> list[str]:
     return problems
 
 
+def sampling_of(
+    resolved: Resolved[OnlineRunCfgs, Online], pair: Pair, spec: FamilySpec, steps_of_rollout: int
+) -> Sampling:
+    """How responses are sampled. Raises SettingsError for what the model cannot write, or has no units of."""
+    sampling = token_sampling.sampling_of(resolved.cfgs.model_cfgs, pair, spec)
+    weighed = resolved.algorithm.weighed_kinds
+    token_sampling.check_kinds('train_cfgs.emitted_advantage_weights', weighed, sampling)
+    return sampling
+
+
+def guided_if_asked(
+    cfgs: OnlineRunCfgs, collate: TokenCollator, datasets: Sequence[ExampleDataset]
+) -> tuple[TokenCollator, list[ExampleDataset]]:
+    """The collator and the prompts of runs with guidance, see `sampling.guided_if_asked`; of others as they are."""
+    return token_sampling.guided_if_asked(cfgs.model_cfgs, collate, datasets)
+
+
 def open_rollouts(
+    resolved: Resolved[OnlineRunCfgs, Online],
+    policy: DeepSpeedEngine,
+    spec: FamilySpec,
+    sampling: Sampling,
+) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]:
+    """Returns what generates responses with the weights of `policy`, and what says what a response says.
+
+    Media are decoded by the codecs of the family. Every rank calls it.
+    """
+    codecs = open_codecs(spec, sampling, policy.device)
+    return _rollouts(resolved, policy, spec, sampling, codecs), partial(said_with_media, spec, sampling, codecs)
+
+
+def _rollouts(
     resolved: Resolved[OnlineRunCfgs, Online],
     policy: DeepSpeedEngine,
     spec: FamilySpec,
     sampling: Sampling,
     codecs: Mapping[MediaKind, Codec],
 ) -> RolloutEngine:
-    """Returns what generates responses with the weights of `policy`, media decoded by `codecs`. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models = cfgs.model_cfgs
     if not cfgs.vllm_cfgs.use_vllm:

@@ -32,6 +32,7 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         emit_temperature=dict(model.emit_temperature),
         emit_top_k=dict(model.emit_top_k),
         guidance=model.guidance_scale,
+        eval_guidance=model.eval_guidance_scale,
     )
     check_emission(spec.codes, sampling)
     if is_guided(model):
@@ -69,10 +70,15 @@ def guided_if_asked(
     """
     if not is_guided(model):
         return collate, list(datasets)
+    return replace(collate, guidance=model.guidance_scale), guided_prompts(datasets)
+
+
+def guided_prompts(datasets: Sequence[ExampleDataset]) -> list[ExampleDataset]:
+    """The prompts each with its unconditional form. Raises DataError where the first ones have no such form."""
     found = [dataset.of_task(replace(dataset.task, guided=True)) for dataset in datasets]
     for dataset in found:
         dataset.probe(final=True)
-    return replace(collate, guidance=model.guidance_scale), found
+    return found
 
 
 def check_kinds(setting: str, named: Collection[str], sampling: Sampling) -> None:

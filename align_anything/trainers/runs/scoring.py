@@ -21,11 +21,11 @@ from align_anything.datasets.skips import SkipReport
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import make_collator
+from align_anything.trainers.runs.assembly import make_collator, open_scorer
 from align_anything.trainers.runs.begin import check_unused, make_folders
 from align_anything.trainers.runs.data import loader_in_order, open_run, probed
 from align_anything.trainers.runs.media_codes import prepare_codes
-from align_anything.trainers.runs.roles import open_scorer, require_head
+from align_anything.trainers.runs.roles import require_head
 
 logger = get_logger(__name__)
 

@@ -15,8 +15,11 @@ from align_anything.core.errors import SettingsError
 from align_anything.engines.deepspeed_config import build_config, check_zero, offloads_optimizer
 from align_anything.engines.optim import choose_optimizer
 from align_anything.models.codes import MediaCodes
-from align_anything.models.family import FamilySpec
+from align_anything.models.diffusion.checkpoint import is_pipeline
+from align_anything.models.diffusion.checkpoint import load_spec as load_pipeline_spec
+from align_anything.models.diffusion.spec import Sizing
 from align_anything.models.pretrained_model import load_spec
+from align_anything.models.spec import Spec
 from align_anything.trainers.pairs import Pair
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
@@ -66,7 +69,7 @@ def frozen_config(cfgs: RunCfgs, precision: str, zero_file: str | None = None) -
     )
 
 
-def codes_of_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec) -> MediaCodes | None:
+def codes_of_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: Spec) -> MediaCodes | None:
     """The codes of the family as the run scores and weighs them, None for a family without.
 
     Raises SettingsError for the weight of a kind that it does not write.
@@ -89,9 +92,11 @@ def codes_of_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySp
     )
 
 
-def spec_of(cfgs: RunCfgs) -> FamilySpec:
+def spec_of(cfgs: RunCfgs) -> Spec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
+    if denoises(cfgs):
+        return load_pipeline_spec(model.model_name_or_path, sizing_of(cfgs), cfgs.diffusion_cfgs.draws_per_sample)
     return load_spec(
         model.model_name_or_path,
         model_max_length=model.model_max_length,
@@ -99,4 +104,21 @@ def spec_of(cfgs: RunCfgs) -> FamilySpec:
         chat_template=model.chat_template,
         processor_kwargs=model.processor_kwargs,
         media_codes=model.media_codes,
+    )
+
+
+def denoises(cfgs: RunCfgs) -> bool:
+    """Whether the model of the run is a pipeline, whose denoiser trains."""
+    return is_pipeline(cfgs.model_cfgs.model_name_or_path)
+
+
+def sizing_of(cfgs: RunCfgs) -> Sizing:
+    """What size the media of a run are brought to before a denoiser learns them."""
+    asked = cfgs.diffusion_cfgs.resolution
+    resolution = (asked, asked) if isinstance(asked, int) else None if asked is None else tuple(asked)
+    return Sizing(
+        resolution=resolution,
+        buckets=cfgs.diffusion_cfgs.aspect_buckets,
+        num_frames=cfgs.data_cfgs.num_frames,
+        seconds=cfgs.data_cfgs.max_audio_seconds,
     )

@@ -1,0 +1,135 @@
+"""Settings that only runs of pipelines have: models that denoise."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from align_anything.configs.base import Cfgs
+from align_anything.configs.effects import EVALUATES, Effect, Effects, needs, writing
+from align_anything.core.types import MEDIA_KINDS
+
+GENERATES = Effect(
+    lambda facts: facts.algorithm.generates,
+    'it means nothing where nothing is generated in training; leave it out.',
+    off=(None, False),
+)
+OFFLINE = Effect(
+    lambda facts: not facts.algorithm.generates,
+    'it means nothing where the denoising steps of rollouts are trained; leave it out.',
+    off=(None, 0.0),
+)
+
+
+class DiffusionCfgs(Cfgs):
+    """How a denoiser is trained. They mean nothing for models that write media as tokens."""
+
+    takes_effect: ClassVar[Effects] = {
+        '*': writing(*MEDIA_KINDS),
+        **{
+            f'timestep_logit_{key}': needs('diffusion_cfgs.timestep_sampling', 'logit_normal')
+            for key in ('mean', 'std')
+        },
+        'timestep_mode_scale': needs('diffusion_cfgs.timestep_sampling', 'mode'),
+        'min_snr_gamma': needs('diffusion_cfgs.loss_weighting', 'min_snr'),
+        **{key: OFFLINE for key in ('noise_offset', 'input_perturbation')},
+        **{
+            key: GENERATES
+            for key in ('rollout_steps', 'sde_kernel', 'noise_level', 'sde_window', 'same_noise_in_group')
+        },
+        'sde_window_range': (GENERATES, needs('diffusion_cfgs.sde_window')),
+        'sde_window_slides_every': (GENERATES, needs('diffusion_cfgs.sde_window')),
+        'eval_rollout_steps': (GENERATES, EVALUATES),
+        'kl_form': GENERATES,
+    }
+
+    resolution: PositiveInt | list[PositiveInt] | None = Field(
+        None,
+        description='Size in pixels that images and videos are brought to: a side, or height and width. null is what '
+        'the checkpoint was trained at.',
+    )
+    aspect_buckets: bool = Field(
+        False,
+        description='Keeps the aspect ratio of images and videos: each is brought to the nearest of several sizes with '
+        'about as many pixels as resolution has, and a micro-batch holds one size. Off, all are cropped to resolution.',
+    )
+    draws_per_sample: PositiveInt = Field(
+        1, description='Draws of a noise level and noise for each response in an epoch; their loss is averaged.'
+    )
+    timestep_sampling: Literal['auto', 'logit_normal', 'uniform', 'mode'] = Field(
+        'auto',
+        description='How noise levels are drawn. logit_normal and mode are those of Stable Diffusion 3 (Esser et al., '
+        '2024). auto is logit_normal for flows and uniform for all others.',
+    )
+    timestep_logit_mean: float = Field(0.0, description='Mean of the normal distribution behind logit_normal.')
+    timestep_logit_std: PositiveFloat = Field(1.0, description='Its standard deviation.')
+    timestep_mode_scale: float = Field(1.29, description='Scale of the mode distribution.')
+    timestep_shift: PositiveFloat | None = Field(
+        None,
+        description='Shift s of the noise levels of a flow, σ to sσ / (1 + (s - 1)σ). null is what the scheduler of '
+        'the checkpoint says, by the size of the media where it is dynamic; 1 is none.',
+    )
+    loss_weighting: Literal['none', 'min_snr', 'debiased', 'cosmap', 'inverse_sigma_squared'] = Field(
+        'none',
+        description='Weight of the loss by noise level: min_snr (Hang et al., 2023) and debiased are for DDPM, cosmap '
+        'and inverse_sigma_squared (which diffusers calls sigma_sqrt) for flows.',
+    )
+    min_snr_gamma: PositiveFloat = Field(5.0, description='Highest signal-to-noise ratio that min_snr heeds.')
+    noise_offset: NonNegativeFloat = Field(
+        0.0, description='Noise that is the same for all positions of a channel, added to the noise; 0.03 to 0.1.'
+    )
+    input_perturbation: NonNegativeFloat = Field(
+        0.0, description='Scale of further noise that the denoiser sees and need not predict (Ning et al., 2023).'
+    )
+    embedded_guidance: PositiveFloat | None = Field(
+        None,
+        description='Guidance that guidance-distilled denoisers (FLUX.1-dev, HunyuanVideo) are told. null is 1 in '
+        'training on data and 3.5 in rollouts.',
+    )
+    prepared_dir: str | None = Field(
+        None,
+        description='Folder that keeps latents and text embeddings, which later runs need not make again. null is the '
+        'folder prepared in output_dir.',
+    )
+    rollout_steps: PositiveInt = Field(10, description='Denoising steps of a rollout; fewer than previews need.')
+    eval_rollout_steps: PositiveInt | None = Field(
+        None, description='Denoising steps of the responses to evaluation data, without noise. null is rollout_steps.'
+    )
+    sde_kernel: Literal['auto', 'flow_sde', 'dance_sde', 'cps', 'ddim'] = Field(
+        'auto',
+        description='How the trained steps of a rollout sample: flow_sde (Flow-GRPO), dance_sde (DanceGRPO), cps '
+        '(coefficients-preserving), ddim (DDPO). auto is flow_sde for flows and ddim for all others. Clip ranges and '
+        'KL coefficients do not carry over from one to another.',
+    )
+    noise_level: PositiveFloat | None = Field(
+        None,
+        description='How much noise the trained steps add: a of flow_sde and cps, η of dance_sde and ddim. null is '
+        '0.7, 0.3 of dance_sde, 1 of ddim.',
+    )
+    sde_window: PositiveInt | None = Field(
+        None,
+        description='How many consecutive steps of a rollout sample and are trained, the others go without noise '
+        '(MixGRPO, Flow-GRPO-Fast). null is all but the last.',
+    )
+    sde_window_range: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)] | None = Field(
+        None, description='First step that the window may begin with, and the last. null is all that it fits in.'
+    )
+    sde_window_slides_every: PositiveInt | None = Field(
+        None,
+        description='Rollouts after which the window goes on by a step, from noise to clean (MixGRPO). null puts it '
+        'somewhere else in each rollout.',
+    )
+    same_noise_in_group: bool = Field(
+        False, description='Starts all responses to a prompt from the same noise (DanceGRPO).'
+    )
+    kl_form: Literal['exact', 'flow_grpo'] = Field(
+        'exact',
+        description='KL divergence from the reference: that of the Gaussians, or as in flow_grpo without the length of '
+        'a step, whose coefficients are about ten times larger.',
+    )
+
+    @field_validator('loss_weighting', mode='before')
+    @classmethod
+    def _as_it_is(cls, value: object) -> object:
+        return 'inverse_sigma_squared' if value == 'sigma_sqrt' else value

@@ -1,0 +1,92 @@
+"""Qwen-Image (Wu et al., 2025): a flow over packed latents of a video autoencoder, under Qwen2.5-VL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.models.diffusion.packing import even_sigmas, pack, unpack
+from align_anything.models.diffusion.pictures import PictureSpec
+from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.statistics import standardised, unstandardised
+
+
+class QwenImageSpec(PictureSpec):
+    """Predicts the velocity at σ of latents that are standardised by channel."""
+
+    pipelines = ('QwenImagePipeline',)
+    side_multiple = 2
+    default_text_length = 512
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side for one latent."""
+        return 2 ** len(self.configs['vae']['temperal_downsample'])
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.configs['vae']['z_dim']
+
+    def default_size(self) -> Size:
+        """Returns the size of the settings, else 128 latents a side, `(height, width)`."""
+        side = 128 * self.factor
+        return self.sizing.resolution or (side, side)
+
+    @torch.no_grad()
+    def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Returns `text` `(length, size)` of each, and its `mask` of ones."""
+        found = []
+        for prompt in prompts:
+            text, _ = pipeline.encode_prompt([prompt], pipeline.device, max_sequence_length=self.text_length)
+            found.append({'text': text[0].cpu(), 'mask': torch.ones(text.shape[1], dtype=torch.long)})
+        return found
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Returns latents of the autoencoder as the denoiser has them."""
+        return standardised(latents, self.configs['vae'])
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Returns latents of the denoiser as the autoencoder has them."""
+        return unstandardised(latents, self.configs['vae'])
+
+    def encode_media(self, pipeline: Any, fitted: Tensor) -> Tensor:
+        """Returns the mode of the distribution of pictures as videos of one frame, standardised."""
+        return super().encode_media(pipeline, fitted[:, :, None])[:, :, 0]
+
+    @torch.no_grad()
+    def decode_latents(self, pipeline: Any, latents: Tensor) -> list[Any]:
+        """Returns RGB PIL images."""
+        vae = pipeline.vae
+        video = vae.decode(self.unscaled(latents.to(vae.device, vae.dtype)[:, :, None]), return_dict=False)[0]
+        return pipeline.image_processor.postprocess(video[:, :, 0], output_type='pil')
+
+    def predict(
+        self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
+    ) -> Tensor:
+        """Returns the velocity."""
+        height, width = sample.shape[-2:]
+        mask = conditions['mask']
+        told = None
+        if self.configs[self.denoiser].get('guidance_embeds'):
+            told = torch.full((len(sample),), guidance, dtype=torch.float32, device=sample.device)
+        tokens = denoiser(
+            hidden_states=pack(sample),
+            timestep=level * self.timesteps / 1000,
+            guidance=told,
+            encoder_hidden_states=conditions['text'].to(sample.dtype),
+            encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+            img_shapes=[[(1, height // 2, width // 2)]] * len(sample),
+            return_dict=False,
+        )[0]
+        return unpack(tokens.float(), height, width)
+
+    def sigmas(self, steps: int) -> list[float] | None:
+        """Returns even noise levels."""
+        return even_sigmas(steps)
+
+
+SPEC = QwenImageSpec

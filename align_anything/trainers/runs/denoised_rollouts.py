@@ -1,0 +1,84 @@
+"""What generates the media of a run whose policy denoises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from align_anything.algorithms.online import Online
+from align_anything.configs.online import OnlineRunCfgs
+from align_anything.configs.resolve import Resolved
+from align_anything.core.errors import SettingsError
+from align_anything.core.types import Piece
+from align_anything.datasets.dataset import ExampleDataset
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.gathering import gathered_weights
+from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.policies.denoising.collator import DenoisingCollator
+from align_anything.rollouts.base import RolloutEngine
+from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.pipelines import guidance_of, kernel_of, trains_steps
+from align_anything.trainers.runs.sampling import guided_prompts, is_guided
+from align_anything.trainers.runs.settings import dtype_of
+
+
+def sampling_of(
+    resolved: Resolved[OnlineRunCfgs, Online], pair: Pair, spec: DiffusionSpec, steps_of_rollout: int
+) -> DenoisingSampling:
+    """How media are generated. Raises SettingsError for a window that does not fit into a rollout."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    own = cfgs.diffusion_cfgs
+    first, last = own.sde_window_range or (0, None)
+    slides = None if own.sde_window_slides_every is None else own.sde_window_slides_every * steps_of_rollout
+    window = Window(own.sde_window, first, last, slides)
+    trains = trains_steps(algorithm)
+    problem = window.problem(own.rollout_steps) if trains else ''
+    if problem:
+        raise SettingsError([f'diffusion_cfgs.sde_window: {problem}.'])
+    guidance = guidance_of(cfgs, spec, algorithm)
+    eval_scale = cfgs.model_cfgs.eval_guidance_scale or guidance.scale
+    evaluation = DenoisingSampling(
+        steps=own.eval_rollout_steps or own.rollout_steps, guidance=replace(guidance, scale=eval_scale)
+    )
+    return DenoisingSampling(
+        steps=own.rollout_steps,
+        guidance=guidance,
+        kernel=kernel_of(cfgs, spec) if trains else None,
+        window=window,
+        units='steps' if trains else 'draws',
+        same_noise=own.same_noise_in_group,
+        evaluation=evaluation,
+    )
+
+
+def guided_if_asked(
+    cfgs: OnlineRunCfgs, collate: DenoisingCollator, datasets: Sequence[ExampleDataset]
+) -> tuple[DenoisingCollator, list[ExampleDataset]]:
+    """The collator, and the prompts each with its unconditional form, of runs with guidance; of others as they are."""
+    return collate, guided_prompts(datasets) if is_guided(cfgs.model_cfgs) else list(datasets)
+
+
+def open_rollouts(
+    resolved: Resolved[OnlineRunCfgs, Online],
+    policy: DeepSpeedEngine,
+    spec: DiffusionSpec,
+    sampling: DenoisingSampling,
+) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]:
+    """Returns what generates media with the weights of `policy`, and what decodes a response. Every rank calls it."""
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    responses = algorithm.per_device_prompt_batch_size * algorithm.num_generations
+    rollouts = DenoisingRollouts(
+        policy.policy.model,
+        spec,
+        spec.open(policy.device, torch.float32),
+        dtype=dtype_of(cfgs),
+        device=policy.device,
+        batch_size=cfgs.model_cfgs.generation_batch_size or responses,
+        gathered=partial(gathered_weights, policy),
+    )
+    return rollouts, spec.decode

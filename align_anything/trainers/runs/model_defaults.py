@@ -1,0 +1,59 @@
+"""Defaults that hang on the kind of model: what trains tokens well does not train denoisers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from align_anything.configs.resolve import Resolved
+from align_anything.core.logging import get_logger
+from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.trainers.runs.settings import denoises, spec_of
+
+logger = get_logger(__name__)
+
+FULL_RATE, ADAPTER_RATE, ONLINE_ADAPTER_RATE = 1e-5, 1e-4, 3e-4
+OF_DENOISERS: Mapping[str, Any] = {
+    'clip_range_ratio': 1e-4,
+    'clip_range_advantage': 5.0,
+    'scale_rewards': 'batch',
+    'loss_aggregation': 'token-mean',
+    'beta': 0.004,
+    'kl_coeff': 0.0,
+}
+"""Of policy gradients on denoising steps, as in Flow-GRPO: the score of a step is a mean over the elements of latents,
+so that ratios are much nearer to 1 than those of tokens."""
+
+
+def with_model_defaults(resolved: Resolved) -> Resolved:
+    """Returns the same run with the defaults for its kind of model where the user gave nothing. It logs them."""
+    if not denoises(resolved.cfgs):
+        return resolved
+    wanted = {
+        key: value
+        for key, value in _defaults(resolved, spec_of(resolved.cfgs)).items()
+        if key in type(resolved.cfgs.train_cfgs).model_fields and not resolved.given(f'train_cfgs.{key}')
+    }
+    if not wanted:
+        return resolved
+    logger.info('defaults for denoisers: %s', ', '.join(f'{key}: {value}' for key, value in sorted(wanted.items())))
+    train = resolved.cfgs.train_cfgs.model_copy(update=wanted)
+    own = {key: value for key, value in wanted.items() if key in type(resolved.algorithm).model_fields}
+    return replace(
+        resolved,
+        cfgs=resolved.cfgs.model_copy(update={'train_cfgs': train}),
+        algorithm=resolved.algorithm.model_copy(update=own),
+    )
+
+
+def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:
+    algorithm, adapts = resolved.algorithm, resolved.cfgs.lora_cfgs.use_lora
+    adapter_rate = ONLINE_ADAPTER_RATE if algorithm.generates else ADAPTER_RATE
+    # Of the mean error over the elements, not of a log-probability: Diffusion-DPO's β of 5000 halved, flows' of 2000.
+    scale = (50.0 if algorithm.generates else 1000.0) if spec.process.prediction == 'flow' else 2500.0
+    return {
+        'learning_rate': adapter_rate if adapts else FULL_RATE,
+        'scale_coeff': 1000.0 if algorithm.name == 'kto' else scale,
+        **(OF_DENOISERS if algorithm.generates else {}),
+    }

@@ -1,0 +1,185 @@
+"""Pipelines of diffusers, as runs take them: only the denoiser is loaded into an engine, tuned and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.configs.online import OnlineRunCfgs
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.errors import ModelError
+from align_anything.models.diffusion.checkpoint import (
+    denoiser_skeleton,
+    enable_gradient_checkpointing,
+    load_denoiser,
+    load_spec,
+)
+from align_anything.models.diffusion.export import export_denoiser
+from align_anything.models.diffusion.lora import apply_lora
+from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.trainable import require_trainable
+from align_anything.policies.base import Policy
+from align_anything.policies.denoising.collator import DenoisingCollator
+from align_anything.policies.denoising.noise import Noise
+from align_anything.policies.denoising.policy import DenoisingPolicy
+from align_anything.policies.denoising.prediction import Guidance
+from align_anything.policies.denoising.transitions import Kernel
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.model_checks import without_effect
+from align_anything.trainers.runs.settings import dtype_of
+
+NOISE_LEVELS = {'flow_sde': 0.7, 'dance_sde': 0.3, 'cps': 0.7, 'ddim': 1.0}
+OF_TOKENS = (
+    *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
+    *(f'train_cfgs.{key}' for key in ('unfreeze_patterns', 'code_loss_over', 'reference_cache_dir')),
+    *(f'data_cfgs.{key}' for key in ('train_on', 'emitted_loss_weights', 'drop_truncated', 'sample_cache_dir')),
+    *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),
+    *(f'model_cfgs.{key}' for key in ('chat_template', 'processor_kwargs', 'feature_cache_dir', 'max_new_tokens')),
+    *(f'model_cfgs.{key}' for key in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'stop', 'emit_*')),
+    *(f'lora_cfgs.{key}' for key in ('vision_lora', 'modules_to_save', 'task_type')),
+    'bnb_cfgs.use_bnb',
+    'vllm_cfgs.use_vllm',
+)
+"""Settings that only models which write tokens read; `*` stands for the end of a name."""
+
+
+def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Algorithm) -> DenoisingCollator:
+    """The collator of the run's policy. Raises SettingsError for noise that the process does not have."""
+    noise = noise_of(cfgs, spec)
+    if not algorithm.generates:
+        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
+    kernel = kernel_of(cfgs, spec) if trains_steps(algorithm) else None
+    guidance = guidance_of(cfgs, spec, algorithm)
+    return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance)
+
+
+def trains_steps(algorithm: Algorithm) -> bool:
+    """Whether it is the denoising steps of rollouts that train, and not draws of noise for what they end with."""
+    return algorithm.generates and algorithm.needs != 'score'
+
+
+def kernel_of(cfgs: OnlineRunCfgs, spec: DiffusionSpec) -> Kernel:
+    """How the trained steps of rollouts sample. Raises SettingsError for a kernel that the process has not."""
+    own = cfgs.diffusion_cfgs
+    name = ('flow_sde' if spec.process.prediction == 'flow' else 'ddim') if own.sde_kernel == 'auto' else own.sde_kernel
+    level = NOISE_LEVELS[name] if own.noise_level is None else own.noise_level
+    kernel = Kernel(name, level, own.kl_form)
+    kernel.check(spec.process)
+    return kernel
+
+
+def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Guidance:
+    """How predictions are led to the prompt, where responses are generated; in training on data they are not."""
+    embedded = cfgs.diffusion_cfgs.embedded_guidance
+    if not algorithm.generates:
+        return Guidance(embedded=1.0 if embedded is None else embedded)
+    scale = cfgs.model_cfgs.guidance_scale
+    return Guidance(scale, spec.rescales_guidance, 3.5 if embedded is None else embedded)
+
+
+def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
+    """How noise levels are drawn and weighed in the run."""
+    own = cfgs.diffusion_cfgs
+    noise = Noise(
+        timestep_sampling=own.timestep_sampling,
+        logit_mean=own.timestep_logit_mean,
+        logit_std=own.timestep_logit_std,
+        mode_scale=own.timestep_mode_scale,
+        shift=own.timestep_shift,
+        weighting=own.loss_weighting,
+        min_snr_gamma=own.min_snr_gamma,
+        noise_offset=own.noise_offset,
+        input_perturbation=own.input_perturbation,
+    )
+    noise.check(spec.process)
+    return noise
+
+
+def make_policy(scores: str, model: nn.Module, collate: DenoisingCollator, dtype: torch.dtype) -> Policy:
+    """The policy over a denoiser. Raises ModelError for scores of whole responses, which it has no head for."""
+    if scores != 'tokens':
+        raise ModelError(
+            f"pipelines of class '{collate.spec.model_type}' have no score head: reward models and critics are models "
+            'that read the media, such as Qwen2.5-VL.'
+        )
+    return DenoisingPolicy(model, collate, dtype=dtype)
+
+
+def tune(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> nn.Module:
+    """Adapts and checkpoints a denoiser as the settings ask; without adapters all of it trains."""
+    if cfgs.train_cfgs.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    if not cfgs.lora_cfgs.use_lora:
+        return model.requires_grad_(True)
+    return apply_lora(model, cfgs.lora_cfgs, spec, dtype=dtype_of(cfgs))
+
+
+def skeleton(spec: DiffusionSpec) -> nn.Module:
+    """The denoiser without weights."""
+    return denoiser_skeleton(spec)
+
+
+def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> nn.Module:
+    """The denoiser tuned as the settings ask, without weights. Raises ModelError for what is wrong with that."""
+    model = skeleton(spec).to(dtype_of(cfgs))
+    return tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
+
+
+def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
+    """None: no denoiser here is a mixture of experts whose router has a loss."""
+    return 0.0
+
+
+def load(
+    cfgs: RunCfgs,
+    collate: DenoisingCollator,
+    source: str,
+    *,
+    dtype: torch.dtype,
+    config: dict[str, Any],
+    is_reward_model: bool = False,
+) -> nn.Module:
+    """Loads the weights of the denoiser of `source`; the engine partitions them afterwards where its stage asks."""
+    spec = collate.spec
+    same = source == cfgs.model_cfgs.model_name_or_path
+    return load_denoiser(spec if same else load_spec(source, spec.sizing, spec.draws), dtype)
+
+
+def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dict[str, Any]) -> None:
+    """Nothing is left to do before an engine takes a denoiser."""
+
+
+def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
+    """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a pipeline."""
+    for path in OF_TOKENS:
+        without_effect(resolved, path, f'{spec.model_type} denoises media and has no tokens')
+    source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
+    if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
+        return
+    other = load_spec(source, spec.sizing, spec.draws)
+    if other.model_type != spec.model_type or other.process != spec.process:
+        raise ModelError(
+            f'train_cfgs.reference_model_name_or_path: {source} is a {other.model_type} and predicts '
+            f'{other.process.prediction}, the policy is a {spec.model_type} and predicts {spec.process.prediction}. '
+            'Name a reference of the same family.'
+        )
+
+
+def require_trained(spec: DiffusionSpec, model: nn.Module, collate: DenoisingCollator, pair: Pair) -> None:
+    """Raises ModelError when no parameter of the denoiser trains; rows reach all of them."""
+    require_trainable(model)
+
+
+def kept_features(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> list[str]:
+    """None: a denoiser has no tower."""
+    return []
+
+
+def save(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
+    """Writes the pipeline, or its adapter, to `folder`, with its `state` where it is partitioned; on one rank."""
+    export_denoiser(model, state, folder, spec=spec, merge_adapter=cfgs.lora_cfgs.save_full_model)

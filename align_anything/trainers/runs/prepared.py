@@ -1,0 +1,146 @@
+"""The latents and text embeddings of a run, made before it trains: by frozen encoders, once, into a store.
+
+The encoders are freed before the denoiser is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.store import TensorStore
+from align_anything.core.types import Conversation, Example, Piece, Skipped
+from align_anything.datasets.dataset import ExampleDataset, TaskAround
+from align_anything.engines.process_group import device_of_rank
+from align_anything.models.diffusion.prepared import LATENTS, Prepared
+from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.fingerprint import weights_fingerprint
+from align_anything.models.spec import Spec
+from align_anything.trainers.runs.prepare import prepare
+
+FOLDER = 'prepared'
+PROMPT, MEDIA = 'prompt', 'media'
+Rows = list[dict[str, Any]]
+
+
+def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset]) -> None:
+    """Makes the latents and text embeddings of the rows of `datasets`, and lets `spec` read them.
+
+    Every rank calls it. The encoders are loaded where something is missing, and freed. The embedding of the empty
+    prompt is made too, which prompt_dropout and guidance need.
+    """
+    if spec.unit == 'token':
+        return
+    folder = cfgs.diffusion_cfgs.prepared_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
+    store = TensorStore(folder, FOLDER, fingerprint_of(spec), 'diffusion_cfgs.prepared_dir')
+    device = device_of_rank()
+    encoders = Encoders(spec, device)
+    prepared = Prepared(store)
+    makers = [TextMaker(store, prepared, encoders), LatentsMaker(store, prepared, encoders)]
+    for dataset in datasets:
+        prepare(makers, dataset.of_task(EncoderTask(dataset.task, spec)), _collate, cfgs, device)
+    spec.prepared = prepared
+
+
+def fingerprint_of(spec: DiffusionSpec) -> list[str]:
+    """Tells what the encoders of a pipeline make from what others do: by their weights, and by the family."""
+    frozen = sorted(name for name, _ in _components(spec))
+    return [spec.model_type, *(f'{name} {weights_fingerprint(spec.folder / name)}' for name in frozen)]
+
+
+def _components(spec: DiffusionSpec) -> list[tuple[str, Any]]:
+    trained = {*spec.denoisers, 'scheduler'}
+    return [
+        (name, entry)
+        for name, entry in spec.index.items()
+        if isinstance(entry, list) and entry[0] is not None and name not in trained
+    ]
+
+
+@dataclass
+class Encoders:
+    """The pipeline without its denoiser, opened when something is first asked of it."""
+
+    spec: DiffusionSpec
+    device: torch.device
+    _opened: Any = None
+
+    @property
+    def pipeline(self) -> Any:
+        """The frozen networks."""
+        if self._opened is None:
+            self._opened = self.spec.open(self.device)
+        return self._opened
+
+
+@dataclass
+class EncoderTask(TaskAround):
+    """The rows of another task, as what the encoders read of them."""
+
+    spec: DiffusionSpec
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns an Example without units, whose `meta` holds the prompt, and the media with their sizes."""
+        prompt = self.spec.prompt_of(conversations[0][:1])
+        media = [self.spec.answer_of(conversation) for conversation in conversations if len(conversation) > 1]
+        size = self.spec.size_of(media[0]) if media else ()
+        empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
+        return Example(empty, [], meta={PROMPT: prompt, MEDIA: [(medium, size) for medium in media]})
+
+
+@dataclass(frozen=True)
+class TextMaker:
+    """Makes what the denoiser is given of a prompt, an entry for each prompt and for the empty one."""
+
+    store: TensorStore
+    prepared: Prepared
+    encoders: Encoders
+    name: str = 'text embeddings'
+
+    def keys(self, example: Example) -> list[str]:
+        """Returns the keys of a row's prompt and of the empty one."""
+        return [self.prepared.text_key(text) for text in (example.meta[PROMPT], '')]
+
+    def make(self, batch: Rows, keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """Encodes the prompts of a batch that the store lacks."""
+        texts = list(dict.fromkeys(text for row in batch for text in (row[PROMPT], '')))
+        wanted = {self.prepared.text_key(text): text for text in texts}
+        wanted = {key: text for key, text in wanted.items() if key not in self.store}
+        if not wanted:
+            return {}
+        made = self.encoders.spec.encode_text(self.encoders.pipeline, list(wanted.values()))
+        return dict(zip(wanted, made, strict=True))
+
+
+@dataclass(frozen=True)
+class LatentsMaker:
+    """Makes the latents of media, an entry for each medium and size."""
+
+    store: TensorStore
+    prepared: Prepared
+    encoders: Encoders
+    name: str = 'latents'
+
+    def keys(self, example: Example) -> list[str]:
+        """Returns the keys of a row's media."""
+        return [self.prepared.latents_key(medium, size) for medium, size in example.meta[MEDIA]]
+
+    def make(self, batch: Rows, keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """Encodes the media of a batch that the store lacks, one by one: a latent hangs on nothing beside it."""
+        spec, made = self.encoders.spec, {}
+        for row, own in zip(batch, keys, strict=True):
+            for (medium, size), key in zip(row[MEDIA], own, strict=True):
+                if key not in self.store and key not in made:
+                    fitted = spec.fitted(medium, size)[None].to(self.encoders.device)
+                    made[key] = {LATENTS: spec.encode_media(self.encoders.pipeline, fitted)[0].cpu()}
+        return made
+
+
+def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Rows:
+    return [example.meta for example in examples]

@@ -1,0 +1,195 @@
+"""Models that write tokens, as runs take them: their collator, their policy, loading, tuning, what is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.configs.deepspeed_files import load_deepspeed_config
+from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import world_size
+from align_anything.engines.deepspeed_config import needs_every_parameter, zero_stage
+from align_anything.models import router, structure
+from align_anything.models.adapter import bare_model, find_adapter
+from align_anything.models.any_model import add_score_head
+from align_anything.models.declared_codes import keep_codes
+from align_anything.models.export import export_model
+from align_anything.models.family import FamilySpec
+from align_anything.models.feature_cache import cache_features, frozen_towers
+from align_anything.models.lora import AUTO
+from align_anything.models.pretrained_model import load_model, tune_model
+from align_anything.models.trainable import enable_gradient_checkpointing, require_reached
+from align_anything.policies.base import Policy
+from align_anything.policies.score import ScorePolicy
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.plan import fit_attention, plan_batches
+from align_anything.policies.token.policy import TokenPolicy
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.model_checks import check_freezing, require_reference_reads, without_effect
+from align_anything.trainers.runs.settings import dtype_of
+
+
+def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm) -> TokenCollator:
+    """The collator of the run's policy; where the engine needs it, every batch holds each kind of media.
+
+    So it does where text alone may reach nothing that trains, and would have no gradient.
+    """
+    config = load_deepspeed_config(cfgs.train_cfgs.ds_cfgs)
+    return plan_batches(
+        cfgs,
+        spec,
+        (pair.judged if algorithm.scores == 'responses' else pair).kinds_in(spec.continuous),
+        shares_prompts=algorithm.task != 'supervised' or (spec.renderer.splits and cfgs.data_cfgs.train_on != 'last'),
+        every_parameter=needs_every_parameter(config, world_size()) or not trains_on_text(cfgs, algorithm),
+    )
+
+
+def trains_on_text(cfgs: RunCfgs, algorithm: Algorithm) -> bool:
+    """Whether the gradient of any text is sure to reach a weight that trains.
+
+    Named modules and patterns may be parts of towers, or layers of the language model that only look at images.
+    """
+    if algorithm.scores != 'tokens':
+        return True  # a score head always trains
+    if cfgs.lora_cfgs.use_lora:
+        return cfgs.lora_cfgs.target_modules == AUTO
+    return not cfgs.train_cfgs.freeze_language_model
+
+
+def make_policy(scores: str, model: nn.Module, collate: TokenCollator, dtype: torch.dtype) -> Policy:
+    """The policy over `model` that gives `scores` of `tokens`, `responses` or `units`, see `Algorithm.scores`."""
+    if scores == 'tokens':
+        return TokenPolicy(model, collate, dtype=dtype)
+    return ScorePolicy(model, collate, dtype=dtype, units=scores == 'units')
+
+
+def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
+    """Freezes, adapts and checkpoints `model` as the settings ask."""
+    train = cfgs.train_cfgs
+    tuned = tune_model(
+        model,
+        spec.components,
+        freeze_vision_tower=train.freeze_vision_tower,
+        freeze_audio_tower=train.freeze_audio_tower,
+        freeze_mm_proj=train.freeze_mm_proj,
+        freeze_generation=train.freeze_generation,
+        freeze_language_model=train.freeze_language_model,
+        unfreeze_patterns=train.unfreeze_patterns,
+        lora_cfgs=cfgs.lora_cfgs,
+        adapter=find_adapter(cfgs.model_cfgs.model_name_or_path),
+        dtype=dtype_of(cfgs),
+    )
+    if train.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return tuned
+
+
+def skeleton(spec: FamilySpec) -> nn.Module:
+    """The model of a checkpoint without weights."""
+    return structure.skeleton(spec.config)
+
+
+def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> nn.Module:
+    """The model tuned as the settings ask, without weights. Raises ModelError for what is wrong with that."""
+    plain = skeleton(spec).to(dtype_of(cfgs))
+    if algorithm.scores != 'units':
+        router.router_coefficient(plain, cfgs.train_cfgs.router_aux_loss_coef)
+    model = plain if algorithm.scores == 'tokens' else add_score_head(plain)
+    model = tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
+    if cfgs.model_cfgs.feature_cache_dir is not None:
+        frozen_towers(model, spec)
+    return model
+
+
+def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
+    """The weight of the router loss in each step; a critic's model need not be a mixture of experts."""
+    return router.router_coefficient(
+        model, None if algorithm.scores == 'units' else cfgs.train_cfgs.router_aux_loss_coef
+    )
+
+
+def load(
+    cfgs: RunCfgs,
+    collate: TokenCollator,
+    source: str,
+    *,
+    dtype: torch.dtype,
+    config: dict[str, Any],
+    is_reward_model: bool = False,
+) -> PreTrainedModel:
+    """Loads the weights of `source` with the attention of its layout, partitioned as the engine's `config` says."""
+    # Alive while the model loads: transformers then partitions each weight as it is read.
+    partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
+    model = load_model(
+        source,
+        collate.spec.components,
+        dtype=dtype,
+        attn_implementation=cfgs.model_cfgs.attn_implementation,
+        trust_remote_code=cfgs.model_cfgs.trust_remote_code,
+        bnb_cfgs=cfgs.bnb_cfgs,
+        is_reward_model=is_reward_model,
+    )
+    del partitioning
+    fit_attention(model, collate)
+    return model
+
+
+def make_ready(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[str, Any]) -> None:
+    """Does to a model what is left to do before an engine takes it, once it is frozen and bears its adapters.
+
+    Its frozen towers keep what they compute, where the settings name a folder for it. ZeRO-3 learns what modules read
+    of others.
+    """
+    if zero_stage(config) == 3:
+        import deepspeed
+
+        for module, parameter in spec.external_parameters(bare_model(model)):
+            deepspeed.zero.register_external_parameter(module, parameter)
+    if cfgs.model_cfgs.feature_cache_dir is not None:
+        cache_features(model, spec, cfgs.model_cfgs.feature_cache_dir, in_step=zero_stage(config) == 3)
+
+
+def _partitioned_loading(config: dict[str, Any]) -> Any:
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(config)
+
+
+def check_model(resolved: Resolved, spec: FamilySpec) -> None:
+    """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a family of tokens."""
+    without_effect(resolved, 'diffusion_cfgs.*', f'{spec.model_type} writes tokens and denoises nothing')
+    check_freezing(resolved, spec.components)
+    require_reference_reads(resolved.cfgs, resolved.algorithm, spec)
+
+
+def require_trained(spec: FamilySpec, model: nn.Module, collate: TokenCollator, pair: Pair) -> None:
+    """Raises ModelError when no parameter that trains is reached by what rows of the `pair` hold."""
+    require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+
+
+def kept_features(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> list[str]:
+    """The towers whose features are kept, where the settings name a folder for them."""
+    if cfgs.model_cfgs.feature_cache_dir is None:
+        return []
+    return [tower.name for tower in frozen_towers(model, spec)]
+
+
+def save(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
+    """Writes the model to `folder`, with its `state` where it is partitioned. Call it on one rank."""
+    export_model(
+        model,
+        state,
+        folder,
+        tokenizer=spec.tokenizer,
+        processor=spec.processor,
+        merge_adapter=cfgs.lora_cfgs.save_full_model,
+        end_of_turn_id=spec.renderer.end_of_turn_id,
+        pad_token_id=spec.pad_token_id,
+    )
+    keep_codes(spec.config, spec.codes, folder)

@@ -1,0 +1,158 @@
+"""Tiny pipelines of every family, and how each is asked for one plain sample."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from align_anything.models.diffusion.checkpoint import load_denoiser, load_spec
+from align_anything.models.diffusion.process import DDPM, clean_and_noise
+from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
+from align_anything.testing.tiny import build
+
+LENGTH = 16
+PROMPT = 'a red square'
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family as its own pipeline is called.
+
+    Attributes:
+        call: arguments of the pipeline beside prompt, steps and generator, without guidance by a second pass.
+        guidance: what the denoiser is told, where it is.
+        unreached: parts of the names of parameters that no gradient reaches.
+    """
+
+    call: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 1.0
+    unreached: tuple[str, ...] = ()
+
+
+SIZE = {'height': 32, 'width': 32}
+SHORT = {'max_sequence_length': LENGTH}
+PLAIN = {'guidance_scale': 1.0}
+# Nothing reads what the last block makes of the text.
+LAST_QUERIES = ('attn.norm_added_q', 'attn.add_q_proj')
+# As the settings of a run cannot be, which would make prompts hang on what is installed.
+UNCLEANED = {'use_resolution_binning': False, 'clean_caption': False}
+CASES = {
+    'sd15': Case(PLAIN),
+    'sd2': Case(PLAIN),
+    'sdxl': Case(PLAIN),
+    'sd3': Case({**PLAIN, **SHORT}, unreached=LAST_QUERIES),
+    'sd3_clip': Case({**PLAIN, **SHORT}, unreached=LAST_QUERIES),
+    'flux': Case({'guidance_scale': 3.5, **SHORT, **SIZE}, guidance=3.5),
+    'flux_schnell': Case({**SHORT, **SIZE}),
+    'flux2_klein': Case({**PLAIN, **SHORT, **SIZE}),
+    'z_image': Case({'guidance_scale': 0.0, **SHORT, **SIZE}),
+    'sana': Case({**PLAIN, **SHORT, **SIZE, 'use_resolution_binning': False}),
+    'pixart': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
+    'pixart_sigma': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
+    'qwen_image': Case(
+        {'true_cfg_scale': 1.0, **SHORT, **SIZE}, unreached=(*LAST_QUERIES, 'attn.to_add_out', '.txt_mlp.')
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A tiny pipeline: whole as diffusers loads it, and as we take it apart."""
+
+    folder: Path
+    spec: DiffusionSpec
+    whole: Any
+    frozen: Any
+    denoiser: nn.Module
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.latent_shape(self.spec.default_size())
+
+
+@functools.cache
+def folder_of(family: str) -> Path:
+    """Builds a tiny pipeline, once a process."""
+    return build(family, tempfile.mkdtemp(prefix=f'{family}-'))
+
+
+@functools.cache
+def opened(family: str) -> Opened:
+    """Loads it, once a process: tests leave it as it is."""
+    folder = folder_of(family)
+    spec = load_spec(folder, Sizing(resolution=(32, 32)), text_length=LENGTH)
+    return Opened(
+        folder,
+        spec,
+        by_ddim(whole_pipeline(folder)),
+        spec.open(torch.device('cpu')),
+        load_denoiser(spec).eval().requires_grad_(False),
+    )
+
+
+def whole_pipeline(folder: Path) -> Any:
+    """Loads a pipeline as users of diffusers do."""
+    import diffusers
+
+    index = diffusers.DiffusionPipeline.load_config(folder)
+    empty = {name: None for name, origin in index.items() if isinstance(origin, list) and origin[0] is None}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **empty)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def by_ddim(pipeline: Any) -> Any:
+    """Gives a pipeline whose process is a DDPM the solver that `solved` is; returns the pipeline."""
+    import diffusers
+
+    config = pipeline.scheduler.config
+    if 'DPMSolver' in type(pipeline.scheduler).__name__ and 'beta_schedule' in config:
+        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config, solver_order=1)
+    elif 'FlowMatch' not in type(pipeline.scheduler).__name__:
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(config, set_alpha_to_one=True, clip_sample=False)
+    return pipeline
+
+
+def own_sample(family: str, pipeline: Any, steps: int = STEPS) -> Any:
+    """What a pipeline makes by itself, of a fixed seed."""
+    with torch.no_grad():
+        return pipeline(
+            prompt=PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(0), **CASES[family].call
+        )[0]
+
+
+def noise_of(tiny: Opened) -> Tensor:
+    """The noise that a pipeline draws for that seed, `(1, …)`."""
+    return torch.randn(1, *tiny.shape, generator=torch.Generator().manual_seed(0))
+
+
+def solved(family: str, tiny: Opened, denoiser: nn.Module | None = None, steps: int = STEPS) -> Tensor:
+    """Latents by our own loop over `levels` and `predict`: Euler's method of a flow, DDIM of a DDPM."""
+    spec, sample = tiny.spec, noise_of(tiny)
+    conditions = spec.stack(spec.encode_text(tiny.frozen, [PROMPT]))
+    levels = spec.levels(steps, tiny.shape)
+    with torch.no_grad():
+        for level, following in zip(levels[:-1, None], levels[1:, None], strict=True):
+            guidance = CASES[family].guidance
+            prediction = spec.predict(denoiser or tiny.denoiser, sample, level, conditions, guidance)
+            clean, noise = clean_and_noise(spec.process, sample, prediction, level)
+            if isinstance(spec.process, DDPM):
+                alpha, sigma = spec.process.coefficients(following)
+                sample = alpha * clean + sigma * noise
+            else:
+                sample = sample + (following - level) * prediction
+    return sample
+
+
+def values(media: Any) -> numpy.ndarray:
+    """What a pipeline returns, as numbers."""
+    return numpy.asarray(media[0], dtype=numpy.float64)

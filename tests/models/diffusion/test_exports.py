@@ -1,0 +1,152 @@
+"""What is saved is what diffusers loads: full denoisers, merged adapters and adapters, to the bit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from align_anything.configs.schema import LoraCfgs
+from align_anything.core.errors import ModelError
+from align_anything.models.diffusion.checkpoint import denoiser_skeleton, load_denoiser
+from align_anything.models.diffusion.export import export_denoiser
+from align_anything.models.diffusion.lora import apply_lora, comfyui_state, kohya_state, require_loadable
+from tests.models.diffusion.cases import CASES, by_ddim, opened, own_sample, solved, values, whole_pipeline
+
+FAMILIES = sorted(CASES)
+CFGS = LoraCfgs(use_lora=True, r=2, lora_alpha=8, lora_dropout=0.0)
+LOADS = [name for name in FAMILIES if name not in ('pixart', 'pixart_sigma')]
+
+
+def adapted(family: str, **settings: Any) -> nn.Module:
+    """A denoiser with an adapter that changes what it says."""
+    tiny = opened(family)
+    model = apply_lora(load_denoiser(tiny.spec).eval(), CFGS.model_copy(update=settings), tiny.spec)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        for name, parameter in model.named_parameters():
+            if 'lora_B' in name:
+                parameter.normal_(0, 0.3)
+    return model
+
+
+@functools.cache
+def untouched(family: str) -> numpy.ndarray:
+    """What the pipeline makes before anything is trained."""
+    return values(own_sample(family, opened(family).whole))
+
+
+def picture(family: str, pipeline: Any) -> numpy.ndarray:
+    return values(own_sample(family, by_ddim(pipeline)))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_full_denoiser_is_saved_as_a_pipeline(family: str, tmp_path: Path) -> None:
+    tiny = opened(family)
+    changed = copy.deepcopy(tiny.denoiser)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1.25)
+    export_denoiser(changed, None, tmp_path, spec=tiny.spec)
+    again = whole_pipeline(tmp_path)
+    state = getattr(again, tiny.spec.denoiser).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in changed.state_dict().items())
+    assert type(again) is type(tiny.whole)
+    before, after = untouched(family), picture(family, again)
+    made = tiny.spec.decode_latents(tiny.frozen, solved(family, tiny, changed))
+    assert numpy.abs(after - values(made)).max() <= 1 < numpy.abs(after - before).max()
+    frozen = [file for file in sorted(tiny.folder.rglob('*')) if file.is_file()]
+    for file in frozen:
+        if file.relative_to(tiny.folder).parts[0] not in (*tiny.spec.denoisers, 'model_index.json'):
+            assert (tmp_path / file.relative_to(tiny.folder)).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize('family', LOADS)
+def test_an_adapter_is_loaded_by_the_pipeline_with_its_alpha(family: str, tmp_path: Path) -> None:
+    tiny, model = opened(family), adapted(family)
+    export_denoiser(model, None, tmp_path, spec=tiny.spec)
+    again = whole_pipeline(tiny.folder)
+    again.load_lora_weights(str(tmp_path))
+    made = tiny.spec.decode_latents(tiny.frozen, solved(family, tiny, model))
+    after = picture(family, again)
+    assert numpy.abs(after - values(made)).max() <= 1
+    assert numpy.abs(after - untouched(family)).max() > 1
+    loaded, ours = (
+        [tensor for name, tensor in network.state_dict().items() if 'lora_' in name]
+        for network in (getattr(again, tiny.spec.denoiser), model)
+    )
+    assert len(loaded) == len(ours) and all(torch.equal(*pair) for pair in zip(loaded, ours, strict=True))
+
+
+@pytest.mark.parametrize('family', sorted({*FAMILIES} - {*LOADS}))
+def test_an_adapter_that_no_pipeline_loads_is_refused(family: str) -> None:
+    with pytest.raises(ModelError, match='save_full_model'):
+        adapted(family)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_merged_adapter_is_part_of_the_weights(family: str, tmp_path: Path) -> None:
+    tiny, model = opened(family), adapted(family, save_full_model=True)
+    # As an engine hands over what it gathered, in another order and on its own.
+    state = {name: tensor.clone() for name, tensor in sorted(model.state_dict().items())}
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    export_denoiser(model, state, tmp_path, spec=tiny.spec, merge_adapter=True)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    made = tiny.spec.decode_latents(tiny.frozen, solved(family, tiny, model))
+    after = picture(family, whole_pipeline(tmp_path))
+    assert numpy.abs(after - values(made)).max() <= 2
+    assert numpy.abs(after - untouched(family)).max() > 2
+
+
+@pytest.mark.parametrize('family', ['sd15', 'sd2', 'sdxl'])
+@pytest.mark.parametrize('use_rslora', [False, True])
+def test_kohyas_names_are_read(family: str, use_rslora: bool, tmp_path: Path) -> None:
+    tiny, model = opened(family), adapted(family, use_rslora=use_rslora)
+    save_file(kohya_state(model), tmp_path / 'kohya.safetensors')
+    again = whole_pipeline(tiny.folder)
+    again.load_lora_weights(str(tmp_path), weight_name='kohya.safetensors')
+    made = tiny.spec.decode_latents(tiny.frozen, solved(family, tiny, model))
+    assert numpy.abs(picture(family, again) - values(made)).max() <= 1
+
+
+@pytest.mark.parametrize('family', ['z_image', 'qwen_image'])
+def test_comfyuis_names_are_read(family: str, tmp_path: Path) -> None:
+    tiny, model = opened(family), adapted(family)
+    save_file(comfyui_state(model), tmp_path / 'comfyui.safetensors')
+    again = whole_pipeline(tiny.folder)
+    again.load_lora_weights(str(tmp_path), weight_name='comfyui.safetensors')
+    made = tiny.spec.decode_latents(tiny.frozen, solved(family, tiny, model))
+    assert numpy.abs(picture(family, again) - values(made)).max() <= 1
+
+
+def test_targets_are_looked_for_in_the_denoiser() -> None:
+    tiny = opened('sd3')
+    with pytest.raises(ModelError, match='to_q'):
+        apply_lora(load_denoiser(tiny.spec), CFGS.model_copy(update={'target_modules': ['to_qq']}), tiny.spec)
+    some = apply_lora(load_denoiser(tiny.spec), CFGS.model_copy(update={'target_modules': ['ff.net.2']}), tiny.spec)
+    names = {name for name, parameter in some.named_parameters() if parameter.requires_grad}
+    assert names and all('.ff.net.2.lora_' in name for name in names)
+    every = apply_lora(load_denoiser(tiny.spec), CFGS.model_copy(update={'target_modules': 'all-linear'}), tiny.spec)
+    linear = [module for module in denoiser_skeleton(tiny.spec).modules() if isinstance(module, nn.Linear)]
+    assert sum('lora_A' in name for name, _ in every.named_parameters()) == len(linear)
+
+
+def test_a_state_of_another_denoiser_is_refused(tmp_path: Path) -> None:
+    tiny = opened('sd3')
+    with pytest.raises(ModelError, match='Missing key'):
+        export_denoiser(tiny.denoiser, {'strange': torch.ones(1)}, tmp_path, spec=tiny.spec)
+
+
+def test_an_adapter_of_a_pipeline_that_loads_one_is_written_as_diffusers_writes_it(tmp_path: Path) -> None:
+    tiny = opened('sd3')
+    require_loadable(tiny.spec)
+    export_denoiser(adapted('sd3'), None, tmp_path, spec=tiny.spec)
+    names = load_file(tmp_path / 'pytorch_lora_weights.safetensors')
+    assert all(name.startswith('transformer.') for name in names)
