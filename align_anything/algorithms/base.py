@@ -25,6 +25,7 @@ class Algorithm(AlgorithmCfgs):
         task: what it reads of a row: `supervised`, `preference`, `unpaired` (a response with a label), `answers` (one
             or two, to be scored) or `prompt`.
         meta_keys: what the row's meta must hold for it.
+        soft_labels: whether it reads `meta['soft_label']`, the probability that the first of two responses is better.
         trains: the models whose weights change, by role.
         scores: what the policy gives: a log-probability for each of the `tokens`, or a number by a head of its own for
             each of the `responses`, or of the `units`.
@@ -39,6 +40,7 @@ class Algorithm(AlgorithmCfgs):
     name: ClassVar[str]
     task: ClassVar[str]
     meta_keys: ClassVar[tuple[str, ...]] = ()
+    soft_labels: ClassVar[bool] = False
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     scores: ClassVar[str] = 'tokens'
     estimates_first: ClassVar[bool] = False
