@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -219,6 +220,56 @@ def test_a_head_tied_to_an_embedding_of_another_name_is_no_llava(parts: Parts, t
     assert json.loads(config_of(folder))['model_type'] == 'composed'
     model = AnyModel.from_pretrained(folder)
     assert model.lm_head.weight is model.model.language_model.wte.weight
+
+
+def of_pixels(source: Path, out: Path, side: int, **more: Any) -> Path:
+    """A copy of an encoder whose processor makes images of another size, as DINOv2's does."""
+    shutil.copytree(source, out)
+    square = {'height': side, 'width': side}
+    transformers.CLIPImageProcessor(size={'shortest_edge': side}, crop_size=square, **more).save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize('name', ['dinov2', 'dinov2_with_registers'])
+@pytest.mark.parametrize('select', ['patch', 'full'])
+def test_images_have_the_size_that_their_processor_gives_them(
+    name: str, select: str, parts: Parts, tmp_path: Path
+) -> None:
+    image = {'encoder': str(of_pixels(parts(name), tmp_path / 'encoder', 28)), 'select': select}
+    settings = {'language_model': str(parts('llama')), 'image': image, 'video': 'frames', 'projector': 'linear'}
+    folder = compose(read_compose(settings, 'test'), tmp_path / 'made')
+    spec = load_spec(folder)
+    example = spec.encode(first_turn(['image', 'video']))
+    first = {'patch': 0, 'full': 1 + 2 * (name != 'dinov2')}[select]
+    assert int((example.prompt.ids == spec.config.image_token_id).sum()) == 2 * 2 + first
+    scored = policy_of(folder, spec, 'padded')(TokenCollator(spec, 'padded')([example])).values
+    assert scored.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'side', 'more', 'words'),
+    [
+        ('clip', 28, {}, 'makes images of 28 x 28 pixels, and its encoder has positions for 56 x 56'),
+        ('vit', 28, {}, 'positions for 56 x 56'),
+        ('videomae', 28, {}, 'positions for 56 x 56'),
+        ('dinov2', 56, {'do_center_crop': False}, 'images of different sizes'),
+        ('dinov2', 10, {}, 'smaller than a patch'),
+    ],
+)
+def test_images_that_an_encoder_has_no_place_for_are_refused(
+    name: str, side: int, more: dict[str, Any], words: str, parts: Parts, tmp_path: Path
+) -> None:
+    encoder = of_pixels(parts(name), tmp_path / 'encoder', side, **more)
+    kind = 'video' if name == 'videomae' else 'image'
+    with pytest.raises(ModelError, match=words):
+        compose(read_compose({'language_model': str(parts('llama')), kind: str(encoder)}, 'test'), tmp_path / 'made')
+
+
+def test_an_encoder_without_a_processor_is_named(parts: Parts, tmp_path: Path) -> None:
+    encoder = of_pixels(parts('vit'), tmp_path / 'encoder', 56)
+    (encoder / 'preprocessor_config.json').unlink()
+    with pytest.raises(ModelError, match='what prepares media for .*encoder does not load'):
+        compose(read_compose({'language_model': str(parts('llama')), 'image': str(encoder)}, 'test'), tmp_path / 'made')
 
 
 SMALL = {
