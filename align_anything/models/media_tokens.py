@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import AddedToken, PreTrainedModel
 
@@ -38,8 +39,9 @@ def add_media_tokens(
     """Writes a checkpoint with tokens for the codes of `codecs`, and these beside it, into `out`; returns that folder.
 
     The embedding grows to a multiple of 64 rows; new ones begin as the mean of the others. `config.json` says where the
-    codes stand. `sizes` are the grids that media of a kind always have, `max_lengths` most tokens of one, and `around`
-    the tokens before and behind one, `<|image_begin|>` and `<|image_end|>` by default.
+    codes stand. `sizes` are the grids that media of a kind always have, by default the one that a codec makes of all
+    pictures, where there is one; `max_lengths` are most tokens of a medium, and `around` the tokens before and behind
+    it, `<|image_begin|>` and `<|image_end|>` by default.
 
     Raises ModelError for a checkpoint, a codec or a folder that cannot be used, and for kinds that it has codes of.
     """
@@ -53,10 +55,11 @@ def add_media_tokens(
     for kind, codec in rules.items():
         if codec.kind != kind:
             raise ModelError(f'{codec.folder} is a codec of {codec.kind}, not of {kind}.')
+        size = _size(codec, (sizes or {}).get(kind))
         declared[kind] = {
             'codec': f'{CODECS}/{kind}',
             **_added(spec.tokenizer, kind, codec, (around or {}).get(kind)),
-            **({'size': list(sizes[kind])} if sizes and kind in sizes else {}),
+            **({} if size is None else {'size': list(size)}),
             **({'max_length': max_lengths[kind]} if max_lengths and kind in max_lengths else {}),
         }
     model = AnyModel.from_pretrained(source)
@@ -65,6 +68,21 @@ def add_media_tokens(
         export_model(model, None, folder, tokenizer=spec.tokenizer, processor=spec.processor)
         write_declaration(folder, declared, {**known_rules, **rules})
     return Path(out)
+
+
+def only_size(rules: CodecRules) -> tuple[int, ...] | None:
+    """Returns the grid that all pictures have in codes, None where it differs with theirs, and for other media."""
+    if rules.kind != 'image':
+        return None
+    grids = {rules.grid(Image.new('RGB', size)) for size in ((256, 256), (512, 256))}
+    return grids.pop() if len(grids) == 1 else None
+
+
+def _size(rules: CodecRules, wanted: Sequence[int] | None) -> tuple[int, ...] | None:
+    made = only_size(rules)
+    if wanted is not None and made not in (None, tuple(wanted)):
+        raise ModelError(f'{rules.folder} makes {list(made)} codes of every {rules.kind}, not {list(wanted)}.')
+    return made if wanted is None else tuple(wanted)
 
 
 def enlarge(model: PreTrainedModel, tokens: int) -> None:
