@@ -198,7 +198,7 @@ class TrainCfgs(Cfgs):
     freeze_generation: bool = Field(
         False,
         description='Keeps the weights as they are that embed and score codes of media outside of the vocabulary of '
-        'the language model (Janus). Codecs never train.',
+        'the language model (Janus; of CSM the depth decoder). Codecs never train.',
     )
     freeze_language_model: bool = Field(False, description='Keeps the weights of the language model as they are.')
     unfreeze_patterns: list[str] = Field(

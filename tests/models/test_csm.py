@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -261,10 +262,16 @@ def test_a_saved_model_speaks_by_transformers_alone(
     assert not report['missing_keys'] and not report['unexpected_keys']
     assert all(torch.equal(item, plain.state_dict()[name]) for name, item in model.state_dict().items())
     assert plain.depth_decoder.generation_config.max_new_tokens == BOOKS - 1
-    asked = [{'role': '0', 'content': [{'type': 'text', 'text': 'sing'}]}]
-    inputs = AutoProcessor.from_pretrained(tmp_path).apply_chat_template(asked, tokenize=True, return_dict=True)
-    (sound,) = plain.generate(**inputs, output_audio=True, max_new_tokens=4)
-    assert len(sound) == 4 * spec.codes.rules['audio'].hop and float(sound.abs().max()) > 0
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / 'docs' / 'emitting.md').read_text()
+    (block,) = re.findall(
+        r'```python\n(.*?)```', page.split('## Speech in frames: CSM')[1].split('\n## ')[0], re.DOTALL
+    )
+    known: dict[str, Any] = {}
+    lines = block.replace('output/csm_sft/slice_end', str(tmp_path)).replace('max_new_tokens=125', 'max_new_tokens=4')
+    exec(compile(lines, 'emitting.md', 'exec'), known)
+    assert len(known['sound']) == 4 * spec.codes.rules['audio'].hop and float(known['sound'].abs().max()) > 0
+    assert (tmp_path / 'hello.wav').stat().st_size > 1000
     again = AnyModel.from_pretrained(tmp_path)
     assert again.backbone_model.embed_tokens.embed_audio_tokens.weight is again.depth_decoder.model.embed_tokens.weight
     one, other = (each.encode(DIALOGUES[1]) for each in (spec, load_spec(tmp_path)))

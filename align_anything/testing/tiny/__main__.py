@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         argument_default=argparse.SUPPRESS,
     )
     models_of = KINDS | PIPELINES
-    named = f'models: {_listed(KINDS)}; pipelines: {_listed(PIPELINES)}; encoders: {_listed(ENCODERS)}; codecs: {_listed(CLASSES)}'
+    kinds = {'models': KINDS, 'pipelines': PIPELINES, 'encoders': ENCODERS, 'codecs': CLASSES}
+    named = '; '.join(f'{kind}: {_listed(names)}' for kind, names in kinds.items())
     parser.add_argument('name', choices=[*models_of, *ENCODERS, *CLASSES], metavar='name', help=named)
     parser.add_argument('--out', required=True, type=Path, help='folder to make')
     parser.add_argument('--seed', type=int, help='seed of the weights')
