@@ -18,7 +18,7 @@ GENERATES = Effect(
 OFFLINE = Effect(
     lambda facts: not facts.algorithm.generates,
     'it means nothing where the denoising steps of rollouts are trained; leave it out.',
-    off=(None, 0.0),
+    off=(None, 0.0, False),
 )
 
 
@@ -33,7 +33,7 @@ class DiffusionCfgs(Cfgs):
         },
         'timestep_mode_scale': needs('diffusion_cfgs.timestep_sampling', 'mode'),
         'min_snr_gamma': needs('diffusion_cfgs.loss_weighting', 'min_snr'),
-        **{key: OFFLINE for key in ('noise_offset', 'input_perturbation')},
+        **{key: OFFLINE for key in ('aspect_buckets', 'noise_offset', 'input_perturbation')},
         **{
             key: GENERATES
             for key in ('rollout_steps', 'sde_kernel', 'noise_level', 'sde_window', 'same_noise_in_group')

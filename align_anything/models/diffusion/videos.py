@@ -10,9 +10,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from align_anything.core.buckets import bucket_sizes, nearest_bucket
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import MediaKind, Video
-from align_anything.models.diffusion.fitting import fit_image, nearest_bucket
+from align_anything.models.diffusion.fitting import fit_image
 from align_anything.models.diffusion.pictures import PictureSpec
 from align_anything.models.diffusion.prepared import Size
 
@@ -52,17 +53,21 @@ class VideoSpec(PictureSpec):
         return (self.sizing.num_frames or self.frames, *(self.sizing.resolution or self.pixels))
 
     def size_of(self, medium: Any) -> Size:
+        """Returns what `bucket_of` does. Raises SampleError for a video with too few frames."""
+        return self.bucket_of(tuple(medium.frames.shape[:3]))
+
+    def bucket_of(self, own: Size) -> Size:
         """Returns the default size, or of its buckets the nearest to the video's aspect ratio.
 
         With buckets, a video with fewer frames than the default has as many of its own as the family can have. Raises
         SampleError for one with too few.
         """
         frames, height, width = self.default_size()
-        there, own_height, own_width = medium.frames.shape[:3]
+        there, *sides = own
         if self.sizing.buckets:
             frames = min(frames, 1 + (there - 1) // self.frame_factor * self.frame_factor)
             unit = self.factor * self.side_multiple
-            height, width = nearest_bucket(own_height, own_width, height * width, unit)
+            height, width = nearest_bucket(tuple(sides), bucket_sizes(height * width, unit))
         if there < frames:
             raise SampleError(f'the video has {there} frames, and {frames} are trained')
         return frames, height, width

@@ -107,11 +107,13 @@ class TextMaker:
         """Returns the keys of a row's prompt and of the empty one."""
         return [self.prepared.text_key(text) for text in (example.meta[PROMPT], '')]
 
-    def make(self, batch: Rows, keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
+    def make(
+        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Sequence[str]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
         """Encodes the prompts of a batch that the store lacks."""
-        texts = list(dict.fromkeys(text for row in batch for text in (row[PROMPT], '')))
-        wanted = {self.prepared.text_key(text): text for text in texts}
-        wanted = {key: text for key, text in wanted.items() if key not in self.store}
+        texts = {text for row in batch for text in (row[PROMPT], '')}
+        of_keys = {self.prepared.text_key(text): text for text in texts}
+        wanted = {key: of_keys[key] for key in missing}
         if not wanted:
             return {}
         made = self.encoders.spec.encode_text(self.encoders.pipeline, list(wanted.values()))
@@ -131,12 +133,14 @@ class LatentsMaker:
         """Returns the keys of a row's media."""
         return [self.prepared.latents_key(medium, size) for medium, size in example.meta[MEDIA]]
 
-    def make(self, batch: Rows, keys: Sequence[Sequence[str]]) -> Mapping[str, Mapping[str, Tensor]]:
+    def make(
+        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Sequence[str]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
         """Encodes the media of a batch that the store lacks, one by one: a latent hangs on nothing beside it."""
         spec, made = self.encoders.spec, {}
         for row, own in zip(batch, keys, strict=True):
             for (medium, size), key in zip(row[MEDIA], own, strict=True):
-                if key not in self.store and key not in made:
+                if key in missing and key not in made:
                     fitted = spec.fitted(medium, size)[None].to(self.encoders.device)
                     made[key] = {LATENTS: spec.encode_media(self.encoders.pipeline, fitted)[0].cpu()}
         return made
