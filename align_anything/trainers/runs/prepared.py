@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import barrier, is_main
 from align_anything.core.store import TensorStore
 from align_anything.core.types import Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, TaskAround
@@ -23,6 +24,7 @@ from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.spec import Spec
 from align_anything.trainers.runs.prepare import prepare
+from align_anything.trainers.runs.previews import preview_prompts
 
 FOLDER = 'prepared'
 PROMPT, MEDIA = 'prompt', 'media'
@@ -33,10 +35,11 @@ def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset
     """Makes the latents and text embeddings of the rows of `datasets`, and lets `spec` read them.
 
     Every rank calls it. The encoders are loaded where something is missing, and freed. The embedding of the empty
-    prompt is made too, which prompt_dropout and guidance need.
+    prompt is made too, which prompt_dropout and guidance need, and those of the prompts that are previewed.
     """
     if spec.unit == 'token':
         return
+    prompts = preview_prompts(cfgs)
     folder = cfgs.diffusion_cfgs.prepared_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
     store = TensorStore(folder, FOLDER, fingerprint_of(spec), 'diffusion_cfgs.prepared_dir')
     device = device_of_rank()
@@ -45,6 +48,10 @@ def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset
     makers = [TextMaker(store, prepared, encoders), LatentsMaker(store, prepared, encoders)]
     for dataset in datasets:
         prepare(makers, dataset.of_task(EncoderTask(dataset.task, spec)), _collate, cfgs, device)
+    if prompts and is_main():
+        store.put_all(makers[0].make([{PROMPT: prompt} for prompt in prompts], []))
+    barrier()
+    store.refresh()
     spec.prepared = prepared
 
 
