@@ -75,7 +75,7 @@ def open_rollouts(
     rollouts = DenoisingRollouts(
         policy.policy.model,
         spec,
-        spec.open(policy.device, torch.float32),
+        spec.open(policy.device, decodes_only=True),
         dtype=dtype_of(cfgs),
         device=policy.device,
         batch_size=cfgs.model_cfgs.generation_batch_size or responses,
