@@ -16,6 +16,7 @@ from align_anything.algorithms.reinforce_plus_plus import whitened
 from align_anything.configs.effects import Effects, excludes
 from align_anything.configs.online import CriticRunCfgs
 from align_anything.configs.schema import NO_WARM_UP, RunCfgs, ScheduleType, TrainCfgs
+from align_anything.core.types import Need
 from align_anything.losses.advantages import gae
 
 
@@ -78,6 +79,15 @@ class PPO(TokenRewards):
             'gradient_checkpointing': train.gradient_checkpointing if checkpointing is None else checkpointing,
         }
         return train.model_copy(update=changed)
+
+    def problems_with(self, meets: Need) -> list[str]:
+        found = super().problems_with(meets)
+        if meets == 'transition' and self.critics:
+            found.append(
+                'there is no critic of half-denoised media, which it estimates advantages with: choose grpo, rloo or '
+                'reinforce_plus_plus, or saferlhf with advantage_estimator: rloo.'
+            )
+        return found
 
     @property
     def bootstraps(self) -> bool:

@@ -1,32 +1,58 @@
-"""Safe RLHF: reward under a bound on cost, by PPO with two critics and a Lagrange multiplier."""
+"""Safe RLHF: reward under a bound on cost, by PPO with two critics, or by groups, and a Lagrange multiplier."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS
+from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, ReduceSum, State
 from align_anything.algorithms.ppo import PPO
+from align_anything.configs.effects import Effects, needs
 from align_anything.configs.online import SafeRunCfgs
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.types import Need
+from align_anything.losses.advantages import rloo
 from align_anything.losses.lagrange import lagrangian_advantages, recent, updated_log_multiplier
+from align_anything.losses.responses import response_sums
+
+WITH_CRITICS = needs('train_cfgs.advantage_estimator', 'gae')
 
 
 @ALGORITHMS.register('saferlhf')
 class SafeRLHF(PPO):
     """PPO-Lagrangian (Dai et al., 2023, arXiv:2310.12773): the multiplier rises while responses cost too much.
 
-    Half of the penalty for leaving the reference is taken from the rewards, half is added to the costs.
+    Half of the penalty for leaving the reference is taken from the rewards, half is added to the costs. With
+    `advantage_estimator: rloo` there are no critics: each response is compared with the others to its prompt, in its
+    reward and in its cost.
     """
 
     name: ClassVar[str] = 'saferlhf'
     trains: ClassVar[tuple[str, ...]] = ('policy', 'reward_critic', 'cost_critic')
     run_cfgs: ClassVar[type[RunCfgs]] = SafeRunCfgs
+    takes_effect: ClassVar[Effects] = {
+        **dict.fromkeys(
+            (
+                *('critic_lr', 'critic_lr_scheduler_type', 'critic_weight_decay', 'critic_gradient_checkpointing'),
+                *('gamma', 'gae_lambda', 'bootstrap_truncated', 'clip_range_value', 'clip_range_score'),
+                *(f'model_cfgs.{role}_critic_model_name_or_path' for role in ('reward', 'cost')),
+            ),
+            WITH_CRITICS,
+        ),
+        'critic_lr_warmup_ratio': (PPO.takes_effect['critic_lr_warmup_ratio'], WITH_CRITICS),
+    }
 
+    advantage_estimator: Literal['gae', 'rloo'] = Field(
+        'gae',
+        description='How advantages are estimated: by critics of reward and of cost (gae), or by the other responses '
+        'to the prompt (rloo), which needs num_generations of 2 or more. Denoisers have no critics: there it is rloo.',
+    )
     threshold: float = Field(
         -0.5, description='Cost threshold: mean cost that is allowed; the cost model puts 0 between safe and not.'
     )
@@ -41,6 +67,12 @@ class SafeRLHF(PPO):
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         multiplier = math.exp(self._follow(experience, state))
         half = self.current_kl_coeff(experience, reduce_sum, state) / 2
+        if self.advantage_estimator == 'rloo':
+            penalties = half * response_sums(self.kl_of(experience), experience.segments, len(experience.scores))
+            rewards = rloo(experience.scores - penalties, experience.groups)
+            costs = rloo(experience.costs + penalties, experience.groups)
+            advantages = lagrangian_advantages(rewards, costs, multiplier)[experience.segments]
+            return {'advantage': self.brought_to_scale(advantages, reduce_sum)}
         rewards, reward_returns = self.estimated(
             experience, 'reward_critic', self.token_rewards(experience, experience.scores, half)
         )
@@ -54,6 +86,19 @@ class SafeRLHF(PPO):
             'returns/reward_critic': reward_returns,
             'returns/cost_critic': cost_returns,
         }
+
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        return super().critics if self.advantage_estimator == 'gae' else {}
+
+    def problems_with(self, meets: Need) -> list[str]:
+        found = super().problems_with(meets)
+        if self.advantage_estimator == 'rloo' and self.num_generations < 2:
+            found.append(
+                'train_cfgs.advantage_estimator: rloo compares the responses to a prompt with each other, and '
+                f'num_generations is {self.num_generations}: give 2 or more.'
+            )
+        return found
 
     def _follow(self, experience: Experience, state: State) -> float:
         """Updates the recent costs and the logarithm of the multiplier, which it returns."""

@@ -102,7 +102,7 @@ class DenoisingRollouts:
     Args:
         denoiser: adapters in place.
         spec: the rules of its family.
-        pipeline: what `spec.open` returned, which decodes.
+        pipeline: what `spec.open` returned, which decodes; it needs no text encoders.
         dtype: what the denoiser computes in.
         device: where.
         batch_size: responses that are generated at once.

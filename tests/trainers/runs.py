@@ -153,7 +153,7 @@ def _ended(folder: Path, rank: int) -> Ended:
 
 
 def sft(output: Path, model: Path, rows: Path, *more: Any, template: str = 'Instruction', **settings: Any) -> list[str]:
-    """The command line of a short float32 run; `settings` override or add keys."""
+    """The command line of a short float32 run; `settings` override or add keys, None takes one out."""
     values = {
         'model_name_or_path': model,
         'train_datasets': rows,
@@ -175,7 +175,8 @@ def sft(output: Path, model: Path, rows: Path, *more: Any, template: str = 'Inst
         'save_total_limit': 0,
         **settings,
     }
-    return [*(part for key, value in values.items() for part in (f'--{key}', str(value))), *map(str, more)]
+    given = {key: value for key, value in values.items() if value is not None}
+    return [*(part for key, value in given.items() for part in (f'--{key}', str(value))), *map(str, more)]
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> Path:

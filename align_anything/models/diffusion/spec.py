@@ -158,9 +158,17 @@ class DiffusionSpec:
 
     # With frozen networks
 
-    def open(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-        """Loads the pipeline without its denoiser: frozen, in evaluation mode. Raises ModelError where it cannot."""
-        absent = {*self.denoisers, *self.unopened}
+    @property
+    def text_encoders(self) -> list[str]:
+        """The components that read prompts and do nothing else."""
+        return [name for name in self.configs if name.startswith('text_encoder')]
+
+    def open(self, device: torch.device, dtype: torch.dtype = torch.float32, decodes_only: bool = False) -> Any:
+        """Loads the pipeline without its denoiser: frozen, in evaluation mode. Raises ModelError where it cannot.
+
+        With `decodes_only` it is without its text encoders too, which are most of its memory.
+        """
+        absent = {*self.denoisers, *self.unopened, *(self.text_encoders if decodes_only else ())}
         return open_without(self.folder, self.index, self.configs, absent, device, dtype)
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:

@@ -82,7 +82,7 @@ def open_denoiser(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: DiffusionSpec, b
     return DenoisingRollouts(
         policy.policy.model,
         spec,
-        spec.open(policy.device, torch.float32),
+        spec.open(policy.device, decodes_only=True),
         dtype=dtype_of(cfgs),
         device=policy.device,
         batch_size=batch_size,

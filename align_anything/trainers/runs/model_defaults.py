@@ -21,6 +21,7 @@ OF_DENOISERS: Mapping[str, Any] = {
     'loss_aggregation': 'token-mean',
     'beta': 0.004,
     'kl_coeff': 0.0,
+    'advantage_estimator': 'rloo',
 }
 """Of policy gradients on denoising steps, as in Flow-GRPO: the score of a step is a mean over the elements of latents,
 so that ratios are much nearer to 1 than those of tokens."""
@@ -55,5 +56,6 @@ def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:
     return {
         'learning_rate': adapter_rate if adapts else FULL_RATE,
         'scale_coeff': 1000.0 if algorithm.name == 'kto' else scale,
+        **({'num_generations': 4} if algorithm.name == 'saferlhf' else {}),
         **(OF_DENOISERS if algorithm.generates else {}),
     }

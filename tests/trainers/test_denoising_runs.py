@@ -1,0 +1,144 @@
+"""Whole runs of models that denoise: every algorithm, and what is refused by name before a model loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align_anything.losses.dpo import DPO_LOSSES
+from tests.harness.pairwise import first_of
+from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, online, write_digits
+from tests.trainers.runs import run, succeed, weights, write_rows
+from tests.trainers.test_scoring import with_head
+
+Tiny = Callable[..., Path]
+OFFLINE: dict[str, dict[str, Any]] = {
+    'sft': {},
+    'dpo': SHOWN,
+    'kto': {**SHOWN, 'per_device_train_batch_size': 4},
+}
+GRPO: dict[str, dict[str, Any]] = {
+    'plain': {},
+    'cispo': {'loss_type': 'cispo', 'clip_range_high': 1e-4},
+    'guard': {'loss_type': 'grpo_guard'},
+    'dppo': {'loss_type': 'flow_dppo'},
+    'gspo': {'importance_level': 'sequence'},
+    'guided': {'guidance_scale': 2.0},
+    'window': {'sde_window': 1},
+    'sliding': {'sde_window': 1, 'sde_window_range': '[0, 1]', 'sde_window_slides_every': 1},
+    'same-noise': {'same_noise_in_group': True},
+    'dance': {'sde_kernel': 'dance_sde'},
+    'cps': {'sde_kernel': 'cps'},
+    'no-reference': {'beta': 0.0, 'update_iters': 2, 'learning_rate': 1e-7},
+    'kl-of-flow-grpo': {'kl_form': 'flow_grpo', 'beta': 0.04},
+}
+FIRST = 'guard dppo guided sliding'.split()
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    'orpo': ('orpo', SHOWN, 'orpo needs of each unit the log-probability of one choice'),
+    'simpo': ('simpo', SHOWN, 'simpo needs of each unit the log-probability of one choice'),
+    'cpo': ('cpo', SHOWN, 'cpo needs of each unit the log-probability of one choice'),
+    'entropy': ('grpo', {'entropy_coeff': 0.1}, 'grpo needs of each unit the log-probability of one choice'),
+    'estimator': ('grpo', {'kl_estimator': 'k1'}, 'the KL divergence of transitions is exact, and k1 estimates one'),
+    'critic': ('ppo', {}, 'there is no critic of half-denoised media'),
+    'vllm': ('grpo', {'use_vllm': True}, 'vllm_cfgs.use_vllm (command line --use_vllm): it means nothing here'),
+    'temperature': ('grpo', {'temperature': 0.7}, 'model_cfgs.temperature (command line --temperature): it means nothing here'),
+    'length': ('grpo', {'max_new_tokens': 64}, 'model_cfgs.max_new_tokens (command line --max_new_tokens): it means nothing here'),
+    'overlong': ('grpo', {'overlong_buffer': 4}, 'train_cfgs.overlong_buffer is for responses that may be clipped'),
+    'samples': ('sft', {'sample_cache_dir': 'kept'}, 'data_cfgs.sample_cache_dir (command line'),
+    'scores': ('dpo', {**SHOWN, 'reference_cache_dir': 'kept'}, 'train_cfgs.reference_cache_dir'),
+    'budget': ('sft', {'max_length_per_batch': 512}, 'train_cfgs.max_length_per_batch (command line'),
+    'kernel': ('grpo', {'sde_kernel': 'ddim'}, 'ddim'),
+    'window': ('grpo', {'sde_window': 3}, 'diffusion_cfgs.sde_window: a window of 3 steps'),
+    'weighting': ('sft', {'loss_weighting': 'min_snr'}, 'min_snr'),
+    'side': ('sft', {'resolution': 30}, 'sides must be multiples of 8. The nearest is 32 × 32'),
+    'offline steps': ('sft', {'rollout_steps': 4}, 'diffusion_cfgs.rollout_steps'),
+}
+
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight digits to draw, each beside another one."""
+    return write_digits(tmp_path_factory.mktemp('digits'))
+
+
+def changed(model: Path, out: Path, denoiser: str = 'transformer') -> bool:
+    """Whether the saved denoiser has other weights than that of `model`; both have the same names."""
+    before, after = weights(model / denoiser), weights(out / 'slice_end' / denoiser)
+    assert before.keys() == after.keys()
+    assert all(bool(tensor.isfinite().all()) for tensor in after.values())
+    return any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def trained(argv: list[str], name: str, out: Path, model: Path, denoiser: str = 'transformer') -> None:
+    """Runs it, and looks whether each step had a gradient and the denoiser has changed."""
+    succeed(argv, 1, PICTURES, algorithm=named(name))
+    norms = metrics(out, 'train/grad_norm')
+    assert norms and all(norm > 0 for norm in norms)
+    assert changed(model, out, denoiser)
+
+
+@pytest.mark.parametrize('name', OFFLINE)
+def test_every_algorithm_on_data(name: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    argv = offline(tmp_path / 'run', tiny('sd3'), rows, max_steps=2, **OFFLINE[name])
+    trained(argv, name, tmp_path / 'run', tiny('sd3'))
+
+
+def test_all_losses_of_the_score_difference(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    settings = {**SHOWN, 'loss_type': f'[{", ".join(DPO_LOSSES)}]', 'label_smoothing': 0.01, 'scale_coeff': 10.0}
+    trained(offline(tmp_path / 'run', tiny('sd3'), rows, max_steps=2, **settings), 'dpo', tmp_path / 'run', tiny('sd3'))
+
+
+@pytest.mark.parametrize('how', first_of(GRPO, *FIRST))
+def test_grpo_by_its_settings(how: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'run'
+    trained(online(out, tiny('sd3'), rows, **GRPO[how]), 'grpo', out, tiny('sd3'))
+    assert metrics(out, 'train/ratio')[0] == pytest.approx(1, abs=1e-6)
+    assert metrics(out, 'train/rollout_drift')[0] == 0
+
+
+@pytest.mark.parametrize('name', first_of('rloo reinforce_plus_plus online_dpo'.split(), 'online_dpo'))
+def test_every_algorithm_on_pictures_of_its_own(name: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    trained(online(tmp_path / 'run', tiny('sd3'), rows), name, tmp_path / 'run', tiny('sd3'))
+
+
+@pytest.mark.parametrize('name', first_of('sft dpo grpo'.split(), 'grpo'))
+def test_a_ddpm_trains_too(name: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'run'
+    argv = (
+        online(out, tiny('sd15'), rows)
+        if name == 'grpo'
+        else offline(out, tiny('sd15'), rows, max_steps=2, **OFFLINE[name])
+    )
+    trained(argv, name, out, tiny('sd15'), 'unet')
+
+
+def test_pictures_are_kept_within_a_cost_by_models_that_see_them(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    out, judge = tmp_path / 'run', with_head(tiny('llava'), tmp_path / 'judge')
+    judges = {'reward_model_name_or_path': judge, 'cost_model_name_or_path': judge, 'reward_functions': None}
+    trained(online(out, tiny('sd3'), rows, **judges), 'saferlhf', out, tiny('sd3'))
+    assert len(metrics(out, 'train/reward/cost')) == 2 and all(value > 0 for value in metrics(out, 'train/multiplier'))
+
+
+@pytest.mark.parametrize('why', REFUSED)
+def test_what_means_nothing_for_a_denoiser_is_refused(why: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    name, settings, told = REFUSED[why]
+    generates = named(name).generates
+    argv = (online if generates else offline)(tmp_path / 'run', tiny('sd3'), rows, **settings)
+    (ended,) = run(argv, 1, PICTURES, broken_loading, named(name))
+    assert ended.code == 2 and told in ended.output, ended.output
+
+
+def broken_loading(rank: int) -> None:
+    """Lets no run load a denoiser or an encoder."""
+    from align_anything.models.diffusion.spec import DiffusionSpec
+    from align_anything.trainers.runs import pipelines
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise AssertionError('weights were loaded')
+
+    pipelines.load_denoiser = DiffusionSpec.open = refuse
