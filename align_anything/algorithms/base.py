@@ -25,12 +25,14 @@ class Algorithm(AlgorithmCfgs):
         task: what it reads of a row: `supervised`, `preference`, `unpaired` (a response with a label), `answers` (one
             or two, to be scored) or `prompt`.
         meta_keys: what the row's meta must hold for it.
+        soft_labels: whether it reads `meta['soft_label']`, the probability that the first of two responses is better.
         trains: the models whose weights change, by role.
         scores: what the policy gives: a log-probability for each of the `tokens`, or a number by a head of its own for
             each of the `responses`, or of the `units`.
         estimates_first: whether a step begins with `estimates`.
         with_entropy: whether `terms` read the entropies of the policy.
         with_routing: whether they read where the tokens went among experts; engines do that for every algorithm.
+        with_further: whether they read how likely the codes were that ride beside tokens; so does a term of SFT.
         told_by_kind: which of `terms` are told by kind of unit too, where a run has units of several.
         generates: whether the policy generates the responses that it learns from.
     """
@@ -38,11 +40,13 @@ class Algorithm(AlgorithmCfgs):
     name: ClassVar[str]
     task: ClassVar[str]
     meta_keys: ClassVar[tuple[str, ...]] = ()
+    soft_labels: ClassVar[bool] = False
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     scores: ClassVar[str] = 'tokens'
     estimates_first: ClassVar[bool] = False
     with_entropy: ClassVar[bool] = False
     with_routing: ClassVar[bool] = False
+    with_further: ClassVar[bool] = False
     told_by_kind: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
 
@@ -86,6 +90,11 @@ class Algorithm(AlgorithmCfgs):
     def scores_ranges(self) -> bool:
         """Whether codes of media are scored among those that could stand there, and not among all tokens."""
         return True
+
+    @property
+    def depth_coefficient(self) -> float | None:
+        """The weight of the loss of codes that ride beside tokens; None where what writes them stays as it is."""
+        return None
 
     @property
     def has_ratios(self) -> bool:

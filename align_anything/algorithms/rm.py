@@ -14,17 +14,22 @@ from align_anything.algorithms.pairs import PAIR_METRICS, number_of_pairs, pair_
 from align_anything.core.types import Batch, Scored
 from align_anything.losses.reward import bradley_terry_loss
 
+TIE = 0.5
+"""The soft label of a pair of which neither response is better."""
+
 
 @ALGORITHMS.register('rm')
 class RM(Algorithm):
     """Pair mean of the Bradley-Terry loss plus the mean of squared scores, times `regularization`.
 
-    A row whose meta holds a `margin` must be won by so much.
+    A row whose meta holds a `margin` must be won by so much. One whose meta holds a `soft_label` is won with so much
+    probability; ties, whose label is 0.5, count in the losses alone and not in the metrics of pairs.
     """
 
     name: ClassVar[str] = 'rm'
     task: ClassVar[str] = 'preference'
     scores: ClassVar[str] = 'responses'
+    soft_labels: ClassVar[bool] = True
 
     regularization: NonNegativeFloat = Field(
         0.001, description='Weight of the mean squared score, which keeps scores near zero.'
@@ -38,16 +43,18 @@ class RM(Algorithm):
         return {
             'preference_loss': pairs,
             'squared_score': 2 * pairs,
-            **dict.fromkeys((*PAIR_METRICS, 'overconfidence'), pairs),
+            **dict.fromkeys((*PAIR_METRICS, 'overconfidence'), pairs - (labels_of(batch) == TIE).sum()),
         }
 
     def terms(self, batch: Batch, scored: Scored, estimates: Mapping[str, float]) -> dict[str, Tensor]:
         chosen, rejected = pairs_of(scored.values)
+        labels = labels_of(batch).to(chosen)
+        won, lost = chosen[labels != TIE].detach(), rejected[labels != TIE].detach()
         return {
-            'preference_loss': bradley_terry_loss(chosen, rejected, margins_of(batch, chosen)).sum(),
+            'preference_loss': bradley_terry_loss(chosen, rejected, margins_of(batch, chosen), labels).sum(),
             'squared_score': chosen.square().sum() + rejected.square().sum(),
-            **pair_metrics(chosen, rejected),
-            'overconfidence': overconfidence(chosen.detach(), rejected.detach()),
+            **pair_metrics(won, lost),
+            'overconfidence': overconfidence(won, lost),
         }
 
 
@@ -55,6 +62,12 @@ def margins_of(batch: Batch, like: Tensor) -> Tensor:
     """The margin each pair asks for, `(pairs,)`."""
     margins = [float(meta.get('margin', 0.0)) for meta in batch.metas]
     return like.new_tensor(margins[: len(like)])
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """How likely the chosen response of each pair is the better one, `(pairs,)` float32: 1, or its `soft_label`."""
+    labels = [float(meta.get('soft_label', 1.0)) for meta in batch.metas]
+    return torch.tensor(labels[: batch.num_responses // 2])
 
 
 def overconfidence(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS, Algorithm
@@ -29,11 +29,24 @@ class SFT(Algorithm):
         'rollouts read alone.',
     )
 
-    takes_effect: ClassVar[Effects] = {'code_loss_over': writing(*MEDIA_KINDS)}
+    depth_loss_coef: NonNegativeFloat = Field(
+        1.0,
+        description='Weight of the loss of the codes that ride beside the tokens of a sound, which a depth decoder '
+        'writes (CSM). Models whose codes are all tokens have no such loss.',
+    )
+
+    takes_effect: ClassVar[Effects] = {
+        'code_loss_over': writing(*MEDIA_KINDS),
+        'depth_loss_coef': writing('audio', off=(1.0,)),
+    }
 
     @property
     def scores_ranges(self) -> bool:
         return self.code_loss_over == 'range'
+
+    @property
+    def depth_coefficient(self) -> float | None:
+        return self.depth_loss_coef
 
     def coefficients(self) -> dict[str, float]:
         return {'loss': 1.0}

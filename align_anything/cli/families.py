@@ -20,7 +20,7 @@ from align_anything.core.errors import SettingsError
 from align_anything.core.plugins import usable
 from align_anything.core.registry import nearest
 from align_anything.models import structure
-from align_anything.models.families import family_module, family_names, own_codes
+from align_anything.models.families import family_module, family_names, own_codes, own_reads, writes_text
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import PAIRS
 
@@ -48,6 +48,7 @@ class Family:
         ids: the names that lmms-finetune gave to checkpoints, with their hub names.
         checkpoints: other hub names.
         note: why something is unknown or missing.
+        writes_text: whether answers may hold text.
     """
 
     model_type: str
@@ -59,6 +60,7 @@ class Family:
     ids: Mapping[str, str]
     checkpoints: list[str]
     note: str = ''
+    writes_text: bool = True
 
 
 def families() -> list[Family]:
@@ -117,7 +119,7 @@ def _reads(family: Family) -> str:
 
 
 def _writes(family: Family) -> str:
-    return ', '.join(['text', *family.writes])
+    return ', '.join([*(['text'] if family.writes_text else []), *family.writes])
 
 
 def _family(
@@ -132,16 +134,19 @@ def _family(
             return Family(model_type, NONE, None, [], None, {}, **names, note=note)
         kinds, layouts, note = frozenset(module.SPEC.placeholders), list(module.SPEC.layouts), OWN_CODE
     else:
-        kinds = _media_kinds(listed.get('checkpoint_type', model_type))
+        reads = own_reads(model_type)
+        kinds = _media_kinds(listed.get('checkpoint_type', model_type)) if reads is None else reads
         layouts, note = _layouts(FamilySpec if module is None else module.SPEC, config)
-    writes = own_codes(model_type)
+    writes, text = own_codes(model_type), writes_text(model_type)
     able = {
         name: algorithms
         for name, algorithms in pairs.items()
-        if not PAIRS[name].missing_from(kinds) and not PAIRS[name].unwritten_by(writes)
+        if not PAIRS[name].missing_from(kinds)
+        and not PAIRS[name].unwritten_by(writes)
+        and (text or not PAIRS[name].writes_text)
     }
     rules = DEFAULT if module is None else OWN
-    return Family(model_type, rules, sorted(kinds), sorted(writes), layouts, able, **names, note=note)
+    return Family(model_type, rules, sorted(kinds), sorted(writes), layouts, able, **names, note=note, writes_text=text)
 
 
 def _default_config(model_type: str) -> tuple[Any, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from align_anything.configs.compose import read_compose
@@ -17,12 +17,15 @@ Problem = tuple[tuple[str, ...], str]
 _PER_DATASET = ('template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
 
 
-def check_together(cfgs: RunCfgs) -> Iterator[Problem]:
-    """Yields `(keys, problem)` for everything wrong across keys. The first key is the one to mend."""
+def check_together(cfgs: RunCfgs, writes: Set[str] | None = frozenset()) -> Iterator[Problem]:
+    """Yields `(keys, problem)` for everything wrong across keys. The first key is the one to mend.
+
+    `writes` are the kinds of media in answers, None where nothing says so.
+    """
     yield from _check_length(cfgs)
     yield from _check_engine(cfgs)
     yield from _check_patterns(cfgs)
-    yield from _check_data(cfgs)
+    yield from _check_data(cfgs, needs_template=not writes)
     yield from _check_folders(cfgs)
     yield from _check_adapters(cfgs)
     yield from _check_evaluation(cfgs)
@@ -80,14 +83,14 @@ def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:
                 yield (f'train_cfgs.{key}',), f"'{pattern}' is not a regular expression: {error}"
 
 
-def _check_data(cfgs: RunCfgs) -> Iterator[Problem]:
+def _check_data(cfgs: RunCfgs, needs_template: bool) -> Iterator[Problem]:
     models = cfgs.model_cfgs
     if not models.model_name_or_path and not models.compose:
         yield ('model_cfgs.model_name_or_path',), 'is required: name the checkpoint, a folder or a hub name'
     if models.compose:
         yield from _compose_problems(cfgs)
     for role in ('train', 'eval', *(('ptx',) if 'ptx_datasets' in type(cfgs.data_cfgs).model_fields else ())):
-        for key, problem in _dataset_problems(cfgs.data_cfgs, role):
+        for key, problem in _dataset_problems(cfgs.data_cfgs, role, needs_template):
             yield (f'data_cfgs.{key}', f'data_cfgs.{role}_datasets'), problem
     weights, datasets = cfgs.data_cfgs.train_weights, cfgs.data_cfgs.train_datasets
     if weights is not None and datasets:
@@ -123,13 +126,14 @@ def _compose_problems(cfgs: RunCfgs) -> Iterator[Problem]:
             yield ('model_cfgs.compose',), problem
 
 
-def _dataset_problems(data_cfgs: DataCfgs, role: str) -> Iterator[tuple[str, str]]:
+def _dataset_problems(data_cfgs: DataCfgs, role: str, needs_template: bool) -> Iterator[tuple[str, str]]:
     """Yields keys of `role` that are missing, and lists that have another length than the list of datasets."""
     values = data_cfgs.model_dump()
     datasets = values[f'{role}_datasets']
     if not datasets and role == 'train':
         yield 'train_datasets', 'is required: name the training data, for instance --train_datasets data.jsonl'
-    if not values[f'{role}_template'] and (datasets or role == 'train'):
+    # Rows whose answers are media are known by their columns.
+    if needs_template and not values[f'{role}_template'] and (datasets or role == 'train'):
         yield f'{role}_template', f'is required: name the template that reads the rows of {role}_datasets'
     if not datasets:
         return

@@ -291,7 +291,7 @@ class OnlineLoggerCfgs(LoggerCfgs):
     log_completions: PositiveInt | None = Field(
         None,
         description='Rollouts between two whose prompts, responses and rewards are written to completions.jsonl, and '
-        'shown on completions.html, the console and the tracker. null shows none.',
+        'shown on completions.html, the console and the tracker; the last of a run always is. null shows none.',
     )
 
 

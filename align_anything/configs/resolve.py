@@ -207,7 +207,7 @@ def _validate(
     found = _without_effect(cfgs, schema, layers, shipped, facts, hidden)
     if not broken and found.left_out:
         cfgs = schema.model_validate(layers.values)
-    for keys, problem in check_together(cfgs):
+    for keys, problem in check_together(cfgs, facts(cfgs).writes):
         found.problems.pop(keys[0], None)
         if not hidden.intersection(keys):
             group, key = keys[0].split('.')

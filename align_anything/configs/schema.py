@@ -198,7 +198,7 @@ class TrainCfgs(Cfgs):
     freeze_generation: bool = Field(
         False,
         description='Keeps the weights as they are that embed and score codes of media outside of the vocabulary of '
-        'the language model (Janus). Codecs never train.',
+        'the language model (Janus; of CSM the depth decoder). Codecs never train.',
     )
     freeze_language_model: bool = Field(False, description='Keeps the weights of the language model as they are.')
     unfreeze_patterns: list[str] = Field(
@@ -255,12 +255,12 @@ class DataCfgs(Cfgs):
     train_datasets: Names = Field(
         None,
         description='Training data: a hub name, a .json, .jsonl, .csv, .tsv (also with .gz), .parquet or .arrow '
-        'file, a folder written by save_to_disk, or an image folder; a list for several. Required.',
+        'file, a folder written by save_to_disk, or a folder of media or tar shards; a list for several. Required.',
     )
     train_template: Names = Field(
         None,
         description='Template that turns a row into a conversation: a registered name, or file.py:Name. One for all '
-        'training datasets, or one for each. Required.',
+        'training datasets, or one for each. Required, but where answers are media null goes by the columns of rows.',
     )
     train_template_kwargs: Arguments = Field(
         {}, description='Arguments of the training template, such as its column mapping (`prompt: question`).'

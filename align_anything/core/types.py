@@ -126,7 +126,8 @@ class Piece:
         weights: loss weight of each token, zero where it is not trained, `(length,)` float32.
         media: what the processor made of the media in this piece, concatenated along the first dimension.
         media_counts: number of media of each kind in this piece.
-        token_tensors: further per-token processor outputs such as `mm_token_type_ids`, each `(length,)`.
+        token_tensors: what the model reads beside each token, such as `mm_token_type_ids`, each `(length,)`; of codes
+            that are no tokens, `(length, codes)`.
         per_unit: values of each token with a weight, `(units,)` by name, such as its log-probability under a
             `reference`.
         prefix_length: tokens of the prompt that it continues; None for all of them.
@@ -323,6 +324,7 @@ class Scored(NamedTuple):
             and of one that is worse, `(N, 2)`, see `losses/nft.py`.
         prediction: of a denoising policy on request, what it predicts of each unit, `(N, …)`. In `Piece.media` as
             `companion/<role>` it comes back with the next batch.
+        further: of frames of codes on request, the log-probability of the codes behind the unit, `(N,)`.
     """
 
     values: Tensor
@@ -333,6 +335,7 @@ class Scored(NamedTuple):
     drift: Tensor | None = None
     contrast: Tensor | None = None
     prediction: Tensor | None = None
+    further: Tensor | None = None
 
 
 def map_tensors(value: Any, function: Any) -> Any:

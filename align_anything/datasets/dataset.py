@@ -381,7 +381,8 @@ class ExampleDataset:
             takes = ', '.join(('text', *sorted(self._allowed)))
             raise DataError(
                 f"{name}: the row holds {kind} media, but the pair '{self._pair}' takes only {takes}. Use the trainer "
-                f'of a pair with {kind} in it, or leave such rows out of the dataset.'
+                f'of a pair with {kind} in it, or leave such rows out of the dataset. Where the column is not meant, a '
+                f"template that maps columns leaves it alone with train_template_kwargs {{{kind}s: ''}}."
             )
 
     def _example(self, source: Source, name: str, conversations: list[Conversation]) -> Example:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from align_anything.core.errors import FilteredError, SampleError
+from align_anything.core.errors import DataError, FilteredError, SampleError
 from align_anything.core.types import Conversation, Example, Piece
 from align_anything.datasets.dataset import Formatted
 from align_anything.datasets.formatters.base import PREFERENCE, SUPERVISED, BaseFormatter
@@ -26,18 +26,24 @@ class PreferenceTask:
         train_on: `all_assistant` turns from the first differing one on, or the `last`.
         meta_keys: what the row's meta must hold.
         judged: whether the model reads the answers to score them, and does not learn to write them.
+        soft_labels: whether `meta['soft_label']` is read, the probability that the first answer is the better one.
     """
 
     encode_group: EncodeGroup
     train_on: str = 'all_assistant'
     meta_keys: tuple[str, ...] = ()
     judged: bool = False
+    soft_labels: bool = False
     needs_reply: ClassVar[bool] = True
     needs_other: ClassVar[bool] = False
 
     def format(self, formatter: BaseFormatter, row: Row, other: Row | None = None) -> Formatted:
-        """Returns both conversations. Raises SampleError for equal answers and for a meta that lacks something."""
-        better, worse, meta = _pair(formatter, row)
+        """Returns both conversations.
+
+        Raises SampleError for equal answers and for a meta that lacks something, DataError for a soft label that
+        nobody reads.
+        """
+        better, worse, meta = _pair(formatter, row, self.soft_labels)
         missing = [key for key in self.meta_keys if meta.get(key) is None]
         if missing:
             raise SampleError(
@@ -107,6 +113,7 @@ class AnswersTask:
         """Returns one conversation for each answer."""
         if PREFERENCE in formatter.hooks():
             better, worse, meta = formatter.format_preference_sample(row)
+            _refuse_soft(formatter, meta)
             return [better, worse], {**meta, 'is_pair': True}
         conversation, meta = formatter.format_supervised_sample(row)
         return [conversation], {**meta, 'is_pair': False}
@@ -126,18 +133,33 @@ def _last_turns(encode_group: EncodeGroup, conversations: list[Conversation], ju
 def _equal(one: Piece, other: Piece) -> bool:
     pairs = list(zip(one.sequences, other.sequences, strict=False))
     return len(one.earlier) == len(other.earlier) and all(
-        not mine.media and not theirs.media and torch.equal(mine.ids, theirs.ids) for mine, theirs in pairs
+        not mine.media
+        and not theirs.media
+        and torch.equal(mine.ids, theirs.ids)
+        and mine.token_tensors.keys() == theirs.token_tensors.keys()
+        and all(torch.equal(tensor, theirs.token_tensors[name]) for name, tensor in mine.token_tensors.items())
+        for mine, theirs in pairs
     )
 
 
-def _pair(formatter: BaseFormatter, row: Row) -> tuple[list[Any], list[Any], dict[str, Any]]:
+def _pair(formatter: BaseFormatter, row: Row, soft_labels: bool = False) -> tuple[list[Any], list[Any], dict[str, Any]]:
     formatter.require_hook(PREFERENCE)
     better, worse, meta = formatter.format_preference_sample(row)
     if not better and not worse:
         raise _nothing(formatter)
     if formatter.check_equal(row):
         raise SampleError('both answers are the same, so there is nothing to prefer.')
+    if not soft_labels:
+        _refuse_soft(formatter, meta)
     return better, worse, dict(meta)
+
+
+def _refuse_soft(formatter: BaseFormatter, meta: dict[str, Any]) -> None:
+    if meta.get('soft_label') is not None:
+        raise DataError(
+            f"template '{formatter.name}' gives a soft label (of a tie, for instance), which says how likely the first "
+            'answer is the better one, and only rm reads it: leave out the option that asks for it, such as keep_ties.'
+        )
 
 
 def _nothing(formatter: BaseFormatter) -> FilteredError:

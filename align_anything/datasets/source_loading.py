@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import DataError
+from align_anything.core.logging import get_logger
+from align_anything.core.types import MediaKind
 from align_anything.datasets.dataset import Source
 from align_anything.datasets.formatters.base import make_formatter
 from align_anything.datasets.local_files import DataFiles
 from align_anything.datasets.media import MediaCache
+from align_anything.datasets.recognition import recognised
 from align_anything.datasets.sources import load_rows, load_stream, source_folder
+
+logger = get_logger(__name__)
 
 
 def load_sources(
     datasets: str | Sequence[str],
-    template: str | Sequence[str],
+    template: str | Sequence[str] | None,
     *,
     template_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     name: str | Sequence[str | None] | None = None,
@@ -31,6 +36,7 @@ def load_sources(
     cache_bytes: int = 0,
     streaming: bool = False,
     cache_dir: str | None = None,
+    writes: Set[MediaKind] = frozenset(),
 ) -> list[Source]:
     """Opens each dataset with its template.
 
@@ -39,13 +45,16 @@ def load_sources(
     `optional_args`. Templates are made first: a wrong name is found before anything is downloaded.
 
     Args:
+        template: what reads the rows; None for what their columns tell, see `recognised`.
         image_folder: where relative paths of images start; None for the folder of the row's file. Likewise for video
             and audio. Folders that a template was given go first.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
         cache_bytes: decoded media that each worker keeps for rows to come.
+        writes: kinds of media that answers hold, for rows without a template.
 
     Raises:
-        DataError: a list of the wrong length, an unknown template, or a source that can't be opened.
+        DataError: a list of the wrong length, an unknown template, a source that can't be opened, or one whose columns
+            are not known where no template is given.
     """
     several = not isinstance(datasets, str)
     sources = list(datasets) if several else [datasets]
@@ -61,9 +70,11 @@ def load_sources(
             )
         return list(value)
 
-    templates = each('template', template, not isinstance(template, str))
+    templates = each('template', template, _is_list(template))
     options = each('template_kwargs', template_kwargs, _is_list(template_kwargs))
-    formatters = [make_formatter(*made) for made in zip(templates, options, strict=True)]
+    formatters = [
+        None if made is None else make_formatter(made, its) for made, its in zip(templates, options, strict=True)
+    ]
     is_text = _is_list(optional_args) and all(isinstance(value, str) for value in optional_args)
     columns = {
         'name': each('name', name, _is_list(name)),
@@ -78,6 +89,10 @@ def load_sources(
     opener = load_stream if streaming else load_rows
     for index, (source, formatter) in enumerate(zip(sources, formatters, strict=True)):
         rows = opener(source, cache_dir=cache_dir, **{key: values[index] for key, values in columns.items()})
+        if formatter is None:
+            known = recognised(source, rows, streaming, writes)
+            logger.info("'%s' has no template, and the columns of %s, which reads it.", source, known)
+            formatter = make_formatter(known.template, {**known.options, **(options[index] or {})})
         named = formatter.folders_of_environment()
         starts = {kind: folder or named.get(kind) for kind, folder in given.items()}
         folders = {kind: str(start) for kind, start in starts.items() if start} | formatter.folders()

@@ -32,6 +32,11 @@ class ObjectiveAround:
         """That of the objective."""
         return self.objective.with_routing
 
+    @property
+    def with_further(self) -> bool:
+        """That of the objective."""
+        return self.objective.with_further
+
     def coefficients(self) -> dict[str, float]:
         """Those of the objective."""
         return self.objective.coefficients()

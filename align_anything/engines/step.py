@@ -19,6 +19,7 @@ class Objective(Protocol):
     estimates_first: bool
     with_entropy: bool
     with_routing: bool
+    with_further: bool
 
     def counts(self, batch: Batch) -> dict[str, Tensor]: ...
 
@@ -73,8 +74,8 @@ Score = Callable[[Batch], Scored]
 
 def asked_of(algorithm: Objective) -> dict[str, bool]:
     """What the policy has to return beside its scores for the loss terms of `algorithm`."""
-    routing = {'routing': True} if algorithm.with_routing else {}
-    return {'entropy': algorithm.with_entropy, **routing}
+    more = {'routing': algorithm.with_routing, 'further': algorithm.with_further}
+    return {'entropy': algorithm.with_entropy, **{name: True for name, asked in more.items() if asked}}
 
 
 def with_roles(score: Score, roles: Mapping[str, Score]) -> Score:

@@ -12,8 +12,10 @@ from align_anything.core.errors import ModelError
 if TYPE_CHECKING:  # data workers read family rules, which need no models: importing these takes seconds
     from transformers import PreTrainedConfig, PreTrainedModel
 
-CODEC_NAMES = frozenset(('vqmodel',))
+CODEC_NAMES = frozenset(('vqmodel', 'codec_model'))
 """Names of modules of transformers' classes that make codes of media."""
+SPEAKING = ('csm',)
+"""Types of models that are trained here and that transformers files among those that make waves of text."""
 
 
 def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -21,7 +23,7 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
 
     Raises ModelError when there is none, or when it is the checkpoint's own code and that is not trusted.
     """
-    mappings = _mappings()
+    mappings = _mappings(config)
     own_code = _own_code(config)
     if own_code is not None and trust_remote_code:
         return _own_class(config.to_dict()['auto_map'][own_code], config.name_or_path, own_code)
@@ -37,23 +39,27 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
 
 def auto_class(config: PreTrainedConfig) -> str | None:
     """Returns the name of the Auto class of transformers that loads a checkpoint of `config`; None without one."""
-    return _own_code(config) or next((name for name, mapping in _mappings().items() if type(config) in mapping), None)
+    return _own_code(config) or next(
+        (name for name, mapping in _mappings(config).items() if type(config) in mapping), None
+    )
 
 
-def _mappings() -> dict[str, Any]:
+def _mappings(config: PreTrainedConfig) -> dict[str, Any]:
     from transformers.models.auto import modeling_auto as auto
 
+    speaking = {'AutoModelForTextToWaveform': auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING}
     return {
         'AutoModelForImageTextToText': auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         'AutoModelForMultimodalLM': auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
         'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        **(speaking if config.model_type in SPEAKING else {}),
     }
 
 
 def _own_code(config: PreTrainedConfig) -> str | None:
     """The Auto class for which a checkpoint brings code of its own."""
     remote = config.to_dict().get('auto_map') or {}
-    return next((name for name in (*_mappings(), 'AutoModel') if name in remote), None)
+    return next((name for name in (*_mappings(config), 'AutoModel') if name in remote), None)
 
 
 def _own_class(reference: str, source: str, auto_class: str) -> type[PreTrainedModel]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore, digest, identity
 from align_anything.core.types import Audio, CodedMedia, Conversation, Embedding, MediaKind, Video
 from align_anything.models.codecs.base import CodecRules
+from align_anything.models.frames import FURTHER
 
 T = TypeVar('T')
 Span = tuple[int, int]
@@ -47,6 +48,11 @@ class KindOfCodes:
         row_end: id behind each row of a picture, None for none.
         size: the only grid that media have, such as `(height, width)` in codes; None where media differ.
         longest: most tokens of a medium between its opening and closing; None for no limit.
+        further: entries of the books behind those `books`, whose codes are no tokens: they ride beside the token of
+            their frame (`models/frames.py`).
+        end_code: the code of the first book whose row of the output head scores the closing too, because a frame of
+            nothing else is what ends a medium; None where the closing has a row of its own.
+        unused: rows of that head behind the codes of a book, which stand for nothing.
     """
 
     kind: MediaKind
@@ -57,6 +63,9 @@ class KindOfCodes:
     row_end: int | None = None
     size: tuple[int, ...] | None = None
     longest: int | None = None
+    further: tuple[int, ...] = ()
+    end_code: int | None = None
+    unused: int = 0
 
     def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids before the codes of a medium of that grid; some families write its size there."""
@@ -80,9 +89,10 @@ class KindOfCodes:
     def written(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the ids of codes `(books, *grid)` and of each whether it could have been another, `(length,)` both.
 
-        The books of a position stand side by side, positions follow row by row.
+        The books of a position stand side by side, positions follow row by row; of books whose codes are no tokens
+        there is nothing.
         """
-        grid = codes.shape[1:]
+        codes, grid = codes[: len(self.books)], codes.shape[1:]
         offsets = torch.tensor(self.first)
         rows = (codes.movedim(0, -1) + offsets).reshape(-1, grid[-1] * len(self.books))
         free = torch.ones_like(rows, dtype=torch.bool)
@@ -96,6 +106,12 @@ class KindOfCodes:
         ends = torch.zeros(len(closing), dtype=torch.bool)
         ends[:1] = self.open_ended
         return torch.cat([opening, rows.flatten(), closing]), torch.cat([begins, free.flatten(), ends])
+
+    def beside(self, codes: Tensor) -> Tensor:
+        """Returns the codes `(books, frames)` of sounds that ride beside their tokens, `(length, books - 1)`."""
+        frames = codes[len(self.books) :].t()
+        end = frames.new_full((len(self.closing), frames.shape[1]), self.end_code or 0)
+        return torch.cat([frames.new_zeros(len(self.opening), frames.shape[1]), frames, end])
 
     def read(self, ids: Sequence[int]) -> Tensor | None:
         """Returns the codes `(books, *grid)` of ids between opening and closing, None where they are no whole medium.
@@ -146,6 +162,7 @@ class MediaCodes:
         restricted: whether what could not have been another token weighs nothing, and each score is one among the ids
             that could have stood there; else all tokens count, over the whole vocabulary.
         separate: whether the codes have an output head of their own, so that no score can be one among all ids.
+        wordless: whether the model writes codes and no text.
         begins: whether a response begins with a medium, so that opening one is no choice.
         weights: what the loss weights of each kind's tokens are multiplied by; 1 where it is not named.
         store: codes that were made before training, by the medium; without one a guess of the right length serves.
@@ -156,6 +173,7 @@ class MediaCodes:
     prompts: frozenset[MediaKind] = frozenset()
     restricted: bool = False
     separate: bool = False
+    wordless: bool = False
     begins: bool = False
     weights: Mapping[MediaKind, float] = field(default_factory=dict)
     store: TensorStore | None = None
@@ -164,6 +182,16 @@ class MediaCodes:
     def ranged(self) -> bool:
         """Whether the score of an id is one among those that could have stood there."""
         return self.restricted or self.separate
+
+    @property
+    def further(self) -> int:
+        """How many codes ride beside the token of a frame; 0 where every code is a token."""
+        return max(len(own.further) for own in self.kinds.values())
+
+    @property
+    def closings(self) -> set[int]:
+        """The ids that end media, a turn with it or not."""
+        return {token for own in self.kinds.values() for token in own.closing[-1:]}
 
     def marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
         """Returns conversations with a mark in the text for each medium that is written as codes, and those codes.
@@ -247,11 +275,12 @@ class MediaCodes:
         rules = self.rules[medium.kind]
         if medium.codec not in ('', rules.fingerprint):
             raise SampleError(f'the codes of an {medium.kind} are those of another codec than {rules.folder}')
-        if codes.shape[0] != len(own.books):
+        books = own.books + own.further
+        if codes.shape[0] != len(books):
             raise SampleError(
-                f'the codes of an {medium.kind} have {codes.shape[0]} books, but the model writes {len(own.books)}'
+                f'the codes of an {medium.kind} have {codes.shape[0]} books, but the model writes {len(books)}'
             )
-        limits = torch.tensor(own.books).view(-1, *[1] * (codes.ndim - 1))
+        limits = torch.tensor(books).view(-1, *[1] * (codes.ndim - 1))
         if not codes.numel() or bool((codes < 0).any()) or bool((codes >= limits).any()):
             raise SampleError(
                 f'the codes of an {medium.kind} are not from 0 to {max(own.books) - 1}, or there are none'
@@ -272,6 +301,11 @@ class MediaCodes:
             free = free & (torch.arange(len(ids)) >= len(self.kinds[medium.kind].opening_of(medium.codes.shape[1:])))
         weight = self.weights.get(medium.kind, 1.0)
         return ids, torch.where(free, weight, 0.0) if self.restricted else torch.full((len(ids),), weight)
+
+    def beside(self, medium: CodedMedia) -> dict[str, Tensor]:
+        """Returns the token tensors of the tokens of a medium: its codes that are no tokens themselves."""
+        own = self.kinds[medium.kind]
+        return {FURTHER: own.beside(medium.codes)} if own.further else {}
 
     def is_code(self, ids: Tensor) -> Tensor:
         """Returns of each id whether it is a code, bool of the same shape."""
@@ -295,7 +329,7 @@ class MediaCodes:
         `rows` is how many ids there are. Where a medium may end, the token that ends it is among the first book.
         """
         books = [span for own in self.kinds.values() for span in own.spans]
-        return [without(rows, books), *([*spans] for _, spans in self._numbered())]
+        return [without(rows, books), *self._among()]
 
     def set_of(self, ids: Tensor) -> Tensor:
         """Returns the number of the set that each id is sampled from, int64 of the same shape."""
@@ -304,6 +338,13 @@ class MediaCodes:
             for start, stop in spans:
                 found = torch.where((ids >= start) & (ids < stop), number, found)
         return found
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """Returns ids with those of closings replaced that a code's row of the output head scores."""
+        for own in self.kinds.values():
+            if own.end_code is not None:
+                ids = torch.where(ids == own.closing[0], own.first[0] + own.end_code, ids)
+        return ids
 
     def by_kind(self, ids: Tensor) -> dict[str, Tensor]:
         """Returns which ids are of which kind, text among them, bool of the same shape by name."""
@@ -325,21 +366,27 @@ class MediaCodes:
         """Returns a value for each set, in their order: that of its kind, or `text` where there is none."""
         return [text, *(of_kinds.get(kind, text) for kind, own in self.kinds.items() for _ in own.books)]
 
+    def _among(self) -> Iterator[list[Span]]:
+        """The ids that each unit of a book is normalised over."""
+        for own in self.kinds.values():
+            unused = 0 if self.restricted else own.unused
+            for book, (start, stop) in enumerate(own.spans):
+                yield [(start, stop + unused), *([] if own.end_code is not None else _ending(own, book))]
+
     def _numbered(self) -> list[tuple[int, list[Span]]]:
         numbered = []
         for own in self.kinds.values():
             for book, span in enumerate(own.spans):
-                ends = own.open_ended and book == 0 and own.closing
-                more = [(own.closing[0], own.closing[0] + 1)] if ends else []
-                numbered.append((len(numbered) + 1, [span, *more]))
+                numbered.append((len(numbered) + 1, [span, *_ending(own, book)]))
         return numbered
 
     # From ids back to media
 
-    def parts(self, ids: Sequence[int]) -> list[list[int] | CodedMedia]:
+    def parts(self, ids: Sequence[int], further: Tensor | None = None) -> list[list[int] | CodedMedia]:
         """Returns ids in stretches of text, as ids, and media between them, without their opening and closing.
 
-        What is no whole medium stays among the text, with its codes.
+        What is no whole medium stays among the text, with its codes. `further` are those that ride beside the ids,
+        `(length, books - 1)`.
         """
         parts: list[list[int] | CodedMedia] = []
         text: list[int] = []
@@ -359,6 +406,8 @@ class MediaCodes:
                 text += ids[at:end]
                 at = end
                 continue
+            if own.further:
+                codes = torch.cat([codes, further[at:end].t()])
             parts += [text[:before]] if before else []
             parts.append(CodedMedia(kind, codes, self.rules[kind].fingerprint))
             text, at = [], end + len(behind)
@@ -376,6 +425,11 @@ def content_of(medium: Any) -> Any:
     if type(medium) is Video:
         return [medium.fps, identity(medium.timestamps), identity(medium.frames)]
     return [medium.mode, list(medium.size), identity(medium.tobytes())]
+
+
+def _ending(own: KindOfCodes, book: int) -> list[Span]:
+    """The token that may stand in place of a code of a book because media end there."""
+    return [(own.closing[0], own.closing[0] + 1)] if own.open_ended and book == 0 and own.closing else []
 
 
 def _opened(own: KindOfCodes, text: Sequence[int], codes: Tensor | None) -> int | None:

@@ -28,12 +28,16 @@ DECLARATION = 'media_codes'
 OF_ADAPTER = 'media_codes.json'
 CODECS = 'codecs'
 """The folder of a checkpoint that its codecs lie in, by kind."""
+TEXTS = 'codec', 'opening', 'closing', 'row_end'
 KEYS = ('codec', 'tokens', 'first_ids', 'opening', 'closing', 'row_end', 'size', 'max_length')
 
 
 def declared_codes(config: Any) -> Mapping[str, Any] | None:
-    """Returns what a configuration declares of codes, None for nothing."""
-    return config.to_dict().get(DECLARATION) or None
+    """Returns what a configuration declares of codes, None for nothing. Raises ModelError where it is no mapping."""
+    declared = config.to_dict().get(DECLARATION) or None
+    if declared is not None and not isinstance(declared, Mapping):
+        raise ModelError(f'media_codes: {declared!r} is no mapping from kinds of media to how their codes are written.')
+    return declared
 
 
 def declare(config: Any, media_codes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -79,12 +83,16 @@ def make_codes(declaration: Mapping[str, Any], home: str | Path, tokenizer: Any,
             )
         if not declared.get('codec'):
             raise ModelError(f'media_codes.{kind}: name the folder of its codec under codec.')
+        for key in TEXTS:
+            if type(declared.get(key)) not in (str, type(None)):
+                raise ModelError(f'media_codes.{kind}.{key}: {declared[key]!r} is no text.')
         codec = codec_rules(Path(home) / declared['codec'])
         if codec.kind != kind:
             raise ModelError(f'media_codes.{kind}.codec: {codec.folder} is a codec of {codec.kind}.')
         kinds[kind], rules[kind] = _kind(kind, declared, codec, tokenizer), codec
         _check_ids(kinds[kind], rows)
     _check_apart(list(kinds.values()))
+    _check_marks(list(kinds.values()))
     return MediaCodes(kinds, rules, prompts=frozenset(kinds))
 
 
@@ -125,7 +133,11 @@ def declared_beside(adapter: Path) -> dict[str, Any]:
 def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, tokenizer: Any) -> KindOfCodes:
     def ids(key: str) -> tuple[int, ...]:
         text = declared.get(key) or ''
-        return tuple(tokenizer(text, add_special_tokens=False)['input_ids'])
+        found = tuple(tokenizer(text, add_special_tokens=False)['input_ids'])
+        if tokenizer.unk_token_id in found or (len(found) > 1 and found[0] not in tokenizer.added_tokens_decoder):
+            # Each of its pieces may stand in any text, where it would begin a medium or end one.
+            raise ModelError(f"media_codes.{kind}.{key}: the tokenizer has no token '{text}' and none it begins with.")
+        return found
 
     row_end = ids('row_end')
     if len(row_end) > 1:
@@ -199,11 +211,12 @@ def _first_of(kind: MediaKind, pattern: str, start: int, size: int, id_of: Calla
 
 
 def _check_ids(kind: KindOfCodes, rows: int) -> None:
-    last = max(stop for _, stop in kind.spans)
+    marks = (*kind.opening, *kind.closing, *(() if kind.row_end is None else (kind.row_end,)))
+    last = max(*(stop for _, stop in kind.spans), *(mark + 1 for mark in marks))
     if last > rows:
         raise ModelError(
-            f'media_codes.{kind.kind}: the codes reach to id {last - 1}, but the model has {rows} embeddings: '
-            'enlarge it with align-anything add-media-tokens.'
+            f'media_codes.{kind.kind}: the codes, with what stands around them, reach to id {last - 1}, but the model '
+            f'has {rows} embeddings: enlarge it with align-anything add-media-tokens.'
         )
 
 
@@ -212,3 +225,25 @@ def _check_apart(kinds: list[KindOfCodes]) -> None:
     for (one, kind), (other, _) in zip(spans, spans[1:], strict=False):
         if one[1] > other[0]:
             raise ModelError(f'media_codes: ids {other[0]} to {one[1] - 1} are codes of {kind} twice over.')
+
+
+def _check_marks(kinds: list[KindOfCodes]) -> None:
+    """Raises ModelError for ids around media that are codes themselves, or that could mean two things."""
+    spans = [span for own in kinds for span in own.spans]
+    for own in kinds:
+        ends = () if own.row_end is None else (own.row_end,)
+        for key, marks in (('opening', own.opening), ('closing', own.closing), ('row_end', ends)):
+            if any(start <= mark < stop for mark in marks for start, stop in spans):
+                raise ModelError(f'media_codes.{own.kind}.{key}: it holds a token that is a code.')
+        if own.row_end in (*own.opening[:1], *own.closing[:1]):
+            raise ModelError(f'media_codes.{own.kind}.row_end: it is what opens or closes the {own.kind} too.')
+        begins = [other.kind for other in kinds if other.opening[:1] == own.closing[:1]]
+        if begins:
+            raise ModelError(f'media_codes.{own.kind}.closing: it begins with the token that opens {begins[0]}.')
+        # A score is one among the codes of the kind that a token may end.
+        ended = [other.kind for other in kinds if other is not own and other.closing[:1] == own.closing[:1]]
+        if own.open_ended and ended:
+            raise ModelError(
+                f'media_codes.{own.kind}.closing: it ends {ended[0]} too, but without a size it is sampled among codes '
+                'of one kind: give each a token of its own.'
+            )

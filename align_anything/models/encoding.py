@@ -58,11 +58,19 @@ def join(pieces: Sequence[Piece], merge: Merge = merge_media) -> Piece:
         weights=torch.cat([piece.weights for piece in pieces]),
         media=merge([piece.media for piece in pieces if piece.media]),
         media_counts=dict(sum((Counter(piece.media_counts) for piece in pieces), Counter())),
-        token_tensors={
-            name: torch.cat([piece.token_tensors.get(name, torch.zeros_like(piece.ids)) for piece in pieces])
-            for name in names
-        },
+        token_tensors={name: torch.cat(_with_blanks(name, pieces)) for name in names},
     )
+
+
+def _with_blanks(name: str, pieces: Sequence[Piece]) -> list[Tensor]:
+    """The token tensors of that name of all pieces, zeros of those without."""
+    like = next(piece.token_tensors[name] for piece in pieces if name in piece.token_tensors)
+    return [piece.token_tensors.get(name, like.new_zeros(len(piece), *like.shape[1:])) for piece in pieces]
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Returns numbers by kind in words, such as `2 images`."""
+    return ', '.join(f'{number} {kind}{"s" if number > 1 else ""}' for kind, number in counts.items())
 
 
 def pad_left(rows: Sequence[Tensor], filling: int = 0) -> Tensor:

@@ -18,6 +18,7 @@ from align_anything.core.files import atomic_write_json
 from align_anything.models.adapter import bare_model
 from align_anything.models.architecture import CODEC_NAMES, skeleton_of
 from align_anything.models.checkpoint import stored_module
+from align_anything.models.frames import WritesFrames
 from align_anything.models.quantization import dequantised, is_quantised
 from align_anything.models.score import SCORE_HEAD
 from align_anything.models.trainable import count
@@ -79,7 +80,8 @@ def export_model(
         if f'{SCORE_HEAD}.weight' in state:
             _make_classifier(plain.config, folder, None if pad_token_id == end_of_turn_id else pad_token_id)
     if plain.can_generate():
-        _save_generation_config(plain.generation_config, folder, end_of_turn_id)
+        settings = plain.generation_settings() if isinstance(plain, WritesFrames) else {}
+        _save_generation_config(plain.generation_config, folder, end_of_turn_id, settings)
     forget_last_call(tokenizer)
     (processor or tokenizer).save_pretrained(folder)
 
@@ -125,8 +127,10 @@ def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, m
     skeleton = skeleton_of(model)
     _check_complete(skeleton, state)
     # Gathered tensors no longer share storage, by which transformers would know that they are tied.
+    twice = {name: state[name].clone() for name in model.stored_tied} if isinstance(model, WritesFrames) else {}
     for name in (*skeleton.all_tied_weights_keys, *second_names(skeleton)):
         state.pop(name, None)
+    state |= twice
     # A skeleton writes the files: saving the live model would write the name of an Accustomed class, and adapters
     # and quantisation change what it writes.
     skeleton.to(_common_dtype(state))
@@ -145,11 +149,11 @@ def _stored_codec(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[s
     """
     found: dict[str, Tensor] = {}
     for codec in sorted(CODEC_NAMES):
-        names = [name for name in state if f'.{codec}.' in name]
+        names = [name for name in state if f'.{codec}.' in f'.{name}']
         source = Path(model.config.name_or_path)
         if names and source.is_dir():
             stored = stored_module(source, codec)
-            found |= {name: stored[name.partition(f'.{codec}.')[2]] for name in names}
+            found |= {name: stored[f'.{name}'.partition(f'.{codec}.')[2]] for name in names}
     return found
 
 
@@ -218,8 +222,11 @@ def _common_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
     return sizes.most_common(1)[0][0]
 
 
-def _save_generation_config(config: GenerationConfig, folder: Path, end_of_turn_id: int | None) -> None:
+def _save_generation_config(
+    config: GenerationConfig, folder: Path, end_of_turn_id: int | None, more: Mapping[str, Any]
+) -> None:
     config = copy.deepcopy(config)
+    vars(config).update(more)
     if end_of_turn_id is not None:
         stops = config.eos_token_id
         stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)

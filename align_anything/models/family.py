@@ -26,11 +26,13 @@ from align_anything.models.encoding import (
     common_length,
     forget_call_arguments,
     join,
+    listed,
     merge_media,
     pad_left,
     truncate,
     whole,
 )
+from align_anything.models.frames import FURTHER
 from align_anything.models.output_heads import OutputHead, output_heads
 from align_anything.models.prefill import prefill_of
 from align_anything.models.rendering import (
@@ -287,7 +289,7 @@ class FamilySpec:
         for number, part in enumerate(self.encoder.stretches(run)):
             if type(part) is CodedMedia:
                 ids, weights = self.codes.written(part)
-                pieces.append(Piece(ids, weights * run.weight))
+                pieces.append(Piece(ids, weights * run.weight, token_tensors=self.codes.beside(part)))
             elif number == 0 or part.text:
                 pieces += map(self._checked, self.encoder.pieces(part, first and number == 0))
         return join(pieces, self.merge_media)
@@ -308,7 +310,7 @@ class FamilySpec:
         if total <= limit:
             return response
         if len(prompt) >= limit:
-            media = f' ({_listed(prompt.media_counts)} in it)' if prompt.media_counts else ''
+            media = f' ({listed(prompt.media_counts)} in it)' if prompt.media_counts else ''
             raise SampleError(
                 f'the prompt alone has {len(prompt)} tokens{media}, the limit is {limit}: '
                 'raise model_cfgs.model_max_length or shorten the row'
@@ -337,11 +339,11 @@ class FamilySpec:
         Only the tokens that end it, and padding behind them, are taken off. All others stay in the text, special ones
         too: the policy chose them, so whoever judges or shows the response must see them.
         """
-        silent = {*self.stop_token_ids, self.pad_token_id}
+        silent = {*self.stop_token_ids, self.pad_token_id} - (set() if self.codes is None else self.codes.closings)
         ids = piece.ids.tolist()
         while ids and ids[-1] in silent:
             ids.pop()
-        parts = [ids] if self.codes is None or not ids else self.codes.parts(ids)
+        parts = [ids] if self.codes is None or not ids else self.codes.parts(ids, piece.token_tensors.get(FURTHER))
         return [
             {'type': part.kind, part.kind: part}
             if type(part) is CodedMedia
@@ -363,13 +365,16 @@ class FamilySpec:
         return prefill_of(self.renderer, self._marked([messages])[0][0])
 
     # What collation asks
-
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one sequence (a prompt and one response), `(position_rows, length)` int64.
 
         `media` and `token_tensors` are those of the sequence, merged in order.
         """
         return torch.arange(ids.numel())[None]
+
+    def blank(self, name: str, length: int) -> Tensor:
+        """Returns the token tensor of that name of tokens that have none, zeros."""
+        return torch.zeros((length, self.codes.further) if name == FURTHER else length, dtype=torch.long)
 
     def merge_media(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Joins the media tensors of several pieces, in order, into the model body's arguments."""
@@ -428,11 +433,10 @@ class FamilySpec:
         """
         if len({self.generation_key(prompt) for prompt in prompts}) > 1:
             raise SampleError(
-                f"generate() of model_type '{self.model_type}' cannot take these prompts in one call: "
-                'group them by generation_key'
+                f"generate() of '{self.model_type}' cannot take these prompts in one call: group them by generation_key"
             )
         tensors = {
-            name: pad_left([prompt.token_tensors.get(name, torch.zeros_like(prompt.ids)) for prompt in prompts])
+            name: pad_left([prompt.token_tensors.get(name, self.blank(name, len(prompt))) for prompt in prompts])
             for name in self.token_tensor_names
         }
         return {
@@ -494,7 +498,3 @@ class FamilySpec:
             if template is not None:
                 return template
         return None
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ', '.join(f'{number} {kind}{"s" if number > 1 else ""}' for kind, number in counts.items())

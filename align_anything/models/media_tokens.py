@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers import AddedToken, PreTrainedModel
 
 from align_anything.core.errors import ModelError
 from align_anything.core.files import new_folder
 from align_anything.core.types import MediaKind
+from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.any_model import AnyModel
+from align_anything.models.checkpoint import stored_tensor
 from align_anything.models.codecs.base import CodecRules, codec_rules
+from align_anything.models.codes import MediaCodes
 from align_anything.models.declared_codes import CODECS, declared_codes, write_declaration
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
@@ -35,8 +39,9 @@ def add_media_tokens(
     """Writes a checkpoint with tokens for the codes of `codecs`, and these beside it, into `out`; returns that folder.
 
     The embedding grows to a multiple of 64 rows; new ones begin as the mean of the others. `config.json` says where the
-    codes stand. `sizes` are the grids that media of a kind always have, `max_lengths` most tokens of one, and `around`
-    the tokens before and behind one, `<|image_begin|>` and `<|image_end|>` by default.
+    codes stand. `sizes` are the grids that media of a kind always have, by default the one that a codec makes of all
+    pictures, where there is one; `max_lengths` are most tokens of a medium, and `around` the tokens before and behind
+    it, `<|image_begin|>` and `<|image_end|>` by default.
 
     Raises ModelError for a checkpoint, a codec or a folder that cannot be used, and for kinds that it has codes of.
     """
@@ -50,10 +55,11 @@ def add_media_tokens(
     for kind, codec in rules.items():
         if codec.kind != kind:
             raise ModelError(f'{codec.folder} is a codec of {codec.kind}, not of {kind}.')
+        size = _size(codec, (sizes or {}).get(kind))
         declared[kind] = {
             'codec': f'{CODECS}/{kind}',
             **_added(spec.tokenizer, kind, codec, (around or {}).get(kind)),
-            **({'size': list(sizes[kind])} if sizes and kind in sizes else {}),
+            **({} if size is None else {'size': list(size)}),
             **({'max_length': max_lengths[kind]} if max_lengths and kind in max_lengths else {}),
         }
     model = AnyModel.from_pretrained(source)
@@ -62,6 +68,21 @@ def add_media_tokens(
         export_model(model, None, folder, tokenizer=spec.tokenizer, processor=spec.processor)
         write_declaration(folder, declared, {**known_rules, **rules})
     return Path(out)
+
+
+def only_size(rules: CodecRules) -> tuple[int, ...] | None:
+    """Returns the grid that all pictures have in codes, None where it differs with theirs, and for other media."""
+    if rules.kind != 'image':
+        return None
+    grids = {rules.grid(Image.new('RGB', size)) for size in ((256, 256), (512, 256))}
+    return grids.pop() if len(grids) == 1 else None
+
+
+def _size(rules: CodecRules, wanted: Sequence[int] | None) -> tuple[int, ...] | None:
+    made = only_size(rules)
+    if wanted is not None and made not in (None, tuple(wanted)):
+        raise ModelError(f'{rules.folder} makes {list(made)} codes of every {rules.kind}, not {list(wanted)}.')
+    return made if wanted is None else tuple(wanted)
 
 
 def enlarge(model: PreTrainedModel, tokens: int) -> None:
@@ -74,6 +95,50 @@ def enlarge(model: PreTrainedModel, tokens: int) -> None:
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             for weight in _rows_of(module):
                 weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+
+
+def require_told_apart(
+    model: nn.Module,
+    codes: MediaCodes | None,
+    model_name_or_path: str | Path,
+    *,
+    read: Collection[MediaKind],
+    written: Collection[MediaKind],
+) -> None:
+    """Raises ModelError where all codes of a book have one embedding in a checkpoint, and keep it.
+
+    New tokens begin so. A model that leaves them as they are, as under LoRA, can never tell codes apart.
+
+    Args:
+        model: as it trains, on any device; only what is frozen in it is looked up in the checkpoint.
+        codes: those of its family, None for none.
+        model_name_or_path: the checkpoint, or an adapter of it.
+        read: kinds of media that may stand in its sequences.
+        written: those among them that it learns to write, for which its output embedding matters too.
+    """
+    if codes is None or codes.separate:
+        return
+    adapter, plain = find_adapter(model_name_or_path), bare_model(model)
+    source = model_name_or_path if adapter is None else adapter.require_base()
+    kinds_of = {
+        plain.get_input_embeddings(): {*read} & {*codes.kinds},
+        plain.get_output_embeddings(): {*written} & {*codes.kinds},
+    }
+    frozen = {
+        name: kinds_of[module]
+        for name, module in plain.named_modules()
+        if kinds_of.get(module) and not any(parameter.requires_grad for parameter in module.parameters())
+    }
+    for name, kinds in frozen.items():
+        rows = stored_tensor(source, f'{name}.weight')
+        for kind in () if rows is None else sorted(kinds):
+            if any(bool((rows[start:stop] == rows[start]).all()) for start, stop in codes.kinds[kind].spans):
+                modules = ' '.join(each.rpartition('.')[2] for each in frozen)
+                raise ModelError(
+                    f'the codes of {kind} media are new to {source}: all have the same row in {name}, which this run '
+                    'leaves as it is, so that it could never tell them apart. Train it, under LoRA by '
+                    f'--modules_to_save {modules}, or train without LoRA first.'
+                )
 
 
 def _rows_of(module: nn.Module) -> list[torch.Tensor]:

@@ -33,7 +33,9 @@ NESTED_TOWERS = frozenset(('clip_vision_model', 'siglip_vision_model'))
 AUDIO_TOWER_NAMES = frozenset('audio_tower audio_encoder audio_model'.split())
 MEDIA_CODEC = 'media_codec'
 """The component that makes codes of media: it comes with the model, and never trains."""
-GENERATION_NAMES = frozenset('generation_embeddings generation_aligner generation_head'.split())
+GENERATION_NAMES = frozenset(
+    'generation_embeddings generation_aligner generation_head depth_decoder embed_audio_tokens'.split()
+)
 """What a second vocabulary, of codes of media, is embedded and scored by."""
 
 

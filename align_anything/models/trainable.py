@@ -87,7 +87,7 @@ def freeze_components(
 def freeze_output_embedding(model: PreTrainedModel) -> None:
     """Freezes the output embedding of a model that is not asked for tokens, unless it is the input embedding too."""
     output, inner = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is not None and output.weight is not inner.weight:
+    if output is not None and all(output.weight is not weight for weight in inner.parameters()):
         output.requires_grad_(False)
 
 
@@ -99,6 +99,16 @@ def require_trainable(model: nn.Module) -> None:
             'freeze_mm_proj, freeze_generation and freeze_language_model, or name what should train in '
             'unfreeze_patterns.'
         )
+
+
+def require_still(model: nn.Module, components: Components, component: str, why: str) -> None:
+    """Raises ModelError when a parameter of `component` trains, which `why` says it should not."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and component_of(name, components) == component:
+            raise ModelError(
+                f"{plain_name(name)} of the component '{component}' would train, but {why}: it would get no gradient. "
+                'Take it out of unfreeze_patterns, lora_cfgs.target_modules and lora_cfgs.modules_to_save.'
+            )
 
 
 def require_reached(

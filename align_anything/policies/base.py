@@ -56,7 +56,13 @@ class Policy(Protocol):
     dtype: torch.dtype
 
     def __call__(
-        self, batch: Batch, *, entropy: bool = False, bootstrap: bool = False, routing: bool = False
+        self,
+        batch: Batch,
+        *,
+        entropy: bool = False,
+        bootstrap: bool = False,
+        routing: bool = False,
+        further: bool = False,
     ) -> Scored:
         """Returns the score of each unit `(N,)`, or of each response `(R,)`; with the others what `Scored` says too.
 

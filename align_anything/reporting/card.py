@@ -13,6 +13,7 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import align_anything
 from align_anything.algorithms.base import Algorithm
@@ -123,7 +124,11 @@ def is_hub_name(name: str) -> bool:
 
 def shown_name(name: str) -> str:
     """The name of a model or a dataset without the folders of this machine."""
-    return name if is_hub_name(name) or '://' in name else Path(name).name
+    if is_hub_name(name) or '://' in name:
+        return name
+    path = Path(name)
+    # What a run trained is told by the folder of the run.
+    return path.parent.name or path.name if path.name.startswith('slice_') else path.name
 
 
 def hub_base(source: str) -> str | None:
@@ -173,6 +178,8 @@ def _use_of_tokens(folder: Path, spec: FamilySpec, scores: bool) -> str:
         auto_model=auto_class(spec.config),
         auto_processor='AutoTokenizer' if spec.processor is None else 'AutoProcessor',
         trust=', trust_remote_code=True' if own_code else '',
+        # Composed models are classes of this package, which transformers does not know by itself.
+        registered=not own_code and spec.config.model_type not in CONFIG_MAPPING_NAMES,
         chat_template=_fenced(spec.renderer.template, 'jinja') if scores else '',
     )
 

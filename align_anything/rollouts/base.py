@@ -13,6 +13,7 @@ from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.types import Example, MediaKind, Piece, Response
 from align_anything.models.codes import DIMENSIONS, KindOfCodes, MediaCodes
 from align_anything.models.family import FamilySpec
+from align_anything.models.frames import FURTHER
 from align_anything.rollouts.grammar import Emission, Grammar
 from align_anything.rollouts.restricted import Restriction, SetSampling
 
@@ -115,12 +116,12 @@ def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
     emission = sampling.emit or Emission()
     known = {} if codes is None else codes.kinds
     problems = [
-        f'emit: this model writes no {kind}; it writes {", ".join(["text", *known])}.'
+        f'model_cfgs.emit_size: this model writes no {kind}; it writes {", ".join(["text", *known])}.'
         for kind in emission.grids
         if kind not in known
     ]
     problems += [
-        f'{name}.{kind}: responses hold no {kind}; name it under emit.'
+        f'model_cfgs.{name}.{kind}: responses hold no {kind}, but {", ".join(emission.grids) or "text"}.'
         for name, own in (('emit_temperature', sampling.emit_temperature), ('emit_top_k', sampling.emit_top_k))
         for kind in own
         if kind not in emission.grids
@@ -139,19 +140,31 @@ def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
 def _problems(own: KindOfCodes, sampling: Sampling, emission: Emission) -> list[str]:
     kind, grid = own.kind, emission.grid(own)
     if own.size not in (None, grid):
-        return [f'emit.{kind}: every {kind} of this model has {list(own.size)} codes, not {list(grid)}.']
+        return [
+            f'model_cfgs.emit_size.{kind}: every {kind} of this model has {list(own.size)} codes, not {list(grid)}.'
+        ]
     if grid is None and (kind != 'audio' or own.row_end is not None):
-        return [f'emit.{kind}: name how many codes it has, such as [16, 16].']
+        example = [16] * DIMENSIONS[kind]
+        return [
+            f'model_cfgs.emit_size.{kind}: the checkpoint does not declare how many codes it has. Name the grid that '
+            f'the codec makes of the {kind}s of your data, such as {{{kind}: {example}}}.'
+        ]
     if grid is not None and (len(grid) != DIMENSIONS[kind] or min(grid) < 1):
-        return [f'emit.{kind}: {list(grid)} is not {DIMENSIONS[kind]} numbers of codes.']
+        return [f'model_cfgs.emit_size.{kind}: {list(grid)} is not {DIMENSIONS[kind]} numbers of codes.']
     if grid is not None and not _readable(own, grid):
-        return [f'emit.{kind}: a model without a token behind each row writes square images, not {list(grid)}.']
+        return [
+            f'model_cfgs.emit_size.{kind}: a model without a token behind each row writes square images, not '
+            f'{list(grid)}.'
+        ]
     if not own.opening and emission.begins is None:
-        return [f'emit.{kind}: this model has no token that begins it, so that the response has to begin with it.']
+        return [
+            f'model_cfgs.emit_size.{kind}: this model has no token that begins it, so that the response has to begin '
+            'with it.'
+        ]
     length = emission.shortest(own)
     inside = length - len(own.opening if grid is None else own.opening_of(grid)) - len(own.closing)
     if own.longest is not None and inside > own.longest:
-        return [f'emit.{kind}: it has {inside} tokens, but the model writes {own.longest} at most.']
+        return [f'model_cfgs.emit_size.{kind}: it has {inside} tokens, but the model writes {own.longest} at most.']
     # The token behind it that ends the response.
     length += 1
     if length > sampling.max_new_tokens:
@@ -206,11 +219,13 @@ def sampled(
     version: int,
     sampling: Sampling,
     grammar: Grammar | None = None,
+    further: torch.Tensor | None = None,
 ) -> Response:
     """Returns a generated response up to the first token that ends it.
 
     The policy chose every token, but for those that the grammar left no choice of. A medium that the length limit cut
-    is not finished. Raises TrainingError for tokens that the grammar does not allow.
+    is not finished. `further` are the codes that ride beside the ids, `(length, codes)`. Raises TrainingError for
+    tokens that the grammar does not allow.
     """
     end = end_of(ids, spec.stop_token_ids)
     stopped = stop_string_end(spec, ids[:end], sampling.stop)
@@ -227,6 +242,7 @@ def sampled(
     response = Response(
         ids=kept,
         weights=weights,
+        token_tensors={} if further is None else {FURTHER: further[:length]},
         per_unit={'rollout': torch.tensor(logprobs[:length], dtype=torch.float32)[weights > 0]},
         finished=end is not None,
         version=version,

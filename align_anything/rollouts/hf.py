@@ -11,13 +11,15 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from align_anything.core.types import Example, Piece, Response, map_tensors
-from align_anything.models.codes import TEXT
+from align_anything.models.adapter import bare_model
+from align_anything.models.codes import TEXT, MediaCodes
 from align_anything.models.family import FamilySpec
+from align_anything.models.frames import FramesWritten, WritesFrames
 from align_anything.policies.guidance import guided
 from align_anything.policies.token.hidden import cast_floats
 from align_anything.rollouts.base import Sampling, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State
-from align_anything.rollouts.restricted import NOTHING, Restricted, Restriction
+from align_anything.rollouts.restricted import NOTHING, Restricted, Restriction, sample, sampled_of
 
 
 class HFRollouts:
@@ -87,13 +89,18 @@ class HFRollouts:
         inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
         start = inputs['input_ids'].shape[1]
         stops = _StopStrings(self.spec, sampling.stop, start)
-        restriction = restriction_of(self.spec, sampling)
+        restriction, more = restriction_of(self.spec, sampling), {}
         if restriction is None:
             recorder, how = _Recorder(sampling.temperature, never_sampled(self.spec)), _sampling_arguments(sampling)
         else:
             # Temperature, top-p and top-k are those of each set.
             how = _sampling_arguments(Sampling())
-            if guides:
+            if self.spec.codes.further:
+                more['frames'] = FramesWritten()
+                recorder = _FrameRecorder(
+                    restriction, stops.lengths, self.spec.codes, bare_model(self.model), more['frames']
+                )
+            elif guides:
                 recorder = _GuidedRecorder(restriction, stops.lengths, sampling.guidance)
             else:
                 recorder = _RestrictedRecorder(restriction, stops.lengths)
@@ -111,16 +118,19 @@ class HFRollouts:
             generation_config=settings,
             logits_processor=[recorder],
             stopping_criteria=[stops] if sampling.stop else [],
+            **more,
         )
         new = sequences[: len(examples), start:]
         logprobs = recorder.of(new).cpu()
+        further_codes = torch.stack(more['frames'].further, 1).cpu() if more else None
         responses = []
         for number, (ids, values) in enumerate(zip(new.cpu(), logprobs, strict=True)):
             # Behind a stop string stands padding, which is no end token.
             length = stops.lengths.get(number)
             own = ids[:length].tolist(), values[:length].tolist()
             grammar = None if restriction is None else restriction.grammar
-            responses.append(sampled(self.spec, *own, self.version, sampling, grammar))
+            further = None if further_codes is None else further_codes[number]
+            responses.append(sampled(self.spec, *own, self.version, sampling, grammar, further))
         return responses
 
 
@@ -224,8 +234,52 @@ class _GuidedRecorder(_RestrictedRecorder):
         codes = torch.tensor([state.number != TEXT for state in states], device=scores.device)
         led = torch.where(codes[:, None], guided(conditional, unconditional, self._scale), conditional)
         logprobs, left = self._restricted(led, states)
-        sampled_ids = left.softmax(-1).multinomial(1).repeat(2, 1)
+        sampled_ids = sampled_of(left)[:, None].repeat(2, 1)
         return logprobs, torch.full_like(scores, NOTHING).scatter(1, sampled_ids, 0.0)
+
+
+class _FrameRecorder(_RestrictedRecorder):
+    """Samples whole frames: which token a frame is hangs on its further codes too, where one of them is the end."""
+
+    def __init__(
+        self,
+        restriction: Restriction,
+        ended: Container[int],
+        codes: MediaCodes,
+        model: WritesFrames,
+        frames: FramesWritten,
+    ) -> None:
+        super().__init__(restriction, ended)
+        (self._own,) = codes.kinds.values()
+        self._how = restriction.how[int(codes.set_of(torch.tensor([self._own.first[0]])))]
+        self._model, self._frames = model, frames
+
+    def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        own, states = self._own, self._advanced(input_ids)
+        first, end = own.first[0], own.closing[0]
+        # The end and the code that its frame begins with are one choice of the model: only the code is sampled.
+        both = torch.tensor(
+            [all(any(a <= token < b for a, b in state.allowed) for token in (first, end)) for state in states],
+            device=scores.device,
+        )
+        logprobs, left = self._restricted(scores.masked_fill(both[:, None] & _one_hot(end, scores), NOTHING), states)
+        logprobs[:, end] = torch.where(both, logprobs[:, first + own.end_code], logprobs[:, end])
+        ids = sampled_of(left)
+        further = self._model.further_codes(
+            self._frames.states, (ids - first).clamp(0, own.books[0] - 1), self._sampled_of_book
+        )
+        ends = both & (ids == first + own.end_code) & (further == own.end_code).all(1)
+        ids = torch.where(ends, end, ids)
+        self._frames.further.append(further.masked_fill((ids == end)[:, None], own.end_code))
+        return logprobs, torch.full_like(scores, NOTHING).scatter(1, ids[:, None], 0.0)
+
+    def _sampled_of_book(self, logits: Tensor) -> Tensor:
+        # Behind the entries of a book are rows that stand for nothing; all books of a codec are of one size.
+        return sample(logits[:, : self._own.further[0]], self._how)
+
+
+def _one_hot(token: int, like: Tensor) -> Tensor:
+    return torch.arange(like.shape[-1], device=like.device) == token
 
 
 class _StopStrings(StoppingCriteria):

@@ -105,6 +105,17 @@ class Restricted:
         return self._masks[key]
 
 
+def sample(logits: Tensor, how: SetSampling) -> Tensor:
+    """Returns ids sampled by the logits of one set, `(rows, ids)`, `(rows,)`."""
+    logprobs = (logits.float() / (how.temperature or 1.0)).log_softmax(-1)
+    return sampled_of(_left(logprobs, how))
+
+
+def sampled_of(left: Tensor) -> Tensor:
+    """Returns ids sampled by log-probabilities `(rows, ids)` that need not add up to one, `(rows,)`."""
+    return left.softmax(-1).multinomial(1).squeeze(1)
+
+
 def _left(logprobs: Tensor, how: SetSampling) -> Tensor:
     """The log-probabilities `(rows, vocabulary)` without those that are not to be sampled."""
     if not how.temperature:

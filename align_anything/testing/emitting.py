@@ -77,20 +77,20 @@ def _peak(samples: np.ndarray, rate: int) -> float:
 
 def drawing_model(out: str | Path, *, hidden: int = 64, layers: int = 2, family: str = 'llama', **sizes: int) -> Path:
     """Writes a model of a text `family` with tokens for digits of sixteen codes into `out`, untrained."""
-    return _with_codec(Path(out), 'image', family, {'image': SIZE}, hidden=hidden, layers=layers, **sizes)
+    return _with_codec(Path(out), 'image', family, hidden=hidden, layers=layers, **sizes)
 
 
 def singing_model(out: str | Path, *, hidden: int = 64, layers: int = 2, family: str = 'llama', **sizes: int) -> Path:
     """Writes a model of a text `family` with tokens for melodies into `out`, untrained; it ends them by itself."""
-    return _with_codec(Path(out), 'audio', family, {}, hidden=hidden, layers=layers, **sizes)
+    return _with_codec(Path(out), 'audio', family, hidden=hidden, layers=layers, **sizes)
 
 
 def unified_model(out: str | Path, *, hidden: int = 64, layers: int = 2, family: str = 'llama', **sizes: int) -> Path:
     """Writes a model of a text `family` with tokens for both into `out`, untrained."""
-    return _with_codec(Path(out), 'both', family, {'image': SIZE}, hidden=hidden, layers=layers, **sizes)
+    return _with_codec(Path(out), 'both', family, hidden=hidden, layers=layers, **sizes)
 
 
-def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, int]], **shape: int) -> Path:
+def _with_codec(out: Path, kind: str, family: str, **shape: int) -> Path:
     work = out.parent / f'.{out.name}.parts'
     corpus = [f'draw the digit {word} 0123456789' for word in DIGITS] + [f'sing {" ".join(TONES)}']
     base = build(family, work / 'base', corpus=corpus, **shape)
@@ -102,7 +102,7 @@ def _with_codec(out: Path, kind: str, family: str, sizes: dict[str, tuple[int, i
     if kind in ('audio', 'both'):
         sounds = [melody([note] * 3, volume) for note in range(len(TONES)) for volume in VOLUMES]
         codecs['audio'] = make_spectrum_codebook(work / 'audio', sounds, entries=len(TONES) * len(VOLUMES), frame=FRAME)
-    return add_media_tokens(base, codecs, out, sizes=sizes)
+    return add_media_tokens(base, codecs, out)
 
 
 def write_digit_rows(folder: str | Path, rows: int = 32, *, wrong: float = 0.0, seed: int = 0, first: int = 0) -> Path:

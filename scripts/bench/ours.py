@@ -117,6 +117,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     import torch
 
     from align_anything.datasets.skips import SkipReport
+    from align_anything.engines.by_kind import ByKind
     from align_anything.engines.process_group import join_process_group
     from align_anything.reporting.metrics import MetricsWriter
     from align_anything.trainers.loops.offline import OfflineLoop
@@ -156,6 +157,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
         algorithm=objective,
         engine=engine,
         roles=roles,
+        objective=ByKind(objective),
         training=training_loader(rows, sampler, found, cfgs),
         evaluation={},
         rows=len(dataset),

@@ -52,7 +52,7 @@ def test_every_family_file_is_listed_with_a_checkpoint(found: dict[str, Family])
 
 @pytest.mark.parametrize(
     'name',
-    'llama qwen3_moe gemma3 llava qwen2_5_vl qwen3_vl idefics3 chameleon emu3 janus'.split(),
+    'llama qwen3_moe gemma3 llava qwen2_5_vl qwen3_vl idefics3 chameleon emu3 janus csm'.split(),
 )
 def test_the_list_says_what_checkpoints_say(name: str, found: dict[str, Family], tiny: Callable[..., Path]) -> None:
     assert name in KINDS
@@ -67,6 +67,8 @@ def test_runs_are_those_whose_media_the_family_reads(found: dict[str, Family]) -
     assert 'text_to_image' not in found['llama'].runs
     for name in ('chameleon', 'emu3', 'janus'):
         assert {'text_to_image', 'text_image_to_text_image', 'any_to_any'} <= set(found[name].runs)
+    # It writes no text.
+    assert set(found['csm'].runs) == {'text_to_audio'} and 'sft' in found['csm'].runs['text_to_audio']
     # Its class is in transformers, but its tokenizer cannot be had (docs/extending.md).
     assert found['voxtral'].rules == NONE and 'mistral-common' in found['voxtral'].note
     for family in found.values():

@@ -88,6 +88,17 @@ def test_the_defaults_of_the_pair_lie_between_the_files(pair: str, name: str) ->
 
 
 @pytest.mark.parametrize('pair', PAIRS)
+def test_a_template_is_required_where_answers_are_texts(pair: str) -> None:
+    argv = ['--model_name_or_path', 'm', '--train_datasets', 'd', '--output_dir', 'o']
+    given = (PAIRS[pair], known_algorithms()['sft'], argv, {})
+    if PAIRS[pair].writes:
+        assert launch.settings_of(*given).cfgs.data_cfgs.train_template is None
+    else:
+        with pytest.raises(SettingsError, match='train_template.*is required'):
+            launch.settings_of(*given)
+
+
+@pytest.mark.parametrize('pair', PAIRS)
 @pytest.mark.parametrize('kind', MEDIA_KINDS)
 def test_media_have_a_folder_where_the_pair_reads_or_writes_them(pair: str, kind: str, tmp_path: Path) -> None:
     given = (pair, 'sft', f'--{kind}_folder', str(tmp_path))

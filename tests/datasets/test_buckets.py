@@ -1,4 +1,4 @@
-"""Buckets are of the wanted area, and every micro-batch holds rows of one of them, on all ranks alike."""
+"""Every micro-batch holds rows of one bucket, on all ranks alike; what is known of sizes without decoding."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from align_anything.core.errors import DataError, SampleError, SettingsError
+from align_anything.core.buckets import bucket_sizes, nearest_bucket
+from align_anything.core.errors import DataError, SampleError
 from align_anything.core.types import Media
-from align_anything.datasets.buckets import (
-    BucketSampler,
-    bucket_sizes,
-    clip_sizes,
-    frame_counts,
-    histogram,
-    nearest_bucket,
-)
+from align_anything.datasets.buckets import BucketSampler
 from align_anything.datasets.measuring import measure_buckets, size_of_answer
 from align_anything.datasets.media import decode, size_of
 from align_anything.datasets.mixture import Mixture
@@ -31,65 +25,6 @@ from tests.datasets.fakes import make_dataset, write_rows
 ROWS = 101
 BUCKETS = [(64, 64) if row % 3 else (32, 128) if row % 2 else (128, 32) for row in range(ROWS)]
 BUCKETS[7] = (16, 256)
-
-
-@pytest.mark.parametrize(('area', 'multiple', 'ratio'), [(512**2, 64, 2.0), (1024**2, 32, 3.0), (48**2, 16, 1.0)])
-def test_sizes_keep_the_area_the_multiple_and_the_ratio(area: int, multiple: int, ratio: float) -> None:
-    sizes = bucket_sizes(area, multiple, ratio)
-    assert len(set(sizes)) == len(sizes)
-    assert {(width, height) for height, width in sizes} == set(sizes), 'tall and wide alike'
-    for height, width in sizes:
-        assert height % multiple == width % multiple == 0
-        assert height * width <= area < (max(height, width) + multiple) * min(height, width)
-        assert max(height, width) <= ratio * min(height, width)
-    ratios = [width / height for height, width in sizes]
-    assert ratios == sorted(ratios) and 1.0 in ratios
-
-
-def test_the_sizes_of_sdxl_are_among_them() -> None:
-    assert {(1024, 1024), (896, 1152), (832, 1216), (768, 1344)} <= set(bucket_sizes(1024**2, 64))
-
-
-def test_a_size_that_cannot_be_is_refused() -> None:
-    for wanted in ((100, 16, 2.0), (10_000, 16, 0.5), (10_000, 0, 2.0)):
-        with pytest.raises(SettingsError, match='raise the resolution'):
-            bucket_sizes(*wanted)
-    with pytest.raises(SettingsError, match='has none'):
-        frame_counts(0, 4)
-
-
-def test_the_nearest_bucket_has_the_nearest_ratio_whatever_the_size() -> None:
-    sizes = bucket_sizes(512**2, 64)
-    for height, width in sizes:
-        for factor in (0.1, 1, 7):
-            assert nearest_bucket((round(height * factor), round(width * factor)), sizes) == (height, width)
-    assert nearest_bucket((10, 1000), sizes) == sizes[-1]
-    assert nearest_bucket((1, 1), sizes) == (512, 512)
-    wide, tall = nearest_bucket((300, 420), sizes), nearest_bucket((420, 300), sizes)
-    assert wide == tall[::-1]
-    assert nearest_bucket((9, 10), [(64, 64), (128, 128)]) == (128, 128), 'of equally near ones the larger'
-    with pytest.raises(SampleError, match='nothing to see'):
-        nearest_bucket((0, 5), sizes)
-
-
-def test_a_clip_has_the_most_frames_that_it_can_fill() -> None:
-    assert frame_counts(17, 4) == [1, 5, 9, 13, 17]
-    assert frame_counts(16, 8) == [1, 9]
-    sizes = clip_sizes([5, 17], [(64, 64), (32, 128)])
-    assert nearest_bucket((16, 100, 90), sizes) == (5, 64, 64)
-    assert nearest_bucket((17, 30, 100), sizes) == (17, 32, 128)
-    assert nearest_bucket((900, 30, 100), sizes) == (17, 32, 128)
-    with pytest.raises(SampleError, match='has 4 frames, and the shortest bucket takes 5'):
-        nearest_bucket((4, 64, 64), sizes)
-
-
-def test_the_histogram_counts_every_row() -> None:
-    text = histogram([(64, 32), (64, 32), (64, 32), (5, 32, 32), None])
-    first, second, last = text.splitlines()
-    assert first.split() == ['32x64', '3', '75.0%', '#' * 40]
-    assert second.split() == ['32x32x5', '1', '25.0%', '#' * 14]
-    assert last.split() == ['unusable', '1']
-    assert histogram([None]).split() == ['unusable', '1']
 
 
 def ranks(

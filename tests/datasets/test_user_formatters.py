@@ -11,14 +11,17 @@ import numpy
 import pytest
 from PIL import Image
 
+from align_anything.core.errors import DataError, SampleError
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets import get_template
 from align_anything.datasets.conversation import MEDIA_KINDS
 from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
 from align_anything.datasets.features import MediaRecord, RowView
+from align_anything.datasets.formatters.base import CHECK_EQUAL, PREFERENCE, PROMPT_ONLY, SUPERVISED, UNMATCHED
 from align_anything.datasets.preference import PreferenceTask
 from align_anything.datasets.prompts import PromptTask
 from align_anything.datasets.source_loading import load_sources
+from align_anything.datasets.template_registry import make_formatter
 from tests.datasets.clips import sound, tone
 from tests.datasets.fakes import encode, encode_group, text_of, write_rows
 
@@ -93,6 +96,49 @@ class AA_TA2T(BaseFormatter):
         return conversation, {'audio_path': audio_path}
 """  # noqa: E501
 
+# As align-anything's own templates for diffusion models are written.
+DRAWN = """
+import io
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from align_anything.configs.format_dataset import BaseFormatter
+from align_anything.datasets.template_registry import register_template
+
+
+@register_template('Canny')
+class Canny(BaseFormatter):
+    def format_diffusion_supervised_sample(self, raw_sample: dict[str, Any]) -> tuple[str, Any]:
+        multi_modal_info = {'image': raw_sample['image'].convert('RGB'), 'kept': 1}
+        return raw_sample['question'], multi_modal_info
+
+
+@register_template('Picked')
+class Picked(BaseFormatter):
+    def format_diffusion_preference_sample(self, raw_sample: dict[str, Any]) -> dict[str, Any]:
+        better_image = Image.new('RGB', (5, 4), 'blue')
+        worse_image = raw_sample['image']
+        return raw_sample['question'], {'better_image': better_image, 'worse_image': worse_image}
+
+    def check_equal(self, raw_sample: dict[str, Any]) -> bool:
+        return raw_sample['overall_response'] == 3
+
+
+@register_template('Heard')
+class Heard(BaseFormatter):
+    def format_diffusion_supervised_sample(self, raw_sample: dict[str, Any]) -> tuple[str, Any]:
+        audio = numpy.array(raw_sample['audio']['array'])
+        return raw_sample['question'], {'audio': audio, 'sampling_rate': raw_sample['audio']['sampling_rate']}
+
+
+@register_template('Doubled')
+class Doubled(BaseFormatter):
+    def format_diffusion_supervised_sample(self, raw_sample: dict[str, Any]) -> tuple[str, Any]:
+        return raw_sample['question'], {'image': raw_sample['image'], 'video': 'a.mp4'}
+"""
+
 OWN = """
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.template_registry import register_template
@@ -135,7 +181,9 @@ class Blind(BaseFormatter):
 def templates(tmp_path: Path) -> Callable[[str], str]:
     (tmp_path / 'documents.py').write_text(DOCUMENTS)
     (tmp_path / 'own.py').write_text(OWN)
-    return lambda name: f'{tmp_path}/{"own" if name in OWN else "documents"}.py:{name}'
+    (tmp_path / 'drawn.py').write_text(DRAWN)
+    files = {'own': OWN, 'drawn': DRAWN, 'documents': DOCUMENTS}
+    return lambda name: f'{tmp_path}/{next(file for file, text in files.items() if name in text)}.py:{name}'
 
 
 def png(path: Path, size: tuple[int, int] = (6, 4)) -> bytes:
@@ -278,6 +326,32 @@ def test_the_templates_of_the_documents_word_for_word(
     example = made(asked, templates('AA_TA2T'), PromptTask(encode_prompt, 100))[0]
     assert example.meta == {'audio_path': 'a.wav'} and text_of(example.conversation[:1]).startswith('You are a helpful')
     assert numpy.isclose(len(heard[0][0]['audio'].samples) / heard[0][0]['audio'].rate, 0.5)
+
+
+def test_templates_for_diffusion_models_become_conversations(table: str, templates: Callable[[str], str]) -> None:
+    drawn = made(table, templates('Canny'), SupervisedTask(encode))[0]
+    assert letters(drawn) == 'what?|image(6, 4)' and drawn.meta['kept'] == 1
+    pairs = made(table, templates('Picked'), PreferenceTask(encode_group))
+    assert [letters(pairs[0], number) for number in (0, 1)] == ['what?|image(5, 4)', 'what?|image(6, 4)']
+    assert pairs[2] == Skipped(f'{table}:3', 'both answers are the same, so there is nothing to prefer.')
+    heard = made(table, templates('Heard'), SupervisedTask(encode)).formatted(0)
+    assert heard[0][1]['content'][0]['audio'].source['sampling_rate'] == 16000
+
+
+def test_their_other_hooks_follow(table: str, templates: Callable[[str], str]) -> None:
+    pair, single = make_formatter(templates('Picked')), make_formatter(templates('Canny'))
+    assert pair.hooks() == {SUPERVISED, PREFERENCE, PROMPT_ONLY, UNMATCHED, CHECK_EQUAL}
+    assert single.hooks() == {SUPERVISED, PROMPT_ONLY, UNMATCHED}
+    row = {'question': 'A fox', 'image': Image.new('RGB', (2, 2))}
+    assert pair.format_prompt_only_sample(row) == ([{'role': 'user', 'content': 'A fox'}], {})
+    other, _ = single.format_unmatched_supervised_sample(row, {**row, 'question': 'A dog'})
+    assert other[0]['content'] == 'A fox' and other[1]['content'][0]['image'].size == (2, 2)
+    with pytest.raises(DataError, match='has no format_preference_sample'):
+        single.require_hook(PREFERENCE)
+    with pytest.raises(SampleError, match=r"one medium, as 'image' or 'video' or 'audio', but holds 2"):
+        make_formatter(templates('Doubled')).format_supervised_sample(row)
+    with pytest.raises(SampleError, match='the prompt should be text but is list'):
+        single.format_supervised_sample({**row, 'question': ['A fox']})
 
 
 def test_templates_of_this_package_get_media_as_they_are_stored(table: str) -> None:

@@ -134,10 +134,15 @@ def test_rewards_and_costs() -> None:
     chosen, rejected, margin = tensor(CHOSEN), tensor(REJECTED), tensor(LENGTHS[0])
     found = bradley_terry_loss(chosen, rejected, margin)
     np.testing.assert_allclose(found.numpy(), -log_sigma(CHOSEN - REJECTED - LENGTHS[0]), rtol=1e-12)
+    likely = np.linspace(0, 1, len(CHOSEN))
+    soft = bradley_terry_loss(chosen, rejected, margin, tensor(likely))
+    lead = CHOSEN - REJECTED - LENGTHS[0]
+    np.testing.assert_allclose(soft, -likely * log_sigma(lead) - (1 - likely) * log_sigma(-lead), rtol=1e-12)
     unsafe = torch.tensor([True, False, True, False, True, False])
     signs = np.where(unsafe.numpy(), 1.0, -1.0)
     np.testing.assert_allclose(safety_loss(chosen, unsafe).numpy(), -log_sigma(signs * CHOSEN), rtol=1e-12)
     check(lambda c, r: bradley_terry_loss(c, r, 0.3), [0.1, -1.0], [0.3, -2.0])
+    check(lambda c, r: bradley_terry_loss(c, r, 0.0, 0.5), [0.1, -1.0], [0.3, -2.0])
     costs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     safety_loss(costs, torch.tensor([True, False])).sum().backward()
     assert costs.grad[0] < 0 < costs.grad[1]

@@ -267,12 +267,22 @@ def edited(source: Path, out: Path, **changes: Any) -> Path:
         ({'first_ids': None, 'tokens': '<|image_0_|>'}, 'has no {}'),
         ({'opening': None}, 'name the token that media begin with'),
         ({'size': None, 'closing': None}, 'without a size'),
-        ({'row_end': 'two tokens'}, 'is no one token'),
+        ({'row_end': '<|image_begin|><|image_end|>'}, 'is no one token'),
+        ({'row_end': 'two tokens'}, "no token 'two tokens'"),
         ({'size': 4}, 'size: [4] is not 2 numbers of codes'),
         ({'size': [4, 'four']}, 'is not 2 numbers of codes'),
         ({'max_length': 'long'}, "max_length: 'long' is no number of tokens"),
         ({'first_ids': 'all'}, 'is no list of ids'),
         ({'first_ids': None, 'tokens': 5}, 'is no text, nor a list of texts'),
+        ({'codec': 5}, 'codec: 5 is no text'),
+        ({'opening': 7}, 'opening: 7 is no text'),
+        ({'closing': ['<|image_end|>']}, "closing: ['<|image_end|>'] is no text"),
+        ({'opening': '<|image_begn|>'}, "no token '<|image_begn|>'"),
+        ({'closing': '<|image_nd|>'}, "no token '<|image_nd|>'"),
+        ({'row_end': '<unk>'}, "no token '<unk>'"),
+        ({'opening': '<|image_0_3|>'}, 'opening: it holds a token that is a code'),
+        ({'row_end': '<|image_end|>'}, 'row_end: it is what opens or closes'),
+        ({'closing': '<|image_begin|>'}, 'closing: it begins with the token that opens image'),
     ],
 )
 def test_a_declaration_that_cannot_be_read_is_refused(
@@ -281,6 +291,24 @@ def test_a_declaration_that_cannot_be_read_is_refused(
     with pytest.raises(ModelError) as caught:
         load(edited(emitting('drawing'), tmp_path / 'model', **changes))
     assert reason in str(caught.value)
+
+
+def test_one_token_does_not_end_two_kinds(emitting: Emitting, tmp_path: Path) -> None:
+    shutil.copytree(emitting('unified'), tmp_path / 'model')
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    config['media_codes']['audio']['closing'] = config['media_codes']['image']['closing']
+    (tmp_path / 'model' / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ModelError, match='audio.closing: it ends image too'):
+        load(tmp_path / 'model')
+
+
+@pytest.mark.parametrize('declaration', ['image', [{'image': {}}], 5])
+def test_a_declaration_is_a_mapping(emitting: Emitting, tmp_path: Path, declaration: Any) -> None:
+    shutil.copytree(emitting('drawing'), tmp_path / 'model')
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    (tmp_path / 'model' / 'config.json').write_text(json.dumps({**config, 'media_codes': declaration}))
+    with pytest.raises(ModelError, match='is no mapping from kinds of media'):
+        load(tmp_path / 'model')
 
 
 def test_codes_are_found_by_the_names_of_their_tokens(emitting: Emitting, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from align_anything.core.errors import ModelError
+from align_anything.models.codecs.base import codec_rules
 from align_anything.testing.tiny import KINDS, build
 from tests.models.samples import CODED, END, FAMILIES, IMAGE, UNTAUGHT, WIDER, load, picture, single, user
 
@@ -125,6 +127,21 @@ def test_the_command_line_builds_and_says_where(tmp_path: Path) -> None:
     assert main(['llama', '--out', str(tmp_path / 'a'), '--hidden', '32', '--layers', '1']) == 0
     assert load(tmp_path / 'a').config.hidden_size == 32
     assert main(['llama', '--out', str(tmp_path / 'a')]) == 1
+
+
+def test_the_command_line_builds_what_models_are_put_together_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from align_anything.testing.tiny.__main__ import main
+
+    assert main(['siglip', '--out', str(tmp_path / 'encoder'), '--seed', '1']) == 0
+    assert json.loads((tmp_path / 'encoder' / 'config.json').read_text())['model_type'] == 'siglip_vision_model'
+    assert main(['janus_vqgan', '--out', str(tmp_path / 'codec')]) == 0
+    assert codec_rules(tmp_path / 'codec').kind == 'image'
+    assert main(['janus_vqgan', '--out', str(tmp_path / 'codec')]) == 1
+    with pytest.raises(SystemExit):
+        main(['siglip', '--out', str(tmp_path / 'other'), '--hidden', '64'])
+    assert '--hidden is an option of models' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ class Judged:
             algorithm=DPO(),
             engine=SimpleNamespace(evaluate=evaluate),
             roles={},
+            objective=DPO(),
             training=None,
             evaluation={name: loader(name) for name in found},
             rows=10,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,14 +162,15 @@ def test_paths_lose_their_folders(tmp_path: Path) -> None:
         ('org/model', 'org/model', 'org/model'),
         ('gpt2', 'gpt2', 'gpt2'),
         ('{here}/local', 'local', None),
+        ('{here}/first/slice_end', 'first', None),
         ('{here}/trained', 'trained', 'org/under-it'),
         ('{here}/adapter', 'adapter', 'org/under-that'),
         ('{here}/broken', 'broken', None),
     ],
 )
 def test_the_base_that_the_hub_knows(name: str, shown: str, base: str | None, tmp_path: Path) -> None:
-    for folder in ('local', 'trained', 'adapter', 'broken'):
-        (tmp_path / folder).mkdir()
+    for folder in ('local', 'first/slice_end', 'trained', 'adapter', 'broken'):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / 'trained' / 'README.md').write_text('---\nbase_model: org/under-it\n---\n')
     (tmp_path / 'broken' / 'README.md').write_text('---\nbase_model: [\n---\n')
     (tmp_path / 'adapter' / 'adapter_config.json').write_text('{"base_model_name_or_path": "org/under-that"}')
@@ -232,3 +235,14 @@ def test_an_adapter_and_what_is_merged_of_it_have_cards_too(
     assert whole.data.library_name == 'transformers' and whole.data.tags == ['align-anything', 'sft']
     assert whole.text.partition('## Training')[2].strip() == card.text.partition('## Training')[2].strip()
     assert 'needs peft' not in whole.text and not edited(tmp_path / 'merged' / 'README.md')
+
+
+def test_the_card_of_a_composed_model_has_its_classes_made_known(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny('composed'), tmp_path / 'model')
+    card_of(tmp_path, load_spec(tmp_path / 'model'))
+    monkeypatch.chdir(tmp_path / 'model')
+    code = code_of(tmp_path / 'model')
+    # Here they are known, so that the code alone tells nothing: another interpreter runs it.
+    subprocess.run([sys.executable, '-c', f'{code}\nassert type(model).__name__.startswith("Composed")'], check=True)

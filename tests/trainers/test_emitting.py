@@ -38,6 +38,7 @@ HOW: dict[str, dict[str, Any]] = {
         'per_device_train_batch_size': 4,
     },
 }
+ADAPTER = {'use_lora': True, 'modules_to_save': '[embed_tokens, lm_head]'}
 ONLINE = 'grpo rloo reinforce_plus_plus online_dpo ppo saferlhf'.split()
 FIRST = 'sft dpo rm grpo ppo'.split()
 SAFE = """
@@ -200,11 +201,30 @@ def test_codes_are_made_once(emitting: Emitting, rows: Path, tmp_path: Path) -> 
 
 
 def test_an_adapter_draws_too(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
-    how = online(rows, use_lora=True, lora_r=4, max_steps=1)
+    how = online(rows, **ADAPTER, lora_r=4, max_steps=1)
     succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING, algorithm=named('grpo'))
     assert (tmp_path / 'run' / 'slice_end' / 'adapter_model.safetensors').exists()
     spec = load_spec(tmp_path / 'run' / 'slice_end')
     assert spec.emits == {'image'}
+
+
+@pytest.mark.parametrize(
+    ('saved', 'named_there'),
+    [('null', 'model.embed_tokens'), ('[embed_tokens]', 'lm_head'), ('[lm_head]', 'model.embed_tokens')],
+)
+def test_codes_that_stay_all_alike_are_refused(
+    emitting: Emitting, rows: Path, tmp_path: Path, saved: str, named_there: str
+) -> None:
+    """New tokens have one embedding, which an adapter would leave so."""
+    how = {**HOW['sft'], 'use_lora': True, 'modules_to_save': saved}
+    (ended,) = run(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    assert ended.code == 2 and f'all have the same row in {named_there}' in ended.output
+    assert 'Traceback' not in ended.output
+
+
+def test_what_reads_no_codes_need_not_tell_them_apart(emitting: Emitting, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / 'rows.jsonl', text_rows(4))
+    succeed(sft(tmp_path / 'run', emitting('drawing'), file, use_lora=True, max_steps=1))
 
 
 def test_plain_transformers_goes_on_in_a_picture(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
@@ -259,7 +279,7 @@ def test_weights_of_kinds_multiply_the_loss(emitting: Emitting, rows: Path, tmp_
 def test_a_merged_adapter_keeps_its_codes(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
     from align_anything.cli.merging import merge_adapter
 
-    how = {**HOW['sft'], 'use_lora': True, 'max_steps': 1}
+    how = {**HOW['sft'], **ADAPTER, 'max_steps': 1}
     succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
     merge_adapter(tmp_path / 'run', tmp_path / 'merged')
     assert load_spec(tmp_path / 'merged').codes.kinds == load_spec(emitting('drawing')).codes.kinds
@@ -276,7 +296,7 @@ def test_an_adapter_keeps_codes_that_the_settings_alone_declared(
     config = json.loads((base / 'config.json').read_text())
     declared = {**config.pop('media_codes')['image'], 'codec': str(emitting('drawing') / 'codecs' / 'image')}
     (base / 'config.json').write_text(json.dumps(config))
-    how = {**HOW['sft'], 'use_lora': True, 'max_steps': 1, 'media_codes': json.dumps({'image': declared})}
+    how = {**HOW['sft'], **ADAPTER, 'max_steps': 1, 'media_codes': json.dumps({'image': declared})}
     succeed(sft(tmp_path / 'run', base, rows, **how), pair=DRAWING)
     merge_adapter(tmp_path / 'run', tmp_path / 'merged')
     for folder in (tmp_path / 'run' / 'slice_end', tmp_path / 'merged'):

@@ -93,7 +93,8 @@ def test_a_run_tells_what_was_generated_and_what_it_was_worth(folder: Path, tiny
         expected = 1 - record['train/truncated'] - record['train/response_length'] / 20
         assert record['train/reward'] == pytest.approx(expected, abs=1e-5)
     written = lines(tmp_path / 'completions.jsonl')
-    assert {record['step'] for record in written} == {8} and {*written[0]['rewards']} == {'brief'}
+    # Every second rollout, and the last.
+    assert {record['step'] for record in written} == {8, 12} and {*written[0]['rewards']} == {'brief'}
     assert 'Responses after step 8' in ended[0].output and 'Responses after step 4' not in ended[0].output
     assert 'Responses after' not in ended[1].output
     (evaluated,) = (record for record in lines(tmp_path / 'metrics.jsonl') if 'eval/reward' in record)

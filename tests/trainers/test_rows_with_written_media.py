@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,18 @@ def test_pairs_of_pictures_are_preferences(model: Path, rows: Path, tmp_path: Pa
     (ended,) = run(argv, pair=DRAWING, algorithm=DPO)
     assert ended.code == 0, ended.output
     assert sum(record['train/samples'] for record in lines(tmp_path / 'run' / 'metrics.jsonl')) == 4
+
+
+def test_captioned_pictures_need_no_template(model: Path, rows: Path, tmp_path: Path) -> None:
+    """The same pictures with captions beside them, twice, and in a tar shard."""
+    folder, shard = tmp_path / 'pictures', tmp_path / 'shard.tar'
+    (folder / '2_digits').mkdir(parents=True)
+    for number, row in enumerate(map(json.loads, rows.read_text().splitlines())):
+        shutil.copy(rows.parent / row['picture'], folder / '2_digits' / f'{number}.png')
+        (folder / '2_digits' / f'{number}.txt').write_text(row['question'])
+    with tarfile.open(shard, 'w') as archive:
+        archive.add(folder / '2_digits', '')
+    argv = sft(tmp_path / 'run', model, rows, template='null', train_datasets=f'[{folder}, {shard}]')
+    output = succeed(argv, pair=DRAWING)
+    assert sum(record['train/samples'] for record in lines(tmp_path / 'run' / 'metrics.jsonl')) == 8 + 4
+    assert f"'{shard}' has no template, and the columns of Instruction {{answers: image}}" in output

@@ -11,14 +11,25 @@ from typing import Any
 from align_anything.core.errors import DataError, SampleError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.user_files import look_up
-from align_anything.datasets.formatters.columns import Row
-from align_anything.datasets.formatters.turns import PairSample, Sample, Turns, says_only_text, with_its_media
+from align_anything.datasets.formatters.columns import Row, as_text
+from align_anything.datasets.formatters.turns import (
+    Meta,
+    PairSample,
+    Sample,
+    Turns,
+    drawn,
+    says_only_text,
+    user,
+    with_its_media,
+)
 
 SUPERVISED = 'format_supervised_sample'
 PREFERENCE = 'format_preference_sample'
 PROMPT_ONLY = 'format_prompt_only_sample'
 UNMATCHED = 'format_unmatched_supervised_sample'
 CHECK_EQUAL = 'check_equal'
+DRAWN = 'format_diffusion_supervised_sample'
+DRAWN_PAIR = 'format_diffusion_preference_sample'
 HOOKS = (SUPERVISED, PREFERENCE, PROMPT_ONLY, UNMATCHED, CHECK_EQUAL)
 
 
@@ -54,7 +65,9 @@ class BaseFormatter:
     A subclass writes the hooks its columns allow. A hook returns messages in Hugging Face chat form and a `meta` dict;
     `meta['image']` (one or a list; likewise `video`, `audio`) holds the media that fill the placeholders, in order,
     `meta['tools']` the tools that may be called, and the rest of `meta` rides along to the algorithm. Empty
-    conversations leave the row out, as `check_validation` does. Some hooks follow from others: a supervised sample from
+    conversations leave the row out, as `check_validation` does. Where the answer is one medium, a template may write
+    `format_diffusion_supervised_sample` or `format_diffusion_preference_sample` instead, as align-anything has them:
+    they return the prompt as text, and `meta` with the medium. Some hooks follow from others: a supervised sample from
     the preferred answer, a prompt from a supervised sample without its last answer, an unmatched sample from two rows.
 
     Public annotated class attributes are options: `--train_template_kwargs` sets them, and so does the constructor.
@@ -105,12 +118,17 @@ class BaseFormatter:
     @classmethod
     def hooks(cls) -> frozenset[str]:
         """Returns the hooks this template bears, its own and those that follow from its own."""
-        own = {name for name in HOOKS if getattr(cls, name) is not getattr(BaseFormatter, name)}
+        own = {name for name in HOOKS if cls._writes(name)}
+        own |= {ours for theirs, ours in ((DRAWN, SUPERVISED), (DRAWN_PAIR, PREFERENCE)) if cls._writes(theirs)}
         if PREFERENCE in own:
             own |= {SUPERVISED, CHECK_EQUAL}
         if SUPERVISED in own:
             own |= {PROMPT_ONLY, UNMATCHED}
         return frozenset(own)
+
+    @classmethod
+    def _writes(cls, hook: str) -> bool:
+        return getattr(cls, hook) is not getattr(BaseFormatter, hook)
 
     def given(self, option: str) -> Any:
         """Returns what an option was set to, None where it was not."""
@@ -137,12 +155,29 @@ class BaseFormatter:
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         """Returns `(conversation, meta)`; by default the conversation with the preferred answer."""
         self.require_hook(SUPERVISED)
+        if self._writes(DRAWN):
+            prompt, meta = self.format_diffusion_supervised_sample(raw_sample)
+            return drawn(self._asked(prompt), meta) if prompt or meta else ([], {})
         better, _, meta = self.format_preference_sample(raw_sample)
         return better, meta
 
     def format_preference_sample(self, raw_sample: Row) -> PairSample:
         """Returns `(better conversation, worse conversation, meta)`."""
-        raise self._lacking(PREFERENCE)
+        self.require_hook(PREFERENCE)
+        prompt, meta = self.format_diffusion_preference_sample(raw_sample)
+        if not prompt and not meta:
+            return [], [], {}
+        better, meta = drawn(self._asked(prompt), meta, 'better_')
+        worse, meta = drawn(self._asked(prompt), meta, 'worse_')
+        return better, worse, meta
+
+    def format_diffusion_supervised_sample(self, raw_sample: Row) -> tuple[str, Meta]:
+        """Returns `(prompt, meta)`, the medium that answers it in `meta['image']`, likewise `audio` or `video`."""
+        raise self._lacking(DRAWN)
+
+    def format_diffusion_preference_sample(self, raw_sample: Row) -> tuple[str, Meta]:
+        """Returns `(prompt, meta)`, the media in `meta['better_image']` and `meta['worse_image']`, likewise others."""
+        raise self._lacking(DRAWN_PAIR)
 
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
         """Returns `(conversation, meta)` up to the turn to answer; an answer in text is `meta['ground_truth']`."""
@@ -174,6 +209,9 @@ class BaseFormatter:
     def check_validation(self, raw_sample: Row) -> bool:
         """Tells whether the row is usable at all. One that is not is filtered: counted apart from rows that failed."""
         return True
+
+    def _asked(self, prompt: Any) -> Turns:
+        return [*self.opening(), user(as_text(prompt, 'the prompt'))]
 
     def require_hook(self, hook: str) -> None:
         """Raises `DataError`, naming the templates that have it, when this one lacks `hook`."""

@@ -12,21 +12,57 @@ from align_anything.datasets.formatters.columns import (
     as_text,
     chosen_id,
     column,
+    filled,
     first_of,
     from_json,
     is_chosen_id,
+    text,
+    texts,
 )
-from align_anything.datasets.formatters.from_text import Chosen, FromText, Illustrated
-from align_anything.datasets.formatters.turns import Sample
+from align_anything.datasets.formatters.from_text import Chosen, FromText
+from align_anything.datasets.formatters.turns import Sample, request_for
+from align_anything.datasets.local_files import MEDIA_SUFFIXES
 
 
 @register_template('WavCaps')
-class WavCaps(Illustrated):
-    """Columns `answer` (what is heard), `context` (the audio)."""
+class WavCaps(FromText):
+    """Columns `answer` (what is heard), `context` (the audio); or of the JSON files `caption`, `id`.
+
+    Such a clip is called `<id>.flac`, unless its id has a suffix already.
+    """
 
     _kind = 'audio'
-    _text = 'answer'
-    _media = 'context'
+
+    def wording(self, row: Row) -> str:
+        return text(row, first_of(row, ('answer', 'caption')))
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        if 'context' in raw_sample:
+            return self.answered(raw_sample, column(raw_sample, 'context')), {}
+        name = text(raw_sample, 'id')
+        return self.answered(
+            raw_sample, name if f'.{name.rpartition(".")[2]}' in MEDIA_SUFFIXES else f'{name}.flac'
+        ), {}
+
+
+@register_template('Clotho')
+class Clotho(FromText):
+    """Columns `file_name` or `audio`, and `caption_1` to `caption_5`, or a list in `captions`.
+
+    Each clip is asked for by one of its captions, always the same.
+    """
+
+    _kind = 'audio'
+
+    def wording(self, row: Row) -> str:
+        names = [f'caption_{number}' for number in range(1, 6) if filled(row, f'caption_{number}')]
+        captions = [text(row, name) for name in names] or texts(row, first_of(row, ('captions', 'caption_1')))
+        if not captions:
+            raise SampleError("column 'captions' is an empty list.")
+        return request_for('\n'.join(captions), captions)
+
+    def format_supervised_sample(self, raw_sample: Row) -> Sample:
+        return self.answered(raw_sample, column(raw_sample, first_of(raw_sample, ('audio', 'file_name')))), {}
 
 
 @register_template('AA_T2A')

@@ -7,9 +7,13 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, column, number
+from align_anything.datasets.formatters.columns import Row, column, number, truth
 from align_anything.datasets.formatters.from_text import Chosen, Illustrated
 from align_anything.datasets.formatters.preference import Preference, Rated
+from align_anything.datasets.formatters.turns import PairSample
+
+TIE = [0.5, 0.5]
+"""Both labels of a pair of which neither image is preferred."""
 
 
 @register_template('DiffusionDB')
@@ -28,21 +32,35 @@ class DiffusionDBCanny(Illustrated):
 class Pickapic(Chosen):
     """Columns `caption`, `jpg_0`, `jpg_1`, and `label_0`, `label_1`: 1 for the preferred image, 0.5 both for a tie.
 
-    Ties are filtered.
+    Rows without a label (`has_label`) are filtered.
+
+    Attributes:
+        keep_ties: gives ties the soft label 0.5, which reward models read; else they are filtered.
     """
 
+    keep_ties: bool = False
     _text = 'caption'
 
     def judged(self, row: Row) -> tuple[Any, Any]:
         labels = self._labels(row)
-        if sorted(labels) != [0, 1]:
+        if not self._is_judged(labels):
             raise SampleError(f"columns 'label_0' and 'label_1' are {labels}, which prefers neither image.")
-        better = labels.index(1)
+        better = labels.index(max(labels))
         return column(row, f'jpg_{better}'), column(row, f'jpg_{1 - better}')
+
+    def format_preference_sample(self, raw_sample: Row) -> PairSample:
+        better, worse, meta = super().format_preference_sample(raw_sample)
+        return better, worse, {**meta, 'soft_label': 0.5} if self._labels(raw_sample) == TIE else meta
 
     def check_validation(self, raw_sample: Row) -> bool:
         # Prompts alone need no labels.
-        return 'label_0' not in raw_sample or sorted(self._labels(raw_sample)) == [0, 1]
+        if 'label_0' not in raw_sample:
+            return True
+        has_label = 'has_label' not in raw_sample or truth(raw_sample['has_label'], "column 'has_label'")
+        return has_label and self._is_judged(self._labels(raw_sample))
+
+    def _is_judged(self, labels: list[float]) -> bool:
+        return sorted(labels) == [0, 1] or (self.keep_ties and labels == TIE)
 
     def _labels(self, row: Row) -> list[float]:
         return [number(column(row, name), f"column '{name}'") for name in ('label_0', 'label_1')]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import MediaKind
+from align_anything.core.types import MEDIA_KINDS, MediaKind
 from align_anything.datasets.turn_keys import MEDIA_KEYS, filled, listed, several, source_keys
 
 Turns = list[dict[str, Any]]
@@ -68,6 +68,23 @@ def pair(prompt: Turns, better: str, worse: str, meta: Meta) -> PairSample:
     """Returns what a preference hook returns: the prompt with either answer, and `meta` with both answers."""
     answers = {'better_response': better, 'worse_response': worse}
     return [*prompt, assistant(better)], [*prompt, assistant(worse)], {**meta, **answers}
+
+
+def drawn(prompt: Turns, meta: Meta, prefix: str = '') -> tuple[Turns, Meta]:
+    """Returns a prompt answered by the one medium that stands in `meta` behind `prefix`, and the rest of `meta`.
+
+    Samples of audio have their rate in `meta['sampling_rate']`. Raises SampleError for no medium, or several.
+    """
+    keys = [f'{prefix}{key}' for key in MEDIA_KEYS if meta.get(f'{prefix}{key}') is not None]
+    parts = [part for key in keys for part in shown(MEDIA_KEYS[key.removeprefix(prefix)], meta[key])]
+    if len(parts) != 1:
+        wanted = ' or '.join(f"'{prefix}{key}'" for key in MEDIA_KINDS)
+        raise SampleError(f'meta should hold one medium, as {wanted}, but holds {len(parts) or "none"}.')
+    part, rate = parts[0], meta.get('sampling_rate')
+    if rate is not None and part['type'] == 'audio' and not isinstance(part['audio'], (str, bytes, Mapping)):
+        part = {**part, 'audio': {'array': part['audio'], 'sampling_rate': rate}}
+    rest = {key: value for key, value in meta.items() if key not in keys}
+    return [*prompt, {'role': 'assistant', 'content': [part]}], rest
 
 
 def with_its_media(turn: dict[str, Any], meta: Meta) -> tuple[dict[str, Any], Meta]:

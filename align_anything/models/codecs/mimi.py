@@ -17,16 +17,20 @@ class MimiCodec(SoundCodec):
     WHOLE_FRAMES = False
 
 
-@register_codec('mimi')
+@register_codec('mimi', 'csm')
 def rules(folder: Path, config: dict[str, Any]) -> SoundRules:
-    """Returns the rules of a Mimi codec."""
-    own = network_config(folder, MimiCodec.NETWORK, config)
+    """Returns the rules of a Mimi codec, in a folder of its own or within the checkpoint of a CSM."""
+    within = 'codec_config' in config
+    settings = config['codec_config'] if within else config
+    own = network_config(folder, MimiCodec.NETWORK, settings)
     return sound_rules(
         folder,
-        config,
+        settings,
         MimiCodec,
         entries=own.codebook_size,
         most=own.num_quantizers,
         rate=own.sampling_rate,
         hop=own.frame_size,
+        books=config['num_codebooks'] if within else None,
+        module='codec_model' if within else '',
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.integrations import deepspeed
 
 from align_anything.core.errors import ModelError
+from align_anything.models.checkpoint import stored_module
 
 
 def network_class(name: str) -> Any:
@@ -33,6 +36,28 @@ def network_config(folder: Path, name: str, config: Mapping[str, Any]) -> Any:
         return network_class(name).config_class.from_dict(dict(config))
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f'{folder} is no {name} as transformers knows it: {error}') from error
+
+
+def load_codec(name: str, folder: Path, module: str, settings: Mapping[str, Any]) -> nn.Module:
+    """Returns the network of a codec in a folder of its own, or with a `module` that of a whole model's checkpoint.
+
+    `name` is its class in transformers, `settings` its configuration. Raises ModelError as `load_network`.
+    """
+    kind = network_class(name)
+    if not module:
+        return load_network(kind, folder)
+    config = network_config(folder, name, settings)
+    return load_network(kind, folder, stored_module(folder, module), config=config)
+
+
+def copy_module(folder: Path, module: str, out: Path, files: Sequence[str]) -> None:
+    """Writes a module of a whole model's checkpoint into the new folder `out`, with those of the `files` it has."""
+    out.mkdir(parents=True)
+    for name in files:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, out)
+    own = {f'{module}.{name}': tensor.contiguous() for name, tensor in stored_module(folder, module).items()}
+    save_file(own, out / 'model.safetensors', {'format': 'pt'})
 
 
 def load_network(kind: Any, folder: Path, weights: Mapping[str, Tensor] | None = None, **options: Any) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +9,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.models.checkpoint import PROCESSOR_FILES, stored_module
 from align_anything.models.codecs.base import CONFIG, Codec, CodecRules, codec_fingerprint
-from align_anything.models.codecs.networks import load_network, network_class, network_config, weights_fingerprint
+from align_anything.models.codecs.networks import copy_module, load_codec, network_class, weights_fingerprint
 
 SIZE = 'size'
 """In a codec's config.json: `[height, width]` in pixels of all pictures, where no image processor says it."""
-WEIGHTS = 'model.safetensors'
 MODULE = 'vqmodel'
 """The codec in the models of transformers that hold one."""
 NAMES = ('image_processor_type', 'processor_class')
@@ -58,12 +55,7 @@ class PictureRules(CodecRules):
         """As every codec; of a whole model's checkpoint the network alone."""
         if not self.within:
             return super().copy_to(out)
-        out.mkdir(parents=True)
-        for name in (CONFIG, *PROCESSOR_FILES):
-            if (self.folder / name).is_file():
-                shutil.copy(self.folder / name, out)
-        own = {f'{MODULE}.{name}': tensor.contiguous() for name, tensor in stored_module(self.folder, MODULE).items()}
-        save_file(own, out / WEIGHTS, {'format': 'pt'})
+        copy_module(self.folder, MODULE, out, (CONFIG, *PROCESSOR_FILES))
 
     def open(self, device: torch.device | str = 'cpu') -> Codec:
         """Loads the network. Raises ModelError where it does not load."""
@@ -86,11 +78,7 @@ class PictureCodec:
     @classmethod
     def load(cls, rules: PictureRules) -> nn.Module:
         """Returns the frozen network, on the CPU."""
-        kind = network_class(cls.NETWORK)
-        if not rules.within:
-            return load_network(kind, rules.folder)
-        config = network_config(rules.folder, cls.NETWORK, rules.settings)
-        return load_network(kind, rules.folder, stored_module(rules.folder, MODULE), config=config)
+        return load_codec(cls.NETWORK, rules.folder, MODULE if rules.within else '', rules.settings)
 
     def codes_of(self, pixels: Tensor) -> Tensor:
         """Returns the codes, in one dimension or two, of the pixels of a picture `(1, 3, height, width)`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Audio
+from align_anything.models.checkpoint import stored_module
 from align_anything.models.codecs.base import CONFIG, Codec, CodecRules, codec_fingerprint, samples_of
-from align_anything.models.codecs.networks import load_network, network_class
+from align_anything.models.codecs.networks import copy_module, load_codec, weights_fingerprint
 
 BOOKS = 'code_books'
 """In a codec's config.json: how many of its code books are used, the first ones."""
@@ -26,10 +27,14 @@ class SoundRules(CodecRules):
     Attributes:
         codec: what it is when it is open.
         hop: samples that a frame of codes stands for.
+        module: what it is called in a whole model's checkpoint, '' for a folder of its own.
+        settings: the configuration of the network.
     """
 
     codec: type[SoundCodec] | None = None
     hop: int = 1
+    module: str = ''
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def grid(self, medium: Audio) -> tuple[int, ...]:
         """Returns `(frames,)`."""
@@ -40,7 +45,13 @@ class SoundRules(CodecRules):
 
     def open(self, device: torch.device | str = 'cpu') -> Codec:
         """Loads the network. Raises ModelError where it does not load."""
-        return self.codec(self, load_network(network_class(self.codec.NETWORK), self.folder).to(device))
+        return self.codec(self, load_codec(self.codec.NETWORK, self.folder, self.module, self.settings).to(device))
+
+    def copy_to(self, out: Path) -> None:
+        """As every codec; of a whole model's checkpoint the network alone."""
+        if not self.module:
+            return super().copy_to(out)
+        copy_module(self.folder, self.module, out, (CONFIG,))
 
 
 class SoundCodec:
@@ -108,18 +119,20 @@ def sound_rules(
     rate: int,
     hop: int,
     books: int | None = None,
+    module: str = '',
 ) -> SoundRules:
     """Returns the rules of a network of sounds.
 
     Args:
         folder: where it lies.
-        config: the configuration in that folder, whose `code_books` says how many books are used.
+        config: the configuration of the network, whose `code_books` says how many books are used.
         codec: what it is when it is open.
         entries: entries of each code book.
         most: how many code books it has.
         rate: samples per second that it takes.
         hop: samples that a frame stands for.
         books: how many books are used where the configuration does not say; all of them by default.
+        module: what it is called in a whole model's checkpoint, '' for a folder of its own.
 
     Raises:
         ModelError: it has no such number of books.
@@ -127,4 +140,6 @@ def sound_rules(
     used = config.get(BOOKS, books or most)
     if type(used) is not int or not 0 < used <= most:
         raise ModelError(f'{folder / CONFIG}: {BOOKS} {used} is not a number of code books from 1 to {most}.')
-    return SoundRules(folder, 'audio', (entries,) * used, codec_fingerprint(folder), rate, codec=codec, hop=hop)
+    fingerprint = weights_fingerprint(stored_module(folder, module), used) if module else codec_fingerprint(folder)
+    known = {'codec': codec, 'hop': hop, 'module': module, 'settings': config}
+    return SoundRules(folder, 'audio', (entries,) * used, fingerprint, rate, **known)

@@ -26,9 +26,10 @@ CODE = {
 class ComposedConfig(PreTrainedConfig):
     """Configuration of a composed model.
 
-    `media` has an entry for each kind that the model reads: `encoders`, a list of `{'config', 'final_norm'}` (empty
-    where vectors come precomputed, or where videos go through the encoder of images, frame by frame), `select`,
-    `precomputed_dim` and `projector` (`type`, `num_tokens`, `stack`, …).
+    `media` has an entry for each kind that the model reads: `encoders`, a list of `{'config', 'final_norm', 'grid'}`,
+    the patches in height and width of images as their processor makes them (empty where vectors come precomputed, or
+    where videos go through the encoder of images, frame by frame), `select`, `precomputed_dim` and `projector` (`type`,
+    `num_tokens`, `stack`, …).
     """
 
     model_type = 'composed'
@@ -76,7 +77,8 @@ def encoder_rule(encoder, select):
     elif kind == 'clap_audio_model':
         each = (config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)) ** 2
     else:
-        patches = (config.image_size // config.patch_size) ** 2
+        # Not that of its configuration: DINOv2 is published for 518 pixels, with a processor of 224.
+        patches = encoder['grid'][0] * encoder['grid'][1]
         if kind == 'videomae':
             patches *= config.num_frames // config.tubelet_size
         each = patches + (leading_tokens(config) if select == 'full' else 0)

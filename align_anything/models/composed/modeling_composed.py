@@ -277,6 +277,11 @@ class ComposedPreTrainedModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = False
 
+    @classmethod
+    def is_custom_code(cls):
+        """Says no: modules that compute constants for others would be passed over (positions, Falcon-H1's scales)."""
+        return False
+
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=0.02)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
-    AutoModel,
     AutoTokenizer,
     LlavaConfig,
     LlavaProcessor,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from align_anything.configs.compose import BY_FRAME, DEFAULT_TOKENS, READ_BY, ComposeCfgs, MediaCfgs
 from align_anything.core.errors import ModelError
 from align_anything.core.files import read_json
+from align_anything.models.architecture import skeleton
 from align_anything.models.checkpoint import is_multimodal, read_config
 from align_anything.models.composed.configuration_composed import (
     AUDIO_ENCODERS,
@@ -35,6 +40,7 @@ from align_anything.models.composed.configuration_composed import (
 )
 from align_anything.models.composed.processing_composed import ComposedProcessor
 from align_anything.models.composed.template import with_media
+from align_anything.models.structure import logit_transform
 
 WITHIN: Mapping[str, tuple[str | None, str]] = {
     'clip': ('vision_config', 'vision_model'),
@@ -50,6 +56,10 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
 }
 LLAVA_ENCODERS = ('clip_vision_model', 'siglip_vision_model')
 LLAVA_LAYER = -2
+RESIZED = ('dinov2', 'dinov2_with_registers')
+"""Encoders that fit their positions to the size of an image."""
+PROBED = ((96, 64), (64, 160))
+"""Sizes in pixels of pictures that a processor is tried on."""
 ROWS_MULTIPLE = 64
 NOT_OURS = (
     *('architectures', 'dtype', 'transformers_version', '_name_or_path', 'torch_dtype', 'auto_map'),
@@ -70,11 +80,21 @@ STEADY: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that an encoder comes from: its name, the encoder's configuration, and its module in the model."""
+    """A checkpoint that an encoder comes from.
+
+    Attributes:
+        name: its folder or hub name.
+        config: the encoder's configuration.
+        module: the encoder in the model of the checkpoint.
+        processor: what prepares media for it.
+        grid: patches in height and width of the images that the processor makes; None for audio.
+    """
 
     name: str
     config: PreTrainedConfig
-    module: str = ''
+    module: str
+    processor: Any
+    grid: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,7 @@ class Plan:
     tokenizer: Any
     parts: dict[str, Part]
     seed: int
+    head_bias: bool
     is_llava: bool
     new_ids: list[int] = field(default_factory=list)
 
@@ -114,6 +135,7 @@ class Plan:
             text_config=self.text_config,
             media={kind: part.entry for kind, part in self.parts.items()},
             tie_word_embeddings=bool(self.text_config.tie_word_embeddings),
+            head_bias=self.head_bias,
             **ids,
         )
 
@@ -124,7 +146,7 @@ class Plan:
             vision_config=part.sources[0].config,
             text_config=self.text_config,
             image_token_index=self.token_id('image'),
-            image_seq_length=(part.sources[0].config.image_size // part.sources[0].config.patch_size) ** 2,
+            image_seq_length=math.prod(part.sources[0].grid),
             vision_feature_layer=LLAVA_LAYER if part.cfgs.feature_layer is None else part.cfgs.feature_layer,
             vision_feature_select_strategy=self._strategy(part),
             tie_word_embeddings=bool(self.text_config.tie_word_embeddings),
@@ -136,7 +158,7 @@ class Plan:
         if self.is_llava:
             (part,) = self.parts.values()
             return LlavaProcessor(
-                AutoImageProcessor.from_pretrained(part.sources[0].name),
+                part.sources[0].processor,
                 self.tokenizer,
                 patch_size=part.sources[0].config.patch_size,
                 vision_feature_select_strategy=self._strategy(part),
@@ -150,13 +172,11 @@ class Plan:
             rules[kind] |= {'vectors': part.entry['precomputed_dim']} if part.entry['precomputed_dim'] else {}
             if kind == 'audio':
                 named = ('feature_extractor', 'feature_extractor_2')
-                made = [AutoFeatureExtractor.from_pretrained(source.name) for source in part.sources]
             else:
                 named = ('image_processor', 'image_processor_2') if kind == 'image' else ('video_processor',)
-                made = [AutoImageProcessor.from_pretrained(source.name) for source in part.sources]
             if kind == 'video' and not part.entry['precomputed_dim']:
                 rules[kind]['frames'] = 'each' if part.entry['by_frame'] else part.sources[0].config.num_frames
-            components |= dict(zip(named, made, strict=False))
+            components |= dict(zip(named, (source.processor for source in part.sources), strict=False))
         rates = {components[name].sampling_rate for name in components if 'extractor' in name}
         if len(rates) > 1:
             raise ModelError(f'audio: the encoders take {sorted(rates)} samples a second; take two of one rate.')
@@ -183,6 +203,8 @@ def placeholder(kind: str) -> str:
 def plan(cfgs: ComposeCfgs) -> Plan:
     """Reads the configurations and the tokenizer of the parts. Raises ModelError for what cannot be composed."""
     text_config = _text_config(cfgs.language_model)
+    language_model = skeleton(text_config)
+    _check_language_model(language_model, cfgs.language_model)
     # A composed model refers to none of its parts.
     text_config.name_or_path = ''
     parts = {kind: _part(kind, part, cfgs) for kind, part in cfgs.media.items()}
@@ -207,8 +229,9 @@ def plan(cfgs: ComposeCfgs) -> Plan:
     rows = max([text_config.vocab_size, *(row + 1 for row in new_ids)])
     if rows > text_config.vocab_size:
         text_config.vocab_size = -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    is_llava = _is_llava(parts) and _ties_as_llava(text_config)
-    return Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, is_llava, new_ids)
+    head_bias = language_model.get_output_embeddings().bias is not None
+    is_llava = _is_llava(parts) and _ends_as_llava(language_model)
+    return Plan(cfgs.language_model, text_config, tokenizer, parts, cfgs.seed, head_bias, is_llava, new_ids)
 
 
 def _text_config(name: str) -> PreTrainedConfig:
@@ -241,13 +264,34 @@ def _is_llava(parts: Mapping[str, Part]) -> bool:
     )
 
 
-def _ties_as_llava(text_config: PreTrainedConfig) -> bool:
-    """Whether a LLaVA finds the embedding that its head shares a weight with: it looks for one name alone."""
-    if not text_config.tie_word_embeddings:
-        return True
-    with torch.device('meta'):
-        body = AutoModel.from_config(text_config)
-    return body.get_input_embeddings() is dict(body.named_children()).get('embed_tokens')
+def _ends_as_llava(language_model: PreTrainedModel) -> bool:
+    """Whether the head of a LLaVA computes what that of a language model does.
+
+    It has no bias, no cap and no scale, and looks for the embedding that it shares a weight with by one name alone.
+    """
+    config, body, head = language_model.config, language_model.base_model, language_model.get_output_embeddings()
+    shared = body.get_input_embeddings() is dict(body.named_children()).get('embed_tokens')
+    return head.bias is None and logit_transform(config) == (None, 1.0) and (shared or not config.tie_word_embeddings)
+
+
+def _check_language_model(model: PreTrainedModel, name: str) -> None:
+    """Raises ModelError for a language model whose body or head a composed model would not call as it is meant to be.
+
+    They keep keys and values of what was read, and have one linear layer as their head.
+    """
+    body, head = model.base_model, model.get_output_embeddings()
+    if 'past_key_values' not in inspect.signature(body.forward).parameters:
+        raise ModelError(
+            f"language_model: {name} is a '{model.config.model_type}', which keeps other things than keys and values "
+            'of what it has read (past_key_values); composed models generate with these.'
+        )
+    used = {*body.parameters(), *(() if head is None else head.parameters())}
+    others = [key for key, parameter in model.named_parameters() if parameter not in used]
+    if head is None or others:
+        raise ModelError(
+            f"language_model: {name} is a '{model.config.model_type}', whose logits are made by more than a linear "
+            f'layer ({", ".join(others[:2]) or "none"}).'
+        )
 
 
 def _part(kind: str, cfgs: MediaCfgs, whole: ComposeCfgs) -> Part:
@@ -288,11 +332,8 @@ def _check_side_by_side(kind: str, sources: tuple[Source, ...], select: str) -> 
     """Raises ModelError for encoders of images whose patches do not lie one on the other."""
     if kind != 'image' or len(sources) < 2 or select in ('cls', 'pooled'):
         return
-    grids = [source.config.image_size // source.config.patch_size for source in sources]
-    if len(set(grids)) > 1 or select == 'full':
-        sides = ' and '.join(
-            f'{source.name} ({grid} x {grid} patches)' for source, grid in zip(sources, grids, strict=True)
-        )
+    if len({source.grid for source in sources}) > 1 or select == 'full':
+        sides = ' and '.join(f'{source.name} ({source.grid[0]} x {source.grid[1]} patches)' for source in sources)
         raise ModelError(
             f'image.encoder: {sides} cannot stand side by side; take encoders of one grid and select patch.'
         )
@@ -312,11 +353,39 @@ def _source(kind: str, name: str) -> Source:
     if kind == 'audio' and getattr(inner, 'add_adapter', False):
         raise ModelError(f'{kind}.encoder: {name} has an adapter behind its layers (add_adapter), which is not known.')
     inner.name_or_path = ''
-    return Source(name, inner, module)
+    auto = AutoFeatureExtractor if kind == 'audio' else AutoImageProcessor
+    try:
+        processor = auto.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f'{kind}.encoder: what prepares media for {name} does not load: {error}') from error
+    return Source(name, inner, module, processor, None if kind == 'audio' else _grid(kind, name, inner, processor))
+
+
+def _grid(kind: str, name: str, config: PreTrainedConfig, processor: Any) -> tuple[int, int]:
+    """The patches, in height and width, of the images that a processor makes of any.
+
+    Raises ModelError where they differ in size, or the encoder has no positions for that size.
+    """
+    probes = [Image.new('RGB', size) for size in PROBED]
+    shapes = [np.asarray(processor([probe], return_tensors='pt')['pixel_values']).shape for probe in probes]
+    sizes = [shape[-2:] for shape in shapes]
+    if len(set(sizes)) > 1:
+        raise ModelError(f'{kind}.encoder: the processor of {name} makes images of different sizes, not of one.')
+    (height, width), side = sizes[0], config.image_size
+    if config.model_type not in RESIZED and (height, width) != (side, side):
+        raise ModelError(
+            f'{kind}.encoder: the processor of {name} makes images of {height} x {width} pixels, and its encoder has '
+            f'positions for {side} x {side}.'
+        )
+    grid = height // config.patch_size, width // config.patch_size
+    if not all(grid):
+        raise ModelError(f'{kind}.encoder: the processor of {name} makes images smaller than a patch.')
+    return grid
 
 
 def _encoder(kind: str, source: Source, cfgs: MediaCfgs) -> dict[str, Any]:
     """The entry of an encoder in the configuration, with as many layers as are used."""
+    seen = {} if source.grid is None else {'grid': list(source.grid)}
     known = AutoConfig.for_model(**{**source.config.to_dict(), 'model_type': source.config.model_type}).to_dict()
     settings = {key: value for key, value in known.items() if key not in NOT_OURS}
     settings |= {key: value for key, value in STEADY.items() if key in known or key == 'vision_use_head'}
@@ -324,11 +393,11 @@ def _encoder(kind: str, source: Source, cfgs: MediaCfgs) -> dict[str, Any]:
     if 'feature_layer' not in cfgs.model_fields_set and source.config.model_type in LLAVA_ENCODERS:
         layer = LLAVA_LAYER
     if layer is None:
-        return {'config': settings, 'final_norm': True}
+        return {'config': settings, 'final_norm': True, **seen}
     key = 'encoder_layers' if source.config.model_type == 'whisper' else 'num_hidden_layers'
     if source.config.model_type == 'clap_audio_model':
         raise ModelError(f'{kind}.feature_layer: the layers of {source.name} differ in size; leave it out.')
     number = settings[key] + 1 + layer if layer < 0 else layer
     if not 1 <= number <= settings[key]:
         raise ModelError(f'{kind}.feature_layer: {source.name} has layers 1 to {settings[key]}, so {layer} is none.')
-    return {'config': {**settings, key: number}, 'final_norm': False}
+    return {'config': {**settings, key: number}, 'final_norm': False, **seen}

@@ -80,11 +80,35 @@ def load_spec(
 def load_denoiser(spec: DiffusionSpec, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Loads the denoiser of a pipeline and nothing else, in training mode, its weights in `dtype`.
 
-    diffusers knows no partitioning while loading: under ZeRO-3 every rank holds it whole in the CPU's memory until the
-    engine partitions it. Raises ModelError for weights that are missing, or not those of the configuration.
+    Of a pipeline with two experts it is both in one. diffusers knows no partitioning while loading: under ZeRO-3 every
+    rank holds it whole in the CPU's memory until the engine partitions it. Raises ModelError for weights that are
+    missing, or not those of the configuration.
     """
-    kind = denoiser_class(spec)
-    folder = spec.folder / spec.denoiser
+    return spec.joined({name: _load(spec, name, dtype) for name in spec.denoisers}).train()
+
+
+def denoiser_skeleton(spec: DiffusionSpec) -> nn.Module:
+    """Returns the denoiser without storage, on the meta device."""
+    with torch.device('meta'):
+        return spec.joined(
+            {name: denoiser_class(spec, name).from_config(dict(spec.configs[name])) for name in spec.denoisers}
+        )
+
+
+def denoiser_class(spec: DiffusionSpec, name: str) -> type[Any]:
+    """Returns the class of a component. Raises ModelError where diffusers has none of that name."""
+    return component_class(spec.index[name], spec.folder)
+
+
+def denoiser_parts(spec: DiffusionSpec, denoiser: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """Returns the component of each name in a denoiser, with what its parameters' names begin with there."""
+    if len(spec.denoisers) == 1:
+        return {spec.denoiser: ('', denoiser)}
+    return {name: (f'{name}.', denoiser.get_submodule(name)) for name in spec.denoisers}
+
+
+def _load(spec: DiffusionSpec, name: str, dtype: torch.dtype) -> nn.Module:
+    kind, folder = denoiser_class(spec, name), spec.folder / name
     try:
         with quiet():
             model, report = kind.from_pretrained(
@@ -98,7 +122,7 @@ def load_denoiser(spec: DiffusionSpec, dtype: torch.dtype = torch.float32) -> nn
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f'{folder} does not load as {kind.__name__}: {error}') from error
     missing, unused = sorted(report['missing_keys']), sorted(report['unexpected_keys'])
-    mismatched = [f'{name} {tuple(stored)} -> {tuple(wanted)}' for name, stored, wanted in report['mismatched_keys']]
+    mismatched = [f'{key} {tuple(stored)} -> {tuple(wanted)}' for key, stored, wanted in report['mismatched_keys']]
     if missing or mismatched:
         raise ModelError(
             f'the weights in {folder} are not those of {kind.__name__}. Missing: {_listed(missing)}. Other shapes: '
@@ -110,18 +134,7 @@ def load_denoiser(spec: DiffusionSpec, dtype: torch.dtype = torch.float32) -> nn
     # Some keep layers in float32 whatever they are asked for; an engine has one type.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    return model.train()
-
-
-def denoiser_skeleton(spec: DiffusionSpec) -> nn.Module:
-    """Returns the denoiser without storage, on the meta device."""
-    with torch.device('meta'):
-        return denoiser_class(spec).from_config(dict(spec.configs[spec.denoiser]))
-
-
-def denoiser_class(spec: DiffusionSpec) -> type[Any]:
-    """Returns the class of the denoiser. Raises ModelError where diffusers has none of that name."""
-    return component_class(spec.index[spec.denoiser], spec.folder)
+    return model
 
 
 def enable_gradient_checkpointing(denoiser: nn.Module) -> None:

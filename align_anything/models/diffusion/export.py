@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError
 from align_anything.core.files import atomic_write_json
 from align_anything.models.adapter import bare_model
-from align_anything.models.diffusion.checkpoint import INDEX, denoiser_skeleton
+from align_anything.models.diffusion.checkpoint import INDEX, denoiser_parts, denoiser_skeleton
 from align_anything.models.diffusion.library import quiet
 from align_anything.models.diffusion.lora import export_lora
 from align_anything.models.export import MAX_SHARD_SIZE, merged_state
@@ -70,7 +70,7 @@ def _save_denoiser(spec: DiffusionSpec, state: Mapping[str, Tensor], folder: Pat
     except RuntimeError as error:
         raise ModelError(f'the state to save is not that of {type(skeleton).__name__}: {error}') from error
     with quiet():
-        for name, part in spec.parts_of(skeleton).items():
+        for name, (_, part) in denoiser_parts(spec, skeleton).items():
             part.save_pretrained(str(folder / name), max_shard_size=max_shard_size)
 
 

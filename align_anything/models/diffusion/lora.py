@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.models.diffusion.checkpoint import denoiser_class
 from align_anything.models.diffusion.library import pipeline_class
 from align_anything.models.export import ADAPTER
 from align_anything.models.lora import ALL_LINEAR, AUTO, layers_named
@@ -76,9 +77,10 @@ def _targets(denoiser: nn.Module, wanted: str | Sequence[str], spec: DiffusionSp
 
 def require_loadable(spec: DiffusionSpec) -> None:
     """Raises ModelError where the pipeline of diffusers does not load adapters."""
-    if 'load_lora_weights' not in dir(pipeline_class(spec.model_type, spec.folder)):
+    pipeline, denoiser = pipeline_class(spec.model_type, spec.folder), denoiser_class(spec, spec.denoiser)
+    if 'load_lora_weights' not in dir(pipeline) or 'load_lora_adapter' not in dir(denoiser):
         raise ModelError(
-            f'{spec.model_type} of diffusers does not load adapters (it has no load_lora_weights): set '
+            f'{spec.model_type} of diffusers does not load adapters into a {denoiser.__name__}: set '
             'lora_cfgs.save_full_model, so that they are merged into the weights that are saved.'
         )
 
@@ -101,15 +103,26 @@ def export_lora(
 ) -> None:
     """Writes the adapter as what `load_lora_weights` of the pipeline reads, its alpha in the metadata.
 
+    That of a second expert is a file of its own, to load with its name and `load_into_transformer_2`.
     `state` as in `lora_state`. Raises ModelError for a pipeline that loads no adapters.
     """
     require_loadable(spec)
     kind = pipeline_class(spec.model_type, spec.folder)
     config = {key: _plain(value) for key, value in adapted.peft_config[ADAPTER].to_dict().items()}
     weights = lora_state(adapted, state)
-    kind.save_lora_weights(
-        str(out_dir), **{f'{spec.denoiser}_lora_layers': weights, f'{spec.denoiser}_lora_adapter_metadata': config}
-    )
+    for name in spec.denoisers:
+        prefix = '' if len(spec.denoisers) == 1 else f'{name}.'
+        own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+        targets = sorted({key.rpartition('.lora_')[0] for key in own})
+        is_first = name == spec.denoiser
+        kind.save_lora_weights(
+            str(out_dir),
+            weight_name=None if is_first else f'pytorch_lora_weights_{name}.safetensors',
+            **{
+                f'{spec.denoiser}_lora_layers': own,
+                f'{spec.denoiser}_lora_adapter_metadata': {**config, 'target_modules': targets},
+            },
+        )
 
 
 def kohya_state(adapted: PeftModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align_anything.core.buckets import bucket_sizes, nearest_bucket
 from align_anything.core.errors import ModelError
-from align_anything.models.diffusion.fitting import fit_image, nearest_bucket
+from align_anything.models.diffusion.fitting import fit_image
 from align_anything.models.diffusion.prepared import Size
 from align_anything.models.diffusion.spec import DiffusionSpec
 
@@ -47,7 +48,8 @@ class PictureSpec(DiffusionSpec):
         height, width = self.default_size()
         if not self.sizing.buckets:
             return height, width
-        return nearest_bucket(medium.height, medium.width, height * width, self.factor * self.side_multiple)
+        sizes = bucket_sizes(height * width, self.factor * self.side_multiple)
+        return nearest_bucket((medium.height, medium.width), sizes)
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """Returns `(channels, height, width)`."""

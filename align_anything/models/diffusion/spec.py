@@ -116,11 +116,10 @@ class DiffusionSpec:
         """The components that are trained; several are experts for some noise levels each."""
         return (self.denoiser,)
 
-    def parts_of(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """Returns the component of each name in the module that `load_denoiser` makes."""
-        if len(self.denoisers) == 1:
-            return {self.denoiser: denoiser}
-        return {name: denoiser.get_submodule(name) for name in self.denoisers}
+    def joined(self, parts: Mapping[str, nn.Module]) -> nn.Module:
+        """Returns the components of `denoisers` as the one module that is trained."""
+        (part,) = parts.values()
+        return part
 
     @property
     def timesteps(self) -> int:

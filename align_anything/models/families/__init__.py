@@ -2,7 +2,8 @@
 
 Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`; where the model's body takes media in
 another form than transformers' (videos of unequal length, say), also `BODY`, its class, and where checkpoints hold the
-codec of what they write, `WRITES`, the kinds of these media. None is imported before a
+codec of what they write, `WRITES`, the kinds of these media. A false `WRITES_TEXT` says that they write nothing else,
+and `READS` which kinds stand in prompts where these are not all that the processor takes. None is imported before a
 checkpoint of its family is asked for. An Accustomed class adds methods to transformers' class, never state.
 
 For a family whose class comes with the checkpoint, `MODEL` and `BODY` derive from no module: they are joined with the
@@ -83,6 +84,19 @@ def own_codes(model_type: str) -> frozenset[MediaKind]:
     """Returns the kinds of media for which the family's checkpoints have codes and their codec."""
     module = family_module(model_type)
     return frozenset() if module is None else frozenset(vars(module).get('WRITES', ()))
+
+
+def writes_text(model_type: str) -> bool:
+    """Returns whether answers of the family may hold text."""
+    module = family_module(model_type)
+    return True if module is None else vars(module).get('WRITES_TEXT', True)
+
+
+def own_reads(model_type: str) -> frozenset[MediaKind] | None:
+    """Returns the kinds of media that the family reads where it says so; None for all that its processor takes."""
+    module = family_module(model_type)
+    found = None if module is None else vars(module).get('READS')
+    return None if found is None else frozenset(found)
 
 
 def spec_for(

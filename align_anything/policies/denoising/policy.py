@@ -45,6 +45,7 @@ class DenoisingPolicy(nn.Module):
         entropy: bool = False,
         bootstrap: bool = False,
         routing: bool = False,
+        further: bool = False,
         prediction: bool = False,
     ) -> Scored:
         """Returns the score of each unit `(N,)`; with `prediction` also what the denoiser predicts of it, `(N, …)`.
@@ -53,8 +54,8 @@ class DenoisingPolicy(nn.Module):
         holds the predictions of the reference, or of the policy that sampled, there are the `divergence` and the
         `drift` from them, and the `contrast` if the collator asks for one.
         """
-        if bootstrap or routing:
-            raise ModelError('a denoising policy expects no returns and has no experts.')
+        if bootstrap or routing or further:
+            raise ModelError('a denoising policy expects no returns, and has no experts and no codes beside tokens.')
         inputs: DenoisingInputs = batch.inputs
         predicted = self._predicted(inputs)
         scored = (

@@ -167,8 +167,10 @@ class TokenCollator:
         media_ids = torch.tensor(sorted(self.spec.media_token_ids), dtype=torch.long)
         for pieces, (owner, response, guides) in zip(lists, owners, strict=True):
             whole = join(pieces, self.spec.merge_media)
-            blank = torch.zeros_like(whole.ids)
-            token_tensors = {name: whole.token_tensors.get(name, blank) for name in self.spec.token_tensor_names}
+            token_tensors = {
+                name: whole.token_tensors.get(name, self.spec.blank(name, len(whole)))
+                for name in self.spec.token_tensor_names
+            }
             sequences.append(
                 TokenSequence(
                     response=response,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
 from align_anything.core.types import MediaKind
-from align_anything.models.codes import MediaCodes
+from align_anything.models.codes import TEXT, MediaCodes
 from align_anything.models.family import FamilySpec
 from align_anything.models.output_heads import OutputHead
 from align_anything.policies.guidance import guided
@@ -61,6 +61,8 @@ class RangeHead(nn.Module):
         self.before = nn.ModuleList(nn.Identity() if head.before is None else head.before for head in heads)
         self.sets: list[list[tuple[int, list[Span]]]] = [[] for _ in heads]
         for number, spans in enumerate(codes.sets(max(head.span[1] for head in heads))):
+            if codes.wordless and number == TEXT:
+                continue
             owner = next((at for at, head in enumerate(heads) if _holds(head.span, spans)), None)
             if owner is None:
                 raise ModelError(f'no one head of the model writes all of the ids {spans}, which stand side by side')
@@ -75,7 +77,7 @@ class RangeHead(nn.Module):
         self, hidden: Tensor, targets: Tensor, with_entropy: bool = False, guidance: Guidance | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Returns float32 log-probabilities `(N,)` of `targets` `(N,)` after `hidden` `(N, size)`, and entropies."""
-        numbers = self.codes.set_of(targets)
+        numbers, rows = self.codes.set_of(targets), self.codes.rows_of(targets)
         found, order = [], []
         for first, before, scorer, sets in zip(self.first, self.before, self.scorers, self.sets, strict=True):
             own = torch.isin(numbers, torch.tensor([number for number, _ in sets], device=numbers.device))
@@ -89,7 +91,7 @@ class RangeHead(nn.Module):
             else:
                 both = before(torch.cat([hidden[index], guidance.states[index]]))
                 states = guided(*both.chunk(2), guidance.scale)
-            found.append(scorer(states, targets[index] - first, with_entropy, groups))
+            found.append(scorer(states, rows[index] - first, with_entropy, groups))
             order.append(index)
         values = torch.cat([values for values, _ in found])
         back = torch.cat(order).argsort()

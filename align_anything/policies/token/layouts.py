@@ -28,7 +28,8 @@ class TokenSequence:
         end: number of tokens of prompt and response together; what follows is a dummy.
         guides: whether it is a response behind its unconditional prompt: nothing of it is scored, but it says what
             predicts the units of the sequence before it without that prompt.
-        ids: `(length,)`; `positions`: `(rows, length)`; `weights`: `(length,)`; `token_tensors`: each `(length,)`.
+        ids: `(length,)`; `positions`: `(rows, length)`; `weights`: `(length,)`; `token_tensors`: each `(length,)`, or
+            with a further dimension.
     """
 
     response: int
@@ -54,6 +55,7 @@ class TokenInputs:
         arguments: keyword arguments of the model body (ids, positions, mask, media, attention plan).
         score_index: position in the flattened `(rows * length,)` hidden states that predicts each unit, `(N,)`.
         targets: token id of each unit, `(N,)`.
+        target_index: position of each unit itself, `(N,)`.
         ends: position in the flattened hidden states of the last token of each response, `(R,)`.
         distinct: whether a token counts, of the flattened ones, `(rows * length,)` bool: not for padding and dummies,
             and of a prompt that several rows repeat only once.
@@ -65,6 +67,7 @@ class TokenInputs:
     arguments: dict[str, Any]
     score_index: Tensor
     targets: Tensor
+    target_index: Tensor
     ends: Tensor
     distinct: Tensor
     unconditional: Tensor | None = None
@@ -99,7 +102,7 @@ class _Units:
             self._unconditional.append(index)
 
     def together(self) -> tuple[Tensor, ...]:
-        """Returns where the predictor of each unit stands, its id, response, weight, and its other predictor."""
+        """Returns where the predictor of each unit stands, and it itself, its id, response, weight, other predictor."""
         return *map(torch.cat, zip(*self._found, strict=True)), torch.cat(self._unconditional)
 
 
@@ -116,8 +119,8 @@ class _Scored:
         return first
 
 
-def units_of(sequence: TokenSequence, from_token: int, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Units of one sequence: where their predictor stands, their ids, response and weight.
+def units_of(sequence: TokenSequence, from_token: int, position: Tensor) -> tuple[Tensor, ...]:
+    """Units of one sequence: where their predictor stands, and they themselves, their ids, response and weight.
 
     `position[t]` is where token t stands in the flattened hidden states. A token is predicted by the one before it in
     its own sequence, so the first token of a sequence has no score.
@@ -125,7 +128,7 @@ def units_of(sequence: TokenSequence, from_token: int, position: Tensor) -> tupl
     scored = torch.nonzero(sequence.weights, as_tuple=True)[0]
     scored = scored[scored >= max(from_token, 1)]
     owner = torch.full_like(scored, sequence.response)
-    return position[scored - 1], sequence.ids[scored], owner, sequence.weights[scored]
+    return position[scored - 1], position[scored], sequence.ids[scored], owner, sequence.weights[scored]
 
 
 def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
@@ -135,7 +138,9 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     input_ids = torch.full((rows, length), pad_token_id)
     attention_mask = torch.zeros((rows, length), dtype=torch.long)
     positions = sequences[0].positions.new_zeros((sequences[0].positions.shape[0], rows, length))
-    token_tensors = {name: torch.zeros((rows, length), dtype=torch.long) for name in sequences[0].token_tensors}
+    token_tensors = {
+        name: tensor.new_zeros((rows, length, *tensor.shape[1:])) for name, tensor in sequences[0].token_tensors.items()
+    }
     units, scored = _Units(), _Scored()
     distinct = torch.zeros((rows, length), dtype=torch.bool)
     for row, sequence in enumerate(sequences):
@@ -161,9 +166,9 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
         if not sequence.guides
     }
     padding = int((1 - attention_mask).sum())
-    index, targets, segments, weights, unconditional = units.together()
+    index, standing, targets, segments, weights, unconditional = units.together()
     last = torch.tensor(list(ends.values()))
-    tokens = TokenInputs(inputs, index, targets, last, distinct.flatten(), unconditional)
+    tokens = TokenInputs(inputs, index, targets, standing, last, distinct.flatten(), unconditional)
     return PackedBatch(tokens, segments, weights, rows * length, padding)
 
 
@@ -230,10 +235,10 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         most = max(span.stop - span.start for span in spans)
         inputs |= {'cu_seq_lens_q': bounds, 'cu_seq_lens_k': bounds, 'max_length_q': most, 'max_length_k': most}
         inputs['attention_mask'] = None
-    index, targets, segments, weights, unconditional = units.together()
+    index, standing, targets, segments, weights, unconditional = units.together()
     last = torch.stack(list(ends.values()))
     counts = torch.zeros(offset, dtype=torch.bool).index_fill(0, torch.cat(distinct), True)
-    tokens = TokenInputs(inputs, index, targets, last, counts, unconditional)
+    tokens = TokenInputs(inputs, index, targets, standing, last, counts, unconditional)
     return PackedBatch(tokens, segments, weights, offset, padding=0)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
+from align_anything.models.frames import FURTHER, WritesFrames
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.heads import Guidance, among, make_head
 from align_anything.policies.token.hidden import HiddenStates
@@ -40,9 +41,12 @@ class TokenPolicy(nn.Module):
         entropy: bool = False,
         bootstrap: bool = False,
         routing: bool = False,
+        further: bool = False,
         logits: bool = False,
     ) -> Any:
         """Returns the score of each unit `(N,)`; with `entropy` also the entropies, with `routing` where tokens went.
+
+        With `further` it also returns the log-probability of the codes that ride beside each unit.
 
         With `logits` it returns those of the model itself instead, `(rows, length, vocabulary)`: for checks on small
         batches, through whatever wraps this module, because only in there does ZeRO-3 gather the weights.
@@ -60,7 +64,22 @@ class TokenPolicy(nn.Module):
         values, entropies = self.head(selected, batch.inputs.targets, entropy, **more)
         # An empty selection still has to lead every rank through the same backward pass.
         values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
-        return Scored(values, entropies, routing=routed)
+        beside = self._further(batch, hidden) if further else None
+        return Scored(values, entropies, routing=routed, further=beside)
+
+    def _further(self, batch: Batch, hidden: Tensor) -> Tensor:
+        model, codes = bare_model(self.model), self.collate.spec.codes
+        if not isinstance(model, WritesFrames):
+            raise ModelError(f'{type(model).__name__} writes no codes beside its tokens.')
+        inputs, (own,) = batch.inputs, codes.kinds.values()
+        first = codes.rows_of(inputs.targets) - own.first[0]
+        frames = torch.cat([first[:, None], inputs.arguments[FURTHER].flatten(0, 1)[inputs.target_index]], dim=1)
+        states = hidden.index_select(0, inputs.score_index)
+        if len(frames):
+            return model.further_logprobs(states, frames)
+        # Every rank runs the network: here on a frame that counts for nothing.
+        blank = frames.new_zeros(1, 1 + codes.further)
+        return (0.0 * model.further_logprobs(hidden[:1], blank))[:0] + 0.0 * hidden.sum()
 
     def allowed(self, targets: Tensor, rows: int) -> Tensor | None:
         """Returns which of the ids below `rows` each target is scored among, `(N, rows)` bool; None for all of them."""

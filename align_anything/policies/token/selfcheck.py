@@ -25,7 +25,8 @@ from align_anything.policies.token.collator import TokenCollator
 logger = get_logger(__name__)
 
 PROBE_VOCABULARY = 200
-CODES_PROBED = 2
+CODES_PROBED, CODES_ALONE = 2, 16
+"""Codes of a book among text, and of a model that writes none."""
 LONGEST_BEYOND = 512
 """Tokens of the probe beyond a window: enough of what must not be seen to be missed."""
 WINDOW_NAMES = re.compile(r'(?!.*(pattern|layers)).*window.*|.*attention_chunk_size|.*local_attention|index_topk')
@@ -225,6 +226,10 @@ def ordinary_tokens(spec: FamilySpec) -> list[int]:
     plain = [token for token in range(limit) if token not in special][:PROBE_VOCABULARY]
     if spec.codes is None:
         return plain
+    if spec.codes.wordless:
+        return [
+            first + code for own in spec.codes.kinds.values() for first, _ in own.spans for code in range(CODES_ALONE)
+        ]
     codes = [own.first[book] for own in spec.codes.kinds.values() for book in range(len(own.books))]
     return [*plain, *(first + number for first in codes for number in range(CODES_PROBED))]
 

@@ -24,15 +24,18 @@ KINDS = {
     **{
         name: name
         for name in (
-            'chameleon composed emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma qwen2_audio'.split()
+            'chameleon composed csm emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma '
+            'qwen2_audio'.split()
         )
     },
 }
 """Families and the file in this package that builds them."""
-PIPELINES = dict.fromkeys(
-    ('sd15 sd2 sdxl sd3 sd3_clip flux flux_schnell flux2_klein z_image sana pixart pixart_sigma qwen_image').split(),
-    'pipelines_image',
-)
+PIPELINES = {
+    **dict.fromkeys('sd15 sd2 sdxl sd3 sd3_clip flux flux_schnell flux2_klein'.split(), 'pipelines_image'),
+    **dict.fromkeys('z_image sana pixart pixart_sigma qwen_image'.split(), 'pipelines_image'),
+    **dict.fromkeys('wan wan22 wan22_5b ltx cogvideox cogvideox_5b hunyuan_video'.split(), 'pipelines_video'),
+    'text_to_video_sd': 'pipelines_video',
+}
 """Pipelines of diffusers, likewise."""
 
 

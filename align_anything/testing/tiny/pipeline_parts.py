@@ -22,6 +22,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+BETAS = {'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear', 'steps_offset': 1}
 VOCAB = 384
 HEAD = 16
 Builder = Callable[['PipelineOptions'], Any]
@@ -170,6 +171,14 @@ def chat_tokenizer(options: PipelineOptions, length: int = 1024) -> Any:
         extra=['<|im_start|>', *CHAT_TOKENS[1:]],
         chat_template=CHAT_TEMPLATE,
     )
+    tokenizer.model_max_length = length
+    return tokenizer
+
+
+def llama_tokenizer(options: PipelineOptions, length: int = 1024) -> Any:
+    """Returns a tokenizer with the tokens of Llama's chat."""
+    extra = ['<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>']
+    tokenizer = make_tokenizer(VOCAB, options.corpus, pad='<|pad|>', eos='<|end_of_text|>', extra=extra)
     tokenizer.model_max_length = length
     return tokenizer
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from align_anything.testing.tiny.pipeline_parts import (
+    BETAS,
     HEAD,
     PipelineOptions,
     chat_tokenizer,
@@ -20,7 +21,6 @@ from align_anything.testing.tiny.pipeline_parts import (
     t5_tokenizer,
 )
 
-BETAS = {'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear', 'steps_offset': 1}
 SHIFTED_VAE = {'use_quant_conv': False, 'use_post_quant_conv': False}
 FLUX_VAE = {'shift_factor': 0.1159, 'scaling_factor': 0.3611, **SHIFTED_VAE}
 QWEN_TOKENS = ('image_pad', 'video_pad', 'vision_start', 'vision_end')

@@ -10,17 +10,17 @@ from align_anything.core.distributed import all_gather_object
 from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.engines.balance import LOAD
-from align_anything.engines.by_kind import ByKind
-from align_anything.engines.step import StepResult, combined
+from align_anything.engines.step import Objective, StepResult, combined
 from align_anything.reporting.metrics import peak_memory
 from align_anything.trainers.loops.base import LoaderStep, Loop, listed
 
 
 @dataclass
 class OfflineLoop(Loop):
-    """Trains `algorithm` on a loader. Every rank runs one, in step."""
+    """Trains `algorithm` on a loader, by the `objective` made of it. Every rank runs one, in step."""
 
     roles: Mapping[str, Callable[[Batch], Scored]]
+    objective: Objective
 
     def evaluate(self) -> None:
         """Scores the evaluation data and records the metrics over all of it, and by source where there are several.
@@ -48,7 +48,7 @@ class OfflineLoop(Loop):
                 yield batch
 
         with self.as_evaluated():
-            result = self.engine.evaluate(batches, ByKind(self.algorithm), self.roles)
+            result = self.engine.evaluate(batches, self.objective, self.roles)
         self.file_skips([item for own in all_gather_object(skipped) for item in own])
         return result
 
@@ -60,7 +60,7 @@ class OfflineLoop(Loop):
         local = {key: float(sum(batch.stats.get(key, 0) for batch in loaded.batches)) for key in counted}
         skipped = [item for batch in loaded.batches for item in batch.skipped]
         extras = {**local, 'skipped': float(len(skipped)), 'stop': float(self.stop_asked())}
-        result = self.engine.train_step(loaded.batches, ByKind(self.algorithm), self.roles, extras)
+        result = self.engine.train_step(loaded.batches, self.objective, self.roles, extras)
         took = loaded.waited + time.perf_counter() - started
         progress.step += 1
         progress.step_in_epoch += 1

@@ -123,8 +123,10 @@ class OnlineLoop(Loop):
         if step // interval > before // interval or step == self.steps:
             self._report(generated, trained, results, values, took, waited)
         rollout = -(-step // steps_of_rollout(self.cfgs, self.algorithm))
-        if self.completions is not None and rollout % self.cfgs.logger_cfgs.log_completions == 0:
-            self.completions.write(step, generated)
+        if self.completions is not None:
+            # The last one too: a short run shows what it came to.
+            if rollout % self.cfgs.logger_cfgs.log_completions == 0 or step == self.steps:
+                self.completions.write(step, generated)
         return self._stepped(before, bool(stop))
 
     def close(self) -> None:

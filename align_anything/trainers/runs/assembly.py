@@ -42,7 +42,7 @@ class ModelKind(Protocol):
 
     def skeleton(self, spec: Spec) -> nn.Module: ...
 
-    def tune(self, cfgs: RunCfgs, spec: Spec, model: nn.Module) -> nn.Module: ...
+    def tune(self, cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm) -> nn.Module: ...
 
     def router_coefficient(self, cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float: ...
 
@@ -61,7 +61,9 @@ class ModelKind(Protocol):
 
     def check_model(self, resolved: Resolved, spec: Spec) -> None: ...
 
-    def require_trained(self, spec: Spec, model: nn.Module, collate: Collator, pair: Pair) -> None: ...
+    def require_trained(
+        self, cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, model: nn.Module, pair: Pair
+    ) -> None: ...
 
     def kept_features(self, cfgs: RunCfgs, spec: Spec, model: nn.Module) -> list[str]: ...
 
@@ -103,9 +105,9 @@ def check_model(resolved: Resolved, spec: Spec) -> None:
     KINDS[spec.unit].check_model(resolved, spec)
 
 
-def require_trained(spec: Spec, model: nn.Module, collate: Collator, pair: Pair) -> None:
-    """Raises ModelError when no parameter that trains is reached by what rows of the `pair` hold."""
-    KINDS[spec.unit].require_trained(spec, model, collate, pair)
+def require_trained(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, model: nn.Module, pair: Pair) -> None:
+    """Raises ModelError where a model, tuned as the settings ask, could not learn from rows of the pair."""
+    KINDS[collate.spec.unit].require_trained(cfgs, algorithm, collate, model, pair)
 
 
 def kept_features(cfgs: RunCfgs, spec: Spec, model: nn.Module) -> list[str]:
@@ -133,7 +135,7 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
     source, is_reward_model = cfgs.model_cfgs.model_name_or_path, algorithm.scores != 'tokens'
     kind = KINDS[spec.unit]
     model = kind.load(cfgs, collate, source, dtype=dtype, config=config, is_reward_model=is_reward_model)
-    tuned = kind.tune(cfgs, spec, model)
+    tuned = kind.tune(cfgs, spec, model, algorithm)
     if algorithm.has_ratios and (dropout := switch_off_dropout(tuned)):
         logger.info('dropout: off, where the checkpoint has up to %g; the update compares scores without', dropout)
     kind.make_ready(cfgs, spec, tuned, config)
@@ -159,6 +161,12 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
     policy.check(engine.engine, engine.device)
     engine.engine.train()
     logger.info('layout: %s', policy.collate.layout)
+    if spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None:
+        logger.info(
+            'codes: the first one of each frame is trained; the %d behind it are not scored, and what writes them '
+            'and embeds codes is frozen',
+            spec.codes.further,
+        )
     return engine
 
 

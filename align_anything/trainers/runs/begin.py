@@ -101,7 +101,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     check_model(resolved, spec)
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)
-    require_trained(spec, model, collate, pair)
+    require_trained(cfgs, algorithm, collate, model, pair)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
 
 

@@ -62,12 +62,15 @@ class Sources:
     evaluation: list[Source]
 
 
-def open_sources(cfgs: RunCfgs) -> Sources:
-    """Opens every dataset of the run. Raises DataError for sources or templates that cannot be used."""
+def open_sources(cfgs: RunCfgs, writes: Set[MediaKind] = frozenset()) -> Sources:
+    """Opens every dataset of the run, whose answers hold media of the kinds in `writes`.
+
+    Raises DataError for sources or templates that cannot be used.
+    """
     data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
-    training = load_sources_of(data, 'train', cache_dir, streaming=data.streaming)
+    training = load_sources_of(data, 'train', cache_dir, streaming=data.streaming, writes=writes)
     evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
-    return Sources(training, load_sources_of(data, 'eval', cache_dir, streaming=False) if evaluate else [])
+    return Sources(training, load_sources_of(data, 'eval', cache_dir, False, writes) if evaluate else [])
 
 
 def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
@@ -75,7 +78,7 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
 
     Raises SettingsError, DataError or ModelError when they cannot be used, or do not suit the pair or the algorithm.
     """
-    sources = open_sources(cfgs)
+    sources = open_sources(cfgs, pair.writes)
     probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
@@ -90,7 +93,9 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     return sources, spec
 
 
-def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool) -> list[Source]:
+def load_sources_of(
+    data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool, writes: Set[MediaKind] = frozenset()
+) -> list[Source]:
     """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
     keys = ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
     return load_sources(
@@ -102,6 +107,7 @@ def load_sources_of(data: DataCfgs, purpose: str, cache_dir: str | None, streami
         cache_bytes=data.media_cache_mb * 2**20,
         streaming=streaming,
         cache_dir=cache_dir,
+        writes=writes,
     )
 
 
@@ -123,7 +129,7 @@ def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
 TASKS: Mapping[str, Callable[[Algorithm, str, Encoding, int], Task]] = {
     'supervised': lambda algorithm, train_on, encoding, reserved: SupervisedTask(encoding.encode, train_on),
     'preference': lambda algorithm, train_on, encoding, reserved: PreferenceTask(
-        encoding.encode_group, train_on, algorithm.meta_keys, judged=algorithm.scores != 'tokens'
+        encoding.encode_group, train_on, algorithm.meta_keys, algorithm.scores != 'tokens', algorithm.soft_labels
     ),
     'unpaired': lambda algorithm, train_on, encoding, reserved: UnpairedTask(encoding.encode_group),
     'answers': lambda algorithm, train_on, encoding, reserved: AnswersTask(encoding.encode_group),

@@ -18,7 +18,6 @@ from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
-from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
@@ -54,7 +53,7 @@ from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
-from align_anything.trainers.runs.settings import engine_config, precision_of
+from align_anything.trainers.runs.settings import engine_config, objective_of, precision_of
 
 SAMPLES = 3
 
@@ -92,11 +91,12 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         batch = next(iter(loader.micro_batches(0)), None)
         if batch is None:
             raise DataError('the training data hold no rows.')
-        metrics = ['loss', *ByKind(resolved.algorithm).counts(batch)] if resolved.algorithm.trains else []
+        objective = objective_of(resolved.algorithm, spec.codes)
+        metrics = ['loss', *objective.counts(batch)] if resolved.algorithm.trains else []
     check_evaluation(cfgs, metrics, steps)
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
-        require_trained(spec, model, collate, pair)
+        require_trained(cfgs, resolved.algorithm, collate, model, pair)
     kept: list[Example] = []
     left_out: list[Skipped] = []
     tokens = cfgs.train_cfgs.max_length_per_batch or 0

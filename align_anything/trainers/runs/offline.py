@@ -6,7 +6,6 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.datasets.source_loading import source_names
-from align_anything.engines.by_kind import ByKind
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, evaluating, save
@@ -18,6 +17,7 @@ from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.previews import previews_of
 from align_anything.trainers.runs.reference import make_roles
+from align_anything.trainers.runs.settings import objective_of
 
 
 def train(pair: Pair, resolved: Resolved) -> None:
@@ -25,6 +25,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     run = begin(pair, resolved)
     dataset, held_out = run.datasets()
+    objective = objective_of(algorithm, run.spec.codes)
     prepare_codes(cfgs, run.spec, [dataset, *held_out])
     prepare_latents(cfgs, run.spec, [dataset, *held_out])
     costs, unusable = row_costs(dataset, run.collate, cfgs)
@@ -33,7 +34,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs)
     steps = total_steps(cfgs, sampler)
     check_steps(run, steps)
-    check_evaluation(cfgs, ['loss', *ByKind(algorithm).counts(run.collate([], []))], steps)
+    check_evaluation(cfgs, ['loss', *objective.counts(run.collate([], []))], steps)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)
@@ -52,6 +53,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     loop = OfflineLoop(
         engine=policy,
         roles=roles,
+        objective=objective,
         training=training_loader(training_rows, sampler, policy.policy.collate, cfgs),
         evaluation=evaluation,
         previews=previews,

@@ -115,7 +115,7 @@ def make_policy(scores: str, model: nn.Module, collate: DenoisingCollator, dtype
     return DenoisingPolicy(model, collate, dtype=dtype)
 
 
-def tune(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> nn.Module:
+def tune(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algorithm) -> nn.Module:
     """Adapts and checkpoints a denoiser as the settings ask; without adapters all of it trains."""
     if cfgs.train_cfgs.gradient_checkpointing:
         enable_gradient_checkpointing(model)
@@ -132,7 +132,7 @@ def skeleton(spec: DiffusionSpec) -> nn.Module:
 def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> nn.Module:
     """The denoiser tuned as the settings ask, without weights. Raises ModelError for what is wrong with that."""
     model = skeleton(spec).to(dtype_of(cfgs))
-    return tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
+    return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
@@ -175,7 +175,9 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
         )
 
 
-def require_trained(spec: DiffusionSpec, model: nn.Module, collate: DenoisingCollator, pair: Pair) -> None:
+def require_trained(
+    cfgs: RunCfgs, algorithm: Algorithm, collate: DenoisingCollator, model: nn.Module, pair: Pair
+) -> None:
     """Raises ModelError when no parameter of the denoiser trains; rows reach all of them."""
     require_trainable(model)
 

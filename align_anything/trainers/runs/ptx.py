@@ -35,7 +35,7 @@ def ptx_dataset(resolved: Resolved[PolicyRunCfgs, Online], pair: Pair, spec: Fam
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     if not algorithm.supervises:
         return None
-    sources = load_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, streaming=False)
+    sources = load_sources_of(cfgs.data_cfgs, 'ptx', cfgs.logger_cfgs.cache_dir, False, pair.writes)
     probe(Sources(sources, []), pair, SFT(), cfgs.data_cfgs.train_on)
     data = cfgs.data_cfgs
     dataset = make_dataset(sources, pair, spec, SFT(), data.train_on, drop_truncated=data.drop_truncated)

@@ -47,6 +47,11 @@ def _check_guided(spec: FamilySpec) -> None:
             f"model_cfgs.guidance_scale: models of type '{spec.model_type}' cap their logits, so that guided "
             'log-probabilities are those of no hidden state. Leave it out.'
         )
+    if spec.codes.further:
+        problems.append(
+            f"model_cfgs.guidance_scale: models of type '{spec.model_type}' write codes beside the tokens that are "
+            'guided, and these would not follow. Leave it out.'
+        )
     if not spec.codes.ranged:
         problems.append(
             'model_cfgs.guidance_scale: this algorithm scores codes over the whole vocabulary, but they are guided '

@@ -12,8 +12,11 @@ from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
+from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import build_config, check_zero, offloads_optimizer
+from align_anything.engines.depth import with_depth
 from align_anything.engines.optim import choose_optimizer
+from align_anything.engines.step import Objective
 from align_anything.models.codes import MediaCodes
 from align_anything.models.diffusion.checkpoint import is_pipeline
 from align_anything.models.diffusion.checkpoint import load_spec as load_pipeline_spec
@@ -82,14 +85,34 @@ def codes_of_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: Spec) ->
                 f'{", ".join(sorted(spec.emits)) or "text alone"}.'
             ]
         )
+    beside = 0 if spec.codes is None else spec.codes.further
+    if not beside and algorithm.depth_coefficient not in (None, 1.0):
+        raise SettingsError(
+            [
+                f"train_cfgs.depth_loss_coef: models of type '{spec.model_type}' have no codes beside their tokens; "
+                'leave the setting out.'
+            ]
+        )
     if spec.codes is None:
         return None
+    if spec.codes.wordless and pair.writes_text:
+        raise SettingsError(
+            [
+                f"models of type '{spec.model_type}' write {' and '.join(sorted(spec.emits))} and no text, which "
+                f'answers of {pair.name} may hold: choose a pair that writes no text.'
+            ]
+        )
     return replace(
         spec.codes,
         restricted=algorithm.scores_ranges,
         begins=bool(pair.writes) and not pair.writes_text,
         weights=dict(cfgs.data_cfgs.emitted_loss_weights),
     )
+
+
+def objective_of(algorithm: Algorithm, codes: MediaCodes | None) -> Objective:
+    """What an offline run trains and tells: the algorithm, by kind of unit, and the codes beside its tokens."""
+    return with_depth(ByKind(algorithm), algorithm.depth_coefficient, 0 if codes is None else codes.further)
 
 
 def spec_of(cfgs: RunCfgs) -> Spec:

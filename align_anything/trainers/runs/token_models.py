@@ -23,8 +23,9 @@ from align_anything.models.export import export_model
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
+from align_anything.models.media_tokens import require_told_apart
 from align_anything.models.pretrained_model import load_model, tune_model
-from align_anything.models.trainable import enable_gradient_checkpointing, require_reached
+from align_anything.models.trainable import enable_gradient_checkpointing, require_reached, require_still
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
 from align_anything.policies.token.collator import TokenCollator
@@ -74,22 +75,29 @@ def make_policy(scores: str, model: nn.Module, collate: TokenCollator, dtype: to
     return ScorePolicy(model, collate, dtype=dtype, units=scores == 'units')
 
 
-def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> nn.Module:
-    """Freezes, adapts and checkpoints `model` as the settings ask."""
+def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm) -> nn.Module:
+    """Freezes, adapts and checkpoints `model` as the settings ask.
+
+    What writes the codes beside tokens is frozen by algorithms that do not train it: they reach it with no gradient.
+    Raises ModelError where the settings make some of it train.
+    """
     train = cfgs.train_cfgs
+    freezes = spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None
     tuned = tune_model(
         model,
         spec.components,
         freeze_vision_tower=train.freeze_vision_tower,
         freeze_audio_tower=train.freeze_audio_tower,
         freeze_mm_proj=train.freeze_mm_proj,
-        freeze_generation=train.freeze_generation,
+        freeze_generation=train.freeze_generation or bool(freezes),
         freeze_language_model=train.freeze_language_model,
         unfreeze_patterns=train.unfreeze_patterns,
         lora_cfgs=cfgs.lora_cfgs,
         adapter=find_adapter(cfgs.model_cfgs.model_name_or_path),
         dtype=dtype_of(cfgs),
     )
+    if freezes:
+        require_still(tuned, spec.components, 'generation', f'{algorithm.name} scores the first code of each frame')
     if train.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return tuned
@@ -106,7 +114,7 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> nn.M
     if algorithm.scores != 'units':
         router.router_coefficient(plain, cfgs.train_cfgs.router_aux_loss_coef)
     model = plain if algorithm.scores == 'tokens' else add_score_head(plain)
-    model = tune(cfgs, spec, model) if algorithm.trains else model.requires_grad_(False)
+    model = tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
     return model
@@ -173,9 +181,12 @@ def check_model(resolved: Resolved, spec: FamilySpec) -> None:
     require_reference_reads(resolved.cfgs, resolved.algorithm, spec)
 
 
-def require_trained(spec: FamilySpec, model: nn.Module, collate: TokenCollator, pair: Pair) -> None:
-    """Raises ModelError when no parameter that trains is reached by what rows of the `pair` hold."""
+def require_trained(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, model: nn.Module, pair: Pair) -> None:
+    """Raises ModelError where a model, tuned as the settings ask, could not learn from rows of the pair."""
+    spec, source = collate.spec, cfgs.model_cfgs.model_name_or_path
     require_reached(model, spec.components, collate.kinds, pair.name, pair.writes)
+    read, written = {*collate.kinds, *pair.writes}, pair.writes if algorithm.scores == 'tokens' else ()
+    require_told_apart(model, spec.codes, source, read=read, written=written)
 
 
 def kept_features(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module) -> list[str]:

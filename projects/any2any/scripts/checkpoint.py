@@ -13,7 +13,6 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from mapping import FUSED, Run
-from PIL import Image
 
 from align_anything.configs.compose import read_compose
 from align_anything.core.errors import ModelError
@@ -21,9 +20,9 @@ from align_anything.core.files import atomic_write_json
 from align_anything.core.store import digest
 from align_anything.models.architecture import skeleton
 from align_anything.models.checkpoint import read_config
-from align_anything.models.codecs.base import CONFIG, CodecRules, codec_rules
+from align_anything.models.codecs.base import CONFIG, codec_rules
 from align_anything.models.composed.compose import compose
-from align_anything.models.media_tokens import add_media_tokens
+from align_anything.models.media_tokens import add_media_tokens, only_size
 from align_anything.models.pretrained_model import load_spec
 from align_anything.trainers.runs.composing import made_once
 
@@ -81,14 +80,14 @@ def _make(name: str, codes: Mapping[str, Mapping[str, str]], longest: Mapping[st
         if 'video' in codecs and codec_rules(codecs['video']).kind == 'image':
             codecs['video'] = _frame_by_frame(codecs['video'], Path(work) / 'video')
         around = {kind: (given['opening'], given['closing']) for kind, given in codes.items() if 'opening' in given}
-        sizes = {kind: size for kind, codec in codecs.items() if (size := _only_size(codec_rules(codec)))}
+        sizes = {kind: size for kind, codec in codecs.items() if (size := only_size(codec_rules(codec)))}
         for kind, size in sizes.items():
             if math.prod(size) > longest.get(kind, math.prod(size)):
                 raise ModelError(
                     f'modality_max_lengths.{kind}: {codes[kind]["codec"]} makes {math.prod(size)} codes of each.'
                 )
         lengths = {kind: longest[kind] for kind in longest if kind not in sizes}
-        add_media_tokens(name, codecs, folder, sizes=sizes, max_lengths=lengths, around=around)
+        add_media_tokens(name, codecs, folder, max_lengths=lengths, around=around)
 
 
 def _frame_by_frame(pictures: Path, folder: Path) -> Path:
@@ -107,14 +106,6 @@ def _folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=['*.json', '*.safetensors']))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelError(f'{name} is no folder, and no codec that can be loaded from the hub: {error}') from error
-
-
-def _only_size(rules: CodecRules) -> tuple[int, ...] | None:
-    """The grid that all pictures have in codes, None where it differs with theirs."""
-    if rules.kind != 'image':
-        return None
-    grids = {rules.grid(Image.new('RGB', size)) for size in ((256, 256), (512, 256))}
-    return grids.pop() if len(grids) == 1 else None
 
 
 def _adapters(run: Run, name: str, new_codes: bool) -> None:

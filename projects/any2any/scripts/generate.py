@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rows import template_of_source
 
 from align_anything.cli.tokens import grids_of
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('data', help='hub name, file or folder, as dataset of a configuration')
     parser.add_argument('--out', type=Path, default=Path('output/generated'), help='folder to write to')
     parser.add_argument('--template', help='template of the data; by default the one that its first row tells')
+    parser.add_argument('--template_kwargs', type=_options, default={}, help='its options: {prompt: caption}')
     parser.add_argument('--rows', type=int, default=8, help='the first so many rows')
     parser.add_argument('--max_new_tokens', type=int, default=512, help='longest answer in tokens, media included')
     parser.add_argument('--temperature', type=float, default=1.0, help='0 takes the most likely token each time')
@@ -69,9 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _options(text: str) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(text))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f'{text!r} should look like {{prompt: caption}}') from error
+
+
 def _check(given: argparse.Namespace) -> None:
     least = {'rows': 1, 'max_new_tokens': 1, 'temperature': 0}
     problems = [f'--{name} must be at least {low}.' for name, low in least.items() if vars(given)[name] < low]
+    if given.template_kwargs and not given.template:
+        problems.append('--template_kwargs are options of --template; name that too.')
     if problems:
         raise SettingsError(problems)
 
@@ -102,11 +113,13 @@ def _emission(given: argparse.Namespace, spec: FamilySpec) -> Emission | None:
     for kind in sorted({*grids, *filter(None, [given.begin])} - {*able}):
         advice = ' Give its --size.' if kind in kinds else ''
         raise SettingsError([f'{given.model} writes no {kind}; it writes {", ".join(["text", *able])}.{advice}'])
+    for kind in sorted(kinds.keys() - {*able}):
+        logger.warning('answers will hold no %s: say by --size %s=… how many codes one has.', kind, kind)
     return Emission({kind: grids.get(kind) for kind in able}, given.begin) if able else None
 
 
 def _prompts(given: argparse.Namespace, spec: FamilySpec, codecs: Mapping[str, Codec]) -> list[Example]:
-    name, options = (given.template, {}) if given.template else template_of_source(given.data)
+    name, options = (given.template, given.template_kwargs) if given.template else template_of_source(given.data)
     sources = load_sources(given.data, name, template_kwargs=options, size=given.rows)
 
     def encode(conversation: Conversation) -> Any:

@@ -71,7 +71,8 @@ def template_of(row: Mapping[str, Any], conversation_field: str | None, image_fi
         return 'Alpaca', {}
     raise DataError(
         f'no template is known for rows with the columns {", ".join(row)}: a conversation would be in {column}. Name '
-        'its column with conversation_field, or give train_template (align-anything templates lists them).'
+        'its column with conversation_field, or give the template: train_template in a configuration, --template of '
+        'generate.py (align-anything templates lists them).'
     )
 
 

@@ -30,7 +30,20 @@ SORA = {
     'video_1': {'video_path': '1.mp4'},
     'helpfulness': 'video_1',
     'harmlessness': 'video_0',
+    'sub_preferences': {'aesthetics': 'video_0', 'correctness': None},
 }
+JUDGED = {
+    **SORA,
+    'video_0': {'video_path': '0.mp4', 'is_safe': True},
+    'video_1': {'video_path': '1.mp4', 'is_safe': False},
+}
+LABELLED = {
+    'prompt_text': 'A fox',
+    'video_path': '0.mp4',
+    'is_safe': False,
+    'video_labels': {'violence': True, 'porn': False},
+}
+CLOTHO = {'file_name': 'a.wav', **{f'caption_{number}': 'Rain' for number in range(1, 6)}}
 T2A = {'prompt': 'Rain', 'response_1': '1.wav', 'response_2': '2.wav', 'overall_audio': 2}
 TI2TI = {'input_text': 'Repaint it', 'input_image': 'in.png', 'output_text': 'Here', 'output_image': ['a.png', 'b.png']}
 PAIR = {
@@ -104,7 +117,15 @@ SUPERVISED: list[tuple[str, dict, Said]] = [
     ('TTS', {'text_normalized': 'Hello', 'audio': 'a.wav'}, [asked('Hello'), answer('a.wav')]),
     ('TTS', EMILIA, [asked('Hello'), answer(b'mp3')]),
     ('Webvid', {'caption': 'A fox', 'video_path': 'a.mp4'}, [asked('A fox'), answer('a.mp4')]),
+    ('Webvid', {'name': 'A fox', 'videoid': 7, 'page_dir': '000'}, [asked('A fox'), answer('000/7.mp4')]),
+    ('Webvid', {'name': 'A fox', 'videoid': '7', 'page_dir': None}, [asked('A fox'), answer('7.mp4')]),
+    ('WavCaps', {'caption': 'Rain', 'id': '7', 'duration': 3.0}, [asked('Rain'), answer('7.flac')]),
+    ('WavCaps', {'caption': 'Rain', 'id': 'Yabc.wav'}, [asked('Rain'), answer('Yabc.wav')]),
+    ('Clotho', CLOTHO, [asked('Rain'), answer('a.wav')]),
+    ('Clotho', {'audio': 'a.wav', 'captions': ['Rain', 'Rain']}, [asked('Rain'), answer('a.wav')]),
     ('SafeSora', SORA, [asked('A fox'), answer('1.mp4')]),
+    ('SafeSora_Cost', JUDGED, [asked('A fox'), answer('0.mp4')]),
+    ('SafeSora_Label', LABELLED, [asked('A fox'), answer('0.mp4')]),
     ('ti2ti', TI2TI, [asked('in.png', 'Repaint it'), answer('Here', 'a.png', 'b.png')]),
     ('Chameleon', TI2TI, [asked('in.png', 'Repaint it'), answer('Here', 'a.png', 'b.png')]),
     ('Any2Any', {'input_text': 'A fox', 'output_image': 'a.png'}, [asked('A fox'), answer('a.png')]),
@@ -166,6 +187,7 @@ PREFERENCE: list[tuple[str, dict, list, list]] = [
     ('AA_T2A', T2A, ['2.wav'], ['1.wav']),
     ('SOMOS', {'prompt': 'Hi', 'better_data_path': 'a.wav', 'worse_data_path': 'b.wav'}, ['a.wav'], ['b.wav']),
     ('SafeSora', SORA, ['1.mp4'], ['0.mp4']),
+    ('SafeSora_Cost', JUDGED, ['1.mp4'], ['0.mp4']),
     ('ti2ti_preference', PAIR, ['Here', 'good.png'], ['bad.png']),
     ('Chameleon_preference', {**PAIR, 'worse_text': 'No', 'worse_img': None}, ['Here', 'good.png'], ['No']),
     ('spavl_ti2ti', SPAVL, ['A fox.'], ['A dog.']),
@@ -246,9 +268,46 @@ def test_ties_and_other_answers_without_a_preference_are_filtered() -> None:
     assert not bound('HPDv2').check_validation(same)
 
 
-def test_the_criterion_of_safe_sora_is_an_option() -> None:
-    better, _, _ = bound('SafeSora', criterion='harmlessness').format_preference_sample(SORA)
-    assert said(better)[-1] == answer('0.mp4')
+def test_ties_are_kept_as_soft_labels_where_they_are_asked_for() -> None:
+    tie, template = {**PICKAPIC, 'label_0': 0.5, 'label_1': 0.5}, bound('Pickapic', keep_ties=True)
+    assert template.check_validation(tie)
+    better, worse, meta = template.format_preference_sample(tie)
+    assert (said(better)[-1], said(worse)[-1], meta['soft_label']) == (answer(b'zero'), answer(b'one'), 0.5)
+    assert 'soft_label' not in template.format_preference_sample(PICKAPIC)[2]
+    assert not template.check_validation({**tie, 'label_1': 0.2}), 'neither a choice nor a tie'
+
+
+def test_pairs_without_a_label_are_filtered() -> None:
+    assert not bound('Pickapic').check_validation({**PICKAPIC, 'has_label': False})
+    assert bound('Pickapic').check_validation({**PICKAPIC, 'has_label': 'True'})
+
+
+@pytest.mark.parametrize('criterion', ['harmlessness', 'aesthetics'])
+def test_the_criterion_of_safe_sora_is_an_option(criterion: str) -> None:
+    template = bound('SafeSora', criterion=criterion)
+    better, _, _ = template.format_preference_sample(SORA)
+    assert said(better)[-1] == answer('0.mp4') and template.check_validation(SORA)
+    assert not bound('SafeSora', criterion='correctness').check_validation(SORA)
+
+
+def test_safe_sora_says_of_videos_whether_they_are_safe() -> None:
+    *_, meta = bound('SafeSora_Cost').format_preference_sample(JUDGED)
+    assert meta == {'is_better_safe': False, 'is_worse_safe': True}
+    with pytest.raises(SampleError, match="no column 'is_safe'"):
+        bound('SafeSora_Cost').format_preference_sample(SORA)
+    _, meta = bound('SafeSora_Label').format_supervised_sample(LABELLED)
+    assert meta == {'label': False, 'harms': ['violence']}
+    unsaid = {**LABELLED, 'is_safe': None, 'video_labels': {'violence': False, 'racism': None}}
+    assert bound('SafeSora_Label').format_supervised_sample(unsaid)[1] == {'label': True, 'harms': []}
+
+
+def test_a_clip_of_clotho_is_asked_for_by_one_of_its_captions() -> None:
+    rows = [{'audio': 'a.wav', 'captions': [f'{row} {number}' for number in range(5)]} for row in range(20)]
+    chosen = [said(bound('Clotho').format_supervised_sample(row)[0])[0][1][0] for row in rows]
+    assert chosen == [said(bound('Clotho').format_supervised_sample(row)[0])[0][1][0] for row in rows]
+    assert {text[-1] for text in chosen} == set('01234')
+    with pytest.raises(SampleError, match='an empty list'):
+        bound('Clotho').format_supervised_sample({'audio': 'a.wav', 'captions': []})
 
 
 def test_a_voice_is_named_before_what_it_says() -> None:

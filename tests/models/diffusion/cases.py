@@ -13,6 +13,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from align_anything.core.types import Video
 from align_anything.models.diffusion.checkpoint import load_denoiser, load_spec
 from align_anything.models.diffusion.process import DDPM, clean_and_noise
 from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
@@ -30,16 +31,20 @@ class Case:
     Attributes:
         call: arguments of the pipeline beside prompt, steps and generator, without guidance by a second pass.
         guidance: what the denoiser is told, where it is.
+        length: most tokens of a prompt.
         unreached: parts of the names of parameters that no gradient reaches.
     """
 
     call: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
+    length: int = LENGTH
     unreached: tuple[str, ...] = ()
 
 
 SIZE = {'height': 32, 'width': 32}
 SHORT = {'max_sequence_length': LENGTH}
+FRAMES, SECONDS = 9, 1.0
+CLIP = {'num_frames': FRAMES, 'output_type': 'np'}
 PLAIN = {'guidance_scale': 1.0}
 # Nothing reads what the last block makes of the text.
 LAST_QUERIES = ('attn.norm_added_q', 'attn.add_q_proj')
@@ -58,6 +63,14 @@ CASES = {
     'sana': Case({**PLAIN, **SHORT, **SIZE, 'use_resolution_binning': False}),
     'pixart': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
     'pixart_sigma': Case({**PLAIN, **SHORT, **SIZE, **UNCLEANED}),
+    'wan': Case({**CLIP, **PLAIN, **SHORT, **SIZE}),
+    'wan22': Case({**CLIP, **PLAIN, **SHORT, **SIZE}),
+    'wan22_5b': Case({**CLIP, **PLAIN, **SHORT, **SIZE}),
+    'ltx': Case({**CLIP, **PLAIN, **SHORT, **SIZE}),
+    'cogvideox': Case({**CLIP, **PLAIN, **SHORT}),
+    'cogvideox_5b': Case({**CLIP, **PLAIN, **SHORT}),
+    'hunyuan_video': Case({**CLIP, **SIZE, 'guidance_scale': 6.0, 'max_sequence_length': 512}, 6.0, 512),
+    'text_to_video_sd': Case({**CLIP, **PLAIN}),
     'qwen_image': Case(
         {'true_cfg_scale': 1.0, **SHORT, **SIZE}, unreached=(*LAST_QUERIES, 'attn.to_add_out', '.txt_mlp.')
     ),
@@ -89,11 +102,13 @@ def folder_of(family: str) -> Path:
 def opened(family: str) -> Opened:
     """Loads it, once a process: tests leave it as it is."""
     folder = folder_of(family)
-    spec = load_spec(folder, Sizing(resolution=(32, 32)), text_length=LENGTH)
+    spec = load_spec(
+        folder, Sizing(resolution=(32, 32), num_frames=FRAMES, seconds=SECONDS), text_length=CASES[family].length
+    )
     return Opened(
         folder,
         spec,
-        by_ddim(whole_pipeline(folder)),
+        solvable(whole_pipeline(folder), spec),
         spec.open(torch.device('cpu')),
         load_denoiser(spec).eval().requires_grad_(False),
     )
@@ -110,14 +125,19 @@ def whole_pipeline(folder: Path) -> Any:
     return pipeline
 
 
-def by_ddim(pipeline: Any) -> Any:
-    """Gives a pipeline whose process is a DDPM the solver that `solved` is; returns the pipeline."""
+def solvable(pipeline: Any, spec: DiffusionSpec) -> Any:
+    """Gives a pipeline the solver that `solved` is, where its own is of a higher order; returns the pipeline."""
     import diffusers
 
-    config = pipeline.scheduler.config
-    if 'DPMSolver' in type(pipeline.scheduler).__name__ and 'beta_schedule' in config:
+    name, config = type(pipeline.scheduler).__name__, pipeline.scheduler.config
+    if name == 'DPMSolverMultistepScheduler':
         pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config, solver_order=1)
-    elif 'FlowMatch' not in type(pipeline.scheduler).__name__:
+    elif name == 'UniPCMultistepScheduler':
+        pipeline.scheduler = euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+        own = euler.set_timesteps
+        levels = functools.partial(spec.levels, shape=())
+        euler.set_timesteps = lambda steps, device=None: own(sigmas=levels(steps)[:-1].tolist(), device=device)
+    elif name in ('DDIMScheduler', 'EulerDiscreteScheduler'):
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(config, set_alpha_to_one=True, clip_sample=False)
     return pipeline
 
@@ -155,4 +175,8 @@ def solved(family: str, tiny: Opened, denoiser: nn.Module | None = None, steps: 
 
 def values(media: Any) -> numpy.ndarray:
     """What a pipeline returns, as numbers."""
-    return numpy.asarray(media[0], dtype=numpy.float64)
+    first = media[0]
+    if isinstance(first, Video):
+        return first.frames.astype(numpy.float64)
+    shown = numpy.asarray(first, dtype=numpy.float64)
+    return shown * 255 if shown.ndim == 4 else shown

@@ -29,7 +29,7 @@ FAMILIES = sorted(CASES)
 def gradients(family: str, model: nn.Module) -> dict[str, torch.Tensor | None]:
     """Gradients of what a denoiser predicts, in training mode."""
     tiny = opened(family)
-    levels = tiny.spec.levels(4, tiny.shape)[:2]
+    levels = tiny.spec.levels(4, tiny.shape)[[0, 3]]
     sample = torch.randn(2, *tiny.shape, generator=torch.Generator().manual_seed(1))
     conditions = tiny.spec.stack(tiny.spec.encode_text(tiny.frozen, [PROMPT, 'the dog']))
     model.zero_grad()

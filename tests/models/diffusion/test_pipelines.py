@@ -81,10 +81,11 @@ def test_latents_are_scaled_as_they_are_unscaled(family: str, monkeypatch: pytes
         return decode(given, *args, **kwargs)
 
     monkeypatch.setattr(tiny.frozen.vae, 'decode', note)
-    tiny.spec.decode_latents(tiny.frozen, latents)
+    media = tiny.spec.decode_latents(tiny.frozen, latents)
+    size = tiny.spec.default_size()
     encoded = SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: seen[0]), latent=seen[0])
     monkeypatch.setattr(tiny.frozen.vae, 'encode', lambda fitted: encoded)
-    again = tiny.spec.encode_media(tiny.frozen, torch.zeros(2, 3, 8, 8))
+    again = tiny.spec.encode_media(tiny.frozen, torch.stack([tiny.spec.fitted(one, size) for one in media]))
     assert torch.allclose(again, latents, atol=1e-5)
     assert not torch.allclose(again.std(), seen[0].std(), rtol=1e-3)
 

@@ -1,0 +1,97 @@
+"""CogVideoX (Yang et al., 2024): v in a transformer over frames, under T5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align_anything.core.errors import ModelError
+from align_anything.models.diffusion.library import pipeline_class
+from align_anything.models.diffusion.pictures import rows
+from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.videos import VideoSpec
+
+
+class CogVideoXSpec(VideoSpec):
+    """Predicts v at integer timesteps of latents `(frames, channels, height, width)`."""
+
+    pipelines = ('CogVideoXPipeline',)
+    side_multiple = 2
+    frames, fps = 49, 8.0
+
+    def check(self) -> None:
+        """Raises ModelError for a number of frames that no patch covers, and as all families do."""
+        super().check()
+        config = self.configs[self.denoiser]
+        self.text_length = self.text_length or config['max_text_seq_length']
+        patch, frames = config.get('patch_size_t') or 1, self.latent_shape(self.default_size())[0]
+        if frames % patch:
+            raise ModelError(
+                f'num_frames {self.default_size()[0]} is {frames} frames of latents, which must be a multiple of '
+                f'{patch}: take {1 + (frames - frames % patch - 1) * self.frame_factor}.'
+            )
+
+    def default_size(self) -> Size:
+        """Returns the size of the settings, else that of the checkpoint, `(frames, height, width)`."""
+        config = self.configs[self.denoiser]
+        own = config['sample_height'] * self.factor, config['sample_width'] * self.factor
+        return (self.sizing.num_frames or self.frames, *(self.sizing.resolution or own))
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Returns `(frames, channels, height, width)`."""
+        channels, frames, height, width = super().latent_shape(size)
+        return frames, channels, height, width
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """Returns how many tokens the denoiser makes of latents of `shape`."""
+        frames, _, height, width = shape
+        return frames * height * width // self.side_multiple**2
+
+    @torch.no_grad()
+    def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Returns `text` `(length, size)` of each."""
+        text, _ = pipeline.encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.text_length,
+            device=pipeline.device,
+        )
+        return rows(text=text)
+
+    def encode_media(self, pipeline: Any, fitted: Tensor) -> Tensor:
+        """Returns the mode of the autoencoder's distribution, scaled, frames before channels."""
+        return super().encode_media(pipeline, fitted).transpose(1, 2).contiguous()
+
+    def decode_latents(self, pipeline: Any, latents: Tensor) -> list[Any]:
+        """Returns `Video`s."""
+        return super().decode_latents(pipeline, latents.transpose(1, 2))
+
+    def predict(
+        self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
+    ) -> Tensor:
+        """Returns v."""
+        return denoiser(
+            hidden_states=sample,
+            encoder_hidden_states=conditions['text'].to(sample.dtype),
+            timestep=level,
+            image_rotary_emb=self._rotary(sample),
+            return_dict=False,
+        )[0].float()
+
+    def _rotary(self, sample: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns the rotations of positions, as the pipeline makes them; None for a denoiser with other positions."""
+        config = self.configs[self.denoiser]
+        if not config.get('use_rotary_positional_embeddings'):
+            return None
+        like = SimpleNamespace(**{'patch_size_t': None, **config})
+        pipeline = SimpleNamespace(vae_scale_factor_spatial=self.factor, transformer=SimpleNamespace(config=like))
+        height, width = (side * self.factor for side in sample.shape[-2:])
+        make = pipeline_class(self.model_type, self.folder)._prepare_rotary_positional_embeddings
+        return make(pipeline, height, width, sample.shape[1], sample.device)
+
+
+SPEC = CogVideoXSpec
