@@ -10,9 +10,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from align_anything.core.buckets import bucket_sizes, nearest_bucket
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import MediaKind, Video
-from align_anything.models.diffusion.fitting import fit_image, nearest_bucket
+from align_anything.models.diffusion.fitting import fit_image
 from align_anything.models.diffusion.pictures import PictureSpec
 from align_anything.models.diffusion.prepared import Size
 
@@ -62,7 +63,7 @@ class VideoSpec(PictureSpec):
         if self.sizing.buckets:
             frames = min(frames, 1 + (there - 1) // self.frame_factor * self.frame_factor)
             unit = self.factor * self.side_multiple
-            height, width = nearest_bucket(own_height, own_width, height * width, unit)
+            height, width = nearest_bucket((own_height, own_width), bucket_sizes(height * width, unit))
         if there < frames:
             raise SampleError(f'the video has {there} frames, and {frames} are trained')
         return frames, height, width
