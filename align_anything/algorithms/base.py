@@ -77,6 +77,16 @@ class Algorithm(AlgorithmCfgs):
         return ()
 
     @property
+    def trains_transitions(self) -> bool:
+        """Whether it learns from transitions that were sampled, where its policy has such, and not from scores."""
+        return self.generates and self.needs != 'score'
+
+    @property
+    def contrasts(self) -> float | None:
+        """How far the better and the worse policy lie from the one that sampled, where the loss reads their errors."""
+        return None
+
+    @property
     def scores_ranges(self) -> bool:
         """Whether codes of media are scored among those that could stand there, and not among all tokens."""
         return True
