@@ -7,22 +7,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from align_anything.configs.base import Cfgs
-from align_anything.configs.effects import EVALUATES, Effect, Effects, Facts, needs, writing
+from align_anything.configs.effects import EVALUATES, Effect, Effects, needs, writing
 from align_anything.core.types import MEDIA_KINDS
 
 
-def generates(facts: Facts) -> bool:
-    """Whether responses are generated in training: such runs have rewards."""
-    return 'reward_cfgs' in type(facts.cfgs).model_fields
-
-
 GENERATES = Effect(
-    generates,
+    lambda facts: facts.algorithm.generates,
     'it means nothing where nothing is generated in training; leave it out.',
     off=(None, False),
 )
 DRAWS = Effect(
-    lambda facts: not (generates(facts) and facts.algorithm.trains_transitions),
+    lambda facts: not facts.algorithm.trains_transitions,
     'it means nothing where the denoising steps of rollouts are trained; leave it out.',
     off=(None, 0.0),
 )
