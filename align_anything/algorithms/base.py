@@ -41,14 +41,12 @@ class Algorithm(AlgorithmCfgs):
     task: ClassVar[str]
     meta_keys: ClassVar[tuple[str, ...]] = ()
     soft_labels: ClassVar[bool] = False
-    trains: ClassVar[tuple[str, ...]] = ('policy',)
     scores: ClassVar[str] = 'tokens'
     estimates_first: ClassVar[bool] = False
     with_entropy: ClassVar[bool] = False
     with_routing: ClassVar[bool] = False
     with_further: ClassVar[bool] = False
     told_by_kind: ClassVar[tuple[str, ...]] = ()
-    generates: ClassVar[bool] = False
 
     @property
     def refers(self) -> bool:
@@ -75,6 +73,16 @@ class Algorithm(AlgorithmCfgs):
         the policy has moved, which others have not.
         """
         return ()
+
+    @property
+    def trains_transitions(self) -> bool:
+        """Whether it learns from transitions that were sampled, where its policy has such, and not from scores."""
+        return self.generates and self.needs != 'score'
+
+    @property
+    def contrasts(self) -> float | None:
+        """How far the better and the worse policy lie from the one that sampled, where the loss reads their errors."""
+        return None
 
     @property
     def scores_ranges(self) -> bool:

@@ -100,6 +100,13 @@ class Online(Algorithm):
         """The kinds of units that a setting of the loss names."""
         return ()
 
+    def old_decay(self, rollouts: int) -> float | None:
+        """What share of itself an old policy keeps that samples in place of the trained one, after so many rollouts.
+
+        None where the trained policy samples.
+        """
+        return None
+
     @property
     def supervises(self) -> bool:
         """Whether an optimizer step has supervised rows too."""

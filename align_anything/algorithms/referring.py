@@ -27,8 +27,8 @@ def _is_a_copy(facts: Facts) -> bool:
 
 REFERS = Effect(
     lambda facts: facts.algorithm.refers,
-    'it means nothing without a reference, and this run has none: its KL coefficients are 0; leave it out.',
-    by=('train_cfgs.beta', 'train_cfgs.kl_coeff', 'train_cfgs.kl_loss_coeff'),
+    'it means nothing without a reference, and this run has none: its coefficient is 0; leave it out.',
+    by=('train_cfgs.beta', 'train_cfgs.kl_coeff', 'train_cfgs.kl_loss_coeff', 'train_cfgs.reference_coeff'),
 )
 COPIED = Effect(
     _is_a_copy,

@@ -10,15 +10,33 @@ from align_anything.configs.base import Cfgs
 from align_anything.configs.effects import EVALUATES, Effect, Effects, needs, writing
 from align_anything.core.types import MEDIA_KINDS
 
+
 GENERATES = Effect(
     lambda facts: facts.algorithm.generates,
     'it means nothing where nothing is generated in training; leave it out.',
     off=(None, False),
 )
-OFFLINE = Effect(
-    lambda facts: not facts.algorithm.generates,
+DRAWS = Effect(
+    lambda facts: not facts.algorithm.trains_transitions,
     'it means nothing where the denoising steps of rollouts are trained; leave it out.',
-    off=(None, 0.0, False),
+    off=(None, 0.0),
+)
+STEPS = Effect(
+    lambda facts: facts.algorithm.trains_transitions,
+    'it means nothing where no denoising steps of rollouts are trained; leave it out.',
+)
+WEIGHED = Effect(
+    lambda facts: facts.algorithm.contrasts is None,
+    'it means nothing with an algorithm that scales the errors itself; leave it out.',
+    off=(None, 'none'),
+)
+GIVEN = Effect(
+    lambda facts: not facts.algorithm.generates,
+    'it means nothing where media are generated, which have one size; leave it out.',
+)
+ON_DATA = Effect(
+    lambda facts: not facts.algorithm.generates,
+    'it means nothing where evaluations reward responses and have no loss; leave it out.',
 )
 
 
@@ -33,15 +51,22 @@ class DiffusionCfgs(Cfgs):
         },
         'timestep_mode_scale': needs('diffusion_cfgs.timestep_sampling', 'mode'),
         'min_snr_gamma': needs('diffusion_cfgs.loss_weighting', 'min_snr'),
-        **{key: OFFLINE for key in ('aspect_buckets', 'noise_offset', 'input_perturbation')},
-        **{
-            key: GENERATES
-            for key in ('rollout_steps', 'sde_kernel', 'noise_level', 'sde_window', 'same_noise_in_group')
-        },
-        'sde_window_range': (GENERATES, needs('diffusion_cfgs.sde_window')),
-        'sde_window_slides_every': (GENERATES, needs('diffusion_cfgs.sde_window')),
+        'aspect_buckets': GIVEN,
+        **{key: DRAWS for key in ('noise_offset', 'input_perturbation')},
+        'loss_weighting': WEIGHED,
+        **{key: GENERATES for key in ('rollout_steps', 'same_noise_in_group')},
+        **{key: STEPS for key in ('sde_kernel', 'noise_level', 'sde_window', 'kl_form')},
+        'sde_window_range': (STEPS, needs('diffusion_cfgs.sde_window')),
+        'sde_window_slides_every': (STEPS, needs('diffusion_cfgs.sde_window')),
         'eval_rollout_steps': (GENERATES, EVALUATES),
-        'kl_form': GENERATES,
+        'eval_draws': (ON_DATA, EVALUATES),
+        'ema_decay': Effect(
+            lambda facts: bool(facts.algorithm.trains), 'it means nothing where nothing is trained; leave it out.'
+        ),
+        'preview_prompts': Effect(
+            lambda facts: bool(facts.algorithm.trains), 'it means nothing where nothing is trained; leave it out.'
+        ),
+        **{f'preview_{key}': needs('diffusion_cfgs.preview_prompts') for key in ('every', 'steps', 'guidance', 'seed')},
     }
 
     resolution: PositiveInt | list[PositiveInt] | None = Field(
@@ -92,6 +117,33 @@ class DiffusionCfgs(Cfgs):
         description='Folder that keeps latents and text embeddings, which later runs need not make again. null is the '
         'folder prepared in output_dir.',
     )
+    eval_draws: PositiveInt = Field(
+        4,
+        description='Noise levels, evenly spaced, at which each response to evaluate is scored, with noise that hangs '
+        'on the row alone: evaluations differ by the weights and by nothing else.',
+    )
+    ema_decay: PositiveFloat | None = Field(
+        None,
+        lt=1,
+        description='Decay of an average of the trained weights, 0.999 to 0.9999; after k steps it is at most (1 + k) '
+        '/ (10 + k). The average is what gets evaluated and previewed, and is saved as ema in the folder of the model. '
+        'null is none.',
+    )
+    preview_prompts: str | list[str] | None = Field(
+        None,
+        description='Prompts whose media are shown while it trains, on the page previews.html and in the folder '
+        'previews: a list, or a file with one on each line. null shows none.',
+    )
+    preview_every: PositiveInt = Field(
+        100, description='Optimizer steps from one preview to the next; the first is before training.'
+    )
+    preview_steps: PositiveInt = Field(28, description='Denoising steps of a preview.')
+    preview_guidance: PositiveFloat | None = Field(
+        None,
+        description='Scale of classifier-free guidance of previews. null is 4.5, and 1, none, of guidance-distilled '
+        'denoisers; where the model is trained on its own rollouts, it is that of the evaluation.',
+    )
+    preview_seed: NonNegativeInt = Field(0, description='Seed of the noise that previews start from.')
     rollout_steps: PositiveInt = Field(10, description='Denoising steps of a rollout; fewer than previews need.')
     eval_rollout_steps: PositiveInt | None = Field(
         None, description='Denoising steps of the responses to evaluation data, without noise. null is rollout_steps.'

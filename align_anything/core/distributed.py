@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -50,6 +51,18 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if _collective('all_reduce_sum'):
         dist.all_reduce(total)
     return total
+
+
+def gather_tensors(tensor: Tensor) -> list[Tensor]:
+    """Returns the tensors of all ranks, of one shape, in rank order, on every rank.
+
+    Raises RuntimeError when several ranks run without a process group.
+    """
+    if not _collective('gather_tensors'):
+        return [tensor]
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor.contiguous())
+    return gathered
 
 
 def all_gather_object(value: T, group: dist.ProcessGroup | None = None) -> list[T]:

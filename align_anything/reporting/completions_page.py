@@ -3,74 +3,45 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_anything.core.files import atomic_write_text
 from align_anything.core.types import Conversation
 from align_anything.models.rendering import without_beginning
 from align_anything.reporting.html import render
 from align_anything.reporting.online_report import numbers_of
+from align_anything.reporting.step_page import StepPage
 from align_anything.rollouts.experience import Rollout
 
 PAGE_FILE = 'completions.html'
-PAGE_BYTES = 32 * 2**20
-"""Size from which a browser gets slow: a page that reaches it is put aside under a number, and a new one begins."""
-_SECTION = re.compile(r'<details class="rollout" style="--step:(\d+)"')
 
 
 class CompletionsPage:
-    """Appends each rollout to `completions.html` as one line, sorted and coloured by the styles at its top.
-
-    Nothing is written again, so a long run does not spend its time on the page, and one that goes on drops the lines
-    past the step that it goes on from.
+    """Appends each rollout to `completions.html`, sorted and coloured by the styles at its top, see `StepPage`.
 
     Args:
         folder: of the run.
-        resume_step: step that the run goes on from; None starts afresh, and older pages are kept as `*.old`.
+        resume_step: step that the run goes on from; None starts afresh.
         prompts, responses: how many are shown of a rollout, and of a prompt; `file` has all of them.
     """
 
     def __init__(self, folder: Path, resume_step: int | None, *, prompts: int, responses: int, file: str) -> None:
-        self._path = folder / PAGE_FILE
         self._prompts, self._responses, self._all = prompts, responses, file
-        for page in (*self._earlier(), self._path):
-            if resume_step is None and page.exists():
-                page.replace(page.with_name(f'{page.name}.old'))
-            elif page.exists():
-                text = page.read_text(encoding='utf-8')
-                kept = _up_to(resume_step, text)
-                if kept != text:
-                    atomic_write_text(page, kept)
+        self._page = StepPage(folder / PAGE_FILE, resume_step, self._top)
 
     def append(self, step: int, rollout: Rollout, prefill: Callable[[Conversation], str]) -> None:
         """Shows the first prompts of a rollout that ended at optimizer step `step`.
 
         `prefill` says what the prompt begins the answer to a conversation with: it is shown before each response.
         """
-        if not self._path.exists():
-            atomic_write_text(self._path, self._top())
-        elif self._path.stat().st_size > PAGE_BYTES:
-            number = len(self._earlier()) + 1
-            self._path.replace(self._path.with_stem(f'{self._path.stem}.{number}'))
-            atomic_write_text(self._path, self._top())
         shown = rollout.of(range(min(len(rollout.examples), self._prompts)))
         prompts = _prompts(shown, self._responses, prefill)
-        section = render('rollout.html.jinja', step=step, summary=_summary(rollout), **prompts)
-        with open(self._path, 'a', encoding='utf-8') as file:
-            file.write(section.replace('\r', '&#13;').replace('\n', '&#10;') + '\n')
+        self._page.append(render('rollout.html.jinja', step=step, summary=_summary(rollout), **prompts))
 
-    def _top(self) -> str:
-        earlier = ', '.join(page.name for page in self._earlier())
+    def _top(self, earlier: str) -> str:
         counts = {'prompts': self._prompts, 'responses': self._responses}
-        return render('completions.html.jinja', **counts, file=self._all, earlier=earlier) + '\n'
-
-    def _earlier(self) -> list[Path]:
-        pages = self._path.parent.glob(f'{self._path.stem}.*{self._path.suffix}')
-        numbered = [page for page in pages if page.stem.removeprefix(f'{self._path.stem}.').isdecimal()]
-        return sorted(numbered, key=lambda page: int(page.stem.rpartition('.')[2]))
+        return render('completions.html.jinja', **counts, file=self._all, earlier=earlier)
 
 
 def rewards_of(rollout: Rollout) -> dict[str, list[float]]:
@@ -81,14 +52,6 @@ def rewards_of(rollout: Rollout) -> dict[str, list[float]]:
 def text_of(parts: Sequence[Mapping[str, Any]]) -> str:
     """The text of a message, with a mark for each medium in it."""
     return ''.join(part['text'] if part['type'] == 'text' else f'<{part["type"]}>' for part in parts)
-
-
-def _up_to(step: int, text: str) -> str:
-    """A page without the rollouts past a step, and without a last line that a kill tore."""
-    lines = text.split('\n')[:-1]
-    sections = [_SECTION.match(line) for line in lines]
-    kept = [line for line, section in zip(lines, sections, strict=True) if not section or int(section[1]) <= step]
-    return ''.join(f'{line}\n' for line in kept)
 
 
 def _summary(rollout: Rollout) -> str:

@@ -15,7 +15,7 @@ FOLDER = 'completions'
 
 
 class MediaFiles:
-    """Writes generated media to `completions/<step>/<prompt>_<response>_<medium>`, each with the suffix of its kind.
+    """Writes generated media to `<folder>/<step>/<name>_<medium>`, each with the suffix of its kind.
 
     Images are PNG, audio WAV, videos animated PNG with a WAV of their sound; codes that no codec decodes are JSON, in
     the form in which rows bring codes.
@@ -23,15 +23,16 @@ class MediaFiles:
     Args:
         folder: of the run.
         resume_step: step that the run goes on from, whose later files are dropped; None starts afresh, and the older
-            folder is kept as `completions.old`.
+            folder is kept as `<folder>.old`.
+        name: of the folder in it.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None) -> None:
-        self._run, self._folder = folder, folder / FOLDER
+    def __init__(self, folder: Path, resume_step: int | None, name: str = FOLDER) -> None:
+        self._run, self._folder = folder, folder / name
         if not self._folder.exists():
             return
         if resume_step is None:
-            old = self._folder.with_name(f'{FOLDER}.old')
+            old = self._folder.with_name(f'{name}.old')
             shutil.rmtree(old, ignore_errors=True)
             self._folder.replace(old)
             return
@@ -44,14 +45,19 @@ class MediaFiles:
 
         Returns the files in the order of the media, as paths in the folder of the run.
         """
-        written = []
-        for number, part in enumerate((part for part in parts if part['type'] != 'text'), 1):
-            for suffix, content in _files(part):
-                file = self._folder / f'{step:08d}' / f'{name}_{number}{suffix}'
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content)
-                written.append(file.relative_to(self._run).as_posix())
-        return written
+        media = enumerate((part for part in parts if part['type'] != 'text'), 1)
+        return [
+            self.write_file(step, f'{name}_{number}{suffix}', content)
+            for number, part in media
+            for suffix, content in _files(part)
+        ]
+
+    def write_file(self, step: int, name: str, content: bytes) -> str:
+        """Writes a file of a step, and returns its path in the folder of the run."""
+        file = self._folder / f'{step:08d}' / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        return file.relative_to(self._run).as_posix()
 
 
 def _files(part: Mapping[str, Any]) -> list[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ import torch
 from align_anything.configs.redaction import without_secrets
 from align_anything.core.distributed import is_main
 from align_anything.core.files import atomic_write_text
-from align_anything.reporting.trackers.base import Answers, Tracker
+from align_anything.reporting.trackers.base import COMPLETIONS, Answers, Tracker
 from align_anything.reporting.trackers.start import make_tracker
 
 METRICS_FILE = 'metrics.jsonl'
@@ -108,10 +108,10 @@ class MetricsWriter:
         if self._tracker is not None:
             self._tracker.log(step, everything)
 
-    def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Hands responses to the tracker; the files have numbers only."""
+    def show(self, step: int, answers: Sequence[Answers], title: str = COMPLETIONS) -> None:
+        """Hands responses to the tracker, which files them under `title`; the files have numbers only."""
         if self._tracker is not None:
-            self._tracker.show(step, answers)
+            self._tracker.show(step, answers, title)
 
     def close(self) -> None:
         """Closes the files and lets the tracker send what it still holds. May be called twice."""

@@ -15,16 +15,17 @@ from align_anything.trainers.runs.data import NEED_WORDS, require_met
 
 KNOWN = known_algorithms()
 TABLE: dict[Need, set[str]] = {
-    'score': {'sft', 'dpo', 'kto', 'online_dpo', 'rm', 'rm_score', 'cost_model'},
+    'score': {'sft', 'dpo', 'kto', 'online_dpo', 'nft', 'rm', 'rm_score', 'cost_model'},
     'transition': {
         *('grpo', 'rloo', 'reinforce_plus_plus', 'multi_ppo', 'ppo', 'ppo_vllm', 'ppo_remote_rm', 'saferlhf'),
     },
     'probability': {'orpo', 'simpo', 'cpo'},
 }
 REFERS: list[tuple[str, dict[str, Any], bool]] = [
-    *((name, {}, True) for name in ('dpo', 'kto', 'online_dpo', 'grpo')),
+    *((name, {}, True) for name in ('dpo', 'kto', 'online_dpo', 'nft', 'grpo')),
     *((name, {}, False) for name in ('sft', 'orpo', 'simpo', 'cpo', 'rm', 'rm_score', 'cost_model')),
     ('grpo', {'beta': 0.0}, False),
+    ('nft', {'reference_coeff': 0.0}, False),
     *(
         case
         for name in ('rloo', 'reinforce_plus_plus', 'multi_ppo', 'ppo', 'ppo_vllm', 'ppo_remote_rm', 'saferlhf')
@@ -60,6 +61,8 @@ def test_an_entropy_takes_a_probability() -> None:
 def test_what_a_family_does_not_meet_is_refused_by_name(name: str, meets: Need) -> None:
     spec: Any = SimpleNamespace(model_type='points', meets=meets)
     for algorithm in asking_most(name):
+        if name == 'nft' and meets == 'probability':
+            continue  # of units that are chosen there is no noise, see below
         if NEEDS.index(algorithm.needs) <= NEEDS.index(meets):
             require_met(algorithm, spec)
             continue
@@ -85,6 +88,7 @@ def test_a_reference_is_read_by_those_whose_settings_ask_for_it(
     [
         ('grpo', {'loss_type': 'grpo_guard'}, 'probability', 'loss_type: grpo_guard is for denoising steps'),
         ('grpo', {'loss_type': 'flow_dppo'}, 'probability', 'loss_type: flow_dppo is for denoising steps'),
+        ('nft', {}, 'probability', 'these models denoise nothing: choose grpo'),
         ('grpo', {'kl_estimator': 'k1'}, 'transition', 'is exact, and k1 estimates'),
         ('rloo', {'kl_loss_coeff': 0.1, 'kl_loss_estimator': 'k1'}, 'transition', 'is exact, and k1 estimates'),
         ('rloo', {'missing_eos_penalty': 1.0}, 'transition', 'missing_eos_penalty is for'),
@@ -111,4 +115,7 @@ def test_who_reads_predictions() -> None:
         assert KNOWN[name](loss_type=loss_type).companions == roles
         assert KNOWN[name](loss_type=loss_type, beta=0.0).companions == roles[1:]
     assert KNOWN['rloo']().companions == () and KNOWN['rloo'](kl_loss_coeff=0.1).companions == ('reference',)
+    assert KNOWN['nft']().companions == ('old', 'reference') and KNOWN['nft'](reference_coeff=0.0).companions == (
+        'old',
+    )
     assert KNOWN['dpo']().companions == () == KNOWN['sft']().companions

@@ -66,6 +66,8 @@ class Judged:
             console=SimpleNamespace(note=lambda words: None),
             skips=SimpleNamespace(add=lambda items: None, check=lambda *_: None, __len__=lambda: 0),
             save=lambda progress, with_state, name=None: self.saved.append((name, progress.step)),
+            ema=None,
+            previews=None,
             stop_asked=lambda: False,
         )
         self.loop.file_skips = lambda items: None

@@ -42,6 +42,15 @@ def wav(audio: Audio, *, rounded: bool = False) -> bytes:
 
 def animation(video: Video) -> bytes:
     """Returns the frames of a video as an animated PNG file, which loses nothing; each is shown until the next one."""
+    return _animated(video, 'PNG')
+
+
+def gif(video: Video) -> bytes:
+    """Returns the frames of a video as a GIF file, of 256 colours a frame, which everything shows, again and again."""
+    return _animated(video, 'GIF', loop=0)
+
+
+def _animated(video: Video, form: str, **options: int) -> bytes:
     from PIL import Image
 
     first, *others = [Image.fromarray(frame) for frame in video.frames]
@@ -49,7 +58,7 @@ def animation(video: Video) -> bytes:
     lengths = [round(MILLISECONDS * (later - time)) for time, later in zip(times, times[1:], strict=False)]
     lengths.append(lengths[-1] if lengths else round(MILLISECONDS / video.fps))
     file = io.BytesIO()
-    first.save(file, format='PNG', save_all=True, append_images=others, duration=lengths)
+    first.save(file, format=form, save_all=True, append_images=others, duration=lengths, **options)
     return file.getvalue()
 
 

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from align_anything.core.buckets import bucket_sizes, nearest_bucket
+from align_anything.core.buckets import bucket_sizes, clip_sizes, frame_counts, nearest_bucket
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import MediaKind, Video
 from align_anything.models.diffusion.fitting import fit_image
@@ -63,13 +63,11 @@ class VideoSpec(PictureSpec):
         SampleError for one with too few.
         """
         frames, height, width = self.default_size()
-        there, *sides = own
         if self.sizing.buckets:
-            frames = min(frames, 1 + (there - 1) // self.frame_factor * self.frame_factor)
-            unit = self.factor * self.side_multiple
-            height, width = nearest_bucket(tuple(sides), bucket_sizes(height * width, unit))
-        if there < frames:
-            raise SampleError(f'the video has {there} frames, and {frames} are trained')
+            sizes = bucket_sizes(height * width, self.factor * self.side_multiple)
+            return nearest_bucket(own, clip_sizes(frame_counts(frames, self.frame_factor), sizes))
+        if own[0] < frames:
+            raise SampleError(f'the video has {own[0]} frames, and {frames} are trained')
         return frames, height, width
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Sk
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.diffusion.process import noised, target, wide
 from align_anything.models.diffusion.spec import DiffusionSpec
-from align_anything.policies.denoising.noise import Drawn, Noise, draw, loss_weight
+from align_anything.policies.denoising.noise import Drawn, Noise, draw, even_draw, loss_weight
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.policies.denoising.transitions import Kernel, Step, step_std
 
@@ -81,6 +81,7 @@ class DenoisingCollator:
         guidance: how predictions are guided in rollouts, and so in what scores their steps.
         contrast: of DiffusionNFT, how far the better and the worse policy are from the one that sampled; None for no
             contrast of them.
+        grid: of evaluations, at how many levels each clean sample is scored, see `even_draw`; None in training.
         kinds: kinds of media that prompts may hold.
     """
 
@@ -90,6 +91,7 @@ class DenoisingCollator:
     kernel: Kernel | None = None
     guidance: Guidance = field(default_factory=Guidance)
     contrast: float | None = None
+    grid: int | None = None
     kinds: tuple[str, ...] = ()
     layout: str = 'latents'
 
@@ -124,6 +126,8 @@ class DenoisingCollator:
             SampleError: their latents are of several shapes.
             TrainingError: a step that is trained was taken without noise.
         """
+        if self.grid is not None:
+            examples = [_with_draws(example, self.grid) for example in examples]
         owned = [(number, piece) for number, example in enumerate(examples) for piece in example.responses]
         pieces = [piece for _, piece in owned]
         counts = torch.tensor([int(piece.weights.count_nonzero()) for piece in pieces], dtype=torch.long)
@@ -207,8 +211,12 @@ class DenoisingCollator:
         }
 
     def _draw(self, example: Example, number: int, shape: Sequence[int]) -> Drawn:
-        seed = int(digest(self.seed, example.epoch, example.source, number)[:15], 16)
+        # Evaluations of other seeds, and after other epochs, are to be compared.
+        of_run = ('evaluation',) if self.grid is not None else (self.seed, example.epoch)
+        seed = int(digest(*of_run, example.source, number)[:15], 16)
         generator = torch.Generator().manual_seed(seed)
+        if self.grid is not None:
+            return even_draw(self.spec.process, (number + 0.5) / self.grid, shape, generator)
         return draw(self.noise, self.spec.process, self.spec.shift(shape), shape, generator)
 
     def _of_steps(self, inputs: DenoisingInputs) -> dict[str, Tensor]:
@@ -223,6 +231,18 @@ class DenoisingCollator:
                 'must be above 0, and the window of trained steps must leave out the last step.'
             )
         return {STEP_STD: std, STEP_LENGTH: inputs.step.length(self.spec.process)}
+
+
+def _with_draws(example: Example, number: int) -> Example:
+    """The Example with so many draws of each clean sample that is scored at all."""
+
+    def drawn(piece: Piece) -> Piece:
+        if SAMPLE in piece.media or not piece.units:
+            return piece
+        return replace(piece, ids=torch.arange(number), weights=torch.full((number,), 1 / number))
+
+    unmatched = None if example.unmatched is None else drawn(example.unmatched)
+    return replace(example, responses=[drawn(piece) for piece in example.responses], unmatched=unmatched)
 
 
 def _shape(piece: Piece) -> Sequence[int]:

@@ -105,6 +105,12 @@ def draw(noise: Noise, process: Process, shift: float, shape: Sequence[int], gen
     return Drawn(level, own, added)
 
 
+def even_draw(process: Process, share: float, shape: Sequence[int], generator: torch.Generator) -> Drawn:
+    """Draws for one clean sample of `shape` at the level of a `share` that is given."""
+    noise = torch.randn(tuple(shape), generator=generator)
+    return Drawn(process.level_at(torch.tensor(share, dtype=torch.float64)).float(), noise, noise)
+
+
 def _share(noise: Noise, process: Process, generator: torch.Generator) -> Tensor:
     sampling = noise.timestep_sampling
     if sampling == 'logit_normal' or (sampling == 'auto' and process.prediction == 'flow'):

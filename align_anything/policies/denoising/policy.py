@@ -177,5 +177,5 @@ def _of_nothing(scored: Scored) -> Scored:
     values = scored.values[:0] + 0.0 * scored.values.sum()
     nothing = values.detach()
     prediction = None if scored.prediction is None else scored.prediction[:0]
-    pair = values.new_zeros(0, 2)
+    pair = values[:, None].expand(-1, 2)
     return Scored(values, nothing, divergence=nothing, drift=nothing, contrast=pair, prediction=prediction)

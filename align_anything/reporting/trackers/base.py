@@ -68,8 +68,8 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the numbers of one optimizer step, already named `train/loss`."""
 
-    def show(self, step: int, answers: Sequence[Answers]) -> None:
-        """Takes some prompts of one rollout with their responses; all have rewards of the same names."""
+    def show(self, step: int, answers: Sequence[Answers], title: str) -> None:
+        """Takes some prompts with their responses, and what to call them; all have rewards of the same names."""
 
     def close(self) -> None:
         """Sends what is left and ends the run."""

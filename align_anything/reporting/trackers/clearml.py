@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.reporting.trackers.base import (
-    COMPLETIONS,
     Answers,
     named_pictures,
     named_sounds,
@@ -49,16 +48,16 @@ class ClearMLTracker:
             series, _, title = name.partition('/')
             self._logger.report_scalar(title=title or series, series=series, value=value, iteration=step)
 
-    def show(self, step: int, answers: Sequence[Answers]) -> None:
+    def show(self, step: int, answers: Sequence[Answers], title: str) -> None:
         """Reports a table, and the media of prompts and responses as images and audio."""
         rows = [('prompt', 'response', *answers[0].rewards), *(row for one in answers for row in one.rows())]
         self._logger.report_table(
-            title=COMPLETIONS, series=COMPLETIONS, iteration=step, table_plot=[list(map(str, row)) for row in rows]
+            title=title, series=title, iteration=step, table_plot=[list(map(str, row)) for row in rows]
         )
         for name, picture in named_pictures(answers):
-            self._logger.report_image(title=COMPLETIONS, series=name, iteration=step, image=picture)
+            self._logger.report_image(title=title, series=name, iteration=step, image=picture)
         for name, sound in named_sounds(answers):
-            self._logger.report_media(title=COMPLETIONS, series=name, iteration=step, local_path=str(sound))
+            self._logger.report_media(title=title, series=name, iteration=step, local_path=str(sound))
 
     def close(self) -> None:
         """Waits until everything is sent."""

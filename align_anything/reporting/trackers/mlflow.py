@@ -11,7 +11,6 @@ from typing import Any
 from align_anything.configs.yaml_text import dump_yaml
 from align_anything.core.logging import get_logger
 from align_anything.reporting.trackers.base import (
-    COMPLETIONS,
     Answers,
     named_pictures,
     named_sounds,
@@ -64,22 +63,22 @@ class MLflowTracker:
         metrics = [Metric(name_of(name), float(value), now, step) for name, value in values.items()]
         self._sending.append(self._client.log_batch(self._id, metrics=metrics, synchronous=False))
 
-    def show(self, step: int, answers: Sequence[Answers]) -> None:
+    def show(self, step: int, answers: Sequence[Answers], title: str) -> None:
         """Logs a table and the media of prompts and responses as files of the run, under the step."""
         from mlflow.exceptions import MlflowException
 
         columns = ('prompt', 'response', *answers[0].rewards)
         rows = [row for one in answers for row in one.rows()]
         table = {name: [row[number] for row in rows] for number, name in enumerate(columns)}
-        folder = f'{COMPLETIONS}/step {step:08d}'
+        folder = f'{title}/step {step:08d}'
         try:
-            self._client.log_table(self._id, data=table, artifact_file=f'{folder}/{COMPLETIONS}.json')
+            self._client.log_table(self._id, data=table, artifact_file=f'{folder}/{title}.json')
             for name, picture in named_pictures(answers):
                 self._client.log_image(self._id, picture, artifact_file=f'{folder}/{name}.png')
             for name, sound in named_sounds(answers):
                 self._client.log_artifact(self._id, str(sound), artifact_path=f'{folder}/{name}')
         except MlflowException as error:
-            logger.warning('mlflow did not take the completions of step %d: %s', step, error)
+            logger.warning('mlflow did not take the %s of step %d: %s', title, step, error)
 
     def close(self) -> None:
         """Waits until everything is sent, and says what was not."""

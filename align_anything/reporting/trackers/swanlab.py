@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.reporting.trackers.base import (
-    COMPLETIONS,
     Answers,
     named_pictures,
     named_sounds,
@@ -46,7 +45,7 @@ class SwanLabTracker:
         """Logs the values against the optimizer step."""
         self._run.log(dict(values), step=step)
 
-    def show(self, step: int, answers: Sequence[Answers]) -> None:
+    def show(self, step: int, answers: Sequence[Answers], title: str) -> None:
         """Logs each response as a text with its prompt and rewards, and media as images and audio."""
         import swanlab
 
@@ -59,8 +58,8 @@ class SwanLabTracker:
             'media': [swanlab.Image(picture, caption=name) for name, picture in named_pictures(answers)],
             'sounds': [swanlab.Audio(str(sound), caption=name) for name, sound in named_sounds(answers)],
         }
-        shown = {f'{COMPLETIONS}/{name}': items for name, items in media.items() if items}
-        self._run.log({COMPLETIONS: texts, **shown}, step=step)
+        shown = {f'{title}/{name}': items for name, items in media.items() if items}
+        self._run.log({title: texts, **shown}, step=step)
 
     def close(self) -> None:
         """Waits until everything is sent."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from align_anything.reporting.trackers.base import COMPLETIONS, Answers, named_pictures, named_sounds
+from align_anything.reporting.trackers.base import Answers, named_pictures, named_sounds
 
 
 class TensorBoardTracker:
@@ -32,18 +32,18 @@ class TensorBoardTracker:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def show(self, step: int, answers: Sequence[Answers]) -> None:
+    def show(self, step: int, answers: Sequence[Answers], title: str) -> None:
         """Adds a text with a table, and the media of prompts and responses as images and audio."""
         import soundfile
 
         columns = ('prompt', 'response', *answers[0].rewards)
         rows = [columns, ['---'] * len(columns), *(map(_cell, row) for one in answers for row in one.rows())]
-        self._writer.add_text(COMPLETIONS, '\n'.join(f'| {" | ".join(row)} |' for row in rows), step)
+        self._writer.add_text(title, '\n'.join(f'| {" | ".join(row)} |' for row in rows), step)
         for name, picture in named_pictures(answers):
-            self._writer.add_image(f'{COMPLETIONS}/{name}', np.asarray(picture), step, dataformats='HWC')
+            self._writer.add_image(f'{title}/{name}', np.asarray(picture), step, dataformats='HWC')
         for name, sound in named_sounds(answers):
             samples, rate = soundfile.read(sound, dtype='float32')
-            self._writer.add_audio(f'{COMPLETIONS}/{name}', samples[None], step, sample_rate=rate)
+            self._writer.add_audio(f'{title}/{name}', samples[None], step, sample_rate=rate)
 
     def close(self) -> None:
         """Flushes the event file."""

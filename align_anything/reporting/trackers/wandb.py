@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_anything.reporting.trackers.base import COMPLETIONS, Answers, not_started, store_id, stored_id
+from align_anything.reporting.trackers.base import Answers, not_started, store_id, stored_id
 
 
 class WandbTracker:
@@ -40,7 +40,7 @@ class WandbTracker:
         """Logs the values against the optimizer step."""
         self._run.log({'step': step, **values})
 
-    def show(self, step: int, answers: Sequence[Answers]) -> None:
+    def show(self, step: int, answers: Sequence[Answers], title: str) -> None:
         """Logs a table with the media of each prompt in a column, and in others those of responses if they have any."""
         import wandb
 
@@ -60,7 +60,7 @@ class WandbTracker:
             for (prompt, response, *rewards), media, *generated in zip(texts, *shown.values(), strict=True)
         ]
         columns = ['prompt', 'media', 'response', *list(shown)[1:], *answers[0].rewards]
-        self._run.log({'step': step, COMPLETIONS: wandb.Table(columns=columns, data=rows)})
+        self._run.log({'step': step, title: wandb.Table(columns=columns, data=rows)})
 
     def close(self) -> None:
         """Waits until everything is sent."""

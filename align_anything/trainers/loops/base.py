@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
+from align_anything.engines.averaged import AveragedWeights, warmed_up
 from align_anything.engines.checkpoint import BEST_NAME
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
@@ -33,11 +35,20 @@ class Save(Protocol):
     def __call__(self, progress: Progress, *, with_state: bool, name: str | None = None) -> object: ...
 
 
+class Previews(Protocol):
+    """Shows what the model makes of fixed prompts, at step 0, every so many steps, and at the end."""
+
+    every: int
+
+    def __call__(self, step: int, writer: MetricsWriter) -> None: ...
+
+
 @dataclass
 class Loop:
     """Trains `algorithm` with what a loader gives. Every rank runs one, in step.
 
-    `loader_steps` are those of the present epoch that are still to come.
+    `loader_steps` are those of the present epoch that are still to come. `ema`, the average of the trained weights, is
+    what gets evaluated and previewed where there is one.
     """
 
     cfgs: RunCfgs
@@ -52,11 +63,15 @@ class Loop:
     console: TrainingConsole
     skips: SkipReport
     save: Save
+    ema: AveragedWeights | None
+    previews: Previews | None
     stop_asked: Callable[[], bool]
     loader_steps: LoaderSteps = field(init=False)
 
     def run(self) -> bool:
         """Trains until the last step. Returns False when it stopped early because it was asked to."""
+        if self.progress.step == 0:
+            self._preview()
         while self.progress.step < self.steps:
             self.loader_steps = LoaderSteps(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
             for loaded in self.loader_steps:
@@ -90,10 +105,28 @@ class Loop:
         train, step = self.cfgs.train_cfgs, self.progress.step
         if train.eval_strategy == 'steps' and step // train.eval_interval > before // train.eval_interval:
             self.evaluate()
+        if self.previews is not None and (
+            step // self.previews.every > before // self.previews.every or step == self.steps
+        ):
+            self._preview()
         if stop or self._saves_now(before):
             saved = self.save(self.progress, with_state=stop or train.save_checkpoint)
             self.console.note(f'checkpoint: {saved}')
         return not stop
+
+    def _preview(self) -> None:
+        if self.previews is not None:
+            with self.as_evaluated():
+                self.previews(self.progress.step, self.writer)
+
+    @contextmanager
+    def as_evaluated(self) -> Iterator[None]:
+        """Puts the average of the trained weights in their place, where there is one."""
+        if self.ema is None:
+            yield
+            return
+        with self.ema.in_place():
+            yield
 
     def _evaluated_as(self, found: dict[str, float], known: Collection[str]) -> None:
         """Keeps the best model, and ends the run when it gets no better, as the settings ask.
@@ -158,11 +191,13 @@ class Loop:
             self.skips.check(self.progress.seen, ratio)
 
     def _concluded(self, batches: list[Batch], result: StepResult) -> None:
-        """Counts a step that had nothing to train on, and handles one that was not applied for another reason."""
+        """Lets the average follow a step, counts one of nothing, and handles one not applied for another reason."""
         if result.empty:
             self.progress.empty += 1
         elif not result.applied:
             self._nonfinite(batches, result)
+        elif self.ema is not None:
+            self.ema.follow(warmed_up(self.cfgs.diffusion_cfgs.ema_decay, self.ema.updates))
 
     def _of_steps(self, last: StepResult) -> dict[str, float]:
         """What every loop tells of its steps; a step that was not applied has no gradient to tell of."""

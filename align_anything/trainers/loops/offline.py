@@ -47,7 +47,8 @@ class OfflineLoop(Loop):
                 skipped.extend(batch.skipped)
                 yield batch
 
-        result = self.engine.evaluate(batches, self.objective, self.roles)
+        with self.as_evaluated():
+            result = self.engine.evaluate(batches, self.objective, self.roles)
         self.file_skips([item for own in all_gather_object(skipped) for item in own])
         return result
 

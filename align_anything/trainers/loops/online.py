@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from align_anything.core.types import Batch, Example, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
+from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult, combined
@@ -69,6 +70,7 @@ class OnlineLoop(Loop):
         spec: the family of the policy.
         critics: what says how much reward is to come, by role, each in an engine of its own.
         reference: what says the scores of the reference.
+        old: the policy that samples and follows the trained one, where an algorithm has such.
         rollouts: generates the responses.
         sampling: how.
         pending: those of the next rollout, where they are generated ahead.
@@ -83,6 +85,7 @@ class OnlineLoop(Loop):
     spec: FamilySpec
     critics: Mapping[str, tuple[DeepSpeedEngine, Critic]]
     reference: Callable[..., Scored] | None
+    old: AveragedWeights | None
     rollouts: RolloutEngine
     sampling: Sampling
     pending: Pending
@@ -112,6 +115,8 @@ class OnlineLoop(Loop):
         trained = self._learn_from(informative_first(generated, most) if self.algorithm.further_batches else generated)
         with self._clock('update'):
             results, values = self._update(trained)
+            if self.old is not None:
+                self.old.follow(self.algorithm.old_decay(self.old.updates + 1))
         took = loaded.waited + time.perf_counter() - started
         self.console.advance(self.progress.step)
         interval, step = self.cfgs.logger_cfgs.log_interval, self.progress.step
@@ -161,7 +166,9 @@ class OnlineLoop(Loop):
         for prompts in loader.micro_batches(0):
             self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
             sampling = self._sampling(EVALUATION_SEED, 1).of_evaluation()
-            rollout = self._rewarded(self._generated(prompts.examples, sampling), {})
+            with self.as_evaluated():
+                generated = self._generated(prompts.examples, sampling)
+            rollout = self._rewarded(generated, {})
             local = numbers_of(rollout, self._writes_tokens)
             names = list(local)
             sums.append(sums_of(local))
@@ -199,7 +206,12 @@ class OnlineLoop(Loop):
         if ahead is not None:
             self._seconds['generation_ahead'] = self.pending.seconds
             return complete(examples, ahead)
-        return self._generated(examples, self._sampling_at(self.progress.step, number))
+        with self._as_sampled():
+            return self._generated(examples, self._sampling_at(self.progress.step, number))
+
+    def _as_sampled(self) -> AbstractContextManager[None]:
+        """Puts the old policy in place where it samples."""
+        return nullcontext() if self.old is None else self.old.in_place()
 
     def _generate_ahead(self) -> float:
         """Begins to generate the next rollout of the epoch, if settings say so; returns the seconds of waiting for it.
@@ -271,7 +283,8 @@ class OnlineLoop(Loop):
         with self._clock('scoring'):
             micro_batches = [some for step in self._split_into_steps(examples) for some in step]
             given = (self.engine.policy.collate, micro_batches, self.engine.device)
-            record('old', self._asking(self.engine.infer, 'old'), *given)
+            with self._as_sampled():
+                record('old', self._asking(self.engine.infer, 'old'), *given)
             if self.reference is not None:
                 record('reference', self._asking(self.reference, 'reference'), *given)
             bootstrap = {}

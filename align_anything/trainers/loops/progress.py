@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from align_anything.configs.diffusion import DiffusionCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import BnbCfgs, RunCfgs, groups_of
 from align_anything.core.distributed import world_size
@@ -93,6 +94,11 @@ _MUST_AGREE = {
         *('target_modules', 'vision_lora', 'modules_to_save'),
     ),
     'bnb_cfgs': tuple(BnbCfgs.model_fields),
+    'diffusion_cfgs': tuple(
+        key
+        for key in DiffusionCfgs.model_fields
+        if key not in ('prepared_dir', 'eval_draws', 'eval_rollout_steps') and not key.startswith('preview_')
+    ),
 }
 
 

@@ -34,6 +34,8 @@ class ModelKind(Protocol):
 
     def make_collator(self, cfgs: RunCfgs, spec: Spec, pair: Pair, algorithm: Algorithm) -> Collator: ...
 
+    def evaluating(self, cfgs: RunCfgs, collate: Collator) -> Collator: ...
+
     def make_policy(self, scores: str, model: nn.Module, collate: Collator, dtype: torch.dtype) -> Policy: ...
 
     def build_on_meta(self, cfgs: RunCfgs, spec: Spec, algorithm: Algorithm) -> nn.Module: ...
@@ -77,6 +79,11 @@ KINDS: Mapping[str, ModelKind] = {'token': token_models, 'denoising step': pipel
 def make_collator(cfgs: RunCfgs, spec: Spec, pair: Pair, algorithm: Algorithm) -> Collator:
     """The collator of the run's policy."""
     return KINDS[spec.unit].make_collator(cfgs, spec, pair, algorithm)
+
+
+def evaluating(cfgs: RunCfgs, collate: Collator) -> Collator:
+    """What collates the evaluation data of a run whose training data `collate` does."""
+    return KINDS[collate.spec.unit].evaluating(cfgs, collate)
 
 
 def build_on_meta(cfgs: RunCfgs, spec: Spec, algorithm: Algorithm) -> tuple[nn.Module, dict[str, float]]:

@@ -42,7 +42,7 @@ from align_anything.trainers.loops.base import Loop
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, check_model, make_collator, require_trained
-from align_anything.trainers.runs.checkpoints import Checkpoints
+from align_anything.trainers.runs.checkpoints import EMA, Checkpoints
 from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.settings import engine_config
@@ -176,6 +176,7 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         'console': TrainingConsole(steps, progress.step),
         'skips': SkipReport(run.output_dir, progress.skipped, progress.filtered),
         'save': checkpoints.save,
+        'ema': checkpoints.averages.get(EMA),
         'stop_asked': StopSignal(),
     }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from align_anything.algorithms.online import Online
 from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main, world_size
+from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.spec import Spec
@@ -16,6 +19,8 @@ from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
 
 SCRATCH = '.resumed_state'
+EMA, OLD = 'ema', 'old'
+"""The averages of a run: of which a model is saved, and which samples."""
 
 
 @dataclass
@@ -24,7 +29,8 @@ class Checkpoints:
 
     `trained` are the engines of the run by role: the `policy`, which gets saved, and critics, whose state alone does;
     `write_model` writes models of its kind, and `pending` is what an online run has generated ahead, which belongs to
-    its state.
+    its state. `averages` of what the policy trains belong to it too, by name; a model is saved of the one called
+    `ema`, in a folder of that name.
     """
 
     resolved: Resolved
@@ -33,6 +39,7 @@ class Checkpoints:
     spec: Spec
     write_model: Callable[..., None]
     pending: Pending | None = None
+    averages: Mapping[str, AveragedWeights] = field(default_factory=dict)
 
     def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
         """Writes the checkpoint `name`, by default `slice_<step>`, and deletes the oldest of those past the limit.
@@ -56,21 +63,25 @@ class Checkpoints:
         scratch = self.output_dir / SCRATCH if ranks != world_size() else None
         for role, engine in self.trained.items():
             engine.load_state(state_folder(folder, role), scratch)
+        for name, average in self.averages.items():
+            average.load_state(folder / f'{name}.safetensors')
         if self.pending is not None:
             self.pending.load_state(folder)
 
     def _write_state(self, folder: Path) -> None:
         for role, engine in self.trained.items():
             engine.save_state(state_folder(folder, role))
+        for name, average in self.averages.items():
+            average.save_state(folder / f'{name}.safetensors')
         if self.pending is not None:
             self.pending.save_state(folder)
 
     def _write_model(self, folder: Path, progress: Progress, final: Path) -> None:
-        engine = self.trained['policy']
-        model = engine.policy.model
-        state = engine.full_state_dict(model) if engine.stage == 3 else None
+        self._write_weights(folder)
+        if EMA in self.averages:
+            with self.averages[EMA].in_place():
+                self._write_weights(folder / EMA)
         if is_main():
-            self.write_model(self.resolved.cfgs, self.spec, model, state, folder)
             trained = Trained(
                 self.resolved.cfgs,
                 self.resolved.algorithm,
@@ -80,6 +91,22 @@ class Checkpoints:
                 evaluation=progress.last_evaluation,
             )
             write_card(folder, trained, earlier=final)
+
+    def _write_weights(self, folder: Path) -> None:
+        engine = self.trained['policy']
+        model = engine.policy.model
+        state = engine.full_state_dict(model) if engine.stage == 3 else None
+        if is_main():
+            self.write_model(self.resolved.cfgs, self.spec, model, state, folder)
+
+
+def averages(cfgs: RunCfgs, policy: DeepSpeedEngine, algorithm: Online | None = None) -> dict[str, AveragedWeights]:
+    """The averages of a run, by name: what it evaluates, and the policy that samples where that is an old one."""
+    wanted = {
+        EMA: cfgs.diffusion_cfgs.ema_decay is not None,
+        OLD: algorithm is not None and algorithm.old_decay(0) is not None,
+    }
+    return {name: AveragedWeights(policy) for name, is_wanted in wanted.items() if is_wanted}
 
 
 def state_folder(folder: Path, role: str) -> Path:

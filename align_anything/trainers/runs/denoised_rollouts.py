@@ -10,6 +10,7 @@ from typing import Any
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Piece
 from align_anything.datasets.dataset import ExampleDataset
@@ -20,7 +21,7 @@ from align_anything.policies.denoising.collator import DenoisingCollator
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.pipelines import guidance_of, kernel_of, trains_steps
+from align_anything.trainers.runs.pipelines import guidance_of, kernel_of
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 from align_anything.trainers.runs.settings import dtype_of
 
@@ -34,7 +35,7 @@ def sampling_of(
     first, last = own.sde_window_range or (0, None)
     slides = None if own.sde_window_slides_every is None else own.sde_window_slides_every * steps_of_rollout
     window = Window(own.sde_window, first, last, slides)
-    trains = trains_steps(algorithm)
+    trains = algorithm.trains_transitions
     problem = window.problem(own.rollout_steps) if trains else ''
     if problem:
         raise SettingsError([f'diffusion_cfgs.sde_window: {problem}.'])
@@ -70,13 +71,18 @@ def open_rollouts(
     """Returns what generates media with the weights of `policy`, and what decodes a response. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     responses = algorithm.per_device_prompt_batch_size * algorithm.num_generations
-    rollouts = DenoisingRollouts(
+    rollouts = open_denoiser(cfgs, policy, spec, cfgs.model_cfgs.generation_batch_size or responses)
+    return rollouts, spec.decode
+
+
+def open_denoiser(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: DiffusionSpec, batch_size: int) -> DenoisingRollouts:
+    """Returns what generates media with the weights of `policy`, so many at once. Every rank calls it."""
+    return DenoisingRollouts(
         policy.policy.model,
         spec,
         spec.open(policy.device, decodes_only=True),
         dtype=dtype_of(cfgs),
         device=policy.device,
-        batch_size=cfgs.model_cfgs.generation_batch_size or responses,
+        batch_size=batch_size,
         gathered=partial(gathered_weights, policy),
     )
-    return rollouts, spec.decode

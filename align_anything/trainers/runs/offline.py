@@ -8,9 +8,9 @@ from align_anything.configs.resolve import Resolved
 from align_anything.datasets.source_loading import source_names
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import assemble, save
+from align_anything.trainers.runs.assembly import assemble, evaluating, save
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
-from align_anything.trainers.runs.checkpoints import Checkpoints
+from align_anything.trainers.runs.checkpoints import Checkpoints, averages
 from align_anything.trainers.runs.checks import check_evaluation
 from align_anything.trainers.runs.data import (
     loader_in_order,
@@ -22,6 +22,7 @@ from align_anything.trainers.runs.data import (
 )
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
+from align_anything.trainers.runs.previews import previews_of
 from align_anything.trainers.runs.reference import make_roles
 from align_anything.trainers.runs.settings import objective_of
 
@@ -49,11 +50,14 @@ def train(pair: Pair, resolved: Resolved) -> None:
     policy = assemble(cfgs, algorithm, run.collate, steps)
     # Before the state of an earlier run is loaded: the policy is still what it is compared with.
     roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, policy, dataset, held_out)
-    checkpoints = Checkpoints(resolved, run.output_dir, {'policy': policy}, run.spec, save)
+    checkpoints = Checkpoints(
+        resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages(cfgs, policy)
+    )
+    previews = previews_of(run, policy)
     start(run, checkpoints, sampler, steps)
-    batch_size = cfgs.train_cfgs.per_device_eval_batch_size
+    batch_size, held_out_collate = cfgs.train_cfgs.per_device_eval_batch_size, evaluating(cfgs, policy.policy.collate)
     evaluation = {
-        name: loader_in_order(rows, dataset.sizes, batch_size, policy.policy.collate, cfgs, own)
+        name: loader_in_order(rows, dataset.sizes, batch_size, held_out_collate, cfgs, own)
         for name, rows, dataset, own in zip(
             source_names(run.sources.evaluation), held_out_rows, held_out, held_out_buckets, strict=True
         )
@@ -64,6 +68,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
         objective=objective,
         training=training_loader(training_rows, sampler, policy.policy.collate, cfgs),
         evaluation=evaluation,
+        previews=previews,
         **bookkeeping(run, checkpoints, dataset, steps),
     )
     loop.file_skips([*unusable, *sum(without_bucket, [])])

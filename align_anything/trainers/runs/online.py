@@ -29,12 +29,13 @@ from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator, open_scorer, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
-from align_anything.trainers.runs.checkpoints import Checkpoints
+from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
+from align_anything.trainers.runs.previews import previews_of
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
 from align_anything.trainers.runs.rewarding import make_rewards
@@ -97,7 +98,10 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         rewards.append(Reward(name, weight, judge, judge.unread))
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
     pending = Pending(policy.device, decode)
-    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending)
+    previews = previews_of(run, policy, rollouts)
+    checkpoints = Checkpoints(
+        resolved, run.output_dir, trained, run.spec, save, pending, averages(cfgs, policy, algorithm)
+    )
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
@@ -111,8 +115,10 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         spec=run.spec,
         training=Loader(dataset, sampler, _collate, cfgs.data_cfgs.num_workers),
         evaluation=evaluation,
+        previews=previews,
         critics=critics,
         reference=reference,
+        old=checkpoints.averages.get(OLD),
         rollouts=rollouts,
         sampling=sampling,
         pending=pending,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.settings import dtype_of
 
+EMBEDDED = 3.5
+"""What guidance-distilled denoisers are told where they generate."""
 NOISE_LEVELS = {'flow_sde': 0.7, 'dance_sde': 0.3, 'cps': 0.7, 'ddim': 1.0}
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
@@ -53,14 +56,16 @@ def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Alg
     noise = noise_of(cfgs, spec)
     if not algorithm.generates:
         return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
-    kernel = kernel_of(cfgs, spec) if trains_steps(algorithm) else None
+    kernel = kernel_of(cfgs, spec) if algorithm.trains_transitions else None
     guidance = guidance_of(cfgs, spec, algorithm)
-    return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance)
+    return DenoisingCollator(
+        spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts
+    )
 
 
-def trains_steps(algorithm: Algorithm) -> bool:
-    """Whether it is the denoising steps of rollouts that train, and not draws of noise for what they end with."""
-    return algorithm.generates and algorithm.needs != 'score'
+def evaluating(cfgs: RunCfgs, collate: DenoisingCollator) -> DenoisingCollator:
+    """The collator of evaluation data: with the same levels and noise in all evaluations."""
+    return replace(collate, grid=cfgs.diffusion_cfgs.eval_draws)
 
 
 def kernel_of(cfgs: OnlineRunCfgs, spec: DiffusionSpec) -> Kernel:
@@ -79,7 +84,7 @@ def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Gui
     if not algorithm.generates:
         return Guidance(embedded=1.0 if embedded is None else embedded)
     scale = cfgs.model_cfgs.guidance_scale
-    return Guidance(scale, spec.rescales_guidance, 3.5 if embedded is None else embedded)
+    return Guidance(scale, spec.rescales_guidance, EMBEDDED if embedded is None else embedded)
 
 
 def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:

@@ -5,7 +5,7 @@ The encoders are freed before the denoiser is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import barrier, is_main
 from align_anything.core.store import TensorStore
 from align_anything.core.types import Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, TaskAround
@@ -23,6 +24,7 @@ from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.spec import Spec
 from align_anything.trainers.runs.prepare import prepare
+from align_anything.trainers.runs.previews import preview_prompts
 
 FOLDER = 'prepared'
 PROMPT, MEDIA = 'prompt', 'media'
@@ -33,10 +35,11 @@ def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset
     """Makes the latents and text embeddings of the rows of `datasets`, and lets `spec` read them.
 
     Every rank calls it. The encoders are loaded where something is missing, and freed. The embedding of the empty
-    prompt is made too, which prompt_dropout and guidance need.
+    prompt is made too, which prompt_dropout and guidance need, and those of the prompts that are previewed.
     """
     if spec.unit == 'token':
         return
+    prompts = preview_prompts(cfgs)
     folder = cfgs.diffusion_cfgs.prepared_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
     store = TensorStore(folder, FOLDER, fingerprint_of(spec), 'diffusion_cfgs.prepared_dir')
     device = device_of_rank()
@@ -45,6 +48,12 @@ def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset
     makers = [TextMaker(store, prepared, encoders), LatentsMaker(store, prepared, encoders)]
     for dataset in datasets:
         prepare(makers, dataset.of_task(EncoderTask(dataset.task, spec)), _collate, cfgs, device)
+    if is_main():
+        shown = {prepared.text_key(prompt): prompt for prompt in prompts}
+        missing = [key for key in shown if key not in store]
+        store.put_all(makers[0].make([{PROMPT: prompt} for prompt in prompts], [], missing))
+    barrier()
+    store.refresh()
     spec.prepared = prepared
 
 
@@ -108,16 +117,14 @@ class TextMaker:
         return [self.prepared.text_key(text) for text in (example.meta[PROMPT], '')]
 
     def make(
-        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Sequence[str]
+        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Collection[str]
     ) -> Mapping[str, Mapping[str, Tensor]]:
-        """Encodes the prompts of a batch that the store lacks."""
-        texts = {text for row in batch for text in (row[PROMPT], '')}
-        of_keys = {self.prepared.text_key(text): text for text in texts}
-        wanted = {key: of_keys[key] for key in missing}
-        if not wanted:
+        """Encodes the prompts of a batch that are missing, each once."""
+        texts = {self.prepared.text_key(text): text for row in batch for text in (row[PROMPT], '')}
+        if not missing:
             return {}
-        made = self.encoders.spec.encode_text(self.encoders.pipeline, list(wanted.values()))
-        return dict(zip(wanted, made, strict=True))
+        made = self.encoders.spec.encode_text(self.encoders.pipeline, [texts[key] for key in missing])
+        return dict(zip(missing, made, strict=True))
 
 
 @dataclass(frozen=True)
@@ -134,15 +141,17 @@ class LatentsMaker:
         return [self.prepared.latents_key(medium, size) for medium, size in example.meta[MEDIA]]
 
     def make(
-        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Sequence[str]
+        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Collection[str]
     ) -> Mapping[str, Mapping[str, Tensor]]:
-        """Encodes the media of a batch that the store lacks, one by one: a latent hangs on nothing beside it."""
-        spec, made = self.encoders.spec, {}
+        """Encodes the media of a batch that are missing, one by one: a latent hangs on nothing beside it."""
+        spec, media = self.encoders.spec, {}
         for row, own in zip(batch, keys, strict=True):
-            for (medium, size), key in zip(row[MEDIA], own, strict=True):
-                if key in missing and key not in made:
-                    fitted = spec.fitted(medium, size)[None].to(self.encoders.device)
-                    made[key] = {LATENTS: spec.encode_media(self.encoders.pipeline, fitted)[0].cpu()}
+            media |= dict(zip(own, row[MEDIA], strict=True))
+        made = {}
+        for key in missing:
+            medium, size = media[key]
+            fitted = spec.fitted(medium, size)[None].to(self.encoders.device)
+            made[key] = {LATENTS: spec.encode_media(self.encoders.pipeline, fitted)[0].cpu()}
         return made
 
 

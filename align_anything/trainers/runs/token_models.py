@@ -63,6 +63,11 @@ def trains_on_text(cfgs: RunCfgs, algorithm: Algorithm) -> bool:
     return not cfgs.train_cfgs.freeze_language_model
 
 
+def evaluating(cfgs: RunCfgs, collate: TokenCollator) -> TokenCollator:
+    """The collator of evaluation data: the same."""
+    return collate
+
+
 def make_policy(scores: str, model: nn.Module, collate: TokenCollator, dtype: torch.dtype) -> Policy:
     """The policy over `model` that gives `scores` of `tokens`, `responses` or `units`, see `Algorithm.scores`."""
     if scores == 'tokens':

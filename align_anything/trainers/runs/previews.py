@@ -1,0 +1,116 @@
+"""Previews of a run: what a denoiser makes of fixed prompts from fixed noise, as it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from align_anything.algorithms.base import Algorithm
+from align_anything.configs.online import OnlineRunCfgs
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
+from align_anything.core.errors import SettingsError
+from align_anything.core.types import Example, Piece
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.policies.denoising.prediction import Guidance
+from align_anything.reporting.metrics import MetricsWriter
+from align_anything.reporting.previews import PreviewPage
+from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling
+from align_anything.trainers.runs.begin import Begun
+from align_anything.trainers.runs.denoised_rollouts import open_denoiser
+from align_anything.trainers.runs.pipelines import EMBEDDED
+
+SCALE = 4.5
+"""Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
+SETTING = 'diffusion_cfgs.preview_prompts'
+
+
+@dataclass(frozen=True)
+class RunPreviews:
+    """Generates and shows a medium for each prompt, which no other prompt and no number of ranks changes.
+
+    Attributes:
+        every: optimizer steps from one preview to the next.
+        examples: the prompts.
+        rollouts: what generates.
+        sampling: how.
+        page: where they are shown, on the main rank.
+    """
+
+    every: int
+    examples: Sequence[Example]
+    rollouts: DenoisingRollouts
+    sampling: DenoisingSampling
+    page: PreviewPage | None
+
+    def __call__(self, step: int, writer: MetricsWriter) -> None:
+        """Previews the model as it is after a step. Every rank calls it."""
+        kind, found = self.rollouts.spec.kind, {}
+        # Ranks make equally many calls, for each of which a partitioned denoiser is gathered.
+        for first in range(0, len(self.examples), world_size()):
+            number = first + rank()
+            sampling = replace(self.sampling, seed=self.sampling.seed + number)
+            for (response,) in self.rollouts.generate(self.examples[number : number + 1], sampling):
+                found[number] = response.parts[0][kind]
+        media = {number: medium for own in all_gather_object(found) for number, medium in own.items()}
+        if self.page is not None:
+            self.page.write(step, [media[number] for number in sorted(media)], writer)
+
+
+def preview_prompts(cfgs: RunCfgs) -> list[str]:
+    """The prompts that a run previews. Raises SettingsError for a file that cannot be read, and for none in it."""
+    given = cfgs.diffusion_cfgs.preview_prompts
+    if given is None:
+        return []
+    if isinstance(given, str):
+        try:
+            lines = Path(given).read_text(encoding='utf-8').splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError([f'{SETTING}: {given} is no text file that can be read: {error}.']) from error
+        given = [line.strip() for line in lines if line.strip()]
+    if not given:
+        raise SettingsError([f'{SETTING}: {cfgs.diffusion_cfgs.preview_prompts} has no prompt.'])
+    return given
+
+
+def previews_of(run: Begun, policy: DeepSpeedEngine, rollouts: DenoisingRollouts | None = None) -> RunPreviews | None:
+    """The previews that a run asks for, generated as its `rollouts` are where it has some. Every rank calls it."""
+    cfgs, spec, prompts = run.resolved.cfgs, run.spec, preview_prompts(run.resolved.cfgs)
+    if not prompts:
+        return None
+    own, guidance = cfgs.diffusion_cfgs, _guidance(cfgs, run.resolved.algorithm, spec)
+    page = None
+    if is_main():
+        resume_step = None if run.resume_from is None else run.progress.step
+        page = PreviewPage(run.output_dir, prompts, spec.kind, resume_step)
+    return RunPreviews(
+        every=own.preview_every,
+        examples=[_example(spec, prompt, guidance) for prompt in prompts],
+        rollouts=rollouts or open_denoiser(cfgs, policy, spec, batch_size=1),
+        sampling=DenoisingSampling(steps=own.preview_steps, guidance=guidance, units='draws', seed=own.preview_seed),
+        page=page,
+    )
+
+
+def _example(spec: DiffusionSpec, prompt: str, guidance: Guidance) -> Example:
+    def encoded(text: str) -> Piece:
+        return spec.encode_prompt([{'role': 'user', 'content': [{'type': 'text', 'text': text}]}])
+
+    return Example(encoded(prompt), [], source='preview', unconditional=encoded('') if guidance.is_on else None)
+
+
+def _guidance(cfgs: RunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> Guidance:
+    own = cfgs.diffusion_cfgs
+    scale = own.preview_guidance
+    if scale is None:
+        scale = _usual_scale(cfgs, algorithm, spec)
+    embedded = EMBEDDED if own.embedded_guidance is None else own.embedded_guidance
+    return Guidance(scale, spec.rescales_guidance, embedded)
+
+
+def _usual_scale(cfgs: RunCfgs | OnlineRunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> float:
+    if algorithm.generates:
+        return cfgs.model_cfgs.eval_guidance_scale or cfgs.model_cfgs.guidance_scale
+    return 1.0 if spec.configs[spec.denoiser].get('guidance_embeds') else SCALE

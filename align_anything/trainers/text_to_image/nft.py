@@ -1,0 +1,8 @@
+"""DiffusionNFT, `text_to_image`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_image', 'nft')
+
+if __name__ == '__main__':
+    main()
