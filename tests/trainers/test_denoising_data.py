@@ -206,7 +206,7 @@ def bad_rows(folder: Path) -> list[tuple[dict[str, Any], str | None]]:
         (asked('', whole), 'empty user turn'),
         (asked(7, whole), 'int as content'),
         (asked(None, whole), 'null content'),
-        ({'messages': talk}, 'text'),
+        ({'messages': talk}, 'the answer'),
         ({'messages': twice}, 'this model reads one user turn'),
         (
             {'messages': [{'role': 'system', 'content': 'Be brief.'}, *asked('x', whole)['messages']]},
