@@ -51,6 +51,9 @@ def cut(size: int, accumulation: int, stage: int) -> dict[str, Any]:
         'per_device_train_batch_size': size,
         'gradient_accumulation_steps': accumulation,
         'ds_cfgs': f'ds_z{stage}_config.json',
+        # Wide, or Adam would make full steps out of the rounding of gradients that are zero.
+        'adam_epsilon': 1e-3,
+        'learning_rate': 1e-2,
     }
 
 
@@ -125,7 +128,7 @@ def unpartitioned(
 
 
 def of_two_ranks(out: Path, tiny: Tiny, few: Path, name: str, stage: int, adapts: bool) -> list[str]:
-    how = {**ONLINE[name], 'max_steps': None, 'learning_rate': 1e-4, **(LORA if adapts else {})}
+    how = {**ONLINE[name], 'max_steps': None, **(LORA if adapts else {})}
     how |= {'per_device_prompt_batch_size': 2, **cut(4, 1, stage)}
     return online(out, tiny('sd3'), few, **how)
 
