@@ -52,7 +52,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize('stage', [0, pytest.param(2, marks=pytest.mark.extended), 3])
+@pytest.mark.parametrize('stage', [*(pytest.param(stage, marks=pytest.mark.extended) for stage in (0, 2)), 3])
 def test_two_ranks_of_which_one_has_no_sound_learn_what_one_learns(stage: int, tiny: Tiny, tmp_path: Path) -> None:
     """Three rows on two ranks: in the second step one of them has none."""
     rows, found = spoken(tmp_path, 3), {}
@@ -94,6 +94,7 @@ def test_all_but_the_codec_learns_in_sft(tiny: Tiny, tmp_path: Path) -> None:
         ('dpo', 2, 1),
         ('grpo', 3, 1),
         pytest.param('grpo', 3, 2, marks=pytest.mark.extended),
+        pytest.param('rloo', 2, 1, marks=pytest.mark.extended),
         pytest.param('kto', 3, 2, marks=pytest.mark.extended),
         pytest.param('ppo', 2, 1, marks=pytest.mark.extended),
     ],
