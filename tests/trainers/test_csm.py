@@ -144,6 +144,28 @@ def test_adapters_are_saved_and_trained_on(tiny: Tiny, tmp_path: Path) -> None:
     assert any('depth_decoder' in name for name in saved) and not any('codec_model' in name for name in saved)
 
 
+@pytest.mark.extended
+def test_adapters_of_the_backbone_are_rewarded(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / 'rewards.py').write_text(REWARDS)
+    rows = write_rows(tmp_path / 'prompts.jsonl', [{'prompt': f'sing {pitch}'} for pitch in PITCHES])
+    settings: dict[str, Any] = {
+        'template': 'Prompts',
+        'num_generations': 2,
+        'per_device_prompt_batch_size': 1,
+        'max_new_tokens': 12,
+        'emit_size': '{audio: 8}',
+        'reward_functions': f'[{tmp_path}/rewards.py:level]',
+        'use_lora': True,
+        'max_steps': 2,
+    }
+    output, algorithm = tmp_path / 'out', find_run('text_to_audio', 'grpo')[1]
+    succeed(sft(output, tiny('csm'), rows, **settings), 1, PAIR, algorithm=algorithm)
+    records = [record for record in lines(output / 'metrics.jsonl') if 'train/grad_norm' in record]
+    assert len(records) == 2 and all(record['train/rollout_drift'] < 1e-5 for record in records)
+    saved = weights(output / 'slice_end')
+    assert saved and all('backbone_model.layers' in name for name in saved)
+
+
 def test_answers_that_differ_in_further_codes_alone_are_a_pair(tiny: Tiny) -> None:
     spec = load_spec(tiny('csm'))
     task = PreferenceTask(spec.encode_group, 'all_assistant', ())
