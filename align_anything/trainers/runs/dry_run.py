@@ -45,7 +45,7 @@ from align_anything.trainers.runs.data import (
 )
 from align_anything.trainers.runs.memory import memory_of_run, memory_table
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
-from align_anything.trainers.runs.rewarding import make_rewards
+from align_anything.trainers.runs.rewarding import check_readable, make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.sampling import check_kinds, guided_if_asked, sampling_of
@@ -72,6 +72,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         names = [*(reward.name for reward in make_rewards(cfgs)), *judges_of(cfgs, resolved.algorithm)]
         sampling = sampling_of(cfgs.model_cfgs, pair, spec)
         check_kinds('train_cfgs.emitted_advantage_weights', resolved.algorithm.weighed_kinds, sampling)
+        check_readable(cfgs.reward_cfgs.reward_functions, sampling, spec.codes)
         dataset = make_dataset(*given, reserved=cfgs.model_cfgs.max_new_tokens)
         dataset.probe(final=True)
         collate, (dataset,) = guided_if_asked(cfgs.model_cfgs, collate, [dataset])

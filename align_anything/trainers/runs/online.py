@@ -36,7 +36,7 @@ from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_if_given
 from align_anything.trainers.runs.reference import reference_scorer
-from align_anything.trainers.runs.rewarding import make_rewards
+from align_anything.trainers.runs.rewarding import check_readable, make_rewards
 from align_anything.trainers.runs.roles import (
     ModelJudge,
     critic_cfgs,
@@ -66,6 +66,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
     sampling = sampling_of(models, pair, run.spec)
     check_kinds('train_cfgs.emitted_advantage_weights', algorithm.weighed_kinds, sampling)
+    check_readable(cfgs.reward_cfgs.reward_functions, sampling, run.spec.codes)
     dataset, held_out = run.datasets(reserved=models.max_new_tokens)
     collate, (dataset, *held_out) = guided_if_asked(models, run.collate, [dataset, *held_out])
     run = replace(run, collate=collate)

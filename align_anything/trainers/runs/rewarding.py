@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from align_anything.configs.online import COST, MODEL, OnlineRunCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.models.codes import MediaCodes
 from align_anything.rewards.base import (
     SERVICE,
     Reward,
     call_reward,
     check_options,
     get_reward,
+    kinds_read,
     reward_names,
 )
 from align_anything.rewards.remote import RemoteReward
+from align_anything.rollouts.base import Sampling
 
 
 def make_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
@@ -69,3 +73,31 @@ def function_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
         options = check_options(name, function, rewards.reward_kwargs.get(name, {}))
         made.append(Reward(name.rpartition(':')[2], weight, partial(call_reward, name, function, options=options)))
     return made
+
+
+def check_readable(names: Sequence[str], sampling: Sampling, codes: MediaCodes | None) -> None:
+    """Raises SettingsError for a reward function that would find nothing to judge in any response.
+
+    Args:
+        names: the functions of a run.
+        sampling: what its responses hold.
+        codes: the codes of its policy's family, None for none.
+    """
+    written = [] if sampling.emit is None else [*sampling.emit.grids]
+    problems = []
+    for name in names:
+        wanted = sorted(kinds_read(name))
+        found = [kind for kind in wanted if kind in written]
+        if wanted and not found:
+            problems.append(
+                f"reward_cfgs.reward_functions: '{name}' judges {' and '.join(wanted)}, and responses hold "
+                f'{", ".join(written) or "text alone"}.'
+            )
+        elif found and not any(codes.rules[kind].decodes for kind in found):
+            problems.append(
+                f"reward_cfgs.reward_functions: '{name}' judges {' and '.join(found)}, and the codec in "
+                f'{codes.rules[found[0]].folder} cannot decode, so there are codes and nothing to look at or hear. '
+                'Give the model a codec with a decoder, or take rewards that read text.'
+            )
+    if problems:
+        raise SettingsError(problems)
