@@ -10,7 +10,6 @@ from align_anything.configs.base import Cfgs
 from align_anything.configs.effects import EVALUATES, Effect, Effects, needs, writing
 from align_anything.core.types import MEDIA_KINDS
 
-
 GENERATES = Effect(
     lambda facts: facts.algorithm.generates,
     'it means nothing where nothing is generated in training; leave it out.',
