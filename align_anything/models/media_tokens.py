@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedModel
 
 from align_anything.core.errors import ModelError
@@ -16,6 +16,7 @@ from align_anything.core.files import new_folder
 from align_anything.core.types import MediaKind
 from align_anything.models.any_model import AnyModel
 from align_anything.models.codecs.base import CodecRules, codec_rules
+from align_anything.models.codes import MediaCodes
 from align_anything.models.declared_codes import CODECS, declared_codes, write_declaration
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
@@ -92,6 +93,15 @@ def enlarge(model: PreTrainedModel, tokens: int) -> None:
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             for weight in _rows_of(module):
                 weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+
+
+def untaught_kinds(embedding: Tensor, codes: MediaCodes) -> list[MediaKind]:
+    """Returns the kinds whose codes have all one row of an embedding `(rows, width)`, as when they were added."""
+
+    def alike(start: int, stop: int) -> bool:
+        return start + 1 < stop <= len(embedding) and bool((embedding[start:stop] == embedding[start]).all())
+
+    return [kind for kind, own in codes.kinds.items() if all(alike(*span) for span in own.spans)]
 
 
 def _rows_of(module: nn.Module) -> list[torch.Tensor]:

@@ -207,7 +207,8 @@ def test_an_adapter_draws_too(emitting: Emitting, rows: Path, tmp_path: Path) ->
 def test_plain_transformers_goes_on_in_a_picture(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
     """After SFT over the vocabulary a plain engine, without a grammar, draws whole pictures."""
     how = {**HOW['sft'], 'epochs': 100, 'train_size': 2, 'learning_rate': 5e-3}
-    succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    told = succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    assert 'are new' not in told
     folder = tmp_path / 'run' / 'slice_end'
     spec, model = load_spec(folder), AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -257,7 +258,8 @@ def test_a_merged_adapter_keeps_its_codes(emitting: Emitting, rows: Path, tmp_pa
     from align_anything.cli.merging import merge_adapter
 
     how = {**HOW['sft'], 'use_lora': True, 'max_steps': 1}
-    succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    told = succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    assert 'the tokens of image codes are new' in told and 'modules_to_save' in told
     merge_adapter(tmp_path / 'run', tmp_path / 'merged')
     assert load_spec(tmp_path / 'merged').codes.kinds == load_spec(emitting('drawing')).codes.kinds
     assert load_file(tmp_path / 'merged' / 'model.safetensors')

@@ -16,6 +16,7 @@ from align_anything.core.logging import get_logger
 from align_anything.engines.deepspeed_config import needs_every_parameter, zero_stage
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.frozen import FrozenEngine
+from align_anything.engines.gathering import gathered_tensors
 from align_anything.engines.optim import make_optimizer, make_schedule, parameter_groups
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models import structure
@@ -25,6 +26,7 @@ from align_anything.models.dropout import switch_off_dropout
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
+from align_anything.models.media_tokens import untaught_kinds
 from align_anything.models.pretrained_model import load_model, tune_model
 from align_anything.models.router import router_coefficient
 from align_anything.models.trainable import enable_gradient_checkpointing, learning_rates
@@ -149,10 +151,26 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: TokenCollator, total_
     logger.info(
         'in force: ZeRO stage %d, %s, optimizer %s, %s', engine.stage, precision_of(cfgs), optimizer_name, attention
     )
+    _tell_of_new_tokens(engine, spec, bare_model(tuned).get_input_embeddings())
     policy.check(engine.engine, engine.device)
     engine.engine.train()
     logger.info('layout: %s', policy.collate.layout)
     return engine
+
+
+def _tell_of_new_tokens(engine: DeepSpeedEngine, spec: FamilySpec, embedding: nn.Module) -> None:
+    """Warns where nothing that trains can tell the codes of a kind apart."""
+    if spec.codes is None or any(parameter.requires_grad for parameter in embedding.parameters()):
+        return
+    with gathered_tensors(engine, [embedding.weight]):
+        kinds = untaught_kinds(embedding.weight, spec.codes)
+    if kinds:
+        logger.warning(
+            'the tokens of %s codes are new and have all one row of the embedding, which is frozen: the model cannot '
+            'tell them apart. Train it, under LoRA with modules_to_save [embed_tokens, lm_head] (embed_tokens alone '
+            'where the head shares its weight).',
+            ' and '.join(kinds),
+        )
 
 
 def open_frozen(
