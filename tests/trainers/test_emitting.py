@@ -256,7 +256,8 @@ def test_what_reads_no_codes_need_not_tell_them_apart(emitting: Emitting, tmp_pa
 def test_plain_transformers_goes_on_in_a_picture(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
     """After SFT over the vocabulary a plain engine, without a grammar, draws whole pictures."""
     how = {**HOW['sft'], 'epochs': 100, 'train_size': 2, 'learning_rate': 5e-3}
-    succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    told = succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    assert 'are new' not in told
     folder = tmp_path / 'run' / 'slice_end'
     spec, model = load_spec(folder), AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
