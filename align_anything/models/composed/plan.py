@@ -25,6 +25,7 @@ from align_anything.configs.compose import BY_FRAME, DEFAULT_TOKENS, READ_BY, Co
 from align_anything.core.errors import ModelError
 from align_anything.core.files import read_json
 from align_anything.models.checkpoint import is_multimodal, read_config
+from align_anything.models.codecs.pictures import pixels_of
 from align_anything.models.composed.configuration_composed import (
     AUDIO_ENCODERS,
     PICTURE_ENCODERS,
@@ -50,6 +51,10 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
 }
 LLAVA_ENCODERS = ('clip_vision_model', 'siglip_vision_model')
 LLAVA_LAYER = -2
+ANY_SHAPE = (
+    'It reads images of any shape (NaFlex), and those of composed models are squares: name a SigLIP 2 of one '
+    'resolution, such as google/siglip2-base-patch16-224.'
+)
 ROWS_MULTIPLE = 64
 NOT_OURS = (
     *('architectures', 'dtype', 'transformers_version', '_name_or_path', 'torch_dtype', 'auto_map'),
@@ -70,11 +75,19 @@ STEADY: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that an encoder comes from: its name, the encoder's configuration, and its module in the model."""
+    """A checkpoint that an encoder comes from.
+
+    Attributes:
+        name: of the checkpoint.
+        config: the encoder's.
+        module: the encoder's in the model.
+        pictures: the image processor, of encoders of images and videos.
+    """
 
     name: str
     config: PreTrainedConfig
     module: str = ''
+    pictures: Any = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,7 @@ class Plan:
         if self.is_llava:
             (part,) = self.parts.values()
             return LlavaProcessor(
-                AutoImageProcessor.from_pretrained(part.sources[0].name),
+                part.sources[0].pictures,
                 self.tokenizer,
                 patch_size=part.sources[0].config.patch_size,
                 vision_feature_select_strategy=self._strategy(part),
@@ -153,7 +166,7 @@ class Plan:
                 made = [AutoFeatureExtractor.from_pretrained(source.name) for source in part.sources]
             else:
                 named = ('image_processor', 'image_processor_2') if kind == 'image' else ('video_processor',)
-                made = [AutoImageProcessor.from_pretrained(source.name) for source in part.sources]
+                made = [source.pictures for source in part.sources]
             if kind == 'video' and not part.entry['precomputed_dim']:
                 rules[kind]['frames'] = 'each' if part.entry['by_frame'] else part.sources[0].config.num_frames
             components |= dict(zip(named, made, strict=False))
@@ -303,16 +316,39 @@ def _source(kind: str, name: str) -> Source:
     within, module = WITHIN.get(config.model_type, (None, ''))
     inner = config if within is None else getattr(config, within)
     if inner.model_type not in KNOWN[kind]:
+        advice = f' {ANY_SHAPE}' if inner.model_type == 'siglip2_vision_model' else ''
         raise ModelError(
             f"{kind}.encoder: {name} is a '{config.model_type}', which is none of the encoders that are known for "
-            f'{kind}: {", ".join(KNOWN[kind])}.'
+            f'{kind}: {", ".join(KNOWN[kind])}.{advice}'
         )
     if kind != 'audio' and not (isinstance(inner.image_size, int) and isinstance(inner.patch_size, int)):
-        raise ModelError(f'{kind}.encoder: {name} takes images or patches that are no squares.')
+        raise ModelError(
+            f'{kind}.encoder: {name} takes images of {inner.image_size} pixels in patches of {inner.patch_size}; those '
+            'of composed models are squares.'
+        )
     if kind == 'audio' and getattr(inner, 'add_adapter', False):
         raise ModelError(f'{kind}.encoder: {name} has an adapter behind its layers (add_adapter), which is not known.')
     inner.name_or_path = ''
-    return Source(name, inner, module)
+    return Source(name, inner, module, None if kind == 'audio' else _pictures(kind, name, inner.image_size))
+
+
+def _pictures(kind: str, name: str, side: int) -> Any:
+    """The image processor of an encoder. Raises ModelError where it does not make squares of `side` pixels."""
+    try:
+        found = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f'{kind}.encoder: the image processor of {name} does not load: {error}') from error
+    try:
+        made = sorted({pixels_of(found, *shape) for shape in ((side, 2 * side), (2 * side, side))})
+    except KeyError:  # it names one side, and the other one follows the picture
+        made = []
+    if made != [(side, side)]:
+        shapes = ' and '.join(f'{height} x {width}' for height, width in made) or 'any shape'
+        raise ModelError(
+            f'{kind}.encoder: {name} takes images of {side} x {side} pixels, but its image processor '
+            f'(preprocessor_config.json) makes them {shapes}: let it crop, or scale, to the former.'
+        )
+    return found
 
 
 def _encoder(kind: str, source: Source, cfgs: MediaCfgs) -> dict[str, Any]:
