@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.testing.tiny import build
-from align_anything.testing.tiny.encoders import ENCODERS
+from align_anything.testing.tiny.encoders import ENCODERS, SHAPE
 from tests.harness.once import once
 from tests.harness.pairwise import in_tiers, pairwise
 from tests.models.mixed import first_turn, policy_of, two_turns
@@ -395,6 +396,42 @@ def test_what_cannot_be_composed_is_refused_before_weights_are_read(
     with pytest.raises(ModelError) as error:
         compose(read_compose({'language_model': str(parts(language)), **whole}, 'compose'), tmp_path / 'out')
     assert words in str(error.value) and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('processor', 'words'),
+    [
+        (
+            {'size': {'height': 56, 'width': 84}},
+            'makes images of 56 x 84 pixels, and its encoder has positions for 56 x 56',
+        ),
+        ({'do_resize': False}, 'makes images of different sizes'),
+        ({'size': {'shortest_edge': 56}, 'do_center_crop': False}, 'makes images of different sizes'),
+    ],
+)
+def test_images_that_are_no_squares_of_the_encoder_are_refused(
+    processor: dict[str, Any], words: str, parts: Parts, tmp_path: Path
+) -> None:
+    """Before training, and not in the midst of it by the encoder."""
+    shutil.copytree(parts('siglip'), tmp_path / 'encoder')
+    kind = 'CLIPImageProcessor' if 'do_center_crop' in processor else 'SiglipImageProcessor'
+    getattr(transformers, kind)(**processor).save_pretrained(tmp_path / 'encoder')
+    settings = {'language_model': str(parts('llama')), 'image': str(tmp_path / 'encoder')}
+    with pytest.raises(ModelError, match=f'image.encoder: .*{words}'):
+        compose(read_compose(settings, 'compose'), tmp_path / 'out')
+
+
+def test_encoders_of_images_that_are_no_squares_are_refused(parts: Parts, tmp_path: Path) -> None:
+    oblong = transformers.ViTConfig(**SHAPE, image_size=[56, 84])
+    of_any_shape = transformers.Siglip2VisionConfig(**SHAPE, patch_size=14, num_patches=16)
+    for config, words in (
+        (oblong, r'images of \[56, 84\] pixels .* are squares'),
+        (of_any_shape, 'NaFlex.* name a SigLIP 2'),
+    ):
+        config.save_pretrained(tmp_path / config.model_type)
+        settings = {'language_model': str(parts('llama')), 'image': str(tmp_path / config.model_type)}
+        with pytest.raises(ModelError, match=words):
+            compose(read_compose(settings, 'compose'), tmp_path / 'out')
 
 
 def test_a_folder_that_is_not_empty_stays(parts: Parts, tmp_path: Path) -> None:
