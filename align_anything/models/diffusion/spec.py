@@ -106,6 +106,11 @@ class DiffusionSpec:
         return kind
 
     @property
+    def audio_rate(self) -> int | None:
+        """Samples per second that audio clips must have; None for a family that takes none."""
+        return None
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """The components that are trained; several are experts for some noise levels each."""
         return (self.denoiser,)
@@ -153,8 +158,8 @@ class DiffusionSpec:
 
     def open(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """Loads the pipeline without its denoiser: frozen, in evaluation mode. Raises ModelError where it cannot."""
-        absent = {*self.denoisers, *self.unopened}
-        return open_without(self.folder, self.index, self.configs, absent, device, dtype)
+        denoisers, unopened = self.denoisers, self.unopened
+        return open_without(self.folder, self.index, self.configs, denoisers, unopened, device, dtype)
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Returns what the denoiser is given of each prompt, tensors without batch dimension by name, on the CPU."""
