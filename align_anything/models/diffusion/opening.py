@@ -48,6 +48,9 @@ def open_without(
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
+    if dtype == torch.float16 and configs.get('vae', {}).get('force_upcast', True):
+        # That of Stable Diffusion XL overflows.
+        pipeline.vae.float()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -145,6 +147,15 @@ def test_an_installed_package_brings_a_family(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(families._PLUGINS, '_points', {'FluxPipeline': point})
     with pytest.raises(ModelError, match='registered twice'):
         load_spec(folder)
+
+
+def test_what_a_pipeline_imports_without_asking_is_missed_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    for family, package in (('wan', 'ftfy'), ('stable_audio', 'torchsde')):
+        absent = functools.partial(lambda name, missing: None if name == missing else found(name), missing=package)
+        monkeypatch.setattr(importlib.util, 'find_spec', absent)
+        with pytest.raises(ModelError, match=rf'needs {package}: pip install .align-anything\[diffusion\]'):
+            load_spec(folder_of(family), Sizing(resolution=(32, 32), num_frames=5))
 
 
 def test_sizes_that_a_family_cannot_have_are_refused() -> None:

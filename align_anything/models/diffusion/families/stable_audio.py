@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.models.diffusion.library import require_beside
 from align_anything.models.diffusion.pictures import rows
 from align_anything.models.diffusion.prepared import Size
 from align_anything.models.diffusion.sounds import WaveformSpec
@@ -33,6 +34,7 @@ class StableAudioSpec(WaveformSpec):
     def check(self) -> None:
         """Raises ModelError for a clip that is too short or too long."""
         super().check()
+        require_beside('torchsde', self.model_type)
         if self.seconds > self.longest:
             raise ModelError(f'seconds {self.seconds} for {self.model_type}: clips have at most {self.longest:.2f}.')
 
