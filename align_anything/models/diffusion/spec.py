@@ -112,6 +112,11 @@ class DiffusionSpec:
         return kind
 
     @property
+    def audio_rate(self) -> int | None:
+        """Samples per second that audio clips must have; None for a family that takes none."""
+        return None
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """The components that are trained; several are experts for some noise levels each."""
         return (self.denoiser,)
@@ -167,8 +172,8 @@ class DiffusionSpec:
 
         With `decodes_only` it is without its text encoders too, which are most of its memory.
         """
-        absent = {*self.denoisers, *self.unopened, *(self.text_encoders if decodes_only else ())}
-        return open_without(self.folder, self.index, self.configs, absent, device, dtype)
+        unopened = [*self.unopened, *(self.text_encoders if decodes_only else ())]
+        return open_without(self.folder, self.index, self.configs, self.denoisers, unopened, device, dtype)
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Returns what the denoiser is given of each prompt, tensors without batch dimension by name, on the CPU."""
