@@ -53,13 +53,16 @@ class VideoSpec(PictureSpec):
         return (self.sizing.num_frames or self.frames, *(self.sizing.resolution or self.pixels))
 
     def size_of(self, medium: Any) -> Size:
+        """Returns what `bucket_of` does. Raises SampleError for a video with too few frames."""
+        return self.bucket_of(tuple(medium.frames.shape[:3]))
+
+    def bucket_of(self, own: Size) -> Size:
         """Returns the default size, or of its buckets the nearest to the video's aspect ratio.
 
         With buckets, a video with fewer frames than the default has as many of its own as the family can have. Raises
         SampleError for one with too few.
         """
         frames, height, width = self.default_size()
-        own = medium.frames.shape[:3]
         if self.sizing.buckets:
             sizes = bucket_sizes(height * width, self.factor * self.side_multiple)
             return nearest_bucket(own, clip_sizes(frame_counts(frames, self.frame_factor), sizes))
