@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
