@@ -41,14 +41,12 @@ class Algorithm(AlgorithmCfgs):
     task: ClassVar[str]
     meta_keys: ClassVar[tuple[str, ...]] = ()
     soft_labels: ClassVar[bool] = False
-    trains: ClassVar[tuple[str, ...]] = ('policy',)
     scores: ClassVar[str] = 'tokens'
     estimates_first: ClassVar[bool] = False
     with_entropy: ClassVar[bool] = False
     with_routing: ClassVar[bool] = False
     with_further: ClassVar[bool] = False
     told_by_kind: ClassVar[tuple[str, ...]] = ()
-    generates: ClassVar[bool] = False
 
     @property
     def refers(self) -> bool:

@@ -29,6 +29,10 @@ WEIGHED = Effect(
     'it means nothing with an algorithm that scales the errors itself; leave it out.',
     off=(None, 'none'),
 )
+GIVEN = Effect(
+    lambda facts: not facts.algorithm.generates,
+    'it means nothing where media are generated, which have one size; leave it out.',
+)
 ON_DATA = Effect(
     lambda facts: not facts.algorithm.generates,
     'it means nothing where evaluations reward responses and have no loss; leave it out.',
@@ -46,6 +50,7 @@ class DiffusionCfgs(Cfgs):
         },
         'timestep_mode_scale': needs('diffusion_cfgs.timestep_sampling', 'mode'),
         'min_snr_gamma': needs('diffusion_cfgs.loss_weighting', 'min_snr'),
+        'aspect_buckets': GIVEN,
         **{key: DRAWS for key in ('noise_offset', 'input_perturbation')},
         'loss_weighting': WEIGHED,
         **{key: GENERATES for key in ('rollout_steps', 'same_noise_in_group')},

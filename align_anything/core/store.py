@@ -87,11 +87,6 @@ class TensorStore:
         """Whether `get` finds an entry; it is read, so that a broken one is noticed while it can be made anew."""
         return key in self._packed or self._read(self._path(key), lambda *_: True) is not None
 
-    @property
-    def packed(self) -> int:
-        """How many entries stand in packs, of those that are known."""
-        return len(self._packed)
-
     def put(self, key: str, tensors: Mapping[str, Tensor], record: Any = None) -> None:
         """Stores tensors, copied to the CPU, and a record under `key`; what is there already is replaced.
 

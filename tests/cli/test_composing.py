@@ -18,7 +18,8 @@ from align_anything.configs.compose import READ_BY, MediaCfgs
 from align_anything.configs.layers import JOINT_RATE, PROJECTION_RATE
 from align_anything.core.errors import SettingsError
 from align_anything.models.composed.plan import KNOWN, WITHIN
-from align_anything.testing.tiny.encoders import build_encoder
+from align_anything.testing.tiny.__main__ import main as make_tiny
+from align_anything.testing.tiny.encoders import ENCODERS, build_encoder
 from align_anything.trainers.pairs import PAIRS
 from tests.datasets.clips import sound, tone
 from tests.harness.once import once
@@ -48,6 +49,14 @@ def local(
         )
         folders[hub] = str(kept)
     return lambda text: re.sub('|'.join(map(re.escape, HUB)), lambda found: folders[found[0]], text)
+
+
+def test_the_page_names_what_can_be_made_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = re.findall(r'`python -m align_anything.testing.tiny (.*?)`', PAGE)
+    assert len(named) == 2 and not any(make_tiny(words.split()) for words in named)
+    encoders = re.findall(r'`(\w+)`', PAGE.split('| kind | encoders')[1].split('\n\n')[0])
+    assert {*encoders} - {'model_type', 'frames'} <= {*ENCODERS}
 
 
 def call(words: list[str]) -> int:

@@ -17,13 +17,14 @@ from align_anything.cli.main import main
 from align_anything.models.media_tokens import add_media_tokens
 from align_anything.testing.codecs import make_patch_codebook, make_spectrum_codebook
 from align_anything.testing.emitting import melody
+from align_anything.testing.sampling import sample_media
 from align_anything.testing.tiny.__main__ import main as make_tiny
 from align_anything.testing.tiny.judges import build_judge
 from tests.projects.any2any import call
 from tests.trainers.runs import lines, run
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / 'docs' / 'emitting.md').read_text()
+PAGE, README = (ROOT / 'docs' / 'emitting.md').read_text(), (ROOT / 'README.md').read_text()
 Tiny = Callable[[str], Path]
 
 
@@ -69,6 +70,9 @@ def test_the_ten_lines_add_tokens_and_train(tiny: Tiny, tmp_path: Path, monkeypa
     for name, folder in names.items():
         block = block.replace(name, str(folder))
     add, supervised, rewarded = commands(block)
+    (first,) = re.findall(r'```bash\n(align-anything add-media-tokens.*?)```', README, re.DOTALL)
+    first = first.replace('Qwen/Qwen3-0.6B', str(names['Qwen/Qwen3-0.6B']))
+    assert commands(first) == [add, supervised]
     align_anything(add[1:])
     for words in (supervised, rewarded):
         train(words, '--max_steps', '1', '--gradient_accumulation_steps', '1', '--bf16', 'False')
@@ -90,10 +94,8 @@ def test_without_a_download_it_learns_to_draw(tmp_path: Path, monkeypatch: pytes
     for other in re.findall(r'`python -m align_anything.testing.tiny (.*?)`', section('Without a download')):
         assert make_tiny(other.split()) == 0
 
-    known: dict[str, object] = {}
-    defined, drawn = blocks('Pictures and sounds of a checkpoint', 'python')
-    exec(compile(defined, 'emitting.md', 'exec'), known)
-    exec(compile(drawn, 'emitting.md', 'exec'), known)
+    (drawn,) = blocks('Pictures and sounds of a checkpoint', 'python')
+    exec(compile(drawn, 'emitting.md', 'exec'), {})
     (asked,) = re.findall(r"'(\w+), please'", drawn)
     # It is the square that was learned, to the pixel.
     assert np.array_equal(Image.open(f'{asked}.png'), Image.open(f'squares/{asked}.png'))
@@ -101,7 +103,7 @@ def test_without_a_download_it_learns_to_draw(tmp_path: Path, monkeypatch: pytes
     sounds = [melody([note]) for note in range(4)]
     codec = make_spectrum_codebook(tmp_path / 'sounds', sounds, entries=4)
     add_media_tokens('tiny_qwen2', {'audio': codec}, 'singing')
-    sound = known['sample']('singing', 'A tone.', kind='audio', longest=7)
+    (sound,) = sample_media('singing', 'audio', ['A tone.'], longest=100)
     (line,) = re.findall(r'`(soundfile.write\(.*?\))`', section('Pictures and sounds of a checkpoint'))
     exec(line, {'soundfile': soundfile, 'sound': sound})
     assert soundfile.info('tone.wav').samplerate == sounds[0].rate

@@ -49,9 +49,9 @@ def test_pairs_and_algorithms() -> None:
 
 def test_families() -> None:
     known = {family.model_type: family for family in families()}
-    for name, reads, example in rows('Families'):
+    for name, reads, writes, example in rows('Families'):
         family = known[name]
-        assert reads == ', '.join(sorted(family.reads)), name
+        assert (reads, writes) == (', '.join(sorted(family.reads)), ', '.join(sorted(family.writes))), name
         assert example in (*family.checkpoints, *family.ids.values()), name
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from align_anything.algorithms.base import Algorithm, known_algorithms
+from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Example, Piece
 from align_anything.engines.optim import make_optimizer, parameter_groups
 from align_anything.models.pretrained_model import load_model
@@ -140,7 +141,7 @@ def oracle(
     """Losses and last weights of a plain loop without dummy media, which sees all rows of a step in one batch."""
     cfgs = settings(folder, family, zero, **{**changes, 'gradient_checkpointing': False})
     spec, *_ = rows(folder)
-    model = tune(cfgs, spec, load_model(folder, spec.components))
+    model = tune(cfgs, spec, load_model(folder, spec.components), SFT())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])

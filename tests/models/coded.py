@@ -51,13 +51,17 @@ def released_decoder(vq: Mapping[str, Any]) -> dict[str, Tensor]:
     shape = ('base_channels', 'channel_multiplier', 'num_res_blocks', 'latent_channels')
     # Its class is built alike, but for attention and the order of the levels.
     config = transformers.JanusVQVAEConfig(**{name: vq[name] for name in shape})
-    last = len(config.channel_multiplier) - 1
     torch.manual_seed(3)
     return {
-        re.sub(r'^up\.(\d)', lambda found: f'up.{last - int(found[1])}', name): torch.randn_like(value) * 0.1
+        name_as_released(name, len(config.channel_multiplier)): torch.randn_like(value) * 0.1
         for name, value in JanusVQVAEDecoder(config).state_dict().items()
-        if '.attn.' not in name or name.startswith('mid.')
+        if '.attn.' not in name
     }
+
+
+def name_as_released(name: str, levels: int) -> str:
+    """The name that a weight of the decoder of Chameleon was released with; or the other way round."""
+    return re.sub(r'^up\.(\d)', lambda found: f'up.{levels - 1 - int(found[1])}', name)
 
 
 def refused(folder: Path, match: str) -> None:

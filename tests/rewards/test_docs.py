@@ -7,16 +7,18 @@ import json
 import re
 import runpy
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
 import yaml
+from PIL import Image
 
 from align_anything.configs.online import RewardCfgs
 from align_anything.rewards import server
 from align_anything.rewards.base import get_reward, reward_names
-from tests.rewards.common import served
+from tests.rewards.common import completion, served
 
 TEXT = (Path(__file__).parents[2] / 'docs' / 'rewards.md').read_text()
 
@@ -65,7 +67,7 @@ def test_the_settings_of_the_example_are_those_of_a_run() -> None:
 
 
 def test_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    function, client = blocks('python')
+    function, _, client = blocks('python')
     (command,), (question,) = blocks('bash'), blocks('json')
     (tmp_path / 'my_rewards.py').write_text(function)
     monkeypatch.chdir(tmp_path)
@@ -83,3 +85,14 @@ def test_the_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (tmp_path / 'client.py').write_text(client.replace('http://localhost:6000', address))
         assert runpy.run_path('client.py')['rewards'] == [1.0]
         assert httpx2.get(f'{address}/health').json()['reward'] == 'my_rewards.py:polite'
+
+
+def test_the_example_on_pictures_works(tmp_path: Path) -> None:
+    _, drawings, _ = blocks('python')
+    file = tmp_path / re.match(r'# (\S+\.py)\n', drawings)[1]
+    file.write_text(drawings)
+    bright = runpy.run_path(str(file))['bright']
+    black, white = ({'type': 'image', 'image': Image.new('RGB', (4, 4), colour)} for colour in ('black', 'white'))
+    drawn = [completion(), completion(), completion()]
+    messages = [{'role': 'assistant', 'content': parts} for parts in ([white], [white, black], [])]
+    assert bright([replace(one, message=message) for one, message in zip(drawn, messages, strict=True)]) == [1, 0.5, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from align_anything.losses.dpo import DPO_LOSSES
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, online, write_digits
-from tests.trainers.runs import run, succeed, weights, write_rows
+from tests.trainers.runs import run, succeed, weights
 from tests.trainers.test_scoring import with_head
 
 Tiny = Callable[..., Path]
@@ -46,8 +45,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     'estimator': ('grpo', {'kl_estimator': 'k1'}, 'the KL divergence of transitions is exact, and k1 estimates one'),
     'critic': ('ppo', {}, 'there is no critic of half-denoised media'),
     'vllm': ('grpo', {'use_vllm': True}, 'vllm_cfgs.use_vllm (command line --use_vllm): it means nothing here'),
-    'temperature': ('grpo', {'temperature': 0.7}, 'model_cfgs.temperature (command line --temperature): it means nothing here'),
-    'length': ('grpo', {'max_new_tokens': 64}, 'model_cfgs.max_new_tokens (command line --max_new_tokens): it means nothing here'),
+    'temperature': (
+        'grpo',
+        {'temperature': 0.7},
+        'model_cfgs.temperature (command line --temperature): it means nothing here',
+    ),
+    'length': (
+        'grpo',
+        {'max_new_tokens': 64},
+        'model_cfgs.max_new_tokens (command line --max_new_tokens): it means nothing here',
+    ),
     'overlong': ('grpo', {'overlong_buffer': 4}, 'train_cfgs.overlong_buffer is for responses that may be clipped'),
     'samples': ('sft', {'sample_cache_dir': 'kept'}, 'data_cfgs.sample_cache_dir (command line'),
     'scores': ('dpo', {**SHOWN, 'reference_cache_dir': 'kept'}, 'train_cfgs.reference_cache_dir'),

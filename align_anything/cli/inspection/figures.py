@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from align_anything.cli.inspection.rows import SetSurvey, Survey
+from align_anything.cli.inspection.rows import RowSize, SetSurvey, Survey
 
 BINS = 12
 
@@ -34,8 +34,10 @@ def histogram(values: list[int], bins: int = BINS) -> list[Bin]:
     return [Bin(low + n * width, min(low + (n + 1) * width - 1, high), counts[n]) for n in range(max(counts) + 1)]
 
 
-def histograms(found: SetSurvey) -> dict[str, list[Bin]]:
+def histograms(survey: Survey, found: SetSurvey) -> dict[str, list[Bin]]:
     """Returns the histograms of a set by their titles; media only where there are some."""
+    if survey.denoises:
+        return {'bytes of a prompt': histogram([size.tokens - size.trained for size in found.sizes])}
     figures = {
         'tokens of a row': histogram([size.tokens for size in found.sizes]),
         'trained tokens of a row': histogram([size.trained for size in found.sizes]),
@@ -52,6 +54,7 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
     media = sum(size.media_tokens for size in found.sizes)
     items = sum((Counter(size.media) for size in found.sizes), Counter())
     limit = survey.spec.max_length
+    shapes = Counter(shape for size in found.sizes for shape in size.latents)
     filtered = sum(record.filtered for record in found.skipped)
     truncated = sum(size.truncated for size in found.sizes)
     lines = {
@@ -59,12 +62,18 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
         'read': f'{found.read:,}',
         'usable': f'{len(found.sizes):,}',
         'skipped': f'{len(found.skipped):,}{_share(len(found.skipped), found.read)}',
-        'tokens': f'{tokens:,}',
-        'trained tokens': f'{trained:,}{_share(trained, tokens)}',
-        'media tokens': f'{media:,}{_share(media, tokens)}',
         'media': ', '.join(f'{number:,} {kind}' for kind, number in sorted(items.items())) or 'none',
-        'longest row': f'{max((size.tokens for size in found.sizes), default=0):,} tokens of {limit:,}',
     }
+    if survey.denoises:
+        lines['draws'] = f'{trained:,}'
+        lines['latents'] = ', '.join(f'{number:,} of {shape}' for shape, number in shapes.most_common()) or 'none'
+    else:
+        lines |= {
+            'tokens': f'{tokens:,}',
+            'trained tokens': f'{trained:,}{_share(trained, tokens)}',
+            'media tokens': f'{media:,}{_share(media, tokens)}',
+            'longest row': f'{max((size.tokens for size in found.sizes), default=0):,} tokens of {limit:,}',
+        }
     if filtered:
         lines['filtered among them'] = f'{filtered:,} that the template or data_cfgs.drop_truncated leaves out'
     if truncated:
@@ -72,6 +81,14 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
             f'{truncated:,}, longer than model_cfgs.model_max_length{_share(truncated, found.read)}'
         )
     return lines
+
+
+def note_on(size: RowSize, survey: Survey) -> str:
+    """Returns what a row takes, in a few words."""
+    if survey.denoises:
+        return f'{size.trained} draws, latents {", ".join(size.latents) or "none"}'
+    media = f', {size.media_tokens} of media' if size.media_tokens else ''
+    return f'{size.tokens} tokens, {size.trained} trained{media}'
 
 
 def stops(survey: Survey, found: SetSurvey) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from align_anything.cli.inspection.figures import histograms, stops, summary
+from align_anything.cli.inspection.figures import histograms, note_on, stops, summary
 from align_anything.cli.inspection.rows import Sample, SetSurvey, Survey, size_of
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import RunCfgs
@@ -29,6 +29,7 @@ def render_page(survey: Survey, cfgs: RunCfgs) -> str:
         'inspect.html.jinja',
         run=survey.run,
         model=f'{cfgs.model_cfgs.model_name_or_path} ({survey.spec.model_type})',
+        denoises=survey.denoises,
         sets=[_set(survey, found) for found in survey.sets],
         settings=dump_resolved(cfgs),
         listed_skips=LISTED_SKIPS,
@@ -41,18 +42,20 @@ def _set(survey: Survey, found: SetSurvey) -> dict[str, Any]:
         'name': found.name.capitalize(),
         'warning': stops(survey, found),
         'summary': summary(survey, found),
-        'charts': histograms(found),
+        'charts': histograms(survey, found),
         'skipped': found.skipped,
         'reasons': found.reasons(),
-        'samples': [_sample(sample, survey.spec) for sample in found.samples],
+        'samples': [_sample(sample, survey) for sample in found.samples],
     }
 
 
-def _sample(sample: Sample, spec: FamilySpec) -> dict[str, Any]:
+def _sample(sample: Sample, survey: Survey) -> dict[str, Any]:
+    size = size_of(sample.example, survey.spec)
     return {
-        'size': size_of(sample.example, spec),
+        'source': size.source,
+        'note': note_on(size, survey),
         'conversations': sample.conversations,
-        'pieces': _pieces(sample.example, spec),
+        'pieces': _pieces(sample.example, survey.spec),
     }
 
 

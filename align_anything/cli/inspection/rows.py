@@ -20,9 +20,11 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape, Sampler
 from align_anything.datasets.skips import kind_of_reason
+from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import make_dataset, open_run
+from align_anything.trainers.runs.dry_run import shape_of
 
 READ_AT_ONCE = 8
 STREAMED_ROWS = 1000
@@ -33,7 +35,10 @@ RowKey = int | StreamedRow
 
 @dataclass(frozen=True)
 class RowSize:
-    """The tokens of one usable row, all answers together, its media by kind, and whether an answer is truncated."""
+    """The tokens of one usable row, all answers together, its media by kind, and whether an answer is truncated.
+
+    Of a model that denoises, `trained` are the draws of noise, and `latents` the shapes of the answers' latents.
+    """
 
     source: str
     tokens: int
@@ -41,6 +46,7 @@ class RowSize:
     media_tokens: int
     media: dict[str, int]
     truncated: bool = False
+    latents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,11 @@ class Survey:
     max_skipped_ratio: float
     sets: list[SetSurvey]
 
+    @property
+    def denoises(self) -> bool:
+        """Whether the model writes no tokens."""
+        return self.spec.unit != 'token'
+
 
 def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) -> Survey:
     """Reads the first `rows` rows of each set of the run, all when None, as training would.
@@ -122,6 +133,7 @@ def size_of(example: Example, spec: FamilySpec) -> RowSize:
         media_tokens=sum(int(_is_media(piece, spec).sum()) for piece in pieces),
         media=dict(sum((_media_in(piece, spec) for piece in pieces), Counter())),
         truncated=any(response.truncated for response in example.responses),
+        latents=tuple(shape_of(response) for response in example.responses if LATENTS in response.media),
     )
 
 

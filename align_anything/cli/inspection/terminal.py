@@ -11,7 +11,7 @@ from rich.text import Text
 
 from align_anything.cli.inspection.figures import Bin, histograms, stops, summary
 from align_anything.cli.inspection.rows import SetSurvey, Survey
-from align_anything.trainers.runs.dry_run import show_example
+from align_anything.trainers.runs.dry_run import marks_of, show_example
 
 SAMPLES = 3
 REASONS = 10
@@ -31,7 +31,7 @@ def _print_set(console: Console, survey: Survey, found: SetSurvey) -> None:
     for name, value in summary(survey, found).items():
         numbers.add_row(Text(name), Text(value))
     console.print(numbers)
-    for title, bins in histograms(found).items():
+    for title, bins in histograms(survey, found).items():
         console.print(_chart(title, bins))
     if found.skipped:
         table = Table('rows', 'reason', 'for instance', title='Skipped')
@@ -45,7 +45,7 @@ def _print_set(console: Console, survey: Survey, found: SetSurvey) -> None:
         console.rule(Text(f'sample {number}: {_printable(sample.example.source)}'))
         console.print(show_example(sample.example, survey.spec), soft_wrap=True)
     if found.samples:
-        console.print('\ntrained tokens stand between ⟦ ⟧.')
+        console.print(f'\n{marks_of(survey.spec)}')
 
 
 def _chart(title: str, bins: list[Bin]) -> Table:

@@ -277,10 +277,16 @@ class ComposedPreTrainedModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = False
 
-    @classmethod
-    def is_custom_code(cls):
-        """Says no: modules that compute constants for others would be passed over (positions, Falcon-H1's scales)."""
-        return False
+    def initialize_weights(self):
+        """Makes first weights, and what modules of the language model compute for others: Falcon-H1's scales.
+
+        Of classes from elsewhere transformers passes over modules that hold nothing themselves.
+        """
+        super().initialize_weights()
+        language_model = self.base_model.language_model
+        for module in language_model.modules():
+            if not [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+                language_model._init_weights(module)
 
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):

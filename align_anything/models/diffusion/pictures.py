@@ -44,12 +44,16 @@ class PictureSpec(DiffusionSpec):
         return self.sizing.resolution or (sides[0] * self.factor, sides[1] * self.factor)
 
     def size_of(self, medium: Any) -> Size:
+        """Returns what `bucket_of` does."""
+        return self.bucket_of((medium.height, medium.width))
+
+    def bucket_of(self, own: Size) -> Size:
         """Returns the default size, or of its buckets the nearest to the picture's aspect ratio."""
         height, width = self.default_size()
         if not self.sizing.buckets:
             return height, width
         sizes = bucket_sizes(height * width, self.factor * self.side_multiple)
-        return nearest_bucket((medium.height, medium.width), sizes)
+        return nearest_bucket(own, sizes)
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """Returns `(channels, height, width)`."""

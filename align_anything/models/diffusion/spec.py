@@ -143,6 +143,10 @@ class DiffusionSpec:
         """Returns the size that a decoded medium is brought to: its bucket. Raises SampleError for none."""
         raise NotImplementedError
 
+    def bucket_of(self, own: Size) -> Size:
+        """Returns what `size_of` does of a medium of its `own` size: the same for all in families without buckets."""
+        return self.default_size()
+
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """Returns the shape of the latents of a medium of that size, without batch dimension."""
         raise NotImplementedError

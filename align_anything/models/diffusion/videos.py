@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from align_anything.core.buckets import bucket_sizes, nearest_bucket
+from align_anything.core.buckets import bucket_sizes, clip_sizes, frame_counts, nearest_bucket
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import MediaKind, Video
 from align_anything.models.diffusion.fitting import fit_image
@@ -53,19 +53,21 @@ class VideoSpec(PictureSpec):
         return (self.sizing.num_frames or self.frames, *(self.sizing.resolution or self.pixels))
 
     def size_of(self, medium: Any) -> Size:
+        """Returns what `bucket_of` does. Raises SampleError for a video with too few frames."""
+        return self.bucket_of(tuple(medium.frames.shape[:3]))
+
+    def bucket_of(self, own: Size) -> Size:
         """Returns the default size, or of its buckets the nearest to the video's aspect ratio.
 
         With buckets, a video with fewer frames than the default has as many of its own as the family can have. Raises
         SampleError for one with too few.
         """
         frames, height, width = self.default_size()
-        there, own_height, own_width = medium.frames.shape[:3]
         if self.sizing.buckets:
-            frames = min(frames, 1 + (there - 1) // self.frame_factor * self.frame_factor)
-            unit = self.factor * self.side_multiple
-            height, width = nearest_bucket((own_height, own_width), bucket_sizes(height * width, unit))
-        if there < frames:
-            raise SampleError(f'the video has {there} frames, and {frames} are trained')
+            sizes = bucket_sizes(height * width, self.factor * self.side_multiple)
+            return nearest_bucket(own, clip_sizes(frame_counts(frames, self.frame_factor), sizes))
+        if own[0] < frames:
+            raise SampleError(f'the video has {own[0]} frames, and {frames} are trained')
         return frames, height, width
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:

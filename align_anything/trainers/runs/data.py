@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -13,15 +13,17 @@ import torch
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.configs.schema import DataCfgs, RunCfgs
+from align_anything.core.buckets import histogram
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
+from align_anything.datasets.buckets import BucketSampler
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
 from align_anything.datasets.filling import Filling
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.measuring import measure_rows, measure_stream
+from align_anything.datasets.measuring import measure_buckets, measure_rows, measure_stream, size_of_answer
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
 from align_anything.datasets.prompt_dropout import PromptDropout
@@ -43,6 +45,7 @@ from align_anything.trainers.runs.settings import codes_of_run, spec_of
 logger = get_logger(__name__)
 
 Collate = Callable[..., Batch]
+Buckets = Sequence[Hashable | None]
 
 
 class Encoding(Protocol):
@@ -238,6 +241,7 @@ def training_sampler(
     cfgs: RunCfgs,
     costs: RowCosts | None = None,
     *,
+    buckets: Buckets | None = None,
     rows: tuple[int, int] | None = None,
 ) -> Sampler:
     """Which rows go into which micro-batch of this rank, reshuffled each epoch.
@@ -246,7 +250,7 @@ def training_sampler(
     filled by tokens.
 
     With `max_length_per_batch`, micro-batches are filled to it by the `costs` of the rows, which streams measure as
-    they go; `collate` says what they take.
+    they go; `collate` says what they take. With `buckets` a micro-batch holds rows of one of them.
     """
     train, data = cfgs.train_cfgs, cfgs.data_cfgs
     shape = BatchShape(
@@ -257,6 +261,8 @@ def training_sampler(
     filling = None if budget is None or rows is not None else Filling(shape, budget, train.group_by_length)
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
+        if buckets is not None:
+            return BucketSampler(mixture, buckets, shape)
         return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)
     if len(sources) > 1 and data.train_weights is None and data.train_mixing == 'concatenate':
         logger.warning(
@@ -278,6 +284,24 @@ def row_costs(dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs) -> tupl
     if cfgs.train_cfgs.max_length_per_batch is None or cfgs.data_cfgs.streaming:
         return None, []
     return measure_rows(dataset, collate.cost, cfgs.data_cfgs.num_workers)
+
+
+def row_buckets(dataset: ExampleDataset, spec: Spec, cfgs: RunCfgs) -> tuple[Buckets | None, list[Skipped]]:
+    """The size that the medium of every row is brought to, by a look at its file, and the rows that cannot be used.
+
+    None where all are brought to one. Raises SettingsError for streams, whose rows are not known beforehand.
+    """
+    if spec.unit == 'token' or not cfgs.diffusion_cfgs.aspect_buckets:
+        return None, []
+    if cfgs.data_cfgs.streaming:
+        raise SettingsError(
+            ['diffusion_cfgs.aspect_buckets: the sizes of a stream are not known beforehand. Set streaming: False.']
+        )
+    found, unusable = measure_buckets(
+        dataset, lambda conversations: spec.bucket_of(size_of_answer(conversations)), cfgs.data_cfgs.num_workers
+    )
+    logger.info('rows by size:\n%s', histogram(found))
+    return found, unusable
 
 
 def total_steps(cfgs: RunCfgs, sampler: Sampler) -> int:
@@ -333,10 +357,23 @@ class Counting:
         return batch
 
 
-def loader_in_order(dataset: Indexed, sizes: Sequence[int], batch_size: int, collate: Collate, cfgs: RunCfgs) -> Loader:
-    """The loader of this rank's share of all rows, in the order of the rows, for evaluation and the like."""
-    shape = BatchShape(batch_size, 1, world_size(), rank())
-    sampler = IndexSampler(Mixture(sizes, cfgs.train_cfgs.seed, shuffle=False), shape)
+def loader_in_order(
+    dataset: Indexed,
+    sizes: Sequence[int],
+    batch_size: int,
+    collate: Collate,
+    cfgs: RunCfgs,
+    buckets: Buckets | None = None,
+) -> Loader:
+    """The loader of this rank's share of all rows, in the order of the rows, for evaluation and the like.
+
+    With `buckets` a micro-batch holds rows of one of them.
+    """
+    shape, mixture = (
+        BatchShape(batch_size, 1, world_size(), rank()),
+        Mixture(sizes, cfgs.train_cfgs.seed, shuffle=False),
+    )
+    sampler = IndexSampler(mixture, shape) if buckets is None else BucketSampler(mixture, buckets, shape)
     return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)
 
 

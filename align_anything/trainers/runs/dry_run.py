@@ -42,6 +42,7 @@ from align_anything.trainers.runs.data import (
     make_dataset,
     open_run,
     prompt_sampler,
+    row_buckets,
     row_costs,
     total_steps,
     training_loader,
@@ -85,7 +86,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         dataset = make_dataset(*given, drop_truncated=drop)
         dataset.probe(final=True)
         costs, _ = row_costs(dataset, collate, cfgs)
-        sampler = training_sampler(sources.training, dataset, collate, cfgs, costs)
+        buckets, _ = row_buckets(dataset, spec, cfgs)
+        sampler = training_sampler(sources.training, dataset, collate, cfgs, costs, buckets=buckets)
         steps = total_steps(cfgs, sampler)
         loader = training_loader(dataset, sampler, collate, cfgs)
         batch = next(iter(loader.micro_batches(0)), None)
@@ -106,7 +108,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         made = [dataset[row] for row in wanted]
         found = [item for item in made if isinstance(item, Example)]
         left_out += [item for item in made if isinstance(item, Skipped)]
-        tokens = max(tokens, collate.size(_longest_update(cfgs, resolved.algorithm, found) if generates else found))
+        if spec.unit == 'token':
+            tokens = max(tokens, collate.size(_longest_update(cfgs, resolved.algorithm, found) if generates else found))
         kept += found
     if not kept:
         raise DataError(f'not one of the first {len(left_out)} rows of this rank can be used:\n{told_once(left_out)}')
@@ -130,7 +133,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         console.print(show_example(example, spec), soft_wrap=True)
     if left_out:
         console.print(f'\nof these rows {len(left_out)} are left out:\n{told_once(left_out)}', soft_wrap=True)
-    console.print('\ntrained tokens stand between ⟦ ⟧. This was a dry run: nothing was trained or saved.')
+    console.print(f'\n{marks_of(spec)} This was a dry run: nothing was trained or saved.')
 
 
 def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Example]) -> list[Example]:
@@ -151,8 +154,8 @@ def show_example(example: Example, spec: Spec) -> Text:
     if spec.unit != 'token':
         text.append(bytes(example.prompt.ids.tolist()).decode(), style='dim')
         for response in example.responses:
-            shape = ' × '.join(map(str, response.media[LATENTS].shape))
-            text.append(f'⟦{spec.kind}: latents {shape}, {response.units} draws⟧', style='bold green')
+            told = f'⟦{spec.kind}: latents {shape_of(response)}, {response.units} draws⟧'
+            text.append(f'\n{told}', style='bold green')
         return text
     text.append_text(_show_piece(example.prompt, spec))
     for piece in (piece for response in example.responses for piece in response.sequences):
@@ -162,6 +165,16 @@ def show_example(example: Example, spec: Spec) -> Text:
             text.append('\n↳ behind the prompt: ', style='dim')
         text.append_text(_show_piece(piece, spec))
     return text
+
+
+def shape_of(response: Piece) -> str:
+    """The shape of a response's latents, as a person would write it."""
+    return ' × '.join(map(str, response.media[LATENTS].shape))
+
+
+def marks_of(spec: Spec) -> str:
+    """A sentence on what `show_example` marks."""
+    return f'{"trained tokens stand" if spec.unit == "token" else "what is trained stands"} between ⟦ ⟧.'
 
 
 def _show_piece(piece: Piece, spec: FamilySpec) -> Text:

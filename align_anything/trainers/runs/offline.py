@@ -12,7 +12,14 @@ from align_anything.trainers.runs.assembly import assemble, evaluating, save
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints, averages
 from align_anything.trainers.runs.checks import check_evaluation
-from align_anything.trainers.runs.data import loader_in_order, row_costs, total_steps, training_loader, training_sampler
+from align_anything.trainers.runs.data import (
+    loader_in_order,
+    row_buckets,
+    row_costs,
+    total_steps,
+    training_loader,
+    training_sampler,
+)
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.previews import previews_of
@@ -29,9 +36,12 @@ def train(pair: Pair, resolved: Resolved) -> None:
     prepare_codes(cfgs, run.spec, [dataset, *held_out])
     prepare_latents(cfgs, run.spec, [dataset, *held_out])
     costs, unusable = row_costs(dataset, run.collate, cfgs)
+    (buckets, *held_out_buckets), without_bucket = zip(
+        *(row_buckets(rows, run.spec, cfgs) for rows in (dataset, *held_out)), strict=True
+    )
     # The check in `assemble` may fall back to another layout, in which these micro-batches can take more than the
     # budget. They stay as they are, because the learning rate is scheduled for their steps; the check says what to set.
-    sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs)
+    sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs, buckets=buckets)
     steps = total_steps(cfgs, sampler)
     check_steps(run, steps)
     check_evaluation(cfgs, ['loss', *objective.counts(run.collate([], []))], steps)
@@ -47,8 +57,10 @@ def train(pair: Pair, resolved: Resolved) -> None:
     start(run, checkpoints, sampler, steps)
     batch_size, held_out_collate = cfgs.train_cfgs.per_device_eval_batch_size, evaluating(cfgs, policy.policy.collate)
     evaluation = {
-        name: loader_in_order(rows, dataset.sizes, batch_size, held_out_collate, cfgs)
-        for name, rows, dataset in zip(source_names(run.sources.evaluation), held_out_rows, held_out, strict=True)
+        name: loader_in_order(rows, dataset.sizes, batch_size, held_out_collate, cfgs, own)
+        for name, rows, dataset, own in zip(
+            source_names(run.sources.evaluation), held_out_rows, held_out, held_out_buckets, strict=True
+        )
     }
     loop = OfflineLoop(
         engine=policy,
@@ -59,5 +71,5 @@ def train(pair: Pair, resolved: Resolved) -> None:
         previews=previews,
         **bookkeeping(run, checkpoints, dataset, steps),
     )
-    loop.file_skips(unusable)
+    loop.file_skips([*unusable, *sum(without_bucket, [])])
     finish(run, loop, checkpoints)

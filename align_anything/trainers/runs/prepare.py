@@ -76,7 +76,6 @@ def prepare(
     """
     for maker in makers:
         require_shared(maker.store)
-    before = [maker.store.packed for maker in makers]
     made: list[set[str]] = [set() for _ in makers]
     batch_size = cfgs.train_cfgs.per_device_train_batch_size
     name = ', '.join(maker.name for maker in makers)
@@ -102,10 +101,10 @@ def prepare(
             console.advance(number)
     _write(makers, fresh)
     # Once all ranks are here, all have written; what several of them made counts once.
-    barrier()
-    for maker, known in zip(makers, before, strict=True):
+    for maker, keys in zip(makers, made, strict=True):
+        everyones = set().union(*all_gather_object(keys))
         maker.store.refresh()
-        logger.info('%s: %d entries made, %s', maker.name, maker.store.packed - known, maker.store.folder)
+        logger.info('%s: %d entries made, %s', maker.name, len(everyones), maker.store.folder)
 
 
 def _write(makers: Sequence[Maker[T]], fresh: Sequence[dict[str, Mapping[str, Tensor]]]) -> None:
