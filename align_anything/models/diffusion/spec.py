@@ -82,7 +82,6 @@ class DiffusionSpec:
     default_text_length: ClassVar[int | None] = None
     """Most tokens of a prompt when neither the settings nor the tokenizer say so."""
     max_length: int = sys.maxsize
-    audio_rate: int | None = None
     codes: None = None
 
     def __init__(
