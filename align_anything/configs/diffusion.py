@@ -33,6 +33,7 @@ GIVEN = Effect(
     lambda facts: not facts.algorithm.generates,
     'it means nothing where media are generated, which have one size; leave it out.',
 )
+TRAINS = Effect(lambda facts: bool(facts.algorithm.trains), 'it means nothing where nothing is trained; leave it out.')
 ON_DATA = Effect(
     lambda facts: not facts.algorithm.generates,
     'it means nothing where evaluations reward responses and have no loss; leave it out.',
@@ -59,12 +60,7 @@ class DiffusionCfgs(Cfgs):
         'sde_window_slides_every': (STEPS, needs('diffusion_cfgs.sde_window')),
         'eval_rollout_steps': (GENERATES, EVALUATES),
         'eval_draws': (ON_DATA, EVALUATES),
-        'ema_decay': Effect(
-            lambda facts: bool(facts.algorithm.trains), 'it means nothing where nothing is trained; leave it out.'
-        ),
-        'preview_prompts': Effect(
-            lambda facts: bool(facts.algorithm.trains), 'it means nothing where nothing is trained; leave it out.'
-        ),
+        **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
         **{f'preview_{key}': needs('diffusion_cfgs.preview_prompts') for key in ('every', 'steps', 'guidance', 'seed')},
     }
 

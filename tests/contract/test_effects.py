@@ -159,6 +159,9 @@ def outcome(algorithm: Algorithm) -> str:
         examples_of_responses=torch.arange(8), sources=[],
     )  # fmt: skip
     scored = Scored(scores, torch.rand(24))
+    if algorithm.contrasts is not None:
+        per_unit['optimality'] = torch.rand(24)
+        scored = scored._replace(contrast=torch.rand(24, 2), divergence=torch.rand(24), drift=torch.rand(24))
     said: dict[str, Any] = {'refers': algorithm.refers, 'coefficients': algorithm.coefficients()}
     terms, counts = algorithm.terms(batch, scored, {'kl': 0.1}), algorithm.counts(batch)
     # Of terms without a coefficient nothing is learned.
@@ -181,6 +184,7 @@ def outcome(algorithm: Algorithm) -> str:
         train = build_run_schema(type(algorithm))().train_cfgs
         said['critics'] = [critic.model_dump() for critic in algorithm.critics.values()]
         said['of critics'] = algorithm.train_cfgs_of_critics(train).model_dump()
+        said['old'] = [algorithm.old_decay(rollouts) for rollouts in (1, 900)]
         said['rest'] = [algorithm.further_batches, algorithm.bootstraps, algorithm.trained_responses]
     return json.dumps(said, default=str, sort_keys=True)
 

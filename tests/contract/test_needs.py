@@ -115,7 +115,6 @@ def test_who_reads_predictions() -> None:
         assert KNOWN[name](loss_type=loss_type).companions == roles
         assert KNOWN[name](loss_type=loss_type, beta=0.0).companions == roles[1:]
     assert KNOWN['rloo']().companions == () and KNOWN['rloo'](kl_loss_coeff=0.1).companions == ('reference',)
-    assert KNOWN['nft']().companions == ('old', 'reference') and KNOWN['nft'](reference_coeff=0.0).companions == (
-        'old',
-    )
+    assert KNOWN['nft']().companions == ('old', 'reference')
+    assert KNOWN['nft'](reference_coeff=0.0).companions == ('old',)
     assert KNOWN['dpo']().companions == () == KNOWN['sft']().companions

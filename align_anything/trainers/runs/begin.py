@@ -67,6 +67,11 @@ class Begun:
     spec: Spec
     collate: Collator
 
+    @property
+    def resume_step(self) -> int | None:
+        """The optimizer step that the run goes on from; None where it starts afresh."""
+        return None if self.resume_from is None else self.progress.step
+
     def datasets(self, reserved: int = 0) -> tuple[ExampleDataset, list[ExampleDataset]]:
         """The rows to train on, and those of each source to evaluate; `reserved` tokens are left to a response.
 
@@ -164,7 +169,7 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         cfgs.logger_cfgs.log_project,
         cfgs.logger_cfgs.log_run_name or algorithm.name,
         settings=cfgs.model_dump(mode='json'),
-        resume_step=None if run.resume_from is None else progress.step,
+        resume_step=run.resume_step,
     )
     return {
         'cfgs': cfgs,

@@ -53,7 +53,7 @@ def train(pair: Pair, resolved: Resolved) -> None:
     checkpoints = Checkpoints(
         resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages(cfgs, policy)
     )
-    previews = previews_of(run, policy)
+    previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step)
     start(run, checkpoints, sampler, steps)
     batch_size, held_out_collate = cfgs.train_cfgs.per_device_eval_batch_size, evaluating(cfgs, policy.policy.collate)
     evaluation = {

@@ -98,7 +98,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         rewards.append(Reward(name, weight, judge, judge.unread))
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
     pending = Pending(policy.device, decode)
-    previews = previews_of(run, policy, rollouts)
+    previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     checkpoints = Checkpoints(
         resolved, run.output_dir, trained, run.spec, save, pending, averages(cfgs, policy, algorithm)
     )
@@ -108,7 +108,6 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         name: loader_in_order(rows, rows.sizes, batch_size, _collate, cfgs)
         for name, rows in zip(source_names(run.sources.evaluation), held_out, strict=True)
     }
-    resume_step = None if run.resume_from is None else run.progress.step
     kept = bookkeeping(run, checkpoints, dataset, steps)
     loop = OnlineLoop(
         engine=policy,
@@ -123,8 +122,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         sampling=sampling,
         pending=pending,
         rewards=rewards,
-        unread=UnreadResponses(run.output_dir, resume_step),
-        completions=_completions(run, kept['console'], kept['writer'], resume_step),
+        unread=UnreadResponses(run.output_dir, run.resume_step),
+        completions=_completions(run, kept['console'], kept['writer']),
         ptx=None if supervised is None else ptx_loader(supervised, _collate, cfgs),
         **kept,
     )
@@ -133,12 +132,10 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     finish(run, loop, checkpoints)
 
 
-def _completions(
-    run: Begun, console: TrainingConsole, writer: MetricsWriter, resume_step: int | None
-) -> Completions | None:
+def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:
     if run.resolved.cfgs.logger_cfgs.log_completions is None or not is_main():
         return None
-    return Completions(run.output_dir, run.spec, console, writer, resume_step)
+    return Completions(run.output_dir, run.spec, console, writer, run.resume_step)
 
 
 def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:

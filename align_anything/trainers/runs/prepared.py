@@ -24,7 +24,7 @@ from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.spec import Spec
 from align_anything.trainers.runs.prepare import prepare
-from align_anything.trainers.runs.previews import preview_prompts
+from align_anything.trainers.runs.settings import preview_prompts
 
 FOLDER = 'prepared'
 PROMPT, MEDIA = 'prompt', 'media'

@@ -10,7 +10,6 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
-from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example, Piece
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.diffusion.spec import DiffusionSpec
@@ -18,13 +17,12 @@ from align_anything.policies.denoising.prediction import Guidance
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.previews import PreviewPage
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling
-from align_anything.trainers.runs.begin import Begun
 from align_anything.trainers.runs.denoised_rollouts import open_denoiser
 from align_anything.trainers.runs.pipelines import EMBEDDED
+from align_anything.trainers.runs.settings import preview_prompts
 
 SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
-SETTING = 'diffusion_cfgs.preview_prompts'
 
 
 @dataclass(frozen=True)
@@ -59,32 +57,23 @@ class RunPreviews:
             self.page.write(step, [media[number] for number in sorted(media)], writer)
 
 
-def preview_prompts(cfgs: RunCfgs) -> list[str]:
-    """The prompts that a run previews. Raises SettingsError for a file that cannot be read, and for none in it."""
-    given = cfgs.diffusion_cfgs.preview_prompts
-    if given is None:
-        return []
-    if isinstance(given, str):
-        try:
-            lines = Path(given).read_text(encoding='utf-8').splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError([f'{SETTING}: {given} is no text file that can be read: {error}.']) from error
-        given = [line.strip() for line in lines if line.strip()]
-    if not given:
-        raise SettingsError([f'{SETTING}: {cfgs.diffusion_cfgs.preview_prompts} has no prompt.'])
-    return given
+def previews_of(
+    cfgs: RunCfgs,
+    algorithm: Algorithm,
+    spec: DiffusionSpec,
+    policy: DeepSpeedEngine,
+    resume_step: int | None,
+    rollouts: DenoisingRollouts | None = None,
+) -> RunPreviews | None:
+    """The previews that a run asks for, generated as its `rollouts` are where it has some. Every rank calls it.
 
-
-def previews_of(run: Begun, policy: DeepSpeedEngine, rollouts: DenoisingRollouts | None = None) -> RunPreviews | None:
-    """The previews that a run asks for, generated as its `rollouts` are where it has some. Every rank calls it."""
-    cfgs, spec, prompts = run.resolved.cfgs, run.spec, preview_prompts(run.resolved.cfgs)
+    `resume_step` is the step that the run goes on from, None where it starts afresh.
+    """
+    prompts = preview_prompts(cfgs)
     if not prompts:
         return None
-    own, guidance = cfgs.diffusion_cfgs, _guidance(cfgs, run.resolved.algorithm, spec)
-    page = None
-    if is_main():
-        resume_step = None if run.resume_from is None else run.progress.step
-        page = PreviewPage(run.output_dir, prompts, spec.kind, resume_step)
+    own, guidance = cfgs.diffusion_cfgs, _guidance(cfgs, algorithm, spec)
+    page = PreviewPage(Path(cfgs.logger_cfgs.output_dir), prompts, spec.kind, resume_step) if is_main() else None
     return RunPreviews(
         every=own.preview_every,
         examples=[_example(spec, prompt, guidance) for prompt in prompts],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,3 +146,19 @@ def sizing_of(cfgs: RunCfgs) -> Sizing:
         num_frames=cfgs.data_cfgs.num_frames,
         seconds=cfgs.data_cfgs.max_audio_seconds,
     )
+
+
+def preview_prompts(cfgs: RunCfgs) -> list[str]:
+    """The prompts that a run previews. Raises SettingsError for a file that cannot be read, and for none in it."""
+    given, setting = cfgs.diffusion_cfgs.preview_prompts, 'diffusion_cfgs.preview_prompts'
+    if given is None:
+        return []
+    if isinstance(given, str):
+        try:
+            lines = Path(given).read_text(encoding='utf-8').splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError([f'{setting}: {given} is no text file that can be read: {error}.']) from error
+        given = [line.strip() for line in lines if line.strip()]
+    if not given:
+        raise SettingsError([f'{setting}: {cfgs.diffusion_cfgs.preview_prompts} has no prompt.'])
+    return given
