@@ -83,6 +83,21 @@ def test_its_terms_are_those_of_the_paper() -> None:
         torch.testing.assert_close(own, other)
 
 
+def test_its_gradient_is_the_same_for_any_cut() -> None:
+    policy, rows, algorithm = policy_of(contrast=BETA), generated(), NFT(contrast=BETA, reference_coeff=LAMBDA)
+    for name, by in (('old', policy_of(seed=1)), ('reference', policy_of(seed=5))):
+        record(name, partial(torch.no_grad()(by), prediction=True), policy.collate, [rows], CPU)
+    gradients = []
+    for cut in ([rows], [rows[:1], [], rows[1:]]):
+        policy.zero_grad()
+        for examples in cut:
+            batch = policy.collate(examples)
+            terms = algorithm.terms(batch, policy(batch), {})
+            sum(weight * terms[name] for name, weight in algorithm.coefficients().items()).backward()
+        gradients.append([parameter.grad.clone() for parameter in policy.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
 def test_a_rank_without_responses_has_a_loss_of_zero_with_a_gradient() -> None:
     policy, algorithm = policy_of(contrast=BETA), NFT(contrast=BETA)
     batch = policy.collate([])

@@ -71,7 +71,7 @@ def test_with_dropout_no_ratio_would_be_one(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize('more', [('--dry_run',), ()])
 def test_dropout_of_adapters_beside_ratios_is_refused(more: tuple[str, ...], tiny: Tiny, tmp_path: Path) -> None:
     ended = trained('rloo', tmp_path, tiny('qwen2'), *more, **LORA, lora_dropout=0.1)
-    assert ended.code == 2 and 'lora_cfgs.lora_dropout = 0.1: rloo clips the ratio' in ended.output
+    assert ended.code == 2 and 'lora_cfgs.lora_dropout = 0.1: rloo compares the policy' in ended.output
 
 
 def test_an_algorithm_without_ratios_takes_it(tiny: Tiny, tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def moved(model: Path, folder: Path) -> Path:
 
 
 # ppo_vllm and ppo_remote_rm are PPO with another engine, which stands aside here, and another judge.
-@pytest.mark.parametrize('name', [name for name in ONLINE if name not in ('ppo_vllm', 'ppo_remote_rm')])
+@pytest.mark.parametrize('name', [name for name in ONLINE if name not in ('ppo_vllm', 'ppo_remote_rm', 'nft')])
 def test_every_online_algorithm_takes_several_turns(folder: Path, tiny: Any, tmp_path: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 

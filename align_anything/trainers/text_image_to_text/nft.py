@@ -1,8 +1,0 @@
-"""DiffusionNFT, `text_image_to_text`."""
-
-from align_anything.trainers.launch import leaf
-
-main = leaf('text_image_to_text', 'nft')
-
-if __name__ == '__main__':
-    main()

@@ -1,8 +1,0 @@
-"""DiffusionNFT, `text_image_to_text_image`."""
-
-from align_anything.trainers.launch import leaf
-
-main = leaf('text_image_to_text_image', 'nft')
-
-if __name__ == '__main__':
-    main()

@@ -1,0 +1,103 @@
+"""What docs/diffusion.md says is so: its commands run, settings and files are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from align_anything.algorithms.base import known_algorithms
+from align_anything.algorithms.nft import NFT
+from align_anything.cli.leaves import find_run
+from align_anything.configs.schema import build_run_schema, groups_of
+from align_anything.testing.tiny.judges import build_judge
+from tests.trainers.denoising import REWARDS
+from tests.trainers.runs import lines, run, write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / 'docs' / 'diffusion.md').read_text()
+SMALLER = {
+    '--r 32': '--r 2',
+    '--lora_alpha 64': '--lora_alpha 4',
+    '--num_generations 8': '--num_generations 2',
+    '--per_device_prompt_batch_size 4': '--per_device_prompt_batch_size 2',
+    '--rollout_steps 10': '--rollout_steps 2',
+    '--gradient_accumulation_steps 8': '--gradient_accumulation_steps 1',
+    '--preview_every 20': '--preview_every 2 --preview_steps 2',
+}
+PRESET = '--bf16 False --log_type none --num_workers 0 --ds_cfgs ds_z0_config.json --gradient_checkpointing False'
+
+
+def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = re.findall(r'```bash\n(deepspeed --module \S+\.nft .*?)```', TEXT, re.DOTALL)
+    for said, smaller in SMALLER.items():
+        assert said in command
+        command = command.replace(said, smaller)
+    (tmp_path / 'my_rewards.py').write_text(REWARDS)
+    texts = [{'messages': [{'role': 'user', 'content': text}]} for text in ('a zero', 'a one', 'a two', 'a three')]
+    write_rows(tmp_path / 'prompts.jsonl', texts)
+    (tmp_path / 'stabilityai').mkdir()
+    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    _, _, module, *argv = shlex.split(command.replace('\\\n', ' '))
+    pair, kind = find_run(*module.split('.')[-2:])
+    assert kind is NFT
+    monkeypatch.chdir(tmp_path)
+    (ended,) = run([*argv, *PRESET.split()], pair=pair, algorithm=kind)
+    assert ended.code == 0, ended.output
+    out = tmp_path / 'output' / 'nft'
+    (section,) = re.findall(r'^- Metrics:(.*?)\n\n', TEXT, re.DOTALL | re.MULTILINE)
+    recorded = {name for record in lines(out / 'metrics.jsonl') for name in record}
+    assert {f'train/{name}' for name in re.findall(r'`(\w+)`', section)} <= recorded
+    saved = 'pytorch_lora_weights.safetensors'
+    assert (out / 'slice_end' / saved).is_file() and (out / 'slice_end' / 'ema' / saved).is_file()
+    assert (out / 'previews.html').is_file() and (out / 'previews' / '00000000' / 'grid.png').is_file()
+
+
+def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = TEXT.split('\n## In three commands\n')[1].split('\n## ')[0]
+    (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+    captioned, pair_row, prompt = re.findall(r'`(\{".*?\})`', page)
+    (tmp_path / 'pictures').mkdir()
+    Image.new('RGB', (64, 64), 'red').save(tmp_path / 'pictures' / 'fox.png')
+    (tmp_path / 'pictures' / 'metadata.jsonl').write_text(f'{captioned}\n' * 4)
+    for name in ('fox.png', 'blot.png'):
+        Image.new('RGB', (40, 64), 'blue' if name == 'blot.png' else 'red').save(tmp_path / name)
+    (tmp_path / 'pairs.jsonl').write_text(f'{pair_row}\n' * 4)
+    (tmp_path / 'prompts.jsonl').write_text(f'{prompt}\n' * 4)
+    (tmp_path / 'stabilityai').mkdir()
+    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    monkeypatch.chdir(tmp_path)
+    smaller = {'--resolution 512': '--resolution 16', '--rollout_steps 10': '--rollout_steps 4'}
+    smaller['openai/clip-vit-base-patch32'] = str(build_judge('clip', 'clip'))
+    for said, other in smaller.items():
+        assert said in block
+        block = block.replace(said, other)
+    commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
+    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo']
+    for _, _, module, *argv in commands:
+        pair, kind = find_run(*module.split('.')[-2:])
+        short = ['--max_steps', '1', '--gradient_accumulation_steps', '1', *PRESET.split()]
+        (ended,) = run([*argv, *short], pair=pair, algorithm=kind)
+        assert ended.code == 0, ended.output
+        saved = tmp_path / argv[argv.index('--output_dir') + 1] / 'slice_end'
+        assert (saved / 'pytorch_lora_weights.safetensors').is_file()
+
+
+def test_settings_and_links_exist() -> None:
+    kinds = known_algorithms().values()
+    known = {
+        key for kind in kinds for group in groups_of(build_run_schema(kind)).values() for key in group.model_fields
+    }
+    known |= {'dry_run'}
+    (table,) = re.findall(r'^\| run \| here \|\n[-|]+\n((?:\|.*\n)+)', TEXT, re.MULTILINE)
+    told = set(re.findall(r'`(\w+): [^`]+`', table))
+    assert told and told <= known, told - known
+    assert set(re.findall(r'--(\w+)', TEXT)) - {'module'} <= known
+    for name in ('eval_draws', 'ema_decay', *re.findall(r'`((?:preview|old|reference)_\w+)`', TEXT)):
+        assert name in known, name
+    for target in re.findall(r'\]\(([^)#:]+)(?:#[\w-]*)?\)', TEXT):
+        assert (ROOT / 'docs' / target).exists(), target
