@@ -5,8 +5,9 @@
 MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-Wan-AI/Wan2.1-T2V-1.3B-Diffusers}" # checkpoint: a folder or a hub name
 TRAIN_DATASETS="${TRAIN_DATASETS:-webvid.csv}" # data: a file, a folder or a hub name
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-Webvid}" # how rows become conversations
-VIDEO_FOLDER="${VIDEO_FOLDER:-videos}" # folder that the paths of the clips start from
+VIDEO_FOLDER="${VIDEO_FOLDER:-.}" # where the paths of videos in the rows start: the folder of the downloaded files
 NUM_FRAMES="${NUM_FRAMES:-49}" # frames of a clip, one more than a multiple of 4
+RESOLUTION="${RESOLUTION:-[480, 832]}" # height and width that clips are brought to
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
 OUTPUT_DIR="${OUTPUT_DIR:-output/wan_sft}" # where the trained model goes
 
@@ -20,6 +21,7 @@ deepspeed \
     --train_template "${TRAIN_TEMPLATE}" \
     --video_folder "${VIDEO_FOLDER}" \
     --num_frames "${NUM_FRAMES}" \
+    --resolution "${RESOLUTION}" \
     --train_split "${TRAIN_SPLIT}" \
     --use_lora True \
     --prompt_dropout 0.1 \

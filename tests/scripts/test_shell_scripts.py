@@ -58,7 +58,7 @@ EMITTING = {
     'unified_sft': 'unified',
 }
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
-SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}, 'wan_sft': {'NUM_FRAMES': 1}}
+SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}, 'wan_sft': {'NUM_FRAMES': 1, 'RESOLUTION': 32}}
 
 SMALL = '--max_steps 2 --num_workers 0 --log_type none --save_total_limit 0'.split()
 # Scripts of online algorithms set these themselves.
