@@ -152,6 +152,7 @@ class ExampleDataset:
         media_options: what the model asks of decoding, such as `{'audio': {'rate': 16000}}`; over that of the sources.
         kept: what keeps Examples on disk, for this task and its encoder.
         drop_truncated: whether rows are left out whose answers are truncated.
+        answers: the kinds of which answers are one medium and nothing else; none where they may be text.
 
     Raises:
         DataError: a source is streamed whose rows have to be seen beside each other; (when a row is read) it holds
@@ -168,7 +169,9 @@ class ExampleDataset:
         media_options: Mapping[str, Mapping[str, Any]] | None = None,
         kept: SampleCache | None = None,
         drop_truncated: bool = False,
+        answers: frozenset[MediaKind] = frozenset(),
     ) -> None:
+        self._answers = answers
         self.sources, self.task = list(sources), task
         streamed = [source.name for source in self.sources if source.streamed]
         if task.needs_other and streamed:
@@ -252,9 +255,16 @@ class ExampleDataset:
         Raises:
             DataError: not one of the first rows of a source can be used, with the reasons (rows that are filtered count
                 only where there are no others, in the final probe); or none of them holds media while a column that
-                nobody read looks like media.
+                nobody read looks like media, or while answers are media and nothing else.
         """
         shows_media = [self._probe(source, final) for source in self.sources]
+        if self._answers and not any(shows_media):
+            kind = ' or '.join(sorted(self._answers))
+            raise DataError(
+                f"the pair '{self._pair}' learns answers that are one {kind}, but no answer is one in the first rows "
+                f'of {", ".join(source.name for source in self.sources)}. Templates that map columns read answers as '
+                f'media with train_template_kwargs {{answers: {kind}}} (eval_template_kwargs for evaluation data).'
+            )
         if self._allowed and not any(shows_media) and is_main():
             logger.warning(
                 "the first rows hold no %s: the pair '%s' will train on their text alone, unless later rows do.",
@@ -279,7 +289,8 @@ class ExampleDataset:
                 unusable.append(Skipped(name, str(error), isinstance(error, FilteredError)))
                 failed += not unusable[-1].filtered
             else:
-                if final or not self._allowed or any(map(_kinds, conversations)):
+                turns = [conversation[-1:] if self._answers else conversation for conversation in conversations]
+                if final or not self._allowed or any(map(_kinds, turns)):
                     return True
                 usable += 1
                 found = {column: looks_like(value) for column, value in view.unread().items()}
@@ -295,7 +306,8 @@ class ExampleDataset:
                 f'first {usable} rows, but {columns}. '
                 + ' '.join(_advice(source, column, kind) for column, kind in unread.items())
             )
-        return False
+        # Rows that are all filtered tell nothing.
+        return not usable
 
     def _unusable(self, source: Source, unusable: list[Skipped], final: bool) -> DataError:
         failed = [record for record in unusable if not record.filtered]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, get_type_hints
@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError, SettingsError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.thoughts import opened_thought
-from align_anything.core.types import Conversation, Message, Skipped
+from align_anything.core.types import Conversation, MediaKind, Message, Skipped
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
 from align_anything.rewards.coroutines import result_of
@@ -110,22 +110,27 @@ _REWARDS: Registry[RewardFunction] = Registry(
     is_one=inspect.isfunction,
 )
 _NEEDS: dict[str, Mapping[str, str]] = {}
+_READS: dict[str, frozenset[MediaKind]] = {}
 
 
 class NoGroundTruth(RewardError):
     """A golden answer was wanted of a row that has none."""
 
 
-def register_reward(name: str, needs: Mapping[str, str] | None = None) -> Callable[[RewardFunction], RewardFunction]:
+def register_reward(
+    name: str, needs: Mapping[str, str] | None = None, reads: Collection[MediaKind] = ()
+) -> Callable[[RewardFunction], RewardFunction]:
     """Decorator that files a reward function under `name`.
 
     `needs` are packages that it imports when it is called, each with the extra of this package that brings it:
-    `get_reward` refuses the function without them. Raises `RewardError` when another one holds the name.
+    `get_reward` refuses the function without them. `reads` are the kinds of media that it judges, where it judges
+    nothing else: a run whose responses hold none of them refuses it. Raises `RewardError` when another one holds the
+    name.
     """
 
     def decorate(function: RewardFunction) -> RewardFunction:
         _REWARDS.register(name)(function)
-        _NEEDS[name] = needs or {}
+        _NEEDS[name], _READS[name] = needs or {}, frozenset(reads)
         return function
 
     return decorate
@@ -142,6 +147,11 @@ def get_reward(name: str) -> RewardFunction:
         if importlib.util.find_spec(package) is None:
             raise RewardError(f"reward '{name}' needs {package}: pip install 'align-anything[{extra}]'.")
     return function
+
+
+def kinds_read(name: str) -> frozenset[MediaKind]:
+    """Returns the kinds of media that a reward function judges and nothing else, none where it says none."""
+    return _READS.get(name, frozenset())
 
 
 def reward_names() -> list[str]:

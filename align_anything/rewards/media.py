@@ -14,6 +14,10 @@ from align_anything.rewards.base import Completion, Values
 Missing = Annotated[float, Field(allow_inf_nan=False)] | None
 """Reward of a response without a medium of the kind; None abstains."""
 
+PICTURES: tuple[MediaKind, ...] = ('image', 'video')
+"""What `pictures_of` finds something in."""
+SOUNDS: tuple[MediaKind, ...] = ('audio',)
+
 
 def media_of(completion: Completion, kind: MediaKind) -> list[Any]:
     """Returns the decoded media of a kind in a response, in order.

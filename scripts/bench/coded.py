@@ -16,9 +16,8 @@ PAIR = 'any_to_any'
 
 def emu3(folder: Path, size: Size) -> list[Ratio]:
     """Emu3-type SFT, packed, against `transformers` with pixels in padded batches; decoding the images is counted."""
-    model, photos = coded_model(folder / 'model', size), folder / 'photos'
-    photos.mkdir()
-    rows = image_rows(model, photos, size, size.image_batch * (size.steps + 1))
+    model = coded_model(folder / 'model', size)
+    rows = image_rows(model, folder / 'photos', size, size.image_batch * (size.steps + 1))
     preload('deepspeed', 'align_anything.trainers.runs.offline')
     argv = ours.settings(
         model,

@@ -56,9 +56,7 @@ def text(folder: Path, size: Size) -> list[Ratio]:
 def image(folder: Path, size: Size) -> list[Ratio]:
     """LLaVA-type image SFT with a frozen CLIP tower; decoding and processing of the images is counted."""
     model = image_model(folder / 'image_model', size)
-    photos = folder / 'photos'
-    photos.mkdir()
-    rows = image_rows(model, photos, size, size.image_batch * (size.steps + 1))
+    rows = image_rows(model, folder / 'photos', size, size.image_batch * (size.steps + 1))
     task = Task('sft', 'text_image_to_text', model, rows, size.image_batch, FROZEN_TOWER)
     sides = measure(folder, size, task, {'packed': {'layout': 'packed'}})
     return [speed('text_image_to_text', sides, 'packed', 'trl', 1.6)]

@@ -13,9 +13,7 @@ from scripts.bench.work import Size, image_model, image_rows, write_rows
 def media(folder: Path, size: Size) -> list[Ratio]:
     """Share of the wall-clock time that the loop waits for its data, the first step (an empty queue) left out."""
     model = image_model(folder / 'image_model', size)
-    photos = folder / 'photos'
-    photos.mkdir()
-    rows = image_rows(model, photos, size, size.image_batch * (size.media_steps + 1))
+    rows = image_rows(model, folder / 'photos', size, size.image_batch * (size.media_steps + 1))
     data = write_rows(folder / 'rows.jsonl', rows)
     preload('align_anything.trainers.runs.offline')
     shares = []

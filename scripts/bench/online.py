@@ -62,10 +62,9 @@ def online(folder: Path, size: Size) -> list[Ratio]:
 
 def _work(folder: Path, size: Size) -> tuple[Path, list[dict[str, Any]]]:
     """The checkpoint, and the prompts of one step."""
-    model, photos = image_model(folder / 'model', size), folder / 'photos'
-    photos.mkdir()
+    model = image_model(folder / 'model', size)
     lengths = PairLengths(size.group_prompt, size.group_response, size.group_response)
-    return model, image_pairs(model, photos, size, lengths, size.groups)
+    return model, image_pairs(model, folder / 'photos', size, lengths, size.groups)
 
 
 def argv_of(model: Path, data: Path, output: Path, size: Size, **more: Any) -> list[str]:

@@ -25,12 +25,10 @@ def dpo(folder: Path, size: Size) -> list[Ratio]:
 def dpo_image(folder: Path, size: Size) -> list[Ratio]:
     """LLaVA-type DPO with one image a pair and a frozen tower: prompts as long as a response, and three times."""
     model = image_model(folder / 'model', size)
-    photos = folder / 'photos'
-    photos.mkdir()
     found = []
     for ratio, limit in ((3, 2.2), (1, 1.6)):
         lengths = PairLengths.of(size.image_pair, ratio)
-        rows = image_pairs(model, photos, size, lengths, size.pairs * (size.steps + 1))
+        rows = image_pairs(model, folder / 'photos', size, lengths, size.pairs * (size.steps + 1))
         task = Task('dpo', 'text_image_to_text', model, rows, size.pairs, {**PAIRS, **FROZEN_TOWER})
         place = folder / str(ratio)
         place.mkdir()

@@ -180,20 +180,17 @@ def text_model(folder: Path, size: Size) -> Path:
 
 def image_model(folder: Path, size: Size) -> Path:
     """Builds the LLaVA-type checkpoint with its CLIP tower."""
+    tower = {'vision_hidden': size.vision_hidden, 'vision_layers': size.vision_layers}
+    return _like_image('llava', folder, size, image_size=size.image_size, **tower)
+
+
+def _like_image(family: str, folder: Path, size: Size, **more: int) -> Path:
+    """Builds a checkpoint whose language model is that of `image`."""
     from align_anything.testing.tiny import build
 
-    return build(
-        'llava',
-        folder,
-        hidden=size.image_hidden,
-        layers=size.image_layers,
-        vocab=size.words // 2 + 700,
-        heads=size.image_hidden // 64 or 1,
-        image_size=size.image_size,
-        vision_hidden=size.vision_hidden,
-        vision_layers=size.vision_layers,
-        corpus=corpus(words(size.words // 2)),
-    )
+    shape = {'hidden': size.image_hidden, 'layers': size.image_layers, 'heads': size.image_hidden // 64 or 1}
+    shape |= {'vocab': size.words // 2 + 700, **more}
+    return build(family, folder, corpus=corpus(words(size.words // 2)), **shape)
 
 
 def omni_model(folder: Path, size: Size) -> Path:
@@ -215,18 +212,7 @@ def omni_model(folder: Path, size: Size) -> Path:
 
 def coded_model(folder: Path, size: Size) -> Path:
     """Builds the Emu3-type checkpoint with its codec."""
-    from align_anything.testing.tiny import build
-
-    return build(
-        'emu3',
-        folder,
-        hidden=size.image_hidden,
-        layers=size.image_layers,
-        vocab=size.words // 2 + 900,
-        heads=size.image_hidden // 64 or 1,
-        image_size=size.image_size,
-        corpus=corpus(words(size.words // 2)),
-    )
+    return _like_image('emu3', folder, size, vocab=size.words // 2 + 900, image_size=size.image_size)
 
 
 def drawing_model(folder: Path, size: Size) -> Path:
@@ -235,18 +221,9 @@ def drawing_model(folder: Path, size: Size) -> Path:
 
     from align_anything.models.media_tokens import add_media_tokens
     from align_anything.testing.codecs import make_patch_codebook
-    from align_anything.testing.tiny import build
 
     side, work = size.picture_side, folder.with_name(f'.{folder.name}')
-    base = build(
-        'qwen2',
-        work / 'base',
-        hidden=size.image_hidden,
-        layers=size.image_layers,
-        vocab=size.words // 2 + 700,
-        heads=size.image_hidden // 64 or 1,
-        corpus=corpus(words(size.words // 2)),
-    )
+    base = _like_image('qwen2', work / 'base', size)
     stills = [Image.fromarray(pixels_of((2 * side, 2 * side), seed)) for seed in range(8)]
     codec = make_patch_codebook(work / 'codec', stills, size=(2 * side, 2 * side), patch=2, entries=side**2)
     return add_media_tokens(base, {'image': codec}, folder, sizes={'image': (side, side)})
@@ -319,7 +296,11 @@ def text_rows(model: Path, size: Size, rows: int) -> list[dict[str, Any]]:
 
 
 def image_rows(model: Path, folder: Path, size: Size, rows: int) -> list[dict[str, Any]]:
-    """Writes photographs as JPEG and returns rows as `text_rows` does, each with one; its tokens come on top."""
+    """Writes photographs as JPEG into `folder` and returns rows as `text_rows` does, each with one.
+
+    Its tokens come on top.
+    """
+    folder.mkdir()
     texts = Texts(model, words(size.words // 2), seed=2)
     made = []
     for index, length in enumerate(spread(texts.random, size.shortest, size.longest, rows)):
@@ -335,7 +316,8 @@ def text_pairs(model: Path, size: Size, lengths: PairLengths, rows: int) -> list
 
 
 def image_pairs(model: Path, folder: Path, size: Size, lengths: PairLengths, rows: int) -> list[dict[str, Any]]:
-    """Returns rows as `text_pairs` does, each with a photograph, whose tokens are part of the prompt."""
+    """Returns rows as `text_pairs` does, each with a photograph in `folder`, whose tokens are part of the prompt."""
+    folder.mkdir(exist_ok=True)
     tokens = (size.image_size // PATCH) ** 2
     texts = Texts(model, words(size.words // 2), seed=6)
     made = _pairs(texts, replace(lengths, prompt=lengths.prompt - tokens), rows)

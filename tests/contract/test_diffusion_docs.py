@@ -1,4 +1,4 @@
-"""What docs/diffusion.md says of NFT, averages and previews is so: its command runs, settings and files are there."""
+"""What docs/diffusion.md says is so: its commands run, settings and files are there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.nft import NFT
 from align_anything.cli.leaves import find_run
 from align_anything.configs.schema import build_run_schema, groups_of
+from align_anything.testing.tiny.judges import build_judge
 from tests.trainers.denoising import REWARDS
 from tests.trainers.runs import lines, run, write_rows
 
@@ -54,8 +57,45 @@ def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monk
     assert (out / 'previews.html').is_file() and (out / 'previews' / '00000000' / 'grid.png').is_file()
 
 
+def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = TEXT.split('\n## In three commands\n')[1].split('\n## ')[0]
+    (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+    captioned, pair_row, prompt = re.findall(r'`(\{".*?\})`', page)
+    (tmp_path / 'pictures').mkdir()
+    Image.new('RGB', (64, 64), 'red').save(tmp_path / 'pictures' / 'fox.png')
+    (tmp_path / 'pictures' / 'metadata.jsonl').write_text(f'{captioned}\n' * 4)
+    for name in ('fox.png', 'blot.png'):
+        Image.new('RGB', (40, 64), 'blue' if name == 'blot.png' else 'red').save(tmp_path / name)
+    (tmp_path / 'pairs.jsonl').write_text(f'{pair_row}\n' * 4)
+    (tmp_path / 'prompts.jsonl').write_text(f'{prompt}\n' * 4)
+    (tmp_path / 'stabilityai').mkdir()
+    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    monkeypatch.chdir(tmp_path)
+    smaller = {'--resolution 512': '--resolution 16', '--rollout_steps 10': '--rollout_steps 4'}
+    smaller['openai/clip-vit-base-patch32'] = str(build_judge('clip', 'clip'))
+    for said, other in smaller.items():
+        assert said in block
+        block = block.replace(said, other)
+    commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
+    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo']
+    for _, _, module, *argv in commands:
+        pair, kind = find_run(*module.split('.')[-2:])
+        short = ['--max_steps', '1', '--gradient_accumulation_steps', '1', *PRESET.split()]
+        (ended,) = run([*argv, *short], pair=pair, algorithm=kind)
+        assert ended.code == 0, ended.output
+        saved = tmp_path / argv[argv.index('--output_dir') + 1] / 'slice_end'
+        assert (saved / 'pytorch_lora_weights.safetensors').is_file()
+
+
 def test_settings_and_links_exist() -> None:
-    known = {key for group in groups_of(build_run_schema(NFT)).values() for key in group.model_fields}
+    kinds = known_algorithms().values()
+    known = {
+        key for kind in kinds for group in groups_of(build_run_schema(kind)).values() for key in group.model_fields
+    }
+    known |= {'dry_run'}
+    (table,) = re.findall(r'^\| run \| here \|\n[-|]+\n((?:\|.*\n)+)', TEXT, re.MULTILINE)
+    told = set(re.findall(r'`(\w+): [^`]+`', table))
+    assert told and told <= known, told - known
     assert set(re.findall(r'--(\w+)', TEXT)) - {'module'} <= known
     for name in ('eval_draws', 'ema_decay', *re.findall(r'`((?:preview|old|reference)_\w+)`', TEXT)):
         assert name in known, name

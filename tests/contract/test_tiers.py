@@ -24,7 +24,7 @@ ONLY_EXTENDED = {
     'tests/learning/test_composed.py': 'lessons of images and of audio, and tests/trainers/test_composed_runs.py',
     'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
     'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
-    'tests/learning/test_sung.py': 'the lesson in drawing, and what samples and scores sounds in tests/rollouts',
+    'tests/learning/test_placed.py': 'the lesson in drawing, and what families score and sample in tests/trainers',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 

@@ -68,8 +68,9 @@ def make_dataset(
     *,
     allowed: frozenset[str] = frozenset({'image'}),
     train_on: str = 'all_assistant',
+    answers: frozenset[str] = frozenset(),
     **options: Any,
 ) -> ExampleDataset:
     """Opens sources with the fake encoder."""
-    task = SupervisedTask(encode, train_on)
-    return ExampleDataset(load_sources(source, template, **options), task, 'some_pair', frozenset(allowed))
+    sources, task = load_sources(source, template, **options), SupervisedTask(encode, train_on)
+    return ExampleDataset(sources, task, 'some_pair', frozenset(allowed), answers=answers)

@@ -116,6 +116,25 @@ def test_a_media_pair_without_any_media_is_warned_of(tmp_path: Path, caplog: pyt
     assert caplog.text == '', 'one source of a mixture may be text'
 
 
+@pytest.mark.parametrize(
+    ('template', 'kwargs'),
+    [('Captioning', {}), ('Instruction', {'prompt': 'text', 'response': 'path'})],
+    ids=['a picture that is asked about', 'the name of one for an answer'],
+)
+def test_answers_that_should_be_media_and_are_text_are_told_before_training(
+    tmp_path: Path, template: str, kwargs: dict[str, str]
+) -> None:
+    """Such rows would train, in silence, what nobody meant."""
+    Image.new('RGB', (3, 2)).save(tmp_path / '0.png')
+    rows = write_rows(tmp_path / 'rows.jsonl', [{'image': '0.png', 'path': '0.png', 'text': 'A dot.'}])
+    image = frozenset({'image'})
+    make_dataset(rows, template, template_kwargs=kwargs).probe()
+    with pytest.raises(DataError, match=r'answers that are one image, .*train_template_kwargs \{answers: image\}'):
+        make_dataset(rows, template, template_kwargs=kwargs, answers=image).probe()
+    drawn = {'prompt': 'text', 'response': 'image', 'answers': 'image'}
+    make_dataset(rows, 'Instruction', template_kwargs=drawn, answers=image).probe()
+
+
 @pytest.mark.parametrize('template', ['Messages', 'ShareGPT', 'Any2Any_Conv'])
 def test_media_of_a_turn_reach_the_model(tmp_path: Path, template: str) -> None:
     Image.new('RGB', (3, 2)).save(tmp_path / '0.png')

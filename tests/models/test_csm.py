@@ -27,7 +27,7 @@ from align_anything.models.export import export_model
 from align_anything.models.families import csm
 from align_anything.models.family import FamilySpec
 from align_anything.models.frames import FURTHER
-from align_anything.models.pretrained_model import load_spec, set_text_attention
+from align_anything.models.pretrained_model import load_pretrained_models, load_spec, set_text_attention
 from align_anything.models.structure import MEDIA_CODEC
 from align_anything.models.trainable import freeze_output_embedding
 from align_anything.policies.score import ScorePolicy
@@ -35,6 +35,7 @@ from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.testing.tiny.csm import BOOKS, ENTRIES, RATE, UNUSED
+from tests.models.common import lora_cfgs, stir
 from tests.models.samples import assistant, user
 
 Tiny = Callable[..., Path]
@@ -276,6 +277,26 @@ def test_a_saved_model_speaks_by_transformers_alone(
     assert again.backbone_model.embed_tokens.embed_audio_tokens.weight is again.depth_decoder.model.embed_tokens.weight
     one, other = (each.encode(DIALOGUES[1]) for each in (spec, load_spec(tmp_path)))
     assert torch.equal(whole(one), whole(other))
+
+
+def test_adapters_merge_into_a_model_with_the_same_scores(tiny: Tiny, spec: FamilySpec, tmp_path: Path) -> None:
+    tuned, *_ = load_pretrained_models(tiny('csm'), lora_cfgs=lora_cfgs(target_modules='all-linear'))
+    stir(tuned)
+    assert not any('codec_model' in name for name, item in tuned.named_parameters() if item.requires_grad)
+    collate = TokenCollator(spec, 'padded')
+
+    def scores(model: Any) -> tuple[Tensor, Tensor]:
+        scored = TokenPolicy(model.eval(), collate, dtype=torch.float32)(
+            collate([spec.encode(DIALOGUES[1])]), further=True
+        )
+        return scored.values, scored.further
+
+    found = scores(tuned)
+    export_model(tuned, None, tmp_path, tokenizer=spec.tokenizer, processor=spec.processor, merge_adapter=True)
+    assert stored_keys(tmp_path) == sorted([*stored_keys(tiny('csm')), TWIN])
+    torch.testing.assert_close(scores(AnyModel.from_pretrained(tmp_path)), found, atol=1e-4, rtol=1e-5)
+    plain = scores(AnyModel.from_pretrained(tiny('csm')))
+    assert all(float((one - other).abs().max()) > 1e-3 for one, other in zip(plain, found, strict=True))
 
 
 def test_embeddings_are_one_weight_as_the_checkpoint_says(tiny: Tiny) -> None:

@@ -36,13 +36,13 @@ NAMES = [path.stem for path in SCRIPTS]
 # Beside those of supervised training, which all train here, one or two of each algorithm with media of each kind.
 ALSO_TRAINED = (
     'llama_dpo llama_kto qwen2_rm qwen2_cost_model qwen2_orpo llama_simpo qwen2_cpo llava_cost_model qwen2_vl_rm '
-    'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo'
+    'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo sd3_dpo sd3_grpo'
 ).split()
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
 FIRST_TRAINED = (
-    'llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft '
+    'sd3_dpo llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft '
     'drawing_sft speaking_sft illustrating_sft unified_sft janus_sft chameleon_sft emu3_sft csm_sft'
 ).split()
 FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
@@ -93,6 +93,7 @@ ROWS: dict[str, dict[str, Any]] = {
         'output_image_url': 'picture.png',
     },
     'AA_TA2T': {**RANKED, 'audio_path': 'tone.wav'},
+    'Pickapic': {'caption': 'A square.', 'jpg_0': 'picture.png', 'jpg_1': 'other.png', 'label_0': 1, 'label_1': 0},
     'DiffusionDB': {'prompt': 'A red square.', 'image': 'picture.png'},
     'TTS': {'text_normalized': 'A tone.', 'audio': 'tone.wav'},
     'ti2ti': {
@@ -106,6 +107,7 @@ ROWS: dict[str, dict[str, Any]] = {
 # Of scripts that name the columns themselves.
 DRAWN = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'So: '}, {'type': 'image', 'image': 'picture.png'}]}
 ROW = {
+    'sd3_grpo': {'Prompt': 'A red square.'},
     'unified_sft': {'messages': [TURNS[0], DRAWN]},
     'qwen2_vl_grpo': {'image': 'picture.png', 'problem': 'How many?', 'solution': '<answer> 3 </answer>'},
 }
@@ -195,6 +197,7 @@ def aimed(
         judge = with_head(model, folder / 'judge')
         header |= dict.fromkeys(('REWARD_MODEL_NAME_OR_PATH', 'COST_MODEL_NAME_OR_PATH'), judge)
     steps = '--max_new_tokens 4' if 'PROMPT_BATCH' in text else '--gradient_accumulation_steps 1'
+    steps = {'sd3_grpo': '--rollout_steps 4'}.get(script.stem, steps)
     pair, name, argv, environment = call(script, *SMALL, *steps.split(), *more, **header)
     how = {'pair': PAIRS[pair], 'before': lambda _: os.environ.update(environment)}
     return argv, {**how, 'algorithm': known_algorithms()[name]}
@@ -220,7 +223,8 @@ def test_it_trains(script: Path, call: Callable[..., Called], made: Callable[[st
     assert ended[0].code == 0, ended[0].output
     output = tmp_path / 'trained'
     saved = {path.name for path in (output / 'slice_end').iterdir()}
-    assert ('adapter_model.safetensors' if '--use_lora' in argv else 'model.safetensors') in saved
+    adapter = 'pytorch_lora_weights.safetensors' if script.parent.name == 'sd3' else 'adapter_model.safetensors'
+    assert (adapter if '--use_lora' in argv else 'model.safetensors') in saved
     steps = [json.loads(line) for line in (output / 'metrics.jsonl').read_text().splitlines()]
     assert [record['step'] for record in steps if 'train/loss' in record] == [1, 2]
 
@@ -237,8 +241,9 @@ def test_a_dry_run_gets_to_its_end(
 
 
 def write_media(folder: Path) -> None:
-    """Writes the image, the video and the audio that the rows name."""
+    """Writes the images, the video and the audio that the rows name."""
     Image.new('RGB', (40, 30), 'red').save(folder / 'picture.png')
+    Image.new('RGB', (30, 40), 'blue').save(folder / 'other.png')
     (folder / 'tone.wav').write_bytes(sound(tone(1.0)))
     (folder / 'clip').mkdir()
     for number in range(4):

@@ -10,6 +10,7 @@ from align_anything.cli.leaves import find_run
 from align_anything.testing.emitting import write_digit_rows
 from align_anything.trainers.pairs import PAIRS
 from tests.trainers.runs import lines, sft
+from tests.trainers.test_emitting import SAFE
 
 PICTURES = PAIRS['text_to_image']
 SHOWN = {'template': 'Preference', 'train_template_kwargs': '{answers: image, prompt: question, chosen: picture}'}
@@ -29,8 +30,9 @@ def named(name: str) -> type[Algorithm]:
 
 
 def write_digits(folder: Path, count: int = 8) -> Path:
-    """Rows of digits to draw, each beside another one, and `rewards.py`."""
+    """Rows of digits to draw, each beside another one, `rewards.py`, and `safe.py` with labels."""
     (folder / 'rewards.py').write_text(REWARDS)
+    (folder / 'safe.py').write_text(SAFE)
     return write_digit_rows(folder, count)
 
 

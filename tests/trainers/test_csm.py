@@ -14,11 +14,16 @@ from torch import Tensor
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.sft import SFT
 from align_anything.cli.leaves import find_run
+from align_anything.core.errors import SampleError
+from align_anything.core.types import CodedMedia
+from align_anything.datasets.preference import PreferenceTask
 from align_anything.models.codecs.base import codec_rules
+from align_anything.models.frames import FURTHER
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.structure import MEDIA_CODEC
 from align_anything.testing.tiny.csm import BOOKS, RATE
 from align_anything.trainers.pairs import PAIRS
+from tests.models.samples import user
 from tests.trainers.runs import lines, run, sft, succeed, weights, write_rows
 
 Tiny = Callable[..., Path]
@@ -52,7 +57,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize('stage', [0, pytest.param(2, marks=pytest.mark.extended), 3])
+@pytest.mark.parametrize('stage', [*(pytest.param(stage, marks=pytest.mark.extended) for stage in (0, 2)), 3])
 def test_two_ranks_of_which_one_has_no_sound_learn_what_one_learns(stage: int, tiny: Tiny, tmp_path: Path) -> None:
     """Three rows on two ranks: in the second step one of them has none."""
     rows, found = spoken(tmp_path, 3), {}
@@ -94,6 +99,7 @@ def test_all_but_the_codec_learns_in_sft(tiny: Tiny, tmp_path: Path) -> None:
         ('dpo', 2, 1),
         ('grpo', 3, 1),
         pytest.param('grpo', 3, 2, marks=pytest.mark.extended),
+        pytest.param('rloo', 2, 1, marks=pytest.mark.extended),
         pytest.param('kto', 3, 2, marks=pytest.mark.extended),
         pytest.param('ppo', 2, 1, marks=pytest.mark.extended),
     ],
@@ -119,7 +125,7 @@ def test_preferences_and_rewards_leave_the_depth_decoder_alone(
         }
     output, algorithm = tmp_path / 'out', find_run('text_to_audio', name)[1]
     told = succeed(sft(output, tiny('csm'), rows, **settings), ranks, PAIR, algorithm=algorithm)
-    assert 'the 3 behind it are not scored' in told
+    assert 'the 3 behind the first one of each frame are read and not scored' in told
     records = [record for record in lines(output / 'metrics.jsonl') if 'train/grad_norm' in record]
     assert records and records[0]['train/grad_norm'] > 0
     assert not any('train/depth_loss' in record for record in records)
@@ -136,6 +142,52 @@ def test_adapters_are_saved_and_trained_on(tiny: Tiny, tmp_path: Path) -> None:
     succeed(sft(tmp_path / 'one', tiny('csm'), rows, target_modules='all-linear', **settings), 1, PAIR)
     saved = weights(tmp_path / 'one' / 'slice_end')
     assert any('depth_decoder' in name for name in saved) and not any('codec_model' in name for name in saved)
+
+
+@pytest.mark.extended
+def test_adapters_of_the_backbone_are_rewarded(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / 'rewards.py').write_text(REWARDS)
+    rows = write_rows(tmp_path / 'prompts.jsonl', [{'prompt': f'sing {pitch}'} for pitch in PITCHES])
+    settings: dict[str, Any] = {
+        'template': 'Prompts',
+        'num_generations': 2,
+        'per_device_prompt_batch_size': 1,
+        'max_new_tokens': 12,
+        'emit_size': '{audio: 8}',
+        'reward_functions': f'[{tmp_path}/rewards.py:level]',
+        'use_lora': True,
+        'max_steps': 2,
+    }
+    output, algorithm = tmp_path / 'out', find_run('text_to_audio', 'grpo')[1]
+    succeed(sft(output, tiny('csm'), rows, **settings), 1, PAIR, algorithm=algorithm)
+    records = [record for record in lines(output / 'metrics.jsonl') if 'train/grad_norm' in record]
+    assert len(records) == 2 and all(record['train/rollout_drift'] < 1e-5 for record in records)
+    saved = weights(output / 'slice_end')
+    assert saved and all('backbone_model.layers' in name for name in saved)
+
+
+def test_answers_that_differ_in_further_codes_alone_are_a_pair(tiny: Tiny) -> None:
+    spec = load_spec(tiny('csm'))
+    task = PreferenceTask(spec.encode_group, 'all_assistant', ())
+    codes = torch.arange(4 * BOOKS).view(BOOKS, 4)
+    other = codes.clone()
+    other[-1, -1] += 1
+
+    def answer(made: Tensor) -> list[dict[str, Any]]:
+        part = {'type': 'audio', 'audio': CodedMedia('audio', made)}
+        return [user('sing'), {'role': 'assistant', 'content': [part]}]
+
+    chosen, rejected = task.encode([answer(codes), answer(other)]).responses
+    assert torch.equal(chosen.ids, rejected.ids)
+    assert not torch.equal(chosen.token_tensors[FURTHER], rejected.token_tensors[FURTHER])
+    with pytest.raises(SampleError, match='is equal'):
+        task.encode([answer(codes), answer(codes.clone())])
+
+
+def test_a_model_of_tokens_alone_has_no_depth_loss(emitting: Callable[..., Path], tmp_path: Path) -> None:
+    argv = sft(tmp_path / 'out', emitting('singing'), spoken(tmp_path), template='TTS', depth_loss_coef=0.5)
+    (ended,) = run(argv, 1, PAIR)
+    assert ended.code == 2 and 'have no codes beside their tokens' in ' '.join(ended.output.split())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch
 from align_anything.losses.dpo import DPO_LOSSES
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, online, write_digits
-from tests.trainers.runs import run, succeed, weights
+from tests.trainers.runs import lines, run, succeed, weights
+from tests.trainers.test_scoring import argv as scoring_argv
 from tests.trainers.test_scoring import with_head
 
 Tiny = Callable[..., Path]
@@ -129,6 +130,55 @@ def test_pictures_are_kept_within_a_cost_by_models_that_see_them(tiny: Tiny, row
     judges = {'reward_model_name_or_path': judge, 'cost_model_name_or_path': judge, 'reward_functions': None}
     trained(online(out, tiny('sd3'), rows, **judges), 'saferlhf', out, tiny('sd3'))
     assert len(metrics(out, 'train/reward/cost')) == 2 and all(value > 0 for value in metrics(out, 'train/multiplier'))
+
+
+@pytest.mark.parametrize('name', first_of('rm cost_model rm_score'.split(), 'cost_model'))
+def test_models_that_see_pictures_learn_to_judge_them(name: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / 'run', tiny('llava')
+    if name == 'rm_score':
+        judge = with_head(model, tmp_path / 'judge')
+        shown = SHOWN['train_template_kwargs']
+        argv = scoring_argv(out, judge, rows, model_max_length=256, train_template_kwargs=shown)
+        succeed(argv, 1, PICTURES, algorithm=named(name))
+        scores = [record['scores'] for record in lines(out / 'scores.jsonl')]
+        assert len(scores) == 8 and all(better != worse for better, worse in scores)
+        return
+    how = {**SHOWN, 'model_max_length': 256, 'max_steps': 2}
+    if name == 'cost_model':
+        how['template'] = f'{rows.parent}/safe.py:Judged'
+    succeed(offline(out, model, rows, **how), 1, PICTURES, algorithm=named(name))
+    assert len(metrics(out, 'train/grad_norm')) == 2 and all(norm > 0 for norm in metrics(out, 'train/grad_norm'))
+
+
+@pytest.mark.parametrize('name', ['rm', 'ppo'])
+def test_a_denoiser_judges_nothing(name: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    argv = (
+        offline(tmp_path / 'run', tiny('sd3'), rows, **SHOWN)
+        if name == 'rm'
+        else online(tmp_path / 'run', tiny('sd3'), rows, reward_model_name_or_path=tiny('sd3'), reward_functions=None)
+    )
+    (ended,) = run(argv, 1, PICTURES, broken_loading, named(name if name == 'rm' else 'grpo'))
+    assert ended.code == 2 and 'Traceback' not in ended.output, ended.output
+    assert 'no score head' in ended.output or 'is a pipeline' in ended.output, ended.output
+
+
+def test_settings_of_denoisers_mean_nothing_for_tokens(
+    emitting: Callable[..., Path], rows: Path, tmp_path: Path
+) -> None:
+    argv = offline(tmp_path / 'run', emitting('drawing'), rows, resolution=32)
+    (ended,) = run(argv, 1, PICTURES)
+    assert ended.code == 2 and 'diffusion_cfgs.resolution (command line --resolution)' in ended.output, ended.output
+    assert 'writes tokens and denoises nothing' in ended.output
+
+
+def test_a_file_may_be_written_for_both_kinds_of_models(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / 'both.yaml', tmp_path / 'run'
+    file.write_text('model_cfgs:\n  temperature: 0.9\n  max_new_tokens: 64\ntrain_cfgs:\n  loss_type: grpo_guard\n')
+    argv = online(out, tiny('sd3'), rows, '--config', file, max_steps=1)
+    told = succeed(argv, 1, PICTURES, algorithm=named('grpo'))
+    for key in ('model_cfgs.temperature', 'model_cfgs.max_new_tokens'):
+        assert f'{key} (' in told
+    assert told.count('it is left out') == 2
 
 
 @pytest.mark.parametrize('why', REFUSED)

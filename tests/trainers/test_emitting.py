@@ -126,6 +126,32 @@ def test_the_first_ratio_of_pictures_is_one(emitting: Emitting, rows: Path, tmp_
     assert {line['response'] for line in shown} == {'<image>'} and all(line['finished'] for line in shown)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'pair', 'reward', 'words'),
+    [
+        ('drawing', DRAWING, 'duration', "'duration' judges audio, and responses hold image"),
+        ('singing', SINGING, 'brightness', "'brightness' judges image and video, and responses hold audio"),
+        ('drawing', PAIRS['text_to_text'], 'jpeg_size', 'and responses hold text alone'),
+    ],
+)
+def test_rewards_that_find_nothing_to_judge_are_refused(
+    kind: str, pair: Any, reward: str, words: str, emitting: Emitting, rows: Path, tmp_path: Path
+) -> None:
+    how = online(rows, reward_functions=f'[{reward}]', max_new_tokens=40)
+    how |= {'reward_kwargs': '{duration: {target: 1}}'} if reward == 'duration' else {}
+    if pair.writes_text:
+        how |= {'train_datasets': write_rows(tmp_path / 'rows.jsonl', text_rows(4)), 'template': 'Instruction'}
+    (ended,) = run(sft(tmp_path / 'run', emitting(kind), rows, **how), pair=pair, algorithm=named('grpo'))
+    assert ended.code == 2 and words in ended.output
+
+
+def test_pictures_that_nobody_decodes_are_not_looked_at(tiny: Emitting, rows: Path, tmp_path: Path) -> None:
+    """Chameleon has no decoder in transformers."""
+    how = online(rows, reward_functions='[brightness]', max_new_tokens=80)
+    (ended,) = run(sft(tmp_path / 'run', tiny('chameleon'), rows, **how), pair=DRAWING, algorithm=named('grpo'))
+    assert ended.code == 2 and "'brightness' judges image, and the codec in" in ended.output
+
+
 def test_a_melody_is_sung_until_the_model_ends_it(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
     how = online(rows, reward_functions=f'[{rows.parent}/rewards.py:heard]', max_new_tokens=40, max_steps=1)
     succeed(sft(tmp_path / 'run', emitting('singing'), rows, **how), pair=SINGING, algorithm=named('grpo'))
@@ -230,7 +256,8 @@ def test_what_reads_no_codes_need_not_tell_them_apart(emitting: Emitting, tmp_pa
 def test_plain_transformers_goes_on_in_a_picture(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
     """After SFT over the vocabulary a plain engine, without a grammar, draws whole pictures."""
     how = {**HOW['sft'], 'epochs': 100, 'train_size': 2, 'learning_rate': 5e-3}
-    succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    told = succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    assert 'are new' not in told
     folder = tmp_path / 'run' / 'slice_end'
     spec, model = load_spec(folder), AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -60,6 +60,10 @@ RESIZED = ('dinov2', 'dinov2_with_registers')
 """Encoders that fit their positions to the size of an image."""
 PROBED = ((96, 64), (64, 160))
 """Sizes in pixels of pictures that a processor is tried on."""
+ANY_SHAPE = (
+    'It reads images of any shape (NaFlex), and those of composed models are squares: name a SigLIP 2 of one '
+    'resolution, such as google/siglip2-base-patch16-224.'
+)
 ROWS_MULTIPLE = 64
 NOT_OURS = (
     *('architectures', 'dtype', 'transformers_version', '_name_or_path', 'torch_dtype', 'auto_map'),
@@ -344,12 +348,16 @@ def _source(kind: str, name: str) -> Source:
     within, module = WITHIN.get(config.model_type, (None, ''))
     inner = config if within is None else getattr(config, within)
     if inner.model_type not in KNOWN[kind]:
+        advice = f' {ANY_SHAPE}' if inner.model_type == 'siglip2_vision_model' else ''
         raise ModelError(
             f"{kind}.encoder: {name} is a '{config.model_type}', which is none of the encoders that are known for "
-            f'{kind}: {", ".join(KNOWN[kind])}.'
+            f'{kind}: {", ".join(KNOWN[kind])}.{advice}'
         )
     if kind != 'audio' and not (isinstance(inner.image_size, int) and isinstance(inner.patch_size, int)):
-        raise ModelError(f'{kind}.encoder: {name} takes images or patches that are no squares.')
+        raise ModelError(
+            f'{kind}.encoder: {name} takes images of {inner.image_size} pixels in patches of {inner.patch_size}; those '
+            'of composed models are squares.'
+        )
     if kind == 'audio' and getattr(inner, 'add_adapter', False):
         raise ModelError(f'{kind}.encoder: {name} has an adapter behind its layers (add_adapter), which is not known.')
     inner.name_or_path = ''

@@ -13,6 +13,7 @@ from align_anything.core.files import read_json
 from align_anything.core.logging import get_logger
 from align_anything.models.diffusion.families import spec_class
 from align_anything.models.diffusion.library import component_class, quiet, require_diffusers
+from align_anything.models.diffusion.opening import skeleton
 
 if TYPE_CHECKING:
     from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
@@ -90,9 +91,7 @@ def load_denoiser(spec: DiffusionSpec, dtype: torch.dtype = torch.float32) -> nn
 def denoiser_skeleton(spec: DiffusionSpec) -> nn.Module:
     """Returns the denoiser without storage, on the meta device."""
     with torch.device('meta'):
-        return spec.joined(
-            {name: denoiser_class(spec, name).from_config(dict(spec.configs[name])) for name in spec.denoisers}
-        )
+        return spec.joined({name: skeleton(spec.index, spec.configs, spec.folder, name) for name in spec.denoisers})
 
 
 def denoiser_class(spec: DiffusionSpec, name: str) -> type[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,12 @@ def require_diffusers() -> ModuleType:
             f"models that denoise are pipelines of diffusers: pip install 'align-anything[diffusion]' ({error})."
         ) from error
     return diffusers
+
+
+def require_beside(package: str, pipeline: str) -> None:
+    """Raises ModelError, which names the extra, where what a pipeline imports without asking is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(f"{pipeline} needs {package}: pip install 'align-anything[diffusion]'.")
 
 
 def component_class(origin: Sequence[str], folder: Path) -> type[Any]:

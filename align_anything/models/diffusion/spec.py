@@ -82,7 +82,6 @@ class DiffusionSpec:
     default_text_length: ClassVar[int | None] = None
     """Most tokens of a prompt when neither the settings nor the tokenizer say so."""
     max_length: int = sys.maxsize
-    audio_rate: int | None = None
     codes: None = None
 
     def __init__(
@@ -110,6 +109,11 @@ class DiffusionSpec:
         """The kind of media that it writes."""
         (kind,) = self.emits
         return kind
+
+    @property
+    def audio_rate(self) -> int | None:
+        """Samples per second that audio clips must have; None for a family that takes none."""
+        return None
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -171,8 +175,8 @@ class DiffusionSpec:
 
         With `decodes_only` it is without its text encoders too, which are most of its memory.
         """
-        absent = {*self.denoisers, *self.unopened, *(self.text_encoders if decodes_only else ())}
-        return open_without(self.folder, self.index, self.configs, absent, device, dtype)
+        unopened = [*self.unopened, *(self.text_encoders if decodes_only else ())]
+        return open_without(self.folder, self.index, self.configs, self.denoisers, unopened, device, dtype)
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Returns what the denoiser is given of each prompt, tensors without batch dimension by name, on the CPU."""

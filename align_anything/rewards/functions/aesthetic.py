@@ -15,7 +15,7 @@ from torch import Tensor
 from align_anything.core.errors import ModelError
 from align_anything.rewards.base import Completion, Values, register_reward
 from align_anything.rewards.frozen import PICTURES_AND_TEXT, Device, checkpoint_for, frozen, pictures_embedded
-from align_anything.rewards.media import Missing, mean_by_response, pictures_of
+from align_anything.rewards.media import PICTURES, Missing, mean_by_response, pictures_of
 
 Layers = list[tuple[Tensor, Tensor]]
 
@@ -28,7 +28,7 @@ def _predictor(path: str) -> str:
     return path
 
 
-@register_reward('aesthetic')
+@register_reward('aesthetic', reads=PICTURES)
 def aesthetic(
     completions: Sequence[Completion],
     *,

@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from align_anything.rewards.base import Completion, Values, register_reward
-from align_anything.rewards.media import Missing, mean_by_response, pictures_of
+from align_anything.rewards.media import PICTURES, Missing, mean_by_response, pictures_of
 
 
-@register_reward('brightness')
+@register_reward('brightness', reads=PICTURES)
 def brightness(
     completions: Sequence[Completion],
     *,

@@ -16,10 +16,10 @@ from align_anything.rewards.frozen import (
     sounds_embedded,
     texts_embedded,
 )
-from align_anything.rewards.media import Missing, mean_by_response, sounds_of
+from align_anything.rewards.media import SOUNDS, Missing, mean_by_response, sounds_of
 
 
-@register_reward('clap_score')
+@register_reward('clap_score', reads=SOUNDS)
 def clap_score(
     completions: Sequence[Completion],
     *,

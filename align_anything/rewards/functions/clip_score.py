@@ -16,10 +16,10 @@ from align_anything.rewards.frozen import (
     pictures_embedded,
     texts_embedded,
 )
-from align_anything.rewards.media import Missing, mean_by_response, pictures_of
+from align_anything.rewards.media import PICTURES, Missing, mean_by_response, pictures_of
 
 
-@register_reward('clip_score')
+@register_reward('clip_score', reads=PICTURES)
 def clip_score(
     completions: Sequence[Completion],
     *,

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from align_anything.core.errors import RewardError
 from align_anything.rewards.base import Completion, Values, register_reward, text_asked_for
-from align_anything.rewards.media import Missing, mean_by_response, pictures_of
+from align_anything.rewards.media import PICTURES, Missing, mean_by_response, pictures_of
 
 RGB = tuple[int, int, int]
 CHANNEL = Annotated[int, Field(ge=0, le=255)]
@@ -23,7 +23,7 @@ def rgb(colour: Any) -> RGB:
     return ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else tuple(colour)
 
 
-@register_reward('colour')
+@register_reward('colour', reads=PICTURES)
 def colour(
     completions: Sequence[Completion],
     *,

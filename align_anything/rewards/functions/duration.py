@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from align_anything.core.types import Audio
 from align_anything.rewards.base import Completion, Values, register_reward
-from align_anything.rewards.media import Missing, mean_by_response, sounds_of
+from align_anything.rewards.media import SOUNDS, Missing, mean_by_response, sounds_of
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -21,7 +21,7 @@ def _in_order(target: float | tuple[float, float]) -> tuple[float, float]:
     return shortest, longest
 
 
-@register_reward('duration')
+@register_reward('duration', reads=SOUNDS)
 def duration(
     completions: Sequence[Completion],
     *,

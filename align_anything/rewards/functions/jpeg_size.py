@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from align_anything.rewards.base import Completion, Values, register_reward
-from align_anything.rewards.media import Missing, mean_by_response, pictures_of
+from align_anything.rewards.media import PICTURES, Missing, mean_by_response, pictures_of
 
 KILOBYTE = 1000
 
 
-@register_reward('jpeg_size')
+@register_reward('jpeg_size', reads=PICTURES)
 def jpeg_size(
     completions: Sequence[Completion],
     *,

@@ -10,14 +10,14 @@ from typing import Any
 
 from align_anything.rewards.base import Completion, Values, register_reward, text_asked_for
 from align_anything.rewards.edit_distance import error_rate
-from align_anything.rewards.media import Missing, mean_by_response, pictures_of
+from align_anything.rewards.media import PICTURES, Missing, mean_by_response, pictures_of
 
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|「([^」]+)」')
 # The reader keeps what it is at in itself.
 _READING = threading.Lock()
 
 
-@register_reward('ocr', needs={'rapidocr': 'ocr', 'onnxruntime': 'ocr'})
+@register_reward('ocr', needs={'rapidocr': 'ocr', 'onnxruntime': 'ocr'}, reads=PICTURES)
 def ocr(completions: Sequence[Completion], *, column: str | None = None, missing: Missing = 0.0) -> Values:
     """1 for a picture in which the text that was asked for stands, less for each wrong character, at least 0.
 

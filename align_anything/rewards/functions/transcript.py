@@ -12,10 +12,10 @@ from align_anything.core.types import Audio
 from align_anything.rewards.base import Completion, Values, register_reward, text_asked_for
 from align_anything.rewards.edit_distance import error_rate, plain_words
 from align_anything.rewards.frozen import LISTENERS, Device, Frozen, checkpoint_for, frozen, heard, role_of
-from align_anything.rewards.media import Missing, mean_by_response, sounds_of
+from align_anything.rewards.media import SOUNDS, Missing, mean_by_response, sounds_of
 
 
-@register_reward('transcript')
+@register_reward('transcript', reads=SOUNDS)
 def transcript(
     completions: Sequence[Completion],
     *,

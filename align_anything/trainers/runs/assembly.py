@@ -163,8 +163,8 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
     logger.info('layout: %s', policy.collate.layout)
     if spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None:
         logger.info(
-            'codes: the first one of each frame is trained; the %d behind it are not scored, and what writes them '
-            'and embeds codes is frozen',
+            'codes: the %d behind the first one of each frame are read and not scored; what writes them and embeds '
+            'codes is frozen',
             spec.codes.further,
         )
     return engine

@@ -207,7 +207,9 @@ def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> 
     """Looks at the first rows of every source before anything heavy is loaded. Raises DataError when none is usable."""
     task = make_task(algorithm, train_on, _Unread(pair))
     for opened in filter(None, (sources.training, sources.evaluation)):
-        ExampleDataset(opened, task, pair.name, kinds_of(pair, algorithm)).probe()
+        learnt = algorithm.task != 'prompt' and not pair.writes_text
+        answers = pair.writes if learnt else frozenset()
+        ExampleDataset(opened, task, pair.name, kinds_of(pair, algorithm), answers=answers).probe()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.pipelines import guidance_of, kernel_of
+from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 from align_anything.trainers.runs.settings import dtype_of
 
@@ -31,6 +32,7 @@ def sampling_of(
 ) -> DenoisingSampling:
     """How media are generated. Raises SettingsError for a window that does not fit into a rollout."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    check_readable(cfgs.reward_cfgs.reward_functions, [spec.kind], None)
     own = cfgs.diffusion_cfgs
     first, last = own.sde_window_range or (0, None)
     slides = None if own.sde_window_slides_every is None else own.sde_window_slides_every * steps_of_rollout

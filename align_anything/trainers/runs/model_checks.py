@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
 
+from pydantic import BaseModel
 from transformers import PreTrainedConfig
 
 from align_anything.algorithms.base import Algorithm
@@ -40,14 +43,14 @@ def check_freezing(resolved: Resolved, components: Collection[str]) -> None:
         raise SettingsError(problems)
 
 
-def without_effect(resolved: Resolved, pattern: str, why: str) -> None:
-    """Raises SettingsError for settings of this pattern that the user gave, because models of this kind read none.
+def without_effect(resolved: Resolved, patterns: Collection[str], why: str) -> Resolved:
+    """Returns the run without the settings of these patterns, which models of this kind do not read.
 
-    A file may be written for several models: there it is told, and left out.
+    What the user gave in a file, which may be written for several models, is told. Raises SettingsError for what was
+    given elsewhere.
     """
-    given = [
-        path for path in fnmatch.filter(resolved.origins, pattern) if path.count('.') == 1 and resolved.given(path)
-    ]
+    paths = [path for pattern in patterns for path in fnmatch.filter(resolved.origins, pattern)]
+    given = [path for path in paths if path.count('.') == 1 and resolved.given(path)]
     problems = []
     for path in given:
         said = f'{path} ({resolved.origins[path]}): it means nothing here: {why}'
@@ -57,6 +60,23 @@ def without_effect(resolved: Resolved, pattern: str, why: str) -> None:
             problems.append(f'{said}. Leave it out.')
     if problems:
         raise SettingsError(problems)
+    groups = {}
+    for path in given:
+        name, key = path.split('.')
+        group = groups.get(name, getattr(resolved.cfgs, name))
+        groups[name] = group.model_copy(update={key: _default(type(group), key)})
+    kind = type(resolved.algorithm)
+    own = [path.split('.')[1] for path in given if path.startswith('train_cfgs.')]
+    changed = {key: _default(kind, key) for key in own if key in kind.model_fields}
+    return replace(
+        resolved,
+        cfgs=resolved.cfgs.model_copy(update=groups),
+        algorithm=resolved.algorithm.model_copy(update=changed),
+    )
+
+
+def _default(kind: type[BaseModel], key: str) -> Any:
+    return kind.model_fields[key].get_default(call_default_factory=True)
 
 
 def require_positions(config: PreTrainedConfig, source: str, length: int, setting: str) -> None:

@@ -1,4 +1,4 @@
-"""Defaults that hang on the kind of model: what trains tokens well does not train denoisers."""
+"""Settings that hang on the kind of model: what trains tokens well does not train denoisers, or means nothing there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from align_anything.configs.resolve import Resolved
 from align_anything.core.logging import get_logger
 from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.trainers.runs.model_checks import without_effect
+from align_anything.trainers.runs.pipelines import OF_TOKENS
 from align_anything.trainers.runs.settings import denoises, spec_of
 
 logger = get_logger(__name__)
@@ -28,12 +30,18 @@ so that ratios are much nearer to 1 than those of tokens."""
 
 
 def with_model_defaults(resolved: Resolved) -> Resolved:
-    """Returns the same run with the defaults for its kind of model where the user gave nothing. It logs them."""
+    """Returns the same run with the defaults for its kind of model where the user gave nothing. It logs them.
+
+    What other kinds alone read is left out of it. Raises SettingsError for such settings outside of files.
+    """
     if not denoises(resolved.cfgs):
-        return resolved
+        why = f'{resolved.cfgs.model_cfgs.model_name_or_path} writes tokens and denoises nothing'
+        return without_effect(resolved, ['diffusion_cfgs.*'], why)
+    spec = spec_of(resolved.cfgs)
+    resolved = without_effect(resolved, OF_TOKENS, f'{spec.model_type} denoises media and has no tokens')
     wanted = {
         key: value
-        for key, value in _defaults(resolved, spec_of(resolved.cfgs)).items()
+        for key, value in _defaults(resolved, spec).items()
         if key in type(resolved.cfgs.train_cfgs).model_fields and not resolved.given(f'train_cfgs.{key}')
     }
     if not wanted:

@@ -31,7 +31,6 @@ from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.policies.denoising.transitions import Kernel
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.settings import dtype_of
 
 EMBEDDED = 3.5
@@ -44,11 +43,13 @@ OF_TOKENS = (
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),
     *(f'model_cfgs.{key}' for key in ('chat_template', 'processor_kwargs', 'feature_cache_dir', 'max_new_tokens')),
     *(f'model_cfgs.{key}' for key in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'stop', 'emit_*')),
+    *(f'train_cfgs.{key}' for key in ('critic_*', 'gae_lambda', 'clip_range_value', 'bootstrap_truncated')),
+    'model_cfgs.*_critic_model_name_or_path',
     *(f'lora_cfgs.{key}' for key in ('vision_lora', 'modules_to_save', 'task_type')),
     'bnb_cfgs.use_bnb',
     'vllm_cfgs.use_vllm',
 )
-"""Settings that only models which write tokens read; `*` stands for the end of a name."""
+"""Settings that only models which write tokens read, and critics of them; `*` stands for any part of a name."""
 
 
 def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Algorithm) -> DenoisingCollator:
@@ -106,12 +107,7 @@ def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
 
 
 def make_policy(scores: str, model: nn.Module, collate: DenoisingCollator, dtype: torch.dtype) -> Policy:
-    """The policy over a denoiser. Raises ModelError for scores of whole responses, which it has no head for."""
-    if scores != 'tokens':
-        raise ModelError(
-            f"pipelines of class '{collate.spec.model_type}' have no score head: reward models and critics are models "
-            'that read the media, such as Qwen2.5-VL.'
-        )
+    """The policy over a denoiser."""
     return DenoisingPolicy(model, collate, dtype=dtype)
 
 
@@ -131,6 +127,11 @@ def skeleton(spec: DiffusionSpec) -> nn.Module:
 
 def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> nn.Module:
     """The denoiser tuned as the settings ask, without weights. Raises ModelError for what is wrong with that."""
+    if algorithm.scores != 'tokens':
+        raise ModelError(
+            f"pipelines of class '{spec.model_type}' have no score head: reward models and critics are models that "
+            'read the media, such as Qwen2.5-VL.'
+        )
     model = skeleton(spec).to(dtype_of(cfgs))
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
 
@@ -161,8 +162,6 @@ def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dic
 
 def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
     """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a pipeline."""
-    for path in OF_TOKENS:
-        without_effect(resolved, path, f'{spec.model_type} denoises media and has no tokens')
     source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
     if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
         return

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from align_anything.configs.online import COST, MODEL, OnlineRunCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.core.types import MediaKind
+from align_anything.models.codes import MediaCodes
 from align_anything.rewards.base import (
     SERVICE,
     Reward,
     call_reward,
     check_options,
     get_reward,
+    kinds_read,
     reward_names,
 )
 from align_anything.rewards.remote import RemoteReward
@@ -69,3 +73,30 @@ def function_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
         options = check_options(name, function, rewards.reward_kwargs.get(name, {}))
         made.append(Reward(name.rpartition(':')[2], weight, partial(call_reward, name, function, options=options)))
     return made
+
+
+def check_readable(names: Sequence[str], written: Collection[MediaKind], codes: MediaCodes | None) -> None:
+    """Raises SettingsError for a reward function that would find nothing to judge in any response.
+
+    Args:
+        names: the functions of a run.
+        written: the kinds of media that its responses hold.
+        codes: those of its policy's family, None where it writes no codes.
+    """
+    problems = []
+    for name in names:
+        wanted = sorted(kinds_read(name))
+        found = [kind for kind in wanted if kind in written]
+        if wanted and not found:
+            problems.append(
+                f"reward_cfgs.reward_functions: '{name}' judges {' and '.join(wanted)}, and responses hold "
+                f'{", ".join(written) or "text alone"}.'
+            )
+        elif found and codes is not None and not any(codes.rules[kind].decodes for kind in found):
+            problems.append(
+                f"reward_cfgs.reward_functions: '{name}' judges {' and '.join(found)}, and the codec in "
+                f'{codes.rules[found[0]].folder} cannot decode, so there are codes and nothing to look at or hear. '
+                'Give the model a codec with a decoder, or take rewards that read text.'
+            )
+    if problems:
+        raise SettingsError(problems)

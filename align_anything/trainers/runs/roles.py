@@ -18,6 +18,7 @@ from align_anything.datasets.media.audio import at_rate
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import stored_tensor
+from align_anything.models.diffusion.checkpoint import is_pipeline
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
@@ -31,6 +32,10 @@ from align_anything.trainers.runs.model_checks import require_positions
 
 def require_head(source: str) -> None:
     """Raises ModelError for a checkpoint, or an adapter, that has no score head; a new one would score at random."""
+    if is_pipeline(source):
+        raise ModelError(
+            f'{source} is a pipeline of diffusers, which judges nothing: name a model that reads the media.'
+        )
     adapter = find_adapter(source)
     if adapter is not None and SCORE_HEAD in (adapter.settings.get('modules_to_save') or ()):
         return

@@ -34,6 +34,7 @@ from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import sampling as token_sampling
+from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.settings import dtype_of, precision_of
 
 logger = get_logger(__name__)
@@ -102,6 +103,8 @@ def sampling_of(
     sampling = token_sampling.sampling_of(resolved.cfgs.model_cfgs, pair, spec)
     weighed = resolved.algorithm.weighed_kinds
     token_sampling.check_kinds('train_cfgs.emitted_advantage_weights', weighed, sampling)
+    written = [] if sampling.emit is None else [*sampling.emit.grids]
+    check_readable(resolved.cfgs.reward_cfgs.reward_functions, written, spec.codes)
     return sampling
 
 

@@ -32,7 +32,7 @@ from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.plan import fit_attention, plan_batches
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.model_checks import check_freezing, require_reference_reads, without_effect
+from align_anything.trainers.runs.model_checks import check_freezing, require_reference_reads
 from align_anything.trainers.runs.settings import dtype_of
 
 
@@ -176,7 +176,6 @@ def _partitioned_loading(config: dict[str, Any]) -> Any:
 
 def check_model(resolved: Resolved, spec: FamilySpec) -> None:
     """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a family of tokens."""
-    without_effect(resolved, 'diffusion_cfgs.*', f'{spec.model_type} writes tokens and denoises nothing')
     check_freezing(resolved, spec.components)
     require_reference_reads(resolved.cfgs, resolved.algorithm, spec)
 

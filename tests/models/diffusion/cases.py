@@ -7,15 +7,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.types import Video
+from align_anything.core.types import Audio, Video
 from align_anything.models.diffusion.checkpoint import load_denoiser, load_spec
-from align_anything.models.diffusion.process import DDPM, clean_and_noise
+from align_anything.models.diffusion.process import DDPM, Angular, clean_and_noise
 from align_anything.models.diffusion.spec import DiffusionSpec, Sizing
 from align_anything.testing.tiny import build
 
@@ -71,6 +72,8 @@ CASES = {
     'cogvideox_5b': Case({**CLIP, **PLAIN, **SHORT}),
     'hunyuan_video': Case({**CLIP, **SIZE, 'guidance_scale': 6.0, 'max_sequence_length': 512}, 6.0, 512),
     'text_to_video_sd': Case({**CLIP, **PLAIN}),
+    'stable_audio': Case({**PLAIN, 'audio_end_in_s': SECONDS}),
+    'ace_step': Case({**PLAIN, 'audio_duration': SECONDS, 'max_text_length': 64}, length=64),
     'qwen_image': Case(
         {'true_cfg_scale': 1.0, **SHORT, **SIZE}, unreached=(*LAST_QUERIES, 'attn.to_add_out', '.txt_mlp.')
     ),
@@ -137,9 +140,25 @@ def solvable(pipeline: Any, spec: DiffusionSpec) -> Any:
         own = euler.set_timesteps
         levels = functools.partial(spec.levels, shape=())
         euler.set_timesteps = lambda steps, device=None: own(sigmas=levels(steps)[:-1].tolist(), device=device)
+    elif name == 'CosineDPMSolverMultistepScheduler':
+        pipeline.scheduler = _without_noise(diffusers, config)
     elif name in ('DDIMScheduler', 'EulerDiscreteScheduler'):
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(config, set_alpha_to_one=True, clip_sample=False)
     return pipeline
+
+
+def _without_noise(diffusers: Any, config: Any) -> Any:
+    """The scheduler of Stable Audio with the solver of first order that adds no noise, in place of its own."""
+
+    class Euler(diffusers.CosineDPMSolverMultistepScheduler):
+        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> SimpleNamespace:
+            number = int((self.timesteps == timestep).nonzero()[0])
+            sigma, following = self.sigmas[number], self.sigmas[number + 1]
+            clean = self.precondition_outputs(sample, model_output, sigma)
+            self._step_index = number + 1
+            return SimpleNamespace(prev_sample=clean + following * (sample - clean) / sigma)
+
+    return Euler.from_config(config)
 
 
 def own_sample(family: str, pipeline: Any, steps: int = STEPS) -> Any:
@@ -165,7 +184,7 @@ def solved(family: str, tiny: Opened, denoiser: nn.Module | None = None, steps: 
             guidance = CASES[family].guidance
             prediction = spec.predict(denoiser or tiny.denoiser, sample, level, conditions, guidance)
             clean, noise = clean_and_noise(spec.process, sample, prediction, level)
-            if isinstance(spec.process, DDPM):
+            if isinstance(spec.process, (DDPM, Angular)):
                 alpha, sigma = spec.process.coefficients(following)
                 sample = alpha * clean + sigma * noise
             else:
@@ -176,6 +195,11 @@ def solved(family: str, tiny: Opened, denoiser: nn.Module | None = None, steps: 
 def values(media: Any) -> numpy.ndarray:
     """What a pipeline returns, as numbers."""
     first = media[0]
+    if isinstance(first, Audio):
+        return first.samples * 255.0
+    if isinstance(first, Tensor):
+        # A waveform of two channels.
+        return first.mean(0).clamp(-1, 1).numpy() * 255.0
     if isinstance(first, Video):
         return first.frames.astype(numpy.float64)
     shown = numpy.asarray(first, dtype=numpy.float64)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from align_anything.core.errors import ModelError
+from align_anything.models.diffusion import families
 from align_anything.models.diffusion.checkpoint import (
     denoiser_skeleton,
     enable_gradient_checkpointing,
@@ -19,6 +23,7 @@ from align_anything.models.diffusion.checkpoint import (
     load_denoiser,
     load_spec,
 )
+from align_anything.models.diffusion.families.stable_diffusion_3 import StableDiffusion3Spec
 from align_anything.models.diffusion.spec import Sizing
 from align_anything.testing.tiny import build
 from tests.models.diffusion.cases import CASES, LENGTH, PROMPT, folder_of, opened
@@ -34,7 +39,7 @@ def gradients(family: str, model: nn.Module) -> dict[str, torch.Tensor | None]:
     conditions = tiny.spec.stack(tiny.spec.encode_text(tiny.frozen, [PROMPT, 'the dog']))
     model.zero_grad()
     tiny.spec.predict(model, sample, levels, conditions, 1.0).sub(1).square().mean().backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -44,6 +49,10 @@ def test_gradients_reach_all_and_checkpointing_changes_none(family: str) -> None
     unreached = {name for name, gradient in plain.items() if gradient is None or not gradient.any()}
     expected = {name for name in unreached if any(part in name for part in CASES[family].unreached)}
     assert unreached == expected and bool(expected) == bool(CASES[family].unreached)
+    if family == 'text_to_video_sd':
+        with pytest.raises(ModelError, match='does not support gradient checkpointing'):
+            enable_gradient_checkpointing(model)
+        return
     enable_gradient_checkpointing(model)
     again = gradients(family, model)
     for name, gradient in plain.items():
@@ -127,6 +136,26 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(tmp_path: Path) 
     file.write_bytes(b'nothing')
     with pytest.raises(ModelError, match='does not load as SD3Transformer2DModel'):
         load_denoiser(load_spec(folder))
+
+
+def test_an_installed_package_brings_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = edited('sd3', tmp_path / 'own', 'model_index.json', _class_name='OwnPipeline')
+    package = SimpleNamespace(name='own', version='0.1')
+    point = SimpleNamespace(name='OwnPipeline', value='own:Spec', load=lambda: StableDiffusion3Spec, dist=package)
+    monkeypatch.setattr(families._PLUGINS, '_points', {'OwnPipeline': point})
+    assert type(load_spec(folder)) is StableDiffusion3Spec and 'OwnPipeline' in families.pipeline_names()
+    monkeypatch.setattr(families._PLUGINS, '_points', {'FluxPipeline': point})
+    with pytest.raises(ModelError, match='registered twice'):
+        load_spec(folder)
+
+
+def test_what_a_pipeline_imports_without_asking_is_missed_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    for family, package in (('wan', 'ftfy'), ('stable_audio', 'torchsde')):
+        absent = functools.partial(lambda name, missing: None if name == missing else found(name), missing=package)
+        monkeypatch.setattr(importlib.util, 'find_spec', absent)
+        with pytest.raises(ModelError, match=rf'needs {package}: pip install .align-anything\[diffusion\]'):
+            load_spec(folder_of(family), Sizing(resolution=(32, 32), num_frames=5))
 
 
 def test_sizes_that_a_family_cannot_have_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pickle
 from types import SimpleNamespace
@@ -53,12 +54,14 @@ def test_the_denoiser_is_called_as_the_pipeline_calls_it(family: str) -> None:
         tiny.denoiser,
         lambda: tiny.spec.predict(tiny.denoiser, noise_of(tiny), level, conditions, CASES[family].guidance),
     )
+    # The scheduler of Stable Audio multiplies noise and divides it again.
+    equal = functools.partial(torch.allclose, rtol=1e-5, atol=1e-6) if family == 'stable_audio' else torch.equal
     names = {name for name, value in own.items() if flat(value)}
     assert names == {name for name, value in ours.items() if flat(value)}
     for name in names:
         for theirs, made in zip(flat(own[name]), flat(ours[name]), strict=True):
-            assert torch.equal(theirs.float().expand(made.shape), made.float()), name
-    assert all(torch.equal(theirs, made) for theirs, made in zip(flat(output), flat(same), strict=True))
+            assert equal(theirs.float().expand(made.shape), made.float()), name
+    assert all(equal(theirs, made) for theirs, made in zip(flat(output), flat(same), strict=True))
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -87,7 +90,8 @@ def test_latents_are_scaled_as_they_are_unscaled(family: str, monkeypatch: pytes
     monkeypatch.setattr(tiny.frozen.vae, 'encode', lambda fitted: encoded)
     again = tiny.spec.encode_media(tiny.frozen, torch.stack([tiny.spec.fitted(one, size) for one in media]))
     assert torch.allclose(again, latents, atol=1e-5)
-    assert not torch.allclose(again.std(), seen[0].std(), rtol=1e-3)
+    # Autoencoders of sounds have latents as the denoiser has them.
+    assert tiny.spec.emits == {'audio'} or not torch.allclose(again.std(), seen[0].std(), rtol=1e-3)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

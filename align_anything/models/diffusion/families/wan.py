@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.experts import Experts
+from align_anything.models.diffusion.library import require_beside
 from align_anything.models.diffusion.pictures import rows
 from align_anything.models.diffusion.statistics import standardised, unstandardised
 from align_anything.models.diffusion.videos import VideoSpec
@@ -48,6 +49,7 @@ class WanSpec(VideoSpec):
     def check(self) -> None:
         """Raises ModelError for experts without a boundary between them, and as all families do."""
         super().check()
+        require_beside('ftfy', self.model_type)
         if SECOND in self.configs and not self.index.get('boundary_ratio'):
             raise ModelError(f'{self.folder}/model_index.json has two experts, and no boundary_ratio between them.')
 
