@@ -114,7 +114,7 @@ def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
         if kind not in known
     ]
     problems += [
-        f'{name}.{kind}: responses hold no {kind}; name it under emit.'
+        f'model_cfgs.{name}.{kind}: responses hold no {kind}, but {", ".join(emission.grids) or "text"}.'
         for name, own in (('emit_temperature', sampling.emit_temperature), ('emit_top_k', sampling.emit_top_k))
         for kind in own
         if kind not in emission.grids
@@ -123,6 +123,11 @@ def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
         problems.append(f'emit: a response that is one {emission.begins} holds that and nothing else.')
     if not problems:
         problems = [problem for kind in emission.grids for problem in _problems(known[kind], sampling, emission)]
+    if emission.grids and sampling.repetition_penalty != 1:
+        problems.append(
+            'model_cfgs.repetition_penalty: it would keep codes from coming twice in a medium, and scores know nothing '
+            'of it. Set it to 1.'
+        )
     openings = [known[kind].opening[:1] for kind in emission.grids if kind in known]
     if len(set(openings)) < len(openings):
         problems.append('emit: two kinds of media begin with the same token, so that they cannot be told apart.')
@@ -133,21 +138,29 @@ def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
 def _problems(own: KindOfCodes, sampling: Sampling, emission: Emission) -> list[str]:
     kind, grid = own.kind, emission.grid(own)
     if own.size not in (None, grid):
-        return [f'emit.{kind}: every {kind} of this model has {list(own.size)} codes, not {list(grid)}.']
+        return [
+            f'model_cfgs.emit_size.{kind}: every {kind} of this model has {list(own.size)} codes, not {list(grid)}.'
+        ]
     if grid is None and (kind != 'audio' or own.row_end is not None):
-        return [f'emit.{kind}: name how many codes it has, such as [16, 16].']
+        return [f'model_cfgs.emit_size.{kind}: name how many codes it has, such as [16, 16].']
     if grid is not None and (len(grid) != DIMENSIONS[kind] or min(grid) < 1):
-        return [f'emit.{kind}: {list(grid)} is not {DIMENSIONS[kind]} numbers of codes.']
+        return [f'model_cfgs.emit_size.{kind}: {list(grid)} is not {DIMENSIONS[kind]} numbers of codes.']
     if grid is not None and not _readable(own, grid):
-        return [f'emit.{kind}: a model without a token behind each row writes square images, not {list(grid)}.']
+        return [
+            f'model_cfgs.emit_size.{kind}: a model without a token behind each row writes square images, not '
+            f'{list(grid)}.'
+        ]
     if emission.max_frames and grid is not None:
         return [f'emit: the {kind} has {list(grid)} codes, so that a most number of frames says nothing. Leave it out.']
     if not own.opening and emission.begins is None:
-        return [f'emit.{kind}: this model has no token that begins it, so that the response has to begin with it.']
+        return [
+            f'model_cfgs.emit_size.{kind}: this model has no token that begins it, so that the response has to begin '
+            'with it.'
+        ]
     length = emission.longest(own)
     inside = length - len(own.opening if grid is None else own.opening_of(grid)) - len(own.closing)
     if own.longest is not None and inside > own.longest:
-        return [f'emit.{kind}: it has {inside} tokens, but the model writes {own.longest} at most.']
+        return [f'model_cfgs.emit_size.{kind}: it has {inside} tokens, but the model writes {own.longest} at most.']
     # The token behind it that ends the response.
     length += 1
     if length > sampling.max_new_tokens:
