@@ -433,6 +433,22 @@ def test_images_that_are_no_squares_of_the_encoder_are_refused(
         compose(read_compose(settings, 'compose'), tmp_path / 'out')
 
 
+@pytest.mark.parametrize('encoder', ['dinov2', 'dinov2_with_registers'])
+def test_dinov2_is_shown_smaller_images_than_it_was_made_for(encoder: str, parts: Parts, tmp_path: Path) -> None:
+    """As published: made for 518 pixels, with a processor that crops to 224."""
+    shutil.copytree(parts(encoder), tmp_path / 'encoder')
+    size = {'size': {'shortest_edge': 32}, 'crop_size': {'height': 28, 'width': 28}}
+    transformers.CLIPImageProcessor(**size).save_pretrained(tmp_path / 'encoder')
+    settings = {'language_model': str(parts('llama')), 'image': str(tmp_path / 'encoder'), 'video': 'frames'}
+    folder = compose(read_compose(settings, 'test'), tmp_path / 'made')
+    spec, policy = load_spec(folder), policy_of(folder, load_spec(folder), 'padded')
+    example = spec.encode(two_turns(['image', 'video']))
+    patches = (28 // 14) ** 2
+    assert int((example.prompt.ids == spec.config.image_token_id).sum()) == 2 * patches
+    with torch.no_grad():
+        assert policy(TokenCollator(spec, 'padded')([example])).values.isfinite().all()
+
+
 def test_encoders_of_images_that_are_no_squares_are_refused(parts: Parts, tmp_path: Path) -> None:
     oblong = transformers.ViTConfig(**SHAPE, image_size=[56, 84])
     of_any_shape = transformers.Siglip2VisionConfig(**SHAPE, patch_size=14, num_patches=16)

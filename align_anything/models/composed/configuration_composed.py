@@ -65,7 +65,8 @@ def encoder_rule(encoder, select):
 
     `windows` `[kernel, stride, padding]` shorten its length one after the other, and there are `each` for every unit of
     what is left. The length of audio is the sum of the mask that its feature extractor makes, of videos that go frame
-    by frame the number of frames, and 1 of every other medium. With `whole` the length does not matter.
+    by frame the number of frames, and 1 of every other medium. With `whole` the length does not matter. `side` of an
+    encoder are the pixels of images that it is shown, where they are not those that it was made for.
     """
     config = AutoConfig.for_model(**encoder['config'])
     kind, windows, each = config.model_type, [], 1
@@ -76,7 +77,7 @@ def encoder_rule(encoder, select):
     elif kind == 'clap_audio_model':
         each = (config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)) ** 2
     else:
-        patches = (config.image_size // config.patch_size) ** 2
+        patches = (encoder.get('side', config.image_size) // config.patch_size) ** 2
         if kind == 'videomae':
             patches *= config.num_frames // config.tubelet_size
         each = patches + (leading_tokens(config) if select == 'full' else 0)

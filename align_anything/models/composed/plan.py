@@ -55,6 +55,8 @@ ANY_SHAPE = (
     'It reads images of any shape (NaFlex), and those of composed models are squares: name a SigLIP 2 of one '
     'resolution, such as google/siglip2-base-patch16-224.'
 )
+SCALING = ('dinov2', 'dinov2_with_registers')
+"""Encoders that scale what they know of places to images of other sizes; published ones are shown smaller images."""
 ROWS_MULTIPLE = 64
 NOT_OURS = (
     *('architectures', 'dtype', 'transformers_version', '_name_or_path', 'torch_dtype', 'auto_map'),
@@ -82,12 +84,14 @@ class Source:
         config: the encoder's.
         module: the encoder's in the model.
         pictures: the image processor, of encoders of images and videos.
+        side: height and width in pixels of what it makes.
     """
 
     name: str
     config: PreTrainedConfig
     module: str = ''
     pictures: Any = None
+    side: int = 0
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,7 @@ def _check_side_by_side(kind: str, sources: tuple[Source, ...], select: str) -> 
     """Raises ModelError for encoders of images whose patches do not lie one on the other."""
     if kind != 'image' or len(sources) < 2 or select in ('cls', 'pooled'):
         return
-    grids = [source.config.image_size // source.config.patch_size for source in sources]
+    grids = [source.side // source.config.patch_size for source in sources]
     if len(set(grids)) > 1 or select == 'full':
         sides = ' and '.join(
             f'{source.name} ({grid} x {grid} patches)' for source, grid in zip(sources, grids, strict=True)
@@ -329,11 +333,12 @@ def _source(kind: str, name: str) -> Source:
     if kind == 'audio' and getattr(inner, 'add_adapter', False):
         raise ModelError(f'{kind}.encoder: {name} has an adapter behind its layers (add_adapter), which is not known.')
     inner.name_or_path = ''
-    return Source(name, inner, module, None if kind == 'audio' else _pictures(kind, name, inner.image_size))
+    return Source(name, inner, module, *(() if kind == 'audio' else _pictures(kind, name, inner)))
 
 
-def _pictures(kind: str, name: str, side: int) -> Any:
-    """The image processor of an encoder. Raises ModelError where it does not make squares of `side` pixels."""
+def _pictures(kind: str, name: str, config: PreTrainedConfig) -> tuple[Any, int]:
+    """The image processor of an encoder, and the side of what it makes. Raises ModelError where it does not fit."""
+    side = config.image_size
     try:
         found = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -342,13 +347,15 @@ def _pictures(kind: str, name: str, side: int) -> Any:
         made = sorted({pixels_of(found, *shape) for shape in ((side, 2 * side), (2 * side, side))})
     except KeyError:  # it names one side, and the other one follows the picture
         made = []
+    if config.model_type in SCALING and len(made) == 1 and made[0][0] == made[0][1] >= config.patch_size:
+        side = made[0][0]
     if made != [(side, side)]:
         shapes = ' and '.join(f'{height} x {width}' for height, width in made) or 'any shape'
         raise ModelError(
             f'{kind}.encoder: {name} takes images of {side} x {side} pixels, but its image processor '
             f'(preprocessor_config.json) makes them {shapes}: let it crop, or scale, to the former.'
         )
-    return found
+    return found, side
 
 
 def _encoder(kind: str, source: Source, cfgs: MediaCfgs) -> dict[str, Any]:
@@ -356,15 +363,17 @@ def _encoder(kind: str, source: Source, cfgs: MediaCfgs) -> dict[str, Any]:
     known = AutoConfig.for_model(**{**source.config.to_dict(), 'model_type': source.config.model_type}).to_dict()
     settings = {key: value for key, value in known.items() if key not in NOT_OURS}
     settings |= {key: value for key, value in STEADY.items() if key in known or key == 'vision_use_head'}
+    other = kind != 'audio' and source.side != source.config.image_size
+    shown = {'side': source.side} if other else {}
     layer = cfgs.feature_layer
     if 'feature_layer' not in cfgs.model_fields_set and source.config.model_type in LLAVA_ENCODERS:
         layer = LLAVA_LAYER
     if layer is None:
-        return {'config': settings, 'final_norm': True}
+        return {'config': settings, 'final_norm': True, **shown}
     key = 'encoder_layers' if source.config.model_type == 'whisper' else 'num_hidden_layers'
     if source.config.model_type == 'clap_audio_model':
         raise ModelError(f'{kind}.feature_layer: the layers of {source.name} differ in size; leave it out.')
     number = settings[key] + 1 + layer if layer < 0 else layer
     if not 1 <= number <= settings[key]:
         raise ModelError(f'{kind}.feature_layer: {source.name} has layers 1 to {settings[key]}, so {layer} is none.')
-    return {'config': {**settings, key: number}, 'final_norm': False}
+    return {'config': {**settings, key: number}, 'final_norm': False, **shown}
