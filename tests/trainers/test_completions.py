@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from align_anything.core.types import Audio, Conversation, Embedding, Example, Piece, Response, Video
-from align_anything.reporting import completions_page
+from align_anything.reporting import step_page
 from align_anything.reporting.completions import RESPONSES, Completions, shortened
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import STRIP_HEIGHT, strip_of
@@ -195,7 +195,7 @@ def test_the_page_shows_what_a_prompt_begins_of_the_answer(tmp_path: Path) -> No
 
 
 def test_a_page_that_gets_too_large_goes_on_in_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions_page, 'PAGE_BYTES', 1)
+    monkeypatch.setattr(step_page, 'PAGE_BYTES', 1)
     told = [(step, rollout_of(conversation(text=f'step {step}'))) for step in range(1, 13)]
     shown(tmp_path, *told)
     pages = [tmp_path / f'completions{number}.html' for number in (*(f'.{n}' for n in range(1, 12)), '')]

@@ -119,6 +119,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(kind: str, tiny: Tiny, rows:
     assert (killed / 'previews.html').read_text() == (whole / 'previews.html').read_text()
 
 
+def test_a_dry_run_counts_both_averages(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    settings = {'dry_run': True, 'ema_decay': EMA, 'reference_coeff': 0.0}
+    told = succeed(nft(tmp_path / 'run', tiny('sd3'), rows, **settings), 1, PICTURES, algorithm=NFT)
+    assert 'average (old)' in told and 'average (ema)' in told and 'reference' not in told.split('Memory')[1]
+
+
 def test_models_that_do_not_denoise_a_flow_are_refused(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
     (ended,) = run(nft(tmp_path / 'ddpm', tiny('sd15'), rows), 1, PICTURES, algorithm=NFT)
     assert ended.code == 2 and 'DiffusionNFT trains flows, and StableDiffusionPipeline is none' in ended.output

@@ -64,8 +64,6 @@ def read(tiny, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 def test_every_key_of_an_online_algorithm_is_read(read: set[str]) -> None:
     keys = set().union(*(keys_of(kind) for kind in ONLINE.values())) - keys_of(SFT)
     # The service and vLLM are asked in tests of their own, and denoising steps that drift.
-    elsewhere = {key for key in keys if key.split('.')[1].startswith(('remote_rm_', 'vllm_'))} | {
-        'train_cfgs.max_drift'
-    }
+    elsewhere = {key for key in keys if key.split('.')[1].startswith(('remote_rm_', 'vllm_', 'max_drift'))}
     assert len(keys - elsewhere) > 60
     assert sorted(keys - elsewhere - read) == []

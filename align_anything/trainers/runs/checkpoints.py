@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from align_anything.algorithms.online import Online
+from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main, world_size
@@ -100,13 +100,10 @@ class Checkpoints:
             self.write_model(self.resolved.cfgs, self.spec, model, state, folder)
 
 
-def averages(cfgs: RunCfgs, policy: DeepSpeedEngine, algorithm: Online | None = None) -> dict[str, AveragedWeights]:
-    """The averages of a run, by name: what it evaluates, and the policy that samples where that is an old one."""
-    wanted = {
-        EMA: cfgs.diffusion_cfgs.ema_decay is not None,
-        OLD: algorithm is not None and algorithm.old_decay(0) is not None,
-    }
-    return {name: AveragedWeights(policy) for name, is_wanted in wanted.items() if is_wanted}
+def averages_of(cfgs: RunCfgs, algorithm: Algorithm) -> list[str]:
+    """The names of the averages of a run: of what it evaluates, and of the old policy where that samples."""
+    samples_old = algorithm.generates and algorithm.old_decay(0) is not None
+    return [*([] if cfgs.diffusion_cfgs.ema_decay is None else [EMA]), *([OLD] if samples_old else [])]
 
 
 def state_folder(folder: Path, role: str) -> Path:

@@ -31,8 +31,8 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
         problems.append('train_cfgs.early_stopping_patience: an evaluation has no loss here; set save_best: reward.')
     if cfgs.lora_cfgs.use_lora and cfgs.lora_cfgs.lora_dropout and algorithm.has_ratios:
         problems.append(
-            f'lora_cfgs.lora_dropout = {cfgs.lora_cfgs.lora_dropout}: {algorithm.name} clips the ratio of the policy '
-            'to itself at the rollout, which has no dropout: on policy it would not be 1. Leave lora_dropout out.'
+            f'lora_cfgs.lora_dropout = {cfgs.lora_cfgs.lora_dropout}: {algorithm.name} compares the policy '
+            'with itself at the rollout, which has no dropout: on policy they would differ. Leave lora_dropout out.'
         )
     problems += problems_of_generating_ahead(cfgs, algorithm)
     if problems:

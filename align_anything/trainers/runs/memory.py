@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from math import prod
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import nn
 
@@ -27,6 +28,7 @@ from align_anything.models.trainable import component_of, count
 from align_anything.models.work import share_of_experts
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, skeleton
+from align_anything.trainers.runs.checkpoints import averages_of
 from align_anything.trainers.runs.checks import precision_of_reference, reference_cache_of
 from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_judge
 from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
@@ -67,6 +69,13 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str)
         gradients=trained * width / (ranks if stage >= 2 else 1),
         optimizer=0.0 if offloads_optimizer(config) else trained * states / (ranks if stage >= 1 else 1),
     )
+
+
+def average_memory(model: nn.Module, config: Mapping[str, Any]) -> Memory:
+    """What an average of the trained weights takes, in float32 where the weights are."""
+    trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    ranks = world_size() if zero_stage(config) == 3 else 1
+    return Memory(0.0 if offloads_parameters(config) else trained * torch.float32.itemsize / ranks)
 
 
 def activations_of(model: nn.Module, spec: FamilySpec, tokens: int, width: int, recomputes: bool) -> float:
@@ -118,6 +127,8 @@ def memory_of_run(
     # Without a cache, and unless the policy without its adapter is it, a copy is asked while the run trains.
     if refers and not without_adapter_is_reference(cfgs, algorithm):
         held['reference'] = _reference(cfgs, algorithm, spec, policy)
+    for name in averages_of(cfgs, algorithm):
+        held[f'average ({name})'] = average_memory(policy, config)
     if not algorithm.generates:
         return held
     for role, learned in algorithm.critics.items():

@@ -6,11 +6,12 @@ import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.datasets.source_loading import source_names
+from align_anything.engines.averaged import AveragedWeights
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, evaluating, save
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
-from align_anything.trainers.runs.checkpoints import Checkpoints, averages
+from align_anything.trainers.runs.checkpoints import Checkpoints, averages_of
 from align_anything.trainers.runs.checks import check_evaluation
 from align_anything.trainers.runs.data import (
     loader_in_order,
@@ -50,9 +51,8 @@ def train(pair: Pair, resolved: Resolved) -> None:
     policy = assemble(cfgs, algorithm, run.collate, steps)
     # Before the state of an earlier run is loaded: the policy is still what it is compared with.
     roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, policy, dataset, held_out)
-    checkpoints = Checkpoints(
-        resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages(cfgs, policy)
-    )
+    averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
+    checkpoints = Checkpoints(resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step)
     start(run, checkpoints, sampler, steps)
     batch_size, held_out_collate = cfgs.train_cfgs.per_device_eval_batch_size, evaluating(cfgs, policy.policy.collate)

@@ -15,6 +15,7 @@ from align_anything.core.types import Example, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
+from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
@@ -29,7 +30,7 @@ from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator, open_scorer, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
-from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages
+from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.generating import GENERATING
@@ -99,9 +100,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
     pending = Pending(policy.device, decode)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
-    checkpoints = Checkpoints(
-        resolved, run.output_dir, trained, run.spec, save, pending, averages(cfgs, policy, algorithm)
-    )
+    averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
+    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
@@ -117,7 +117,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
         previews=previews,
         critics=critics,
         reference=reference,
-        old=checkpoints.averages.get(OLD),
+        old=averages.get(OLD),
         rollouts=rollouts,
         sampling=sampling,
         pending=pending,

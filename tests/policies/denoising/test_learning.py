@@ -7,17 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from align_anything.core.types import Example
+from align_anything.algorithms.nft import NFT
+from align_anything.core.types import Example, Response
 from align_anything.losses.advantages import group_relative
+from align_anything.losses.nft import optimality
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.transitions import Kernel
-from align_anything.rollouts.experience import record
+from align_anything.rollouts.experience import record, spread
 from tests.harness.local_engine import LocalEngine
 from tests.policies.denoising.test_policy import CPU, GRPO, OFFLINE, infer
 from tests.policies.denoising.toy import policy_of, rollout, row
 
-PROMPTS, GROUP = 3, 6
+PROMPTS, GROUP, DRAWS = 3, 6, 4
 
 
 def answered(policy: DenoisingPolicy, seed: int) -> list[Example]:
@@ -56,6 +58,42 @@ def test_rewards_are_learnt_and_shuffled_ones_are_not(shuffled: bool) -> None:
             engine.train_step([policy.collate(examples)], algorithm)
     rise = sum(seen[-4:]) / 4 - sum(seen[:4]) / 4
     assert (rise > 0.4) is not shuffled, seen
+
+
+@pytest.mark.parametrize('shuffled', [False, True])
+def test_nft_learns_from_what_the_old_policy_ends_with(shuffled: bool) -> None:
+    """Sampled without noise by a copy that follows the policy, and trained on draws of noise for the result."""
+    algorithm = NFT(contrast=1.0, reference_coeff=0.0, old_decay_rate=0.05)
+    policy, old = (policy_of(dtype=torch.float32, contrast=1.0, kernel=Kernel('flow_sde', 0.7)) for _ in range(2))
+    engine, seen, groups = engine_of(policy, 1e-2), [], torch.arange(PROMPTS).repeat_interleave(GROUP)
+    for number in range(30):
+        examples = [
+            replace(
+                item,
+                epoch=number,
+                responses=[drawn(old, item, 1000 * number + GROUP * at + own) for own in range(GROUP)],
+            )
+            for at, item in enumerate(map(row, range(PROMPTS)))
+        ]
+        rewards = rewards_of(examples).float()
+        seen.append(float(rewards.mean()))
+        if shuffled:
+            rewards = rewards[torch.randperm(len(rewards), generator=torch.Generator().manual_seed(number))]
+        record('old', infer(old, prediction=True), policy.collate, [examples], CPU)
+        advantages = group_relative(rewards, groups, scale='batch', batch_std=rewards.std())
+        spread(examples, 'optimality', optimality(advantages).repeat_interleave(DRAWS))
+        engine.train_step([policy.collate(examples)], algorithm)
+        decay = algorithm.old_decay(number + 1)
+        with torch.no_grad():
+            for own, other in zip(old.parameters(), policy.parameters(), strict=True):
+                own.lerp_(other, 1 - decay)
+    rise = sum(seen[-4:]) / 4 - sum(seen[:4]) / 4
+    assert (rise > 0.4) is not shuffled, seen
+
+
+def drawn(policy: DenoisingPolicy, item: Example, seed: int) -> Response:
+    clean = rollout(policy, item, (), seed).media[LATENTS]
+    return Response(torch.arange(DRAWS), torch.full((DRAWS,), 1 / DRAWS), {LATENTS: clean})
 
 
 def test_samples_and_pairs_are_learnt() -> None:

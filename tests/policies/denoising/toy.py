@@ -147,7 +147,7 @@ def rollout(policy: DenoisingPolicy, example: Example, window: Sequence[int], se
             for name, value in zip(kept, (sample, after, step.level, step.next_level, step.first_level), strict=True):
                 kept[name].append(value[0])
         sample = after
-    media = {name: torch.stack(values) for name, values in kept.items()}
+    media = {name: torch.stack(values) for name, values in kept.items() if values}
     media[LATENTS] = sample[0]
     made = Response(torch.tensor(list(window)), torch.ones(len(window)), media)
     made.per_unit['rollout'] = torch.zeros(len(window))
