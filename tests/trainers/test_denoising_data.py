@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from align_anything.cli.main import main
+from align_anything.models.diffusion.checkpoint import load_spec
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.trainers.loops.offline import OfflineLoop
 from tests.cli.test_inspection import Page
@@ -136,7 +137,8 @@ def test_a_micro_batch_has_pictures_of_one_size(ranks: int, tiny: Tiny, shapes: 
         # A rank without a row has the shape of the settings, and trains nothing.
         assert len({str(shape) for shape, sources in batches if sources}) == 1
     assert len({name for own in seen for _, sources in own for name in sources}) == 10
-    assert {tuple(shape) for own in seen for shape, _ in own} == {(4, 8, 8), (4, 4, 10), (4, 10, 4)} or ranks
+    sizes = {name: tuple(shape) for own in seen for shape, sources in own for name in sources}
+    assert [*map(list(sizes.values()).count, ((4, 8, 8), (4, 6, 10), (4, 10, 6)))] == [5, 3, 2]
     assert metrics(out, 'train/samples')[-1] and not (out / 'skipped_samples.jsonl').exists()
     assert len(metrics(out, 'eval/loss')) == 1
 
@@ -146,16 +148,8 @@ def test_without_buckets_all_have_one_size(tiny: Tiny, shapes: Path, tmp_path: P
     assert {str(shape) for shape, _ in lines(tmp_path / '0.jsonl')} == {'[4, 8, 8]'}
 
 
-@pytest.mark.parametrize('dropped', [0.0, 1.0])
-def test_a_prompt_that_is_dropped_is_the_empty_one(dropped: float, tiny: Tiny, shapes: Path, tmp_path: Path) -> None:
-    pictures = [asked(f'picture {at}' if dropped else '', f'{at}.png') for at in range(4)]
-    file = write_rows(shapes.parent / f'dropped-{dropped}.jsonl', pictures)
-    how = {'prompt_dropout': dropped or None, 'max_steps': 2}
-    if not dropped:
-        # An empty prompt in a row is a mistake; there is no other way to write it.
-        (ended,) = run(offline(tmp_path / 'run', tiny('sd3'), file, **how), 1, PICTURES)
-        assert ended.code == 2 and 'empty user turn' in ended.output
-        return
+def test_a_prompt_that_is_dropped_is_the_empty_one(tiny: Tiny, shapes: Path, tmp_path: Path) -> None:
+    how = {'prompt_dropout': 1.0, 'max_steps': 2}
     conditions: Path = tmp_path / 'conditions.pt'
 
     def before(rank: int) -> None:
@@ -168,10 +162,8 @@ def test_a_prompt_that_is_dropped_is_the_empty_one(dropped: float, tiny: Tiny, s
 
         OfflineLoop._step = watch
 
-    succeed(offline(tmp_path / 'run', tiny('sd3'), file, **how), 1, PICTURES, before)
+    succeed(offline(tmp_path / 'run', tiny('sd3'), shapes, **how), 1, PICTURES, before)
     spec_conditions = torch.load(conditions)
-    from align_anything.models.diffusion.checkpoint import load_spec
-
     spec = load_spec(tiny('sd3'))
     (empty,) = spec.encode_text(spec.open(torch.device('cpu')), [''])
     for name, value in spec_conditions.items():
