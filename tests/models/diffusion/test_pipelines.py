@@ -129,6 +129,16 @@ def test_what_is_opened_is_frozen_and_has_no_denoiser(family: str) -> None:
 
 
 @pytest.mark.parametrize('family', FAMILIES)
+def test_decoding_needs_no_text_encoder(family: str) -> None:
+    tiny = opened(family)
+    light = tiny.spec.open(torch.device('cpu'), decodes_only=True)
+    left = {name for name, part in light.components.items() if isinstance(part, nn.Module)}
+    assert tiny.spec.text_encoders and left and left.isdisjoint(tiny.spec.text_encoders)
+    made = [tiny.spec.decode_latents(pipeline, noise_of(tiny)) for pipeline in (tiny.frozen, light)]
+    assert numpy.array_equal(*map(values, made))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
 def test_rules_can_be_pickled(family: str) -> None:
     spec = opened(family).spec
     again = pickle.loads(pickle.dumps(spec))
