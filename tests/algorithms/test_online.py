@@ -214,6 +214,21 @@ def test_safe_rlhf_weighs_costs_by_the_multiplier() -> None:
     assert found['returns/cost_critic'].tolist() == pytest.approx(cost_returns)
 
 
+def test_safe_rlhf_without_critics_compares_the_responses_to_a_prompt() -> None:
+    settings = {'num_generations': 2, 'kl_coeff': 0.1, 'lambda_init': 2.0, 'whiten_advantages': False}
+    algorithm = KNOWN['saferlhf'](advantage_estimator='rloo', **settings)
+    assert algorithm.critics == {} and KNOWN['saferlhf']().critics
+    found, rollout = advantages(algorithm), experience(critics=())
+    penalties = [0.05 * sum(kl) for kl in by_response(rollout.logprobs - rollout.reference)]
+    worth = [
+        ((score - penalty) - 2.0 * (cost + penalty)) / 3.0
+        for score, cost, penalty in zip(SCORES, COSTS, penalties, strict=True)
+    ]
+    # Two responses to each prompt: each is against the other.
+    expected = [worth[at] - worth[at ^ 1] for at in range(4) for _ in range(LENGTHS[at])]
+    assert found.keys() == {'advantage'} and found['advantage'].tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(('threshold', 'rises'), [(-0.5, True), (0.5, False)])
 def test_the_multiplier_follows_the_cost_after_its_delay(threshold: float, rises: bool) -> None:
     """The mean cost is 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from align_anything.losses.dpo import DPO_LOSSES
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, online, write_digits
-from tests.trainers.runs import lines, run, succeed, weights
+from tests.trainers.runs import lines, poison, run, succeed, weights
 from tests.trainers.test_scoring import argv as scoring_argv
 from tests.trainers.test_scoring import with_head
 
@@ -64,6 +65,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     'window': ('grpo', {'sde_window': 3}, 'diffusion_cfgs.sde_window: a window of 3 steps'),
     'weighting': ('sft', {'loss_weighting': 'min_snr'}, 'min_snr'),
     'side': ('sft', {'resolution': 30}, 'sides must be multiples of 8. The nearest is 32 × 32'),
+    'buckets': ('grpo', {'aspect_buckets': True}, 'diffusion_cfgs.aspect_buckets (command line --aspect_buckets): it'),
+    'stream': (
+        'sft',
+        {'streaming': True, 'max_steps': 2},
+        'data_cfgs.streaming: the rows of a stream cannot be encoded',
+    ),
     'offline steps': ('sft', {'rollout_steps': 4}, 'diffusion_cfgs.rollout_steps'),
 }
 
@@ -188,6 +195,40 @@ def test_what_means_nothing_for_a_denoiser_is_refused(why: str, tiny: Tiny, rows
     argv = (online if generates else offline)(tmp_path / 'run', tiny('sd3'), rows, **settings)
     (ended,) = run(argv, 1, PICTURES, broken_loading, named(name))
     assert ended.code == 2 and told in ended.output, ended.output
+
+
+def test_evaluations_have_steps_and_guidance_of_their_own(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    seen = tmp_path / 'seen.jsonl'
+
+    def watched(rank: int) -> None:
+        from align_anything.rollouts.denoising import DenoisingRollouts
+
+        generate = DenoisingRollouts.generate
+
+        def watch(self: Any, examples: Any, sampling: Any) -> Any:
+            found = generate(self, examples, sampling)
+            units = [len(response.ids) for responses in found for response in responses]
+            told = [sampling.steps, sampling.guidance.scale, sampling.kernel is None, sampling.responses, max(units)]
+            with open(seen, 'a') as file:
+                file.write(json.dumps(told) + '\n')
+            return found
+
+        DenoisingRollouts.generate = watch
+
+    how = {'eval_datasets': rows, 'eval_template': 'Messages', 'eval_template_kwargs': '{images: ""}'}
+    how |= {'eval_strategy': 'steps', 'eval_interval': 1, 'per_device_eval_batch_size': 8, 'save_best': 'reward'}
+    how |= {'eval_rollout_steps': 5, 'eval_guidance_scale': 3.0, 'max_steps': 1}
+    out = tmp_path / 'run'
+    succeed(online(out, tiny('sd3'), rows, **how), 1, PICTURES, watched, named('grpo'))
+    training, evaluation = [3, 1.0, False, 2, 2], [5, 3.0, True, 1, 0]
+    assert lines(seen) == [training, evaluation] and len(metrics(out, 'eval/reward')) == 1
+
+
+def test_a_step_with_scores_that_are_no_numbers_is_left_out(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'run'
+    argv = offline(out, tiny('sd3'), rows, nonfinite_loss='skip')
+    succeed(argv, 1, PICTURES, poison(2, rank_of_it=0))
+    assert metrics(out, 'train/nonfinite_steps')[-1] == 1 and changed(tiny('sd3'), out)
 
 
 def broken_loading(rank: int) -> None:

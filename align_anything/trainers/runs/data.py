@@ -291,14 +291,10 @@ def row_costs(dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs) -> tupl
 def row_buckets(dataset: ExampleDataset, spec: Spec, cfgs: RunCfgs) -> tuple[Buckets | None, list[Skipped]]:
     """The size that the medium of every row is brought to, by a look at its file, and the rows that cannot be used.
 
-    None where all are brought to one. Raises SettingsError for streams, whose rows are not known beforehand.
+    None where all are brought to one.
     """
     if spec.unit == 'token' or not cfgs.diffusion_cfgs.aspect_buckets:
         return None, []
-    if cfgs.data_cfgs.streaming:
-        raise SettingsError(
-            ['diffusion_cfgs.aspect_buckets: the sizes of a stream are not known beforehand. Set streaming: False.']
-        )
     found, unusable = measure_buckets(
         dataset, lambda conversations: spec.bucket_of(size_of_answer(conversations)), cfgs.data_cfgs.num_workers
     )

@@ -13,7 +13,7 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.errors import ModelError
+from align_anything.core.errors import ModelError, SettingsError
 from align_anything.models.diffusion.checkpoint import (
     denoiser_skeleton,
     enable_gradient_checkpointing,
@@ -163,6 +163,13 @@ def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dic
 
 def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
     """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a pipeline."""
+    if resolved.cfgs.data_cfgs.streaming:
+        raise SettingsError(
+            [
+                'data_cfgs.streaming: the rows of a stream cannot be encoded before training, and pipelines need that. '
+                'Set it to False.'
+            ]
+        )
     source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
     if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
         return
