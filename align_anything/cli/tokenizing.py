@@ -21,20 +21,34 @@ logger = get_logger(__name__)
 
 def _messages(example: Example) -> dict[str, Any]:
     (conversation,) = example.meta['conversations']
-    return {'messages': conversation, **_beside(example)}
+    return {**_beside(example), 'messages': _turns(conversation)}
 
 
 def _pair_of(example: Example) -> dict[str, Any]:
     chosen, rejected = example.meta['conversations']
-    return {'chosen': chosen, 'rejected': rejected, **_beside(example)}
+    return {**_beside(example), 'chosen': _turns(chosen), 'rejected': _turns(rejected)}
+
+
+def _turns(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns, without the tools of the row that the first one bears."""
+    return [{key: value for key, value in turn.items() if key != 'tools'} for turn in conversation]
 
 
 def _beside(example: Example) -> dict[str, Any]:
-    return {key: example.meta[key] for key in BESIDE if example.meta.get(key) is not None}
+    """All that a row's meta holds beside its turns, as far as JSON can: what rewards and losses read of it."""
+    tools = example.meta['conversations'][0][0].get('tools')
+    beside = {key: value for key, value in example.meta.items() if key != 'conversations' and _is_plain(value)}
+    return beside | ({'tools': tools} if tools else {})
 
 
-BESIDE = ('ground_truth', 'margin')
-"""What of a row's meta is written beside its turns."""
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return value is not None
+
+
 WRITTEN: Mapping[str, Callable[[Example], dict[str, Any]]] = {
     'supervised': _messages,
     'preference': _pair_of,
@@ -46,13 +60,16 @@ WRITTEN: Mapping[str, Callable[[Example], dict[str, Any]]] = {
 def tokenize_media(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], out: Path) -> int:
     """Writes the rows that a run with the settings `argv` trains on into `out`, media as codes; returns how many.
 
-    They are JSON lines for the template `Messages`, or `Preference` where rows are pairs. Rows that cannot be used are
+    They are JSON lines for the template `Messages`, `Prompts` where golden answers or other columns go with prompts, or
+    `Preference` where rows are pairs. Rows that cannot be used are
     left out, counted and listed. Media that stand in prompts as features of a tower stay media, as data URIs.
 
     Raises:
         SettingsError, DataError, ModelError: as the run would, before it loads a model; for a stream, and where the
             model has no codes.
     """
+    if out.is_dir():
+        raise SettingsError([f'tokenize-media: --out {out} is a folder; name a file.'])
     resolved = settings_of(pair, algorithm, argv, os.environ)
     quieten_libraries()
     from align_anything.datasets.skips import told_once

@@ -160,6 +160,11 @@ def _kind(kind: MediaKind, declared: Mapping[str, Any], codec: CodecRules, token
     )
     if not made.opening:
         raise ModelError(f'media_codes.{kind}.opening: name the token that media begin with.')
+    inside = 0 if made.size is None else made.length(made.size) - len(made.opening) - len(made.closing)
+    if made.longest is not None and inside > made.longest:
+        raise ModelError(
+            f'media_codes.{kind}.max_length: {longest} is less than the {inside} tokens of a medium of that size.'
+        )
     if made.open_ended and not made.closing:
         raise ModelError(f'media_codes.{kind}: without a size, closing has to name the token that ends media.')
     return made

@@ -19,7 +19,7 @@ from align_anything.models.any_model import AnyModel
 from align_anything.models.checkpoint import stored_tensor
 from align_anything.models.codecs.base import CodecRules, codec_rules
 from align_anything.models.codes import MediaCodes
-from align_anything.models.declared_codes import CODECS, declared_codes, write_declaration
+from align_anything.models.declared_codes import CODECS, declared_codes, make_codes, write_declaration
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
 
@@ -43,8 +43,13 @@ def add_media_tokens(
     pictures, where there is one; `max_lengths` are most tokens of a medium, and `around` the tokens before and behind
     it, `<|image_begin|>` and `<|image_end|>` by default.
 
-    Raises ModelError for a checkpoint, a codec or a folder that cannot be used, and for kinds that it has codes of.
+    Raises ModelError for a checkpoint, a codec or a folder that cannot be used, for kinds that it has codes of, and for
+    what is said of kinds that no codec is given of, or does not fit its codec.
     """
+    for what, given in (('size', sizes), ('max_length', max_lengths), ('around', around)):
+        stray = sorted(set(given or {}) - set(codecs))
+        if stray:
+            raise ModelError(f'{what} of {stray[0]}: no codec of {stray[0]} is given.')
     spec = load_spec(source, model_max_length=None)
     known = sorted(spec.emits & set(codecs))
     known_rules = {} if spec.codes is None else spec.codes.rules
@@ -62,6 +67,10 @@ def add_media_tokens(
             **({} if size is None else {'size': list(size)}),
             **({'max_length': max_lengths[kind]} if max_lengths and kind in max_lengths else {}),
         }
+    with_codecs = {
+        kind: {**own, 'codec': str(rules[kind].folder.resolve())} for kind, own in declared.items() if kind in rules
+    }
+    make_codes(with_codecs, '', spec.tokenizer, len(spec.tokenizer))
     model = AnyModel.from_pretrained(source)
     enlarge(model, len(spec.tokenizer))
     with new_folder(out) as folder:

@@ -130,6 +130,11 @@ def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
         problems.append(f'emit: a response that is one {emission.begins} holds that and nothing else.')
     if not problems:
         problems = [problem for kind in emission.grids for problem in _problems(known[kind], sampling, emission)]
+    if emission.grids and sampling.repetition_penalty != 1:
+        problems.append(
+            'model_cfgs.repetition_penalty: it would keep codes from coming twice in a medium, and scores know nothing '
+            'of it. Set it to 1.'
+        )
     openings = [known[kind].opening[:1] for kind in emission.grids if kind in known]
     if len(set(openings)) < len(openings):
         problems.append('emit: two kinds of media begin with the same token, so that they cannot be told apart.')

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from align_anything.cli.main import main
+from align_anything.datasets.formatters.base import make_formatter
 from align_anything.testing.emitting import write_digit_rows
 from align_anything.trainers.pairs import PAIRS
 from tests.trainers.runs import lines, sft, succeed, weights
@@ -43,6 +44,30 @@ def test_pairs_are_written_as_pairs(emitting: Emitting, tmp_path: Path) -> None:
     one = json.loads(out.read_text().splitlines()[0])
     chosen, rejected = (one[key][-1]['content'][0]['image']['codes'] for key in ('chosen', 'rejected'))
     assert one['chosen'][0] == one['rejected'][0] and chosen != rejected
+
+
+def test_what_rewards_read_goes_with_prompts(emitting: Emitting, tmp_path: Path) -> None:
+    rows, out = write_digit_rows(tmp_path / 'digits', 2), tmp_path / 'coded.jsonl'
+    how = {'template': 'Prompts', 'train_template_kwargs': '{prompt: question, answer: digit, keep_columns: true}'}
+    online = ['--max_new_tokens', '20', '--reward_functions', '[jpeg_size]', '--num_generations', '2']
+    argv = sft(tmp_path / 'run', emitting('drawing'), rows, *online, **how)
+    with pytest.raises(SystemExit, match='0'):
+        main(['tokenize-media', 'text_to_image', 'grpo', *argv, '--out', str(out)])
+    first, given = lines(out)[0], lines(rows)[0]
+    assert first['ground_truth'] == first['digit'] == given['digit'] and first['picture'] == given['picture']
+    assert first['messages'][0]['content'][0]['text'] == given['question']
+    formatter = make_formatter('Prompts', {'keep_columns': True})
+    turns, meta = formatter.format_prompt_only_sample(first)
+    assert turns[0]['content'] == first['messages'][0]['content'] and meta['digit'] == given['digit']
+    assert meta['ground_truth'] == given['digit']
+
+
+def test_a_folder_is_no_file_to_write(emitting: Emitting, tmp_path: Path, capfd) -> None:
+    argv = sft(tmp_path / 'run', emitting('drawing'), write_digit_rows(tmp_path / 'digits', 2), **SHOWN)
+    with pytest.raises(SystemExit, match='2'):
+        main(['tokenize-media', 'text_to_image', 'sft', *argv, '--out', str(tmp_path)])
+    told = capfd.readouterr().err
+    assert 'is a folder; name a file' in told and 'Traceback' not in told
 
 
 @pytest.mark.parametrize(

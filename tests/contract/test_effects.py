@@ -72,6 +72,14 @@ def other_value(annotation: Any, value: Any) -> Any:
 UNDOING: Mapping[str, Values] = {
     'lr_warmup_ratio': {'lr_scheduler_type': 'constant'},
     'critic_lr_warmup_ratio': {'critic_lr_scheduler_type': 'constant'},
+    **{
+        key: {'advantage_estimator': 'rloo'}
+        for key in (
+            *('critic_lr', 'critic_lr_scheduler_type', 'critic_weight_decay', 'critic_gradient_checkpointing'),
+            *('gamma', 'gae_lambda', 'bootstrap_truncated', 'clip_range_value', 'clip_range_score'),
+            *('reward_critic_model_name_or_path', 'cost_critic_model_name_or_path'),
+        )
+    },
     'overwrite_output_dir': {'resume': 'auto'},
     'fps': {'num_frames': 4},
     'min_frames': {'num_frames': 4},

@@ -179,6 +179,18 @@ def test_losses_of_both_networks_are_those_of_the_class(tiny: Tiny, spec: Family
             torch.testing.assert_close(own, other, atol=1e-7, rtol=1e-4, msg=name)
 
 
+def test_the_class_reads_the_last_state_for_a_frame_that_nothing_stands_before(tiny: Tiny) -> None:
+    """Why its depth loss of bare frames is another than one by hand: here no sequence begins with a frame."""
+    model = stirred(tiny('csm'))
+    codes = torch.randint(ENTRIES, (1, 6, BOOKS), generator=torch.Generator().manual_seed(0))
+    theirs = plain_of(model)(input_ids=codes, labels=codes)
+    states = model.backbone_model(input_ids=codes).last_hidden_state[0]
+    loss = -model.further_logprobs(states.roll(1, 0), codes[0]).mean() / (BOOKS - 1)
+    assert float(loss) == pytest.approx(float(theirs.depth_decoder_loss), rel=1e-6)
+    behind_another = -model.further_logprobs(states[:-1], codes[0, 1:]).mean() / (BOOKS - 1)
+    assert abs(float(behind_another - loss)) > 1e-4
+
+
 def trained(model: Any) -> list[tuple[str, Tensor]]:
     return [(name, item) for name, item in model.named_parameters() if not name.startswith('codec_model')]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,27 @@ def test_a_codec_of_pictures_of_any_shape_declares_none_unless_told(tiny: Tiny, 
     assert 'size' not in declared(add_media_tokens(tiny('qwen2'), {'image': codec}, tmp_path / 'any'))
     told = add_media_tokens(tiny('qwen2'), {'image': codec}, tmp_path / 'told', sizes={'image': (6, 4)})
     assert declared(told)['size'] == [6, 4]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ({'sizes': {'image': [4, 4], 'audio': [5]}}, 'size of audio: no codec of audio is given'),
+        ({'max_lengths': {'audio': 5}}, 'max_length of audio: no codec of audio is given'),
+        ({'around': {'video': ('<v>', '</v>')}}, 'around of video: no codec of video is given'),
+        ({'sizes': {'image': [4]}}, 'makes [4, 4] codes of every image, not [4]'),
+        ({'sizes': {'image': [4, 4]}, 'max_lengths': {'image': 15}}, '15 is less than the 16 tokens'),
+        ({'around': {'image': ('<|image_begin|>', '<|image_begin|>')}}, 'begins with the token that opens image'),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tiny: Callable[..., Path],
+    emitting: Callable[..., Path],
+    tmp_path: Path,
+    settings: dict[str, Any],
+    words: str,
+) -> None:
+    codecs = {'image': emitting('drawing') / 'codecs' / 'image'}
+    with pytest.raises(ModelError) as caught:
+        add_media_tokens(tiny('llama'), codecs, tmp_path / 'out', **settings)
+    assert words in str(caught.value) and not (tmp_path / 'out').exists()

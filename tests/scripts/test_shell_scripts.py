@@ -42,7 +42,7 @@ TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem i
 
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
 FIRST_TRAINED = (
-    'sd3_dpo llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft '
+    'sd3_dpo wan_sft editing_sft llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft '
     'drawing_sft speaking_sft illustrating_sft unified_sft janus_sft chameleon_sft emu3_sft csm_sft'
 ).split()
 FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
@@ -54,10 +54,11 @@ EMITTING = {
     'drawing_sft': 'drawing',
     'speaking_sft': 'singing',
     'illustrating_sft': 'drawing',
+    'editing_sft': 'drawing',
     'unified_sft': 'unified',
 }
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
-SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}}
+SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}, 'wan_sft': {'NUM_FRAMES': 1, 'RESOLUTION': 32}}
 
 SMALL = '--max_steps 2 --num_workers 0 --log_type none --save_total_limit 0'.split()
 # Scripts of online algorithms set these themselves.
@@ -94,6 +95,8 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     'AA_TA2T': {**RANKED, 'audio_path': 'tone.wav'},
     'Pickapic': {'caption': 'A square.', 'jpg_0': 'picture.png', 'jpg_1': 'other.png', 'label_0': 1, 'label_1': 0},
+    'Prompts': {'Prompt': 'A red square.'},
+    'Webvid': {'caption': 'A square gets brighter.', 'video_path': 'clip'},
     'DiffusionDB': {'prompt': 'A red square.', 'image': 'picture.png'},
     'TTS': {'text_normalized': 'A tone.', 'audio': 'tone.wav'},
     'ti2ti': {
@@ -107,7 +110,7 @@ ROWS: dict[str, dict[str, Any]] = {
 # Of scripts that name the columns themselves.
 DRAWN = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'So: '}, {'type': 'image', 'image': 'picture.png'}]}
 ROW = {
-    'sd3_grpo': {'Prompt': 'A red square.'},
+    'editing_sft': {'source_img': 'picture.png', 'instruction': 'Make it blue.', 'target_img': 'other.png'},
     'unified_sft': {'messages': [TURNS[0], DRAWN]},
     'qwen2_vl_grpo': {'image': 'picture.png', 'problem': 'How many?', 'solution': '<answer> 3 </answer>'},
 }
@@ -223,7 +226,9 @@ def test_it_trains(script: Path, call: Callable[..., Called], made: Callable[[st
     assert ended[0].code == 0, ended[0].output
     output = tmp_path / 'trained'
     saved = {path.name for path in (output / 'slice_end').iterdir()}
-    adapter = 'pytorch_lora_weights.safetensors' if script.parent.name == 'sd3' else 'adapter_model.safetensors'
+    adapter = (
+        'pytorch_lora_weights.safetensors' if script.parent.name in ('sd3', 'wan') else 'adapter_model.safetensors'
+    )
     assert (adapter if '--use_lora' in argv else 'model.safetensors') in saved
     steps = [json.loads(line) for line in (output / 'metrics.jsonl').read_text().splitlines()]
     assert [record['step'] for record in steps if 'train/loss' in record] == [1, 2]

@@ -226,6 +226,17 @@ def test_codes_are_made_once(emitting: Emitting, rows: Path, tmp_path: Path) -> 
     assert not (tmp_path / 'one' / 'media_codes').exists()
 
 
+def test_a_stream_brings_its_codes(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
+    how = {**HOW['sft'], 'streaming': True, 'max_steps': 1}
+    (ended,) = run(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING)
+    assert ended.code == 2 and 'data_cfgs.streaming: the media of a stream' in ended.output
+    question = {'role': 'user', 'content': 'draw the digit two'}
+    answer = {'role': 'assistant', 'content': [{'type': 'image', 'image': {'codes': [[1, 2, 3, 4]] * 4}}]}
+    file = write_rows(tmp_path / 'coded.jsonl', [{'messages': [question, answer]}] * 4)
+    succeed(sft(tmp_path / 'coded', emitting('drawing'), file, **how), pair=DRAWING)
+    assert lines(tmp_path / 'coded' / 'metrics.jsonl')[0]['train/loss'] > 0
+
+
 def test_an_adapter_draws_too(emitting: Emitting, rows: Path, tmp_path: Path) -> None:
     how = online(rows, **ADAPTER, lora_r=4, max_steps=1)
     succeed(sft(tmp_path / 'run', emitting('drawing'), rows, **how), pair=DRAWING, algorithm=named('grpo'))
@@ -277,7 +288,9 @@ def test_plain_transformers_goes_on_in_a_picture(emitting: Emitting, rows: Path,
         (DRAWING, 'drawing', {'max_new_tokens': 10}, 'a response with one image has 19 tokens'),
         (DRAWING, 'drawing', {'emit_size': '{image: [3, 3]}'}, 'every image of this model has [4, 4] codes'),
         (DRAWING, 'drawing', {'emit_size': '{audio: 12}'}, 'responses hold no audio'),
-        (DRAWING, 'drawing', {'emit_top_k': '{audio: 12}'}, 'responses hold no audio'),
+        (DRAWING, 'drawing', {'emit_top_k': '{audio: 12}'}, 'emit_top_k.audio: responses hold no audio, but image'),
+        (DRAWING, 'drawing', {'emit_size': '{image: [5, 5]}'}, 'model_cfgs.emit_size.image: every image of this model'),
+        (DRAWING, 'drawing', {'repetition_penalty': 1.2}, 'it would keep codes from coming twice'),
         (DRAWING, 'drawing', {'media_codes': '{image: {codec: nowhere}}'}, 'holds no codec'),
         (DRAWING, 'drawing', {'media_codes': '{picture: {codec: nowhere}}'}, 'media_codes'),
         (PAIRS['text_to_text'], 'drawing', {'emit_size': '{image: [4, 4]}'}, 'a modality pair that writes text alone'),

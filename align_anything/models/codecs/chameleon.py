@@ -82,7 +82,7 @@ def rules(folder: Path, config: dict[str, Any]) -> PictureRules:
         raise ModelError(
             f'{folder / CONFIG}: a {DECODER} with attention at {sorted(_attends(vq))} pixels is not known.'
         )
-    if file is not None and settings is config and file.parent != folder:
+    if file is not None and settings is config and settings[DECODER] != file.name:
         raise ModelError(f'{folder / CONFIG}: put the {DECODER} {file} into the folder, which is copied as it is.')
     return network_rules(
         folder,

@@ -136,12 +136,16 @@ def _load(spec: DiffusionSpec, name: str, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def enable_gradient_checkpointing(denoiser: nn.Module) -> None:
-    """Makes the backward pass compute each block anew. Raises ModelError for a denoiser that cannot."""
-    try:
-        denoiser.enable_gradient_checkpointing()
-    except ValueError as error:
-        raise ModelError(f'train_cfgs.gradient_checkpointing: {error}') from error
+def enable_gradient_checkpointing(denoiser: nn.Module, spec: DiffusionSpec) -> None:
+    """Makes the backward pass compute each block anew. Raises ModelError for a family that cannot, with the reason."""
+    reason = spec.no_checkpointing
+    if not reason:
+        try:
+            denoiser.enable_gradient_checkpointing()
+            return
+        except ValueError as error:
+            reason = str(error)
+    raise ModelError(f'train_cfgs.gradient_checkpointing: {spec.model_type} trains without. {reason}')
 
 
 def _config(folder: Path) -> dict[str, Any]:

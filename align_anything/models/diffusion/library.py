@@ -37,9 +37,11 @@ def component_class(origin: Sequence[str], folder: Path) -> type[Any]:
     """
     diffusers = require_diffusers()
     library, name = origin
-    if library not in ('diffusers', 'transformers'):
+    # Networks that one pipeline has to itself are named after its module.
+    of_pipeline = library.isidentifier() and importlib.util.find_spec(f'diffusers.pipelines.{library}') is not None
+    if library not in ('diffusers', 'transformers') and not of_pipeline:
         raise ModelError(f"{folder} brings code of its own ('{library}'), which is not run.")
-    module = diffusers if library == 'diffusers' else importlib.import_module(library)
+    module = importlib.import_module(library) if library == 'transformers' else diffusers
     if name not in dir(module):
         raise ModelError(f"{folder}: this version of {library} ({module.__version__}) has no class '{name}'.")
     return getattr(module, name)

@@ -1,4 +1,4 @@
-"""What families share whose latents are those of waveforms."""
+"""What families that make sounds share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from align_anything.models.diffusion.prepared import Size
 from align_anything.models.diffusion.spec import DiffusionSpec
 
 
-class WaveformSpec(DiffusionSpec):
-    """A family over an `AutoencoderOobleck`.
+class SoundSpec(DiffusionSpec):
+    """A family that makes sounds.
 
     All clips have the length of the settings: longer ones are cut at the end, shorter ones end in silence. They are
     mono in rows, so that a stereo model hears the same on both sides, and what it makes is mixed down.
@@ -27,12 +27,17 @@ class WaveformSpec(DiffusionSpec):
     @property
     def audio_rate(self) -> int:
         """Samples per second."""
-        return self.configs['vae']['sampling_rate']
+        raise NotImplementedError
+
+    @property
+    def audio_channels(self) -> int:
+        """Channels of a waveform."""
+        raise NotImplementedError
 
     @property
     def factor(self) -> int:
         """Samples for one latent."""
-        return math.prod(self.configs['vae']['downsampling_ratios'])
+        raise NotImplementedError
 
     @property
     def seconds(self) -> float:
@@ -62,12 +67,31 @@ class WaveformSpec(DiffusionSpec):
             )
         samples = torch.as_tensor(medium.samples, dtype=torch.float32)[: size[0]]
         samples = torch.nn.functional.pad(samples, (0, size[0] - len(samples)))
-        return samples.expand(self.configs['vae']['audio_channels'], -1)
+        return samples.expand(self.audio_channels, -1)
 
     def as_clips(self, waves: Tensor) -> list[Audio]:
         """Returns waveforms `(batch, channels, samples)` as clips of the length of the settings."""
         mixed = waves.float().mean(1)[:, : self.default_size()[0]].clamp(-1, 1).cpu().numpy()
         return [Audio(samples, self.audio_rate) for samples in mixed]
+
+
+class WaveformSpec(SoundSpec):
+    """A family over an `AutoencoderOobleck`."""
+
+    @property
+    def audio_rate(self) -> int:
+        """Samples per second."""
+        return self.configs['vae']['sampling_rate']
+
+    @property
+    def audio_channels(self) -> int:
+        """Channels of a waveform."""
+        return self.configs['vae']['audio_channels']
+
+    @property
+    def factor(self) -> int:
+        """Samples for one latent."""
+        return math.prod(self.configs['vae']['downsampling_ratios'])
 
     @torch.no_grad()
     def encoded(self, pipeline: Any, fitted: Tensor, length: int) -> Tensor:

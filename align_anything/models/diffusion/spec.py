@@ -79,6 +79,8 @@ class DiffusionSpec:
     """Whether the pipeline gives guided predictions the norm of those with the prompt."""
     unopened: ClassVar[tuple[str, ...]] = ()
     """Further components that a pipeline need not have in memory to encode and decode."""
+    no_checkpointing: ClassVar[str] = ''
+    """Why the backward pass cannot compute blocks of the denoiser anew, where it cannot."""
     default_text_length: ClassVar[int | None] = None
     """Most tokens of a prompt when neither the settings nor the tokenizer say so."""
     max_length: int = sys.maxsize

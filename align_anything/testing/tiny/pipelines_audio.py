@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align_anything.testing.tiny.pipeline_parts import (
+    BETAS,
     HEAD,
     PipelineOptions,
     chat_tokenizer,
     decoder_config,
+    kl_autoencoder,
     save_pipeline,
     t5_encoder,
     t5_tokenizer,
 )
+from align_anything.testing.tiny.tokenizers import CORPUS
 
 RATE = 400
 """Samples per second."""
@@ -90,6 +95,99 @@ def ace_step(options: PipelineOptions) -> Any:
     )
 
 
+def audioldm2(options: PipelineOptions) -> Any:
+    """AudioLDM 2: spectrograms of 8 bins."""
+    import diffusers
+    import transformers
+
+    roberta, t5 = _roberta_tokenizer(options), _t5_pieces(options)
+    text = {'vocab_size': len(roberta), 'hidden_size': 16, 'intermediate_size': 32, 'num_attention_heads': 2}
+    sound = {'spec_size': 8, 'window_size': 4, 'num_mel_bins': 8, 'intermediate_size': 32, 'depths': [1, 1]}
+    clap = transformers.ClapConfig(
+        text_config={
+            **text,
+            'num_hidden_layers': 1,
+            'projection_dim': 16,
+            'pad_token_id': roberta.pad_token_id,
+            'max_position_embeddings': 128,
+        },
+        audio_config={
+            **sound,
+            'num_attention_heads': [1, 1],
+            'num_hidden_layers': 1,
+            'hidden_size': 192,
+            'projection_dim': 16,
+            'patch_size': 2,
+            'patch_stride': 2,
+            'patch_embeds_hidden_size': 96,
+        },
+        projection_dim=16,
+    )
+    gpt = transformers.GPT2Config(
+        n_embd=16, n_head=2, n_layer=1, vocab_size=len(roberta), n_positions=128, bos_token_id=1, eos_token_id=2
+    )
+    language_model = transformers.GPT2LMHeadModel(gpt).eval()
+    language_model.config.max_new_tokens = 4
+    vocoder = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=8,
+        sampling_rate=RATE,
+        upsample_initial_channel=16,
+        upsample_rates=[2, 2],
+        upsample_kernel_sizes=[4, 4],
+        normalize_before=False,
+        # Else nobody would hear what it makes.
+        initializer_range=0.15,
+    )
+    return diffusers.AudioLDM2Pipeline(
+        vae=kl_autoencoder(replace(options, factor=2), channels=1),
+        text_encoder=transformers.ClapModel(clap).eval(),
+        text_encoder_2=t5_encoder(t5),
+        projection_model=diffusers.AudioLDM2ProjectionModel(
+            text_encoder_dim=16, text_encoder_1_dim=32, langauge_model_dim=16
+        ),
+        language_model=language_model,
+        tokenizer=roberta,
+        tokenizer_2=t5,
+        feature_extractor=transformers.ClapFeatureExtractor(feature_size=8, hop_length=480),
+        unet=diffusers.AudioLDM2UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=options.layers,
+            norm_num_groups=8,
+            sample_size=options.latent_size,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+            up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+            cross_attention_dim=[[None, 16, 32]] * 2,
+        ),
+        scheduler=diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False),
+        vocoder=transformers.SpeechT5HifiGan(vocoder).eval(),
+    )
+
+
+def _roberta_tokenizer(options: PipelineOptions) -> Any:
+    """A tokenizer of the class that alone is handed the prompt."""
+    import transformers
+
+    model = json.loads(t5_tokenizer(options).backend_tokenizer.to_str())['model']
+    merges = [tuple(pair.split(' ')) if isinstance(pair, str) else tuple(pair) for pair in model['merges']]
+    special = ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
+    pieces = [*special, *(piece for piece in model['vocab'] if piece not in special)]
+    return transformers.RobertaTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges, model_max_length=77
+    )
+
+
+def _t5_pieces(options: PipelineOptions) -> Any:
+    """A tokenizer of the class of T5, of the words of the corpus and letters."""
+    import transformers
+
+    words = sorted({word for word in ' '.join(options.corpus or CORPUS).lower().split() if word.isalpha()})
+    pieces = [('<pad>', 0.0), ('</s>', 0.0), ('<unk>', 0.0), *((f'\u2581{word}', -2.0) for word in words)]
+    pieces += [*((chr(code), -5.0) for code in range(97, 123)), ('\u2581', -3.0)]
+    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=77)
+
+
 def _oobleck(latents: int) -> Any:
     import diffusers
 
@@ -104,4 +202,4 @@ def _oobleck(latents: int) -> Any:
     ).eval()
 
 
-BUILDERS = {builder.__name__: builder for builder in (stable_audio, ace_step)}
+BUILDERS = {builder.__name__: builder for builder in (stable_audio, ace_step, audioldm2)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.errors import SampleError
+from align_anything.core.errors import SampleError, SettingsError
 from align_anything.core.store import TensorStore
 from align_anything.core.types import Conversation, Example, MediaKind, Message, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, TaskAround
@@ -31,6 +31,8 @@ def prepare_codes(cfgs: RunCfgs, spec: FamilySpec, datasets: Sequence[ExampleDat
 
     Every rank calls it. Codecs are loaded where something is missing, and freed. Media that a codec cannot take are
     passed over; their rows are left out when they are encoded.
+
+    Raises SettingsError for a stream whose first row has media to encode: it is read while it is trained on.
     """
     if spec.codes is None:
         return
@@ -39,6 +41,8 @@ def prepare_codes(cfgs: RunCfgs, spec: FamilySpec, datasets: Sequence[ExampleDat
     spec.codes = spec.codes.with_store(store)
     maker = CodeMaker(store, spec.codes, device)
     for dataset in datasets:
+        if any(source.streamed for source in dataset.sources):
+            dataset.of_task(StreamTask(dataset.task, spec.codes)).probe(final=True)
         prepare([maker], dataset.of_task(MediaTask(dataset.task, spec.codes)), _collate, cfgs, device)
 
 
@@ -54,6 +58,23 @@ class MediaTask(TaskAround):
         parts = [{'type': kind, kind: medium} for kind, medium in found.values()]
         empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
         return Example(empty, [], conversation=[{'role': 'assistant', 'content': parts}])
+
+
+@dataclass
+class StreamTask(MediaTask):
+    """The rows of another task, of which none may have media to encode."""
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns an Example without tokens. Raises SettingsError for media that bring no codes."""
+        found = super().encode(conversations)
+        if media_of(found):
+            raise SettingsError(
+                [
+                    'data_cfgs.streaming: the media of a stream cannot be made into codes before training. Set it to '
+                    'False, or stream rows that bring codes: align-anything tokenize-media writes them.'
+                ]
+            )
+        return found
 
 
 @dataclass

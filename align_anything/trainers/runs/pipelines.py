@@ -112,11 +112,12 @@ def make_policy(scores: str, model: nn.Module, collate: DenoisingCollator, dtype
 
 
 def tune(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algorithm) -> nn.Module:
-    """Adapts and checkpoints a denoiser as the settings ask; without adapters all of it trains."""
+    """Adapts and checkpoints a denoiser as the settings ask; without adapters all of it trains but constants."""
     if cfgs.train_cfgs.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
+        enable_gradient_checkpointing(model, spec)
     if not cfgs.lora_cfgs.use_lora:
-        return model.requires_grad_(True)
+        # As it was loaded: constants that the architecture holds as parameters stay.
+        return model
     return apply_lora(model, cfgs.lora_cfgs, spec, dtype=dtype_of(cfgs))
 
 

@@ -22,7 +22,7 @@ from tests.models.diffusion.cases import CASES, opened, own_sample, solvable, so
 
 FAMILIES = sorted(CASES)
 CFGS = LoraCfgs(use_lora=True, r=2, lora_alpha=8, lora_dropout=0.0)
-REFUSED = ('pixart', 'pixart_sigma', 'text_to_video_sd', 'stable_audio')
+REFUSED = ('pixart', 'pixart_sigma', 'text_to_video_sd', 'stable_audio', 'audioldm2')
 LOADS = [name for name in FAMILIES if name not in REFUSED]
 
 
@@ -106,8 +106,9 @@ def test_a_merged_adapter_is_part_of_the_weights(family: str, tmp_path: Path) ->
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
     made = tiny.spec.decode_latents(tiny.frozen, solved(family, tiny, model))
     after = picture(family, whole_pipeline(tmp_path))
-    assert numpy.abs(after - values(made)).max() <= 3
-    assert numpy.abs(after - untouched(family)).max() > 3
+    # Rounded otherwise: the sum of two products is now one product.
+    changed = numpy.abs(after - untouched(family)).max()
+    assert numpy.abs(after - values(made)).max() <= max(2, changed / 10) and changed > 2
 
 
 @pytest.mark.parametrize('family', ['sd15', 'sd2', 'sdxl'])

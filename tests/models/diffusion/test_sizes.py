@@ -12,7 +12,7 @@ from PIL import Image
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Audio, Conversation, Video
 from align_anything.models.diffusion.checkpoint import load_spec
-from align_anything.models.diffusion.fitting import MOST_UNEQUAL, buckets, fit_image, nearest_bucket
+from align_anything.models.diffusion.fitting import fit_image
 from align_anything.models.diffusion.spec import Sizing
 from tests.models.diffusion.cases import folder_of
 
@@ -40,19 +40,6 @@ def test_a_picture_is_covered_and_cropped_in_the_middle() -> None:
     assert fitted.shape == (3, 16, 32) and fitted.dtype == torch.float32
     assert torch.allclose(fitted[1, :, 4:-4], torch.ones(1)) and torch.allclose(fitted[0, :, 4:-4], -torch.ones(1))
     assert fit_image(Image.new('L', (3, 5), 255), 8, 8).min() == 1.0
-
-
-@pytest.mark.parametrize(('area', 'multiple'), [(1024**2, 16), (512**2, 64), (32**2, 8), (480 * 832, 16)])
-def test_buckets_have_about_the_same_area_and_sides_that_fit(area: int, multiple: int) -> None:
-    sizes = buckets(area, multiple)
-    assert len(set(sizes)) == len(sizes) > 1
-    for height, width in sizes:
-        assert height % multiple == width % multiple == 0 and height * width <= area
-        assert max(height, width) <= MOST_UNEQUAL * min(height, width)
-    # As many upright as lying ones, for both extremes.
-    assert nearest_bucket(300, 100, area, multiple) == min(sizes, key=lambda size: size[1] / size[0])
-    square = nearest_bucket(77, 77, area, multiple)
-    assert abs(math.log(square[0] / square[1])) == min(abs(math.log(one / other)) for one, other in sizes)
 
 
 def test_answers_to_one_prompt_have_the_size_of_the_first() -> None:
