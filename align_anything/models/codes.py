@@ -321,6 +321,14 @@ class MediaCodes:
             (kind for kind, own in self.kinds.items() if any(start <= token < stop for start, stop in own.spans)), None
         )
 
+    def last_in(self, ids: Tensor) -> int:
+        """Returns the position of the last id that belongs to a medium, what closes it included; -1 for none."""
+        codes = self.is_code(ids).nonzero().flatten().tolist()
+        if not codes:
+            return -1
+        own = self.kinds[self.kind_of(int(ids[codes[-1]]))]
+        return codes[-1] + (own.row_end is not None) + len(own.closing)
+
     # Which ids a score is one among
 
     def sets(self, rows: int) -> list[list[Span]]:

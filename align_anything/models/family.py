@@ -324,12 +324,12 @@ class FamilySpec:
 
     def _require_whole_media(self, prompt: Piece, response: Piece) -> None:
         """Raises SampleError when truncation would cut a medium."""
-        ids, media_ids = torch.cat([prompt.ids, response.ids]), torch.tensor(sorted(self.media_token_ids)).long()
-        found = torch.isin(ids, media_ids)
-        last = (found if self.codes is None else found | self.codes.is_code(ids)).nonzero().flatten()
-        if len(last) and int(last[-1]) >= self.max_length:
+        ids = torch.cat([prompt.ids, response.ids])
+        placed = torch.isin(ids, torch.tensor(sorted(self.media_token_ids)).long()).nonzero().flatten().tolist()
+        last = max([-1, *placed[-1:], *([] if self.codes is None else [self.codes.last_in(ids)])])
+        if last >= self.max_length:
             raise SampleError(
-                f'media would be cut by truncation: their last token is number {int(last[-1]) + 1} of {len(ids)}, '
+                f'media would be cut by truncation: their last token is number {last + 1} of {len(ids)}, '
                 f'the limit is {self.max_length}: raise model_cfgs.model_max_length'
             )
 

@@ -135,6 +135,16 @@ def check_emission(codes: MediaCodes | None, sampling: Sampling) -> None:
             'model_cfgs.repetition_penalty: it would keep codes from coming twice in a medium, and scores know nothing '
             'of it. Set it to 1.'
         )
+    if emission.begins is not None:
+        problems += [
+            f'model_cfgs.{name}: it is of text, and a response is one {emission.begins}. Leave it out.{instead}'
+            for name, is_set, instead in (
+                ('top_p', sampling.top_p != 1, ''),
+                ('top_k', sampling.top_k != 0, ' That of codes is emit_top_k.'),
+                ('stop', bool(sampling.stop), ''),
+            )
+            if is_set
+        ]
     openings = [known[kind].opening[:1] for kind in emission.grids if kind in known]
     if len(set(openings)) < len(openings):
         problems.append('emit: two kinds of media begin with the same token, so that they cannot be told apart.')

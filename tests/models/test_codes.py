@@ -197,6 +197,18 @@ def test_a_medium_is_not_cut_by_truncation(drawing: FamilySpec) -> None:
         drawing.encode(asked(digits()[0][0]))
 
 
+def test_what_closes_a_medium_is_not_cut_off_it(drawing: FamilySpec) -> None:
+    row = asked(digits()[0][0])
+    whole = drawing.encode(row)
+    (end,) = (whole.responses[0].ids == drawing.codes.kinds['image'].closing[0]).nonzero().flatten().tolist()
+    closed = len(whole.prompt) + end + 1
+    drawing.max_length = closed
+    assert drawing.encode(row).responses[0].truncated
+    drawing.max_length = closed - 1
+    with pytest.raises(SampleError, match=f'their last token is number {closed} of'):
+        drawing.encode(row)
+
+
 def test_a_medium_longer_than_the_model_writes_is_no_sample(emitting: Emitting) -> None:
     spec = load(emitting('singing'))
     spec.codes = replace(spec.codes, kinds={'audio': replace(spec.codes.kinds['audio'], longest=11)})

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from align_anything.algorithms.nft import NFT
 from align_anything.rollouts.denoising import DenoisingRollouts
 from align_anything.trainers.loops.online import OnlineLoop
+from align_anything.trainers.pairs import PAIRS
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, metrics, online, write_digits
 from tests.trainers.runs import TEXT, die, run, sft, succeed, text_rows, weights, write_rows
@@ -132,3 +133,22 @@ def test_models_that_do_not_denoise_a_flow_are_refused(tiny: Tiny, rows: Path, t
     argv = sft(tmp_path / 'text', tiny('qwen2'), text, reward_functions='[exact_match]', max_new_tokens=4)
     (ended,) = run(argv, 1, TEXT, algorithm=NFT)
     assert ended.code == 2 and "nft of models of type 'qwen2'" in ended.output and 'choose grpo' in ended.output
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ('pair', 'family', 'grid'), [('text_to_video', 'ltx', 'grid.gif'), ('text_to_audio', 'ace_step', 'grid.png')]
+)
+def test_clips_and_sounds_are_learned_from_and_shown(
+    pair: str, family: str, grid: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    (tmp_path / 'rewards.py').write_text(
+        'def dark(completions):\n    return [float(n % 2) for n, _ in enumerate(completions)]\n'
+    )
+    texts = [{'messages': [{'role': 'user', 'content': text}]} for text in ('a tone', 'a wave', 'a storm', 'a song')]
+    rows, out = write_rows(tmp_path / 'rows.jsonl', texts), tmp_path / 'run'
+    more = {'train_template_kwargs': '{}', 'preview_prompts': '[a tone, a wave]', 'preview_steps': 2}
+    more |= {'num_frames': 9, 'resolution': 64} if pair == 'text_to_video' else {}
+    argv = nft(out, tiny(family), rows, max_steps=2, **more)
+    succeed(argv, 1, PAIRS[pair], algorithm=NFT)
+    assert (out / 'previews' / '00000000' / grid).is_file() and metrics(out, 'train/drift')[0] == 0
