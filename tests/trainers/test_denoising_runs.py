@@ -197,6 +197,15 @@ def test_what_means_nothing_for_a_denoiser_is_refused(why: str, tiny: Tiny, rows
     assert ended.code == 2 and told in ended.output, ended.output
 
 
+def test_what_is_left_out_of_a_file_does_nothing(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    file, kept = tmp_path / 'both.yaml', tmp_path / 'kept'
+    file.write_text(f'train_cfgs:\n  reference_cache_dir: {kept}\n')
+    argv = offline(tmp_path / 'run', tiny('sd3'), rows, '--config', file, max_steps=1, **SHOWN)
+    told = succeed(argv, 1, PICTURES, algorithm=named('dpo'))
+    assert 'train_cfgs.reference_cache_dir (' in told and 'it is left out' in told
+    assert 'reference: a frozen copy' in told and not kept.exists()
+
+
 def test_evaluations_have_steps_and_guidance_of_their_own(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
     seen = tmp_path / 'seen.jsonl'
 
