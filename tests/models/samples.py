@@ -42,6 +42,8 @@ UNTAUGHT = ('gpt2',)
 FAMILIES = TEXT + IMAGE
 # Families whose pictures are codes in prompts too (tests/models/test_emitting_families.py).
 CODED = ('emu3', 'chameleon')
+# Families that write frames of codes (tests/models/test_csm.py).
+FRAMED = ('csm',)
 WITHOUT_FILE = ('gemma2', 'granite', 'mistral', 'phi3', 'idefics3', 'internvl')
 
 # What stands between the generation prompt and the answer, and the token that ends it, as the templates have them.

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from align_anything.core.errors import ModelError
 from align_anything.models.codecs.base import codec_rules
 from align_anything.testing.tiny import KINDS, build
-from tests.models.samples import CODED, END, FAMILIES, IMAGE, UNTAUGHT, WIDER, load, picture, single, user
+from tests.models.samples import CODED, END, FAMILIES, FRAMED, IMAGE, UNTAUGHT, WIDER, load, picture, single, user
 
 Tiny = Callable[[str], Path]
 
 
 def test_the_tests_know_every_family() -> None:
-    assert {*FAMILIES, *WIDER, *CODED, *UNTAUGHT} == set(KINDS)
+    assert {*FAMILIES, *WIDER, *CODED, *FRAMED, *UNTAUGHT} == set(KINDS)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

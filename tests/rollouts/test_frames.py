@@ -28,13 +28,15 @@ from align_anything.testing.tiny.csm import BOOKS, ENTRIES
 from tests.models.samples import user
 
 Tiny = Callable[..., Path]
-FREE = Emission({'audio': None}, 'audio', 12)
+FREE = Emission({'audio': None}, 'audio')
+LONGEST = 12
 
 
 @pytest.fixture
 def spec(tiny: Tiny) -> FamilySpec:
     found = load_spec(tiny('csm'))
-    found.codes = replace(found.codes, restricted=True, begins=True)
+    kinds = {'audio': replace(found.codes.kinds['audio'], longest=LONGEST)}
+    found.codes = replace(found.codes, kinds=kinds, restricted=True, begins=True)
     return found
 
 

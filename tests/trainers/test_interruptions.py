@@ -114,13 +114,13 @@ def full() -> OSError:
 @pytest.mark.parametrize('error', [full, lambda: SafetensorError('I/O error: No space left on device (os error 28)')])
 def test_a_disk_that_is_full_at_a_checkpoint(settings: Settings, tmp_path: Path, error: Callable[[], Any]) -> None:
     def before(rank: int) -> None:
-        from align_anything.trainers.runs import checkpoints
+        from align_anything.trainers.runs import token_models
 
         def export_model(model: Any, state: Any, folder: Path, **_: Any) -> None:
             (folder / 'config.json').write_text('{"a": 123}')
             raise error()
 
-        checkpoints.export_model = export_model
+        token_models.export_model = export_model
 
     [ended] = run(settings(tmp_path, save_interval=2, save_total_limit=1), before=before)
     assert ended.code == 2, ended.output

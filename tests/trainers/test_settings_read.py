@@ -14,6 +14,11 @@ from align_anything.testing.emitting import write_digit_rows
 from align_anything.trainers.pairs import PAIRS, Pair
 from tests.trainers.runs import IMAGE, TEXT, Hook, nothing, poison, sft, succeed, text_rows, write_rows
 
+GENERATING = {
+    *('rollout_steps', 'eval_rollout_steps', 'same_noise_in_group', 'sde_kernel', 'noise_level', 'kl_form'),
+    *('sde_window', 'sde_window_range', 'sde_window_slides_every'),
+}
+
 
 class WithMore(SFT):
     """An algorithm with hyper-parameters of its own, one of which it forgets to use."""
@@ -77,6 +82,17 @@ def read(tiny, emitting, tmp_path_factory) -> set[str]:
         'train_template_kwargs': '{answers: image, prompt: question, response: picture}',
     }
     note('drawing', emitting('drawing'), PAIRS['text_to_image'], **drawn)
+    pipeline = {
+        'model_max_length': None,
+        'train_template_kwargs': '{images: ""}',
+        'template': 'Messages',
+        'preview_prompts': '[a digit]',
+        'preview_steps': 1,
+        'ema_decay': 0.9,
+    }
+    digits = {'train_datasets': drawn['train_datasets'], 'eval_datasets': drawn['train_datasets']}
+    shown = {**evaluation, **digits, 'eval_template': 'Messages', 'eval_template_kwargs': '{images: ""}'}
+    note('denoising', tiny('sd3'), PAIRS['text_to_image'], **pipeline, **shown)
     note('stream', tiny('llama'), streaming=True, max_steps=2)
     note('budget', tiny('llama'), max_length_per_batch=100, group_by_length=True)
     note('lora', tiny('llama'), use_lora=True)
@@ -90,7 +106,9 @@ def test_every_key_of_the_schema_is_read(read):
     assert len(keys) > 80
     # What stands for other settings is read while they are resolved, which tests/trainers/test_composed_runs.py shows.
     expanded = {'train_cfgs.stage'}
-    assert sorted(keys - read) == sorted(expanded)
+    # Read where denoisers generate, which tests/trainers/test_denoising_runs.py shows.
+    generating = {f'diffusion_cfgs.{key}' for key in GENERATING}
+    assert sorted(keys - read) == sorted(expanded | generating)
 
 
 def test_a_key_that_nothing_reads_is_found_out(read):
