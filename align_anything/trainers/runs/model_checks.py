@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,14 +27,20 @@ def check_freezing(resolved: Resolved, components: Collection[str]) -> None:
 
     A file may be written for several models: there it is told. What a pair presets for its models needs no word.
     """
-    problems = []
+    model, stray = resolved.cfgs.model_cfgs.model_name_or_path, {}
     for path in FREEZING:
         group, key = path.split('.')
         component = key.removeprefix('freeze_')
-        if component in components or not resolved.given(path) or not getattr(getattr(resolved.cfgs, group), key):
-            continue
-        model = resolved.cfgs.model_cfgs.model_name_or_path
-        said = f'{path} ({resolved.origins[path]}): {model} has no {component}, only {", ".join(components)}'
+        if component not in components and resolved.given(path) and getattr(getattr(resolved.cfgs, group), key):
+            stray[path] = f'{model} has no {component}, only {", ".join(components)}'
+    _leave_out(resolved, stray)
+
+
+def _leave_out(resolved: Resolved, reasons: Mapping[str, str]) -> None:
+    """Tells which settings of files are left out, and why. Raises SettingsError for those that were given elsewhere."""
+    problems = []
+    for path, why in reasons.items():
+        said = f'{path} ({resolved.origins[path]}): {why}'
         if path in resolved.in_files:
             logger.info('%s; it is left out.', said)
         else:
@@ -51,15 +57,7 @@ def without_effect(resolved: Resolved, patterns: Collection[str], why: str) -> R
     """
     paths = [path for pattern in patterns for path in fnmatch.filter(resolved.origins, pattern)]
     given = [path for path in paths if path.count('.') == 1 and resolved.given(path)]
-    problems = []
-    for path in given:
-        said = f'{path} ({resolved.origins[path]}): it means nothing here: {why}'
-        if path in resolved.in_files:
-            logger.info('%s; it is left out.', said)
-        else:
-            problems.append(f'{said}. Leave it out.')
-    if problems:
-        raise SettingsError(problems)
+    _leave_out(resolved, dict.fromkeys(given, f'it means nothing here: {why}'))
     groups = {}
     for path in given:
         name, key = path.split('.')
