@@ -15,9 +15,15 @@ PAIR = 'any_to_any'
 
 
 def emu3(folder: Path, size: Size) -> list[Ratio]:
-    """Emu3-type SFT, packed, against `transformers` with pixels in padded batches; decoding the images is counted."""
+    """Emu3-type SFT, packed, against `transformers` with pixels in padded batches; decoding the images is counted.
+
+    Every other row is text alone: Emu3 is taught to read images beside pure language (Wang et al., 2024,
+    arXiv:2409.18869, section 2.5).
+    """
     model = coded_model(folder / 'model', size)
     rows = image_rows(model, folder / 'photos', size, size.image_batch * (size.steps + 1))
+    for row in rows[1::2]:
+        del row['image']
     preload('deepspeed', 'align_anything.trainers.runs.offline')
     argv = ours.settings(
         model,
@@ -60,13 +66,13 @@ def _pixels(model_folder: Path, rows: list[dict[str, Any]], batch: int, steps: i
     texts, clock = _texts(model_folder, rows, model.config.image_token_id), StepClock()
     for step in range(steps):
         span = slice(step * batch, (step + 1) * batch)
-        images = [Image.open(row['image']).convert('RGB') for row in rows[span]]
+        images = [Image.open(row['image']).convert('RGB') for row in rows[span] if 'image' in row]
         ids, labels = zip(*texts[span], strict=True)
         outputs = model(
             input_ids=pad_sequence(ids, batch_first=True),
             attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             labels=pad_sequence(labels, batch_first=True, padding_value=-100),
-            **pictures(images, return_tensors='pt'),
+            **(pictures(images, return_tensors='pt') if images else {}),
         )
         outputs.loss.backward()
         clock.norms.append(float(clip_grad_norm_(trained, 1.0)))
@@ -88,7 +94,9 @@ def _texts(model_folder: Path, rows: list[dict[str, Any]], placeholder: int) -> 
     own = spec.codes.kinds['image']
     for row in rows:
         asked, answered = row['messages']
-        parts = [{'type': 'image', 'image': Image.open(row['image']).convert('RGB')}, _part(asked['content'])]
+        parts = [_part(asked['content'])]
+        if 'image' in row:
+            parts.insert(0, {'type': 'image', 'image': Image.open(row['image']).convert('RGB')})
         turns = [{'role': 'user', 'content': parts}, {'role': 'assistant', 'content': [_part(answered['content'])]}]
         example = spec.encode(turns)
         (response,) = example.responses

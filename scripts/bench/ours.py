@@ -168,5 +168,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
         skips=SkipReport(output, keep=0),
         save=lambda progress, *, with_state: None,
         stop_asked=StopSignal(),
+        ema=None,
+        previews=None,
     )
     return loop, output
