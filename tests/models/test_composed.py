@@ -320,6 +320,7 @@ def test_it_loads_without_the_package_where_it_brings_its_code(parts: Parts, tmp
     folder = compose(read_compose(settings, 'test'), tmp_path / 'model', with_code=True)
     program = f"""
 import sys, torch, transformers
+from PIL import Image
 sys.modules['align_anything'] = None
 processor = transformers.AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
 model = transformers.AutoModelForImageTextToText.from_pretrained({str(folder)!r}, trust_remote_code=True).eval()
