@@ -79,7 +79,7 @@ class DiffusionCfgs(Cfgs):
     )
     timestep_sampling: Literal['auto', 'logit_normal', 'uniform', 'mode'] = Field(
         'auto',
-        description='How noise levels are drawn. logit_normal and mode are those of Stable Diffusion 3 (Esser et al., '
+        description='How noise levels are sampled. logit_normal and mode are of Stable Diffusion 3 (Esser et al., '
         '2024). auto is logit_normal for flows and uniform for all others.',
     )
     timestep_logit_mean: float = Field(0.0, description='Mean of the normal distribution behind logit_normal.')

@@ -26,7 +26,7 @@ from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Sk
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.diffusion.process import noised, target, wide
 from align_anything.models.diffusion.spec import DiffusionSpec
-from align_anything.policies.denoising.noise import Drawn, Noise, draw, even_draw, loss_weight
+from align_anything.policies.denoising.noise import Noise, SampledNoise, loss_weight, noise_at, sample_noise
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.policies.denoising.transitions import Kernel, Step, step_std
 
@@ -75,13 +75,13 @@ class DenoisingCollator:
 
     Attributes:
         spec: the family of the pipeline.
-        noise: how noise is drawn.
+        noise: how noise is sampled.
         seed: of the run.
         kernel: how the steps of rollouts sampled; None where there are none.
         guidance: how predictions are guided in rollouts, and so in what scores their steps.
         contrast: of DiffusionNFT, how far the better and the worse policy are from the one that sampled; None for no
             contrast of them.
-        grid: of evaluations, at how many levels each clean sample is scored, see `even_draw`; None in training.
+        grid: of evaluations, at how many levels each clean sample is scored, see `noise_at`; None in training.
         kinds: kinds of media that prompts may hold.
     """
 
@@ -159,7 +159,7 @@ class DenoisingCollator:
         )
 
     def _inputs(self, examples: Sequence[Example], owned: Sequence[tuple[int, Piece]]) -> DenoisingInputs:
-        drawn: dict[tuple[int, int], Drawn] = {}
+        sampled: dict[tuple[int, int], SampledNoise] = {}
         rows: list[dict[str, Tensor]] = []
         for number, piece in owned:
             used = piece.weights != 0
@@ -168,7 +168,7 @@ class DenoisingCollator:
             if SAMPLE in piece.media:
                 own = {name: piece.media[name][used] for name in (SAMPLE, LEVEL, NEXT, NEXT_LEVEL, FIRST_LEVEL)}
             else:
-                own = self._noised(examples[number], number, piece, drawn)
+                own = self._noised(examples[number], number, piece, sampled)
             own |= {name: value[used] for name, value in piece.media.items() if name.startswith(COMPANION)}
             rows.append(own | {'examples': torch.full((int(used.sum()),), number)})
         if any(row.keys() != rows[0].keys() for row in rows):
@@ -193,14 +193,14 @@ class DenoisingCollator:
         return inputs
 
     def _noised(
-        self, example: Example, number: int, piece: Piece, drawn: dict[tuple[int, int], Drawn]
+        self, example: Example, number: int, piece: Piece, sampled: dict[tuple[int, int], SampledNoise]
     ) -> dict[str, Tensor]:
         clean, process = wide(piece.media[LATENTS]), self.spec.process
         draws = []
         for of_draw in piece.ids[piece.weights != 0].tolist():
-            if (number, of_draw) not in drawn:
-                drawn[number, of_draw] = self._draw(example, of_draw, clean.shape)
-            draws.append(drawn[number, of_draw])
+            if (number, of_draw) not in sampled:
+                sampled[number, of_draw] = self._sample_noise(example, of_draw, clean.shape)
+            draws.append(sampled[number, of_draw])
         level = torch.stack([own.level for own in draws])
         clean = clean.expand(len(draws), *clean.shape)
         return {
@@ -210,14 +210,14 @@ class DenoisingCollator:
             'loss_weight': loss_weight(self.noise, process, level),
         }
 
-    def _draw(self, example: Example, number: int, shape: Sequence[int]) -> Drawn:
+    def _sample_noise(self, example: Example, number: int, shape: Sequence[int]) -> SampledNoise:
         # Evaluations of other seeds, and after other epochs, are to be compared.
         of_run = ('evaluation',) if self.grid is not None else (self.seed, example.epoch)
         seed = int(digest(*of_run, example.source, number)[:15], 16)
         generator = torch.Generator().manual_seed(seed)
         if self.grid is not None:
-            return even_draw(self.spec.process, (number + 0.5) / self.grid, shape, generator)
-        return draw(self.noise, self.spec.process, self.spec.shift(shape), shape, generator)
+            return noise_at(self.spec.process, (number + 0.5) / self.grid, shape, generator)
+        return sample_noise(self.noise, self.spec.process, self.spec.shift(shape), shape, generator)
 
     def _of_steps(self, inputs: DenoisingInputs) -> dict[str, Tensor]:
         if inputs.step is None:
@@ -236,13 +236,13 @@ class DenoisingCollator:
 def _with_draws(example: Example, number: int) -> Example:
     """The Example with so many draws of each clean sample that is scored at all."""
 
-    def drawn(piece: Piece) -> Piece:
+    def with_draws(piece: Piece) -> Piece:
         if SAMPLE in piece.media or not piece.units:
             return piece
         return replace(piece, ids=torch.arange(number), weights=torch.full((number,), 1 / number))
 
-    unmatched = None if example.unmatched is None else drawn(example.unmatched)
-    return replace(example, responses=[drawn(piece) for piece in example.responses], unmatched=unmatched)
+    unmatched = None if example.unmatched is None else with_draws(example.unmatched)
+    return replace(example, responses=[with_draws(piece) for piece in example.responses], unmatched=unmatched)
 
 
 def _shape(piece: Piece) -> Sequence[int]:

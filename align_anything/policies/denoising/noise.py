@@ -1,4 +1,4 @@
-"""What is drawn for a clean sample in training, and what its error counts: noise levels, noise, loss weights.
+"""What is sampled for a clean sample in training, and what its error counts: noise levels, noise, loss weights.
 
 Shares are how far a level is from clean to pure noise, from 0 to 1. Functions take and give `(batch,)`.
 """
@@ -29,7 +29,7 @@ SNR_RANGE = (1e-3, 1e3)
 
 @dataclass(frozen=True)
 class Noise:
-    """How noise levels and noise are drawn, and how levels weigh.
+    """How noise levels and noise are sampled, and how levels weigh.
 
     Attributes:
         timestep_sampling: distribution of the share: `logit_normal` and `mode` (Esser et al., 2024, arXiv:2403.03206,
@@ -81,7 +81,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledNoise:
     """A level `()` float32, the noise to predict and the noise to add, float32 of the shape of the clean sample."""
 
     level: Tensor
@@ -89,8 +89,10 @@ class Drawn:
     added: Tensor
 
 
-def draw(noise: Noise, process: Process, shift: float, shape: Sequence[int], generator: torch.Generator) -> Drawn:
-    """Draws for one clean sample of `shape`, channels first; `shift` is that of the checkpoint for this shape."""
+def sample_noise(
+    noise: Noise, process: Process, shift: float, shape: Sequence[int], generator: torch.Generator
+) -> SampledNoise:
+    """Samples for one clean sample of `shape`, channels first; `shift` is that of the checkpoint for this shape."""
     share = _share(noise, process, generator)
     if process.prediction == 'flow':
         share = shifted(share, shift if noise.shift is None else noise.shift)
@@ -102,13 +104,13 @@ def draw(noise: Noise, process: Process, shift: float, shape: Sequence[int], gen
     added = own
     if noise.input_perturbation:
         added = own + noise.input_perturbation * torch.randn(tuple(shape), generator=generator)
-    return Drawn(level, own, added)
+    return SampledNoise(level, own, added)
 
 
-def even_draw(process: Process, share: float, shape: Sequence[int], generator: torch.Generator) -> Drawn:
-    """Draws for one clean sample of `shape` at the level of a `share` that is given."""
+def noise_at(process: Process, share: float, shape: Sequence[int], generator: torch.Generator) -> SampledNoise:
+    """Samples noise for one clean sample of `shape` at the level of a `share` that is given."""
     noise = torch.randn(tuple(shape), generator=generator)
-    return Drawn(process.level_at(torch.tensor(share, dtype=torch.float64)).float(), noise, noise)
+    return SampledNoise(process.level_at(torch.tensor(share, dtype=torch.float64)).float(), noise, noise)
 
 
 def _share(noise: Noise, process: Process, generator: torch.Generator) -> Tensor:

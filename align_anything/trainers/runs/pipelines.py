@@ -89,7 +89,7 @@ def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Gui
 
 
 def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
-    """How noise levels are drawn and weighed in the run."""
+    """How noise levels are sampled and weighed in the run."""
     own = cfgs.diffusion_cfgs
     noise = Noise(
         timestep_sampling=own.timestep_sampling,

@@ -71,7 +71,7 @@ def test_nft_learns_from_what_the_old_policy_ends_with(shuffled: bool) -> None:
             replace(
                 item,
                 epoch=number,
-                responses=[drawn(old, item, 1000 * number + GROUP * at + own) for own in range(GROUP)],
+                responses=[sampled(old, item, 1000 * number + GROUP * at + own) for own in range(GROUP)],
             )
             for at, item in enumerate(map(row, range(PROMPTS)))
         ]
@@ -91,7 +91,7 @@ def test_nft_learns_from_what_the_old_policy_ends_with(shuffled: bool) -> None:
     assert (rise > 0.4) is not shuffled, seen
 
 
-def drawn(policy: DenoisingPolicy, item: Example, seed: int) -> Response:
+def sampled(policy: DenoisingPolicy, item: Example, seed: int) -> Response:
     clean = rollout(policy, item, (), seed).media[LATENTS]
     return Response(torch.arange(DRAWS), torch.full((DRAWS,), 1 / DRAWS), {LATENTS: clean})
 

@@ -1,4 +1,4 @@
-"""What is drawn, and what levels weigh, in closed form."""
+"""What is sampled, and what levels weigh, in closed form."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from align_anything.core.errors import SettingsError
 from align_anything.models.diffusion.process import signal_to_noise
 from align_anything.policies.denoising.noise import (
     Noise,
-    draw,
     logit_normal_share,
     loss_weight,
     mode_share,
+    sample_noise,
     shifted,
 )
 from tests.policies.denoising.toy import PROCESSES, SHAPE, ddpm
@@ -24,9 +24,9 @@ WIDE = torch.float64
 
 def drawn_levels(noise: Noise, process: str, shift: float = 1.0, number: int = 4000) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
-    drawn = [draw(noise, PROCESSES[process], shift, (1, 1), generator) for _ in range(number)]
-    assert all(own.level.dtype == torch.float32 for own in drawn)
-    return torch.stack([own.level for own in drawn]).double() / PROCESSES[process].highest
+    sampled = [sample_noise(noise, PROCESSES[process], shift, (1, 1), generator) for _ in range(number)]
+    assert all(own.level.dtype == torch.float32 for own in sampled)
+    return torch.stack([own.level for own in sampled]).double() / PROCESSES[process].highest
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -125,17 +125,17 @@ def test_weights_of_flows() -> None:
 
 
 def test_offset_and_perturbation_are_added_to_the_same_noise() -> None:
-    def drawn(**settings: float) -> tuple[torch.Tensor, torch.Tensor]:
-        own = draw(Noise(**settings), PROCESSES['flow'], 1.0, SHAPE, torch.Generator().manual_seed(5))
+    def sampled(**settings: float) -> tuple[torch.Tensor, torch.Tensor]:
+        own = sample_noise(Noise(**settings), PROCESSES['flow'], 1.0, SHAPE, torch.Generator().manual_seed(5))
         return own.noise, own.added
 
-    noise, added = drawn()
+    noise, added = sampled()
     assert torch.equal(noise, added)
-    offset, _ = drawn(noise_offset=0.1)
+    offset, _ = sampled(noise_offset=0.1)
     moved = offset - noise
     assert torch.allclose(moved, moved[:, :1, :1].expand_as(moved), atol=1e-6) and moved.abs().max() > 0.01
     assert len(moved[:, 0, 0].unique()) == SHAPE[0]
-    same, seen = drawn(input_perturbation=0.5)
+    same, seen = sampled(input_perturbation=0.5)
     assert torch.equal(same, noise) and 0.2 < float((seen - noise).std()) < 0.8
 
 

@@ -1,4 +1,4 @@
-"""Draws and denoising steps through the engine: no cut, neighbour or role changes what is drawn or scored."""
+"""Draws and denoising steps through the engine: no cut, neighbour or role changes what is sampled or scored."""
 
 from __future__ import annotations
 
@@ -143,28 +143,28 @@ def test_draws_are_of_the_row_and_of_nothing_else() -> None:
         """Of a flow `x + (1 - σ) v`."""
         return inputs.sample + (1 - inputs.level.double()).view(-1, 1, 1, 1) * inputs.target
 
-    def drawn(example: Example, by: DenoisingCollator = collate, beside: Sequence[Example] = ()) -> list[Tensor]:
+    def sampled(example: Example, by: DenoisingCollator = collate, beside: Sequence[Example] = ()) -> list[Tensor]:
         inputs, units = by([*beside, example]).inputs, example.responses[0].units
         return [inputs.level[-units:], noise_in(inputs)[-units:]]
 
     first, second = row(0, draws=2), row(1, draws=2)
-    level, noise = drawn(first)
+    level, noise = sampled(first)
     assert len(level.unique()) == 2 and not torch.allclose(noise[0], noise[1])
     # Chosen and rejected, beside others, unmatched, and again.
     inputs = collate([first]).inputs
     assert torch.equal(inputs.level[:2], inputs.level[2:])
     torch.testing.assert_close(noise_in(inputs)[:2], noise_in(inputs)[2:])
     assert not torch.allclose(inputs.sample[:2], inputs.sample[2:])
-    for other in (drawn(first, beside=[second]), drawn(replace(first, responses=[clean(99, 2)]))):
+    for other in (sampled(first, beside=[second]), sampled(replace(first, responses=[clean(99, 2)]))):
         assert torch.equal(other[0], level)
         torch.testing.assert_close(other[1], noise)
     unmatched = collate([replace(first, unmatched=clean(98, 2))]).unmatched.inputs
     assert torch.equal(unmatched.level, level)
     for changed in (second, replace(first, epoch=1)):
-        assert not torch.equal(drawn(changed)[0], level)
-    assert not torch.equal(drawn(first, DenoisingCollator(ToySpec(), seed=4))[0], level)
+        assert not torch.equal(sampled(changed)[0], level)
+    assert not torch.equal(sampled(first, DenoisingCollator(ToySpec(), seed=4))[0], level)
     # More draws begin with the same ones.
-    assert torch.equal(drawn(row(0, draws=3))[0][:2], level)
+    assert torch.equal(sampled(row(0, draws=3))[0][:2], level)
 
 
 def test_a_collator_goes_to_workers() -> None:
@@ -241,7 +241,7 @@ def test_what_was_sampled_has_a_ratio_of_one_until_the_first_update(
 
 
 def test_the_rollout_and_the_trainer_have_the_same_density() -> None:
-    """The next sample is where the mean says, and noise: as many standard deviations off as what was drawn."""
+    """The next sample is where the mean says, and noise: as many standard deviations off as what was sampled."""
     policy = policy_of(kernel=Kernel('flow_sde', 0.7), guidance=Guidance(3.0, rescale=True))
     examples = generated(policy)
     scored = policy(policy.collate(examples), entropy=True)

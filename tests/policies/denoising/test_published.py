@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid, mse_loss
 from align_anything.algorithms.base import known_algorithms
 from align_anything.core.types import Batch, Example
 from align_anything.models.diffusion.prepared import LATENTS
-from align_anything.policies.denoising.noise import Noise, draw
+from align_anything.policies.denoising.noise import Noise, sample_noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.transitions import Kernel
 from tests.harness.local_engine import LocalEngine
@@ -23,10 +23,10 @@ KNOWN = known_algorithms()
 NUMBER = 5
 
 
-def drawn(policy: DenoisingPolicy, batch: Batch, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
+def sampled(policy: DenoisingPolicy, batch: Batch, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
     """Clean latents, noise and level of each unit; the noise by the policy's own seed of each row."""
     collate = policy.collate
-    own = [collate._draw(example, 0, SHAPE) for example in examples for _ in example.responses]
+    own = [collate._sample_noise(example, 0, SHAPE) for example in examples for _ in example.responses]
     latents = torch.stack([piece.media[LATENTS] for example in examples for piece in example.responses])
     levels = torch.stack([item.level for item in own])
     assert torch.equal(levels, batch.inputs.level)
@@ -53,7 +53,7 @@ def test_sft_of_a_flow_is_that_of_the_sd3_and_flux_examples(weighting: str) -> N
     """Their noisy input, target and weighting; the model is told the level, which theirs have times 1000."""
     policy = policy_of('flow', noise=Noise(weighting=weighting))
     loss, batch = loss_of(policy, singles(), KNOWN['sft']())
-    latents, noise, sigmas = drawn(policy, batch, singles())
+    latents, noise, sigmas = sampled(policy, batch, singles())
     sigma = sigmas[:, None, None, None]
     noisy = (1.0 - sigma) * latents + sigma * noise
     timesteps = sigmas * 1000
@@ -74,7 +74,7 @@ def test_sft_of_a_ddpm_is_that_of_the_text_to_image_example(prediction: str, gam
     noise_of = Noise() if gamma is None else Noise(weighting='min_snr', min_snr_gamma=gamma)
     policy = policy_of(prediction, noise=noise_of)
     loss, batch = loss_of(policy, singles(), KNOWN['sft']())
-    latents, noise, timesteps = drawn(policy, batch, singles())
+    latents, noise, timesteps = sampled(policy, batch, singles())
     kept = torch.tensor(PROCESSES[prediction].alphas_cumprod, dtype=torch.float64)[timesteps.long()]
     root, rest = (own[:, None, None, None] for own in (kept**0.5, (1 - kept) ** 0.5))
     target = noise if prediction == 'epsilon' else root * noise - rest * latents
@@ -94,7 +94,7 @@ def test_dpo_is_diffusion_dpo_with_half_of_its_beta(process: str) -> None:
     beta, policy, reference = 40.0, policy_of(process), policy_of(process, seed=5).requires_grad_(False)
     examples = [row(number) for number in range(NUMBER)]
     loss, batch = loss_of(policy, examples, KNOWN['dpo'](scale_coeff=beta / 2), reference=reference)
-    latents, noise, level = drawn(policy, batch, examples)
+    latents, noise, level = sampled(policy, batch, examples)
     if process == 'flow':
         share, target = level[:, None, None, None], noise - latents
         noisy = (1 - share) * latents + share * noise
@@ -111,9 +111,9 @@ def test_dpo_is_diffusion_dpo_with_half_of_its_beta(process: str) -> None:
 
 def test_the_noise_is_what_the_level_came_with() -> None:
     policy = policy_of('flow', noise=Noise(shift=1.0))
-    item = policy.collate._draw(row(0), 0, SHAPE)
+    item = policy.collate._sample_noise(row(0), 0, SHAPE)
     assert item.noise.shape == SHAPE and 0 < float(item.level) < 1
-    other = draw(policy.collate.noise, PROCESSES['flow'], 1.0, SHAPE, torch.Generator().manual_seed(1))
+    other = sample_noise(policy.collate.noise, PROCESSES['flow'], 1.0, SHAPE, torch.Generator().manual_seed(1))
     assert not torch.equal(other.noise, item.noise)
 
 
