@@ -17,7 +17,7 @@ from align_anything.datasets.formatters.turns import (
     PairSample,
     Sample,
     Turns,
-    drawn,
+    answered_by_medium,
     says_only_text,
     user,
     with_its_media,
@@ -28,8 +28,8 @@ PREFERENCE = 'format_preference_sample'
 PROMPT_ONLY = 'format_prompt_only_sample'
 UNMATCHED = 'format_unmatched_supervised_sample'
 CHECK_EQUAL = 'check_equal'
-DRAWN = 'format_diffusion_supervised_sample'
-DRAWN_PAIR = 'format_diffusion_preference_sample'
+DIFFUSION_SUPERVISED = 'format_diffusion_supervised_sample'
+DIFFUSION_PREFERENCE = 'format_diffusion_preference_sample'
 HOOKS = (SUPERVISED, PREFERENCE, PROMPT_ONLY, UNMATCHED, CHECK_EQUAL)
 
 
@@ -119,7 +119,8 @@ class BaseFormatter:
     def hooks(cls) -> frozenset[str]:
         """Returns the hooks this template bears, its own and those that follow from its own."""
         own = {name for name in HOOKS if cls._writes(name)}
-        own |= {ours for theirs, ours in ((DRAWN, SUPERVISED), (DRAWN_PAIR, PREFERENCE)) if cls._writes(theirs)}
+        pairs = ((DIFFUSION_SUPERVISED, SUPERVISED), (DIFFUSION_PREFERENCE, PREFERENCE))
+        own |= {ours for theirs, ours in pairs if cls._writes(theirs)}
         if PREFERENCE in own:
             own |= {SUPERVISED, CHECK_EQUAL}
         if SUPERVISED in own:
@@ -155,9 +156,9 @@ class BaseFormatter:
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         """Returns `(conversation, meta)`; by default the conversation with the preferred answer."""
         self.require_hook(SUPERVISED)
-        if self._writes(DRAWN):
+        if self._writes(DIFFUSION_SUPERVISED):
             prompt, meta = self.format_diffusion_supervised_sample(raw_sample)
-            return drawn(self._asked(prompt), meta) if prompt or meta else ([], {})
+            return answered_by_medium(self._asked(prompt), meta) if prompt or meta else ([], {})
         better, _, meta = self.format_preference_sample(raw_sample)
         return better, meta
 
@@ -167,17 +168,17 @@ class BaseFormatter:
         prompt, meta = self.format_diffusion_preference_sample(raw_sample)
         if not prompt and not meta:
             return [], [], {}
-        better, meta = drawn(self._asked(prompt), meta, 'better_')
-        worse, meta = drawn(self._asked(prompt), meta, 'worse_')
+        better, meta = answered_by_medium(self._asked(prompt), meta, 'better_')
+        worse, meta = answered_by_medium(self._asked(prompt), meta, 'worse_')
         return better, worse, meta
 
     def format_diffusion_supervised_sample(self, raw_sample: Row) -> tuple[str, Meta]:
         """Returns `(prompt, meta)`, the medium that answers it in `meta['image']`, likewise `audio` or `video`."""
-        raise self._lacking(DRAWN)
+        raise self._lacking(DIFFUSION_SUPERVISED)
 
     def format_diffusion_preference_sample(self, raw_sample: Row) -> tuple[str, Meta]:
         """Returns `(prompt, meta)`, the media in `meta['better_image']` and `meta['worse_image']`, likewise others."""
-        raise self._lacking(DRAWN_PAIR)
+        raise self._lacking(DIFFUSION_PREFERENCE)
 
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
         """Returns `(conversation, meta)` up to the turn to answer; an answer in text is `meta['ground_truth']`."""

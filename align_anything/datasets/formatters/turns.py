@@ -70,7 +70,7 @@ def pair(prompt: Turns, better: str, worse: str, meta: Meta) -> PairSample:
     return [*prompt, assistant(better)], [*prompt, assistant(worse)], {**meta, **answers}
 
 
-def drawn(prompt: Turns, meta: Meta, prefix: str = '') -> tuple[Turns, Meta]:
+def answered_by_medium(prompt: Turns, meta: Meta, prefix: str = '') -> tuple[Turns, Meta]:
     """Returns a prompt answered by the one medium that stands in `meta` behind `prefix`, and the rest of `meta`.
 
     Samples of audio have their rate in `meta['sampling_rate']`. Raises SampleError for no medium, or several.
