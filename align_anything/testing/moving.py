@@ -19,10 +19,11 @@ DIRECTIONS = {'left': (0, -1), 'right': (0, 1), 'up': (-1, 0), 'down': (1, 0)}
 """Words, and what they add to row and column."""
 UNNAMED = 'a ball moves'
 """The prompt that does not say where to."""
-FRAMES, CELLS, CELL = 5, 8, 4
+FRAMES, CELLS, CELL = 5, 4, 8
 SIDE = CELLS * CELL
 """Pixels of a side; a cell is a square of pixels of one brightness."""
-RADIUS = 1.6
+RADIUS, SPEED = 0.8, 0.5
+"""Of the ball in cells, and how many of them it moves from one frame to the next."""
 FPS = 25.0
 BRIGHTNESS = 40, 250
 """Of the ground, and of the ball."""
@@ -36,13 +37,12 @@ def named(direction: str) -> str:
 
 
 def film(direction: str, random: np.random.Generator) -> Video:
-    """Returns a clip of a bright ball that moves by a cell a frame, from somewhere."""
-    steps = np.array(DIRECTIONS[direction])
-    start = random.uniform(RADIUS - 0.5, CELLS - RADIUS - 0.5, size=2)
-    way = FRAMES - 1
-    along = int(np.abs(steps).argmax())
-    slack = random.uniform(-0.5, 0.5)
-    start[along] = (CELLS - 1) / 2 - steps[along] * way / 2 + slack
+    """Returns a clip of a bright ball that moves evenly, from somewhere."""
+    steps = SPEED * np.array(DIRECTIONS[direction])
+    middle, free = (CELLS - 1) / 2, CELLS / 2 - RADIUS
+    half_way = steps * (FRAMES - 1) / 2
+    room = free - np.abs(half_way)
+    start = middle - half_way + random.uniform(-room, room)
     rows, columns = np.mgrid[:CELLS, :CELLS]
     frames = []
     for number in range(FRAMES):
@@ -57,7 +57,7 @@ def film(direction: str, random: np.random.Generator) -> Video:
 def direction_of(frames: np.ndarray) -> str | None:
     """Returns where the ball of a clip `(frames, height, width, 3)` moves; None where nothing moves far enough.
 
-    That is three cells or more one way, from the first frame to the last, and less than half as far across it.
+    That is a quarter of a side or more one way, from the first frame to the last, and less than half as far across it.
     """
     lit = np.asarray(frames, dtype=np.float64).mean(-1)
     lit = (lit - np.median(lit) - 0.25 * (lit.max() - np.median(lit))).clip(min=0)
@@ -67,9 +67,9 @@ def direction_of(frames: np.ndarray) -> str | None:
             return None
         rows, columns = np.indices(frame.shape)
         centres.append([(rows * frame).sum() / frame.sum(), (columns * frame).sum() / frame.sum()])
-    moved = np.subtract(centres[1], centres[0]) / (frames.shape[1] / CELLS)
+    moved = np.subtract(centres[1], centres[0]) / lit.shape[1]
     far, across = np.abs(moved).max(), np.abs(moved).min()
-    if far < 3 or across > far / 2:
+    if far < 1 / 4 or across > far / 2:
         return None
     along = int(np.abs(moved).argmax())
     return next(word for word, steps in DIRECTIONS.items() if steps[along] == np.sign(moved[along]))
@@ -172,7 +172,7 @@ def sample_clips(checkpoint: str | Path, prompts: Sequence[str], *, steps: int =
     """Returns the clips `(frames, height, width, 3)` uint8 that a pipeline makes of prompts, by diffusers alone."""
     import diffusers
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(checkpoint)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(str(checkpoint))
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
         list(prompts),

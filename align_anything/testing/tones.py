@@ -16,11 +16,11 @@ from align_anything.datasets.media.writing import wav
 from align_anything.testing.tiny.pipeline_parts import PipelineOptions, save_pipeline
 from align_anything.testing.tiny.pipelines_audio import stable_audio
 
-PITCHES = {'low': 25.0, 'middle': 50.0, 'high': 100.0, 'shrill': 150.0}
+PITCHES = {'low': 100.0, 'middle': 200.0, 'high': 400.0, 'shrill': 600.0}
 """Words, and Hertz."""
 UNNAMED = 'a tone'
 """The prompt that does not say which."""
-RATE, FRAME, FRAMES = 400, 16, 16
+RATE, FRAME, FRAMES = 1600, 16, 16
 """Samples a second, samples in a latent, and latents in a clip."""
 SECONDS = FRAME * FRAMES / RATE
 VOLUME, DETUNED = (0.3, 0.6), 0.02
@@ -146,7 +146,7 @@ def sample_tones(checkpoint: str | Path, prompts: Sequence[str], *, steps: int =
     """Returns the tones `(samples,)` that a pipeline makes of prompts, by diffusers alone."""
     import diffusers
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(checkpoint)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(str(checkpoint))
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
         list(prompts),
