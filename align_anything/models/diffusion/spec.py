@@ -102,8 +102,8 @@ class DiffusionSpec:
         self.sizing, self.draws = sizing or Sizing(), draws
         if text_length and self.default_text_length is None:
             raise ModelError(
-                f'diffusion_cfgs.max_sequence_length: prompts of a {self.model_type} have the length that its tokenizer '
-                'says. Leave it out.'
+                f'diffusion_cfgs.max_sequence_length: prompts of a {self.model_type} have the length that its '
+                'tokenizer says. Leave it out.'
             )
         self.text_length = text_length or self.default_text_length
         self.components: dict[str, list[str]] = {DENOISER: ['']}
