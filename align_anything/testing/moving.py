@@ -28,8 +28,8 @@ CARRIER = 100.0
 """How large the constant channel of the autoencoder is."""
 WORDS = 5
 """Tokens of the longest prompt, its end included; also what a pipeline is given as `max_sequence_length`."""
-RADIUS, SPEED = 0.8, 0.5
-"""Of the ball in cells, and how many of them it moves from one frame to the next."""
+RADIUS, SPEED, ASIDE = 0.8, 0.5, 0.4
+"""Of the ball in cells, how many of them it moves from one frame to the next, and how far off the middle at most."""
 FPS = 25.0
 BRIGHTNESS = 40, 250
 """Of the ground, and of the ball."""
@@ -38,12 +38,9 @@ MEAN, DEVIATION = -0.5, 0.5
 
 
 def film(direction: str, random: np.random.Generator) -> Video:
-    """Returns a clip of a bright ball that moves evenly, from somewhere."""
+    """Returns a clip of a bright ball that moves evenly over the middle, more or less."""
     steps = SPEED * np.array(DIRECTIONS[direction])
-    middle, free = (CELLS - 1) / 2, CELLS / 2 - RADIUS
-    half_way = steps * (FRAMES - 1) / 2
-    room = free - np.abs(half_way)
-    start = middle - half_way + random.uniform(-room, room)
+    start = (CELLS - 1) / 2 - steps * (FRAMES - 1) / 2 + random.uniform(-ASIDE, ASIDE, 2)
     rows, columns = np.mgrid[:CELLS, :CELLS]
     frames = []
     for number in range(FRAMES):

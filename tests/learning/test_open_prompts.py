@@ -1,4 +1,4 @@
-"""Tiny models learn to make clips and tones: what prompts name, from captions; and what they leave open, by DPO and GRPO."""
+"""Tiny models learn to make clips and tones: what prompts name by captions, what they leave open by DPO and GRPO."""
 
 from __future__ import annotations
 
