@@ -31,9 +31,10 @@ WORDS = 5
 RADIUS, SPEED, ASIDE = 0.8, 0.5, 0.4
 """Of the ball in cells, how many of them it moves from one frame to the next, and how far off the middle at most."""
 FPS = 25.0
-BRIGHTNESS = 40, 250
-"""Of the ground, and of the ball."""
-MEAN, DEVIATION = -0.5, 0.5
+GROUND, BALL = (20, 140), 250
+"""How bright the ground is in the first frame and the last, and the ball. It dawns: or nothing but the order of what
+little moves would tell the first frame from the last, which positions as close as these hardly do."""
+MEAN, DEVIATION = -0.2, 0.5
 """Of the brightness of cells, -1 to 1, in clips that `film` makes: about."""
 
 
@@ -46,8 +47,8 @@ def film(direction: str, random: np.random.Generator) -> Video:
     for number in range(FRAMES):
         row, column = start + steps * number
         covered = (RADIUS + 0.5 - np.hypot(rows - row, columns - column)).clip(0, 1)
-        dark, bright = BRIGHTNESS
-        cells = (dark + (bright - dark) * covered).round().astype(np.uint8)
+        ground = np.interp(number, (0, FRAMES - 1), GROUND)
+        cells = (ground + (BALL - ground) * covered).round().astype(np.uint8)
         frames.append(np.kron(cells, np.ones((CELL, CELL), np.uint8))[..., None].repeat(3, -1))
     return Video(np.stack(frames), np.arange(FRAMES) / FPS, FPS)
 
@@ -58,13 +59,14 @@ def direction_of(frames: np.ndarray) -> str | None:
     That is a quarter of a side or more one way, from the first frame to the last, and less than half as far across it.
     """
     lit = np.asarray(frames, dtype=np.float64).mean(-1)
-    lit = (lit - np.median(lit) - 0.25 * (lit.max() - np.median(lit))).clip(min=0)
+    rows, columns = np.indices(lit.shape[1:])
     centres = []
     for frame in (lit[0], lit[-1]):
-        if not frame.any():
+        ground, highest = np.median(frame), frame.max()
+        ball = (frame - ground - (highest - ground) / 4).clip(min=0)
+        if highest == ground:
             return None
-        rows, columns = np.indices(frame.shape)
-        centres.append([(rows * frame).sum() / frame.sum(), (columns * frame).sum() / frame.sum()])
+        centres.append([(rows * ball).sum() / ball.sum(), (columns * ball).sum() / ball.sum()])
     moved = np.subtract(centres[1], centres[0]) / lit.shape[1]
     far, across = np.abs(moved).max(), np.abs(moved).min()
     if far < 1 / 4 or across > far / 2:

@@ -58,7 +58,7 @@ FILMING = Lesson(
     'right',
     'moves_right',
     {'resolution': moving.SIDE, 'num_frames': moving.FRAMES, 'max_sequence_length': moving.WORDS},
-    {'max_steps': 800, 'learning_rate': 1e-2},
+    {'max_steps': 400, 'learning_rate': 1e-2},
 )
 SOUNDING = Lesson(
     'text_to_audio',
@@ -69,9 +69,9 @@ SOUNDING = Lesson(
     'high',
     'sounds_high',
     {},
-    {'max_steps': 500, 'learning_rate': 6e-3},
+    {'max_steps': 400, 'learning_rate': 8e-3},
 )
-ROWS, PAIRS, ASKED = 800, 200, 48
+ROWS, PAIRS, ASKED = 240, 200, 48
 """Media to learn from, pairs, and prompts to be asked."""
 SETTINGS: dict[str, Any] = {
     'model_max_length': None,
