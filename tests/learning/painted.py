@@ -18,6 +18,7 @@ from tests.harness.once import once
 from tests.trainers.runs import run, sft
 
 ROWS, PAIRS = 2000, 400
+"""Pictures with captions, and pairs."""
 SETTINGS: dict[str, Any] = {
     'template': None,
     'model_max_length': None,
@@ -43,8 +44,14 @@ ON_PAIRS: dict[str, Any] = {
     'lr_scheduler_type': 'constant',
 }
 PAIRED: dict[str, dict[str, Any]] = {
-    'dpo': {**ON_PAIRS, 'scale_coeff': 500, 'sft_coeff': 0.5, 'learning_rate': 1e-3, 'max_steps': 80},
-    'kto': {**ON_PAIRS, 'scale_coeff': 500, 'learning_rate': 1e-3, 'max_steps': 80},
+    'dpo': {**ON_PAIRS, 'scale_coeff': 500, 'sft_coeff': 0.5, 'learning_rate': 2e-3, 'max_steps': 80},
+    'kto': {
+        **ON_PAIRS,
+        'scale_coeff': 200,
+        'learning_rate': 1e-3,
+        'max_steps': 100,
+        'target_modules': 'all-linear',
+    },
 }
 """How what was taught goes on, on pairs."""
 RANKED: dict[str, Any] = {
