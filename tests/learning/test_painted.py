@@ -12,7 +12,18 @@ import pytest
 
 from align_anything.testing import shapes
 from align_anything.testing.tiny import build
-from tests.learning.painted import NAMED, PAIRED, PLAIN, RANKED, colours_asked_for, share_of, taught, teach, train
+from tests.learning.painted import (
+    NAMED,
+    PAIRED,
+    PAIRS,
+    PLAIN,
+    RANKED,
+    colours_asked_for,
+    share_of,
+    taught,
+    teach,
+    train,
+)
 from tests.trainers.runs import lines
 
 pytestmark = pytest.mark.timeout(900)
