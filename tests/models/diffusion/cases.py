@@ -74,6 +74,7 @@ CASES = {
     'text_to_video_sd': Case({**CLIP, **PLAIN}),
     'stable_audio': Case({**PLAIN, 'audio_end_in_s': SECONDS}),
     'ace_step': Case({**PLAIN, 'audio_duration': SECONDS, 'max_text_length': 64}, length=64),
+    'audioldm': Case({**PLAIN, 'audio_length_in_s': SECONDS}),
     'audioldm2': Case({**PLAIN, 'audio_length_in_s': SECONDS}),
     'qwen_image': Case(
         {'true_cfg_scale': 1.0, **SHORT, **SIZE}, unreached=(*LAST_QUERIES, 'attn.to_add_out', '.txt_mlp.')
