@@ -99,6 +99,7 @@ CASES = {
     'text_to_video_sd': Case({**CLIP, **PLAIN}, length=None),
     'stable_audio': Case({**PLAIN, 'audio_end_in_s': SECONDS}, length=None),
     'ace_step': Case({**PLAIN, 'audio_duration': SECONDS, 'max_text_length': 64}, length=64),
+    'audioldm': Case({**PLAIN, 'audio_length_in_s': SECONDS}, length=None),
     'audioldm2': Case({**PLAIN, 'audio_length_in_s': SECONDS}, length=None),
     'qwen_image': Case({'true_cfg_scale': 1.0, **SHORT, **SIZE}, unreached=QWEN_UNREACHED),
     'flux_kontext': Case(
