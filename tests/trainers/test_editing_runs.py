@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
-import torch
 from PIL import Image
 
-from align_anything.models.diffusion.checkpoint import load_spec
-from align_anything.models.diffusion.prepared import Prompt
-from align_anything.models.diffusion.spec import Sizing
-from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import PAIRS
 from tests.harness.pairwise import in_tiers
-from tests.trainers.denoising import PICTURES, REWARDS, metrics, named, offline, online
-from tests.trainers.runs import lines, run, succeed, write_rows
-from tests.trainers.test_bad_rows import listed
-from tests.trainers.test_denoising_runs import broken_loading, changed
-from tests.trainers.test_dry_run import plain
+from tests.trainers.denoising import REWARDS, metrics, named, offline, online
+from tests.trainers.runs import succeed, write_rows
+from tests.trainers.test_denoising_runs import changed
 
 Tiny = Callable[..., Path]
 EDITS = PAIRS['text_image_to_image']
