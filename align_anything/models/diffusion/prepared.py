@@ -18,13 +18,19 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Prepared:
-    """The entries of one pipeline in a store whose fingerprint is that of its frozen components."""
+    """The entries of one pipeline in a store whose fingerprint is that of its frozen components.
+
+    Attributes:
+        store: where they are.
+        text_length: most tokens of a prompt; None for as many as the pipeline has by itself.
+    """
 
     store: TensorStore
+    text_length: int | None = None
 
     def text_key(self, prompt: str) -> str:
         """Returns the key of what the text encoders make of a prompt."""
-        return self.store.key('text', prompt)
+        return self.store.key('text', prompt, *([] if self.text_length is None else [self.text_length]))
 
     def latents_key(self, medium: Any, size: Size) -> str:
         """Returns the key of the latents of a decoded medium that is brought to a size."""

@@ -44,7 +44,7 @@ def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset
     store = TensorStore(folder, FOLDER, fingerprint_of(spec), 'diffusion_cfgs.prepared_dir')
     device = device_of_rank()
     encoders = Encoders(spec, device)
-    prepared = Prepared(store)
+    prepared = Prepared(store, None if spec.text_length == spec.default_text_length else spec.text_length)
     makers = [TextMaker(store, prepared, encoders), LatentsMaker(store, prepared, encoders)]
     for dataset in datasets:
         prepare(makers, dataset.of_task(EncoderTask(dataset.task, spec)), _collate, cfgs, device)
