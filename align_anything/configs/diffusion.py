@@ -61,7 +61,10 @@ class DiffusionCfgs(Cfgs):
         'eval_rollout_steps': (GENERATES, EVALUATES),
         'eval_draws': (ON_DATA, EVALUATES),
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
-        **{f'preview_{key}': needs('diffusion_cfgs.preview_prompts') for key in ('every', 'steps', 'guidance', 'seed')},
+        **{
+            f'preview_{key}': needs('diffusion_cfgs.preview_prompts')
+            for key in ('images', 'every', 'steps', 'guidance', 'seed')
+        },
     }
 
     resolution: PositiveInt | list[PositiveInt] | None = Field(
@@ -133,6 +136,11 @@ class DiffusionCfgs(Cfgs):
         None,
         description='Prompts whose media are shown while it trains, on the page previews.html and in the folder '
         'previews: a list, or a file with one on each line. null shows none.',
+    )
+    preview_images: list[str] | None = Field(
+        None,
+        description='Images that pipelines which edit are shown with preview_prompts, in their order: one for each, of '
+        'FluxFillPipeline the image and its mask.',
     )
     preview_every: PositiveInt = Field(
         100, description='Optimizer steps from one preview to the next; the first is before training.'

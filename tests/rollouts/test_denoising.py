@@ -25,7 +25,7 @@ from align_anything.policies.denoising.prediction import Guidance
 from align_anything.policies.denoising.transitions import Kernel
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.rollouts.experience import complete
-from tests.models.diffusion.cases import CASES, PROMPT, STEPS, Opened, opened
+from tests.models.diffusion.cases import CASES, PROMPT, STEPS, Opened, conditions, opened
 
 CPU = torch.device('cpu')
 NOISY = {'sd3': Kernel('flow_sde', 0.7), 'sd15': Kernel('ddim', 1.0)}
@@ -34,7 +34,7 @@ FAMILIES = ('sd3', 'sd15')
 
 def prompts(tiny: Opened, *texts: str) -> list[Example]:
     """Examples without responses, with the conditions of their prompts and of the empty one."""
-    *own, empty = tiny.spec.encode_text(tiny.frozen, [*texts, ''])
+    *own, empty = conditions(tiny, *texts, '')
     nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0)
     return [
         Example(Piece(*nothing, media=media), [], str(at), unconditional=Piece(*nothing, media=empty))
