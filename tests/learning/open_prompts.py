@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from align_anything.cli.leaves import find_run
 from align_anything.testing import moving, tones
 from align_anything.testing.captioned import Captioned
 from tests.harness.once import once
 from tests.learning import seen
-from tests.trainers.runs import run, sft
+from tests.learning.school import train_by
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,7 @@ REWARDED: dict[str, Any] = {
 
 def train(lesson: Lesson, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
     """Trains a model by an algorithm, and returns the folder of what came."""
-    pair, algorithm = find_run(lesson.pair, name)
-    argv = sft(output, model, rows, **{**SETTINGS, **lesson.size, **settings})
-    (done,) = run(argv, 1, pair, algorithm=algorithm, timeout=600)
-    assert done.code == 0, done.output
-    return output / 'slice_end'
+    return train_by(lesson.pair, name, output, model, rows, **{**SETTINGS, **lesson.size, **settings})
 
 
 def learn(lesson: Lesson, folder: Path) -> Path:
