@@ -24,7 +24,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
 from align_anything.models.media_tokens import require_told_apart
-from align_anything.models.pretrained_model import load_model, tune_model
+from align_anything.models.pretrained_model import load_model, require_writing, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, require_reached, require_still
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
@@ -176,6 +176,8 @@ def _partitioned_loading(config: dict[str, Any]) -> Any:
 
 def check_model(resolved: Resolved, spec: FamilySpec) -> None:
     """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a family of tokens."""
+    if resolved.algorithm.scores != 'responses':
+        require_writing(spec.model_type, resolved.cfgs.model_cfgs.model_name_or_path)
     check_freezing(resolved, spec.components)
     require_reference_reads(resolved.cfgs, resolved.algorithm, spec)
 
