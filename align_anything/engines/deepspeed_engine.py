@@ -58,6 +58,10 @@ class DeepSpeedEngine:
         join_process_group()
         self.stage = zero_stage(config)
         self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
+        for parameter in module.parameters():
+            if not parameter.dim():
+                # DeepSpeed sends and clips no parameter without a dimension.
+                parameter.data = parameter.data[None]
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
         )
