@@ -20,6 +20,7 @@ from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.any_model import add_score_head
 from align_anything.models.declared_codes import keep_codes
 from align_anything.models.export import export_model
+from align_anything.models.families import own_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
@@ -138,7 +139,10 @@ def load(
 ) -> PreTrainedModel:
     """Loads the weights of `source` with the attention of its layout, partitioned as the engine's `config` says."""
     # Alive while the model loads: transformers then partitions each weight as it is read.
-    partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
+    partitioned = zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb
+    # Those that score by themselves have a scale, a number without a dimension, which would not be partitioned so.
+    partitioned &= own_head(collate.spec.model_type) is None
+    partitioning = _partitioned_loading(config) if partitioned else None
     model = load_model(
         source,
         collate.spec.components,
