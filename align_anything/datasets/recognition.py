@@ -54,6 +54,7 @@ DATASETS: tuple[tuple[Set[str], MediaKind, Recognised], ...] = (
         )
         for asked, shown, answer in (
             ('edit_prompt', 'input_image', 'edited_image'),
+            ('edit_prompt', 'original_image', 'edited_image'),
             ('instruction', 'source_img', 'target_img'),
             ('instruction', 'source', 'target'),
             ('prompt', *SHOWN, 'image'),

@@ -36,14 +36,16 @@ NAMES = [path.stem for path in SCRIPTS]
 # Beside those of supervised training, which all train here, one or two of each algorithm with media of each kind.
 ALSO_TRAINED = (
     'llama_dpo llama_kto qwen2_rm qwen2_cost_model qwen2_orpo llama_simpo qwen2_cpo llava_cost_model qwen2_vl_rm '
-    'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo sd3_dpo sd3_grpo'
+    'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo sd3_dpo sd3_grpo '
+    'qwen_image_edit_grpo'
 ).split()
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
 FIRST_TRAINED = (
-    'sd3_dpo wan_sft editing_sft llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft qwen2_5_omni_thinker_sft '
-    'drawing_sft speaking_sft illustrating_sft unified_sft janus_sft chameleon_sft emu3_sft csm_sft'
+    'sd3_dpo wan_sft flux_kontext_sft editing_sft llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft '
+    'qwen2_5_omni_thinker_sft drawing_sft speaking_sft illustrating_sft unified_sft janus_sft chameleon_sft emu3_sft '
+    'csm_sft'
 ).split()
 FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
 
@@ -58,7 +60,11 @@ EMITTING = {
     'unified_sft': 'unified',
 }
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
-SETTINGS = {'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'}, 'wan_sft': {'NUM_FRAMES': 1, 'RESOLUTION': 32}}
+SETTINGS = {
+    'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'},
+    'wan_sft': {'NUM_FRAMES': 1, 'RESOLUTION': 32},
+    **dict.fromkeys(('flux_kontext_sft', 'qwen_image_edit_grpo'), {'RESOLUTION': 32}),
+}
 
 SMALL = '--max_steps 2 --num_workers 0 --log_type none --save_total_limit 0'.split()
 # Scripts of online algorithms set these themselves.
@@ -111,6 +117,8 @@ ROWS: dict[str, dict[str, Any]] = {
 DRAWN = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'So: '}, {'type': 'image', 'image': 'picture.png'}]}
 ROW = {
     'editing_sft': {'source_img': 'picture.png', 'instruction': 'Make it blue.', 'target_img': 'other.png'},
+    'flux_kontext_sft': {'edit_prompt': 'Make it blue.', 'input_image': 'picture.png', 'edited_image': 'other.png'},
+    'qwen_image_edit_grpo': {'instruction': 'Make it blue.', 'source_img': 'picture.png'},
     'unified_sft': {'messages': [TURNS[0], DRAWN]},
     'qwen2_vl_grpo': {'image': 'picture.png', 'problem': 'How many?', 'solution': '<answer> 3 </answer>'},
 }
@@ -200,7 +208,7 @@ def aimed(
         judge = with_head(model, folder / 'judge')
         header |= dict.fromkeys(('REWARD_MODEL_NAME_OR_PATH', 'COST_MODEL_NAME_OR_PATH'), judge)
     steps = '--max_new_tokens 4' if 'PROMPT_BATCH' in text else '--gradient_accumulation_steps 1'
-    steps = {'sd3_grpo': '--rollout_steps 4'}.get(script.stem, steps)
+    steps = '' if '--rollout_steps' in text else steps
     pair, name, argv, environment = call(script, *SMALL, *steps.split(), *more, **header)
     how = {'pair': PAIRS[pair], 'before': lambda _: os.environ.update(environment)}
     return argv, {**how, 'algorithm': known_algorithms()[name]}
@@ -226,9 +234,8 @@ def test_it_trains(script: Path, call: Callable[..., Called], made: Callable[[st
     assert ended[0].code == 0, ended[0].output
     output = tmp_path / 'trained'
     saved = {path.name for path in (output / 'slice_end').iterdir()}
-    adapter = (
-        'pytorch_lora_weights.safetensors' if script.parent.name in ('sd3', 'wan') else 'adapter_model.safetensors'
-    )
+    denoises = script.parent.name in ('sd3', 'wan', 'flux_kontext', 'qwen_image_edit')
+    adapter = 'pytorch_lora_weights.safetensors' if denoises else 'adapter_model.safetensors'
     assert (adapter if '--use_lora' in argv else 'model.safetensors') in saved
     steps = [json.loads(line) for line in (output / 'metrics.jsonl').read_text().splitlines()]
     assert [record['step'] for record in steps if 'train/loss' in record] == [1, 2]
