@@ -105,6 +105,11 @@ class DiffusionCfgs(Cfgs):
     input_perturbation: NonNegativeFloat = Field(
         0.0, description='Scale of further noise that the denoiser sees and need not predict (Ning et al., 2023).'
     )
+    max_sequence_length: PositiveInt | None = Field(
+        None,
+        description='Most tokens of a prompt that the denoiser sees, as the argument of that name of the pipeline has '
+        'it: give the same to the pipeline that samples. null is what the pipeline does by itself.',
+    )
     embedded_guidance: PositiveFloat | None = Field(
         None,
         description='Guidance that guidance-distilled denoisers (FLUX.1-dev, HunyuanVideo) are told. null is 1 in '

@@ -38,13 +38,20 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The entries of one pipeline in a store whose fingerprint is that of its frozen components."""
+    """The entries of one pipeline in a store whose fingerprint is that of its frozen components.
+
+    Attributes:
+        store: where they are.
+        text_length: most tokens of a prompt; None for as many as the pipeline has by itself.
+    """
 
     store: TensorStore
+    text_length: int | None = None
 
     def text_key(self, prompt: Prompt) -> str:
         """Returns the key of what the text encoders make of a prompt, whose pictures are those that they see."""
-        return self.store.key('text', prompt.text, *_shown(prompt))
+        length = [] if self.text_length is None else [self.text_length]
+        return self.store.key('text', prompt.text, *length, *_shown(prompt))
 
     def pictures_key(self, prompt: Prompt) -> str:
         """Returns the key of what the autoencoder makes of the pictures of a prompt."""

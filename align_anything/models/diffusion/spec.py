@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.errors import SampleError
+from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models.diffusion.opening import open_without
 from align_anything.models.diffusion.prepared import LATENTS, Prepared, Prompt, Size
@@ -83,8 +83,8 @@ class DiffusionSpec:
     """Further components that a pipeline need not have in memory to encode and decode."""
     no_checkpointing: ClassVar[str] = ''
     """Why the backward pass cannot compute blocks of the denoiser anew, where it cannot."""
-    default_text_length: ClassVar[int | None] = None
-    """Most tokens of a prompt when neither the settings nor the tokenizer say so."""
+    default_text_length: int | None = None
+    """Most tokens of a prompt when the settings do not say so; None where the tokenizer alone does."""
     max_length: int = sys.maxsize
     codes: None = None
 
@@ -102,6 +102,11 @@ class DiffusionSpec:
         self.folder, self.index, self.configs = folder, dict(index), {name: dict(own) for name, own in configs.items()}
         self.model_type: str = index['_class_name']
         self.sizing, self.draws = sizing or Sizing(), draws
+        if text_length and self.default_text_length is None:
+            raise ModelError(
+                f'diffusion_cfgs.max_sequence_length: prompts of a {self.model_type} have the length that its '
+                'tokenizer says. Leave it out.'
+            )
         self.text_length = text_length or self.default_text_length
         self.components: dict[str, list[str]] = {DENOISER: ['']}
         self.prepared: Prepared | None = None

@@ -36,7 +36,7 @@ PIPELINES = {
     **dict.fromkeys('z_image sana pixart pixart_sigma qwen_image'.split(), 'pipelines_image'),
     **dict.fromkeys('wan wan22 wan22_5b ltx cogvideox cogvideox_5b hunyuan_video'.split(), 'pipelines_video'),
     'text_to_video_sd': 'pipelines_video',
-    **dict.fromkeys(('stable_audio', 'ace_step', 'audioldm2'), 'pipelines_audio'),
+    **dict.fromkeys(('stable_audio', 'ace_step', 'audioldm', 'audioldm2'), 'pipelines_audio'),
 }
 """Pipelines of diffusers, likewise."""
 

@@ -28,6 +28,8 @@ OF_DENOISERS: Mapping[str, Any] = {
 """Of policy gradients on denoising steps, as in Flow-GRPO: the score of a step is a mean over the elements of latents,
 so that ratios are much nearer to 1 than those of tokens."""
 
+JUDGES = tuple(f'model_cfgs.{role}_model_name_or_path' for role in ('reward', 'cost'))
+
 
 def with_model_defaults(resolved: Resolved) -> Resolved:
     """Returns the same run with the defaults for its kind of model where the user gave nothing. It logs them.
@@ -39,6 +41,9 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
         return without_effect(resolved, ['diffusion_cfgs.*'], why)
     spec = spec_of(resolved.cfgs)
     resolved = without_effect(resolved, OF_TOKENS, f'{spec.model_type} denoises media and has no tokens')
+    if not any(path in resolved.origins and resolved.given(path) for path in JUDGES):
+        why = 'code that a pipeline brings is never run'
+        resolved = without_effect(resolved, ['model_cfgs.trust_remote_code'], why)
     wanted = {
         key: value
         for key, value in _defaults(resolved, spec).items()

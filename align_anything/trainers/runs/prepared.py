@@ -45,7 +45,7 @@ def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset
     store = TensorStore(folder, FOLDER, fingerprint_of(spec), 'diffusion_cfgs.prepared_dir')
     device = device_of_rank()
     encoders = Encoders(spec, device)
-    prepared = Prepared(store)
+    prepared = Prepared(store, None if spec.text_length == spec.default_text_length else spec.text_length)
     emptied = guided or cfgs.data_cfgs.prompt_dropout > 0
     texts = TextMaker(store, prepared, encoders, emptied)
     pictures = [PicturesMaker(store, prepared, encoders)] if spec.shown else []

@@ -37,14 +37,14 @@ class Case:
     Attributes:
         call: arguments of the pipeline beside prompt, steps and generator, without guidance by a second pass.
         guidance: what the denoiser is told, where it is.
-        length: most tokens of a prompt.
+        length: most tokens of a prompt; None where the tokenizer says so.
         unreached: parts of the names of parameters that no gradient reaches.
         patches: what stands in for functions of the pipeline's module, by name.
     """
 
     call: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
-    length: int = LENGTH
+    length: int | None = LENGTH
     unreached: tuple[str, ...] = ()
     patches: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
@@ -77,9 +77,9 @@ QWEN_UNREACHED = (*LAST_QUERIES, 'attn.to_add_out', '.txt_mlp.')
 # As the settings of a run cannot be, which would make prompts hang on what is installed.
 UNCLEANED = {'use_resolution_binning': False, 'clean_caption': False}
 CASES = {
-    'sd15': Case(PLAIN),
-    'sd2': Case(PLAIN),
-    'sdxl': Case(PLAIN),
+    'sd15': Case(PLAIN, length=None),
+    'sd2': Case(PLAIN, length=None),
+    'sdxl': Case(PLAIN, length=None),
     'sd3': Case({**PLAIN, **SHORT}, unreached=LAST_QUERIES),
     'sd3_clip': Case({**PLAIN, **SHORT}, unreached=LAST_QUERIES),
     'flux': Case({'guidance_scale': 3.5, **SHORT, **SIZE}, guidance=3.5),
@@ -96,10 +96,11 @@ CASES = {
     'cogvideox': Case({**CLIP, **PLAIN, **SHORT}),
     'cogvideox_5b': Case({**CLIP, **PLAIN, **SHORT}),
     'hunyuan_video': Case({**CLIP, **SIZE, 'guidance_scale': 6.0, 'max_sequence_length': 512}, 6.0, 512),
-    'text_to_video_sd': Case({**CLIP, **PLAIN}),
-    'stable_audio': Case({**PLAIN, 'audio_end_in_s': SECONDS}),
+    'text_to_video_sd': Case({**CLIP, **PLAIN}, length=None),
+    'stable_audio': Case({**PLAIN, 'audio_end_in_s': SECONDS}, length=None),
     'ace_step': Case({**PLAIN, 'audio_duration': SECONDS, 'max_text_length': 64}, length=64),
-    'audioldm2': Case({**PLAIN, 'audio_length_in_s': SECONDS}),
+    'audioldm': Case({**PLAIN, 'audio_length_in_s': SECONDS}, length=None),
+    'audioldm2': Case({**PLAIN, 'audio_length_in_s': SECONDS}, length=None),
     # Longer than what a tokenizer of letters makes of the template, which the pipeline does not cut off whole.
     'qwen_image': Case(
         {'true_cfg_scale': 1.0, 'max_sequence_length': 512, **SIZE}, length=512, unreached=QWEN_UNREACHED
@@ -115,11 +116,13 @@ CASES = {
     ),
     'qwen_image_edit': Case(
         {'true_cfg_scale': 1.0, **SIZE, 'image': picture()},
+        length=None,
         unreached=QWEN_UNREACHED,
         patches={'calculate_dimensions': smaller},
     ),
     'qwen_image_edit_plus': Case(
         {'true_cfg_scale': 1.0, **SIZE, 'image': picture()},
+        length=None,
         unreached=QWEN_UNREACHED,
         patches={'calculate_dimensions': lambda area, ratio: smaller(area, ratio)[:2]},
     ),

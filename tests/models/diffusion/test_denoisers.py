@@ -164,3 +164,11 @@ def test_sizes_that_a_family_cannot_have_are_refused() -> None:
         load_spec(folder_of('sd3'), Sizing(resolution=(36, 33)), text_length=LENGTH)
     with pytest.raises(ModelError, match='at most 128 pixels'):
         load_spec(folder_of('sd3'), Sizing(resolution=(136, 32)))
+
+
+def test_a_length_of_prompts_that_the_tokenizer_alone_says_is_refused() -> None:
+    with pytest.raises(ModelError, match='diffusion_cfgs.max_sequence_length: prompts of a StableDiffusionPipeline'):
+        load_spec(folder_of('sd15'), text_length=9)
+    assert load_spec(folder_of('cogvideox'), text_length=9).text_length == 9
+    own = load_spec(folder_of('cogvideox')).text_length
+    assert own == load_spec(folder_of('cogvideox')).configs['transformer']['max_text_seq_length']

@@ -1,0 +1,72 @@
+"""Lessons in painting: a small pipeline that begins untrained, and pictures of coloured shapes with captions.
+
+Half of the captions name a colour, so that the model can be asked for one, and what it paints where none is asked for
+is its own choice, which pairs and rewards change. It is sampled by diffusers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from align_anything.cli.leaves import find_run
+from align_anything.testing import shapes
+from tests.harness.once import once
+from tests.trainers.runs import run, sft
+
+ROWS, PAIRS = 2000, 400
+SETTINGS: dict[str, Any] = {
+    'template': None,
+    'model_max_length': None,
+    'max_sequence_length': shapes.WORDS,
+    'epochs': 1000,
+    'save_checkpoint': False,
+}
+SUPERVISED: dict[str, Any] = {
+    'max_steps': 700,
+    'per_device_train_batch_size': 32,
+    'learning_rate': 6e-3,
+    'lr_scheduler_type': 'cosine',
+    'lr_warmup_ratio': 0.05,
+}
+"""How an untrained painter learns colours; half a minute of a processor."""
+NAMED = [prompt for prompt in shapes.NAMED for _ in range(8)]
+PLAIN = [prompt for prompt in shapes.PLAIN for _ in range(32)]
+"""What painters are asked for, with colours and without."""
+
+
+def train(name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
+    """Trains a painter by an algorithm, and returns the folder of what came."""
+    pair, algorithm = find_run('text_to_image', name)
+    (done,) = run(sft(output, model, rows, **{**SETTINGS, **settings}), 1, pair, algorithm=algorithm, timeout=600)
+    assert done.code == 0, done.output
+    return output / 'slice_end'
+
+
+def taught(shared: Path) -> Path:
+    """A folder with a painter in `model` that paints the colours it is asked for, and what its run left in `run`.
+
+    It is taught once a run. Do not write into the folder.
+    """
+
+    def teach(folder: Path) -> None:
+        folder.mkdir()
+        start = shapes.build_painter(folder / 'start')
+        rows = shapes.write_shapes(folder / 'shapes', ROWS)
+        (folder / 'model').symlink_to(train('sft', folder / 'run', start, rows, **SUPERVISED))
+
+    return once(shared, 'taught-painter', teach)
+
+
+def colours_asked_for(pictures: Sequence[Image.Image]) -> float:
+    """The share of pictures of `NAMED` that have the colour asked for."""
+    pairs = zip(pictures, NAMED, strict=True)
+    return sum(shapes.colour_of(picture) == prompt.split()[1] for picture, prompt in pairs) / len(NAMED)
+
+
+def share_of(colour: str, pictures: Sequence[Image.Image]) -> float:
+    """The share of pictures that have a colour."""
+    return [shapes.colour_of(picture) for picture in pictures].count(colour) / len(pictures)
