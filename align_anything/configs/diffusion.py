@@ -61,6 +61,7 @@ class DiffusionCfgs(Cfgs):
         'eval_rollout_steps': (GENERATES, EVALUATES),
         'eval_draws': (ON_DATA, EVALUATES),
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
+        'lora_weights': (TRAINS, needs('lora_cfgs.use_lora', True)),
         **{f'preview_{key}': needs('diffusion_cfgs.preview_prompts') for key in ('every', 'steps', 'guidance', 'seed')},
     }
 
@@ -106,6 +107,11 @@ class DiffusionCfgs(Cfgs):
         None,
         description='Guidance that guidance-distilled denoisers (FLUX.1-dev, HunyuanVideo) are told. null is 1 in '
         'training on data and 3.5 in rollouts.',
+    )
+    lora_weights: str | None = Field(
+        None,
+        description='Folder of a saved adapter (pytorch_lora_weights.safetensors, of this package or of diffusers) '
+        'that adapters start from. An adapter that records its pipeline may be named as model_name_or_path instead.',
     )
     prepared_dir: str | None = Field(
         None,

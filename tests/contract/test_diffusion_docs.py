@@ -57,9 +57,15 @@ def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monk
     assert (out / 'previews.html').is_file() and (out / 'previews' / '00000000' / 'grid.png').is_file()
 
 
-def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_three_commands_run_and_one_goes_on(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = TEXT.split('\n## In three commands\n')[1].split('\n## ')[0]
     (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+    (going_on,) = re.findall(
+        r'```bash\n(.*?)```', TEXT.split('\n## Training an adapter on\n')[1].split('\n## ')[0], re.DOTALL
+    )
+    block += going_on
     captioned, pair_row, prompt = re.findall(r'`(\{".*?\})`', page)
     (tmp_path / 'pictures').mkdir()
     Image.new('RGB', (64, 64), 'red').save(tmp_path / 'pictures' / 'fox.png')
@@ -77,7 +83,7 @@ def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monke
         assert said in block
         block = block.replace(said, other)
     commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
-    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo']
+    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo', 'dpo']
     for _, _, module, *argv in commands:
         pair, kind = find_run(*module.split('.')[-2:])
         short = ['--max_steps', '1', '--gradient_accumulation_steps', '1', *PRESET.split()]
