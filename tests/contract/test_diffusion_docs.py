@@ -57,14 +57,13 @@ def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monk
     assert (out / 'previews.html').is_file() and (out / 'previews' / '00000000' / 'grid.png').is_file()
 
 
-def test_the_three_commands_run_and_one_goes_on(
+def test_the_commands_of_pipelines_run(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = TEXT.split('\n## In three commands\n')[1].split('\n## ')[0]
     (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
-    (going_on,) = re.findall(
-        r'```bash\n(.*?)```', TEXT.split('\n## Training an adapter on\n')[1].split('\n## ')[0], re.DOTALL
-    )
+    further = TEXT.split('\n## Training an adapter on\n')[1].split('\n## ')[0]
+    (going_on,) = re.findall(r'```bash\n(.*?)```', further, re.DOTALL)
     block += going_on
     captioned, pair_row, prompt = re.findall(r'`(\{".*?\})`', page)
     (tmp_path / 'pictures').mkdir()
