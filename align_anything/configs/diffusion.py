@@ -54,6 +54,7 @@ class DiffusionCfgs(Cfgs):
         'aspect_buckets': GIVEN,
         **{key: DRAWS for key in ('noise_offset', 'input_perturbation')},
         'loss_weighting': WEIGHED,
+        'huber_c': (DRAWS, WEIGHED),
         **{key: GENERATES for key in ('rollout_steps', 'same_noise_in_group')},
         **{key: STEPS for key in ('sde_kernel', 'noise_level', 'sde_window', 'kl_form')},
         'sde_window_range': (STEPS, needs('diffusion_cfgs.sde_window')),
@@ -97,6 +98,11 @@ class DiffusionCfgs(Cfgs):
         'and inverse_sigma_squared (which diffusers calls sigma_sqrt) for flows.',
     )
     min_snr_gamma: PositiveFloat = Field(5.0, description='Highest signal-to-noise ratio that min_snr heeds.')
+    huber_c: PositiveFloat | None = Field(
+        None,
+        description='Makes each squared error d² a pseudo-Huber loss 2c (√(d² + c²) - c), by which outliers weigh '
+        'less; 0.1 in the scripts of kohya. null is the square.',
+    )
     noise_offset: NonNegativeFloat = Field(
         0.0, description='Noise that is the same for all positions of a channel, added to the noise; 0.03 to 0.1.'
     )

@@ -100,6 +100,7 @@ def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
         shift=own.timestep_shift,
         weighting=own.loss_weighting,
         min_snr_gamma=own.min_snr_gamma,
+        huber_c=own.huber_c,
         noise_offset=own.noise_offset,
         input_perturbation=own.input_perturbation,
     )
