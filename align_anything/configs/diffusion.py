@@ -54,6 +54,7 @@ class DiffusionCfgs(Cfgs):
         'aspect_buckets': GIVEN,
         **{key: DRAWS for key in ('noise_offset', 'input_perturbation')},
         'loss_weighting': WEIGHED,
+        'huber_c': (DRAWS, WEIGHED),
         **{key: GENERATES for key in ('rollout_steps', 'same_noise_in_group')},
         **{key: STEPS for key in ('sde_kernel', 'noise_level', 'sde_window', 'kl_form')},
         'sde_window_range': (STEPS, needs('diffusion_cfgs.sde_window')),
@@ -61,6 +62,7 @@ class DiffusionCfgs(Cfgs):
         'eval_rollout_steps': (GENERATES, EVALUATES),
         'eval_draws': (ON_DATA, EVALUATES),
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
+        'lora_weights': (TRAINS, needs('lora_cfgs.use_lora', True)),
         **{
             f'preview_{key}': needs('diffusion_cfgs.preview_prompts')
             for key in ('images', 'every', 'steps', 'guidance', 'seed')
@@ -99,6 +101,11 @@ class DiffusionCfgs(Cfgs):
         'and inverse_sigma_squared (which diffusers calls sigma_sqrt) for flows.',
     )
     min_snr_gamma: PositiveFloat = Field(5.0, description='Highest signal-to-noise ratio that min_snr heeds.')
+    huber_c: PositiveFloat | None = Field(
+        None,
+        description='Makes each squared error d² a pseudo-Huber loss 2c (√(d² + c²) - c), by which outliers weigh '
+        'less; 0.1 in the scripts of kohya. null is the square.',
+    )
     noise_offset: NonNegativeFloat = Field(
         0.0, description='Noise that is the same for all positions of a channel, added to the noise; 0.03 to 0.1.'
     )
@@ -114,6 +121,11 @@ class DiffusionCfgs(Cfgs):
         None,
         description='Guidance that guidance-distilled denoisers (FLUX.1-dev, HunyuanVideo) are told. null is 1 in '
         'training on data and 3.5 in rollouts.',
+    )
+    lora_weights: str | None = Field(
+        None,
+        description='Folder of a saved adapter (pytorch_lora_weights.safetensors, of this package or of diffusers) '
+        'that adapters start from. An adapter that records its pipeline may be named as model_name_or_path instead.',
     )
     prepared_dir: str | None = Field(
         None,

@@ -62,7 +62,9 @@ EMITTING = {
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
 SETTINGS = {
     'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'},
-    **dict.fromkeys(('wan_sft', 'wan_dpo', 'wan_grpo'), {'NUM_FRAMES': 1, 'RESOLUTION': 32}),
+    **dict.fromkeys(('wan_sft', 'wan_dpo'), {'NUM_FRAMES': 1, 'RESOLUTION': 32}),
+    'wan_grpo': {'NUM_FRAMES': 1, 'RESOLUTION': 32, 'PER_DEVICE_TRAIN_BATCH_SIZE': 4},
+    **dict.fromkeys(('text_to_video_sd_sft', 'text_to_video_sd_dpo'), {'NUM_FRAMES': 4}),
     **dict.fromkeys(('flux_kontext_sft', 'qwen_image_edit_grpo'), {'RESOLUTION': 32}),
 }
 # Folders of scripts that train pipelines of diffusers.
@@ -70,7 +72,12 @@ PIPELINES = ('sd15', 'sd3', 'audioldm', 'text_to_video_sd', 'wan', 'flux_kontext
 
 SMALL = '--max_steps 2 --num_workers 0 --log_type none --save_total_limit 0'.split()
 # Scripts of online algorithms set these themselves.
-ROLLOUT = {'NUM_GENERATIONS': 2, 'PER_DEVICE_PROMPT_BATCH_SIZE': 2, 'GRADIENT_ACCUMULATION_STEPS': 1}
+ROLLOUT = {
+    'NUM_GENERATIONS': 2,
+    'PER_DEVICE_PROMPT_BATCH_SIZE': 2,
+    'GRADIENT_ACCUMULATION_STEPS': 1,
+    'ROLLOUT_STEPS': 4,
+}
 
 PICTURE = {'image': 'picture.png', 'question': 'What is it?'}
 CHOSEN = {**PICTURE, 'chosen': 'A red square.', 'rejected': 'A dog.'}
@@ -219,7 +226,7 @@ def aimed(
         header |= dict.fromkeys(('REWARD_MODEL_NAME_OR_PATH', 'COST_MODEL_NAME_OR_PATH'), judge)
     steps = '--max_new_tokens 4' if 'PROMPT_BATCH' in text else '--gradient_accumulation_steps 1'
     if '--rollout_steps' in text:
-        steps = '--rollout_steps 4'
+        steps = ''
     pair, name, argv, environment = call(script, *SMALL, *steps.split(), *more, **header)
     how = {'pair': PAIRS[pair], 'before': lambda _: os.environ.update(environment)}
     return argv, {**how, 'algorithm': known_algorithms()[name]}
