@@ -143,7 +143,7 @@ def require_same_work(clocks: Mapping[str, StepClock], *, same_gradient: bool = 
 
 
 def measured(*args: Any) -> Found:
-    """The clock of a run of ours, its memory, and its share of padding if it tells one; arguments as of `ours.train`."""
+    """The clock of a run of ours, its memory, and its share of padding if any; arguments as of `ours.train`."""
     reset_peak()
     before = resident()
     clock, output = ours.train(*args)
