@@ -136,10 +136,8 @@ def paint(
     seed: int = 0,
 ) -> list[Image.Image]:
     """Returns a picture for each prompt, by diffusers alone; `adapter` is a folder that `load_lora_weights` reads."""
-    import diffusers
-
+    pipeline = open_painter(checkpoint)
     with quiet():
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(checkpoint, text_encoder_3=None, tokenizer_3=None)
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
         pipeline.set_progress_bar_config(disable=True)
@@ -150,6 +148,14 @@ def paint(
             max_sequence_length=WORDS,
             generator=torch.Generator().manual_seed(seed),
         ).images
+
+
+def open_painter(checkpoint: str | Path) -> Any:
+    """Returns the pipeline of a painter as diffusers loads it."""
+    import diffusers
+
+    with quiet():
+        return diffusers.DiffusionPipeline.from_pretrained(checkpoint, text_encoder_3=None, tokenizer_3=None)
 
 
 def _made(folder: str | Path) -> Path:
