@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from align_anything.rewards.base import Completion, register_reward
 from align_anything.testing.emitting import heard, read_digits
+from align_anything.testing.shapes import colour_of
 
 
 @register_reward('drawn_digit')
@@ -31,3 +32,13 @@ def heard_in(completion: Completion) -> list[int]:
 def share(found: Sequence[int], wanted: Sequence[int]) -> float:
     """The share of numbers that are as wanted."""
     return sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)
+
+
+@register_reward('worth')
+def worth(completions: Sequence[Completion]) -> list[float]:
+    """What the row says that the colour of the painted shape is worth; a colour that it does not name is worth none."""
+    pictures = [part['image'] for completion in completions for part in completion.message['content']]
+    return [
+        completion.meta['worth'].get(colour_of(picture), 0.0)
+        for completion, picture in zip(completions, pictures, strict=True)
+    ]
