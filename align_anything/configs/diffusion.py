@@ -24,6 +24,12 @@ STEPS = Effect(
     lambda facts: facts.algorithm.trains_transitions,
     'it means nothing where no denoising steps of rollouts are trained; leave it out.',
 )
+SAMPLES = Effect(
+    lambda facts: facts.algorithm.trains_transitions,
+    'rollouts of this algorithm have no noise on the way, so that all responses to a prompt would be one and the same; '
+    'leave it out.',
+    off=(None, False),
+)
 WEIGHED = Effect(
     lambda facts: facts.algorithm.contrasts is None,
     'it means nothing with an algorithm that scales the errors itself; leave it out.',
@@ -55,7 +61,8 @@ class DiffusionCfgs(Cfgs):
         **{key: DRAWS for key in ('noise_offset', 'input_perturbation')},
         'loss_weighting': WEIGHED,
         'huber_c': (DRAWS, WEIGHED),
-        **{key: GENERATES for key in ('rollout_steps', 'same_noise_in_group')},
+        'rollout_steps': GENERATES,
+        'same_noise_in_group': SAMPLES,
         **{key: STEPS for key in ('sde_kernel', 'noise_level', 'sde_window', 'kl_form')},
         'sde_window_range': (STEPS, needs('diffusion_cfgs.sde_window')),
         'sde_window_slides_every': (STEPS, needs('diffusion_cfgs.sde_window')),
@@ -192,8 +199,10 @@ class DiffusionCfgs(Cfgs):
         description='Rollouts after which the window goes on by a step, from noise to clean (MixGRPO). null puts it '
         'somewhere else in each rollout.',
     )
-    same_noise_in_group: bool = Field(
-        False, description='Starts all responses to a prompt from the same noise (DanceGRPO).'
+    same_noise_in_group: bool | None = Field(
+        None,
+        description='Starts all responses to a prompt from the same noise (DanceGRPO, MixGRPO). null is where '
+        'sde_window is set: what responses begin from would else tell them apart more than the noise of a few steps.',
     )
     kl_form: Literal['exact', 'flow_grpo'] = Field(
         'exact',
