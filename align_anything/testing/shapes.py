@@ -95,18 +95,18 @@ def write_shapes(folder: str | Path, count: int, *, plain: float = 0.5, shuffled
     return folder
 
 
-def write_shape_pairs(folder: str | Path, count: int, *, preferred: str = 'red', seed: int = 0) -> Path:
+def write_shape_pairs(folder: str | Path, count: int, *, preferred: Sequence[str] = ('red',), seed: int = 0) -> Path:
     """Writes pairs of pictures and `pairs.jsonl`, and returns that file: `prompt`, `chosen` and `rejected`.
 
-    Prompts name a shape alone. What is chosen shows it in the preferred colour, what is rejected in another one.
+    Prompts name a shape alone. What is chosen shows it in a preferred colour, what is rejected in another one.
     """
     random, folder = np.random.default_rng(seed), _made(folder)
-    others = [colour for colour in COLOURS if colour != preferred]
+    others = [colour for colour in COLOURS if colour not in preferred]
     rows = []
     for number in range(count):
         shape = random.choice(SHAPES)
         row = {'prompt': f'a {shape}'}
-        for name, colour in (('chosen', preferred), ('rejected', random.choice(others))):
+        for name, colour in (('chosen', random.choice(preferred)), ('rejected', random.choice(others))):
             row[name] = f'{number}-{name}.png'
             draw_shape(colour, shape, random).save(folder / row[name])
         rows.append(row)

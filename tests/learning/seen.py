@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from align_anything.rewards.base import Completion, register_reward
 from align_anything.testing.emitting import heard, read_digits
 from align_anything.testing.moving import direction_of
+from align_anything.testing.shapes import colour_of
 from align_anything.testing.tones import pitch_of
 
 
@@ -47,3 +48,13 @@ def sounds_high(completions: Sequence[Completion]) -> list[float]:
     """1 for a high tone."""
     sounds = [part['audio'] for completion in completions for part in completion.message['content']]
     return [float(pitch_of(sound.samples) == 'high') for sound in sounds]
+
+
+@register_reward('worth')
+def worth(completions: Sequence[Completion]) -> list[float]:
+    """What the row says that the colour of the painted shape is worth; a colour that it does not name is worth none."""
+    pictures = [part['image'] for completion in completions for part in completion.message['content']]
+    return [
+        completion.meta['worth'].get(colour_of(picture), 0.0)
+        for completion, picture in zip(completions, pictures, strict=True)
+    ]

@@ -52,6 +52,7 @@ class DiffusionSpec:
 
     Attributes:
         folder: of the checkpoint.
+        source: by what name it was asked for, a folder or one of the hub.
         index: its model_index.json.
         configs: the configuration of each component by name.
         process: its noising process.
@@ -100,6 +101,7 @@ class DiffusionSpec:
     ) -> None:
         """Reads the configurations. Raises ModelError for what the family cannot train."""
         self.folder, self.index, self.configs = folder, dict(index), {name: dict(own) for name, own in configs.items()}
+        self.source = str(folder)
         self.model_type: str = index['_class_name']
         self.sizing, self.draws = sizing or Sizing(), draws
         if text_length and self.default_text_length is None:
