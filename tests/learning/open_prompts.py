@@ -103,9 +103,9 @@ def train(lesson: Lesson, name: str, output: Path, model: Path, rows: Path, **se
     return train_by(lesson.pair, name, output, model, rows, **{**SETTINGS, **lesson.size, **settings})
 
 
-def learn(lesson: Lesson, folder: Path) -> Path:
-    """Trains an untrained model on media with captions in `folder`; returns the folder of what came of it."""
-    start, rows = lesson.start(folder / 'start'), lesson.media.write(folder / 'rows', ROWS)
+def learn(lesson: Lesson, folder: Path, shuffled: bool = False) -> Path:
+    """Trains an untrained model on media with their captions, or those of others; returns the folder of what came."""
+    start, rows = lesson.start(folder / 'start'), lesson.media.write(folder / 'rows', ROWS, shuffled=shuffled)
     answers = {'train_template_kwargs': f'{{answers: {lesson.media.kind}}}'}
     return train(lesson, 'sft', folder / 'run', start, rows, **SUPERVISED, **answers, **lesson.supervised)
 

@@ -12,6 +12,7 @@ from tests.learning.open_prompts import (
     FILMING,
     SOUNDING,
     Lesson,
+    learn,
     prefer,
     reward,
     right,
@@ -32,6 +33,12 @@ def named(value: Any) -> str | None:
 def test_what_a_prompt_names_is_made(shared_cache: Path, lesson: Lesson) -> None:
     """Chance is a quarter."""
     assert right(lesson, taught(lesson, shared_cache) / 'model') >= 0.9
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('lesson', LESSONS, ids=named)
+def test_nothing_is_learned_from_the_captions_of_others(tmp_path: Path, lesson: Lesson) -> None:
+    assert right(lesson, learn(lesson, tmp_path, shuffled=True)) <= 0.45
 
 
 @pytest.mark.extended
