@@ -70,6 +70,9 @@ class DeepSpeedEngine:
         # Without ZeRO and in float32, DeepSpeed clips but keeps no norm and looks for no overflow: that is done here.
         self._plain = self.stage == 0 and not (self.engine.bfloat16_enabled() or self.engine.fp16_enabled())
         self._plain_norm = float('nan')
+        if self.stage == 0 and world_size() == 1:
+            # DeepSpeed would copy all gradients into one tensor and back, and ask nobody in between.
+            self.engine.enable_backward_allreduce = False
         self._router_coefficient = router_coefficient
 
     @property

@@ -75,7 +75,9 @@ def load_spec(
         configs[component] = _config(folder / component)
     if kind.denoiser not in configs:
         raise ModelError(f'{folder} has no {kind.denoiser}, which is what a {name} denoises with.')
-    return kind(folder, index, configs, sizing=sizing, draws=draws, text_length=text_length)
+    spec = kind(folder, index, configs, sizing=sizing, draws=draws, text_length=text_length)
+    spec.source = str(folder.absolute()) if Path(source).is_dir() else str(source)
+    return spec
 
 
 def load_denoiser(spec: DiffusionSpec, dtype: torch.dtype = torch.float32) -> nn.Module:

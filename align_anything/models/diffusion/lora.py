@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
-from align_anything.models.diffusion.checkpoint import denoiser_class
+from align_anything.models.diffusion.checkpoint import LORA_FILE, denoiser_class
 from align_anything.models.diffusion.library import pipeline_class
 from align_anything.models.export import ADAPTER
 from align_anything.models.lora import ALL_LINEAR, AUTO, layers_named
@@ -98,6 +98,11 @@ def lora_state(adapted: PeftModel, state: Mapping[str, Tensor] | None = None) ->
     return {name.removeprefix(PEFT_PREFIX): tensor.detach().contiguous().cpu() for name, tensor in own.items()}
 
 
+def lora_file(spec: DiffusionSpec, name: str) -> str:
+    """Returns the name of the file with the adapter of a component, one of `spec.denoisers`."""
+    return LORA_FILE if name == spec.denoiser else f'pytorch_lora_weights_{name}.safetensors'
+
+
 def export_lora(
     adapted: PeftModel, spec: DiffusionSpec, out_dir: str | Path, state: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -109,15 +114,15 @@ def export_lora(
     require_loadable(spec)
     kind = pipeline_class(spec.model_type, spec.folder)
     config = {key: _plain(value) for key, value in adapted.peft_config[ADAPTER].to_dict().items()}
+    config['base_model_name_or_path'] = spec.source
     weights = lora_state(adapted, state)
     for name in spec.denoisers:
         prefix = '' if len(spec.denoisers) == 1 else f'{name}.'
         own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
         targets = sorted({key.rpartition('.lora_')[0] for key in own})
-        is_first = name == spec.denoiser
         kind.save_lora_weights(
             str(out_dir),
-            weight_name=None if is_first else f'pytorch_lora_weights_{name}.safetensors',
+            weight_name=lora_file(spec, name),
             **{
                 f'{spec.denoiser}_lora_layers': own,
                 f'{spec.denoiser}_lora_adapter_metadata': {**config, 'target_modules': targets},

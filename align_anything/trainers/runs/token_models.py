@@ -16,7 +16,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.engines.deepspeed_config import needs_every_parameter, zero_stage
 from align_anything.models import router, structure
-from align_anything.models.adapter import bare_model, find_adapter
+from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
 from align_anything.models.declared_codes import keep_codes
 from align_anything.models.export import export_model
@@ -102,6 +102,12 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm
     if train.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return tuned
+
+
+def with_saved_adapter(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, source: str, dtype: torch.dtype) -> nn.Module:
+    """Puts the adapter in `source`, if that is one, frozen onto the model that was loaded from under it."""
+    adapter = find_adapter(source)
+    return model if adapter is None else put_on(model, adapter)
 
 
 def skeleton(spec: FamilySpec) -> nn.Module:
