@@ -171,7 +171,9 @@ def load(
     """Loads the weights of the denoiser of `source`; the engine partitions them afterwards where its stage asks."""
     spec = collate.spec
     same = source == cfgs.model_cfgs.model_name_or_path
-    return load_denoiser(spec if same else load_spec(source, spec.sizing, spec.draws), dtype)
+    return load_denoiser(
+        spec if same else load_spec(source, spec.sizing, spec.draws, train_text=spec.trains_text), dtype
+    )
 
 
 def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dict[str, Any]) -> None:
@@ -193,7 +195,7 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
     source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
     if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
         return
-    other = load_spec(source, spec.sizing, spec.draws)
+    other = load_spec(source, spec.sizing, spec.draws, train_text=spec.trains_text)
     if other.model_type != spec.model_type or other.process != spec.process:
         raise ModelError(
             f'train_cfgs.reference_model_name_or_path: {source} is a {other.model_type} and predicts '

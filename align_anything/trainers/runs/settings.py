@@ -120,7 +120,10 @@ def spec_of(cfgs: RunCfgs) -> Spec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
     if denoises(cfgs):
-        return load_pipeline_spec(model.model_name_or_path, sizing_of(cfgs), cfgs.diffusion_cfgs.draws_per_sample)
+        own = cfgs.diffusion_cfgs
+        return load_pipeline_spec(
+            model.model_name_or_path, sizing_of(cfgs), own.draws_per_sample, train_text=own.train_text_encoder
+        )
     return load_spec(
         model.model_name_or_path,
         model_max_length=model.model_max_length,
