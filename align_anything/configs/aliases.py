@@ -105,7 +105,7 @@ _PLAIN = {
         'additional_target': 'modules_to_save',
         'lora_task_type': 'task_type',
     },
-    'reward_cfgs': {'reward_funcs': 'reward_functions'},
+    'reward_cfgs': {'reward_funcs': 'reward_functions', 'multi_objective_aggregation': 'reward_aggregation'},
     'vllm_cfgs': {'vllm_max_model_length': 'vllm_max_model_len'},
 }
 

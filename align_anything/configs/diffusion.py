@@ -24,6 +24,12 @@ STEPS = Effect(
     lambda facts: facts.algorithm.trains_transitions,
     'it means nothing where no denoising steps of rollouts are trained; leave it out.',
 )
+SAMPLES = Effect(
+    lambda facts: facts.algorithm.trains_transitions,
+    'rollouts of this algorithm have no noise on the way, so that all responses to a prompt would be one and the same; '
+    'leave it out.',
+    off=(None, False),
+)
 WEIGHED = Effect(
     lambda facts: facts.algorithm.contrasts is None,
     'it means nothing with an algorithm that scales the errors itself; leave it out.',
@@ -55,7 +61,8 @@ class DiffusionCfgs(Cfgs):
         **{key: DRAWS for key in ('noise_offset', 'input_perturbation')},
         'loss_weighting': WEIGHED,
         'huber_c': (DRAWS, WEIGHED),
-        **{key: GENERATES for key in ('rollout_steps', 'same_noise_in_group')},
+        'rollout_steps': GENERATES,
+        'same_noise_in_group': SAMPLES,
         **{key: STEPS for key in ('sde_kernel', 'noise_level', 'sde_window', 'kl_form')},
         'sde_window_range': (STEPS, needs('diffusion_cfgs.sde_window')),
         'sde_window_slides_every': (STEPS, needs('diffusion_cfgs.sde_window')),
@@ -64,7 +71,10 @@ class DiffusionCfgs(Cfgs):
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
         'train_text_encoder': TRAINS,
         'lora_weights': (TRAINS, needs('lora_cfgs.use_lora', True)),
-        **{f'preview_{key}': needs('diffusion_cfgs.preview_prompts') for key in ('every', 'steps', 'guidance', 'seed')},
+        **{
+            f'preview_{key}': needs('diffusion_cfgs.preview_prompts')
+            for key in ('images', 'every', 'steps', 'guidance', 'seed')
+        },
     }
 
     resolution: PositiveInt | list[PositiveInt] | None = Field(
@@ -110,6 +120,11 @@ class DiffusionCfgs(Cfgs):
     input_perturbation: NonNegativeFloat = Field(
         0.0, description='Scale of further noise that the denoiser sees and need not predict (Ning et al., 2023).'
     )
+    max_sequence_length: PositiveInt | None = Field(
+        None,
+        description='Most tokens of a prompt that the denoiser sees, as the argument of that name of the pipeline has '
+        'it: give the same to the pipeline that samples. null is what the pipeline does by itself.',
+    )
     embedded_guidance: PositiveFloat | None = Field(
         None,
         description='Guidance that guidance-distilled denoisers (FLUX.1-dev, HunyuanVideo) are told. null is 1 in '
@@ -147,6 +162,11 @@ class DiffusionCfgs(Cfgs):
         None,
         description='Prompts whose media are shown while it trains, on the page previews.html and in the folder '
         'previews: a list, or a file with one on each line. null shows none.',
+    )
+    preview_images: list[str] | None = Field(
+        None,
+        description='Images that pipelines which edit are shown with preview_prompts, in their order: one for each, of '
+        'FluxFillPipeline the image and its mask.',
     )
     preview_every: PositiveInt = Field(
         100, description='Optimizer steps from one preview to the next; the first is before training.'
@@ -186,8 +206,10 @@ class DiffusionCfgs(Cfgs):
         description='Rollouts after which the window goes on by a step, from noise to clean (MixGRPO). null puts it '
         'somewhere else in each rollout.',
     )
-    same_noise_in_group: bool = Field(
-        False, description='Starts all responses to a prompt from the same noise (DanceGRPO).'
+    same_noise_in_group: bool | None = Field(
+        None,
+        description='Starts all responses to a prompt from the same noise (DanceGRPO, MixGRPO). null is where '
+        'sde_window is set: what responses begin from would else tell them apart more than the noise of a few steps.',
     )
     kl_form: Literal['exact', 'flow_grpo'] = Field(
         'exact',

@@ -55,6 +55,10 @@ class Size:
     code_vocabulary: int
     picture_side: int
     picture_prompt: int
+    picture: int
+    shrink: int
+    pictures: int
+    rollout_steps: int
 
 
 FULL = Size(
@@ -96,6 +100,10 @@ FULL = Size(
     code_vocabulary=64 * 1024,
     picture_side=16,
     picture_prompt=64,
+    picture=256,
+    shrink=1,
+    pictures=2,
+    rollout_steps=10,
 )
 QUICK = Size(
     hidden=64,
@@ -136,6 +144,10 @@ QUICK = Size(
     code_vocabulary=4096,
     picture_side=4,
     picture_prompt=32,
+    picture=64,
+    shrink=2,
+    pictures=1,
+    rollout_steps=4,
 )
 
 
@@ -161,6 +173,12 @@ def words(count: int, seed: int = 0) -> list[str]:
     while len(made) < count:
         made[''.join(source.choices(SYLLABLES, k=source.choice((2, 3))))] = None
     return list(made)
+
+
+def prompts(count: int, seed: int = 10) -> list[str]:
+    """Returns texts of a dozen words, such as pictures are asked for with."""
+    source, known = random.Random(seed), words(200)
+    return [' '.join(source.choices(known, k=12)) for _ in range(count)]
 
 
 def corpus(vocabulary: list[str]) -> list[str]:

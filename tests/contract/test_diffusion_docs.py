@@ -92,6 +92,34 @@ def test_the_commands_of_pipelines_run(
         assert (saved / 'pytorch_lora_weights.safetensors').is_file()
 
 
+def test_the_commands_of_editing_run(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = TEXT.split('\n## Editing\n')[1].split('\n## ')[0]
+    (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+    (row,) = re.findall(r'`(\{".*?\})`', page)
+    for name, colour in (('street.png', 'red'), ('winter.png', 'white')):
+        Image.new('RGB', (40, 64), colour).save(tmp_path / name)
+    (tmp_path / 'edits.jsonl').write_text(f'{row}\n' * 4)
+    (tmp_path / 'my_rewards.py').write_text(REWARDS)
+    models = {'black-forest-labs/FLUX.1-Kontext-dev': 'flux_kontext', 'Qwen/Qwen-Image-Edit': 'qwen_image_edit'}
+    monkeypatch.chdir(tmp_path)
+    smaller = {'--resolution 512': '--resolution 32', '--rollout_steps 10': '--rollout_steps 4'}
+    smaller |= {said: str(tiny(family)) for said, family in models.items()}
+    for said, other in smaller.items():
+        assert said in block
+        block = block.replace(said, other)
+    commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
+    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'grpo']
+    for _, _, module, *argv in commands:
+        pair, kind = find_run(*module.split('.')[-2:])
+        short = ['--max_steps', '1', '--gradient_accumulation_steps', '1', *PRESET.split()]
+        (ended,) = run([*argv, *short], pair=pair, algorithm=kind)
+        assert ended.code == 0, ended.output
+        saved = tmp_path / argv[argv.index('--output_dir') + 1] / 'slice_end'
+        assert (saved / 'pytorch_lora_weights.safetensors').is_file()
+
+
 def test_a_subject_is_mixed_with_its_class(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:
     # Of the mean error over the elements, not of a log-probability: Diffusion-DPO's β of 5000 halved, flows' of 2000.
     scale = (50.0 if algorithm.generates else 1000.0) if spec.process.prediction == 'flow' else 2500.0
     return {
-        'learning_rate': adapter_rate if adapts else FULL_RATE,
+        **dict.fromkeys(('learning_rate', 'critic_lr'), adapter_rate if adapts else FULL_RATE),
         'scale_coeff': 1000.0 if algorithm.name == 'kto' else scale,
         **({'gradient_checkpointing': False} if spec.no_checkpointing else {}),
         **({'num_generations': 4} if algorithm.name == 'saferlhf' else {}),
