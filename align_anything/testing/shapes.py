@@ -150,7 +150,7 @@ def build_painter(out: str | Path, *, hidden: int = 48, layers: int = 3, seed: i
     return Path(out)
 
 
-def build_editor(out: str | Path, *, hidden: int = 48, layers: int = 2, seed: int = 0) -> Path:
+def build_editor(out: str | Path, *, hidden: int = 48, layers: int = 1, seed: int = 0) -> Path:
     """Writes an untrained pipeline of the form of FLUX.1 Kontext for such edits into `out`, and returns it.
 
     Its autoencoder is that of `build_painter`, its text encoders have random weights.

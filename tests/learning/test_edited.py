@@ -26,39 +26,36 @@ SETTINGS = {
     'resolution': shapes.SIDE,
     'epochs': 1000,
     'save_checkpoint': False,
-    'max_steps': 700,
+    'max_steps': 350,
     'per_device_train_batch_size': 32,
-    'learning_rate': 6e-3,
+    'learning_rate': 8e-3,
     'lr_scheduler_type': 'cosine',
     'lr_warmup_ratio': 0.05,
 }
 
 
-def edited(checkpoint: Path, rows: Path, steps: int = 10) -> list[tuple[dict[str, str], Image.Image, Image.Image]]:
-    """The first rows, each with its image and what the pipeline of diffusers makes of it."""
+def edited(checkpoint: Path, rows: Path) -> list[tuple[dict[str, str], Image.Image, Image.Image]]:
+    """The rows, each with its image and what the pipeline of diffusers makes of it."""
     import diffusers
 
-    found = []
+    told = [json.loads(line) for line in rows.read_text().splitlines()]
+    images = [Image.open(rows.parent / row['input_image']) for row in told]
     with quiet():
         pipeline = diffusers.DiffusionPipeline.from_pretrained(checkpoint)
         pipeline.set_progress_bar_config(disable=True)
-        for line in rows.read_text().splitlines()[:ASKED]:
-            row = json.loads(line)
-            shown = Image.open(rows.parent / row['input_image'])
-            (made,) = pipeline(
-                shown,
-                row['edit_prompt'],
-                height=shapes.SIDE,
-                width=shapes.SIDE,
-                max_area=shapes.SIDE**2,
-                _auto_resize=False,
-                num_inference_steps=steps,
-                guidance_scale=1.0,
-                max_sequence_length=shapes.WORDS,
-                generator=torch.Generator().manual_seed(len(found)),
-            ).images
-            found.append((row, shown, made))
-    return found
+        made = pipeline(
+            images,
+            [row['edit_prompt'] for row in told],
+            height=shapes.SIDE,
+            width=shapes.SIDE,
+            max_area=shapes.SIDE**2,
+            _auto_resize=False,
+            num_inference_steps=10,
+            guidance_scale=1.0,
+            max_sequence_length=shapes.WORDS,
+            generator=torch.Generator().manual_seed(0),
+        ).images
+    return list(zip(told, images, made, strict=True))
 
 
 def light(picture: Image.Image) -> np.ndarray:
