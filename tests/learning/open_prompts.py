@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from align_anything.cli.leaves import find_run
 from align_anything.testing import moving, tones
 from align_anything.testing.captioned import Captioned
 from tests.harness.once import once
 from tests.learning import seen
-from tests.trainers.runs import run, sft
+from tests.learning.school import train_by
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Lesson:
         preferred: the word that pairs and rewards prefer.
         reward: the reward function that tells it.
         size: settings of the size of media.
-        supervised: settings of the training on captions.
+        supervised, paired, rewarded: settings of the training on captions, on pairs and on rewards.
     """
 
     pair: str
@@ -47,6 +46,8 @@ class Lesson:
     reward: str
     size: Mapping[str, Any]
     supervised: Mapping[str, Any]
+    paired: Mapping[str, Any]
+    rewarded: Mapping[str, Any]
 
 
 FILMING = Lesson(
@@ -59,6 +60,8 @@ FILMING = Lesson(
     'moves_right',
     {'resolution': moving.SIDE, 'num_frames': moving.FRAMES, 'max_sequence_length': moving.WORDS},
     {'max_steps': 400, 'learning_rate': 1e-2},
+    {'scale_coeff': 100.0, 'learning_rate': 1e-3},
+    {'rollout_steps': 8, 'learning_rate': 2.5e-3, 'max_steps': 26},
 )
 SOUNDING = Lesson(
     'text_to_audio',
@@ -70,6 +73,9 @@ SOUNDING = Lesson(
     'sounds_high',
     {},
     {'max_steps': 400, 'learning_rate': 8e-3},
+    {'scale_coeff': 500.0, 'learning_rate': 5e-4},
+    # Half of its steps are next to pure noise, where nothing is decided.
+    {'rollout_steps': 10, 'sde_window': 4, 'sde_window_range': '[5, 5]', 'learning_rate': 1.5e-3, 'max_steps': 12},
 )
 ROWS, PAIRS, ASKED = 240, 200, 48
 """Media to learn from, pairs, and prompts to be asked."""
@@ -77,45 +83,37 @@ SETTINGS: dict[str, Any] = {
     'model_max_length': None,
     'epochs': 1000,
     'save_checkpoint': False,
-    'per_device_train_batch_size': 32,
     'lr_scheduler_type': 'cosine',
     'lr_warmup_ratio': 0.05,
 }
-DPO: dict[str, Any] = {
+# Rows take longer to read than draws of them to denoise.
+SUPERVISED: dict[str, Any] = {'per_device_train_batch_size': 16, 'draws_per_sample': 4}
+PAIRED: dict[str, Any] = {
     'template': 'Preference',
-    'scale_coeff': 500.0,
     'sft_coeff': 0.5,
     'per_device_train_batch_size': 16,
-    'learning_rate': 5e-4,
     'max_steps': 60,
 }
-GRPO: dict[str, Any] = {
+REWARDED: dict[str, Any] = {
     'template': 'Prompts',
-    'rollout_steps': 8,
     'num_generations': 16,
     'per_device_prompt_batch_size': 2,
     'per_device_train_batch_size': 32,
-    'learning_rate': 5e-4,
     'clip_range_ratio': 1e-2,
     'beta': 0.0,
-    'max_steps': 30,
 }
 
 
 def train(lesson: Lesson, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
     """Trains a model by an algorithm, and returns the folder of what came."""
-    pair, algorithm = find_run(lesson.pair, name)
-    argv = sft(output, model, rows, **{**SETTINGS, **lesson.size, **settings})
-    (done,) = run(argv, 1, pair, algorithm=algorithm, timeout=600)
-    assert done.code == 0, done.output
-    return output / 'slice_end'
+    return train_by(lesson.pair, name, output, model, rows, **{**SETTINGS, **lesson.size, **settings})
 
 
 def learn(lesson: Lesson, folder: Path) -> Path:
     """Trains an untrained model on media with captions in `folder`; returns the folder of what came of it."""
     start, rows = lesson.start(folder / 'start'), lesson.media.write(folder / 'rows', ROWS)
     answers = {'train_template_kwargs': f'{{answers: {lesson.media.kind}}}'}
-    return train(lesson, 'sft', folder / 'run', start, rows, **answers, **lesson.supervised)
+    return train(lesson, 'sft', folder / 'run', start, rows, **SUPERVISED, **answers, **lesson.supervised)
 
 
 def taught(lesson: Lesson, shared: Path) -> Path:
@@ -128,20 +126,20 @@ def taught(lesson: Lesson, shared: Path) -> Path:
     return once(shared, f'taught-open-{lesson.media.kind}', teach)
 
 
-def prefer(lesson: Lesson, model: Path, folder: Path, **settings: Any) -> Path:
+def prefer(lesson: Lesson, model: Path, folder: Path) -> Path:
     """Trains a model on pairs for the open prompt, the preferred word in each against another one."""
     rows = lesson.media.write(folder / 'pairs', PAIRS, preferred=lesson.preferred, seed=1)
     kind = lesson.media.kind
     shown = {'train_template_kwargs': f'{{answers: {kind}, chosen: {kind}}}'}
-    return train(lesson, 'dpo', folder / 'run', model, rows, **{**DPO, **shown, **settings})
+    return train(lesson, 'dpo', folder / 'run', model, rows, **PAIRED, **shown, **lesson.paired)
 
 
-def reward(lesson: Lesson, model: Path, folder: Path, **settings: Any) -> Path:
+def reward(lesson: Lesson, model: Path, folder: Path) -> Path:
     """Trains a model on rewards for what it makes of the open prompt: 1 for the preferred word, 0 for all else."""
     rows = folder / 'prompts.txt'
     rows.write_text(f'{lesson.media.prompt}\n' * 16)
     judged = {'reward_functions': f'[{seen.__file__}:{lesson.reward}]'}
-    return train(lesson, 'grpo', folder / 'run', model, rows, **{**GRPO, **judged, **settings})
+    return train(lesson, 'grpo', folder / 'run', model, rows, **REWARDED, **judged, **lesson.rewarded)
 
 
 def right(lesson: Lesson, model: Path) -> float:

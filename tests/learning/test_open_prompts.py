@@ -30,12 +30,12 @@ def named(value: Any) -> str | None:
 @pytest.mark.parametrize('lesson', [pytest.param(FILMING, marks=pytest.mark.extended), SOUNDING], ids=named)
 def test_what_a_prompt_names_is_made(shared_cache: Path, lesson: Lesson) -> None:
     """Chance is a quarter."""
-    assert right(lesson, taught(lesson, shared_cache) / 'model') >= 0.8
+    assert right(lesson, taught(lesson, shared_cache) / 'model') >= 0.9
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize('lesson', LESSONS, ids=named)
-@pytest.mark.parametrize(('go_on', 'more', 'held'), [(prefer, 0.3, 0.7), (reward, 0.4, 0.5)])
+@pytest.mark.parametrize(('go_on', 'more', 'held'), [(prefer, 0.3, 0.8), (reward, 0.4, 0.7)])
 def test_what_a_prompt_leaves_open_is_learned(
     shared_cache: Path, tmp_path: Path, lesson: Lesson, go_on: Any, more: float, held: float
 ) -> None:
