@@ -1,12 +1,13 @@
-# make install   a virtual environment in .venv with the tested versions
-# make demo      train a small vision model on handwritten digits and talk to it
-# make demo-draw teach a small language model to draw them
-# make quick     losses, policies, datasets, settings and the contract, in two minutes
-# make test      every invariant for every family and algorithm, in ten minutes on two cores; ARGS='tests/models' runs a part
-# make extended  what `make test` leaves out: the other combinations, the other lessons, the whole demo; up to an hour
-# make bench     the benchmarks of docs/benchmarks.md
-# make lint      style
-# make docs      the reference pages that are made from code
+# make install    a virtual environment in .venv with the tested versions
+# make demo       train a small vision model on handwritten digits and talk to it
+# make demo-draw  teach a small language model to draw them
+# make demo-paint teach a small diffusion model to paint shapes
+# make quick      losses, policies, datasets, settings and the contract, in two minutes
+# make test       every invariant for every family and algorithm, in ten minutes on two cores; ARGS='tests/models' runs a part
+# make extended   what `make test` leaves out: the other combinations, the other lessons, the whole demo; up to an hour
+# make bench      the benchmarks of docs/benchmarks.md
+# make lint       style
+# make docs       the reference pages that are made from code
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +22,7 @@ export UV_HTTP_TIMEOUT ?= 600
 # Without compiled modules a process takes twice as long to import torch and its company, and there are many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo demo-draw quick test extended bench lint format docs clean
+.PHONY: install demo demo-draw demo-paint quick test extended bench lint format docs clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -45,6 +46,9 @@ demo: install
 
 demo-draw: install
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo_draw/run.sh
+
+demo-paint: install
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo_paint/run.sh
 
 # Tests spread one by one, but for groups that share what is costly to make (tests/conftest.py), the longest first.
 PYTEST := HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder

@@ -24,6 +24,7 @@ class OnlineDPO(DPOLosses, GroupBased, Reference):
     name: ClassVar[str] = 'online_dpo'
     task: ClassVar[str] = 'prompt'
     compares: ClassVar[bool] = True
+    soft_labels: ClassVar[bool] = False
 
     num_generations: PositiveInt = Field(
         2, ge=2, description='Responses for each prompt; the best and the worst are the pair.'

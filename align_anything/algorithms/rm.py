@@ -10,12 +10,9 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS, Algorithm
-from align_anything.algorithms.pairs import PAIR_METRICS, number_of_pairs, pair_metrics, pairs_of
+from align_anything.algorithms.pairs import PAIR_METRICS, TIE, labels_of, number_of_pairs, pair_metrics, pairs_of
 from align_anything.core.types import Batch, Scored
 from align_anything.losses.reward import bradley_terry_loss
-
-TIE = 0.5
-"""The soft label of a pair of which neither response is better."""
 
 
 @ALGORITHMS.register('rm')
@@ -62,12 +59,6 @@ def margins_of(batch: Batch, like: Tensor) -> Tensor:
     """The margin each pair asks for, `(pairs,)`."""
     margins = [float(meta.get('margin', 0.0)) for meta in batch.metas]
     return like.new_tensor(margins[: len(like)])
-
-
-def labels_of(batch: Batch) -> Tensor:
-    """How likely the chosen response of each pair is the better one, `(pairs,)` float32: 1, or its `soft_label`."""
-    labels = [float(meta.get('soft_label', 1.0)) for meta in batch.metas]
-    return torch.tensor(labels[: batch.num_responses // 2])
 
 
 def overconfidence(chosen: Tensor, rejected: Tensor) -> Tensor:

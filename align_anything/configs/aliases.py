@@ -64,6 +64,7 @@ _PLAIN = {
         'freeze_multi_modal_projector': 'freeze_mm_proj',
         'ref_model': 'reference_model_name_or_path',
         'rloo_k': 'num_generations',
+        'beta_coeff': 'scale_coeff',
     },
     'data_cfgs': {
         'dataset_name': 'train_datasets',
@@ -74,6 +75,7 @@ _PLAIN = {
         'data_path': 'train_datasets',
         'eval_data_path': 'eval_datasets',
         'max_samples': 'train_size',
+        'sample_frames': 'num_frames',
         'interleave_probs': 'train_weights',
         'dataloader_num_workers': 'num_workers',
     },
@@ -96,13 +98,14 @@ _PLAIN = {
     },
     'lora_cfgs': {
         'use_peft': 'use_lora',
+        'lora_unet': 'use_lora',
         'lora_r': 'r',
         'lora_rank': 'r',
         'lora_modules_to_save': 'modules_to_save',
         'additional_target': 'modules_to_save',
         'lora_task_type': 'task_type',
     },
-    'reward_cfgs': {'reward_funcs': 'reward_functions'},
+    'reward_cfgs': {'reward_funcs': 'reward_functions', 'multi_objective_aggregation': 'reward_aggregation'},
     'vllm_cfgs': {'vllm_max_model_length': 'vllm_max_model_len'},
 }
 
@@ -182,6 +185,7 @@ MEANINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
         **dict.fromkeys(('quantization_bit', 'q_lora', 'qlora'), ('use_bnb', 'beside use_lora')),
         **dict.fromkeys(('lora_bias',), ('modules_to_save', 'biases are not trained beside adapters')),
         'use_vision_lora': ('vision_lora', ''),
+        'freeze_unet': ('use_lora', 'adapters leave the weights under them as they are'),
         'train_vision_encoder': ('freeze_vision_tower', 'the other way round'),
         'train_vision_projector': ('freeze_mm_proj', 'the other way round'),
         'freeze_trainable_modules': ('unfreeze_patterns', ''),

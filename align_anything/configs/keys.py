@@ -52,8 +52,9 @@ class KeyIndex:
     """The keys of one run with their older names, and the keys of every other algorithm."""
 
     def __init__(self, schema: type[RunCfgs], run: str, known_algorithms: Mapping[str, type[AlgorithmCfgs]]) -> None:
-        """`run` names the run in messages; `known_algorithms` are all algorithms with their settings, by name."""
+        """`run` is the pair and the algorithm; `known_algorithms` are all algorithms with their settings, by name."""
         self.run = run
+        self.pair = run.partition(' ')[0]
         self.known_algorithms = known_algorithms
         self.fields = {
             group: {key: field.annotation for key, field in model.model_fields.items()}
@@ -64,6 +65,11 @@ class KeyIndex:
     def holders(self, key: str) -> list[str]:
         """Returns the groups that have `key`."""
         return [group for group, keys in self.fields.items() if key in keys]
+
+    def has(self, path: str) -> bool:
+        """Whether `path` is a `group.key` of this run."""
+        group, _, key = path.partition('.')
+        return key in self.fields.get(group, {})
 
     def locate(self, name: str) -> Location:
         """Returns what `learning_rate`, `train-cfgs:learning_rate` or `lr_groups.vision_tower` means in this run.

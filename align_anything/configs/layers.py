@@ -105,17 +105,17 @@ def _take_foreign(
     renamed: dict[str, Setting],
 ) -> None:
     """Puts what `incumbent` makes of a key that this run does not have into `layer`, or into `renamed`."""
-    verdict = judge(parts[0] if len(parts) > 1 else '', parts[-1], value)
-    if verdict is None or (verdict.name and not index.holders(verdict.name)):
+    verdict = judge(index.pair, parts[0] if len(parts) > 1 else '', parts[-1], value)
+    if verdict is None or (verdict.name and not index.has(verdict.name)):
         layer.refuse(origin, problem)
     elif verdict.refusal:
         layer.problems.append(sentence(f'{origin}: {verdict.refusal}'))
     else:
         layer.notes.append(sentence(f'{origin}: {verdict.note}'))
         if verdict.name and value is not None:
-            found = Setting(index.locate(verdict.name), value, origin)
+            found = Setting(index.locate(verdict.name), verdict.value, origin)
             held = renamed.setdefault(found.location.path, found)
-            if held.value != value:
+            if held.value != verdict.value:
                 layer.problems.append(_contradiction(held, found))
 
 

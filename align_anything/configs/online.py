@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align_anything.configs.effects import EVALUATES, Effects, excludes, needs, writing
+from align_anything.configs.effects import EVALUATES, Effect, Effects, Facts, excludes, needs, writing
 from align_anything.configs.ptx import PtxDataCfgs
 from align_anything.configs.schema import Cfgs, LoggerCfgs, LoraCfgs, ModelCfgs, RunCfgs
 from align_anything.core.types import MEDIA_KINDS, MediaKind
@@ -251,10 +251,40 @@ class VLLMCfgs(Cfgs):
     )
 
 
+def _have_scales(facts: Facts) -> bool:
+    models, rewards = facts.cfgs.model_cfgs, facts.cfgs.reward_cfgs
+    sources = [*rewards.reward_functions, models.reward_model_name_or_path, models.remote_rm_url]
+    return len([source for source in sources if source]) > 1
+
+
+AS_THEY_ARE = ('sum_then_normalize',)
+
+
 class RewardCfgs(Cfgs):
     """What rewards a response: the weighted sum of what a model, a service and functions say."""
 
     takes_effect: ClassVar[Effects] = {
+        'reward_aggregation': (
+            Effect(
+                _have_scales,
+                'it means nothing for one reward alone; leave it out.',
+                by=('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),
+                off=AS_THEY_ARE,
+            ),
+            Effect(
+                lambda facts: facts.algorithm.num_generations > 1,
+                'it means nothing with one response to a prompt, which is compared with no other; give '
+                'num_generations of 2 or more, or leave it out.',
+                by=('train_cfgs.num_generations',),
+                off=AS_THEY_ARE,
+            ),
+            excludes(
+                'train_cfgs.normalize_reward',
+                why='it brings each reward to scale by its group, and normalize_reward their sum by the whole run; '
+                'leave one of them out.',
+                off=AS_THEY_ARE,
+            ),
+        ),
         'reward_model_weight': needs('model_cfgs.reward_model_name_or_path'),
         'remote_rm_weight': needs('model_cfgs.remote_rm_url'),
         **{key: needs('reward_cfgs.reward_functions') for key in ('reward_weights', 'reward_kwargs')},
@@ -267,6 +297,11 @@ class RewardCfgs(Cfgs):
     )
     reward_weights: list[FiniteFloat] | None = Field(
         None, description='Weight of each of reward_functions. null weighs all with 1.'
+    )
+    reward_aggregation: Literal['sum_then_normalize', 'normalize_then_sum'] = Field(
+        'sum_then_normalize',
+        description='Weighs rewards as they are (sum_then_normalize), or each once it has mean 0 and deviation 1 over '
+        'the responses to a prompt (normalize_then_sum), so that weights hold whatever the scales.',
     )
     reward_kwargs: dict[str, dict[str, Any]] = Field(
         {}, description='Arguments of reward functions, by the name of the function.'

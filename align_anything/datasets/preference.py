@@ -12,6 +12,7 @@ from align_anything.core.errors import DataError, FilteredError, SampleError
 from align_anything.core.types import Conversation, Example, Piece
 from align_anything.datasets.dataset import Formatted
 from align_anything.datasets.formatters.base import PREFERENCE, SUPERVISED, BaseFormatter
+from align_anything.datasets.formatters.columns import number
 
 Row = dict[str, Any]
 EncodeGroup = Callable[..., Example]
@@ -27,6 +28,7 @@ class PreferenceTask:
         meta_keys: what the row's meta must hold.
         judged: whether the model reads the answers to score them, and does not learn to write them.
         soft_labels: whether `meta['soft_label']` is read, the probability that the first answer is the better one.
+            Below 0.5 the answers change places.
     """
 
     encode_group: EncodeGroup
@@ -40,8 +42,8 @@ class PreferenceTask:
     def format(self, formatter: BaseFormatter, row: Row, other: Row | None = None) -> Formatted:
         """Returns both conversations.
 
-        Raises SampleError for equal answers and for a meta that lacks something, DataError for a soft label that
-        nobody reads.
+        Raises SampleError for equal answers, for a meta that lacks something and for a soft label that is no
+        probability, DataError for one that nobody reads.
         """
         better, worse, meta = _pair(formatter, row, self.soft_labels)
         missing = [key for key in self.meta_keys if meta.get(key) is None]
@@ -151,14 +153,21 @@ def _pair(formatter: BaseFormatter, row: Row, soft_labels: bool = False) -> tupl
         raise SampleError('both answers are the same, so there is nothing to prefer.')
     if not soft_labels:
         _refuse_soft(formatter, meta)
-    return better, worse, dict(meta)
+    label = meta.get('soft_label')
+    if label is None:
+        return better, worse, dict(meta)
+    likely = number(label, 'the soft label')
+    if not 0 <= likely <= 1:
+        raise SampleError(f'the soft label should be a probability, from 0 to 1, but is {label!r}.')
+    return (better, worse, dict(meta)) if likely >= 0.5 else (worse, better, {**meta, 'soft_label': 1 - likely})
 
 
 def _refuse_soft(formatter: BaseFormatter, meta: dict[str, Any]) -> None:
     if meta.get('soft_label') is not None:
         raise DataError(
             f"template '{formatter.name}' gives a soft label (of a tie, for instance), which says how likely the first "
-            'answer is the better one, and only rm reads it: leave out the option that asks for it, such as keep_ties.'
+            'answer is the better one, and only rm and losses of pairs such as dpo read it: leave out the option that '
+            'asks for it, such as keep_ties.'
         )
 
 

@@ -33,6 +33,11 @@ class Ratios:
     def delta(self) -> Tensor:
         return self.chosen - self.rejected
 
+    def reversed(self, pairs: Tensor) -> Ratios:
+        """Those of `pairs`, `(pairs,)` bool, with the other response as the chosen one."""
+        turned = (self.rejected, self.chosen, self.rejected_length, self.chosen_length)
+        return Ratios(*(values[pairs] for values in turned))
+
     def per_token(self) -> Ratios:
         """The ratios divided by the lengths of their responses."""
         return Ratios(

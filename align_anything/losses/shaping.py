@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from align_anything.losses.advantages import group_relative
+
 
 def weighted_sum(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The score of each response, `(R,)`: the weighted sum of its rewards, 0 for one that nothing judged.
@@ -16,6 +18,24 @@ def weighted_sum(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) ->
         weights: of each; others are no part of the score.
     """
     return torch.stack([weight * rewards[name].nan_to_num(nan=0.0) for name, weight in weights.items()]).sum(0)
+
+
+def normalised_sum(rewards: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor) -> Tensor:
+    """The weighted sum of rewards that were brought to one scale, `(R,)`, whatever the scales they came in.
+
+    Each is first centred and divided by its own standard deviation over the responses to a prompt, as in GDPO (Liu et
+    al., 2026, arXiv:2601.05242) and in the `advantage_aggr` of DanceGRPO.
+
+    Args:
+        rewards, weights: as in `weighted_sum`; where a reward abstained it is left out of its group's moments too.
+        groups: the prompt of each response, `(R,)`.
+    """
+    return weighted_sum({name: _normalised(rewards[name], groups) for name in weights}, weights)
+
+
+def _normalised(values: Tensor, groups: Tensor) -> Tensor:
+    judged = ~values.isnan()
+    return values.masked_scatter(judged, group_relative(values[judged], groups[judged]))
 
 
 def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int) -> Tensor:

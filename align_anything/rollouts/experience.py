@@ -40,11 +40,15 @@ class Rollout:
         return torch.stack(given).any(0)
 
     @property
+    def groups(self) -> Tensor:
+        """The number of the prompt of each response, `(R,)`."""
+        sizes = self._sizes()
+        return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
+
+    @property
     def differing(self) -> list[bool]:
         """Of each prompt, whether the scores of its responses differ."""
-        sizes = self._sizes()
-        groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
-        return [bool(group.all()) for group in informative(self.scores, groups).split(sizes)]
+        return [bool(group.all()) for group in informative(self.scores, self.groups).split(self._sizes())]
 
     def of(self, prompts: Sequence[int]) -> Rollout:
         """What belongs to these prompts, by number, in that order."""

@@ -5,42 +5,26 @@
 DEMO_DIR="${DEMO_DIR:-output/demo}" # where everything goes, in place of an earlier demo
 EPOCHS="${EPOCHS:-3}"
 
-source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../demo.sh"
 
 STEPS="${REPOSITORY}/scripts/demo/digits.py"
 
-# DeepSpeed guesses, and says so at length, unless it is told that there is no GPU.
-if [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ] && [ ! -e /dev/kfd ]; then
-    export DS_ACCELERATOR=cpu
-fi
-
 python3 "${STEPS}" prepare "${DEMO_DIR}"
 
-TRAINING=(
-    deepspeed --quiet --num_gpus 1 --master_port "${MASTER_PORT}"
-    --module align_anything.trainers.text_image_to_text.sft
-    --model_name_or_path "${DEMO_DIR}/untrained"
-    --train_datasets "${DEMO_DIR}/data/train.json"
-    --train_template ShareGPT
-    --eval_datasets "${DEMO_DIR}/data/held_out.json"
-    --eval_template ShareGPT
-    --output_dir "${DEMO_DIR}/run"
-    --ds_cfgs ds_z0_config.json
-    --bf16 False
-    --gradient_checkpointing False
-    --freeze_vision_tower False
-    --epochs "${EPOCHS}"
-    --per_device_train_batch_size 32
-    --per_device_eval_batch_size 100
-    --gradient_accumulation_steps 1
-    --learning_rate 1.5e-3
-    --lr_warmup_ratio 0.1
+train align_anything.trainers.text_image_to_text.sft \
+    --model_name_or_path "${DEMO_DIR}/untrained" \
+    --train_datasets "${DEMO_DIR}/data/train.json" \
+    --train_template ShareGPT \
+    --eval_datasets "${DEMO_DIR}/data/held_out.json" \
+    --eval_template ShareGPT \
+    --output_dir "${DEMO_DIR}/run" \
+    --freeze_vision_tower False \
+    --epochs "${EPOCHS}" \
+    --per_device_train_batch_size 32 \
+    --per_device_eval_batch_size 100 \
+    --learning_rate 1.5e-3 \
+    --lr_warmup_ratio 0.1 \
     --log_interval 20
-    --log_type none
-    --save_total_limit 0
-)
-printf '\n%s\n\n' "${TRAINING[*]}" | sed 's/ --m/ \\\n    --m/g; s/ --\([^qnm]\)/ \\\n    --\1/g'
-"${TRAINING[@]}"
 
 python3 "${STEPS}" check "${DEMO_DIR}"
 printf '\nall of it took %s s\n' "${SECONDS}"

@@ -9,7 +9,6 @@ One half of scikit-learn's digits teaches the classifier that rewards, the other
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import os
 import shutil
@@ -28,19 +27,7 @@ STAGES = {
     'supervised/slice_end': 'after supervised training on rows of which half are wrong',
     'rewarded/slice_end': 'after rewards',
 }
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Digits drawn</title><style>
-body {{ font: 16px/1.5 sans-serif; margin: 2em; color: #222 }}
-td, th {{ padding: .2em .6em; text-align: left; vertical-align: top }}
-img {{ width: 40px; margin: 1px; image-rendering: pixelated; border: 2px solid #c33 }}
-img.right {{ border-color: #3a3 }}
-</style></head><body>
-<h1>Asked for a digit, a model of {parameters:,} weights draws</h1>
-<p>A green frame is around what a classifier reads as the digit asked for; it had no part in the training.</p>
-<table><tr><th></th>{heads}</tr>
-{rows}
-</table></body></html>
-"""
+NOTE = 'A green frame is around what a classifier reads as the digit asked for; it had no part in the training.'
 
 
 def main() -> int:
@@ -111,22 +98,15 @@ def draw(model: Path) -> list[tuple[Any, bool]]:
 
 def page(drawn: Mapping[str, Sequence[tuple[Any, bool]]], shares: Mapping[str, float], weights: int) -> str:
     """Returns the page with pictures of each stage side by side, a line for each digit."""
-    from align_anything.reporting.html import figures_of
+    from align_anything.reporting.comparison import Made, comparison_page
     from align_anything.testing.emitting import DIGITS
 
-    def shown(picture: Any, right: bool) -> str:
-        (figure,) = figures_of('image', picture)
-        return f'<img alt="" class="{"right" if right else "wrong"}" src="{figure.images[0]}">'
-
-    def cell(pictures: Sequence[tuple[Any, bool]], digit: int) -> str:
-        return ''.join(shown(*one) for one in pictures[digit * ASKED : digit * ASKED + SHOWN])
-
-    heads = ''.join(f'<th>{html.escape(STAGES[stage])}: {shares[stage]:.0%} right</th>' for stage in drawn)
-    rows = [
-        f'<tr><th>{word}</th>{"".join(f"<td>{cell(pictures, digit)}</td>" for pictures in drawn.values())}</tr>'
+    models = [f'{STAGES[stage]}: {shares[stage]:.0%} right' for stage in drawn]
+    made = {
+        word: [[Made(*one) for one in pictures[digit * ASKED : digit * ASKED + SHOWN]] for pictures in drawn.values()]
         for digit, word in enumerate(DIGITS)
-    ]
-    return PAGE.format(parameters=weights, heads=heads, rows='\n'.join(rows))
+    }
+    return comparison_page(f'Asked for a digit, a model of {weights:,} weights draws', NOTE, 'image', models, made)
 
 
 def parameters(model: Path) -> int:

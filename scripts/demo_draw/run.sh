@@ -7,32 +7,15 @@ DEMO_DIR="${DEMO_DIR:-output/demo_draw}" # where everything goes, in place of an
 STEPS="${STEPS:-1200}"                   # of supervised training
 REWARDED_STEPS="${REWARDED_STEPS:-80}"
 
-source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../demo.sh"
 
 DRAWING="${REPOSITORY}/scripts/demo_draw/drawing.py"
 
-# DeepSpeed guesses, and says so at length, unless it is told that there is no GPU.
-if [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ] && [ ! -e /dev/kfd ]; then
-    export DS_ACCELERATOR=cpu
-fi
-
-train() {
-    local command=(deepspeed --quiet --num_gpus 1 --master_port "${MASTER_PORT}" --module "$@" "${SHARED[@]}")
-    printf '\n%s\n\n' "${command[*]}" | sed 's/ --m/ \\\n    --m/g; s/ --\([^qnm]\)/ \\\n    --\1/g'
-    "${command[@]}"
-}
-
 SHARED=(
-    --ds_cfgs ds_z0_config.json
-    --bf16 False
-    --gradient_checkpointing False
-    --gradient_accumulation_steps 1
     --model_max_length 96
     --epochs 200
     --eval_strategy no
     --save_checkpoint False
-    --save_total_limit 0
-    --log_type none
     --num_workers 0
 )
 
@@ -49,7 +32,8 @@ train align_anything.trainers.text_to_image.sft \
     --per_device_train_batch_size 32 \
     --learning_rate 1.5e-3 \
     --lr_scheduler_type cosine \
-    --lr_warmup_ratio 0.1
+    --lr_warmup_ratio 0.1 \
+    "${SHARED[@]}"
 
 train align_anything.trainers.text_to_image.grpo \
     --model_name_or_path "${DEMO_DIR}/supervised/slice_end" \
@@ -66,7 +50,8 @@ train align_anything.trainers.text_to_image.grpo \
     --max_new_tokens 20 \
     --beta 0 \
     --learning_rate 5e-4 \
-    --lr_scheduler_type constant
+    --lr_scheduler_type constant \
+    "${SHARED[@]}"
 
 python3 "${DRAWING}" check "${DEMO_DIR}"
 printf '\nall of it took %s s\n' "${SECONDS}"

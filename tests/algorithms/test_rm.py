@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from align_anything.algorithms.dpo import DPO
 from align_anything.algorithms.rm import RM
-from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Scored
-from align_anything.datasets.formatters.text_to_image import Pickapic
-from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
-from tests.datasets.fakes import encode_group
 
 SCORES = torch.tensor([2.0, -1.0, 0.5, 1.5, -2.0, 0.25])
 
@@ -49,16 +44,3 @@ def test_a_tie_pulls_both_scores_together_and_is_no_measure_of_accuracy() -> Non
 
 def test_a_label_of_one_is_a_hard_one() -> None:
     assert terms(1.0, 1.0) == terms(None, None)
-
-
-def test_rows_with_soft_labels_are_for_reward_models_alone() -> None:
-    assert RM.soft_labels and not DPO.soft_labels
-    formatter = Pickapic(keep_ties=True)
-    tie = {'caption': 'A fox', 'jpg_0': b'0', 'jpg_1': b'1', 'label_0': 0.5, 'label_1': 0.5}
-    choice = {**tie, 'label_0': 1, 'label_1': 0}
-    _, meta = PreferenceTask(encode_group, judged=True, soft_labels=True).format(formatter, tie)
-    assert meta['soft_label'] == 0.5
-    for task in (PreferenceTask(encode_group), UnpairedTask(encode_group), AnswersTask(encode_group)):
-        with pytest.raises(DataError, match='only rm reads it: leave out the option'):
-            task.format(formatter, tie, choice)
-        assert 'soft_label' not in task.format(formatter, choice, choice)[1]

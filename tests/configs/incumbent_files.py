@@ -18,7 +18,9 @@ FILES = [
     *((IMAGE, name) for name in ('sft', 'rm', 'cost_model', 'dpo', 'ppo', 'saferlhf')),
     *((pair, name) for pair in (AUDIO, VIDEO) for name in ('sft', 'rm', 'dpo', 'ppo')),
     (ANY, 'sft'),
+    *((f'text_to_{kind}', name) for kind in ('image', 'audio', 'video') for name in ('sft', 'dpo')),
 ]
+PIPELINES = ('text_to_image', 'text_to_audio', 'text_to_video')
 ONLINE = ('ppo', 'multi_ppo', 'ppo_remote_rm', 'ppo_vllm', 'grpo', 'saferlhf')
 SCALES = {'orpo': 0.5, 'simpo': 2.5, 'cost_model': 1}
 
@@ -29,6 +31,8 @@ def _train(pair: str, name: str) -> Values:
         'per_device_eval_batch_size': 4 if name == 'cost_model' else 1, 'gradient_accumulation_steps': 1,
         'adam_betas': [0.9, 0.95], 'bf16': True, 'fp16': False, 'eval_strategy': 'epoch', 'eval_interval': 10,
     }  # fmt: skip
+    if pair in PIPELINES:
+        return common | _offline(pair, name) | _denoising(pair, name)
     if name == 'sft':
         common |= {'adam_epsilon': 1e-8, 'max_grad_norm': 1.0}
     if (pair, name) == (TEXT, 'sft'):
@@ -53,12 +57,31 @@ def _offline(pair: str, name: str) -> Values:
     }  # fmt: skip
     if name not in ('sft', 'rm_score') or (pair, name) == (TEXT, 'rm_score'):
         found['regularization'] = 0.001
-    if name in ('dpo', 'kto', 'orpo', 'simpo', 'cost_model'):
+    if name in ('dpo', 'kto', 'orpo', 'simpo', 'cost_model') and pair not in PIPELINES:
         found['scale_coeff'] = SCALES.get(name, 0.1)
     if name == 'kto':
         found |= {'scale_better': 1, 'scale_worse': 1, 'kl_steps': 1, 'per_device_kl_batch_size': 64}
     if name == 'simpo':
         found['gamma'] = 1.4
+    return found
+
+
+def _denoising(pair: str, name: str) -> Values:
+    adapts = name == 'dpo' and pair != 'text_to_video'
+    found: Values = {
+        'per_device_train_batch_size': 4, 'per_device_eval_batch_size': 4, 'gradient_accumulation_steps': 16,
+        'adam_epsilon': 1e-8, 'max_grad_norm': 1.0, 'freeze_unet': adapts, 'lora_unet': adapts,
+    }  # fmt: skip
+    if name == 'dpo':
+        found |= {
+            'adam_betas': [0.9, 0.999], 'learning_rate': 1e-5, 'lr_scheduler_type': 'constant', 'weight_decay': 0.01,
+            'beta_coeff': 2500, 'loss_type': 'sigmoid', 'vae_encode_batch_size': 8,
+        }  # fmt: skip
+    if pair == 'text_to_audio':
+        return found | {'clips_per_audio': 1, 'mel_first': False, 'num_mel_bins': 64, 'max_frames': 500}
+    found['resolution'] = 512
+    if pair == 'text_to_video':
+        found |= {'gradient_checkpointing': False, 'sample_frames': 16, 'do_resize': True}
     return found
 
 
@@ -92,6 +115,8 @@ def _data(pair: str, name: str) -> Values:
     roles = ('train', 'eval', 'ptx') if name in ONLINE else ('train', 'eval')
     found: Values = {f'{role}_{key}': None for role in roles for key in keys}
     found |= {f'{role}_optional_args': [] for role in roles}
+    if pair in PIPELINES:
+        return found
     found |= {'train_name': None, 'eval_subset': None}
     if name in ONLINE:
         found['ptx_subset'] = None
@@ -100,6 +125,8 @@ def _data(pair: str, name: str) -> Values:
 
 def _model(pair: str, name: str) -> Values:
     found: Values = {'trust_remote_code': True, 'model_max_length': 2048}
+    if pair in PIPELINES:
+        found['model_max_length'] = 512
     if name not in ONLINE:
         return found | {'model_name_or_path': None}
     found |= {key: None for key in ('actor_model_name_or_path', 'reward_model_name_or_path')}

@@ -32,7 +32,15 @@ RENAMES = {
     'load_checkpoint': 'resume',
     'freeze_audio_proj': 'freeze_mm_proj',
     'freeze_vision_proj': 'freeze_mm_proj',
+    'beta_coeff': 'scale_coeff',
+    'lora_unet': 'use_lora',
+    'freeze_unet': 'use_lora',
+    'sample_frames': 'num_frames',
+    'max_frames': 'max_audio_seconds',
 }
+
+
+AUDIO_OUT, VIDEO_OUT = 'text_to_audio', 'text_to_video'
 
 
 def load(text: str, folder: Path, pair: str, name: str, *more: str) -> Resolved:
@@ -76,6 +84,10 @@ def _expected(key: str, value: object) -> object:
         return given[key]
     if key == 'load_checkpoint':
         return None
+    if key == 'loss_type':
+        return [value]
+    if key == 'max_frames':
+        return value / 100
     if key == 'task_type':
         return 'CAUSAL_LM'
     if key.endswith('optional_args'):
@@ -99,7 +111,8 @@ def test_a_batch_size_of_another_name_is_read(tmp_path: Path) -> None:
     found = load('train_cfgs:\n  train_batch_size: 3\n', tmp_path, TEXT, 'sft')
     assert found.cfgs.train_cfgs.per_device_train_batch_size == 3
     assert found.notes == (
-        f'{tmp_path}/theirs.yaml line 2: train_cfgs.train_batch_size is read as per_device_train_batch_size.',
+        f'{tmp_path}/theirs.yaml line 2: '
+        'train_cfgs.train_batch_size is read as train_cfgs.per_device_train_batch_size.',
     )
     # On the command line somebody is there to say what is meant.
     with pytest.raises(SettingsError, match="Did you mean 'per_device_train_batch_size'"):
@@ -123,6 +136,15 @@ def test_a_batch_size_of_another_name_is_read(tmp_path: Path) -> None:
         ),
         (TEXT, 'sft', 'model_cfgs: {processor_name_or_path: other}', 'the processor is that of the checkpoint'),
         (TEXT, 'sft', 'train_cfgs: {lerning_rate: 1}', "Did you mean 'learning_rate'"),
+        (AUDIO_OUT, 'sft', 'train_cfgs: {clips_per_audio: 2}', 'a row is one clip'),
+        (VIDEO_OUT, 'sft', 'train_cfgs: {do_resize: False}', 'clips are brought to one size'),
+        (
+            VIDEO_OUT,
+            'dpo',
+            'train_cfgs: {freeze_unet: False, lora_unet: True}',
+            'lora_cfgs.use_lora is one setting here',
+        ),
+        (TEXT, 'sft', 'train_cfgs: {lora_unet: True}', 'this run has no U-Net'),
         (TEXT, 'multi_ppo', 'train_cfgs: {advantage_estimator: gae}', 'gae needs a critic'),
         (TEXT, 'sft', 'train_cfgs: {scale_coeff: 1}', "'scale_coeff' belongs to"),
     ],
@@ -134,6 +156,15 @@ def test_what_would_change_the_result_is_refused_with_the_reason(
         load(text, tmp_path, pair, name)
 
 
+def test_keys_of_pipelines_are_read_on_the_command_line_too(tmp_path: Path) -> None:
+    words = '--lora_unet True --beta_coeff 5000 --sample_frames 8 --resolution 256'.split()
+    cfgs = load('', tmp_path, VIDEO_OUT, 'dpo', *words).cfgs
+    assert cfgs.lora_cfgs.use_lora and cfgs.train_cfgs.scale_coeff == 5000
+    assert cfgs.data_cfgs.num_frames == 8 and cfgs.diffusion_cfgs.resolution == 256
+    with pytest.raises(SettingsError, match="Did you mean 'use_lora'"):
+        load('', tmp_path, VIDEO_OUT, 'dpo', '--freeze_unet', 'True')
+
+
 @pytest.mark.parametrize('name', [name for pair, name in FILES if pair == TEXT])
 def test_null_is_left_out_where_it_is_no_value(name: str, tmp_path: Path) -> None:
     text = 'train_cfgs: {seed: null, processor: null}\nlogger_cfgs: {log_project: null}\nsensor_cfgs: null\n'
@@ -143,4 +174,4 @@ def test_null_is_left_out_where_it_is_no_value(name: str, tmp_path: Path) -> Non
 
 
 def test_the_files_are_those_of_the_table() -> None:
-    assert {name for _, name in FILES} >= {*ONLINE, 'sft', 'kto'} and len(FILES) == 27
+    assert {name for _, name in FILES} >= {*ONLINE, 'sft', 'kto'} and len(FILES) == 33

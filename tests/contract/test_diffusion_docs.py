@@ -74,9 +74,14 @@ def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monk
     assert (out / 'previews.html').is_file() and (out / 'previews' / '00000000' / 'grid.png').is_file()
 
 
-def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_pipelines_run(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = TEXT.split('\n## In three commands\n')[1].split('\n## ')[0]
     (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+    further = TEXT.split('\n## Training an adapter on\n')[1].split('\n## ')[0]
+    (going_on,) = re.findall(r'```bash\n(.*?)```', further, re.DOTALL)
+    block += going_on
     captioned, pair_row, prompt = re.findall(r'`(\{".*?\})`', page)
     (tmp_path / 'pictures').mkdir()
     Image.new('RGB', (64, 64), 'red').save(tmp_path / 'pictures' / 'fox.png')
@@ -94,7 +99,7 @@ def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monke
         assert said in block
         block = block.replace(said, other)
     commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
-    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo']
+    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo', 'dpo']
     for _, _, module, *argv in commands:
         pair, kind = find_run(*module.split('.')[-2:])
         short = ['--max_steps', '1', '--gradient_accumulation_steps', '1', *PRESET.split()]
@@ -102,6 +107,58 @@ def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monke
         assert ended.code == 0, ended.output
         saved = tmp_path / argv[argv.index('--output_dir') + 1] / 'slice_end'
         assert (saved / 'pytorch_lora_weights.safetensors').is_file()
+
+
+def test_the_commands_of_editing_run(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = TEXT.split('\n## Editing\n')[1].split('\n## ')[0]
+    (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+    (row,) = re.findall(r'`(\{".*?\})`', page)
+    for name, colour in (('street.png', 'red'), ('winter.png', 'white')):
+        Image.new('RGB', (40, 64), colour).save(tmp_path / name)
+    (tmp_path / 'edits.jsonl').write_text(f'{row}\n' * 4)
+    (tmp_path / 'my_rewards.py').write_text(REWARDS)
+    models = {'black-forest-labs/FLUX.1-Kontext-dev': 'flux_kontext', 'Qwen/Qwen-Image-Edit': 'qwen_image_edit'}
+    monkeypatch.chdir(tmp_path)
+    smaller = {'--resolution 512': '--resolution 32', '--rollout_steps 10': '--rollout_steps 4'}
+    smaller |= {said: str(tiny(family)) for said, family in models.items()}
+    for said, other in smaller.items():
+        assert said in block
+        block = block.replace(said, other)
+    commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
+    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'grpo']
+    for _, _, module, *argv in commands:
+        pair, kind = find_run(*module.split('.')[-2:])
+        short = ['--max_steps', '1', '--gradient_accumulation_steps', '1', *PRESET.split()]
+        (ended,) = run([*argv, *short], pair=pair, algorithm=kind)
+        assert ended.code == 0, ended.output
+        saved = tmp_path / argv[argv.index('--output_dir') + 1] / 'slice_end'
+        assert (saved / 'pytorch_lora_weights.safetensors').is_file()
+
+
+def test_a_subject_is_mixed_with_its_class(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = TEXT.split('\n## A subject beside its class\n')[1].split('\n## ')[0]
+    (command,) = re.findall(r'```bash\n(.*?)```', section, re.DOTALL)
+    for folder, text in zip(('subject', 'dogs'), re.findall('"(a photo of [^"]*)"', section), strict=True):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            Image.new('RGB', (16, 16), (90 * number, 0, 0)).save(tmp_path / folder / f'{number}.png')
+            (tmp_path / folder / f'{number}.txt').write_text(text)
+    (tmp_path / 'stabilityai').mkdir()
+    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    monkeypatch.chdir(tmp_path)
+    command = command.replace('--resolution 512 --max_steps 500', '--resolution 16 --max_steps 2')
+    _, _, module, *argv = shlex.split(command.replace('\\\n', ' '))
+    pair, kind = find_run(*module.split('.')[-2:])
+    short = '--gradient_accumulation_steps 2 --per_device_train_batch_size 1'.split()
+    (ended,) = run([*argv, *short, *PRESET.split()], pair=pair, algorithm=kind)
+    assert ended.code == 0, ended.output
+    records = [record for record in lines(tmp_path / 'output' / 'subject' / 'metrics.jsonl') if 'train/loss' in record]
+    counted = [(record['train/samples/subject'], record['train/samples/dogs']) for record in records]
+    assert [sum(own) for own in zip(*counted, strict=True)] == [2, 2]
 
 
 def test_settings_and_links_exist() -> None:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from align_anything.rewards.base import Completion, register_reward
 from align_anything.testing.emitting import heard, read_digits
+from align_anything.testing.moving import direction_of
+from align_anything.testing.shapes import colour_of
+from align_anything.testing.tones import pitch_of
 
 
 @register_reward('drawn_digit')
@@ -28,6 +31,30 @@ def heard_in(completion: Completion) -> list[int]:
     return found[0] if found else [-1] * len(completion.meta['notes'])
 
 
-def share(found: Sequence[int], wanted: Sequence[int]) -> float:
-    """The share of numbers that are as wanted."""
+def share(found: Sequence[object], wanted: Sequence[object]) -> float:
+    """The share of what is as wanted."""
     return sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)
+
+
+@register_reward('moves_right')
+def moves_right(completions: Sequence[Completion]) -> list[float]:
+    """1 for a clip of a ball that moves right."""
+    clips = [part['video'] for completion in completions for part in completion.message['content']]
+    return [float(direction_of(clip.frames) == 'right') for clip in clips]
+
+
+@register_reward('sounds_high')
+def sounds_high(completions: Sequence[Completion]) -> list[float]:
+    """1 for a high tone."""
+    sounds = [part['audio'] for completion in completions for part in completion.message['content']]
+    return [float(pitch_of(sound.samples) == 'high') for sound in sounds]
+
+
+@register_reward('worth')
+def worth(completions: Sequence[Completion]) -> list[float]:
+    """What the row says that the colour of the painted shape is worth; a colour that it does not name is worth none."""
+    pictures = [part['image'] for completion in completions for part in completion.message['content']]
+    return [
+        completion.meta['worth'].get(colour_of(picture), 0.0)
+        for completion, picture in zip(completions, pictures, strict=True)
+    ]

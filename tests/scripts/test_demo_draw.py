@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,7 @@ from PIL import Image
 from align_anything.rewards.base import Completion
 from align_anything.testing.emitting import digits, read_digits
 from scripts.demo_draw import drawing
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts.demos import demonstrate
 
 
 def test_the_reward_and_the_judge_know_digits_that_they_never_saw() -> None:
@@ -58,19 +55,11 @@ def test_too_few_right_pictures_fail(
     assert 'class="wrong"' not in first and 'class="right"' not in last
 
 
-def demonstrate(home: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], dict[str, float]]:
-    """Calls the script that `make demo-draw` calls, on one rank; returns what it left on record beside what it said."""
-    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    done = subprocess.run(
-        ['bash', ROOT / 'scripts' / 'demo_draw' / 'run.sh'],
-        cwd=home.parent,
-        env={**os.environ, 'PATH': path, 'DEMO_DIR': str(home), **settings},
-        capture_output=True,
-        text=True,
-    )
+def drawn_by(home: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], dict[str, float]]:
+    """Calls the demo; returns what it left on record beside what it said."""
+    done = demonstrate('demo_draw', home, **settings)
     assert (home / 'drawn.json').exists(), done.stdout + done.stderr
     assert 'src="data:image/' in (home / 'drawn.html').read_text()
-    assert not re.search(r'WARNING|\[INFO\]|Traceback', done.stdout + done.stderr)
     return done, json.loads((home / 'drawn.json').read_text())
 
 
@@ -78,7 +67,7 @@ def demonstrate(home: Path, **settings: str) -> tuple[subprocess.CompletedProces
 @pytest.mark.extended
 @pytest.mark.timeout(900)
 def test_a_demo_of_a_few_steps_runs_through_and_says_that_they_are_too_few(tmp_path: Path) -> None:
-    done, shares = demonstrate(tmp_path / 'demo', STEPS='12', REWARDED_STEPS='2')
+    done, shares = drawn_by(tmp_path / 'demo', STEPS='12', REWARDED_STEPS='2')
     assert done.returncode == 1 and f'FAILED: {shares["rewarded/slice_end"]:.1%} is below 80%' in done.stdout
     assert all(share < 0.3 for share in shares.values())
 
@@ -87,7 +76,7 @@ def test_a_demo_of_a_few_steps_runs_through_and_says_that_they_are_too_few(tmp_p
 @pytest.mark.extended
 @pytest.mark.timeout(1200)
 def test_the_demo_passes_under_the_real_launcher(tmp_path: Path) -> None:
-    done, shares = demonstrate(tmp_path / 'demo')
+    done, shares = drawn_by(tmp_path / 'demo')
     assert done.returncode == 0, done.stdout + done.stderr
     untrained, supervised, rewarded = shares.values()
     assert untrained < 0.2 and untrained < supervised < rewarded and rewarded >= 0.8

@@ -68,6 +68,9 @@ def test_latents_and_texts_are_made_once(tiny: Tiny, rows: Path, tmp_path: Path)
     # Another size is another latent, and the same prompts.
     other = succeed(offline(tmp_path / 'four', tiny('sd3'), rows, resolution=16, **how), 1, PICTURES)
     assert 'latents: 8 entries made' in other and 'text embeddings: 0 entries made' in other
+    # And another length is other embeddings of the same latents.
+    other = succeed(offline(tmp_path / 'five', tiny('sd3'), rows, max_sequence_length=9, **how), 1, PICTURES)
+    assert 'latents: 0 entries made' in other and f'text embeddings: {prompts} entries made' in other
 
 
 def test_a_run_that_was_killed_while_it_prepared_goes_on(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_without_buckets_all_have_one_size(tiny: Tiny, shapes: Path, tmp_path: P
 
 
 def test_a_prompt_that_is_dropped_is_the_empty_one(tiny: Tiny, shapes: Path, tmp_path: Path) -> None:
-    how = {'prompt_dropout': 1.0, 'max_steps': 2}
+    how = {'prompt_dropout': 1.0, 'max_steps': 2, 'max_sequence_length': 9}
     conditions: Path = tmp_path / 'conditions.pt'
 
     def before(rank: int) -> None:
@@ -164,7 +167,8 @@ def test_a_prompt_that_is_dropped_is_the_empty_one(tiny: Tiny, shapes: Path, tmp
 
     succeed(offline(tmp_path / 'run', tiny('sd3'), shapes, **how), 1, PICTURES, before)
     spec_conditions = torch.load(conditions)
-    spec = load_spec(tiny('sd3'))
+    assert spec_conditions['text'].shape[1] == 77 + 9
+    spec = load_spec(tiny('sd3'), text_length=9)
     (empty,) = spec.encode_text(spec.open(torch.device('cpu')), [''])
     for name, value in spec_conditions.items():
         for row in value:

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from align_anything.losses.dpo import DPO_LOSSES
+from align_anything.trainers.launch import settings_of
+from align_anything.trainers.runs.denoised_rollouts import sampling_of
+from align_anything.trainers.runs.settings import spec_of
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, online, write_digits
 from tests.trainers.runs import lines, poison, run, succeed, weights
@@ -72,6 +75,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {'streaming': True, 'max_steps': 2},
         'data_cfgs.streaming: the rows of a stream cannot be encoded',
     ),
+    'same noise': ('nft', {'same_noise_in_group': True}, 'all responses to a prompt would be one and the same'),
     'offline steps': ('sft', {'rollout_steps': 4}, 'diffusion_cfgs.rollout_steps'),
 }
 
@@ -115,6 +119,19 @@ def test_grpo_by_its_settings(how: str, tiny: Tiny, rows: Path, tmp_path: Path) 
     trained(online(out, tiny('sd3'), rows, **GRPO[how]), 'grpo', out, tiny('sd3'))
     assert metrics(out, 'train/ratio')[0] == pytest.approx(1, abs=1e-6)
     assert metrics(out, 'train/rollout_drift')[0] == 0
+
+
+@pytest.mark.parametrize(
+    ('settings', 'same'),
+    [({}, False), ({'sde_window': 1}, True), ({'sde_window': 1, 'same_noise_in_group': False}, False)],
+    ids=['all steps', 'window', 'as asked'],
+)
+def test_responses_start_alike_where_few_steps_sample(
+    settings: dict[str, Any], same: bool, tiny: Tiny, rows: Path, tmp_path: Path
+) -> None:
+    argv = online(tmp_path / 'run', tiny('sd3'), rows, **settings)
+    resolved = settings_of(PICTURES, named('grpo'), argv, {})
+    assert sampling_of(resolved, PICTURES, spec_of(resolved.cfgs), 1).same_noise == same
 
 
 @pytest.mark.parametrize('name', first_of('rloo reinforce_plus_plus online_dpo'.split(), 'online_dpo'))

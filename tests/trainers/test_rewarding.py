@@ -15,7 +15,9 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.errors import RewardError, SettingsError
-from align_anything.core.types import Example, Piece
+from align_anything.core.types import Example, Piece, Response
+from align_anything.rollouts.experience import Rollout
+from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import ModelJudge
 from tests.learning.preferences import LESSONS
@@ -171,6 +173,40 @@ def test_a_sum_past_float32_ends_the_run_with_the_row(tiny: Tiny, service: Servi
 def test_weights_are_finite() -> None:
     with pytest.raises(SettingsError, match='reward_weights'):
         settings('--reward_functions', '[format]', '--reward_weights', '[.nan]')
+
+
+def test_rewards_of_unlike_scales_may_be_weighed_alike() -> None:
+    """What the loop makes advantages of: each reward by its group's deviation, the penalty taken off afterwards."""
+    responses = [[Response(torch.zeros(1), torch.ones(1), finished=number > 0) for number in range(3)] for _ in '12']
+    examples = [Example(Piece(torch.zeros(1), torch.zeros(1)), own) for own in responses]
+    rewards = {'points': torch.tensor([10.0, 20.0, 30.0, 7.0, 7.0, 7.0]), 'share': torch.tensor([0.2, 0.1, 0.0] * 2)}
+    rollout = Rollout(examples, rewards, torch.zeros(6))
+
+    def shaped(*more: str) -> list[float]:
+        given = ('--reward_functions', '[format, math_verifier]', '--missing_eos_penalty', '0.5', *more)
+        cfgs = settings(*given).cfgs
+        loop = SimpleNamespace(cfgs=cfgs, algorithm=cfgs.train_cfgs, _weights={'points': 1.0, 'share': 0.5})
+        return OnlineLoop._shaped(loop, rollout).tolist()
+
+    assert shaped() == [-0.5, 0.0, 0.0, -0.5, 0.0, 0.0]
+    found = shaped('--reward_aggregation', 'normalize_then_sum')
+    assert found == pytest.approx([-1 + 0.5 - 0.5, 0, 1 - 0.5, 0.5 - 0.5, 0, -0.5], abs=1e-3)
+    assert shaped('--multi_objective_aggregation', 'normalize_then_sum') == found
+
+
+@pytest.mark.parametrize(
+    ('given', 'algorithm', 'message'),
+    [
+        (('[format]',), 'grpo', 'it means nothing for one reward alone'),
+        (('[format, length]',), 'ppo', 'with one response to a prompt'),
+        (('[format, length]', '--normalize_reward', 'True'), 'grpo', 'and normalize_reward their sum'),
+    ],
+)
+def test_a_scale_that_nothing_is_brought_to_is_refused(given: tuple[str, ...], algorithm: str, message: str) -> None:
+    more = ('--reward_aggregation', 'normalize_then_sum')
+    with pytest.raises(SettingsError, match=f'reward_aggregation .*{message}'):
+        settings('--reward_functions', *given, *more, algorithm=algorithm)
+    settings('--reward_functions', '[format]', '--remote_rm_url', 'http://localhost:1', *more)
 
 
 def test_a_service_that_is_gone_ends_the_run(tiny: Tiny, service: Service, tmp_path: Path) -> None:

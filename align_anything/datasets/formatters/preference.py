@@ -7,7 +7,7 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
-from align_anything.datasets.formatters.columns import Row, filled, items, missing, number, understood
+from align_anything.datasets.formatters.columns import Row, column, filled, items, missing, number, understood
 from align_anything.datasets.formatters.mapped import AnsweringFormatter
 from align_anything.datasets.formatters.messages import written_turns
 from align_anything.datasets.formatters.turns import Meta, PairSample, Sample, Turns, assistant, user
@@ -64,11 +64,14 @@ class Preference(Answered):
         rejected: column with the worse one; by default `rejected`, `worse` or `worse_image`.
         margin: column with the margin by which a reward model should separate them; by default `margin`, where there is
             one.
+        soft_label: column with the probability that the answer called chosen is the better one, such as the share of
+            votes for it: 0.5 is a tie. Reward models and losses of pairs read it. None is no column.
     """
 
     chosen: str | None = None
     rejected: str | None = None
     margin: str | None = None
+    soft_label: str | None = None
 
     _answer_columns = MappingProxyType(
         {'chosen': ('chosen', 'better', 'better_{}'), 'rejected': ('rejected', 'worse', 'worse_{}')}
@@ -80,6 +83,8 @@ class Preference(Answered):
         margin = self.find(raw_sample, 'margin', ('margin',))
         if margin and filled(raw_sample, margin):
             meta['margin'] = number(raw_sample[margin], f"column '{margin}'")
+        if self.soft_label is not None:
+            meta['soft_label'] = number(column(raw_sample, self.soft_label), f"column '{self.soft_label}'")
         conversations = [
             self._conversation(raw_sample, raw_sample[name], f"column '{name}'") for name in (better, worse)
         ]

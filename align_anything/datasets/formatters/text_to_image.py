@@ -35,7 +35,7 @@ class Pickapic(Chosen):
     Rows without a label (`has_label`) are filtered.
 
     Attributes:
-        keep_ties: gives ties the soft label 0.5, which reward models read; else they are filtered.
+        keep_ties: gives ties the soft label 0.5, which reward models and losses of pairs read; else they are filtered.
     """
 
     keep_ties: bool = False

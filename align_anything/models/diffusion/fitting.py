@@ -9,9 +9,14 @@ from torch import Tensor
 
 
 def fit_image(image: Any, height: int, width: int) -> Tensor:
-    """Returns an RGB PIL image as `(3, height, width)` float32 from -1 to 1."""
-    from PIL import Image, ImageOps
-
-    fitted = ImageOps.fit(image.convert('RGB'), (width, height), Image.Resampling.LANCZOS)
+    """Returns a PIL image as `(3, height, width)` float32 from -1 to 1."""
+    fitted = covering(image, height, width)
     values = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(height, width, 3)
     return values.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def covering(image: Any, height: int, width: int) -> Any:
+    """Returns a PIL image as an RGB one of that size."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image.convert('RGB'), (width, height), Image.Resampling.LANCZOS)

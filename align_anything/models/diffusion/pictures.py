@@ -10,8 +10,11 @@ from torch import Tensor
 from align_anything.core.buckets import bucket_sizes, nearest_bucket
 from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.fitting import fit_image
-from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.prepared import Prompt, Size
 from align_anything.models.diffusion.spec import DiffusionSpec
+
+SOURCE = 'source'
+"""The condition that holds latents of the pictures of a prompt."""
 
 
 class PictureSpec(DiffusionSpec):
@@ -72,6 +75,11 @@ class PictureSpec(DiffusionSpec):
         """Returns latents of the denoiser as the autoencoder has them."""
         config = self.configs['vae']
         return latents / config.get('scaling_factor', 0.18215) + (config.get('shift_factor') or 0)
+
+    def encode_pictures(self, pipeline: Any, prompt: Prompt) -> dict[str, Tensor]:
+        """Returns `source`, the latents of the one picture of a prompt."""
+        (picture,) = prompt.pictures
+        return {SOURCE: self.encode_media(pipeline, self.fitted(picture, prompt.size)[None])[0].cpu()}
 
     @torch.no_grad()
     def encode_media(self, pipeline: Any, fitted: Tensor) -> Tensor:

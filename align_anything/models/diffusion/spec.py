@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.errors import SampleError
+from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
+from align_anything.models.diffusion.conditioned import Conditioned
 from align_anything.models.diffusion.opening import open_without
-from align_anything.models.diffusion.prepared import LATENTS, Prepared, Size
+from align_anything.models.diffusion.prepared import LATENTS, Prepared, Prompt, Size
 from align_anything.models.diffusion.process import DDPM, Process, process_of
 from align_anything.models.diffusion.schedules import as_shift, dynamic_shift, flow_levels, timestep_levels
 from align_anything.models.rendering import TrainOn, first_differing_turn, shared_turns
@@ -52,6 +53,7 @@ class DiffusionSpec:
 
     Attributes:
         folder: of the checkpoint.
+        source: by what name it was asked for, a folder or one of the hub.
         index: its model_index.json.
         configs: the configuration of each component by name.
         process: its noising process.
@@ -59,6 +61,7 @@ class DiffusionSpec:
         audio_rate: samples per second that audio clips must have, None for families of other media.
         draws: draws of a noise level and noise for each response, offline.
         text_length: most tokens of a prompt that the denoiser sees.
+        trains_text: whether text encoders are trained along, so that conditions are token ids.
     """
 
     unit: ClassVar[str] = 'denoising step'
@@ -68,8 +71,12 @@ class DiffusionSpec:
     """Classes of diffusers in whose manner the family works."""
     emits: ClassVar[frozenset[MediaKind]] = frozenset({'image'})
     reads: ClassVar[frozenset[MediaKind]] = frozenset()
+    shown: ClassVar[tuple[str, ...]] = ()
+    """What the images of a prompt are, one after the other; none of families that read text alone."""
     denoiser: ClassVar[str] = 'transformer'
     """The component that is trained."""
+    trainable_text: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that can be trained along."""
     lora_targets: ClassVar[tuple[str, ...]] = ('to_q', 'to_k', 'to_v', 'to_out.0')
     """Ends of the names of the linear layers that adapters go on by default."""
     side_multiple: ClassVar[int] = 1
@@ -81,8 +88,8 @@ class DiffusionSpec:
     """Further components that a pipeline need not have in memory to encode and decode."""
     no_checkpointing: ClassVar[str] = ''
     """Why the backward pass cannot compute blocks of the denoiser anew, where it cannot."""
-    default_text_length: ClassVar[int | None] = None
-    """Most tokens of a prompt when neither the settings nor the tokenizer say so."""
+    default_text_length: int | None = None
+    """Most tokens of a prompt when the settings do not say so; None where the tokenizer alone does."""
     max_length: int = sys.maxsize
     codes: None = None
 
@@ -98,11 +105,18 @@ class DiffusionSpec:
     ) -> None:
         """Reads the configurations. Raises ModelError for what the family cannot train."""
         self.folder, self.index, self.configs = folder, dict(index), {name: dict(own) for name, own in configs.items()}
+        self.source = str(folder)
         self.model_type: str = index['_class_name']
         self.sizing, self.draws = sizing or Sizing(), draws
+        if text_length and self.default_text_length is None:
+            raise ModelError(
+                f'diffusion_cfgs.max_sequence_length: prompts of a {self.model_type} have the length that its '
+                'tokenizer says. Leave it out.'
+            )
         self.text_length = text_length or self.default_text_length
         self.components: dict[str, list[str]] = {DENOISER: ['']}
         self.prepared: Prepared | None = None
+        self.trains_text = False
         self.process: Process = self.make_process()
         self.check()
 
@@ -119,13 +133,26 @@ class DiffusionSpec:
 
     @property
     def denoisers(self) -> tuple[str, ...]:
-        """The components that are trained; several are experts for some noise levels each."""
-        return (self.denoiser,)
+        """The components that are trained: experts for some noise levels each, and text encoders behind a denoiser."""
+        return (self.denoiser, *(self.trainable_text if self.trains_text else ()))
 
     def joined(self, parts: Mapping[str, nn.Module]) -> nn.Module:
         """Returns the components of `denoisers` as the one module that is trained."""
+        if self.trains_text:
+            return Conditioned(self.denoiser, parts)
         (part,) = parts.values()
         return part
+
+    def train_text(self) -> None:
+        """Makes the text encoders components that are trained. Raises ModelError for a family where they are not."""
+        if not self.trainable_text or any(self.configs[name].get('use_attention_mask') for name in self.trainable_text):
+            raise ModelError(
+                f'diffusion_cfgs.train_text_encoder: the text encoders of {self.folder}, a {self.model_type}, are not '
+                'trained along: only those of Stable Diffusion 1, 2 and XL are, CLIP that reads no mask.'
+            )
+        self.trains_text = True
+        # Those of a critic are behind its name for the denoiser.
+        self.components |= {name: [name, f'{DENOISER}.{name}'] for name in self.trainable_text}
 
     @property
     def timesteps(self) -> int:
@@ -182,6 +209,18 @@ class DiffusionSpec:
 
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Returns what the denoiser is given of each prompt, tensors without batch dimension by name, on the CPU."""
+        raise NotImplementedError
+
+    def read(self, prompt: Prompt) -> Prompt:
+        """Returns what the text encoders see of a prompt: its words."""
+        return prompt.words
+
+    def encode_read(self, pipeline: Any, prompts: Sequence[Prompt]) -> list[dict[str, Tensor]]:
+        """Returns what `encode_text` does, of what `read` makes of prompts."""
+        return self.encode_text(pipeline, [prompt.text for prompt in prompts])
+
+    def encode_pictures(self, pipeline: Any, prompt: Prompt) -> dict[str, Tensor]:
+        """Returns what the denoiser is given of the pictures of a prompt, as `encode_text` does of its words."""
         raise NotImplementedError
 
     def encode_media(self, pipeline: Any, fitted: Tensor) -> Tensor:
@@ -267,32 +306,51 @@ class DiffusionSpec:
             raise SampleError('the answers do not belong to one prompt: this model reads one user turn and answers it')
         media = [self.answer_of(conversation) for conversation in conversations]
         size = self.size_of(media[0])
-        return Example(self.encode_prompt(conversations[0][:1]), [self._response(medium, size) for medium in media])
+        prompt = self.prompt_of(conversations[0][:1], size)
+        return Example(self._prompt(prompt), [self._response(medium, size) for medium in media])
 
     def encode_prompt(self, messages: Conversation) -> Piece:
-        """Encodes what generation starts from; its ids are the bytes of the prompt. Raises as `encode` does."""
-        prompt = self.prompt_of(messages)
-        media = {} if self.prepared is None else self.prepared.conditions(prompt)
-        ids = torch.tensor(list(prompt.encode()), dtype=torch.long)
-        return Piece(ids, torch.zeros(len(ids)), media=media)
+        """Encodes what generation starts from; its ids are the bytes of its text. Raises as `encode` does."""
+        return self._prompt(self.prompt_of(messages))
 
     def blank(self) -> Example:
-        """Returns what stands in for rows where a rank has none: the empty prompt, and latents that are zero.
+        """Returns what stands in for rows where a rank has none: a prompt of nothing, and latents that are zero.
 
         It is as large as the media that the settings ask for. Raises SampleError where the prompt was not encoded.
         """
-        prompt = self.encode_prompt([{'role': 'user', 'content': [{'type': 'text', 'text': ''}]}])
         latents = torch.zeros(self.latent_shape(self.default_size()))
-        return Example(prompt, [Piece(torch.zeros(1, dtype=torch.long), torch.ones(1), media={LATENTS: latents})])
+        response = Piece(torch.zeros(1, dtype=torch.long), torch.ones(1), media={LATENTS: latents})
+        return Example(self._prompt(self.blank_prompt()), [response])
 
-    def prompt_of(self, messages: Conversation) -> str:
-        """Returns the prompt of a conversation's first turn. Raises SampleError for another turn, or media in it."""
+    def blank_prompt(self) -> Prompt:
+        """Returns the empty prompt, its pictures black."""
+        if not self.shown:
+            return Prompt('')
+        from PIL import Image
+
+        height, width = size = self.default_size()
+        return Prompt('', tuple(Image.new('RGB', (width, height)) for _ in self.shown), size)
+
+    def prompt_of(self, messages: Conversation, size: Size | None = None) -> Prompt:
+        """Returns the prompt of a conversation's first turn, its media decoded.
+
+        Its pictures are brought to `size`, that of the answer; None is what is generated. Raises SampleError for
+        another turn, and for media in it that are not those of `shown`.
+        """
         if not messages or messages[0]['role'] != 'user' or any(turn['role'] != 'assistant' for turn in messages[1:]):
             raise SampleError('this model reads one user turn: take out system turns, and turns after the answer')
         parts = messages[0]['content']
-        if any(part['type'] != 'text' for part in parts):
+        kinds = [part['type'] for part in parts if part['type'] != 'text']
+        if not self.shown and kinds:
             raise SampleError(f"pipelines of class '{self.model_type}' read text alone")
-        return ''.join(part['text'] for part in parts)
+        if kinds != ['image'] * len(self.shown):
+            raise SampleError(
+                f"pipelines of class '{self.model_type}' read a text and {' and '.join(self.shown)}, and of media the "
+                f'user turn holds {", ".join(kinds) or "none"}'
+            )
+        text = ''.join(part['text'] for part in parts if part['type'] == 'text')
+        pictures = tuple(part['image'] for part in parts if part['type'] == 'image')
+        return Prompt(text, pictures, (size or self.default_size()) if pictures else ())
 
     def answer_of(self, conversation: Conversation) -> Any:
         """Returns the decoded medium that a conversation is answered with. Raises SampleError where it is not one."""
@@ -313,6 +371,11 @@ class DiffusionSpec:
     def generation_prefix(self, conversation: Conversation) -> str:
         """Returns what a prompt ends with: nothing that belongs to a response."""
         return ''
+
+    def _prompt(self, prompt: Prompt) -> Piece:
+        media = {} if self.prepared is None else self.prepared.conditions(prompt, self.read(prompt))
+        ids = torch.tensor(list(prompt.text.encode()), dtype=torch.long)
+        return Piece(ids, torch.zeros(len(ids)), media=media)
 
     def _response(self, medium: Any, size: Size) -> Piece:
         if self.prepared is None:

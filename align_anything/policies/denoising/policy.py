@@ -13,6 +13,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.losses.nft import contrast
 from align_anything.policies.denoising.collator import DenoisingCollator, DenoisingInputs
+from align_anything.policies.denoising.noise import error
 from align_anything.policies.denoising.prediction import predict
 from align_anything.policies.denoising.selfcheck import require_sound
 from align_anything.policies.denoising.transitions import divergence, entropy, log_probability, transition
@@ -24,8 +25,8 @@ class DenoisingPolicy(nn.Module):
     """Scores draws and denoising steps: `forward(batch) -> Scored` with `(N,)` in float32.
 
     A draw of a noise level and noise has the score `-w(level) mean((target - prediction)²)`, of which one expectation
-    is a bound of a log-likelihood; a step the log-density of its transition. The denoiser is called once for a batch,
-    and once more where it is guided.
+    is a bound of a log-likelihood, or that with another `error`; a step the log-density of its transition. The
+    denoiser is called once for a batch, and once more where it is guided.
     """
 
     def __init__(self, model: nn.Module, collate: DenoisingCollator, *, dtype: torch.dtype) -> None:
@@ -86,7 +87,7 @@ class DenoisingPolicy(nn.Module):
 
     def _of_draws(self, inputs: DenoisingInputs, predicted: Tensor) -> Scored:
         beta, old, reference = self.collate.contrast, inputs.companions.get(OLD), inputs.companions.get(REFERENCE)
-        errors = _distance(predicted, inputs.target)
+        errors = error(self.collate.noise, inputs.target - predicted).flatten(1).mean(1)
         pair = None
         if beta is not None and old is not None:
             pair = torch.stack(contrast(predicted, old, inputs.target, inputs.level, beta), 1)

@@ -32,10 +32,11 @@ KINDS = {
 """Families and the file in this package that builds them."""
 PIPELINES = {
     **dict.fromkeys('sd15 sd2 sdxl sd3 sd3_clip flux flux_schnell flux2_klein'.split(), 'pipelines_image'),
+    **dict.fromkeys('flux_kontext flux_fill qwen_image_edit qwen_image_edit_plus'.split(), 'pipelines_image'),
     **dict.fromkeys('z_image sana pixart pixart_sigma qwen_image'.split(), 'pipelines_image'),
     **dict.fromkeys('wan wan22 wan22_5b ltx cogvideox cogvideox_5b hunyuan_video'.split(), 'pipelines_video'),
     'text_to_video_sd': 'pipelines_video',
-    **dict.fromkeys(('stable_audio', 'ace_step', 'audioldm2'), 'pipelines_audio'),
+    **dict.fromkeys(('stable_audio', 'ace_step', 'audioldm', 'audioldm2'), 'pipelines_audio'),
 }
 """Pipelines of diffusers, likewise."""
 

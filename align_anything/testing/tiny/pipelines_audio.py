@@ -101,16 +101,9 @@ def audioldm2(options: PipelineOptions) -> Any:
     import transformers
 
     roberta, t5 = _roberta_tokenizer(options), _t5_pieces(options)
-    text = {'vocab_size': len(roberta), 'hidden_size': 16, 'intermediate_size': 32, 'num_attention_heads': 2}
     sound = {'spec_size': 8, 'window_size': 4, 'num_mel_bins': 8, 'intermediate_size': 32, 'depths': [1, 1]}
     clap = transformers.ClapConfig(
-        text_config={
-            **text,
-            'num_hidden_layers': 1,
-            'projection_dim': 16,
-            'pad_token_id': roberta.pad_token_id,
-            'max_position_embeddings': 128,
-        },
+        text_config=_clap_text(roberta),
         audio_config={
             **sound,
             'num_attention_heads': [1, 1],
@@ -128,16 +121,6 @@ def audioldm2(options: PipelineOptions) -> Any:
     )
     language_model = transformers.GPT2LMHeadModel(gpt).eval()
     language_model.config.max_new_tokens = 4
-    vocoder = transformers.SpeechT5HifiGanConfig(
-        model_in_dim=8,
-        sampling_rate=RATE,
-        upsample_initial_channel=16,
-        upsample_rates=[2, 2],
-        upsample_kernel_sizes=[4, 4],
-        normalize_before=False,
-        # Else nobody would hear what it makes.
-        initializer_range=0.15,
-    )
     return diffusers.AudioLDM2Pipeline(
         vae=kl_autoencoder(replace(options, factor=2), channels=1),
         text_encoder=transformers.ClapModel(clap).eval(),
@@ -161,8 +144,71 @@ def audioldm2(options: PipelineOptions) -> Any:
             cross_attention_dim=[[None, 16, 32]] * 2,
         ),
         scheduler=diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False),
-        vocoder=transformers.SpeechT5HifiGan(vocoder).eval(),
+        vocoder=_vocoder(),
     )
+
+
+def audioldm(options: PipelineOptions) -> Any:
+    """AudioLDM: spectrograms of 8 bins."""
+    import diffusers
+    import transformers
+
+    roberta = _roberta_tokenizer(options)
+    return diffusers.AudioLDMPipeline(
+        vae=kl_autoencoder(replace(options, factor=2), channels=1),
+        text_encoder=transformers.ClapTextModelWithProjection(
+            transformers.ClapTextConfig(**_clap_text(roberta))
+        ).eval(),
+        tokenizer=roberta,
+        unet=diffusers.UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=options.layers,
+            norm_num_groups=8,
+            sample_size=options.latent_size,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+            up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+            attention_head_dim=8,
+            # Nothing is read across: its second attention is to the sample too.
+            cross_attention_dim=(8, 16),
+            class_embed_type='simple_projection',
+            projection_class_embeddings_input_dim=16,
+            class_embeddings_concat=True,
+        ),
+        scheduler=diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False),
+        vocoder=_vocoder(),
+    )
+
+
+def _clap_text(tokenizer: Any) -> dict[str, Any]:
+    """The configuration of the text tower of CLAP."""
+    return {
+        'vocab_size': len(tokenizer),
+        'hidden_size': 16,
+        'intermediate_size': 32,
+        'num_attention_heads': 2,
+        'num_hidden_layers': 1,
+        'projection_dim': 16,
+        'pad_token_id': tokenizer.pad_token_id,
+        'max_position_embeddings': 128,
+    }
+
+
+def _vocoder() -> Any:
+    import transformers
+
+    config = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=8,
+        sampling_rate=RATE,
+        upsample_initial_channel=16,
+        upsample_rates=[2, 2],
+        upsample_kernel_sizes=[4, 4],
+        normalize_before=False,
+        # Else nobody would hear what it makes.
+        initializer_range=0.15,
+    )
+    return transformers.SpeechT5HifiGan(config).eval()
 
 
 def _roberta_tokenizer(options: PipelineOptions) -> Any:
@@ -202,4 +248,4 @@ def _oobleck(latents: int) -> Any:
     ).eval()
 
 
-BUILDERS = {builder.__name__: builder for builder in (stable_audio, ace_step, audioldm2)}
+BUILDERS = {builder.__name__: builder for builder in (stable_audio, ace_step, audioldm, audioldm2)}

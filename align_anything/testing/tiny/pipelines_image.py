@@ -118,12 +118,12 @@ def sdxl(options: PipelineOptions) -> Any:
     )
 
 
-def flux(options: PipelineOptions, guidance_embeds: bool = True) -> Any:
+def flux(options: PipelineOptions, guidance_embeds: bool = True, kind: str = 'Flux', beside: int = 0) -> Any:
     """FLUX.1-dev: told its guidance."""
     import diffusers
 
     clip, tokenizer = clip_tokenizer(options), t5_tokenizer(options)
-    return diffusers.FluxPipeline(
+    return getattr(diffusers, f'{kind}Pipeline')(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=kl_autoencoder(options, **FLUX_VAE),
         text_encoder=clip_encoder(options, clip),
@@ -132,7 +132,8 @@ def flux(options: PipelineOptions, guidance_embeds: bool = True) -> Any:
         tokenizer_2=tokenizer,
         transformer=diffusers.FluxTransformer2DModel(
             patch_size=1,
-            in_channels=16,
+            in_channels=16 + beside,
+            out_channels=16,
             num_layers=options.layers,
             num_single_layers=1,
             attention_head_dim=HEAD,
@@ -152,6 +153,16 @@ def flux_schnell(options: PipelineOptions) -> Any:
     pipeline = flux(options, guidance_embeds=False)
     pipeline.register_modules(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0))
     return pipeline
+
+
+def flux_kontext(options: PipelineOptions) -> Any:
+    """FLUX.1 Kontext: edits a picture."""
+    return flux(options, kind='FluxKontext')
+
+
+def flux_fill(options: PipelineOptions) -> Any:
+    """FLUX.1 Fill: has channels for a picture and its mask."""
+    return flux(options, kind='FluxFill', beside=16 + 4 * options.factor**2)
 
 
 def flux2_klein(options: PipelineOptions) -> Any:
@@ -304,7 +315,7 @@ def pixart_sigma(options: PipelineOptions) -> Any:
     return pixart(options, 'Sigma')
 
 
-def qwen_image(options: PipelineOptions) -> Any:
+def qwen_image(options: PipelineOptions, kind: str = 'QwenImage', **more: Any) -> Any:
     """Qwen-Image: a video autoencoder under Qwen2.5-VL."""
     import diffusers
     import transformers
@@ -330,7 +341,7 @@ def qwen_image(options: PipelineOptions) -> Any:
         vocab_size=len(tokenizer),
     )
     times = options.factor.bit_length() - 1
-    return diffusers.QwenImagePipeline(
+    return getattr(diffusers, f'{kind}Pipeline')(
         transformer=diffusers.QwenImageTransformer2DModel(
             patch_size=2,
             in_channels=16,
@@ -355,7 +366,23 @@ def qwen_image(options: PipelineOptions) -> Any:
         ),
         text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config).eval(),
         tokenizer=tokenizer,
+        **more,
     )
+
+
+def qwen_image_edit(options: PipelineOptions, kind: str = 'QwenImageEdit') -> Any:
+    """Qwen-Image-Edit: Qwen2.5-VL sees the picture to edit."""
+    import transformers
+
+    tokenizer = chat_tokenizer(options)
+    images = transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=4 * 28 * 28)
+    videos = transformers.Qwen2VLVideoProcessor()
+    return qwen_image(options, kind, processor=transformers.Qwen2VLProcessor(images, tokenizer, videos))
+
+
+def qwen_image_edit_plus(options: PipelineOptions) -> Any:
+    """Qwen-Image-Edit-2509."""
+    return qwen_image_edit(options, 'QwenImageEditPlus')
 
 
 def _unet(options: PipelineOptions, **more: Any) -> Any:
@@ -385,11 +412,15 @@ BUILDERS = {
         sd3_clip,
         flux,
         flux_schnell,
+        flux_kontext,
+        flux_fill,
         flux2_klein,
         z_image,
         sana,
         pixart,
         pixart_sigma,
         qwen_image,
+        qwen_image_edit,
+        qwen_image_edit_plus,
     )
 }

@@ -27,7 +27,7 @@ from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
-from align_anything.losses.shaping import missing_eos_penalty, overlong_penalty, weighted_sum
+from align_anything.losses.shaping import missing_eos_penalty, normalised_sum, overlong_penalty, weighted_sum
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.metrics import peak_memory
@@ -250,13 +250,15 @@ class OnlineLoop(Loop):
             found = reward.unread()
             unread[reward.name] = unread.get(reward.name, 0) + len(found)
             self.unread.add(self.progress.step, reward.name, found)
-        scores = weighted_sum(rewards, {reward.name: reward.weight for reward in self.rewards if reward.name != COST})
+        scores = weighted_sum(rewards, self._weights)
         check_scores(scores.tolist(), completions)
         return Rollout(examples, rewards, scores)
 
     def _shaped(self, rollout: Rollout) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
         scores, responses = rollout.scores, rollout.responses
+        if self.cfgs.reward_cfgs.reward_aggregation == 'normalize_then_sum':
+            scores = normalised_sum(rollout.rewards, self._weights, rollout.groups)
         if self.algorithm.normalize_reward:
             state = self.progress.state.get('rewards', dict(NOTHING_SEEN))
             state = merged(state, self._reduce(moments(scores, rollout.judged.float())))
@@ -314,6 +316,11 @@ class OnlineLoop(Loop):
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
             spread(examples, name, values)
         return examples
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        """The weight of each reward in the score; a cost is none."""
+        return {reward.name: reward.weight for reward in self.rewards if reward.name != COST}
 
     @property
     def _writes_tokens(self) -> bool:

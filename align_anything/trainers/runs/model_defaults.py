@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from align_anything.configs.resolve import Resolved
+from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
+from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.pipelines import OF_TOKENS
@@ -28,17 +30,23 @@ OF_DENOISERS: Mapping[str, Any] = {
 """Of policy gradients on denoising steps, as in Flow-GRPO: the score of a step is a mean over the elements of latents,
 so that ratios are much nearer to 1 than those of tokens."""
 
+JUDGES = tuple(f'model_cfgs.{role}_model_name_or_path' for role in ('reward', 'cost'))
+
 
 def with_model_defaults(resolved: Resolved) -> Resolved:
     """Returns the same run with the defaults for its kind of model where the user gave nothing. It logs them.
 
     What other kinds alone read is left out of it. Raises SettingsError for such settings outside of files.
     """
+    resolved = _on_its_pipeline(resolved)
     if not denoises(resolved.cfgs):
         why = f'{resolved.cfgs.model_cfgs.model_name_or_path} writes tokens and denoises nothing'
         return without_effect(resolved, ['diffusion_cfgs.*'], why)
     spec = spec_of(resolved.cfgs)
     resolved = without_effect(resolved, OF_TOKENS, f'{spec.model_type} denoises media and has no tokens')
+    if not any(path in resolved.origins and resolved.given(path) for path in JUDGES):
+        why = 'code that a pipeline brings is never run'
+        resolved = without_effect(resolved, ['model_cfgs.trust_remote_code'], why)
     wanted = {
         key: value
         for key, value in _defaults(resolved, spec).items()
@@ -56,6 +64,26 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
     )
 
 
+def _on_its_pipeline(resolved: Resolved) -> Resolved:
+    """Reads the adapter of a pipeline, given as the model, as the pipeline and the adapter to start from."""
+    cfgs = resolved.cfgs
+    source = cfgs.model_cfgs.model_name_or_path
+    if not is_lora_folder(source):
+        return resolved
+    if not cfgs.lora_cfgs.use_lora:
+        raise SettingsError(
+            [
+                f'model_cfgs.model_name_or_path: {source} holds a LoRA adapter, and this run trains the full model. '
+                'Set lora_cfgs.use_lora to train the adapter on.'
+            ]
+        )
+    base = base_of(source)
+    logger.info('%s is an adapter of %s, which training starts from', source, base)
+    models = cfgs.model_cfgs.model_copy(update={'model_name_or_path': base})
+    started = cfgs.diffusion_cfgs.model_copy(update={'lora_weights': source})
+    return replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': models, 'diffusion_cfgs': started}))
+
+
 def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:
     algorithm, adapts = resolved.algorithm, resolved.cfgs.lora_cfgs.use_lora
     adapter_rate = ONLINE_ADAPTER_RATE if algorithm.generates else ADAPTER_RATE
@@ -64,6 +92,7 @@ def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:
     return {
         **dict.fromkeys(('learning_rate', 'critic_lr'), adapter_rate if adapts else FULL_RATE),
         'scale_coeff': 1000.0 if algorithm.name == 'kto' else scale,
+        **({'gradient_checkpointing': False} if spec.no_checkpointing else {}),
         **({'num_generations': 4} if algorithm.name == 'saferlhf' else {}),
         **(OF_DENOISERS if algorithm.generates else {}),
     }

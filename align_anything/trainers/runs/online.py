@@ -49,6 +49,7 @@ from align_anything.trainers.runs.roles import (
     spec_of_judge,
 )
 from align_anything.trainers.runs.rollout_engine import check_rollouts
+from align_anything.trainers.runs.sampling import is_guided
 
 
 def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
@@ -73,7 +74,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     supervised = ptx_dataset(resolved, pair, run.spec)
     rows = [dataset, *held_out, *([] if supervised is None else [supervised])]
     prepare_codes(cfgs, run.spec, rows)
-    prepare_latents(cfgs, run.spec, rows)
+    prepare_latents(cfgs, run.spec, rows, is_guided(models))
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
     check_evaluation(

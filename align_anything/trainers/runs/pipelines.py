@@ -22,6 +22,7 @@ from align_anything.models.diffusion.checkpoint import (
 )
 from align_anything.models.diffusion.export import export_denoiser
 from align_anything.models.diffusion.lora import apply_lora
+from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora
 from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.trainable import require_trainable
@@ -105,6 +106,7 @@ def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
         shift=own.timestep_shift,
         weighting=own.loss_weighting,
         min_snr_gamma=own.min_snr_gamma,
+        huber_c=own.huber_c,
         noise_offset=own.noise_offset,
         input_perturbation=own.input_perturbation,
     )
@@ -135,7 +137,22 @@ def _tuned(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> nn.Module:
     if not cfgs.lora_cfgs.use_lora:
         # As it was loaded: constants that the architecture holds as parameters stay.
         return model
-    return apply_lora(model, cfgs.lora_cfgs, spec, dtype=dtype_of(cfgs))
+    return _adapted(cfgs, spec, model, dtype_of(cfgs))
+
+
+def with_saved_adapter(
+    cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, source: str, dtype: torch.dtype
+) -> nn.Module:
+    """Puts the adapter that the run started from, if it did, onto a frozen copy of what it started from."""
+    started = cfgs.diffusion_cfgs.lora_weights is not None and source == cfgs.model_cfgs.model_name_or_path
+    return _adapted(cfgs, spec, model, dtype) if started else model
+
+
+def _adapted(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    adapted = apply_lora(model, cfgs.lora_cfgs, spec, dtype=dtype)
+    if cfgs.diffusion_cfgs.lora_weights is not None:
+        load_saved_lora(adapted, cfgs.diffusion_cfgs.lora_weights, spec)
+    return adapted
 
 
 def skeleton(spec: DiffusionSpec) -> nn.Module:
@@ -178,7 +195,9 @@ def load(
     """
     spec = collate.spec
     same = source == cfgs.model_cfgs.model_name_or_path
-    denoiser = load_denoiser(spec if same else load_spec(source, spec.sizing, spec.draws), dtype)
+    if not same:
+        spec = load_spec(source, spec.sizing, spec.draws, spec.text_length, spec.trains_text)
+    denoiser = load_denoiser(spec, dtype)
     return _with_head(spec, denoiser).to(dtype) if is_reward_model else denoiser
 
 
@@ -199,10 +218,13 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
                 'Set it to False.'
             ]
         )
+    started = resolved.cfgs.diffusion_cfgs.lora_weights
+    if started is not None:
+        check_saved_lora(started, spec, resolved.cfgs.lora_cfgs)
     source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
     if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
         return
-    other = load_spec(source, spec.sizing, spec.draws)
+    other = load_spec(source, spec.sizing, spec.draws, train_text=spec.trains_text)
     if other.model_type != spec.model_type or other.process != spec.process:
         raise ModelError(
             f'train_cfgs.reference_model_name_or_path: {source} is a {other.model_type} and predicts '

@@ -6,7 +6,7 @@ The encoders are freed before the denoiser is loaded.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +19,45 @@ from align_anything.core.store import TensorStore
 from align_anything.core.types import Conversation, Example, Piece, Skipped
 from align_anything.datasets.dataset import ExampleDataset, TaskAround
 from align_anything.engines.process_group import device_of_rank
-from align_anything.models.diffusion.prepared import LATENTS, Prepared
+from align_anything.models.diffusion.prepared import LATENTS, Prepared, Prompt, Size
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.spec import Spec
 from align_anything.trainers.runs.prepare import prepare
-from align_anything.trainers.runs.settings import preview_prompts
+from align_anything.trainers.runs.settings import preview_turns
 
 FOLDER = 'prepared'
 PROMPT, MEDIA = 'prompt', 'media'
 Rows = list[dict[str, Any]]
 
 
-def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset]) -> None:
+def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset], guided: bool = False) -> None:
     """Makes the latents and text embeddings of the rows of `datasets`, and lets `spec` read them.
 
     Every rank calls it. The encoders are loaded where something is missing, and freed. The embedding of the empty
-    prompt is made too, which prompt_dropout and guidance need, and those of the prompts that are previewed.
+    prompt is made too, which prompt_dropout and guidance need (where text encoders see pictures, of each row if there
+    is either, `guided` being the latter), and those of the prompts that are previewed.
     """
     if spec.unit == 'token':
         return
-    prompts = preview_prompts(cfgs)
+    previewed = [spec.prompt_of(turns) for turns in preview_turns(cfgs, spec.shown)]
     folder = cfgs.diffusion_cfgs.prepared_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
     store = TensorStore(folder, FOLDER, fingerprint_of(spec), 'diffusion_cfgs.prepared_dir')
     device = device_of_rank()
     encoders = Encoders(spec, device)
-    prepared = Prepared(store)
-    makers = [TextMaker(store, prepared, encoders), LatentsMaker(store, prepared, encoders)]
+    prepared = Prepared(store, None if spec.text_length == spec.default_text_length else spec.text_length)
+    emptied = guided or cfgs.data_cfgs.prompt_dropout > 0
+    texts = TextMaker(store, prepared, encoders, emptied)
+    pictures = [PicturesMaker(store, prepared, encoders)] if spec.shown else []
+    makers = [texts, *pictures, LatentsMaker(store, prepared, encoders)]
     for dataset in datasets:
         prepare(makers, dataset.of_task(EncoderTask(dataset.task, spec)), _collate, cfgs, device)
     if is_main():
-        shown = {prepared.text_key(prompt): prompt for prompt in prompts}
-        missing = [key for key in shown if key not in store]
-        store.put_all(makers[0].make([{PROMPT: prompt} for prompt in prompts], [], missing))
+        further = [_row(prompt) for prompt in (spec.blank_prompt(), *previewed)]
+        for maker in (replace(texts, emptied=True), *pictures):
+            keys = dict.fromkeys(key for row in further for key in maker.keys(row))
+            missing = [key for key in keys if key not in store]
+            store.put_all(maker.make(_collate(further, []), [], missing))
     barrier()
     store.refresh()
     spec.prepared = prepared
@@ -96,35 +102,66 @@ class EncoderTask(TaskAround):
 
     def encode(self, conversations: list[Conversation]) -> Example:
         """Returns an Example without units, whose `meta` holds the prompt, and the media with their sizes."""
-        prompt = self.spec.prompt_of(conversations[0][:1])
         media = [self.spec.answer_of(conversation) for conversation in conversations if len(conversation) > 1]
-        size = self.spec.size_of(media[0]) if media else ()
-        empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
-        return Example(empty, [], meta={PROMPT: prompt, MEDIA: [(medium, size) for medium in media]})
+        size = self.spec.size_of(media[0]) if media else None
+        prompt = self.spec.prompt_of(conversations[0][:1], size)
+        return _row(prompt, [(medium, size) for medium in media])
 
 
 @dataclass(frozen=True)
 class TextMaker:
-    """Makes what the denoiser is given of a prompt, an entry for each prompt and for the empty one."""
+    """Makes what the denoiser is given of the words of a prompt, an entry for each prompt and for the empty one.
+
+    Attributes:
+        emptied: whether there is an empty one for each prompt even where the text encoders see its pictures.
+    """
 
     store: TensorStore
     prepared: Prepared
     encoders: Encoders
+    emptied: bool
     name: str = 'text embeddings'
 
     def keys(self, example: Example) -> list[str]:
         """Returns the keys of a row's prompt and of the empty one."""
-        return [self.prepared.text_key(text) for text in (example.meta[PROMPT], '')]
+        return list(self._read(example.meta))
 
     def make(
         self, batch: Rows, keys: Sequence[Sequence[str]], missing: Collection[str]
     ) -> Mapping[str, Mapping[str, Tensor]]:
         """Encodes the prompts of a batch that are missing, each once."""
-        texts = {self.prepared.text_key(text): text for row in batch for text in (row[PROMPT], '')}
+        read = {key: prompt for row in batch for key, prompt in self._read(row).items()}
         if not missing:
             return {}
-        made = self.encoders.spec.encode_text(self.encoders.pipeline, [texts[key] for key in missing])
+        made = self.encoders.spec.encode_read(self.encoders.pipeline, [read[key] for key in missing])
         return dict(zip(missing, made, strict=True))
+
+    def _read(self, row: Mapping[str, Any]) -> dict[str, Prompt]:
+        """What the text encoders see, by its key."""
+        prompt = self.encoders.spec.read(row[PROMPT])
+        prompts = [prompt, replace(prompt, text='')] if self.emptied or not prompt.pictures else [prompt]
+        return {self.prepared.text_key(prompt): prompt for prompt in prompts}
+
+
+@dataclass(frozen=True)
+class PicturesMaker:
+    """Makes what the denoiser is given of the pictures of a prompt, an entry for each."""
+
+    store: TensorStore
+    prepared: Prepared
+    encoders: Encoders
+    name: str = 'pictures of prompts'
+
+    def keys(self, example: Example) -> list[str]:
+        """Returns the key of the pictures of a row's prompt."""
+        return [self.prepared.pictures_key(example.meta[PROMPT])]
+
+    def make(
+        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Collection[str]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
+        """Encodes the pictures of a batch that are missing, each prompt's by themselves."""
+        prompts = {self.prepared.pictures_key(row[PROMPT]): row[PROMPT] for row in batch}
+        return {key: self.encoders.spec.encode_pictures(self.encoders.pipeline, prompts[key]) for key in missing}
 
 
 @dataclass(frozen=True)
@@ -153,6 +190,11 @@ class LatentsMaker:
             fitted = spec.fitted(medium, size)[None].to(self.encoders.device)
             made[key] = {LATENTS: spec.encode_media(self.encoders.pipeline, fitted)[0].cpu()}
         return made
+
+
+def _row(prompt: Prompt, media: Sequence[tuple[Any, Size]] = ()) -> Example:
+    empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    return Example(empty, [], meta={PROMPT: prompt, MEDIA: media})
 
 
 def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Rows:

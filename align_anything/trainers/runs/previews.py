@@ -10,7 +10,8 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
-from align_anything.core.types import Example, Piece
+from align_anything.core.types import Conversation, Example
+from align_anything.datasets.conversation import without_prompt_text
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.policies.denoising.prediction import Guidance
@@ -19,7 +20,7 @@ from align_anything.reporting.previews import PreviewPage
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling
 from align_anything.trainers.runs.denoised_rollouts import open_denoiser
 from align_anything.trainers.runs.pipelines import EMBEDDED
-from align_anything.trainers.runs.settings import preview_prompts
+from align_anything.trainers.runs.settings import preview_prompts, preview_turns
 
 SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
@@ -72,22 +73,21 @@ def previews_of(
     prompts = preview_prompts(cfgs)
     if not prompts:
         return None
+    turns = preview_turns(cfgs, spec.shown)
     own, guidance = cfgs.diffusion_cfgs, _guidance(cfgs, algorithm, spec)
     page = PreviewPage(Path(cfgs.logger_cfgs.output_dir), prompts, spec.kind, resume_step) if is_main() else None
     return RunPreviews(
         every=own.preview_every,
-        examples=[_example(spec, prompt, guidance) for prompt in prompts],
+        examples=[_example(spec, own, guidance) for own in turns],
         rollouts=rollouts or open_denoiser(cfgs, policy, spec, batch_size=1),
         sampling=DenoisingSampling(steps=own.preview_steps, guidance=guidance, units='draws', seed=own.preview_seed),
         page=page,
     )
 
 
-def _example(spec: DiffusionSpec, prompt: str, guidance: Guidance) -> Example:
-    def encoded(text: str) -> Piece:
-        return spec.encode_prompt([{'role': 'user', 'content': [{'type': 'text', 'text': text}]}])
-
-    return Example(encoded(prompt), [], source='preview', unconditional=encoded('') if guidance.is_on else None)
+def _example(spec: DiffusionSpec, turns: Conversation, guidance: Guidance) -> Example:
+    unconditional = spec.encode_prompt(without_prompt_text(turns)) if guidance.is_on else None
+    return Example(spec.encode_prompt(turns), [], source='preview', unconditional=unconditional)
 
 
 def _guidance(cfgs: RunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> Guidance:

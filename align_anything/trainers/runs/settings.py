@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
-from align_anything.core.errors import SettingsError
+from align_anything.core.errors import SampleError, SettingsError
+from align_anything.core.types import Conversation
+from align_anything.datasets.media import decode, make_media
 from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import build_config, check_zero, offloads_optimizer
 from align_anything.engines.depth import with_depth
@@ -120,7 +123,14 @@ def spec_of(cfgs: RunCfgs) -> Spec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
     if denoises(cfgs):
-        return load_pipeline_spec(model.model_name_or_path, sizing_of(cfgs), cfgs.diffusion_cfgs.draws_per_sample)
+        own = cfgs.diffusion_cfgs
+        return load_pipeline_spec(
+            model.model_name_or_path,
+            sizing_of(cfgs),
+            own.draws_per_sample,
+            own.max_sequence_length,
+            train_text=own.train_text_encoder,
+        )
     return load_spec(
         model.model_name_or_path,
         model_max_length=model.model_max_length,
@@ -146,6 +156,32 @@ def sizing_of(cfgs: RunCfgs) -> Sizing:
         num_frames=cfgs.data_cfgs.num_frames,
         seconds=cfgs.data_cfgs.max_audio_seconds,
     )
+
+
+def preview_turns(cfgs: RunCfgs, shown: Sequence[str]) -> list[Conversation]:
+    """What a run previews: of each prompt the user turn, with images where the pipeline reads such, which `shown` are.
+
+    Raises SettingsError for prompts and images that cannot be read, or are not as many as belong to each other.
+    """
+    prompts, setting = preview_prompts(cfgs), 'diffusion_cfgs.preview_images'
+    images = cfgs.diffusion_cfgs.preview_images or []
+    if len(images) != len(prompts) * len(shown):
+        read = f'{" and ".join(shown)}, so there should be {len(prompts) * len(shown)}' if shown else 'no image'
+        raise SettingsError(
+            [
+                f'{setting}: {len(images)} for the {len(prompts)} preview_prompts, beside each of which '
+                f'{cfgs.model_cfgs.model_name_or_path} reads {read}.'
+            ]
+        )
+    try:
+        parts = [{'type': 'image', 'image': decode(make_media('image', image))} for image in images]
+    except SampleError as error:
+        raise SettingsError([f'{setting}: {error}']) from error
+    own = [parts[number * len(shown) : (number + 1) * len(shown)] for number in range(len(prompts))]
+    return [
+        [{'role': 'user', 'content': [*media, {'type': 'text', 'text': prompt}]}]
+        for prompt, media in zip(prompts, own, strict=True)
+    ]
 
 
 def preview_prompts(cfgs: RunCfgs) -> list[str]:

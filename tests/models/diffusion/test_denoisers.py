@@ -26,7 +26,7 @@ from align_anything.models.diffusion.checkpoint import (
 from align_anything.models.diffusion.families.stable_diffusion_3 import StableDiffusion3Spec
 from align_anything.models.diffusion.spec import Sizing
 from align_anything.testing.tiny import build
-from tests.models.diffusion.cases import CASES, LENGTH, PROMPT, folder_of, opened
+from tests.models.diffusion.cases import CASES, LENGTH, PROMPT, conditions, folder_of, opened
 
 FAMILIES = sorted(CASES)
 
@@ -36,9 +36,9 @@ def gradients(family: str, model: nn.Module) -> dict[str, torch.Tensor | None]:
     tiny = opened(family)
     levels = tiny.spec.levels(4, tiny.shape)[[0, 3]]
     sample = torch.randn(2, *tiny.shape, generator=torch.Generator().manual_seed(1))
-    conditions = tiny.spec.stack(tiny.spec.encode_text(tiny.frozen, [PROMPT, 'the dog']))
+    given = tiny.spec.stack(conditions(tiny, PROMPT, 'the dog'))
     model.zero_grad()
-    tiny.spec.predict(model, sample, levels, conditions, 1.0).sub(1).square().mean().backward()
+    tiny.spec.predict(model, sample, levels, given, 1.0).sub(1).square().mean().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -164,3 +164,11 @@ def test_sizes_that_a_family_cannot_have_are_refused() -> None:
         load_spec(folder_of('sd3'), Sizing(resolution=(36, 33)), text_length=LENGTH)
     with pytest.raises(ModelError, match='at most 128 pixels'):
         load_spec(folder_of('sd3'), Sizing(resolution=(136, 32)))
+
+
+def test_a_length_of_prompts_that_the_tokenizer_alone_says_is_refused() -> None:
+    with pytest.raises(ModelError, match='diffusion_cfgs.max_sequence_length: prompts of a StableDiffusionPipeline'):
+        load_spec(folder_of('sd15'), text_length=9)
+    assert load_spec(folder_of('cogvideox'), text_length=9).text_length == 9
+    own = load_spec(folder_of('cogvideox')).text_length
+    assert own == load_spec(folder_of('cogvideox')).configs['transformer']['max_text_seq_length']

@@ -23,7 +23,7 @@ from tests.models.diffusion.cases import CASES, opened, own_sample, solvable, so
 
 FAMILIES = sorted(CASES)
 CFGS = LoraCfgs(use_lora=True, r=2, lora_alpha=8, lora_dropout=0.0)
-REFUSED = ('pixart', 'pixart_sigma', 'text_to_video_sd', 'stable_audio', 'audioldm2')
+REFUSED = ('pixart', 'pixart_sigma', 'text_to_video_sd', 'stable_audio', 'audioldm', 'audioldm2')
 LOADS = [name for name in FAMILIES if name not in REFUSED]
 
 

@@ -23,11 +23,15 @@ class CogVideoXSpec(VideoSpec):
     side_multiple = 2
     frames, fps = 49, 8.0
 
+    @property
+    def default_text_length(self) -> int:
+        """Most tokens of a prompt, as the denoiser has it."""
+        return self.configs[self.denoiser]['max_text_seq_length']
+
     def check(self) -> None:
         """Raises ModelError for a number of frames that no patch covers, and as all families do."""
         super().check()
         config = self.configs[self.denoiser]
-        self.text_length = self.text_length or config['max_text_seq_length']
         patch, frames = config.get('patch_size_t') or 1, self.latent_shape(self.default_size())[0]
         if frames % patch:
             raise ModelError(

@@ -42,27 +42,35 @@ class FluxSpec(PictureSpec):
             # In float32: it is multiplied by 1000 first.
             told = torch.full((len(sample),), guidance, dtype=torch.float32, device=sample.device)
         text = conditions['text'].to(sample.dtype)
-        tokens = denoiser(
-            hidden_states=pack(sample),
+        tokens, places = self.placed(sample, conditions)
+        predicted = denoiser(
+            hidden_states=tokens,
             timestep=level * self.timesteps / 1000,
             guidance=told,
             pooled_projections=conditions['pooled'].to(sample.dtype),
             encoder_hidden_states=text,
             txt_ids=text.new_zeros(text.shape[1], 3),
-            img_ids=_positions(height // 2, width // 2, sample),
+            img_ids=places,
             return_dict=False,
         )[0]
-        return unpack(tokens.float(), height, width)
+        return unpack(predicted[:, : height * width // 4].float(), height, width)
+
+    def placed(self, sample: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the tokens that the denoiser sees of samples, `(batch, tokens, …)`, and their positions.
+
+        Those of the samples stand first.
+        """
+        return pack(sample), positions(sample)
 
     def sigmas(self, steps: int) -> list[float] | None:
         """Returns even noise levels, unless the scheduler makes its own."""
         return None if self.configs['scheduler'].get('use_flow_sigmas') else even_sigmas(steps)
 
 
-def _positions(height: int, width: int, like: Tensor) -> Tensor:
-    """Returns 0, the row and the column of each patch, `(height * width, 3)`."""
-    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
-    return torch.stack([torch.zeros_like(row), row, column], -1).view(-1, 3).to(like)
+def positions(latents: Tensor, number: int = 0) -> Tensor:
+    """Returns the number of a picture, and the row and the column of each patch of its latents, `(patches, 3)`."""
+    row, column = torch.meshgrid(*(torch.arange(side // 2) for side in latents.shape[-2:]), indexing='ij')
+    return torch.stack([torch.full_like(row, number), row, column], -1).view(-1, 3).to(latents)
 
 
 SPEC = FluxSpec

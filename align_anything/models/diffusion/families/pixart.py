@@ -23,11 +23,10 @@ class PixArtSpec(PictureSpec):
     pipelines = ('PixArtAlphaPipeline', 'PixArtSigmaPipeline')
     side_multiple = 2
 
-    def check(self) -> None:
-        """Takes the length of prompts from the pipeline; raises ModelError as all families do."""
-        super().check()
-        own = 120 if self.model_type == 'PixArtAlphaPipeline' else 300
-        self.text_length = self.text_length or own
+    @property
+    def default_text_length(self) -> int:
+        """Most tokens of a prompt, as the pipeline has it."""
+        return 120 if self.model_type == 'PixArtAlphaPipeline' else 300
 
     @torch.no_grad()
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from align_anything.models.diffusion.packing import even_sigmas, pack, unpack
 from align_anything.models.diffusion.pictures import PictureSpec
-from align_anything.models.diffusion.prepared import Size
+from align_anything.models.diffusion.prepared import Prompt, Size
 from align_anything.models.diffusion.statistics import standardised, unstandardised
 
 
@@ -19,6 +19,7 @@ class QwenImageSpec(PictureSpec):
 
     pipelines = ('QwenImagePipeline',)
     side_multiple = 2
+    rescales_guidance = True
     default_text_length = 512
 
     @property
@@ -37,13 +38,17 @@ class QwenImageSpec(PictureSpec):
         return self.sizing.resolution or (side, side)
 
     @torch.no_grad()
-    def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+    def encode_read(self, pipeline: Any, prompts: Sequence[Prompt]) -> list[dict[str, Tensor]]:
         """Returns `text` `(length, size)` of each, and its `mask` of ones."""
         found = []
         for prompt in prompts:
-            text, _ = pipeline.encode_prompt([prompt], pipeline.device, max_sequence_length=self.text_length)
-            found.append({'text': text[0].cpu(), 'mask': torch.ones(text.shape[1], dtype=torch.long)})
+            text = self.embedded(pipeline, prompt)[0].cpu()
+            found.append({'text': text, 'mask': torch.ones(len(text), dtype=torch.long)})
         return found
+
+    def embedded(self, pipeline: Any, prompt: Prompt) -> Tensor:
+        """Returns what Qwen2.5-VL makes of a prompt, `(1, length, size)`."""
+        return pipeline.encode_prompt([prompt.text], pipeline.device, max_sequence_length=self.text_length)[0]
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Returns latents of the autoencoder as the denoiser has them."""
@@ -73,16 +78,21 @@ class QwenImageSpec(PictureSpec):
         told = None
         if self.configs[self.denoiser].get('guidance_embeds'):
             told = torch.full((len(sample),), guidance, dtype=torch.float32, device=sample.device)
-        tokens = denoiser(
-            hidden_states=pack(sample),
+        pictures = [sample, *(latents.to(sample.dtype) for latents in self.beside(conditions))]
+        predicted = denoiser(
+            hidden_states=torch.cat([pack(picture) for picture in pictures], 1),
             timestep=level * self.timesteps / 1000,
             guidance=told,
             encoder_hidden_states=conditions['text'].to(sample.dtype),
             encoder_hidden_states_mask=None if bool(mask.all()) else mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * len(sample),
+            img_shapes=[[(1, *(side // 2 for side in picture.shape[-2:])) for picture in pictures]] * len(sample),
             return_dict=False,
         )[0]
-        return unpack(tokens.float(), height, width)
+        return unpack(predicted[:, : height * width // 4].float(), height, width)
+
+    def beside(self, conditions: Mapping[str, Tensor]) -> list[Tensor]:
+        """Returns the latents `(batch, …)` whose tokens the denoiser sees behind those of samples: none."""
+        return []
 
     def sigmas(self, steps: int) -> list[float] | None:
         """Returns even noise levels."""

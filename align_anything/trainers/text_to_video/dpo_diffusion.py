@@ -1,0 +1,6 @@
+"""Direct preference optimisation, `text_to_video`, by the name that it has in align-anything."""
+
+from align_anything.trainers.text_to_video.dpo import main
+
+if __name__ == '__main__':
+    main()

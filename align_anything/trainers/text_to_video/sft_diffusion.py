@@ -1,0 +1,6 @@
+"""Supervised fine-tuning, `text_to_video`, by the name that it has in align-anything."""
+
+from align_anything.trainers.text_to_video.sft import main
+
+if __name__ == '__main__':
+    main()
