@@ -69,6 +69,7 @@ class DiffusionCfgs(Cfgs):
         'eval_rollout_steps': (GENERATES, EVALUATES),
         'eval_draws': (ON_DATA, EVALUATES),
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
+        'train_text_encoder': TRAINS,
         'lora_weights': (TRAINS, needs('lora_cfgs.use_lora', True)),
         **{
             f'preview_{key}': needs('diffusion_cfgs.preview_prompts')
@@ -128,6 +129,12 @@ class DiffusionCfgs(Cfgs):
         None,
         description='Guidance that guidance-distilled denoisers (FLUX.1-dev, HunyuanVideo) are told. null is 1 in '
         'training on data and 3.5 in rollouts.',
+    )
+    train_text_encoder: bool = Field(
+        False,
+        description='Trains the text encoders of Stable Diffusion 1, 2 and XL along, whole or by adapters as the '
+        'denoiser is: prompts are encoded in each step, with gradients, and not before training. lr_groups may give '
+        'them rates of their own, by the names text_encoder and text_encoder_2.',
     )
     lora_weights: str | None = Field(
         None,

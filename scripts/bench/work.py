@@ -53,6 +53,7 @@ class Size:
     units: int
     book: int
     code_vocabulary: int
+    coded_image_size: int
     picture_side: int
     picture_prompt: int
     picture: int
@@ -98,6 +99,7 @@ FULL = Size(
     units=576,
     book=8 * 1024,
     code_vocabulary=64 * 1024,
+    coded_image_size=280,
     picture_side=16,
     picture_prompt=64,
     picture=256,
@@ -142,6 +144,7 @@ QUICK = Size(
     units=64,
     book=512,
     code_vocabulary=4096,
+    coded_image_size=56,
     picture_side=4,
     picture_prompt=32,
     picture=64,
@@ -230,7 +233,7 @@ def omni_model(folder: Path, size: Size) -> Path:
 
 def coded_model(folder: Path, size: Size) -> Path:
     """Builds the Emu3-type checkpoint with its codec."""
-    return _like_image('emu3', folder, size, vocab=size.words // 2 + 900, image_size=size.image_size)
+    return _like_image('emu3', folder, size, vocab=size.words // 2 + 900, image_size=size.coded_image_size)
 
 
 def drawing_model(folder: Path, size: Size) -> Path:

@@ -19,6 +19,8 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.online import Online
 from align_anything.cli.leaves import find_run
 from align_anything.datasets.template_registry import make_formatter
+from align_anything.testing.tiny import KINDS
+from align_anything.testing.tiny.judges import build_judge
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.checks import check_online
@@ -37,7 +39,7 @@ NAMES = [path.stem for path in SCRIPTS]
 ALSO_TRAINED = (
     'llama_dpo llama_kto qwen2_rm qwen2_cost_model qwen2_orpo llama_simpo qwen2_cpo llava_cost_model qwen2_vl_rm '
     'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo sd3_dpo sd3_grpo '
-    'qwen_image_edit_grpo sd3_nft sd15_dpo audioldm_dpo text_to_video_sd_dpo wan_grpo'
+    'qwen_image_edit_grpo sd3_nft sd15_dpo audioldm_dpo text_to_video_sd_dpo wan_grpo clip_rm'
 ).split()
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 
@@ -240,7 +242,9 @@ def made(tiny: Callable[..., Path], emitting: Callable[..., Path], tmp_path: Pat
         if name in EMITTING:
             return emitting(EMITTING[name])
         family = FAMILIES.get(name) or next(path.parent.name for path in SCRIPTS if path.stem == name)
-        return build(family, tmp_path / family) if family in STAND_INS else tiny(family)
+        if family in STAND_INS:
+            return build(family, tmp_path / family)
+        return tiny(family) if family in KINDS else build_judge(family, tmp_path / family)
 
     return model
 

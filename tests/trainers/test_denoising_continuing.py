@@ -47,7 +47,11 @@ def test_runs_that_cannot_go_on_say_so_before_they_load(first: Path, tiny: Calla
     for model, settings, words in (
         (first, {}, 'Set lora_cfgs.use_lora to train the adapter on'),
         (first, {**LORA, 'r': 8}, 'set --r 4'),
-        (tiny('sd15'), {**LORA, 'lora_weights': first}, 'not of the unet of a StableDiffusionPipeline'),
+        (
+            tiny('sd15'),
+            {**LORA, 'lora_weights': first},
+            'and unet of a StableDiffusionPipeline is what',
+        ),
         (tiny('sd3'), {'lora_weights': first}, 'diffusion_cfgs.lora_weights'),
         (tiny('sd3'), {**LORA, 'lora_weights': tmp_path / 'none'}, 'cannot be read'),
     ):

@@ -13,7 +13,7 @@ from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.files import trained_model_in
 from align_anything.models.adapter import Adapter, check_plain, differences, put_weights
 from align_anything.models.diffusion.checkpoint import INDEX, LORA_FILE
-from align_anything.models.diffusion.lora import PEFT_PREFIX, lora_file
+from align_anything.models.diffusion.lora import PEFT_PREFIX, lora_file, role_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,26 +75,31 @@ def load_saved_lora(adapted: PeftModel, source: str | Path, spec: DiffusionSpec)
 
 def _read(source: str | Path, spec: DiffusionSpec, name: str) -> tuple[Adapter, dict[str, Tensor]]:
     """Returns the settings of a component's adapter, and its weights by the names of `lora_state`."""
-    from diffusers.utils import convert_unet_state_dict_to_peft
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = trained_model_in(source) or Path(source)
-    file, prefix = folder / lora_file(spec, name), f'{spec.denoiser}.'
+    file, prefix = folder / lora_file(spec, name), f'{role_of(spec, name)}.'
     try:
         stored = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(f'{file}, the adapter to train on, cannot be read: {error}') from error
-    strange = sorted({key.partition('.')[0] for key in stored if not key.startswith(prefix)})
-    weights = {key.removeprefix(prefix): tensor for key, tensor in stored.items()}
+    roles = {role_of(spec, one) for one in spec.denoisers}
+    strange = sorted({key.partition('.')[0] for key in stored} - roles)
+    weights = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
     if strange or not weights:
+        held = ', '.join(sorted({key.partition('.')[0] for key in stored})) or 'nothing'
+        if strange and {*strange} <= {*spec.trainable_text}:
+            advice = 'Set diffusion_cfgs.train_text_encoder.'
+        else:
+            advice = 'Leave diffusion_cfgs.train_text_encoder out.' if spec.trains_text and not strange else ADVICE
         raise ModelError(
-            f'{file} holds weights of {", ".join(strange) or "nothing"}, not of the {spec.denoiser} of a '
-            f'{spec.model_type} alone, which is what adapters are trained for here. {ADVICE}'
+            f'{file} holds weights of {held}, and {" and ".join(sorted(roles))} of a {spec.model_type} is what this '
+            f'run trains. {advice}'
         )
     if not any('.lora_A.' in key for key in weights):
-        # As diffusers' scripts write those of a UNet.
-        weights = convert_unet_state_dict_to_peft(weights)
+        # As diffusers' scripts write them.
+        weights = _in_names_of_peft(weights, name in spec.trainable_text)
     ranks = {tensor.shape[0] for key, tensor in weights.items() if '.lora_A.' in key}
     if len(ranks) != 1:
         raise ModelError(f'{file} has no rank that is the same for all layers, but {sorted(ranks)}.')
@@ -104,6 +109,16 @@ def _read(source: str | Path, spec: DiffusionSpec, name: str) -> tuple[Adapter, 
     plain['use_dora'] = any('lora_magnitude' in key for key in weights)
     own = {key.removeprefix(prefix): value for key, value in _metadata(file).items() if key.startswith(prefix)}
     return Adapter(folder, {**plain, **own}), weights
+
+
+def _in_names_of_peft(weights: dict[str, Tensor], of_text: bool) -> dict[str, Tensor]:
+    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+
+    try:
+        return convert_state_dict_to_peft(weights) if of_text else convert_unet_state_dict_to_peft(weights)
+    except ValueError:
+        # Of names that it does not know, which do not fit then.
+        return weights
 
 
 def _metadata(file: Path) -> Mapping[str, Any]:

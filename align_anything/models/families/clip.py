@@ -144,3 +144,4 @@ class CLIPSpec(FamilySpec):
 
 
 MODEL, SPEC, HEAD = AccustomedCLIPModel, CLIPSpec, ScaledCosine
+WRITES_TEXT = False

@@ -195,7 +195,9 @@ def load(
     """
     spec = collate.spec
     same = source == cfgs.model_cfgs.model_name_or_path
-    denoiser = load_denoiser(spec if same else load_spec(source, spec.sizing, spec.draws), dtype)
+    if not same:
+        spec = load_spec(source, spec.sizing, spec.draws, spec.text_length, spec.trains_text)
+    denoiser = load_denoiser(spec, dtype)
     return _with_head(spec, denoiser).to(dtype) if is_reward_model else denoiser
 
 
@@ -222,7 +224,7 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
     source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
     if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
         return
-    other = load_spec(source, spec.sizing, spec.draws)
+    other = load_spec(source, spec.sizing, spec.draws, train_text=spec.trains_text)
     if other.model_type != spec.model_type or other.process != spec.process:
         raise ModelError(
             f'train_cfgs.reference_model_name_or_path: {source} is a {other.model_type} and predicts '
