@@ -56,7 +56,7 @@ FILMING = Lesson(
     moving.direction_of,
     'right',
     {'resolution': moving.SIDE, 'num_frames': moving.FRAMES, 'max_sequence_length': moving.WORDS},
-    {'max_steps': 400, 'learning_rate': 1e-2},
+    {'max_steps': 500, 'learning_rate': 1e-2},
     {'scale_coeff': 100.0, 'learning_rate': 1e-3, 'max_steps': 70},
     # Where a ball moves is decided early.
     {'rollout_steps': 8, 'sde_window': 4, 'sde_window_range': '[0, 0]', 'learning_rate': 2.5e-3, 'max_steps': 26},

