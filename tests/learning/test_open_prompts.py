@@ -42,13 +42,13 @@ def test_nothing_is_learned_from_the_captions_of_others(tmp_path: Path, lesson: 
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize(('go_on', 'more'), [(prefer, 0.3), (reward, 0.4)], ids=['dpo', 'grpo'])
+@pytest.mark.parametrize(('go_on', 'more', 'held'), [(prefer, 0.3, 0.75), (reward, 0.4, 0.6)], ids=['dpo', 'grpo'])
 @pytest.mark.parametrize('lesson', LESSONS, ids=named)
 def test_what_a_prompt_leaves_open_is_learned(
-    shared_cache: Path, tmp_path: Path, lesson: Lesson, go_on: Callable[..., Path], more: float
+    shared_cache: Path, tmp_path: Path, lesson: Lesson, go_on: Callable[..., Path], more: float, held: float
 ) -> None:
-    """From pairs or rewards; prompts that name something are followed as before."""
+    """From pairs or rewards; what other prompts name is still made, of which chance is a quarter."""
     model = taught(lesson, shared_cache) / 'model'
     before, after = share_of_preferred(lesson, model), go_on(lesson, model, tmp_path)
     assert share_of_preferred(lesson, after) >= before + more
-    assert right(lesson, after) >= 0.75
+    assert right(lesson, after) >= held
