@@ -20,6 +20,10 @@ PROMPTS = (*TEXTS, 'Prompt', 'Prompts', 'prompt_text', 'prompt_en')
 """Columns of prompts that come without media, such as those of PartiPrompts, DrawBench and VBench."""
 
 
+SHOWN = {'cond_image'}
+"""Columns of images that others are made from."""
+
+
 class Recognised(NamedTuple):
     """A template and its options."""
 
@@ -42,13 +46,19 @@ DATASETS: tuple[tuple[Set[str], MediaKind, Recognised], ...] = (
     ({'videoid', 'name'}, 'video', Recognised('Webvid')),
     ({'file_name', 'caption_1'}, 'audio', Recognised('Clotho')),
     ({'id', 'caption', 'duration'}, 'audio', Recognised('WavCaps')),
-    (
-        {'edit_prompt', 'input_image', 'edited_image'},
-        'image',
-        Recognised(
-            'Instruction',
-            {'answers': 'image', 'prompt': 'edit_prompt', 'images': 'input_image', 'response': 'edited_image'},
-        ),
+    *(
+        (
+            {asked, shown, answer},
+            'image',
+            Recognised('Instruction', {'answers': 'image', 'prompt': asked, 'images': shown, 'response': answer}),
+        )
+        for asked, shown, answer in (
+            ('edit_prompt', 'input_image', 'edited_image'),
+            ('edit_prompt', 'original_image', 'edited_image'),
+            ('instruction', 'source_img', 'target_img'),
+            ('instruction', 'source', 'target'),
+            ('prompt', *SHOWN, 'image'),
+        )
     ),
 )
 """Columns of datasets and the kind of their answers, with what reads them."""
@@ -66,8 +76,10 @@ def recognised(source: str, rows: Rows | RowStream, streamed: bool, writes: Set[
     for _, read in islice(rows if streamed else InOrder(rows), LOOKED_AT):
         if not isinstance(read, SampleError):
             row = {**read, **{name: value for name, value in row.items() if value is not None}}
-    usual = (_usual(row, kind) for kind in MEDIA_KINDS if kind in writes)
-    known = next(filter(None, usual), None) or _dataset(row, writes) or _without_media(row)
+    usual = next(filter(None, (_usual(row, kind) for kind in MEDIA_KINDS if kind in writes)), None)
+    # An image that is made from another one has the usual name too.
+    edited = _dataset(row, writes) if SHOWN <= row.keys() else None
+    known = edited or usual or _dataset(row, writes) or _without_media(row)
     if known is None:
         columns = ', '.join(map(str, row)) or 'none'
         raise DataError(

@@ -69,6 +69,21 @@ CASES = [
     ({'id': '7', 'caption': 'Rain', 'duration': 3.5, 'audio': WAV}, 'audio', 'Instruction {answers: audio}'),
     (EDIT, 'image', 'Instruction {answers: image, prompt: edit_prompt, images: input_image, response: edited_image}'),
     (
+        {'image': 'b.png', 'cond_image': 'a.png', 'prompt': 'Bluer'},
+        'image',
+        'Instruction {answers: image, prompt: prompt, images: cond_image, response: image}',
+    ),
+    (
+        {'source_img': 'a.png', 'mask_img': 'm.png', 'instruction': 'Bluer', 'target_img': 'b.png', 'turn_index': 1},
+        'image',
+        'Instruction {answers: image, prompt: instruction, images: source_img, response: target_img}',
+    ),
+    (
+        {'source': 'a.png', 'instruction': 'Bluer', 'target': 'b.png'},
+        'image',
+        'Instruction {answers: image, prompt: instruction, images: source, response: target}',
+    ),
+    (
         {'prompt': 'Two foxes', 'tag': 'counting', 'include': []},
         'image',
         'Prompts {prompt: prompt, keep_columns: True}',

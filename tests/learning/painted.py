@@ -12,10 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from align_anything.cli.leaves import find_run
 from align_anything.testing import shapes
 from tests.harness.once import once
-from tests.trainers.runs import run, sft
+from tests.learning.school import train_by
 
 ROWS, PAIRS = 2000, 400
 """Pictures with captions, and pairs."""
@@ -72,10 +71,7 @@ PLAIN = [prompt for prompt in shapes.PLAIN for _ in range(32)]
 
 def train(name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
     """Trains a painter by an algorithm, and returns the folder of what came."""
-    pair, algorithm = find_run('text_to_image', name)
-    (done,) = run(sft(output, model, rows, **{**SETTINGS, **settings}), 1, pair, algorithm=algorithm, timeout=600)
-    assert done.code == 0, done.output
-    return output / 'slice_end'
+    return train_by('text_to_image', name, output, model, rows, **{**SETTINGS, **settings})
 
 
 def teach(folder: Path, shuffled: bool = False) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from align_anything.core.types import Example, Piece, Response
+from align_anything.models.diffusion.packing import pack
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.policies.denoising.collator import (
     FIRST_LEVEL,
@@ -25,7 +26,7 @@ from align_anything.policies.denoising.prediction import Guidance
 from align_anything.policies.denoising.transitions import Kernel
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.rollouts.experience import complete
-from tests.models.diffusion.cases import CASES, PROMPT, STEPS, Opened, conditions, opened
+from tests.models.diffusion.cases import CASES, PROMPT, STEPS, Opened, conditions, opened, patched
 
 CPU = torch.device('cpu')
 NOISY = {'sd3': Kernel('flow_sde', 0.7), 'sd15': Kernel('ddim', 1.0)}
@@ -77,6 +78,21 @@ def test_without_noise_it_is_the_picture_of_the_pipeline(family: str, scale: flo
     ((response,),) = rollouts(tiny).generate(prompts(tiny, PROMPT), sampling)
     assert numpy.abs(pixels(response) - numpy.asarray(own, dtype=numpy.int64)).max() <= 1
     assert len(response.ids) == 0 and pixels(response).std() > 0
+
+
+@pytest.mark.parametrize('family', ['qwen_image', 'qwen_image_edit', 'flux_kontext'])
+def test_guided_by_a_second_prompt_it_ends_where_the_pipeline_does(family: str) -> None:
+    tiny, case = opened(family), CASES[family]
+    generator = torch.Generator().manual_seed(7)
+    call = {**case.call, 'true_cfg_scale': 1000.0, 'negative_prompt': '', 'output_type': 'latent'}
+    with torch.no_grad(), patched(tiny.whole, case.patches):
+        (own,) = tiny.whole(prompt=PROMPT, num_inference_steps=STEPS, generator=generator, **call).images
+    for rescale in (True, False):
+        guidance = Guidance(1000.0, rescale, case.guidance)
+        sampling = DenoisingSampling(seed=7, steps=STEPS, guidance=guidance, units='draws')
+        ((response,),) = rollouts(tiny).generate(prompts(tiny, PROMPT), sampling)
+        same = torch.allclose(pack(response.media[LATENTS][None])[0], own, atol=1e-3)
+        assert same == (rescale == tiny.spec.rescales_guidance)
 
 
 @pytest.mark.parametrize('scale', [1.0, 2.0])

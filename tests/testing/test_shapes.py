@@ -73,7 +73,7 @@ def test_rows_name_what_their_pictures_show_unless_they_are_shuffled(tmp_path: P
 
 
 def test_pairs_differ_in_their_colours(tmp_path: Path) -> None:
-    file = shapes.write_shape_pairs(tmp_path, 40, preferred='blue')
+    file = shapes.write_shape_pairs(tmp_path, 40, preferred=['blue'])
     for row in map(json.loads, file.read_text().splitlines()):
         colours = []
         for name in ('chosen', 'rejected'):

@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
+from align_anything.models.diffusion.checkpoint import load_spec
+from align_anything.models.diffusion.prepared import Prompt
+from align_anything.models.diffusion.spec import Sizing
+from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import PAIRS
-from tests.harness.pairwise import in_tiers
-from tests.trainers.denoising import REWARDS, metrics, named, offline, online
-from tests.trainers.runs import succeed, write_rows
-from tests.trainers.test_denoising_runs import changed
+from tests.harness.pairwise import first_of, in_tiers
+from tests.trainers.denoising import PICTURES, REWARDS, metrics, named, offline, online
+from tests.trainers.runs import lines, run, succeed, write_rows
+from tests.trainers.test_bad_rows import listed
+from tests.trainers.test_denoising_runs import broken_loading, changed
+from tests.trainers.test_dry_run import plain
 
 Tiny = Callable[..., Path]
 EDITS = PAIRS['text_image_to_image']
@@ -102,3 +109,168 @@ def test_every_algorithm_trains_edits(family: str, name: str, tiny: Tiny, folder
     if name == 'grpo':
         assert metrics(out, 'train/ratio')[0] == pytest.approx(1, abs=1e-6)
         assert metrics(out, 'train/rollout_drift')[0] == 0
+
+
+def watched(file: Path) -> Callable[[int], None]:
+    """Keeps the conditions and the shape of the latents of each micro-batch that holds rows."""
+
+    def before(rank: int) -> None:
+        step, kept = OfflineLoop._step, []
+
+        def watch(self: Any, loaded: Any) -> Any:
+            batches = [batch for batch in loaded.batches if batch.sources]
+            kept.extend((list(batch.inputs.sample.shape[1:]), dict(batch.inputs.conditions)) for batch in batches)
+            torch.save(kept, file)
+            return step(self, loaded)
+
+        OfflineLoop._step = watch
+
+    return before
+
+
+def encoded(model: Path, image: Path, text: str) -> dict[str, torch.Tensor]:
+    """What the denoiser is given of a text and an image, made anew."""
+    spec = load_spec(model, Sizing(resolution=(32, 32)))
+    with Image.open(image) as opened:
+        prompt = Prompt(text, (opened.convert('RGB'),), (32, 32))
+    frozen = spec.open(torch.device('cpu'))
+    return spec.encode_read(frozen, [spec.read(prompt)])[0] | spec.encode_pictures(frozen, prompt)
+
+
+@pytest.mark.parametrize('family', first_of(['qwen_image_edit', 'flux_kontext'], 'qwen_image_edit'))
+def test_a_dropped_prompt_still_has_its_image(family: str, tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    row = edits(folder, 1)
+    file, model = write_rows(folder / 'one.jsonl', row), tiny(family)
+    for dropout, text in ((0.0, row[0]['edit_prompt']), (1.0, '')):
+        how = {**EDITED, 'prompt_dropout': dropout, 'max_steps': 1}
+        succeed(offline(tmp_path / text, model, file, **how), 1, EDITS, watched(tmp_path / 'kept.pt'))
+        ((_, given),) = torch.load(tmp_path / 'kept.pt')
+        wanted = encoded(model, folder / row[0]['input_image'], text)
+        assert given.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(given[name][0], value, rtol=0, atol=1e-5)
+
+
+def test_what_a_prompt_shows_is_encoded_once(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    how = {**PAIRED, 'prepared_dir': tmp_path / 'kept', 'max_steps': 1}
+    for model, texts in ((tiny('flux_kontext'), 5), (tiny('qwen_image_edit'), 4)):
+        runs = [offline(tmp_path / f'{model.name}{at}', model, folder / 'rows.jsonl', **how) for at in range(2)]
+        first, second = (succeed(argv, 1, EDITS, algorithm=named('dpo')) for argv in runs)
+        # The empty prompt is one for all where its image is not read, and is not asked for where it is.
+        assert f'text embeddings: {texts} entries made' in first
+        assert 'pictures of prompts: 4 entries made' in first and 'latents: 8 entries made' in first
+        for what in ('text embeddings', 'pictures of prompts', 'latents'):
+            assert f'{what}: 0 entries made' in second
+
+
+def test_an_image_to_edit_gets_the_size_of_the_answer(tiny: Tiny, tmp_path: Path) -> None:
+    rows = []
+    for number, size in enumerate([(96, 48), (48, 96), (96, 48), (48, 96)]):
+        (row,) = edits(tmp_path, 1, size)
+        names = {key: picture(tmp_path, f'{number}_{key}.png', number, size) for key in row if key != 'edit_prompt'}
+        # Some are of another shape than what becomes of them.
+        names['input_image'] = picture(tmp_path, f'{number}.png', 10 + number, (64, 64) if number else size)
+        rows.append(row | names)
+    file = write_rows(tmp_path / 'rows.jsonl', rows)
+    how = {**EDITED, 'resolution': 64, 'aspect_buckets': True, 'per_device_train_batch_size': 2}
+    succeed(offline(tmp_path / 'run', tiny('flux_kontext'), file, **how), 1, EDITS, watched(tmp_path / 'kept.pt'))
+    seen = torch.load(tmp_path / 'kept.pt')
+    shapes = {tuple(shape) for shape, _ in seen}
+    assert len(shapes) == 2 and all(list(given['source'].shape) == [2, *shape] for shape, given in seen)
+
+
+def test_a_rank_without_rows_edits_nothing(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    file, out = write_rows(folder / 'three.jsonl', edits(folder, 3)), tmp_path / 'run'
+    succeed(offline(out, tiny('qwen_image_edit'), file, **EDITED, per_device_train_batch_size=1), 2, EDITS)
+    assert metrics(out, 'train/samples')[-1] and len(metrics(out, 'train/grad_norm')) == 2
+
+
+REFUSED: dict[str, tuple[str, str, Any, str]] = {
+    'no image': ('flux_kontext', 'text_image_to_image', lambda row: row | {'input_image': []}, 'holds none'),
+    'two images': (
+        'qwen_image_edit',
+        'text_image_to_image',
+        lambda row: row | {'input_image': [row['input_image']] * 2},
+        'read a text and the image to edit, and of media the user turn holds image, image',
+    ),
+    'no mask': ('flux_fill', 'text_image_to_image', lambda row: row, 'its mask, white where it is painted'),
+    'a mask of another size': (
+        'flux_fill',
+        'text_image_to_image',
+        lambda row: row | {'input_image': [row['input_image'], 'small.png']},
+        'should be of one size, but are 8 × 8 and 40 × 40 pixels',
+    ),
+    'no editor': ('sd3', 'text_image_to_image', lambda row: row, 'takes no image'),
+    'no image to edit': ('flux_kontext', 'text_to_image', lambda row: row, 'read a text and the image to edit'),
+}
+
+
+@pytest.mark.parametrize('why', REFUSED)
+def test_rows_that_no_pipeline_edits_are_refused_before_it_loads(why: str, tiny: Tiny, tmp_path: Path) -> None:
+    family, pair, change, told = REFUSED[why]
+    Image.new('L', (8, 8)).save(tmp_path / 'small.png')
+    file = write_rows(tmp_path / 'rows.jsonl', [change(row) for row in edits(tmp_path)])
+    settings = dict(EDITED)
+    if pair == 'text_to_image':
+        settings['train_template_kwargs'] = "{answers: image, prompt: edit_prompt, images: '', response: edited_image}"
+    (ended,) = run(offline(tmp_path / 'run', tiny(family), file, **settings), 1, PAIRS[pair], broken_loading)
+    assert ended.code == 2 and 'Traceback' not in ended.output, ended.output
+    assert told in plain(ended.output), ended.output
+
+
+def test_a_row_without_its_image_is_left_out_and_listed(tiny: Tiny, tmp_path: Path) -> None:
+    rows = edits(tmp_path)
+    rows[1]['input_image'] = []
+    file, out = write_rows(tmp_path / 'rows.jsonl', rows), tmp_path / 'run'
+    succeed(offline(out, tiny('flux_kontext'), file, **EDITED, max_skipped_ratio=0.5), 1, EDITS)
+    (reason,) = listed(out).values()
+    assert 'the image to edit' in reason and sum(metrics(out, 'train/samples')) == 3
+
+
+def test_edits_are_previewed(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / 'run', [folder / name for name in ('from_0.png', 'from_1.png')]
+    asked = {'preview_prompts': '[brighter, brighter]', 'preview_images': f'[{images[0]}, {images[1]}]'}
+    how = {**EDITED, **asked, 'preview_steps': 2, 'preview_guidance': 2.0, 'max_steps': 1}
+    succeed(offline(out, tiny('qwen_image_edit'), folder / 'rows.jsonl', **how), 1, EDITS)
+    assert len(list((out / 'previews').glob('*/*_1.png'))) == 4
+    page = plain((out / 'previews.html').read_text())
+    assert page.count('brighter') == 4
+
+
+@pytest.mark.parametrize(
+    ('family', 'pair', 'images', 'told'),
+    [
+        ('flux_kontext', EDITS, None, '0 for the 2 preview_prompts, beside each of which'),
+        ('flux_fill', EDITS, '[from_0.png]', 'reads the image to fill and its mask, white where it is painted, so'),
+        ('sd3', PICTURES, '[from_0.png]', 'reads no image'),
+        ('flux_kontext', EDITS, '[gone.png, gone.png]', 'gone.png'),
+    ],
+)
+def test_previews_of_other_images_are_refused(
+    family: str, pair: Any, images: str | None, told: str, tiny: Tiny, folder: Path, tmp_path: Path
+) -> None:
+    settings = {**EDITED, 'preview_prompts': '[brighter, darker]', 'preview_images': images}
+    if pair is PICTURES:
+        settings['train_template_kwargs'] = "{answers: image, prompt: edit_prompt, images: '', response: edited_image}"
+    argv = offline(tmp_path / 'run', tiny(family), rows_for(family, folder), **settings)
+    (ended,) = run(argv, 1, pair, broken_loading)
+    assert ended.code == 2 and 'diffusion_cfgs.preview_images' in ended.output, ended.output
+    assert told in plain(ended.output)
+
+
+def test_a_dry_run_tells_what_is_edited(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    argv = offline(tmp_path / 'run', tiny('flux_kontext'), folder / 'rows.jsonl', '--dry_run', **EDITED)
+    told = plain(succeed(argv, 1, EDITS, broken_loading))
+    assert 'make it number' in told and told.count('⟦image: latents 4 × 8 × 8, 1 draws⟧') == 3
+
+
+def test_edits_are_shown_and_judged_with_what_was_asked(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / 'seen.py').write_text(
+        'def near(completions):\n'
+        '    users = [item.conversation[0]["content"] for item in completions]\n'
+        '    assert all([part["type"] for part in parts] == ["image", "text"] for parts in users)\n'
+        '    return [float(item.message["content"][0]["image"].getpixel((0, 0))[0]) for item in completions]\n'
+    )
+    out, how = tmp_path / 'run', {'reward_functions': f'[{tmp_path}/seen.py:near]', 'log_completions': 1}
+    succeed(online(out, tiny('flux_kontext'), folder / 'rows.jsonl', **ASKED, **how), 1, EDITS, algorithm=named('grpo'))
+    assert len(lines(out / 'completions.jsonl')) == 8

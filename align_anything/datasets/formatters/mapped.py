@@ -10,8 +10,9 @@ from align_anything.core.errors import DataError, SampleError
 from align_anything.core.registry import nearest
 from align_anything.core.types import MEDIA_KINDS, MediaKind
 from align_anything.datasets.formatters.base import BaseFormatter
-from align_anything.datasets.formatters.columns import Row, as_text, filled, from_json, missing
+from align_anything.datasets.formatters.columns import Row, as_text, column, filled, from_json, missing
 from align_anything.datasets.formatters.turns import Turns, shown
+from align_anything.datasets.turn_keys import listed
 
 
 class MappedFormatter(BaseFormatter):
@@ -22,7 +23,8 @@ class MappedFormatter(BaseFormatter):
     Attributes:
         system: column with the system prompt of the row.
         tools: column with the tools that answers may call, a list or its JSON text.
-        images: column with the image or list of images; by default `images` or `image`. Likewise videos, audios.
+        images: column with the image or list of images, or several such columns with commas between them; by default
+            `images` or `image`. Likewise videos, audios.
     """
 
     system: str | None = None
@@ -62,11 +64,16 @@ class MappedFormatter(BaseFormatter):
         found, taken = {}, self.answer_columns(row)
         for kind in MEDIA_KINDS:
             option = f'{kind}s'
-            if getattr(self, option) == '':
+            mapped = getattr(self, option)
+            if mapped == '':
+                continue
+            several = columns_of(row, mapped)
+            if len(several) > 1:
+                found[kind] = [source for name in several for source in listed(from_json(column(row, name)))]
                 continue
             usual = [name for name in (option, kind) if name not in taken]
             both = [name for name in usual if filled(row, name)]
-            if len(both) > 1 and getattr(self, option) is None:
+            if len(both) > 1 and mapped is None:
                 raise SampleError(f"the row has columns '{option}' and '{kind}': choose one with option '{option}'.")
             name = self.find(row, option, usual)
             found[kind] = [] if name is None or row[name] is None else from_json(row[name])
@@ -94,6 +101,13 @@ class MappedFormatter(BaseFormatter):
         if prompt:
             return [{'role': 'system', 'content': prompt}]
         return [] if has_system_turn else self.opening()
+
+
+def columns_of(row: Row, mapped: str | None) -> list[str]:
+    """Returns the columns that an option for media names: one that the row has, or several with commas between them."""
+    if not mapped or mapped in row:
+        return [mapped] if mapped else []
+    return [name.strip() for name in mapped.split(',')]
 
 
 class AnsweringFormatter(MappedFormatter):

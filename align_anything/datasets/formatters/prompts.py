@@ -9,7 +9,7 @@ from align_anything.core.errors import SampleError
 from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, column, filled, from_json, missing
-from align_anything.datasets.formatters.mapped import MappedFormatter
+from align_anything.datasets.formatters.mapped import MappedFormatter, columns_of
 from align_anything.datasets.formatters.messages import written_turns
 from align_anything.datasets.formatters.turns import Sample, Turns, user
 
@@ -66,7 +66,8 @@ class Prompts(MappedFormatter):
 
     def _others(self, row: Row, prompt: str) -> dict[str, Any]:
         media = {name for kind in MEDIA_KINDS for name in (kind, f'{kind}s')}
-        placed = {*media, self.images, self.videos, self.audios, 'tools', prompt}
+        mapped = [name for named in (self.images, self.videos, self.audios) for name in columns_of(row, named)]
+        placed = {*media, *mapped, 'tools', prompt}
         # Past the view of the row: a picture column that is only handed on is one that nobody shows to the model.
         return {name: value for name, value in dict.items(row) if name not in placed}
 

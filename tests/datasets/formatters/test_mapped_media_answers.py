@@ -48,6 +48,13 @@ SUPERVISED: list[tuple[str, dict, dict, Said]] = [
         {'edit_prompt': 'Paint it', 'input_image': 'a.png', 'edited_image': 'b.png'},
         [asked('a.png', 'Paint it'), answer('b.png')],
     ),
+    # An image without what a mask hides, which is the answer too.
+    (
+        'Instruction',
+        {'answers': 'image', 'images': 'image, mask'},
+        {'prompt': 'Fill it', 'image': 'a.png', 'mask': 'm.png'},
+        [asked('a.png', 'm.png', 'Fill it'), answer('a.png')],
+    ),
     (
         'Instruction',
         {'answers': 'image'},

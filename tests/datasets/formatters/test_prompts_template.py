@@ -45,6 +45,11 @@ GOOD = [
         {'prompt': ASKED, 'answer': '12', 'difficulty': 1, 'tests': ['x==12']},
         {'ground_truth': '12', 'answer': '12', 'difficulty': 1, 'tests': ['x==12']},
     ),
+    (
+        {'keep_columns': True, 'images': 'shot, mask'},
+        {'prompt': ASKED, 'shot': 'a.png', 'mask': 'm.png', 'level': 2},
+        {'level': 2, 'image': ['a.png', 'm.png']},
+    ),
     ({'keep_columns': True}, VERL, {**{name: VERL[name] for name in VERL if name != 'prompt'}, 'ground_truth': '12'}),
     (
         {'keep_columns': True, 'tools': ''},
