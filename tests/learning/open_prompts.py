@@ -56,9 +56,10 @@ FILMING = Lesson(
     moving.direction_of,
     'right',
     {'resolution': moving.SIDE, 'num_frames': moving.FRAMES, 'max_sequence_length': moving.WORDS},
-    {'max_steps': 400, 'learning_rate': 1e-2},
-    {'scale_coeff': 100.0, 'learning_rate': 1e-3},
-    {'rollout_steps': 8, 'learning_rate': 2.5e-3, 'max_steps': 26},
+    {'max_steps': 500, 'learning_rate': 1e-2},
+    {'scale_coeff': 100.0, 'learning_rate': 1e-3, 'max_steps': 70},
+    # Where a ball moves is decided early.
+    {'rollout_steps': 8, 'sde_window': 4, 'sde_window_range': '[0, 0]', 'learning_rate': 2.5e-3, 'max_steps': 26},
 )
 SOUNDING = Lesson(
     'text_to_audio',
@@ -69,9 +70,9 @@ SOUNDING = Lesson(
     'high',
     {},
     {'max_steps': 400, 'learning_rate': 8e-3},
-    {'scale_coeff': 500.0, 'learning_rate': 5e-4},
+    {'scale_coeff': 300.0, 'learning_rate': 1e-3, 'max_steps': 80},
     # Half of its steps are next to pure noise, where nothing is decided.
-    {'rollout_steps': 10, 'sde_window': 4, 'sde_window_range': '[5, 5]', 'learning_rate': 1.5e-3, 'max_steps': 12},
+    {'rollout_steps': 10, 'sde_window': 4, 'sde_window_range': '[5, 5]', 'learning_rate': 1.5e-3, 'max_steps': 16},
 )
 ROWS, PAIRS, ASKED = 240, 200, 48
 """Media to learn from, pairs (and prompts to be rewarded for), and prompts to be asked."""
@@ -86,15 +87,9 @@ SETTINGS: dict[str, Any] = {
 }
 # Rows take longer to read than draws of them to denoise.
 SUPERVISED: dict[str, Any] = {'per_device_train_batch_size': 16, 'draws_per_sample': 4}
-PAIRED: dict[str, Any] = {
-    'template': 'Preference',
-    'sft_coeff': 0.5,
-    'per_device_train_batch_size': 16,
-    'max_steps': 60,
-}
+PAIRED: dict[str, Any] = {'template': 'Preference', 'sft_coeff': 0.5, 'per_device_train_batch_size': 16}
 REWARDED: dict[str, Any] = {
     'template': 'Prompts',
-    'train_template_kwargs': '{keep_columns: True}',
     'num_generations': 12,
     'per_device_prompt_batch_size': 4,
     'per_device_train_batch_size': 48,
@@ -108,9 +103,9 @@ def train(lesson: Lesson, name: str, output: Path, model: Path, rows: Path, **se
     return train_by(lesson.pair, name, output, model, rows, **{**SETTINGS, **lesson.size, **settings})
 
 
-def learn(lesson: Lesson, folder: Path) -> Path:
-    """Trains an untrained model on media with captions in `folder`; returns the folder of what came of it."""
-    start, rows = lesson.start(folder / 'start'), lesson.media.write(folder / 'rows', ROWS)
+def learn(lesson: Lesson, folder: Path, shuffled: bool = False) -> Path:
+    """Trains an untrained model on media with their captions, or those of others; returns the folder of what came."""
+    start, rows = lesson.start(folder / 'start'), lesson.media.write(folder / 'rows', ROWS, shuffled=shuffled)
     answers = {'train_template_kwargs': f'{{answers: {lesson.media.kind}}}'}
     return train(lesson, 'sft', folder / 'run', start, rows, **SUPERVISED, **answers, **lesson.supervised)
 
@@ -134,7 +129,9 @@ def prefer(lesson: Lesson, model: Path, folder: Path) -> Path:
 
 def reward(lesson: Lesson, model: Path, folder: Path) -> Path:
     """Trains a model on rewards: 1 for media that show the word that is named, or else the preferred one."""
-    settings = {**REWARDED, **lesson.rewarded, 'reward_functions': f'[{seen.__file__}:shown_word]'}
+    prompts = {'train_template_kwargs': f'{{keep_columns: True, {lesson.media.kind}s: ""}}'}
+    judged = {'reward_functions': f'[{seen.__file__}:shown_word]'}
+    settings = {**REWARDED, **prompts, **judged, **lesson.rewarded}
     return train(lesson, 'grpo', folder / 'run', model, wanted(lesson, folder), **settings)
 
 

@@ -55,6 +55,14 @@ def test_rows_name_what_is_in_them_or_leave_it_open(preferred: str | None, tmp_p
     assert in_open_ones == ({preferred} if preferred else {*tones.PITCHES})
 
 
+def test_shuffled_prompts_are_those_of_others(tmp_path: Path) -> None:
+    own, others = (tones.TONES.write(tmp_path / str(shuffled), 40, shuffled=shuffled) for shuffled in (False, True))
+    rows, shuffled = lines(own), lines(others)
+    assert [row['word'] for row in rows] == [row['word'] for row in shuffled]
+    prompts = [[row['prompt'] for row in some] for some in (rows, shuffled)]
+    assert prompts[0] != prompts[1] and sorted(prompts[0]) == sorted(prompts[1])
+
+
 def test_what_is_made_hangs_on_the_seed_and_the_prompt(model: Path) -> None:
     def made(prompts: list[str], seed: int = 0) -> list[bytes]:
         return [samples.tobytes() for samples in tones.sample_tones(model, prompts, steps=2, seed=seed)]
