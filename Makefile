@@ -1,13 +1,13 @@
-# make install   a virtual environment in .venv with the tested versions
-# make demo      train a small vision model on handwritten digits and talk to it
-# make demo-draw teach a small language model to draw them
+# make install    a virtual environment in .venv with the tested versions
+# make demo       train a small vision model on handwritten digits and talk to it
+# make demo-draw  teach a small language model to draw them
 # make demo-paint teach a small diffusion model to paint shapes
-# make quick     losses, policies, datasets, settings and the contract, in two minutes
-# make test      every invariant for every family and algorithm, in ten minutes on two cores; ARGS='tests/models' runs a part
-# make extended  what `make test` leaves out: the other combinations, the other lessons, the whole demo; up to an hour
-# make bench     the benchmarks of docs/benchmarks.md
-# make lint      style
-# make docs      the reference pages that are made from code
+# make quick      losses, policies, datasets, settings and the contract, in two minutes
+# make test       every invariant for every family and algorithm, in ten minutes on two cores; ARGS='tests/models' runs a part
+# make extended   what `make test` leaves out: the other combinations, the other lessons, the whole demo; up to an hour
+# make bench      the benchmarks of docs/benchmarks.md
+# make lint       style
+# make docs       the reference pages that are made from code
 
 PYTHON ?= python3
 VENV := .venv

@@ -82,10 +82,9 @@ class PPO(TokenRewards):
 
     def problems_with(self, meets: Need) -> list[str]:
         found = super().problems_with(meets)
-        if meets == 'transition' and self.critics:
+        if meets == 'transition' and self.critics and self.bootstraps:
             found.append(
-                'there is no critic of half-denoised media, which it estimates advantages with: choose grpo, rloo or '
-                'reinforce_plus_plus, or saferlhf with advantage_estimator: rloo.'
+                'train_cfgs.bootstrap_truncated is for responses that may be clipped; media never are: leave it out.'
             )
         return found
 

@@ -15,10 +15,13 @@ def without_adapter_is_reference(cfgs: RunCfgs, algorithm: Reference) -> bool:
     """Whether switching the adapter off gives the reference: not when training goes on from a trained adapter."""
     # Imported here for the sake of --help: it takes transformers along.
     from align_anything.models.adapter import find_adapter
+    from align_anything.models.diffusion.saved_lora import is_lora_folder
 
-    source = cfgs.model_cfgs.model_name_or_path
-    same = algorithm.reference_model_name_or_path in (None, source)
-    return cfgs.lora_cfgs.use_lora and same and find_adapter(source) is None
+    source, named = cfgs.model_cfgs.model_name_or_path, algorithm.reference_model_name_or_path
+    if cfgs.diffusion_cfgs.lora_weights is not None:
+        return cfgs.lora_cfgs.use_lora and named == source
+    fresh = find_adapter(source) is None and not is_lora_folder(source)
+    return cfgs.lora_cfgs.use_lora and named in (None, source) and fresh
 
 
 def _is_a_copy(facts: Facts) -> bool:

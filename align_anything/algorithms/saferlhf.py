@@ -51,7 +51,7 @@ class SafeRLHF(PPO):
     advantage_estimator: Literal['gae', 'rloo'] = Field(
         'gae',
         description='How advantages are estimated: by critics of reward and of cost (gae), or by the other responses '
-        'to the prompt (rloo), which needs num_generations of 2 or more. Denoisers have no critics: there it is rloo.',
+        'to the prompt (rloo), which needs num_generations of 2 or more. Of denoisers the default is rloo.',
     )
     threshold: float = Field(
         -0.5, description='Cost threshold: mean cost that is allowed; the cost model puts 0 between safe and not.'

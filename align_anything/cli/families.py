@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +15,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from align_anything.algorithms.base import find_algorithm
 from align_anything.cli.leaves import runs
 from align_anything.core.errors import SettingsError
 from align_anything.core.plugins import usable
 from align_anything.core.registry import nearest
+from align_anything.core.types import MediaKind
 from align_anything.models import structure
-from align_anything.models.families import family_module, family_names, own_codes, own_reads, writes_text
+from align_anything.models.families import family_module, family_names, own_codes, own_head, own_reads, writes_text
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import PAIRS
 
@@ -48,7 +50,7 @@ class Family:
         ids: the names that lmms-finetune gave to checkpoints, with their hub names.
         checkpoints: other hub names.
         note: why something is unknown or missing.
-        writes_text: whether answers may hold text.
+        writes_text: whether answers may hold text; without it and without media it scores and writes nothing.
     """
 
     model_type: str
@@ -138,15 +140,28 @@ def _family(
         kinds = _media_kinds(listed.get('checkpoint_type', model_type)) if reads is None else reads
         layouts, note = _layouts(FamilySpec if module is None else module.SPEC, config)
     writes, text = own_codes(model_type), writes_text(model_type)
-    able = {
-        name: algorithms
-        for name, algorithms in pairs.items()
-        if not PAIRS[name].missing_from(kinds)
-        and not PAIRS[name].unwritten_by(writes)
-        and (text or not PAIRS[name].writes_text)
-    }
+    if own_head(model_type) is not None:
+        able = _judging(pairs, kinds)
+    else:
+        able = {
+            name: algorithms
+            for name, algorithms in pairs.items()
+            if not PAIRS[name].missing_from(kinds)
+            and not PAIRS[name].unwritten_by(writes)
+            and (text or not PAIRS[name].writes_text)
+        }
     rules = DEFAULT if module is None else OWN
     return Family(model_type, rules, sorted(kinds), sorted(writes), layouts, able, **names, note=note, writes_text=text)
+
+
+def _judging(pairs: Mapping[str, list[str]], kinds: Set[MediaKind]) -> dict[str, list[str]]:
+    """The runs of a family that only scores media of these kinds, by texts."""
+    able = {
+        name: [algorithm for algorithm in algorithms if find_algorithm(algorithm).scores == 'responses']
+        for name, algorithms in pairs.items()
+        if PAIRS[name].writes and not PAIRS[name].reads and PAIRS[name].writes <= kinds
+    }
+    return {name: algorithms for name, algorithms in able.items() if algorithms}
 
 
 def _default_config(model_type: str) -> tuple[Any, str]:

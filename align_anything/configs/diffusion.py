@@ -24,6 +24,12 @@ STEPS = Effect(
     lambda facts: facts.algorithm.trains_transitions,
     'it means nothing where no denoising steps of rollouts are trained; leave it out.',
 )
+SAMPLES = Effect(
+    lambda facts: facts.algorithm.trains_transitions,
+    'rollouts of this algorithm have no noise on the way, so that all responses to a prompt would be one and the same; '
+    'leave it out.',
+    off=(None, False),
+)
 WEIGHED = Effect(
     lambda facts: facts.algorithm.contrasts is None,
     'it means nothing with an algorithm that scales the errors itself; leave it out.',
@@ -54,13 +60,17 @@ class DiffusionCfgs(Cfgs):
         'aspect_buckets': GIVEN,
         **{key: DRAWS for key in ('noise_offset', 'input_perturbation')},
         'loss_weighting': WEIGHED,
-        **{key: GENERATES for key in ('rollout_steps', 'same_noise_in_group')},
+        'huber_c': (DRAWS, WEIGHED),
+        'rollout_steps': GENERATES,
+        'same_noise_in_group': SAMPLES,
         **{key: STEPS for key in ('sde_kernel', 'noise_level', 'sde_window', 'kl_form')},
         'sde_window_range': (STEPS, needs('diffusion_cfgs.sde_window')),
         'sde_window_slides_every': (STEPS, needs('diffusion_cfgs.sde_window')),
         'eval_rollout_steps': (GENERATES, EVALUATES),
         'eval_draws': (ON_DATA, EVALUATES),
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
+        'train_text_encoder': TRAINS,
+        'lora_weights': (TRAINS, needs('lora_cfgs.use_lora', True)),
         **{
             f'preview_{key}': needs('diffusion_cfgs.preview_prompts')
             for key in ('images', 'every', 'steps', 'guidance', 'seed')
@@ -99,6 +109,11 @@ class DiffusionCfgs(Cfgs):
         'and inverse_sigma_squared (which diffusers calls sigma_sqrt) for flows.',
     )
     min_snr_gamma: PositiveFloat = Field(5.0, description='Highest signal-to-noise ratio that min_snr heeds.')
+    huber_c: PositiveFloat | None = Field(
+        None,
+        description='Makes each squared error d² a pseudo-Huber loss 2c (√(d² + c²) - c), by which outliers weigh '
+        'less; 0.1 in the scripts of kohya. null is the square.',
+    )
     noise_offset: NonNegativeFloat = Field(
         0.0, description='Noise that is the same for all positions of a channel, added to the noise; 0.03 to 0.1.'
     )
@@ -114,6 +129,17 @@ class DiffusionCfgs(Cfgs):
         None,
         description='Guidance that guidance-distilled denoisers (FLUX.1-dev, HunyuanVideo) are told. null is 1 in '
         'training on data and 3.5 in rollouts.',
+    )
+    train_text_encoder: bool = Field(
+        False,
+        description='Trains the text encoders of Stable Diffusion 1, 2 and XL along, whole or by adapters as the '
+        'denoiser is: prompts are encoded in each step, with gradients, and not before training. lr_groups may give '
+        'them rates of their own, by the names text_encoder and text_encoder_2.',
+    )
+    lora_weights: str | None = Field(
+        None,
+        description='Folder of a saved adapter (pytorch_lora_weights.safetensors, of this package or of diffusers) '
+        'that adapters start from. An adapter that records its pipeline may be named as model_name_or_path instead.',
     )
     prepared_dir: str | None = Field(
         None,
@@ -180,8 +206,10 @@ class DiffusionCfgs(Cfgs):
         description='Rollouts after which the window goes on by a step, from noise to clean (MixGRPO). null puts it '
         'somewhere else in each rollout.',
     )
-    same_noise_in_group: bool = Field(
-        False, description='Starts all responses to a prompt from the same noise (DanceGRPO).'
+    same_noise_in_group: bool | None = Field(
+        None,
+        description='Starts all responses to a prompt from the same noise (DanceGRPO, MixGRPO). null is where '
+        'sde_window is set: what responses begin from would else tell them apart more than the noise of a few steps.',
     )
     kl_form: Literal['exact', 'flow_grpo'] = Field(
         'exact',

@@ -21,7 +21,7 @@ FINAL_NAME = 'slice_end'
 
 def trained_model_in(folder: str | Path) -> Path | None:
     """Returns the trained model in the output folder of a run; None for a checkpoint, and for other folders."""
-    files = ('config.json', 'adapter_config.json')
+    files = ('config.json', 'adapter_config.json', 'model_index.json', 'pytorch_lora_weights.safetensors')
     final = Path(folder) / FINAL_NAME
     if any((Path(folder) / name).exists() for name in files) or not any((final / name).exists() for name in files):
         return None

@@ -76,7 +76,7 @@ class CaptionedRows:
         said = {suffix: medium.with_suffix(f'.{suffix}').read_bytes for suffix in entry['said']}
         kind = MEDIA_SUFFIXES[medium.suffix.lower()]
         # Null where there is no caption, so that what is missing is the caption and not a column.
-        return {'text': entry.get('text'), **_row(said, str(medium)), kind: media_path(kind, medium)}
+        return {'text': entry.get('text'), **_row(said, str(medium)), kind: media_path(kind, medium.absolute())}
 
     def row_name(self, index: int) -> str:
         return self._index[index]['medium']

@@ -20,7 +20,7 @@ from align_anything.core.types import Batch, Scored
 from align_anything.engines.balance import Balanced, global_shares
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
-from align_anything.engines.process_group import join_process_group
+from align_anything.engines.process_group import give_dimensions, join_process_group
 from align_anything.engines.reshape import is_partitioned_state, reshaped
 from align_anything.engines.step import (
     Objective,
@@ -58,6 +58,7 @@ class DeepSpeedEngine:
         join_process_group()
         self.stage = zero_stage(config)
         self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
+        give_dimensions(module)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
         )
@@ -69,6 +70,9 @@ class DeepSpeedEngine:
         # Without ZeRO and in float32, DeepSpeed clips but keeps no norm and looks for no overflow: that is done here.
         self._plain = self.stage == 0 and not (self.engine.bfloat16_enabled() or self.engine.fp16_enabled())
         self._plain_norm = float('nan')
+        if self.stage == 0 and world_size() == 1:
+            # DeepSpeed would copy all gradients into one tensor and back, and ask nobody in between.
+            self.engine.enable_backward_allreduce = False
         self._router_coefficient = router_coefficient
 
     @property

@@ -6,6 +6,7 @@ import os
 import socket
 
 import torch
+from torch import nn
 
 from align_anything.core.errors import SettingsError
 
@@ -52,3 +53,10 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
+
+
+def give_dimensions(module: nn.Module) -> None:
+    """Makes vectors of one number of parameters that are a number, which DeepSpeed neither sends nor clips."""
+    for parameter in module.parameters():
+        if not parameter.dim():
+            parameter.data = parameter.data[None]

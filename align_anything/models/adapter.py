@@ -112,13 +112,7 @@ def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:
         )
     check_plain(adapter)
     adapter.require_base()
-    saved = adapter.settings
-    problems = [
-        f'lora_cfgs.{key} is {getattr(cfgs, key)}, but the adapter in {folder} has {saved.get(key)}: '
-        f'set --{key} {saved.get(key)}.'
-        for key in MUST_AGREE
-        if saved.get(key) != getattr(cfgs, key)
-    ]
+    problems, saved = differences(adapter, cfgs), adapter.settings
     wanted = set(cfgs.modules_to_save or ())
     # What a component is made of only the model tells; its weights are missed when they are loaded.
     if not wanted & set(FREEZABLE_COMPONENTS) and wanted != set(saved.get('modules_to_save') or ()):
@@ -126,13 +120,24 @@ def check_continuation(adapter: Adapter | None, cfgs: LoraCfgs | None) -> None:
             f'lora_cfgs.modules_to_save is {cfgs.modules_to_save}, but the adapter in {folder} has '
             f'{saved.get("modules_to_save")}: set the same.'
         )
-    problems += [
+    if problems:
+        raise SettingsError(problems)
+
+
+def differences(adapter: Adapter, cfgs: LoraCfgs) -> list[str]:
+    """Returns what `cfgs` say otherwise than `adapter`, and what of it they cannot say, a sentence each."""
+    saved, folder = adapter.settings, adapter.folder
+    found = [
+        f'lora_cfgs.{key} is {getattr(cfgs, key)}, but the adapter in {folder} has {saved.get(key)}: '
+        f'set --{key} {saved.get(key)}.'
+        for key in MUST_AGREE
+        if saved.get(key) != getattr(cfgs, key)
+    ]
+    return found + [
         f'the adapter in {folder} has a {key}, which no setting can ask for: merge it and train a new one.'
         for key in ('rank_pattern', 'alpha_pattern')
         if saved.get(key)
     ]
-    if problems:
-        raise SettingsError(problems)
 
 
 def check_plain(adapter: Adapter) -> None:
@@ -179,9 +184,13 @@ def load_weights(adapted: PeftModel, adapter: Adapter, advice: str) -> None:
 
     Raises ModelError, with `advice` at its end, when names or shapes differ.
     """
+    put_weights(adapted, _stored(adapter), adapter.folder, advice)
+
+
+def put_weights(adapted: PeftModel, stored: Mapping[str, Tensor], folder: Path, advice: str) -> None:
+    """Gives the adapters of `adapted` the weights `stored`, which are from `folder`; raises as `load_weights` does."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    stored = _stored(adapter)
     expected = get_peft_model_state_dict(adapted, state_dict=adapted.state_dict(), save_embedding_layers=False)
     lacking, strange = _modules(set(expected) - set(stored)), _modules(set(stored) - set(expected))
     other = [
@@ -197,11 +206,11 @@ def load_weights(adapted: PeftModel, adapter: Adapter, advice: str) -> None:
         }
         differences = '; '.join(f'{what}: {_listed(names)}' for what, names in found.items() if names)
         raise ModelError(
-            f'the weights of the adapter in {adapter.folder} do not fit {type(adapted.get_base_model()).__name__} as '
+            f'the weights of the adapter in {folder} do not fit {type(adapted.get_base_model()).__name__} as '
             f'it is adapted here: {differences}. {advice}'
         )
     if not any(parameter.is_meta for parameter in adapted.parameters()):
-        set_peft_model_state_dict(adapted, stored)
+        set_peft_model_state_dict(adapted, dict(stored))
 
 
 def _stored(adapter: Adapter) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
 from align_anything.models.architecture import plain_attention, skeleton_of, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, read_config, stored_tensor
-from align_anything.models.families import accustomed_body, accustomed_class, loading_options
+from align_anything.models.families import accustomed_body, accustomed_class, loading_options, own_head
 from align_anything.models.score import SCORE_HEAD, ScoreHead
 
 logger = get_logger(__name__)
@@ -82,7 +82,14 @@ class AnyModelForScore:
 
 
 def add_score_head(model: PreTrainedModel, weight: torch.Tensor | None = None) -> PreTrainedModel:
-    """Gives `model` a `ScoreHead` at `model.score`, with `weight` `(1, size)` or a first one; returns the model."""
+    """Gives `model` a `ScoreHead` at `model.score`, with `weight` `(1, size)` or a first one; returns the model.
+
+    A family that scores by itself gets its own head.
+    """
+    own = own_head(model.config.model_type)
+    if own is not None:
+        model.add_module(SCORE_HEAD, own(model))
+        return model
     head = ScoreHead(model.config.get_text_config(decoder=True).hidden_size)
     if weight is not None:
         head.load_state_dict({'weight': weight})

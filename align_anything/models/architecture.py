@@ -18,6 +18,10 @@ SPEAKING = ('csm',)
 """Types of models that are trained here and that transformers files among those that make waves of text."""
 
 
+SCORING = ('clip',)
+"""Types of models that write nothing, and are trained here to score."""
+
+
 def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
     """Returns the class of transformers that holds a language-model head for `config`.
 
@@ -47,12 +51,14 @@ def auto_class(config: PreTrainedConfig) -> str | None:
 def _mappings(config: PreTrainedConfig) -> dict[str, Any]:
     from transformers.models.auto import modeling_auto as auto
 
+    scoring = {'AutoModelForZeroShotImageClassification': auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING}
     speaking = {'AutoModelForTextToWaveform': auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING}
     return {
         'AutoModelForImageTextToText': auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         'AutoModelForMultimodalLM': auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
         'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         **(speaking if config.model_type in SPEAKING else {}),
+        **(scoring if config.model_type in SCORING else {}),
     }
 
 

@@ -125,6 +125,9 @@ def _merged_weight(layer: LoraLayer, name: str, state: Mapping[str, Tensor]) -> 
 
 def _save_full(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, max_shard_size: str) -> None:
     skeleton = skeleton_of(model)
+    # Numbers have a dimension while they train.
+    scalars = [name for name, tensor in skeleton.state_dict().items() if not tensor.dim() and name in state]
+    state |= {name: state[name].reshape(()) for name in scalars if state[name].numel() == 1}
     _check_complete(skeleton, state)
     # Gathered tensors no longer share storage, by which transformers would know that they are tied.
     twice = {name: state[name].clone() for name in model.stored_tied} if isinstance(model, WritesFrames) else {}

@@ -69,7 +69,8 @@ def apply_lora(
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
         modules_to_save=to_save or None,
         ensure_weight_tying=ties,
-        task_type=cfgs.task_type,
+        # peft asks models of any of its tasks how they generate.
+        task_type=cfgs.task_type if model.can_generate() else None,
         inference_mode=cfgs.inference_mode,
         bias='none',
     )

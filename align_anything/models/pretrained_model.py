@@ -21,7 +21,7 @@ from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.architecture import plain_attention, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
 from align_anything.models.declared_codes import declare, declared_beside
-from align_anything.models.families import spec_for
+from align_anything.models.families import own_head, spec_for
 from align_anything.models.lora import apply_lora
 from align_anything.models.quantization import is_quantised, keep_trainable, quantization_config
 from align_anything.models.score import SCORE_HEAD
@@ -213,6 +213,8 @@ def load_model(
         model_name_or_path = adapter.require_base()
     options: dict[str, Any] = {'dtype': dtype, 'trust_remote_code': trust_remote_code}
     config = read_config(model_name_or_path, trust_remote_code)
+    if not is_reward_model:
+        require_writing(config.model_type, model_name_or_path)
     if attn_implementation == 'sdpa':
         attn_implementation = plain_attention(transformers_class(config, trust_remote_code), config)
         if attn_implementation != 'sdpa':
@@ -224,6 +226,15 @@ def load_model(
     model = (AnyModelForScore if is_reward_model else AnyModel).from_pretrained(model_name_or_path, **options)
     keep_trainable(model)
     return model
+
+
+def require_writing(model_type: str, source: str | Path) -> None:
+    """Raises ModelError for a model that only scores."""
+    if own_head(model_type) is not None:
+        raise ModelError(
+            f"{source} (model_type '{model_type}') scores answers and writes none: train it with rm, ask it with "
+            'rm_score, or name it as reward_model_name_or_path.'
+        )
 
 
 def tune_model(
@@ -259,12 +270,14 @@ def tune_model(
         unfreeze_patterns=unfreeze_patterns,
     )
     heads = [name for name, _ in model.named_children() if name == SCORE_HEAD]
+    # A family's own head has no weights of its own.
+    learnt = [name for name in heads if any(True for _ in model.get_submodule(name).parameters())]
     if heads:
         freeze_output_embedding(model)
     tuned: nn.Module = model
     if lora_cfgs is not None and lora_cfgs.use_lora:
         tuned = apply_lora(
-            model, lora_cfgs, components, unfreeze_patterns=unfreeze_patterns, also_save=heads, dtype=dtype
+            model, lora_cfgs, components, unfreeze_patterns=unfreeze_patterns, also_save=learnt, dtype=dtype
         )
         if adapter is not None:
             load_weights(tuned, adapter, TARGETS_ADVICE)

@@ -86,8 +86,10 @@ def freeze_components(
 
 def freeze_output_embedding(model: PreTrainedModel) -> None:
     """Freezes the output embedding of a model that is not asked for tokens, unless it is the input embedding too."""
-    output, inner = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is not None and all(output.weight is not weight for weight in inner.parameters()):
+    output = model.get_output_embeddings()
+    if output is None:
+        return
+    if all(output.weight is not weight for weight in model.get_input_embeddings().parameters()):
         output.requires_grad_(False)
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from align_anything.core.types import Example
 from align_anything.models.architecture import skeleton
@@ -33,7 +33,8 @@ class WorkOf:
         self.spec = spec
         sizes = dict.fromkeys(('vision_tower', 'audio_tower', 'mm_proj', 'language_model'), 0)
         chosen = share_of_experts(spec.config.get_text_config().to_dict())
-        embeddings = {id(layer.weight) for layer in (self._model.get_input_embeddings(),)}
+        layers = (module for module in self._model.modules() if isinstance(module, nn.Embedding))
+        embeddings = {id(layer.weight) for layer in layers}
         for name, parameter in self._model.named_parameters():
             if id(parameter) not in embeddings:
                 sizes[spec.component_of(name)] += parameter.numel() * (chosen if '.experts.' in name else 1)

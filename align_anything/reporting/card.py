@@ -28,6 +28,7 @@ from align_anything.models.architecture import auto_class
 from align_anything.models.diffusion.checkpoint import INDEX, LORA_FILE
 from align_anything.models.diffusion.library import require_diffusers
 from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.models.families import own_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.spec import Spec
 from align_anything.reporting.html import render
@@ -173,7 +174,9 @@ def _use_of_tokens(folder: Path, spec: FamilySpec, scores: bool) -> str:
     own_code = bool(spec.config.to_dict().get('auto_map'))
     return render(
         'use_of_tokens.md.jinja',
-        scores=scores,
+        # What scores by itself is loaded as it is.
+        scores=scores and own_head(spec.config.model_type) is None,
+        scales=scores,
         adapter=find_adapter(folder) is not None,
         auto_model=auto_class(spec.config),
         auto_processor='AutoTokenizer' if spec.processor is None else 'AutoProcessor',

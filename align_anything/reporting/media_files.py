@@ -17,8 +17,8 @@ FOLDER = 'completions'
 class MediaFiles:
     """Writes generated media to `<folder>/<step>/<name>_<medium>`, each with the suffix of its kind.
 
-    Images are PNG, audio WAV, videos animated PNG with a WAV of their sound; codes that no codec decodes are JSON, in
-    the form in which rows bring codes.
+    Images are PNG, audio WAV, videos animated PNG and MP4 with a WAV of their sound; codes that no codec decodes are
+    JSON, in the form in which rows bring codes.
 
     Args:
         folder: of the run.

@@ -11,7 +11,7 @@ import numpy
 from PIL import Image
 
 from align_anything.core.types import Audio, MediaKind, Video
-from align_anything.datasets.media.writing import gif, png
+from align_anything.datasets.media.writing import gif, mp4, png
 from align_anything.reporting.html import render, strip_of
 from align_anything.reporting.media_files import MediaFiles
 from align_anything.reporting.metrics import MetricsWriter
@@ -26,7 +26,7 @@ class PreviewPage:
     """Writes the medium that a model makes of each prompt to `previews/<step>`, and shows it on `previews.html`.
 
     Beside the media, without loss, there is `grid.png` of all images, or of the spectrograms of all sounds, and
-    `grid.gif` of all clips.
+    `grid.gif` and `grid.mp4` of all clips.
 
     Args:
         folder: of the run.
@@ -90,7 +90,8 @@ def _of_clips(videos: Sequence[Video]) -> list[tuple[str, bytes]]:
         for at in range(count)
     ]
     longest = max(videos, key=lambda video: len(video.frames))
-    return [('.gif', gif(Video(numpy.stack(frames), longest.timestamps, longest.fps)))]
+    together = Video(numpy.stack(frames), longest.timestamps, longest.fps)
+    return [('.gif', gif(together)), ('.mp4', mp4(together))]
 
 
 def _of_sounds(sounds: Sequence[Audio]) -> list[tuple[str, bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Audio, Media
 from align_anything.datasets.media.audio import MIN_SECONDS, resampled, split_audio
+from align_anything.rewards.published import clip_weights
 
 PADDED_TO_THE_END = ('siglip', 'siglip2')
 """Types that read a text padded to their longest one, as they were trained."""
@@ -36,6 +37,7 @@ PICTURES_AND_TEXT = Role(
     'a model of images and text such as CLIP',
     ('align', 'altclip', 'chinese_clip', 'clip', 'metaclip_2', 'siglip', 'siglip2'),
 )
+CLIP = Role('a CLIP model', ('clip',))
 SOUNDS_AND_TEXT = Role('a model of audio and text', ('clap',))
 LISTENERS = (
     Role('a model that writes down speech', ('whisper',), 'MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING'),
@@ -101,21 +103,43 @@ class Frozen(NamedTuple):
         return audio_rate(self.processor)
 
 
-def frozen(name: str, role: Role, device: str | None = None) -> Frozen:
-    """Returns the model of a checkpoint, loaded once. Raises ModelError when it does not load."""
-    return _frozen(name, role, device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+def frozen(
+    name: str, role: Role, device: str | None = None, *, processor: str | None = None, weights: str | None = None
+) -> Frozen:
+    """Returns the model of a checkpoint, loaded once.
+
+    Args:
+        name: the checkpoint.
+        role: what it is asked for.
+        device: where it runs; None is the device of this rank.
+        processor: the checkpoint whose tokenizer and processor it reads with; None is its own.
+        weights: file with the weights of CLIP in the names of open_clip; None are those of the checkpoint.
+
+    Raises:
+        ModelError: something does not load, or the weights are not those of such a model.
+    """
+    return _frozen(name, role, device_of(device), processor or name, weights)
+
+
+def device_of(name: str | None) -> str:
+    """Returns the device of that name, of None the one of this rank."""
+    return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 @functools.cache
-def _frozen(name: str, role: Role, device: str) -> Frozen:
+def _frozen(name: str, role: Role, device: str, processor: str, weights: str | None) -> Frozen:
     from transformers.models.auto import modeling_auto
 
     from align_anything.models.checkpoint import read_config
     from align_anything.models.complete import load_complete, load_processor
 
-    processor = load_processor(name)
-    model = load_complete(vars(modeling_auto)[role.mapping][type(read_config(name))], name, torch.float32)
-    return Frozen(model.to(device).eval().requires_grad_(False), processor)
+    reads, config = load_processor(processor), read_config(name)
+    kind = vars(modeling_auto)[role.mapping][type(config)]
+    if weights is None:
+        model = load_complete(kind, name, torch.float32)
+    else:
+        model = load_complete(kind, weights, torch.float32, config=config, weights=clip_weights(weights))
+    return Frozen(model.to(device).eval().requires_grad_(False), reads)
 
 
 def texts_embedded(judge: Frozen, texts: Sequence[str], batch_size: int) -> Tensor:
@@ -132,11 +156,22 @@ def texts_embedded(judge: Frozen, texts: Sequence[str], batch_size: int) -> Tens
     return torch.cat(rows)[[distinct.index(text) for text in texts]]
 
 
-def pictures_embedded(judge: Frozen, pictures: Sequence[Any], batch_size: int) -> Tensor:
-    """Returns PIL images as vectors of length 1, `(images, width)` on the CPU."""
+def pictures_embedded(
+    judge: Frozen, pictures: Sequence[Any], batch_size: int, pixels: Callable[[Any], Tensor] | None = None
+) -> Tensor:
+    """Returns PIL images as vectors of length 1, `(images, width)` on the CPU.
+
+    `pixels` makes `(3, side, side)` of each image; by default the processor does.
+    """
+    from transformers import BatchFeature
+
     rows = []
     for start in range(0, len(pictures), batch_size):
-        inputs = judge.processor(images=list(pictures[start : start + batch_size]), return_tensors='pt')
+        some = list(pictures[start : start + batch_size])
+        if pixels is None:
+            inputs = judge.processor(images=some, return_tensors='pt')
+        else:
+            inputs = BatchFeature({'pixel_values': torch.stack([pixels(picture) for picture in some])})
         rows.append(_unit(judge, judge.model.get_image_features, inputs))
     return torch.cat(rows)
 

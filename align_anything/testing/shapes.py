@@ -96,18 +96,18 @@ def write_shapes(folder: str | Path, count: int, *, plain: float = 0.5, shuffled
     return folder
 
 
-def write_shape_pairs(folder: str | Path, count: int, *, preferred: str = 'red', seed: int = 0) -> Path:
+def write_shape_pairs(folder: str | Path, count: int, *, preferred: Sequence[str] = ('red',), seed: int = 0) -> Path:
     """Writes pairs of pictures and `pairs.jsonl`, and returns that file: `prompt`, `chosen` and `rejected`.
 
-    Prompts name a shape alone. What is chosen shows it in the preferred colour, what is rejected in another one.
+    Prompts name a shape alone. What is chosen shows it in a preferred colour, what is rejected in another one.
     """
     random, folder = np.random.default_rng(seed), _made(folder)
-    others = [colour for colour in COLOURS if colour != preferred]
+    others = [colour for colour in COLOURS if colour not in preferred]
     rows = []
     for number in range(count):
         shape = random.choice(SHAPES)
         row = {'prompt': f'a {shape}'}
-        for name, colour in (('chosen', preferred), ('rejected', random.choice(others))):
+        for name, colour in (('chosen', random.choice(preferred)), ('rejected', random.choice(others))):
             row[name] = f'{number}-{name}.png'
             draw_shape(colour, shape, random).save(folder / row[name])
         rows.append(row)
@@ -172,10 +172,8 @@ def paint(
     seed: int = 0,
 ) -> list[Image.Image]:
     """Returns a picture for each prompt, by diffusers alone; `adapter` is a folder that `load_lora_weights` reads."""
-    import diffusers
-
+    pipeline = open_painter(checkpoint)
     with quiet():
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(checkpoint, text_encoder_3=None, tokenizer_3=None)
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
         pipeline.set_progress_bar_config(disable=True)
@@ -186,6 +184,14 @@ def paint(
             max_sequence_length=WORDS,
             generator=torch.Generator().manual_seed(seed),
         ).images
+
+
+def open_painter(checkpoint: str | Path) -> Any:
+    """Returns the pipeline of a painter as diffusers loads it."""
+    import diffusers
+
+    with quiet():
+        return diffusers.DiffusionPipeline.from_pretrained(checkpoint, text_encoder_3=None, tokenizer_3=None)
 
 
 def _made(folder: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,19 @@ from torch import Tensor, nn
 
 from align_anything.core.types import Audio
 from align_anything.datasets.media.writing import wav
+from align_anything.models.diffusion.library import quiet
+from align_anything.testing.captioned import Captioned
 from align_anything.testing.tiny.pipeline_parts import PipelineOptions, save_pipeline
 from align_anything.testing.tiny.pipelines_audio import stable_audio
 
-PITCHES = {'low': 25.0, 'middle': 50.0, 'high': 100.0, 'shrill': 150.0}
+PITCHES = {'low': 100.0, 'middle': 200.0, 'high': 400.0, 'shrill': 600.0}
 """Words, and Hertz."""
-UNNAMED = 'a tone'
-"""The prompt that does not say which."""
-RATE, FRAME, FRAMES = 400, 16, 16
+RATE, FRAME, FRAMES = 1600, 16, 16
 """Samples a second, samples in a latent, and latents in a clip."""
 SECONDS = FRAME * FRAMES / RATE
 VOLUME, DETUNED = (0.3, 0.6), 0.02
 GAIN = 3.0
 """What makes latents about as large as noise."""
-
-
-def named(pitch: str) -> str:
-    """Returns the prompt for a pitch."""
-    return f'a {pitch} tone'
 
 
 def sound(pitch: str, random: np.random.Generator) -> Audio:
@@ -52,13 +46,20 @@ def pitch_of(samples: np.ndarray, rate: int = RATE) -> str | None:
     return loudest if heard[loudest] > power.sum() / 2 else None
 
 
+def _file(pitch: str, random: np.random.Generator) -> bytes:
+    return wav(sound(pitch, random))
+
+
+TONES = Captioned('audio', tuple(PITCHES), 'a tone', 'a {} tone', '.wav', _file)
+"""Tones, and prompts for them."""
+
+
 def sounding_model(out: str | Path, *, hidden: int = 48, layers: int = 3, seed: int = 0) -> Path:
     """Writes an untrained pipeline of Stable Audio into `out`, whose autoencoder cuts sounds up and loses nothing.
 
     It makes clips of `SECONDS`.
     """
-    corpus = [prompt for prompt in (UNNAMED, *map(named, PITCHES)) for _ in range(4)]
-    options = PipelineOptions('stable_audio', hidden=hidden, layers=layers, seed=seed, corpus=tuple(corpus))
+    options = PipelineOptions('stable_audio', hidden=hidden, layers=layers, seed=seed, corpus=TONES.corpus)
     save_pipeline({'stable_audio': _sounding}, options, Path(out))
     return Path(out)
 
@@ -114,46 +115,19 @@ def _set(convolution: Any, entries: dict[tuple[int, int, int], float]) -> None:
         convolution.bias.zero_()
 
 
-def write_tone_rows(folder: str | Path, rows: int = 32, *, unnamed: float = 0.5, seed: int = 0) -> Path:
-    """Writes tones and `rows.jsonl` with the prompts that ask for them; returns that file.
-
-    All pitches come equally often, and so large a share as `unnamed` of the prompts does not say which. Rows have a
-    `prompt`, an `audio`, its `pitch`, and another one's tone as `rejected`.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    random, words = np.random.default_rng(seed), list(PITCHES)
-    lines = []
-    for number in range(rows):
-        pitch = words[number % len(words)]
-        other = random.choice([word for word in words if word != pitch])
-        for name, word in ((f'{number}.wav', pitch), (f'{number}-other.wav', other)):
-            (folder / name).write_bytes(wav(sound(word, random)))
-        lines.append(
-            {
-                'prompt': UNNAMED if random.random() < unnamed else named(pitch),
-                'audio': f'{number}.wav',
-                'rejected': f'{number}-other.wav',
-                'pitch': pitch,
-            }
-        )
-    file = folder / 'rows.jsonl'
-    file.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
-    return file
-
-
 def sample_tones(checkpoint: str | Path, prompts: Sequence[str], *, steps: int = 16, seed: int = 0) -> list[np.ndarray]:
     """Returns the tones `(samples,)` that a pipeline makes of prompts, by diffusers alone."""
     import diffusers
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(
-        list(prompts),
-        audio_end_in_s=SECONDS,
-        num_inference_steps=steps,
-        guidance_scale=1.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type='np',
-    )
+    with quiet():
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(checkpoint))
+        pipeline.set_progress_bar_config(disable=True)
+        made = pipeline(
+            list(prompts),
+            audio_end_in_s=SECONDS,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type='np',
+        )
     return list(made.audios[:, 0])

@@ -95,10 +95,13 @@ def measure(
     return in_turn(sides, size.rounds, task.batch * size.steps)
 
 
-def in_turn(sides: Mapping[str, Callable[[], Found]], times: int, samples: int) -> dict[str, Side]:
+def in_turn(
+    sides: Mapping[str, Callable[[], Found]], times: int, samples: int, *, same_gradient: bool = True
+) -> dict[str, Side]:
     """Runs all `sides` one after the other, so many `times`; each trains on `samples` after its first step.
 
-    Raises RuntimeError when they don't begin with the same loss and the same gradient.
+    Raises RuntimeError when they don't begin with the same loss and, unless they train on other parts of the samples,
+    the same gradient.
     """
     found: dict[str, list[tuple[StepClock, int]]] = {name: [] for name in sides}
     for number in range(times):
@@ -111,7 +114,7 @@ def in_turn(sides: Mapping[str, Callable[[], Found]], times: int, samples: int) 
                 f'  round {number + 1} {name}: {listed} CPU s a step, {memory / 2**20:.0f} MiB, '
                 f'first loss {clock.losses[0]:.4f}, gradient {clock.norms[0]:.4f}{waste}'
             )
-    require_same_work({name: rounds[0][0] for name, rounds in found.items()})
+    require_same_work({name: rounds[0][0] for name, rounds in found.items()}, same_gradient=same_gradient)
     return {
         name: Side(samples / best_per_step([clock.seconds for clock, _ in rounds]), min(memory for _, memory in rounds))
         for name, rounds in found.items()
@@ -125,26 +128,28 @@ def speed(what: str, sides: Mapping[str, Side], name: str, other: str, limit: fl
     return Ratio(f'{what}: {name} / {other}', rate / against, limit, detail=detail)
 
 
-def require_same_work(clocks: Mapping[str, StepClock]) -> None:
-    """Raises RuntimeError when first losses, or the norms of the first gradients, are apart.
+def require_same_work(clocks: Mapping[str, StepClock], *, same_gradient: bool = True) -> None:
+    """Raises RuntimeError when first losses, or the norms of the first gradients where they matter, are apart.
 
     The gradient tells what a preference loss does not: it begins at log 2 whatever the responses are.
     """
     losses, norms = ([getattr(clock, key)[0] for clock in clocks.values()] for key in ('losses', 'norms'))
-    if max(losses) - min(losses) > SAME_LOSS or max(norms) > min(norms) * (1 + SAME_NORM):
+    apart = same_gradient and max(norms) > min(norms) * (1 + SAME_NORM)
+    if max(losses) - min(losses) > SAME_LOSS or apart:
         told = ', '.join(
             f'{name} {loss:.5f} and {norm:.5f}' for name, loss, norm in zip(clocks, losses, norms, strict=True)
         )
         raise RuntimeError(f'the sides do not do the same work; first losses and gradient norms: {told}')
 
 
-def measured(*args: Any) -> tuple[StepClock, int, float]:
-    """The clock of a run of ours, the memory that it took and its share of padding; arguments as of `ours.train`."""
+def measured(*args: Any) -> Found:
+    """The clock of a run of ours, its memory, and its share of padding if any; arguments as of `ours.train`."""
     reset_peak()
     before = resident()
     clock, output = ours.train(*args)
-    shares = [record['train/padding'] for record in read_metrics(output / METRICS_FILE)[1:]]
-    return clock, peak() - before, sum(shares) / len(shares)
+    records = read_metrics(output / METRICS_FILE)[1:]
+    shares = [record['train/padding'] for record in records if 'train/padding' in record]
+    return clock, peak() - before, sum(shares) / len(shares) if shares else None
 
 
 def _peer(*args: Any) -> tuple[StepClock, int, None]:

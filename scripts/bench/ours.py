@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.measure import StepClock
+from scripts.bench.measure import StepClock, cpu_seconds, peak, reset_peak, resident
 
 SETTINGS = {
     'ds_cfgs': 'ds_z0_config.json',
@@ -91,6 +91,55 @@ def _count(loop: Any, floating: list[int]) -> None:
 
 def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
     """The rows of the first epoch in the order in which the run trains on them."""
+    return [row for batch in _planned(pair_name, argv, algorithm)[3] for row in batch]
+
+
+def draws(pair_name: str, argv: list[str], algorithm: str, steps: int) -> list[tuple[Any, Any]]:
+    """The noise levels `(rows,)` and the noise `(rows, …)` of each of the first steps, one for the answers of a row."""
+    _, dataset, collate, batches = _planned(pair_name, argv, algorithm)
+    found = []
+    for rows in batches[:steps]:
+        # Before anything was encoded latents are zero, so that what flows and ε-models predict is the noise.
+        inputs = collate([dataset[row] for row in rows]).inputs
+        own = slice(None, None, len(inputs.sample) // len(rows))
+        # As arrays: the memory of tensors would go with the process that measures this.
+        found.append((inputs.level[own].numpy(), inputs.target[own].numpy()))
+    return found
+
+
+def preparation(pair_name: str, argv: list[str], algorithm: str) -> tuple[float, int]:
+    """CPU seconds in which the encoders prepare all rows, and the memory that it took.
+
+    Loading the encoders is left out, and their first pass, which pays for allocation as the first step of a loop does.
+    """
+    import torch
+
+    from align_anything.engines.process_group import join_process_group
+    from align_anything.trainers.runs.prepared import prepare_latents
+
+    reset_peak()
+    before = resident()
+    cfgs, dataset, collate, _ = _planned(pair_name, argv, algorithm)
+    join_process_group()
+    spec, opening = collate.spec, []
+    open_pipeline = spec.open
+
+    def opened(*args: Any) -> Any:
+        began = cpu_seconds()
+        pipeline = open_pipeline(*args)
+        spec.encode_media(pipeline, torch.zeros(1, 3, *spec.default_size()))
+        spec.encode_text(pipeline, ['', ''])
+        opening.append(cpu_seconds() - began)
+        return pipeline
+
+    spec.open = opened
+    began = cpu_seconds()
+    prepare_latents(cfgs, spec, [dataset])
+    return cpu_seconds() - began - sum(opening), peak() - before
+
+
+def _planned(pair_name: str, argv: list[str], algorithm: str) -> tuple[Any, Any, Any, list[list[int]]]:
+    """The settings of a run, its rows, its collator, and the rows of each micro-batch of the first epoch."""
     from align_anything.trainers.runs.assembly import make_collator
     from align_anything.trainers.runs.data import make_dataset, open_sources, training_sampler
     from align_anything.trainers.runs.settings import spec_of
@@ -101,7 +150,7 @@ def order(pair_name: str, argv: list[str], algorithm: str = 'sft') -> list[int]:
     dataset = make_dataset(sources.training, pair, spec, resolved.algorithm, cfgs.data_cfgs.train_on)
     collate = make_collator(cfgs, spec, pair, resolved.algorithm)
     sampler = training_sampler(sources.training, dataset, collate, cfgs)
-    return [row for batch in sampler.micro_batches(0) for row in batch]
+    return cfgs, dataset, collate, list(sampler.micro_batches(0))
 
 
 def resolved_run(pair_name: str, argv: list[str], algorithm: str) -> tuple[Any, Any]:
@@ -132,6 +181,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
         training_sampler,
     )
     from align_anything.trainers.runs.media_codes import prepare_codes
+    from align_anything.trainers.runs.prepared import prepare_latents
     from align_anything.trainers.runs.reference import make_roles
     from align_anything.trainers.runs.settings import spec_of
 
@@ -143,6 +193,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     sources, spec = open_sources(cfgs), spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, objective, cfgs.data_cfgs.train_on)
     prepare_codes(cfgs, spec, [dataset])
+    prepare_latents(cfgs, spec, [dataset])
     steps = cfgs.train_cfgs.max_steps
     collate = make_collator(cfgs, spec, pair, objective)
     costs, _ = row_costs(dataset, collate, cfgs)

@@ -53,8 +53,13 @@ class Size:
     units: int
     book: int
     code_vocabulary: int
+    coded_image_size: int
     picture_side: int
     picture_prompt: int
+    picture: int
+    shrink: int
+    pictures: int
+    rollout_steps: int
 
 
 FULL = Size(
@@ -94,8 +99,13 @@ FULL = Size(
     units=576,
     book=8 * 1024,
     code_vocabulary=64 * 1024,
+    coded_image_size=280,
     picture_side=16,
     picture_prompt=64,
+    picture=256,
+    shrink=1,
+    pictures=2,
+    rollout_steps=10,
 )
 QUICK = Size(
     hidden=64,
@@ -134,8 +144,13 @@ QUICK = Size(
     units=64,
     book=512,
     code_vocabulary=4096,
+    coded_image_size=56,
     picture_side=4,
     picture_prompt=32,
+    picture=64,
+    shrink=2,
+    pictures=1,
+    rollout_steps=4,
 )
 
 
@@ -161,6 +176,12 @@ def words(count: int, seed: int = 0) -> list[str]:
     while len(made) < count:
         made[''.join(source.choices(SYLLABLES, k=source.choice((2, 3))))] = None
     return list(made)
+
+
+def prompts(count: int, seed: int = 10) -> list[str]:
+    """Returns texts of a dozen words, such as pictures are asked for with."""
+    source, known = random.Random(seed), words(200)
+    return [' '.join(source.choices(known, k=12)) for _ in range(count)]
 
 
 def corpus(vocabulary: list[str]) -> list[str]:
@@ -212,7 +233,7 @@ def omni_model(folder: Path, size: Size) -> Path:
 
 def coded_model(folder: Path, size: Size) -> Path:
     """Builds the Emu3-type checkpoint with its codec."""
-    return _like_image('emu3', folder, size, vocab=size.words // 2 + 900, image_size=size.image_size)
+    return _like_image('emu3', folder, size, vocab=size.words // 2 + 900, image_size=size.coded_image_size)
 
 
 def drawing_model(folder: Path, size: Size) -> Path:

@@ -45,6 +45,9 @@ def main() -> int:
     parser.add_argument('folder', type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault('DS_ACCELERATOR', 'cpu')
+    from align_anything.trainers.launch import quieten_libraries
+
+    quieten_libraries()
     return {'prepare': prepare, 'check': check}[arguments.step](arguments.folder)
 
 

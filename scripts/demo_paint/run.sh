@@ -4,7 +4,7 @@
 # few minutes. `make demo-paint` calls it. Fails when it learns too little.
 
 DEMO_DIR="${DEMO_DIR:-output/demo_paint}" # where everything goes, in place of an earlier demo
-STEPS="${STEPS:-1200}"                    # of supervised training
+STEPS="${STEPS:-700}"                     # of supervised training
 REWARDED_STEPS="${REWARDED_STEPS:-40}"
 
 source "$(dirname "${BASH_SOURCE[0]}")/../demo.sh"
@@ -12,6 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../demo.sh"
 PAINTING="${REPOSITORY}/scripts/demo_paint/painting.py"
 
 SHARED=(
+    --max_sequence_length 6
     --epochs 1000
     --eval_strategy no
     --save_checkpoint False
@@ -26,7 +27,7 @@ train align_anything.trainers.text_to_image.sft \
     --output_dir "${DEMO_DIR}/supervised" \
     --max_steps "${STEPS}" \
     --per_device_train_batch_size 32 \
-    --learning_rate 3e-3 \
+    --learning_rate 6e-3 \
     --lr_scheduler_type cosine \
     --lr_warmup_ratio 0.05 \
     "${SHARED[@]}"

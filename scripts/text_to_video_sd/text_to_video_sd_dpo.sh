@@ -6,6 +6,7 @@ MODEL_NAME_OR_PATH="${MODEL_NAME_OR_PATH:-ali-vilab/text-to-video-ms-1.7b}" # ch
 TRAIN_DATASETS="${TRAIN_DATASETS:-safe_sora.jsonl}" # data: a file, a folder or a hub name
 TRAIN_TEMPLATE="${TRAIN_TEMPLATE:-SafeSora}" # how rows become pairs
 VIDEO_FOLDER="${VIDEO_FOLDER:-.}" # where the paths of videos in the rows start: the folder of the downloaded files
+NUM_FRAMES="${NUM_FRAMES:-16}" # frames of a clip
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
 OUTPUT_DIR="${OUTPUT_DIR:-output/text_to_video_sd_dpo}" # where the trained model goes
 
@@ -18,6 +19,7 @@ deepspeed \
     --train_datasets "${TRAIN_DATASETS}" \
     --train_template "${TRAIN_TEMPLATE}" \
     --video_folder "${VIDEO_FOLDER}" \
+    --num_frames "${NUM_FRAMES}" \
     --train_split "${TRAIN_SPLIT}" \
     --output_dir "${OUTPUT_DIR}" \
     "$@"

@@ -9,6 +9,7 @@ PROMPT_COLUMN="${PROMPT_COLUMN:-Prompt}" # column with the prompt
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
 REWARD_FUNCTIONS="${REWARD_FUNCTIONS:-jpeg_size}" # what rewards a clip: names, or file.py:name of your own
 NUM_GENERATIONS="${NUM_GENERATIONS:-8}" # clips to each prompt
+ROLLOUT_STEPS="${ROLLOUT_STEPS:-10}" # denoising steps of a rollout
 PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-1}" # prompts that a device makes clips of at once
 PER_DEVICE_TRAIN_BATCH_SIZE="${PER_DEVICE_TRAIN_BATCH_SIZE:-1}" # clips in a micro-batch
 GRADIENT_ACCUMULATION_STEPS="${GRADIENT_ACCUMULATION_STEPS:-4}" # micro-batches in an optimizer step
@@ -35,7 +36,7 @@ deepspeed \
     --per_device_train_batch_size "${PER_DEVICE_TRAIN_BATCH_SIZE}" \
     --gradient_accumulation_steps "${GRADIENT_ACCUMULATION_STEPS}" \
     --guidance_scale 4.5 \
-    --rollout_steps 10 \
+    --rollout_steps "${ROLLOUT_STEPS}" \
     --sde_window 2 \
     --output_dir "${OUTPUT_DIR}" \
     "$@"

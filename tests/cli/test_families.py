@@ -71,6 +71,8 @@ def test_runs_are_those_whose_media_the_family_reads(found: dict[str, Family]) -
     assert set(found['csm'].runs) == {'text_to_audio'} and 'sft' in found['csm'].runs['text_to_audio']
     # Its class is in transformers, but its tokenizer cannot be had (docs/extending.md).
     assert found['voxtral'].rules == NONE and 'mistral-common' in found['voxtral'].note
+    # It writes nothing.
+    assert found['clip'].runs == {'text_to_image': ['cost_model', 'rm', 'rm_score']} and not found['clip'].writes_text
     for family in found.values():
         if family.rules == NONE:
             assert family.note and not family.runs and family.layouts is None

@@ -111,8 +111,8 @@ def test_a_batch_size_of_another_name_is_read(tmp_path: Path) -> None:
     found = load('train_cfgs:\n  train_batch_size: 3\n', tmp_path, TEXT, 'sft')
     assert found.cfgs.train_cfgs.per_device_train_batch_size == 3
     assert found.notes == (
-        f'{tmp_path}/theirs.yaml line 2: train_cfgs.train_batch_size is read as '
-        'train_cfgs.per_device_train_batch_size.',
+        f'{tmp_path}/theirs.yaml line 2: '
+        'train_cfgs.train_batch_size is read as train_cfgs.per_device_train_batch_size.',
     )
     # On the command line somebody is there to say what is meant.
     with pytest.raises(SettingsError, match="Did you mean 'per_device_train_batch_size'"):

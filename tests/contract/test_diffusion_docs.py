@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from align_anything.algorithms.base import known_algorithms
-from align_anything.algorithms.nft import NFT
 from align_anything.cli.leaves import find_run
 from align_anything.configs.schema import build_run_schema, groups_of
 from align_anything.testing.tiny.judges import build_judge
@@ -32,22 +31,40 @@ SMALLER = {
 PRESET = '--bf16 False --log_type none --num_workers 0 --ds_cfgs ds_z0_config.json --gradient_checkpointing False'
 
 
-def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (command,) = re.findall(r'```bash\n(deepspeed --module \S+\.nft .*?)```', TEXT, re.DOTALL)
-    for said, smaller in SMALLER.items():
+def command_of(
+    name: str, smaller: dict[str, str], tiny: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs the command of an algorithm that has a section of its own, in sizes that a test can afford."""
+    (command,) = re.findall(
+        rf'```bash\n(deepspeed --module \S+\.{name} .*?)```', TEXT.split('\n## PPO\n')[1], re.DOTALL
+    )
+    for said, other in smaller.items():
         assert said in command
-        command = command.replace(said, smaller)
-    (tmp_path / 'my_rewards.py').write_text(REWARDS)
+        command = command.replace(said, other)
+    (folder / 'my_rewards.py').write_text(REWARDS)
     texts = [{'messages': [{'role': 'user', 'content': text}]} for text in ('a zero', 'a one', 'a two', 'a three')]
-    write_rows(tmp_path / 'prompts.jsonl', texts)
-    (tmp_path / 'stabilityai').mkdir()
-    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    write_rows(folder / 'prompts.jsonl', texts)
+    (folder / 'stabilityai').mkdir()
+    (folder / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
     _, _, module, *argv = shlex.split(command.replace('\\\n', ' '))
     pair, kind = find_run(*module.split('.')[-2:])
-    assert kind is NFT
-    monkeypatch.chdir(tmp_path)
+    assert kind.name == name
+    monkeypatch.chdir(folder)
     (ended,) = run([*argv, *PRESET.split()], pair=pair, algorithm=kind)
     assert ended.code == 0, ended.output
+
+
+def test_the_command_of_ppo_runs(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = {f'--per_device_{what}_batch_size 8': f'--per_device_{what}_batch_size 2' for what in ('prompt', 'train')}
+    command_of('ppo', {**smaller, '--rollout_steps 10': '--rollout_steps 6'}, tiny, tmp_path, monkeypatch)
+    recorded = {name for record in lines(tmp_path / 'output' / 'sd3_ppo' / 'metrics.jsonl') for name in record}
+    page = TEXT.split('\n## PPO\n')[1].split('\n## ')[0]
+    assert '`value_loss` and `explained_variance` under `reward_critic`' in ' '.join(page.split())
+    assert {f'train/reward_critic/{name}' for name in ('value_loss', 'explained_variance')} <= recorded
+
+
+def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command_of('nft', SMALLER, tiny, tmp_path, monkeypatch)
     out = tmp_path / 'output' / 'nft'
     (section,) = re.findall(r'^- Metrics:(.*?)\n\n', TEXT, re.DOTALL | re.MULTILINE)
     recorded = {name for record in lines(out / 'metrics.jsonl') for name in record}
@@ -57,9 +74,14 @@ def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monk
     assert (out / 'previews.html').is_file() and (out / 'previews' / '00000000' / 'grid.png').is_file()
 
 
-def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_pipelines_run(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = TEXT.split('\n## In three commands\n')[1].split('\n## ')[0]
     (block,) = re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+    further = TEXT.split('\n## Training an adapter on\n')[1].split('\n## ')[0]
+    (going_on,) = re.findall(r'```bash\n(.*?)```', further, re.DOTALL)
+    block += going_on
     captioned, pair_row, prompt = re.findall(r'`(\{".*?\})`', page)
     (tmp_path / 'pictures').mkdir()
     Image.new('RGB', (64, 64), 'red').save(tmp_path / 'pictures' / 'fox.png')
@@ -77,7 +99,7 @@ def test_the_three_commands_run(tiny: Callable[..., Path], tmp_path: Path, monke
         assert said in block
         block = block.replace(said, other)
     commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
-    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo']
+    assert [words[2].rpartition('.')[2] for words in commands] == ['sft', 'dpo', 'grpo', 'dpo']
     for _, _, module, *argv in commands:
         pair, kind = find_run(*module.split('.')[-2:])
         short = ['--max_steps', '1', '--gradient_accumulation_steps', '1', *PRESET.split()]
@@ -113,6 +135,30 @@ def test_the_commands_of_editing_run(
         assert ended.code == 0, ended.output
         saved = tmp_path / argv[argv.index('--output_dir') + 1] / 'slice_end'
         assert (saved / 'pytorch_lora_weights.safetensors').is_file()
+
+
+def test_a_subject_is_mixed_with_its_class(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = TEXT.split('\n## A subject beside its class\n')[1].split('\n## ')[0]
+    (command,) = re.findall(r'```bash\n(.*?)```', section, re.DOTALL)
+    for folder, text in zip(('subject', 'dogs'), re.findall('"(a photo of [^"]*)"', section), strict=True):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            Image.new('RGB', (16, 16), (90 * number, 0, 0)).save(tmp_path / folder / f'{number}.png')
+            (tmp_path / folder / f'{number}.txt').write_text(text)
+    (tmp_path / 'stabilityai').mkdir()
+    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    monkeypatch.chdir(tmp_path)
+    command = command.replace('--resolution 512 --max_steps 500', '--resolution 16 --max_steps 2')
+    _, _, module, *argv = shlex.split(command.replace('\\\n', ' '))
+    pair, kind = find_run(*module.split('.')[-2:])
+    short = '--gradient_accumulation_steps 2 --per_device_train_batch_size 1'.split()
+    (ended,) = run([*argv, *short, *PRESET.split()], pair=pair, algorithm=kind)
+    assert ended.code == 0, ended.output
+    records = [record for record in lines(tmp_path / 'output' / 'subject' / 'metrics.jsonl') if 'train/loss' in record]
+    counted = [(record['train/samples/subject'], record['train/samples/dogs']) for record in records]
+    assert [sum(own) for own in zip(*counted, strict=True)] == [2, 2]
 
 
 def test_settings_and_links_exist() -> None:

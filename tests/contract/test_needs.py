@@ -63,10 +63,6 @@ def test_what_a_family_does_not_meet_is_refused_by_name(name: str, meets: Need) 
     for algorithm in asking_most(name):
         if name == 'nft' and meets == 'probability':
             continue  # of units that are chosen there is no noise, see below
-        if meets == 'transition' and algorithm.generates and algorithm.critics and algorithm.needs == meets:
-            with pytest.raises(SettingsError, match='no critic of half-denoised media'):
-                require_met(algorithm, spec)
-            continue
         if NEEDS.index(algorithm.needs) <= NEEDS.index(meets):
             require_met(algorithm, spec)
             continue
@@ -97,8 +93,8 @@ def test_a_reference_is_read_by_those_whose_settings_ask_for_it(
         ('rloo', {'kl_loss_coeff': 0.1, 'kl_loss_estimator': 'k1'}, 'transition', 'is exact, and k1 estimates'),
         ('rloo', {'missing_eos_penalty': 1.0}, 'transition', 'missing_eos_penalty is for'),
         ('ppo', {'overlong_buffer': 4}, 'transition', 'overlong_buffer is for'),
-        ('ppo', {}, 'transition', 'no critic of half-denoised media'),
-        ('saferlhf', {}, 'transition', 'saferlhf with advantage_estimator: rloo'),
+        ('ppo', {'bootstrap_truncated': True}, 'transition', 'bootstrap_truncated is for'),
+        ('saferlhf', {'bootstrap_truncated': True}, 'transition', 'bootstrap_truncated is for'),
     ],
 )
 def test_settings_of_other_units_are_refused(name: str, settings: dict[str, Any], meets: Need, words: str) -> None:

@@ -73,6 +73,13 @@ def test_a_caption_stands_beside_its_medium(tmp_path: Path) -> None:
     assert load_rows(str(tmp_path)).row_name(0) == f'{tmp_path}/a.png'
 
 
+def test_a_folder_may_be_named_from_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not once more from where media are looked for, which is that folder itself."""
+    write(tmp_path / 'pictures', {'a.png': png(), 'a.txt': 'A fox'})
+    monkeypatch.chdir(tmp_path)
+    assert everything('pictures') == everything(str(tmp_path / 'pictures'))
+
+
 def test_folders_that_are_repeated_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = {
         '3_sks dog/1.png': png(),

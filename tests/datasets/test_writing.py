@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -13,7 +14,7 @@ from PIL import Image
 from align_anything.core.types import Audio, CodedMedia, Video, decoded_medium
 from align_anything.datasets.media import decode, make_media
 from align_anything.datasets.media.audio import at_rate
-from align_anything.datasets.media.writing import animation, data_uri, files_of, png, wav
+from align_anything.datasets.media.writing import animation, data_uri, files_of, mp4, png, wav
 from tests.datasets.clips import tone
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
@@ -50,11 +51,32 @@ def test_each_frame_is_shown_at_its_time() -> None:
 
 
 def test_a_video_is_written_with_its_sound() -> None:
-    (animated,) = files_of('video', CLIP)
-    assert animated == ('.apng', animation(CLIP))
-    assert files_of('video', replace(CLIP, audio=LOUD)) == [animated, ('.wav', wav(LOUD))]
+    animated, played = files_of('video', CLIP)
+    assert animated == ('.apng', animation(CLIP)) and played == ('.mp4', mp4(CLIP))
+    assert files_of('video', replace(CLIP, audio=LOUD)) == [animated, played, ('.wav', wav(LOUD))]
     assert files_of('audio', LOUD) == [('.wav', wav(LOUD))]
     assert files_of('image', Image.fromarray(PIXELS[0]))[0][0] == '.png'
+
+
+@pytest.mark.parametrize('encoders', [None, {'mpeg4'}], ids=['own', 'without-x264'])
+def test_an_mp4_is_played_at_its_times(encoders: set[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if encoders is not None:
+        monkeypatch.setattr(av, 'codecs_available', encoders)
+    shades = np.tile(np.array([40, 120, 200], np.uint8)[:, None, None, None], (1, 17, 31, 3))
+    times = np.array([0.0, 0.5, 1.75])
+    content = mp4(Video(shades, times, 2.0))
+    assert content == mp4(Video(shades, times, 2.0))
+    with av.open(io.BytesIO(content)) as container:
+        found = list(container.decode(video=0))
+        assert container.streams.video[0].codec_context.name == ('h264' if encoders is None else 'mpeg4')
+    assert [(frame.width, frame.height) for frame in found] == [(32, 18)] * 3
+    assert [frame.time for frame in found] == pytest.approx(times, abs=1e-3)
+    assert (
+        np.abs(
+            np.stack([frame.to_ndarray(format='rgb24') for frame in found])[:, :17, :31] - shades.astype(float)
+        ).max()
+        < 8
+    )
 
 
 def test_a_part_without_a_medium_has_none() -> None:

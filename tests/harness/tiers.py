@@ -35,6 +35,8 @@ TOGETHER = {
         ),
         'vllm',
     ),
+    # A painter that was taught first.
+    'tests/learning/test_painted': 'painted',
     # A model that was taught first, by pair.
     'tests/learning/': FIRST_PARAMETER,
     # Rows, scores and gradients of plain transformers, by family.

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from align_anything.cli.leaves import find_run
 from align_anything.core.types import MediaKind
 from align_anything.models.codecs.base import codec_rules
 from align_anything.testing import emitting
 from align_anything.testing.sampling import sample_media
 from tests.harness.once import once
 from tests.learning import seen
-from tests.learning.school import open_text_model
-from tests.trainers.runs import run, sft, write_rows
+from tests.learning.school import open_text_model, train_by
+from tests.trainers.runs import write_rows
 
 NOISE = 40
 """Of 255 levels of grey."""
@@ -150,10 +149,7 @@ def train(
     lesson: Lesson, name: str, output: Path, model: Path, rows: Path, pair: str | None = None, **settings: Any
 ) -> Path:
     """Trains a model by an algorithm, on the pair of the lesson or another, and returns the folder of what came."""
-    pair, algorithm = find_run(pair or lesson.pair, name)
-    (done,) = run(sft(output, model, rows, **{**SETTINGS, **settings}), 1, pair, algorithm=algorithm, timeout=600)
-    assert done.code == 0, done.output
-    return output / 'slice_end'
+    return train_by(pair or lesson.pair, name, output, model, rows, **{**SETTINGS, **settings})
 
 
 def taught(lesson: Lesson, shared: Path) -> Path:

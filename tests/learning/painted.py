@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from align_anything.cli.leaves import find_run
 from align_anything.testing import shapes
 from tests.harness.once import once
-from tests.trainers.runs import run, sft
+from tests.learning.school import train_by
 
 ROWS, PAIRS = 2000, 400
+"""Pictures with captions, and pairs."""
 SETTINGS: dict[str, Any] = {
     'template': None,
     'model_max_length': None,
@@ -33,6 +33,40 @@ SUPERVISED: dict[str, Any] = {
     'lr_warmup_ratio': 0.05,
 }
 """How an untrained painter learns colours; half a minute of a processor."""
+ON_PAIRS: dict[str, Any] = {
+    'template': 'Preference',
+    'train_template_kwargs': '{answers: image}',
+    'use_lora': True,
+    'r': 8,
+    'lora_alpha': 16,
+    'per_device_train_batch_size': 16,
+    'lr_scheduler_type': 'constant',
+}
+PAIRED: dict[str, dict[str, Any]] = {
+    'dpo': {**ON_PAIRS, 'scale_coeff': 500, 'sft_coeff': 0.5, 'learning_rate': 2e-3, 'max_steps': 80},
+    'kto': {
+        **ON_PAIRS,
+        'scale_coeff': 200,
+        'learning_rate': 1e-3,
+        'max_steps': 100,
+        'target_modules': 'all-linear',
+    },
+}
+"""How what was taught goes on, on pairs."""
+RANKED: dict[str, Any] = {
+    **{key: value for key, value in ON_PAIRS.items() if key in ('template', 'train_template_kwargs')},
+    'eval_template': 'Preference',
+    'eval_template_kwargs': '{answers: image}',
+    'eval_strategy': 'steps',
+    'eval_interval': 24,
+    'max_steps': 24,
+    'per_device_train_batch_size': 16,
+    'learning_rate': 3e-3,
+    'model_max_length': 256,
+    'max_sequence_length': None,
+    'freeze_vision_tower': False,
+    'freeze_mm_proj': False,
+}
 NAMED = [prompt for prompt in shapes.NAMED for _ in range(8)]
 PLAIN = [prompt for prompt in shapes.PLAIN for _ in range(32)]
 """What painters are asked for, with colours and without."""
@@ -40,25 +74,27 @@ PLAIN = [prompt for prompt in shapes.PLAIN for _ in range(32)]
 
 def train(name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
     """Trains a painter by an algorithm, and returns the folder of what came."""
-    pair, algorithm = find_run('text_to_image', name)
-    (done,) = run(sft(output, model, rows, **{**SETTINGS, **settings}), 1, pair, algorithm=algorithm, timeout=600)
-    assert done.code == 0, done.output
-    return output / 'slice_end'
+    return train_by('text_to_image', name, output, model, rows, **{**SETTINGS, **settings})
+
+
+def teach(folder: Path, shuffled: bool = False) -> Path:
+    """Teaches a painter by pictures with their captions, or those of others, in a folder; returns what came of it."""
+    start = shapes.build_painter(folder / 'start')
+    rows = shapes.write_shapes(folder / 'shapes', ROWS, shuffled=shuffled)
+    return train('sft', folder / 'run', start, rows, **SUPERVISED)
 
 
 def taught(shared: Path) -> Path:
-    """A folder with a painter in `model` that paints the colours it is asked for, and what its run left in `run`.
+    """A folder with a painter in `model` that paints the colours it is asked for.
 
     It is taught once a run. Do not write into the folder.
     """
 
-    def teach(folder: Path) -> None:
+    def make(folder: Path) -> None:
         folder.mkdir()
-        start = shapes.build_painter(folder / 'start')
-        rows = shapes.write_shapes(folder / 'shapes', ROWS)
-        (folder / 'model').symlink_to(train('sft', folder / 'run', start, rows, **SUPERVISED))
+        (folder / 'model').symlink_to(teach(folder))
 
-    return once(shared, 'taught-painter', teach)
+    return once(shared, 'taught-painter', make)
 
 
 def colours_asked_for(pictures: Sequence[Image.Image]) -> float:

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from align_anything.cli.leaves import find_run
 from align_anything.testing.tiny import build
 from tests.harness.once import once
 from tests.learning import lessons, tasks
 from tests.learning.preferences import HELD_OUT, LESSONS, OTHER, TRAINED, with_media_of_the_other
+from tests.learning.school import train_by
 from tests.learning.tasks import Question
 from tests.learning.test_preferences import FAMILIES
-from tests.trainers.runs import lines, run, sft, write_rows
+from tests.trainers.runs import lines, write_rows
 
 START, REACHED = 0.8, 0.85
 """Share of right answers, at most before and at least after."""
@@ -84,10 +84,7 @@ def ended(asked: Sequence[Question], ends: Sequence[str]) -> list[Question]:
 
 def train(pair: str, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
     """Trains a model by an algorithm and returns the folder of what came of it."""
-    its_pair, algorithm = find_run(pair, name)
-    (done,) = run(sft(output, model, rows, **{**common(), **settings}), 1, its_pair, algorithm=algorithm)
-    assert done.code == 0, done.output
-    return output / 'slice_end'
+    return train_by(pair, name, output, model, rows, **{**common(), **settings})
 
 
 def common() -> dict[str, Any]:

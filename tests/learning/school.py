@@ -13,6 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
+from align_anything.cli.leaves import find_run
 from align_anything.testing.tiny import build
 from align_anything.trainers.pairs import Pair
 from tests.learning import lessons, tasks
@@ -44,6 +45,14 @@ def train(output: Path, model: Path, rows: Path, *, pair: Pair = TEXT, ranks: in
     )
     ended = run(argv, ranks, pair, timeout=240)
     assert [item.code for item in ended] == [0] * ranks, '\n'.join(item.output for item in ended)
+    return output / 'slice_end'
+
+
+def train_by(pair: str, name: str, output: Path, model: Path, rows: Path, **settings: Any) -> Path:
+    """Trains a model by the algorithm `name` on the data of `pair`; returns the folder of what came of it."""
+    its_pair, algorithm = find_run(pair, name)
+    (done,) = run(sft(output, model, rows, **settings), 1, its_pair, algorithm=algorithm, timeout=600)
+    assert done.code == 0, done.output
     return output / 'slice_end'
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from align_anything.rewards.base import Completion, register_reward
 from align_anything.testing.emitting import heard, read_digits
+from align_anything.testing.moving import direction_of
+from align_anything.testing.tones import pitch_of
 
 
 @register_reward('drawn_digit')
@@ -28,6 +30,17 @@ def heard_in(completion: Completion) -> list[int]:
     return found[0] if found else [-1] * len(completion.meta['notes'])
 
 
-def share(found: Sequence[int], wanted: Sequence[int]) -> float:
-    """The share of numbers that are as wanted."""
+def share(found: Sequence[object], wanted: Sequence[object]) -> float:
+    """The share of what is as wanted."""
     return sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)
+
+
+@register_reward('shown_word')
+def shown_word(completions: Sequence[Completion]) -> list[float]:
+    """1 for a clip of a ball that moves as its row wants, and for a tone that is as high."""
+    parts = [part for completion in completions for part in completion.message['content']]
+    words = [
+        direction_of(part['video'].frames) if part['type'] == 'video' else pitch_of(part['audio'].samples)
+        for part in parts
+    ]
+    return [float(word == item.meta['word']) for word, item in zip(words, completions, strict=True)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, linear, normalize
 
 from align_anything.core.errors import ModelError, RewardError, SettingsError
@@ -246,6 +246,11 @@ def test_aesthetic(judge: Judge, tmp_path: Path) -> None:
             expected = linear(expected, weight, bias)
         found = given('aesthetic', answer(RED), answer(NOISE), answer(), model=judge('clip'), weights=path)
         assert found == pytest.approx([*expected.flatten().tolist(), 0.0], rel=1e-4)
+        # As LAION has it.
+        published = str(tmp_path / f'{len(sizes)}.pth')
+        torch.save(load_file(path), published)
+        found = given('aesthetic', answer(RED), model=judge('clip'), weights=published)
+        assert found == pytest.approx(expected[0].tolist(), rel=1e-4)
         get_reward('aesthetic').__globals__['layers_of'].cache_clear()
 
 
@@ -257,9 +262,9 @@ def test_a_predictor_that_is_none_is_refused(judge: Judge, tmp_path: Path) -> No
 
     for name in ('a', 'b', 'c', 'd'):
         (tmp_path / name).mkdir()
-    assert 'is no safetensors file. Convert' in problem(str(tmp_path / 'laion.pth'))
+    assert 'is no file' in problem(str(tmp_path / 'laion.pth'))
     (tmp_path / 'broken.safetensors').write_bytes(b'no tensors')
-    assert 'is damaged or truncated' in problem(str(tmp_path / 'broken.safetensors'))
+    assert 'is damaged, or holds something else' in problem(str(tmp_path / 'broken.safetensors'))
     assert 'do not lead from an embedding to one number' in problem(predictor(tmp_path / 'a', 32, 4)[0])
     path, tensors = predictor(tmp_path / 'b', 32, 4, 1)
     save_file({'layers.0.weight': tensors[0]}, tmp_path / 'c' / 'half.safetensors')

@@ -19,6 +19,8 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.online import Online
 from align_anything.cli.leaves import find_run
 from align_anything.datasets.template_registry import make_formatter
+from align_anything.testing.tiny import KINDS
+from align_anything.testing.tiny.judges import build_judge
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.checks import check_online
@@ -37,7 +39,7 @@ NAMES = [path.stem for path in SCRIPTS]
 ALSO_TRAINED = (
     'llama_dpo llama_kto qwen2_rm qwen2_cost_model qwen2_orpo llama_simpo qwen2_cpo llava_cost_model qwen2_vl_rm '
     'qwen2_audio_dpo qwen2_5_vl_video_dpo llava_saferlhf qwen2_vl_grpo sd3_dpo sd3_grpo '
-    'qwen_image_edit_grpo sd3_nft sd15_dpo audioldm_dpo text_to_video_sd_dpo wan_grpo'
+    'qwen_image_edit_grpo sd3_nft sd15_dpo audioldm_dpo text_to_video_sd_dpo wan_grpo clip_rm'
 ).split()
 TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem in ALSO_TRAINED]
 
@@ -62,7 +64,9 @@ EMITTING = {
 # The optimizer of an offloading run is compiled on first use, which takes longer than all tests here.
 SETTINGS = {
     'qwen3_moe_sft': {'ZERO_STAGE_FILE': 'ds_z2_config.json'},
-    **dict.fromkeys(('wan_sft', 'wan_dpo', 'wan_grpo'), {'NUM_FRAMES': 1, 'RESOLUTION': 32}),
+    **dict.fromkeys(('wan_sft', 'wan_dpo'), {'NUM_FRAMES': 1, 'RESOLUTION': 32}),
+    'wan_grpo': {'NUM_FRAMES': 1, 'RESOLUTION': 32, 'PER_DEVICE_TRAIN_BATCH_SIZE': 4},
+    **dict.fromkeys(('text_to_video_sd_sft', 'text_to_video_sd_dpo'), {'NUM_FRAMES': 4}),
     **dict.fromkeys(('flux_kontext_sft', 'qwen_image_edit_grpo'), {'RESOLUTION': 32}),
 }
 # Folders of scripts that train pipelines of diffusers.
@@ -70,7 +74,12 @@ PIPELINES = ('sd15', 'sd3', 'audioldm', 'text_to_video_sd', 'wan', 'flux_kontext
 
 SMALL = '--max_steps 2 --num_workers 0 --log_type none --save_total_limit 0'.split()
 # Scripts of online algorithms set these themselves.
-ROLLOUT = {'NUM_GENERATIONS': 2, 'PER_DEVICE_PROMPT_BATCH_SIZE': 2, 'GRADIENT_ACCUMULATION_STEPS': 1}
+ROLLOUT = {
+    'NUM_GENERATIONS': 2,
+    'PER_DEVICE_PROMPT_BATCH_SIZE': 2,
+    'GRADIENT_ACCUMULATION_STEPS': 1,
+    'ROLLOUT_STEPS': 4,
+}
 
 PICTURE = {'image': 'picture.png', 'question': 'What is it?'}
 CHOSEN = {**PICTURE, 'chosen': 'A red square.', 'rejected': 'A dog.'}
@@ -219,7 +228,7 @@ def aimed(
         header |= dict.fromkeys(('REWARD_MODEL_NAME_OR_PATH', 'COST_MODEL_NAME_OR_PATH'), judge)
     steps = '--max_new_tokens 4' if 'PROMPT_BATCH' in text else '--gradient_accumulation_steps 1'
     if '--rollout_steps' in text:
-        steps = '--rollout_steps 4'
+        steps = ''
     pair, name, argv, environment = call(script, *SMALL, *steps.split(), *more, **header)
     how = {'pair': PAIRS[pair], 'before': lambda _: os.environ.update(environment)}
     return argv, {**how, 'algorithm': known_algorithms()[name]}
@@ -233,7 +242,9 @@ def made(tiny: Callable[..., Path], emitting: Callable[..., Path], tmp_path: Pat
         if name in EMITTING:
             return emitting(EMITTING[name])
         family = FAMILIES.get(name) or next(path.parent.name for path in SCRIPTS if path.stem == name)
-        return build(family, tmp_path / family) if family in STAND_INS else tiny(family)
+        if family in STAND_INS:
+            return build(family, tmp_path / family)
+        return tiny(family) if family in KINDS else build_judge(family, tmp_path / family)
 
     return model
 

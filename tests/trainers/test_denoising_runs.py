@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from align_anything.losses.dpo import DPO_LOSSES
+from align_anything.trainers.launch import settings_of
+from align_anything.trainers.runs.denoised_rollouts import sampling_of
+from align_anything.trainers.runs.settings import spec_of
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, online, write_digits
 from tests.trainers.runs import lines, poison, run, succeed, weights
@@ -45,7 +48,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     'cpo': ('cpo', SHOWN, 'cpo needs of each unit the log-probability of one choice'),
     'entropy': ('grpo', {'entropy_coeff': 0.1}, 'grpo needs of each unit the log-probability of one choice'),
     'estimator': ('grpo', {'kl_estimator': 'k1'}, 'the KL divergence of transitions is exact, and k1 estimates one'),
-    'critic': ('ppo', {}, 'there is no critic of half-denoised media'),
+    'bootstrap': ('ppo', {'bootstrap_truncated': True}, 'train_cfgs.bootstrap_truncated (command line'),
+    'other critic': ('ppo', {'reward_critic_model_name_or_path': 'other'}, 'reward_critic_model_name_or_path (command'),
     'vllm': ('grpo', {'use_vllm': True}, 'vllm_cfgs.use_vllm (command line --use_vllm): it means nothing here'),
     'temperature': (
         'grpo',
@@ -71,6 +75,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {'streaming': True, 'max_steps': 2},
         'data_cfgs.streaming: the rows of a stream cannot be encoded',
     ),
+    'same noise': ('nft', {'same_noise_in_group': True}, 'all responses to a prompt would be one and the same'),
     'offline steps': ('sft', {'rollout_steps': 4}, 'diffusion_cfgs.rollout_steps'),
 }
 
@@ -116,9 +121,39 @@ def test_grpo_by_its_settings(how: str, tiny: Tiny, rows: Path, tmp_path: Path) 
     assert metrics(out, 'train/rollout_drift')[0] == 0
 
 
+@pytest.mark.parametrize(
+    ('settings', 'same'),
+    [({}, False), ({'sde_window': 1}, True), ({'sde_window': 1, 'same_noise_in_group': False}, False)],
+    ids=['all steps', 'window', 'as asked'],
+)
+def test_responses_start_alike_where_few_steps_sample(
+    settings: dict[str, Any], same: bool, tiny: Tiny, rows: Path, tmp_path: Path
+) -> None:
+    argv = online(tmp_path / 'run', tiny('sd3'), rows, **settings)
+    resolved = settings_of(PICTURES, named('grpo'), argv, {})
+    assert sampling_of(resolved, PICTURES, spec_of(resolved.cfgs), 1).same_noise == same
+
+
 @pytest.mark.parametrize('name', first_of('rloo reinforce_plus_plus online_dpo'.split(), 'online_dpo'))
 def test_every_algorithm_on_pictures_of_its_own(name: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
     trained(online(tmp_path / 'run', tiny('sd3'), rows), name, tmp_path / 'run', tiny('sd3'))
+
+
+PPO: dict[str, tuple[str, dict[str, Any]]] = {
+    'full': ('sd3', {'guidance_scale': 2.0}),
+    'adapters': ('sd3', {'use_lora': True, 'r': 4, 'save_full_model': True, 'critic_lr': 1e-3, 'sde_window': 1}),
+    'unet': ('sd15', {'ds_cfgs': 'ds_z2_config.json', 'update_iters': 2}),
+}
+
+
+@pytest.mark.parametrize('how', first_of(PPO, 'full', 'adapters'))
+def test_ppo_has_a_critic_of_denoising_steps(how: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+    family, settings = PPO[how]
+    out, model = tmp_path / 'run', tiny(family)
+    trained(online(out, model, rows, **settings), 'ppo', out, model, 'unet' if family == 'sd15' else 'transformer')
+    assert metrics(out, 'train/ratio')[0] == pytest.approx(1, abs=1e-6)
+    errors = metrics(out, 'train/reward_critic/value_loss')
+    assert len(errors) == 2 and all(error > 0 for error in errors)
 
 
 @pytest.mark.parametrize('name', first_of('sft dpo grpo'.split(), 'grpo'))
@@ -137,6 +172,10 @@ def test_pictures_are_kept_within_a_cost_by_models_that_see_them(tiny: Tiny, row
     judges = {'reward_model_name_or_path': judge, 'cost_model_name_or_path': judge, 'reward_functions': None}
     trained(online(out, tiny('sd3'), rows, **judges), 'saferlhf', out, tiny('sd3'))
     assert len(metrics(out, 'train/reward/cost')) == 2 and all(value > 0 for value in metrics(out, 'train/multiplier'))
+    assert not metrics(out, 'train/cost_critic/value_loss')
+    critics = tmp_path / 'critics'
+    trained(online(critics, tiny('sd3'), rows, **judges, advantage_estimator='gae'), 'saferlhf', critics, tiny('sd3'))
+    assert all(metrics(critics, f'train/{role}_critic/value_loss') for role in ('reward', 'cost'))
 
 
 @pytest.mark.parametrize('name', first_of('rm cost_model rm_score'.split(), 'cost_model'))

@@ -37,6 +37,8 @@ def argv(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
         (tmp_path / 'rows.jsonl').write_text(f'{json.dumps(ROWS[template])}\n' * 4)
         if pair != 'text_to_audio':
             changed['resolution'] = 32
+        if pair == 'text_to_video':
+            changed['sample_frames'] = 4
         (tmp_path / 'theirs.yaml').write_text(file_of(pair, name, **changed))
         given = {
             'model_name_or_path': tiny(MODELS[pair]),

@@ -102,7 +102,10 @@ def test_clips_are_shown_moving(tmp_path: Path) -> None:
     writer = Shown()
     PreviewPage(tmp_path, ['dark', 'bright'], 'video', None).write(4, [clip(3, 20), clip(5, 220)], writer)
     folder = tmp_path / 'previews' / '00000004'
-    assert sorted(path.name for path in folder.iterdir()) == ['001_1.apng', '002_1.apng', 'grid.gif']
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *(f'{name}.{suffix}' for name in ('001_1', '002_1') for suffix in ('apng', 'mp4')),
+        *('grid.gif', 'grid.mp4'),
+    ]
     with Image.open(folder / 'grid.gif') as grid:
         assert (grid.n_frames, grid.size, grid.info['duration']) == (5, (24, 8), 120)
         frame = numpy.asarray(grid.convert('RGB'))

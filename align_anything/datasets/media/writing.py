@@ -6,6 +6,7 @@ import base64
 import io
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy
@@ -50,6 +51,31 @@ def gif(video: Video) -> bytes:
     return _animated(video, 'GIF', loop=0)
 
 
+def mp4(video: Video) -> bytes:
+    """Returns the frames of a video as an MP4 file, each at its time, which players and browsers show; without sound.
+
+    H.264 where FFmpeg has an encoder of it, else MPEG-4. Frames with an odd side get their last row or column twice.
+    """
+    import av
+
+    height, width = (side + side % 2 for side in video.frames.shape[1:3])
+    file = io.BytesIO()
+    with av.open(file, 'w', format='mp4') as container:
+        codec = 'libx264' if 'libx264' in av.codecs_available else 'mpeg4'
+        stream = container.add_stream(codec, rate=Fraction(video.fps).limit_denominator(MILLISECONDS))
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+        stream.codec_context.time_base = Fraction(1, MILLISECONDS)
+        # The same frames are the same file on any machine.
+        stream.codec_context.thread_count = 1
+        for pixels, time in zip(video.frames, video.timestamps, strict=True):
+            sides = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
+            frame = av.VideoFrame.from_ndarray(numpy.pad(pixels, sides, mode='edge'), format='rgb24')
+            frame.pts, frame.time_base = round(MILLISECONDS * float(time)), Fraction(1, MILLISECONDS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 def _animated(video: Video, form: str, **options: int) -> bytes:
     from PIL import Image
 
@@ -68,12 +94,16 @@ def data_uri(content_type: str, content: bytes) -> str:
 
 
 def files_of(kind: MediaKind, medium: Any) -> list[tuple[str, bytes]]:
-    """Returns a decoded medium as files with their suffixes: the animation of a video, and its sound if it has any."""
+    """Returns a decoded medium as files with their suffixes, the first without loss.
+
+    A video is an animated PNG, an MP4, and its sound if it has any.
+    """
     return FILES[kind](medium)
 
 
 def _of_video(video: Video) -> list[tuple[str, bytes]]:
-    return [('.apng', animation(video)), *([] if video.audio is None else _of_audio(video.audio))]
+    sound = [] if video.audio is None else _of_audio(video.audio)
+    return [('.apng', animation(video)), ('.mp4', mp4(video)), *sound]
 
 
 def _of_audio(audio: Audio) -> list[tuple[str, bytes]]:

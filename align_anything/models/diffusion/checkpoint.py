@@ -53,12 +53,17 @@ def pipeline_folder(source: str | Path) -> Path:
 
 
 def load_spec(
-    source: str | Path, sizing: Sizing | None = None, draws: int = 1, text_length: int | None = None
+    source: str | Path,
+    sizing: Sizing | None = None,
+    draws: int = 1,
+    text_length: int | None = None,
+    train_text: bool = False,
 ) -> DiffusionSpec:
     """Returns the rules of a pipeline's family, reading model_index.json and configurations, no weights.
 
-    `text_length` is the most tokens of a prompt that the denoiser sees; None is what the pipeline does by itself.
-    Raises ModelError for a pipeline that no family serves, one that is incomplete, and a size that it cannot have.
+    `text_length` is the most tokens of a prompt that the denoiser sees; None is what the pipeline does by itself. With
+    `train_text` its text encoders are trained along. Raises ModelError for a pipeline that no family serves, one that
+    is incomplete, a size that it cannot have, and text encoders that are not trained.
     """
     folder = pipeline_folder(source)
     index = read_json(folder / INDEX)
@@ -75,7 +80,11 @@ def load_spec(
         configs[component] = _config(folder / component)
     if kind.denoiser not in configs:
         raise ModelError(f'{folder} has no {kind.denoiser}, which is what a {name} denoises with.')
-    return kind(folder, index, configs, sizing=sizing, draws=draws, text_length=text_length)
+    spec = kind(folder, index, configs, sizing=sizing, draws=draws, text_length=text_length)
+    spec.source = str(folder.absolute()) if Path(source).is_dir() else str(source)
+    if train_text:
+        spec.train_text()
+    return spec
 
 
 def load_denoiser(spec: DiffusionSpec, dtype: torch.dtype = torch.float32) -> nn.Module:

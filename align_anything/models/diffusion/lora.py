@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
-from align_anything.models.diffusion.checkpoint import denoiser_class
+from align_anything.models.diffusion.checkpoint import LORA_FILE, denoiser_class
+from align_anything.models.diffusion.conditioned import LORA_TARGETS, Conditioned
 from align_anything.models.diffusion.library import pipeline_class
 from align_anything.models.export import ADAPTER
 from align_anything.models.lora import ALL_LINEAR, AUTO, layers_named
@@ -31,10 +32,11 @@ def apply_lora(
 ) -> PeftModel:
     """Adds adapters to a denoiser, in `dtype`, and freezes everything else.
 
-    'auto' are the family's `lora_targets`, 'all-linear' every linear layer; an entry of a list is the end of a name, a
-    full name, or a regular expression. Initial weights come from torch's generator, which has to be seeded alike on
-    every rank. Raises ModelError for a target that names nothing, for what the file of such an adapter cannot hold,
-    and where no pipeline would load it and it is not to be merged.
+    'auto' are the family's `lora_targets`, and those of text encoders where they are trained along; 'all-linear' every
+    linear layer; an entry of a list is the end of a name, a full name, or a regular expression. Initial weights come
+    from torch's generator, which has to be seeded alike on every rank. Raises ModelError for a target that names
+    nothing, for what the file of such an adapter cannot hold, and where no pipeline would load it and it is not to be
+    merged.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -67,7 +69,8 @@ def _targets(denoiser: nn.Module, wanted: str | Sequence[str], spec: DiffusionSp
         return linear
     if list(wanted) == [AUTO]:
         # Some checkpoints of a family are without some of its layers.
-        wanted = [target for target in spec.lora_targets if any(name.endswith(f'.{target}') for name in linear)]
+        known = (*spec.lora_targets, *(LORA_TARGETS if spec.trains_text else ()))
+        wanted = [target for target in known if any(name.endswith(f'.{target}') for name in linear)]
         if not wanted:
             raise ModelError(
                 f"lora_cfgs.target_modules 'auto' finds none of {', '.join(spec.lora_targets)} in the {spec.denoiser}."
@@ -98,31 +101,44 @@ def lora_state(adapted: PeftModel, state: Mapping[str, Tensor] | None = None) ->
     return {name.removeprefix(PEFT_PREFIX): tensor.detach().contiguous().cpu() for name, tensor in own.items()}
 
 
+def lora_file(spec: DiffusionSpec, name: str) -> str:
+    """Returns the name of the file with the adapter of a component, one of `spec.denoisers`."""
+    return LORA_FILE if name in (spec.denoiser, *spec.trainable_text) else f'pytorch_lora_weights_{name}.safetensors'
+
+
+def role_of(spec: DiffusionSpec, name: str) -> str:
+    """Returns what pipelines call the weights of a component in such a file; experts are the denoiser to them."""
+    return name if name in spec.trainable_text else spec.denoiser
+
+
 def export_lora(
     adapted: PeftModel, spec: DiffusionSpec, out_dir: str | Path, state: Mapping[str, Tensor] | None = None
 ) -> None:
     """Writes the adapter as what `load_lora_weights` of the pipeline reads, its alpha in the metadata.
 
-    That of a second expert is a file of its own, to load with its name and `load_into_transformer_2`.
+    That of a second expert is a file of its own, to load with its name and `load_into_transformer_2`; those of text
+    encoders are in the file of the denoiser.
     `state` as in `lora_state`. Raises ModelError for a pipeline that loads no adapters.
     """
     require_loadable(spec)
     kind = pipeline_class(spec.model_type, spec.folder)
     config = {key: _plain(value) for key, value in adapted.peft_config[ADAPTER].to_dict().items()}
+    config['base_model_name_or_path'] = spec.source
     weights = lora_state(adapted, state)
+    files: dict[str, dict[str, Any]] = {}
     for name in spec.denoisers:
         prefix = '' if len(spec.denoisers) == 1 else f'{name}.'
         own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
         targets = sorted({key.rpartition('.lora_')[0] for key in own})
-        is_first = name == spec.denoiser
-        kind.save_lora_weights(
-            str(out_dir),
-            weight_name=None if is_first else f'pytorch_lora_weights_{name}.safetensors',
-            **{
-                f'{spec.denoiser}_lora_layers': own,
-                f'{spec.denoiser}_lora_adapter_metadata': {**config, 'target_modules': targets},
-            },
+        role = role_of(spec, name)
+        files.setdefault(lora_file(spec, name), {}).update(
+            {
+                f'{role}_lora_layers': own,
+                f'{role}_lora_adapter_metadata': {**config, 'target_modules': targets},
+            }
         )
+    for file, layers in files.items():
+        kind.save_lora_weights(str(out_dir), weight_name=file, **layers)
 
 
 def kohya_state(adapted: PeftModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -151,6 +167,8 @@ def _renamed(
     config = adapted.peft_config[ADAPTER]
     if config.use_dora:
         raise ModelError('lora_cfgs.use_dora: these names are those of plain adapters.')
+    if type(adapted.get_base_model()) is Conditioned:
+        raise ModelError('diffusion_cfgs.train_text_encoder: these names are those of a denoiser alone.')
     alpha = config.lora_alpha * (math.sqrt(config.r) if config.use_rslora else 1)
     found: dict[str, Tensor] = {}
     for name, tensor in lora_state(adapted, state).items():

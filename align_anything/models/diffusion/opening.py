@@ -57,4 +57,7 @@ def open_without(
 
 def skeleton(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], folder: Path, name: str) -> nn.Module:
     """Returns the network of a component's configuration. Raises ModelError for a class that is not there."""
-    return component_class(index[name], folder).from_config(dict(configs[name]))
+    kind = component_class(index[name], folder)
+    if index[name][0] == 'transformers':
+        return kind(kind.config_class(**configs[name]))
+    return kind.from_config(dict(configs[name]))

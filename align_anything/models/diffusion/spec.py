@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
+from align_anything.models.diffusion.conditioned import Conditioned
 from align_anything.models.diffusion.opening import open_without
 from align_anything.models.diffusion.prepared import LATENTS, Prepared, Prompt, Size
 from align_anything.models.diffusion.process import DDPM, Process, process_of
@@ -52,6 +53,7 @@ class DiffusionSpec:
 
     Attributes:
         folder: of the checkpoint.
+        source: by what name it was asked for, a folder or one of the hub.
         index: its model_index.json.
         configs: the configuration of each component by name.
         process: its noising process.
@@ -59,6 +61,7 @@ class DiffusionSpec:
         audio_rate: samples per second that audio clips must have, None for families of other media.
         draws: draws of a noise level and noise for each response, offline.
         text_length: most tokens of a prompt that the denoiser sees.
+        trains_text: whether text encoders are trained along, so that conditions are token ids.
     """
 
     unit: ClassVar[str] = 'denoising step'
@@ -72,6 +75,8 @@ class DiffusionSpec:
     """What the images of a prompt are, one after the other; none of families that read text alone."""
     denoiser: ClassVar[str] = 'transformer'
     """The component that is trained."""
+    trainable_text: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that can be trained along."""
     lora_targets: ClassVar[tuple[str, ...]] = ('to_q', 'to_k', 'to_v', 'to_out.0')
     """Ends of the names of the linear layers that adapters go on by default."""
     side_multiple: ClassVar[int] = 1
@@ -100,6 +105,7 @@ class DiffusionSpec:
     ) -> None:
         """Reads the configurations. Raises ModelError for what the family cannot train."""
         self.folder, self.index, self.configs = folder, dict(index), {name: dict(own) for name, own in configs.items()}
+        self.source = str(folder)
         self.model_type: str = index['_class_name']
         self.sizing, self.draws = sizing or Sizing(), draws
         if text_length and self.default_text_length is None:
@@ -110,6 +116,7 @@ class DiffusionSpec:
         self.text_length = text_length or self.default_text_length
         self.components: dict[str, list[str]] = {DENOISER: ['']}
         self.prepared: Prepared | None = None
+        self.trains_text = False
         self.process: Process = self.make_process()
         self.check()
 
@@ -126,13 +133,26 @@ class DiffusionSpec:
 
     @property
     def denoisers(self) -> tuple[str, ...]:
-        """The components that are trained; several are experts for some noise levels each."""
-        return (self.denoiser,)
+        """The components that are trained: experts for some noise levels each, and text encoders behind a denoiser."""
+        return (self.denoiser, *(self.trainable_text if self.trains_text else ()))
 
     def joined(self, parts: Mapping[str, nn.Module]) -> nn.Module:
         """Returns the components of `denoisers` as the one module that is trained."""
+        if self.trains_text:
+            return Conditioned(self.denoiser, parts)
         (part,) = parts.values()
         return part
+
+    def train_text(self) -> None:
+        """Makes the text encoders components that are trained. Raises ModelError for a family where they are not."""
+        if not self.trainable_text or any(self.configs[name].get('use_attention_mask') for name in self.trainable_text):
+            raise ModelError(
+                f'diffusion_cfgs.train_text_encoder: the text encoders of {self.folder}, a {self.model_type}, are not '
+                'trained along: only those of Stable Diffusion 1, 2 and XL are, CLIP that reads no mask.'
+            )
+        self.trains_text = True
+        # Those of a critic are behind its name for the denoiser.
+        self.components |= {name: [name, f'{DENOISER}.{name}'] for name in self.trainable_text}
 
     @property
     def timesteps(self) -> int:

@@ -3,7 +3,8 @@
 Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`; where the model's body takes media in
 another form than transformers' (videos of unequal length, say), also `BODY`, its class, and where checkpoints hold the
 codec of what they write, `WRITES`, the kinds of these media. A false `WRITES_TEXT` says that they write nothing else,
-and `READS` which kinds stand in prompts where these are not all that the processor takes. None is imported before a
+and `READS` which kinds stand in prompts where these are not all that the processor takes. A family that writes nothing
+and scores by itself has a `HEAD`, made of its model, in place of a score head that is learnt. None is imported before a
 checkpoint of its family is asked for. An Accustomed class adds methods to transformers' class, never state.
 
 For a family whose class comes with the checkpoint, `MODEL` and `BODY` derive from no module: they are joined with the
@@ -97,6 +98,12 @@ def own_reads(model_type: str) -> frozenset[MediaKind] | None:
     module = family_module(model_type)
     found = None if module is None else vars(module).get('READS')
     return None if found is None else frozenset(found)
+
+
+def own_head(model_type: str) -> type | None:
+    """Returns the class that scores with the family's own weights; None for models that get a head to learn."""
+    module = family_module(model_type)
+    return None if module is None else vars(module).get('HEAD')
 
 
 def spec_for(

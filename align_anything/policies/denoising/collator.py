@@ -64,6 +64,10 @@ class DenoisingInputs:
     step: Step | None = None
     companions: dict[str, Tensor] = field(default_factory=dict)
 
+    def of_rows(self, conditions: Mapping[str, Tensor], rows: int | None = None) -> dict[str, Tensor]:
+        """Returns the conditions of Examples as those of each row, `(rows, …)` by name; of the first `rows` of them."""
+        return {name: value.index_select(0, self.examples[:rows]) for name, value in conditions.items()}
+
 
 @dataclass(frozen=True)
 class DenoisingCollator:

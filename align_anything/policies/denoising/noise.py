@@ -39,6 +39,7 @@ class Noise:
         shift: s of a flow, as `shifted` has it; None is that of the checkpoint, by the shape of the latents.
         weighting: weight of the error at a level, see `loss_weight`.
         min_snr_gamma: the highest signal-to-noise ratio that `min_snr` heeds.
+        huber_c: of `error`; None for squares.
         noise_offset: scale of further noise that is the same at all positions of a channel.
         input_perturbation: scale of further noise that the denoiser sees and need not predict (Ning et al., 2023,
             arXiv:2301.11706).
@@ -51,6 +52,7 @@ class Noise:
     shift: float | None = None
     weighting: Weighting = 'none'
     min_snr_gamma: float = 5.0
+    huber_c: float | None = None
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
 
@@ -135,6 +137,19 @@ def mode_share(uniform: Tensor, scale: float) -> Tensor:
 def shifted(share: Tensor, shift: float) -> Tensor:
     """Returns `sσ / (1 + (s - 1)σ)`: with s above 1, larger latents get more noise (Esser et al., 2024, eq. 23)."""
     return shift * share / (1 + (shift - 1) * share)
+
+
+def error(noise: Noise, difference: Tensor) -> Tensor:
+    """Returns what each element of `target - prediction` counts: its square d², or with `huber_c` the pseudo-Huber.
+
+    That is `2c (√(d² + c²) - c)`, near d² for small differences and `2c |d|` for large ones, so that outliers weigh
+    less (Charbonnier et al., 1997; with this factor as in the scripts of kohya).
+    """
+    if noise.huber_c is None:
+        return difference.square()
+    # d² / (√(d² + c²) + c), where the difference of the roots would lose its digits.
+    square, c = difference.square(), noise.huber_c
+    return 2 * c * square / ((square + c * c).sqrt() + c)
 
 
 def loss_weight(noise: Noise, process: Process, level: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,24 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
-from align_anything.core.types import Batch, Example, MediaKind, Piece, Scored
+from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.losses.nft import contrast
-from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.policies.denoising.collator import DenoisingCollator, DenoisingInputs
+from align_anything.policies.denoising.noise import error
 from align_anything.policies.denoising.prediction import predict
+from align_anything.policies.denoising.selfcheck import require_sound
 from align_anything.policies.denoising.transitions import divergence, entropy, log_probability, transition
 
 OLD, REFERENCE = 'old', 'reference'
-ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
-"""What rounding may do to the score of a sample beside others, as a share of what is of the order of one."""
 
 
 class DenoisingPolicy(nn.Module):
     """Scores draws and denoising steps: `forward(batch) -> Scored` with `(N,)` in float32.
 
     A draw of a noise level and noise has the score `-w(level) mean((target - prediction)²)`, of which one expectation
-    is a bound of a log-likelihood; a step the log-density of its transition. The denoiser is called once for a batch,
-    and once more where it is guided.
+    is a bound of a log-likelihood, or that with another `error`; a step the log-density of its transition. The
+    denoiser is called once for a batch, and once more where it is guided.
     """
 
     def __init__(self, model: nn.Module, collate: DenoisingCollator, *, dtype: torch.dtype) -> None:
@@ -76,25 +74,20 @@ class DenoisingPolicy(nn.Module):
         return self._called(inputs, len(inputs.sample))
 
     def _called(self, inputs: DenoisingInputs, rows: int) -> Tensor:
-        of_rows = inputs.examples[:rows]
-
-        def spread(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.index_select(0, of_rows) for name, value in conditions.items()}
-
         return predict(
             self.collate.spec,
             self.model,
             inputs.sample[:rows],
             inputs.level[:rows],
-            spread(inputs.conditions),
-            None if inputs.unconditional is None else spread(inputs.unconditional),
+            inputs.of_rows(inputs.conditions, rows),
+            None if inputs.unconditional is None else inputs.of_rows(inputs.unconditional, rows),
             self.collate.guidance,
             self.dtype,
         )
 
     def _of_draws(self, inputs: DenoisingInputs, predicted: Tensor) -> Scored:
         beta, old, reference = self.collate.contrast, inputs.companions.get(OLD), inputs.companions.get(REFERENCE)
-        errors = _distance(predicted, inputs.target)
+        errors = error(self.collate.noise, inputs.target - predicted).flatten(1).mean(1)
         pair = None
         if beta is not None and old is not None:
             pair = torch.stack(contrast(predicted, old, inputs.target, inputs.level, beta), 1)
@@ -123,44 +116,8 @@ class DenoisingPolicy(nn.Module):
         )
 
     def check(self, module: Any, device: torch.device) -> None:
-        """Compares what it says of samples beside each other with what it says of each alone, and of the same again.
-
-        Raises ModelError where these differ by more than rounding, are not finite, or no gradient reaches the denoiser.
-        """
-        module.eval()
-        alone = [self.collate([example]).to(device) for example in self._probes()]
-        beside = self.collate(self._probes()).to(device)
-        name, allowed = type(self.collate.spec).__name__, ALLOWED[self.dtype]
-        with torch.no_grad():
-            wanted = torch.cat([module(batch).values for batch in alone])
-            found, again = module(beside).values, module(beside).values
-        if not bool(found.isfinite().all()):
-            raise ModelError(f'{name} fails the check before training: its scores are not finite.')
-        scale = wanted.abs().clamp(min=1.0)
-        for other, words in ((again, 'when they are computed again'), (wanted, 'when samples stand alone')):
-            worst = float(((found - other).abs() / scale).max())
-            if worst > allowed:
-                raise ModelError(
-                    f'{name} fails the check before training: its scores change by {worst:.2g} {words}, which rounding '
-                    f'in {self.dtype} does not explain (up to {allowed:g}).'
-                )
-        trains = any(parameter.requires_grad for parameter in self.model.parameters())
-        if trains and not module(beside).values.requires_grad:
-            raise ModelError(f'{name} fails the check before training: no gradient of its scores reaches the denoiser.')
-
-    def _probes(self) -> list[Example]:
-        """Examples that differ in their latents, their noise and how many responses they have."""
-        blank, generator = self.collate.spec.blank(), torch.Generator().manual_seed(0)
-        shape = blank.responses[0].media[LATENTS].shape
-
-        def response(draws: int) -> Piece:
-            latents = torch.randn(shape, generator=generator)
-            return Piece(torch.arange(draws), torch.full((draws,), 1 / draws), media={LATENTS: latents})
-
-        return [
-            replace(blank, source='first probe', responses=[response(1), response(2)]),
-            replace(blank, source='second probe', responses=[response(1)]),
-        ]
+        """Compares its scores of samples beside each other with those of each alone; see `require_sound`."""
+        require_sound(self.model, self.collate, self.dtype, module, device)
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError for any but 1: transitions have the noise level of their kernel instead."""

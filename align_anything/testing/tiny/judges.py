@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from align_anything.core.errors import ModelError
 from align_anything.core.registry import nearest
@@ -23,6 +24,10 @@ LETTERS = ('<pad>', '<s>', '</s>', '<unk>', '|', *"abcdefghijklmnopqrstuvwxyz'")
 
 def _clip() -> tuple[Any, Any, Any]:
     tokenizer = _tokenizer()
+    # What it makes of a text is read at the token that ends it.
+    marks = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (tokenizer.bos_token, tokenizer.eos_token)]
+    begin, end = (token for token, _ in marks)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f'{begin} $A {end}', special_tokens=marks)
     config = transformers.CLIPConfig(vision_config=SQUARE, text_config=_text(tokenizer), projection_dim=WIDTH)
     return transformers.CLIPModel, config, transformers.CLIPProcessor(ENCODERS['clip'][1](), tokenizer)
 

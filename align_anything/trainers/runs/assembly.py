@@ -17,7 +17,6 @@ from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.engines.optim import make_optimizer, make_schedule, parameter_groups
 from align_anything.engines.process_group import device_of_rank
-from align_anything.models.adapter import find_adapter, put_on
 from align_anything.models.dropout import switch_off_dropout
 from align_anything.models.spec import Spec
 from align_anything.models.trainable import learning_rates
@@ -176,10 +175,7 @@ def open_frozen(
     """Loads the model `source` to give `scores` and not to train, an adapter on the model under it."""
     kind, spec = KINDS[collate.spec.unit], collate.spec
     model = kind.load(cfgs, collate, source, dtype=dtype, config=config, is_reward_model=scores != 'tokens')
-    adapter = find_adapter(source)
-    if adapter is not None:
-        model = put_on(model, adapter)
-    model.requires_grad_(False)
+    model = kind.with_saved_adapter(cfgs, spec, model, source, dtype).requires_grad_(False)
     kind.make_ready(cfgs, spec, model, config)
     return FrozenEngine(kind.make_policy(scores, model, collate, dtype), config, device_of_rank())
 

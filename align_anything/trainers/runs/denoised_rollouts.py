@@ -41,6 +41,7 @@ def sampling_of(
     problem = window.problem(own.rollout_steps) if trains else ''
     if problem:
         raise SettingsError([f'diffusion_cfgs.sde_window: {problem}.'])
+    same_noise = own.sde_window is not None if own.same_noise_in_group is None else own.same_noise_in_group
     guidance = guidance_of(cfgs, spec, algorithm)
     eval_scale = cfgs.model_cfgs.eval_guidance_scale or guidance.scale
     evaluation = DenoisingSampling(
@@ -52,7 +53,7 @@ def sampling_of(
         kernel=kernel_of(cfgs, spec) if trains else None,
         window=window,
         units='steps' if trains else 'draws',
-        same_noise=own.same_noise_in_group,
+        same_noise=trains and same_noise,
         evaluation=evaluation,
     )
 

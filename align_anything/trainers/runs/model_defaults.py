@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from align_anything.configs.resolve import Resolved
+from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
+from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.pipelines import OF_TOKENS
@@ -36,6 +38,7 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
 
     What other kinds alone read is left out of it. Raises SettingsError for such settings outside of files.
     """
+    resolved = _on_its_pipeline(resolved)
     if not denoises(resolved.cfgs):
         why = f'{resolved.cfgs.model_cfgs.model_name_or_path} writes tokens and denoises nothing'
         return without_effect(resolved, ['diffusion_cfgs.*'], why)
@@ -61,14 +64,35 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
     )
 
 
+def _on_its_pipeline(resolved: Resolved) -> Resolved:
+    """Reads the adapter of a pipeline, given as the model, as the pipeline and the adapter to start from."""
+    cfgs = resolved.cfgs
+    source = cfgs.model_cfgs.model_name_or_path
+    if not is_lora_folder(source):
+        return resolved
+    if not cfgs.lora_cfgs.use_lora:
+        raise SettingsError(
+            [
+                f'model_cfgs.model_name_or_path: {source} holds a LoRA adapter, and this run trains the full model. '
+                'Set lora_cfgs.use_lora to train the adapter on.'
+            ]
+        )
+    base = base_of(source)
+    logger.info('%s is an adapter of %s, which training starts from', source, base)
+    models = cfgs.model_cfgs.model_copy(update={'model_name_or_path': base})
+    started = cfgs.diffusion_cfgs.model_copy(update={'lora_weights': source})
+    return replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': models, 'diffusion_cfgs': started}))
+
+
 def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:
     algorithm, adapts = resolved.algorithm, resolved.cfgs.lora_cfgs.use_lora
     adapter_rate = ONLINE_ADAPTER_RATE if algorithm.generates else ADAPTER_RATE
     # Of the mean error over the elements, not of a log-probability: Diffusion-DPO's β of 5000 halved, flows' of 2000.
     scale = (50.0 if algorithm.generates else 1000.0) if spec.process.prediction == 'flow' else 2500.0
     return {
-        'learning_rate': adapter_rate if adapts else FULL_RATE,
+        **dict.fromkeys(('learning_rate', 'critic_lr'), adapter_rate if adapts else FULL_RATE),
         'scale_coeff': 1000.0 if algorithm.name == 'kto' else scale,
+        **({'gradient_checkpointing': False} if spec.no_checkpointing else {}),
         **({'num_generations': 4} if algorithm.name == 'saferlhf' else {}),
         **(OF_DENOISERS if algorithm.generates else {}),
     }

@@ -22,10 +22,13 @@ from align_anything.models.diffusion.checkpoint import (
 )
 from align_anything.models.diffusion.export import export_denoiser
 from align_anything.models.diffusion.lora import apply_lora
+from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora
+from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.trainable import require_trainable
 from align_anything.policies.base import Policy
 from align_anything.policies.denoising.collator import DenoisingCollator
+from align_anything.policies.denoising.critic import DenoisingCritic
 from align_anything.policies.denoising.noise import Noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.prediction import Guidance
@@ -43,18 +46,22 @@ OF_TOKENS = (
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),
     *(f'model_cfgs.{key}' for key in ('chat_template', 'processor_kwargs', 'feature_cache_dir', 'max_new_tokens')),
     *(f'model_cfgs.{key}' for key in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'stop', 'emit_*')),
-    *(f'train_cfgs.{key}' for key in ('critic_*', 'gae_lambda', 'clip_range_value', 'bootstrap_truncated')),
+    'train_cfgs.bootstrap_truncated',
     'model_cfgs.*_critic_model_name_or_path',
     *(f'lora_cfgs.{key}' for key in ('vision_lora', 'modules_to_save', 'task_type')),
     'bnb_cfgs.use_bnb',
     'vllm_cfgs.use_vllm',
 )
-"""Settings that only models which write tokens read, and critics of them; `*` stands for any part of a name."""
+"""Settings that only models which write tokens read; `*` stands for any part of a name."""
 
 
 def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Algorithm) -> DenoisingCollator:
     """The collator of the run's policy. Raises SettingsError for noise that the process does not have."""
     noise = noise_of(cfgs, spec)
+    if algorithm.scores == 'units':
+        embedded = cfgs.diffusion_cfgs.embedded_guidance
+        guidance = Guidance(embedded=EMBEDDED if embedded is None else embedded)
+        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec), guidance=guidance)
     if not algorithm.generates:
         return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
     kernel = kernel_of(cfgs, spec) if algorithm.trains_transitions else None
@@ -99,6 +106,7 @@ def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
         shift=own.timestep_shift,
         weighting=own.loss_weighting,
         min_snr_gamma=own.min_snr_gamma,
+        huber_c=own.huber_c,
         noise_offset=own.noise_offset,
         input_perturbation=own.input_perturbation,
     )
@@ -107,18 +115,44 @@ def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
 
 
 def make_policy(scores: str, model: nn.Module, collate: DenoisingCollator, dtype: torch.dtype) -> Policy:
-    """The policy over a denoiser."""
-    return DenoisingPolicy(model, collate, dtype=dtype)
+    """The policy over a denoiser, or with scores of `units` a critic over one with a head."""
+    kind = DenoisingCritic if scores == 'units' else DenoisingPolicy
+    return kind(model, collate, dtype=dtype)
 
 
 def tune(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algorithm) -> nn.Module:
-    """Adapts and checkpoints a denoiser as the settings ask; without adapters all of it trains but constants."""
+    """Adapts and checkpoints a denoiser as the settings ask; without adapters all of it trains but constants.
+
+    A score head trains in any case.
+    """
+    if algorithm.scores == 'units':
+        model.denoiser = _tuned(cfgs, spec, model.denoiser)
+        return model
+    return _tuned(cfgs, spec, model)
+
+
+def _tuned(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module) -> nn.Module:
     if cfgs.train_cfgs.gradient_checkpointing:
         enable_gradient_checkpointing(model, spec)
     if not cfgs.lora_cfgs.use_lora:
         # As it was loaded: constants that the architecture holds as parameters stay.
         return model
-    return apply_lora(model, cfgs.lora_cfgs, spec, dtype=dtype_of(cfgs))
+    return _adapted(cfgs, spec, model, dtype_of(cfgs))
+
+
+def with_saved_adapter(
+    cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, source: str, dtype: torch.dtype
+) -> nn.Module:
+    """Puts the adapter that the run started from, if it did, onto a frozen copy of what it started from."""
+    started = cfgs.diffusion_cfgs.lora_weights is not None and source == cfgs.model_cfgs.model_name_or_path
+    return _adapted(cfgs, spec, model, dtype) if started else model
+
+
+def _adapted(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    adapted = apply_lora(model, cfgs.lora_cfgs, spec, dtype=dtype)
+    if cfgs.diffusion_cfgs.lora_weights is not None:
+        load_saved_lora(adapted, cfgs.diffusion_cfgs.lora_weights, spec)
+    return adapted
 
 
 def skeleton(spec: DiffusionSpec) -> nn.Module:
@@ -128,12 +162,16 @@ def skeleton(spec: DiffusionSpec) -> nn.Module:
 
 def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> nn.Module:
     """The denoiser tuned as the settings ask, without weights. Raises ModelError for what is wrong with that."""
-    if algorithm.scores != 'tokens':
+    if algorithm.scores == 'responses':
         raise ModelError(
-            f"pipelines of class '{spec.model_type}' have no score head: reward models and critics are models that "
-            'read the media, such as Qwen2.5-VL.'
+            f"pipelines of class '{spec.model_type}' have no score head: reward models are models that read the media, "
+            'such as Qwen2.5-VL.'
         )
-    model = skeleton(spec).to(dtype_of(cfgs))
+    model = skeleton(spec)
+    if algorithm.scores == 'units':
+        with torch.device('meta'):
+            model = _with_head(spec, model)
+    model = model.to(dtype_of(cfgs))
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
 
 
@@ -151,10 +189,20 @@ def load(
     config: dict[str, Any],
     is_reward_model: bool = False,
 ) -> nn.Module:
-    """Loads the weights of the denoiser of `source`; the engine partitions them afterwards where its stage asks."""
+    """Loads the weights of the denoiser of `source`; the engine partitions them afterwards where its stage asks.
+
+    What scores gets a new head.
+    """
     spec = collate.spec
     same = source == cfgs.model_cfgs.model_name_or_path
-    return load_denoiser(spec if same else load_spec(source, spec.sizing, spec.draws), dtype)
+    if not same:
+        spec = load_spec(source, spec.sizing, spec.draws, spec.text_length, spec.trains_text)
+    denoiser = load_denoiser(spec, dtype)
+    return _with_head(spec, denoiser).to(dtype) if is_reward_model else denoiser
+
+
+def _with_head(spec: DiffusionSpec, denoiser: nn.Module) -> DenoiserForScore:
+    return DenoiserForScore(denoiser, spec.latent_shape(spec.default_size())[0])
 
 
 def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dict[str, Any]) -> None:
@@ -170,10 +218,13 @@ def check_model(resolved: Resolved, spec: DiffusionSpec) -> None:
                 'Set it to False.'
             ]
         )
+    started = resolved.cfgs.diffusion_cfgs.lora_weights
+    if started is not None:
+        check_saved_lora(started, spec, resolved.cfgs.lora_cfgs)
     source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
     if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
         return
-    other = load_spec(source, spec.sizing, spec.draws)
+    other = load_spec(source, spec.sizing, spec.draws, train_text=spec.trains_text)
     if other.model_type != spec.model_type or other.process != spec.process:
         raise ModelError(
             f'train_cfgs.reference_model_name_or_path: {source} is a {other.model_type} and predicts '

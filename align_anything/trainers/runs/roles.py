@@ -17,8 +17,9 @@ from align_anything.core.types import Conversation, Example, Skipped
 from align_anything.datasets.media.audio import at_rate
 from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.adapter import find_adapter
-from align_anything.models.checkpoint import stored_tensor
+from align_anything.models.checkpoint import read_config, stored_tensor
 from align_anything.models.diffusion.checkpoint import is_pipeline
+from align_anything.models.families import own_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
@@ -40,6 +41,8 @@ def require_head(source: str) -> None:
     if adapter is not None and SCORE_HEAD in (adapter.settings.get('modules_to_save') or ()):
         return
     model = source if adapter is None else adapter.require_base()
+    if own_head(read_config(model).model_type) is not None:
+        return
     if stored_tensor(model, f'{SCORE_HEAD}.weight') is None:
         raise ModelError(
             f'{source} has no score head ({SCORE_HEAD}.weight), so it is no reward model: train one with rm or '

@@ -125,7 +125,11 @@ def spec_of(cfgs: RunCfgs) -> Spec:
     if denoises(cfgs):
         own = cfgs.diffusion_cfgs
         return load_pipeline_spec(
-            model.model_name_or_path, sizing_of(cfgs), own.draws_per_sample, own.max_sequence_length
+            model.model_name_or_path,
+            sizing_of(cfgs),
+            own.draws_per_sample,
+            own.max_sequence_length,
+            train_text=own.train_text_encoder,
         )
     return load_spec(
         model.model_name_or_path,

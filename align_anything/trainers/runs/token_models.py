@@ -16,15 +16,16 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.engines.deepspeed_config import needs_every_parameter, zero_stage
 from align_anything.models import router, structure
-from align_anything.models.adapter import bare_model, find_adapter
+from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
 from align_anything.models.declared_codes import keep_codes
 from align_anything.models.export import export_model
+from align_anything.models.families import own_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.feature_cache import cache_features, frozen_towers
 from align_anything.models.lora import AUTO
 from align_anything.models.media_tokens import require_told_apart
-from align_anything.models.pretrained_model import load_model, tune_model
+from align_anything.models.pretrained_model import load_model, require_writing, tune_model
 from align_anything.models.trainable import enable_gradient_checkpointing, require_reached, require_still
 from align_anything.policies.base import Policy
 from align_anything.policies.score import ScorePolicy
@@ -103,6 +104,12 @@ def tune(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm
     return tuned
 
 
+def with_saved_adapter(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, source: str, dtype: torch.dtype) -> nn.Module:
+    """Puts the adapter in `source`, if that is one, frozen onto the model that was loaded from under it."""
+    adapter = find_adapter(source)
+    return model if adapter is None else put_on(model, adapter)
+
+
 def skeleton(spec: FamilySpec) -> nn.Module:
     """The model of a checkpoint without weights."""
     return structure.skeleton(spec.config)
@@ -138,7 +145,10 @@ def load(
 ) -> PreTrainedModel:
     """Loads the weights of `source` with the attention of its layout, partitioned as the engine's `config` says."""
     # Alive while the model loads: transformers then partitions each weight as it is read.
-    partitioning = _partitioned_loading(config) if zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb else None
+    partitioned = zero_stage(config) == 3 and not cfgs.bnb_cfgs.use_bnb
+    # Those that score by themselves have a scale, a number without a dimension, which would not be partitioned so.
+    partitioned &= own_head(collate.spec.model_type) is None
+    partitioning = _partitioned_loading(config) if partitioned else None
     model = load_model(
         source,
         collate.spec.components,
@@ -176,6 +186,8 @@ def _partitioned_loading(config: dict[str, Any]) -> Any:
 
 def check_model(resolved: Resolved, spec: FamilySpec) -> None:
     """Raises SettingsError or ModelError for settings that mean nothing, or are wrong, for a family of tokens."""
+    if resolved.algorithm.scores != 'responses':
+        require_writing(spec.model_type, resolved.cfgs.model_cfgs.model_name_or_path)
     check_freezing(resolved, spec.components)
     require_reference_reads(resolved.cfgs, resolved.algorithm, spec)
 

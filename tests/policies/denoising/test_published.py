@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid, mse_loss
 from align_anything.algorithms.base import known_algorithms
 from align_anything.core.types import Batch, Example
 from align_anything.models.diffusion.prepared import LATENTS
-from align_anything.policies.denoising.noise import Noise, sample_noise
+from align_anything.policies.denoising.noise import Noise, error, sample_noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.transitions import Kernel
 from tests.harness.local_engine import LocalEngine
@@ -87,6 +87,29 @@ def test_sft_of_a_ddpm_is_that_of_the_text_to_image_example(prediction: str, gam
         weights = weights / (snr if prediction == 'epsilon' else snr + 1)
         wanted = (mse_loss(predicted, target, reduction='none').mean((1, 2, 3)) * weights).mean()
     assert loss == pytest.approx(float(wanted.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize('c', [0.1, 2.0])
+def test_huber_is_that_of_kohyas_scripts(c: float) -> None:
+    policy = policy_of('flow', noise=Noise(huber_c=c))
+    loss, batch = loss_of(policy, singles(), KNOWN['sft']())
+    latents, noise, sigmas = sampled(policy, batch, singles())
+    sigma = sigmas[:, None, None, None]
+    predicted = output(policy, batch, (1 - sigma) * latents + sigma * noise, sigmas)
+    wanted = (2 * c * (((predicted - (noise - latents)) ** 2 + c**2).sqrt() - c)).mean()
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-6)
+    squares = loss_of(policy_of('flow'), singles(), KNOWN['sft']())[0]
+    assert 0 < loss < squares
+
+
+def test_huber_keeps_its_digits_and_its_limits() -> None:
+    small, c = torch.tensor([1e-9, 1e-5], dtype=torch.float64), 0.1
+    assert torch.allclose(error(Noise(huber_c=c), small), small.square(), rtol=1e-6, atol=0)
+    large = torch.tensor([1e8], dtype=torch.float64)
+    assert torch.allclose(error(Noise(huber_c=c), large), 2 * c * large, rtol=1e-8)
+    zero = torch.zeros(1, requires_grad=True)
+    error(Noise(huber_c=c), zero).sum().backward()
+    assert zero.grad.item() == 0
 
 
 @pytest.mark.parametrize('process', ['flow', 'epsilon'])

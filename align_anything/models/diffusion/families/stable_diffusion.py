@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align_anything.models.diffusion.conditioned import token_ids
 from align_anything.models.diffusion.pictures import PictureSpec, rows
 
 
@@ -16,11 +17,14 @@ class StableDiffusionSpec(PictureSpec):
 
     pipelines = ('StableDiffusionPipeline',)
     denoiser = 'unet'
+    trainable_text = ('text_encoder',)
     unopened = ('safety_checker', 'feature_extractor', 'image_encoder')
 
     @torch.no_grad()
     def encode_text(self, pipeline: Any, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
-        """Returns `text` `(77, size)` of each."""
+        """Returns `text` `(77, size)` of each, or where that is trained along `text_encoder`, its ids `(77,)`."""
+        if self.trains_text:
+            return rows(**token_ids(pipeline, self.trainable_text, prompts))
         text, _ = pipeline.encode_prompt(list(prompts), pipeline.device, 1, False)
         return rows(text=text)
 
@@ -28,7 +32,8 @@ class StableDiffusionSpec(PictureSpec):
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
     ) -> Tensor:
         """Returns what the UNet predicts."""
-        text = conditions['text'].to(sample.dtype)
+        text = denoiser.text_encoder(conditions['text_encoder'])[0] if self.trains_text else conditions['text']
+        text = text.to(sample.dtype)
         return denoiser(sample, level, encoder_hidden_states=text, return_dict=False)[0].float()
 
 

@@ -18,6 +18,7 @@ class TextToVideoSDSpec(VideoSpec):
 
     pipelines = ('TextToVideoSDPipeline',)
     denoiser = 'unet'
+    no_checkpointing = 'diffusers does not do it for a UNet3DConditionModel.'
     frames, fps = 16, 8.0
 
     @property
