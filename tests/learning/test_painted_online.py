@@ -19,7 +19,7 @@ from align_anything.testing.tiny import build
 from scripts.demo_paint import painting
 from tests.harness.pairwise import first_of
 from tests.learning import judged, seen
-from tests.learning.painted import NAMED, PLAIN, colours_asked_for, share_of, taught, train
+from tests.learning.painted import NAMED, PLAIN, RANKED, colours_asked_for, share_of, taught, train
 from tests.trainers.runs import lines, write_rows
 
 pytestmark = pytest.mark.timeout(900)
@@ -32,45 +32,37 @@ ONLINE: dict[str, Any] = {
     'rollout_steps': 8,
     'use_lora': True,
     'lora_r': 8,
-    'lora_alpha': 16,
+    'lora_alpha': 8,
     'learning_rate': 2e-3,
     'lr_scheduler_type': 'constant',
 }
+EARLY = {'sde_window': 2, 'sde_window_range': '[0, 2]', 'same_noise_in_group': True}
 HOW: dict[str, tuple[str, Mapping[str, Any]]] = {
-    'grpo': ('grpo', {'max_steps': 25}),
-    'window': ('grpo', {'sde_window': 2, 'max_steps': 30}),
-    'nft': ('nft', {'draws_per_sample': 4, 'max_steps': 25}),
+    'grpo': ('grpo', {'max_steps': 40}),
+    'grpo-window': ('grpo', {**EARLY, 'max_steps': 40}),
+    'nft': ('nft', {'draws_per_sample': 4, 'learning_rate': 1.5e-3, 'max_steps': 25}),
+    'online_dpo': ('online_dpo', {'max_steps': 30}),
 }
 """Algorithms and their settings, by what is special."""
 RISE, KEPT, SHAPELESS = 0.5, 0.75, 0.15
 """By how much the reward of prompts without a colour rises at least, the share of colours asked for at least, and by
 how much the share of shapes asked for falls at most."""
-
-
 LIMIT = -1.0
 """What a picture may cost in the mean; a cost model puts zero between what is safe and what is not."""
 COSTS: dict[str, Any] = {
+    **{key: value for key, value in RANKED.items() if not key.startswith('eval_')},
     'template': f'{judged.__file__}:Judged',
-    'train_template_kwargs': '{answers: image}',
-    'model_max_length': 256,
-    'max_sequence_length': None,
-    'freeze_vision_tower': False,
-    'per_device_train_batch_size': 16,
-    'learning_rate': 3e-3,
-    'lr_scheduler_type': 'cosine',
-    'lr_warmup_ratio': 0.1,
-    'max_steps': 24,
 }
 
 
-@pytest.mark.parametrize('how', first_of(HOW, 'nft'))
+@pytest.mark.parametrize('how', first_of(HOW, 'grpo'))
 def test_rewards_for_a_colour_are_learned_and_nothing_else_is_lost(
     shared_cache: Path, tmp_path: Path, how: str
 ) -> None:
     name, settings = HOW[how]
     model, rows = taught(shared_cache) / 'model', write_rows(tmp_path / 'prompts.jsonl', painting.prompts())
     reward = f'[{painting.__file__}:painted_as_wanted]'
-    adapter = train(name, tmp_path / 'run', model, rows, **ONLINE, **settings, reward_functions=reward)
+    adapter = train(name, tmp_path / 'run', model, rows, **{**ONLINE, **settings}, reward_functions=reward)
     named, plain = painted(model)
     assert share_of(painting.LIKED, plain) <= 0.4
     named_after, plain_after = painted(model, adapter)
@@ -101,8 +93,9 @@ def test_rewards_rise_within_a_limit_on_cost(shared_cache: Path, tmp_path: Path)
         'reward_functions': f'[{seen.__file__}:worth]',
         'cost_model_name_or_path': taught_to_mind(('red', 'green'), tmp_path / 'cost'),
         'threshold': LIMIT,
-        'lambda_init': 1.0,
-        'max_steps': 40,
+        'lambda_init': 0.5,
+        'lambda_max': 2.0,
+        'max_steps': 30,
     }
     train('saferlhf', tmp_path / 'run', model, write_rows(tmp_path / 'prompts.jsonl', rows), **settings)
     steps = [record for record in lines(tmp_path / 'run' / 'metrics.jsonl') if 'train/reward' in record]
@@ -111,12 +104,12 @@ def test_rewards_rise_within_a_limit_on_cost(shared_cache: Path, tmp_path: Path)
         for name in ('worth', 'cost')
     )
     assert cost > LIMIT > costing and steps[-1]['train/mean_cost'] < LIMIT
-    assert rewarded >= reward + 0.2
+    assert rewarded >= reward + 0.15
 
 
 def taught_to_mind(colours: Sequence[str], folder: Path) -> Path:
     """Teaches a tiny model that sees pictures what they cost: some colours are not safe, all others are."""
     safe = [colour for colour in shapes.COLOURS if colour not in colours]
-    rows = shapes.write_shape_pairs(folder, 200, preferred=safe)
+    rows = shapes.write_shape_pairs(folder, 100, preferred=safe)
     start = build('llava', folder / 'start', corpus=[*shapes.NAMED, *shapes.PLAIN])
     return train('cost_model', folder / 'run', start, rows, **COSTS)
