@@ -34,7 +34,7 @@ FPS = 25.0
 GROUND, BALL = (20, 140), 250
 """How bright the ground is in the first frame and the last, and the ball. It dawns: or nothing but the order of what
 little moves would tell the first frame from the last, which positions as close as these hardly do."""
-MEAN, DEVIATION = -0.2, 0.5
+MEAN, DEVIATION = -0.25, 0.5
 """Of the brightness of cells, -1 to 1, in clips that `film` makes: about."""
 
 

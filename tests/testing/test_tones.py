@@ -49,11 +49,18 @@ def test_rows_name_what_is_in_them_or_leave_it_open(preferred: str | None, tmp_p
         heard, other = (_pitch(tmp_path / row[name]) for name in ('audio', 'rejected'))
         assert heard == row['word'] != other
         assert row['prompt'] in ('a tone', f'a {heard} tone')
-    words, prompts = ({row[name] for row in rows} for name in ('word', 'prompt'))
-    if preferred:
-        assert words == {'high'} and prompts == {'a tone'}
-    else:
-        assert words == {*tones.PITCHES} and 10 < [row['prompt'] for row in rows].count('a tone') < 30
+    words, prompts = {row['word'] for row in rows}, [row['prompt'] for row in rows]
+    assert words == {*tones.PITCHES} and 10 < prompts.count('a tone') < 30
+    in_open_ones = {row['word'] for row in rows if row['prompt'] == 'a tone'}
+    assert in_open_ones == ({preferred} if preferred else {*tones.PITCHES})
+
+
+def test_shuffled_prompts_are_those_of_others(tmp_path: Path) -> None:
+    own, others = (tones.TONES.write(tmp_path / str(shuffled), 40, shuffled=shuffled) for shuffled in (False, True))
+    rows, shuffled = lines(own), lines(others)
+    assert [row['word'] for row in rows] == [row['word'] for row in shuffled]
+    prompts = [[row['prompt'] for row in some] for some in (rows, shuffled)]
+    assert prompts[0] != prompts[1] and sorted(prompts[0]) == sorted(prompts[1])
 
 
 def test_what_is_made_hangs_on_the_seed_and_the_prompt(model: Path) -> None:
