@@ -44,6 +44,7 @@ HOW: dict[str, dict[str, Any]] = {
     'grpo': {**ASKED, 'guidance_scale': 2.0},
     'nft': ASKED,
     'online_dpo': ASKED,
+    'ppo': ASKED,
 }
 FAMILIES = 'flux_kontext flux_fill qwen_image_edit qwen_image_edit_plus'.split()
 # Each algorithm with one family, and each family with one algorithm.
