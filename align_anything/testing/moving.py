@@ -32,9 +32,12 @@ RADIUS, SPEED, ASIDE = 0.8, 0.5, 0.4
 """Of the ball in cells, how many of them it moves from one frame to the next, and how far off the middle at most."""
 FPS = 25.0
 GROUND, BALL = (20, 140), 250
-"""How bright the ground is in the first frame and the last, and the ball. It dawns: or nothing but the order of what
-little moves would tell the first frame from the last, which positions as close as these hardly do."""
-MEAN, DEVIATION = -0.2, 0.5
+"""Brightness of the ground in the first frame and in the last, and of the ball.
+
+A ground that brightens tells a model the order of the frames. Positions as close as those of so few frames hardly do:
+without it, left and right are mistaken for each other.
+"""
+MEAN, DEVIATION = -0.25, 0.5
 """Of the brightness of cells, -1 to 1, in clips that `film` makes: about."""
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from align_anything.models.diffusion.library import quiet
 from align_anything.testing.tiny.pipeline_parts import PipelineOptions, save_pipeline
-from align_anything.testing.tiny.pipelines_image import SHIFTED_VAE, sd3_clip
+from align_anything.testing.tiny.pipelines_image import SHIFTED_VAE, flux_kontext, sd3_clip
 
 SIDE = 16
 COLOURS = {'red': (240, 30, 30), 'green': (30, 220, 40), 'blue': (40, 60, 250), 'yellow': (240, 220, 30)}
@@ -30,7 +30,8 @@ WORDS = 6
 """Tokens of the longest prompt; also what a pipeline that is sampled is given as `max_sequence_length`."""
 NAMED = tuple(f'a {colour} {shape}' for shape, colour in product(SHAPES, COLOURS))
 PLAIN = tuple(f'a {shape}' for shape in SHAPES)
-"""All prompts, with a colour and without."""
+EDITS = tuple(f'make it {colour}' for colour in COLOURS)
+"""All prompts, with a colour and without, and those of edits."""
 LIT = 80
 """Of 255: what a pixel is brighter than the ground by at least, in its brightest channel, to be of a shape."""
 FEWEST = 6
@@ -113,6 +114,29 @@ def write_shape_pairs(folder: str | Path, count: int, *, preferred: Sequence[str
     return _write(folder / 'pairs.jsonl', rows)
 
 
+def write_shape_edits(folder: str | Path, count: int, *, shuffled: bool = False, seed: int = 0) -> Path:
+    """Writes edits and `edits.jsonl`, and returns that file: `edit_prompt`, `input_image` and `edited_image`.
+
+    What is edited is the colour: the shape stays as large and where it is. With `shuffled` each edit has the image of
+    some other one. Rows also say the `colour` and the `shape` of what comes of it.
+    """
+    random, folder = np.random.default_rng(seed), _made(folder)
+    rows = []
+    for number in range(count):
+        (before, after), shape = random.choice([*COLOURS], 2, replace=False), random.choice(SHAPES)
+        place = random.integers(2**32)
+        names = f'{number}-from.png', f'{number}-to.png'
+        for name, colour in zip(names, (before, after), strict=True):
+            draw_shape(colour, shape, np.random.default_rng(place)).save(folder / name)
+        shown = {'input_image': names[0], 'edited_image': names[1]}
+        rows.append({'edit_prompt': f'make it {after}', **shown, 'colour': after, 'shape': shape})
+    if shuffled:
+        images = [row['input_image'] for row in rows]
+        for row, other in zip(rows, random.permutation(count), strict=True):
+            row['input_image'] = images[other]
+    return _write(folder / 'edits.jsonl', rows)
+
+
 def build_painter(out: str | Path, *, hidden: int = 48, layers: int = 3, seed: int = 0) -> Path:
     """Writes an untrained pipeline of the form of Stable Diffusion 3 for such pictures into `out`, and returns it.
 
@@ -123,6 +147,18 @@ def build_painter(out: str | Path, *, hidden: int = 48, layers: int = 3, seed: i
         'sd3_clip', hidden, layers, image_size=SIDE, factor=2, positions=WORDS, seed=seed, corpus=(*NAMED, *PLAIN)
     )
     save_pipeline({'sd3_clip': _pipeline}, options, Path(out))
+    return Path(out)
+
+
+def build_editor(out: str | Path, *, hidden: int = 48, layers: int = 1, seed: int = 0) -> Path:
+    """Writes an untrained pipeline of the form of FLUX.1 Kontext for such edits into `out`, and returns it.
+
+    Its autoencoder is that of `build_painter`, its text encoders have random weights.
+    """
+    options = PipelineOptions(
+        'flux_kontext', hidden, layers, image_size=SIDE, factor=2, positions=WORDS, seed=seed, corpus=EDITS
+    )
+    save_pipeline({'flux_kontext': _editor}, options, Path(out))
     return Path(out)
 
 
@@ -201,6 +237,15 @@ def _pipeline(options: PipelineOptions) -> Any:
     import diffusers
 
     pipeline = sd3_clip(options)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipeline.register_modules(vae=_averaging_autoencoder(), scheduler=scheduler)
+    return pipeline
+
+
+def _editor(options: PipelineOptions) -> Any:
+    import diffusers
+
+    pipeline = flux_kontext(options)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
     pipeline.register_modules(vae=_averaging_autoencoder(), scheduler=scheduler)
     return pipeline

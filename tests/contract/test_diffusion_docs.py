@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from align_anything.algorithms.base import known_algorithms
-from align_anything.algorithms.nft import NFT
 from align_anything.cli.leaves import find_run
 from align_anything.configs.schema import build_run_schema, groups_of
 from align_anything.testing.tiny.judges import build_judge
@@ -32,22 +31,40 @@ SMALLER = {
 PRESET = '--bf16 False --log_type none --num_workers 0 --ds_cfgs ds_z0_config.json --gradient_checkpointing False'
 
 
-def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (command,) = re.findall(r'```bash\n(deepspeed --module \S+\.nft .*?)```', TEXT, re.DOTALL)
-    for said, smaller in SMALLER.items():
+def command_of(
+    name: str, smaller: dict[str, str], tiny: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs the command of an algorithm that has a section of its own, in sizes that a test can afford."""
+    (command,) = re.findall(
+        rf'```bash\n(deepspeed --module \S+\.{name} .*?)```', TEXT.split('\n## PPO\n')[1], re.DOTALL
+    )
+    for said, other in smaller.items():
         assert said in command
-        command = command.replace(said, smaller)
-    (tmp_path / 'my_rewards.py').write_text(REWARDS)
+        command = command.replace(said, other)
+    (folder / 'my_rewards.py').write_text(REWARDS)
     texts = [{'messages': [{'role': 'user', 'content': text}]} for text in ('a zero', 'a one', 'a two', 'a three')]
-    write_rows(tmp_path / 'prompts.jsonl', texts)
-    (tmp_path / 'stabilityai').mkdir()
-    (tmp_path / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
+    write_rows(folder / 'prompts.jsonl', texts)
+    (folder / 'stabilityai').mkdir()
+    (folder / 'stabilityai' / 'stable-diffusion-3.5-medium').symlink_to(tiny('sd3'))
     _, _, module, *argv = shlex.split(command.replace('\\\n', ' '))
     pair, kind = find_run(*module.split('.')[-2:])
-    assert kind is NFT
-    monkeypatch.chdir(tmp_path)
+    assert kind.name == name
+    monkeypatch.chdir(folder)
     (ended,) = run([*argv, *PRESET.split()], pair=pair, algorithm=kind)
     assert ended.code == 0, ended.output
+
+
+def test_the_command_of_ppo_runs(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = {f'--per_device_{what}_batch_size 8': f'--per_device_{what}_batch_size 2' for what in ('prompt', 'train')}
+    command_of('ppo', {**smaller, '--rollout_steps 10': '--rollout_steps 6'}, tiny, tmp_path, monkeypatch)
+    recorded = {name for record in lines(tmp_path / 'output' / 'sd3_ppo' / 'metrics.jsonl') for name in record}
+    page = TEXT.split('\n## PPO\n')[1].split('\n## ')[0]
+    assert '`value_loss` and `explained_variance` under `reward_critic`' in ' '.join(page.split())
+    assert {f'train/reward_critic/{name}' for name in ('value_loss', 'explained_variance')} <= recorded
+
+
+def test_the_command_of_nft_runs(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command_of('nft', SMALLER, tiny, tmp_path, monkeypatch)
     out = tmp_path / 'output' / 'nft'
     (section,) = re.findall(r'^- Metrics:(.*?)\n\n', TEXT, re.DOTALL | re.MULTILINE)
     recorded = {name for record in lines(out / 'metrics.jsonl') for name in record}

@@ -18,15 +18,18 @@ from align_anything.algorithms.referring import Referring
 from align_anything.cli.leaves import find_run
 from align_anything.configs.schema import RunCfgs
 from align_anything.datasets.template_registry import get_template
+from align_anything.testing.tiny.judges import build_judge
 from tests.trainers.runs import lines, run
+from tests.trainers.test_picked_pictures import picked, write_parquet
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / 'docs' / 'preference.md').read_text()
-COMMANDS = {
-    argv[2].rpartition('.')[2]: argv[3:]
+ALL_COMMANDS = {
+    argv[2].removeprefix('align_anything.trainers.'): argv[3:]
     for block in re.findall(r'```bash\n(deepspeed --module .*?)```', TEXT, re.DOTALL)
     for argv in [shlex.split(block.replace('\\\n', ' '))]
 }
+COMMANDS = {name.rpartition('.')[2]: argv for name, argv in ALL_COMMANDS.items() if name.startswith('text_to_text.')}
 CODE = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
 ROWS = [json.loads(block) for block in re.findall(r'```json\n(.*)\n```', TEXT)]
 SMALL = '--gradient_accumulation_steps 1 --per_device_train_batch_size 2 --save_total_limit 0 --log_type none'
@@ -80,7 +83,7 @@ def trained(home: Path) -> Path:
 
 
 def test_the_commands_train_and_keep_the_best(trained: Path) -> None:
-    assert list(COMMANDS) == ['dpo', 'rm', 'rm_score']
+    assert list(COMMANDS) == ['dpo', 'rm', 'rm_score'] and len(ALL_COMMANDS) == 4
     found = {key.partition('/')[2] for record in lines(trained / 'output/dpo/metrics.jsonl') for key in record}
     assert {'loss', 'reward_accuracy', 'reward_margin', 'sft_loss'} <= found
     for name in ('dpo/slice_best', 'dpo/slice_end', 'rm/slice_end'):
@@ -103,6 +106,17 @@ def test_a_trained_reward_model_is_used_as_the_code_does(trained: Path, at_home:
     assert first['source'].endswith('pairs.jsonl:1') and len(first['ranks']) == 2
     summary = json.loads((at_home / 'output/scores/summary.json').read_text())
     assert {'mean', 'quantiles', 'accuracy', 'calibration_error'} <= set(summary)
+
+
+def test_the_command_for_pictures(at_home: Path) -> None:
+    argv = ALL_COMMANDS['text_to_image.rm']
+    model, data = (at_home / argv[argv.index(f'--{name}') + 1] for name in ('model_name_or_path', 'train_datasets'))
+    build_judge('clip', model)
+    data.mkdir(parents=True)
+    write_parquet(data / 'train.parquet', picked(4, ties=1))
+    pair, kind = find_run('text_to_image', 'rm')
+    (ended,) = run([*argv, *SMALL.split(), '--bf16', 'False', '--dry_run'], pair=pair, algorithm=kind)
+    assert ended.code == 0 and 'This was a dry run' in ended.output, ended.output
 
 
 @pytest.mark.parametrize('algorithm', LIKE_IT)

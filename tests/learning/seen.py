@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from align_anything.rewards.base import Completion, register_reward
 from align_anything.testing.emitting import heard, read_digits
 from align_anything.testing.moving import direction_of
-from align_anything.testing.shapes import colour_of
 from align_anything.testing.tones import pitch_of
 
 
@@ -36,25 +35,12 @@ def share(found: Sequence[object], wanted: Sequence[object]) -> float:
     return sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)
 
 
-@register_reward('moves_right')
-def moves_right(completions: Sequence[Completion]) -> list[float]:
-    """1 for a clip of a ball that moves right."""
-    clips = [part['video'] for completion in completions for part in completion.message['content']]
-    return [float(direction_of(clip.frames) == 'right') for clip in clips]
-
-
-@register_reward('sounds_high')
-def sounds_high(completions: Sequence[Completion]) -> list[float]:
-    """1 for a high tone."""
-    sounds = [part['audio'] for completion in completions for part in completion.message['content']]
-    return [float(pitch_of(sound.samples) == 'high') for sound in sounds]
-
-
-@register_reward('worth')
-def worth(completions: Sequence[Completion]) -> list[float]:
-    """What the row says that the colour of the painted shape is worth; a colour that it does not name is worth none."""
-    pictures = [part['image'] for completion in completions for part in completion.message['content']]
-    return [
-        completion.meta['worth'].get(colour_of(picture), 0.0)
-        for completion, picture in zip(completions, pictures, strict=True)
+@register_reward('shown_word')
+def shown_word(completions: Sequence[Completion]) -> list[float]:
+    """1 for a clip of a ball that moves as its row wants, and for a tone that is as high."""
+    parts = [part for completion in completions for part in completion.message['content']]
+    words = [
+        direction_of(part['video'].frames) if part['type'] == 'video' else pitch_of(part['audio'].samples)
+        for part in parts
     ]
+    return [float(word == item.meta['word']) for word, item in zip(words, completions, strict=True)]

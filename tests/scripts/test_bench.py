@@ -9,10 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from align_anything.models.diffusion.checkpoint import load_denoiser
+from align_anything.models.diffusion.checkpoint import load_spec as load_pipeline_spec
+from align_anything.models.diffusion.spec import Sizing
 from align_anything.models.pretrained_model import load_spec
 from scripts.bench.compare import require_same_work
 from scripts.bench.measure import StepClock, best_per_step, in_child
+from scripts.bench.pipelines import FAMILIES, pipeline
+from scripts.bench.pipelines import weights as denoiser_bytes
 from scripts.bench.report import Ratio
 from scripts.bench.work import FULL, QUICK, spread, text_model, text_rows
 
@@ -43,6 +49,13 @@ RATIOS = {
     'sampling': [],
     'codes': ['codes: range / whole head'],
     'emu3': ['Emu3-type SFT: packed / pixels'],
+    'denoise': [
+        f'{what} SFT{how}: ours / plain'
+        for what in ('sd15', 'sd3', 'sd3 LoRA')
+        for how in ('', ', one epoch with its preparation')
+    ],
+    'denoise_dpo': ['sd15 DPO: ours / plain', 'sd3 DPO: ours / plain'],
+    'denoise_grpo': ['sd3 GRPO update: window / all steps'],
     'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
     'media': ['media wait'],
     'mixed': ['mixed: work of the busier rank / mean'],
@@ -73,6 +86,26 @@ def test_sides_that_do_other_work_are_not_compared() -> None:
     for other in (StepClock(losses=[0.6941], norms=[3.0]), StepClock(losses=[0.6931], norms=[3.01])):
         with pytest.raises(RuntimeError, match='ours 0.69310 and 3.00000'):
             require_same_work({**same, 'trl': other})
+
+
+def test_sides_that_train_on_other_steps_have_other_gradients() -> None:
+    sides = {'window': StepClock(losses=[0.0], norms=[1.0]), 'all': StepClock(losses=[0.0], norms=[4.0])}
+    require_same_work(sides, same_gradient=False)
+    sides['all'].losses[0] = 0.1
+    with pytest.raises(RuntimeError, match='do not do the same work'):
+        require_same_work(sides, same_gradient=False)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_smaller_pipeline_is_one_of_its_family(family: str, tmp_path: Path) -> None:
+    folder = pipeline(family, tmp_path / family, QUICK)
+    spec = load_pipeline_spec(folder, Sizing((QUICK.picture, QUICK.picture)))
+    sample = torch.randn(1, *spec.latent_shape(spec.default_size()))
+    conditions = spec.stack(spec.encode_text(spec.open(torch.device('cpu')), ['some words']))
+    predicted = spec.predict(load_denoiser(spec), sample, spec.levels(2, sample.shape[1:])[1:2], conditions, 1.0)
+    assert predicted.shape == sample.shape and bool(predicted.isfinite().all())
+    (file,) = (folder / spec.denoiser).glob('*.safetensors')
+    assert denoiser_bytes(folder) == file.stat().st_size
 
 
 def test_a_clock_can_count_a_part_of_each_step() -> None:

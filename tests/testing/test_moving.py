@@ -32,7 +32,7 @@ def test_directions_are_told_also_behind_the_autoencoder(model: Path) -> None:
         decoded = vae.decode(latents).sample
     torch.testing.assert_close(decoded, pixels, atol=3e-3, rtol=0)
     scaled = (latents - vae.latents_mean[0]) / vae.latents_std[0]
-    assert abs(float(scaled.mean())) < 0.1 and 0.8 < float(scaled.std()) < 1.2
+    assert abs(float(scaled.mean())) < 0.2 and 0.8 < float(scaled.std()) < 1.2
     shown = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).numpy()
     assert np.array_equal(shown, clips)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from align_anything.testing import tones
-from tests.trainers.runs import lines
 
 PLAYED = [pitch for pitch in tones.PITCHES for _ in range(25)]
 
@@ -41,21 +40,6 @@ def test_nothing_is_heard_in_noise_in_silence_and_between_pitches() -> None:
     assert tones.pitch_of(np.sin(2 * np.pi * 300 * np.arange(length) / tones.RATE)) is None
 
 
-@pytest.mark.parametrize('preferred', [None, 'high'])
-def test_rows_name_what_is_in_them_or_leave_it_open(preferred: str | None, tmp_path: Path) -> None:
-    file = tones.TONES.write(tmp_path, 40, preferred=preferred)
-    rows = lines(file)
-    for row in rows:
-        heard, other = (_pitch(tmp_path / row[name]) for name in ('audio', 'rejected'))
-        assert heard == row['word'] != other
-        assert row['prompt'] in ('a tone', f'a {heard} tone')
-    words, prompts = ({row[name] for row in rows} for name in ('word', 'prompt'))
-    if preferred:
-        assert words == {'high'} and prompts == {'a tone'}
-    else:
-        assert words == {*tones.PITCHES} and 10 < [row['prompt'] for row in rows].count('a tone') < 30
-
-
 def test_what_is_made_hangs_on_the_seed_and_the_prompt(model: Path) -> None:
     def made(prompts: list[str], seed: int = 0) -> list[bytes]:
         return [samples.tobytes() for samples in tones.sample_tones(model, prompts, steps=2, seed=seed)]
@@ -64,10 +48,3 @@ def test_what_is_made_hangs_on_the_seed_and_the_prompt(model: Path) -> None:
     assert first == made(['a low tone', 'a tone'])
     assert first[0] != made(['a low tone', 'a tone'], seed=1)[0]
     assert first[0] != made(['a high tone', 'a tone'])[0]
-
-
-def _pitch(file: Path) -> str | None:
-    import soundfile
-
-    samples, rate = soundfile.read(file, dtype='float32')
-    return tones.pitch_of(samples, rate)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, online, write_digits
 from tests.trainers.runs import run, succeed
 
@@ -40,11 +41,12 @@ def test_adapters_of_it_are_trained_and_its_reference_is_without_them(
         assert any(name.startswith(f'{part}.') and 'lora_B' in name and own.any() for name, own in weights.items())
 
 
-def test_steps_of_rollouts_train_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize('name', first_of(['grpo', 'ppo'], 'grpo'))
+def test_steps_of_rollouts_train_it(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     """What is scored is what was sampled, text encoders included: the first ratio is one."""
     rows = write_digits(tmp_path, 4)
     asked = {**LORA, 'train_text_encoder': True, 'guidance_scale': 2.0, 'max_steps': 1}
-    succeed(online(tmp_path / 'out', tiny('sd15'), rows, **asked), 1, PICTURES, algorithm=named('grpo'))
+    succeed(online(tmp_path / 'out', tiny('sd15'), rows, **asked), 1, PICTURES, algorithm=named(name))
     assert metrics(tmp_path / 'out', 'train/ratio') == pytest.approx([1.0], abs=1e-6)
     weights = load_file(tmp_path / 'out' / 'slice_end' / 'pytorch_lora_weights.safetensors')
     assert any(name.startswith('text_encoder.') and 'lora_B' in name and own.any() for name, own in weights.items())
