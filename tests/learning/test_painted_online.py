@@ -92,7 +92,7 @@ def test_rewards_rise_within_a_limit_on_cost(shared_cache: Path, tmp_path: Path)
         for name in ('worth', 'cost')
     )
     assert cost > LIMIT > costing and steps[-1]['train/mean_cost'] < LIMIT
-    assert rewarded >= reward + 0.15
+    assert rewarded >= reward + 0.1
 
 
 def painted(model: Path, adapter: Path | None = None) -> tuple[Sequence[Image.Image], Sequence[Image.Image]]:
