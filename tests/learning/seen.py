@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from align_anything.rewards.base import Completion, register_reward
 from align_anything.testing.emitting import heard, read_digits
-from align_anything.testing.shapes import colour_of
 from align_anything.testing.moving import direction_of
+from align_anything.testing.shapes import colour_of
 from align_anything.testing.tones import pitch_of
 
 
