@@ -38,8 +38,7 @@ ONLINE: dict[str, Any] = {
 }
 HOW: dict[str, tuple[str, Mapping[str, Any]]] = {
     'window': ('grpo', {'sde_window': 2, 'sde_window_range': '[0, 2]', 'max_steps': 40}),
-    # As in `make demo-paint`.
-    'all steps': ('grpo', {'rollout_steps': 10, 'lora_r': 16, 'max_steps': 40}),
+    'all steps': ('grpo', {'max_steps': 28}),
     'nft': ('nft', {'draws_per_sample': 4, 'learning_rate': 1.5e-3, 'max_steps': 30}),
 }
 """Algorithms and their settings, by what is special."""
