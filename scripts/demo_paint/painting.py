@@ -63,12 +63,12 @@ def prepare(folder: Path) -> int:
     return 0
 
 
-def prompts() -> list[dict[str, str]]:
-    """Returns rows that ask for shapes and say which colour is wanted; every second one names none."""
+def prompts(liked: str = LIKED) -> list[dict[str, str]]:
+    """Returns rows that ask for shapes and say which colour is wanted: in every second, which names none, the liked."""
     from align_anything.testing.shapes import COLOURS, SHAPES
 
     named = [{'prompt': f'a {colour} {shape}', 'wanted': colour} for shape in SHAPES for colour in COLOURS]
-    plain = [{'prompt': f'a {shape}', 'wanted': LIKED} for shape in SHAPES for _ in COLOURS]
+    plain = [{'prompt': f'a {shape}', 'wanted': liked} for shape in SHAPES for _ in COLOURS]
     return [row for two in zip(plain, named, strict=True) for row in two]
 
 

@@ -10,6 +10,7 @@ IMAGE_COLUMN="${IMAGE_COLUMN:-source_img}" # column with the image to edit
 TRAIN_SPLIT="${TRAIN_SPLIT:-train}" # split of the dataset
 RESOLUTION="${RESOLUTION:-512}" # side, or [height, width], of the images and their edits
 REWARD_FUNCTIONS="${REWARD_FUNCTIONS:-jpeg_size}" # what rewards an edit: names, or file.py:name of your own
+ROLLOUT_STEPS="${ROLLOUT_STEPS:-10}" # denoising steps of a rollout
 NUM_GENERATIONS="${NUM_GENERATIONS:-8}" # edits to each prompt
 PER_DEVICE_PROMPT_BATCH_SIZE="${PER_DEVICE_PROMPT_BATCH_SIZE:-4}" # prompts that a device edits by at once
 PER_DEVICE_TRAIN_BATCH_SIZE="${PER_DEVICE_TRAIN_BATCH_SIZE:-8}" # edits in a micro-batch
@@ -35,7 +36,7 @@ deepspeed \
     --per_device_train_batch_size "${PER_DEVICE_TRAIN_BATCH_SIZE}" \
     --gradient_accumulation_steps "${GRADIENT_ACCUMULATION_STEPS}" \
     --guidance_scale 4 \
-    --rollout_steps 10 \
+    --rollout_steps "${ROLLOUT_STEPS}" \
     --sde_window 2 \
     --output_dir "${OUTPUT_DIR}" \
     "$@"

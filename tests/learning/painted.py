@@ -40,17 +40,14 @@ ON_PAIRS: dict[str, Any] = {
     'r': 8,
     'lora_alpha': 16,
     'per_device_train_batch_size': 16,
+    'draws_per_sample': 2,
+    'learning_rate': 2e-3,
     'lr_scheduler_type': 'constant',
+    'scale_coeff': 500,
 }
 PAIRED: dict[str, dict[str, Any]] = {
-    'dpo': {**ON_PAIRS, 'scale_coeff': 500, 'sft_coeff': 0.5, 'learning_rate': 2e-3, 'max_steps': 80},
-    'kto': {
-        **ON_PAIRS,
-        'scale_coeff': 200,
-        'learning_rate': 1e-3,
-        'max_steps': 100,
-        'target_modules': 'all-linear',
-    },
+    'dpo': {**ON_PAIRS, 'sft_coeff': 0.5, 'max_steps': 100},
+    'kto': {**ON_PAIRS, 'max_steps': 90},
 }
 """How what was taught goes on, on pairs."""
 RANKED: dict[str, Any] = {

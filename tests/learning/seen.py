@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from align_anything.rewards.base import Completion, register_reward
 from align_anything.testing.emitting import heard, read_digits
 from align_anything.testing.moving import direction_of
+from align_anything.testing.shapes import colour_of
 from align_anything.testing.tones import pitch_of
 
 
@@ -44,3 +45,13 @@ def shown_word(completions: Sequence[Completion]) -> list[float]:
         for part in parts
     ]
     return [float(word == item.meta['word']) for word, item in zip(words, completions, strict=True)]
+
+
+@register_reward('worth')
+def worth(completions: Sequence[Completion]) -> list[float]:
+    """What the row says that the colour of the painted shape is worth; a colour that it does not name is worth none."""
+    pictures = [part['image'] for completion in completions for part in completion.message['content']]
+    return [
+        completion.meta['worth'].get(colour_of(picture), 0.0)
+        for completion, picture in zip(completions, pictures, strict=True)
+    ]

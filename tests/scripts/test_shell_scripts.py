@@ -19,8 +19,7 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.online import Online
 from align_anything.cli.leaves import find_run
 from align_anything.datasets.template_registry import make_formatter
-from align_anything.testing.tiny import KINDS
-from align_anything.testing.tiny.judges import build_judge
+from align_anything.testing.tiny.judges import JUDGES, build_judge
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.checks import check_online
@@ -244,7 +243,7 @@ def made(tiny: Callable[..., Path], emitting: Callable[..., Path], tmp_path: Pat
         family = FAMILIES.get(name) or next(path.parent.name for path in SCRIPTS if path.stem == name)
         if family in STAND_INS:
             return build(family, tmp_path / family)
-        return tiny(family) if family in KINDS else build_judge(family, tmp_path / family)
+        return build_judge(family, tmp_path / family) if family in JUDGES else tiny(family)
 
     return model
 

@@ -142,7 +142,7 @@ def test_every_algorithm_on_pictures_of_its_own(name: str, tiny: Tiny, rows: Pat
 PPO: dict[str, tuple[str, dict[str, Any]]] = {
     'full': ('sd3', {'guidance_scale': 2.0}),
     'adapters': ('sd3', {'use_lora': True, 'r': 4, 'save_full_model': True, 'critic_lr': 1e-3, 'sde_window': 1}),
-    'unet': ('sd15', {'ds_cfgs': 'ds_z2_config.json', 'update_iters': 2}),
+    'unet': ('sd15', {'ds_cfgs': 'ds_z2_config.json'}),
 }
 
 

@@ -10,13 +10,17 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from align_anything.cli.main import main
 from align_anything.models.diffusion.checkpoint import load_spec
 from align_anything.models.diffusion.prepared import Prompt
 from align_anything.models.diffusion.spec import Sizing
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import PAIRS
+from tests.cli.test_inspection import Page
 from tests.harness.pairwise import first_of, in_tiers
+from tests.models.diffusion.cases import whole_pipeline
 from tests.trainers.denoising import PICTURES, REWARDS, metrics, named, offline, online
 from tests.trainers.runs import lines, run, succeed, write_rows
 from tests.trainers.test_bad_rows import listed
@@ -40,6 +44,7 @@ HOW: dict[str, dict[str, Any]] = {
     'grpo': {**ASKED, 'guidance_scale': 2.0},
     'nft': ASKED,
     'online_dpo': ASKED,
+    'ppo': ASKED,
 }
 FAMILIES = 'flux_kontext flux_fill qwen_image_edit qwen_image_edit_plus'.split()
 # Each algorithm with one family, and each family with one algorithm.
@@ -109,6 +114,21 @@ def test_every_algorithm_trains_edits(family: str, name: str, tiny: Tiny, folder
     if name == 'grpo':
         assert metrics(out, 'train/ratio')[0] == pytest.approx(1, abs=1e-6)
         assert metrics(out, 'train/rollout_drift')[0] == 0
+
+
+@pytest.mark.parametrize('family', first_of(['flux_kontext', 'qwen_image_edit'], 'flux_kontext'))
+def test_adapters_of_partitioned_editors_are_loaded_by_pipelines(
+    family: str, tiny: Tiny, folder: Path, tmp_path: Path
+) -> None:
+    how = {**EDITED, 'use_lora': True, 'r': 4, 'ds_cfgs': 'ds_z3_config.json', 'per_device_train_batch_size': 1}
+    succeed(offline(tmp_path / 'run', tiny(family), folder / 'rows.jsonl', **how), 2, EDITS)
+    saved = tmp_path / 'run' / 'slice_end'
+    pipeline = whole_pipeline(tiny(family))
+    pipeline.load_lora_weights(str(saved))
+    state = pipeline.transformer.state_dict()
+    loaded = [tensor for name, tensor in state.items() if 'lora_B' in name]
+    assert loaded and all(bool(tensor.any()) for tensor in loaded)
+    assert len(load_file(saved / 'pytorch_lora_weights.safetensors')) == 2 * len(loaded)
 
 
 def watched(file: Path) -> Callable[[int], None]:
@@ -274,3 +294,22 @@ def test_edits_are_shown_and_judged_with_what_was_asked(tiny: Tiny, folder: Path
     out, how = tmp_path / 'run', {'reward_functions': f'[{tmp_path}/seen.py:near]', 'log_completions': 1}
     succeed(online(out, tiny('flux_kontext'), folder / 'rows.jsonl', **ASKED, **how), 1, EDITS, algorithm=named('grpo'))
     assert len(lines(out / 'completions.jsonl')) == 8
+
+
+def test_edits_are_judged_beside_what_they_were_made_from(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    out, how = tmp_path / 'run', {**PAIRED, 'resolution': None, 'model_max_length': 512, 'max_steps': 2}
+    succeed(offline(out, tiny('qwen2_5_vl'), folder / 'rows.jsonl', **how), 1, EDITS, algorithm=named('rm'))
+    assert len(metrics(out, 'train/grad_norm')) == 2 and all(norm > 0 for norm in metrics(out, 'train/grad_norm'))
+
+
+def test_inspect_shows_the_image_and_its_edit(
+    tiny: Tiny, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ['--model_name_or_path', str(tiny('flux_kontext')), '--train_datasets', str(folder / 'rows.jsonl')]
+    words += ['--train_template', 'Instruction', '--train_template_kwargs', EDITED['train_template_kwargs']]
+    words += ['--resolution', '32', '--output_dir', str(tmp_path), '--num_workers', '0']
+    with pytest.raises(SystemExit) as leaving:
+        main(['inspect', 'text_image_to_image', 'sft', *words])
+    assert leaving.value.code == 0
+    page = Page((tmp_path / 'inspect.html').read_text())
+    assert [tag for tag, _ in page.tags].count('img') == 8 and 'make it number 3' in page.text

@@ -68,6 +68,13 @@ def trained(out: Path, model: Path, rows: Path, *, ranks: int = 1, **settings: A
     return run(sft(out, model, rows, template='Pickapic', **changes), ranks, pair, algorithm=algorithm)[0]
 
 
+def losses_of(out: Path, model: Path, rows: Path, **settings: Any) -> list[float]:
+    """The loss of each of three steps."""
+    ended = trained(out, model, rows, **{'max_steps': 3, **settings})
+    assert ended.code == 0, ended.output
+    return [record['train/preference_loss'] for record in lines(out / 'metrics.jsonl')]
+
+
 def scores(out: Path, model: Path, rows: Path) -> list[list[float]]:
     """What `rm_score` writes."""
     pair, algorithm = find_run('text_to_image', 'rm_score')
@@ -81,7 +88,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_judge('clip', tmp_path_factory.mktemp('clip') / 'clip')
 
 
-@pytest.mark.parametrize('keep', [False, True])
+@pytest.mark.parametrize('keep', [pytest.param(False, marks=pytest.mark.extended), True])
 def test_rows_with_bytes_and_ties_train_a_model_that_reads_pictures(keep: bool, tiny: Tiny, tmp_path: Path) -> None:
     rows = write_parquet(tmp_path / 'picked.parquet', picked(8, ties=4))
     settings = {'train_template_kwargs': '{keep_ties: True}'} if keep else {}
@@ -155,23 +162,33 @@ def test_clip_learns_what_fits_a_text_and_is_a_judge_then(clip: Path, shared_cac
         assert record['rewards']['model'] == pytest.approx(record['rewards']['pick_score'], abs=1e-3)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
-    ('ranks', 'settings'),
+    'settings',
     [
-        (2, {'ds_cfgs': 'ds_z3_config.json'}),
-        (1, {'use_lora': True, 'vision_lora': True, 'gradient_checkpointing': True}),
-        (1, {'freeze_vision_tower': True, 'max_length_per_batch': 256, 'per_device_train_batch_size': 1}),
+        {'use_lora': True, 'vision_lora': True, 'gradient_checkpointing': True},
+        {'freeze_vision_tower': True, 'max_length_per_batch': 256, 'per_device_train_batch_size': 1},
     ],
 )
-def test_clip_trains_as_other_models_do(ranks: int, settings: dict[str, Any], clip: Path, tmp_path: Path) -> None:
+def test_clip_trains_as_other_models_do(settings: dict[str, Any], clip: Path, tmp_path: Path) -> None:
     rows = write_parquet(tmp_path / 'picked.parquet', picked(9))
-    ended = trained(tmp_path / 'out', clip, rows, ranks=ranks, max_steps=3, **settings)
-    assert ended.code == 0, ended.output
-    losses = [record['train/preference_loss'] for record in lines(tmp_path / 'out' / 'metrics.jsonl')]
-    assert len(losses) == 3 and len(set(losses)) == 3
+    assert len({*losses_of(tmp_path / 'out', clip, rows, **settings)}) == 3
     assert (
         len({score for own in scores(tmp_path / 'scores', tmp_path / 'out' / 'slice_end', rows) for score in own}) > 9
     )
+
+
+@pytest.mark.extended
+def test_partitioned_it_learns_the_same(clip: Path, tmp_path: Path) -> None:
+    rows = write_parquet(tmp_path / 'picked.parquet', picked(12))
+    whole = losses_of(tmp_path / 'whole', clip, rows, per_device_train_batch_size=4)
+    stage = {'ds_cfgs': 'ds_z3_config.json', 'ranks': 2, 'per_device_train_batch_size': 2}
+    assert losses_of(tmp_path / 'out', clip, rows, **stage) == pytest.approx(whole, rel=1e-4)
+    scales = [
+        CLIPModel.from_pretrained(folder).logit_scale.item()
+        for folder in (clip, tmp_path / 'whole' / 'slice_end', tmp_path / 'out' / 'slice_end')
+    ]
+    assert scales[0] != scales[1] == pytest.approx(scales[2], rel=1e-5)
 
 
 def test_clip_writes_nothing(clip: Path, tmp_path: Path) -> None:

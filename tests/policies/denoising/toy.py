@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align_anything.core.types import Conversation, Example, Piece, Response
-from align_anything.models.diffusion.prepared import LATENTS, Size
+from align_anything.core.types import Example, Piece, Response
+from align_anything.models.diffusion.prepared import LATENTS, Prompt, Size
 from align_anything.models.diffusion.process import DDPM, Angular, Flow, Prediction, Process, wide
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.policies.denoising.collator import DenoisingCollator
@@ -58,8 +58,8 @@ class ToySpec(DiffusionSpec):
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         return (SHAPE[0], *size)
 
-    def encode_prompt(self, messages: Conversation) -> Piece:
-        return prompt(self.prompt_of(messages))
+    def _prompt(self, asked: Prompt) -> Piece:
+        return prompt(asked.text)
 
     def predict(
         self, denoiser: nn.Module, sample: Tensor, level: Tensor, conditions: Mapping[str, Tensor], guidance: float
