@@ -38,7 +38,7 @@ ONLINE: dict[str, Any] = {
 }
 HOW: dict[str, tuple[str, Mapping[str, Any]]] = {
     'window': ('grpo', {'sde_window': 2, 'sde_window_range': '[0, 2]', 'max_steps': 40}),
-    'all steps': ('grpo', {'max_steps': 28}),
+    'all steps': ('grpo', {'max_steps': 40}),
     'nft': ('nft', {'draws_per_sample': 4, 'learning_rate': 1.5e-3, 'max_steps': 30}),
 }
 """Algorithms and their settings, by what is special."""
