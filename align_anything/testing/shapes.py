@@ -96,18 +96,24 @@ def write_shapes(folder: str | Path, count: int, *, plain: float = 0.5, shuffled
     return folder
 
 
-def write_shape_pairs(folder: str | Path, count: int, *, preferred: Sequence[str] = ('red',), seed: int = 0) -> Path:
+def write_shape_pairs(
+    folder: str | Path, count: int, *, preferred: Sequence[str] = ('red',), named: bool = False, seed: int = 0
+) -> Path:
     """Writes pairs of pictures and `pairs.jsonl`, and returns that file: `prompt`, `chosen` and `rejected`.
 
-    Prompts name a shape alone. What is chosen shows it in a preferred colour, what is rejected in another one.
+    Prompts name a shape alone. What is chosen shows it in a preferred colour, what is rejected in another one. With
+    `named` every second prompt names a colour, and what is chosen has that.
     """
     random, folder = np.random.default_rng(seed), _made(folder)
-    others = [colour for colour in COLOURS if colour not in preferred]
     rows = []
     for number in range(count):
-        shape = random.choice(SHAPES)
+        shape, wanted = random.choice(SHAPES), preferred
         row = {'prompt': f'a {shape}'}
-        for name, colour in (('chosen', random.choice(preferred)), ('rejected', random.choice(others))):
+        if named and number % 2:
+            wanted = [random.choice([*COLOURS])]
+            row['prompt'] = f'a {wanted[0]} {shape}'
+        others = [colour for colour in COLOURS if colour not in wanted]
+        for name, colour in (('chosen', random.choice(wanted)), ('rejected', random.choice(others))):
             row[name] = f'{number}-{name}.png'
             draw_shape(colour, shape, random).save(folder / row[name])
         rows.append(row)

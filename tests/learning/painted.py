@@ -46,8 +46,8 @@ ON_PAIRS: dict[str, Any] = {
     'scale_coeff': 500,
 }
 PAIRED: dict[str, dict[str, Any]] = {
-    'dpo': {**ON_PAIRS, 'sft_coeff': 0.5, 'max_steps': 100},
-    'kto': {**ON_PAIRS, 'max_steps': 90},
+    'dpo': {**ON_PAIRS, 'sft_coeff': 0.5, 'max_steps': 200},
+    'kto': {**ON_PAIRS, 'max_steps': 220},
 }
 """How what was taught goes on, on pairs."""
 RANKED: dict[str, Any] = {

@@ -53,7 +53,7 @@ def test_the_preferred_colour_is_painted_where_none_is_asked_for(shared_cache: P
     model = taught(shared_cache) / 'model'
     before = shapes.paint(model, PLAIN, seed=1)
     preferred = min(shapes.COLOURS, key=lambda colour: share_of(colour, before))
-    rows = shapes.write_shape_pairs(tmp_path / 'pairs', PAIRS, preferred=[preferred])
+    rows = shapes.write_shape_pairs(tmp_path / 'pairs', PAIRS, preferred=[preferred], named=True)
     adapter = train(name, tmp_path / 'run', model, rows, **PAIRED[name])
     after = shapes.paint(model, PLAIN, adapter=adapter, seed=1)
     assert share_of(preferred, before) <= 0.25 and share_of(preferred, after) >= 0.5

@@ -83,6 +83,15 @@ def test_pairs_differ_in_their_colours(tmp_path: Path) -> None:
         assert colours[0] == 'blue' != colours[1]
 
 
+def test_every_second_pair_may_ask_for_a_colour(tmp_path: Path) -> None:
+    file = shapes.write_shape_pairs(tmp_path, 40, preferred=['blue'], named=True)
+    for number, row in enumerate(map(json.loads, file.read_text().splitlines())):
+        with Image.open(tmp_path / row['chosen']) as better, Image.open(tmp_path / row['rejected']) as worse:
+            wanted, other = shapes.colour_of(better), shapes.colour_of(worse)
+        assert (row['prompt'].split()[1:-1] or ['blue']) == [wanted] != [other]
+        assert len(row['prompt'].split()) == 2 + number % 2
+
+
 def test_what_is_painted_hangs_on_the_seed_and_the_prompt(painter: Path) -> None:
     def bytes_of(prompts: list[str], **how: int) -> list[bytes]:
         return [picture.tobytes() for picture in shapes.paint(painter, prompts, steps=2, **how)]
