@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
     'tests/learning/test_composed.py': 'lessons of images and of audio, and tests/trainers/test_composed_runs.py',
+    'tests/learning/test_edited.py': 'the lesson in painting, and tests/trainers/test_editing_runs.py',
     'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
     'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
     'tests/learning/test_placed.py': 'the lesson in drawing, and what families score and sample in tests/trainers',

@@ -55,8 +55,9 @@ def test_the_record_names_the_files_in_order(tmp_path: Path) -> None:
     assert records[2]['response'] == 'Here: <image><audio>.'
     assert np.array_equal(decode(Media('image', str(image))), PIXELS)
     assert np.array_equal(decode(Media('audio', str(sound))).samples, TONE.samples)
-    video, track, codes = (tmp_path / name for name in records[4]['media'])
+    video, played, track, codes = (tmp_path / name for name in records[4]['media'])
     assert np.array_equal(decode(Media('video', str(video))).frames, CLIP.frames)
+    assert played.suffix == '.mp4' and len(decode(Media('video', str(played))).frames) == len(CLIP.frames)
     assert decode(Media('audio', str(track))).rate == 8000
     assert json.loads(codes.read_text()) == {'codes': [[[0, 1, 2], [3, 4, 5]]], 'codec': 'abc'}
 

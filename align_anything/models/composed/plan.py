@@ -40,6 +40,7 @@ from align_anything.models.composed.configuration_composed import (
 )
 from align_anything.models.composed.processing_composed import ComposedProcessor
 from align_anything.models.composed.template import with_media
+from align_anything.models.families import own_head
 from align_anything.models.structure import logit_transform
 
 WITHIN: Mapping[str, tuple[str | None, str]] = {
@@ -244,7 +245,7 @@ def _text_config(name: str) -> PreTrainedConfig:
             f'language_model: {name} brings code of its own, and composed models are made of classes of transformers.'
         )
     config = read_config(name)
-    if is_multimodal(config):
+    if is_multimodal(config) and own_head(config.model_type) is None:
         raise ModelError(
             f"language_model: {name} is a '{config.model_type}', which reads media already: train it as it is, or name "
             'a language model that reads text alone.'

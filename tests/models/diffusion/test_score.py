@@ -7,7 +7,7 @@ import torch
 
 from align_anything.models.diffusion.checkpoint import load_denoiser
 from align_anything.models.diffusion.score import DenoiserForScore
-from tests.models.diffusion.cases import CASES, PROMPT, opened
+from tests.models.diffusion.cases import CASES, PROMPT, conditions, opened
 
 FAMILIES = sorted(CASES)
 
@@ -19,8 +19,8 @@ def test_each_sample_has_a_value(family: str) -> None:
     model = DenoiserForScore(load_denoiser(spec), tiny.shape[0])
     levels = spec.levels(4, tiny.shape)[[0, 3]]
     sample = torch.randn(2, *tiny.shape, generator=torch.Generator().manual_seed(1))
-    conditions = spec.stack(spec.encode_text(tiny.frozen, [PROMPT, 'the dog']))
-    predicted = spec.predict(model.denoiser, sample, levels, conditions, 1.0)
+    given = spec.stack(conditions(tiny, PROMPT, 'the dog'))
+    predicted = spec.predict(model.denoiser, sample, levels, given, 1.0)
     values = model.read(predicted)
     wanted = torch.stack([row.flatten(1).mean(1) @ model.score.weight[0] for row in predicted])
     assert values.shape == (2,) and values.dtype == torch.float32
