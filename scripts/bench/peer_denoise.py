@@ -50,7 +50,7 @@ def train(loop: Loop, rows: Sequence[dict[str, Any]], draws: Sequence[tuple[Any,
             pixels = torch.cat([_pixels(row[name], loop.side) for name in names for row in own])
             latents = step_of.latents(pixels)
             conditions = [torch.cat([value] * len(names)) for value in step_of.text([row['prompt'] for row in own])]
-            levels, noise = (torch.cat([torch.from_numpy(drawn)] * len(names)) for drawn in (levels, noise))
+            levels, noise = (torch.cat([torch.from_numpy(given)] * len(names)) for given in (levels, noise))
             sample, target = step_of.noised(latents, noise, levels)
         errors = (step_of.predicted(denoiser, sample, levels, conditions) - target).square().flatten(1).mean(1)
         if reference is None:

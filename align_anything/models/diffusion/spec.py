@@ -79,6 +79,8 @@ class DiffusionSpec:
     """Text encoders that can be trained along."""
     lora_targets: ClassVar[tuple[str, ...]] = ('to_q', 'to_k', 'to_v', 'to_out.0')
     """Ends of the names of the linear layers that adapters go on by default."""
+    channel_dim: ClassVar[int] = 0
+    """Which dimension of latents counts their channels."""
     side_multiple: ClassVar[int] = 1
     """What the sides of latents must be a multiple of (patches)."""
     reads_audio_in_video: ClassVar[bool] = False

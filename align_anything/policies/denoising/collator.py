@@ -221,7 +221,8 @@ class DenoisingCollator:
         generator = torch.Generator().manual_seed(seed)
         if self.grid is not None:
             return noise_at(self.spec.process, (number + 0.5) / self.grid, shape, generator)
-        return sample_noise(self.noise, self.spec.process, self.spec.shift(shape), shape, generator)
+        shift = self.spec.shift(shape)
+        return sample_noise(self.noise, self.spec.process, shift, shape, generator, self.spec.channel_dim)
 
     def _of_steps(self, inputs: DenoisingInputs) -> dict[str, Tensor]:
         if inputs.step is None:

@@ -92,16 +92,25 @@ class SampledNoise:
 
 
 def sample_noise(
-    noise: Noise, process: Process, shift: float, shape: Sequence[int], generator: torch.Generator
+    noise: Noise,
+    process: Process,
+    shift: float,
+    shape: Sequence[int],
+    generator: torch.Generator,
+    channel_dim: int = 0,
 ) -> SampledNoise:
-    """Samples for one clean sample of `shape`, channels first; `shift` is that of the checkpoint for this shape."""
+    """Samples for one clean sample of `shape`, whose channels are dimension `channel_dim`.
+
+    `shift` is that of the checkpoint for this shape.
+    """
     share = _share(noise, process, generator)
     if process.prediction == 'flow':
         share = shifted(share, shift if noise.shift is None else noise.shift)
     level = process.level_at(share.clamp(min=LOWEST_SHARE)).float()
     own = torch.randn(tuple(shape), generator=generator)
     if noise.noise_offset:
-        same = torch.randn((shape[0], *[1] * (len(shape) - 1)), generator=generator)
+        one = [size if dim == channel_dim else 1 for dim, size in enumerate(shape)]
+        same = torch.randn(one, generator=generator)
         own = own + noise.noise_offset * same
     added = own
     if noise.input_perturbation:

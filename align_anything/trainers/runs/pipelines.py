@@ -202,7 +202,8 @@ def load(
 
 
 def _with_head(spec: DiffusionSpec, denoiser: nn.Module) -> DenoiserForScore:
-    return DenoiserForScore(denoiser, spec.latent_shape(spec.default_size())[0])
+    channels = spec.latent_shape(spec.default_size())[spec.channel_dim]
+    return DenoiserForScore(denoiser, channels, spec.channel_dim)
 
 
 def make_ready(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, config: dict[str, Any]) -> None:

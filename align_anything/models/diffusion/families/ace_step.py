@@ -22,6 +22,7 @@ class AceStepSpec(WaveformSpec):
     """
 
     pipelines = ('AceStepPipeline',)
+    channel_dim = 1
     default_text_length = 256
 
     @property

@@ -20,6 +20,7 @@ class CogVideoXSpec(VideoSpec):
     """Predicts v at integer timesteps of latents `(frames, channels, height, width)`."""
 
     pipelines = ('CogVideoXPipeline',)
+    channel_dim = 1
     side_multiple = 2
     frames, fps = 49, 8.0
 
