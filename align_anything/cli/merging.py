@@ -11,6 +11,7 @@ from align_anything.models.adapter import Adapter, find_adapter, put_on
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import read_config
 from align_anything.models.declared_codes import keep_codes
+from align_anything.models.diffusion.saved_lora import is_lora_folder
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
@@ -39,6 +40,11 @@ def merge_adapter(
     if not Path(folder).is_dir():
         raise ModelError(f'{folder} is no folder; name the one that the run saved, such as <output_dir>/slice_end.')
     folder = trained_model_in(folder) or Path(folder)
+    if is_lora_folder(folder):
+        raise ModelError(
+            f'{folder} holds the adapter of a pipeline, which is not merged here: the pipeline reads it by '
+            'load_lora_weights, and fuse_lora puts it in; a run with save_full_model saves the whole pipeline.'
+        )
     adapter = find_adapter(folder)
     if adapter is None:
         raise ModelError(f'{folder} holds no LoRA adapter: it has no adapter_config.json, or a whole model beside it.')

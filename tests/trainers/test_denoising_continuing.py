@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from align_anything.cli.inspection import inspect_run
+from align_anything.cli.merging import merge_adapter
+from align_anything.core.errors import ModelError, SettingsError
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, write_digits
 from tests.trainers.runs import run, succeed
@@ -66,3 +69,12 @@ def test_the_pipeline_itself_may_be_the_reference(first: Path, tiny: Callable[..
     argv = offline(tmp_path / 'second', base, tmp_path / 'rows.jsonl', **{**asked, 'scale_coeff': 1e6})
     assert 'reference: the model without the adapter' in succeed(argv, 1, PICTURES, algorithm=named('dpo'))
     assert metrics(tmp_path / 'second', 'train/loss') != pytest.approx([math.log(2)], abs=1e-3)
+
+
+def test_other_commands_know_such_an_adapter(first: Path, tmp_path: Path) -> None:
+    argv = offline(tmp_path / 'looked_at', first, tmp_path / 'rows.jsonl', **LORA)
+    assert inspect_run(PICTURES, named('sft'), argv).is_file()
+    with pytest.raises(SettingsError, match='Set lora_cfgs.use_lora'):
+        inspect_run(PICTURES, named('sft'), offline(tmp_path / 'full', first, tmp_path / 'rows.jsonl'))
+    with pytest.raises(ModelError, match='holds the adapter of a pipeline'):
+        merge_adapter(first, tmp_path / 'merged')

@@ -34,8 +34,9 @@ def inspect_run(
     from align_anything.cli.inspection.rows import survey
     from align_anything.cli.inspection.terminal import print_survey
     from align_anything.trainers.runs.composing import with_composed
+    from align_anything.trainers.runs.model_defaults import with_model_defaults
 
-    resolved = with_composed(resolved)
+    resolved = with_model_defaults(with_composed(resolved))
     cfgs = resolved.cfgs
     path = Path(cfgs.logger_cfgs.output_dir) / REPORT_NAME if report is None else report
     found = survey(pair, resolved.algorithm, cfgs, rows)
