@@ -56,7 +56,7 @@ def test_a_video_is_written_with_its_sound() -> None:
     with av.open(io.BytesIO(played)) as container:
         found = np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])
     # Of noise, which loses most where colours are stored at half the size, the brightness is left.
-    assert np.corrcoef(found.mean(3).ravel(), PIXELS.mean(3).ravel())[0, 1] > 0.9
+    assert np.corrcoef(found.mean(3).ravel(), PIXELS.mean(3).ravel())[0, 1] > 0.8
     silent, _, sound = files_of('video', replace(CLIP, audio=LOUD))
     assert (silent, sound) == (animated, ('.wav', wav(LOUD)))
     assert files_of('audio', LOUD) == [('.wav', wav(LOUD))]
