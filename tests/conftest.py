@@ -28,6 +28,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.harness.once import once  # noqa: E402
+from tests.harness.ranks import import_what_ranks_did  # noqa: E402
 from tests.harness.tiers import COUNTS, LONG, Together, count_tiers  # noqa: E402
 from tests.harness.times import Times  # noqa: E402
 
@@ -57,6 +58,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker('gpu'):
             item.add_marker(pytest.mark.skip(reason='no CUDA device'))
+
+
+def pytest_runtest_logfinish() -> None:
+    import_what_ranks_did()
 
 
 @pytest.fixture(autouse=True)
