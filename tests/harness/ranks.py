@@ -52,7 +52,7 @@ def run_ranks(
     `env` adds environment variables to the children. Raises RanksError when a rank raises, dies or takes longer
     than `timeout` seconds (every child is killed first), and RuntimeError when this process cannot be forked safely.
     """
-    _check_forkable()
+    check_forkable()
     with tempfile.TemporaryDirectory(prefix='ranks-') as folder:
         port = free_port()
         sys.stdout.flush()
@@ -104,7 +104,8 @@ class RanksError(AssertionError):
         super().__init__('\n'.join([f'{head}: {self.kinds}', *bodies]))
 
 
-def _check_forkable() -> None:
+def check_forkable() -> None:
+    """Raises RuntimeError where a fork of this process would not live."""
     if dist.is_initialized():
         raise RuntimeError('this process has a process group already: run that code in run_ranks(..., world_size=1)')
     if torch.cuda.is_initialized():
