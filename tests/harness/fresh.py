@@ -79,7 +79,7 @@ def _child(code: str, words: Sequence[str], folder: Path, path: Sequence[Path], 
 def _forget() -> None:
     """Makes this process one that never imported the package."""
     for modules in (sys.modules, logging.root.manager.loggerDict):
-        for name in [name for name in modules if name.partition('.')[0] == PACKAGE]:
+        for name in [name for name in modules if name.startswith(PACKAGE)]:
             del modules[name]
     # Those of pytest.
     logging.root.handlers.clear()
