@@ -36,6 +36,7 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'pictures': pictures.pictures,
     'sampling': pictures.sampling,
     'denoise': denoise.denoise,
+    'denoise_tiny': denoise.denoise_tiny,
     'denoise_dpo': denoise.denoise_dpo,
     'denoise_grpo': denoise.denoise_grpo,
     'media': media.media,
