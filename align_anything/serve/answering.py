@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from align_anything.core.types import Conversation, MediaKind, Response
+from align_anything.core.types import MediaKind, Message, Response
 from align_anything.rollouts.base import Tell
 
 
@@ -17,8 +17,9 @@ class Wish:
     Attributes:
         responses: how many.
         max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop: as `Sampling` has them; of text.
-        steps, guidance_scale: as a denoiser has them.
-        only: the one kind of media that a response shall be; None for whatever the model answers with.
+        steps, guidance_scale: of media.
+        kinds: what a response may hold, `text` and kinds of media, or the one kind that it shall be; None for whatever
+            the model answers with.
     """
 
     responses: int = 1
@@ -30,7 +31,7 @@ class Wish:
     stop: tuple[str, ...] = ()
     steps: int | None = None
     guidance_scale: float | None = None
-    only: MediaKind | None = None
+    kinds: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class Prompt:
     Attributes:
         content: what the answerer made of it, its own affair.
         length: its tokens; 0 where there are none.
+        wish: how it is answered, with what the model or the server says in place of None.
     """
 
     content: Any
     length: int
+    wish: Wish
 
 
 class CallReader(Protocol):
@@ -66,21 +69,17 @@ class Answerer(Protocol):
     emits: frozenset[MediaKind]
     writes_text: bool
 
-    def check(self, wish: Wish) -> None:
-        """Raises SettingsError for a wish that this model cannot obey."""
-        ...
+    def prepare(self, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], wish: Wish) -> Prompt:
+        """Returns a conversation as the model reads it, given its turns and the tools that may be called.
 
-    def prepare(self, conversation: Conversation, wish: Wish) -> Prompt:
-        """Returns a conversation, media decoded, as the model reads it; from any thread.
-
-        Raises SampleError for one that it cannot read, or that leaves no room for an answer.
+        Every medium is the bytes of its file, or decoded. It takes as long as decoding does, and is called from any
+        thread. Raises SettingsError for a wish that this model cannot obey, SampleError for a conversation that it
+        cannot read, or that leaves no capacity for an answer.
         """
         ...
 
-    def generate(
-        self, prompts: Sequence[Prompt], wish: Wish, seeds: Sequence[int], tell: Tell
-    ) -> list[list[Response]]:
-        """Returns the responses to each prompt, sampled by the seed of each; from one thread at a time.
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], tell: Tell) -> list[list[Response]]:
+        """Returns the responses to each prompt, all of one wish, sampled by the seed of each; from one thread alone.
 
         `tell` is told what they say as they grow, and ends those for which it returns True.
         """

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from align_anything.core.asgi import MEBIBYTE, Guarded
 from align_anything.core.errors import AlignAnythingError, SampleError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Conversation, Response
+from align_anything.core.types import Message, Response
 from align_anything.serve import errors
 from align_anything.serve.answering import Answerer, Prompt, Wish
 from align_anything.serve.door import Door, Keys
@@ -79,6 +81,7 @@ class Server:
         self._answerer = answerer
         self.metrics = Metrics(self._waiting, self._running)
         self._next_seed = seeds()
+        self._judged = 0
         self.scheduler = None
         if answerer is not None:
             self.scheduler = Scheduler(
@@ -124,28 +127,29 @@ class Server:
             raise RequestError('the body took too long to come.', status=errors.TIMEOUT) from error
         return read_body(kind, content)
 
-    async def prompt(self, make: Callable[[], Conversation], wish: Wish) -> Prompt:
-        """Returns the prompt of a conversation that `make` returns; both run in a thread."""
+    async def prompt(
+        self,
+        make: Callable[[], Sequence[Message]],
+        wish: Wish,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Prompt:
+        """Returns the prompt of the turns that `make` returns; both are made in a thread. Raises RequestError."""
         from fastapi.concurrency import run_in_threadpool
 
         answerer = self.answerer
-
-        def prepared() -> Prompt:
-            answerer.check(wish)
-            return answerer.prepare(make(), wish)
-
-        self._require_place()
+        if self.scheduler.waiting >= self.limits.queue_size:
+            raise _full()
         try:
-            return await run_in_threadpool(prepared)
+            return await run_in_threadpool(lambda: answerer.prepare(make(), tools, wish))
         except SettingsError as error:
-            raise RequestError(' '.join(error.problems)) from error
+            raise RequestError(' '.join(error.problems), code='not_obeyed') from error
         except SampleError as error:
             raise RequestError(str(error), param='messages', code='unusable_prompt') from error
 
-    def submit(self, prompt: Prompt, wish: Wish, seed: int | None, hear: Hear | None = None) -> Job:
+    def submit(self, prompt: Prompt, seed: int | None, hear: Hear | None = None) -> Job:
         """Queues a prompt. Raises RequestError where the queue is full."""
         own = self._next_seed() if seed is None else seed % 2**63
-        job = Job(prompt, wish, own, time.monotonic() + self.limits.seconds, hear)
+        job = Job(prompt, own, time.monotonic() + self.limits.seconds, hear)
         try:
             self.scheduler.submit([job])
         except Full as error:
@@ -157,7 +161,7 @@ class Server:
         try:
             found = await self.unless_gone(request, asyncio.wrap_future(job.answer), job)
         except Late as error:
-            raise _late(self.limits.seconds) from error
+            raise self.late() from error
         self.count(job, found)
         return found
 
@@ -174,20 +178,43 @@ class Server:
                 return task.result()
             if gone.done():
                 raise RequestError('the client is gone.', status=CLIENT_GONE)
-            raise _late(self.limits.seconds)
+            raise self.late()
         finally:
             if not task.done():
                 job.give_up()
                 task.cancel()
             gone.cancel()
 
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Lasts as long as a request is judged. Raises RequestError where too many are."""
+        if self._judged >= self.limits.queue_size:
+            raise _full()
+        self._judged += 1
+        try:
+            yield
+        finally:
+            self._judged -= 1
+
+    def late(self) -> RequestError:
+        """Returns the error of an answer that was not there in time."""
+        return RequestError(
+            f'the answer was not there after {self.limits.seconds:g} s, the limit of this server.',
+            status=errors.TOO_SLOW,
+        )
+
+    def now(self) -> int:
+        """Returns the time, as answers tell it."""
+        return int(time.time())
+
+    def log_failure(self, error: BaseException) -> None:
+        """Logs where an exception was raised, and no more: its message may quote what was sent."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error('a request failed with %s at %s:%d', type(error).__name__, frame.filename, frame.lineno)
+
     def count(self, job: Job, responses: Sequence[Response]) -> None:
         """Counts an answer in the metrics."""
         self.metrics.tokens(job.prompt.length, sum(map(len, responses)))
-
-    def _require_place(self) -> None:
-        if self.scheduler.waiting >= self.limits.queue_size:
-            raise _full()
 
     def _waiting(self) -> int:
         return 0 if self.scheduler is None else self.scheduler.waiting
@@ -286,16 +313,6 @@ class Counted:
             self._metrics.request(path, status, time.monotonic() - begun)
 
 
-def only(wish: Wish, server: Server, kind: str, instead: str = '') -> Wish:
-    """Returns a wish for a medium of a kind alone. Raises RequestError where the model writes none."""
-    if kind not in server.answerer.emits:
-        written = [*(['text'] if server.answerer.writes_text else []), *sorted(server.answerer.emits)]
-        raise RequestError(
-            f'the model {server.name!r} writes {" and ".join(written)}, but no {kind}.{instead}', code='not_emitted'
-        )
-    return replace(wish, only=kind)
-
-
 def _bound(handler: Callable[..., Awaitable[T]], server: Server) -> Callable[..., Awaitable[T]]:
     async def handle(request: Request) -> T:
         return await handler(server, request)
@@ -324,10 +341,4 @@ def _full() -> RequestError:
         status=errors.OVERLOADED,
         code='overloaded',
         headers={'Retry-After': str(RETRY_SECONDS)},
-    )
-
-
-def _late(seconds: float) -> RequestError:
-    return RequestError(
-        f'the answer was not there after {seconds:g} s, the limit of this server.', status=errors.TOO_SLOW
     )

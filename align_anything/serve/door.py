@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ OPEN = ('/health', '/api/v1/health')
 """Paths that need no key: they say whether the server lives, and no more."""
 LOCAL_NAMES = ('localhost', '127.0.0.1', '[::1]')
 OTHERS = 0o077
+PORT = re.compile(r':\d*\Z', re.ASCII)
 SHORTEST_KEY = 8
 
 
@@ -59,9 +61,8 @@ def read_keys(file: Path | None) -> Keys:
             logger.warning('%s can be read by other users of this machine: chmod 600 keeps the key yours.', file)
         found += lines
     if any(len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or ' ' in key for key in found):
-        raise SettingsError(
-            [f'an API key is not {SHORTEST_KEY} or more printable ASCII characters without blanks (its text is not shown).']
-        )
+        problem = f'an API key (not shown) is not {SHORTEST_KEY} or more printable ASCII characters without blanks.'
+        raise SettingsError([problem])
     return Keys(found)
 
 
@@ -106,9 +107,9 @@ class Door:
     def _refusal(self, scope: Event) -> tuple[int, str, str] | None:
         headers = dict(scope['headers'])
         if self._names is not None:
-            name = headers.get(b'host', b'localhost').decode('latin-1').lower()
-            if name.rpartition(':')[0 if name.rpartition(':')[2].isdigit() else 2] not in self._names:
-                return FORBIDDEN, 'this server listens at this machine alone, and is no host of that name.', 'wrong_host'
+            name = PORT.sub('', headers.get(b'host', b'localhost').decode('latin-1').lower())
+            if name not in self._names:
+                return FORBIDDEN, 'this server is open to this machine alone, and goes by no such name.', 'wrong_host'
         if not self._keys or scope['path'] in OPEN or self._keys.allow(headers.get(b'authorization', b'')):
             return None
         return UNAUTHORIZED, 'no API key, or a wrong one: send it as Authorization: Bearer KEY.', 'invalid_api_key'

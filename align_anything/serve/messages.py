@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from align_anything.core.errors import SampleError
@@ -32,7 +32,6 @@ class MediaLimits:
         audio_seconds: length of the longest clip of audio.
         allow_urls: whether those behind public URLs are fetched.
         url_bytes: of the largest file that is.
-        options: of decoding, by kind, as a run has them; see `datasets.media`.
     """
 
     count: int = 16
@@ -40,33 +39,29 @@ class MediaLimits:
     audio_seconds: float = 600.0
     allow_urls: bool = False
     url_bytes: int = 2**26
-    options: Mapping[MediaKind, Mapping[str, Any]] = field(default_factory=dict)
 
-    def of_decoding(self) -> dict[str, dict[str, Any]]:
-        """Returns the options of decoding; of audio a little more than is allowed is read, so that more can be told."""
+    def of_decoding(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+        """Returns the options of decoding, over other `options` by kind.
+
+        Of audio a little more than is allowed is read, so that more can be told from it.
+        """
         limits = {'image': {'max_pixels': self.image_pixels}, 'audio': {'max_seconds': self.audio_seconds + 1}}
-        return {kind: {**self.options.get(kind, {}), **limits.get(kind, {})} for kind in MEDIA_KINDS}
+        return {kind: {**(options or {}).get(kind, {}), **limits.get(kind, {})} for kind in MEDIA_KINDS}
 
 
-def conversation_of(
-    turns: Sequence[requests.Turn],
-    limits: MediaLimits,
-    reads: frozenset[MediaKind],
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    answered: bool = False,
-) -> Conversation:
-    """Returns the conversation of a request, media decoded. It takes as long as decoding does.
+def rows_of(turns: Sequence[requests.Turn], limits: MediaLimits, reads: frozenset[MediaKind]) -> list[dict[str, Any]]:
+    """Returns the messages of a request as turns of a row, every medium as the bytes of its file.
+
+    No path of this machine is ever read. It takes as long as fetching does.
 
     Args:
-        turns: its messages.
-        limits: of its media.
+        turns: the messages.
+        limits: of their media.
         reads: kinds of media that the model reads.
-        tools: what may be called.
-        answered: whether it ends with the answer, to be judged.
 
     Raises:
-        RequestError: a medium is none, too large, of a kind that the model does not read, or behind a URL where none
-            is fetched; or the messages are no conversation.
+        RequestError: there are too many media, one is of a kind that the model does not read, none at all, or behind a
+            URL where none is fetched.
     """
     parts = [(number, part) for number, turn in enumerate(turns) for part in _listed(turn)]
     media = [(number, part) for number, part in parts if part.type != 'text']
@@ -79,19 +74,25 @@ def conversation_of(
                 f'messages.{number} has {KINDS[part.type]} media, and this model reads {known or "text alone"}.',
                 param=f'messages.{number}.content',
             )
-    rows = [_row(turn, limits) for turn in turns]
-    try:
-        meta = {'tools': list(tools)} if tools else {}
-        bound = bind_media(rows, meta, options=limits.of_decoding(), needs_reply=answered)
-        (decoded,) = decode_conversations([bound])
-    except SampleError as error:
-        raise RequestError(_plainly(str(error)), param='messages') from error
-    for message in decoded:
-        for part in message['content']:
-            sound = part['audio'] if part['type'] == 'audio' else None
-            if sound is not None and len(sound.samples) > limits.audio_seconds * sound.rate:
-                raise RequestError(f'an audio clip is longer than the {limits.audio_seconds:g} s of this server.')
-    return decoded
+    return [_row(turn, limits) for turn in turns]
+
+
+def decoded_of(rows: Sequence[Mapping[str, Any]], limits: MediaLimits) -> Conversation:
+    """Returns turns of a row, of which the last is an answer, as a conversation with media decoded.
+
+    Raises SampleError for turns that are no conversation, and for media that cannot be decoded or are too large.
+    """
+    (conversation,) = decode_conversations([bind_media(rows, {}, options=limits.of_decoding())])
+    require_short(conversation, limits)
+    return conversation
+
+
+def require_short(conversation: Conversation, limits: MediaLimits) -> None:
+    """Raises SampleError for audio in a decoded conversation that is longer than is taken."""
+    for part in (part for message in conversation for part in message['content'] if part['type'] == 'audio'):
+        sound = decoded_medium(part)
+        if sound is not None and len(sound.samples) > limits.audio_seconds * sound.rate:
+            raise SampleError(f'an audio clip is longer than the {limits.audio_seconds:g} s that this server takes.')
 
 
 KINDS: dict[str, MediaKind] = {
@@ -149,10 +150,6 @@ def _bytes_at(url: str, kind: MediaKind, limits: MediaLimits) -> bytes:
     raise RequestError(
         f'{kind} media must come as data URIs, data:…;base64,….{way_out}', param=f'{kind}_url', code='url_refused'
     )
-
-
-def _plainly(message: str) -> str:
-    return message[:1].upper() + message[1:]
 
 
 def message_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -19,26 +19,27 @@ class Metrics:
     def __init__(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            f'{PREFIX}_requests', 'Requests answered.', ['path', 'status'], registry=registry
-        )
+        self._registry = CollectorRegistry()
+        own = {'registry': self._registry}
+        self._requests = Counter(f'{PREFIX}_requests', 'Requests answered.', ['path', 'status'], **own)
         self._seconds = Histogram(
-            f'{PREFIX}_request_seconds', 'Seconds to the end of an answer.', ['path'], buckets=SECONDS, registry=registry
+            f'{PREFIX}_request_seconds',
+            'Seconds to the end of an answer.',
+            ['path'],
+            buckets=SECONDS,
+            **own,
         )
         self._first = Histogram(
             f'{PREFIX}_first_part_seconds',
             'Seconds to the first part of a streamed answer.',
             buckets=SECONDS,
-            registry=registry,
+            **own,
         )
-        self._prompt_tokens = Counter(f'{PREFIX}_prompt_tokens', 'Tokens of prompts.', registry=registry)
-        self._generated = Counter(f'{PREFIX}_generated_tokens', 'Tokens, or other units, generated.', registry=registry)
-        self._batch = Histogram(
-            f'{PREFIX}_batch_responses', 'Responses generated at once.', buckets=RESPONSES, registry=registry
-        )
-        Gauge(f'{PREFIX}_waiting', 'Prompts that wait for the model.', registry=registry).set_function(waiting)
-        Gauge(f'{PREFIX}_running', 'Prompts that are being answered.', registry=registry).set_function(running)
+        self._prompt_tokens = Counter(f'{PREFIX}_prompt_tokens', 'Tokens of prompts.', **own)
+        self._generated = Counter(f'{PREFIX}_generated_tokens', 'Tokens, or other units, generated.', **own)
+        self._batch = Histogram(f'{PREFIX}_batch_responses', 'Responses generated at once.', buckets=RESPONSES, **own)
+        Gauge(f'{PREFIX}_waiting', 'Prompts that wait for the model.', **own).set_function(waiting)
+        Gauge(f'{PREFIX}_running', 'Prompts that are being answered.', **own).set_function(running)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Counts a request; its `path` is one that the server has."""

@@ -6,12 +6,22 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
-from pydantic import ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from align_anything.serve.errors import RequestError, invalid
 
-MOST_RESPONSES, MOST_STOPS = 128, 16
+MOST_RESPONSES, MOST_STOPS, MOST_JUDGED = 128, 16, 1024
 LARGEST_SEED = 2**63 - 1
 B = TypeVar('B', bound='Body')
 
@@ -241,9 +251,7 @@ class RewardsBody(Body):
     """`POST /v1/rewards`: conversations that end with the answer to be judged."""
 
     model: str | None = None
-    conversations: list[Annotated[list[Turn], Field(min_length=2)]] = Field(
-        min_length=1, validation_alias=AliasChoices('conversations', 'messages')
-    )
+    conversations: list[Annotated[list[Turn], Field(min_length=2)]] = Field(min_length=1, max_length=MOST_JUDGED)
 
     @model_validator(mode='before')
     @classmethod
@@ -252,7 +260,10 @@ class RewardsBody(Body):
             return given
         if 'conversations' in given:
             raise ValueError('give messages, the one conversation, or conversations, not both')
-        return {**{key: value for key, value in given.items() if key != 'messages'}, 'conversations': [given['messages']]}
+        return {
+            **{key: value for key, value in given.items() if key != 'messages'},
+            'conversations': [given['messages']],
+        }
 
     @model_validator(mode='after')
     def _ends_with_an_answer(self) -> RewardsBody:

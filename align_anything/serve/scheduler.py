@@ -39,8 +39,7 @@ class Job:
     """One prompt on its way to its responses.
 
     Attributes:
-        prompt: what is answered.
-        wish: how.
+        prompt: what is answered, and how.
         seed: of what is sampled.
         deadline: by `time.monotonic()`, after which nobody waits for it.
         hear: is told parts as they come, from the thread of the model; None where nobody listens.
@@ -48,7 +47,6 @@ class Job:
     """
 
     prompt: Prompt
-    wish: Wish
     seed: int
     deadline: float
     hear: Hear | None = None
@@ -62,6 +60,11 @@ class Job:
     def give_up(self) -> None:
         """Nobody waits for the answer any more: what is generated of it ends with the next token."""
         self._given_up.set()
+
+    @property
+    def wish(self) -> Wish:
+        """How it is answered."""
+        return self.prompt.wish
 
     @property
     def is_over(self) -> bool:
@@ -182,7 +185,7 @@ class Scheduler:
 
         prompts, seeds = [job.prompt for job in batch], [job.seed for job in batch]
         try:
-            found = self._answerer.generate(prompts, batch[0].wish, seeds, tell)
+            found = self._answerer.generate(prompts, seeds, tell)
         except FOREIGN_FAULTS as error:
             if len(batch) == 1:
                 batch[0].answer.set_exception(error)
