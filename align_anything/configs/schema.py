@@ -483,8 +483,8 @@ class AlgorithmCfgs(Cfgs):
     """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
 
     `run_cfgs` are the groups of settings that its runs have; `other_names` those that other libraries give to fields.
-    `reads_rows` says whether its runs go through rows of data, into an output folder, and `may_only_judge` whether a
-    reward model is enough for them. The others are facts that decide which settings have an effect, see
+    `reads_rows` says whether its runs go through rows of data, into an output folder, `requires_model` whether
+    model_name_or_path must be given. The others are facts that decide which settings have an effect, see
     `algorithms.base.Algorithm`.
     """
 
@@ -493,6 +493,6 @@ class AlgorithmCfgs(Cfgs):
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     generates: ClassVar[bool] = False
     reads_rows: ClassVar[bool] = True
-    may_only_judge: ClassVar[bool] = False
+    requires_model: ClassVar[bool] = True
     trains_transitions: ClassVar[bool] = False
     contrasts: ClassVar[float | None] = None

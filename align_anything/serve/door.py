@@ -44,7 +44,7 @@ class Keys:
         return scheme.lower() == b'bearer' and any(found)
 
 
-def read_keys(file: Path | None) -> Keys:
+def read_keys(file: str | None) -> list[str]:
     """Returns the keys in a file, one a line, and the one of the environment.
 
     Raises SettingsError for a file that cannot be read or holds no key, and for what can be no key.
@@ -52,18 +52,19 @@ def read_keys(file: Path | None) -> Keys:
     found = [os.environ[KEY_VARIABLE]] if os.environ.get(KEY_VARIABLE) else []
     if file is not None:
         try:
-            lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+            path = Path(file)
+            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError([f'--api_key_file: {file} cannot be read: {type(error).__name__}.']) from error
         if not lines:
             raise SettingsError([f'--api_key_file: {file} holds no key; write one on a line of its own.'])
-        if file.stat().st_mode & OTHERS:
+        if path.stat().st_mode & OTHERS:
             logger.warning('%s can be read by other users of this machine: chmod 600 keeps the key yours.', file)
         found += lines
     if any(len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or ' ' in key for key in found):
         problem = f'an API key (not shown) is not {SHORTEST_KEY} or more printable ASCII characters without blanks.'
         raise SettingsError([problem])
-    return Keys(found)
+    return found
 
 
 def is_local(host: str) -> bool:

@@ -11,7 +11,7 @@ from align_anything.configs.resolve import Resolved
 from align_anything.core.asgi import MEBIBYTE, bound_socket, serve_app
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.serve.door import is_local, read_keys
+from align_anything.serve.door import Keys, is_local, read_keys
 from align_anything.serve.settings import Serve
 from align_anything.trainers.launch import quieten_libraries, settings_of
 from align_anything.trainers.pairs import Pair, find_pair
@@ -33,8 +33,11 @@ def serve(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> None
     """
     resolved = settings_of(find_pair('any_to_any'), Serve, argv, os.environ if environ is None else environ)
     quieten_libraries()
-    own = resolved.algorithm
-    keys = read_keys(None if own.api_key_file is None else Path(own.api_key_file))
+    own, models = resolved.algorithm, resolved.cfgs.model_cfgs
+    if models.model_name_or_path is None and models.reward_model_name_or_path is None:
+        problem = 'is required: name a checkpoint, or reward_model_name_or_path to judge alone.'
+        raise SettingsError([f'model_cfgs.model_name_or_path {problem}'])
+    keys = read_keys(own.api_key_file)
     if not keys and not is_local(own.host):
         logger.warning(
             'no API key: whoever reaches %s:%d is answered. --api_key_file, or the environment variable '
@@ -51,7 +54,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> None
         _require_libraries()
         from align_anything.serve.app import make_app
 
-        server = open_server(resolved)
+        server = open_server(resolved, keys)
         if resolved.dry_run:
             logger.info('dry run: %s opened; it would be served at http://%s:%d/v1', server.name, own.host, own.port)
             return
@@ -63,7 +66,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> None
             server.close()
 
 
-def open_server(resolved: Resolved) -> Server:
+def open_server(resolved: Resolved, keys: Sequence[str] = ()) -> Server:
     """Opens the models of the settings, and returns the server of them. Raises SettingsError and ModelError."""
     from align_anything.serve.app import Limits, Server
     from align_anything.serve.checkpoint import Checkpoint
@@ -87,8 +90,7 @@ def open_server(resolved: Resolved) -> Server:
         # Which of the requests are answered together is the server's affair.
         answerer = Checkpoint(open_generator(resolved), media)
         name = own.served_model_name or name_of(models.model_name_or_path)
-    keys = read_keys(None if own.api_key_file is None else Path(own.api_key_file))
-    return Server(name or judge.name, answerer, judge, limits, keys, own.host)
+    return Server(name or judge.name, answerer, judge, limits, Keys(keys), own.host)
 
 
 def open_judge(resolved: Resolved) -> RewardModel:
