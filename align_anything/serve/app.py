@@ -17,7 +17,7 @@ from align_anything.core.types import Message, Response
 from align_anything.serve import errors
 from align_anything.serve.answering import Answerer, Prompt, Wish
 from align_anything.serve.door import Door, Keys
-from align_anything.serve.errors import RequestError, openai_form
+from align_anything.serve.errors import RequestError, json_answer, openai_form
 from align_anything.serve.judging import Judge
 from align_anything.serve.messages import MediaLimits
 from align_anything.serve.metrics import Metrics, content_type
@@ -226,7 +226,6 @@ class Server:
 def make_app(server: Server) -> FastAPI:
     """Returns the web application of a server; docs/serving.md says what it answers."""
     from fastapi import FastAPI
-    from fastapi.responses import JSONResponse
     from fastapi.responses import Response as Answer
 
     from align_anything.serve import chat_completions, made_media, omega, rewards
@@ -242,44 +241,49 @@ def make_app(server: Server) -> FastAPI:
     }
 
     @app.exception_handler(RequestError)
-    def refuse(_: Any, error: RequestError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, headers=error.headers)
+    def refuse(_: Any, error: RequestError) -> Answer:
+        return json_answer(error.body, error.status, headers=error.headers)
 
     @app.exception_handler(AlignAnythingError)
-    def failed(_: Any, error: AlignAnythingError) -> JSONResponse:
+    def failed(_: Any, error: AlignAnythingError) -> Answer:
         # What it says may quote what was sent, which is nobody's business who reads the log.
         logger.error('a request failed with %s', type(error).__name__)
-        return JSONResponse(errors.error_body(errors.SERVER_ERROR, str(error)), errors.SERVER_ERROR)
+        return json_answer(errors.error_body(errors.SERVER_ERROR, str(error)), errors.SERVER_ERROR)
 
     for path, handler in handlers.items():
         app.router.add_route(path, _bound(handler, server), methods=['POST'])
 
-    @app.get('/v1/models')
-    async def models() -> JSONResponse:
-        return JSONResponse({'object': 'list', 'data': _models(server)})
+    async def models(_: Request) -> Answer:
+        return json_answer({'object': 'list', 'data': _models(server)})
 
-    @app.get('/v1/models/{name:path}')
-    async def model(name: str) -> JSONResponse:
+    async def model(request: Request) -> Answer:
+        name = request.path_params['name']
         found = next((record for record in _models(server) if record['id'] == name), None)
         if found is None:
             server.check_model(name, server.name if server.answers else server.judge.name)
-        return JSONResponse(found)
+        return json_answer(found)
 
-    @app.get('/health')
-    async def health() -> JSONResponse:
+    async def health(_: Request) -> Answer:
         lives = server.scheduler is None or server.scheduler.works
         told = {'status': 'ok' if lives else 'failed', 'models': [record['id'] for record in _models(server)]}
-        return JSONResponse(told, 200 if lives else errors.OVERLOADED)
+        return json_answer(told, 200 if lives else errors.OVERLOADED)
 
-    @app.get('/api/v1/health')
-    async def omega_health() -> JSONResponse:
-        return JSONResponse(
-            {'status': 'healthy', 'initialization_status': {'model_loaded': server.answers, 'error': None}}
-        )
+    async def omega_health(_: Request) -> Answer:
+        told = {'model_loaded': server.answers, 'error': None}
+        return json_answer({'status': 'healthy', 'initialization_status': told})
 
-    @app.get('/metrics')
-    async def metrics() -> Answer:
+    async def metrics(_: Request) -> Answer:
         return Answer(server.metrics.text(), media_type=content_type())
+
+    asked = {
+        '/v1/models': models,
+        '/v1/models/{name:path}': model,
+        '/health': health,
+        '/api/v1/health': omega_health,
+        '/metrics': metrics,
+    }
+    for path, handler in asked.items():
+        app.router.add_route(path, handler, methods=['GET'])
 
     # The last one added sees a request first.
     app.add_middleware(Counted, metrics=server.metrics, paths=[*handlers, '/v1/models', '/health', '/metrics'])

@@ -7,13 +7,14 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from align_anything.core.errors import AlignAnythingError
 from align_anything.core.types import Response
 from align_anything.serve import errors
 from align_anything.serve.answering import CallReader, Wish
-from align_anything.serve.errors import RequestError
+from align_anything.serve.errors import RequestError, json_answer
 from align_anything.serve.messages import message_of, rows_of
 from align_anything.serve.requests import ChatBody
 from align_anything.serve.scheduler import Job, Late
@@ -30,7 +31,7 @@ END = None
 
 async def answer(server: Server, request: Request) -> Answer:
     """Returns the responses to a conversation."""
-    from fastapi.responses import JSONResponse, StreamingResponse
+    from fastapi.responses import StreamingResponse
 
     asked = await server.body(request, ChatBody)
     server.check_model(asked.model)
@@ -51,14 +52,15 @@ async def answer(server: Server, request: Request) -> Answer:
         responses = await server.responses(request, job)
         choices = [choice_of(number, response, reader) for number, response in enumerate(responses)]
         whole = {**head, 'object': 'chat.completion', 'choices': choices, 'usage': usage_of(job, responses)}
-        return JSONResponse(whole)
+        return json_answer(whole)
     loop, heard = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Part] | None]()
 
-    def hear(which: int, part: Part) -> None:
-        loop.call_soon_threadsafe(heard.put_nowait, (which, part))
+    def put(item: tuple[int, Part] | None) -> None:
+        with suppress(RuntimeError):  # the server has ended, and nobody listens
+            loop.call_soon_threadsafe(heard.put_nowait, item)
 
-    job = server.submit(prompt, asked.seed, hear)
-    job.answer.add_done_callback(lambda _: loop.call_soon_threadsafe(heard.put_nowait, END))
+    job = server.submit(prompt, asked.seed, lambda which, part: put((which, part)))
+    job.answer.add_done_callback(lambda _: put(END))
     begun = time.monotonic()
     # What goes wrong before anything is said is still told by the status of the answer.
     first = await server.unless_gone(request, heard.get(), job)
@@ -180,7 +182,7 @@ async def _events(
 
 
 def _data(record: dict[str, Any]) -> str:
-    return f'data: {json.dumps(record, ensure_ascii=False)}\n\n'
+    return f'data: {json.dumps(record)}\n\n'
 
 
 def _refusal(error: BaseException, server: Server) -> RequestError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from align_anything.core.asgi import Application, Event, Receive, Send
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.serve.errors import UNAUTHORIZED, error_body
+from align_anything.serve.errors import UNAUTHORIZED, error_body, json_answer
 
 logger = get_logger(__name__)
 
@@ -96,11 +96,9 @@ class Door:
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answers one request; passes on what is none."""
         if scope['type'] == 'http' and (refusal := self._refusal(scope)) is not None:
-            from starlette.responses import JSONResponse
-
             status, message, code = refusal
             headers = {'WWW-Authenticate': 'Bearer'} if status == UNAUTHORIZED else None
-            answer = JSONResponse(error_body(status, message, code=code), status, headers=headers)
+            answer = json_answer(error_body(status, message, code=code), status, headers=headers)
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
 
 BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TIMEOUT, TOO_LARGE, UNSUPPORTED = 400, 401, 404, 408, 413, 415
 SERVER_ERROR, OVERLOADED, TOO_SLOW = 500, 503, 504
@@ -55,6 +58,13 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     """Returns the JSON body of an error."""
     kind = TYPES.get(status, 'invalid_request_error' if status < SERVER_ERROR else 'server_error')
     return {'error': {'message': message, 'type': kind, 'param': param, 'code': code}}
+
+
+def json_answer(record: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns a record as an answer, in ASCII: halves of surrogate pairs, which JSON may bring, have no UTF-8."""
+    from starlette.responses import Response
+
+    return Response(json.dumps(record), status, headers=headers, media_type='application/json')
 
 
 def openai_form(status: int, said: Any) -> dict[str, Any]:

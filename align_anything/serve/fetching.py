@@ -6,7 +6,9 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from align_anything.serve.errors import RequestError
@@ -27,11 +29,14 @@ def fetch(url: str, limit: int, seconds: float = SECONDS) -> bytes:
     than `limit` bytes, or more than `seconds`.
     """
     parts = _parts_of(url)
-    end = time.monotonic() + seconds
+    end, alarm = time.monotonic() + seconds, None
     address = _public_address(parts.hostname, parts.port or PORTS[parts.scheme])
     connection = http.client.HTTPConnection(parts.hostname, parts.port or PORTS[parts.scheme], timeout=seconds)
     try:
         connection.sock = socket.create_connection(address, timeout=seconds)
+        # Timeouts of sockets count from one byte to the next, which may be the last of very many.
+        alarm = threading.Timer(seconds, _cut, [connection.sock])
+        alarm.start()
         if parts.scheme == 'https':
             context = ssl.create_default_context()
             connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
@@ -46,15 +51,22 @@ def fetch(url: str, limit: int, seconds: float = SECONDS) -> bytes:
             data += chunk
             if len(data) > limit:
                 raise RequestError(f'a medium at {parts.hostname} is larger than {limit} bytes.', code='url_refused')
-            if time.monotonic() > end:
-                raise RequestError(f'a medium at {parts.hostname} takes too long to come.', code='url_refused')
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise RequestError(
             f'a medium cannot be fetched from {parts.hostname}: {type(error).__name__}.', code='url_refused'
         ) from error
     finally:
         connection.close()
+        if alarm is not None:
+            alarm.cancel()
+    if time.monotonic() > end:
+        raise RequestError(f'a medium at {parts.hostname} takes too long to come.', code='url_refused')
     return bytes(data)
+
+
+def _cut(opened: socket.socket) -> None:
+    with suppress(OSError):
+        opened.shutdown(socket.SHUT_RDWR)
 
 
 def _parts_of(url: str):

@@ -11,12 +11,11 @@ import numpy
 from align_anything.core.types import Audio, MediaKind, Response, decoded_medium
 from align_anything.datasets.media.writing import png, wav
 from align_anything.serve.answering import Wish
-from align_anything.serve.errors import SERVER_ERROR, RequestError
+from align_anything.serve.errors import SERVER_ERROR, RequestError, json_answer
 from align_anything.serve.requests import ImagesBody, Sampled, SpeechBody
 
 if TYPE_CHECKING:
     from fastapi import Request
-    from fastapi.responses import JSONResponse
     from fastapi.responses import Response as Answer
 
     from align_anything.serve.app import Server
@@ -35,16 +34,14 @@ PCM_RATE = 24000
 FULL_SCALE = 32767
 
 
-async def images(server: Server, request: Request) -> JSONResponse:
+async def images(server: Server, request: Request) -> Answer:
     """Returns images of a prompt, as PNG files in base64."""
-    from fastapi.responses import JSONResponse
-
     _require(server, 'image', '/v1/images/generations')
     asked = await server.body(request, ImagesBody)
     server.check_model(asked.model)
     found = await _made(server, request, 'image', asked.prompt, asked)
     data = [{'b64_json': base64.b64encode(png(image)).decode()} for image in found]
-    return JSONResponse({'created': server.now(), 'data': data})
+    return json_answer({'created': server.now(), 'data': data})
 
 
 async def speech(server: Server, request: Request) -> Answer:

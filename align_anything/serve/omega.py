@@ -10,33 +10,29 @@ import numpy
 
 from align_anything.core.types import Response, decoded_medium
 from align_anything.serve.answering import Wish
-from align_anything.serve.errors import SERVER_ERROR, RequestError
+from align_anything.serve.errors import SERVER_ERROR, RequestError, json_answer
 from align_anything.serve.messages import file_bytes
 from align_anything.serve.requests import OmegaBody
 
 if TYPE_CHECKING:
     from fastapi import Request
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import Response as Answer
 
     from align_anything.serve.app import Server
 
 READERS = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
 
 
-async def v2t(server: Server, request: Request) -> JSONResponse:
+async def v2t(server: Server, request: Request) -> Answer:
     """Returns what the model answers to a voice, in words: `{"text"}`."""
-    from fastapi.responses import JSONResponse
-
     if not server.answerer.writes_text:
         raise RequestError(f'the model {server.name!r} writes no text.', code='not_emitted')
     response = await _answer(server, request, frozenset({'text'}))
-    return JSONResponse({'text': ''.join(part['text'] for part in response.parts if part['type'] == 'text')})
+    return json_answer({'text': ''.join(part['text'] for part in response.parts if part['type'] == 'text')})
 
 
-async def v2v(server: Server, request: Request) -> JSONResponse:
+async def v2v(server: Server, request: Request) -> Answer:
     """Returns what the model answers to a voice, as a voice: `{"audio_data", "sample_rate"}`."""
-    from fastapi.responses import JSONResponse
-
     if 'audio' not in server.answerer.emits:
         problem = f'the model {server.name!r} writes no audio; /api/v1/v2t answers in words.'
         raise RequestError(problem, code='not_emitted')
@@ -48,7 +44,7 @@ async def v2v(server: Server, request: Request) -> JSONResponse:
     file = io.BytesIO()
     numpy.save(file, sounds[0].samples, allow_pickle=False)
     data = base64.b64encode(file.getvalue()).decode()
-    return JSONResponse({'audio_data': data, 'sample_rate': sounds[0].rate})
+    return json_answer({'audio_data': data, 'sample_rate': sounds[0].rate})
 
 
 async def _answer(server: Server, request: Request, kinds: frozenset[str]) -> Response:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from align_anything.core.errors import SampleError
-from align_anything.serve.errors import NOT_FOUND, RequestError
+from align_anything.serve.errors import NOT_FOUND, RequestError, json_answer
 from align_anything.serve.messages import decoded_of, rows_of
 from align_anything.serve.requests import RewardsBody
 
 if TYPE_CHECKING:
     from fastapi import Request
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import Response as Answer
 
     from align_anything.serve.app import Server
 
 
-async def rewards(server: Server, request: Request) -> JSONResponse:
+async def rewards(server: Server, request: Request) -> Answer:
     """Returns the score of the answer that ends each conversation."""
     from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import JSONResponse
 
     judge = server.judge
     if judge is None:
@@ -40,4 +39,4 @@ async def rewards(server: Server, request: Request) -> JSONResponse:
     data: list[dict[str, Any]] = [
         {'object': 'reward', 'index': number, 'reward': value} for number, value in enumerate(found)
     ]
-    return JSONResponse({'object': 'list', 'model': judge.name, 'data': data})
+    return json_answer({'object': 'list', 'model': judge.name, 'data': data})
