@@ -146,7 +146,7 @@ def _bytes_at(url: str, kind: MediaKind, limits: MediaLimits) -> bytes:
         return file_bytes(url[header.end() :], f'an {kind}' if kind != 'video' else 'a video')
     if limits.allow_urls and url.startswith(('http://', 'https://')):
         return fetch(url, limits.url_bytes)
-    way_out = '' if limits.allow_urls else ' This server fetches no URLs (--allow_urls lets it fetch public ones).'
+    way_out = '' if limits.allow_urls else ' This server fetches no URLs (--allow_urls True lets it fetch public ones).'
     raise RequestError(
         f'{kind} media must come as data URIs, data:…;base64,….{way_out}', param=f'{kind}_url', code='url_refused'
     )

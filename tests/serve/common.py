@@ -40,7 +40,7 @@ def listening(server: Server, head_seconds: float = HEAD_SECONDS) -> Iterator[st
     import uvicorn
 
     with bound_socket('127.0.0.1', 0) as bound:
-        running = uvicorn.Server(server_config(make_app(server), head_seconds, lifespan='off'))
+        running = uvicorn.Server(server_config(make_app(server), head_seconds, lifespan='off', timeout_keep_alive=2))
         thread = threading.Thread(target=running.run, kwargs={'sockets': [bound]})
         thread.start()
         try:

@@ -237,7 +237,7 @@ def test_connections_that_send_nothing_or_half_a_head_are_dropped() -> None:
         kept = socket.create_connection(('127.0.0.1', port))
         kept.sendall(b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal')
         assert kept.recv(1000).startswith(b'HTTP/1.1 200')
-        kept.settimeout(8)
+        kept.settimeout(5)
         with suppress(ConnectionResetError):
             while kept.recv(1000):
                 pass
