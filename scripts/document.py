@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from align_anything.algorithms.generate import Generate
 from align_anything.configs.aliases import ALIASES
 from align_anything.configs.annotations import describe_type
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
+from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.layers import TRAIN_FOLDER
-from align_anything.configs.online import PolicyRunCfgs
+from align_anything.configs.online import OnlineRunCfgs, PolicyRunCfgs
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
 from align_anything.trainers.pairs import PAIRS
@@ -68,6 +70,11 @@ def render_document() -> str:
         below = common.get(group, Cfgs)
         if model is not below:
             sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model, below)}')
+    online = groups_of(OnlineRunCfgs)
+    for group, model in groups_of(GenerationRunCfgs).items():
+        if model is not online[group]:
+            sections.append(f'## {group} of generate\n\n{model.__doc__}\n\n{_fields(model, online[group])}')
+    sections.append(f'## train_cfgs of generate\n\n{Generate.__doc__}\n\n{_fields(Generate)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Other names\n\n{_table(("name", "here", "meaning"), older)}')
     sections.append(_pairs())

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field, PositiveInt
 
 from align_anything.algorithms.base import ALGORITHMS, Algorithm
-from align_anything.configs.effects import Effects, never
+from align_anything.configs.effects import Effect, Effects, never
 from align_anything.configs.generation import JUDGED, GenerationModelCfgs, GenerationRunCfgs
 from align_anything.configs.online import RewardCfgs
 from align_anything.configs.schema import RunCfgs
@@ -52,6 +52,8 @@ JUDGING = {
     'reward_cfgs': tuple(key for key in RewardCfgs.model_fields if key != 'reward_aggregation'),
 }
 """Those of what scores responses."""
+SCORERS = (*('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),)
+"""Those that name what does."""
 
 
 def obeyed(*groups: dict[str, tuple[str, ...]]) -> frozenset[str]:
@@ -98,6 +100,19 @@ class Generate(Generating):
             ),
         ),
         **{f'train_cfgs.{key}': JUDGED for key in JUDGING['train_cfgs']},
+        'train_cfgs.make_pairs': (
+            Effect(
+                lambda facts: facts.algorithm.num_generations > 1,
+                'it means nothing with one response to a prompt; give num_generations of 2 or more, or leave it out.',
+                by=('train_cfgs.num_generations',),
+            ),
+            Effect(
+                lambda facts: any(facts.value(path) for path in SCORERS),
+                'it means nothing where nothing scores responses; give reward_functions, reward_model_name_or_path or '
+                'remote_rm_url, or leave it out.',
+                by=SCORERS,
+            ),
+        ),
     }
 
     num_generations: PositiveInt = Field(1, description='Responses that are sampled for each prompt.')

@@ -63,16 +63,20 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.runs.composing import with_composed
     from align_anything.trainers.runs.dry_run import dry_run
+    from align_anything.trainers.runs.generate import generate
     from align_anything.trainers.runs.model_defaults import with_model_defaults
     from align_anything.trainers.runs.offline import train
     from align_anything.trainers.runs.online import train_online
     from align_anything.trainers.runs.scoring import score
 
-    if algorithm.generates:
-        work = train_online
-    else:
-        work = train if algorithm.trains else score
     try:
+        if algorithm.generates and not algorithm.trains:
+            generate(pair, resolved)
+            return
+        if algorithm.generates:
+            work = train_online
+        else:
+            work = train if algorithm.trains else score
         (dry_run if resolved.dry_run else work)(pair, with_model_defaults(with_composed(resolved)))
     except OSError as error:
         problem = disk_problem(error, resolved.cfgs.logger_cfgs.output_dir)

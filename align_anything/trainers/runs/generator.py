@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -27,8 +27,8 @@ from align_anything.models.score import SCORE_HEAD
 from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine, Tell
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs import denoised_rollouts, rollout_engine
 from align_anything.trainers.runs.data import media_options, require_readable, require_writable
-from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.model_defaults import with_model_defaults
 from align_anything.trainers.runs.pipelines import usual_guidance
 from align_anything.trainers.runs.rollout_engine import check_rollouts
@@ -36,6 +36,22 @@ from align_anything.trainers.runs.sampling import is_guided
 from align_anything.trainers.runs.settings import codes_of_run, spec_of
 
 Part = dict[str, Any]
+
+
+class Kind(Protocol):
+    """How a kind of models generates, one file each in this package; the spec of a checkpoint says which it is."""
+
+    def sampling_of(
+        self, resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair, spec: Spec, steps_of_rollout: int
+    ) -> Any: ...
+
+    def open_frozen(
+        self, resolved: Resolved[GenerationRunCfgs, Generating], spec: Spec, sampling: Any, live: bool
+    ) -> tuple[RolloutEngine, Callable[[Conversation], Conversation]]: ...
+
+
+KINDS: Mapping[str, Kind] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+"""By what a unit of their responses is, see `Spec.unit`."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,7 @@ def generator_of(resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair, 
 
     `live` says whether `encode` is to be called; else prompts come encoded by `spec`, from data that was prepared.
     """
-    cfgs, kind = resolved.cfgs, GENERATING[spec.unit]
+    cfgs, kind = resolved.cfgs, KINDS[spec.unit]
     sampling = kind.sampling_of(resolved, pair, spec, 1)
     rollouts, prepare = kind.open_frozen(resolved, spec, sampling, live)
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
@@ -218,5 +234,5 @@ def require_generating(source: str) -> None:
 def _has_head(source: str) -> bool:
     try:
         return stored_tensor(source, f'{SCORE_HEAD}.weight') is not None
-    except ModelError:
+    except (ModelError, OSError, ValueError):
         return False

@@ -1,0 +1,33 @@
+"""The models that judge the responses of a run, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from align_anything.algorithms.generate import Generating
+from align_anything.algorithms.online import Online
+from align_anything.configs.online import MODEL, JudgeCfgs, OnlineRunCfgs
+from align_anything.models.family import FamilySpec
+from align_anything.rewards.base import Reward
+from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.assembly import make_collator, open_scorer
+from align_anything.trainers.runs.roles import ModelJudge
+
+
+def open_judges(
+    cfgs: OnlineRunCfgs,
+    judges: Mapping[str, JudgeCfgs],
+    specs: Mapping[str, FamilySpec],
+    pair: Pair,
+    algorithm: Online | Generating,
+) -> list[Reward]:
+    """Loads the models that judge responses, given what `judges_of` and `spec_of_judge` say. Every rank calls it."""
+    rewards = []
+    for name, asked in judges.items():
+        weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
+        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), asked.source)
+        train = cfgs.train_cfgs
+        size = train.per_device_train_batch_size if algorithm.trains else train.per_device_eval_batch_size
+        judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
+        rewards.append(Reward(name, weight, judge, judge.unread))
+    return rewards
