@@ -107,7 +107,8 @@ class Server:
 
     def check_model(self, asked: str | None, name: str | None = None) -> None:
         """Raises RequestError where another model is asked for than the one of this `name`, by default the answerer."""
-        name = name or self.name
+        if name is None:
+            name = self.name if self.answerer else ''
         if asked not in (None, name):
             raise RequestError(
                 f'there is no model {asked[:80]!r} here, but {name!r}.',

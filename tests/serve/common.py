@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import torch
 
@@ -27,6 +29,7 @@ from align_anything.trainers.launch import quieten_libraries, settings_of
 from align_anything.trainers.pairs import find_pair
 
 SMALL = ('--bf16', 'False', '--model_max_length', '512')
+CLIENT = httpx2.Client(verify=False, limits=httpx2.Limits(max_connections=200))
 HERMES = CallForm('<tool_call>', '</tool_call>', 'name', 'arguments')
 
 
@@ -55,15 +58,17 @@ def listening(server: Server, head_seconds: float = HEAD_SECONDS) -> Iterator[st
 
 
 @contextmanager
-def serving(*argv: str, keys: Sequence[str] = ()) -> Iterator[str]:
+def serving(*argv: str, small: Sequence[str] = SMALL) -> Iterator[str]:
     """Serves the checkpoints of settings."""
     quieten_libraries()
-    with listening(open_server(settings(*SMALL, *argv), keys)) as url:
+    with listening(open_server(settings(*small, *argv))) as url:
         yield url
 
 
-def client(url: str, key: str = 'none', **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f'{url}/v1', api_key=key, **{'max_retries': 0, 'timeout': 60, **options})
+@cache
+def client(url: str, key: str = 'none') -> openai.OpenAI:
+    """OpenAI's client, one for each server: they take longer to make than to use."""
+    return openai.OpenAI(base_url=f'{url}/v1', api_key=key, max_retries=0, timeout=120, http_client=CLIENT)
 
 
 def asked(text: str) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ TOOL = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'ob
 def text(tiny: Callable[..., Path], shared_cache: Path) -> Iterator[tuple[str, str]]:
     """The address of a server of a model and a reward model, and the name of the model."""
     judge = once(shared_cache, 'served-judge', lambda folder: _judge(tiny('llama'), folder))
-    model = str(tiny('qwen3', layers=3))
+    model = str(tiny('qwen3'))
     with serving('--model_name_or_path', model, '--reward_model_name_or_path', str(judge)) as url:
         yield url, Path(model).name
 
@@ -59,10 +59,10 @@ def shown(part: dict[str, Any], words: str = 'What is it?') -> list[dict[str, An
 
 def test_text_whole_streamed_and_again(text: tuple[str, str]) -> None:
     url, name = text
-    whole = ask(url, name, 'hello there')
+    whole = ask(url, name, 'hello')
     assert whole.usage.prompt_tokens > 0 and whole.usage.completion_tokens == 8
     assert whole.choices[0].finish_reason == 'length'
-    stream = list(ask(url, name, 'hello there', stream=True))
+    stream = list(ask(url, name, 'hello', stream=True))
     assert ''.join(chunk.choices[0].delta.content or '' for chunk in stream) == said(whole)
     assert len(stream) > 5, 'piece by piece'
     warm = [said(ask(url, name, 'hello', temperature=1, seed=seed, max_tokens=12)) for seed in (1, 1, 2)]
@@ -70,7 +70,7 @@ def test_text_whole_streamed_and_again(text: tuple[str, str]) -> None:
     many = ask(url, name, 'hello', temperature=1, seed=1, n=3, max_tokens=12)
     texts = [choice.message.content for choice in many.choices]
     assert len(set(texts)) == 3 and texts[0] == warm[0]
-    assert said(ask(url, name, 'hello', temperature=1, top_k=1)) == said(ask(url, name, 'hello'))
+    assert said(ask(url, name, 'hello', temperature=1, extra_body={'top_k': 1})) == said(ask(url, name, 'hello'))
 
 
 def test_a_stop_string_is_not_said(text: tuple[str, str]) -> None:
@@ -86,7 +86,7 @@ def test_a_stop_string_is_not_said(text: tuple[str, str]) -> None:
 def test_sixty_four_at_once_are_answered_as_each_is_alone(text: tuple[str, str]) -> None:
     url, name = text
     prompts = [f'{"word " * (number % 7)}question {number}' for number in range(64)]
-    alone = [said(ask(url, name, prompt)) for prompt in prompts[:16]]
+    alone = [said(ask(url, name, prompt)) for prompt in prompts[:8]]
 
     def one(number: int) -> str:
         if number % 2:
@@ -96,7 +96,7 @@ def test_sixty_four_at_once_are_answered_as_each_is_alone(text: tuple[str, str])
 
     with ThreadPoolExecutor(64) as pool:
         together = list(pool.map(one, range(64)))
-    assert together[:16] == alone and len(set(together)) > 32
+    assert together[:8] == alone and len(set(together)) > 8
     told = httpx2.get(f'{url}/metrics').text
     values = dict(line.rsplit(' ', 1) for line in told.splitlines() if not line.startswith('#'))
     batches = float(values['align_anything_batch_responses_count'])
@@ -203,7 +203,10 @@ def test_pictures_and_clips(tiny: Callable[..., Path], tmp_path: Path) -> None:
                 {'type': 'image_url', 'image_url': {'url': image_uri(RED)[:120]}},
                 'base64|decoded|not an image',
             ),
-            ({'type': 'video_url', 'video_url': {'url': image_uri(RED).replace('image', 'video')[:90] + 'A='}}, ''),
+            (
+                {'type': 'video_url', 'video_url': {'url': image_uri(RED).replace('image', 'video')[:90] + 'A='}},
+                'video',
+            ),
             (
                 {'type': 'input_audio', 'input_audio': {'data': 'AAAA', 'format': 'wav'}},
                 'audio media, and this',
@@ -222,6 +225,10 @@ def test_pictures_and_clips(tiny: Callable[..., Path], tmp_path: Path) -> None:
             ask(url, name, shown({'type': 'image_url', 'image_url': {'url': 'http://127.0.0.1/a.png'}}))
 
 
+def pixels_of(image: Any) -> numpy.ndarray:
+    return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(image.b64_json))), dtype=numpy.int64)
+
+
 def wav_of(seconds: float, rate: int = 16000) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, 0.3 * numpy.sin(numpy.arange(int(seconds * rate)) / 20), rate, format='WAV')
@@ -236,7 +243,7 @@ def saved_samples(array: numpy.ndarray) -> str:
 
 def test_sounds_and_omegas_contract(tiny: Callable[..., Path]) -> None:
     model = str(tiny('qwen2_audio'))
-    with serving('--model_name_or_path', model, '--max_audio_seconds', '2', '--max_new_tokens', '8') as url:
+    with serving('--model_name_or_path', model, '--max_audio_seconds', '1', '--max_new_tokens', '8') as url:
         name = Path(model).name
 
         def sound(content: bytes, form: str = 'wav') -> dict[str, Any]:
@@ -244,8 +251,8 @@ def test_sounds_and_omegas_contract(tiny: Callable[..., Path]) -> None:
             return {'type': 'input_audio', 'input_audio': {'data': data, 'format': form}}
 
         assert said(ask(url, name, shown(sound(wav_of(0.5)))))
-        with pytest.raises(openai.BadRequestError, match='longer than the 2 s'):
-            ask(url, name, shown(sound(wav_of(2.5))))
+        with pytest.raises(openai.BadRequestError, match='longer than the 1 s'):
+            ask(url, name, shown(sound(wav_of(1.5))))
         with pytest.raises(openai.BadRequestError, match='ends early|damaged'):
             ask(url, name, shown(sound(wav_of(1.0)[:9000])))
         health = httpx2.get(f'{url}/api/v1/health').json()
@@ -301,14 +308,17 @@ def test_pictures_and_sounds_that_are_written(emitting: Callable[..., Path]) -> 
 
 def test_a_pipeline(tiny: Callable[..., Path]) -> None:
     model = str(tiny('sd15'))
-    with serving('--model_name_or_path', model, '--rollout_steps', '2', '--served_model_name', 'painter') as url:
+    own = ('--rollout_steps', '2', '--served_model_name', 'painter')
+    with serving('--model_name_or_path', model, *own, small=SMALL[:2]) as url:
         both = client(url).images.generate(model='painter', prompt='a red square', n=2, extra_body={'seed': 1})
         one = client(url).images.generate(model='painter', prompt='a red square', extra_body={'seed': 1})
-        assert both.data[0].b64_json == one.data[0].b64_json != both.data[1].b64_json
+        first, second, alone = (pixels_of(image) for image in (*both.data, *one.data))
+        # What is added up in another order is rounded otherwise.
+        assert numpy.abs(first - alone).max() <= 1 < numpy.abs(first - second).max()
         more = client(url).images.generate(
             model='painter', prompt='a red square', extra_body={'seed': 1, 'steps': 3, 'guidance_scale': 1.5}
         )
-        assert more.data[0].b64_json != one.data[0].b64_json
+        assert numpy.abs(pixels_of(more.data[0]) - alone).max() > 1
         chat = client(url).chat.completions.create(model='painter', messages=asked('a red square'), seed=1)
         assert len(chat.choices[0].message.model_dump()['images']) == 1
         with pytest.raises(openai.BadRequestError, match='denoises and writes no tokens: leave out temperature'):
@@ -353,5 +363,5 @@ def test_a_dry_run_opens_all_and_serves_nothing(tiny: Callable[..., Path], caplo
     from align_anything.serve.run import serve
 
     with caplog.at_level(logging.INFO, logger='align_anything'):
-        serve([*SMALL, '--model_name_or_path', str(tiny('qwen3', layers=3)), '--dry_run', '--port', '8763'], {})
+        serve([*SMALL, '--model_name_or_path', str(tiny('qwen3')), '--dry_run', '--port', '8763'], {})
     assert 'dry run:' in caplog.text and ':8763' in caplog.text

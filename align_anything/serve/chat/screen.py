@@ -91,6 +91,8 @@ class Screen:
         console = Console(file=self.out, highlight=False)
         with Live(table(['' for _ in names]), console=console, refresh_per_second=8) as live:
             yield lambda texts: live.update(table(texts))
+        if not console.is_terminal:
+            self.say('')
 
 
 def shown(text: str) -> str:
