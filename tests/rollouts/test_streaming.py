@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 
 from align_anything.algorithms.generate import Generating
 from align_anything.core.errors import ModelError, SampleError
-from align_anything.core.types import Response
+from align_anything.core.types import Piece, Response
+from align_anything.models.pretrained_model import load_spec
+from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.restricted import RowDraws
+from align_anything.rollouts.streaming import _Growing
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.generator import Generator, open_generator
@@ -107,27 +111,41 @@ def test_conversations_that_cannot_be_read_cost_a_sentence(writer: Generator) ->
         ([{'role': 'user', 'content': [picture]}], 'image media'),
         ([{'role': 'nobody', 'content': 'x'}], "unknown role 'nobody'"),
         ([{'role': 'user', 'content': 'sun ' * 5000}], 'at most'),
-        ([], ''),
+        ([{'role': 'user', 'content': ''}], 'turn 0'),
     ):
         with pytest.raises(SampleError, match=words):
             writer.encode(turns)
 
 
 def test_a_medium_is_told_once_it_is_whole(emitting: Tiny) -> None:
-    """Text around it too; the codes of a picture are never told as text."""
-    generator = opened('text_image_to_text_image', emitting('unified'), max_new_tokens=120, temperature=1.0)
-    examples = asked(generator, 'Draw a 3 and tell about it.')
-    parts: list[dict[str, Any]] = []
-    sampling = replace(generator.sampling, responses=1, seeds=(0,))
-    [[response]] = generator.generate(examples, sampling, lambda number, which, part: parts.append(part))
-    joined: list[Any] = []
-    for part in parts:
-        if part['type'] == 'text' and joined and isinstance(joined[-1], str):
-            joined[-1] += part['text']
-        else:
-            joined.append(part['text'] if part['type'] == 'text' else part['codes'].codes.tolist())
-    expected = [part['text'] if part['type'] == 'text' else part['codes'].codes.tolist() for part in response.parts]
-    assert joined == expected
+    """Between the texts around it, token by token; codes are never told as text, and nor is what opens them."""
+    spec = load_spec(emitting('unified'))
+    (own,) = [own for own in spec.codes.kinds.values() if own.kind == 'image']
+    height, width = own.size
+    codes = torch.arange(height * width).view(1, height, width) % own.books[0]
+    picture, _ = own.written(codes)
+
+    def words(text: str) -> list[int]:
+        return spec.tokenizer.encode(text, add_special_tokens=False)
+
+    sequence = [*words('Here it is: '), *picture.tolist(), *words(' and once more '), *picture.tolist(), *words('.')]
+    sequence.append(spec.stop_token_ids[0])
+    row, told = _Growing(spec, Sampling()), []
+    for number in range(1, len(sequence) + 1):
+        told += row.grown(sequence[:number])
+    assert not any('text' in part and '<' in part['text'] for part in told)
+    told += row.rest(spec.decode(Piece(torch.tensor(sequence), torch.ones(len(sequence)))))
+    kinds = [kind for kind, _ in groupby(part['type'] for part in told)]
+    assert kinds == ['text', 'image', 'text', 'image', 'text']
+    assert ''.join(part.get('text', '|') for part in told) == 'Here it is: | and once more |.'
+    assert all(part['image'].codes.equal(codes) for part in told if part['type'] == 'image')
+    # One that the length limit cut is text in the end, as `decode` has it.
+    cut, row = sequence[: len(words('Here it is: ')) + len(picture) - 3], _Growing(spec, Sampling())
+    told = [part for number in range(1, len(cut) + 1) for part in row.grown(cut[:number])]
+    assert ''.join(part['text'] for part in told).strip() == 'Here it is:'
+    whole = spec.decode(Piece(torch.tensor(cut), torch.ones(len(cut))))
+    told += row.rest(whole)
+    assert ''.join(part['text'] for part in told) == whole[0]['text']
 
 
 def test_a_pipeline_encodes_prompts_as_they_come(tiny: Tiny) -> None:

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from align_anything.core.contents import content_of
 from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore
-from align_anything.models.codes import content_of
 
 LATENTS = 'latents'
 Size = tuple[int, ...]
@@ -22,7 +22,7 @@ class Prompt:
 
     Attributes:
         text: in words.
-        pictures: what it is shown with them, RGB PIL images.
+        pictures: what it is shown with them, RGB PIL images, or what stands for them.
         size: what these are brought to; empty where there are none.
     """
 
@@ -70,7 +70,7 @@ class Prepared:
         return self.store.key('pictures', *_shown(prompt))
 
     def latents_key(self, medium: Any, size: Size) -> str:
-        """Returns the key of the latents of a decoded medium that is brought to a size."""
+        """Returns the key of the latents of a medium, decoded or known, that is brought to a size."""
         return self.store.key('latents', content_of(medium), list(size))
 
     def conditions(self, prompt: Prompt, read: Prompt) -> dict[str, Tensor]:

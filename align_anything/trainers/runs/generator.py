@@ -181,6 +181,11 @@ def open_spec(
     spec.codes = codes_of_run(cfgs, pair, resolved.algorithm, spec)
     require_readable(pair, spec, source)
     require_writable(pair, spec, source)
+    if spec.unit != 'token' and not spec.emits & pair.writes:
+        raise ModelError(
+            f"{source} (model_type '{spec.model_type}') writes {' and '.join(sorted(spec.emits))} and no text, but "
+            f"answers of the pair '{pair.name}' are text: choose a pair such as text_to_{min(spec.emits)}."
+        )
     if cfgs.model_cfgs.guidance_scale is None:
         scale = 1.0 if spec.unit == 'token' else usual_guidance(spec)
         models = cfgs.model_cfgs.model_copy(update={'guidance_scale': scale})

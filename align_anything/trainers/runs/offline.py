@@ -34,8 +34,9 @@ def train(pair: Pair, resolved: Resolved) -> None:
     run = begin(pair, resolved)
     dataset, held_out = run.datasets()
     objective = objective_of(algorithm, run.spec.codes)
-    prepare_codes(cfgs, run.spec, [dataset, *held_out])
-    prepare_latents(cfgs, run.spec, [dataset, *held_out])
+    known = prepare_codes(cfgs, run.spec, [dataset, *held_out]) or prepare_latents(cfgs, run.spec, [dataset, *held_out])
+    for rows in (dataset, *held_out):
+        rows.known = known
     costs, unusable = row_costs(dataset, run.collate, cfgs)
     (buckets, *held_out_buckets), without_bucket = zip(
         *(row_buckets(rows, run.spec, cfgs) for rows in (dataset, *held_out)), strict=True
