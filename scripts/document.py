@@ -16,6 +16,7 @@ from align_anything.configs.layers import TRAIN_FOLDER
 from align_anything.configs.online import OnlineRunCfgs, PolicyRunCfgs
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
+from align_anything.serve.settings import Chat, Serve
 from align_anything.trainers.pairs import PAIRS
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'configuration.md'
@@ -75,6 +76,8 @@ def render_document() -> str:
         if model is not online[group]:
             sections.append(f'## {group} of generate\n\n{model.__doc__}\n\n{_fields(model, online[group])}')
     sections.append(f'## train_cfgs of generate\n\n{Generate.__doc__}\n\n{_fields(Generate)}')
+    for own in (Serve, Chat):
+        sections.append(f'## train_cfgs of {own.name}\n\n{own.__doc__}\n\n{_fields(own)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Other names\n\n{_table(("name", "here", "meaning"), older)}')
     sections.append(_pairs())

@@ -210,6 +210,28 @@ def tokenize(
     typer.echo(f'{rows} rows with codes: {out}')
 
 
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def chat(context: typer.Context) -> None:
+    """Talk with a checkpoint in the terminal, with two side by side (--compare), or with a server (--url).
+
+    --help lists the settings; /help in the conversation lists what may be said.
+    """
+    from align_anything.serve.chat.run import chat as talk
+
+    talk(context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def serve(context: typer.Context) -> None:
+    """Serve a checkpoint over HTTP in the form of OpenAI, and a reward model beside it or alone.
+
+    --help lists the settings.
+    """
+    from align_anything.serve.run import serve as serve_models
+
+    serve_models(context.args)
+
+
 @app.command()
 def models(
     family: Annotated[str | None, typer.Argument(metavar='[FAMILY]', help='Tell all of this family or id.')] = None,
