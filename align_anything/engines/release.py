@@ -6,7 +6,6 @@ import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 _LIVE: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -34,10 +33,9 @@ def _forget_modules() -> None:
     # The module of the last forward pass stays on it where that was an evaluation.
     offload.FWD_MODULE_STACK.clear()
     for method in filter(inspect.isfunction, vars(coordinator.PartitionedParameterCoordinator).values()):
-        cached = inspect.unwrap(method, stop=_is_cached)
-        if _is_cached(cached):
+        for cached in filter(_is_cached, (cell.cell_contents for cell in method.__closure__ or ())):
             cached.cache_clear()
 
 
-def _is_cached(function: Callable[..., Any]) -> bool:
-    return isinstance(function, functools._lru_cache_wrapper)
+def _is_cached(value: Any) -> bool:
+    return isinstance(value, functools._lru_cache_wrapper)
