@@ -64,6 +64,19 @@ def train(context: typer.Context, pair: PairName = None, algorithm: AlgorithmNam
 
 
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def generate(context: typer.Context, pair: PairName = None) -> None:
+    """Answer the prompts of a file or dataset with a checkpoint: the same as align_anything.trainers.PAIR.generate.
+
+    PAIR --help lists the settings.
+    """
+    _check_order(context, pair, 'generate')
+    from align_anything.cli.leaves import find_run
+    from align_anything.trainers.launch import launch
+
+    launch(*find_run(pair, 'generate'), context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
 def inspect(
     context: typer.Context,
     pair: PairName = None,

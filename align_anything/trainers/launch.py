@@ -75,12 +75,16 @@ def run(pair: Pair, algorithm: type[Algorithm], resolved: Resolved, callbacks: S
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.runs.composing import with_composed
     from align_anything.trainers.runs.dry_run import dry_run
+    from align_anything.trainers.runs.generate import generate
     from align_anything.trainers.runs.model_defaults import with_model_defaults
     from align_anything.trainers.runs.offline import train
     from align_anything.trainers.runs.online import train_online
     from align_anything.trainers.runs.scoring import score
 
     try:
+        if algorithm.generates and not algorithm.trains:
+            generate(pair, resolved)
+            return None
         resolved = with_model_defaults(with_composed(resolved))
         if resolved.dry_run:
             dry_run(pair, resolved)

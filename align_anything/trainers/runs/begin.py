@@ -54,7 +54,7 @@ logger = get_logger(__name__)
 
 TERMINATED = 128 + signal.SIGTERM
 SETTINGS_FILE = 'settings.yaml'
-RESULTS = (METRICS_FILE, 'scores.jsonl')
+RESULTS = (METRICS_FILE, 'scores.jsonl', 'generations.jsonl')
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from align_anything.algorithms.online import Online
-from align_anything.configs.online import MODEL, OnlineRunCfgs
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
 from align_anything.core.types import Example, Skipped
@@ -25,12 +25,11 @@ from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import UnreadResponses
-from align_anything.rewards.base import Reward
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import assemble, make_collator, open_scorer, save
+from align_anything.trainers.runs.assembly import assemble, make_collator, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
 from align_anything.trainers.runs.checks import check_evaluation, check_online
@@ -43,10 +42,10 @@ from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_i
 from align_anything.trainers.runs.reference import reference_scorer
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import (
-    ModelJudge,
     critic_cfgs,
     critic_spec,
     judges_of,
+    open_judges,
     require_head,
     spec_of_judge,
 )
@@ -97,12 +96,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     if algorithm.refers:
         reference = reference_scorer(cfgs, algorithm, policy, models.temperature, models.emit_temperature)
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
-    for name, asked in judges.items():
-        weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
-        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), asked.source)
-        size = cfgs.train_cfgs.per_device_train_batch_size
-        judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
-        rewards.append(Reward(name, weight, judge, judge.unread))
+    rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
     pending = Pending(policy.device, decode)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)

@@ -22,7 +22,7 @@ from align_anything.models.diffusion.checkpoint import (
 )
 from align_anything.models.diffusion.export import export_denoiser
 from align_anything.models.diffusion.lora import apply_lora
-from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora
+from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora, put_saved_lora
 from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.trainable import require_trainable
@@ -38,6 +38,8 @@ from align_anything.trainers.runs.settings import dtype_of
 
 EMBEDDED = 3.5
 """What guidance-distilled denoisers are told where they generate."""
+SCALE = 4.5
+"""Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
 NOISE_LEVELS = {'flow_sde': 0.7, 'dance_sde': 0.3, 'cps': 0.7, 'ddim': 1.0}
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
@@ -95,6 +97,11 @@ def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Gui
     return Guidance(scale, spec.rescales_guidance, EMBEDDED if embedded is None else embedded)
 
 
+def usual_guidance(spec: DiffusionSpec) -> float:
+    """The scale of guidance where nothing else says so: none for denoisers that were distilled with it."""
+    return 1.0 if spec.configs[spec.denoiser].get('guidance_embeds') else SCALE
+
+
 def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
     """How noise levels are sampled and weighed in the run."""
     own = cfgs.diffusion_cfgs
@@ -144,6 +151,8 @@ def with_saved_adapter(
     cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, source: str, dtype: torch.dtype
 ) -> nn.Module:
     """Puts the adapter that the run started from, if it did, onto a frozen copy of what it started from."""
+    if not cfgs.lora_cfgs.use_lora and cfgs.diffusion_cfgs.lora_weights is not None:
+        return put_saved_lora(model, cfgs.diffusion_cfgs.lora_weights, spec)
     started = cfgs.diffusion_cfgs.lora_weights is not None and source == cfgs.model_cfgs.model_name_or_path
     return _adapted(cfgs, spec, model, dtype) if started else model
 
