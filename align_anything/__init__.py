@@ -10,7 +10,14 @@ from typing import Any
 
 __version__ = '0.1.0'
 
-_API = {'Callback': 'callbacks', 'Policy': 'policy', 'Result': 'training', 'load_policy': 'policy', 'train': 'training'}
+_API = {
+    'Callback': 'callbacks',
+    'Policy': 'policy',
+    'Result': 'training',
+    'generate': 'policy',
+    'load_policy': 'policy',
+    'train': 'training',
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,14 @@ import gc
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
+from align_anything.core.errors import AlignAnythingError
 from align_anything.engines.process_group import leave_process_group
 from align_anything.engines.release import release_engines
 
@@ -27,6 +29,9 @@ def guest() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
     try:
         yield
+    except (AlignAnythingError, KeyboardInterrupt) as error:
+        _let_go(error)
+        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -36,3 +41,14 @@ def guest() -> Iterator[None]:
         if alone:
             leave_process_group()
         torch.cuda.empty_cache()
+
+
+def _let_go(error: BaseException) -> None:
+    """Empties the frames of an error that says all there is to say: notebooks keep it, and the models in them with it.
+
+    Other errors are for a debugger.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__

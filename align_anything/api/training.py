@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from align_anything.api.process import guest
 from align_anything.cli.leaves import find_run
+from align_anything.configs.layers import Call
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import FINAL_NAME
 from align_anything.datasets import lent_rows
@@ -131,7 +132,7 @@ def train(
         for argument, source in (('dataset', dataset), ('eval_dataset', eval_dataset)):
             called[argument] = _lend_rows(argument, source, stack)
         called = {name: value for name, value in called.items() if value is not None}
-        resolved = launch.settings_of(its_pair, kind, argv, os.environ, {**called, **settings})
+        resolved = launch.settings_of(its_pair, kind, argv, os.environ, Call('train', {**called, **settings}))
         output_dir = Path(resolved.cfgs.logger_cfgs.output_dir)
         stack.enter_context(guest())
         watching = [callbacks] if isinstance(callbacks, Callback) else callbacks

@@ -23,7 +23,7 @@ ARGUMENTS = {
     'eval_dataset': 'eval_datasets',
     'reward': 'reward_functions',
 }
-"""Arguments of `align_anything.train` whose settings have other names."""
+"""Arguments of the Python API whose settings have other names."""
 PAIR_ORIGIN = 'pair '
 STAGE_ORIGIN = 'stage '
 STAGES = ('projection', 'joint')
@@ -163,11 +163,19 @@ def read_environment(environ: Mapping[str, str], index: KeyIndex) -> Layer:
     return layer
 
 
-def called_layer(arguments: Mapping[str, Any], index: KeyIndex) -> Layer:
-    """Returns the settings that are arguments of `align_anything.train`, and the problems in them."""
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a function of the Python API that are settings."""
+
+    function: str
+    arguments: Mapping[str, Any]
+
+
+def called_layer(call: Call | None, index: KeyIndex) -> Layer:
+    """Returns the settings that are arguments of a call, and the problems in them."""
     layer = Layer()
-    for name, value in arguments.items():
-        layer.put(ARGUMENTS.get(name, name), _plain(value), f'train({name}=…)', index)
+    for name, value in () if call is None else call.arguments.items():
+        layer.put(ARGUMENTS.get(name, name), _plain(value), f'{call.function}({name}=…)', index)
     return layer
 
 

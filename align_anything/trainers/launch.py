@@ -9,9 +9,10 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align_anything.algorithms.base import Algorithm, find_algorithm, known_algorithms
+from align_anything.configs.layers import Call
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError, TrainingError
@@ -105,13 +106,13 @@ def settings_of(
     algorithm: type[Algorithm],
     argv: Sequence[str],
     environ: Mapping[str, str],
-    called: Mapping[str, Any] | None = None,
+    call: Call | None = None,
 ) -> Resolved:
     """The settings of a run, as `resolve` makes them; the pair's defaults are those of training. Tells its notes."""
     defaults = pair.defaults if algorithm.trains else {}
     known = LazyMapping(known_algorithms)
     resolved = resolve(
-        pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads, pair.writes, called
+        pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads, pair.writes, call
     )
     for note in resolved.notes:
         logger.info(note)

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import groupby
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import COST, MODEL, JudgeCfgs, OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
@@ -51,6 +52,21 @@ def require_head(source: str) -> None:
         )
 
 
+def scores_responses(source: str) -> bool:
+    """Whether a checkpoint, or an adapter, has a score head. Raises ModelError for one that cannot be read."""
+    try:
+        require_head(source)
+    except ModelError:
+        # What is wrong otherwise is told of where it is opened.
+        return False
+    return True
+
+
+def judging_engine(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm, source: str) -> FrozenEngine:
+    """Loads a model that judges responses of the pair. Every rank calls it."""
+    return open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), source)
+
+
 def spec_of_role(cfgs: RunCfgs, source: str) -> FamilySpec:
     """The rules of the family of a model beside the policy, with the limit that its own checkpoint says."""
     return load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)
@@ -85,7 +101,7 @@ def open_judges(
     rewards = []
     for name, asked in judges.items():
         weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
-        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), asked.source)
+        scorer = judging_engine(cfgs, spec, pair, algorithm, asked.source)
         train = cfgs.train_cfgs
         size = train.per_device_train_batch_size if algorithm.trains else train.per_device_eval_batch_size
         judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
