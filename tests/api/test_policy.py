@@ -12,13 +12,14 @@ from PIL import Image
 
 import align_anything
 from align_anything.core.errors import ModelError, SampleError, SettingsError
-from tests.api.test_train import SHORT, Body
+from tests.api.test_train import SHORT
+from tests.harness.notebooks import in_a_process
 
 TALK = [{'role': 'user', 'content': 'say sun'}, {'role': 'assistant', 'content': 'sun'}]
 FEW = {'max_new_tokens': 6, 'bf16': False}
 
 
-def test_a_language_model(tiny: Callable[..., Path], in_a_process: Body) -> None:
+def test_a_language_model(tiny: Callable[..., Path]) -> None:
     def body() -> None:
         policy = align_anything.load_policy(tiny('llama'), **FEW)
         prompts = ['say sun', [{'role': 'system', 'content': 'Be brief.'}, *TALK[:1]]]
@@ -46,7 +47,7 @@ def test_a_language_model(tiny: Callable[..., Path], in_a_process: Body) -> None
     in_a_process(body)
 
 
-def test_an_adapter_and_a_reward_model(tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body) -> None:
+def test_an_adapter_and_a_reward_model(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny('llama')
     pairs = [{'prompt': 'say sun', 'chosen': 'sun', 'rejected': 'sea'}] * 4
 
@@ -70,7 +71,7 @@ def test_an_adapter_and_a_reward_model(tiny: Callable[..., Path], tmp_path: Path
     in_a_process(body)
 
 
-def test_a_pipeline(tiny: Callable[..., Path], in_a_process: Body) -> None:
+def test_a_pipeline(tiny: Callable[..., Path]) -> None:
     def body() -> None:
         policy = align_anything.load_policy(tiny('sd3'), rollout_steps=2, bf16=False)
         ((response,),) = policy.generate(['a red square'])
@@ -84,7 +85,7 @@ def test_a_pipeline(tiny: Callable[..., Path], in_a_process: Body) -> None:
     in_a_process(body)
 
 
-def test_what_is_wrong_is_told(tiny: Callable[..., Path], in_a_process: Body) -> None:
+def test_what_is_wrong_is_told(tiny: Callable[..., Path]) -> None:
     with pytest.raises(SettingsError, match=r'load_policy\(max_new_token=…\).*Did you mean .max_new_tokens'):
         align_anything.load_policy('m', max_new_token=3)
 

@@ -18,6 +18,7 @@ from PIL import Image
 import align_anything
 from align_anything.core.errors import DataError, RewardError, SettingsError
 from align_anything.trainers.loops.offline import OfflineLoop
+from tests.harness.notebooks import in_a_process
 from tests.trainers.runs import text_rows
 
 SHORT = {
@@ -34,7 +35,6 @@ SHORT = {
 }
 INSTRUCTION = {**SHORT, 'train_template': 'Instruction'}
 ROWS = text_rows(6)
-Body = Callable[[Callable[[], Any]], Any]
 
 
 def left() -> tuple[int, bool, list[str], Any]:
@@ -66,9 +66,7 @@ class Told(align_anything.Callback):
         self.said.append((folder.name, step))
 
 
-def test_several_runs_in_one_process_leave_nothing_behind(
-    tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body
-) -> None:
+def test_several_runs_in_one_process_leave_nothing_behind(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny('llama')
 
     def body() -> Any:
@@ -92,7 +90,7 @@ def test_several_runs_in_one_process_leave_nothing_behind(
     assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[2] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_rows_of_every_kind_give_the_same_losses(tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body) -> None:
+def test_rows_of_every_kind_give_the_same_losses(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny('llama')
     file = tmp_path / 'rows.json'
 
@@ -127,7 +125,7 @@ def test_rows_of_every_kind_give_the_same_losses(tiny: Callable[..., Path], tmp_
     assert (streamed, mixed) == (1, 4)
 
 
-def test_pictures_and_sounds_in_rows(tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body) -> None:
+def test_pictures_and_sounds_in_rows(tiny: Callable[..., Path], tmp_path: Path) -> None:
     picture = [{'question': 'what', 'answer': 'red', 'image': Image.new('RGB', (40, 30), 'red')} for _ in range(4)]
     wave = {'array': np.zeros(8000, dtype=np.float32), 'sampling_rate': 16000}
     sound = [{'question': 'what', 'answer': 'nothing', 'audio': wave} for _ in range(4)]
@@ -149,9 +147,7 @@ def test_pictures_and_sounds_in_rows(tiny: Callable[..., Path], tmp_path: Path, 
     assert in_a_process(body) == [(True, 1)] * 2
 
 
-def test_callbacks_are_told_and_stop_a_run_that_goes_on_later(
-    tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body
-) -> None:
+def test_callbacks_are_told_and_stop_a_run_that_goes_on_later(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny('llama')
 
     def body() -> Any:
@@ -174,7 +170,7 @@ def test_callbacks_are_told_and_stop_a_run_that_goes_on_later(
     assert steps == [1, 2, 3]
 
 
-def test_a_callback_that_stops_after_an_epoch(tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body) -> None:
+def test_a_callback_that_stops_after_an_epoch(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny('llama')
 
     class AfterEvaluation(align_anything.Callback):
@@ -191,9 +187,7 @@ def test_a_callback_that_stops_after_an_epoch(tiny: Callable[..., Path], tmp_pat
     assert in_a_process(body) == ('slice_3', [3, 6], 6)
 
 
-def test_the_stop_of_a_notebook_says_where_the_checkpoint_is(
-    tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body
-) -> None:
+def test_the_stop_of_a_notebook_says_where_the_checkpoint_is(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny('llama')
     inner = OfflineLoop._step
 
@@ -221,7 +215,7 @@ def test_the_stop_of_a_notebook_says_where_the_checkpoint_is(
     assert steps == 3
 
 
-def test_a_reward_of_ones_own(tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body) -> None:
+def test_a_reward_of_ones_own(tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny('llama')
 
     def short(completions: Any, *, least: float = 0.0) -> list[float]:
@@ -260,7 +254,7 @@ def test_errors_are_those_of_the_command_all_at_once(tmp_path: Path) -> None:
         align_anything.train('text_to_text', 'sft', 'm', ROWS, model_name_or_path='n', output_dir=tmp_path)
 
 
-def test_rows_and_rewards_that_cannot_be_used(tiny: Callable[..., Path], tmp_path: Path, in_a_process: Body) -> None:
+def test_rows_and_rewards_that_cannot_be_used(tiny: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'train\(dataset\):2: entry 2 of the list is a str, no dict'):
         align_anything.train('text_to_text', 'sft', 'm', [ROWS[0], 'x'])
     with pytest.raises(DataError, match=r'train\(dataset\) is a set: give a path, a list of dicts'):
