@@ -12,6 +12,7 @@ import typer
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
+INTERRUPTED = 130
 PIPED_WIDTH = 160
 # The settings of a run go through to it untouched, --help among them.
 RUN_SETTINGS = {'ignore_unknown_options': True, 'allow_extra_args': True, 'help_option_names': []}
@@ -97,6 +98,24 @@ def inspect(
     from align_anything.cli.leaves import find_run
 
     inspect_run(*find_run(pair, algorithm), context.args, rows=rows, report=report)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar='FILE', help='YAML file that says what to search (docs/python.md).')],
+) -> None:
+    """Run one training with several settings, or go on with it, and print a table, the best first."""
+    from align_anything.cli.sweeping import sweep as run_sweep
+    from align_anything.cli.sweeping import table
+    from align_anything.configs.sweep import read_sweep
+
+    try:
+        made = run_sweep(read_sweep(file), str(file))
+    except KeyboardInterrupt:
+        typer.echo(f'stopped; the same command goes on: align-anything sweep {file}', err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(table(made.rows()))
+    typer.echo(f'table: {made.folder / "table.csv"}')
 
 
 @app.command()

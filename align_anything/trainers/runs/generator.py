@@ -114,6 +114,11 @@ class Generator:
         example.meta.update({key: value for key, value in meta.items() if key not in MEDIA_KINDS})
         return example
 
+    @property
+    def model(self) -> Any:
+        """The model of transformers, or the pipeline of diffusers with its denoiser. Raises ModelError of vLLM's."""
+        return self.rollouts.model
+
     def longest(self, reserved: int | None = None) -> int:
         """Returns how many units a prompt may have beside so many of a response; None for those of `sampling`."""
         if self.spec.unit != 'token':
