@@ -107,6 +107,29 @@ def merge(
     typer.echo(f'merged model: {out}')
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar='FOLDER', help='Model, adapter or pipeline, or folder of a run.')],
+    repo_id: Annotated[str, typer.Argument(metavar='REPO_ID', help='Repository on the hub: owner/name.')],
+    public: Annotated[bool, typer.Option('--public', help='Let everyone see it; private by default.')] = False,
+    dry_run: Annotated[
+        bool, typer.Option('--dry_run', '--dry-run', help='List the files, and upload nothing.')
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help='Hub name of the model under an adapter; by default the one it records.')
+    ] = None,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub; as $HF_TOKEN or `hf auth login` say who you are."""
+    from align_anything.cli.sharing.pushing import check_repo_id, prepare, send
+
+    check_repo_id(repo_id)
+    upload = prepare(folder, base=base)
+    typer.echo(str(upload))
+    upload.check_secrets()
+    if not dry_run:
+        typer.echo(send(upload, repo_id, public=public))
+
+
 @app.command(context_settings={'ignore_unknown_options': True, 'allow_extra_args': True})
 def compose(
     context: typer.Context,

@@ -118,6 +118,12 @@ def write_merged_card(folder: Path, adapter: Path, base: str, spec: FamilySpec) 
     _write(folder, data, None, title=title, summary=summary, training=training, scores=scores, spec=spec)
 
 
+def plain_card(folder: Path, base: str | None) -> str:
+    """Returns a card for a model that has none: its library, and the hub's name of its base."""
+    data = ModelCardData(base_model=base, tags=['align-anything'], **_library(folder, base))
+    return str(ModelCard(f'---\n{data.to_yaml()}\n---\n\n# {folder.resolve().name}\n'))
+
+
 def is_hub_name(name: str) -> bool:
     """Whether `name` is one that the hub may have: no folder or file of this machine, and without a path."""
     return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()

@@ -35,19 +35,32 @@ def is_lora_folder(source: str | Path) -> bool:
 def base_of(source: str | Path) -> str:
     """Returns the pipeline that an adapter was trained on. Raises ModelError where it is not recorded, or not there."""
     folder = trained_model_in(source) or Path(source)
-    recorded = {value for key, value in _metadata(folder / LORA_FILE).items() if key.endswith(f'.{BASE}') and value}
-    if len(recorded) != 1:
+    base = recorded_base(folder)
+    if base is None:
         raise ModelError(
             f'{folder / LORA_FILE} does not say which pipeline the adapter was trained on: name that as '
             f'model_cfgs.model_name_or_path, and {folder} as diffusion_cfgs.lora_weights.'
         )
-    (base,) = recorded
     if Path(base).is_absolute() and not Path(base).exists():
         raise ModelError(
             f'the adapter in {folder} was trained on {base}, which does not exist: name where it is as '
             f'model_cfgs.model_name_or_path, and {folder} as diffusion_cfgs.lora_weights.'
         )
     return base
+
+
+def recorded_base(folder: Path) -> str | None:
+    """Returns the pipeline that the adapter in `folder` names as its own; None where it names none, or several."""
+    recorded = {value for key, value in _metadata(folder / LORA_FILE).items() if key.endswith(f'.{BASE}') and value}
+    return recorded.pop() if len(recorded) == 1 else None
+
+
+def with_base(file: Path, base: str) -> bytes:
+    """Returns the content of the file of an adapter, with another name of its pipeline."""
+    from safetensors.torch import load_file, save
+
+    told = {key: base if key.endswith(f'.{BASE}') else value for key, value in _metadata(file).items()}
+    return save(load_file(file), {'format': 'pt', METADATA: json.dumps(told, indent=2, sort_keys=True)})
 
 
 def check_saved_lora(source: str | Path, spec: DiffusionSpec, cfgs: LoraCfgs) -> None:
