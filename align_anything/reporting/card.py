@@ -100,7 +100,7 @@ def write_card(folder: Path, run: Trained, earlier: Path) -> None:
     _write(folder, data, earlier, title=title, summary=summary, training=training, scores=scores, spec=run.spec)
 
 
-def write_merged_card(folder: Path, adapter: Path, base: str, spec: FamilySpec) -> None:
+def write_merged_card(folder: Path, adapter: Path, base: str, spec: Spec) -> None:
     """Writes the card of the model in `folder`, which is `base` with an adapter in it.
 
     The adapter's own card says how it was trained; without one only what was merged is told.

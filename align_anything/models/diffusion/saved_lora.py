@@ -66,7 +66,7 @@ def with_base(file: Path, base: str) -> bytes:
 def check_saved_lora(source: str | Path, spec: DiffusionSpec, cfgs: LoraCfgs) -> None:
     """Raises ModelError for an adapter that cannot be trained on, SettingsError where `cfgs` are not those of it."""
     for name in spec.denoisers:
-        adapter, _ = _read(source, spec, name)
+        adapter, _ = stored_lora(source, spec, name)
         check_plain(adapter)
         problems = differences(adapter, cfgs)
         if problems:
@@ -80,14 +80,29 @@ def load_saved_lora(adapted: PeftModel, source: str | Path, spec: DiffusionSpec)
     """
     stored: dict[str, Tensor] = {}
     for name in spec.denoisers:
-        adapter, weights = _read(source, spec, name)
+        adapter, weights = stored_lora(source, spec, name)
         prefix = PEFT_PREFIX if len(spec.denoisers) == 1 else f'{PEFT_PREFIX}{name}.'
         stored |= {f'{prefix}{key}': tensor for key, tensor in weights.items()}
     put_weights(adapted, stored, adapter.folder, ADVICE)
 
 
-def _read(source: str | Path, spec: DiffusionSpec, name: str) -> tuple[Adapter, dict[str, Tensor]]:
-    """Returns the settings of a component's adapter, and its weights by the names of `lora_state`."""
+def roles_in(source: str | Path) -> set[str]:
+    """Returns what the file of an adapter calls the components that it has weights for, such as `transformer`."""
+    from safetensors import SafetensorError, safe_open
+
+    file = (trained_model_in(source) or Path(source)) / LORA_FILE
+    try:
+        with safe_open(file, 'pt') as opened:
+            return {name.partition('.')[0] for name in opened.keys()}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f'{file}, the adapter, cannot be read: {error}') from error
+
+
+def stored_lora(source: str | Path, spec: DiffusionSpec, name: str) -> tuple[Adapter, dict[str, Tensor]]:
+    """Returns the settings of a component's adapter, and its weights by the names of `lora_state`.
+
+    Raises ModelError where they cannot be read, or are those of other components.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
