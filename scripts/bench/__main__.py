@@ -51,6 +51,7 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'generate': generate.generate,
     'serve': serve.serve,
     'denoise': denoise.denoise,
+    'denoise_tiny': denoise.denoise_tiny,
     'denoise_dpo': denoise.denoise_dpo,
     'denoise_grpo': denoise.denoise_grpo,
     'media': media.media,

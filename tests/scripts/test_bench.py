@@ -56,6 +56,11 @@ RATIOS = {
         for what in ('sd15', 'sd3', 'sd3 LoRA')
         for how in ('', ', one epoch with its preparation')
     ],
+    'denoise_tiny': [
+        f'tiny {what} SFT{how}: ours / plain'
+        for what in ('sd15', 'sd3')
+        for how in ('', ', one epoch with its preparation')
+    ],
     'denoise_dpo': ['sd15 DPO: ours / plain', 'sd3 DPO: ours / plain'],
     'denoise_grpo': ['sd3 GRPO update: window / all steps'],
     'loss': ['loss memory: chunked / full logits', 'loss speed: chunked / full logits'],
