@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from align_anything.algorithms.generate import Generate
 from align_anything.configs.aliases import ALIASES
 from align_anything.configs.annotations import describe_type
 from align_anything.configs.deepspeed_files import deepspeed_file_names, load_deepspeed_config
+from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.layers import TRAIN_FOLDER
-from align_anything.configs.online import PolicyRunCfgs
+from align_anything.configs.online import OnlineRunCfgs, PolicyRunCfgs
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
+from align_anything.serve.settings import Chat, Serve
 from align_anything.trainers.pairs import PAIRS
 from scripts.pages import reference_pages
 from scripts.tables import code, listed, table
@@ -71,6 +74,13 @@ def render_document() -> str:
         below = common.get(group, Cfgs)
         if model is not below:
             sections.append(f'## {group} of online algorithms\n\n{model.__doc__}\n\n{_fields(model, below)}')
+    online = groups_of(OnlineRunCfgs)
+    for group, model in groups_of(GenerationRunCfgs).items():
+        if model is not online[group]:
+            sections.append(f'## {group} of generate\n\n{model.__doc__}\n\n{_fields(model, online[group])}')
+    sections.append(f'## train_cfgs of generate\n\n{Generate.__doc__}\n\n{_fields(Generate)}')
+    for own in (Serve, Chat):
+        sections.append(f'## train_cfgs of {own.name}\n\n{own.__doc__}\n\n{_fields(own)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Other names\n\n{table(("name", "here", "meaning"), older)}')
     sections.append(_pairs())

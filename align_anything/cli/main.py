@@ -12,6 +12,7 @@ import typer
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
+INTERRUPTED = 130
 PIPED_WIDTH = 160
 # The settings of a run go through to it untouched, --help among them.
 RUN_SETTINGS = {'ignore_unknown_options': True, 'allow_extra_args': True, 'help_option_names': []}
@@ -64,6 +65,19 @@ def train(context: typer.Context, pair: PairName = None, algorithm: AlgorithmNam
 
 
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def generate(context: typer.Context, pair: PairName = None) -> None:
+    """Answer the prompts of a file or dataset with a checkpoint: the same as align_anything.trainers.PAIR.generate.
+
+    PAIR --help lists the settings.
+    """
+    _check_order(context, pair, 'generate')
+    from align_anything.cli.leaves import find_run
+    from align_anything.trainers.launch import launch
+
+    launch(*find_run(pair, 'generate'), context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
 def inspect(
     context: typer.Context,
     pair: PairName = None,
@@ -84,6 +98,24 @@ def inspect(
     from align_anything.cli.leaves import find_run
 
     inspect_run(*find_run(pair, algorithm), context.args, rows=rows, report=report)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar='FILE', help='YAML file that says what to search (docs/python.md).')],
+) -> None:
+    """Run one training with several settings, or go on with it, and print a table, the best first."""
+    from align_anything.cli.sweeping import sweep as run_sweep
+    from align_anything.cli.sweeping import table
+    from align_anything.configs.sweep import read_sweep
+
+    try:
+        made = run_sweep(read_sweep(file), str(file))
+    except KeyboardInterrupt:
+        typer.echo(f'stopped; the same command goes on: align-anything sweep {file}', err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(table(made.rows()))
+    typer.echo(f'table: {made.folder / "table.csv"}')
 
 
 @app.command()
@@ -260,6 +292,28 @@ def tokenize(
 
     rows = tokenize_media(*find_run(pair, algorithm), context.args, out)
     typer.echo(f'{rows} rows with codes: {out}')
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def chat(context: typer.Context) -> None:
+    """Talk with a checkpoint in the terminal, with two side by side (--compare), or with a server (--url).
+
+    --help lists the settings; /help in the conversation lists what may be said.
+    """
+    from align_anything.serve.chat.run import chat as talk
+
+    talk(context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def serve(context: typer.Context) -> None:
+    """Serve a checkpoint over HTTP in the form of OpenAI, and a reward model beside it or alone.
+
+    --help lists the settings.
+    """
+    from align_anything.serve.run import serve as serve_models
+
+    serve_models(context.args)
 
 
 @app.command()

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.files import trained_model_in
-from align_anything.models.adapter import Adapter, check_plain, differences, put_weights
+from align_anything.models.adapter import MUST_AGREE, Adapter, check_plain, differences, put_weights
 from align_anything.models.diffusion.checkpoint import INDEX, LORA_FILE
 from align_anything.models.diffusion.lora import PEFT_PREFIX, lora_file, role_of
 
@@ -84,6 +84,40 @@ def load_saved_lora(adapted: PeftModel, source: str | Path, spec: DiffusionSpec)
         prefix = PEFT_PREFIX if len(spec.denoisers) == 1 else f'{PEFT_PREFIX}{name}.'
         stored |= {f'{prefix}{key}': tensor for key, tensor in weights.items()}
     put_weights(adapted, stored, adapter.folder, ADVICE)
+
+
+def put_saved_lora(denoiser: nn.Module, source: str | Path, spec: DiffusionSpec) -> PeftModel:
+    """Puts a saved adapter onto a denoiser, frozen, by what its file says of it.
+
+    Raises ModelError for an adapter of another pipeline, or of another kind.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    read = {name: stored_lora(source, spec, name) for name in spec.denoisers}
+    targets = []
+    for name, (adapter, weights) in read.items():
+        check_plain(adapter)
+        prefix = '' if len(spec.denoisers) == 1 else f'{name}.'
+        targets += sorted({f'{prefix}{key.rpartition(".lora_")[0]}' for key in weights if '.lora_' in key})
+    settings = [adapter.settings for adapter, _ in read.values()]
+    own = {key: {one.get(key) for one in settings} for key in MUST_AGREE}
+    different = [key for key, values in own.items() if len(values) > 1]
+    if different:
+        raise ModelError(f'the components of the adapter in {source} do not have one {different[0]}.')
+    config = LoraConfig(
+        **{key: values.pop() for key, values in own.items()}, target_modules=targets, bias='none', inference_mode=True
+    )
+    try:
+        adapted = get_peft_model(denoiser, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ModelError(f'the adapter in {source} does not fit a {spec.model_type}: {error} {ADVICE}') from error
+    load_saved_lora(adapted, source, spec)
+    return adapted.requires_grad_(False)
+
+
+def trains_text(source: str | Path) -> bool:
+    """Whether a saved adapter adapts text encoders too."""
+    return any(role.startswith('text_encoder') for role in roles_in(source))
 
 
 def roles_in(source: str | Path) -> set[str]:

@@ -1,0 +1,48 @@
+"""Every cookbook runs, and its notebook is that of its source, with outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.cookbooks import FOLDER, cells_of, executed, names, notebook_of
+from tests.harness.notebooks import in_a_process
+from tests.harness.pairwise import first_of
+
+QUICK = ('text_dpo', 'custom_template')
+"""Those that `make test` runs; all are run by `make extended`."""
+
+
+@pytest.mark.parametrize('name', first_of({name: None for name in names()}, *QUICK))
+def test_its_cells_run_one_after_the_other(name: str, tmp_path: Path) -> None:
+    def body() -> None:
+        os.chdir(tmp_path)
+        os.environ['MPLBACKEND'] = 'Agg'
+        namespace: dict[str, Any] = {'__name__': '__main__'}
+        for number, cell in enumerate(cells_of(name)):
+            if cell.kind == 'code':
+                exec(compile(cell.text, f'{name}, cell {number}', 'exec'), namespace)
+
+    in_a_process(body)
+
+
+@pytest.mark.parametrize('name', names())
+def test_the_notebook_is_that_of_the_source_and_has_outputs(name: str) -> None:
+    made = json.loads((FOLDER / f'{name}.ipynb').read_text(encoding='utf-8'))
+    assert [(cell['cell_type'], ''.join(cell['source'])) for cell in made['cells']] == cells_of(name)
+    outputs = [output for cell in made['cells'] for output in cell.get('outputs', [])]
+    assert outputs and not [output for output in outputs if output['output_type'] == 'error']
+    assert all(cell['execution_count'] for cell in made['cells'] if cell['cell_type'] == 'code')
+
+
+@pytest.mark.extended
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('name', ['text_dpo'])
+def test_a_real_kernel_runs_it(name: str) -> None:
+    outputs = [output for cell in executed(notebook_of(name)).cells for output in cell.get('outputs', [])]
+    assert any('image/png' in output.get('data', {}) for output in outputs)
