@@ -287,9 +287,9 @@ def make_app(server: Server) -> FastAPI:
         app.router.add_route(path, handler, methods=['GET'])
 
     # The last one added sees a request first.
-    app.add_middleware(Counted, metrics=server.metrics, paths=[*handlers, '/v1/models', '/health', '/metrics'])
     app.add_middleware(Door, keys=server.keys, host=server.host)
     app.add_middleware(Guarded, limit=server.limits.body, form=openai_form)
+    app.add_middleware(Counted, metrics=server.metrics, paths=[*handlers, '/v1/models', '/health', '/metrics'])
     return app
 
 
