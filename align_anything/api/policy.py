@@ -27,7 +27,8 @@ from align_anything.rewards.base import Completion
 from align_anything.trainers import launch
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.generator import Generator, generator_of, open_spec
-from align_anything.trainers.runs.roles import ModelJudge, judging_engine, scores_responses, spec_of_role
+from align_anything.trainers.runs.judges import judging_engine
+from align_anything.trainers.runs.roles import ModelJudge, scores_responses, spec_of_role
 from align_anything.trainers.runs.settings import dtype_of
 
 Conversation = Sequence[Message]

@@ -110,7 +110,15 @@ def resolve(
     keys = ((group, key) for group in type(cfgs).model_fields for key in type(getattr(cfgs, group)).model_fields)
     origins = {f'{group}.{key}': DEFAULT_ORIGIN for group, key in keys}
     in_files = frozenset(layers.file_of)
-    return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run, tuple(layers.notes), in_files)
+    return Resolved(
+        cfgs,
+        own,
+        origins | layers.origins,
+        command_line.dry_run,
+        tuple(layers.notes),
+        in_files,
+        command_line.device_gib,
+    )
 
 
 def _with_adapter_rates(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfgs, Own]:
@@ -366,6 +374,7 @@ class Resolved(Generic[Groups, Own]):
         dry_run: whether to stop before training.
         notes: what the user should be told of what became of settings, a sentence each.
         in_files: each `group.key` whose value is from a file of the user.
+        device_gib: the memory of a device by which a dry run judges, None for that of the one it runs on.
     """
 
     cfgs: Groups
@@ -374,6 +383,7 @@ class Resolved(Generic[Groups, Own]):
     dry_run: bool
     notes: tuple[str, ...] = ()
     in_files: frozenset[str] = frozenset()
+    device_gib: float | None = None
 
     def given(self, path: str) -> bool:
         """Whether the user gave the setting `group.key`, and not the package alone: its schema, a file, a pair."""

@@ -16,7 +16,8 @@ from align_anything.core.logging import get_logger
 from align_anything.core.types import MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
 from align_anything.datasets.conversation import bind_media, without_media, without_prompt_text
 from align_anything.datasets.formatters.base import BaseFormatter
-from align_anything.datasets.media import MediaCache, decode_conversations
+from align_anything.datasets.media import KnownMedia, MediaCache, decode_conversations
+from align_anything.datasets.media.known import NOTED
 from align_anything.datasets.mixture import StreamedRow
 from align_anything.datasets.rows import InOrder, Rows, RowStream
 from align_anything.datasets.sample_cache import SampleCache
@@ -142,7 +143,8 @@ class ExampleDataset:
 
     Either may be `Emptied`.
 
-    A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each source.
+    A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each source;
+    `known` is what is known of media that need not be decoded, None where all are.
 
     Args:
         sources: the sources, in the order of the mixture.
@@ -181,6 +183,7 @@ class ExampleDataset:
             )
         self._pair, self._allowed, self._media_options = pair, allowed_media, media_options or {}
         self._kept, self._drop_truncated = kept, drop_truncated
+        self.known: KnownMedia | None = None
         self.sizes = [0 if source.streamed else len(source.rows) for source in self.sources]
         self._ends = list(accumulate(self.sizes))
 
@@ -215,9 +218,11 @@ class ExampleDataset:
         example.meta.update(without_media(meta))
         return example
 
-    def of_task(self, task: Task) -> ExampleDataset:
+    def of_task(self, task: Task, known: KnownMedia | None = None) -> ExampleDataset:
         """Returns the same rows for another task, whose Examples are not kept."""
-        return ExampleDataset(self.sources, task, self._pair, self._allowed, self._media_options)
+        rows = ExampleDataset(self.sources, task, self._pair, self._allowed, self._media_options)
+        rows.known = known
+        return rows
 
     def unformatted(self, index: int) -> Skipped | None:
         """Returns why a row makes no conversations, None where it does; nothing is decoded or encoded."""
@@ -406,7 +411,20 @@ class ExampleDataset:
         return example
 
     def _encode(self, source: Source, name: str, conversations: list[Conversation]) -> Example:
-        decoded = decode_conversations(conversations, source.cache)
+        lookup = None if self.known is None else self.known.lookup(conversations)
+        decoded = decode_conversations(conversations, source.cache, lookup)
+        try:
+            example = self._of_task(name, decoded)
+        except SampleError:
+            if lookup is None or not lookup.found:
+                raise
+            # What was to be found is not there, or the row is wrong: decoding all of it tells.
+            example = self._of_task(name, decode_conversations(conversations, source.cache))
+        if lookup is not None and lookup.noted:
+            example.meta[NOTED] = lookup.noted
+        return example
+
+    def _of_task(self, name: str, decoded: list[Conversation]) -> Example:
         try:
             return self.task.encode(decoded)
         except AlignAnythingError:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,13 @@ from torch import Tensor
 
 from align_anything.core.errors import SampleError, SettingsError, UnidentifiedError
 from align_anything.core.logging import get_logger
-from align_anything.core.store import TensorStore, digest
+from align_anything.core.store import TensorStore
 from align_anything.core.types import Conversation, Example, Piece
+from align_anything.datasets.code import code_digest
 
 logger = get_logger(__name__)
 
-LIBRARIES = 'av numpy pillow soundfile soxr tokenizers torch torchvision transformers'.split()
+LIBRARIES = ('av', 'numpy', 'pillow', 'soundfile', 'soxr', 'tokenizers', 'torch', 'torchvision', 'transformers')
 """What decodes and encodes; another version of one of them may do so otherwise."""
 CODE = 'core', 'datasets', 'models'
 """Folders of this package that a sample passes through."""
@@ -52,7 +51,7 @@ class SampleCache:
         """
         values = {field.name: getattr(task, field.name) for field in fields(task)}
         asked = {name: value for name, value in values.items() if not callable(value)}
-        fingerprint = [_code(), encoding, type(task).__qualname__, asked]
+        fingerprint = [code_digest(LIBRARIES, CODE), encoding, type(task).__qualname__, asked]
         self._store = TensorStore(folder, 'samples', fingerprint, 'data_cfgs.sample_cache_dir')
         self._keeps = True
 
@@ -92,23 +91,6 @@ class SampleCache:
         except SettingsError as error:
             self._keeps = False
             logger.warning('%s Until then no more samples are kept by this process.', error)
-
-
-@cache
-def _code() -> str:
-    """Returns a digest of the sources of this package and the versions of others that samples pass through."""
-    package = Path(__file__).parents[1]
-    files = sorted(file for folder in CODE for file in (package / folder).rglob('*.py'))
-    return digest(
-        [_version(name) for name in LIBRARIES], {str(file.relative_to(package)): file.read_bytes() for file in files}
-    )
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return 'none'
 
 
 def _apart(value: Any, tensors: dict[str, Tensor]) -> Any:

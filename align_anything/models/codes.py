@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from align_anything.core.contents import Known, content_of
 from align_anything.core.errors import SampleError
-from align_anything.core.store import TensorStore, digest, identity
-from align_anything.core.types import Audio, CodedMedia, Conversation, Embedding, MediaKind, Video
+from align_anything.core.store import TensorStore, digest
+from align_anything.core.types import CodedMedia, Conversation, Embedding, MediaKind
 from align_anything.models.codecs.base import CodecRules
 from align_anything.models.frames import FURTHER
 
@@ -248,7 +249,8 @@ class MediaCodes:
             return self._checked(CodedMedia(kind, _guessed(medium, rules), rules.fingerprint))
         entry = self.store.get(self.key(kind, medium))
         if entry is None:
-            rules.grid(medium)  # says why, where the codec cannot take it
+            if type(medium) is not Known:
+                rules.grid(medium)  # says why, where the codec cannot take it
             raise SampleError(
                 f'there are no codes of an {kind} of this row in {self.store.folder}: it could not be encoded, or has '
                 'changed since the codes were made'
@@ -424,15 +426,6 @@ class MediaCodes:
     def with_store(self, store: TensorStore) -> MediaCodes:
         """Returns the same codes, read from a store."""
         return replace(self, store=store)
-
-
-def content_of(medium: Any) -> Any:
-    """Returns what `identity` tells a decoded medium from others by."""
-    if type(medium) is Audio:
-        return [medium.rate, identity(medium.samples)]
-    if type(medium) is Video:
-        return [medium.fps, identity(medium.timestamps), identity(medium.frames)]
-    return [medium.mode, list(medium.size), identity(medium.tobytes())]
 
 
 def _ending(own: KindOfCodes, book: int) -> list[Span]:

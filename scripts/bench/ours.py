@@ -192,8 +192,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     torch.manual_seed(cfgs.train_cfgs.seed)
     sources, spec = open_sources(cfgs), spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, objective, cfgs.data_cfgs.train_on)
-    prepare_codes(cfgs, spec, [dataset])
-    prepare_latents(cfgs, spec, [dataset])
+    dataset.known = prepare_codes(cfgs, spec, [dataset]) or prepare_latents(cfgs, spec, [dataset])
     steps = cfgs.train_cfgs.max_steps
     collate = make_collator(cfgs, spec, pair, objective)
     costs, _ = row_costs(dataset, collate, cfgs)

@@ -18,7 +18,7 @@ from PIL import Image
 from align_anything.core import store
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example, Piece, Skipped
-from align_anything.datasets import sample_cache
+from align_anything.datasets import code, sample_cache
 from align_anything.datasets.dataset import ExampleDataset, SupervisedTask, Task
 from align_anything.datasets.media import decoding
 from align_anything.datasets.mixture import StreamedRow
@@ -226,16 +226,16 @@ def test_other_settings_never_hit(tiny, tmp_path: Path) -> None:
 
 def test_the_code_and_the_libraries_are_in_the_key(tmp_path: Path, monkeypatch) -> None:
     def kept() -> int:
-        sample_cache._code.cache_clear()
+        code.code_digest.cache_clear()
         SampleCache(tmp_path, SupervisedTask(encode), '').example([], lambda: encode([]))
         return len(files_in(tmp_path))
 
     assert [kept(), kept()] == [1, 1]
-    monkeypatch.setattr(sample_cache, 'version', lambda name: '0.1')
+    monkeypatch.setattr(code, 'version', lambda name: '0.1')
     assert kept() == 2
     monkeypatch.setattr(sample_cache, 'CODE', ('core',))
     assert kept() == 3
-    sample_cache._code.cache_clear()
+    code.code_digest.cache_clear()
 
 
 def test_another_row_medium_or_template_misses(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from align_anything.core.contents import content_of
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Video
 from align_anything.models.codecs.base import codec_rules
 from align_anything.models.codecs.pictures import pixels_of
-from align_anything.models.codes import content_of
 from align_anything.testing.codecs import CLASSES, make_codec
 from tests.models.coded import SIDE, changed, picture, refused, released_decoder
 

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from align_anything.cli.leaves import find_run
+from align_anything.core.contents import content_of
 from align_anything.models.codecs.base import codec_rules
-from align_anything.models.codes import content_of
 from align_anything.trainers.pairs import PAIRS
 from tests.models.coded import changed, released_decoder
 from tests.trainers.runs import lines, run, sft, write_rows

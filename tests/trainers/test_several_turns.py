@@ -33,7 +33,7 @@ TURNS = [
     ['house road lamp door'],  # a single turn, clipped at the length limit
     ['fish', 'salt wind'],
 ]
-ONLINE = sorted(name for name, kind in known_algorithms().items() if kind.generates)
+ONLINE = sorted(name for name, kind in known_algorithms().items() if kind.generates and kind.trains)
 SCHEDULES = {
     'kl_coeff': 0.3,
     'gamma': 0.9,

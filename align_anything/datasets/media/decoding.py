@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 from align_anything.core.errors import SampleError
@@ -13,6 +14,7 @@ from align_anything.datasets.media.cache import MediaCache, lasting_key, passing
 from align_anything.datasets.media.codes import brings_codes, decode_codes
 from align_anything.datasets.media.embedding import decode_embedding
 from align_anything.datasets.media.image import decode_image, image_size
+from align_anything.datasets.media.known import Lookup
 from align_anything.datasets.media.sources import describe, embedding_of
 from align_anything.datasets.media.video import decode_video, video_size
 
@@ -63,9 +65,22 @@ def size_of(media: Media) -> tuple[int, ...]:
     return _guarded(media, SIZES[media.kind])
 
 
-def decode_conversations(conversations: Sequence[Conversation], cache: MediaCache | None = None) -> list[Conversation]:
+def _cached(media: Media, key: Hashable, cache: MediaCache | None) -> Any:
+    if cache is None or key is None:
+        return decode(media)
+    value = cache.get(key)
+    if value is None:
+        value = decode(media)
+        cache.put(key, value)
+    return value
+
+
+def decode_conversations(
+    conversations: Sequence[Conversation], cache: MediaCache | None = None, lookup: Lookup | None = None
+) -> list[Conversation]:
     """Returns the conversations of one Example decoded; a medium that stands in several of them is decoded once.
 
+    With a `lookup` those that it knows stay undecoded: a `Known` stands for each of them.
     A long audio clip whose option `long_audio` is `split` becomes several parts. Raises `SampleError` as `decode` does.
     """
     seen: dict[Hashable, Any] = {}
@@ -77,12 +92,9 @@ def decode_conversations(conversations: Sequence[Conversation], cache: MediaCach
             return seen[passing]
         lasting = lasting_key(media)
         value = seen.get(lasting)
-        if value is None and cache is not None and lasting is not None:
-            value = cache.get(lasting)
         if value is None:
-            value = decode(media)
-            if cache is not None and lasting is not None:
-                cache.put(lasting, value)
+            read = partial(_cached, media, lasting, cache)
+            value = read() if lookup is None else lookup(media, read)
         seen[passing] = value
         if lasting is not None:
             seen[lasting] = value

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.buckets import bucket_sizes, nearest_bucket
+from align_anything.core.contents import native_size
 from align_anything.core.errors import ModelError
 from align_anything.models.diffusion.fitting import fit_image
 from align_anything.models.diffusion.prepared import Prompt, Size
@@ -48,7 +49,7 @@ class PictureSpec(DiffusionSpec):
 
     def size_of(self, medium: Any) -> Size:
         """Returns what `bucket_of` does."""
-        return self.bucket_of((medium.height, medium.width))
+        return self.bucket_of(native_size(medium))
 
     def bucket_of(self, own: Size) -> Size:
         """Returns the default size, or of its buckets the nearest to the picture's aspect ratio."""
@@ -84,8 +85,9 @@ class PictureSpec(DiffusionSpec):
     @torch.no_grad()
     def encode_media(self, pipeline: Any, fitted: Tensor) -> Tensor:
         """Returns the mode of the autoencoder's distribution, scaled."""
-        vae = pipeline.vae
-        return self.scaled(vae.encode(fitted.to(vae.device, vae.dtype)).latent_dist.mode().float())
+        # Asking the autoencoder itself for its device goes through all its modules.
+        weight = next(pipeline.vae.parameters())
+        return self.scaled(pipeline.vae.encode(fitted.to(weight)).latent_dist.mode().float())
 
     @torch.no_grad()
     def decode_latents(self, pipeline: Any, latents: Tensor) -> list[Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from align_anything.core.contents import content_of
 from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore
-from align_anything.models.codes import content_of
 
 LATENTS = 'latents'
 Size = tuple[int, ...]
@@ -22,7 +22,7 @@ class Prompt:
 
     Attributes:
         text: in words.
-        pictures: what it is shown with them, RGB PIL images.
+        pictures: what it is shown with them, RGB PIL images, or what stands for them.
         size: what these are brought to; empty where there are none.
     """
 
@@ -34,6 +34,18 @@ class Prompt:
     def words(self) -> Prompt:
         """The prompt without its pictures."""
         return Prompt(self.text)
+
+
+class Conditions(Protocol):
+    """What frozen encoders make of prompts and media, whether beforehand or as they are asked."""
+
+    def conditions(self, prompt: Prompt, read: Prompt) -> dict[str, Tensor]:
+        """Returns what the denoiser is given of a prompt, by name; `read` is what the text encoders see of it."""
+        ...
+
+    def latents(self, medium: Any, size: Size) -> Tensor:
+        """Returns clean latents of a decoded medium that is brought to a size."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Prepared:
         return self.store.key('pictures', *_shown(prompt))
 
     def latents_key(self, medium: Any, size: Size) -> str:
-        """Returns the key of the latents of a decoded medium that is brought to a size."""
+        """Returns the key of the latents of a medium, decoded or known, that is brought to a size."""
         return self.store.key('latents', content_of(medium), list(size))
 
     def conditions(self, prompt: Prompt, read: Prompt) -> dict[str, Tensor]:

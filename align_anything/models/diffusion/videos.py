@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from align_anything.core.buckets import bucket_sizes, clip_sizes, frame_counts, nearest_bucket
+from align_anything.core.contents import native_size
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import MediaKind, Video
 from align_anything.models.diffusion.fitting import fit_image
@@ -54,7 +55,7 @@ class VideoSpec(PictureSpec):
 
     def size_of(self, medium: Any) -> Size:
         """Returns what `bucket_of` does. Raises SampleError for a video with too few frames."""
-        return self.bucket_of(tuple(medium.frames.shape[:3]))
+        return self.bucket_of(native_size(medium))
 
     def bucket_of(self, own: Size) -> Size:
         """Returns the default size, or of its buckets the nearest to the video's aspect ratio.

@@ -38,10 +38,11 @@ from align_anything.trainers.runs.begin import SETTINGS_FILE, check_unused, make
 from align_anything.trainers.runs.data import open_sources, probe, probed
 from align_anything.trainers.runs.generations import Record, Scored, pair_of, record_of, written
 from align_anything.trainers.runs.generator import Generator, generator_of, open_spec
+from align_anything.trainers.runs.judges import open_judges
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.rewarding import make_rewards
-from align_anything.trainers.runs.roles import judges_of, open_judges, require_head, spec_of_judge
+from align_anything.trainers.runs.roles import judges_of, require_head, spec_of_judge
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 
 logger = get_logger(__name__)
@@ -269,7 +270,8 @@ def _opened_files(
         if files is not None:
             kept = files.kept
             if not resume:
-                (output_dir / STATE_FILE).unlink(missing_ok=True)
+                for name in (STATE_FILE, SUMMARY_FILE, *({PAIRS_FILE} - {*names})):
+                    (output_dir / name).unlink(missing_ok=True)
             first = kept.get('chunks', 0) * resolved.algorithm.per_device_prompt_batch_size
             MediaFiles(output_dir, first - 1 if resume else None, MEDIA)
             atomic_write_text(output_dir / SETTINGS_FILE, dump_resolved(resolved.cfgs))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
-from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
-from align_anything.core.types import Conversation, Piece
+from align_anything.core.types import Piece
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.spec import Spec
@@ -20,7 +18,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import denoised_rollouts, rollout_engine
 
 
-class KindOfGeneration(Protocol):
+class Generating(Protocol):
     """How a kind of models generates, one file each in this package."""
 
     def sampling_of(
@@ -35,9 +33,5 @@ class KindOfGeneration(Protocol):
         self, resolved: Resolved[OnlineRunCfgs, Online], policy: DeepSpeedEngine, spec: Spec, sampling: Any
     ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]: ...
 
-    def open_frozen(
-        self, resolved: Resolved[GenerationRunCfgs, Generating], spec: Spec, sampling: Any, live: bool
-    ) -> tuple[RolloutEngine, Callable[[Conversation], Conversation]]: ...
 
-
-GENERATING: Mapping[str, KindOfGeneration] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+GENERATING: Mapping[str, Generating] = {'token': rollout_engine, 'denoising step': denoised_rollouts}

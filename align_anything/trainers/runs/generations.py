@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align_anything.core.types import CodedMedia, Conversation, Example, Media, Message
+from align_anything.core.types import CodedMedia, Conversation, Example, Media, Message, Video
 from align_anything.datasets.conversation import PART_OPTIONS
 from align_anything.datasets.media import decode
 from align_anything.datasets.media.writing import files_of
@@ -18,7 +18,7 @@ from align_anything.reporting.media_files import MediaFiles
 from align_anything.rewards.base import Completion
 
 Record = dict[str, Any]
-OPTIONS = {kind: {option: key for key, option in own.items()} for kind, own in PART_OPTIONS.items()}
+OPTIONS = {kind: {option: key for key, option in reversed(own.items())} for kind, own in PART_OPTIONS.items()}
 """By kind of media, what a part calls the options of decoding."""
 WRITTEN = (str, int, float, bool)
 
@@ -143,8 +143,16 @@ def _answer(completion: Completion, files: Sequence[str]) -> Message:
         if type(codes) is CodedMedia:
             content.append({'type': kind, kind: {'codes': codes.codes.tolist(), 'codec': codes.codec}})
         else:
-            content.append({'type': kind, kind: own[0]})
+            content.append({'type': kind, kind: own[0], **_whole(part[kind])})
     return _plain({'role': 'assistant', 'content': content})
+
+
+def _whole(medium: Any) -> dict[str, int]:
+    """What makes decoding give back all of a medium; videos are thinned out and scaled down otherwise."""
+    if type(medium) is not Video:
+        return {}
+    frames, height, width = medium.frames.shape[:3]
+    return {'num_frames': frames, 'max_pixels': height * width, 'total_pixels': frames * height * width}
 
 
 def _stem(file: str) -> str:

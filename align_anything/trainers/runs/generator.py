@@ -6,8 +6,9 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -27,8 +28,8 @@ from align_anything.models.score import SCORE_HEAD
 from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine, Tell
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs import denoised_rollouts, rollout_engine
 from align_anything.trainers.runs.data import media_options, require_readable, require_writable
-from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.model_defaults import with_model_defaults
 from align_anything.trainers.runs.pipelines import usual_guidance
 from align_anything.trainers.runs.rollout_engine import check_rollouts
@@ -36,6 +37,22 @@ from align_anything.trainers.runs.sampling import is_guided
 from align_anything.trainers.runs.settings import codes_of_run, spec_of
 
 Part = dict[str, Any]
+
+
+class Kind(Protocol):
+    """How a kind of models generates, one file each in this package; the spec of a checkpoint says which it is."""
+
+    def sampling_of(
+        self, resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair, spec: Spec, steps_of_rollout: int
+    ) -> Any: ...
+
+    def open_frozen(
+        self, resolved: Resolved[GenerationRunCfgs, Generating], spec: Spec, sampling: Any, live: bool
+    ) -> tuple[RolloutEngine, Callable[[Conversation], Conversation]]: ...
+
+
+KINDS: Mapping[str, Kind] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+"""By what a unit of their responses is, see `Spec.unit`."""
 
 
 @dataclass(frozen=True)
@@ -125,33 +142,25 @@ class Generator:
 
         It is the response that `generate` gives with the same sampling. Closing the iterator ends the generation.
         """
-        said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        said: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         left = threading.Event()
 
         def tell(number: int, which: int, part: Part) -> bool:
             said.put(part)
             return left.is_set()
 
-        def work() -> None:
+        # A new thread would compute on another number of cores until it asks torch for theirs.
+        with ThreadPoolExecutor(1, initializer=torch.get_num_threads) as thread:
+            one = replace(sampling or self.sampling, responses=1)
+            generated = thread.submit(self.generate, [example], one, tell)
+            generated.add_done_callback(lambda _: said.put(None))
             try:
-                ((response,),) = self.generate([example], replace(sampling or self.sampling, responses=1), tell)
-                said.put(response)
-            except BaseException as error:  # raised where it is waited for
-                said.put(error)
-
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
-        try:
-            while True:
-                item = said.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if type(item) is Response:
-                    return
-        finally:
-            left.set()
-            worker.join()
+                while (part := said.get()) is not None:
+                    yield part
+                ((response,),) = generated.result()
+                yield response
+            finally:
+                left.set()
 
 
 def open_spec(
@@ -170,6 +179,11 @@ def open_spec(
     spec.codes = codes_of_run(cfgs, pair, resolved.algorithm, spec)
     require_readable(pair, spec, source)
     require_writable(pair, spec, source)
+    if spec.unit != 'token' and not spec.emits & pair.writes:
+        raise ModelError(
+            f"{source} (model_type '{spec.model_type}') writes {' and '.join(sorted(spec.emits))} and no text, but "
+            f"answers of the pair '{pair.name}' are text: choose a pair such as text_to_{min(spec.emits)}."
+        )
     if cfgs.model_cfgs.guidance_scale is None:
         scale = 1.0 if spec.unit == 'token' else usual_guidance(spec)
         models = cfgs.model_cfgs.model_copy(update={'guidance_scale': scale})
@@ -191,7 +205,7 @@ def generator_of(resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair, 
 
     `live` says whether `encode` is to be called; else prompts come encoded by `spec`, from data that was prepared.
     """
-    cfgs, kind = resolved.cfgs, GENERATING[spec.unit]
+    cfgs, kind = resolved.cfgs, KINDS[spec.unit]
     sampling = kind.sampling_of(resolved, pair, spec, 1)
     rollouts, prepare = kind.open_frozen(resolved, spec, sampling, live)
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
@@ -223,5 +237,5 @@ def require_generating(source: str) -> None:
 def _has_head(source: str) -> bool:
     try:
         return stored_tensor(source, f'{SCORE_HEAD}.weight') is not None
-    except (ModelError, OSError):
+    except (ModelError, OSError, ValueError):
         return False

@@ -13,37 +13,41 @@ from torch import Tensor
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SampleError, SettingsError
 from align_anything.core.store import TensorStore
-from align_anything.core.types import Conversation, Example, MediaKind, Message, Piece, Skipped
+from align_anything.core.types import Conversation, Example, MediaKind, Message, Piece
 from align_anything.datasets.dataset import ExampleDataset, TaskAround
+from align_anything.datasets.media.known import KnownMedia, known_store
 from align_anything.datasets.media.writing import data_uri, files_of
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.codecs.base import Codec
 from align_anything.models.codes import CODES, MediaCodes
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.prepare import prepare
+from align_anything.trainers.runs.prepare import prepare_known
 
-FOLDER = 'media_codes'
+FOLDER, SETTING = 'media_codes', 'model_cfgs.media_code_dir'
 Media = list[tuple[MediaKind, Any]]
 
 
-def prepare_codes(cfgs: RunCfgs, spec: FamilySpec, datasets: Sequence[ExampleDataset]) -> None:
+def prepare_codes(cfgs: RunCfgs, spec: FamilySpec, datasets: Sequence[ExampleDataset]) -> KnownMedia | None:
     """Makes the codes of all media of `datasets` that stand as codes in conversations, and lets `spec` read them.
 
-    Every rank calls it. Codecs are loaded where something is missing, and freed. Media that a codec cannot take are
-    passed over; their rows are left out when they are encoded.
+    Returns what is known of these media then, None for a model without codes. Every rank calls it. Codecs are loaded
+    where something is missing, and freed. Media that a codec cannot take are passed over; their rows are left out when
+    they are encoded.
 
     Raises SettingsError for a stream whose first row has media to encode: it is read while it is trained on.
     """
     if spec.codes is None:
-        return
+        return None
     folder = cfgs.model_cfgs.media_code_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
-    device, store = device_of_rank(), TensorStore(folder, FOLDER, '', 'model_cfgs.media_code_dir')
+    device, store = device_of_rank(), TensorStore(folder, FOLDER, '', SETTING)
     spec.codes = spec.codes.with_store(store)
     maker = CodeMaker(store, spec.codes, device)
+    known = KnownMedia(known_store(folder, SETTING), spec.codes.stands_as_codes)
     for dataset in datasets:
         if any(source.streamed for source in dataset.sources):
             dataset.of_task(StreamTask(dataset.task, spec.codes)).probe(final=True)
-        prepare([maker], dataset.of_task(MediaTask(dataset.task, spec.codes)), _collate, cfgs, device)
+        prepare_known([maker], dataset, MediaTask(dataset.task, spec.codes), known, cfgs, device)
+    return known
 
 
 @dataclass
@@ -120,13 +124,13 @@ class CodeMaker:
         return [self.codes.key(kind, medium) for kind, medium in media_of(example)]
 
     def make(
-        self, batch: Sequence[Media], keys: Sequence[Sequence[str]], missing: Collection[str]
+        self, batch: Sequence[Example], keys: Sequence[Sequence[str]], missing: Collection[str]
     ) -> Mapping[str, Mapping[str, Tensor]]:
         """Encodes the media of a batch that are missing, each once."""
         media = {
             key: medium
-            for of_row, own in zip(batch, keys, strict=True)
-            for medium, key in zip(of_row, own, strict=True)
+            for example, own in zip(batch, keys, strict=True)
+            for medium, key in zip(media_of(example), own, strict=True)
         }
         return {key: {CODES: codes} for key in missing for codes in self._encoded(*media[key])}
 
@@ -142,7 +146,3 @@ class CodeMaker:
 def media_of(example: Example) -> Media:
     """Returns the media of an Example that a `MediaTask` made, `(kind, decoded)`."""
     return [(part['type'], part[part['type']]) for message in example.conversation for part in message['content']]
-
-
-def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> list[Media]:
-    return [media_of(example) for example in examples]

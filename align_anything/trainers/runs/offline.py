@@ -41,8 +41,9 @@ def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     run = begin(pair, resolved, callbacks)
     dataset, held_out = run.datasets()
     objective = objective_of(algorithm, run.spec.codes)
-    prepare_codes(cfgs, run.spec, [dataset, *held_out])
-    prepare_latents(cfgs, run.spec, [dataset, *held_out])
+    known = prepare_codes(cfgs, run.spec, [dataset, *held_out]) or prepare_latents(cfgs, run.spec, [dataset, *held_out])
+    for rows in (dataset, *held_out):
+        rows.known = known
     costs, unusable = row_costs(dataset, run.collate, cfgs)
     (buckets, *held_out_buckets), without_bucket = zip(
         *(row_buckets(rows, run.spec, cfgs) for rows in (dataset, *held_out)), strict=True

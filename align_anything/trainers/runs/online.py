@@ -35,6 +35,7 @@ from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.generating import GENERATING
+from align_anything.trainers.runs.judges import open_judges
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.previews import previews_of
@@ -45,7 +46,6 @@ from align_anything.trainers.runs.roles import (
     critic_cfgs,
     critic_spec,
     judges_of,
-    open_judges,
     require_head,
     spec_of_judge,
 )

@@ -17,18 +17,21 @@ import torch
 from torch import Tensor
 
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.contents import Known
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, barrier, broadcast_object, is_main
-from align_anything.core.errors import SettingsError
+from align_anything.core.errors import SampleError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.store import TensorStore
-from align_anything.core.types import Example, Skipped, map_tensors
-from align_anything.datasets.dataset import ExampleDataset
+from align_anything.core.types import Conversation, Example, Skipped, map_tensors
+from align_anything.datasets.dataset import ExampleDataset, Task, TaskAround
+from align_anything.datasets.media.known import NOTED, KnownMedia
 from align_anything.reporting.console import StageConsole
 from align_anything.trainers.runs.data import loader_in_order
 
 logger = get_logger(__name__)
 
 T = TypeVar('T')
+Examples = list[Example]
 
 PACK_SECONDS = 30.0
 """What a rank has made is written after so long: as much is lost when it is killed."""
@@ -113,6 +116,22 @@ def _write(makers: Sequence[Maker[T]], fresh: Sequence[dict[str, Mapping[str, Te
         entries.clear()
 
 
+def prepare_known(
+    makers: Sequence[Maker[Examples]],
+    dataset: ExampleDataset,
+    task: Task,
+    known: KnownMedia,
+    cfgs: RunCfgs,
+    device: torch.device,
+) -> None:
+    """Stores what `makers` make of the rows of `dataset` for `task`, and what is known of their media then.
+
+    Rows of which all was made before are not decoded. Every rank calls it. Raises as `prepare` does.
+    """
+    rows = dataset.of_task(MadeTask(task, makers), known.noting())
+    prepare([*makers, KnownMaker(known.store)], rows, _examples, cfgs, device)
+
+
 def require_shared(store: TensorStore) -> None:
     """Raises SettingsError when the ranks do not see one folder but each node has its own. Every rank calls it."""
     mark = store.folder / broadcast_object(f'.shared.{uuid4().hex}')
@@ -129,6 +148,41 @@ def require_shared(store: TensorStore) -> None:
                 f'{store.folder}. Each makes a share of the entries for all: name a folder that all nodes share.'
             ]
         )
+
+
+@dataclass
+class MadeTask(TaskAround):
+    """The rows of another task, with media that are known where all that `makers` make of a row is there."""
+
+    makers: Sequence[Maker[Examples]]
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns the Example of the task. Raises SampleError where its media have to be decoded."""
+        example = super().encode(conversations)
+        parts = [part for turns in conversations for message in turns for part in message['content']]
+        if any(type(part[part['type']]) is Known for part in parts) and any(
+            key not in maker.store for maker in self.makers for key in maker.keys(example)
+        ):
+            raise SampleError('not all of this row was made yet')
+        return example
+
+
+@dataclass(frozen=True)
+class KnownMaker:
+    """Stores what was noted of media that were decoded."""
+
+    store: TensorStore
+    name: str = 'known media'
+
+    def keys(self, example: Example) -> list[str]:
+        """Returns the keys of what was noted of a row."""
+        return list(example.meta.get(NOTED, ()))
+
+    def make(
+        self, batch: Examples, keys: Sequence[Sequence[str]], missing: Collection[str]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
+        """Returns what was noted of the rows of a batch."""
+        return {key: entry for example in batch for key, entry in example.meta.get(NOTED, {}).items()}
 
 
 @dataclass(frozen=True)
@@ -158,3 +212,7 @@ class _Asking(Generic[T]):
             for maker, found in zip(self.makers, keys, strict=True)
         ]
         return _Asked(self.collate(examples, skipped), keys, missing)
+
+
+def _examples(examples: Examples, skipped: Sequence[Skipped]) -> Examples:
+    return examples

@@ -16,33 +16,37 @@ from torch import Tensor
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import barrier, is_main
 from align_anything.core.store import TensorStore
-from align_anything.core.types import Conversation, Example, Piece, Skipped
+from align_anything.core.types import Conversation, Example, Piece
 from align_anything.datasets.dataset import ExampleDataset, TaskAround
+from align_anything.datasets.media.known import KnownMedia, known_store
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.diffusion.prepared import LATENTS, Prepared, Prompt, Size
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.spec import Spec
-from align_anything.trainers.runs.prepare import prepare
+from align_anything.trainers.runs.prepare import prepare_known
 from align_anything.trainers.runs.settings import preview_turns
 
-FOLDER = 'prepared'
+FOLDER, SETTING = 'prepared', 'diffusion_cfgs.prepared_dir'
 PROMPT, MEDIA = 'prompt', 'media'
-Rows = list[dict[str, Any]]
 
 
-def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset], guided: bool = False) -> None:
+def prepare_latents(
+    cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset], guided: bool = False
+) -> KnownMedia | None:
     """Makes the latents and text embeddings of the rows of `datasets`, and lets `spec` read them.
 
-    Every rank calls it. The encoders are loaded where something is missing, and freed. The embedding of the empty
-    prompt is made too, which prompt_dropout and guidance need (where text encoders see pictures, of each row if there
-    is either, `guided` being the latter), and those of the prompts that are previewed.
+    Returns what is known of their media then, None for a model of tokens. Every rank calls it. The encoders are loaded
+    where something is missing, and freed. The embedding of the empty prompt is made too, which prompt_dropout and
+    guidance need (where text encoders see pictures, of each row if there is either, `guided` being the latter), and
+    those of the prompts that are previewed.
     """
     if spec.unit == 'token':
-        return
+        return None
     previewed = [spec.prompt_of(turns) for turns in preview_turns(cfgs, spec.shown)]
     folder = cfgs.diffusion_cfgs.prepared_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
-    store = TensorStore(folder, FOLDER, fingerprint_of(spec), 'diffusion_cfgs.prepared_dir')
+    store = TensorStore(folder, FOLDER, fingerprint_of(spec), SETTING)
+    known = KnownMedia(known_store(folder, SETTING), lambda role, kind: True)
     device = device_of_rank()
     encoders = Encoders(spec, device)
     prepared = Prepared(store, None if spec.text_length == spec.default_text_length else spec.text_length)
@@ -51,16 +55,17 @@ def prepare_latents(cfgs: RunCfgs, spec: Spec, datasets: Sequence[ExampleDataset
     pictures = [PicturesMaker(store, prepared, encoders)] if spec.shown else []
     makers = [texts, *pictures, LatentsMaker(store, prepared, encoders)]
     for dataset in datasets:
-        prepare(makers, dataset.of_task(EncoderTask(dataset.task, spec)), _collate, cfgs, device)
+        prepare_known(makers, dataset, EncoderTask(dataset.task, spec), known, cfgs, device)
     if is_main():
         further = [_row(prompt) for prompt in (spec.blank_prompt(), *previewed)]
         for maker in (replace(texts, emptied=True), *pictures):
             keys = dict.fromkeys(key for row in further for key in maker.keys(row))
             missing = [key for key in keys if key not in store]
-            store.put_all(maker.make(_collate(further, []), [], missing))
+            store.put_all(maker.make(further, [], missing))
     barrier()
     store.refresh()
     spec.prepared = prepared
+    return known
 
 
 def fingerprint_of(spec: DiffusionSpec) -> list[str]:
@@ -124,21 +129,21 @@ class TextMaker:
 
     def keys(self, example: Example) -> list[str]:
         """Returns the keys of a row's prompt and of the empty one."""
-        return list(self._read(example.meta))
+        return list(self._read(example))
 
     def make(
-        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Collection[str]
+        self, batch: Sequence[Example], keys: Sequence[Sequence[str]], missing: Collection[str]
     ) -> Mapping[str, Mapping[str, Tensor]]:
         """Encodes the prompts of a batch that are missing, each once."""
-        read = {key: prompt for row in batch for key, prompt in self._read(row).items()}
+        read = {key: prompt for example in batch for key, prompt in self._read(example).items()}
         if not missing:
             return {}
         made = self.encoders.spec.encode_read(self.encoders.pipeline, [read[key] for key in missing])
         return dict(zip(missing, made, strict=True))
 
-    def _read(self, row: Mapping[str, Any]) -> dict[str, Prompt]:
+    def _read(self, example: Example) -> dict[str, Prompt]:
         """What the text encoders see, by its key."""
-        prompt = self.encoders.spec.read(row[PROMPT])
+        prompt = self.encoders.spec.read(example.meta[PROMPT])
         prompts = [prompt, replace(prompt, text='')] if self.emptied or not prompt.pictures else [prompt]
         return {self.prepared.text_key(prompt): prompt for prompt in prompts}
 
@@ -157,10 +162,10 @@ class PicturesMaker:
         return [self.prepared.pictures_key(example.meta[PROMPT])]
 
     def make(
-        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Collection[str]
+        self, batch: Sequence[Example], keys: Sequence[Sequence[str]], missing: Collection[str]
     ) -> Mapping[str, Mapping[str, Tensor]]:
         """Encodes the pictures of a batch that are missing, each prompt's by themselves."""
-        prompts = {self.prepared.pictures_key(row[PROMPT]): row[PROMPT] for row in batch}
+        prompts = {self.prepared.pictures_key(prompt): prompt for prompt in (row.meta[PROMPT] for row in batch)}
         return {key: self.encoders.spec.encode_pictures(self.encoders.pipeline, prompts[key]) for key in missing}
 
 
@@ -178,12 +183,12 @@ class LatentsMaker:
         return [self.prepared.latents_key(medium, size) for medium, size in example.meta[MEDIA]]
 
     def make(
-        self, batch: Rows, keys: Sequence[Sequence[str]], missing: Collection[str]
+        self, batch: Sequence[Example], keys: Sequence[Sequence[str]], missing: Collection[str]
     ) -> Mapping[str, Mapping[str, Tensor]]:
         """Encodes the media of a batch that are missing, one by one: a latent hangs on nothing beside it."""
         spec, media = self.encoders.spec, {}
         for row, own in zip(batch, keys, strict=True):
-            media |= dict(zip(own, row[MEDIA], strict=True))
+            media |= dict(zip(own, row.meta[MEDIA], strict=True))
         made = {}
         for key in missing:
             medium, size = media[key]
@@ -195,7 +200,3 @@ class LatentsMaker:
 def _row(prompt: Prompt, media: Sequence[tuple[Any, Size]] = ()) -> Example:
     empty = Piece(torch.zeros(0, dtype=torch.long), torch.zeros(0))
     return Example(empty, [], meta={PROMPT: prompt, MEDIA: media})
-
-
-def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Rows:
-    return [example.meta for example in examples]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import groupby
 
-from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
-from align_anything.configs.online import COST, MODEL, JudgeCfgs, OnlineRunCfgs
+from align_anything.configs.online import COST, JudgeCfgs, OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import ModelError, SampleError, SettingsError
@@ -24,11 +23,10 @@ from align_anything.models.families import own_head
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
-from align_anything.rewards.base import Completion, Reward, check_values
+from align_anything.rewards.base import Completion, check_values
 from align_anything.rewards.live_codes import LiveCodes
 from align_anything.trainers.loops.splitting import split
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import make_collator, open_scorer
 from align_anything.trainers.runs.data import require_judging, require_readable
 from align_anything.trainers.runs.model_checks import require_positions
 
@@ -62,11 +60,6 @@ def scores_responses(source: str) -> bool:
     return True
 
 
-def judging_engine(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm, source: str) -> FrozenEngine:
-    """Loads a model that judges responses of the pair. Every rank calls it."""
-    return open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), source)
-
-
 def spec_of_role(cfgs: RunCfgs, source: str) -> FamilySpec:
     """The rules of the family of a model beside the policy, with the limit that its own checkpoint says."""
     return load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)
@@ -92,21 +85,6 @@ def judges_of(cfgs: OnlineRunCfgs, algorithm: Online) -> dict[str, JudgeCfgs]:
     if COST in judges and judges[COST].source is None:
         raise SettingsError([f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.'])
     return {name: judge for name, judge in judges.items() if judge.source is not None}
-
-
-def open_judges(
-    cfgs: OnlineRunCfgs, judges: Mapping[str, JudgeCfgs], specs: Mapping[str, FamilySpec], pair: Pair, algorithm: Online
-) -> list[Reward]:
-    """Loads the models that judge responses, given what `judges_of` and `spec_of_judge` say. Every rank calls it."""
-    rewards = []
-    for name, asked in judges.items():
-        weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
-        scorer = judging_engine(cfgs, spec, pair, algorithm, asked.source)
-        train = cfgs.train_cfgs
-        size = train.per_device_train_batch_size if algorithm.trains else train.per_device_eval_batch_size
-        judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
-        rewards.append(Reward(name, weight, judge, judge.unread))
-    return rewards
 
 
 def critic_source(role: str, cfgs: OnlineRunCfgs) -> str:

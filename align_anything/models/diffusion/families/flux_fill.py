@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align_anything.core.contents import native_size
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation
 from align_anything.models.diffusion.families.flux import FluxSpec, positions
@@ -28,8 +29,8 @@ class FluxFillSpec(FluxSpec):
         """Returns the prompt. Raises SampleError for another turn, and for a mask that is not as large as the image."""
         prompt = super().prompt_of(messages, size)
         picture, mask = prompt.pictures
-        if picture.size != mask.size:
-            told = ' and '.join(' × '.join(map(str, own.size)) for own in (mask, picture))
+        if native_size(picture) != native_size(mask):
+            told = ' and '.join(' × '.join(map(str, native_size(own)[::-1])) for own in (mask, picture))
             raise SampleError(f'the mask and the image to fill should be of one size, but are {told} pixels')
         return prompt
 
