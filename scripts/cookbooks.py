@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +57,7 @@ def notebook_of(name: str) -> Any:
 
     made = nbformat.v4.new_notebook()
     made.metadata['kernelspec'] = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
+    made.metadata['language_info'] = {'name': 'python'}
     for number, cell in enumerate(cells_of(name)):
         new = nbformat.v4.new_markdown_cell if cell.kind == 'markdown' else nbformat.v4.new_code_cell
         # The same each time, so that a notebook changes where its source or its outputs do.
@@ -62,10 +65,10 @@ def notebook_of(name: str) -> Any:
     return made
 
 
-def executed(notebook: Any) -> Any:
-    """Runs a notebook in a kernel of its own and in a folder of its own, and returns it with what it printed and drew.
+def run_by_kernel(notebook: Any) -> Any:
+    """Runs a notebook in a kernel and a folder of its own, and returns it with its outputs, but for what a run logs.
 
-    What a run logs is left out. Raises nbclient's CellExecutionError when a cell fails.
+    Raises nbclient's CellExecutionError when a cell fails.
     """
     import nbclient
 
@@ -75,25 +78,83 @@ def executed(notebook: Any) -> Any:
     for cell in notebook.cells:
         if cell.cell_type == 'code':
             cell.outputs = [output for output in cell.outputs if output.get('name') != 'stderr']
-            cell.metadata.pop('execution', None)
-    notebook.metadata.pop('widgets', None)
-    # The versions of Python and of its kernel are those of whoever made it.
-    notebook.metadata['language_info'] = {'name': 'python'}
     return notebook
+
+
+def run_here(notebook: Any, folder: Path) -> Any:
+    """Runs a notebook in this process and in `folder`, with the same outputs. Raises what a cell raises."""
+    import matplotlib
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+    from nbformat import v4
+
+    shell = InteractiveShell.instance()
+    matplotlib.use('module://matplotlib_inline.backend_inline')
+    os.chdir(folder)
+    results: list[tuple[Any, Any]] = []
+    shell.displayhook.write_output_prompt = lambda: None
+    shell.displayhook.write_format_data = lambda data, metadata=None: results.append((data, metadata))
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == 'code'), 1):
+        results.clear()
+        with capture_output(stderr=False) as said:
+            shell.run_cell(cell.source, store_history=True).raise_error()
+        cell.execution_count = number
+        printed = [v4.new_output('stream', name='stdout', text=said.stdout)] if said.stdout else []
+        shown = [v4.new_output('display_data', data=item.data) for item in said.outputs]
+        made = [v4.new_output('execute_result', data=data, execution_count=number) for data, _ in results]
+        cell.outputs = [*printed, *made, *shown]
+    return notebook
+
+
+def make(name: str) -> None:
+    """Runs a cookbook in a forked process and writes its notebook. Raises RuntimeError when a cell of it fails."""
+    import nbformat
+
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                made = run_here(notebook_of(name), Path(folder))
+            nbformat.write(made, FOLDER / f'{name}.ipynb')
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Leaving by the way in would do the rest of the caller's work twice.
+            os._exit(code)
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError(f'the cookbook {name} failed')
+
+
+def import_all() -> None:
+    """Imports, once and before forking, what every cookbook imports."""
+    import datasets
+    import deepspeed
+    import diffusers
+    import matplotlib.pyplot
+    import pandas
+    import peft
+
+    import align_anything.api.policy
+    import align_anything.trainers.runs.offline
+    import align_anything.trainers.runs.online
+
+    assert all((align_anything, datasets, deepspeed, diffusers, matplotlib, pandas, peft))
 
 
 def main(argv: list[str]) -> None:
     """Writes the notebooks of these names, all without any."""
-    import nbformat
-
     parser = argparse.ArgumentParser(prog='python -m scripts.cookbooks', description=__doc__)
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'one of {", ".join(names())}')
     chosen = parser.parse_args(argv).names
     unknown = sorted({*chosen} - {*names()})
     if unknown:
         parser.error(f'there is no cookbook {unknown[0]}')
+    import_all()
     for name in chosen or names():
-        nbformat.write(executed(notebook_of(name)), FOLDER / f'{name}.ipynb')
+        make(name)
         sys.stdout.write(f'{FOLDER.name}/{name}.ipynb\n')
 
 

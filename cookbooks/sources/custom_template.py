@@ -57,7 +57,6 @@ result = train(
     dataset=rows,
     train_template='quiz.py:Quiz',
     train_template_kwargs={'letters': 'XYZ'},
-    max_skipped_ratio=0.2,
     output_dir='sft',
     max_steps=60,
     epochs=100,
@@ -70,13 +69,13 @@ result = train(
     gradient_accumulation_steps=1,
     save_total_limit=0,
 )
-result.metrics['train/loss'].plot(title='loss')
+curve = result.metrics['train/loss'].plot(title='loss')
 
 # %% [markdown]
-# The row without choices was left out, and `skipped_samples.jsonl` of the run says why.
+# The row without choices was left out, and `filtered_samples.jsonl` of the run says why.
 
 # %%
-print(Path('sft/skipped_samples.jsonl').read_text())
+print(Path('sft/filtered_samples.jsonl').read_text())
 
 # %%
 asked = '\n'.join(['1 + 1', 'X 2', 'Y 3', 'Z 4'])

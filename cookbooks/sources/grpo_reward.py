@@ -61,7 +61,7 @@ result = train(
     gradient_accumulation_steps=1,
     save_total_limit=0,
 )
-result.metrics['train/reward'].plot(title='reward')
+curve = result.metrics['train/reward'].plot(title='reward')
 
 # %%
 [answer.text for answer in result.policy.generate(['Say something about the sun.'], num_generations=3)[0]]

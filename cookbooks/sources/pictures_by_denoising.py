@@ -51,7 +51,7 @@ result = train(
     save_total_limit=0,
     save_checkpoint=False,
 )
-result.metrics['train/loss'].rolling(10).mean().plot(title='loss, mean of ten steps')
+curve = result.metrics['train/loss'].rolling(10).mean().plot(title='loss, mean of ten steps')
 
 # %% [markdown]
 # ## What it paints

@@ -59,7 +59,7 @@ result = train(
     gradient_accumulation_steps=1,
     save_total_limit=0,
 )
-result.metrics['train/loss'].plot(title='loss')
+curve = result.metrics['train/loss'].plot(title='loss')
 
 # %% [markdown]
 # ## What it draws

@@ -61,6 +61,9 @@ dict(zip(GOOD + BAD, judge.policy.score(talks), strict=True))
 
 # %% [markdown]
 # ## 3. PPO
+#
+# A reward model has seen pairs and nothing else. `kl_coeff` keeps answers near those of the model that training began
+# with, where what it says can be trusted.
 
 # %%
 result = train(
@@ -74,14 +77,15 @@ result = train(
     output_dir='ppo',
     max_steps=24,
     per_device_prompt_batch_size=4,
-    per_device_train_batch_size=16,
-    num_generations=4,
+    per_device_train_batch_size=32,
+    num_generations=8,
     max_new_tokens=4,
-    actor_lr=3e-3,
+    actor_lr=1e-3,
     critic_lr=3e-3,
+    kl_coeff=0.2,
     **SMALL,
 )
-result.metrics['train/reward'].plot(title='what the reward model says')
+curve = result.metrics['train/reward'].plot(title='what the reward model says')
 
 
 # %%

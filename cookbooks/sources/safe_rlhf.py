@@ -117,19 +117,21 @@ result = train(
     threshold=-0.5,
     lambda_init=1.0,
     lambda_lr=0.1,
+    kl_coeff=0.2,
     output_dir='safe',
-    max_steps=40,
+    max_steps=24,
     per_device_prompt_batch_size=4,
     per_device_train_batch_size=32,
     num_generations=8,
     max_new_tokens=6,
-    learning_rate=2e-3,
+    actor_lr=1e-3,
+    critic_lr=3e-3,
     **SMALL,
 )
-result.metrics[['train/reward', 'train/reward/cost']].plot()
+curve = result.metrics[['train/reward', 'train/reward/cost']].plot()
 
 # %%
 metrics = result.metrics
 first, last = metrics.head(4).mean(), metrics.tail(4).mean()
-assert last['train/reward/cost'] < first['train/reward/cost'] and last['train/reward/cost'] < 0
+assert last['train/reward'] > first['train/reward'] and last['train/reward/cost'] < first['train/reward/cost'] - 0.1
 [answer.text.strip() for answer in result.policy.generate(prompts[:1], num_generations=6)[0]]

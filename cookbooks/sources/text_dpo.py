@@ -52,7 +52,7 @@ result = train(
 result.metrics[['train/loss', 'train/reward_accuracy', 'train/reward_margin']].iloc[::10]
 
 # %%
-result.metrics['train/reward_margin'].plot(title='how much more the better answer is worth')
+curve = result.metrics['train/reward_margin'].plot(title='how much more the better answer is worth')
 
 # %% [markdown]
 # ## What came of it

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Clips in: fine-tuning on video
 #
-# A clip in a row is a path, bytes, a list of frames, or `{'frames', 'fps'}`. The model is a Qwen2-VL of random
+# A clip in a row is a path, bytes, or `{'frames', 'fps'}`. The model is a Qwen2-VL of random
 # weights.
 
 # %%
@@ -21,7 +21,7 @@ def clip(direction):
     frames = np.full((4, 28, 28, 3), 30, np.uint8)
     for frame, place in zip(frames, places if direction == 'right' else places[::-1], strict=True):
         frame[:, place : place + 6] = 240
-    return [Image.fromarray(frame) for frame in frames]
+    return {'frames': [Image.fromarray(frame) for frame in frames], 'fps': 2.0}
 
 
 rows = [
@@ -30,7 +30,7 @@ rows = [
     for direction in ('left', 'right')
 ]
 strip = Image.new('RGB', (4 * 30, 28), 'white')
-for number, frame in enumerate(rows[1]['video']):
+for number, frame in enumerate(rows[1]['video']['frames']):
     strip.paste(frame, (30 * number, 0))
 strip.resize((480, 112), Image.Resampling.NEAREST)
 
@@ -61,7 +61,7 @@ result = train(
     gradient_accumulation_steps=1,
     save_total_limit=0,
 )
-result.metrics['train/loss'].plot(title='loss')
+curve = result.metrics['train/loss'].plot(title='loss')
 
 # %% [markdown]
 # ## What it sees

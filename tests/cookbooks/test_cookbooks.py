@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from scripts.cookbooks import FOLDER, cells_of, executed, names, notebook_of
+from scripts.cookbooks import FOLDER, cells_of, names, notebook_of, run_by_kernel, run_here
 from tests.harness.notebooks import in_a_process
 from tests.harness.pairwise import first_of
 
@@ -19,15 +17,11 @@ QUICK = ('text_dpo', 'custom_template')
 
 @pytest.mark.parametrize('name', first_of({name: None for name in names()}, *QUICK))
 def test_its_cells_run_one_after_the_other(name: str, tmp_path: Path) -> None:
-    def body() -> None:
-        os.chdir(tmp_path)
-        os.environ['MPLBACKEND'] = 'Agg'
-        namespace: dict[str, Any] = {'__name__': '__main__'}
-        for number, cell in enumerate(cells_of(name)):
-            if cell.kind == 'code':
-                exec(compile(cell.text, f'{name}, cell {number}', 'exec'), namespace)
+    def body() -> list[str]:
+        cells = run_here(notebook_of(name), tmp_path).cells
+        return [kind for cell in cells for output in cell.get('outputs', []) for kind in output.get('data', {})]
 
-    in_a_process(body)
+    assert 'text/plain' in in_a_process(body)
 
 
 @pytest.mark.parametrize('name', names())
@@ -44,5 +38,5 @@ def test_the_notebook_is_that_of_the_source_and_has_outputs(name: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('name', ['text_dpo'])
 def test_a_real_kernel_runs_it(name: str) -> None:
-    outputs = [output for cell in executed(notebook_of(name)).cells for output in cell.get('outputs', [])]
+    outputs = [output for cell in run_by_kernel(notebook_of(name)).cells for output in cell.get('outputs', [])]
     assert any('image/png' in output.get('data', {}) for output in outputs)
