@@ -41,7 +41,7 @@ def test_settings_become_arguments(tiny: Callable[..., Path], monkeypatch: pytes
     model = str(tiny('qwen3'))
     argv, environ = became(
         monkeypatch, '--model_name_or_path', model, '--port', '8123', '--served_model_name', 'mine',
-        '--vllm_args', '--enable-auto-tool-choice --tool-call-parser hermes', keys=(KEY,),
+        '--vllm_args=--enable-auto-tool-choice --tool-call-parser hermes', keys=(KEY,),
     )  # fmt: skip
     said = {name: after(argv, name) for name in argv if name.startswith('--') and name != argv[-3]}
     assert argv[:3] == [sys.executable, '-m', vllm_server.MODULE]
