@@ -274,7 +274,7 @@ def test_sounds_and_omegas_contract(tiny: Callable[..., Path]) -> None:
 
 def test_pictures_and_sounds_that_are_written(emitting: Callable[..., Path]) -> None:
     model = str(emitting('unified'))
-    with serving('--model_name_or_path', model, '--max_new_tokens', '60') as url:
+    with serving('--model_name_or_path', model, '--max_new_tokens', '240') as url:
         name = Path(model).name
         made = client(url).images.generate(model=name, prompt='draw the digit two', n=2, extra_body={'seed': 1})
         pictures = [Image.open(io.BytesIO(base64.b64decode(image.b64_json))) for image in made.data]
