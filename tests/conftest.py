@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
+# Until all is imported and collected there is nothing to free, and millions of objects to look at for it.
+gc.disable()
 # Before anything imports torch or tokenizers: threads that exist already would make forking unsafe.
 os.environ.update(
     OMP_NUM_THREADS='1',
@@ -28,6 +31,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.harness.once import once  # noqa: E402
+from tests.harness.ranks import import_what_ranks_did  # noqa: E402
 from tests.harness.tiers import COUNTS, LONG, Together, count_tiers  # noqa: E402
 from tests.harness.times import Times  # noqa: E402
 
@@ -57,6 +61,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker('gpu'):
             item.add_marker(pytest.mark.skip(reason='no CUDA device'))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_runtest_logfinish() -> None:
+    import_what_ranks_did()
 
 
 @pytest.fixture(autouse=True)

@@ -85,11 +85,12 @@ def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:
 
 def _check_data(cfgs: RunCfgs, needs_template: bool) -> Iterator[Problem]:
     models = cfgs.model_cfgs
-    if not models.model_name_or_path and not models.compose:
+    if cfgs.train_cfgs.requires_model and not models.model_name_or_path and not models.compose:
         yield ('model_cfgs.model_name_or_path',), 'is required: name the checkpoint, a folder or a hub name'
     if models.compose:
         yield from _compose_problems(cfgs)
-    for role in ('train', 'eval', *(('ptx',) if 'ptx_datasets' in type(cfgs.data_cfgs).model_fields else ())):
+    roles = ('train', 'eval', *(('ptx',) if 'ptx_datasets' in type(cfgs.data_cfgs).model_fields else ()))
+    for role in roles if cfgs.train_cfgs.reads_rows else ():
         for key, problem in _dataset_problems(cfgs.data_cfgs, role, needs_template):
             yield (f'data_cfgs.{key}', f'data_cfgs.{role}_datasets'), problem
     weights, datasets = cfgs.data_cfgs.train_weights, cfgs.data_cfgs.train_datasets
@@ -160,9 +161,9 @@ def _weight_problems(weights: list[float], count: int) -> Iterator[Problem]:
 
 def _check_folders(cfgs: RunCfgs) -> Iterator[Problem]:
     output_dir, resume = cfgs.logger_cfgs.output_dir, cfgs.train_cfgs.resume
-    if not output_dir:
+    if not output_dir and cfgs.train_cfgs.reads_rows:
         yield ('logger_cfgs.output_dir',), 'is required: name the folder that the run writes to'
-    else:
+    elif output_dir:
         parent = Path(output_dir).absolute()
         while not parent.exists():
             parent = parent.parent

@@ -89,3 +89,34 @@ class StreamSampler(Sampler):
         rows = islice(self.mixture.rows(epoch), start_step * size, None)
         while step := list(islice(rows, size)):
             yield from self.shape.share(step)
+
+
+class ChunkSampler(Sampler):
+    """Chunks of consecutive rows, which ranks take in turn: what a chunk holds does not depend on how many ranks are.
+
+    Args:
+        rows: how many there are.
+        size: rows of a chunk.
+        world_size, rank: of the ranks.
+        start: the first chunk.
+    """
+
+    def __init__(self, rows: int, size: int, world_size: int, rank: int, start: int = 0) -> None:
+        self.shape = BatchShape(size, 1, world_size, rank)
+        self.rows, self.start = rows, start
+        self.chunks = -(-rows // size)
+
+    def steps_in(self, epoch: int) -> int:
+        """Rounds in which each rank has a chunk, or none is left for it."""
+        return -(-max(0, self.chunks - self.start) // self.shape.world_size)
+
+    def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[list[int]]:
+        """Yields this rank's chunk of each round, as row indices; an empty one behind the last."""
+        size = self.shape.per_device
+        for step in range(start_step, self.steps_in(epoch)):
+            first = self.chunk(step) * size
+            yield list(range(first, min(first + size, self.rows)))
+
+    def chunk(self, step: int) -> int:
+        """The number of this rank's chunk in a round."""
+        return self.start + step * self.shape.world_size + self.shape.rank

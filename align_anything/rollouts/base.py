@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ class Sampling:
         include_stop_str_in_output: whether its text keeps the stop string. Its token ids always do: they were sampled,
             and they are what is trained.
         seed: of the generator.
+        seeds: of each Example, in place of `seed`: what is sampled of one does not hang on the others.
         emit: what media responses may hold; None for text alone.
         emit_temperature: of the codes of each kind; `temperature` where it is not named.
         emit_top_k: the same as `top_k` for the codes of each kind; 0 where it is not named.
@@ -50,6 +51,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = True
     seed: int = 0
+    seeds: tuple[int, ...] | None = None
     emit: Emission | None = None
     emit_temperature: Mapping[MediaKind, float] = field(default_factory=dict)
     emit_top_k: Mapping[MediaKind, int] = field(default_factory=dict)
@@ -69,11 +71,26 @@ class Sampling:
         return tuple(codes.by_set(SetSampling(self.temperature, self.top_k, self.top_p), of_kinds))
 
 
+Tell = Callable[[int, int, dict[str, Any]], bool | None]
+"""Is told parts of responses as they are generated: the number of the Example, that of its response, and what comes
+next of it, a piece of text or a medium. What it returns ends the response where it is true."""
+
+
 class RolloutEngine(Protocol):
     """Generates with the weights that it was given last. Every rank has one and makes the same calls."""
 
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
-        """Returns `sampling.responses` responses to the prompt of each Example."""
+    @property
+    def model(self) -> Any:
+        """What generates, as transformers or diffusers know it. Raises ModelError where it is in another process."""
+        ...
+
+    def generate(
+        self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
+    ) -> list[list[Response]]:
+        """Returns `sampling.responses` responses to the prompt of each Example.
+
+        `tell` is told what they say, part by part: while they are generated, by an engine that can, else at once.
+        """
         ...
 
     def sync(self, version: int) -> None:
@@ -264,3 +281,11 @@ def sampled(
     )
     response.parts = said(spec, response, sampling)
     return response
+
+
+def tell_whole(found: Sequence[Sequence[Response]], tell: Tell | None) -> None:
+    """Tells all parts of responses that are there."""
+    for number, responses in enumerate(found):
+        for which, response in enumerate(responses):
+            for part in response.parts if tell is not None else ():
+                tell(number, which, part)

@@ -10,7 +10,7 @@ from align_anything.core.types import CodedMedia, Example, MediaKind, Piece, Res
 from align_anything.models.codecs.base import Codec
 from align_anything.models.codes import CODES
 from align_anything.models.family import FamilySpec
-from align_anything.rollouts.base import RolloutEngine, Sampling, said
+from align_anything.rollouts.base import RolloutEngine, Sampling, Tell, said
 
 
 @dataclass
@@ -28,6 +28,11 @@ class DecodedRollouts:
     engine: RolloutEngine
     codecs: Mapping[MediaKind, Codec]
 
+    @property
+    def model(self) -> Any:
+        """That of the engine."""
+        return self.engine.model
+
     def sync(self, version: int) -> None:
         """As the engine does."""
         self.engine.sync(version)
@@ -36,13 +41,18 @@ class DecodedRollouts:
         """As the engine does."""
         self.engine.sleep()
 
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+    def generate(
+        self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
+    ) -> list[list[Response]]:
         """As the engine does, with media decoded."""
-        found = self.engine.generate(examples, sampling)
+        found = self.engine.generate(examples, sampling, None if tell is None else self._telling(tell))
         for responses in found:
             for response in responses:
                 response.parts = decoded(response.parts, self.codecs)
         return found
+
+    def _telling(self, tell: Tell) -> Tell:
+        return lambda number, which, part: tell(number, which, *decoded([part], self.codecs))
 
 
 def decoded(parts: Sequence[dict[str, Any]], codecs: Mapping[MediaKind, Codec]) -> list[dict[str, Any]]:

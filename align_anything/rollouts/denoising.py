@@ -14,12 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from align_anything.core.errors import ModelError
 from align_anything.core.types import Example, Piece, Response
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.policies.denoising.collator import FIRST_LEVEL, LEVEL, NEXT, NEXT_LEVEL, SAMPLE
 from align_anything.policies.denoising.prediction import Guidance, predict
 from align_anything.policies.denoising.transitions import Kernel, Step, log_probability, transition
+from align_anything.rollouts.base import Tell, tell_whole
+from align_anything.rollouts.restricted import seed_of
 
 Units = Literal['steps', 'draws']
 
@@ -72,6 +75,7 @@ class DenoisingSampling:
     Attributes:
         responses: to each prompt.
         seed: of the generator.
+        seeds: of each Example, in place of `seed` for what it starts from: it does not hang on the others then.
         steps: denoising steps.
         guidance: how predictions are led to the prompt.
         kernel: how trained steps sample; None where no step does.
@@ -83,6 +87,7 @@ class DenoisingSampling:
 
     responses: int = 1
     seed: int = 0
+    seeds: tuple[int, ...] | None = None
     steps: int = 10
     guidance: Guidance = field(default_factory=Guidance)
     kernel: Kernel | None = None
@@ -124,6 +129,17 @@ class DenoisingRollouts:
         self.dtype, self.device, self.batch_size, self.gathered = dtype, device, batch_size, gathered
         self.version = 0
 
+    @property
+    def model(self) -> Any:
+        """The pipeline of diffusers with the denoiser in it. Raises ModelError for one of several experts."""
+        if len(self.spec.denoisers) > 1:
+            raise ModelError(
+                f'{self.spec.model_type} denoises with {" and ".join(self.spec.denoisers)}, which are one model here: '
+                'load the folder with DiffusionPipeline.from_pretrained of diffusers.'
+            )
+        self.pipeline.register_modules(**{self.spec.denoisers[0]: self.denoiser})
+        return self.pipeline
+
     def sync(self, version: int) -> None:
         """Remembers the number of updates; the weights are those of the policy."""
         self.version = version
@@ -132,15 +148,17 @@ class DenoisingRollouts:
         """Has no memory of its own to give back."""
 
     @torch.no_grad()
-    def generate(self, examples: Sequence[Example], sampling: DenoisingSampling) -> list[list[Response]]:
-        """Returns `sampling.responses` responses to the prompt of each Example."""
+    def generate(
+        self, examples: Sequence[Example], sampling: DenoisingSampling, tell: Tell | None = None
+    ) -> list[list[Response]]:
+        """Returns `sampling.responses` responses to the prompt of each Example; they are told at the end."""
         generator = torch.Generator().manual_seed(sampling.seed)
         shape = self.spec.latent_shape(self.spec.default_size())
         trained = range(0)
         if sampling.kernel is not None and sampling.units == 'steps':
             trained = sampling.window.steps(sampling.steps, self.version, generator)
         wanted = [number for number in range(len(examples)) for _ in range(sampling.responses)]
-        starts = [torch.randn(shape, generator=generator) for _ in wanted]
+        starts = self._starts(shape, len(examples), sampling, generator)
         if sampling.same_noise:
             starts = [starts[at - at % sampling.responses] for at in range(len(wanted))]
         found: list[list[Response]] = [[] for _ in examples]
@@ -154,7 +172,17 @@ class DenoisingRollouts:
                 for number, response in zip(numbers, made, strict=True):
                     found[number].append(response)
         self.denoiser.train(training)
+        tell_whole(found, tell)
         return found
+
+    def _starts(
+        self, shape: tuple[int, ...], examples: int, sampling: DenoisingSampling, generator: torch.Generator
+    ) -> list[Tensor]:
+        """The noise that each response starts from."""
+        if sampling.seeds is None:
+            return [torch.randn(shape, generator=generator) for _ in range(examples * sampling.responses)]
+        own = [seed_of(seed, number) for seed in sampling.seeds for number in range(sampling.responses)]
+        return [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in own]
 
     def _generated(
         self,

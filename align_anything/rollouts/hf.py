@@ -17,9 +17,21 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.frames import FramesWritten, WritesFrames
 from align_anything.policies.guidance import guided
 from align_anything.policies.token.hidden import cast_floats
-from align_anything.rollouts.base import Sampling, never_sampled, restriction_of, sampled, text_between
+from align_anything.rollouts.base import Sampling, Tell, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State
-from align_anything.rollouts.restricted import NOTHING, Restricted, Restriction, sample, sampled_of
+from align_anything.rollouts.restricted import (
+    NOTHING,
+    Draw,
+    Restricted,
+    Restriction,
+    RowDraws,
+    SetSampling,
+    left_of,
+    sample,
+    sampled_of,
+    seed_of,
+)
+from align_anything.rollouts.streaming import Streams, Wanted
 
 
 class HFRollouts:
@@ -52,9 +64,11 @@ class HFRollouts:
     def sleep(self) -> None:
         """Has no memory of its own to give back."""
 
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
-        """Returns `sampling.responses` responses to the prompt of each Example."""
-        wanted = [number for number in range(len(examples)) for _ in range(sampling.responses)]
+    def generate(
+        self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
+    ) -> list[list[Response]]:
+        """Returns `sampling.responses` responses to the prompt of each Example; `tell` is told as they grow."""
+        wanted = [(number, which) for number in range(len(examples)) for which in range(sampling.responses)]
         found: list[list[Response]] = [[] for _ in examples]
         training = self.model.training
         self.model.eval()
@@ -62,26 +76,29 @@ class HFRollouts:
         random_state = torch.random.fork_rng(devices=devices)
         with torch.no_grad(), self.gathered(), random_state, without_own_settings(self.model):
             torch.manual_seed(sampling.seed)
-            for numbers in self._calls([example.prompt for example in examples], wanted):
-                responses = self._generate([examples[number] for number in numbers], sampling)
-                for number, response in zip(numbers, responses, strict=True):
+            for call in self._calls([example.prompt for example in examples], wanted):
+                responses = self._generate(examples, call, sampling, tell)
+                for (number, _), response in zip(call, responses, strict=True):
                     found[number].append(response)
         self.model.train(training)
         return found
 
-    def _calls(self, prompts: Sequence[Piece], wanted: Sequence[int]) -> list[list[int]]:
-        """Splits the numbers of prompts into calls, each of prompts that the class takes together, of like length."""
-        together: dict[Hashable, list[int]] = {}
-        for number in wanted:
-            together.setdefault(self.spec.generation_key(prompts[number]), []).append(number)
+    def _calls(self, prompts: Sequence[Piece], wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+        """Splits what is wanted into calls, each of prompts that the class takes together, of like length."""
+        together: dict[Hashable, list[Wanted]] = {}
+        for one in wanted:
+            together.setdefault(self.spec.generation_key(prompts[one[0]]), []).append(one)
         calls = []
-        for numbers in together.values():
-            ordered = sorted(numbers, key=lambda number: len(prompts[number]))
+        for own in together.values():
+            ordered = sorted(own, key=lambda one: len(prompts[one[0]]))
             calls += [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
         return calls
 
-    def _generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Response]:
+    def _generate(
+        self, all_examples: Sequence[Example], call: Sequence[Wanted], sampling: Sampling, tell: Tell | None
+    ) -> list[Response]:
         device, guides = self.model.device, sampling.guidance != 1
+        examples = [all_examples[number] for number, _ in call]
         prompts = [example.prompt for example in examples]
         if guides:
             prompts += [example.unconditional for example in examples]
@@ -90,20 +107,25 @@ class HFRollouts:
         start = inputs['input_ids'].shape[1]
         stops = _StopStrings(self.spec, sampling.stop, start)
         restriction, more = restriction_of(self.spec, sampling), {}
+        draw = None
+        if sampling.seeds is not None:
+            draw = RowDraws([seed_of(sampling.seeds[number], which) for number, which in call])
+        # What is drawn here, and not by `generate()`, is left as the one choice.
+        how = _sampling_arguments(sampling if restriction is None else Sampling()) if draw is None else GREEDY
         if restriction is None:
-            recorder, how = _Recorder(sampling.temperature, never_sampled(self.spec)), _sampling_arguments(sampling)
+            own = SetSampling(sampling.temperature, sampling.top_k, sampling.top_p)
+            recorder = _Recorder(own, never_sampled(self.spec), draw)
         else:
             # Temperature, top-p and top-k are those of each set.
-            how = _sampling_arguments(Sampling())
             if self.spec.codes.further:
                 more['frames'] = FramesWritten()
                 recorder = _FrameRecorder(
-                    restriction, stops.lengths, self.spec.codes, bare_model(self.model), more['frames']
+                    restriction, stops.lengths, draw, self.spec.codes, bare_model(self.model), more['frames']
                 )
             elif guides:
-                recorder = _GuidedRecorder(restriction, stops.lengths, sampling.guidance)
+                recorder = _GuidedRecorder(restriction, stops.lengths, draw, sampling.guidance)
             else:
-                recorder = _RestrictedRecorder(restriction, stops.lengths)
+                recorder = _RestrictedRecorder(restriction, stops.lengths, draw)
         settings = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             repetition_penalty=sampling.repetition_penalty,
@@ -111,13 +133,17 @@ class HFRollouts:
             pad_token_id=self.spec.pad_token_id,
             **how,
         )
+        streams = None if tell is None else Streams(self.spec, sampling, call, tell)
         # That of its class: a checkpoint with a folder custom_generate has put its own over it.
         sequences = type(self.model).generate(
             self.model,
             **inputs,
             generation_config=settings,
             logits_processor=[recorder],
-            stopping_criteria=[stops] if sampling.stop else [],
+            stopping_criteria=[
+                *([stops] if sampling.stop else []),
+                *([] if streams is None else [_Streaming(streams, stops.lengths, start)]),
+            ],
             **more,
         )
         new = sequences[: len(examples), start:]
@@ -131,6 +157,8 @@ class HFRollouts:
             grammar = None if restriction is None else restriction.grammar
             further = None if further_codes is None else further_codes[number]
             responses.append(sampled(self.spec, *own, self.version, sampling, grammar, further))
+        if streams is not None:
+            streams.finish(responses)
         return responses
 
 
@@ -147,9 +175,12 @@ def without_own_settings(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
+GREEDY = {'do_sample': False}
+
+
 def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
     if not sampling.temperature:
-        return {'do_sample': False}
+        return GREEDY
     # Left out, top_k would be 50.
     return {
         'do_sample': True,
@@ -162,11 +193,12 @@ def _sampling_arguments(sampling: Sampling) -> dict[str, Any]:
 class _Recorder(LogitsProcessor):
     """Keeps the log-probability of each token that is sampled, and never more than one step of logits.
 
-    It also keeps the `media` placeholders out: a response is text, and no model reads one without a medium.
+    It also keeps the `media` placeholders out: a response is text, and no model reads one without a medium. With `draw`
+    it samples here, else `generate()` does.
     """
 
-    def __init__(self, temperature: float, media: list[int]) -> None:
-        self.temperature, self.media = temperature or 1.0, media
+    def __init__(self, how: SetSampling, media: list[int], draw: Draw | None) -> None:
+        self.how, self.media, self._draw = how, media, draw
         self._last: Tensor | None = None
         self._found: list[Tensor] = []
 
@@ -178,11 +210,18 @@ class _Recorder(LogitsProcessor):
 
     def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The log-probabilities of what may come next, and what it is sampled by."""
-        logprobs = (scores.float() / self.temperature).log_softmax(-1)
+        logprobs = (scores.float() / (self.how.temperature or 1.0)).log_softmax(-1)
         if self.media:
             scores = scores.clone()
             scores[:, self.media] = float('-inf')
-        return logprobs, scores
+        if self._draw is None:
+            return logprobs, scores
+        left = left_of((scores.float() / (self.how.temperature or 1.0)).log_softmax(-1), self.how)
+        return logprobs, _only(self._draw(left), scores)
+
+    def _drawn(self, left: Tensor) -> Tensor:
+        """Ids that are sampled here in any case, by log-probabilities `(rows, ids)`."""
+        return (self._draw or sampled_of)(left)
 
     def of(self, new: Tensor) -> Tensor:
         """The log-probabilities of all new tokens, `(batch, length)`."""
@@ -200,13 +239,14 @@ class _RestrictedRecorder(_Recorder):
     `ended` holds the rows that have ended otherwise than by a token, by number.
     """
 
-    def __init__(self, restriction: Restriction, ended: Container[int]) -> None:
-        super().__init__(1.0, [])
+    def __init__(self, restriction: Restriction, ended: Container[int], draw: Draw | None) -> None:
+        super().__init__(SetSampling(), [], draw)
         self._restricted, self._grammar, self._ended = Restricted(restriction), restriction.grammar, ended
         self._states: list[State] | None = None
 
     def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return self._restricted(scores, self._advanced(input_ids))
+        logprobs, left = self._restricted(scores, self._advanced(input_ids))
+        return logprobs, left if self._draw is None else _only(self._draw(left), left)
 
     def _advanced(self, input_ids: Tensor) -> list[State]:
         if self._states is None:
@@ -224,8 +264,8 @@ class _GuidedRecorder(_RestrictedRecorder):
     Codes are sampled by guided logits, here, because `generate()` would sample each row by itself.
     """
 
-    def __init__(self, restriction: Restriction, ended: Container[int], scale: float) -> None:
-        super().__init__(restriction, ended)
+    def __init__(self, restriction: Restriction, ended: Container[int], draw: Draw | None, scale: float) -> None:
+        super().__init__(restriction, ended, draw)
         self._scale = scale
 
     def _step(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,8 +274,7 @@ class _GuidedRecorder(_RestrictedRecorder):
         codes = torch.tensor([state.number != TEXT for state in states], device=scores.device)
         led = torch.where(codes[:, None], guided(conditional, unconditional, self._scale), conditional)
         logprobs, left = self._restricted(led, states)
-        sampled_ids = sampled_of(left)[:, None].repeat(2, 1)
-        return logprobs, torch.full_like(scores, NOTHING).scatter(1, sampled_ids, 0.0)
+        return logprobs, _only(self._drawn(left).repeat(2), scores)
 
 
 class _FrameRecorder(_RestrictedRecorder):
@@ -245,11 +284,12 @@ class _FrameRecorder(_RestrictedRecorder):
         self,
         restriction: Restriction,
         ended: Container[int],
+        draw: Draw | None,
         codes: MediaCodes,
         model: WritesFrames,
         frames: FramesWritten,
     ) -> None:
-        super().__init__(restriction, ended)
+        super().__init__(restriction, ended, draw)
         (self._own,) = codes.kinds.values()
         self._how = restriction.how[int(codes.set_of(torch.tensor([self._own.first[0]])))]
         self._model, self._frames = model, frames
@@ -264,18 +304,23 @@ class _FrameRecorder(_RestrictedRecorder):
         )
         logprobs, left = self._restricted(scores.masked_fill(both[:, None] & _one_hot(end, scores), NOTHING), states)
         logprobs[:, end] = torch.where(both, logprobs[:, first + own.end_code], logprobs[:, end])
-        ids = sampled_of(left)
+        ids = self._drawn(left)
         further = self._model.further_codes(
             self._frames.states, (ids - first).clamp(0, own.books[0] - 1), self._sampled_of_book
         )
         ends = both & (ids == first + own.end_code) & (further == own.end_code).all(1)
         ids = torch.where(ends, end, ids)
         self._frames.further.append(further.masked_fill((ids == end)[:, None], own.end_code))
-        return logprobs, torch.full_like(scores, NOTHING).scatter(1, ids[:, None], 0.0)
+        return logprobs, _only(ids, scores)
 
     def _sampled_of_book(self, logits: Tensor) -> Tensor:
         # Behind the entries of a book are rows that stand for nothing; all books of a codec are of one size.
-        return sample(logits[:, : self._own.further[0]], self._how)
+        return sample(logits[:, : self._own.further[0]], self._how, self._drawn)
+
+
+def _only(ids: Tensor, like: Tensor) -> Tensor:
+    """Scores that leave one id of each row, `(rows,)`, the only choice."""
+    return torch.full_like(like, NOTHING).scatter(1, ids[:, None], 0.0)
 
 
 def _one_hot(token: int, like: Tensor) -> Tensor:
@@ -301,5 +346,19 @@ class _StopStrings(StoppingCriteria):
                 text = text_between(self.spec, ids[-self._reach :])
                 if any(string in text for string in self.stop):
                     self.lengths[row] = len(ids)
+        ended = [row in self.lengths for row in range(len(input_ids))]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+class _Streaming(StoppingCriteria):
+    """Tells what rows say as they grow, and ends those that whoever is told has enough of: `lengths` as above."""
+
+    def __init__(self, streams: Streams, lengths: dict[int, int], start: int) -> None:
+        self.streams, self.lengths, self.start = streams, lengths, start
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
+            if row not in self.lengths and self.streams.grown(row, ids):
+                self.lengths[row] = len(ids)
         ended = [row in self.lengths for row in range(len(input_ids))]
         return torch.tensor(ended, device=input_ids.device)

@@ -11,7 +11,7 @@ from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import TrainingError
 from align_anything.core.types import Example, Response
 from align_anything.policies.base import Collator
-from align_anything.rollouts.base import RolloutEngine, Sampling
+from align_anything.rollouts.base import RolloutEngine, Sampling, Tell
 from align_anything.rollouts.experience import Scorer, complete, joined, record
 
 PROBE_TOKENS = 8
@@ -47,10 +47,12 @@ class ProbedRollouts:
         """As the engine does."""
         self.engine.sleep()
 
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+    def generate(
+        self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
+    ) -> list[list[Response]]:
         """As the engine does, after a probe."""
         self.probe(examples, sampling)
-        return self.engine.generate(examples, sampling)
+        return self.engine.generate(examples, sampling, tell)
 
     def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
         """Compares, if weights are new, what both say of a few tokens sampled for one prompt, with media if it can.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 from align_anything.rollouts.grammar import Grammar, Spans, State
 
 NOTHING = float('-inf')
+Draw = Callable[[Tensor], Tensor]
+"""Samples ids `(rows,)` by log-probabilities `(rows, ids)` that need not add up to one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Restricted:
             among = self._mask(self.restriction.grammar.sets[number], logits)
             own = own - own.masked_fill(~among, NOTHING).logsumexp(-1, keepdim=True)
             logprobs[rows] = own
-            left[rows] = _left(own.masked_fill(~self._mask(allowed, logits), NOTHING), how)
+            left[rows] = left_of(own.masked_fill(~self._mask(allowed, logits), NOTHING), how)
         return logprobs, left
 
     def _mask(self, spans: Spans, like: Tensor) -> Tensor:
@@ -105,18 +108,44 @@ class Restricted:
         return self._masks[key]
 
 
-def sample(logits: Tensor, how: SetSampling) -> Tensor:
-    """Returns ids sampled by the logits of one set, `(rows, ids)`, `(rows,)`."""
-    logprobs = (logits.float() / (how.temperature or 1.0)).log_softmax(-1)
-    return sampled_of(_left(logprobs, how))
-
-
 def sampled_of(left: Tensor) -> Tensor:
-    """Returns ids sampled by log-probabilities `(rows, ids)` that need not add up to one, `(rows,)`."""
+    """A `Draw` by torch's own generator."""
     return left.softmax(-1).multinomial(1).squeeze(1)
 
 
-def _left(logprobs: Tensor, how: SetSampling) -> Tensor:
+class RowDraws:
+    """A `Draw` with a generator for each row, so that what is sampled of one does not hang on the others.
+
+    Args:
+        seeds: of each row.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, left: Tensor) -> Tensor:
+        """Returns ids sampled by log-probabilities `(rows, ids)`, `(rows,)`: where their sum passes a number."""
+        drawn = [torch.rand((), generator=own, dtype=torch.float64) for own in self._generators]
+        mass = left.softmax(-1).double().cumsum(-1)
+        total = mass[:, -1:]
+        # Below the whole mass, however it is rounded: past it stand ids that may not be sampled.
+        wanted = torch.minimum(torch.stack(drawn).to(left.device)[:, None] * total, total * (1 - 1e-12))
+        return torch.searchsorted(mass, wanted, right=True).squeeze(1)
+
+
+def seed_of(seed: int, *names: object) -> int:
+    """Returns the seed of something with these names, such as a row of a run: the same on any machine."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+def sample(logits: Tensor, how: SetSampling, draw: Draw = sampled_of) -> Tensor:
+    """Returns ids sampled by the logits of one set, `(rows, ids)`, `(rows,)`."""
+    logprobs = (logits.float() / (how.temperature or 1.0)).log_softmax(-1)
+    return draw(left_of(logprobs, how))
+
+
+def left_of(logprobs: Tensor, how: SetSampling) -> Tensor:
     """The log-probabilities `(rows, vocabulary)` without those that are not to be sampled."""
     if not how.temperature:
         best = logprobs.argmax(-1, keepdim=True)

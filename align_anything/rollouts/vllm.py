@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.errors import ModelError, SettingsError, TrainingError
 from align_anything.core.types import Example, Response
 from align_anything.models.family import FamilySpec
-from align_anything.rollouts.base import Sampling, never_sampled, restriction_of, sampled
+from align_anything.rollouts.base import Sampling, Tell, never_sampled, restriction_of, sampled, tell_whole
 from align_anything.rollouts.media import untouched
 from align_anything.rollouts.restricted import Restriction
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
@@ -97,6 +97,11 @@ class VLLMRollouts:
         self.spec, self.weights, self.engine = spec, weights, engine
         self.version: int | None = None
 
+    @property
+    def model(self) -> Any:
+        """Raises ModelError: vLLM has the weights."""
+        raise ModelError('the weights are in vLLM, where nothing else computes with them: leave use_vllm out.')
+
     def sync(self, version: int) -> None:
         """Takes the present weights of the policy, which has seen `version` updates, if it has not yet."""
         if version != self.version:
@@ -107,8 +112,10 @@ class VLLMRollouts:
         """As the engine does."""
         self.engine.sleep()
 
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
-        """Returns `sampling.responses` responses to the prompt of each Example.
+    def generate(
+        self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
+    ) -> list[list[Response]]:
+        """Returns `sampling.responses` responses to the prompt of each Example; what they say is told at the end.
 
         Raises TrainingError when vLLM reads other prompts than the trainer does, or dies.
         """
@@ -123,9 +130,11 @@ class VLLMRollouts:
         assert self.version is not None, 'sync comes before generate'
         version = self.version
         grammar = None if restriction is None else restriction.grammar
-        return [
+        made = [
             [sampled(self.spec, *response, version, sampling, grammar) for response in each.responses] for each in found
         ]
+        tell_whole(made, tell)
+        return made
 
     def _named(self) -> Named:
         return ((self.spec.rollout_name(name), tensor) for name, tensor in self.weights())
@@ -139,7 +148,7 @@ class VLLMRollouts:
             'top_k': sampling.top_k,
             'repetition_penalty': sampling.repetition_penalty,
             # Samples of one request depend on its own seed only, not on what else is in the batch.
-            'seed': (sampling.seed * 1_000_003 + number * 1_009) % 2**31,
+            'seed': _seed(sampling, number) % 2**31,
             'logprobs': 0,
             'stop_token_ids': list(self.spec.stop_token_ids),
             'ignore_eos': True,
@@ -160,3 +169,7 @@ class VLLMRollouts:
                 f'or other tokens: its processor of {self.spec.model_type} does not agree with that of transformers. '
                 'Generate with transformers instead (vllm_cfgs.use_vllm False).'
             )
+
+
+def _seed(sampling: Sampling, number: int) -> int:
+    return sampling.seed * 1_000_003 + number * 1_009 if sampling.seeds is None else sampling.seeds[number]

@@ -15,7 +15,7 @@ from align_anything.trainers.runs.data import NEED_WORDS, require_met
 
 KNOWN = known_algorithms()
 TABLE: dict[Need, set[str]] = {
-    'score': {'sft', 'dpo', 'kto', 'online_dpo', 'nft', 'rm', 'rm_score', 'cost_model'},
+    'score': {'sft', 'dpo', 'kto', 'online_dpo', 'nft', 'rm', 'rm_score', 'cost_model', 'generate'},
     'transition': {
         *('grpo', 'rloo', 'reinforce_plus_plus', 'multi_ppo', 'ppo', 'ppo_vllm', 'ppo_remote_rm', 'saferlhf'),
     },
@@ -23,7 +23,7 @@ TABLE: dict[Need, set[str]] = {
 }
 REFERS: list[tuple[str, dict[str, Any], bool]] = [
     *((name, {}, True) for name in ('dpo', 'kto', 'online_dpo', 'nft', 'grpo')),
-    *((name, {}, False) for name in ('sft', 'orpo', 'simpo', 'cpo', 'rm', 'rm_score', 'cost_model')),
+    *((name, {}, False) for name in ('sft', 'orpo', 'simpo', 'cpo', 'rm', 'rm_score', 'cost_model', 'generate')),
     ('grpo', {'beta': 0.0}, False),
     ('nft', {'reference_coeff': 0.0}, False),
     *(

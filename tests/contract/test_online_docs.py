@@ -16,7 +16,7 @@ from tests.trainers.runs import lines, run
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / 'docs' / 'online.md').read_text()
-ONLINE = {name: kind for name, kind in known_algorithms().items() if kind.generates}
+ONLINE = {name: kind for name, kind in known_algorithms().items() if kind.generates and kind.trains}
 
 
 @pytest.fixture(scope='module')

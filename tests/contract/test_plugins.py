@@ -19,6 +19,7 @@ from align_anything.core.errors import ModelError
 from align_anything.core.plugins import Plugins
 from align_anything.models import families
 from align_anything.trainers.runs import data
+from tests.harness.fresh import python
 from tests.harness.packages import lay_package
 
 pytestmark = pytest.mark.timeout(600)
@@ -176,19 +177,8 @@ def recipe(path: str) -> str:
     return re.search(RECIPE.format(re.escape(path)), (ROOT / 'docs' / 'extending.md').read_text(), re.DOTALL)[1]
 
 
-def python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(site)]), 'COLUMNS': '200'},
-        cwd=site,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-
-
-def answer(site: Path, *words: str) -> Any:
-    done = python(site, *words)
+def answer(site: Path, code: str, *words: str) -> Any:
+    done = python(code, *words, folder=site, path=[site])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -215,7 +205,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_thing_of_a_plugin_is_found_by_name(site: Path, tiny: Callable[..., Path]) -> None:
-    found = answer(site, '-c', PROBE, str(tiny('mistral')))
+    found = answer(site, PROBE, str(tiny('mistral')))
     assert found == {
         'early': [],
         'template': 'captions.templates',
@@ -229,7 +219,17 @@ def test_each_thing_of_a_plugin_is_found_by_name(site: Path, tiny: Callable[...,
 
 @pytest.mark.extended
 def test_the_command_lists_templates_of_plugins(site: Path) -> None:
-    listed = answer(site, '-m', 'align_anything.cli', 'templates', '--json')
+    """In an interpreter of its own, as a user starts it."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'align_anything.cli', 'templates', '--json'],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(site)])},
+        cwd=site,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=280,
+    )
+    listed = json.loads(done.stdout)
     [entry] = [entry for entry in listed['templates'] if entry['name'] == 'Captions']
     assert entry['meaning'] == 'Columns `file` (an image) and `caption`.'
     assert entry['options'] == {'question': 'What is in the image?'}
@@ -244,7 +244,7 @@ def test_names_that_are_taken_and_broken_plugins_say_whose_they_are(tmp_path: Pa
     }
     groups = {f'align_anything.{kind}': of for kind, of in points.items()}
     lay_package(tmp_path, 'copycat', '0.1', groups, {'copycat.py': 'import no_such_module_at_all\n'})
-    said = answer(tmp_path, '-c', ERRORS)
+    said = answer(tmp_path, ERRORS)
     theirs = 'of copycat 0.1. Rename one, or uninstall its package.'
     assert said['template'] == (
         "DataError: template 'Alpaca' is registered twice: by align_anything.datasets.formatters.alpaca.Alpaca and by "
@@ -277,7 +277,7 @@ def test_what_is_broken_stops_only_what_asks_for_it_and_says_why(tmp_path: Path)
     lay_package(tmp_path, 'oddly', '0.2', {f'align_anything.{kind}': of for kind, of in points.items()}, modules)
     keys = ('train_datasets', 'train_template', 'model_name_or_path', 'output_dir')
     needed = [word for key in keys for word in (f'--{key}', 'x')]
-    done = python(tmp_path, '-c', BESIDE, *needed)
+    done = python(BESIDE, *needed, folder=tmp_path, path=[tmp_path])
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told['imported'] == [] and told['help'] == [0, True]

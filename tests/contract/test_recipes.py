@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.harness.fresh import python
+from tests.trainers.runs import warm
+
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BLOCK = re.compile(r'```python\n# (\S+\.py)\n(.*?)```', re.DOTALL)
 ROW = re.compile(r'```python\n# (\S+\.py), among the others\n(.*?)```', re.DOTALL)
@@ -99,14 +98,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcome(home: Path, tiny: Callable[..., Path]) -> dict:
     """What every recipe does on tiny models."""
     common = [part for key, value in COMMON.items() for part in (f'--{key}', value)]
-    done = subprocess.run(
-        [sys.executable, '-c', PROBE, str(tiny('mistral')), str(tiny('llava')), *common],
-        cwd=home,
-        env={**os.environ, 'PYTHONPATH': str(home)},
-        capture_output=True,
-        text=True,
-        timeout=850,
-    )
+    warm()
+    done = python(PROBE, str(tiny('mistral')), str(tiny('llava')), *common, folder=home, path=[home])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

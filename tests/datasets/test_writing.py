@@ -51,9 +51,14 @@ def test_each_frame_is_shown_at_its_time() -> None:
 
 
 def test_a_video_is_written_with_its_sound() -> None:
-    animated, played = files_of('video', CLIP)
-    assert animated == ('.apng', animation(CLIP)) and played == ('.mp4', mp4(CLIP))
-    assert files_of('video', replace(CLIP, audio=LOUD)) == [animated, played, ('.wav', wav(LOUD))]
+    animated, (suffix, played) = files_of('video', CLIP)
+    assert animated == ('.apng', animation(CLIP)) and suffix == '.mp4'
+    with av.open(io.BytesIO(played)) as container:
+        found = np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])
+    # Of noise, which loses most where colours are stored at half the size, the brightness is left.
+    assert np.corrcoef(found.mean(3).ravel(), PIXELS.mean(3).ravel())[0, 1] > 0.8
+    silent, _, sound = files_of('video', replace(CLIP, audio=LOUD))
+    assert (silent, sound) == (animated, ('.wav', wav(LOUD)))
     assert files_of('audio', LOUD) == [('.wav', wav(LOUD))]
     assert files_of('image', Image.fromarray(PIXELS[0]))[0][0] == '.png'
 
@@ -65,7 +70,6 @@ def test_an_mp4_is_played_at_its_times(encoders: set[str] | None, monkeypatch: p
     shades = np.tile(np.array([40, 120, 200], np.uint8)[:, None, None, None], (1, 17, 31, 3))
     times = np.array([0.0, 0.5, 1.75])
     content = mp4(Video(shades, times, 2.0))
-    assert content == mp4(Video(shades, times, 2.0))
     with av.open(io.BytesIO(content)) as container:
         found = list(container.decode(video=0))
         assert container.streams.video[0].codec_context.name == ('h264' if encoders is None else 'mpeg4')

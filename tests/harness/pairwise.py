@@ -33,14 +33,14 @@ def covering(every: Iterable[Combination], given: Iterable[Combination] = ()) ->
 
     Pairs that `given` has are covered already. Greedy: next comes what has the most pairs that none before it has.
     """
-    left = [*every]
-    missing = set().union(*map(pairs_of, left)) - set().union(*map(pairs_of, given))
+    left = {combination: pairs_of(combination) for combination in every}
+    missing = set().union(*left.values()) - set().union(*map(pairs_of, given))
     chosen = []
     while missing:
         # The first of the best, so that nothing depends on hashes.
-        best = max(left, key=lambda combination: len(pairs_of(combination) & missing))
+        best = max(left, key=lambda combination: len(left[combination] & missing))
         chosen.append(best)
-        missing -= pairs_of(best)
+        missing -= left[best]
     return chosen
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import importlib
 import os
 import pickle
 import signal
@@ -21,7 +22,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +34,10 @@ import torch.distributed as dist
 
 # Once a rank has failed, its peers sit in a collective: they get this long to fail by themselves.
 GRACE_SECONDS = 3.0
+# What a rank imports of these, the process that it was forked from imports too, once the test has ended: no rank to
+# come has to. Only of those that it has begun with: nothing brings vLLM into a process that does not ask for it.
+KEPT = {'align_anything', 'deepspeed', 'diffusers', 'peft', 'torchvision', 'transformers', 'vllm'}
+_imported: dict[str, None] = {}
 
 
 def run_ranks(
@@ -46,7 +52,7 @@ def run_ranks(
     `env` adds environment variables to the children. Raises RanksError when a rank raises, dies or takes longer
     than `timeout` seconds (every child is killed first), and RuntimeError when this process cannot be forked safely.
     """
-    _check_forkable()
+    check_forkable()
     with tempfile.TemporaryDirectory(prefix='ranks-') as folder:
         port = free_port()
         sys.stdout.flush()
@@ -59,19 +65,33 @@ def run_ranks(
             children[rank] = child
         statuses, timed_out = _wait(children, timeout, Path(folder))
         outcomes = [_read(Path(folder), rank, statuses[rank]) for rank in range(world_size)]
+    _imported.update(dict.fromkeys(name for outcome in outcomes for name in outcome.imported))
     if timed_out or any(outcome.error for outcome in outcomes):
         raise RanksError(outcomes, timeout if timed_out else None)
     return [outcome.value for outcome in outcomes]
 
 
+def import_what_ranks_did() -> None:
+    """Imports what ranks had to import. Between tests, or modules would keep what a test had put in place of another.
+
+    What only a rank can import, from a folder that its test made, stays with it.
+    """
+    while _imported:
+        name = next(iter(_imported))
+        del _imported[name]
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
 @dataclass
 class Outcome:
-    """What became of one rank: its value, or the kind and text of its error."""
+    """What became of one rank: its value, or the kind and text of its error, and the modules that it imported."""
 
     rank: int
     value: Any = None
     kind: str = ''
     error: str = ''
+    imported: Sequence[str] = ()
 
 
 class RanksError(AssertionError):
@@ -84,7 +104,8 @@ class RanksError(AssertionError):
         super().__init__('\n'.join([f'{head}: {self.kinds}', *bodies]))
 
 
-def _check_forkable() -> None:
+def check_forkable() -> None:
+    """Raises RuntimeError where a fork of this process would not live."""
     if dist.is_initialized():
         raise RuntimeError('this process has a process group already: run that code in run_ranks(..., world_size=1)')
     if torch.cuda.is_initialized():
@@ -111,15 +132,18 @@ def _child(
     code = 1
     # What earlier tests left for the collector may wait for threads that a child does not have.
     gc.freeze()
+    before = {*sys.modules}
     try:
         with open(folder / f'{rank}.trace', 'w') as trace:
             faulthandler.register(signal.SIGUSR1, file=trace, all_threads=True)
             outcome = _outcome(function, args, rank, world_size, timeout, folder, port, env)
+            known = KEPT & before
+            outcome.imported = [name for name in sys.modules if name.partition('.')[0] in known and name not in before]
             try:
                 data = pickle.dumps(outcome)
             except (pickle.PicklingError, TypeError, AttributeError):
                 text = f'the result cannot be pickled: {outcome.value!r}\n{traceback.format_exc()}'
-                data = pickle.dumps(Outcome(rank, kind='PicklingError', error=text))
+                data = pickle.dumps(Outcome(rank, kind='PicklingError', error=text, imported=outcome.imported))
             (folder / f'{rank}.part').write_bytes(data)
             os.replace(folder / f'{rank}.part', folder / f'{rank}.result')
             code = 1 if outcome.error else 0

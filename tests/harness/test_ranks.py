@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
+import sys
 import time
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import transformers  # noqa: F401
 
 from align_anything.core.distributed import all_reduce_sum, rank, world_size
-from tests.harness.ranks import RanksError, run_ranks
+from tests.harness.ranks import RanksError, import_what_ranks_did, run_ranks
 
 
 def test_returns_every_ranks_value_in_order() -> None:
@@ -68,6 +73,23 @@ def test_refuses_a_process_that_has_a_group() -> None:
 
     with pytest.raises(RanksError, match='has a process group already'):
         run_ranks(body, world_size=1)
+
+
+def test_what_a_rank_imported_is_there_for_the_next_once_the_test_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = 'transformers.models.mamba.configuration_mamba'
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+    def body(_: int) -> None:
+        importlib.import_module(module)
+        # Neither of a package that is kept nor importable elsewhere.
+        importlib.import_module('once')
+        sys.modules['transformers.made_up'] = ModuleType('transformers.made_up')
+
+    run_ranks(body, world_size=1)
+    assert module not in sys.modules
+    import_what_ranks_did()
+    assert module in sys.modules and 'once' not in sys.modules and 'transformers.made_up' not in sys.modules
 
 
 def test_what_the_parent_left_to_the_collector_is_not_collected_in_a_child() -> None:

@@ -25,11 +25,13 @@ FIRST_PARAMETER = 'that of the first parameter'
 # Tests that share what a process takes seconds to make stay on one worker; all others spread over the workers. The
 # first line that fits a test names its group.
 TOGETHER = {
-    # vLLM takes ten seconds to import.
+    # vLLM takes ten seconds to import; TRL imports much of it.
     **dict.fromkeys(
         (
+            'tests/algorithms/test_trl',
             'tests/learning/test_online_vllm.py',
-            'tests/rollouts/test_vllm.py',
+            'tests/losses/test_trl.py',
+            'tests/rollouts/test_vllm',
             'tests/trainers/test_async.py',
             'tests/trainers/test_vllm.py',
         ),

@@ -44,7 +44,7 @@ BUDGETS = (1, 21)
 
 
 def test_every_online_algorithm_is_here() -> None:
-    online = {name for name, algorithm in KNOWN.items() if algorithm.generates}
+    online = {name for name, algorithm in KNOWN.items() if algorithm.generates and algorithm.trains}
     # The loss of online DPO is that of DPO, which test_preferences.py cuts; the others preset what those here have.
     # That of NFT is of denoisers, see tests/algorithms/test_nft.py.
     elsewhere = {'online_dpo', 'multi_ppo', 'ppo_vllm', 'ppo_remote_rm', 'nft'}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from align_anything.core.errors import ModelError
 from align_anything.models.codecs.base import codec_rules
 from align_anything.testing.tiny import KINDS, build
+from tests.harness.fresh import python
 from tests.models.samples import CODED, END, FAMILIES, FRAMED, IMAGE, UNTAUGHT, WIDER, load, picture, single, user
 
 Tiny = Callable[[str], Path]
@@ -144,10 +143,9 @@ def test_the_command_line_builds_what_models_are_put_together_of(
     assert '--hidden is an option of models' in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_module_runs(tmp_path: Path) -> None:
-    command = [sys.executable, '-m', 'align_anything.testing.tiny', 'qwen2', '--out', str(tmp_path / 'a')]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    module = "import runpy; runpy.run_module('align_anything.testing.tiny', run_name='__main__', alter_sys=True)"
+    done = python(module, 'qwen2', '--out', str(tmp_path / 'a'), folder=tmp_path)
     # Libraries may say something of their own first.
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(tmp_path / 'a'), done.stderr
     assert load(tmp_path / 'a').encode(single()).prompt.ids.numel() > 0

@@ -47,6 +47,8 @@ RATIOS = {
     'online': [],
     'pictures': ['GRPO update on pictures: shared_prefix / padded'],
     'sampling': [],
+    'generate': ['generate: one by one / 16 at once'],
+    'serve': ['serve: 32 clients / one'],
     'codes': ['codes: range / whole head'],
     'emu3': ['Emu3-type SFT: packed / pixels'],
     'denoise': [

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,12 +149,12 @@ def named(scripts: list[Path], first: list[str]) -> list[Any]:
     ]
 
 
-# Stands in for the launcher: writes down how it was called.
-RECORDER = """#!{python}
-import json, os, sys
-kept = {{key: value for key, value in os.environ.items() if key == 'ZERO_STAGE_FILE' or key.startswith('ALIGN_')}}
-json.dump([sys.argv[1:], kept], open('called.json', 'w'))
+# Stands in for the launcher: writes down how it was called. In bash, which starts sooner than Python.
+RECORDER = """#!/usr/bin/env bash
+printf '%s\\0' "$@" > argv
+env -0 > environment
 """
+PORT = '23456'
 
 Called = tuple[str, str, list[str], dict[str, str]]
 
@@ -165,21 +164,30 @@ def call(tmp_path: Path) -> Callable[..., Called]:
     """Runs a script with the recorder as launcher; returns the pair, algorithm, settings and environment of the run."""
     shim = tmp_path / 'bin' / 'deepspeed'
     shim.parent.mkdir()
-    shim.write_text(RECORDER.format(python=sys.executable))
+    shim.write_text(RECORDER)
     shim.chmod(0o755)
 
     def called(script: Path, *more: str, **header: Any) -> Called:
-        given = {**os.environ, 'PATH': f'{shim.parent}:{os.environ["PATH"]}'}
+        # A port that is given need not be found, which takes longer than the rest of a script.
+        given = {**os.environ, 'PATH': f'{shim.parent}:{os.environ["PATH"]}', 'MASTER_PORT': PORT}
         given |= {key: str(value) for key, value in header.items()}
         done = subprocess.run(['bash', script, *more], cwd=tmp_path, env=given, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, done.stderr
-        argv, environment = json.loads((tmp_path / 'called.json').read_text())
+        argv, environment = recorded(tmp_path)
         assert argv[:3] == ['--log_level', header.get('DEEPSPEED_LOG_LEVEL', 'error'), '--master_port']
-        assert 1024 <= int(argv[3]) < 65536 and argv[4] == '--module'
+        assert argv[3] == given['MASTER_PORT'] or not given['MASTER_PORT'] and 1024 <= int(argv[3]) < 65536
+        assert argv[4] == '--module'
         pair, algorithm = re.fullmatch(r'align_anything\.trainers\.(\w+)\.(\w+)', argv[5]).groups()
         return pair, algorithm, argv[6:], environment
 
     return called
+
+
+def recorded(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The arguments of the launcher, and of its environment what settings can be given by."""
+    argv, environment = ((folder / name).read_text().split('\0')[:-1] for name in ('argv', 'environment'))
+    found = dict(entry.split('=', 1) for entry in environment)
+    return argv, {key: value for key, value in found.items() if key == 'ZERO_STAGE_FILE' or key.startswith('ALIGN_')}
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=NAMES)
@@ -297,8 +305,10 @@ def test_a_script_works_from_any_folder_and_takes_further_settings(call: Callabl
 
 def test_a_given_port_is_kept_and_a_found_one_is_free(call: Callable[..., Called], tmp_path: Path) -> None:
     script = ROOT / 'scripts' / 'opt' / 'opt_sft.sh'
-    call(script, MASTER_PORT='23456')
-    assert json.loads((tmp_path / 'called.json').read_text())[0][3] == '23456'
+    call(script, MASTER_PORT='34567')
+    assert recorded(tmp_path)[0][3] == '34567'
+    call(script, MASTER_PORT='')
+    assert recorded(tmp_path)[0][3] not in ('34567', PORT)
 
 
 def test_the_launcher_tells_more_where_it_is_asked(call: Callable[..., Called]) -> None:

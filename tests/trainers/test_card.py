@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.reporting.card import Trained, edited, hub_base, portable, shown_name, write_card
 from align_anything.reporting.metrics import MetricsWriter
+from tests.harness.fresh import python
 from tests.trainers.runs import sft, succeed, text_rows, write_rows
 
 # Scores 3 and 5 of chosen answers, 1 and 3 of rejected ones: their mean is 3, that of the squares 11.
@@ -244,5 +243,11 @@ def test_the_card_of_a_composed_model_has_its_classes_made_known(
     card_of(tmp_path, load_spec(tmp_path / 'model'))
     monkeypatch.chdir(tmp_path / 'model')
     code = code_of(tmp_path / 'model')
-    # Here they are known, so that the code alone tells nothing: another interpreter runs it.
-    subprocess.run([sys.executable, '-c', f'{code}\nassert type(model).__name__.startswith("Composed")'], check=True)
+    # Here they are known, so that the code alone tells nothing.
+    code += '\nassert type(model).__name__.startswith("Composed")'
+    made_known = 'from align_anything.models.composed.register import register\n'
+    assert made_known in code
+    done = python(code, folder=tmp_path / 'model')
+    assert done.returncode == 0, done.stderr
+    done = python(code.replace(made_known, 'register = print\n'), folder=tmp_path / 'model')
+    assert done.returncode == 1 and '`composed`' in done.stderr, done.stderr

@@ -15,7 +15,7 @@ from tests.trainers.test_scoring import with_head
 from tests.trainers.test_settings_read import record
 
 # What NFT alone has is read by runs of denoisers, see tests/algorithms/test_nft.py and tests/trainers/test_nft_runs.py.
-ONLINE = {name: kind for name, kind in known_algorithms().items() if kind.generates and name != 'nft'}
+ONLINE = {name: kind for name, kind in known_algorithms().items() if kind.generates and kind.trains and name != 'nft'}
 REWARD = 'def varied(completions):\n    return [float(sum(map(ord, item.response)) % 97) for item in completions]\n'
 
 

@@ -33,7 +33,7 @@ TURNS = [
     ['house road lamp door'],  # a single turn, clipped at the length limit
     ['fish', 'salt wind'],
 ]
-ONLINE = sorted(name for name, kind in known_algorithms().items() if kind.generates)
+ONLINE = sorted(name for name, kind in known_algorithms().items() if kind.generates and kind.trains)
 SCHEDULES = {
     'kl_coeff': 0.3,
     'gamma': 0.9,
@@ -61,7 +61,7 @@ class Scripted:
     def sleep(self) -> None:
         pass
 
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+    def generate(self, examples: Sequence[Example], sampling: Sampling, tell: Any = None) -> list[list[Response]]:
         generated = [[self._response() for _ in range(sampling.responses)] for _ in examples]
         self.score(complete(examples, generated))
         return generated

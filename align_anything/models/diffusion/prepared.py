@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -34,6 +34,18 @@ class Prompt:
     def words(self) -> Prompt:
         """The prompt without its pictures."""
         return Prompt(self.text)
+
+
+class Conditions(Protocol):
+    """What frozen encoders make of prompts and media, whether beforehand or as they are asked."""
+
+    def conditions(self, prompt: Prompt, read: Prompt) -> dict[str, Tensor]:
+        """Returns what the denoiser is given of a prompt, by name; `read` is what the text encoders see of it."""
+        ...
+
+    def latents(self, medium: Any, size: Size) -> Tensor:
+        """Returns clean latents of a decoded medium that is brought to a size."""
+        ...
 
 
 @dataclass(frozen=True)

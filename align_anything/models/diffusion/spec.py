@@ -20,7 +20,7 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Conversation, Example, MediaKind, Need, Piece
 from align_anything.models.diffusion.conditioned import Conditioned
 from align_anything.models.diffusion.opening import open_without
-from align_anything.models.diffusion.prepared import LATENTS, Prepared, Prompt, Size
+from align_anything.models.diffusion.prepared import LATENTS, Conditions, Prompt, Size
 from align_anything.models.diffusion.process import DDPM, Process, process_of
 from align_anything.models.diffusion.schedules import as_shift, dynamic_shift, flow_levels, timestep_levels
 from align_anything.models.rendering import TrainOn, first_differing_turn, shared_turns
@@ -57,7 +57,7 @@ class DiffusionSpec:
         index: its model_index.json.
         configs: the configuration of each component by name.
         process: its noising process.
-        prepared: what encoders made before training, None until then.
+        prepared: what encoders made before training, or make as they are asked; None until there is such.
         audio_rate: samples per second that audio clips must have, None for families of other media.
         draws: draws of a noise level and noise for each response, offline.
         text_length: most tokens of a prompt that the denoiser sees.
@@ -117,7 +117,7 @@ class DiffusionSpec:
             )
         self.text_length = text_length or self.default_text_length
         self.components: dict[str, list[str]] = {DENOISER: ['']}
-        self.prepared: Prepared | None = None
+        self.prepared: Conditions | None = None
         self.trains_text = False
         self.process: Process = self.make_process()
         self.check()

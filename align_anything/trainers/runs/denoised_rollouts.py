@@ -7,24 +7,32 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
+from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
-from align_anything.core.types import Piece
+from align_anything.core.types import Conversation, Piece
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.gathering import gathered_weights
+from align_anything.engines.process_group import device_of_rank
+from align_anything.models.diffusion.checkpoint import load_denoiser
+from align_anything.models.diffusion.live import LiveConditions
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.policies.denoising.collator import DenoisingCollator
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.pipelines import guidance_of, kernel_of
+from align_anything.trainers.runs.pipelines import guidance_of, kernel_of, with_saved_adapter
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 from align_anything.trainers.runs.settings import dtype_of
+
+GENERATED_AT_ONCE = 16
+"""Media, where the settings say no number."""
 
 
 def sampling_of(
@@ -76,6 +84,30 @@ def open_rollouts(
     responses = algorithm.per_device_prompt_batch_size * algorithm.num_generations
     rollouts = open_denoiser(cfgs, policy, spec, cfgs.model_cfgs.generation_batch_size or responses)
     return rollouts, spec.decode
+
+
+def open_frozen(
+    resolved: Resolved[GenerationRunCfgs, Generating], spec: DiffusionSpec, sampling: DenoisingSampling, live: bool
+) -> tuple[DenoisingRollouts, Callable[[Conversation], Conversation]]:
+    """Returns what generates media with the weights of the checkpoint, and what prepares a conversation for it.
+
+    `live` says whether prompts come that nothing was made of before: text encoders stay in memory then.
+    """
+    cfgs, device = resolved.cfgs, device_of_rank()
+    dtype, source = dtype_of(cfgs), cfgs.model_cfgs.model_name_or_path
+    denoiser = with_saved_adapter(cfgs, spec, load_denoiser(spec, dtype), source, dtype)
+    pipeline = spec.open(device, decodes_only=not live)
+    if live:
+        spec.prepared = LiveConditions(spec, pipeline)
+    rollouts = DenoisingRollouts(
+        denoiser.requires_grad_(False).eval().to(device),
+        spec,
+        pipeline,
+        dtype=dtype,
+        device=device,
+        batch_size=cfgs.model_cfgs.generation_batch_size or GENERATED_AT_ONCE,
+    )
+    return rollouts, lambda conversation: conversation
 
 
 def open_denoiser(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: DiffusionSpec, batch_size: int) -> DenoisingRollouts:

@@ -9,7 +9,7 @@ from typing import Any
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder
+from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder, trains_text
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.pipelines import OF_TOKENS
@@ -38,7 +38,7 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
 
     What other kinds alone read is left out of it. Raises SettingsError for such settings outside of files.
     """
-    resolved = _on_its_pipeline(resolved)
+    resolved = _with_its_text_encoders(_on_its_pipeline(resolved))
     if not denoises(resolved.cfgs):
         why = f'{resolved.cfgs.model_cfgs.model_name_or_path} writes tokens and denoises nothing'
         return without_effect(resolved, ['diffusion_cfgs.*'], why)
@@ -52,7 +52,7 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
         for key, value in _defaults(resolved, spec).items()
         if key in type(resolved.cfgs.train_cfgs).model_fields and not resolved.given(f'train_cfgs.{key}')
     }
-    if not wanted:
+    if not wanted or not resolved.algorithm.trains:
         return resolved
     logger.info('defaults for denoisers: %s', ', '.join(f'{key}: {value}' for key, value in sorted(wanted.items())))
     train = resolved.cfgs.train_cfgs.model_copy(update=wanted)
@@ -65,12 +65,15 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
 
 
 def _on_its_pipeline(resolved: Resolved) -> Resolved:
-    """Reads the adapter of a pipeline, given as the model, as the pipeline and the adapter to start from."""
+    """Reads the adapter of a pipeline, given as the model, as the pipeline and the adapter to start from.
+
+    Raises SettingsError for one that the run would not train on.
+    """
     cfgs = resolved.cfgs
     source = cfgs.model_cfgs.model_name_or_path
     if not is_lora_folder(source):
         return resolved
-    if not cfgs.lora_cfgs.use_lora:
+    if resolved.algorithm.trains and not cfgs.lora_cfgs.use_lora:
         raise SettingsError(
             [
                 f'model_cfgs.model_name_or_path: {source} holds a LoRA adapter, and this run trains the full model. '
@@ -78,10 +81,19 @@ def _on_its_pipeline(resolved: Resolved) -> Resolved:
             ]
         )
     base = base_of(source)
-    logger.info('%s is an adapter of %s, which training starts from', source, base)
+    logger.info('%s is an adapter of %s, which the run starts from', source, base)
     models = cfgs.model_cfgs.model_copy(update={'model_name_or_path': base})
     started = cfgs.diffusion_cfgs.model_copy(update={'lora_weights': source})
     return replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': models, 'diffusion_cfgs': started}))
+
+
+def _with_its_text_encoders(resolved: Resolved) -> Resolved:
+    """Takes text encoders for components where nothing trains and the adapter to generate with adapts them."""
+    own = resolved.cfgs.diffusion_cfgs
+    if resolved.algorithm.trains or own.lora_weights is None:
+        return resolved
+    own = own.model_copy(update={'train_text_encoder': trains_text(own.lora_weights)})
+    return replace(resolved, cfgs=resolved.cfgs.model_copy(update={'diffusion_cfgs': own}))
 
 
 def _defaults(resolved: Resolved, spec: DiffusionSpec) -> dict[str, Any]:

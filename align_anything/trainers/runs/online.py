@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from align_anything.algorithms.online import Online
-from align_anything.configs.online import MODEL, OnlineRunCfgs
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
 from align_anything.core.types import Example, Skipped
@@ -18,22 +19,23 @@ from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.family import FamilySpec
+from align_anything.reporting.callbacks import Callback
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import UnreadResponses
-from align_anything.rewards.base import Reward
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.assembly import assemble, make_collator, open_scorer, save
+from align_anything.trainers.runs.assembly import assemble, make_collator, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
 from align_anything.trainers.runs.checks import check_evaluation, check_online
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.generating import GENERATING
+from align_anything.trainers.runs.judges import open_judges
 from align_anything.trainers.runs.media_codes import prepare_codes
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.previews import previews_of
@@ -41,7 +43,6 @@ from align_anything.trainers.runs.ptx import ptx_dataset, ptx_loader, with_ptx_i
 from align_anything.trainers.runs.reference import reference_scorer
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import (
-    ModelJudge,
     critic_cfgs,
     critic_spec,
     judges_of,
@@ -52,8 +53,11 @@ from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.sampling import is_guided
 
 
-def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
-    """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
+def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callbacks: Sequence[Callback] = ()) -> Path:
+    """Runs one online training from settings to the final model in `<output_dir>/slice_end`; returns its folder.
+
+    Where one of the `callbacks` stopped it, it is that of the last checkpoint.
+    """
     resolved = with_ptx_if_given(resolved)
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models = cfgs.model_cfgs
@@ -63,7 +67,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     judges = judges_of(cfgs, algorithm)
     for judge in judges.values():
         require_head(judge.source)
-    run = begin(pair, resolved)
+    run = begin(pair, resolved, callbacks)
     specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
     generating = GENERATING[run.spec.unit]
@@ -92,17 +96,12 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     if algorithm.refers:
         reference = reference_scorer(cfgs, algorithm, policy, models.temperature, models.emit_temperature)
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
-    for name, asked in judges.items():
-        weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
-        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), asked.source)
-        size = cfgs.train_cfgs.per_device_train_batch_size
-        judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)
-        rewards.append(Reward(name, weight, judge, judge.unread))
+    rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
     pending = Pending(policy.device, decode)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
-    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages)
+    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages, run.watchers)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
@@ -130,7 +129,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     )
     if supervised is not None and loop.rows is not None:
         loop.rows += len(supervised)
-    finish(run, loop, checkpoints)
+    return finish(run, loop, checkpoints)
 
 
 def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:

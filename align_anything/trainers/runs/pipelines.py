@@ -14,6 +14,7 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError, SettingsError
+from align_anything.models.diffusion.activations import kept_for_backward
 from align_anything.models.diffusion.checkpoint import (
     denoiser_skeleton,
     enable_gradient_checkpointing,
@@ -22,7 +23,7 @@ from align_anything.models.diffusion.checkpoint import (
 )
 from align_anything.models.diffusion.export import export_denoiser
 from align_anything.models.diffusion.lora import apply_lora
-from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora
+from align_anything.models.diffusion.saved_lora import check_saved_lora, load_saved_lora, put_saved_lora
 from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.models.trainable import require_trainable
@@ -38,6 +39,8 @@ from align_anything.trainers.runs.settings import dtype_of
 
 EMBEDDED = 3.5
 """What guidance-distilled denoisers are told where they generate."""
+SCALE = 4.5
+"""Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
 NOISE_LEVELS = {'flow_sde': 0.7, 'dance_sde': 0.3, 'cps': 0.7, 'ddim': 1.0}
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
@@ -95,6 +98,11 @@ def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Gui
     return Guidance(scale, spec.rescales_guidance, EMBEDDED if embedded is None else embedded)
 
 
+def usual_guidance(spec: DiffusionSpec) -> float:
+    """The scale of guidance where nothing else says so: none for denoisers that were distilled with it."""
+    return 1.0 if spec.configs[spec.denoiser].get('guidance_embeds') else SCALE
+
+
 def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:
     """How noise levels are sampled and weighed in the run."""
     own = cfgs.diffusion_cfgs
@@ -144,6 +152,8 @@ def with_saved_adapter(
     cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, source: str, dtype: torch.dtype
 ) -> nn.Module:
     """Puts the adapter that the run started from, if it did, onto a frozen copy of what it started from."""
+    if not cfgs.lora_cfgs.use_lora and cfgs.diffusion_cfgs.lora_weights is not None:
+        return put_saved_lora(model, cfgs.diffusion_cfgs.lora_weights, spec)
     started = cfgs.diffusion_cfgs.lora_weights is not None and source == cfgs.model_cfgs.model_name_or_path
     return _adapted(cfgs, spec, model, dtype) if started else model
 
@@ -173,6 +183,19 @@ def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> n
             model = _with_head(spec, model)
     model = model.to(dtype_of(cfgs))
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
+
+
+def activations(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algorithm, size: int) -> float | None:
+    """The bytes that a denoiser keeps of so many samples for its backward pass, None where that cannot be counted."""
+    denoiser = model.denoiser if algorithm.scores == 'units' else model
+    return kept_for_backward(spec, denoiser, size, dtype_of(cfgs))
+
+
+def denoised_at_once(cfgs: OnlineRunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> int:
+    """The most samples that a micro-batch of an online run has: those before its trained steps, or draws."""
+    own = cfgs.diffusion_cfgs
+    steps = own.sde_window or own.rollout_steps - 1
+    return cfgs.train_cfgs.per_device_train_batch_size * (steps if algorithm.trains_transitions else spec.draws)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:

@@ -19,11 +19,8 @@ from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.previews import PreviewPage
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling
 from align_anything.trainers.runs.denoised_rollouts import open_denoiser
-from align_anything.trainers.runs.pipelines import EMBEDDED
+from align_anything.trainers.runs.pipelines import EMBEDDED, usual_guidance
 from align_anything.trainers.runs.settings import preview_prompts, preview_turns
-
-SCALE = 4.5
-"""Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
 
 
 @dataclass(frozen=True)
@@ -102,4 +99,4 @@ def _guidance(cfgs: RunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> Guida
 def _usual_scale(cfgs: RunCfgs | OnlineRunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> float:
     if algorithm.generates:
         return cfgs.model_cfgs.eval_guidance_scale or cfgs.model_cfgs.guidance_scale
-    return 1.0 if spec.configs[spec.denoiser].get('guidance_embeds') else SCALE
+    return usual_guidance(spec)

@@ -3,42 +3,53 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
+from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.online import OnlineRunCfgs, VLLMCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import MediaKind, Piece
+from align_anything.core.types import Conversation, MediaKind, Piece
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.gathering import gathered_tensors, gathered_weights
+from align_anything.engines.process_group import device_of_rank
 from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.codecs.base import Codec
 from align_anything.models.family import FamilySpec
 from align_anything.models.handover import handed_over
+from align_anything.models.pretrained_model import load_model
+from align_anything.models.rope import fix_rope_tables
 from align_anything.policies.token.collator import TokenCollator
+from align_anything.rewards.live_codes import LiveCodes
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.decoded import DecodedRollouts, said_with_media
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.probe import ProbedRollouts
-from align_anything.rollouts.vllm import VLLMRollouts, check_vllm, check_vllm_emission
+from align_anything.rollouts.vllm import VLLMRollouts, WeightedEngine, check_vllm, check_vllm_emission
 from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import sampling as token_sampling
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.settings import dtype_of, precision_of
+from align_anything.trainers.runs.token_models import with_saved_adapter
 
 logger = get_logger(__name__)
 
+GENERATED_AT_ONCE = 16
+"""Responses, where the settings say no number."""
 TOLERANCES = {'fp32': 0.01, 'bf16': 0.1, 'fp16': 0.1}
 
 
@@ -148,19 +159,69 @@ def _rollouts(
             gathered=partial(gathered_weights, policy),
         )
         return with_media(rollouts, codecs)
-    source = models.model_name_or_path
-    adapter = find_adapter(source)
     weights = partial(handed_over, policy.policy.model, partial(gathered_tensors, policy))
-    source, urls = source if adapter is None else adapter.require_base(), cfgs.vllm_cfgs.vllm_server_urls
-    check_vllm_emission(spec, sampling)
-    options = replace(_options(cfgs), grammar=spec.codes is not None)
-    timeout = cfgs.vllm_cfgs.vllm_server_timeout
-    transfer = cfgs.vllm_cfgs.vllm_server_transfer
-    backend = None if transfer == 'http' else transfer
-    engine = Servers(urls, source, options, timeout, backend) if urls else Engine(source, options)
+    engine = _vllm_engine(cfgs, spec, sampling)
     tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
     rollouts = with_media(VLLMRollouts(spec, weights, engine), codecs)
     return ProbedRollouts(rollouts, policy.infer, policy.policy.collate, policy.device, tolerance)
+
+
+def _vllm_engine(cfgs: OnlineRunCfgs, spec: FamilySpec, sampling: Sampling) -> WeightedEngine:
+    """The engine of vLLM, here or on servers, without weights yet. Raises SettingsError for what it cannot sample."""
+    source, settings = cfgs.model_cfgs.model_name_or_path, cfgs.vllm_cfgs
+    adapter = find_adapter(source)
+    source, urls = source if adapter is None else adapter.require_base(), settings.vllm_server_urls
+    check_vllm_emission(spec, sampling)
+    options = replace(_options(cfgs), grammar=spec.codes is not None)
+    backend = None if settings.vllm_server_transfer == 'http' else settings.vllm_server_transfer
+    return Servers(urls, source, options, settings.vllm_server_timeout, backend) if urls else Engine(source, options)
+
+
+def open_frozen(
+    resolved: Resolved[GenerationRunCfgs, Generating], spec: FamilySpec, sampling: Sampling, live: bool
+) -> tuple[RolloutEngine, Callable[[Conversation], Conversation]]:
+    """Returns what generates responses with the weights of the checkpoint, and what prepares a conversation for it.
+
+    Every rank calls it. vLLM is handed the weights once, adapters added in, by a copy on the CPU, which is let go then.
+    `live` says whether prompts come whose media nothing was made of before: the codes of such are made as they come.
+    """
+    cfgs, device = resolved.cfgs, device_of_rank()
+    codecs = open_codecs(spec, sampling, device)
+    if not cfgs.vllm_cfgs.use_vllm:
+        model = _frozen_model(cfgs, spec).to(device)
+        batch_size = cfgs.model_cfgs.generation_batch_size or GENERATED_AT_ONCE
+        rollouts = HFRollouts(bare_model(model), spec, dtype=dtype_of(cfgs), batch_size=batch_size)
+        return with_media(rollouts, codecs), _preparing(spec, device, live)
+    engine = _vllm_engine(cfgs, spec, sampling)
+    rollouts = VLLMRollouts(spec, partial(handed_over, _frozen_model(cfgs, spec), nullcontext), engine)
+    rollouts.sync(0)
+    rollouts.weights = _let_go
+    return with_media(rollouts, codecs), _preparing(spec, device, live)
+
+
+def _preparing(spec: FamilySpec, device: torch.device, live: bool) -> Callable[[Conversation], Conversation]:
+    """What puts codes beside the media of a conversation that the model reads as such."""
+    if spec.codes is None or not live:
+        return lambda conversation: conversation
+    codes = LiveCodes(spec.codes, device)
+    return lambda conversation: codes.beside([conversation])[0]
+
+
+def _frozen_model(cfgs: GenerationRunCfgs, spec: FamilySpec) -> nn.Module:
+    source = cfgs.model_cfgs.model_name_or_path
+    model = load_model(
+        source,
+        spec.components,
+        dtype=dtype_of(cfgs),
+        attn_implementation=cfgs.model_cfgs.attn_implementation,
+        trust_remote_code=cfgs.model_cfgs.trust_remote_code,
+    )
+    fix_rope_tables(model, spec.max_length)
+    return with_saved_adapter(cfgs, spec, model, source, dtype_of(cfgs)).requires_grad_(False).eval()
+
+
+def _let_go() -> Iterator[tuple[str, Tensor]]:
+    return iter(())
 
 
 def open_codecs(spec: FamilySpec, sampling: Sampling, device: torch.device) -> dict[MediaKind, Codec]:

@@ -1,0 +1,8 @@
+"""Generation with a checkpoint, `text_to_text`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_to_text', 'generate')
+
+if __name__ == '__main__':
+    main()
