@@ -38,6 +38,7 @@ NEEDS = {
 }
 WHEN = {
     'sft': 'first, of nearly every project: the other algorithms start from a model that already answers in form.',
+    'generate': 'to write answers to a set of prompts, with rewards beside; nothing is trained.',
     'rm_score': 'to score or rank answers with a trained reward or cost model; nothing is trained.',
     'grpo': 'first, where answers can be checked or scored: no critic to train, 4 to 16 answers to each prompt.',
     'rloo': 'in place of GRPO where scores are to count as they are, not divided by the spread of a group.',
@@ -268,7 +269,8 @@ _MEMORY = """# Memory
 GiB that weights, gradients and Adam states take on one device, in bf16 with float32 masters, as the estimate of
 `--dry_run` counts them: 2 bytes a weight, 2 a gradient, 12 of states; an adapter is taken for 0.5% of the weights.
 Activations, of which `--dry_run` tells more, come on top: they grow with the tokens of a micro-batch. `--dry_run` with
-your model is the better answer, and loads no weights."""
+your model is the better answer, loads no weights, and says what would take less (`--dry_run 80GiB`: of another
+device)."""
 _MORE_MEMORY = """## What else takes memory
 
 - A reference (`dpo`, `kto`, online algorithms with a divergence) is one more copy of the weights, unless an adapter is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -160,7 +159,8 @@ def load_policy(model: str | Path, **settings: Any) -> Policy:
         ModelError: for a checkpoint that cannot be loaded.
     """
     call = Call('load_policy', {'model': model, **settings})
-    resolved = launch.settings_of(ANY, Generating, [], os.environ, call)
+    # What the environment sets is meant for runs.
+    resolved = launch.settings_of(ANY, Generating, [], {}, call)
     launch.quieten_libraries()
     source = resolved.cfgs.model_cfgs.model_name_or_path
     if scores_responses(source):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastapi import Request
     from fastapi.responses import Response as Answer
 
-    from align_anything.serve.app import Server
+    from align_anything.serve.server import Server
 
 READERS = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
 

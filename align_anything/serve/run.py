@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align_anything.configs.resolve import Resolved
@@ -12,13 +11,13 @@ from align_anything.core.asgi import MEBIBYTE, bound_socket, serve_app
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.serve.door import Keys, is_local, read_keys
-from align_anything.serve.settings import Serve
+from align_anything.serve.settings import Serve, name_of
 from align_anything.trainers.launch import quieten_libraries, settings_of
 from align_anything.trainers.pairs import Pair, find_pair
 
 if TYPE_CHECKING:
-    from align_anything.serve.app import Server
     from align_anything.serve.judging import RewardModel
+    from align_anything.serve.server import Server
 
 logger = get_logger(__name__)
 
@@ -68,9 +67,9 @@ def serve(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> None
 
 def open_server(resolved: Resolved, keys: Sequence[str] = ()) -> Server:
     """Opens the models of the settings, and returns the server of them. Raises SettingsError and ModelError."""
-    from align_anything.serve.app import Limits, Server
     from align_anything.serve.checkpoint import Checkpoint
     from align_anything.serve.messages import MediaLimits
+    from align_anything.serve.server import Limits, Server
     from align_anything.trainers.runs.generator import open_generator
 
     cfgs, own = resolved.cfgs, resolved.algorithm
@@ -113,12 +112,6 @@ def open_judge(resolved: Resolved) -> RewardModel:
     size = cfgs.train_cfgs.per_device_eval_batch_size
     name = name_of(source)
     return RewardModel(name, ModelJudge(source, scorer, spec, size, spec.max_length))
-
-
-def name_of(source: str) -> str:
-    """Returns what a checkpoint goes by: the last part of its path that says something."""
-    parts = [part for part in Path(source).absolute().parts if not part.startswith('slice_')]
-    return parts[-1] if Path(source).exists() else source
 
 
 def _require_libraries() -> None:

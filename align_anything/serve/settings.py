@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -119,3 +120,9 @@ class Chat(Generating):
         'train_cfgs.compare_model_name_or_path': excludes('train_cfgs.url'),
         'model_cfgs.model_name_or_path': excludes('train_cfgs.url'),
     }
+
+
+def name_of(source: str) -> str:
+    """Returns what a checkpoint goes by: the last part of its path that says something."""
+    parts = [part for part in Path(source).absolute().parts if not part.startswith('slice_')]
+    return parts[-1] if Path(source).exists() else source

@@ -62,7 +62,7 @@ def vllm_arguments(resolved: Resolved, spec: Spec) -> list[str]:
 
     The chat template in force is written to a file of its own, which stays.
     """
-    from align_anything.serve.run import name_of
+    from align_anything.serve.settings import name_of
     from align_anything.trainers.runs.settings import dtype_of
 
     cfgs, own = resolved.cfgs, resolved.algorithm

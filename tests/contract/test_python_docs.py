@@ -31,8 +31,6 @@ def test_its_blocks_run(tiny: Callable[..., Path], tmp_path: Path) -> None:
         os.environ |= LIGHT
         namespace: dict[str, Any] = {'__name__': '__main__'}
         for block in BLOCKS:
-            if 'load_policy' in block:
-                del os.environ['ALIGN_ANYTHING__LOG_TYPE'], os.environ['ALIGN_ANYTHING__NUM_WORKERS']
             exec(block, namespace)
         assert 'train/reward/brevity' in namespace['rewarded'].metrics
         return sorted(path.name for path in Path('output').iterdir())

@@ -21,8 +21,9 @@ from align_anything.core.asgi import HEAD_SECONDS, bound_socket, server_config
 from align_anything.core.types import Message, Response
 from align_anything.rollouts.base import Tell
 from align_anything.serve.answering import CallReader, Prompt, Wish
-from align_anything.serve.app import Limits, Server, make_app
+from align_anything.serve.app import make_app
 from align_anything.serve.run import open_server
+from align_anything.serve.server import Limits, Server
 from align_anything.serve.settings import Serve
 from align_anything.serve.tool_calls import CallForm
 from align_anything.trainers.launch import quieten_libraries, settings_of

@@ -274,25 +274,22 @@ def test_sounds_and_omegas_contract(tiny: Callable[..., Path]) -> None:
 
 def test_pictures_and_sounds_that_are_written(emitting: Callable[..., Path]) -> None:
     model = str(emitting('unified'))
-    with serving('--model_name_or_path', model, '--max_new_tokens', '200') as url:
+    with serving('--model_name_or_path', model, '--max_new_tokens', '240') as url:
         name = Path(model).name
         made = client(url).images.generate(model=name, prompt='draw the digit two', n=2, extra_body={'seed': 1})
         pictures = [Image.open(io.BytesIO(base64.b64decode(image.b64_json))) for image in made.data]
         assert [picture.size for picture in pictures] == [(8, 8)] * 2
         assert pictures[0].tobytes() != pictures[1].tobytes()
-        for form in ('wav', 'mp3', 'flac', 'opus'):
-            heard = client(url).audio.speech.create(
-                model=name, input='sing do re mi', voice='default', response_format=form, extra_body={'seed': 2}
-            )
-            samples, rate = soundfile.read(io.BytesIO(heard.content))
-            assert rate == 8000 and len(samples) > 0
-        pcm = client(url).audio.speech.create(model=name, input='sing do', voice='default', response_format='pcm')
-        assert len(pcm.content) % 2 == 0 and pcm.content
-        drawn = ask(url, name, 'draw the digit two', modalities=['image'], max_tokens=100)
+        heard = client(url).audio.speech.create(
+            model=name, input='sing do', voice='default', response_format='wav', extra_body={'seed': 2}
+        )
+        samples, rate = soundfile.read(io.BytesIO(heard.content))
+        assert rate == 8000 and len(samples) > 0
+        drawn = ask(url, name, 'draw the digit two', modalities=['image'], max_tokens=40)
         message = drawn.choices[0].message.model_dump()
         assert message['content'] is None
         assert message['images'][0]['image_url']['url'].startswith('data:image/png;base64,')
-        stream = ask(url, name, 'draw', modalities=['image'], max_tokens=100, stream=True)
+        stream = ask(url, name, 'draw', modalities=['image'], max_tokens=40, stream=True)
         deltas = [chunk.choices[0].delta.model_dump() for chunk in stream]
         assert sum(len(delta.get('images') or []) for delta in deltas) == 1
         assert 'images' not in ask(url, name, 'draw', modalities=['text']).choices[0].message.model_dump()

@@ -97,6 +97,7 @@ def test_arguments_of_vllm_are_told(tiny: Callable[..., Path]) -> None:
     assert {word for word in argv if word.startswith('--')} <= set(re.findall(r'`(--[\w-]+)', section))
 
 
+@pytest.mark.extended
 def test_chat(tiny: Callable[..., Path]) -> None:
     model, other = str(tiny('qwen3')), str(tiny('llama'))
     places = {'Qwen/Qwen2.5-0.5B-Instruct': model, 'output/sft': model, 'output/dpo': other}

@@ -120,6 +120,29 @@ def test_errors_of_the_framework_get_the_form_too() -> None:
     assert openai_form(503, own['error']) == own and own['error']['type'] == 'overloaded_error'
 
 
+@pytest.mark.parametrize(
+    ('form', 'rate'), [('wav', 8000), ('mp3', 8000), ('flac', 8000), ('opus', 8000), ('pcm', 24000)]
+)
+@pytest.mark.parametrize('own', [8000, 7350])
+def test_speech_in_every_form(form: str, rate: int, own: int) -> None:
+    import io
+
+    import numpy
+    import soundfile
+
+    from align_anything.core.types import Audio
+    from align_anything.serve.made_media import audio_file
+
+    sound = Audio((0.5 * numpy.sin(numpy.arange(own) / 5)).astype(numpy.float32), own)
+    content = audio_file(sound, form)
+    if form == 'pcm':
+        samples, heard = numpy.frombuffer(content, '<i2') / 32768, rate
+    else:
+        samples, heard = soundfile.read(io.BytesIO(content))
+    assert heard == (own if form in ('wav', 'flac') else rate)
+    assert abs(len(samples) / heard - 1) < 0.15 and 0.3 < samples.std() < 0.4
+
+
 def test_a_saved_array_is_read_without_trusting_it() -> None:
     import io
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import SettingsError
 from align_anything.serve.door import read_keys
-from align_anything.serve.run import name_of
-from align_anything.serve.settings import Chat
+from align_anything.serve.settings import Chat, name_of
 from align_anything.trainers.launch import quieten_libraries, settings_of
 from align_anything.trainers.pairs import find_pair
 
