@@ -46,7 +46,7 @@ result = train(
     train_template='Instruction',
     train_template_kwargs={'answers': 'image', 'prompt': 'question', 'response': 'picture'},
     output_dir='sft',
-    max_steps=100,
+    max_steps=240,
     epochs=1000,
     per_device_train_batch_size=16,
     learning_rate=4e-3,
@@ -68,7 +68,7 @@ curve = result.metrics['train/loss'].plot(title='loss')
 
 # %%
 asked = [f'Draw the digit {name}.' for name in emitting.DIGITS[:2]]
-drawn = result.policy.generate(asked, num_generations=8)
+drawn = result.policy.generate(asked, num_generations=8, temperature=0.5)
 found = [[part['image'] for answer in answers for part in answer.parts if part['type'] == 'image'] for answers in drawn]
 side_by_side([picture for own in found for picture in own])
 
