@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 import traceback
+from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,10 +102,16 @@ def run_here(notebook: Any, folder: Path) -> Any:
             shell.run_cell(cell.source, store_history=True).raise_error()
         cell.execution_count = number
         printed = [v4.new_output('stream', name='stdout', text=said.stdout)] if said.stdout else []
-        shown = [v4.new_output('display_data', data=item.data) for item in said.outputs]
-        made = [v4.new_output('execute_result', data=data, execution_count=number) for data, _ in results]
+        shown = [v4.new_output('display_data', data=_written(item.data)) for item in said.outputs]
+        made = [v4.new_output('execute_result', data=_written(data), execution_count=number) for data, _ in results]
         cell.outputs = [*printed, *made, *shown]
     return notebook
+
+
+def _written(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The forms of an output as a notebook holds them: pictures as PNG, in base64."""
+    kept = {kind: value for kind, value in data.items() if kind != 'image/jpeg'}
+    return {kind: b64encode(value).decode() if type(value) is bytes else value for kind, value in kept.items()}
 
 
 def make(name: str) -> None:

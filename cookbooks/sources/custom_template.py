@@ -36,15 +36,11 @@ class Quiz(BaseFormatter):
 # system turn, where the options have one.
 
 # %%
-SUMS = [(first, second) for first in range(3) for second in range(3)]
+ORDER = {'first': 0, 'second': 1, 'last': 2}
 rows = [
-    {
-        'ask': f'{first} + {second}',
-        'choices': [str(first + second + step) for step in (0, 1, 2)][::turn],
-        'right': right,
-    }
-    for first, second in SUMS
-    for turn, right in ((1, 0), (-1, 2))
+    {'ask': f'Which is {place}?', 'choices': [str(start + step) for step in range(3)], 'right': right}
+    for start in range(1, 7)
+    for place, right in ORDER.items()
 ]
 rows.append({'ask': 'What?', 'choices': [], 'right': 0})
 rows[1]
@@ -53,7 +49,7 @@ rows[1]
 result = train(
     'text_to_text',
     'sft',
-    model=build('llama', 'untrained', corpus=['A 0 1 2 3\nB 4 5 6 7\nC 8 9 +'] * 8),
+    model=build('llama', 'untrained', corpus=['Which is first second last? X 1 2 3 Y 4 5 6 Z 7 8'] * 8),
     dataset=rows,
     train_template='quiz.py:Quiz',
     train_template_kwargs={'letters': 'XYZ'},
@@ -78,9 +74,9 @@ curve = result.metrics['train/loss'].plot(title='loss')
 print(Path('sft/filtered_samples.jsonl').read_text())
 
 # %%
-asked = '\n'.join(['1 + 1', 'X 2', 'Y 3', 'Z 4'])
-((answer,),) = result.policy.generate([asked], temperature=0.0, max_new_tokens=3)
-answer.text
+asked = ['\n'.join([f'Which is {place}?', 'X 3', 'Y 4', 'Z 5']) for place in ORDER]
+answers = [answer.text.strip() for (answer,) in result.policy.generate(asked, temperature=0.0, max_new_tokens=3)]
+answers
 
 # %%
-assert answer.text.strip() == 'X'
+assert answers == ['X', 'Y', 'Z']

@@ -17,11 +17,11 @@ COLOURS = {'red': (220, 30, 30), 'green': (30, 180, 60), 'blue': (40, 60, 230), 
 folder = Path('pictures')
 folder.mkdir()
 lines = []
-for number in range(96):
+for number in range(192):
     colour = [*COLOURS][number % 4]
-    picture = Image.new('RGB', (28, 28), 'white')
-    corner = number % 7
-    ImageDraw.Draw(picture).rectangle((corner, corner, corner + 18, corner + 18), fill=COLOURS[colour])
+    picture = Image.new('RGB', (56, 56), 'white')
+    corner = number % 17
+    ImageDraw.Draw(picture).rectangle((corner, corner, corner + 36, corner + 36), fill=COLOURS[colour])
     picture.save(folder / f'{number}.png')
     lines.append({'file_name': f'{number}.png', 'text': f'a {colour} square'})
 (folder / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))

@@ -11,12 +11,12 @@ from PIL import Image
 from align_anything import train
 from align_anything.testing import emitting
 
-model = emitting.drawing_model('untrained', hidden=96, layers=2)
+model = emitting.drawing_model('untrained', hidden=64, layers=2)
 pictures, labels = emitting.digits()
 rows = [
     {'question': f'Draw the digit {emitting.DIGITS[label]}.', 'picture': picture}
     for picture, label in zip(pictures[:800], labels[:800], strict=True)
-    if label < 4
+    if label < 2
 ]
 len(rows), rows[0]['question']
 
@@ -46,10 +46,10 @@ result = train(
     train_template='Instruction',
     train_template_kwargs={'answers': 'image', 'prompt': 'question', 'response': 'picture'},
     output_dir='sft',
-    max_steps=150,
+    max_steps=240,
     epochs=1000,
-    per_device_train_batch_size=32,
-    learning_rate=3e-3,
+    per_device_train_batch_size=16,
+    learning_rate=4e-3,
     lr_scheduler_type='cosine',
     lr_warmup_ratio=0.1,
     model_max_length=96,
@@ -67,8 +67,8 @@ curve = result.metrics['train/loss'].plot(title='loss')
 # Media of a response are in its `parts`.
 
 # %%
-asked = [f'Draw the digit {name}.' for name in emitting.DIGITS[:4]]
-drawn = result.policy.generate(asked, num_generations=4)
+asked = [f'Draw the digit {name}.' for name in emitting.DIGITS[:2]]
+drawn = result.policy.generate(asked, num_generations=8, temperature=0.5)
 found = [[part['image'] for answer in answers for part in answer.parts if part['type'] == 'image'] for answers in drawn]
 side_by_side([picture for own in found for picture in own])
 
@@ -77,5 +77,5 @@ right = [
     probabilities.argmax() == number for number, own in enumerate(found) for probabilities in emitting.read_digits(own)
 ]
 share = sum(right) / len(right)
-assert share > 0.4, share  # by chance it would be a tenth
+assert share > 0.5, share  # by chance it would be a tenth
 share

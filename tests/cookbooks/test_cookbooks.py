@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cookbooks import FOLDER, cells_of, notebook_of, run_by_kernel, run_here
+from scripts.cookbooks import FOLDER, cells_of, names, notebook_of, run_by_kernel, run_here
 from tests.harness.notebooks import in_a_process
 from tests.harness.pairwise import first_of
 
-MADE = sorted(path.stem for path in FOLDER.glob('*.ipynb'))
+MADE = names()
 QUICK = ('text_dpo',)
-"""Those that `make test` runs; all that are made are run by `make extended`."""
+"""Those that `make test` runs; all are run by `make extended`."""
 
 
 @pytest.mark.parametrize('name', first_of({name: None for name in MADE}, *QUICK))
