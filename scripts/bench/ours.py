@@ -168,6 +168,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     from align_anything.datasets.skips import SkipReport
     from align_anything.engines.by_kind import ByKind
     from align_anything.engines.process_group import join_process_group
+    from align_anything.reporting.callbacks import Watchers
     from align_anything.reporting.metrics import MetricsWriter
     from align_anything.trainers.loops.offline import OfflineLoop
     from align_anything.trainers.loops.progress import Progress
@@ -218,6 +219,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
         skips=SkipReport(output, keep=0),
         save=lambda progress, *, with_state: None,
         stop_asked=StopSignal(),
+        watchers=Watchers(),
         ema=None,
         previews=None,
     )
