@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from align_anything import train
 from align_anything.testing.tiny import build
 
-COLOURS = {'red': (220, 30, 30), 'green': (30, 180, 60), 'blue': (40, 60, 230), 'yellow': (240, 220, 40)}
+COLOURS = {'red': (220, 30, 30), 'black': (10, 10, 10), 'blue': (40, 60, 230), 'yellow': (240, 220, 40)}
 folder = Path('pictures')
 folder.mkdir()
 lines = []
@@ -34,7 +34,7 @@ lines[0]
 # unless you say otherwise; this one is random and has to learn too.
 
 # %%
-model = build('qwen2_vl', 'untrained', corpus=['a red green blue yellow square Caption the image.'] * 8)
+model = build('qwen2_vl', 'untrained', corpus=['a red black blue yellow square Caption the image.'] * 8)
 result = train(
     'text_image_to_text',
     'sft',
@@ -44,7 +44,7 @@ result = train(
     train_template_kwargs={'requests': ['Caption the image.']},
     freeze_vision_tower=False,
     output_dir='sft',
-    max_steps=60,
+    max_steps=80,
     epochs=100,
     per_device_train_batch_size=16,
     learning_rate=6e-3,
@@ -79,6 +79,7 @@ def ask(picture):
 {number: ask(folder / f'{number}.png') for number in range(4)}
 
 # %%
-right = [ask(folder / f'{number}.png') == lines[number]['text'] for number in range(12)]
-assert sum(right) >= 10
+said = [ask(folder / f'{number}.png') for number in range(12)]
+right = [answer == line['text'] for answer, line in zip(said, lines[:12], strict=True)]
+assert sum(right) >= 10, said
 sum(right) / len(right)
