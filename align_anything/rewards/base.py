@@ -8,13 +8,12 @@ import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import ConfigDict, ValidationError, create_model
-
-from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError, SettingsError
+from align_anything.configs.options import checked_options
+from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError
 from align_anything.core.lent import Lent
-from align_anything.core.registry import Registry, nearest
+from align_anything.core.registry import Registry
 from align_anything.core.thoughts import opened_thought
 from align_anything.core.types import Conversation, MediaKind, Message, Skipped
 from align_anything.core.user_files import look_up
@@ -173,24 +172,7 @@ def check_options(name: str, function: RewardFunction, options: Mapping[str, Any
     Raises:
         SettingsError: unknown or missing options, or values of another type; names what the function takes.
     """
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise SettingsError([f"reward '{name}': {error} in the annotations of its parameters; import it"]) from error
-    known = {
-        parameter.name: (
-            hints.get(parameter.name, Any),
-            ... if parameter.default is parameter.empty else parameter.default,
-        )
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    config = ConfigDict(extra='forbid', protected_namespaces=(), arbitrary_types_allowed=True)
-    try:
-        checked = create_model('Options', __config__=config, **known)(**options)
-    except ValidationError as error:
-        raise SettingsError([_option_problem(name, list(known), problem) for problem in error.errors()]) from error
-    return {option: getattr(checked, option) for option in known}
+    return checked_options(f"reward '{name}'", function, options)
 
 
 def call_reward(
@@ -313,13 +295,3 @@ def _rows(completions: Sequence[Completion]) -> str:
     sources = list(dict.fromkeys(completion.source for completion in completions))
     shown = ', '.join(sources[:ROWS_NAMED]) + (' …' if len(sources) > ROWS_NAMED else '')
     return shown if len(completions) == 1 else f'{len(completions)} completions, of {shown}'
-
-
-def _option_problem(name: str, known: list[str], problem: Mapping[str, Any]) -> str:
-    option = '.'.join(map(str, problem['loc']))
-    takes = f'Its options: {", ".join(known) or "none"}.'
-    if problem['type'] == 'extra_forbidden':
-        return f"reward '{name}' has no option '{option}'.{nearest(option, known)} {takes}"
-    if problem['type'] == 'missing':
-        return f"reward '{name}' needs the option '{option}'. {takes}"
-    return f"option '{option}' of reward '{name}' is {problem['input']!r}: {problem['msg']}. {takes}"
