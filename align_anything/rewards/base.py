@@ -15,7 +15,7 @@ from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, Rewar
 from align_anything.core.lent import Lent
 from align_anything.core.registry import Registry
 from align_anything.core.thoughts import opened_thought
-from align_anything.core.types import Conversation, MediaKind, Message, Skipped
+from align_anything.core.types import Conversation, Episode, MediaKind, Message, Skipped
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
 from align_anything.rewards.coroutines import result_of
@@ -27,7 +27,8 @@ class Completion:
     """A response to be rewarded.
 
     Attributes:
-        conversation: the messages of the prompt in Hugging Face chat form, media decoded.
+        conversation: the messages before the response in Hugging Face chat form, media decoded: those of the prompt,
+            and of an episode its earlier turns.
         message: the response as a further message, media decoded. Special tokens in its text are what the policy chose;
             only those that end it are left out.
         prefix: the text between the last message and the response, such as `<|im_start|>assistant\n`, and where the
@@ -38,6 +39,7 @@ class Completion:
         length: units of the response, which for text are tokens.
         finished: False when the response was clipped at the length limit.
         source: the row the prompt came from.
+        episode: of a response in an environment, all that came of it; `message` is then the last turn of the policy.
     """
 
     conversation: Conversation
@@ -48,6 +50,7 @@ class Completion:
     source: str
     prefix: str = ''
     prefill: str | None = None
+    episode: Episode | None = None
 
     @property
     def response(self) -> str:

@@ -84,7 +84,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         collate, (dataset,) = generating.guided_if_asked(cfgs, collate, [dataset])
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
-        metrics = names_of_numbers(names, spec.unit == 'token')
+        metrics = names_of_numbers(names, spec.unit == 'token', cfgs.environment_cfgs.environment is not None)
     else:
         dataset = make_dataset(*given, drop_truncated=drop)
         dataset.probe(final=True)
