@@ -74,9 +74,12 @@ class Environment:
 
     Attributes:
         tools: the tools that may be called, as JSON schemas in the form of OpenAI; see `tools.schema_of`.
+        rewards: whether it says what episodes are worth: one that reached a limit before it said so is worth 0 then.
+            Else other rewards judge alone.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
+    rewards: bool = True
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         """Begins an episode; returns what follows the prompt of the row, by default nothing.

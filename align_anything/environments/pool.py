@@ -28,10 +28,11 @@ class EpisodeFailed(Exception):
 
 
 class Begun(NamedTuple):
-    """How an episode begins: messages behind the row's prompt, and the tools that may be called."""
+    """How an episode begins: messages behind the row's prompt, the tools that may be called, whether it is rewarded."""
 
     messages: Conversation
     tools: list[dict[str, Any]]
+    rewards: bool
 
 
 class Answered(NamedTuple):
@@ -119,7 +120,8 @@ class Session:
         self._environment = self._make()
         observation = self._environment.reset(dict(self._row), self._seed)
         tools = [dict(tool) for tool in self._environment.tools]
-        return Begun(shown(Observation() if observation is None else observation, self._limits), tools)
+        messages = shown(Observation() if observation is None else observation, self._limits)
+        return Begun(messages, tools, self._environment.rewards)
 
     def _answered(self, said: Said) -> Answered:
         return self._stepped(self._replayed(), said)

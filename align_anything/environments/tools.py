@@ -23,7 +23,7 @@ class FunctionTools(Environment):
     """Functions that the policy may call, as often as it likes; an answer without a call ends the episode.
 
     An error is no failure: it is shown to the policy, which may mend its call. A class of your own derives from this
-    one, passes its functions on, and may say what an answer is worth in `judged`.
+    one, passes its functions on, and may say what an answer is worth in `judged`, with `rewards = True`.
 
     Args:
         functions: what may be called, by their names; the first lines of their docstrings say what for.
@@ -31,6 +31,8 @@ class FunctionTools(Environment):
     Raises:
         WorldError: two of the same name, or one whose parameters no call can give.
     """
+
+    rewards = False
 
     def __init__(self, functions: Sequence[Tool]) -> None:
         self._functions = {function.__name__: function for function in functions}

@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,8 @@ class Episodes:
     def _begun(self, example: Example, sampling: Sampling) -> list[_Acting]:
         """The episodes of a row, each with its environment begun or failed."""
         row = {**example.meta, 'messages': example.conversation or [], 'source': example.source}
-        seed = seed_of(self.seed, example.source, example.epoch)
+        # Wherever its file lies.
+        seed = seed_of(self.seed, example.source_index, PurePath(example.source).name, example.epoch)
         acting = [_Acting(self.pool.open(row, seed), example.source) for _ in range(sampling.responses)]
         first: Begun | None = None
         asked, prompt, reason = example.conversation or [], example.prompt, ''
@@ -125,7 +127,7 @@ class Episodes:
                     f'{example.source}: the environment begins otherwise with the same seed, so that its episodes '
                     'cannot be compared: whatever is random in reset must hang on the seed alone.'
                 )
-            one.asked, one.prompt, one.tools = asked, prompt, begun.tools
+            one.asked, one.prompt, one.tools, one.rewarded = asked, prompt, begun.tools, begun.rewards
             if reason:
                 one.fail(reason)
         return acting
@@ -263,6 +265,7 @@ class _Acting:
     asked: Conversation = field(default_factory=list)
     prompt: Piece | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
+    rewarded: bool = False
     pieces: list[Piece] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     messages: Conversation = field(default_factory=list)
@@ -290,6 +293,14 @@ class _Acting:
             self.score = self.session.score()
         except EpisodeFailed as failure:
             self.fail(str(failure), failure.trace)
+        if (
+            how != 'done'
+            and self.rewarded
+            and self.score is None
+            and not any(turn.reward is not None for turn in self.turns)
+        ):
+            # It never came to be judged.
+            self.score = 0.0
 
     def fail(self, reason: str, trace: str = '') -> None:
         self.ended, self.reason, self.trace = 'failed', reason, trace

@@ -60,7 +60,7 @@ def test_calls_come_back_in_order_and_errors_are_told() -> None:
     assert texts[5] == 'Error: LookupError: there is no such city'
     assert all(text.startswith('Error: ') for text in texts[1:]) and step.info['tool_errors'] == 5 and not step.done
     assert all(message['role'] == 'tool' and message['name'] == 'wether' for message in step.observation.messages[1:2])
-    assert tools.step(Said('Sunny.')) == Step(done=True)
+    assert tools.step(Said('Sunny.')) == Step(done=True) and not tools.rewards and Calculator().rewards
 
 
 def test_what_no_call_can_give_is_refused() -> None:

@@ -52,12 +52,13 @@ class Steps(Environment):
         if self.fails == 'second' and self.turn == 2:
             raise OSError('no second turn')
         done = len(said.text) % 3 == self.turn % 3
+        reward = None if self.fails == 'silent' else 0.25
         return Step(
-            self.shown(f'Turn {self.turn}.'), reward=0.25, costs={'heat': 1.0}, done=done, info={'success': done}
+            self.shown(f'Turn {self.turn}.'), reward=reward, costs={'heat': 1.0}, done=done, info={'success': done}
         )
 
-    def score(self) -> float:
-        return 1.0
+    def score(self) -> float | None:
+        return None if self.fails == 'silent' else 1.0
 
 
 class Worlds(Pool):
@@ -176,6 +177,12 @@ def test_limits_of_turns_and_of_tokens_end_an_episode_unfinished(tiny: Tiny) -> 
     made = replace(made, max_tokens=longest, max_failures=1.0)
     assert made.generate(examples, SAMPLING) == [[], [], []]
     assert 'longer than the' in made.failed()[0].reason
+
+
+def test_what_was_cut_before_it_was_judged_is_worth_nothing(tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2', fails='silent', max_turns=1)
+    found = [response.episode for own in made.generate(prompts(spec), SAMPLING) for response in own]
+    assert {(episode.ended == 'done', episode.reward) for episode in found} == {(True, None), (False, 0.0)}
 
 
 @pytest.mark.parametrize('on_failure', ['drop', 'zero'])

@@ -62,6 +62,8 @@ class Calculator(FunctionTools):
     Without a golden answer it rewards nothing.
     """
 
+    rewards = True
+
     def __init__(self) -> None:
         super().__init__([calculate])
         self._wanted: float | None = None
