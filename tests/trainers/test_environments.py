@@ -125,10 +125,13 @@ def test_every_online_algorithm_learns_from_responses_with_holes(
     folder: Path, tiny: Tiny, tmp_path: Path, name: str
 ) -> None:
     changes: dict[str, Any] = {'max_steps': 4, 'ds_cfgs': 'ds_z0_config.json', 'missing_eos_penalty': 0.1}
-    if name in ('ppo', 'ppo_vllm', 'ppo_remote_rm', 'multi_ppo', 'saferlhf'):
-        changes |= {'critic_lr': 1e-3, 'overlong_buffer': 2}
-    if name == 'saferlhf':
-        changes |= {'threshold': 0.1, 'lambda_init': 1}
+    changes |= {
+        'ppo': {'critic_lr': 1e-3, 'overlong_buffer': 2, 'bootstrap_truncated': True},
+        # What these are called after is only what they begin with.
+        'ppo_vllm': {'use_vllm': False},
+        'ppo_remote_rm': {'remote_rm_url': 'null'},
+        'saferlhf': {'critic_lr': 1e-3, 'threshold': 0.1, 'lambda_init': 1},
+    }.get(name, {})
     (ended,) = run(argv(folder, tmp_path, tiny('qwen2'), **changes), algorithm=named(name))
     assert ended.code == 0, ended.output
     records = metrics_of(tmp_path)
