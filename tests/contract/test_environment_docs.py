@@ -1,4 +1,4 @@
-"""What docs/environments.md says is so: its environment runs, its tools are called, and its tables name what there is."""
+"""What docs/environments.md says is so: its environment runs, its tools are called, its tables name what there is."""
 
 from __future__ import annotations
 

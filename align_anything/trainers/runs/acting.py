@@ -47,6 +47,12 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
     return found
 
 
+def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
+    """Most tokens of an episode, its prompt included; None where responses are no episodes."""
+    settings = cfgs.environment_cfgs
+    return None if settings.environment is None else settings.max_episode_tokens or cfgs.model_cfgs.model_max_length
+
+
 def require_acting(cfgs: OnlineRunCfgs, spec: FamilySpec) -> None:
     """Raises ModelError where the chat template of the policy cannot write the episodes of the environment."""
     if cfgs.environment_cfgs.environment is not None:
@@ -64,7 +70,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
         spec,
         Pool(settings.environment, _kwargs(cfgs), limits, settings.environment_retries),
         max_turns=settings.max_turns,
-        max_tokens=settings.max_episode_tokens or cfgs.model_cfgs.model_max_length,
+        max_tokens=longest_episode(cfgs),
         on_failure=settings.on_failure,
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
