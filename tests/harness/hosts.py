@@ -39,8 +39,18 @@ class Host:
     process: int
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """Returns the command that runs another one on this host."""
-        return ['nsenter', f'--target={self.process}', '--net', '--uts', '--mount', '--wd=.', '--', *argv]
+        """Returns the command that runs another one on this host, in the folder where this process is."""
+        return [
+            'nsenter',
+            f'--target={self.process}',
+            '--net',
+            '--uts',
+            '--mount',
+            '--',
+            'env',
+            f'--chdir={os.getcwd()}',
+            *argv,
+        ]
 
     @contextmanager
     def network(self) -> Iterator[None]:
