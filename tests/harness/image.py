@@ -60,7 +60,12 @@ class View:
         self.user, self.place = ROOT, '/'
         kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
         cache = os.environ.get('UV_CACHE_DIR', str(Path.home() / '.cache' / 'uv'))
-        self.environment = {**kept, 'PATH': PROGRAMS, 'UV_CACHE_DIR': cache, 'UV_LINK_MODE': 'symlink'}
+        self.environment = {
+            **kept,
+            'PATH': f'{sys.base_prefix}/bin:{PROGRAMS}',
+            'UV_CACHE_DIR': cache,
+            'UV_LINK_MODE': 'symlink',
+        }
 
     def run(self, line: str) -> str:
         """Runs a line of shell. Returns what it says; raises RuntimeError with that where it fails."""
@@ -117,9 +122,10 @@ def _view(folder: Path) -> Iterator[View]:
             if process.stdout.readline() != 'ready\n':
                 raise OSError('no view of the disk can be mounted')
             made = View(folder, process.pid)
-            # People of this machine are unknown to the base image, which has its Python elsewhere.
+            # People of this machine are unknown to the base image, in which everyone reaches Python.
+            reached = [str(folder) for folder in Path(sys.base_prefix).parents]
+            made.run(f'chmod a+x {" ".join(reached)}')
             made.run("for one in $(awk -F: '$3 >= 1000 && $3 < 60000 {print $1}' /etc/passwd); do userdel $one; done")
-            made.run(f'ln -sf {sys.base_prefix}/bin/python3 /usr/local/bin/python3')
             yield made
         finally:
             process.kill()

@@ -100,6 +100,7 @@ def test_torchrun(alone: Path, hosts: Hosts) -> None:
     with started(*[host.command(command('torchrun')) for host in hosts]) as processes:
         assert ended(processes) == [0, 0]
     assert_same(alone, Path('output/sft'))
+    assert 'it means nothing' not in Path('output.log').read_text(), 'the settings of a run are those of another'
 
 
 @pytest.mark.extended
