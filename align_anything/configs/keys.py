@@ -41,7 +41,8 @@ def aliases_of(schema: type[RunCfgs]) -> dict[str, Alias]:
     for base in reversed(groups_of(schema)['train_cfgs'].__mro__):
         known |= {name: Alias(_holder(key, fields), key) for name, key in vars(base).get('other_names', {}).items()}
     taken = set().union(*fields.values())
-    return {name: alias for name, alias in known.items() if name not in taken}
+    read_as = {name: Alias(_holder(key, fields), key) for name, key in groups_of(schema)['train_cfgs'].read_as.items()}
+    return {**{name: alias for name, alias in known.items() if name not in taken}, **read_as}
 
 
 def _holder(key: str, fields: Mapping[str, set[str]]) -> str:

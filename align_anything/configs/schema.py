@@ -482,12 +482,14 @@ class RunCfgs(BaseModel):
 class AlgorithmCfgs(Cfgs):
     """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
 
-    `run_cfgs` are the groups of settings that its runs have; `other_names` those that other libraries give to fields.
+    `run_cfgs` are the groups of settings that its runs have; `other_names` those that other libraries give to fields,
+    and `read_as` names of keys that its runs read as others.
     `reads_rows` says whether its runs go through rows of data, into an output folder. The others are facts that decide
     which settings have an effect, see `algorithms.base.Algorithm`.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {}
+    read_as: ClassVar[Mapping[str, str]] = {}
     run_cfgs: ClassVar[type[RunCfgs]] = RunCfgs
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     generates: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from align_anything.algorithms.evaluate import HARNESS
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError, SettingsError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.types import MediaKind
@@ -19,8 +20,6 @@ from align_anything.rewards.base import call_reward, check_options, check_values
 
 AT_ONCE = 64
 """Samples whose media are decoded at once."""
-HARNESS = 'lm_eval:'
-"""How the names of tasks begin that lm-evaluation-harness has."""
 
 
 @dataclass(frozen=True)

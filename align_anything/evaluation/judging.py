@@ -78,7 +78,7 @@ class Endpoint:
             said = answer['choices'][0]['message']['content'] or ''
         except (KeyError, IndexError, TypeError) as error:
             raise RewardError(
-                f"{self._service.name} answered without choices[0].message.content; is it an endpoint of OpenAI's form?"
+                f"{self._service.name} answered without choices[0].message.content; is it of OpenAI's form?"
             ) from error
         with self._lock, open(self._file, 'a', encoding='utf-8') as file:
             self._known[key] = said

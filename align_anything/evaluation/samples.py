@@ -9,10 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from align_anything.core.errors import DataError
-from align_anything.core.types import MEDIA_KINDS, Conversation, Media, MediaKind, Message
+import numpy as np
+import soundfile
+from PIL import Image, ImageSequence
+
+from align_anything.core.errors import DataError, SampleError
+from align_anything.core.types import MEDIA_KINDS, Audio, Conversation, MediaKind, Message, Video
 from align_anything.datasets.conversation import bind_media
-from align_anything.datasets.media import decode, decode_conversations
+from align_anything.datasets.media import decode_conversations
+from align_anything.datasets.media.writing import MILLISECONDS
 from align_anything.models.rendering import without_beginning
 from align_anything.rewards.answers import answer_of
 from align_anything.rewards.base import Completion
@@ -211,4 +216,33 @@ def texts_in(value: Any) -> list[str]:
 
 
 def _read(kind: MediaKind, path: Path) -> Any:
-    return decode(Media(kind, str(path)))
+    """A generated medium as it was generated: decoding would thin out clips, and refuse what a model cut short."""
+    try:
+        return READERS[kind](path)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SampleError(f'the generated {kind} {path} cannot be read: {error}') from error
+
+
+def _image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert('RGB')
+
+
+def _audio(path: Path) -> Audio:
+    samples, rate = soundfile.read(path, dtype='float32')
+    return Audio(samples, rate)
+
+
+def _video(path: Path) -> Video:
+    frames, lengths = [], []
+    with Image.open(path) as animation:
+        for frame in ImageSequence.Iterator(animation):
+            frames.append(np.asarray(frame.convert('RGB')))
+            lengths.append(frame.info['duration'] / MILLISECONDS)
+    ends = np.cumsum(lengths)
+    sound = path.with_suffix('.wav')
+    fps = len(frames) / max(float(ends[-1]), 1 / MILLISECONDS)
+    return Video(np.stack(frames), ends - lengths, fps, _audio(sound) if sound.is_file() else None)
+
+
+READERS = {'image': _image, 'audio': _audio, 'video': _video}

@@ -164,7 +164,7 @@ def check_options(
 ) -> dict[str, Any]:
     """Returns all options of a reward function: those given, in the types that it declares, and its defaults.
 
-    `what` is what messages call the function. Its options are its keyword-only parameters; one without a default must be given.
+    Its options are its keyword-only parameters; one without a default must be given. `what` is what messages call it.
 
     Raises:
         SettingsError: unknown or missing options, or values of another type; names what the function takes.
@@ -185,9 +185,8 @@ def check_options(
     try:
         checked = create_model('Options', __config__=config, **known)(**options)
     except ValidationError as error:
-        raise SettingsError(
-            [_option_problem(f"{what} '{name}'", list(known), problem) for problem in error.errors()]
-        ) from error
+        whose = f"{what} '{name}'"
+        raise SettingsError([_option_problem(whose, list(known), problem) for problem in error.errors()]) from error
     return {option: getattr(checked, option) for option in known}
 
 

@@ -34,8 +34,8 @@ def folder_of(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         }
         line |= {'reference_answer': row['answer']} if 'answer' in row else {}
         line |= {'meta': row['meta']} if 'meta' in row else {}
-        lines.append(json.dumps(line))
-    (folder / 'generations.jsonl').write_text('\n'.join(lines) + '\n')
+        lines.append(json.dumps(line) + '\n')
+    (folder / 'generations.jsonl').write_text(''.join(lines))
     return folder
 
 

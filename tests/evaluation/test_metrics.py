@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from align_anything.core.errors import DataError, SettingsError
-from align_anything.core.types import Audio
+from align_anything.core.errors import DataError, SampleError, SettingsError
+from align_anything.core.types import Audio, Video
 from align_anything.evaluation.base import Metric, make_metrics, metric_names
 from align_anything.evaluation.metrics.choice import chosen
 from align_anything.evaluation.metrics.composition import count_in, name_of, shows
@@ -21,10 +20,9 @@ from align_anything.evaluation.metrics.error_rate import fewest_errors, words_of
 from align_anything.evaluation.metrics.exact_match import matches
 from align_anything.evaluation.metrics.vqa import normalised, soft_accuracy
 from align_anything.evaluation.regions import regions_of
+from align_anything.evaluation.samples import read_samples
 from align_anything.testing.shapes import COLOURS, SHAPES, draw_shape
 from tests.evaluation.common import folder_of, samples_of
-
-Tiny = Callable[..., Path]
 
 
 def metric(name: str, **options: Any) -> Metric:
@@ -200,9 +198,7 @@ def test_counts_in_words() -> None:
     assert name_of({'colour': 'red', 'object': 'fox'}) == 'red foxes' and name_of({'object': 'dog'}) == 'dogs'
 
 
-def test_a_model_that_reads_pictures_is_asked(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_reads_pictures_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {'meta': {'objects': [{'object': 'dog', 'count': 2}, {'object': 'cat'}]}, 'media': [drawn()]},
         {'meta': {'objects': [{'colour': 'red', 'object': 'car'}]}, 'media': [drawn()]},
@@ -231,17 +227,22 @@ def test_scores_are_compared_with_ties_as_half(tmp_path: Path) -> None:
 
 def test_media_are_read_back_and_damage_is_told(tmp_path: Path) -> None:
     sound = Audio(np.linspace(-1, 1, 800, dtype=np.float32), 16000)
-    (sample,) = samples_of(tmp_path, {'media': [drawn(), sound], 'says': ['so']})
-    assert [part['type'] for part in sample.parts()] == ['text', 'image', 'audio']
+    frames = np.random.default_rng(0).integers(0, 256, (40, 20, 30, 3), np.uint8)
+    clip = Video(frames, np.arange(40) / 8, 8.0, sound)
+    (sample,) = samples_of(tmp_path, {'media': [drawn(), sound, clip], 'says': ['so']})
+    assert [part['type'] for part in sample.parts()] == ['text', 'image', 'audio', 'video']
+    (again,) = sample.media('video')
+    assert (again.frames == frames).all() and again.timestamps == pytest.approx(clip.timestamps)
+    assert again.fps == pytest.approx(8) and (again.audio.samples == sound.samples).all()
     assert (np.asarray(sample.media('image')[0]) == np.asarray(drawn())).all()
     assert (sample.media('audio')[0].samples == sound.samples).all()
+    (tmp_path / 'media' / '00000000' / 'response_0_1.png').write_bytes(b'no picture')
+    with pytest.raises(SampleError, match='response_0_1.png cannot be read'):
+        sample.parts()
     with pytest.raises(DataError, match='it is no output_dir of align-anything generate'):
-        samples_of(tmp_path / 'x') if folder_of(tmp_path / 'x', []).joinpath('generations.jsonl').unlink() else None
-        from align_anything.evaluation.samples import read_samples
-
         read_samples(tmp_path / 'x')
     (tmp_path / 'generations.jsonl').write_text(json.dumps({'row': 1}) + '\n')
     with pytest.raises(DataError, match='is damaged'):
-        from align_anything.evaluation.samples import read_samples
-
         read_samples(tmp_path)
+    with pytest.raises(DataError, match='holds no response'):
+        read_samples(folder_of(tmp_path / 'x', []))

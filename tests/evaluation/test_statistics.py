@@ -98,9 +98,7 @@ def test_kernel_distance_is_the_unbiased_estimate() -> None:
     def kernel(x: np.ndarray, y: np.ndarray) -> float:
         return float((x @ y / 3 + 1) ** 3)
 
-    within = [
-        np.mean([kernel(x, y) for x, y in itertools.permutations(features, 2)]) for features in (one, other)
-    ]
+    within = [np.mean([kernel(x, y) for x, y in itertools.permutations(features, 2)]) for features in (one, other)]
     across = np.mean([kernel(x, y) for x in one for y in other])
     found = kernel_distance(one, other)
     assert found.mean == pytest.approx(sum(within) - 2 * across, rel=1e-12) and found.deviation == 0

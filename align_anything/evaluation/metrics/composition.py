@@ -36,16 +36,14 @@ def wanted_of(sample: Sample, column: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
         raise DataError(
             f"{sample.source} does not say what its picture should show: meta['{column}'] should be a list of records "
-            f'such as {{"colour": "red", "shape": "circle", "count": 2}}, but is {str(value)[:60]!r}. Give it, and keep it: '
-            'keep_columns of the template Prompts.'
+            f'such as {{"colour": "red", "shape": "circle", "count": 2}}, but is {str(value)[:60]!r}. Give it, and '
+            'keep it: keep_columns of the template Prompts.'
         )
     found = []
     for item in value:
         item = {key: text for key, text in item.items() if text is not None}
         if item.keys() - KEYS or not item.keys() - {'count'}:
-            raise DataError(
-                f"{sample.source}: meta['{column}'] has {dict(item)}; its keys are {', '.join(sorted(KEYS))}."
-            )
+            raise DataError(f"{sample.source}: meta['{column}'] has {item}; its keys are {', '.join(sorted(KEYS))}.")
         colour = item.get('colour', item.get('color'))
         thing = {'shape': item.get('shape'), 'object': item.get('object'), 'colour': colour}
         found.append({'count': int(item.get('count', 1)), **{key: text for key, text in thing.items() if text}})

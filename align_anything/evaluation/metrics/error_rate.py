@@ -34,7 +34,7 @@ def wer(samples: Samples, *, column: str | None = None, plain: bool = True) -> M
 
     Args:
         samples: the responses.
-        column: column of the row's meta with the reference; None is its reference answer. Of several the nearest counts.
+        column: column of the row's meta with the reference, of several the nearest; None is its reference answer.
         plain: case and punctuation do not count.
 
     Raises:
@@ -49,7 +49,7 @@ def cer(samples: Samples, *, column: str | None = None, plain: bool = True) -> M
 
     Args:
         samples: the responses.
-        column: column of the row's meta with the reference; None is its reference answer. Of several the nearest counts.
+        column: column of the row's meta with the reference, of several the nearest; None is its reference answer.
         plain: case and punctuation do not count.
 
     Raises:

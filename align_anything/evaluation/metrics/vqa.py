@@ -13,9 +13,7 @@ AGREEING = 3
 """People who say the same that make an answer right."""
 FEWEST = 4
 NUMBERS = {
-    **{
-        name: str(number) for number, name in enumerate('zero one two three four five six seven eight nine ten'.split())
-    },
+    **{name: str(n) for n, name in enumerate('zero one two three four five six seven eight nine ten'.split())},
     'none': '0',
 }
 ARTICLES = {'a', 'an', 'the'}
@@ -23,13 +21,14 @@ MARKS = ';/[]"{}()=+\\_-><@`,?!'
 THOUSANDS = re.compile(r'\d,\d')
 STOP = re.compile(r'\.(?!\d)')
 CONTRACTIONS = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've "
-    "he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't "
-    "must've needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll "
-    "somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd "
-    "there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll "
-    "what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's "
-    "won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
+    "he'd've he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll ma'am mightn't mightn't've might've "
+    "mustn't must've needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've "
+    "somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've "
+    "something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas "
+    "wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've "
+    "who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd "
+    "you'd've you'll you're you've"
 ).split()
 SHORTENED = {
     ''.join(letter for place, letter in enumerate(word) if place != dropped): word

@@ -225,7 +225,7 @@ class Answers:
         files = [
             self.media.write(row, name, response.parts) for name, response in zip(names, example.responses, strict=True)
         ]
-        chunk.records.append(record_of(row, example, messages, files, scored))
+        chunk.records.append(record_of(row, example, messages, files, scored, completions))
         totals = chunk.totals
         totals.prompts += 1
         totals.responses += len(example.responses)
@@ -248,7 +248,8 @@ def identity(resolved: Resolved[GenerationRunCfgs, Generate], rows: int) -> dict
     """The settings without which a run that goes on would not be the same run, and how many rows it has."""
     groups = resolved.cfgs.model_dump(mode='json', exclude={'logger_cfgs'})
     values = {f'{group}.{key}': value for group, keys in groups.items() for key, value in keys.items()}
-    return {**{path: value for path, value in values.items() if path not in MAY_DIFFER}, 'rows': rows}
+    spared = MAY_DIFFER | {f'train_cfgs.{key}' for key in type(resolved.algorithm).reads_afterwards}
+    return {**{path: value for path, value in values.items() if path not in spared}, 'rows': rows}
 
 
 def _opened_files(
