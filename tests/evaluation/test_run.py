@@ -65,7 +65,9 @@ def test_text_is_answered_measured_and_told(
     monkeypatch.setattr(module, 'generate', lambda *_: None)
     again = [*argv, '--resume', 'auto', '--tasks', '[exact_match, cer]']
     del again[again.index('--tasks') : again.index('--tasks') + 2]
-    main(['evaluate', 'text_to_text', *again])
+    with pytest.raises(SystemExit) as ended:
+        main(['evaluate', 'text_to_text', *again])
+    assert ended.value.code == 0
     assert 'exact_match' in capsys.readouterr().out
     assert lines(out / 'samples.jsonl')[0]['metrics'].keys() == {'exact_match', 'cer'}
 
