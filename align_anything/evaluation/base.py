@@ -52,13 +52,11 @@ class Traits:
         lower_is_better: whether a lower number is the better one.
         compares: whether it compares the samples with those of another model, which it is given too.
         reads: the kinds of media that it judges, where it judges nothing else.
-        whole: whether it says something of all samples together alone.
     """
 
     lower_is_better: bool = False
     compares: bool = False
     reads: frozenset[MediaKind] = frozenset()
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,6 @@ def register_metric(
     lower_is_better: bool = False,
     compares: bool = False,
     reads: Collection[MediaKind] = (),
-    whole: bool = False,
 ) -> Callable[[MetricFunction], MetricFunction]:
     """Decorator that files a metric under `name`; the others are its `Traits`.
 
@@ -102,7 +99,7 @@ def register_metric(
 
     def decorate(function: MetricFunction) -> MetricFunction:
         METRICS.register(name)(function)
-        _TRAITS[function] = Traits(lower_is_better, compares, frozenset(reads), whole)
+        _TRAITS[function] = Traits(lower_is_better, compares, frozenset(reads))
         return function
 
     return decorate

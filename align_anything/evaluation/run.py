@@ -103,10 +103,8 @@ def prepared(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> tup
         raise SettingsError(['logger_cfgs.output_dir: is required: name the folder that the run writes to.'])
     if algorithm.harness_tasks:
         needs_extra('lm_eval', 'eval', 'train_cfgs.tasks: a task of lm-evaluation-harness')
-    known = [name for name in algorithm.task_kwargs if name not in algorithm.tasks]
-    own = {name: given for name, given in algorithm.task_kwargs.items() if name in algorithm.tasks}
-    metrics = make_metrics(algorithm.tasks, own)
-    problems = [f"train_cfgs.task_kwargs: '{name}' is not among the tasks." for name in known]
+    metrics = make_metrics(algorithm.tasks, algorithm.task_kwargs)
+    problems = []
     for metric in metrics:
         if metric.traits.compares and algorithm.compare_with is None:
             problems.append(

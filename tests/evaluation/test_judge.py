@@ -83,7 +83,7 @@ def prefers(word: str) -> Callable[[str], str]:
 
 def test_what_it_prefers_wins_in_both_orders(judge_that: Callable[..., Judge], tmp_path: Path) -> None:
     judge = judge_that(prefers('good'))
-    ours = [{'says': ['good']}, {'says': ['bad']}, {'says': ['good']}, {'says': ['x']}]
+    ours = [{'says': ['good']}, {'says': ['bad']}, {'says': ['good too']}, {'says': ['x']}]
     theirs = [{'says': ['bad']}, {'says': ['good']}, {'says': ['good']}]
     found = judged(tmp_path, judge, ours, theirs)
     assert found.values == [1.0, 0.0, 0.5, None]

@@ -20,7 +20,7 @@ from align_anything.rewards.frozen import Device
 logger = get_logger(__name__)
 
 
-@register_metric('fid', lower_is_better=True, whole=True, reads=('image', 'video', 'audio'))
+@register_metric('fid', lower_is_better=True, reads=('image', 'video', 'audio'))
 def fid(
     samples: Samples, *, encoder: str, reference: str, device: Device = None, batch_size: PositiveInt = 32
 ) -> Measured:
@@ -47,7 +47,7 @@ def fid(
     return Measured(value=frechet_distance(own, real), details=_counts(own, real))
 
 
-@register_metric('kid', lower_is_better=True, whole=True, reads=('image', 'video', 'audio'))
+@register_metric('kid', lower_is_better=True, reads=('image', 'video', 'audio'))
 def kid(
     samples: Samples,
     *,
