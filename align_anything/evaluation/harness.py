@@ -44,16 +44,20 @@ def run_harness(resolved: Resolved[GenerationRunCfgs, Evaluate]) -> dict[str, di
 
     Intervals are of a normal distribution with the standard error that it gives.
 
-    Raises:
-        SettingsError: options that a task does not have.
-        RewardError: the harness knows no such task, or fails.
+    Raises RewardError where the harness knows no such task, or fails.
     """
-    options = {name: checked_options(name, resolved.algorithm.task_kwargs.get(f'{HARNESS}{name}', {})) for name in
-               resolved.algorithm.harness_tasks}  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
-    for name, own in options.items():
+    for name, own in options_of(resolved.algorithm).items():
         found |= results_of(_asked(resolved.cfgs, name, own))
     return found
+
+
+def options_of(algorithm: Evaluate) -> dict[str, Options]:
+    """Returns the options of the harness's tasks. Raises SettingsError for one that a task does not have."""
+    return {
+        name: checked_options(name, algorithm.task_kwargs.get(f'{HARNESS}{name}', {}))
+        for name in algorithm.harness_tasks
+    }
 
 
 def checked_options(name: str, given: Mapping[str, Any]) -> Options:

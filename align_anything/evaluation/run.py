@@ -18,7 +18,7 @@ from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.files import atomic_write_json, atomic_write_text
 from align_anything.core.logging import get_logger
 from align_anything.evaluation.base import Measured, Metric, make_metrics, needs_extra
-from align_anything.evaluation.harness import run_harness
+from align_anything.evaluation.harness import options_of, run_harness
 from align_anything.evaluation.page import page_of
 from align_anything.evaluation.results import (
     Resampling,
@@ -103,6 +103,7 @@ def prepared(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> tup
         raise SettingsError(['logger_cfgs.output_dir: is required: name the folder that the run writes to.'])
     if algorithm.harness_tasks:
         needs_extra('lm_eval', 'eval', 'train_cfgs.tasks: a task of lm-evaluation-harness')
+        options_of(algorithm)
     metrics = make_metrics(algorithm.tasks, algorithm.task_kwargs)
     problems = []
     for metric in metrics:
@@ -110,6 +111,11 @@ def prepared(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> tup
             problems.append(
                 f"train_cfgs.tasks: '{metric.name}' compares two checkpoints: evaluate the other one first, and name "
                 'its output_dir as compare_with.'
+            )
+        if metric.name == 'win_rate' and not scored:
+            problems.append(
+                "train_cfgs.tasks: 'win_rate' compares scores: give reward_model_name_or_path, reward_functions or "
+                'remote_rm_url.'
             )
         if metric.traits.reads and not metric.traits.reads & pair.writes:
             written = ', '.join(['text'] * pair.writes_text + sorted(pair.writes))

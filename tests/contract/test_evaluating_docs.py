@@ -14,9 +14,10 @@ from PIL import Image
 
 from align_anything.algorithms.evaluate import Evaluate
 from align_anything.configs.schema import build_run_schema, groups_of
-from align_anything.evaluation.base import METRICS
+from align_anything.evaluation.base import METRICS, make_metrics
 from align_anything.evaluation.run import evaluate
 from align_anything.trainers.pairs import find_pair
+from tests.evaluation.common import samples_of
 from tests.trainers.runs import lines, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,17 @@ def test_the_commands_run_one_after_the_other(home: Path, monkeypatch: pytest.Mo
     assert {name for name in named if '.' in name} - {'text_to_text.rm_score', 'eval_data_with_score.json'} <= {
         path.name for path in (home / 'output' / 'after').iterdir()
     }
+
+
+def test_the_task_of_ones_own_is_measured(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    (code,) = re.findall(r'```python\n(# my_tasks\.py\n.*?)```', TEXT, re.DOTALL)
+    (home / 'my_tasks.py').write_text(code)
+    (metric,) = make_metrics(['my_tasks.py:length_ratio'], {})
+    rows = ({'says': ['four'], 'answer': 'to'}, {'says': [''], 'answer': 'eight is'})
+    found = metric.measure(samples_of(home / 'own', *rows))
+    assert metric.name == 'length_ratio' and metric.traits.lower_is_better
+    assert (found.values, found.counts, found.details) == ([4.0, 0.0], [2.0, 8.0], {'empty': 1})
 
 
 def test_tables_are_whole() -> None:

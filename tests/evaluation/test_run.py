@@ -15,6 +15,7 @@ from align_anything.cli.main import main
 from align_anything.core.errors import DataError, SettingsError
 from align_anything.evaluation import run as module
 from align_anything.evaluation.run import evaluate, shown
+from align_anything.testing.tiny.judges import build_judge
 from align_anything.trainers.pairs import PAIRS, Pair
 from tests.evaluation.common import folder_of
 from tests.trainers.runs import IMAGE, TEXT, lines, write_rows
@@ -120,7 +121,7 @@ def test_pictures_are_made_and_measured(tiny: Tiny, tmp_path: Path) -> None:
     real.mkdir()
     for number in range(4):
         Image.new('RGB', (32, 32), (60 * number, 0, 90)).save(real / f'{number}.png')
-    clip = tiny('clip')
+    clip = build_judge('clip', tmp_path / 'clip')
     kwargs = {name: {'encoder': str(clip), 'reference': str(real)} for name in ('fid', 'kid')}
     kwargs['clip_score'] = {'model': str(clip)}
     argv = command(
