@@ -89,14 +89,11 @@ class Generating(Algorithm):
 
 @ALGORITHMS.register('generate')
 class Generate(Generating):
-    """Answers the prompts of the data, and scores, chooses and pairs what it answers where that is asked for.
-
-    `reads_afterwards` are fields of a derived class that say what is done with the answers: a run that goes on may have
-    others than before.
-    """
+    """Answers the prompts of the data, and scores, chooses and pairs what it answers where that is asked for."""
 
     reads_rows: ClassVar[bool] = True
     reads_afterwards: ClassVar[tuple[str, ...]] = ()
+    """Fields of a derived class that say what is done with the answers: a run that goes on may have others."""
     takes_effect: ClassVar[Effects] = {
         '*.*': never(
             'generate trains nothing and does not read it; remove it.',

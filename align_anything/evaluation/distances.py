@@ -20,8 +20,9 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     """Returns the squared Fréchet distance of two Gaussians with the means and covariances of features.
 
     Of features of a network it is the FID (Heusel et al., 2017, arXiv:1706.08500):
-    |m - n|² + tr S + tr T - 2 tr (S T)^½. The last trace is the sum of the roots of the eigenvalues of S T, which are
-    those of the symmetric S^½ T S^½, none of them below 0.
+    |m - n|² + tr S + tr T - 2 tr (S T)^½. The last trace is the sum of the roots of the eigenvalues of S T. With S = AᵀA
+    and T = BᵀB these roots are the singular values of A Bᵀ, which are found without squaring anything: exactly, also
+    where there are fewer samples than features are wide.
 
     Args:
         features: `(samples, width)`, of at least two samples.
@@ -29,14 +30,11 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
 
     Raises ValueError for fewer than two samples, and for features of different widths.
     """
-    (mean, covariance), (other_mean, other_covariance) = _moments(features), _moments(others)
+    (mean, factor), (other_mean, other_factor) = _moments(features), _moments(others)
     if len(mean) != len(other_mean):
         raise ValueError(f'features are {len(mean)} and {len(other_mean)} wide')
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ other_covariance @ root).clip(0)
-    apart = mean - other_mean
-    distance = apart @ apart + np.trace(covariance) + np.trace(other_covariance) - 2 * np.sqrt(product).sum()
+    apart, roots = mean - other_mean, np.linalg.svd(factor @ other_factor.T, compute_uv=False)
+    distance = apart @ apart + np.square(factor).sum() + np.square(other_factor).sum() - 2 * roots.sum()
     return max(float(distance), 0.0)
 
 
@@ -84,10 +82,10 @@ def _subset(features: np.ndarray, size: int, random: np.random.Generator) -> np.
 
 
 def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean `(width,)`, and a factor A `(at most width, width)` of the covariance AᵀA."""
     features = _wide(features)
     mean = features.mean(0)
-    centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
+    return mean, np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode='r')
 
 
 def _wide(features: np.ndarray) -> np.ndarray:
