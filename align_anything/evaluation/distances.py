@@ -20,8 +20,8 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     """Returns the squared Fréchet distance of two Gaussians with the means and covariances of features.
 
     Of features of a network it is the FID (Heusel et al., 2017, arXiv:1706.08500):
-    |m - n|² + tr S + tr T - 2 tr (S T)^½. The last trace is the sum of the roots of the eigenvalues of S T. With S = AᵀA
-    and T = BᵀB these roots are the singular values of A Bᵀ, which are found without squaring anything: exactly, also
+    |m - n|² + tr S + tr T - 2 tr (S T)^½. The last trace is the sum of the roots of the eigenvalues of S T. With S = A'A
+    and T = B'B these roots are the singular values of A B', which are found without squaring anything: exactly, also
     where there are fewer samples than features are wide.
 
     Args:
@@ -82,7 +82,7 @@ def _subset(features: np.ndarray, size: int, random: np.random.Generator) -> np.
 
 
 def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean `(width,)`, and a factor A `(at most width, width)` of the covariance AᵀA."""
+    """The mean `(width,)`, and a factor A `(at most width, width)` of the covariance A'A."""
     features = _wide(features)
     mean = features.mean(0)
     return mean, np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode='r')
