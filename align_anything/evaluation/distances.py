@@ -20,8 +20,8 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     """Returns the squared Fréchet distance of two Gaussians with the means and covariances of features.
 
     Of features of a network it is the FID (Heusel et al., 2017, arXiv:1706.08500):
-    |m - n|² + tr S + tr T - 2 tr (S T)^½. The last trace is the sum of the roots of the eigenvalues of S T. With S = A'A
-    and T = B'B these roots are the singular values of A B', which are found without squaring anything: exactly, also
+    |m - n|² + tr S + tr T - 2 tr (S T)^½. The last trace is the sum of the roots of the eigenvalues of S T.
+    With S = A'A and T = B'B these roots are the singular values of A B', found without squaring anything: exactly, also
     where there are fewer samples than features are wide.
 
     Args:
