@@ -8,6 +8,7 @@
 # make bench      the benchmarks of docs/benchmarks.md
 # make lint       style
 # make docs       the reference pages that are made from code
+# make docs-site  the pages of docs/ as a site with search and an API reference, in site/
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,7 +23,7 @@ export UV_HTTP_TIMEOUT ?= 600
 # Without compiled modules a process takes twice as long to import torch and its company, and there are many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo demo-draw demo-paint quick test extended bench lint format docs clean
+.PHONY: install demo demo-draw demo-paint quick test extended bench lint format docs docs-site clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -77,5 +78,8 @@ format: install
 docs: install
 	$(PY) -m scripts.document
 
+docs-site: install
+	$(PY) -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache

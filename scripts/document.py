@@ -1,11 +1,10 @@
-"""Writes docs/configuration.md from the schema: `python -m scripts.document [--check]`."""
+"""Writes the pages of docs/ that are made from code: `python -m scripts.document [--check]`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from align_anything.algorithms.evaluate import Evaluate
 from align_anything.algorithms.generate import Generate
@@ -17,10 +16,15 @@ from align_anything.configs.layers import TRAIN_FOLDER
 from align_anything.configs.online import OnlineRunCfgs, PolicyRunCfgs
 from align_anything.configs.schema import Cfgs, RunCfgs, groups_of
 from align_anything.configs.yaml_text import parse_lines
+from align_anything.serve.settings import Chat, Serve
 from align_anything.trainers.pairs import PAIRS
+from scripts.pages import reference_pages
+from scripts.tables import code, listed, table
 
-PAGE = Path(__file__).parents[1] / 'docs' / 'configuration.md'
+DOCS = Path(__file__).parents[1] / 'docs'
 
+GENERATED = ('algorithms', 'pairs')
+"""Folders of docs/ in which every page is made."""
 _OPENING = """# Settings
 
 <!-- Written by `python -m scripts.document` from align_anything/configs. Do not edit by hand. -->
@@ -76,57 +80,64 @@ def render_document() -> str:
         if model is not online[group]:
             sections.append(f'## {group} of generate\n\n{model.__doc__}\n\n{_fields(model, online[group])}')
     sections.append(f'## train_cfgs of generate\n\n{Generate.__doc__}\n\n{_fields(Generate)}')
-    for own in (Evaluate,):
+    for own in (Evaluate, Serve, Chat):
         sections.append(f'## train_cfgs of {own.name}\n\n{own.__doc__}\n\n{_fields(own)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
-    sections.append(f'## Other names\n\n{_table(("name", "here", "meaning"), older)}')
+    sections.append(f'## Other names\n\n{table(("name", "here", "meaning"), older)}')
     sections.append(_pairs())
     sections.append(_shipped_settings())
     sections.append(_deepspeed_files())
     return '\n'.join(sections)
 
 
+def pages() -> dict[Path, str]:
+    """Returns every page that is made from code, by its file."""
+    found = {'configuration.md': render_document(), **reference_pages()}
+    return {DOCS / name: text for name, text in found.items()}
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Writes the page. With `--check` compares only, and returns 1 when the page is out of date."""
-    text = render_document()
+    """Writes the pages. With `--check` compares only, and returns 1 when one is out of date, or is of nothing."""
+    made = pages()
+    kept = {path for name in GENERATED for path in (DOCS / name).glob('*.md')}
     if '--check' not in arguments:
-        PAGE.write_text(text, encoding='utf-8')
+        for path in kept - made.keys():
+            path.unlink()
+        for path, text in made.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding='utf-8')
         return 0
-    if PAGE.is_file() and PAGE.read_text(encoding='utf-8') == text:
-        return 0
-    sys.stderr.write(f'{PAGE} is out of date. Run: python -m scripts.document\n')
-    return 1
+    stale = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding='utf-8') != text]
+    for path in sorted({*stale, *(kept - made.keys())}):
+        sys.stderr.write(f'{path} is out of date. Run: python -m scripts.document\n')
+    return int(bool(stale) or bool(kept - made.keys()))
 
 
 def _fields(model: type[Cfgs], below: type[Cfgs] = Cfgs) -> str:
     rows = [
-        (f'`{key}`', describe_type(field.annotation), _code(field.default), field.description)
+        (f'`{key}`', describe_type(field.annotation), code(field.default), field.description)
         for key, field in model.model_fields.items()
         if key not in below.model_fields or field.default != below.model_fields[key].default
     ]
-    return _table(('key', 'type', 'default', 'meaning'), rows)
+    return table(('key', 'type', 'default', 'meaning'), rows)
 
 
 def _pairs() -> str:
     rows = [
-        (f'`{name}`', _listed(pair.reads), _listed(pair.writes), f'`{key}`', _code(value))
+        (f'`{name}`', listed(pair.reads), listed(pair.writes), f'`{key}`', code(value))
         for name, pair in PAIRS.items()
         for key, value in pair.defaults.items()
     ]
-    return f'## Defaults of the pairs\n\n{_table(("pair", "reads", "writes", "key", "value"), rows)}'
+    return f'## Defaults of the pairs\n\n{table(("pair", "reads", "writes", "key", "value"), rows)}'
 
 
 def _shipped_settings() -> str:
     rows = [
-        (f'`{path.relative_to(TRAIN_FOLDER)}`', f'`{".".join(parts)}`', _code(value))
+        (f'`{path.relative_to(TRAIN_FOLDER)}`', f'`{".".join(parts)}`', code(value))
         for path in sorted(TRAIN_FOLDER.rglob('*.yaml'), key=lambda path: (len(path.parts), path))
         for parts, value, _ in parse_lines(path.read_text(encoding='utf-8'))
     ]
-    return f'## Files that ship\n\n{_table(("file", "key", "value"), rows)}'
-
-
-def _listed(kinds: frozenset[str]) -> str:
-    return ', '.join(['text', *sorted(kinds)])
+    return f'## Files that ship\n\n{table(("file", "key", "value"), rows)}'
 
 
 def _deepspeed_files() -> str:
@@ -140,19 +151,8 @@ def _deepspeed_files() -> str:
         'They hold the ZeRO stage, offload and communication sizes. Batch sizes, precision, optimizer, schedule and '
         'clipping come\nfrom `train_cfgs`; a file of your own may have those keys only as `"auto"`, and `bf16` and '
         '`fp16` switched off where\n`train_cfgs` has them off too. Stage and devices of offload must be in it.\n\n'
-        + _table(('file', 'ZeRO stage', 'moved to the CPU'), rows)
+        + table(('file', 'ZeRO stage', 'moved to the CPU'), rows)
     )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ['---'] * len(heads), *rows]
-    return ''.join(f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in line)} |\n' for line in lines)
-
-
-def _code(value: Any) -> str:
-    if isinstance(value, tuple):
-        value = list(value)
-    return f'`{"null" if value is None else value}`'
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import typer
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
+INTERRUPTED = 130
 PIPED_WIDTH = 160
 # The settings of a run go through to it untouched, --help among them.
 RUN_SETTINGS = {'ignore_unknown_options': True, 'allow_extra_args': True, 'help_option_names': []}
@@ -119,6 +120,24 @@ def inspect(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar='FILE', help='YAML file that says what to search (docs/python.md).')],
+) -> None:
+    """Run one training with several settings, or go on with it, and print a table, the best first."""
+    from align_anything.cli.sweeping import sweep as run_sweep
+    from align_anything.cli.sweeping import table
+    from align_anything.configs.sweep import read_sweep
+
+    try:
+        made = run_sweep(read_sweep(file), str(file))
+    except KeyboardInterrupt:
+        typer.echo(f'stopped; the same command goes on: align-anything sweep {file}', err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _show(table(made.rows()))
+    typer.echo(f'table: {made.folder / "table.csv"}')
+
+
+@app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(metavar='ADAPTER', help='Folder with the LoRA adapter.')],
     out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the merged model.')],
@@ -137,6 +156,71 @@ def merge(
     quieten_libraries()
     merge_adapter(adapter, out, base=base, trust_remote_code=trust_remote_code)
     typer.echo(f'merged model: {out}')
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar='CHECKPOINT', help='Model or adapter, or folder of a run.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make.')],
+    form: Annotated[str, typer.Option('--format', help='merged, adapter, gguf, awq or gptq.')],
+    base: Annotated[
+        str | None,
+        typer.Option(help='Folder or hub name of the model under an adapter; by default the one it records.'),
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(help='Of the adapter of a pipeline: diffusers (default), peft, kohya or comfyui.')
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option('--llama_cpp', '--llama-cpp', help='Checkout of llama.cpp, for gguf; also $LLAMA_CPP_ROOT.'),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help='JSON lines of texts or messages that awq and gptq fit to; else they round.')
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option('--group_size', '--group-size', min=1, help='Weights with one scale in awq and gptq; 128.'),
+    ] = None,
+) -> None:
+    """Write a model for other programs: merged, its adapter alone, GGUF, or 4 bits in the layout of AWQ or GPTQ."""
+    from align_anything.cli.sharing.exporting import export as export_to
+    from align_anything.trainers.launch import quieten_libraries
+
+    quieten_libraries()
+    export_to(
+        checkpoint,
+        out,
+        form,
+        base=base,
+        names=names,
+        llama_cpp=llama_cpp,
+        calibration=calibration,
+        group_size=group_size,
+    )
+    typer.echo(f'{form}: {out}')
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar='FOLDER', help='Model, adapter or pipeline, or folder of a run.')],
+    repo_id: Annotated[str, typer.Argument(metavar='REPO_ID', help='Repository on the hub: owner/name.')],
+    public: Annotated[bool, typer.Option('--public', help='Let everyone see it; private by default.')] = False,
+    dry_run: Annotated[
+        bool, typer.Option('--dry_run', '--dry-run', help='List the files, and upload nothing.')
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help='Hub name of the model under an adapter; by default the one it records.')
+    ] = None,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub; as $HF_TOKEN or `hf auth login` say who you are."""
+    from align_anything.cli.sharing.pushing import check_repo_id, prepare, send
+
+    check_repo_id(repo_id)
+    upload = prepare(folder, base=base)
+    typer.echo(str(upload))
+    upload.check_secrets()
+    if not dry_run:
+        typer.echo(send(upload, repo_id, public=public))
 
 
 @app.command(context_settings={'ignore_unknown_options': True, 'allow_extra_args': True})
@@ -227,6 +311,28 @@ def tokenize(
 
     rows = tokenize_media(*find_run(pair, algorithm), context.args, out)
     typer.echo(f'{rows} rows with codes: {out}')
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def chat(context: typer.Context) -> None:
+    """Talk with a checkpoint in the terminal, with two side by side (--compare), or with a server (--url).
+
+    --help lists the settings; /help in the conversation lists what may be said.
+    """
+    from align_anything.serve.chat.run import chat as talk
+
+    talk(context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def serve(context: typer.Context) -> None:
+    """Serve a checkpoint over HTTP in the form of OpenAI, and a reward model beside it or alone.
+
+    --help lists the settings.
+    """
+    from align_anything.serve.run import serve as serve_models
+
+    serve_models(context.args)
 
 
 @app.command()

@@ -11,7 +11,8 @@ from align_anything.models.adapter import Adapter, find_adapter, put_on
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import read_config
 from align_anything.models.declared_codes import keep_codes
-from align_anything.models.diffusion.saved_lora import is_lora_folder
+from align_anything.models.diffusion.merging import merge_pipeline
+from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder
 from align_anything.models.export import export_model
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.score import SCORE_HEAD
@@ -28,7 +29,8 @@ def merge_adapter(
     The sums are taken in float32, and stored in the type of the checkpoint. The model is read as it is stored, also
     when the adapter was trained over 4 or 8 bits of it; one that is stored quantised is written in float32. Processor
     and chat template are those beside the adapter, else the model's. The head of a reward or cost model comes along.
-    `out` appears whole or not at all. The output folder of a run stands for the adapter trained in it.
+    Adapters of pipelines make pipelines, whose other components are hard links where the disk allows. `out` appears
+    whole or not at all. The output folder of a run stands for the adapter trained in it.
 
     Args:
         base: folder or hub name of the model; None for the one that the adapter records.
@@ -41,10 +43,10 @@ def merge_adapter(
         raise ModelError(f'{folder} is no folder; name the one that the run saved, such as <output_dir>/slice_end.')
     folder = trained_model_in(folder) or Path(folder)
     if is_lora_folder(folder):
-        raise ModelError(
-            f'{folder} holds the adapter of a pipeline, which is not merged here: the pipeline reads it by '
-            'load_lora_weights, and fuse_lora puts it in; a run with save_full_model saves the whole pipeline.'
-        )
+        with new_folder(out) as draft:
+            name = base or base_of(folder)
+            write_merged_card(draft, folder, name, merge_pipeline(folder, draft, base))
+        return
     adapter = find_adapter(folder)
     if adapter is None:
         raise ModelError(f'{folder} holds no LoRA adapter: it has no adapter_config.json, or a whole model beside it.')

@@ -85,7 +85,7 @@ def _check_patterns(cfgs: RunCfgs) -> Iterator[Problem]:
 
 def _check_data(cfgs: RunCfgs, needs_template: bool) -> Iterator[Problem]:
     models = cfgs.model_cfgs
-    if not models.model_name_or_path and not models.compose:
+    if cfgs.train_cfgs.requires_model and not models.model_name_or_path and not models.compose:
         yield ('model_cfgs.model_name_or_path',), 'is required: name the checkpoint, a folder or a hub name'
     if models.compose:
         yield from _compose_problems(cfgs)

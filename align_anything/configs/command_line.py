@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,7 @@ from align_anything.configs.keys import KeyIndex
 from align_anything.configs.layers import Layer
 
 _TRUTH = {'true': True, 'false': False}
+_GIB = re.compile(r'(\d+(?:\.\d+)?)gib')
 
 
 def parse_command_line(argv: Sequence[str], index: KeyIndex) -> CommandLine:
@@ -47,8 +49,11 @@ def _take(name: str, texts: list[str], index: KeyIndex, result: CommandLine) -> 
             result.help, texts = ('all', texts[1:]) if texts[:1] == ['all'] else ('common', texts)
             _refuse_surplus(name, texts, result)
         case 'dry_run':
-            result.dry_run = _TRUTH.get(texts[0].lower(), True) if texts else True
-            _refuse_surplus(name, texts[1:] if texts and texts[0].lower() in _TRUTH else texts, result)
+            said = texts[0].lower() if texts else 'true'
+            result.dry_run, size = _TRUTH.get(said, True), _GIB.fullmatch(said)
+            if size is not None:
+                result.device_gib = float(size[1])
+            _refuse_surplus(name, texts[1:] if said in _TRUTH or size is not None else texts, result)
         case 'config':
             if not texts or not texts[0].strip():
                 result.layer.problems.append(
@@ -76,3 +81,4 @@ class CommandLine:
     config_files: list[str] = field(default_factory=list)
     help: Literal['', 'common', 'all'] = ''
     dry_run: bool = False
+    device_gib: float | None = None

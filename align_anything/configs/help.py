@@ -14,7 +14,11 @@ from align_anything.configs.schema import RunCfgs, groups_of
 
 USAGE = (
     ('--help', 'Prints the common settings and stops; --help all prints every one.'),
-    ('--dry_run', 'Prepares the run, shows its first batch, and stops before training.'),
+    (
+        '--dry_run [SIZE]',
+        'Prepares the run, shows its first batch and what memory it takes, and stops before training. SIZE, such as '
+        '80GiB, is the memory of the device to train on, where it is another than the one here.',
+    ),
     (
         '--config FILE',
         'YAML file of settings by group, over those that ship. Several are merged in order, later over earlier.',

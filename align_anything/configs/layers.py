@@ -17,6 +17,13 @@ ENVIRONMENT_PREFIXES = ('ALIGN_ANYTHING__', 'ENV_PREFIX__')
 BARE = {'logger_cfgs.overwrite_output_dir': True, 'train_cfgs.resume': 'auto'}
 """What settings that are given without a value on the command line stand for."""
 ZERO_STAGE_FILE = 'ZERO_STAGE_FILE'
+ARGUMENTS = {
+    'model': 'model_name_or_path',
+    'dataset': 'train_datasets',
+    'eval_dataset': 'eval_datasets',
+    'reward': 'reward_functions',
+}
+"""Arguments of the Python API whose settings have other names."""
 PAIR_ORIGIN = 'pair '
 STAGE_ORIGIN = 'stage '
 STAGES = ('projection', 'joint')
@@ -154,6 +161,31 @@ def read_environment(environ: Mapping[str, str], index: KeyIndex) -> Layer:
     for variable, name in names.items():
         layer.take(name, [environ[variable]], f'environment variable {variable}', index)
     return layer
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a function of the Python API that are settings."""
+
+    function: str
+    arguments: Mapping[str, Any]
+
+
+def called_layer(call: Call | None, index: KeyIndex) -> Layer:
+    """Returns the settings that are arguments of a call, and the problems in them."""
+    layer = Layer()
+    for name, value in () if call is None else call.arguments.items():
+        layer.put(ARGUMENTS.get(name, name), _plain(value), f'{call.function}({name}=…)', index)
+    return layer
+
+
+def _plain(value: Any) -> Any:
+    """The value as a settings file would hold it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def sentence(text: str) -> str:

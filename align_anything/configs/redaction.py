@@ -12,6 +12,11 @@ _SECRET_IN_QUERY = re.compile(
 )
 
 
+def names_secret(name: str) -> bool:
+    """Whether the name of a setting or a variable tells of a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def without_secrets(value: Any, path: str = '', removed: list[str] | None = None) -> Any:
     """Returns `value` without entries whose name tells of a secret, and without credentials inside URLs.
 
@@ -23,7 +28,7 @@ def without_secrets(value: Any, path: str = '', removed: list[str] | None = None
         kept = {}
         for name, item in value.items():
             inner = f'{path}.{name}' if path else str(name)
-            if _SECRET_NAME.search(str(name)) and isinstance(item, (str, list, tuple, dict)) and item:
+            if names_secret(str(name)) and isinstance(item, (str, list, tuple, dict)) and item:
                 removed.append(inner)
             else:
                 kept[name] = without_secrets(item, inner, removed)

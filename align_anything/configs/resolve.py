@@ -24,8 +24,10 @@ from align_anything.configs.layers import (
     STAGE_ORIGIN,
     STAGES,
     TRAIN_FOLDER,
+    Call,
     Layer,
     Setting,
+    called_layer,
     pair_layer,
     read_environment,
     read_settings_file,
@@ -67,14 +69,15 @@ def resolve(
     pair_defaults: Mapping[str, Any] | None = None,
     reads: Set[str] | None = None,
     writes: Set[str] | None = None,
+    call: Call | None = None,
 ) -> Resolved:
     """Returns the settings of a run of `algorithm` on the modality `pair`.
 
     Layers, each over the one before: schema, `configs/train/<algorithm>.yaml`, `pair_defaults`,
-    `configs/train/<pair>/<algorithm>.yaml`, every `--config` file in order, environment, command line. A file that does
-    not ship counts as empty. `argv` comes without the program's name. With `--help`
-    the first process writes the help to standard output, and SystemExit(0) is raised. `reads` are the kinds of media
-    that the pair reads, and `writes` those that it writes, None for any.
+    `configs/train/<pair>/<algorithm>.yaml`, every `--config` file in order, environment, command line, and the
+    arguments of a `call` of the Python API. A file that does not ship counts as empty. `argv` comes without the
+    program's name. With `--help` the first process writes the help to standard output, and SystemExit(0) is raised.
+    `reads` are the kinds of media that the pair reads, and `writes` those that it writes, None for any.
     A setting that was given and can have no effect is a problem. In a file that also says why (`use_lora: False`), or
     where not settings decide but the pair or the algorithm, it is left out, and `notes` of the result say so.
     Raises SettingsError with all problems at once.
@@ -83,7 +86,7 @@ def resolve(
     index = KeyIndex(schema, f'{pair} {algorithm}', known_algorithms)
     command_line = parse_command_line(argv, index)
     shipped = _shipped(pair, algorithm, index, pair_defaults or {})
-    given = _given(command_line, environ, index)
+    given = [*_given(command_line, environ, index), called_layer(call, index)]
     shipped += _stages(_laid(given), index)
     layers = _laid([*shipped, *given])
     if command_line.help:
@@ -107,7 +110,15 @@ def resolve(
     keys = ((group, key) for group in type(cfgs).model_fields for key in type(getattr(cfgs, group)).model_fields)
     origins = {f'{group}.{key}': DEFAULT_ORIGIN for group, key in keys}
     in_files = frozenset(layers.file_of)
-    return Resolved(cfgs, own, origins | layers.origins, command_line.dry_run, tuple(layers.notes), in_files)
+    return Resolved(
+        cfgs,
+        own,
+        origins | layers.origins,
+        command_line.dry_run,
+        tuple(layers.notes),
+        in_files,
+        command_line.device_gib,
+    )
 
 
 def _with_adapter_rates(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfgs, Own]:
@@ -363,6 +374,7 @@ class Resolved(Generic[Groups, Own]):
         dry_run: whether to stop before training.
         notes: what the user should be told of what became of settings, a sentence each.
         in_files: each `group.key` whose value is from a file of the user.
+        device_gib: the memory of a device by which a dry run judges, None for that of the one it runs on.
     """
 
     cfgs: Groups
@@ -371,6 +383,7 @@ class Resolved(Generic[Groups, Own]):
     dry_run: bool
     notes: tuple[str, ...] = ()
     in_files: frozenset[str] = frozenset()
+    device_gib: float | None = None
 
     def given(self, path: str) -> bool:
         """Whether the user gave the setting `group.key`, and not the package alone: its schema, a file, a pair."""

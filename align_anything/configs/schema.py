@@ -483,9 +483,9 @@ class AlgorithmCfgs(Cfgs):
     """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
 
     `run_cfgs` are the groups of settings that its runs have; `other_names` those that other libraries give to fields,
-    and `read_as` names of keys that its runs read as others.
-    `reads_rows` says whether its runs go through rows of data, into an output folder. The others are facts that decide
-    which settings have an effect, see `algorithms.base.Algorithm`.
+    and `read_as` names of keys that its runs read as others. `reads_rows` says whether its runs go through rows of
+    data, into an output folder, `requires_model` whether model_name_or_path must be given. The others are facts that
+    decide which settings have an effect, see `algorithms.base.Algorithm`.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {}
@@ -494,5 +494,6 @@ class AlgorithmCfgs(Cfgs):
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     generates: ClassVar[bool] = False
     reads_rows: ClassVar[bool] = True
+    requires_model: ClassVar[bool] = True
     trains_transitions: ClassVar[bool] = False
     contrasts: ClassVar[float | None] = None

@@ -1,7 +1,8 @@
-"""What every server of ours does with a request: a limit to its body, and errors of one form, `{"error": str}`."""
+"""What every server of ours does with connections and requests: limits, and errors of one form."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import socket
@@ -19,9 +20,17 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Application = Callable[[Event, Receive, Send], Awaitable[None]]
+ErrorForm = Callable[[int, Any], Any]
+"""Makes the JSON body of an error out of its status and what is said of it: a text, or what the application said."""
 
 TOO_LARGE, SERVER_ERROR, ERRORS = 413, 500, 400
 MEBIBYTE = 2**20
+HEAD_SECONDS = 20.0
+"""How long the head of a request may take to arrive."""
+SILENT_SECONDS, PROBE_SECONDS, PROBES = 60, 15, 4
+"""After how much silence a peer is asked whether it is still there, how often, and how many times at most."""
+UNREAD_SECONDS = 120
+"""How long a peer may leave unread what was sent to it."""
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -35,6 +44,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         # A server that ended a moment ago leaves connections behind, which are no reason to wait.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _give_up_dead_peers(bound)
         bound.bind(address)
     except OSError as error:
         if bound is not None:
@@ -48,11 +58,65 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def serve_app(app: Application, bound: socket.socket) -> None:
-    """Serves an application at a bound socket until SIGTERM or Ctrl-C. Needs uvicorn."""
+    """Serves an application at a bound socket until SIGTERM or Ctrl-C, and then finishes what runs. Needs uvicorn."""
     import uvicorn
 
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(uvicorn.Config(app, log_level='warning')).run(sockets=[bound])
+        uvicorn.Server(server_config(app)).run(sockets=[bound])
+
+
+def server_config(app: Application, head_seconds: float = HEAD_SECONDS, **settings: Any) -> Any:
+    """Returns the `uvicorn.Config` of a server that drops connections whose request takes too long to begin.
+
+    `settings` are further ones of uvicorn.
+    """
+    import h11
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        """Waits for the head of a request so long and no longer; uvicorn itself would wait for ever."""
+
+        due: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def _await_head(self) -> None:
+            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+                self._forget()
+            elif self.due is None:
+                self.due = self.loop.call_later(head_seconds, self.transport.abort)
+
+        def _forget(self) -> None:
+            if self.due is not None:
+                self.due.cancel()
+                self.due = None
+
+    return uvicorn.Config(app, http=Impatient, ws='none', log_level='warning', **settings)
+
+
+def _give_up_dead_peers(bound: socket.socket) -> None:
+    """Lets the kernel end connections whose peer is gone or reads nothing; accepted sockets inherit it."""
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_SECONDS)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD_SECONDS)
+
+
+def plain_error(status: int, said: Any) -> dict[str, str]:
+    """Returns the body of an error as `{"error": str}`."""
+    return {'error': said if isinstance(said, str) else json.dumps(said)}
 
 
 class Guarded:
@@ -65,17 +129,18 @@ class Guarded:
     Args:
         app: the application.
         limit: bytes of the largest body.
+        form: makes the body of an error, `{"error": str}` by default.
     """
 
-    def __init__(self, app: Application, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: Application, limit: int, form: ErrorForm = plain_error) -> None:
+        self.app, self.limit, self.form = app, limit, form
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answers one request; passes on what is none."""
         if scope['type'] != 'http':
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, self.limit)
+        exchange = _Exchange(receive, send, self.limit, self.form)
         length = dict(scope['headers']).get(b'content-length', b'0')
         if length.isdigit() and int(length) > self.limit:
             await exchange.refuse()
@@ -96,8 +161,8 @@ class Guarded:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
-        self._receive, self._send, self._limit = receive, send, limit
+    def __init__(self, receive: Receive, send: Send, limit: int, form: ErrorForm) -> None:
+        self._receive, self._send, self._limit, self._form = receive, send, limit, form
         self._read = 0
         self._failed: Event | None = None
         self._reason = b''
@@ -125,30 +190,28 @@ class _Exchange:
         else:
             self._reason += event.get('body', b'')
             if not event.get('more_body'):
-                await self.answer(self._failed['status'], _reason(self._reason), self._failed['headers'])
+                await self.answer(self._failed['status'], _said(self._reason), self._failed['headers'])
 
     async def refuse(self) -> None:
         self.refused = True
         await self.answer(TOO_LARGE, f'the body is larger than the {self._limit} bytes that this server takes.')
 
-    async def answer(self, status: int, reason: str, headers: Any = ()) -> None:
+    async def answer(self, status: int, said: Any, headers: Any = ()) -> None:
         """Sends an error."""
         if self.begun:
             return
         self.begun = True
-        body = json.dumps({'error': reason}).encode()
+        body = json.dumps(self._form(status, said)).encode()
         kept = [(name, value) for name, value in headers if name.lower() not in (b'content-length', b'content-type')]
         own = [(b'content-type', b'application/json'), (b'content-length', str(len(body)).encode())]
         await self._send({'type': 'http.response.start', 'status': status, 'headers': [*kept, *own]})
         await self._send({'type': 'http.response.body', 'body': body})
 
 
-def _reason(body: bytes) -> str:
+def _said(body: bytes) -> Any:
     """What an error says, in whatever form."""
     try:
         said = json.loads(body)
     except ValueError:
         return body.decode(errors='replace')
-    if isinstance(said, dict):
-        said = said.get('error', said.get('detail', said))
-    return said if isinstance(said, str) else json.dumps(said)
+    return said.get('error', said.get('detail', said)) if isinstance(said, dict) else said

@@ -44,3 +44,7 @@ class TrainingError(AlignAnythingError):
 
 class RewardError(AlignAnythingError):
     """A reward function or service that is unknown, cannot work on these rows, or gave no usable numbers."""
+
+
+class HubError(AlignAnythingError):
+    """The hub refused what was asked of it, or could not be reached."""

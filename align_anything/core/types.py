@@ -178,6 +178,11 @@ class Response(Piece):
     parts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def text(self) -> str:
+        """What it says in words."""
+        return ''.join(part['text'] for part in self.parts if part['type'] == 'text')
+
+    @property
     def message(self) -> Message:
         """The response as a turn of a conversation."""
         return {'role': 'assistant', 'content': self.parts}

@@ -18,6 +18,7 @@ from align_anything.core.errors import DataError
 from align_anything.core.registry import nearest
 from align_anything.datasets.captioned_files import TarRows, captioned_media, line_rows
 from align_anything.datasets.dataset_card import declared_configuration
+from align_anything.datasets.lent_rows import LENT, Held, as_rows, as_stream
 from align_anything.datasets.local_files import (
     data_suffix,
     files_matching,
@@ -104,6 +105,10 @@ def load_stream(
     if split is not None and not re.fullmatch(r'[\w.-]+', split):
         raise DataError(f"'{source}': split='{split}' can't be taken from a stream; use size, or no streaming.")
     given = _arguments(optional_args)
+    lent = _lent(source, name, data_files, given)
+    if lent is not None:
+        rows = as_stream(lent[_pick(source, list(lent), split)])
+        return FirstRows(rows, size) if size is not None else rows
     files, arguments = (None, given) if _is_saved(_path(source)) else _local(source, name, data_files, given)
     stream: RowStream
     if _opens_at_once(source, files):
@@ -183,6 +188,9 @@ def _find_splits(
     source: str, name: str | None, data_files: Any, arguments: dict[str, Any], cache_dir: str | None
 ) -> dict[str, Split]:
     path = _path(source)
+    lent = _lent(source, name, data_files, arguments)
+    if lent is not None:
+        return {key: partial(as_rows, source, rows) for key, rows in lent.items()}
     if _is_saved(path):
         if arguments or data_files or name:
             raise DataError(f"'{source}' is a save_to_disk folder: name, data_files and optional_args are not for it.")
@@ -210,6 +218,13 @@ def _find_splits(
         return {key: partial(_tables, source, name, key, files, load) for key in files}
     loaded = _load_dataset(source, name, None, arguments, cache_dir, streaming=False, data_files=data_files)
     return {str(key): partial(TableRows, loaded[key], _label(source, name, key)) for key in loaded}
+
+
+def _lent(source: str, name: str | None, data_files: Any, arguments: dict[str, Any]) -> Held | None:
+    lent = LENT.get(source)
+    if lent is not None and (arguments or data_files or name):
+        raise DataError(f"'{source}' is in memory: name, data_files and optional_args are not for it.")
+    return lent
 
 
 def _is_table(source: str, files: Mapping[str, list[Path]] | None) -> bool:

@@ -21,6 +21,7 @@ from align_anything.engines.balance import Balanced, global_shares
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import give_dimensions, join_process_group
+from align_anything.engines.release import remember
 from align_anything.engines.reshape import is_partitioned_state, reshaped
 from align_anything.engines.step import (
     Objective,
@@ -62,6 +63,7 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=make_schedule, config=dict(config), dist_init_required=False
         )
+        remember(self.engine)
         if self.engine.zero_optimization_stage() != self.stage:
             raise SettingsError(
                 [f'asked for ZeRO stage {self.stage}, DeepSpeed runs {self.engine.zero_optimization_stage()}.']

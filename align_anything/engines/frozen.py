@@ -11,6 +11,7 @@ from torch import nn
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
 from align_anything.engines.process_group import give_dimensions, join_process_group
+from align_anything.engines.release import remember
 from align_anything.policies.base import Policy
 
 
@@ -31,6 +32,7 @@ class FrozenEngine:
             join_process_group()
             give_dimensions(policy)
             self.module, *_ = deepspeed.initialize(model=policy, config=dict(config), dist_init_required=False)
+            remember(self.module)
             self.module.eval()
         else:
             policy.to(device)

@@ -10,6 +10,10 @@ from torch import nn
 
 from align_anything.core.errors import SettingsError
 
+OF_ONE = {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_SIZE': '1', 'MASTER_ADDR': '127.0.0.1'}
+"""What a launcher would have told the one process of a group."""
+PORT = 'MASTER_PORT'
+
 
 def join_process_group() -> None:
     """Joins the launcher's processes, or makes a group of one under plain python. Calling it again changes nothing.
@@ -20,8 +24,8 @@ def join_process_group() -> None:
     import torch.distributed as dist
 
     if not dist.is_initialized() and 'RANK' not in os.environ:
-        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', LOCAL_SIZE='1', MASTER_ADDR='127.0.0.1')
-        os.environ.setdefault('MASTER_PORT', str(_free_port()))
+        os.environ.update(OF_ONE)
+        os.environ.setdefault(PORT, str(_free_port()))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', '0')))
     else:
@@ -42,6 +46,20 @@ def join_process_group() -> None:
                 'process.'
             ]
         ) from error
+
+
+def leave_process_group() -> None:
+    """Ends the group of one that `join_process_group` made, and forgets that this process was told to be its rank 0.
+
+    A later run makes another one. Models that DeepSpeed still holds are to be collected first.
+    """
+    import deepspeed
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    for name in (*OF_ONE, PORT):
+        os.environ.pop(name, None)
 
 
 def device_of_rank() -> torch.device:

@@ -100,7 +100,7 @@ def write_card(folder: Path, run: Trained, earlier: Path) -> None:
     _write(folder, data, earlier, title=title, summary=summary, training=training, scores=scores, spec=run.spec)
 
 
-def write_merged_card(folder: Path, adapter: Path, base: str, spec: FamilySpec) -> None:
+def write_merged_card(folder: Path, adapter: Path, base: str, spec: Spec) -> None:
     """Writes the card of the model in `folder`, which is `base` with an adapter in it.
 
     The adapter's own card says how it was trained; without one only what was merged is told.
@@ -116,6 +116,12 @@ def write_merged_card(folder: Path, adapter: Path, base: str, spec: FamilySpec) 
     summary = f'`{shown_name(base)}` with the low-rank adapter `{adapter.resolve().name}` in its weights.'
     training, scores = f'{found}{training}'.strip(), 'reward-model' in data.tags
     _write(folder, data, None, title=title, summary=summary, training=training, scores=scores, spec=spec)
+
+
+def plain_card(folder: Path, base: str | None) -> str:
+    """Returns a card for a model that has none: its library, and the hub's name of its base."""
+    data = ModelCardData(base_model=base, tags=['align-anything'], **_library(folder, base))
+    return str(ModelCard(f'---\n{data.to_yaml()}\n---\n\n# {folder.resolve().name}\n'))
 
 
 def is_hub_name(name: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from align_anything.configs.redaction import without_secrets
 from align_anything.core.distributed import is_main
 from align_anything.core.files import atomic_write_text
+from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.trackers.base import COMPLETIONS, Answers, Tracker
 from align_anything.reporting.trackers.start import make_tracker
 
@@ -56,6 +57,7 @@ class MetricsWriter:
         settings: the resolved settings as plain values; the tracker shows them, less whatever looks like a secret.
         resume_step: step that the run goes on from. Records past it are dropped, so that a run which was killed
             and resumed has the metrics of one that was not. None starts afresh; older files are kept as `*.old`.
+        watchers: are told of all metrics; None for nobody.
 
     Raises SettingsError when the tracker's package is missing or it refuses to start.
     """
@@ -68,7 +70,9 @@ class MetricsWriter:
         run_name: str = '',
         settings: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
+        watchers: Watchers | None = None,
     ) -> None:
+        self._watchers = watchers
         self._files: dict[str, StepFile] = {}
         self._tracker: Tracker | None = None
         if not is_main():
@@ -107,6 +111,8 @@ class MetricsWriter:
                 everything.update(named)
         if self._tracker is not None:
             self._tracker.log(step, everything)
+        if self._watchers is not None:
+            self._watchers.logged(step, {**metrics, **(timings or {})}, prefix)
 
     def show(self, step: int, answers: Sequence[Answers], title: str = COMPLETIONS) -> None:
         """Hands responses to the tracker, which files them under `title`; the files have numbers only."""

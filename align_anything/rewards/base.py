@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError, SettingsError
+from align_anything.core.lent import Lent
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.thoughts import opened_thought
 from align_anything.core.types import Conversation, MediaKind, Message, Skipped
@@ -109,6 +110,8 @@ _REWARDS: Registry[RewardFunction] = Registry(
     wanted='a function',
     is_one=inspect.isfunction,
 )
+LENT: Lent[RewardFunction] = Lent()
+"""Functions of this process by the names that `reward_functions` has for them; they go before the registered ones."""
 _NEEDS: dict[str, Mapping[str, str]] = {}
 _READS: dict[str, frozenset[MediaKind]] = {}
 
@@ -139,9 +142,12 @@ def register_reward(
 def get_reward(name: str) -> RewardFunction:
     """Returns the reward function called `name`, or the function `name` of `path/to/file.py:name`.
 
-    Raises `RewardError` with the nearest name when there is none, when the file cannot be imported, and when a package
-    is missing that the function needs.
+    What is lent under the name goes first. Raises `RewardError` with the nearest name when there is none, when the file
+    cannot be imported, and when a package is missing that the function needs.
     """
+    lent = LENT.get(name)
+    if lent is not None:
+        return lent
     function = look_up(name, _REWARDS)
     for package, extra in _NEEDS.get(name, {}).items():
         if importlib.util.find_spec(package) is None:
@@ -151,7 +157,7 @@ def get_reward(name: str) -> RewardFunction:
 
 def kinds_read(name: str) -> frozenset[MediaKind]:
     """Returns the kinds of media that a reward function judges and nothing else, none where it says none."""
-    return _READS.get(name, frozenset())
+    return frozenset() if LENT.get(name) else _READS.get(name, frozenset())
 
 
 def reward_names() -> list[str]:

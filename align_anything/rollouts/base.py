@@ -79,6 +79,11 @@ next of it, a piece of text or a medium. What it returns ends the response where
 class RolloutEngine(Protocol):
     """Generates with the weights that it was given last. Every rank has one and makes the same calls."""
 
+    @property
+    def model(self) -> Any:
+        """What generates, as transformers or diffusers know it. Raises ModelError where it is in another process."""
+        ...
+
     def generate(
         self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
     ) -> list[list[Response]]:

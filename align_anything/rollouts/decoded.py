@@ -28,6 +28,11 @@ class DecodedRollouts:
     engine: RolloutEngine
     codecs: Mapping[MediaKind, Codec]
 
+    @property
+    def model(self) -> Any:
+        """That of the engine."""
+        return self.engine.model
+
     def sync(self, version: int) -> None:
         """As the engine does."""
         self.engine.sync(version)

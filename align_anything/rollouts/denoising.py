@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from align_anything.core.errors import ModelError
 from align_anything.core.types import Example, Piece, Response
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.diffusion.spec import DiffusionSpec
@@ -127,6 +128,17 @@ class DenoisingRollouts:
         self.denoiser, self.spec, self.pipeline = denoiser, spec, pipeline
         self.dtype, self.device, self.batch_size, self.gathered = dtype, device, batch_size, gathered
         self.version = 0
+
+    @property
+    def model(self) -> Any:
+        """The pipeline of diffusers with the denoiser in it. Raises ModelError for one of several experts."""
+        if len(self.spec.denoisers) > 1:
+            raise ModelError(
+                f'{self.spec.model_type} denoises with {" and ".join(self.spec.denoisers)}, which are one model here: '
+                'load the folder with DiffusionPipeline.from_pretrained of diffusers.'
+            )
+        self.pipeline.register_modules(**{self.spec.denoisers[0]: self.denoiser})
+        return self.pipeline
 
     def sync(self, version: int) -> None:
         """Remembers the number of updates; the weights are those of the policy."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import SettingsError, TrainingError
+from align_anything.core.errors import ModelError, SettingsError, TrainingError
 from align_anything.core.types import Example, Response
 from align_anything.models.family import FamilySpec
 from align_anything.rollouts.base import Sampling, Tell, never_sampled, restriction_of, sampled, tell_whole
@@ -96,6 +96,11 @@ class VLLMRollouts:
     def __init__(self, spec: FamilySpec, weights: Weights, engine: WeightedEngine) -> None:
         self.spec, self.weights, self.engine = spec, weights, engine
         self.version: int | None = None
+
+    @property
+    def model(self) -> Any:
+        """Raises ModelError: vLLM has the weights."""
+        raise ModelError('the weights are in vLLM, where nothing else computes with them: leave use_vllm out.')
 
     def sync(self, version: int) -> None:
         """Takes the present weights of the policy, which has seen `version` updates, if it has not yet."""

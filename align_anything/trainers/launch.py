@@ -8,8 +8,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align_anything.algorithms.base import Algorithm, find_algorithm, known_algorithms
+from align_anything.configs.layers import Call
 from align_anything.configs.resolve import Resolved, resolve
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError, TrainingError
@@ -17,6 +20,9 @@ from align_anything.core.files import disk_problem
 from align_anything.core.lazy import LazyMapping
 from align_anything.core.logging import get_logger
 from align_anything.trainers.pairs import Pair, find_pair
+
+if TYPE_CHECKING:
+    from align_anything.reporting.callbacks import Callback
 
 logger = get_logger(__name__)
 
@@ -58,7 +64,14 @@ def launch(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str] | None = 
 
 def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> None:
     """As `launch`, but lets errors through."""
-    resolved = settings_of(pair, algorithm, argv, environ)
+    run(pair, algorithm, settings_of(pair, algorithm, argv, environ))
+
+
+def run(pair: Pair, algorithm: type[Algorithm], resolved: Resolved, callbacks: Sequence[Callback] = ()) -> Path | None:
+    """Does what the settings ask for. Returns the folder of what was trained, None where nothing was.
+
+    Raises TrainingError for a disk that is full, and as all that a run consists of.
+    """
     quieten_libraries()
     # Imported once the settings are right: the heavy libraries take seconds that --help and a typo need not wait for.
     from align_anything.trainers.runs.composing import with_composed
@@ -72,12 +85,15 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
     try:
         if algorithm.generates and not algorithm.trains:
             generate(pair, resolved)
-            return
-        if algorithm.generates:
-            work = train_online
+            return None
+        resolved = with_model_defaults(with_composed(resolved))
+        if resolved.dry_run:
+            dry_run(pair, resolved)
+        elif not algorithm.trains:
+            score(pair, resolved)
         else:
-            work = train if algorithm.trains else score
-        (dry_run if resolved.dry_run else work)(pair, with_model_defaults(with_composed(resolved)))
+            return (train_online if algorithm.generates else train)(pair, resolved, callbacks)
+        return None
     except OSError as error:
         problem = disk_problem(error, resolved.cfgs.logger_cfgs.output_dir)
         if not problem:
@@ -85,11 +101,19 @@ def start(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: 
         raise TrainingError(problem) from error
 
 
-def settings_of(pair: Pair, algorithm: type[Algorithm], argv: Sequence[str], environ: Mapping[str, str]) -> Resolved:
+def settings_of(
+    pair: Pair,
+    algorithm: type[Algorithm],
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    call: Call | None = None,
+) -> Resolved:
     """The settings of a run, as `resolve` makes them; the pair's defaults are those of training. Tells its notes."""
     defaults = pair.defaults if algorithm.trains else {}
     known = LazyMapping(known_algorithms)
-    resolved = resolve(pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads, pair.writes)
+    resolved = resolve(
+        pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads, pair.writes, call
+    )
     for note in resolved.notes:
         logger.info(note)
     return resolved

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import ModelCard
 
-from align_anything.core.errors import AlignAnythingError, ModelError
+from align_anything.cli.sharing.pushing import prepare, send
+from align_anything.core.errors import AlignAnythingError, HubError, ModelError
 from align_anything.engines.checkpoint import CARD_FILE, MANIFEST
 from align_anything.models.adapter import find_adapter
-from align_anything.models.checkpoint import stored_keys
 from align_anything.models.pretrained_model import load_spec
 
 TAGS = ('any-to-any', 'omega', 'omegalabs', 'bittensor', 'agi')
@@ -43,19 +43,17 @@ def checkpoint_of(ckpt_dir: Path, epoch: int) -> Path:
     return max(of_epoch, key=lambda folder: found[folder][1:])
 
 
-def checked_files(folder: Path) -> list[Path]:
-    """Returns the files of a checkpoint to upload. Raises ModelError when it lacks one, or is an adapter alone."""
+def require_model(folder: Path) -> None:
+    """Raises ModelError when a checkpoint is not what the subnet takes: a whole model with its reader and its card."""
     if find_adapter(folder) is not None:
         raise ModelError(
             f'{folder} is an adapter without its model: merge it (align-anything merge {folder} OUT), or train with '
             'save_full_model: True.'
         )
-    # They find out whether configuration, tokenizer, processor, template and all files of weights are there.
+    # It finds out whether configuration, tokenizer, processor and template are there.
     load_spec(folder, model_max_length=None)
-    stored_keys(folder)
     if not (folder / CARD_FILE).is_file():
         raise ModelError(f'{folder} has no card ({CARD_FILE}).')
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (CARD_FILE, MANIFEST))
 
 
 def card_of(folder: Path, license_name: str | None) -> ModelCard:
@@ -77,25 +75,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--public', action='store_true', help='make a new repository public; by default it is private')
     parser.add_argument('--dry-run', action='store_true', help='print the files and the card, and upload nothing')
     given = parser.parse_args(argv)
+    message = f'Checkpoint of epoch {given.epoch}'
     try:
         folder = checkpoint_of(given.ckpt_dir, given.epoch)
-        files, card = checked_files(folder), card_of(folder, given.license)
+        require_model(folder)
+        card = card_of(folder, given.license)
+        upload = prepare(folder, card=str(card))
+        print(upload)
+        if given.dry_run:
+            print(f'{CARD_FILE}:\n{card}')
+            upload.check_secrets()
+            return
+        print(send(upload, given.hf_repo_id, public=given.public, message=message, token=os.environ.get(TOKEN)))
+    except HubError as error:
+        parser.exit(1, f'{error} A token in {TOKEN} is used too.\n')
     except AlignAnythingError as error:
         parser.exit(2, f'{error}\n')
-    for path in files:
-        print(f'{path} ({path.stat().st_size} bytes)')
-    if given.dry_run:
-        print(f'{CARD_FILE}:\n{card}')
-        return
-    api = HfApi(token=os.environ.get(TOKEN))
-    added = [CommitOperationAdd(path.name, path) for path in files]
-    added.append(CommitOperationAdd(CARD_FILE, str(card).encode()))
-    try:
-        api.create_repo(given.hf_repo_id, private=not given.public, exist_ok=True)
-        api.create_commit(given.hf_repo_id, added, commit_message=f'Checkpoint of epoch {given.epoch} ({folder.name})')
-    except OSError as error:
-        parser.exit(1, f'{given.hf_repo_id}: {error}\nLog in with `hf auth login`, or set {TOKEN}.\n')
-    print(f'uploaded {folder} to {given.hf_repo_id}')
 
 
 if __name__ == '__main__':

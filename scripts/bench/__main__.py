@@ -16,7 +16,20 @@ import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from scripts.bench import coded, compare, denoise, generate, loss, media, mixed, online, pictures, preference, startup  # noqa: E402
+from scripts.bench import (  # noqa: E402
+    coded,
+    compare,
+    denoise,
+    generate,
+    loss,
+    media,
+    mixed,
+    online,
+    pictures,
+    preference,
+    serve,
+    startup,
+)
 from scripts.bench.report import Ratio, say, show  # noqa: E402
 from scripts.bench.work import FULL, QUICK, Size  # noqa: E402
 
@@ -36,7 +49,9 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'pictures': pictures.pictures,
     'sampling': pictures.sampling,
     'generate': generate.generate,
+    'serve': serve.serve,
     'denoise': denoise.denoise,
+    'denoise_tiny': denoise.denoise_tiny,
     'denoise_dpo': denoise.denoise_dpo,
     'denoise_grpo': denoise.denoise_grpo,
     'media': media.media,

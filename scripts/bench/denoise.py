@@ -21,6 +21,7 @@ SFT = {'train_template': 'Instruction', 'train_template_kwargs': '{answers: imag
 PAIRS = {'train_template': 'Preference', 'train_template_kwargs': '{answers: image}'}
 SCALE = 100.0
 GENERATIONS = 4
+TINY_PICTURE, TINY_STEPS = 64, 8
 WINDOWS: Mapping[str, Mapping[str, Any]] = {'window': {'sde_window': 2}, 'all steps': {}}
 
 
@@ -31,10 +32,17 @@ def denoise(folder: Path, size: Size) -> list[Ratio]:
         what = f'{family} LoRA' if settings else family
         place = folder / what.replace(' ', '_')
         sides, prepared = _against_plain(place, size, family, 'sft', {**SFT, **settings})
-        found += [
-            speed(f'{what} SFT', sides, 'ours', 'plain', 3.0),
-            speed(f'{what} SFT, one epoch with its preparation', {**sides, 'ours': prepared}, 'ours', 'plain', 1.1),
-        ]
+        found += _ratios(what, sides, prepared)
+    return found
+
+
+def denoise_tiny(folder: Path, size: Size) -> list[Ratio]:
+    """Supervised, of models that take next to no time: all else that a step does is what counts."""
+    size = replace(size, picture=TINY_PICTURE, pictures=4 * size.pictures, steps=TINY_STEPS * size.steps)
+    found = []
+    for family in pipelines.FAMILIES:
+        sides, prepared = _against_plain(folder / family, size, family, 'sft', SFT, pipelines.tiny)
+        found += _ratios(f'tiny {family}', sides, prepared)
     return found
 
 
@@ -136,12 +144,24 @@ class GivenSteps:
         return self.scores * (len(completions) // len(self.scores))
 
 
+def _ratios(what: str, sides: Mapping[str, Side], prepared: Side) -> list[Ratio]:
+    return [
+        speed(f'{what} SFT', sides, 'ours', 'plain', 3.0),
+        speed(f'{what} SFT, one epoch with its preparation', {**sides, 'ours': prepared}, 'ours', 'plain', 1.1),
+    ]
+
+
 def _against_plain(
-    folder: Path, size: Size, family: str, algorithm: str, settings: Mapping[str, Any]
+    folder: Path,
+    size: Size,
+    family: str,
+    algorithm: str,
+    settings: Mapping[str, Any],
+    build: Callable[[str, Path, Size], Path] = pipelines.pipeline,
 ) -> tuple[dict[str, Side], Side]:
     """Our run on what was prepared and the plain loop; and our run with the preparation of its rows in its time."""
     folder.mkdir()
-    model = pipelines.pipeline(family, folder / family, size)
+    model = build(family, folder / family, size)
     preload('deepspeed', 'diffusers', 'align_anything.trainers.runs.offline')
     say(f'  {in_child(pipelines.costs, model, size.picture)}')
     steps, names = size.steps + 1, ('image',) if algorithm == 'sft' else ('chosen', 'rejected')

@@ -168,6 +168,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     from align_anything.datasets.skips import SkipReport
     from align_anything.engines.by_kind import ByKind
     from align_anything.engines.process_group import join_process_group
+    from align_anything.reporting.callbacks import Watchers
     from align_anything.reporting.metrics import MetricsWriter
     from align_anything.trainers.loops.offline import OfflineLoop
     from align_anything.trainers.loops.progress import Progress
@@ -192,8 +193,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
     torch.manual_seed(cfgs.train_cfgs.seed)
     sources, spec = open_sources(cfgs), spec_of(cfgs)
     dataset = make_dataset(sources.training, pair, spec, objective, cfgs.data_cfgs.train_on)
-    prepare_codes(cfgs, spec, [dataset])
-    prepare_latents(cfgs, spec, [dataset])
+    dataset.known = prepare_codes(cfgs, spec, [dataset]) or prepare_latents(cfgs, spec, [dataset])
     steps = cfgs.train_cfgs.max_steps
     collate = make_collator(cfgs, spec, pair, objective)
     costs, _ = row_costs(dataset, collate, cfgs)
@@ -219,6 +219,7 @@ def _loop(pair_name: str, argv: list[str], algorithm: str, console: type) -> tup
         skips=SkipReport(output, keep=0),
         save=lambda progress, *, with_state: None,
         stop_asked=StopSignal(),
+        watchers=Watchers(),
         ema=None,
         previews=None,
     )

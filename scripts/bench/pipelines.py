@@ -32,6 +32,13 @@ def pipeline(family: str, folder: Path, size: Size) -> Path:
     return folder
 
 
+def tiny(family: str, folder: Path, size: Size) -> Path:
+    """Writes the pipeline that tests train, which is next to nothing: what is left of a step is all else."""
+    from align_anything.testing.tiny import build
+
+    return build(family, folder, image_size=size.picture, corpus=corpus(words(WORDS)))
+
+
 def weights(folder: Path) -> int:
     """Bytes of the denoiser of a pipeline."""
     from align_anything.models.diffusion.checkpoint import load_spec

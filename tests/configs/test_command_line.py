@@ -104,7 +104,12 @@ def test_negative_numbers_are_values(problems):
     ],
 )
 def test_dry_run(run, words, dry_run):
-    assert run(words).dry_run is dry_run
+    assert run(words).dry_run is dry_run and run(words).device_gib is None
+
+
+@pytest.mark.parametrize(('words', 'size'), [('--dry_run 80GiB --epochs 2', 80.0), ('--dry_run=0.5gib', 0.5)])
+def test_a_dry_run_for_another_device(run, words, size):
+    assert run(words).dry_run is True and run(words).device_gib == size
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,7 @@ def test_dry_run(run, words, dry_run):
         ('--seed 1 2', "stray value '2' after --seed"),
         ('--seed=1 2', "stray value '2'"),
         ('--dry_run 3', "stray value '3' after --dry_run"),
+        ('--dry_run 80GB', "stray value '80GB' after --dry_run"),
         ('--local_rank=0 7', "stray value '7'"),
         ('--seed 1 --train_cfgs.seed 1', "'train_cfgs.seed' was given already by command line --seed"),
         ('--resume auto --load_checkpoint True', "'train_cfgs.resume' was given already by command line --resume"),

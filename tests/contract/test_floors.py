@@ -34,6 +34,7 @@ FLOORS = {
     'evaluation': 10,
     'cli': 11,
     'testing': 11,
+    'api': 12,
 }
 LEAVES = 9  # trainers/<modality pair>
 RUNS = 'align_anything.trainers.runs'

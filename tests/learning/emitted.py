@@ -105,7 +105,7 @@ SINGING = Lesson(
 TRAINED, PAIRS, ASKED = 1300, 3900, 300
 """Rows to learn from, pairs (each with another answer that is worse), and prompts to be asked."""
 SUPERVISED = {'epochs': 100, 'lr_scheduler_type': 'cosine', 'lr_warmup_ratio': 0.1}
-AT_ONCE = {'max_steps': 350, 'per_device_train_batch_size': 16, 'learning_rate': 3e-3}
+AT_ONCE = {'max_steps': 450, 'per_device_train_batch_size': 16, 'learning_rate': 3e-3}
 BOTH_WAYS = {
     'pair': 'any_to_any',
     'template': 'Messages',

@@ -21,7 +21,7 @@ REQUIRED = 0.95
 EPOCHS = {
     'llama': 12,
     'qwen2': 12,
-    'qwen3': 12,
+    'qwen3': 14,
     'qwen3_moe': 12,
     'opt': 14,
     'gemma3_text': 12,

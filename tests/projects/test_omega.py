@@ -22,6 +22,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from align_anything.trainers.pairs import PAIRS
+from tests.harness.hub import TOKEN, fake_hub
 from tests.harness.once import once
 from tests.trainers.runs import run
 
@@ -80,23 +81,6 @@ def _write_hub(folder: Path, language_model: Path) -> None:
     for name, dataset in data.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         dataset.to_parquet(folder / name)
-
-
-class Hub:
-    """Takes what would be uploaded."""
-
-    made: list[tuple[str, bool]] = []
-    files: dict[str, bytes] = {}
-
-    def __init__(self, token: str | None) -> None:
-        self.token = token
-
-    def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
-        Hub.made.append((repo_id, private))
-
-    def create_commit(self, repo_id: str, operations: list[Any], commit_message: str) -> None:
-        given = [(operation.path_in_repo, operation.path_or_fileobj) for operation in operations]
-        Hub.files |= {name: file if type(file) is bytes else Path(file).read_bytes() for name, file in given}
 
 
 @pytest.fixture
@@ -173,7 +157,8 @@ def test_the_targets_make_from_a_download_to_an_upload(
     for target in ('eval_baseline', 'eval_finetune'):
         assert json.loads(make(target, 'EVAL=--size 4')).keys() == {'loss', 'rows', 'skipped'}
     listed = make('upload', 'REPO=me/model --dry-run')
-    assert 'slice_end/model.safetensors' in listed and '- bittensor' in listed and 'state' not in listed.split('---')[0]
+    assert '  model.safetensors\n' in listed and '- bittensor' in listed
+    assert 'manifest.json: state of a run' in listed.split('README.md:')[0]
 
 
 def test_each_number_of_devices_has_its_target(project: Path) -> None:
@@ -256,15 +241,20 @@ def test_the_checkpoint_of_an_epoch_is_uploaded_with_its_card(
         saved(Path('out') / name, tiny('llama'), *where)
     marked = (tiny('llama') / 'config.json').read_bytes() + b' '
     Path('out/slice_8/config.json').write_bytes(marked)
-    monkeypatch.setattr('huggingface_hub.HfApi', Hub)
     command = ['upload_ckpt_hf.py', '--ckpt_dir', 'out', '--hf_repo_id', 'me/model', '--license', 'llama3', '--epoch']
-    assert python(*command, '1', monkeypatch=monkeypatch) == 0
-    assert Hub.made == [('me/model', True)]
+    with fake_hub(monkeypatch, token=None) as running:
+        assert python(*command, '1', monkeypatch=monkeypatch) == 1
+        assert 'Log in' in (told := capsys.readouterr().err) and 'HF_ACCESS_TOKEN' in told
+        monkeypatch.setenv('HF_ACCESS_TOKEN', TOKEN)
+        assert python(*command, '1', monkeypatch=monkeypatch) == 0
+        assert capsys.readouterr().out.endswith(f'{running.url}/me/model\n')
+    repo = running.repos['me/model']
+    assert repo.private and repo.commits == ['Checkpoint of epoch 1']
     # What is through with epoch 1 is saved before the first step of epoch 2.
-    assert Hub.files['config.json'] == marked
-    assert {'config.json', 'model.safetensors', 'tokenizer.json', 'README.md'} <= Hub.files.keys()
-    assert not {'manifest.json', 'optimizer.pt'} & Hub.files.keys()
-    card = ModelCard(Hub.files['README.md'].decode())
+    assert repo.files['config.json'] == marked
+    assert {'config.json', 'model.safetensors', 'tokenizer.json', 'README.md'} <= repo.files.keys()
+    assert not {'manifest.json', 'state/optimizer.pt'} & repo.files.keys()
+    card = ModelCard(repo.files['README.md'].decode())
     assert card.data.tags == ['sft', 'any-to-any', 'omega', 'omegalabs', 'bittensor', 'agi']
     assert card.data.license == 'llama3' and '# A model' in card.text
     assert python(*command, '7', monkeypatch=monkeypatch) == 2

@@ -140,9 +140,9 @@ def test_a_probe_goes_beyond_the_opening_of_media(folder: Path) -> None:
     policy = policy_of(folder, spec, 'padded').eval()
 
     class Asked(HFRollouts):
-        def generate(self, examples: Any, sampling: Sampling) -> list[list[Response]]:
+        def generate(self, examples: Any, sampling: Sampling, tell: Any = None) -> list[list[Response]]:
             asked.append(sampling.max_new_tokens)
-            return super().generate(examples, sampling)
+            return super().generate(examples, sampling, tell)
 
     engine = Asked(policy.model, spec, dtype=torch.float32, batch_size=8)
     probed = ProbedRollouts(

@@ -48,11 +48,17 @@ RATIOS = {
     'pictures': ['GRPO update on pictures: shared_prefix / padded'],
     'sampling': [],
     'generate': ['generate: one by one / 16 at once'],
+    'serve': ['serve: 32 clients / one'],
     'codes': ['codes: range / whole head'],
     'emu3': ['Emu3-type SFT: packed / pixels'],
     'denoise': [
         f'{what} SFT{how}: ours / plain'
         for what in ('sd15', 'sd3', 'sd3 LoRA')
+        for how in ('', ', one epoch with its preparation')
+    ],
+    'denoise_tiny': [
+        f'tiny {what} SFT{how}: ours / plain'
+        for what in ('sd15', 'sd3')
         for how in ('', ', one epoch with its preparation')
     ],
     'denoise_dpo': ['sd15 DPO: ours / plain', 'sd3 DPO: ours / plain'],

@@ -287,7 +287,8 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('ranks', [1, 2])
+# On two ranks each ends so, as the only one does.
+@pytest.mark.parametrize('ranks', [pytest.param(1, marks=pytest.mark.extended), 2])
 @pytest.mark.parametrize('name', CASES)
 def test_the_run_ends_with_code_2_and_a_message(inputs, tmp_path, monkeypatch, name, ranks):
     case = CASES[name]

@@ -58,6 +58,7 @@ class Judged:
             roles={},
             objective=DPO(),
             training=None,
+            watchers=SimpleNamespace(ask_to_stop=lambda: False),
             evaluation={name: loader(name) for name in found},
             rows=10,
             steps=100,

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from align_anything.cli.inspection import inspect_run
 from align_anything.cli.merging import merge_adapter
-from align_anything.core.errors import ModelError, SettingsError
+from align_anything.core.errors import SettingsError
+from align_anything.models.diffusion.checkpoint import is_pipeline
+from align_anything.models.diffusion.saved_lora import is_lora_folder
 from tests.harness.pairwise import first_of
 from tests.trainers.denoising import PICTURES, SHOWN, metrics, named, offline, write_digits
 from tests.trainers.runs import run, succeed
@@ -76,5 +78,5 @@ def test_other_commands_know_such_an_adapter(first: Path, tmp_path: Path) -> Non
     assert inspect_run(PICTURES, named('sft'), argv).is_file()
     with pytest.raises(SettingsError, match='Set lora_cfgs.use_lora'):
         inspect_run(PICTURES, named('sft'), offline(tmp_path / 'full', first, tmp_path / 'rows.jsonl'))
-    with pytest.raises(ModelError, match='holds the adapter of a pipeline'):
-        merge_adapter(first, tmp_path / 'merged')
+    merge_adapter(first, tmp_path / 'merged')
+    assert is_pipeline(tmp_path / 'merged') and not is_lora_folder(tmp_path / 'merged')

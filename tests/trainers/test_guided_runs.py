@@ -95,10 +95,10 @@ def watched(path: Path) -> Callable[[int], None]:
     def before(rank: int) -> None:
         inner = HFRollouts._generate
 
-        def noted(self, examples, sampling):
+        def noted(self, examples, call, sampling, tell):
             with path.open('a') as file:
                 file.write(json.dumps([sampling.responses, sampling.guidance]) + '\n')
-            return inner(self, examples, sampling)
+            return inner(self, examples, call, sampling, tell)
 
         HFRollouts._generate = noted
 

@@ -12,13 +12,14 @@ import torch
 from align_anything.cli.leaves import find_run
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Example, Piece
+from align_anything.models.activations import activations_of
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.runs.assembly import build_on_meta
-from align_anything.trainers.runs.memory import Memory, activations_of, memory_of_run
+from align_anything.trainers.runs.memory import Memory, memory_of_run
 from align_anything.trainers.runs.settings import spec_of
 from tests.trainers.test_scoring import with_head
 
@@ -46,7 +47,7 @@ def held(algorithm: str, model: Path, pair: str = 'text_to_text', **settings: An
     resolved = settings_of(its_pair, kind, argv, {})
     spec = spec_of(resolved.cfgs)
     policy, _ = build_on_meta(resolved.cfgs, spec, resolved.algorithm)
-    return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy, tokens=0)
+    return memory_of_run(resolved.cfgs, its_pair, resolved.algorithm, spec, policy, size=0)
 
 
 def size(model: torch.nn.Module) -> int:

@@ -45,7 +45,7 @@ def keeping_what_generates(folder: Path) -> Callable[[int], None]:
     def before(rank: int) -> None:
         inner, calls = DenoisingRollouts.generate, []
 
-        def generate(self, examples, sampling):
+        def generate(self, examples, sampling, tell=None):
             calls.append(sampling)
             state = {name: tensor.clone() for name, tensor in self.denoiser.state_dict().items()}
             save_file(state, folder / f'{len(calls)}.safetensors')

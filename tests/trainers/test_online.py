@@ -265,7 +265,7 @@ def dies_in(what: str, step: int) -> Callable[[int], None]:
         def watched(self, *given):
             # An evaluation generates one response to each prompt.
             now = (
-                self.version == step and given[1].responses > 1 if what == 'rollout' else self.progress.step == step + 1
+                self.version == step and given[2].responses > 1 if what == 'rollout' else self.progress.step == step + 1
             )
             if now and rank == 1:
                 die()

@@ -61,7 +61,7 @@ class Scripted:
     def sleep(self) -> None:
         pass
 
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[list[Response]]:
+    def generate(self, examples: Sequence[Example], sampling: Sampling, tell: Any = None) -> list[list[Response]]:
         generated = [[self._response() for _ in range(sampling.responses)] for _ in examples]
         self.score(complete(examples, generated))
         return generated

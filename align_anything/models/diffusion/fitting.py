@@ -19,4 +19,6 @@ def covering(image: Any, height: int, width: int) -> Any:
     """Returns a PIL image as an RGB one of that size."""
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(image.convert('RGB'), (width, height), Image.Resampling.LANCZOS)
+    # Converting copies a picture also where nothing changes.
+    image = image if image.mode == 'RGB' else image.convert('RGB')
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)

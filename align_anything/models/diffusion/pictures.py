@@ -85,8 +85,9 @@ class PictureSpec(DiffusionSpec):
     @torch.no_grad()
     def encode_media(self, pipeline: Any, fitted: Tensor) -> Tensor:
         """Returns the mode of the autoencoder's distribution, scaled."""
-        vae = pipeline.vae
-        return self.scaled(vae.encode(fitted.to(vae.device, vae.dtype)).latent_dist.mode().float())
+        # Asking the autoencoder itself for its device goes through all its modules.
+        weight = next(pipeline.vae.parameters())
+        return self.scaled(pipeline.vae.encode(fitted.to(weight)).latent_dist.mode().float())
 
     @torch.no_grad()
     def decode_latents(self, pipeline: Any, latents: Tensor) -> list[Any]:

@@ -35,13 +35,12 @@ def is_lora_folder(source: str | Path) -> bool:
 def base_of(source: str | Path) -> str:
     """Returns the pipeline that an adapter was trained on. Raises ModelError where it is not recorded, or not there."""
     folder = trained_model_in(source) or Path(source)
-    recorded = {value for key, value in _metadata(folder / LORA_FILE).items() if key.endswith(f'.{BASE}') and value}
-    if len(recorded) != 1:
+    base = recorded_base(folder)
+    if base is None:
         raise ModelError(
             f'{folder / LORA_FILE} does not say which pipeline the adapter was trained on: name that as '
             f'model_cfgs.model_name_or_path, and {folder} as diffusion_cfgs.lora_weights.'
         )
-    (base,) = recorded
     if Path(base).is_absolute() and not Path(base).exists():
         raise ModelError(
             f'the adapter in {folder} was trained on {base}, which does not exist: name where it is as '
@@ -50,10 +49,24 @@ def base_of(source: str | Path) -> str:
     return base
 
 
+def recorded_base(folder: Path) -> str | None:
+    """Returns the pipeline that the adapter in `folder` names as its own; None where it names none, or several."""
+    recorded = {value for key, value in _metadata(folder / LORA_FILE).items() if key.endswith(f'.{BASE}') and value}
+    return recorded.pop() if len(recorded) == 1 else None
+
+
+def with_base(file: Path, base: str) -> bytes:
+    """Returns the content of the file of an adapter, with another name of its pipeline."""
+    from safetensors.torch import load_file, save
+
+    told = {key: base if key.endswith(f'.{BASE}') else value for key, value in _metadata(file).items()}
+    return save(load_file(file), {'format': 'pt', METADATA: json.dumps(told, indent=2, sort_keys=True)})
+
+
 def check_saved_lora(source: str | Path, spec: DiffusionSpec, cfgs: LoraCfgs) -> None:
     """Raises ModelError for an adapter that cannot be trained on, SettingsError where `cfgs` are not those of it."""
     for name in spec.denoisers:
-        adapter, _ = _read(source, spec, name)
+        adapter, _ = stored_lora(source, spec, name)
         check_plain(adapter)
         problems = differences(adapter, cfgs)
         if problems:
@@ -67,7 +80,7 @@ def load_saved_lora(adapted: PeftModel, source: str | Path, spec: DiffusionSpec)
     """
     stored: dict[str, Tensor] = {}
     for name in spec.denoisers:
-        adapter, weights = _read(source, spec, name)
+        adapter, weights = stored_lora(source, spec, name)
         prefix = PEFT_PREFIX if len(spec.denoisers) == 1 else f'{PEFT_PREFIX}{name}.'
         stored |= {f'{prefix}{key}': tensor for key, tensor in weights.items()}
     put_weights(adapted, stored, adapter.folder, ADVICE)
@@ -80,7 +93,7 @@ def put_saved_lora(denoiser: nn.Module, source: str | Path, spec: DiffusionSpec)
     """
     from peft import LoraConfig, get_peft_model
 
-    read = {name: _read(source, spec, name) for name in spec.denoisers}
+    read = {name: stored_lora(source, spec, name) for name in spec.denoisers}
     targets = []
     for name, (adapter, weights) in read.items():
         check_plain(adapter)
@@ -104,18 +117,26 @@ def put_saved_lora(denoiser: nn.Module, source: str | Path, spec: DiffusionSpec)
 
 def trains_text(source: str | Path) -> bool:
     """Whether a saved adapter adapts text encoders too."""
+    return any(role.startswith('text_encoder') for role in roles_in(source))
+
+
+def roles_in(source: str | Path) -> set[str]:
+    """Returns what the file of an adapter calls the components that it has weights for, such as `transformer`."""
     from safetensors import SafetensorError, safe_open
 
     file = (trained_model_in(source) or Path(source)) / LORA_FILE
     try:
         with safe_open(file, 'pt') as opened:
-            return any(key.startswith('text_encoder') for key in opened.keys())
+            return {name.partition('.')[0] for name in opened.keys()}
     except (OSError, SafetensorError) as error:
         raise ModelError(f'{file}, the adapter, cannot be read: {error}') from error
 
 
-def _read(source: str | Path, spec: DiffusionSpec, name: str) -> tuple[Adapter, dict[str, Tensor]]:
-    """Returns the settings of a component's adapter, and its weights by the names of `lora_state`."""
+def stored_lora(source: str | Path, spec: DiffusionSpec, name: str) -> tuple[Adapter, dict[str, Tensor]]:
+    """Returns the settings of a component's adapter, and its weights by the names of `lora_state`.
+
+    Raises ModelError where they cannot be read, or are those of other components.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

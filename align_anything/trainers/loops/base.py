@@ -21,6 +21,7 @@ from align_anything.engines.averaged import AveragedWeights, warmed_up
 from align_anything.engines.checkpoint import BEST_NAME
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
+from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.trainers.loops.progress import Progress
@@ -66,6 +67,7 @@ class Loop:
     ema: AveragedWeights | None
     previews: Previews | None
     stop_asked: Callable[[], bool]
+    watchers: Watchers
     loader_steps: LoaderSteps = field(init=False)
 
     def run(self) -> bool:
@@ -81,6 +83,9 @@ class Loop:
                     break
             else:
                 self._end_epoch()
+                if self._stopped_by_watchers():
+                    self._save_checkpoint(with_state=True)
+                    return False
         if self.progress.step_in_epoch:
             self._end_epoch()
         return True
@@ -109,10 +114,19 @@ class Loop:
             step // self.previews.every > before // self.previews.every or step == self.steps
         ):
             self._preview()
+        if self._stopped_by_watchers():
+            stop = True
         if stop or self._saves_now(before):
-            saved = self.save(self.progress, with_state=stop or train.save_checkpoint)
-            self.console.note(f'checkpoint: {saved}')
+            self._save_checkpoint(with_state=stop or train.save_checkpoint)
         return not stop
+
+    def _stopped_by_watchers(self) -> bool:
+        # After the last step there is nothing left to stop.
+        return self.progress.step < self.steps and self.watchers.ask_to_stop()
+
+    def _save_checkpoint(self, with_state: bool) -> None:
+        saved = self.save(self.progress, with_state=with_state)
+        self.console.note(f'checkpoint: {saved}')
 
     def _preview(self) -> None:
         if self.previews is not None:

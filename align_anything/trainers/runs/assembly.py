@@ -43,6 +43,10 @@ class ModelKind(Protocol):
 
     def tune(self, cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm) -> nn.Module: ...
 
+    def activations(
+        self, cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int
+    ) -> float | None: ...
+
     def router_coefficient(self, cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float: ...
 
     def load(
@@ -97,6 +101,14 @@ def build_on_meta(cfgs: RunCfgs, spec: Spec, algorithm: Algorithm) -> tuple[nn.M
 def skeleton(spec: Spec) -> nn.Module:
     """The model of a checkpoint without weights."""
     return KINDS[spec.unit].skeleton(spec)
+
+
+def activations(cfgs: RunCfgs, spec: Spec, model: nn.Module, algorithm: Algorithm, size: int) -> float | None:
+    """Returns the bytes that a model without weights keeps of a micro-batch for its backward pass, None if not known.
+
+    `size` counts tokens, or samples that are denoised.
+    """
+    return KINDS[spec.unit].activations(cfgs, spec, model, algorithm, size)
 
 
 def check_model(resolved: Resolved, spec: Spec) -> None:

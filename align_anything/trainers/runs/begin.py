@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ from align_anything.engines.checkpoint import (
 from align_anything.engines.process_group import join_process_group
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
+from align_anything.reporting.callbacks import Callback, Watchers
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import METRICS_FILE, MetricsWriter
 from align_anything.reporting.plot import plot_metrics
@@ -66,6 +69,7 @@ class Begun:
     sources: Sources
     spec: Spec
     collate: Collator
+    watchers: Watchers
 
     @property
     def resume_step(self) -> int | None:
@@ -82,7 +86,7 @@ class Begun:
         return probed(self.sources.training, *wanted), held_out
 
 
-def begin(pair: Pair, resolved: Resolved) -> Begun:
+def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) -> Begun:
     """Checks everything that can be checked without weights. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     check_unused(cfgs)
@@ -107,7 +111,7 @@ def begin(pair: Pair, resolved: Resolved) -> Begun:
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)
     require_trained(cfgs, algorithm, collate, model, pair)
-    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate)
+    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate, Watchers(callbacks))
 
 
 def check_unused(cfgs: RunCfgs) -> None:
@@ -170,6 +174,7 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         cfgs.logger_cfgs.log_run_name or algorithm.name,
         settings=cfgs.model_dump(mode='json'),
         resume_step=run.resume_step,
+        watchers=run.watchers,
     )
     return {
         'cfgs': cfgs,
@@ -183,11 +188,12 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         'save': checkpoints.save,
         'ema': checkpoints.averages.get(EMA),
         'stop_asked': StopSignal(),
+        'watchers': run.watchers,
     }
 
 
-def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
-    """Runs the loop to its end, and saves what it trained.
+def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> Path:
+    """Runs the loop to its end, and saves what it trained. Returns the folder of that, or of the last checkpoint.
 
     Raises KeyboardInterrupt when Ctrl-C ended it early, and SystemExit when SIGTERM did.
     """
@@ -209,11 +215,13 @@ def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> None:
             logger.warning('stopped by SIGTERM after step %d; go on with --resume auto', run.progress.step)
             # Not 0: what should follow a whole run, in a script or a queue, must not follow this one.
             sys.exit(TERMINATED)
-        return
-    checkpoints.save(run.progress, with_state=False, name=FINAL_NAME)
+        logger.info('stopped by a callback after step %d; go on with --resume auto', run.progress.step)
+        return checkpoints.folder_of(run.progress)
+    trained = checkpoints.save(run.progress, with_state=False, name=FINAL_NAME)
     if is_main():
         logger.info('curves: %s', plot_metrics(run.output_dir))
-        logger.info('trained model: %s', run.output_dir / FINAL_NAME)
+        logger.info('trained model: %s', trained)
+    return trained
 
 
 def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
@@ -238,11 +246,14 @@ def make_folders(cfgs: RunCfgs, algorithm: Algorithm) -> Path:
 class StopSignal:
     """Whether this process was asked to end, by SIGTERM or Ctrl-C; the step under way is finished first.
 
-    `received` are the signals that asked. A second Ctrl-C interrupts at once.
+    `received` are the signals that asked. A second Ctrl-C interrupts at once. Outside of the main thread, which alone
+    gets signals, nothing asks.
     """
 
     def __init__(self) -> None:
         self.received: set[int] = set()
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 

@@ -14,6 +14,7 @@ from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.spec import Spec
+from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.card import Trained, write_card
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import Progress, manifest_of
@@ -30,7 +31,7 @@ class Checkpoints:
     `trained` are the engines of the run by role: the `policy`, which gets saved, and critics, whose state alone does;
     `write_model` writes models of its kind, and `pending` is what an online run has generated ahead, which belongs to
     its state. `averages` of what the policy trains belong to it too, by name; a model is saved of the one called
-    `ema`, in a folder of that name.
+    `ema`, in a folder of that name. `watchers` are told of each.
     """
 
     resolved: Resolved
@@ -40,13 +41,14 @@ class Checkpoints:
     write_model: Callable[..., None]
     pending: Pending | None = None
     averages: Mapping[str, AveragedWeights] = field(default_factory=dict)
+    watchers: Watchers = field(default_factory=Watchers)
 
     def save(self, progress: Progress, *, with_state: bool, name: str | None = None) -> Path:
         """Writes the checkpoint `name`, by default `slice_<step>`, and deletes the oldest of those past the limit.
 
         Every rank calls it.
         """
-        final = name or f'slice_{progress.step}'
+        final = self.folder_of(progress, name).name
         path = write_checkpoint(
             self.output_dir,
             final,
@@ -56,7 +58,12 @@ class Checkpoints:
         )
         if is_main() and name is None:
             prune(self.output_dir, max(self.resolved.cfgs.logger_cfgs.save_total_limit, 1))
+        self.watchers.saved(progress.step, path)
         return path
+
+    def folder_of(self, progress: Progress, name: str | None = None) -> Path:
+        """Returns the folder of the checkpoint `name`, by default the numbered one."""
+        return self.output_dir / (name or f'slice_{progress.step}')
 
     def load_state(self, folder: Path, ranks: int) -> None:
         """Restores every engine from the state in a checkpoint, which so many ranks wrote. Every rank calls it."""

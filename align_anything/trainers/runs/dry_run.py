@@ -14,6 +14,7 @@ from rich.text import Text
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main, world_size
 from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece, Skipped, named_tensors
@@ -49,12 +50,14 @@ from align_anything.trainers.runs.data import (
     training_sampler,
 )
 from align_anything.trainers.runs.generating import GENERATING
-from align_anything.trainers.runs.memory import memory_of_run, memory_table
+from align_anything.trainers.runs.memory import memory_of_run, memory_table, total
+from align_anything.trainers.runs.pipelines import denoised_at_once
 from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.settings import engine_config, objective_of, precision_of
+from align_anything.trainers.runs.verdict import verdict
 
 SAMPLES = 3
 
@@ -101,7 +104,11 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         require_trained(cfgs, resolved.algorithm, collate, model, pair)
     kept: list[Example] = []
     left_out: list[Skipped] = []
-    tokens = cfgs.train_cfgs.max_length_per_batch or 0
+    # Of the largest micro-batch, and of one of a single row: tokens, or samples that are denoised.
+    largest, least = cfgs.train_cfgs.max_length_per_batch or 0, 0
+    if spec.unit != 'token':
+        largest = denoised_at_once(cfgs, spec, resolved.algorithm) if generates else len(batch.inputs.sample)
+        least = -(-largest // cfgs.train_cfgs.per_device_train_batch_size)
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
     for rows in islice(sampler.micro_batches(0), 4 * SAMPLES):
         wanted = rows if len(kept) < SAMPLES else ()
@@ -109,11 +116,13 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         found = [item for item in made if isinstance(item, Example)]
         left_out += [item for item in made if isinstance(item, Skipped)]
         if spec.unit == 'token':
-            tokens = max(tokens, collate.size(_longest_update(cfgs, resolved.algorithm, found) if generates else found))
+            updated = _longest_update(cfgs, resolved.algorithm, found) if generates else found
+            largest = max(largest, collate.size(updated))
+            least = max([least, *(collate.size([row]) for row in updated)])
         kept += found
     if not kept:
         raise DataError(f'not one of the first {len(left_out)} rows of this rank can be used:\n{told_once(left_out)}')
-    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model, tokens)
+    held = memory_of_run(cfgs, pair, resolved.algorithm, spec, model, largest)
     if not is_main():
         return
     console = console or Console(highlight=False)
@@ -121,7 +130,16 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cached = kept_features(cfgs, spec, model)
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
     console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, generates))
-    console.print(memory_table(held, tokens))
+    counted = 'about, {:,} tokens in the language model' if spec.unit == 'token' else 'of {:,} samples at once'
+    console.print(memory_table(held, counted.format(largest)))
+
+    def measure(changed: RunCfgs) -> float:
+        smaller, _ = build_on_meta(changed, spec, resolved.algorithm)
+        size = least if changed.train_cfgs.per_device_train_batch_size == 1 else largest
+        return total(memory_of_run(changed, pair, resolved.algorithm, spec, smaller, size))
+
+    counts_all = all(memory.activations is not None for memory in held.values())
+    console.print(verdict(cfgs, total(held), counts_all, resolved.device_gib, measure), soft_wrap=True)
     if batch is not None:
         console.print(_first_batch(batch))
     for number, example in enumerate(kept[:SAMPLES], 1):

@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -113,6 +114,11 @@ class Generator:
         example.meta.update({key: value for key, value in meta.items() if key not in MEDIA_KINDS})
         return example
 
+    @property
+    def model(self) -> Any:
+        """The model of transformers, or the pipeline of diffusers with its denoiser. Raises ModelError of vLLM's."""
+        return self.rollouts.model
+
     def longest(self, reserved: int | None = None) -> int:
         """Returns how many units a prompt may have beside so many of a response; None for those of `sampling`."""
         if self.spec.unit != 'token':
@@ -136,33 +142,25 @@ class Generator:
 
         It is the response that `generate` gives with the same sampling. Closing the iterator ends the generation.
         """
-        said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        said: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         left = threading.Event()
 
         def tell(number: int, which: int, part: Part) -> bool:
             said.put(part)
             return left.is_set()
 
-        def work() -> None:
+        # A new thread would compute on another number of cores until it asks torch for theirs.
+        with ThreadPoolExecutor(1, initializer=torch.get_num_threads) as thread:
+            one = replace(sampling or self.sampling, responses=1)
+            generated = thread.submit(self.generate, [example], one, tell)
+            generated.add_done_callback(lambda _: said.put(None))
             try:
-                ((response,),) = self.generate([example], replace(sampling or self.sampling, responses=1), tell)
-                said.put(response)
-            except BaseException as error:  # raised where it is waited for
-                said.put(error)
-
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
-        try:
-            while True:
-                item = said.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if type(item) is Response:
-                    return
-        finally:
-            left.set()
-            worker.join()
+                while (part := said.get()) is not None:
+                    yield part
+                ((response,),) = generated.result()
+                yield response
+            finally:
+                left.set()
 
 
 def open_spec(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import MODEL, JudgeCfgs, OnlineRunCfgs
+from align_anything.configs.schema import RunCfgs
+from align_anything.engines.frozen import FrozenEngine
 from align_anything.models.family import FamilySpec
 from align_anything.rewards.base import Reward
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import make_collator, open_scorer
 from align_anything.trainers.runs.roles import ModelJudge
+
+
+def judging_engine(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm, source: str) -> FrozenEngine:
+    """Loads a model that judges responses of the pair. Every rank calls it."""
+    return open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), source)
 
 
 def open_judges(
@@ -25,7 +33,7 @@ def open_judges(
     rewards = []
     for name, asked in judges.items():
         weight, spec = cfgs.reward_cfgs.reward_model_weight if name == MODEL else 0.0, specs[name]
-        scorer = open_scorer(cfgs, make_collator(cfgs, spec, pair.judged, algorithm), asked.source)
+        scorer = judging_engine(cfgs, spec, pair, algorithm, asked.source)
         train = cfgs.train_cfgs
         size = train.per_device_train_batch_size if algorithm.trains else train.per_device_eval_batch_size
         judge = ModelJudge(asked.source, scorer, spec, size, spec.max_length, asked.unread_score)

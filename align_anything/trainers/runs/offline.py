@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from align_anything.configs.resolve import Resolved
 from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
+from align_anything.reporting.callbacks import Callback
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, evaluating, save
@@ -28,10 +32,13 @@ from align_anything.trainers.runs.reference import make_roles
 from align_anything.trainers.runs.settings import objective_of
 
 
-def train(pair: Pair, resolved: Resolved) -> None:
-    """Runs one training from settings to the final model in `<output_dir>/slice_end`."""
+def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) -> Path:
+    """Runs one training from settings to the final model in `<output_dir>/slice_end`; returns its folder.
+
+    Where one of the `callbacks` stopped it, it is that of the last checkpoint.
+    """
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
-    run = begin(pair, resolved)
+    run = begin(pair, resolved, callbacks)
     dataset, held_out = run.datasets()
     objective = objective_of(algorithm, run.spec.codes)
     known = prepare_codes(cfgs, run.spec, [dataset, *held_out]) or prepare_latents(cfgs, run.spec, [dataset, *held_out])
@@ -53,7 +60,9 @@ def train(pair: Pair, resolved: Resolved) -> None:
     # Before the state of an earlier run is loaded: the policy is still what it is compared with.
     roles, training_rows, held_out_rows = make_roles(cfgs, algorithm, policy, dataset, held_out)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
-    checkpoints = Checkpoints(resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages)
+    checkpoints = Checkpoints(
+        resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages, watchers=run.watchers
+    )
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step)
     start(run, checkpoints, sampler, steps)
     batch_size, held_out_collate = cfgs.train_cfgs.per_device_eval_batch_size, evaluating(cfgs, policy.policy.collate)
@@ -73,4 +82,4 @@ def train(pair: Pair, resolved: Resolved) -> None:
         **bookkeeping(run, checkpoints, dataset, steps),
     )
     loop.file_skips([*unusable, *sum(without_bucket, [])])
-    finish(run, loop, checkpoints)
+    return finish(run, loop, checkpoints)

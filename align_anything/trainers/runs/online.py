@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.family import FamilySpec
+from align_anything.reporting.callbacks import Callback
 from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
@@ -51,8 +53,11 @@ from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.sampling import is_guided
 
 
-def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
-    """Runs one online training from settings to the final model in `<output_dir>/slice_end`."""
+def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callbacks: Sequence[Callback] = ()) -> Path:
+    """Runs one online training from settings to the final model in `<output_dir>/slice_end`; returns its folder.
+
+    Where one of the `callbacks` stopped it, it is that of the last checkpoint.
+    """
     resolved = with_ptx_if_given(resolved)
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models = cfgs.model_cfgs
@@ -62,7 +67,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     judges = judges_of(cfgs, algorithm)
     for judge in judges.values():
         require_head(judge.source)
-    run = begin(pair, resolved)
+    run = begin(pair, resolved, callbacks)
     specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     critic_specs = {role: critic_spec(role, cfgs, run.spec, pair) for role in algorithm.critics}
     generating = GENERATING[run.spec.unit]
@@ -96,7 +101,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     pending = Pending(policy.device, decode)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
-    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages)
+    checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages, run.watchers)
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
@@ -124,7 +129,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online]) -> None:
     )
     if supervised is not None and loop.rows is not None:
         loop.rows += len(supervised)
-    finish(run, loop, checkpoints)
+    return finish(run, loop, checkpoints)
 
 
 def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:

@@ -14,6 +14,7 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError, SettingsError
+from align_anything.models.diffusion.activations import kept_for_backward
 from align_anything.models.diffusion.checkpoint import (
     denoiser_skeleton,
     enable_gradient_checkpointing,
@@ -182,6 +183,19 @@ def build_on_meta(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> n
             model = _with_head(spec, model)
     model = model.to(dtype_of(cfgs))
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
+
+
+def activations(cfgs: RunCfgs, spec: DiffusionSpec, model: nn.Module, algorithm: Algorithm, size: int) -> float | None:
+    """The bytes that a denoiser keeps of so many samples for its backward pass, None where that cannot be counted."""
+    denoiser = model.denoiser if algorithm.scores == 'units' else model
+    return kept_for_backward(spec, denoiser, size, dtype_of(cfgs))
+
+
+def denoised_at_once(cfgs: OnlineRunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> int:
+    """The most samples that a micro-batch of an online run has: those before its trained steps, or draws."""
+    own = cfgs.diffusion_cfgs
+    steps = own.sde_window or own.rollout_steps - 1
+    return cfgs.train_cfgs.per_device_train_batch_size * (steps if algorithm.trains_transitions else spec.draws)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:

@@ -50,6 +50,16 @@ def require_head(source: str) -> None:
         )
 
 
+def scores_responses(source: str) -> bool:
+    """Whether a checkpoint, or an adapter, has a score head. Raises ModelError for one that cannot be read."""
+    try:
+        require_head(source)
+    except ModelError:
+        # What is wrong otherwise is told of where it is opened.
+        return False
+    return True
+
+
 def spec_of_role(cfgs: RunCfgs, source: str) -> FamilySpec:
     """The rules of the family of a model beside the policy, with the limit that its own checkpoint says."""
     return load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)

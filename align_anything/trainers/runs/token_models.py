@@ -16,6 +16,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.engines.deepspeed_config import needs_every_parameter, zero_stage
 from align_anything.models import router, structure
+from align_anything.models.activations import activations_of
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
 from align_anything.models.declared_codes import keep_codes
@@ -125,6 +126,11 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> nn.M
     if cfgs.model_cfgs.feature_cache_dir is not None:
         frozen_towers(model, spec)
     return model
+
+
+def activations(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm, size: int) -> float:
+    """About how many bytes the model keeps of so many tokens for its backward pass."""
+    return activations_of(model, spec, size, dtype_of(cfgs).itemsize, cfgs.train_cfgs.gradient_checkpointing)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:

@@ -1,0 +1,1 @@
+"""What people touch after training: an HTTP server and a conversation in the terminal."""

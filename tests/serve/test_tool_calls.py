@@ -1,0 +1,93 @@
+"""Calls are read back in the form in which each chat template writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align_anything.core.thoughts import opened_thought
+from align_anything.models.chat_form import message_of
+from align_anything.models.pretrained_model import load_spec
+from align_anything.models.rendering import ChatRenderer
+from align_anything.serve.tool_calls import CallForm, call_form
+from tests.models.published import MANNERS, WRITES_TOOLS
+
+CALL = {'type': 'function', 'function': {'name': 'weather', 'arguments': {'city': 'Rome {"x"}', 'days': [1, 2]}}}
+HERMES = CallForm('<tool_call>', '</tool_call>', 'name', 'arguments')
+SEVERAL = {'qwen3', 'qwen3_thinking', 'nemotron', 'mistral'}
+
+
+def renderer_of(tiny: Callable[..., Path], manner: str) -> ChatRenderer:
+    return load_spec(str(tiny(MANNERS[manner], template=manner)), model_max_length=None).renderer
+
+
+def generated(renderer: ChatRenderer, said: str, calls: int) -> str:
+    """What a model that has learned the template writes for an answer with calls."""
+    asked = [message_of('user', 'x')]
+    prompt = renderer.text(asked, add_generation_prompt=True)
+    prompt = prompt.removesuffix(opened_thought(prompt))
+    full = renderer.text([*asked, message_of('assistant', said, tool_calls=[CALL] * calls)])
+    assert full.startswith(prompt)
+    ends = [renderer.end_of_turn_id, renderer.call_end_id]
+    text = full[len(prompt) :].rstrip()
+    for mark in [renderer.tokenizer.convert_ids_to_tokens(token) for token in ends if token is not None]:
+        text = text.removesuffix(mark)
+    return text
+
+
+@pytest.mark.parametrize('manner', WRITES_TOOLS)
+def test_what_a_template_writes_is_read(tiny: Callable[..., Path], manner: str) -> None:
+    renderer = renderer_of(tiny, manner)
+    form = call_form(renderer)
+    assert form is not None
+    for calls in (1, 2) if manner in SEVERAL else (1,):
+        text = generated(renderer, '', calls)
+        said, found = form.split(text)
+        assert [call['function']['name'] for call in found] == ['weather'] * calls
+        assert all(json.loads(call['function']['arguments']) == CALL['function']['arguments'] for call in found)
+        assert len({call['id'] for call in found}) == calls
+        assert 'weather' not in said and '{' not in said
+        for end in range(len(text) + 1):
+            shown = text[: end - form.holds_back(text[:end])]
+            assert said.startswith(shown), 'nothing of a call is shown before it is known to be one'
+
+
+@pytest.mark.parametrize('manner', ['gemma2', 'gemma3_text'])
+def test_a_template_without_calls_has_no_form(tiny: Callable[..., Path], manner: str) -> None:
+    assert call_form(renderer_of(tiny, manner)) is None
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'No call at all.',
+        '<tool_call>\nnot json\n</tool_call>',
+        '<tool_call>\n{"name": "f"',
+        '<tool_call>\n{"arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": [1]}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call> and then words',
+        '<tool_call></tool_call>',
+        '',
+    ],
+)
+def test_what_is_no_call_is_said_as_it_is(text: str) -> None:
+    assert HERMES.split(text) == (text, [])
+
+
+def test_words_before_a_call_are_said_and_shown_at_once() -> None:
+    text = 'Let me look.\n<tool_call>\n{"name": "f", "arguments": "{\\"a\\": 1}"}\n</tool_call>'
+    said, (call,) = HERMES.split(text)
+    assert said == 'Let me look.' and json.loads(call['function']['arguments']) == {'a': 1}
+    assert HERMES.holds_back('Let me look') == 0
+    assert HERMES.holds_back('Let me look.\n<tool') == len('\n<tool')
+    assert HERMES.holds_back('a < b') == 0
+
+
+def test_an_answer_that_is_a_bare_call_is_held_back_from_its_first_letter() -> None:
+    bare = CallForm('', '', 'name', 'parameters')
+    assert bare.holds_back(' {"na') == len(' {"na') and bare.holds_back('Hello {') == 0
+    assert bare.split('{"name": "f", "parameters": {}}')[1][0]['function']['name'] == 'f'
+    assert bare.split('{"age": 3}') == ('{"age": 3}', [])
