@@ -36,6 +36,14 @@ from align_anything.configs.effects import (
 )
 from align_anything.core.types import MEDIA_KINDS, MediaKind
 
+WRITES = Effect(
+    lambda facts: facts.algorithm.scores == 'tokens',
+    'it means nothing for a model that scores answers and writes none; leave it out.',
+)
+GENERATES_NOTHING = Effect(
+    lambda facts: not facts.algorithm.generates,
+    'it means nothing where responses are generated anyway, of max_new_tokens at most; leave it out.',
+)
 Names = str | list[str] | None
 OnePerDataset = str | list[str | None] | None
 Sizes = PositiveInt | list[PositiveInt | None] | None
@@ -93,6 +101,9 @@ class TrainCfgs(Cfgs):
         'per_device_eval_batch_size': EVALUATES,
         'eval_strategy': needs('data_cfgs.eval_datasets', off=('no',)),
         'eval_interval': EVALUATES,
+        'eval_tasks': (EVALUATES, excludes('train_cfgs.eval_strategy', 'no'), WRITES),
+        'eval_task_kwargs': needs('train_cfgs.eval_tasks'),
+        'eval_max_new_tokens': (GENERATES_NOTHING, needs('train_cfgs.eval_tasks')),
         'unfreeze_patterns': Effect(
             lambda facts: facts.cfgs.lora_cfgs.use_lora or any(facts.value(path) for path in FREEZING),
             'it means nothing where nothing is frozen; give a freeze_* key or use_lora too, or leave it out.',
@@ -172,10 +183,24 @@ class TrainCfgs(Cfgs):
     eval_interval: PositiveInt = Field(
         10, description='Optimizer steps between two evaluations when eval_strategy is steps.'
     )
+    eval_tasks: list[str] = Field(
+        [],
+        description='What else each evaluation tells: the model answers the prompts of the evaluation data, and these '
+        'measure the answers, as the tasks of align-anything evaluate do: metrics (exact_match, choice, vqa, wer, cer, '
+        'fid, kid, shapes, objects), reward functions, path/to/file.py:name.',
+    )
+    eval_task_kwargs: dict[str, dict[str, Any]] = Field(
+        {}, description='Options of eval_tasks, by the name of the task.'
+    )
+    eval_max_new_tokens: PositiveInt = Field(
+        256,
+        description='Maximum tokens of an answer that eval_tasks measure, where the run itself generates none; it is '
+        'decoded greedily.',
+    )
     save_best: str | None = Field(
         None,
         description='Metric of the evaluation, such as loss or reward_accuracy, by which the best model so far is kept '
-        'in slice_best. Losses, kl and squared_score are better when lower, everything else when higher.',
+        'in slice_best. Losses, kl, squared_score and error rates are better when lower, everything else when higher.',
     )
     early_stopping_patience: PositiveInt | None = Field(
         None,

@@ -12,7 +12,7 @@ from align_anything.algorithms.evaluate import HARNESS, Evaluate
 from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import FOREIGN_FAULTS, RewardError, SettingsError
-from align_anything.evaluation.statistics import LEVEL
+from align_anything.metrics.statistics import LEVEL
 from align_anything.models.adapter import find_adapter
 
 LOWER = ('perplexity', 'bits_per_byte', 'brier', 'wer', 'ter')

@@ -7,9 +7,9 @@ from typing import Any
 
 from align_anything.core.errors import SampleError
 from align_anything.core.types import Conversation
-from align_anything.evaluation.base import Measured, Metric
 from align_anything.evaluation.results import as_tables, per_response
-from align_anything.evaluation.samples import Sample, Samples
+from align_anything.metrics.base import Measured, Metric
+from align_anything.metrics.samples import Sample, Samples
 from align_anything.reporting.html import render
 
 SHOWN = 100

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align_anything.evaluation.base import Measured, Metric, Traits
-from align_anything.evaluation.samples import Samples
-from align_anything.evaluation.statistics import LEVEL, bootstrap, paired_difference, ratio
+from align_anything.metrics.base import Measured, Metric, Traits
+from align_anything.metrics.samples import Samples
+from align_anything.metrics.statistics import LEVEL, bootstrap, paired_difference, ratio
 
 Result = dict[str, Any]
 REWARD = 'reward'
@@ -43,7 +43,7 @@ def rows_of(measured: Measured, samples: Samples) -> Rows:
     for number, (sample, value) in enumerate(zip(samples, measured.values, strict=True)):
         if value is not None:
             sums[sample.prompt] = sums.get(sample.prompt, 0.0) + value
-            counts[sample.prompt] = counts.get(sample.prompt, 0.0) + _count(measured, number)
+            counts[sample.prompt] = counts.get(sample.prompt, 0.0) + measured.count(number)
     return Rows(list(sums), np.array([*sums.values()], np.float64), np.array([*counts.values()], np.float64))
 
 
@@ -56,19 +56,16 @@ def result_of(metric: Metric, measured: Measured, samples: Samples, resampling: 
     details = {'details': dict(measured.details)} if measured.details else {}
     if measured.value is not None:
         return {**told, 'value': float(measured.value), 'interval': None, 'responses': len(samples), **details}
-    known = [value is not None for value in measured.values]
-    told |= {'value': None, 'interval': None, 'responses': sum(known), 'abstained': len(known) - sum(known)}
-    if any(known):
+    known = [number for number, value in enumerate(measured.values) if value is not None]
+    told |= {'value': measured.whole, 'interval': None, 'responses': len(known), 'abstained': len(samples) - len(known)}
+    if known:
         rows = rows_of(measured, samples)
-        told['value'] = ratio(rows.sums, rows.counts)
         told['interval'] = list(bootstrap(rows.sums, rows.counts, samples=resampling.samples, seed=resampling.seed))
-    datasets = {sample.dataset: [] for sample in samples}
-    for number, sample in enumerate(samples):
-        if known[number]:
-            datasets[sample.dataset].append((measured.values[number], _count(measured, number)))
+    datasets: dict[str, list[int]] = {sample.dataset: [] for sample in samples}
+    for number in known:
+        datasets[samples[number].dataset].append(number)
     if len(datasets) > 1:
-        sets = {name: np.array(own, np.float64) for name, own in datasets.items() if own}
-        told['by_dataset'] = {name: ratio(own[:, 0], own[:, 1]) for name, own in sets.items()}
+        told['by_dataset'] = {name: measured.over(own) for name, own in datasets.items()}
     return {**told, **details}
 
 
@@ -123,11 +120,7 @@ def per_response(measured: Measured, number: int) -> float | None:
     """Returns what a metric says of one response."""
     if measured.value is not None or measured.values[number] is None:
         return None
-    return measured.values[number] / max(_count(measured, number), 1e-300)
-
-
-def _count(measured: Measured, number: int) -> float:
-    return 1.0 if measured.counts is None else measured.counts[number]
+    return measured.values[number] / max(measured.count(number), 1e-300)
 
 
 def as_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:

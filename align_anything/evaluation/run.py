@@ -17,7 +17,6 @@ from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.files import atomic_write_json, atomic_write_text
 from align_anything.core.logging import get_logger
-from align_anything.evaluation.base import Measured, Metric, make_metrics, needs_extra
 from align_anything.evaluation.harness import options_of, run_harness
 from align_anything.evaluation.page import page_of
 from align_anything.evaluation.results import (
@@ -28,7 +27,8 @@ from align_anything.evaluation.results import (
     result_of,
     rewards_of,
 )
-from align_anything.evaluation.samples import REFERENCE, Samples, read_samples
+from align_anything.metrics.base import Measured, Metric, make_metrics, needs_extra, unwritten
+from align_anything.metrics.samples import REFERENCE, Samples, read_samples
 from align_anything.trainers.launch import quieten_libraries, settings_of
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
@@ -105,7 +105,7 @@ def prepared(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> tup
         needs_extra('lm_eval', 'eval', 'train_cfgs.tasks: a task of lm-evaluation-harness')
         options_of(algorithm)
     metrics = make_metrics(algorithm.tasks, algorithm.task_kwargs)
-    problems = []
+    problems = unwritten(metrics, pair)
     for metric in metrics:
         if metric.traits.compares and algorithm.compare_with is None:
             problems.append(
@@ -116,12 +116,6 @@ def prepared(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> tup
             problems.append(
                 "train_cfgs.tasks: 'win_rate' compares scores: give reward_model_name_or_path, reward_functions or "
                 'remote_rm_url.'
-            )
-        if metric.traits.reads and not metric.traits.reads & pair.writes:
-            written = ', '.join(['text'] * pair.writes_text + sorted(pair.writes))
-            problems.append(
-                f"train_cfgs.tasks: '{metric.name}' judges {' and '.join(sorted(metric.traits.reads))}, and answers of "
-                f'the pair {pair.name} hold {written}.'
             )
     if problems:
         raise SettingsError(problems)

@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from align_anything.algorithms.evaluate import Evaluate
+from align_anything.algorithms.sft import SFT
 from align_anything.configs.schema import build_run_schema, groups_of
-from align_anything.evaluation.base import METRICS, make_metrics
 from align_anything.evaluation.run import evaluate
-from align_anything.trainers.pairs import find_pair
-from tests.evaluation.common import samples_of
+from align_anything.metrics.base import METRICS, make_metrics
+from align_anything.trainers.launch import settings_of
+from align_anything.trainers.pairs import PAIRS, find_pair
+from align_anything.trainers.runs.eval_tasks import metrics_of
+from tests.metrics.common import samples_of
 from tests.trainers.runs import lines, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +72,14 @@ def test_the_task_of_ones_own_is_measured(home: Path, monkeypatch: pytest.Monkey
     found = metric.measure(samples_of(home / 'own', *rows))
     assert metric.name == 'length_ratio' and metric.traits.lower_is_better
     assert (found.values, found.counts, found.details) == ([4.0, 0.0], [2.0, 8.0], {'empty': 1})
+
+
+def test_the_settings_of_a_training_are_some(tmp_path: Path) -> None:
+    (block,) = re.findall(r'```yaml\n(.*?)```', TEXT, re.DOTALL)
+    (tmp_path / 'run.yaml').write_text(block)
+    argv = f'--config {tmp_path}/run.yaml --model_name_or_path m --output_dir o --train_datasets d --train_template t'
+    cfgs = settings_of(PAIRS['text_to_text'], SFT, argv.split(), {}).cfgs
+    assert [metric.name for metric in metrics_of(cfgs, PAIRS['text_to_text'])] == cfgs.train_cfgs.eval_tasks
 
 
 def test_tables_are_whole() -> None:

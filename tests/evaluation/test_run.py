@@ -17,7 +17,7 @@ from align_anything.evaluation import run as module
 from align_anything.evaluation.run import evaluate, shown
 from align_anything.testing.tiny.judges import build_judge
 from align_anything.trainers.pairs import PAIRS, Pair
-from tests.evaluation.common import folder_of
+from tests.metrics.common import folder_of
 from tests.trainers.runs import IMAGE, TEXT, lines, write_rows
 
 Tiny = Callable[..., Path]

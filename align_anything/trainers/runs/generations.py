@@ -84,11 +84,14 @@ def record_of(
     record: Record = {'row': row, 'source': example.source, **_prompt('messages', messages), 'responses': responses}
     if scored.by_name:
         record['best'] = scored.best
+    return {**record, **known_of(example)}
+
+
+def known_of(example: Example) -> Record:
+    """Returns what a line holds of the row itself: its golden answer and the rest of its meta, where it has such."""
     answer = example.meta.get('ground_truth')
-    if _is_plain(answer):
-        record['reference_answer'] = answer
     meta = {key: value for key, value in example.meta.items() if key != 'ground_truth' and _is_plain(value)}
-    return {**record, **({'meta': meta} if meta else {})}
+    return {**({'reference_answer': answer} if _is_plain(answer) else {}), **({'meta': meta} if meta else {})}
 
 
 def pair_of(

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from align_anything.core.errors import DataError
-from align_anything.evaluation.base import register_metric
-from align_anything.evaluation.samples import Samples
+from align_anything.metrics.base import register_metric
+from align_anything.metrics.samples import Samples
 
 AGREEING = 3
 """People who say the same that make an answer right."""
@@ -65,7 +65,7 @@ def soft_accuracy(answer: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (sum(same) - one) / AGREEING) for one in same) / len(same)
 
 
-@register_metric('vqa')
+@register_metric('vqa', is_pure=True)
 def vqa(samples: Samples, *, column: str = 'answers') -> list[float | None]:
     """How far an answer is what people said, 0 to 1: right where three of the others say the same.
 

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from align_anything.evaluation.distances import frechet_distance, kernel_distance
-from align_anything.evaluation.statistics import bootstrap, paired_difference, ratio, win_rate
+from align_anything.metrics.distances import frechet_distance, kernel_distance
+from align_anything.metrics.statistics import bootstrap, paired_difference, ratio, win_rate
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from align_anything.algorithms.evaluate import HARNESS
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError, SettingsError
 from align_anything.core.registry import Registry, nearest
 from align_anything.core.types import MediaKind
 from align_anything.core.user_files import look_up
-from align_anything.evaluation import metrics
-from align_anything.evaluation.samples import Samples
+from align_anything.metrics import functions
+from align_anything.metrics.samples import Samples
+from align_anything.metrics.statistics import ratio
 from align_anything.rewards.base import call_reward, check_options, check_values, get_reward, kinds_read, reward_names
+from align_anything.trainers.pairs import Pair
 
 AT_ONCE = 64
 """Samples whose media are decoded at once."""
@@ -39,6 +43,24 @@ class Measured:
     value: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def count(self, number: int) -> float:
+        """Returns what the value of a sample is divided by."""
+        return 1.0 if self.counts is None else self.counts[number]
+
+    def over(self, numbers: Iterable[int]) -> float | None:
+        """Returns what is said of the samples of these numbers together; None where nothing is."""
+        known = [number for number in numbers if self.values[number] is not None]
+        if not known:
+            return None
+        return ratio(
+            np.array([self.values[number] for number in known]), np.array([self.count(number) for number in known])
+        )
+
+    @property
+    def whole(self) -> float | None:
+        """What is said of all samples together; None where nothing is."""
+        return self.over(range(len(self.values))) if self.value is None else float(self.value)
+
 
 MetricFunction = Callable[..., Measured | list[float | None]]
 """`(samples: Samples, *, option=default, …)`; of one that compares `(samples, others: Samples, *, …)`."""
@@ -52,11 +74,13 @@ class Traits:
         lower_is_better: whether a lower number is the better one.
         compares: whether it compares the samples with those of another model, which it is given too.
         reads: the kinds of media that it judges, where it judges nothing else.
+        is_pure: whether it asks no model and no service: it can be tried on a row before anything is generated.
     """
 
     lower_is_better: bool = False
     compares: bool = False
     reads: frozenset[MediaKind] = frozenset()
+    is_pure: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +101,7 @@ class Metric:
 METRICS: Registry[MetricFunction] = Registry(
     'metric',
     RewardError,
-    package=metrics.__name__,
+    package=functions.__name__,
     group='align_anything.metrics',
     wanted='a function',
     is_one=inspect.isfunction,
@@ -91,6 +115,7 @@ def register_metric(
     lower_is_better: bool = False,
     compares: bool = False,
     reads: Collection[MediaKind] = (),
+    is_pure: bool = False,
 ) -> Callable[[MetricFunction], MetricFunction]:
     """Decorator that files a metric under `name`; the others are its `Traits`.
 
@@ -99,7 +124,7 @@ def register_metric(
 
     def decorate(function: MetricFunction) -> MetricFunction:
         METRICS.register(name)(function)
-        _TRAITS[function] = Traits(lower_is_better, compares, frozenset(reads))
+        _TRAITS[function] = Traits(lower_is_better, compares, frozenset(reads), is_pure)
         return function
 
     return decorate
@@ -111,32 +136,46 @@ def metric_names() -> list[str]:
     return [*own, *(name for name in reward_names() if name not in own)]
 
 
-def make_metrics(tasks: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
+def make_metrics(
+    tasks: Sequence[str], options: Mapping[str, Mapping[str, Any]], keys: tuple[str, str] = ('tasks', 'task_kwargs')
+) -> list[Metric]:
     """Returns the metrics that `tasks` name, those of the harness left out.
 
     A name is that of a metric, of a reward function, or of a function in a file, `path/to/file.py:name`, that takes
-    completions as rewards do.
+    completions as rewards do. `keys` are the settings that say so.
 
     Raises:
         SettingsError: names that nothing has, options that do not fit, a name given twice; all of them at once.
     """
     problems, made = [], []
+    setting, setting_of_options = (f'train_cfgs.{key}' for key in keys)
     for name in tasks:
         if name.startswith(HARNESS):
             continue
         try:
             made.append(_made(name, options.get(name, {})))
         except SettingsError as error:
-            problems += [f'train_cfgs.tasks: {problem}' for problem in error.problems]
+            problems += [f'{setting}: {problem}' for problem in error.problems]
         except AlignAnythingError as error:
-            problems.append(f'train_cfgs.tasks: {error}')
-    problems += [f"train_cfgs.task_kwargs: '{name}' is not among the tasks." for name in options if name not in tasks]
+            problems.append(f'{setting}: {error}')
+    problems += [f"{setting_of_options}: '{name}' is not among the tasks." for name in options if name not in tasks]
     names = [metric.name for metric in made]
     twice = sorted({name for name in names if names.count(name) > 1})
-    problems += [f'train_cfgs.tasks: more than one goes by the name {name}.' for name in twice]
+    problems += [f'{setting}: more than one goes by the name {name}.' for name in twice]
     if problems:
         raise SettingsError(problems)
     return made
+
+
+def unwritten(metrics: Sequence[Metric], pair: Pair, key: str = 'tasks') -> list[str]:
+    """Returns the problem with each metric of media that answers of the pair do not hold; `key` is the setting."""
+    written = ', '.join(['text'] * pair.writes_text + sorted(pair.writes))
+    return [
+        f"train_cfgs.{key}: '{metric.name}' judges {' and '.join(sorted(metric.traits.reads))}, and answers of the "
+        f'pair {pair.name} hold {written}.'
+        for metric in metrics
+        if metric.traits.reads and not metric.traits.reads & pair.writes
+    ]
 
 
 def _made(name: str, options: Mapping[str, Any]) -> Metric:

@@ -14,11 +14,12 @@ from PIL import Image
 from pydantic import PositiveInt
 
 from align_anything.core.errors import DataError
-from align_anything.evaluation.asking import ask
-from align_anything.evaluation.base import Measured, register_metric
-from align_anything.evaluation.metrics.vqa import NUMBERS
-from align_anything.evaluation.regions import Region, is_same_colour, regions_of
-from align_anything.evaluation.samples import Sample, Samples
+from align_anything.metrics.asking import ask
+from align_anything.metrics.base import Measured, register_metric
+from align_anything.metrics.functions.vqa import NUMBERS
+from align_anything.metrics.regions import Region, is_same_colour, regions_of
+from align_anything.metrics.samples import Sample, Samples
+from align_anything.rewards.frozen import Device
 
 QUESTION = 'How many {thing} are in the picture? Answer with one number.'
 KEYS = {'colour', 'color', 'shape', 'object', 'count'}
@@ -64,7 +65,7 @@ def _count(regions: Sequence[Region], item: Mapping[str, Any]) -> int:
     )
 
 
-@register_metric('shapes', reads=('image', 'video'))
+@register_metric('shapes', reads=('image', 'video'), is_pure=True)
 def shapes(samples: Samples, *, column: str = 'objects') -> list[float | None]:
     """1 for a plain picture with exactly the coloured shapes that its row asks for, 0 for others; without a model.
 
@@ -85,7 +86,13 @@ def shapes(samples: Samples, *, column: str = 'objects') -> list[float | None]:
 
 @register_metric('objects', reads=('image', 'video'))
 def objects(
-    samples: Samples, *, model: str, column: str = 'objects', question: str = QUESTION, batch_size: PositiveInt = 16
+    samples: Samples,
+    *,
+    model: str,
+    column: str = 'objects',
+    question: str = QUESTION,
+    batch_size: PositiveInt = 16,
+    device: Device = None,
 ) -> Measured:
     """1 for a picture in which a model that reads pictures counts exactly what its row asks for, 0 for others.
 
@@ -97,6 +104,7 @@ def objects(
         column: column of the row's meta with records of `colour`, `object` and `count`.
         question: what the model is asked of each thing, `{thing}` being its name.
         batch_size: questions that are answered at once.
+        device: where it runs; None is the device of this rank.
     """
     asked, owners = [], []
     for number, sample in enumerate(samples):
@@ -104,7 +112,7 @@ def objects(
             for picture in _pictures(sample):
                 asked.append((picture, question.format(thing=name_of(item)), item['count']))
                 owners.append(number)
-    said = ask(model, [(picture, words) for picture, words, _ in asked], batch_size)
+    said = ask(model, [(picture, words) for picture, words, _ in asked], batch_size, device)
     counts = [count_in(text) for text in said]
     right: dict[int, list[bool]] = {}
     for owner, count, (_, _, wanted) in zip(owners, counts, asked, strict=True):

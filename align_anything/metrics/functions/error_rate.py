@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from align_anything.core.errors import DataError
-from align_anything.evaluation.base import Measured, register_metric
-from align_anything.evaluation.samples import Sample, Samples
+from align_anything.metrics.base import Measured, register_metric
+from align_anything.metrics.samples import Sample, Samples
 from align_anything.rewards.edit_distance import edit_distance, plain_words
 
 
@@ -26,7 +26,7 @@ def fewest_errors(said: Sequence[str], wanted: Sequence[Sequence[str]]) -> tuple
     return min(found, key=lambda pair: (pair[0] / pair[1], pair[0]))
 
 
-@register_metric('wer', lower_is_better=True)
+@register_metric('wer', lower_is_better=True, is_pure=True)
 def wer(samples: Samples, *, column: str | None = None, plain: bool = True) -> Measured:
     """Word error rate: the edits that turn the answers into their references over the words of these.
 
@@ -43,7 +43,7 @@ def wer(samples: Samples, *, column: str | None = None, plain: bool = True) -> M
     return _rate(samples, column, lambda text: words_of(text, plain), 'words')
 
 
-@register_metric('cer', lower_is_better=True)
+@register_metric('cer', lower_is_better=True, is_pure=True)
 def cer(samples: Samples, *, column: str | None = None, plain: bool = True) -> Measured:
     """Character error rate: as `wer`, of characters; for languages without spaces between words.
 

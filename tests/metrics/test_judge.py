@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from align_anything.core.errors import RewardError, SettingsError
-from align_anything.evaluation.base import Measured, make_metrics
-from align_anything.evaluation.judging import FILE, verdict_of, worth_of
+from align_anything.metrics.base import Measured, make_metrics
+from align_anything.metrics.judging import FILE, verdict_of, worth_of
 from align_anything.rewards import posting
-from tests.evaluation.common import samples_of
+from tests.metrics.common import samples_of
 
 KEY = 'sk-very-secret'
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.datasets.media.writing import files_of
-from align_anything.evaluation.samples import Samples, read_samples
+from align_anything.metrics.samples import Samples, read_samples
 
 KINDS = {'PngImageFile': 'image', 'Image': 'image', 'Audio': 'audio', 'Video': 'video'}
 

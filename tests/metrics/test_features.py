@@ -12,11 +12,11 @@ from PIL import Image
 from align_anything.core.errors import DataError
 from align_anything.core.types import Audio, Video
 from align_anything.datasets.media.writing import png, wav
-from align_anything.evaluation.base import make_metrics
-from align_anything.evaluation.features import features_of, open_encoder
+from align_anything.metrics.base import make_metrics
+from align_anything.metrics.features import features_of, open_encoder
 from align_anything.testing.tiny.encoders import RATE, build_encoder
 from align_anything.testing.tiny.judges import build_judge
-from tests.evaluation.common import samples_of
+from tests.metrics.common import samples_of
 
 RANDOM = np.random.default_rng(0)
 PICTURES = [Image.fromarray(RANDOM.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(6)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from align_anything.evaluation import statistics
-from align_anything.evaluation.base import Measured, register_metric
-from align_anything.evaluation.judging import FILE, INSTRUCTION, Endpoint, chat_of, verdict_of, worth_of
-from align_anything.evaluation.samples import Samples
+from align_anything.metrics import statistics
+from align_anything.metrics.base import Measured, register_metric
+from align_anything.metrics.judging import FILE, INSTRUCTION, Endpoint, chat_of, verdict_of, worth_of
+from align_anything.metrics.samples import Samples
 
 
 @register_metric('judge', compares=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from align_anything.core.errors import DataError
-from align_anything.evaluation import statistics
-from align_anything.evaluation.base import Measured, register_metric
-from align_anything.evaluation.samples import Sample, Samples
+from align_anything.metrics import statistics
+from align_anything.metrics.base import Measured, register_metric
+from align_anything.metrics.samples import Sample, Samples
 
 
 @register_metric('win_rate', compares=True)

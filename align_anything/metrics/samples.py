@@ -21,8 +21,8 @@ from align_anything.datasets.media.writing import MILLISECONDS
 from align_anything.models.rendering import without_beginning
 from align_anything.rewards.answers import answer_of
 from align_anything.rewards.base import Completion
-from align_anything.trainers.runs.generate import FILE
 
+FILE = 'generations.jsonl'
 KINDS: Mapping[str, MediaKind] = {'.png': 'image', '.wav': 'audio', '.apng': 'video'}
 """The kind of the first file of each medium, by its suffix, see `datasets.media.writing.files_of`."""
 REFERENCE = 'reference_answer'

@@ -6,8 +6,8 @@ import re
 import string
 from collections.abc import Sequence
 
-from align_anything.evaluation.base import register_metric
-from align_anything.evaluation.samples import Samples
+from align_anything.metrics.base import register_metric
+from align_anything.metrics.samples import Samples
 
 ARTICLES = re.compile(r'\b(?:a|an|the)\b')
 PUNCTUATION = str.maketrans('', '', string.punctuation + '。，、！？：；“”‘’')
@@ -28,7 +28,7 @@ def matches(answer: str, references: Sequence[str], *, normalise: bool = True) -
     return float(answer.strip() in {text.strip() for text in references})
 
 
-@register_metric('exact_match')
+@register_metric('exact_match', is_pure=True)
 def exact_match(samples: Samples, *, column: str | None = None, normalise: bool = True) -> list[float | None]:
     """1 for an answer that is one of the golden ones, 0 for any other.
 

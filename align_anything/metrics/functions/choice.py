@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import Field
 
 from align_anything.core.errors import DataError
-from align_anything.evaluation.base import Measured, register_metric
-from align_anything.evaluation.metrics.exact_match import normalised
-from align_anything.evaluation.samples import Sample, Samples, texts_in
+from align_anything.metrics.base import Measured, register_metric
+from align_anything.metrics.functions.exact_match import normalised
+from align_anything.metrics.samples import Sample, Samples, texts_in
 from align_anything.rewards.functions.choice import chosen_letter
 
 CHOICES = 'choices'
@@ -35,7 +35,7 @@ def chosen(answer: str, choices: Sequence[str], letters: str) -> str | None:
     return letters[longest[0]] if len(longest) == 1 else None
 
 
-@register_metric('choice')
+@register_metric('choice', is_pure=True)
 def choice(
     samples: Samples,
     *,

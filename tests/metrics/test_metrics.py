@@ -13,16 +13,16 @@ from PIL import Image, ImageDraw
 
 from align_anything.core.errors import DataError, SampleError, SettingsError
 from align_anything.core.types import Audio, Video
-from align_anything.evaluation.base import Metric, make_metrics, metric_names
-from align_anything.evaluation.metrics.choice import chosen
-from align_anything.evaluation.metrics.composition import count_in, name_of, shows
-from align_anything.evaluation.metrics.error_rate import fewest_errors, words_of
-from align_anything.evaluation.metrics.exact_match import matches
-from align_anything.evaluation.metrics.vqa import normalised, soft_accuracy
-from align_anything.evaluation.regions import regions_of
-from align_anything.evaluation.samples import read_samples
+from align_anything.metrics.base import Metric, make_metrics, metric_names
+from align_anything.metrics.functions.choice import chosen
+from align_anything.metrics.functions.composition import count_in, name_of, shows
+from align_anything.metrics.functions.error_rate import fewest_errors, words_of
+from align_anything.metrics.functions.exact_match import matches
+from align_anything.metrics.functions.vqa import normalised, soft_accuracy
+from align_anything.metrics.regions import regions_of
+from align_anything.metrics.samples import read_samples
 from align_anything.testing.shapes import COLOURS, SHAPES, draw_shape
-from tests.evaluation.common import folder_of, samples_of
+from tests.metrics.common import folder_of, samples_of
 
 
 def metric(name: str, **options: Any) -> Metric:
@@ -209,7 +209,7 @@ def test_a_model_that_reads_pictures_is_asked(tmp_path: Path, monkeypatch: pytes
         asked.extend(words for _, words in questions)
         return ['two', '1', 'many']
 
-    monkeypatch.setattr('align_anything.evaluation.metrics.composition.ask', answers)
+    monkeypatch.setattr('align_anything.metrics.functions.composition.ask', answers)
     found = metric('objects', model='m').measure(samples_of(tmp_path, *rows))
     assert found.values == [1.0, 0.0] and found.details == {'questions': 3, 'without_a_number': 1}
     assert asked[2] == 'How many red cars are in the picture? Answer with one number.'

@@ -11,10 +11,10 @@ from pydantic import PositiveInt
 
 from align_anything.core.errors import DataError
 from align_anything.core.logging import get_logger
-from align_anything.evaluation.base import AT_ONCE, Measured, register_metric
-from align_anything.evaluation.distances import frechet_distance, kernel_distance
-from align_anything.evaluation.features import Encoder, features_of, features_of_folder, open_encoder
-from align_anything.evaluation.samples import Samples
+from align_anything.metrics.base import AT_ONCE, Measured, register_metric
+from align_anything.metrics.distances import frechet_distance, kernel_distance
+from align_anything.metrics.features import Encoder, features_of, features_of_folder, open_encoder
+from align_anything.metrics.samples import Samples
 from align_anything.rewards.frozen import Device
 
 logger = get_logger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 from align_anything.core.errors import RewardError, SettingsError
 from align_anything.datasets.media.writing import AUDIO_TYPE, data_uri, png, wav
-from align_anything.evaluation.samples import Sample
+from align_anything.metrics.samples import Sample
 from align_anything.rewards.posting import Service
 
 FILE = 'judgements.jsonl'
