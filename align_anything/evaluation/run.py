@@ -29,7 +29,7 @@ from align_anything.evaluation.results import (
 )
 from align_anything.metrics.base import Measured, Metric, make_metrics, needs_extra, unwritten
 from align_anything.metrics.samples import REFERENCE, Samples, read_samples
-from align_anything.trainers.launch import quieten_libraries, settings_of
+from align_anything.trainers.launch import quieten_libraries
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
 from align_anything.trainers.runs.generate import generate
@@ -42,13 +42,12 @@ Results = dict[str, Any]
 Found = Mapping[str, tuple[Metric, Measured]]
 
 
-def evaluate(pair: Pair, argv: Sequence[str], environ: Mapping[str, str]) -> Results | None:
-    """Evaluates a checkpoint with the settings of a command line, and writes `<output_dir>/results.json`.
+def evaluate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> Results | None:
+    """Evaluates a checkpoint, and writes `<output_dir>/results.json`.
 
     Beside it come `samples.jsonl`, `results.html`, and what `generate` writes. Returns the results, on the main rank,
     and None after a dry run. Every rank calls it. What is wrong with tasks and settings is told before a model loads.
     """
-    resolved = settings_of(pair, Evaluate, argv, environ)
     metrics, others = prepared(pair, resolved)
     quieten_libraries()
     algorithm, cfgs = resolved.algorithm, resolved.cfgs

@@ -49,7 +49,8 @@ def test_the_commands_run_one_after_the_other(home: Path, monkeypatch: pytest.Mo
     for words in COMMANDS:
         assert words[:2] == ['align-anything', 'evaluate']
         argv = [SHORT.get(word, word) for word in words[3:]]
-        assert evaluate(find_pair(words[2]), [*argv, '--bf16', 'False', '--num_workers', '0'], {})
+        pair = find_pair(words[2])
+        assert evaluate(pair, settings_of(pair, Evaluate, [*argv, '--bf16', 'False', '--num_workers', '0'], {}))
     results = json.loads((home / 'output' / 'after' / 'results.json').read_text())
     assert results['metrics'].keys() == results['comparison']['metrics'].keys() == {'exact_match', 'cer'}
     assert {'value', 'interval', 'responses', 'better'} <= results['metrics']['cer'].keys()

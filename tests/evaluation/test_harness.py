@@ -12,7 +12,7 @@ import pytest
 
 from align_anything.core.errors import SettingsError
 from align_anything.evaluation.harness import checked_options, results_of
-from align_anything.evaluation.run import evaluate
+from tests.evaluation.test_run import evaluate
 from tests.trainers.runs import TEXT
 
 TOLD = {
@@ -57,7 +57,7 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     argv = ['--model_name_or_path', 'm', '--output_dir', str(tmp_path), '--tasks', '[lm_eval:sums]']
     with pytest.raises(SettingsError, match=re.escape("pip install 'align-anything[eval]'")):
-        evaluate(TEXT, argv, {})
+        evaluate(TEXT, argv)
 
 
 @pytest.mark.extended
@@ -71,6 +71,6 @@ def test_a_task_of_ones_own(tiny: Callable[..., Path], tmp_path: Path) -> None:
     kwargs = json.dumps({'lm_eval:sums': {'include_path': str(tmp_path / 'tasks')}})
     argv = ['--model_name_or_path', str(tiny('qwen2')), '--output_dir', str(out), '--tasks', '[lm_eval:sums]',
             '--task_kwargs', kwargs, '--bf16', 'False', '--model_max_length', '128']  # fmt: skip
-    results = evaluate(TEXT, argv, {})
+    results = evaluate(TEXT, argv)
     assert results is not None and 0 <= results['metrics']['lm_eval:sums/acc']['value'] <= 1
     assert json.loads((out / 'results.json').read_text()) == results

@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from align_anything.algorithms.evaluate import Evaluate
 from align_anything.cli.main import main
 from align_anything.core.errors import DataError, SettingsError
 from align_anything.evaluation import run as module
-from align_anything.evaluation.run import evaluate, shown
+from align_anything.evaluation.run import evaluate as evaluated
+from align_anything.evaluation.run import shown
 from align_anything.testing.tiny.judges import build_judge
+from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS, Pair
+from tests.harness.ranks import run_ranks
 from tests.metrics.common import folder_of
 from tests.trainers.runs import IMAGE, TEXT, lines, write_rows
 
@@ -34,8 +38,12 @@ def command(out: Path, model: Path, rows: Path | None, **settings: Any) -> list[
     return [part for key, value in given.items() for part in (f'--{key}', str(value))]
 
 
+def evaluate(pair: Pair, argv: list[str]) -> dict[str, Any] | None:
+    return evaluated(pair, settings_of(pair, Evaluate, argv, {}))
+
+
 def results_of(argv: list[str], pair: Pair = TEXT) -> dict[str, Any]:
-    found = evaluate(pair, argv, {})
+    found = evaluate(pair, argv)
     assert found is not None
     return found
 
@@ -73,10 +81,20 @@ def test_text_is_answered_measured_and_told(
     assert lines(out / 'samples.jsonl')[0]['metrics'].keys() == {'exact_match', 'cer'}
 
 
+def test_ranks_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    rows, model = write_rows(tmp_path / 'rows.jsonl', ROWS), tiny('qwen2')
+    more = {'tasks': '[wer]', 'temperature': 1, 'per_device_prompt_batch_size': 1}
+    one = results_of(command(tmp_path / 'one', model, rows, **more))
+    two = run_ranks(lambda rank: evaluate(TEXT, command(tmp_path / 'two', model, rows, **more)))
+    assert two == [one, None]
+    for name in ('samples.jsonl', 'results.html'):
+        assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
+
+
 def test_answers_are_kept_when_a_task_cannot_be_done(tiny: Tiny, tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / 'rows.jsonl', [{'prompt': 'sun'}, {'prompt': 'sea'}]), tmp_path / 'out'
     with pytest.raises(DataError, match='has no reference answer'):
-        evaluate(TEXT, command(out, tiny('qwen2'), rows, tasks='[exact_match]'), {})
+        evaluate(TEXT, command(out, tiny('qwen2'), rows, tasks='[exact_match]'))
     before = (out / 'generations.jsonl').read_bytes()
     own = f'[{tmp_path}/own.py:letters]'
     (tmp_path / 'own.py').write_text('def letters(completions):\n    return [len(c.response) for c in completions]\n')
@@ -100,7 +118,7 @@ def test_two_checkpoints_are_compared_over_the_same_prompts(tiny: Tiny, tmp_path
     assert compared['difference'] == pytest.approx((sum(ours) - sum(theirs)) / 5) and compared['prompts'] == 5
     assert len(shown(results)) == 2 and 'other: ' in (tmp_path / 'b' / 'results.html').read_text()
     with pytest.raises(SettingsError, match='compares scores of the same rewards'):
-        evaluate(TEXT, [*argv, '--reward_model_name_or_path', str(tmp_path / 'other')], {})
+        evaluate(TEXT, [*argv, '--reward_model_name_or_path', str(tmp_path / 'other')])
 
 
 def test_pictures_are_read_and_vqa_takes_the_answers_of_people(tiny: Tiny, tmp_path: Path) -> None:
@@ -159,11 +177,11 @@ def test_what_is_refused_before_a_model_loads(given: dict[str, Any], words: str)
     argv = [part for key, value in {**NEEDED, **given}.items() if value is not None
             for part in (f'--{key}', str(value))]  # fmt: skip
     with pytest.raises(SettingsError, match=re.escape(words)):
-        evaluate(TEXT, argv, {})
+        evaluate(TEXT, argv)
 
 
 def test_a_folder_to_compare_with_that_is_none(tmp_path: Path) -> None:
     argv = command(tmp_path / 'out', tmp_path, tmp_path, tasks='[wer]', compare_with=tmp_path)
     with pytest.raises(DataError, match='has no generations.jsonl'):
-        evaluate(TEXT, argv, {})
+        evaluate(TEXT, argv)
     folder_of(tmp_path, [])

@@ -17,6 +17,7 @@ from align_anything.metrics.base import Measured, make_metrics
 from align_anything.metrics.judging import FILE, verdict_of, worth_of
 from align_anything.rewards import posting
 from tests.metrics.common import samples_of
+from tests.serve.common import Parrot, listening, parrot_server
 
 KEY = 'sk-very-secret'
 
@@ -130,6 +131,15 @@ def test_a_refusal_says_why_and_not_the_key(judge_that: Callable[..., Judge], tm
     with pytest.raises(SettingsError, match='is no address'):
         judge.url = 'localhost:8000'
         judged(tmp_path, judge, [{'says': ['x']}], [{'says': ['y']}])
+
+
+def test_a_server_of_ours_judges(tmp_path: Path) -> None:
+    with listening(parrot_server(Parrot(say=prefers('good')))) as url:
+        options = {'url': f'{url}/v1', 'model': 'parrot', 'workers': 2}
+        (metric,) = make_metrics(['judge'], {'judge': options})
+        ours = samples_of(tmp_path / 'a', {'says': ['good']}, {'says': ['bad']})
+        found = metric.measure(ours, samples_of(tmp_path / 'b', {'says': ['bad']}, {'says': ['worse']}))
+    assert found.values == [1.0, 0.5] and found.details['unparsed'] == 0
 
 
 def test_verdicts() -> None:
