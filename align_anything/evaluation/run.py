@@ -58,12 +58,15 @@ def evaluate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> Res
     if resolved.dry_run or not is_main():
         return None
     folder = Path(cfgs.logger_cfgs.output_dir)
-    model = cfgs.model_cfgs.model_name_or_path
-    results: Results = {'model': model, 'pair': pair.name, 'metrics': {}}
+    results: Results = {'model': cfgs.model_cfgs.model_name_or_path, 'pair': pair.name, 'metrics': {}}
+    samples, found = Samples(folder, []), {}
     try:
         if algorithm.reads_rows:
+            samples = read_samples(folder)
+            found = {**measured(metrics, samples, others), **rewards_of(samples)}
             resampling = Resampling(algorithm.bootstrap_samples, cfgs.train_cfgs.seed)
-            results |= _measured(folder, model, metrics, others, resampling)
+            results |= _results_of(samples, metrics, found, others, resampling)
+            _write_samples(folder, samples, found)
         if algorithm.harness_tasks:
             results['metrics'] |= run_harness(resolved)
     except AlignAnythingError:
@@ -71,7 +74,8 @@ def evaluate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> Res
             logger.info('the answers are kept in %s: mend the tasks, and go on with --resume auto', folder)
         raise
     atomic_write_json(folder / RESULTS_FILE, results)
-    logger.info('results: %s', folder / RESULTS_FILE)
+    atomic_write_text(folder / PAGE_FILE, page_of(results, samples, found, others))
+    logger.info('results: %s and %s', folder / RESULTS_FILE, PAGE_FILE)
     return results
 
 
@@ -148,12 +152,10 @@ def _value(cfgs: GenerationRunCfgs, path: str) -> Any:
     return getattr(getattr(cfgs, group), key)
 
 
-def _measured(
-    folder: Path, model: str, metrics: Sequence[Metric], others: Samples | None, resampling: Resampling
+def _results_of(
+    samples: Samples, metrics: Sequence[Metric], found: Found, others: Samples | None, resampling: Resampling
 ) -> Results:
-    """What comes of the samples of a model in a folder; writes a line for each of them, and the page."""
-    samples = read_samples(folder)
-    found = {**measured(metrics, samples, others), **rewards_of(samples)}
+    """What the results tell of samples, of which metrics found something, and how they differ from others."""
     finished = sum(sample.response['finish_reason'] == 'stop' for sample in samples)
     results: Results = {
         'prompts': len(samples.by_prompt),
@@ -171,10 +173,6 @@ def _measured(
             if name in theirs
         }
         results['comparison'] = {'with': str(others.folder), 'metrics': told}
-    _write_samples(folder, samples, found)
-    page = page_of({'model': model, **results}, samples, found, others)
-    atomic_write_text(folder / PAGE_FILE, page)
-    logger.info('page: %s', folder / PAGE_FILE)
     return results
 
 
