@@ -238,7 +238,8 @@ def _video(path: Path) -> Video:
     with Image.open(path) as animation:
         for frame in ImageSequence.Iterator(animation):
             frames.append(np.asarray(frame.convert('RGB')))
-            lengths.append(frame.info['duration'] / MILLISECONDS)
+            # Frames that are all the same were written as one, which says nothing of its time.
+            lengths.append(frame.info.get('duration', MILLISECONDS) / MILLISECONDS)
     ends = np.cumsum(lengths)
     sound = path.with_suffix('.wav')
     fps = len(frames) / max(float(ends[-1]), 1 / MILLISECONDS)

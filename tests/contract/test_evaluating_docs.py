@@ -89,7 +89,8 @@ def test_tables_are_whole() -> None:
     for line in options.splitlines():
         names, told = line.strip('|').split('|')[:2]
         listed |= dict.fromkeys(re.findall(r'`(\w+)`', names), told)
-    assert listed.keys() == {*METRICS.names()}
+    shipped = {name for name in METRICS.names() if METRICS.get(name).__module__.startswith('align_anything.')}
+    assert listed.keys() == shipped
     for name, told in listed.items():
         parameters = inspect.signature(METRICS.get(name)).parameters.values()
         own = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

@@ -38,7 +38,7 @@ def test_the_same_pictures_have_no_distance(clip: str, tmp_path: Path, caplog: p
     options = {'encoder': clip, 'reference': str(real(tmp_path / 'real'))}
     fid, kid = make_metrics(['fid', 'kid'], {'fid': options, 'kid': options})
     same = samples_of(tmp_path / 'same', *({'media': [picture]} for picture in PICTURES))
-    frames = np.zeros((4, 32, 32, 3), np.uint8)
+    frames = np.zeros((4, 32, 32, 3), np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]
     dark = samples_of(tmp_path / 'dark', {'media': [Video(frames, np.arange(4) / 4, 4.0)]})
     with caplog.at_level(logging.WARNING):
         found = fid.measure(same)

@@ -205,7 +205,7 @@ def test_a_model_that_reads_pictures_is_asked(tmp_path: Path, monkeypatch: pytes
     ]
     asked: list[str] = []
 
-    def answers(model: str, questions: Any, batch_size: int) -> list[str]:
+    def answers(model: str, questions: Any, batch_size: int, device: str | None) -> list[str]:
         asked.extend(words for _, words in questions)
         return ['two', '1', 'many']
 
@@ -236,6 +236,9 @@ def test_media_are_read_back_and_damage_is_told(tmp_path: Path) -> None:
     assert again.fps == pytest.approx(8) and (again.audio.samples == sound.samples).all()
     assert (np.asarray(sample.media('image')[0]) == np.asarray(drawn())).all()
     assert (sample.media('audio')[0].samples == sound.samples).all()
+    still = Video(np.zeros((3, 8, 8, 3), np.uint8), np.arange(3) / 8, 8.0)
+    (frozen,) = samples_of(tmp_path / 'still', {'media': [still]})
+    assert len(frozen.media('video')[0].frames) == 1
     (tmp_path / 'media' / '00000000' / 'response_0_1.png').write_bytes(b'no picture')
     with pytest.raises(SampleError, match='response_0_1.png cannot be read'):
         sample.parts()

@@ -79,7 +79,7 @@ def test_answers_are_measured_and_the_training_is_as_without(folder: Path, tiny:
         assert record['eval/second.jsonl/letters'] == pytest.approx(sum(letters[4:]) / 2)
         assert record['eval/wer'] > 0 and record['eval/exact_match'] == 0
         assert samples[0].references() == [text_rows(5, seed=1)[0]['output']]
-    assert 'fit beside eval_max_new_tokens' in (tmp_path / 'with' / 'skipped_samples.jsonl').read_text()
+    assert 'first.jsonl:4' in (tmp_path / 'with' / 'skipped_samples.jsonl').read_text()
     assert (tmp_path / 'with' / 'slice_best').exists()
     one, other = (weights(tmp_path / name / 'slice_end') for name in ('with', 'without'))
     assert one and all((one[name] == other[name]).all() for name in other)
@@ -114,11 +114,11 @@ EVALUATED = {'eval_datasets': 'e', 'eval_template': 't'}
 @pytest.mark.parametrize(
     ('algorithm', 'given', 'words'),
     [
-        ('sft', {'eval_tasks': '[wer]'}, 'it means nothing without eval_datasets'),
+        ('sft', {'eval_tasks': '[wer]'}, 'it means nothing without data_cfgs.eval_datasets'),
         ('sft', {'eval_tasks': '[wer]', 'eval_strategy': 'no', **EVALUATED}, 'it means nothing with eval_strategy: no'),
         ('rm', {'eval_tasks': '[wer]', **EVALUATED}, 'scores answers and writes none'),
         ('grpo', {'eval_tasks': '[wer]', 'eval_max_new_tokens': 9, **EVALUATED}, 'responses are generated anyway'),
-        ('sft', {'eval_max_new_tokens': 9, **EVALUATED}, 'it means nothing without eval_tasks'),
+        ('sft', {'eval_max_new_tokens': 9, **EVALUATED}, 'it means nothing without train_cfgs.eval_tasks'),
         ('sft', {'eval_tasks': '[wr]', **EVALUATED}, "train_cfgs.eval_tasks: there is no metric 'wr'. Did you mean"),
         ('sft', {'eval_tasks': '[win_rate]', **EVALUATED}, "'win_rate' compares two checkpoints"),
         ('sft', {'eval_tasks': '[lm_eval:gsm8k]', **EVALUATED}, 'align-anything evaluate runs it'),

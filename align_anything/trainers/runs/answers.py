@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import RunCfgs
@@ -14,10 +14,23 @@ from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.prompts import PromptTask, as_prompts
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.spec import Spec
+from align_anything.rollouts.base import RolloutEngine
 from align_anything.trainers.loops.offline import Answers
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs import denoised_rollouts, rollout_engine
 from align_anything.trainers.runs.data import loader_in_order
-from align_anything.trainers.runs.generating import GENERATING
+
+
+class Kind(Protocol):
+    """How a kind of models answers, one file each in this package."""
+
+    def sampling_of_answers(self, cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: Spec) -> Any: ...
+
+    def open_answers(self, cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Spec, sampling: Any) -> RolloutEngine: ...
+
+
+KINDS: Mapping[str, Kind] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+"""By what a unit of their responses is, see `Spec.unit`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Asked:
 
     def open(self, cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Spec) -> Answers:
         """Returns the prompts with what answers them. Every rank calls it."""
-        rollouts = GENERATING[spec.unit].open_answers(cfgs, policy, spec, self.sampling)
+        rollouts = KINDS[spec.unit].open_answers(cfgs, policy, spec, self.sampling)
         size = cfgs.train_cfgs.per_device_eval_batch_size
         loaders = {
             name: loader_in_order(rows, rows.sizes, size, as_prompts, cfgs) for name, rows in self.prompts.items()
@@ -56,7 +69,7 @@ def asked(
 
     Raises SettingsError for answers that the model cannot write, and for a length that leaves none for prompts.
     """
-    sampling = GENERATING[spec.unit].sampling_of_answers(cfgs, algorithm, pair, spec)
+    sampling = KINDS[spec.unit].sampling_of_answers(cfgs, algorithm, pair, spec)
     longest, guided = sys.maxsize, False
     if spec.unit != 'token':
         guided = sampling.guidance.is_on

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
-from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Piece
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -34,10 +32,6 @@ class Generating(Protocol):
     def open_rollouts(
         self, resolved: Resolved[OnlineRunCfgs, Online], policy: DeepSpeedEngine, spec: Spec, sampling: Any
     ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]: ...
-
-    def sampling_of_answers(self, cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: Spec) -> Any: ...
-
-    def open_answers(self, cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Spec, sampling: Any) -> RolloutEngine: ...
 
 
 GENERATING: Mapping[str, Generating] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
