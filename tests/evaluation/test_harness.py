@@ -61,7 +61,6 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.extended
-@pytest.mark.skipif(importlib.util.find_spec('lm_eval') is None, reason='lm-evaluation-harness is not installed')
 def test_a_task_of_ones_own(tiny: Callable[..., Path], tmp_path: Path) -> None:
     rows = tmp_path / 'rows.jsonl'
     rows.write_text(''.join(json.dumps({'question': f'{n} and 1', 'right': n % 2}) + '\n' for n in range(4)))
