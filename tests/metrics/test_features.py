@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from align_anything.core.errors import DataError
+from align_anything.core.errors import DataError, ModelError
 from align_anything.core.types import Audio, Video
 from align_anything.datasets.media.writing import png, wav
+from align_anything.metrics.asking import ask
 from align_anything.metrics.base import make_metrics
 from align_anything.metrics.features import features_of, open_encoder
 from align_anything.testing.tiny.encoders import RATE, build_encoder
@@ -69,3 +71,12 @@ def test_encoders_of_other_kinds(tmp_path: Path) -> None:
     (fad,) = make_metrics(['fid'], {'fid': options})
     found = fad.measure(samples_of(tmp_path / 'same', *({'media': [sound]} for sound in sounds)))
     assert found.value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_checkpoint_answers_questions_about_pictures(tiny: Callable[..., Path]) -> None:
+    questions = [(picture, f'How many dogs, {number}?') for number, picture in enumerate(PICTURES[:3])]
+    together = ask(str(tiny('llava')), questions, 3)
+    assert len(together) == 3 and any(together)
+    assert together == [*ask(str(tiny('llava')), questions[:1], 1), *ask(str(tiny('llava')), questions[1:], 1)]
+    with pytest.raises(ModelError, match='reads no pictures'):
+        ask(str(tiny('llama')), questions, 3)
