@@ -33,6 +33,7 @@ ONLY_EXTENDED = {
     'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
     'tests/learning/test_placed.py': 'the lesson in drawing, and what families score and sample in tests/trainers',
     'tests/learning/test_spoken.py': 'the lessons in drawing, and runs of frames in tests/trainers/test_csm.py',
+    'tests/trainers/test_denoising_ppo.py': 'PPO among the algorithms of tests/trainers/test_denoising_runs.py',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 
