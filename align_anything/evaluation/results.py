@@ -137,7 +137,7 @@ def as_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
             [name, _number(own['other']), _number(own['difference']), _span(own['interval']), VERDICTS[is_better(own)]]
             for name, own in compared['metrics'].items()
         ]
-        tables.append((f'less those of {compared["with"]}', ['metric', 'other', 'difference', heads[2], ''], lines))
+        tables.append((f'compared with {compared["with"]}', ['metric', 'other', 'difference', heads[2], ''], lines))
     names = [name for name, own in results['metrics'].items() if 'by_dataset' in own]
     if names:
         datasets = list(dict.fromkeys(dataset for name in names for dataset in results['metrics'][name]['by_dataset']))
