@@ -76,7 +76,7 @@ def test_a_service_is_reached_from_this_machine_at_the_port_that_it_listens_at(n
         assert source.startswith('./') or source in COMPOSE['volumes']
         assert place in ' '.join(arguments_of('RUN')), 'made there, or it would be of root'
     assert service['build'] == '.'
-    assert not any('=' in variable for variable in service.get('environment', [])), 'no secret in a file'
+    assert not any('=' in variable for variable in service['environment']), 'no secret in a file'
 
 
 def test_the_server_has_settings_that_there_are() -> None:
@@ -84,7 +84,8 @@ def test_the_server_has_settings_that_there_are() -> None:
     assert (program, command) == ('align-anything', 'serve')
     own = settings_of(find_pair('any_to_any'), Serve, argv, {})
     assert own.cfgs.vllm_cfgs.use_vllm and own.algorithm.host == '0.0.0.0'
-    assert {*re.findall(r'`([A-Z_]+)`', PAGE)} == {'MODEL', *SERVICES['server']['environment']}
+    variables = {name for service in SERVICES.values() for name in service['environment']}
+    assert {*re.findall(r'`([A-Z_]+)`', PAGE)} == {'MODEL', *variables}
 
 
 def test_the_web_page_has_options_that_there_are() -> None:
