@@ -31,9 +31,7 @@ def make_blocks(page: Page):  # noqa: ANN201
     from align_anything.serve.ui.train_tab import train_tab
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
-        watched = gr.Dropdown(
-            [], value=None, label='Run', allow_custom_value=False, elem_id='run', render=False, scale=3
-        )  # fmt: skip
+        watched = gr.Dropdown([], value=None, label='Run', elem_id='run', interactive=True, render=False, scale=3)
         with gr.Tabs(selected='train') as tabs:
             with gr.Tab('Train', id='train'):
                 train_tab(page, blocks, tabs, watched)
@@ -66,6 +64,7 @@ def make_app(page: Page, keys: Sequence[str] = (), host: str = '127.0.0.1') -> A
         return Response(status_code=NOT_FOUND) if file is None else FileResponse(file, media_type='text/html')
 
     theme = gr.themes.Default(font=list(map(gr.themes.Font, FONTS)), font_mono=list(map(gr.themes.Font, MONOSPACE)))
+    theme.set(block_info_text_color='*neutral_600', block_info_text_color_dark='*neutral_300')
     gr.mount_gradio_app(
         app,
         blocks,

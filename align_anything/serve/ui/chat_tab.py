@@ -26,19 +26,30 @@ def chat_tab(page: Page, tab: gr.Tab, count: int) -> None:
     with gr.Row():
         models = [
             gr.Dropdown(
-                page.checkpoints(), value=None, allow_custom_value=True, label=label, elem_id=f'{name}_model_{number}',
+                page.checkpoints(),
+                value=None,
+                allow_custom_value=True,
+                label=label,
+                elem_id=f'{name}_model_{number}',
+                interactive=True,
                 info='Checkpoint, adapter, or output folder of a run; or a name of the hub.',
             )
             for number, label in enumerate(LABELS[:count], 1)
-        ]  # fmt: skip
+        ]
     with gr.Accordion('System prompt and sampling', open=False):
-        system = gr.Textbox(label='System prompt', elem_id=f'{name}_system')
+        system = gr.Textbox(label='System prompt', elem_id=f'{name}_system', interactive=True)
         with gr.Row():
-            sampling = [gr.Textbox(label=key, placeholder='default', elem_id=f'{name}_{key}') for key in SAMPLED]
+            sampling = [
+                gr.Textbox(label=key, placeholder='default', elem_id=f'{name}_{key}', interactive=True)
+                for key in SAMPLED
+            ]
         more = gr.Textbox(
-            label='More settings', placeholder='--bf16 False --top_k 40', elem_id=f'{name}_more',
+            label='More settings',
+            placeholder='--bf16 False --top_k 40',
+            elem_id=f'{name}_more',
+            interactive=True,
             info='As the command takes them: align-anything chat --help.',
-        )  # fmt: skip
+        )
     problems = gr.HTML(elem_id=f'{name}_problems')
     with gr.Row():
         boxes = [
@@ -46,9 +57,14 @@ def chat_tab(page: Page, tab: gr.Tab, count: int) -> None:
             for number, label in enumerate(LABELS[:count], 1)
         ]
     message = gr.MultimodalTextbox(
-        show_label=False, file_types=['image', 'audio', 'video'], file_count='multiple', elem_id=f'{name}_message',
-        sources=['upload', 'microphone'], placeholder='A message, with images, audio and video if you like',
-    )  # fmt: skip
+        show_label=False,
+        file_types=['image', 'audio', 'video'],
+        file_count='multiple',
+        elem_id=f'{name}_message',
+        interactive=True,
+        sources=['upload', 'microphone'],
+        placeholder='A message, with images, audio and video if you like',
+    )
     with gr.Row():
         stop = gr.Button('Stop', size='sm', elem_id=f'{name}_stop')
         retry = gr.Button('Retry', size='sm', elem_id=f'{name}_retry')

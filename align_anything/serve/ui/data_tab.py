@@ -27,20 +27,36 @@ def data_tab(page: Page, tab: gr.Tab) -> None:
     """Builds the tab."""
     pairs = modules_of_pairs()
     with gr.Row():
-        pair = gr.Dropdown(sorted(pairs), value='text_to_text', label='Modality pair', elem_id='data_pair')
-        reads = gr.Dropdown(list(READS), value=next(iter(READS)), label='Rows are', elem_id='data_reads')
+        pair = gr.Dropdown(
+            sorted(pairs), value='text_to_text', label='Modality pair', elem_id='data_pair', interactive=True
+        )
+        reads = gr.Dropdown(
+            list(READS), value=next(iter(READS)), label='Rows are', elem_id='data_reads', interactive=True
+        )
         datasets = gr.Dropdown(
-            page.found().data, value=[], multiselect=True, allow_custom_value=True, label='Data',
+            page.found().data,
+            value=[],
+            multiselect=True,
+            allow_custom_value=True,
+            label='Data',
             elem_id='data_datasets',
-        )  # fmt: skip
-        template = gr.Dropdown([''], value='', allow_custom_value=True, label='Template', elem_id='data_template')
+            interactive=True,
+        )
+        template = gr.Dropdown(
+            [''], value='', allow_custom_value=True, label='Template', elem_id='data_template', interactive=True
+        )
     with gr.Row():
         options = gr.Textbox(
-            label='Options of the template', placeholder='{prompt: question, response: answer}', elem_id='data_options'
+            label='Options of the template',
+            placeholder='{prompt: question, response: answer}',
+            elem_id='data_options',
+            interactive=True,
         )
-        split = gr.Textbox(label='Split', placeholder='train', elem_id='data_split')
-        first = gr.Number(1, label='First row', precision=0, minimum=1, elem_id='data_first')
-        rows = gr.Number(ROWS, label='Rows', precision=0, minimum=1, maximum=1000, elem_id='data_rows')
+        split = gr.Textbox(label='Split', placeholder='train', elem_id='data_split', interactive=True)
+        first = gr.Number(1, label='First row', precision=0, minimum=1, elem_id='data_first', interactive=True)
+        rows = gr.Number(
+            ROWS, label='Rows', precision=0, minimum=1, maximum=1000, elem_id='data_rows', interactive=True
+        )
     with gr.Row():
         look = gr.Button('Look', variant='primary', elem_id='look')
         following = gr.Button('Next rows', elem_id='look_next')

@@ -32,6 +32,7 @@ TASKS = {
     'prompt': 'format_prompt_only_sample',
 }
 """The hook that a template must have, by what an algorithm reads of a row."""
+RUNNABLE = 'These settings can be run.'
 PRIVATE = {'api_visibility': 'private', 'show_progress': 'hidden'}
 
 
@@ -40,48 +41,105 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
     pairs = modules_of_pairs()
     found = page.found()
     with gr.Row():
-        pair = gr.Dropdown(sorted(pairs), value=FIRST_PAIR, label='Modality pair', info='What is read and written.')
-        algorithm = gr.Dropdown(pairs[FIRST_PAIR], value=FIRST_ALGORITHM, label='Algorithm', info='How it learns.')
-        devices = gr.Textbox(label='Devices', placeholder='all', info='How many of this machine; empty for all.')
+        pair = gr.Dropdown(
+            sorted(pairs),
+            value=FIRST_PAIR,
+            interactive=True,
+            elem_id='pair',
+            label='Modality pair',
+            info='What is read and written.',
+        )
+        algorithm = gr.Dropdown(
+            pairs[FIRST_PAIR],
+            value=FIRST_ALGORITHM,
+            interactive=True,
+            elem_id='algorithm',
+            label='Algorithm',
+            info='How it learns.',
+        )
+        devices = gr.Textbox(
+            label='Devices',
+            elem_id='devices',
+            interactive=True,
+            placeholder='all',
+            info='How many of this machine; empty for all.',
+        )
         config = gr.Dropdown(
-            ['', *found.settings], value='', label='Settings file', elem_id='config',
+            ['', *found.settings],
+            value='',
+            label='Settings file',
+            elem_id='config',
+            interactive=True,
             info='YAML under what is set here.',
-        )  # fmt: skip
+        )
     with gr.Row():
         model = gr.Dropdown(
-            page.checkpoints(), value=None, allow_custom_value=True, label='Model', elem_id='model',
+            page.checkpoints(),
+            value=None,
+            allow_custom_value=True,
+            label='Model',
+            elem_id='model',
+            interactive=True,
             info='Checkpoint: a folder, or a name of the hub.',
-        )  # fmt: skip
+        )
         datasets = gr.Dropdown(
-            found.data, value=[], multiselect=True, allow_custom_value=True, label='Data', elem_id='datasets',
+            found.data,
+            value=[],
+            multiselect=True,
+            allow_custom_value=True,
+            label='Data',
+            elem_id='datasets',
+            interactive=True,
             info='Files, folders, or names of the hub.',
-        )  # fmt: skip
+        )
         template = gr.Dropdown(
-            [], value=None, allow_custom_value=True, label='Template', elem_id='template',
+            [],
+            value=None,
+            allow_custom_value=True,
+            label='Template',
+            elem_id='template',
+            interactive=True,
             info='What makes conversations of rows; also file.py:Name.',
-        )  # fmt: skip
-        output_dir = gr.Textbox('output/run', label='Output folder', elem_id='output_dir', info='Of the run.')
+        )
+        output_dir = gr.Textbox(
+            'output/run', label='Output folder', elem_id='output_dir', interactive=True, info='Of the run.'
+        )
     chosen = {'model': model, 'datasets': datasets, 'template': template, 'output_dir': output_dir}
     with gr.Row():
         form = gr.Column(scale=3)
         with gr.Column(scale=2, elem_classes='panel'):
-            problems = gr.HTML(elem_id='problems')
-            command = gr.Code(
-                label='Command', language='shell', interactive=False, buttons=['copy'], lines=3, wrap_lines=True,
-                elem_id='command', show_line_numbers=False,
-            )  # fmt: skip
-            yaml = gr.Code(
-                label='Settings', language='yaml', interactive=False, buttons=['copy', 'download'], lines=3,
-                elem_id='yaml', show_line_numbers=False,
-            )  # fmt: skip
             with gr.Row():
-                memory = gr.Textbox(label='GiB of a device', placeholder='of this machine', elem_id='memory', scale=1)
-                rows = gr.Textbox('100', label='Rows to inspect', elem_id='rows', scale=1)
+                memory = gr.Textbox(
+                    label='GiB of a device', placeholder='of this machine', elem_id='memory', interactive=True, scale=1
+                )
+                rows = gr.Textbox('100', label='Rows to inspect', elem_id='rows', interactive=True, scale=1)
             with gr.Row():
                 dry_run = gr.Button('Dry run', elem_id='dry_run')
                 inspect = gr.Button('Inspect', elem_id='inspect')
                 start = gr.Button('Start', variant='primary', elem_id='start')
+            problems = gr.HTML(elem_id='problems')
             output = gr.HTML(elem_id='output')
+            command = gr.Code(
+                label='Command',
+                language='shell',
+                interactive=False,
+                buttons=['copy'],
+                lines=3,
+                wrap_lines=True,
+                elem_id='command',
+                show_line_numbers=False,
+                visible=False,
+            )
+            yaml = gr.Code(
+                label='Settings',
+                language='yaml',
+                interactive=False,
+                buttons=['copy', 'download'],
+                lines=3,
+                elem_id='yaml',
+                show_line_numbers=False,
+                visible=False,
+            )
 
     def algorithms(pair_name: str, current: str) -> Any:
         page.load_library()
@@ -92,7 +150,9 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
 
     with form:
 
-        @gr.render(inputs=[pair, algorithm], triggers=[algorithm.change, blocks.load], show_progress='minimal')
+        @gr.render(
+            inputs=[pair, algorithm], triggers=[pair.change, algorithm.change, blocks.load], show_progress='minimal'
+        )
         def settings(pair_name: str, algorithm_name: str) -> None:
             page.load_library()
             from align_anything.serve.ui.form import fields_of, sections_of
@@ -122,15 +182,16 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
             plain = {name: values[part] for name, part in own.items()}
             return asked_for_in(plain, {**below, **above}, fields)
 
-        def show(values: Mapping[Any, Any]) -> tuple[str, str, str]:
+        def show(values: Mapping[Any, Any]) -> tuple[Any, ...]:
             from align_anything.serve.ui.preview import preview, shell
 
             try:
                 made = preview(asked(values), page.root)
             except SettingsError as error:
-                return problems_html(error.problems), '', ''
+                return problems_html(error.problems), gr.Code(visible=False), gr.Code(visible=False)
             told = problems_html(made.problems, made.notes)
-            return told or good_html('These settings can be run.'), shell(made.command), made.yaml
+            typed = gr.Code(shell(made.command), visible=True)
+            return told or good_html(RUNNABLE), typed, gr.Code(made.yaml, visible=bool(made.yaml))
 
         def try_out(values: Mapping[Any, Any]) -> Iterator[str]:
             from align_anything.serve.ui.preview import resolve_in
@@ -180,9 +241,15 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
         changes = [part.blur if isinstance(part, gr.Textbox) else part.change for part in given]
         texts = [part.submit for part in given if isinstance(part, gr.Textbox)]
         gr.on(
-            [*changes, *texts], show, inputs, [problems, command, yaml],
-            trigger_mode='always_last', queue=False, key='show', **PRIVATE,
-        )  # fmt: skip
+            [*changes, *texts],
+            show,
+            inputs,
+            [problems, command, yaml],
+            trigger_mode='always_last',
+            queue=False,
+            key='show',
+            **PRIVATE,
+        )
         dry_run.click(try_out, inputs, output, key='dry run', api_visibility='private', show_progress='minimal')
         inspect.click(look, inputs, output, key='inspect', api_visibility='private', show_progress='minimal')
         start.click(begin, inputs, [output, tabs, watched], key='start', api_visibility='private')
@@ -223,7 +290,13 @@ def _trained(pair: str) -> list[str]:
 
 
 def _component(field: Field) -> Any:
-    told = {'label': field.name, 'info': field.info, 'key': field.setting.path, 'elem_id': field.setting.path}
+    told = {
+        'label': field.name,
+        'info': field.info,
+        'key': field.setting.path,
+        'elem_id': field.setting.path,
+        'interactive': True,
+    }
     if field.kind == 'flag':
         return gr.Checkbox(field.setting.value, **told)
     if field.kind == 'choice':
