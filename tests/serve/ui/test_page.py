@@ -1,4 +1,4 @@
-"""The page as a browser gets it: what it may load, who may come in; and clicked through in Chromium, a whole tiny run."""
+"""The page as a browser gets it: what it loads, and who may come in; in Chromium, a tiny run is clicked through."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from PIL import Image
 from align_anything.cli.main import main
 from align_anything.core.errors import SettingsError
 from align_anything.serve.door import Door, Keys
+from align_anything.serve.ui import runs
 from align_anything.serve.ui.pages import ADDRESS, FRAMED, OWN, Pages, Walls
 from align_anything.serve.ui.run import PASSWORD_VARIABLE, serve_page
 
@@ -164,10 +165,15 @@ def test_the_command_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> No
     assert 'llava-hf/llava-1.5-7b-hf' in options['known']
 
 
+def _missing(name: str) -> None:
+    raise ModuleNotFoundError(name)
+
+
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from align_anything.serve.ui.quick_gradio import import_gradio
 
-    monkeypatch.setitem(sys.modules, 'gradio', None)
+    monkeypatch.delitem(sys.modules, 'gradio', raising=False)
+    monkeypatch.setattr('importlib.import_module', _missing)
     with pytest.raises(SettingsError, match=r"pip install 'align-anything\[ui\]'"):
         import_gradio()
 
@@ -192,11 +198,14 @@ def folder(tmp_path: Path, tiny: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def address(folder: Path) -> Iterator[str]:
-    """The page of the folder, served by the command; it is restarted by `restart`."""
+    """Where the page of the folder is to be served; the run that it starts ends with the test."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     yield f'http://127.0.0.1:{port}'
+    runs.stop(folder / 'output' / 'one')
+    if runs.wait(folder / 'output' / 'one', 60) == runs.RUNNING:
+        runs.read_launch(folder / 'output' / 'one').process.kill()
 
 
 def serve(folder: Path, address: str, log: Path) -> tuple[subprocess.Popen[bytes], float]:
@@ -267,20 +276,20 @@ def test_a_whole_run_is_clicked_through(folder: Path, address: str, tmp_path: Pa
             page.on('pageerror', lambda error: wrong.append(str(error)))
             page.goto(address)
             user = Browser(page, pictures)
-            _set_up(user)
-            _start_and_stop(user, folder)
-            # The page goes away, the run does not.
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-            process, _ = serve(folder, address, log)
-            page.goto(address)
-            _take_up(user, folder)
-            _talk(user, folder)
-            _look(user)
-            browser.close()
-    except BaseException:
-        page.screenshot(path=pictures / 'failed.png', full_page=True)
-        raise
+            try:
+                _set_up(user)
+                _start_and_stop(user, folder)
+                # The page goes away, the run does not.
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+                process, _ = serve(folder, address, log)
+                page.goto(address)
+                _take_up(user, folder)
+                _talk(user, folder)
+                _look(user)
+            finally:
+                user.picture('last')
+                browser.close()
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -306,7 +315,7 @@ def _set_up(user: Browser) -> None:
     user.write('train_cfgs.learning_rate', '1e-3')
     user.write('train_cfgs.max_steps', '3000')
     page.uncheck('[id="train_cfgs.bf16"] input')
-    user.choose('devices', '1') if False else user.write('devices', '1')
+    user.write('devices', '1')
     assert '--max_steps 3000' in user.shows('command', '--num_gpus 1')
     assert 'bf16: false' in user.shows('yaml', 'learning_rate: 0.001')
     user.picture('set_up')
@@ -325,7 +334,7 @@ def _start_and_stop(user: Browser, folder: Path) -> None:
     page.click('#start')
     user.shows('run_facts', 'running')
     page.wait_for_selector('#run_curves polyline', timeout=PAUSE)
-    user.shows('run_log', 'trainable')
+    user.shows('run_log', 'step ')
     user.picture('curves')
     page.click('#stop')
     user.shows('run_message', 'saves a checkpoint')
@@ -345,10 +354,8 @@ def _take_up(user: Browser, folder: Path) -> None:
     user.shows('run_message', 'goes on from')
     user.shows('run_facts', 'running')
     user.shows('run_log', f'after step {step} of')
-    page.wait_for_function(
-        f"() => parseInt((document.querySelector('#run_facts').innerText.match(/last step\\s+(\\d+)/) || [])[1]) > {step}",
-        timeout=PAUSE,
-    )  # noqa: E501
+    later = 'innerText.match(/last step\\s+(\\d+)/)'
+    page.wait_for_function(f"() => +(document.querySelector('#run_facts').{later} || [])[1] > {step}", timeout=PAUSE)
     user.picture('resumed')
     page.click('#stop')
     user.shows('run_facts', 'stopped')
