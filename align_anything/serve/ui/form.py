@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,7 @@ CHOSEN = (
 )
 """Settings that stand above the form."""
 
+MARKS = re.compile(r'([<>*_\[\]])')
 Value = str | bool | Sequence[str] | None
 
 
@@ -52,7 +54,9 @@ class Field:
     @property
     def info(self) -> str:
         """What it means, its type, and where its default comes from."""
-        return f'{self.setting.description} ({describe_type(self.setting.annotation)}; {self.setting.origin})'
+        return (
+            f'{as_markdown(self.setting.description)} ({describe_type(self.setting.annotation)}; {self.setting.origin})'
+        )
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,12 @@ def sections_of(algorithm: type[Algorithm], fields: Sequence[Field]) -> list[Sec
     own = [field for field in rest if field.setting.is_own and field not in common]
     groups = groups_of(build_run_schema(algorithm))
     others = [
-        Section(group, model.__doc__ or '', [f for f in rest if f.setting.group == group and f not in common + own])
+        Section(group, _first(model), [f for f in rest if f.setting.group == group and f not in common + own])
         for group, model in groups.items()
     ]
     first = [
         Section('Common settings', 'What most runs give.', common),
-        Section(f'Settings of {algorithm.name}', (algorithm.__doc__ or '').partition('\n')[0], own),
+        Section(f'Settings of {algorithm.name}', _first(algorithm), own),
     ]
     return [section for section in first + others if section.fields]
 
@@ -97,14 +101,26 @@ def words_of(fields: Sequence[Field], values: Mapping[str, Value]) -> list[str]:
     A text that is empty, and a flag or a choice that is as it would be anyway, says nothing.
     """
     words: list[str] = []
-    for field in fields:
+    for field in sorted(fields, key=lambda field: field.setting.path not in CHOSEN):
         words += _words(field, values.get(field.setting.path))
     return words
+
+
+def as_markdown(text: str) -> str:
+    """Returns a description for what reads Markdown: code stays, all else is shown as it is written."""
+    parts = text.split('`')
+    parts[::2] = [MARKS.sub(r'\\\1', part) for part in parts[::2]]
+    return '`'.join(parts)
 
 
 def written(value: Any) -> str:
     """Returns a value as the command line takes it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _first(kind: type) -> str:
+    """The first paragraph of what a class says of itself."""
+    return as_markdown(' '.join((kind.__doc__ or '').strip().partition('\n\n')[0].split()))
 
 
 def _field(setting: Offered) -> Field:

@@ -22,7 +22,7 @@ def good_html(text: str) -> str:
 
 def log_html(text: str) -> str:
     """Returns what a program said, as it said it."""
-    return f'<pre class="log">{escape(text)}</pre>' if text else ''
+    return f'<div class="tail"><pre class="log">{escape(text)}</pre></div>' if text else ''
 
 
 def verdict_html(text: str) -> str:

@@ -21,6 +21,7 @@ logger = get_logger(__name__)
 
 PASSWORD_VARIABLE = 'ALIGN_ANYTHING_PASSWORD'
 ANYWHERE = '0.0.0.0'
+GRACE_SECONDS = 2
 
 
 def serve_page(
@@ -69,7 +70,8 @@ def serve_page(
             logger.info('and for everyone with the password at %s', _public_address(bound.getsockname()[1]))
         # The library of settings takes seconds to import, which nobody has to wait for.
         threading.Thread(target=page.load_library, daemon=True).start()
-        serve_app(app, bound)
+        # Browsers hold a connection for as long as they show the page.
+        serve_app(app, bound, timeout_graceful_shutdown=GRACE_SECONDS)
     finally:
         bound.close()
         shutil.rmtree(page.folder, ignore_errors=True)

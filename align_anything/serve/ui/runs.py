@@ -20,6 +20,7 @@ from align_anything.core.errors import SettingsError
 from align_anything.core.files import FINAL_NAME, atomic_write_json
 from align_anything.serve.ui.paths import Root
 from align_anything.serve.ui.preview import Asked, launcher, resolve_in
+from align_anything.trainers.runs.output_folder import check_unused
 
 LAUNCH, LOG = 'launch.json', 'log.txt'
 RUNNING, FINISHED, STOPPED, FAILED, UNKNOWN = 'running', 'finished', 'stopped', 'failed', 'not started here'
@@ -72,9 +73,11 @@ def start(asked: Asked, root: Root) -> Path:
 
     Raises SettingsError as the command would, for paths outside of `root`, and for a folder that a run writes to.
     """
-    folder = root.inside(resolve_in(asked, root).cfgs.logger_cfgs.output_dir, 'logger_cfgs.output_dir')
+    cfgs = resolve_in(asked, root).cfgs
+    folder = root.inside(cfgs.logger_cfgs.output_dir, 'logger_cfgs.output_dir')
     if state_of(folder) == RUNNING:
         raise SettingsError([f'logger_cfgs.output_dir: a run that goes on writes to {root.short(folder)}.'])
+    check_unused(cfgs)
     port = ['--master_port', str(_free_port())]
     words = launcher(asked.pair, asked.algorithm, asked.devices)
     command = [*words[:1], *port, *words[1:], *asked.settings]

@@ -32,7 +32,7 @@ def runs_tab(page: Page, blocks: gr.Blocks, watched: gr.Dropdown) -> None:
     with gr.Accordion('Responses and previews', open=True):
         report = gr.HTML(elem_id='run_report')
     with gr.Accordion('Log', open=True):
-        log = gr.HTML(elem_id='run_log', autoscroll=True, max_height=520)
+        log = gr.HTML(elem_id='run_log')
     with gr.Accordion('All runs in this folder', open=False):
         overview = gr.HTML(elem_id='all_runs')
     known = gr.State(None)

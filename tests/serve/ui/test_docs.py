@@ -34,7 +34,7 @@ def test_its_commands_open_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / 'password').chmod(0o600)
     served: list[Any] = []
     monkeypatch.setattr(run, 'bound_socket', lambda host, port: _Bound(host, port))
-    monkeypatch.setattr(run, 'serve_app', lambda made, bound: served.append(bound))
+    monkeypatch.setattr(run, 'serve_app', lambda made, bound, **_: served.append(bound))
     monkeypatch.setattr(app, 'make_app', lambda page, keys, host: served.append((page.root.folder, list(keys), host)))
     for words in commands:
         monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from align_anything.configs.command_line import parse_command_line
 from align_anything.configs.keys import KeyIndex
 from align_anything.configs.schema import build_run_schema, groups_of
 from align_anything.core.errors import SettingsError
-from align_anything.serve.ui.form import CHOSEN, Field, fields_of, sections_of, words_of, written
+from align_anything.serve.ui.form import CHOSEN, Field, as_markdown, fields_of, sections_of, words_of, written
 from align_anything.trainers.launch import resolved_of
 from align_anything.trainers.leaves import find_run
 from align_anything.trainers.pairs import Pair
@@ -120,3 +120,11 @@ def _another(annotation: Any, default: Any) -> Any:
     if isinstance(default, int) and not isinstance(default, bool):
         return default + 1
     return 3 if default is None and 'int' in text and 'Literal' not in text else None
+
+
+def test_descriptions_are_shown_as_they_are_written() -> None:
+    assert as_markdown('renamed to <name>.old by `a <b> *` and a freeze_* key') == (
+        r'renamed to \<name\>.old by `a <b> *` and a freeze\_\* key'
+    )
+    _, kind, fields = of('text_to_text', 'sft')
+    assert all(section.meaning and '\n' not in section.meaning for section in sections_of(kind, [*fields.values()]))

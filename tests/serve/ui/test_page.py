@@ -336,6 +336,9 @@ def _start_and_stop(user: Browser, folder: Path) -> None:
     page.wait_for_selector('#run_curves polyline', timeout=PAUSE)
     user.shows('run_log', 'step ')
     user.picture('curves')
+    user.tab('Train')
+    assert page.input_value('#model input') == 'models/qwen2', 'what was chosen stays'
+    user.tab('Runs')
     page.click('#stop')
     user.shows('run_message', 'saves a checkpoint')
     user.shows('run_facts', 'stopped', 'slice_')

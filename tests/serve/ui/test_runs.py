@@ -82,9 +82,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
                 child.kill()
 
 
-def asked(output_dir: str) -> Asked:
+def asked(output_dir: str, *more: str) -> Asked:
     words = ['--model_name_or_path', 'tiny', '--train_datasets', 'a.jsonl', '--train_template', 'Messages']
-    return Asked('text_to_text', 'sft', [*words, '--output_dir', output_dir, '--overwrite_output_dir', 'True'])
+    return Asked('text_to_text', 'sft', [*words, '--output_dir', output_dir, *more])
 
 
 def begun(folder: Path) -> None:
@@ -97,7 +97,7 @@ def begun(folder: Path) -> None:
 
 
 def test_a_run_is_stopped_with_a_checkpoint_found_again_and_taken_up(page: Page) -> None:
-    folder = runs.start(asked('output/one'), page.root)
+    folder = runs.start(asked('output/one', '--overwrite_output_dir', 'True'), page.root)
     begun(folder)
     assert (folder / 'environment').read_text() == f'{runs.WIDTH} {page.root.folder}'
     assert runs.state_of(folder) == runs.RUNNING
@@ -114,6 +114,8 @@ def test_a_run_is_stopped_with_a_checkpoint_found_again_and_taken_up(page: Page)
     assert runs.wait(folder, 20) == runs.STOPPED
     assert (folder / 'slice_2').is_dir() and not (folder / 'worker_was_asked').exists()
     assert runs.stop(folder) == 0
+    with pytest.raises(SettingsError, match='holds slice_2, metrics.jsonl of another run'):
+        runs.start(asked('output/one'), page.root)
     for name in ('begun', 'ended'):
         (folder / name).unlink()
     runs.resume(folder, page.root)
