@@ -48,7 +48,9 @@ def runs_tab(page: Page, blocks: gr.Blocks, watched: gr.Dropdown) -> None:
 
     def list_runs(name: str | None) -> tuple[Any, str]:
         runs = page.found().runs
-        return gr.Dropdown(runs, value=name if name in runs else None), table_html(overview_of(page, runs))
+        return gr.Dropdown(runs, value=name if name in runs else next(iter(runs), None)), table_html(
+            overview_of(page, runs)
+        )
 
     gr.on([refresh.click, blocks.load], list_runs, watched, [watched, overview], **PRIVATE)
 

@@ -349,7 +349,6 @@ def _start_and_stop(user: Browser, folder: Path) -> None:
 def _take_up(user: Browser, folder: Path) -> None:
     page = user.page
     user.tab('Runs')
-    user.choose('run', 'output/one')
     assert 'text_to_text sft' in user.shows('run_facts', 'stopped')
     (checkpoint,) = (folder / 'output' / 'one').glob('slice_*')
     step = int(checkpoint.name.removeprefix('slice_'))
