@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from align_anything.core.asgi import Application
 from align_anything.serve.door import Door, Keys
@@ -20,7 +21,7 @@ UPLOADS = '2gb'
 NOT_FOUND = 404
 
 
-def make_blocks(page: Page):  # noqa: ANN201
+def make_blocks(page: Page) -> Any:
     """Returns the page as gradio has it, a `gradio.Blocks`. Raises SettingsError where gradio is missing."""
     import_gradio()
     import gradio as gr
