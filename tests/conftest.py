@@ -32,6 +32,7 @@ import torch  # noqa: E402
 
 from tests.harness.once import once  # noqa: E402
 from tests.harness.ranks import import_what_ranks_did  # noqa: E402
+from tests.harness.shares import is_left_out  # noqa: E402
 from tests.harness.tiers import COUNTS, LONG, Together, count_tiers  # noqa: E402
 from tests.harness.times import Times  # noqa: E402
 
@@ -52,6 +53,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     It begins with the longest files.
     """
+    for item in items:
+        if is_left_out(item):
+            item.add_marker(pytest.mark.extended)
     config.stash[COUNTS] = count_tiers(items)
     if 'extended' not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker('extended')]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,28 @@ def generate(context: typer.Context, pair: PairName = None) -> None:
     from align_anything.trainers.launch import launch
 
     launch(*find_run(pair, 'generate'), context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def evaluate(context: typer.Context, pair: PairName = None) -> None:
+    """Answer the prompts of data with a checkpoint, and measure the answers: numbers, intervals, a page.
+
+    PAIR --help lists the settings; docs/evaluating.md the tasks.
+    """
+    _check_order(context, pair, 'evaluate')
+    from align_anything.algorithms.evaluate import Evaluate
+    from align_anything.trainers.launch import settings_of
+    from align_anything.trainers.pairs import find_pair
+
+    its_pair = find_pair(pair)
+    resolved = settings_of(its_pair, Evaluate, context.args, os.environ)
+    # Imported once the settings are right: --help need not wait for it.
+    from align_anything.evaluation.run import evaluate as evaluate_model
+    from align_anything.evaluation.run import shown
+
+    results = evaluate_model(its_pair, resolved)
+    for table in shown(results) if results is not None else ():
+        _show(table)
 
 
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')

@@ -165,10 +165,12 @@ def reward_names() -> list[str]:
     return _REWARDS.names()
 
 
-def check_options(name: str, function: RewardFunction, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], what: str = 'reward'
+) -> dict[str, Any]:
     """Returns all options of a reward function: those given, in the types that it declares, and its defaults.
 
-    Its options are its keyword-only parameters; one without a default must be given.
+    Its options are its keyword-only parameters; one without a default must be given. `what` is what messages call it.
 
     Raises:
         SettingsError: unknown or missing options, or values of another type; names what the function takes.
@@ -176,7 +178,7 @@ def check_options(name: str, function: RewardFunction, options: Mapping[str, Any
     try:
         hints = get_type_hints(function, include_extras=True)
     except NameError as error:
-        raise SettingsError([f"reward '{name}': {error} in the annotations of its parameters; import it"]) from error
+        raise SettingsError([f"{what} '{name}': {error} in the annotations of its parameters; import it"]) from error
     known = {
         parameter.name: (
             hints.get(parameter.name, Any),
@@ -189,7 +191,8 @@ def check_options(name: str, function: RewardFunction, options: Mapping[str, Any
     try:
         checked = create_model('Options', __config__=config, **known)(**options)
     except ValidationError as error:
-        raise SettingsError([_option_problem(name, list(known), problem) for problem in error.errors()]) from error
+        whose = f"{what} '{name}'"
+        raise SettingsError([_option_problem(whose, list(known), problem) for problem in error.errors()]) from error
     return {option: getattr(checked, option) for option in known}
 
 
@@ -315,11 +318,11 @@ def _rows(completions: Sequence[Completion]) -> str:
     return shown if len(completions) == 1 else f'{len(completions)} completions, of {shown}'
 
 
-def _option_problem(name: str, known: list[str], problem: Mapping[str, Any]) -> str:
+def _option_problem(what: str, known: list[str], problem: Mapping[str, Any]) -> str:
     option = '.'.join(map(str, problem['loc']))
     takes = f'Its options: {", ".join(known) or "none"}.'
     if problem['type'] == 'extra_forbidden':
-        return f"reward '{name}' has no option '{option}'.{nearest(option, known)} {takes}"
+        return f"{what} has no option '{option}'.{nearest(option, known)} {takes}"
     if problem['type'] == 'missing':
-        return f"reward '{name}' needs the option '{option}'. {takes}"
-    return f"option '{option}' of reward '{name}' is {problem['input']!r}: {problem['msg']}. {takes}"
+        return f"{what} needs the option '{option}'. {takes}"
+    return f"option '{option}' of {what} is {problem['input']!r}: {problem['msg']}. {takes}"

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from align_anything.cli.leaves import runs
 from tests.harness.pairwise import in_tiers
+from tests.harness.shares import SHARES, is_left_out
 from tests.harness.tiers import COUNTS, LONG, TOGETHER, count_tiers, first_tier, group_of
-from tests.invariants import families, test_fallback, test_frozen, test_gradients, test_scores, test_zero
+from tests.invariants import families, test_frozen, test_gradients, test_scores, test_zero
 from tests.learning import test_audio, test_images, test_online, test_preferences, test_text, test_videos
 from tests.scripts import test_shell_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
+    'tests/learning/test_drawn.py': 'tests/contract/test_emitting_docs.py, whose commands teach a model to draw',
+    'tests/learning/test_open_prompts.py': 'the lesson in painting, and runs of families of sounds in tests/trainers',
+    'tests/learning/test_painted_online.py': 'rewards that are learned in tests/policies/denoising/test_learning.py',
     'tests/learning/test_composed.py': 'lessons of images and of audio, and tests/trainers/test_composed_runs.py',
     'tests/learning/test_edited.py': 'the lesson in painting, and tests/trainers/test_editing_runs.py',
     'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
     'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
     'tests/learning/test_placed.py': 'the lesson in drawing, and what families score and sample in tests/trainers',
     'tests/learning/test_spoken.py': 'the lessons in drawing, and runs of frames in tests/trainers/test_csm.py',
+    'tests/trainers/test_denoising_ppo.py': 'PPO among the algorithms of tests/trainers/test_denoising_runs.py',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 
@@ -64,10 +71,7 @@ def test_scores_are_compared_for_every_family_in_every_layout() -> None:
     'test',
     [
         test_scores.test_no_score_depends_on_a_later_token_or_a_neighbour,
-        test_scores.test_pad_may_be_the_end_token_and_dummy_media_change_nothing,
         test_gradients.test_gradients_are_those_of_a_plain_loop_for_every_cut,
-        test_gradients.test_recomputing_activations_changes_no_gradient,
-        test_fallback.test_no_right_layout_is_thrown_away,
     ],
     ids=lambda test: test.__name__,
 )
@@ -142,6 +146,40 @@ def test_extended_parameters_are_told_from_others() -> None:
 
     assert first_tier(mixed) == [('a', 'x'), ('b', 'y')]
     assert first_tier(single) == [('a',)] and first_tier(left_out) == []
+
+
+@pytest.mark.parametrize('file', SHARES)
+def test_what_has_a_share_exists_and_leaves_some_to_the_first_tier(file: str, request: pytest.FixtureRequest) -> None:
+    module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+    assert {*SHARES[file]} <= {*vars(module)}
+    assert 1 not in SHARES[file].values()
+    for name, share in SHARES[file].items():
+        cells = [
+            item for item in request.session.items if item.nodeid.startswith((f'{file}::{name}[', f'{file}::{name}'))
+        ]
+        if share and cells:
+            assert any(not is_left_out(item) for item in cells), name
+
+
+def test_a_share_is_spread_over_the_cells() -> None:
+    def item(name: str, *indices: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            nodeid=f'tests/models/test_export.py::{name}[x]',
+            callspec=SimpleNamespace(indices=dict(zip('abc', indices, strict=False))),
+        )
+
+    first, second = (
+        'test_full_export_has_the_names_values_and_files_of_the_source',
+        [*SHARES['tests/models/test_export.py']][1],
+    )
+    halves = [is_left_out(item(first, number, number)) for number in range(6)]
+    assert halves == [False, True] * 3
+    assert is_left_out(item(second, 0)) and not is_left_out(item('test_that_is_not_named', 0))
+
+
+def test_a_share_is_no_first_tier_of_every_family() -> None:
+    with pytest.raises(ValueError, match='a share of its cells'):
+        first_tier(test_gradients.test_recomputing_activations_changes_no_gradient)
 
 
 @pytest.mark.parametrize(

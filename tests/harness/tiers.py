@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.harness.shares import SHARES
+
 # Begun first, so that none is left to the end.
 LONG = (
     'tests/scripts/test_demo',
@@ -91,7 +93,13 @@ class Together(LoadScopeScheduling):
 
 
 def first_tier(test: Callable[..., Any]) -> list[tuple[Any, ...]]:
-    """The parameters, of a test with one `parametrize`, that are not marked `extended`; none where it is itself."""
+    """The parameters, of a test with one `parametrize`, that are not marked `extended`; none where it is itself.
+
+    Raises ValueError for a test of which `make test` runs a share.
+    """
+    file = test.__module__.replace('.', '/') + '.py'
+    if test.__name__ in SHARES.get(file, {}):
+        raise ValueError(f'{test.__name__} is tested by a share of its cells (tests/harness/shares.py)')
     marks = {mark.name: mark for mark in test.pytestmark}
     if 'extended' in marks:
         return []

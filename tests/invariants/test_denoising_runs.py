@@ -188,23 +188,41 @@ KILLS = [(name, part) for name in ('sft', 'grpo', 'online_dpo') for part in ('ro
 KILLS.remove(('sft', 'rollout'))
 
 
-@pytest.mark.parametrize(('name', 'part'), in_tiers(KILLS, [('grpo', 'rollout'), ('grpo', 'update')]))
-def test_a_killed_run_goes_on_as_if_nothing_was(name: str, part: str, tiny: Tiny, rows: Path, tmp_path: Path) -> None:
+def killable(name: str, out: Path, tiny: Tiny, rows: Path, *more: str) -> list[str]:
     how: dict[str, Any] = {'save_interval': 1, 'save_total_limit': 2, 'max_steps': 4}
-    argv = offline if name == 'sft' else online
     if name == 'grpo':
         how |= {'sde_window': 1, 'num_workers': 1, 'ema_decay': 0.9}
-    succeed(argv(tmp_path / 'whole', tiny('sd3'), rows, **how), 1, PICTURES, algorithm=named(name))
-    (ended,) = run(argv(tmp_path / 'cut', tiny('sd3'), rows, **how), 1, PICTURES, killed_in(part), named(name))
+    return (offline if name == 'sft' else online)(out, tiny('sd3'), rows, *more, **how)
+
+
+@pytest.fixture(scope='module')
+def whole(tiny: Tiny, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run of an algorithm that nothing interrupted."""
+    found: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in found:
+            out = tmp_path_factory.mktemp('whole') / 'run'
+            succeed(killable(name, out, tiny, rows), 1, PICTURES, algorithm=named(name))
+            found[name] = out
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize(('name', 'part'), in_tiers(KILLS, [('grpo', 'rollout'), ('grpo', 'update')]))
+def test_a_killed_run_goes_on_as_if_nothing_was(
+    name: str, part: str, whole: Callable[[str], Path], tiny: Tiny, rows: Path, tmp_path: Path
+) -> None:
+    (ended,) = run(killable(name, tmp_path, tiny, rows), 1, PICTURES, killed_in(part), named(name))
     assert ended.code is None
-    again = succeed(
-        argv(tmp_path / 'cut', tiny('sd3'), rows, '--resume', 'auto', **how), 1, PICTURES, algorithm=named(name)
-    )
+    again = succeed(killable(name, tmp_path, tiny, rows, '--resume', 'auto'), 1, PICTURES, algorithm=named(name))
     assert 'resumed from' in again and 'latents: 0 entries made' in again
-    expected, found = (weights(tmp_path / run / 'slice_end' / 'transformer') for run in ('whole', 'cut'))
+    folders = whole(name), tmp_path
+    expected, found = (weights(folder / 'slice_end' / 'transformer') for folder in folders)
     assert expected and [key for key in expected if not torch.equal(expected[key], found[key])] == []
-    whole, cut_short = ((tmp_path / run / 'metrics.jsonl').read_text() for run in ('whole', 'cut'))
-    assert whole == cut_short
+    told_whole, told_cut = ((folder / 'metrics.jsonl').read_text() for folder in folders)
+    assert told_whole == told_cut
 
 
 def keeps_a_picture(file: Path) -> Callable[[int], None]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from align_anything.datasets.template_registry import make_formatter
-from tests.scripts.demos import ROOT, demonstrate
+from tests.scripts.demos import ROOT, demonstrate, rehearse
 
 
 @pytest.fixture(scope='module')
@@ -80,8 +80,8 @@ def check_what_is_left(home: Path, done: subprocess.CompletedProcess[str]) -> tu
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_demo_of_a_few_steps_runs_through_and_says_that_they_are_too_few(tmp_path: Path) -> None:
-    """All that a person calls, but for most of the training."""
-    done = demonstrate('demo', tmp_path / 'demo', ALIGN_ANYTHING__TRAIN_CFGS__MAX_STEPS='40')
+    """All that a person calls, but for most of the training, which is under the real launcher."""
+    done = rehearse('demo', tmp_path / 'demo', steps=40)
     before, after = check_what_is_left(tmp_path / 'demo', done)
     assert done.returncode == 1 and f'FAILED: {after["written"]:.1%} is below 90%' in done.stdout
     # By now it writes words, and rather the right ones than chance has it.

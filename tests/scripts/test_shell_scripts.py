@@ -43,9 +43,8 @@ TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem i
 
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
 FIRST_TRAINED = (
-    'sd3_dpo wan_sft flux_kontext_sft editing_sft llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft '
-    'qwen2_5_omni_thinker_sft drawing_sft speaking_sft illustrating_sft unified_sft janus_sft chameleon_sft emu3_sft '
-    'csm_sft'
+    'sd3_dpo wan_sft flux_kontext_sft llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft '
+    'qwen2_5_omni_thinker_sft drawing_sft speaking_sft illustrating_sft unified_sft'
 ).split()
 FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
 

@@ -87,7 +87,7 @@ def test_any_body_is_answered_or_refused(client: TestClient, rounds: int) -> Non
             assert set(answer.json()['error']) == {'message', 'type', 'param', 'code'}
 
     asks()
-    assert {400, 404} <= counted
+    assert 400 in counted
     good = {'model': 'parrot', 'messages': [{'role': 'user', 'content': CALL}]}
     assert client.post(PATHS[0], json=good).json()['choices'][0]['message']['content'] == CALL
 

@@ -174,7 +174,7 @@ def test_a_page_of_another_host_is_refused_where_only_this_machine_may_ask(url: 
 
 def test_a_full_queue_and_a_late_answer_say_so() -> None:
     slow = Parrot(pause=0.05)
-    with listening(parrot_server(slow, limits=limits(batch_size=1, queue_size=1, seconds=3))) as url:
+    with listening(parrot_server(slow, limits=limits(batch_size=1, queue_size=1, seconds=2))) as url:
         with ThreadPoolExecutor(8) as pool:
             body = {'model': 'parrot', 'messages': asked('eight chars!')}
             answers = list(pool.map(lambda _: post(url, body), range(8)))
@@ -183,7 +183,7 @@ def test_a_full_queue_and_a_late_answer_say_so() -> None:
         full = next(answer for answer in answers if answer.status_code == 503)
         check_error(full, 503, 'too many requests wait')
         assert full.headers['retry-after'] == '1'
-        check_error(post(url, {'model': 'parrot', 'messages': asked('x' * 100)}), 504, 'not there after 3 s')
+        check_error(post(url, {'model': 'parrot', 'messages': asked('x' * 100)}), 504, 'not there after 2 s')
         with pytest.raises(openai.APIError, match='not there after'):
             list(client(url).chat.completions.create(model='parrot', messages=asked('x' * 100), stream=True))
         assert said(url, 'alive') == 'alive'

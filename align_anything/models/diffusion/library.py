@@ -42,9 +42,12 @@ def component_class(origin: Sequence[str], folder: Path) -> type[Any]:
     if library not in ('diffusers', 'transformers') and not of_pipeline:
         raise ModelError(f"{folder} brings code of its own ('{library}'), which is not run.")
     module = importlib.import_module(library) if library == 'transformers' else diffusers
-    if name not in dir(module):
-        raise ModelError(f"{folder}: this version of {library} ({module.__version__}) has no class '{name}'.")
-    return getattr(module, name)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise ModelError(
+            f"{folder}: this version of {library} ({module.__version__}) has no class '{name}'."
+        ) from error
 
 
 def pipeline_class(name: str, folder: Path) -> type[Any]:
