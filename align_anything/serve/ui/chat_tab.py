@@ -80,7 +80,7 @@ def chat_tab(page: Page, tab: gr.Tab, count: int) -> None:
 
         if current is None:
             current = Session(Talk([talker.name for talker in talkers]), page.folder / 'media')
-        current.talk.system = text
+        current.talk.system = text or ''
         return current, talkers
 
     def answer(current: Session, talkers: Any) -> Iterator[tuple[Any, ...]]:
@@ -133,15 +133,20 @@ def chat_tab(page: Page, tab: gr.Tab, count: int) -> None:
     stop.click(end, session, None, queue=False, **PRIVATE)
     reset.click(forget, session, shown, queue=False, **PRIVATE)
     unload.click(close, None, problems, **PRIVATE)
-    tab.select(lambda: [gr.Dropdown(page.checkpoints()) for _ in models], None, models, **PRIVATE)
+
+    def refreshed() -> Any:
+        known = page.checkpoints()
+        return [gr.Dropdown(known) for _ in models] if count > 1 else gr.Dropdown(known)
+
+    tab.select(refreshed, None, models, **PRIVATE)
 
 
-def _words(sampling: Sequence[str], more: str) -> list[str]:
+def _words(sampling: Sequence[str | None], more: str | None) -> list[str]:
     """The words of the settings that are given. Raises SettingsError for quotes that do not end."""
     given = zip(SAMPLED, sampling, strict=True)
-    words = [word for name, text in given if text.strip() for word in (f'--{name}', text.strip())]
+    words = [word for name, text in given if text and text.strip() for word in (f'--{name}', text.strip())]
     try:
-        return words + shlex.split(more)
+        return words + shlex.split(more or '')
     except ValueError as error:
         raise SettingsError([f'more settings: {error}.']) from error
 

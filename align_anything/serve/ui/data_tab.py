@@ -63,7 +63,7 @@ def data_tab(page: Page, tab: gr.Tab) -> None:
     output = gr.HTML(elem_id='data_output')
 
     def show(*given: Any) -> Iterator[str]:
-        return look_at(page, *given)
+        yield from look_at(page, *given)
 
     asked = [pair, reads, datasets, template, options, split, first, rows]
     running = {'api_visibility': 'private', 'show_progress': 'minimal'}

@@ -313,16 +313,16 @@ def _refreshed(page: Page) -> tuple[Any, ...]:
     )
 
 
-def _number(text: str, what: str) -> int | None:
-    if not text.strip():
+def _number(text: str | None, what: str) -> int | None:
+    if not text or not text.strip():
         return None
     if not text.strip().isdecimal() or int(text) < 1:
         raise SettingsError([f'{what}: {text} is no number from 1 on.'])
     return int(text)
 
 
-def _size(text: str) -> list[str]:
-    given = text.strip().lower().removesuffix('gib').strip()
+def _size(text: str | None) -> list[str]:
+    given = (text or '').strip().lower().removesuffix('gib').strip()
     if not given:
         return []
     try:

@@ -234,7 +234,8 @@ class Browser:
 
     def choose(self, name: str, text: str) -> None:
         self.page.fill(f'#{name} input', text)
-        self.page.keyboard.press('Enter')
+        self.page.locator(f'#{name}').get_by_role('option', name=text, exact=True).click()
+        self.page.keyboard.press('Escape')
 
     def write(self, name: str, text: str) -> None:
         self.page.fill(f'[id="{name}"] :is(input, textarea)', text)
@@ -379,6 +380,7 @@ def _talk(user: Browser, folder: Path) -> None:
     user.choose('chat_model_1', 'models/llava')
     page.click('#chat_reset')
     page.set_input_files('#chat_message input[type=file]', folder / 'red.png')
+    page.wait_for_selector('#chat_message img')
     page.fill('#chat_message textarea', 'What is it?')
     page.keyboard.press('Enter')
     page.wait_for_selector('#chat_said_1 .user img', timeout=PAUSE)
@@ -387,7 +389,7 @@ def _talk(user: Browser, folder: Path) -> None:
     user.tab('Compare')
     user.choose('compare_model_1', trained)
     user.choose('compare_model_2', 'models/qwen2')
-    page.get_by_role('button', name='System prompt and sampling').nth(1).click()
+    page.get_by_role('button', name='System prompt and sampling').nth(0).click()
     user.write('compare_max_new_tokens', '8')
     user.write('compare_more', '--bf16 False')
     page.fill('#compare_message textarea', 'What is the tallest mountain?')
