@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from html import escape
 from pathlib import Path
@@ -66,14 +67,23 @@ class Walls:
             await send({'type': 'http.response.body', 'body': b''})
             return
 
+        begun = False
+
         async def guarded(event: Event) -> None:
+            nonlocal begun
             if event['type'] == 'http.response.start':
+                begun = True
                 policy = FRAMED if scope['path'].startswith(f'{ADDRESS}/') else OWN
                 own = [(b'content-security-policy', policy.encode()), (b'referrer-policy', b'no-referrer')]
                 event = {**event, 'headers': [*event.get('headers', ()), *own, (b'x-content-type-options', b'nosniff')]}
             await send(event)
 
-        await self._app(scope, receive, guarded)
+        try:
+            await self._app(scope, receive, guarded)
+        except asyncio.CancelledError:
+            # The server ends, and what the page listens to has no end of its own.
+            if begun:
+                await send({'type': 'http.response.body', 'body': b''})
 
     def _is_from_elsewhere(self, scope: Event) -> bool:
         """Whether a page of another address sent it; browsers say so, programs say nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -70,7 +71,8 @@ def serve_page(
             logger.info('and for everyone with the password at %s', _public_address(bound.getsockname()[1]))
         # The library of settings takes seconds to import, which nobody has to wait for.
         threading.Thread(target=page.load_library, daemon=True).start()
-        # Browsers hold a connection for as long as they show the page.
+        # Browsers hold a connection for as long as they show the page; that it is ended then is nothing to tell.
+        logging.getLogger('uvicorn.error').addFilter(lambda record: 'graceful shutdown' not in str(record.msg))
         serve_app(app, bound, timeout_graceful_shutdown=GRACE_SECONDS)
     finally:
         bound.close()

@@ -112,6 +112,28 @@ def test_pages_from_elsewhere_and_addresses_of_others_are_refused() -> None:
     assert 'http' not in OWN.replace('https', 'http'), 'no other address is allowed'
 
 
+async def endless(scope: Any, receive: Any, send: Any) -> None:
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    await asyncio.sleep(60)
+
+
+def test_what_a_page_listens_to_ends_with_the_server() -> None:
+    sent: list[Mapping[str, Any]] = []
+
+    async def send(event: Mapping[str, Any]) -> None:
+        sent.append(event)
+
+    async def run() -> None:
+        scope = {'type': 'http', 'method': 'GET', 'path': '/', 'headers': []}
+        task = asyncio.create_task(Walls(endless)(scope, None, send))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+
+    asyncio.run(run())
+    assert [event['type'] for event in sent] == ['http.response.start', 'http.response.body']
+
+
 def test_a_password_is_asked_for_as_browsers_know_it() -> None:
     door = Door(well, Keys(['open-sesame']), '127.0.0.1', scheme=b'basic')
     status, headers = asked(door, host='localhost:7860')
