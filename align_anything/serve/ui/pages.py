@@ -67,12 +67,12 @@ class Walls:
             await send({'type': 'http.response.body', 'body': b''})
             return
 
-        begun = False
+        open_ended = False
 
         async def guarded(event: Event) -> None:
-            nonlocal begun
+            nonlocal open_ended
+            open_ended = event['type'] == 'http.response.start' or event.get('more_body', False)
             if event['type'] == 'http.response.start':
-                begun = True
                 policy = FRAMED if scope['path'].startswith(f'{ADDRESS}/') else OWN
                 own = [(b'content-security-policy', policy.encode()), (b'referrer-policy', b'no-referrer')]
                 event = {**event, 'headers': [*event.get('headers', ()), *own, (b'x-content-type-options', b'nosniff')]}
@@ -82,7 +82,7 @@ class Walls:
             await self._app(scope, receive, guarded)
         except asyncio.CancelledError:
             # The server ends, and what the page listens to has no end of its own.
-            if begun:
+            if open_ended:
                 await send({'type': 'http.response.body', 'body': b''})
 
     def _is_from_elsewhere(self, scope: Event) -> bool:
