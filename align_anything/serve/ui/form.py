@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +22,7 @@ CHOSEN = (
 )
 """Settings that stand above the form."""
 
-MARKS = re.compile(r'([<>*_\[\]])')
+MARKS = {'<': '&lt;', '>': '&gt;', '*': '&#42;'}
 Value = str | bool | Sequence[str] | None
 
 
@@ -109,7 +108,7 @@ def words_of(fields: Sequence[Field], values: Mapping[str, Value]) -> list[str]:
 def as_markdown(text: str) -> str:
     """Returns a description for what reads Markdown: code stays, all else is shown as it is written."""
     parts = text.split('`')
-    parts[::2] = [MARKS.sub(r'\\\1', part) for part in parts[::2]]
+    parts[::2] = [''.join(MARKS.get(letter, letter) for letter in part) for part in parts[::2]]
     return '`'.join(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -104,6 +104,8 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
         output_dir = gr.Textbox(
             'output/run', label='Output folder', elem_id='output_dir', interactive=True, info='Of the run.'
         )
+    # What is given stays when the pair or the algorithm is another one.
+    kept = gr.State({})
     chosen = {'model': model, 'datasets': datasets, 'template': template, 'output_dir': output_dir}
     with gr.Row():
         form = gr.Column(scale=3)
@@ -151,9 +153,11 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
     with form:
 
         @gr.render(
-            inputs=[pair, algorithm], triggers=[pair.change, algorithm.change, blocks.load], show_progress='minimal'
+            inputs=[pair, algorithm, kept],
+            triggers=[pair.change, algorithm.change, blocks.load],
+            show_progress='minimal',
         )
-        def settings(pair_name: str, algorithm_name: str) -> None:
+        def settings(pair_name: str, algorithm_name: str, values: Mapping[str, Any]) -> None:
             page.load_library()
             from align_anything.serve.ui.form import fields_of, sections_of
             from align_anything.trainers.leaves import find_run
@@ -165,16 +169,16 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
             fields = fields_of(its_pair, kind)
             parts: dict[str, Any] = {}
             for number, section in enumerate(sections_of(kind, fields)):
-                with gr.Accordion(section.title, open=number == 0, key=f'section {section.title}'):
+                with gr.Accordion(section.title, open=number == 0):
                     gr.Markdown(section.meaning, elem_classes='note')
                     with gr.Row(elem_classes='fields'):
                         for field in section.fields:
-                            parts[field.setting.path] = _component(field)
+                            parts[field.setting.path] = _component(field, values.get(field.setting.path))
             _listen(parts, fields)
 
     def _listen(parts: Mapping[str, Any], fields: list[Field]) -> None:
         own = {'pair': pair, 'algorithm': algorithm, 'devices': devices, 'config': config, **chosen}
-        inputs = {*parts.values(), *own.values(), memory, rows}
+        inputs = {*parts.values(), *own.values(), memory, rows, kept}
 
         def asked(values: Mapping[Any, Any]) -> Asked:
             above = {CHOSEN[name]: values[part] for name, part in chosen.items()}
@@ -185,13 +189,14 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
         def show(values: Mapping[Any, Any]) -> tuple[Any, ...]:
             from align_anything.serve.ui.preview import preview, shell
 
+            now = said_of(fields, {path: values[part] for path, part in parts.items()}, values[kept])
             try:
                 made = preview(asked(values), page.root)
             except SettingsError as error:
-                return problems_html(error.problems), gr.Code(visible=False), gr.Code(visible=False)
+                return now, problems_html(error.problems), gr.Code(visible=False), gr.Code(visible=False)
             told = problems_html(made.problems, made.notes)
             typed = gr.Code(shell(made.command), visible=True)
-            return told or good_html(RUNNABLE), typed, gr.Code(made.yaml, visible=bool(made.yaml))
+            return now, told or good_html(RUNNABLE), typed, gr.Code(made.yaml, visible=bool(made.yaml))
 
         def try_out(values: Mapping[Any, Any]) -> Iterator[str]:
             from align_anything.serve.ui.preview import resolve_in
@@ -244,15 +249,14 @@ def train_tab(page: Page, blocks: gr.Blocks, tabs: gr.Tabs, watched: gr.Dropdown
             [*changes, *texts],
             show,
             inputs,
-            [problems, command, yaml],
+            [kept, problems, command, yaml],
             trigger_mode='always_last',
             queue=False,
-            key='show',
             **PRIVATE,
         )
-        dry_run.click(try_out, inputs, output, key='dry run', api_visibility='private', show_progress='minimal')
-        inspect.click(look, inputs, output, key='inspect', api_visibility='private', show_progress='minimal')
-        start.click(begin, inputs, [output, tabs, watched], key='start', api_visibility='private')
+        dry_run.click(try_out, inputs, output, api_visibility='private', show_progress='minimal')
+        inspect.click(look, inputs, output, api_visibility='private', show_progress='minimal')
+        start.click(begin, inputs, [output, tabs, watched], api_visibility='private')
 
     def templates(algorithm_name: str) -> Any:
         page.load_library()
@@ -289,19 +293,28 @@ def _trained(pair: str) -> list[str]:
     return [name for name in runs()[pair] if find_algorithm(name).trains]
 
 
-def _component(field: Field) -> Any:
+def said_of(fields: Sequence[Field], values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that say something, by `group.key`, and those `before` of settings without a field here."""
+    from align_anything.serve.ui.form import words_of
+
+    said = {field.setting.path: values.get(field.setting.path) for field in fields}
+    kept = {field.setting.path for field in fields if words_of([field], said)}
+    others = {path: value for path, value in before.items() if path not in said}
+    return others | {path: said[path] for path in kept}
+
+
+def _component(field: Field, value: Any) -> Any:
     told = {
         'label': field.name,
         'info': field.info,
-        'key': field.setting.path,
         'elem_id': field.setting.path,
         'interactive': True,
     }
     if field.kind == 'flag':
-        return gr.Checkbox(field.setting.value, **told)
+        return gr.Checkbox(field.setting.value if value is None else value, **told)
     if field.kind == 'choice':
-        return gr.Dropdown(list(field.choices), value=field.default, **told)
-    return gr.Textbox(placeholder=field.default, lines=1, max_lines=8, **told)
+        return gr.Dropdown(list(field.choices), value=value or field.default, **told)
+    return gr.Textbox(value, placeholder=field.default, lines=1, max_lines=8, **told)
 
 
 def _refreshed(page: Page) -> tuple[Any, ...]:

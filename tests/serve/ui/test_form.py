@@ -124,7 +124,7 @@ def _another(annotation: Any, default: Any) -> Any:
 
 def test_descriptions_are_shown_as_they_are_written() -> None:
     assert as_markdown('renamed to <name>.old by `a <b> *` and a freeze_* key') == (
-        r'renamed to \<name\>.old by `a <b> *` and a freeze\_\* key'
+        'renamed to &lt;name&gt;.old by `a <b> *` and a freeze_&#42; key'
     )
     _, kind, fields = of('text_to_text', 'sft')
     assert all(section.meaning and '\n' not in section.meaning for section in sections_of(kind, [*fields.values()]))
