@@ -340,6 +340,24 @@ def serve(context: typer.Context) -> None:
 
 
 @app.command()
+def ui(
+    root: Annotated[Path, typer.Option(help='Folder that models, data and outputs lie in.')] = Path('.'),
+    host: Annotated[str, typer.Option(help='Address to listen at; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
+    port: Annotated[int, typer.Option(help='Port to listen at.')] = 7860,
+    share: Annotated[bool, typer.Option('--share', help='Open a public address too, by gradio.')] = False,
+    password_file: Annotated[
+        str | None,
+        typer.Option('--password_file', '--password-file', help='File with the password that browsers must give.'),
+    ] = None,
+) -> None:
+    """Open a web page to set up, start and watch runs, to talk with models and to look at data (docs/web.md)."""
+    from align_anything.cli.checkpoints import known_checkpoints
+    from align_anything.serve.ui.run import serve_page
+
+    serve_page(root, host, port, share=share, password_file=password_file, known=known_checkpoints())
+
+
+@app.command()
 def models(
     family: Annotated[str | None, typer.Argument(metavar='[FAMILY]', help='Tell all of this family or id.')] = None,
     as_json: AsJson = False,

@@ -40,7 +40,7 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.reporting.callbacks import Callback, Watchers
 from align_anything.reporting.console import TrainingConsole
-from align_anything.reporting.metrics import METRICS_FILE, MetricsWriter
+from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.plot import plot_metrics
 from align_anything.reporting.trackers.start import check_tracker
 from align_anything.trainers.loops.base import Loop
@@ -51,13 +51,13 @@ from align_anything.trainers.runs.checkpoints import EMA, Checkpoints
 from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.eval_tasks import EvalTasks, metrics_of
+from align_anything.trainers.runs.output_folder import check_unused
 from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)
 
 TERMINATED = 128 + signal.SIGTERM
 SETTINGS_FILE = 'settings.yaml'
-RESULTS = (METRICS_FILE, 'scores.jsonl', 'generations.jsonl')
 
 
 @dataclass(frozen=True)
@@ -130,22 +130,6 @@ def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     require_trained(cfgs, algorithm, collate, model, pair)
     watchers = Watchers(callbacks)
     return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate, watchers, metrics)
-
-
-def check_unused(cfgs: RunCfgs) -> None:
-    """Raises SettingsError when the output folder holds what another run left, unless the settings allow for it."""
-    if cfgs.train_cfgs.resume is not None or cfgs.logger_cfgs.overwrite_output_dir:
-        return
-    folder = Path(cfgs.logger_cfgs.output_dir)
-    found = [path.name for path in sorted(folder.glob('slice_*')) if path.suffix != '.old']
-    found += [name for name in RESULTS if (folder / name).is_file() and (folder / name).stat().st_size]
-    if found:
-        raise SettingsError(
-            [
-                f'logger_cfgs.output_dir: {folder} holds {", ".join(found)} of another run. Name another folder, go on '
-                'with that run (--resume auto), or let this one replace it (--overwrite_output_dir).'
-            ]
-        )
 
 
 def check_steps(run: Begun, steps: int) -> None:

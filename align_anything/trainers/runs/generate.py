@@ -35,12 +35,13 @@ from align_anything.rollouts.experience import complete
 from align_anything.rollouts.restricted import seed_of
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.begin import SETTINGS_FILE, check_unused, make_folders
+from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
 from align_anything.trainers.runs.data import open_sources, probe, probed
 from align_anything.trainers.runs.generations import Record, Scored, pair_of, record_of, written
 from align_anything.trainers.runs.generator import Generator, generator_of, open_spec
 from align_anything.trainers.runs.judges import open_judges
 from align_anything.trainers.runs.media_codes import prepare_codes
+from align_anything.trainers.runs.output_folder import check_unused
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of, require_head, spec_of_judge
