@@ -23,7 +23,7 @@ export UV_HTTP_TIMEOUT ?= 600
 # Without compiled modules a process takes twice as long to import torch and its company, and there are many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo demo-draw demo-paint quick test extended bench lint format docs docs-site clean
+.PHONY: install demo demo-draw demo-paint quick test extended browser bench lint format docs docs-site clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -60,8 +60,11 @@ quick: install
 test: install
 	$(PYTEST) $(ARGS)
 
-extended: install
+extended: install browser
 	$(PYTEST) -m extended $(ARGS)
+
+browser:
+	bash scripts/browser.sh
 
 bench: install
 	$(UV_INSTALL) '.[dev,bench]'

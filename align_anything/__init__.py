@@ -1,6 +1,6 @@
 """Align any-to-any models: one algorithm, any modality.
 
-`train`, `generate` and `load_policy` do from Python what the commands do; docs/python.md shows how.
+`train`, `generate`, `evaluate` and `load_policy` do from Python what the commands do; docs/python.md shows how.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ _API = {
     'Callback': 'callbacks',
     'Policy': 'policy',
     'Result': 'training',
+    'evaluate': 'evaluation',
     'generate': 'policy',
     'load_policy': 'policy',
     'train': 'training',

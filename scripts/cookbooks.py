@@ -18,6 +18,7 @@ TITLED = '# %% [markdown]'
 CODE = '# %%'
 SECONDS = 900
 """Most of one cell."""
+INLINE = 'module://matplotlib_inline.backend_inline'
 
 
 class Cell(NamedTuple):
@@ -85,13 +86,16 @@ def run_by_kernel(notebook: Any) -> Any:
 
 def run_here(notebook: Any, folder: Path) -> Any:
     """Runs a notebook in this process and in `folder`, with the same outputs. Raises what a cell raises."""
-    import matplotlib
     from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.pylabtools import activate_matplotlib
     from IPython.utils.capture import capture_output
+    from matplotlib_inline.backend_inline import configure_inline_support
     from nbformat import v4
 
     shell = InteractiveShell.instance()
-    matplotlib.use('module://matplotlib_inline.backend_inline')
+    activate_matplotlib(INLINE)
+    # Shows the curves of a cell at its end; without a kernel nobody else asks for it.
+    configure_inline_support(shell, INLINE)
     os.chdir(folder)
     results: list[tuple[Any, Any]] = []
     shell.displayhook.write_output_prompt = lambda: None
@@ -114,8 +118,11 @@ def _written(data: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: b64encode(value).decode() if type(value) is bytes else value for kind, value in kept.items()}
 
 
-def make(name: str) -> None:
-    """Runs a cookbook in a forked process and writes its notebook. Raises RuntimeError when a cell of it fails."""
+def make(name: str) -> float:
+    """Runs a cookbook in a forked process and writes its notebook. Returns the seconds of processor time that it took.
+
+    Raises RuntimeError when a cell of it fails.
+    """
     import nbformat
 
     sys.stdout.flush()
@@ -125,6 +132,7 @@ def make(name: str) -> None:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 made = run_here(notebook_of(name), Path(folder))
+            nbformat.validate(made)
             nbformat.write(made, FOLDER / f'{name}.ipynb')
             code = 0
         except BaseException:
@@ -132,8 +140,10 @@ def make(name: str) -> None:
         finally:
             # Leaving by the way in would do the rest of the caller's work twice.
             os._exit(code)
-    if os.waitpid(child, 0)[1]:
+    _, status, used = os.wait4(child, 0)
+    if status:
         raise RuntimeError(f'the cookbook {name} failed')
+    return used.ru_utime + used.ru_stime
 
 
 def import_all() -> None:
@@ -162,8 +172,8 @@ def main(argv: list[str]) -> None:
         parser.error(f'there is no cookbook {unknown[0]}')
     import_all()
     for name in chosen or names():
-        make(name)
-        sys.stdout.write(f'{FOLDER.name}/{name}.ipynb\n')
+        seconds = make(name)
+        sys.stdout.write(f'{FOLDER.name}/{name}.ipynb: {seconds:.0f} s of processor time\n')
 
 
 if __name__ == '__main__':

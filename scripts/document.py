@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from align_anything.algorithms.evaluate import Evaluate
 from align_anything.algorithms.generate import Generate
 from align_anything.configs.aliases import ALIASES
 from align_anything.configs.annotations import describe_type
@@ -79,7 +80,7 @@ def render_document() -> str:
         if model is not online[group]:
             sections.append(f'## {group} of generate\n\n{model.__doc__}\n\n{_fields(model, online[group])}')
     sections.append(f'## train_cfgs of generate\n\n{Generate.__doc__}\n\n{_fields(Generate)}')
-    for own in (Serve, Chat):
+    for own in (Evaluate, Serve, Chat):
         sections.append(f'## train_cfgs of {own.name}\n\n{own.__doc__}\n\n{_fields(own)}')
     older = [(f'`{name}`', f'`{alias.group}.{alias.key}`', f'{alias.meaning}.') for name, alias in ALIASES.items()]
     sections.append(f'## Other names\n\n{table(("name", "here", "meaning"), older)}')

@@ -52,6 +52,12 @@ JUDGING = {
     'reward_cfgs': tuple(key for key in RewardCfgs.model_fields if key != 'reward_aggregation'),
 }
 """Those of what scores responses."""
+ANSWERING = {
+    'train_cfgs': ('resume', 'num_generations', 'per_device_prompt_batch_size'),
+    'data_cfgs': ROWS,
+    'logger_cfgs': ('overwrite_output_dir',),
+}
+"""Those of what goes through the prompts of data."""
 SCORERS = (*('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),)
 """Those that name what does."""
 
@@ -86,18 +92,12 @@ class Generate(Generating):
     """Answers the prompts of the data, and scores, chooses and pairs what it answers where that is asked for."""
 
     reads_rows: ClassVar[bool] = True
+    reads_afterwards: ClassVar[tuple[str, ...]] = ()
+    """Fields of a derived class that say what is done with the answers: a run that goes on may have others."""
     takes_effect: ClassVar[Effects] = {
         '*.*': never(
             'generate trains nothing and does not read it; remove it.',
-            spares=obeyed(
-                OBEYED,
-                JUDGING,
-                {
-                    'train_cfgs': ('resume', 'num_generations', 'per_device_prompt_batch_size', 'make_pairs'),
-                    'data_cfgs': ROWS,
-                    'logger_cfgs': ('overwrite_output_dir',),
-                },
-            ),
+            spares=obeyed(OBEYED, JUDGING, ANSWERING, {'train_cfgs': ('make_pairs',)}),
         ),
         **{f'train_cfgs.{key}': JUDGED for key in JUDGING['train_cfgs']},
         'train_cfgs.make_pairs': (

@@ -1,1 +1,1 @@
-"""What the commands do, from Python: `align_anything.train`, `generate` and `load_policy`."""
+"""What the commands do, from Python: `align_anything.train`, `generate`, `evaluate` and `load_policy`."""

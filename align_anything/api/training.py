@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align_anything.api.lending import lend_rows
 from align_anything.api.process import guest
 from align_anything.cli.leaves import find_run
 from align_anything.configs.layers import Call
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import FINAL_NAME
-from align_anything.datasets import lent_rows
 from align_anything.reporting.callbacks import Callback
 from align_anything.rewards import base as rewards
 from align_anything.trainers import launch
 
 if TYPE_CHECKING:
-    import datasets
     import pandas
 
+    from align_anything.api.lending import Dataset
     from align_anything.api.policy import Policy
-
-    Rows = Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.IterableDataset | datasets.DatasetDict
-    Dataset = str | Path | Rows
 
 Rewards = str | rewards.RewardFunction
 
@@ -130,7 +127,7 @@ def train(
     with ExitStack() as stack:
         called = {'model': model, 'reward': _lend_rewards(reward, stack)}
         for argument, source in (('dataset', dataset), ('eval_dataset', eval_dataset)):
-            called[argument] = _lend_rows(argument, source, stack)
+            called[argument] = lend_rows(f'train({argument}', source, stack)
         called = {name: value for name, value in called.items() if value is not None}
         resolved = launch.settings_of(its_pair, kind, argv, os.environ, Call('train', {**called, **settings}))
         output_dir = Path(resolved.cfgs.logger_cfgs.output_dir)
@@ -150,23 +147,6 @@ def _where_it_stands(output_dir: Path) -> str:
     if last is None:
         return f'stopped; {output_dir} holds no checkpoint yet'
     return f"stopped; the last checkpoint is {last.path}, from which train(…, resume='auto') goes on"
-
-
-def _lend_rows(argument: str, source: Any, stack: ExitStack) -> Any:
-    """The names, and paths, of the sources; what is in memory is lent under its name until the stack ends."""
-    if source is None or isinstance(source, (str, Path)):
-        return source
-    if not isinstance(source, (list, tuple)) or not source or isinstance(source[0], Mapping):
-        return _lent(f'train({argument})', source, stack)
-    return [
-        one if isinstance(one, (str, Path)) else _lent(f'train({argument}[{number}])', one, stack)
-        for number, one in enumerate(source)
-    ]
-
-
-def _lent(name: str, source: Any, stack: ExitStack) -> str:
-    stack.enter_context(lent_rows.LENT.lend({name: lent_rows.held(name, source)}))
-    return name
 
 
 def _lend_rewards(given: Any, stack: ExitStack) -> list[str] | None:

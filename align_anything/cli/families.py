@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from align_anything.algorithms.base import find_algorithm
+from align_anything.cli.checkpoints import listed_families
 from align_anything.cli.leaves import runs
 from align_anything.core.errors import SettingsError
 from align_anything.core.plugins import usable
@@ -26,7 +25,6 @@ from align_anything.models.families import family_module, family_names, own_code
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import PAIRS
 
-TABLE_FILE = Path(__file__).with_name('families.yaml')
 OTHERS = (
     'Every other causal or image-text-to-text class of transformers is served by the default rules. '
     'What writes no media here learns it with tokens for them: align-anything add-media-tokens.'
@@ -70,7 +68,7 @@ def families() -> list[Family]:
 
     A family of a broken package is left out, and the log says so once.
     """
-    listed = yaml.safe_load(TABLE_FILE.read_text(encoding='utf-8'))
+    listed = listed_families()
     pairs = runs()
     modules = usable(sorted({*listed, *family_names()}), family_module)
     return [_family(name, module, listed.get(name, {}), pairs) for name, module in modules.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,28 @@ def generate(context: typer.Context, pair: PairName = None) -> None:
     from align_anything.trainers.launch import launch
 
     launch(*find_run(pair, 'generate'), context.args)
+
+
+@app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
+def evaluate(context: typer.Context, pair: PairName = None) -> None:
+    """Answer the prompts of data with a checkpoint, and measure the answers: numbers, intervals, a page.
+
+    PAIR --help lists the settings; docs/evaluating.md the tasks.
+    """
+    _check_order(context, pair, 'evaluate')
+    from align_anything.algorithms.evaluate import Evaluate
+    from align_anything.trainers.launch import settings_of
+    from align_anything.trainers.pairs import find_pair
+
+    its_pair = find_pair(pair)
+    resolved = settings_of(its_pair, Evaluate, context.args, os.environ)
+    # Imported once the settings are right: --help need not wait for it.
+    from align_anything.evaluation.run import evaluate as evaluate_model
+    from align_anything.evaluation.run import shown
+
+    results = evaluate_model(its_pair, resolved)
+    for table in shown(results) if results is not None else ():
+        _show(table)
 
 
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
@@ -314,6 +337,24 @@ def serve(context: typer.Context) -> None:
     from align_anything.serve.run import serve as serve_models
 
     serve_models(context.args)
+
+
+@app.command()
+def ui(
+    root: Annotated[Path, typer.Option(help='Folder that models, data and outputs lie in.')] = Path('.'),
+    host: Annotated[str, typer.Option(help='Address to listen at; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
+    port: Annotated[int, typer.Option(help='Port to listen at.')] = 7860,
+    share: Annotated[bool, typer.Option('--share', help='Open a public address too, by gradio.')] = False,
+    password_file: Annotated[
+        str | None,
+        typer.Option('--password_file', '--password-file', help='File with the password that browsers must give.'),
+    ] = None,
+) -> None:
+    """Open a web page to set up, start and watch runs, to talk with models and to look at data (docs/web.md)."""
+    from align_anything.cli.checkpoints import known_checkpoints
+    from align_anything.serve.ui.run import serve_page
+
+    serve_page(root, host, port, share=share, password_file=password_file, known=known_checkpoints())
 
 
 @app.command()

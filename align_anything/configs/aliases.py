@@ -155,6 +155,9 @@ MEANINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
         'adapter_name_or_path': ('model_name_or_path', 'it takes the folder of an adapter to train on'),
         **dict.fromkeys(('dataset', 'dataset_path', 'train_file', 'train_data', 'dataset_dir'), ('train_datasets', '')),
         **dict.fromkeys(('eval_dataset', 'eval_file', 'val_size', 'test_file'), ('eval_datasets', '')),
+        **dict.fromkeys(
+            ('compute_accuracy', 'predict_with_generate', 'compute_metrics'), ('eval_tasks', 'such as [exact_match]')
+        ),
         'template': (
             'train_template',
             "it reads the rows; the chat template is chat_template, by default the checkpoint's",

@@ -45,6 +45,15 @@ ON_DATA = Effect(
     'it means nothing where evaluations reward responses and have no loss; leave it out.',
 )
 
+SHOWN = Effect(
+    lambda facts: bool(
+        facts.value('diffusion_cfgs.preview_prompts') or (facts.algorithm.eval_tasks and not facts.algorithm.generates)
+    ),
+    'it means nothing without preview_prompts, or eval_tasks of a training on data; give one of these too, or leave it '
+    'out.',
+    by=('diffusion_cfgs.preview_prompts', 'train_cfgs.eval_tasks'),
+)
+
 
 class DiffusionCfgs(Cfgs):
     """How a denoiser is trained. They mean nothing for models that write media as tokens."""
@@ -71,10 +80,8 @@ class DiffusionCfgs(Cfgs):
         **{key: TRAINS for key in ('ema_decay', 'preview_prompts')},
         'train_text_encoder': TRAINS,
         'lora_weights': (TRAINS, needs('lora_cfgs.use_lora', True)),
-        **{
-            f'preview_{key}': needs('diffusion_cfgs.preview_prompts')
-            for key in ('images', 'every', 'steps', 'guidance', 'seed')
-        },
+        **{f'preview_{key}': needs('diffusion_cfgs.preview_prompts') for key in ('images', 'every', 'seed')},
+        **{f'preview_{key}': SHOWN for key in ('steps', 'guidance')},
     }
 
     resolution: PositiveInt | list[PositiveInt] | None = Field(
@@ -171,10 +178,12 @@ class DiffusionCfgs(Cfgs):
     preview_every: PositiveInt = Field(
         100, description='Optimizer steps from one preview to the next; the first is before training.'
     )
-    preview_steps: PositiveInt = Field(28, description='Denoising steps of a preview.')
+    preview_steps: PositiveInt = Field(
+        28, description='Denoising steps of a preview, and of what eval_tasks measure in training on data.'
+    )
     preview_guidance: PositiveFloat | None = Field(
         None,
-        description='Scale of classifier-free guidance of previews. null is 4.5, and 1, none, of guidance-distilled '
+        description='Scale of classifier-free guidance of these. null is 4.5, and 1, none, of guidance-distilled '
         'denoisers; where the model is trained on its own rollouts, it is that of the evaluation.',
     )
     preview_seed: NonNegativeInt = Field(0, description='Seed of the noise that previews start from.')

@@ -38,10 +38,12 @@ def aliases_of(schema: type[RunCfgs]) -> dict[str, Alias]:
     """Returns the other names that keys of a run have: those of all runs, and those that its algorithm gives."""
     fields = {group: set(model.model_fields) for group, model in groups_of(schema).items()}
     known = {name: alias for name, alias in ALIASES.items() if alias.key in fields.get(alias.group, ())}
+    read_as = {}
     for base in reversed(groups_of(schema)['train_cfgs'].__mro__):
         known |= {name: Alias(_holder(key, fields), key) for name, key in vars(base).get('other_names', {}).items()}
+        read_as |= {name: Alias(_holder(key, fields), key) for name, key in vars(base).get('read_as', {}).items()}
     taken = set().union(*fields.values())
-    return {name: alias for name, alias in known.items() if name not in taken}
+    return {**{name: alias for name, alias in known.items() if name not in taken}, **read_as}
 
 
 def _holder(key: str, fields: Mapping[str, set[str]]) -> str:

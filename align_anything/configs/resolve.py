@@ -16,7 +16,7 @@ from align_anything.configs.annotations import describe_type, shape_of
 from align_anything.configs.checks import check_together
 from align_anything.configs.command_line import CommandLine, parse_command_line
 from align_anything.configs.deepspeed_files import left_to_settings
-from align_anything.configs.effects import Facts, without_effect
+from align_anything.configs.effects import Facts, effects_of, without_effect
 from align_anything.configs.help import render_help
 from align_anything.configs.keys import KeyIndex
 from align_anything.configs.layers import (
@@ -36,7 +36,7 @@ from align_anything.configs.layers import (
     stage_layer,
 )
 from align_anything.configs.redaction import shown
-from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema
+from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema, groups_of
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import trained_model_in
 from align_anything.core.registry import nearest
@@ -119,6 +119,45 @@ def resolve(
         in_files,
         command_line.device_gib,
     )
+
+
+def offered(
+    pair: str,
+    algorithm: str,
+    algorithm_cfgs: type[AlgorithmCfgs],
+    known_algorithms: Mapping[str, type[AlgorithmCfgs]],
+    pair_defaults: Mapping[str, Any] | None = None,
+    reads: Set[str] | None = None,
+    writes: Set[str] | None = None,
+) -> list[Offered]:
+    """Returns the settings that mean something in a run, with the values that ship; arguments as those of `resolve`.
+
+    Left out are those that the pair or the algorithm leaves without an effect, whatever else is set.
+    """
+    schema = build_run_schema(algorithm_cfgs)
+    index = KeyIndex(schema, f'{pair} {algorithm}', known_algorithms)
+    shipped = _laid(_shipped(pair, algorithm, index, pair_defaults or {}))
+    groups = groups_of(schema)
+    facts = Facts(schema.model_validate(shipped.values), reads, writes)
+    effects = effects_of(groups)
+    return [
+        Offered(
+            group,
+            key,
+            field.annotation,
+            field.description or '',
+            shipped.values.get(group, {}).get(key, field.get_default(call_default_factory=True)),
+            shipped.origins.get(f'{group}.{key}', DEFAULT_ORIGIN),
+            len(index.holders(key)) == 1,
+            key in algorithm_cfgs.model_fields,
+        )
+        for group, model in groups.items()
+        for key, field in model.model_fields.items()
+        if all(
+            effect.by or f'{group}.{key}' in effect.spares or effect.holds(facts)
+            for effect in effects[f'{group}.{key}']
+        )
+    ]
 
 
 def _with_adapter_rates(cfgs: RunCfgs, own: Own, layers: Layers) -> tuple[RunCfgs, Own]:
@@ -361,6 +400,34 @@ def _merged(below: Any, above: Any) -> Any:
     if isinstance(below, dict) and isinstance(above, dict) and above:
         return below | {key: _merged(below.get(key), value) for key, value in above.items()}
     return above
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A setting that a run has.
+
+    Attributes:
+        group, key: its place.
+        annotation: its type.
+        description: what it means.
+        value, origin: what it is where nothing is given, and where that comes from.
+        is_alone: whether no other group has the key, so that it can be given without its group.
+        is_own: whether it is the algorithm's own.
+    """
+
+    group: str
+    key: str
+    annotation: Any
+    description: str
+    value: Any
+    origin: str
+    is_alone: bool
+    is_own: bool
+
+    @property
+    def path(self) -> str:
+        """The place as it is written."""
+        return f'{self.group}.{self.key}'
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,17 @@ from align_anything.configs.effects import (
     with_media,
     writing,
 )
+from align_anything.configs.logger import LoggerCfgs
 from align_anything.core.types import MEDIA_KINDS, MediaKind
 
+WRITES = Effect(
+    lambda facts: facts.algorithm.scores == 'tokens',
+    'it means nothing for a model that scores answers and writes none; leave it out.',
+)
+GENERATES_NOTHING = Effect(
+    lambda facts: not facts.algorithm.generates,
+    'it means nothing where responses are generated anyway, of max_new_tokens at most; leave it out.',
+)
 Names = str | list[str] | None
 OnePerDataset = str | list[str | None] | None
 Sizes = PositiveInt | list[PositiveInt | None] | None
@@ -93,6 +102,9 @@ class TrainCfgs(Cfgs):
         'per_device_eval_batch_size': EVALUATES,
         'eval_strategy': needs('data_cfgs.eval_datasets', off=('no',)),
         'eval_interval': EVALUATES,
+        'eval_tasks': (EVALUATES, excludes('train_cfgs.eval_strategy', 'no'), WRITES),
+        'eval_task_kwargs': needs('train_cfgs.eval_tasks'),
+        'eval_max_new_tokens': (GENERATES_NOTHING, needs('train_cfgs.eval_tasks')),
         'unfreeze_patterns': Effect(
             lambda facts: facts.cfgs.lora_cfgs.use_lora or any(facts.value(path) for path in FREEZING),
             'it means nothing where nothing is frozen; give a freeze_* key or use_lora too, or leave it out.',
@@ -172,10 +184,24 @@ class TrainCfgs(Cfgs):
     eval_interval: PositiveInt = Field(
         10, description='Optimizer steps between two evaluations when eval_strategy is steps.'
     )
+    eval_tasks: list[str] = Field(
+        [],
+        description='What else each evaluation tells: the model answers the prompts of the evaluation data, and these '
+        'measure the answers, as the tasks of align-anything evaluate do: metrics (exact_match, choice, vqa, wer, cer, '
+        'fid, kid, shapes, objects), reward functions, path/to/file.py:name.',
+    )
+    eval_task_kwargs: dict[str, dict[str, Any]] = Field(
+        {}, description='Options of eval_tasks, by the name of the task.'
+    )
+    eval_max_new_tokens: PositiveInt = Field(
+        256,
+        description='Maximum tokens of an answer that eval_tasks measure, where the run itself generates none; it is '
+        'decoded greedily.',
+    )
     save_best: str | None = Field(
         None,
         description='Metric of the evaluation, such as loss or reward_accuracy, by which the best model so far is kept '
-        'in slice_best. Losses, kl and squared_score are better when lower, everything else when higher.',
+        'in slice_best. Losses, kl, squared_score and error rates are better when lower, everything else when higher.',
     )
     early_stopping_patience: PositiveInt | None = Field(
         None,
@@ -432,39 +458,6 @@ class ModelCfgs(Cfgs):
     )
 
 
-class LoggerCfgs(Cfgs):
-    """What the run writes, where, and how often."""
-
-    takes_effect: ClassVar[Effects] = {
-        'overwrite_output_dir': excludes('train_cfgs.resume'),
-    }
-
-    log_type: Literal['tensorboard', 'wandb', 'clearml', 'mlflow', 'swanlab', 'none'] = Field(
-        'tensorboard', description='Where metrics go besides metrics.jsonl and the console.'
-    )
-    log_project: str = Field('align-anything', description='Project that the tracker files the run under.')
-    log_run_name: str | None = Field(None, description='Name of the run in the tracker. null uses the algorithm.')
-    output_dir: str | None = Field(None, description='Folder for checkpoints, settings, metrics and plots. Required.')
-    overwrite_output_dir: bool = Field(
-        False,
-        description='Lets a new run use an output_dir that holds the results of another: its trained model is '
-        'replaced, its checkpoints and its best model are renamed to <name>.old. Off, such a run is refused unless it '
-        'resumes.',
-    )
-    cache_dir: str | None = Field(
-        None, description='Folder for downloaded data and other caches. null uses the default of the libraries.'
-    )
-    save_interval: PositiveInt | None = Field(
-        None,
-        description='Optimizer steps between two checkpoints. null spreads save_total_limit checkpoints evenly over '
-        'the run.',
-    )
-    save_total_limit: int = Field(
-        1, ge=0, description='How many checkpoints are kept; the oldest is deleted first. 0 saves none.'
-    )
-    log_interval: PositiveInt = Field(1, description='Optimizer steps between two lines of metrics.')
-
-
 class RunCfgs(BaseModel):
     """All settings of one run, by group."""
 
@@ -482,13 +475,14 @@ class RunCfgs(BaseModel):
 class AlgorithmCfgs(Cfgs):
     """Base of an algorithm's hyper-parameters. Its fields appear in `train_cfgs` of the runs of that algorithm.
 
-    `run_cfgs` are the groups of settings that its runs have; `other_names` those that other libraries give to fields.
-    `reads_rows` says whether its runs go through rows of data, into an output folder, `requires_model` whether
-    model_name_or_path must be given. The others are facts that decide which settings have an effect, see
-    `algorithms.base.Algorithm`.
+    `run_cfgs` are the groups of settings that its runs have; `other_names` those that other libraries give to fields,
+    and `read_as` names of keys that its runs read as others. `reads_rows` says whether its runs go through rows of
+    data, into an output folder, `requires_model` whether model_name_or_path must be given. The others are facts that
+    decide which settings have an effect, see `algorithms.base.Algorithm`.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {}
+    read_as: ClassVar[Mapping[str, str]] = {}
     run_cfgs: ClassVar[type[RunCfgs]] = RunCfgs
     trains: ClassVar[tuple[str, ...]] = ('policy',)
     generates: ClassVar[bool] = False

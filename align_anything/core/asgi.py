@@ -57,12 +57,15 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve_app(app: Application, bound: socket.socket) -> None:
-    """Serves an application at a bound socket until SIGTERM or Ctrl-C, and then finishes what runs. Needs uvicorn."""
+def serve_app(app: Application, bound: socket.socket, **settings: Any) -> None:
+    """Serves an application at a bound socket until SIGTERM or Ctrl-C, and then finishes what runs. Needs uvicorn.
+
+    `settings` are those of uvicorn.
+    """
     import uvicorn
 
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(server_config(app)).run(sockets=[bound])
+        uvicorn.Server(server_config(app, **settings)).run(sockets=[bound])
 
 
 def server_config(app: Application, head_seconds: float = HEAD_SECONDS, **settings: Any) -> Any:

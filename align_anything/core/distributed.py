@@ -1,13 +1,17 @@
-"""Ranks and the few collectives that library code needs, with or without a process group."""
+"""Ranks and the few collectives that library code needs, with or without a process group.
+
+Who asks for a rank need not wait for torch: where nothing has imported it, there is no process group.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+import sys
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 T = TypeVar('T')
 
@@ -15,6 +19,8 @@ T = TypeVar('T')
 def rank() -> int:
     """Returns this process's rank: the process group's, else the launcher's `RANK`, else 0."""
     if _has_group():
+        import torch.distributed as dist
+
         return dist.get_rank()
     return int(os.environ.get('RANK', '0'))
 
@@ -22,6 +28,8 @@ def rank() -> int:
 def world_size() -> int:
     """Returns the number of processes: the process group's, else the launcher's `WORLD_SIZE`, else 1."""
     if _has_group():
+        import torch.distributed as dist
+
         return dist.get_world_size()
     return int(os.environ.get('WORLD_SIZE', '1'))
 
@@ -39,6 +47,8 @@ def is_main() -> bool:
 def barrier() -> None:
     """Waits until every rank is here. Raises RuntimeError when several ranks run without a process group."""
     if _collective('barrier'):
+        import torch.distributed as dist
+
         dist.barrier()
 
 
@@ -49,6 +59,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     """
     total = tensor.detach().clone()
     if _collective('all_reduce_sum'):
+        import torch.distributed as dist
+
         dist.all_reduce(total)
     return total
 
@@ -60,27 +72,33 @@ def gather_tensors(tensor: Tensor) -> list[Tensor]:
     """
     if not _collective('gather_tensors'):
         return [tensor]
-    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    import torch.distributed as dist
+
+    gathered = [tensor.new_empty(tensor.shape) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, tensor.contiguous())
     return gathered
 
 
-def all_gather_object(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+def all_gather_object(value: T, group: ProcessGroup | None = None) -> list[T]:
     """Returns every rank's picklable `value`, in rank order, on every rank, or within a `subgroup`.
 
     Raises RuntimeError when several ranks run without a process group.
     """
     if not _collective('all_gather_object'):
         return [value]
+    import torch.distributed as dist
+
     gathered: list[T] = [value] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 
-def subgroup(size: int) -> dist.ProcessGroup | None:
+def subgroup(size: int) -> ProcessGroup | None:
     """Returns the group of this rank when each `size` ranks in a row make one. Every rank calls it."""
     if not _collective('subgroup'):
         return None
+    import torch.distributed as dist
+
     own, _ = dist.new_subgroups(size)
     return own
 
@@ -92,18 +110,27 @@ def broadcast_object(value: T) -> T:
     """
     if not _collective('broadcast_object'):
         return value
+    import torch.distributed as dist
+
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
 
 def _has_group() -> bool:
+    if 'torch.distributed' not in sys.modules:
+        return False
+    # Waits for another thread that is importing it.
+    import torch.distributed as dist
+
     return dist.is_available() and dist.is_initialized()
 
 
 def _collective(name: str) -> bool:
     """Returns whether a collective is needed; refuses to return a local value as if it were everyone's."""
     if _has_group():
+        import torch.distributed as dist
+
         return dist.get_world_size() > 1
     if world_size() > 1:
         raise RuntimeError(

@@ -114,6 +114,18 @@ class TaskAround:
         return self.task.encode(conversations)
 
 
+@dataclass
+class Remembering(TaskAround):
+    """A task that keeps the conversations it encoded last."""
+
+    conversations: list[Conversation] = field(default_factory=list)
+
+    def encode(self, conversations: list[Conversation]) -> Example:
+        """Returns the Example of the task."""
+        self.conversations = conversations
+        return super().encode(conversations)
+
+
 @dataclass(frozen=True)
 class SupervisedTask:
     """One conversation with its answers in it.

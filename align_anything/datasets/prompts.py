@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,11 +21,13 @@ class PromptTask:
         encode_prompt: `FamilySpec.encode_prompt`.
         longest: tokens of the longest prompt that leaves capacity for a response.
         guided: whether the prompt is encoded with its text left empty too.
+        limit: setting that bounds a response.
     """
 
     encode_prompt: Callable[[Conversation], Piece]
     longest: int
     guided: bool = False
+    limit: str = 'max_new_tokens'
     needs_reply: ClassVar[bool] = False
     needs_other: ClassVar[bool] = False
 
@@ -41,8 +43,8 @@ class PromptTask:
         prompt = self.encode_prompt(conversation)
         if len(prompt) > self.longest:
             raise SampleError(
-                f'the prompt has {len(prompt)} tokens; at most {self.longest} fit beside max_new_tokens: raise '
-                'model_cfgs.model_max_length, lower max_new_tokens, or shorten the row'
+                f'the prompt has {len(prompt)} tokens; at most {self.longest} fit beside {self.limit}: raise '
+                f'model_cfgs.model_max_length, lower {self.limit}, or shorten the row'
             )
         unconditional = self.encode_prompt(without_prompt_text(conversation)) if self.guided else None
         return Example(prompt, [], conversation=conversation, unconditional=unconditional)
@@ -54,3 +56,8 @@ class Prompts:
 
     examples: list[Example]
     skipped: list[Skipped] = field(default_factory=list)
+
+
+def as_prompts(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:
+    """Collates prompts as they are: what generates lays them out."""
+    return Prompts(list(examples), list(skipped))

@@ -27,6 +27,14 @@ def kind_of_reason(reason: str) -> str:
     return re.sub(r'\d+', 'N', re.sub(r'[^\s\']*/[^\s\']*', '…', unquoted))
 
 
+def by_kind(records: Iterable[Skipped]) -> list[tuple[str, list[Skipped]]]:
+    """Returns records by the kind of reason, names and numbers aside, the commonest first."""
+    groups: dict[str, list[Skipped]] = {}
+    for record in records:
+        groups.setdefault(kind_of_reason(record.reason), []).append(record)
+    return sorted(groups.items(), key=lambda entry: -len(entry[1]))
+
+
 def told_once(records: Iterable[Skipped]) -> str:
     """Returns one line for each reason: how many rows have it, and the first of them."""
     rows: dict[str, list[str]] = {}

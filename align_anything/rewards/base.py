@@ -167,15 +167,17 @@ def reward_names() -> list[str]:
     return _REWARDS.names()
 
 
-def check_options(name: str, function: RewardFunction, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], what: str = 'reward'
+) -> dict[str, Any]:
     """Returns all options of a reward function: those given, in the types that it declares, and its defaults.
 
-    Its options are its keyword-only parameters; one without a default must be given.
+    Its options are its keyword-only parameters; one without a default must be given. `what` is what messages call it.
 
     Raises:
         SettingsError: unknown or missing options, or values of another type; names what the function takes.
     """
-    return checked_options(f"reward '{name}'", function, options)
+    return checked_options(f"{what} '{name}'", function, options)
 
 
 def call_reward(

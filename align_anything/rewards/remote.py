@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx2
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
-
 from align_anything.core.errors import RewardError, SettingsError
-from align_anything.core.logging import get_logger
 from align_anything.core.types import BESIDE_CONTENT
 from align_anything.rewards.base import Completion, NoGroundTruth, Values, check_values, ground_truth
 from align_anything.rewards.messages import text_of, to_json
-
-logger = get_logger(__name__)
-
-FIRST_DELAY, LONGEST_DELAY, LONGEST_ASKED_FOR = 0.5, 30.0, 600.0
-OK, SERVER_ERROR = 200, 500
-PASSING = (408, 429)
+from align_anything.rewards.posting import Service
 
 
 class RemoteReward:
@@ -68,10 +56,8 @@ class RemoteReward:
             )
         if problems:
             raise SettingsError(problems)
-        self.url, self.retries, self.batch_size, self.send_media = url, retries, batch_size, send_media
-        # Without what may be secret: messages go into logs.
-        self.name = f'reward service {httpx2.URL(url).copy_with(username=None, password=None, query=None)}'
-        self._client = httpx2.Client(timeout=timeout)
+        self.batch_size, self.send_media = batch_size, send_media
+        self._service = Service('reward service', url, timeout, retries)
 
     def __call__(self, completions: Sequence[Completion]) -> Values:
         """Returns the reward of each completion, None where the service abstains.
@@ -87,11 +73,11 @@ class RemoteReward:
 
     def close(self) -> None:
         """Closes the connection."""
-        self._client.close()
+        self._service.close()
 
     def _rewards(self, batch: Sequence[Completion]) -> Values:
         prefills = [completion.prefilled for completion in batch]
-        response = self._answer(
+        answer = self._service.post(
             {
                 'prompts': [text_of(completion.conversation) for completion in batch],
                 'responses': [completion.response for completion in batch],
@@ -104,78 +90,11 @@ class RemoteReward:
                 'finished': [completion.finished for completion in batch],
             }
         )
-        answer = _json(response)
-        if response.status_code != OK:
-            raise RewardError(f'{self.name} answered {response.status_code}: {_reason(answer)}.')
         if not isinstance(answer, dict) or 'rewards' not in answer:
-            raise RewardError(f'{self.name} answered without "rewards"; it should send {{"rewards": [number, …]}}.')
-        return check_values(self.name, answer['rewards'], batch)
-
-    def _answer(self, content: dict[str, Any]) -> httpx2.Response:
-        """Returns the first answer of the service that it does not help to ask for again."""
-        attempts = Retrying(
-            stop=stop_after_attempt(self.retries + 1),
-            wait=_pause,
-            retry=retry_if_exception_type(_Passing),
-            after=self._tell,
-            reraise=True,
-        )
-        try:
-            return attempts(self._ask, content)
-        except _Passing as failure:
             raise RewardError(
-                f'{self.name} failed {self.retries + 1} time(s) in a row, at last with {failure}. Check that it runs '
-                'and can be reached from here, and what it logs.'
-            ) from failure.__cause__
-
-    def _ask(self, content: dict[str, Any]) -> httpx2.Response:
-        try:
-            response = self._client.post(self.url, json=content)
-        except httpx2.TransportError as error:
-            raise _Passing(f'{type(error).__name__}: {error}') from error
-        if response.status_code not in PASSING and response.status_code < SERVER_ERROR:
-            return response
-        failure = f'status {response.status_code}: {_reason(_json(response))}'
-        asked_for = _seconds(response.headers.get('Retry-After', ''))
-        if asked_for > LONGEST_ASKED_FOR:
-            raise RewardError(
-                f'{self.name} failed with {failure}, and asks to be left alone for {asked_for:.0f} s, longer than '
-                f'{LONGEST_ASKED_FOR:.0f}. Go on from the last checkpoint when it is back.'
+                f'{self._service.name} answered without "rewards"; it should send {{"rewards": [number, …]}}.'
             )
-        raise _Passing(failure, asked_for)
-
-    def _tell(self, state: RetryCallState) -> None:
-        failure = state.outcome.exception()
-        logger.warning('%s failed (%s), attempt %d of %d', self.name, failure, state.attempt_number, self.retries + 1)
-
-
-class _Passing(Exception):
-    """A failure that may pass, and for how many seconds the service asks not to be asked again."""
-
-    def __init__(self, reason: str, asked_for: float = 0.0) -> None:
-        super().__init__(reason)
-        self.asked_for = asked_for
-
-
-def _pause(state: RetryCallState) -> float:
-    """Returns the seconds before the next attempt.
-
-    Not from the generators that a run seeds: a pause must not change what it samples.
-    """
-    doubled = min(FIRST_DELAY * 2 ** (state.attempt_number - 1), LONGEST_DELAY)
-    random_part = random.SystemRandom().uniform(0.5, 1.0)
-    return max(doubled * random_part, state.outcome.exception().asked_for * (1 + random_part / 10))
-
-
-def _seconds(retry_after: str) -> float:
-    """Returns what a `Retry-After` asks for, seconds or a date (RFC 9110, 10.2.3); 0 where it says neither."""
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    return max(0.0, (date.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+        return check_values(self._service.name, answer['rewards'], batch)
 
 
 def check_texts(completion: Completion) -> None:
@@ -223,14 +142,3 @@ def _truth(completion: Completion) -> str | None:
         return ground_truth(completion)
     except NoGroundTruth:
         return None
-
-
-def _json(response: httpx2.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-def _reason(answer: Any) -> str:
-    return str(answer['error']) if isinstance(answer, dict) and 'error' in answer else 'no reason given'

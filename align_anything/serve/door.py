@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import ipaddress
@@ -25,6 +26,11 @@ LOCAL_NAMES = ('localhost', '127.0.0.1', '[::1]')
 OTHERS = 0o077
 PORT = re.compile(r':\d*\Z', re.ASCII)
 SHORTEST_KEY = 8
+CHALLENGES = {b'bearer': 'Bearer', b'basic': 'Basic realm="align-anything"'}
+REFUSALS = {
+    b'bearer': 'no API key, or a wrong one: send it as Authorization: Bearer KEY.',
+    b'basic': 'no password, or a wrong one.',
+}
 
 
 class Keys:
@@ -36,34 +42,37 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def allow(self, authorization: bytes) -> bool:
-        """Tells whether the header is `Bearer` and one of the keys; takes the same time for every wrong one."""
-        scheme, _, key = authorization.partition(b' ')
-        given = _digest(key.strip())
+    def allow(self, authorization: bytes, scheme: bytes = b'bearer') -> bool:
+        """Tells whether the header is one of the keys in this scheme; takes the same time for every wrong one.
+
+        In the scheme `basic`, which browsers know, the password is the key, and the name may be any.
+        """
+        found_scheme, _, key = authorization.partition(b' ')
+        given = _digest(_password(key) if scheme == b'basic' else key.strip())
         found = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == b'bearer' and any(found)
+        return found_scheme.lower() == scheme and any(found)
 
 
-def read_keys(file: str | None) -> list[str]:
-    """Returns the keys in a file, one a line, and the one of the environment.
+def read_keys(file: str | None, option: str = '--api_key_file', variable: str = KEY_VARIABLE) -> list[str]:
+    """Returns the keys in a file, one a line, which an `option` names, and the one in a variable of the environment.
 
     Raises SettingsError for a file that cannot be read or holds no key, and for what can be no key.
     """
-    found = [os.environ[KEY_VARIABLE]] if os.environ.get(KEY_VARIABLE) else []
+    found = [os.environ[variable]] if os.environ.get(variable) else []
     if file is not None:
         try:
             path = Path(file)
             lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError([f'--api_key_file: {file} cannot be read: {type(error).__name__}.']) from error
+            raise SettingsError([f'{option}: {file} cannot be read: {type(error).__name__}.']) from error
         if not lines:
-            raise SettingsError([f'--api_key_file: {file} holds no key; write one on a line of its own.'])
+            raise SettingsError([f'{option}: {file} holds no key; write one on a line of its own.'])
         if path.stat().st_mode & OTHERS:
             logger.warning('%s can be read by other users of this machine: chmod 600 keeps the key yours.', file)
         found += lines
     if any(len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or ' ' in key for key in found):
-        problem = f'an API key (not shown) is not {SHORTEST_KEY} or more printable ASCII characters without blanks.'
-        raise SettingsError([problem])
+        told = f'{option}: a key (not shown) is not {SHORTEST_KEY} or more printable ASCII characters without blanks.'
+        raise SettingsError([told])
     return found
 
 
@@ -87,17 +96,18 @@ class Door:
         app: the application.
         keys: that are let in; none lets everyone in.
         host: the address that it listens at.
+        scheme: how keys are sent: `bearer`, or `basic` as browsers ask a person for them.
     """
 
-    def __init__(self, app: Application, keys: Keys, host: str) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: Application, keys: Keys, host: str, scheme: bytes = b'bearer') -> None:
+        self._app, self._keys, self._scheme = app, keys, scheme
         self._names = {*LOCAL_NAMES, host} if is_local(host) else None
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Answers one request; passes on what is none."""
         if scope['type'] == 'http' and (refusal := self._refusal(scope)) is not None:
             status, message, code = refusal
-            headers = {'WWW-Authenticate': 'Bearer'} if status == UNAUTHORIZED else None
+            headers = {'WWW-Authenticate': CHALLENGES[self._scheme]} if status == UNAUTHORIZED else None
             answer = json_answer(error_body(status, message, code=code), status, headers=headers)
             await answer(scope, receive, send)
             return
@@ -109,9 +119,17 @@ class Door:
             name = PORT.sub('', headers.get(b'host', b'localhost').decode('latin-1').lower())
             if name not in self._names:
                 return FORBIDDEN, 'this server is open to this machine alone, and goes by no such name.', 'wrong_host'
-        if not self._keys or scope['path'] in OPEN or self._keys.allow(headers.get(b'authorization', b'')):
+        given = headers.get(b'authorization', b'')
+        if not self._keys or scope['path'] in OPEN or self._keys.allow(given, self._scheme):
             return None
-        return UNAUTHORIZED, 'no API key, or a wrong one: send it as Authorization: Bearer KEY.', 'invalid_api_key'
+        return UNAUTHORIZED, REFUSALS[self._scheme], 'invalid_api_key'
+
+
+def _password(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b':')[2]
+    except ValueError:
+        return b''
 
 
 def _digest(key: bytes) -> bytes:

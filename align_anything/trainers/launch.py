@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align_anything.algorithms.base import Algorithm, find_algorithm, known_algorithms
 from align_anything.configs.layers import Call
@@ -108,15 +108,33 @@ def settings_of(
     environ: Mapping[str, str],
     call: Call | None = None,
 ) -> Resolved:
-    """The settings of a run, as `resolve` makes them; the pair's defaults are those of training. Tells its notes."""
-    defaults = pair.defaults if algorithm.trains else {}
-    known = LazyMapping(known_algorithms)
-    resolved = resolve(
-        pair.name, algorithm.name, algorithm, known, argv, environ, defaults, pair.reads, pair.writes, call
-    )
+    """The settings of a run, see `resolved_of`. Tells its notes."""
+    resolved = resolved_of(pair, algorithm, argv, environ, call)
     for note in resolved.notes:
         logger.info(note)
     return resolved
+
+
+def resolved_of(
+    pair: Pair,
+    algorithm: type[Algorithm],
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    call: Call | None = None,
+) -> Resolved:
+    """The settings of a run, as `resolve` makes them; the pair's defaults are those of training."""
+    known = LazyMapping(known_algorithms)
+    return resolve(
+        *(pair.name, algorithm.name, algorithm, known, argv, environ, defaults_of(pair, algorithm)),
+        reads=pair.reads,
+        writes=pair.writes,
+        call=call,
+    )
+
+
+def defaults_of(pair: Pair, algorithm: type[Algorithm]) -> Mapping[str, Any]:
+    """The settings that the table of pairs gives to runs of an algorithm."""
+    return pair.defaults if algorithm.trains else {}
 
 
 def quieten_libraries() -> None:

@@ -70,7 +70,7 @@ config = StableLmConfig(
     eos_token_id=tokenizer.eos_token_id,
 )
 StableLmForCausalLM(config).save_pretrained('untrained')
-tokenizer.save_pretrained('untrained')
+files = tokenizer.save_pretrained('untrained')
 
 # %% [markdown]
 # ## Trained, and asked
@@ -95,6 +95,9 @@ result = train(
     gradient_accumulation_steps=1,
     save_total_limit=0,
 )
+curve = result.metrics['train/loss'].plot(title='loss')
+
+# %%
 policy = load_policy(result.folder, temperature=0.0, max_new_tokens=4, bf16=False)
 type(policy.spec).__name__, type(policy.model).__name__
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from align_anything import train
 from align_anything.testing.tiny import build
 
-Path('quiz.py').write_text('''
+written = Path('quiz.py').write_text('''
 from align_anything.core.errors import FilteredError
 from align_anything.datasets.formatters.base import BaseFormatter, register_template
 from align_anything.datasets.formatters.turns import assistant, user

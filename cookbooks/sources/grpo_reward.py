@@ -64,7 +64,8 @@ result = train(
 curve = result.metrics['train/reward'].plot(title='reward')
 
 # %%
-[answer.text for answer in result.policy.generate(['Say something about the sun.'], num_generations=3)[0]]
+(answers,) = result.policy.generate(['Say something about the sun.'], num_generations=3, max_new_tokens=12)
+[answer.text for answer in answers]
 
 # %%
 rewards = result.metrics['train/reward']

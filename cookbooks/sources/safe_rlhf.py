@@ -128,7 +128,8 @@ result = train(
     critic_lr=3e-3,
     **SMALL,
 )
-curve = result.metrics[['train/reward', 'train/reward/cost']].plot()
+# The multiplier weighs cost: it rises while cost is above the threshold, and falls below it.
+curves = result.metrics[['train/reward', 'train/reward/cost', 'train/multiplier']].plot(subplots=True)
 
 # %%
 metrics = result.metrics

@@ -13,8 +13,8 @@ from scripts.bench.report import Ratio
 from scripts.bench.work import Size, text_model
 
 CLIENTS, TOKENS = 32, 32
-ROUNDS = 3
-"""Requests of each client."""
+ROUNDS, FEWEST = 3, 12
+"""Requests of each client, and of one that is alone."""
 
 
 def serve(folder: Path, size: Size) -> list[Ratio]:
@@ -50,13 +50,14 @@ def _rate(model: Path, clients: int) -> float:
         with ThreadPoolExecutor(clients) as pool:
             ask = _Asking(bound.getsockname()[1], server.name)
             list(pool.map(ask, range(clients)))
+            requests = max(FEWEST, clients * ROUNDS)
             started = time.perf_counter()
-            list(pool.map(ask, range(clients * ROUNDS)))
+            list(pool.map(ask, range(requests)))
             seconds = time.perf_counter() - started
         running.should_exit = True
         thread.join()
     server.close()
-    return clients * ROUNDS / seconds
+    return requests / seconds
 
 
 class _Asking:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
-from align_anything.cli.families import NONE, TABLE_FILE, Family, families, families_as_json, find_family
+from align_anything.cli.checkpoints import listed_families
+from align_anything.cli.families import NONE, Family, families, families_as_json, find_family
 from align_anything.cli.main import main
 from align_anything.core.errors import SettingsError
 from align_anything.models import families as family_files
@@ -46,7 +46,7 @@ def test_every_id_of_lmms_finetune_is_there(found: dict[str, Family]) -> None:
 def test_every_family_file_is_listed_with_a_checkpoint(found: dict[str, Family]) -> None:
     filed = {module.name for module in pkgutil.iter_modules(family_files.__path__)}
     assert filed <= set(found) and {found[name].rules for name in filed} == {'own file'}
-    table = yaml.safe_load(TABLE_FILE.read_text())
+    table = listed_families()
     assert all(entry.keys() <= {'ids', 'checkpoints', 'checkpoint_type', 'not_served'} for entry in table.values())
 
 

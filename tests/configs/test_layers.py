@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.algorithms.base import known_algorithms
+from align_anything.algorithms.evaluate import Evaluate
 from align_anything.configs import layers
 from align_anything.configs.resolve import resolve
 from align_anything.configs.schema import RunCfgs
@@ -146,7 +147,7 @@ FILES = sorted(path for path in layers.TRAIN_FOLDER.rglob('*.yaml') if path.stem
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
 def test_every_file_that_ships_makes_a_run(path: Path, needed):
     pair = path.parent.name if path.parent != layers.TRAIN_FOLDER else 'any_pair'
-    algorithms = known_algorithms()
+    algorithms = {**known_algorithms(), 'evaluate': Evaluate}
     resolved = resolve(pair, path.stem, algorithms[path.stem], algorithms, needed, {})
     assert any(
         f'configs/train/{path.relative_to(layers.TRAIN_FOLDER)}' in origin for origin in resolved.origins.values()

@@ -28,6 +28,7 @@ FLOORS = {
     'rewards': 4,
     'reporting': 5,
     'trainers.pairs': 1,
+    'metrics': 6,
     'trainers.loops': 6,
     'trainers.runs': 7,
     'trainers.launch': 8,

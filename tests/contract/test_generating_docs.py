@@ -59,7 +59,7 @@ def test_the_commands_run_one_after_the_other(home: Path, monkeypatch: pytest.Mo
     assert named - {'prompts.jsonl', 'skipped_samples.jsonl'} <= written
     (record, _) = lines(scored / 'generations.jsonl')
     assert {'row', 'source', 'messages', 'responses', 'best'} == record.keys()
-    assert {'text', 'finish_reason', 'scores', 'score'} == record['responses'][0].keys()
+    assert {'text', 'finish_reason', 'units', 'scores', 'score'} == record['responses'][0].keys()
     assert json.loads((scored / 'summary.json').read_text())['prompts'] == 2
 
 

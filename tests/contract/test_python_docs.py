@@ -35,7 +35,7 @@ def test_its_blocks_run(tiny: Callable[..., Path], tmp_path: Path) -> None:
         assert 'train/reward/brevity' in namespace['rewarded'].metrics
         return sorted(path.name for path in Path('output').iterdir())
 
-    assert in_a_process(body) == ['dpo', 'grpo', 'sft']
+    assert in_a_process(body) == ['dpo', 'grpo', 'measured', 'sft']
 
 
 def test_its_arguments_are_those_of_train() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -9,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from deepspeed.launcher.runner import parse_args
 from torch.distributed.run import get_args_parser
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run, runs
 from align_anything.cli.main import main
-from align_anything.configs.schema import AlgorithmCfgs, RunCfgs
+from align_anything.configs.schema import AlgorithmCfgs, RunCfgs, build_run_schema, groups_of
+from align_anything.rollouts import vllm_server
 from align_anything.trainers.pairs import PAIRS
 from tests.trainers.runs import run
 
@@ -103,16 +106,22 @@ def test_the_first_hour_is_one_that_can_be_had(
 
 
 def test_commands_for_several_nodes_name_runs_and_settings() -> None:
-    known = {key for group in RunCfgs.model_fields.values() for key in group.annotation.model_fields} | {'config'}
     found = commands('multi_node.md')
-    assert {command[0] for command in found} == {'deepspeed', 'torchrun', 'srun'}
-    for command in found:
+    (serving,), launched = ([each for each in found if (each[0] == 'python') == alone] for alone in (True, False))
+    assert serving[2] == vllm_server.__name__
+    assert {word[2:] for word in serving if word.startswith('--')} <= {*inspect.signature(vllm_server.serve).parameters}
+    assert {command[0] for command in launched} == {'deepspeed', 'torchrun', 'srun'}
+    for command in launched:
         module = next(word for word in command if word.startswith('align_anything.trainers.'))
-        find_run(*module.split('.')[2:])
+        _, kind = find_run(*module.split('.')[2:])
+        groups = groups_of(build_run_schema(kind)).values()
+        known = {key for group in groups for key in group.model_fields} | {'config'}
         settings = command[command.index(module) + 1 :]
         assert {word[2:] for word in settings if word.startswith('--')} <= known
-    options = {option for action in get_args_parser()._actions for option in action.option_strings}
-    for command in found[1:]:
+        if command[0] == 'deepspeed':
+            assert parse_args(command[1:]).user_script == module
+            continue
+        options = {option for action in get_args_parser()._actions for option in action.option_strings}
         launcher = command[: command.index('-m')]
         assert {word for word in launcher if word.startswith('--')} <= options
 

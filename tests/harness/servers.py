@@ -17,11 +17,11 @@ PATIENCE = 60.0
 
 
 @contextmanager
-def vllm_servers(number: int) -> Iterator[tuple[list[str], list[int]]]:
+def vllm_servers(number: int, host: str = '127.0.0.1') -> Iterator[tuple[list[str], list[int]]]:
     """Runs servers as long as the context lasts; gives their addresses and the processes."""
     ports = [free_port() for _ in range(number)]
-    processes = [_forked(port) for port in ports]
-    urls = [f'http://127.0.0.1:{port}' for port in ports]
+    processes = [_forked(host, port) for port in ports]
+    urls = [f'http://{host}:{port}' for port in ports]
     try:
         for url in urls:
             _wait(url)
@@ -33,11 +33,11 @@ def vllm_servers(number: int) -> Iterator[tuple[list[str], list[int]]]:
             os.waitpid(process, 0)
 
 
-def _forked(port: int) -> int:
+def _forked(host: str, port: int) -> int:
     process = os.fork()
     if process == 0:
         try:
-            vllm_server.main(['--port', str(port)])
+            vllm_server.main(['--host', host, '--port', str(port)])
         finally:
             os._exit(1)
     return process

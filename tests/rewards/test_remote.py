@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from align_anything.core.errors import RewardError, SettingsError
-from align_anything.rewards import remote
+from align_anything.rewards import posting
 from align_anything.rewards.remote import RemoteReward
 from tests.rewards.common import completion
 
@@ -100,7 +100,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, 'FIRST_DELAY', 0.02)
+    monkeypatch.setattr(posting, 'FIRST_DELAY', 0.02)
 
 
 def test_what_is_sent(service: Service) -> None:
@@ -248,7 +248,7 @@ def test_a_service_that_dies_and_comes_back(service: Service, monkeypatch: pytes
 def test_a_service_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr('time.sleep', pauses.append)
-    monkeypatch.setattr(remote, 'FIRST_DELAY', 8.0)
+    monkeypatch.setattr(posting, 'FIRST_DELAY', 8.0)
     gone = Service()
     gone.stop()
     with pytest.raises(RewardError) as caught:

@@ -118,6 +118,17 @@ def test_all_sixty_four_and_sampled_ones_too(text: tuple[str, str]) -> None:
         assert list(pool.map(one, range(64))) == alone
 
 
+@pytest.mark.extended
+def test_two_hundred_clients_of_a_model(text: tuple[str, str]) -> None:
+    url, name = text
+    prompts = [f'question {number}' for number in range(200)]
+    alone = [said(ask(url, name, prompt)) for prompt in prompts]
+    with ThreadPoolExecutor(200) as pool:
+        assert list(pool.map(lambda prompt: said(ask(url, name, prompt)), prompts)) == alone
+    told = httpx2.get(f'{url}/metrics').text
+    assert 'align_anything_waiting 0.0' in told and 'align_anything_running 0.0' in told
+
+
 def test_limits_of_the_model(text: tuple[str, str]) -> None:
     url, name = text
     with pytest.raises(openai.BadRequestError, match='longer than the 512 of this model'):
@@ -347,6 +358,15 @@ def test_what_is_wrong_is_said_before_it_serves(argv: tuple[str, ...], error: An
 
     with pytest.raises(error, match=message):
         serve(list(argv), {})
+
+
+def test_a_model_that_is_not_there_is_one_message_and_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    from align_anything.cli.main import main
+
+    with pytest.raises(SystemExit) as leaving:
+        main(['serve', '--model_name_or_path', 'nowhere/at/all'])
+    (told,) = [record for record in caplog.records if record.levelname == 'ERROR']
+    assert leaving.value.code == 2 and told.exc_info is None and 'nowhere/at/all' in told.getMessage()
 
 
 def test_a_reward_model_that_is_none(tiny: Callable[..., Path]) -> None:

@@ -118,3 +118,21 @@ def test_what_is_public_is_fetched_and_nothing_else_follows(monkeypatch: pytest.
                 fetch(f'{base}{path}', LIMIT)
         with pytest.raises(RequestError, match='takes too long|cannot be fetched'):
             fetch(f'{base}/slow', LIMIT, seconds=0.3)
+
+
+def test_a_name_is_looked_up_once_and_what_was_looked_at_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is public when it is asked for, and this machine's own a moment later."""
+    answers, reached = iter(['93.184.216.34', '127.0.0.1']), []
+
+    def resolved(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (next(answers), 80))]
+
+    def connect(address: tuple[str, int], **_: object) -> socket.socket:
+        reached.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(fetching.socket, 'getaddrinfo', resolved)
+    monkeypatch.setattr(fetching.socket, 'create_connection', connect)
+    with pytest.raises(RequestError, match='cannot be fetched from rebind.example'):
+        fetch('http://rebind.example/a.png', LIMIT)
+    assert reached == [('93.184.216.34', 80)] and next(answers) == '127.0.0.1'

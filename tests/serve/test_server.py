@@ -11,8 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -270,23 +269,34 @@ def test_two_hundred_clients_at_once() -> None:
         assert retrying.chat.completions.create(model='parrot', messages=asked('z')).choices[0].message.content == 'z'
 
 
-def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
-    port = free_port()
+@contextmanager
+def process_of(port: int, pause: float = 0.05) -> Iterator[int]:
+    """A server in a process of its own, which answers one by one; it is left when the context ends, if not before."""
     process = os.fork()
     if process == 0:
         try:
             with bound_socket('127.0.0.1', port) as bound:
-                server = parrot_server(Parrot(pause=0.05), limits=limits(batch_size=1))
+                server = parrot_server(Parrot(pause=pause), limits=limits(batch_size=1))
                 serve_app(make_app(server), bound)
         finally:
             os._exit(1)
-    url, answers = f'http://127.0.0.1:{port}', []
     try:
         for _ in range(200):
             with suppress(httpx2.TransportError):
-                if httpx2.get(f'{url}/health').status_code == 200:
+                if httpx2.get(f'http://127.0.0.1:{port}/health').status_code == 200:
                     break
             time.sleep(0.05)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def test_sigterm_finishes_what_runs() -> None:
+    port = free_port()
+    url, answers = f'http://127.0.0.1:{port}', []
+    with process_of(port) as process:
         threads = [
             threading.Thread(target=lambda text=text: answers.append(said(url, text))) for text in ('a' * 20, 'b' * 20)
         ]
@@ -300,7 +310,26 @@ def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
         for thread in threads:
             thread.join(30)
         assert sorted(answers) == ['a' * 20, 'b' * 20], 'the one that runs and the one that waits'
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL if len(answers) < 2 else 0)
-        os.waitpid(process, 0)
+
+
+@pytest.mark.extended
+def test_what_a_killed_server_owed_the_next_one_answers() -> None:
+    port = free_port()
+    url, texts = f'http://127.0.0.1:{port}', [letter * 20 for letter in 'abcdefgh']
+    patient = openai.OpenAI(base_url=f'{url}/v1', api_key='x', max_retries=20)
+
+    def ask(text: str) -> str:
+        answer = patient.chat.completions.create(model='parrot', messages=asked(text))
+        return answer.choices[0].message.content
+
+    with ThreadPoolExecutor(9) as pool:
+        with process_of(port) as process:
+            answers = [pool.submit(ask, text) for text in texts]
+            hasty = pool.submit(said, url, 'x' * 20)
+            time.sleep(0.5)
+            os.kill(process, signal.SIGKILL)
+            with pytest.raises(openai.APIConnectionError):
+                hasty.result(10)
+            assert not any(answer.done() for answer in answers)
+        with process_of(port, pause=0.0):
+            assert [answer.result(60) for answer in answers] == texts

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import openai
+import psutil
 import pytest
+from PIL import Image
 
 from align_anything.core.errors import SettingsError
 from align_anything.serve import vllm_server
 from align_anything.serve.run import serve
 from align_anything.serve.vllm_server import run_vllm
 from tests.harness.ranks import free_port
-from tests.serve.common import SMALL, asked, client, settings
+from tests.serve.common import SMALL, asked, image_uri, serving, settings
 
 KEY = 'my-very-secret-key'
 
@@ -91,40 +96,89 @@ def test_what_it_cannot_serve_is_refused(
 @pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_it_answers_as_transformers_do(tiny: Callable[..., Path]) -> None:
+def test_it_answers_as_transformers_do_fetches_nothing_and_dies_with_its_engine(tiny: Callable[..., Path]) -> None:
     pytest.importorskip('vllm')
-    port, model = free_port(), str(tiny('qwen3'))
-    own = [
-        *SMALL,
-        '--model_name_or_path',
-        model,
-        '--use_vllm',
-        'True',
-        '--port',
-        str(port),
-        '--vllm_enforce_eager',
-        'True',
-    ]
-    command = [sys.executable, '-m', 'align_anything.cli', 'serve', *own, '--vllm_gpu_memory_utilization', '0.1']
-    environ = {**os.environ, 'ALIGN_ANYTHING_API_KEY': KEY, 'CUDA_VISIBLE_DEVICES': ''}
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    url = f'http://127.0.0.1:{port}'
-    try:
-        for _ in range(1000):
-            with suppress(httpx2.TransportError):
-                if httpx2.get(f'{url}/health').status_code == 200:
-                    break
-            assert process.poll() is None, process.stdout.read()[-4000:]
-            time.sleep(0.5)
-        body = {'model': Path(model).name, 'messages': asked('hello'), 'max_tokens': 8, 'temperature': 0}
-        assert httpx2.post(f'{url}/v1/chat/completions', json=body).status_code == 401
-        said = client(url, KEY).chat.completions.create(**body).choices[0].message.content
-        from tests.serve.common import serving
+    model = str(tiny('qwen2_vl'))
+    with vllm_serving(model) as (url, process), a_site() as (site, visits):
+        name, how = Path(model).name, {'max_tokens': 8, 'temperature': 0}
 
+        def ask(url: str, key: str, messages: Any) -> str:
+            # It closes connections that are kept open, at times as the next request is under way.
+            patient = openai.OpenAI(base_url=f'{url}/v1', api_key=key, max_retries=3)
+            answer = patient.chat.completions.create(model=name, messages=messages, **how)
+            return answer.choices[0].message.content
+
+        body = {'model': name, 'messages': asked('hello'), **how}
+        assert httpx2.post(f'{url}/v1/chat/completions', json=body).status_code == 401
+        red = Image.new('RGB', (56, 56), 'red')
         with serving('--model_name_or_path', model) as ours:
-            # vLLM leaves special tokens out of what it says.
-            own = client(ours).chat.completions.create(**body).choices[0].message.content
-        assert said and said[:4] == own[:4]
+            for turns in (asked('hello'), shown(image_uri(red))):
+                # vLLM leaves special tokens out of what it says.
+                assert ask(url, KEY, turns)[:4] == ask(ours, 'none', turns)[:4] != ''
+        for there in (f'{site}/a.png', 'http://169.254.169.254/latest', 'file:///etc/hostname'):
+            with pytest.raises(openai.APIStatusError):
+                ask(url, KEY, shown(there))
+        with pytest.raises(openai.BadRequestError):
+            ask(url, KEY, shown(image_uri(red)[:60]))
+        assert not visits and httpx2.get(f'{site}/a.png').status_code == 200 and visits == ['/a.png']
+        for engine in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if 'EngineCor' in ' '.join([engine.name(), *engine.cmdline()]):
+                    engine.kill()
+        with pytest.raises((openai.InternalServerError, openai.APIConnectionError)):
+            ask(url, KEY, asked('hello'))
+        # With code 0: who keeps it running must not ask for a failure.
+        process.wait(200)
+
+
+@contextmanager
+def vllm_serving(model: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """vLLM's server as the command starts it, with a key."""
+    port = free_port()
+    own = ['--model_name_or_path', model, '--use_vllm', 'True', '--port', str(port), '--vllm_enforce_eager', 'True']
+    command = [sys.executable, '-m', 'align_anything.cli', 'serve', *SMALL, *own]
+    environ = {**os.environ, 'ALIGN_ANYTHING_API_KEY': KEY, 'CUDA_VISIBLE_DEVICES': ''}
+    with tempfile.TemporaryFile('w+') as said:
+        command += ['--vllm_gpu_memory_utilization', '0.1']
+        process = subprocess.Popen(command, env=environ, stdout=said, stderr=subprocess.STDOUT, text=True)
+        try:
+            url = f'http://127.0.0.1:{port}'
+            for _ in range(1000):
+                with suppress(httpx2.TransportError):
+                    if httpx2.get(f'{url}/health').status_code == 200:
+                        break
+                assert process.poll() is None
+                time.sleep(0.5)
+            yield url, process
+        finally:
+            process.terminate()
+            process.wait(60)
+            said.seek(0)
+            print(said.read()[-8000:])
+
+
+@contextmanager
+def a_site() -> Iterator[tuple[str, list[str]]]:
+    """A server of this machine, and what was asked of it."""
+    visits: list[str] = []
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            visits.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(('127.0.0.1', 0), Site)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f'http://127.0.0.1:{server.server_port}', visits
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        server.shutdown()
+
+
+def shown(url: str) -> list[dict[str, Any]]:
+    part = {'type': 'image_url', 'image_url': {'url': url}}
+    return [{'role': 'user', 'content': [part, {'type': 'text', 'text': 'What is it?'}]}]

@@ -14,6 +14,7 @@ from torch import Tensor
 from align_anything.models.handover import handed_over
 from align_anything.rollouts.vllm import VLLMRollouts
 from align_anything.trainers.runs import rollout_engine
+from tests.harness.hosts import INTERFACE, two_hosts, why_no_hosts
 from tests.harness.servers import vllm_servers
 from tests.harness.warm import import_vllm
 from tests.trainers.runs import die, run
@@ -155,3 +156,27 @@ def test_settings_that_vllm_cannot_obey(
 ) -> None:
     (ended,) = run(argv(folder, tmp_path, tiny('qwen2'), **changes), algorithm=named('grpo'))
     assert ended.code == 2 and message in ended.output, ended.output
+
+
+@pytest.mark.extended
+def test_a_server_on_another_host(folder: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why := why_no_hosts():
+        pytest.skip(f'no second host can be made here: {why}')
+
+    def trained(name: str, url: str, **more: Any) -> Path:
+        changes = {**SMALL, 'vllm_server_urls': f'[{url}]', 'vllm_probe_tolerance': 1e-4, **more}
+        (ended,) = run(
+            argv(folder, tmp_path / name, tiny('qwen2'), **changes),
+            before=lambda _: os.environ.update(GLOO_SOCKET_IFNAME=INTERFACE),
+            algorithm=named('grpo'),
+        )
+        assert ended.code == 0, ended.output
+        return tmp_path / name
+
+    with vllm_servers(1) as (urls, _):
+        here = trained('here', urls[0])
+    monkeypatch.setenv('GLOO_SOCKET_IFNAME', INTERFACE)
+    with two_hosts(tmp_path) as (first, second), second.network(), vllm_servers(1, second.address) as (urls, _):
+        with first.network():
+            assert_same(here, trained('http', urls[0]))
+            assert_same(here, trained('gloo', urls[0], vllm_server_transfer='gloo'))

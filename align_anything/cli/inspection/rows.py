@@ -15,11 +15,11 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import CodedMedia, Conversation, Example, Piece, Skipped
-from align_anything.datasets.dataset import ExampleDataset, Source, TaskAround
+from align_anything.datasets.dataset import ExampleDataset, Remembering, Source
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.mixture import StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape, Sampler
-from align_anything.datasets.skips import kind_of_reason
+from align_anything.datasets.skips import by_kind
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
@@ -82,10 +82,7 @@ class SetSurvey:
 
     def reasons(self) -> list[tuple[str, list[Skipped]]]:
         """Returns the skipped rows by the kind of reason, names and numbers aside, the commonest first."""
-        groups: dict[str, list[Skipped]] = {}
-        for record in self.skipped:
-            groups.setdefault(kind_of_reason(record.reason), []).append(record)
-        return sorted(groups.items(), key=lambda entry: -len(entry[1]))
+        return by_kind(self.skipped)
 
 
 @dataclass
@@ -164,7 +161,7 @@ def _survey_set(
         for sizes, skipped in loader.micro_batches(0):
             result.sizes += sizes
             result.skipped += skipped
-    dataset.task = remembered = _Remembering(dataset.task)
+    dataset.task = remembered = Remembering(dataset.task)
     step = 1 if order.streamed else max(1, result.read // SAMPLES)
     for key in islice(order.keys(), 0, SAMPLES * step, step):
         example = dataset[key]
@@ -206,14 +203,3 @@ class _Measure:
     def __call__(self, examples: list[Example], skipped: list[Skipped]) -> tuple[list[RowSize], list[Skipped]]:
         reasons = [Skipped(cleaned(record.source), cleaned(record.reason), record.filtered) for record in skipped]
         return [size_of(example, self.spec) for example in examples], reasons
-
-
-@dataclass
-class _Remembering(TaskAround):
-    """A task that keeps the conversations it encoded last."""
-
-    conversations: list[Conversation] = field(default_factory=list)
-
-    def encode(self, conversations: list[Conversation]) -> Example:
-        self.conversations = conversations
-        return super().encode(conversations)

@@ -22,17 +22,20 @@ class GQA(BaseFormatter):
 
 @register_template('OK-VQA')
 class OKVQA(BaseFormatter):
-    """Columns `question`, `answers` (of several people; the most frequent one is learned), `image`."""
+    """Columns `question`, `answers` (of several people; the most frequent one is learned), `image`.
+
+    All answers are in `meta['answers']`, which evaluations compare with.
+    """
 
     def format_supervised_sample(self, raw_sample: Row) -> Sample:
         image = column(raw_sample, 'image')
-        answers = Counter(texts(raw_sample, 'answers'))
+        answers = texts(raw_sample, 'answers')
         if not answers:
             raise SampleError("column 'answers' is an empty list.")
         # Of equally frequent answers the first one: most_common keeps their order.
-        answer = answers.most_common(1)[0][0]
+        answer = Counter(answers).most_common(1)[0][0]
         question = user_with('image', image, text(raw_sample, 'question'))
-        return [*self.opening(), question, assistant(answer)], {'image': image}
+        return [*self.opening(), question, assistant(answer)], {'image': image, 'answers': answers}
 
 
 @register_template('A-OKVQA')

@@ -126,7 +126,7 @@ class Chat:
 
     def _answer(self) -> None:
         seed = self._seeds.randrange(SEEDS)
-        with closing(_spoken(self.talkers, [self.talk.asked(n) for n in range(len(self.talkers))], seed)) as spoken:
+        with closing(spoken_by(self.talkers, [self.talk.asked(n) for n in range(len(self.talkers))], seed)) as spoken:
             answers: list[list[Part]] = [[] for _ in self.talkers]
             problems: dict[int, Exception] = {}
             try:
@@ -148,7 +148,7 @@ class Chat:
             if isinstance(item, Exception):
                 problems[number] = item
             else:
-                _add(answers[number], item, self.screen.part(item))
+                add_part(answers[number], item, self.screen.part(item))
         self.screen.end_line()
 
     def _several(self, spoken: Any, answers: list[list[Part]], problems: dict[int, Exception]) -> None:
@@ -166,13 +166,13 @@ class Chat:
                     path = str(self.screen.write(item['type'], item[item['type']]))
                     texts[number] += f'[{item["type"]}: {path}]\n'
                     shown.append((self.talkers[number].name, item))
-                _add(answers[number], item, path)
+                add_part(answers[number], item, path)
                 update(texts)
         for name, item in shown:
             self.screen.picture(name, item)
 
 
-def _add(parts: list[Part], part: Part, path: str) -> None:
+def add_part(parts: list[Part], part: Part, path: str) -> None:
     """Adds a part of an answer, text to the text before it."""
     if part['type'] == 'text' and parts and parts[-1]['type'] == 'text':
         parts[-1] = {'type': 'text', 'text': parts[-1]['text'] + part['text']}
@@ -185,7 +185,7 @@ def _path(text: str) -> Path:
     return Path(text[1:-1] if quoted else text).expanduser()
 
 
-def _spoken(
+def spoken_by(
     talkers: Sequence[Talker], asked: Sequence[Sequence[Any]], seed: int
 ) -> Iterator[tuple[int, Part | Exception]]:
     """Yields what all answer as it comes, and why one does not. Closing the iterator ends the answers."""

@@ -63,15 +63,7 @@ class Screen:
 
     def write(self, kind: MediaKind, medium: Any) -> Path:
         """Writes a medium to a file of its own, and returns its path."""
-        files = files_of(kind, medium)
-        # Players show what was encoded for them; of other kinds there is one file.
-        suffix, content = next((file for file in files if file[0] == '.mp4'), files[0])
-        self._folder.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while (path := self._folder / f'{kind}_{number:04d}{suffix}').exists():
-            number += 1
-        atomic_write_bytes(path, content)
-        return path
+        return write_medium(self._folder, kind, medium)
 
     @contextmanager
     def columns(self, names: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]:
@@ -93,6 +85,19 @@ class Screen:
             yield lambda texts: live.update(table(texts))
         if not console.is_terminal:
             self.say('')
+
+
+def write_medium(folder: Path, kind: MediaKind, medium: Any) -> Path:
+    """Writes a medium to a file of its own in a folder, and returns its path."""
+    files = files_of(kind, medium)
+    # Players show what was encoded for them; of other kinds there is one file.
+    suffix, content = next((file for file in files if file[0] == '.mp4'), files[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while (path := folder / f'{kind}_{number:04d}{suffix}').exists():
+        number += 1
+    atomic_write_bytes(path, content)
+    return path
 
 
 def shown(text: str) -> str:

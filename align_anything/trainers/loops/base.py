@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -14,7 +14,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import DataError, SettingsError, TrainingError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import Batch, Skipped
+from align_anything.core.types import Batch, Example, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.averaged import AveragedWeights, warmed_up
@@ -28,12 +28,28 @@ from align_anything.trainers.loops.progress import Progress
 
 logger = get_logger(__name__)
 
+EVALUATION_SEED = 0
 STREAM_ROWS_BEFORE_RATIO = 200
 """Rows of a stream, whose length is unknown, that are seen before the share of skipped ones may stop the run."""
 
 
 class Save(Protocol):
     def __call__(self, progress: Progress, *, with_state: bool, name: str | None = None) -> object: ...
+
+
+class Tasks(Protocol):
+    """Measures what the model answers to the evaluation data. Every rank makes the same calls."""
+
+    names: Sequence[str]
+    costs: Collection[str]
+
+    def begin(self, step: int) -> None: ...
+
+    def add(self, source: str, examples: Sequence[Example]) -> None: ...
+
+    def measured(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns what they say of all answers, and of those of each source where there are several."""
+        ...
 
 
 class Previews(Protocol):
@@ -49,7 +65,7 @@ class Loop:
     """Trains `algorithm` with what a loader gives. Every rank runs one, in step.
 
     `loader_steps` are those of the present epoch that are still to come. `ema`, the average of the trained weights, is
-    what gets evaluated and previewed where there is one.
+    what gets evaluated and previewed where there is one. `tasks` measure answers, where the settings name some.
     """
 
     cfgs: RunCfgs
@@ -68,6 +84,7 @@ class Loop:
     previews: Previews | None
     stop_asked: Callable[[], bool]
     watchers: Watchers
+    tasks: Tasks | None = field(default=None, kw_only=True)
     loader_steps: LoaderSteps = field(init=False)
 
     def run(self) -> bool:
@@ -120,6 +137,11 @@ class Loop:
             self._save_checkpoint(with_state=stop or train.save_checkpoint)
         return not stop
 
+    @property
+    def task_names(self) -> list[str]:
+        """What metrics call the tasks."""
+        return [] if self.tasks is None else list(self.tasks.names)
+
     def _stopped_by_watchers(self) -> bool:
         # After the last step there is nothing left to stop.
         return self.progress.step < self.steps and self.watchers.ask_to_stop()
@@ -168,12 +190,15 @@ class Loop:
             return False  # there was nothing to measure it on, so it says nothing of the model
         value = found[metric]
         better = math.isfinite(value) and (
-            progress.best is None or (value < progress.best if is_cost(metric) else value > progress.best)
+            progress.best is None or (value < progress.best if self._is_cost(metric) else value > progress.best)
         )
         progress.best, progress.evaluations_since_best = (
             (value, 0) if better else (progress.best, progress.evaluations_since_best + 1)
         )
         return better
+
+    def _is_cost(self, metric: str) -> bool:
+        return is_cost(metric) or (self.tasks is not None and metric in self.tasks.costs)
 
     def _saves_now(self, before: int) -> bool:
         # The last step is followed by the final model, which needs no checkpoint beside it.

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from align_anything.core.distributed import all_gather_object
+from align_anything.core.distributed import all_gather_object, rank
 from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.engines.balance import LOAD
 from align_anything.engines.step import Objective, StepResult, combined
 from align_anything.reporting.metrics import peak_memory
-from align_anything.trainers.loops.base import LoaderStep, Loop, listed
+from align_anything.rollouts.base import RolloutEngine, Sampling
+from align_anything.rollouts.experience import complete
+from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, listed
+from align_anything.trainers.loops.progress import rank_seed
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How the model answers the evaluation data, for `tasks` to measure.
+
+    Attributes:
+        prompts: those of each source.
+        rollouts: generates with the present weights.
+        sampling: how.
+    """
+
+    prompts: Mapping[str, Loader]
+    rollouts: RolloutEngine
+    sampling: Sampling
 
 
 @dataclass
@@ -21,6 +39,14 @@ class OfflineLoop(Loop):
 
     roles: Mapping[str, Callable[[Batch], Scored]]
     objective: Objective
+    answers: Answers | None = field(default=None, kw_only=True)
+
+    def close(self) -> None:
+        """As every loop, and ends the workers of the prompts that are answered."""
+        if self.answers is not None:
+            for loader in self.answers.prompts.values():
+                loader.close()
+        super().close()
 
     def evaluate(self) -> None:
         """Scores the evaluation data and records the metrics over all of it, and by source where there are several.
@@ -31,12 +57,13 @@ class OfflineLoop(Loop):
             return
         results = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
         total = combined(list(results.values()))
-        found = total.numbers
+        said, said_of_each = self._answered()
+        found = {**total.numbers, **said}
         several = results if len(results) > 1 else {}
         of_each = {f'{name}/{key}': value for name, own in several.items() for key, value in own.terms.items()}
-        self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
+        self.writer.log(self.progress.step, {**found, **of_each, **said_of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
-        self._evaluated_as(found, ['loss', *total.counts])
+        self._evaluated_as(found, ['loss', *total.counts, *self.task_names])
 
     def _evaluated(self, loader: Loader) -> StepResult:
         skipped: list[Skipped] = []
@@ -51,6 +78,21 @@ class OfflineLoop(Loop):
             result = self.engine.evaluate(batches, self.objective, self.roles)
         self.file_skips([item for own in all_gather_object(skipped) for item in own])
         return result
+
+    def _answered(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What tasks say of the answers to the evaluation data, see `Tasks.measured`; nothing without tasks."""
+        if self.tasks is None or self.answers is None:
+            return {}, {}
+        sampling = replace(self.answers.sampling, responses=1, seed=rank_seed(EVALUATION_SEED, rank()))
+        self.answers.rollouts.sync(self.progress.step)
+        self.tasks.begin(self.progress.step)
+        with self.as_evaluated():
+            for source, loader in self.answers.prompts.items():
+                for prompts in loader.micro_batches(0):
+                    self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
+                    generated = self.answers.rollouts.generate(prompts.examples, sampling)
+                    self.tasks.add(source, complete(prompts.examples, generated))
+        return self.tasks.measured()
 
     def _step(self, loaded: LoaderStep) -> bool:
         progress = self.progress

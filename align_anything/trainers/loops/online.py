@@ -53,13 +53,11 @@ from align_anything.rollouts.experience import (
     responses_of,
     spread,
 )
-from align_anything.trainers.loops.base import LoaderStep, Loop, listed
+from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, listed
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
 from align_anything.trainers.loops.splitting import split_into_steps, split_step, steps_of_rollout
-
-EVALUATION_SEED = 0
 
 
 @dataclass
@@ -150,22 +148,25 @@ class OnlineLoop(Loop):
         if not self.evaluation:
             return
         self.pending.wait()
-        by_source = {name: self._evaluated(loader) for name, loader in self.evaluation.items()}
+        if self.tasks is not None:
+            self.tasks.begin(self.progress.step)
+        by_source = {name: self._evaluated(name, loader) for name, loader in self.evaluation.items()}
         self.rollouts.sleep()
         names = {name: None for own, _ in by_source.values() for name in own}
         totals = [sums for own, sums in by_source.values() if own]
-        found = means(names, torch.stack(totals).sum(0)) if totals else {}
+        said, said_of_each = ({}, {}) if self.tasks is None else self.tasks.measured()
+        found = {**(means(names, torch.stack(totals).sum(0)) if totals else {}), **said}
         of_each = {
             f'{name}/{key}': value
             for name, (own, sums) in by_source.items()
             for key, value in means(own, sums).items()
             if len(by_source) > 1
         }
-        self.writer.log(self.progress.step, {**found, **of_each}, prefix='eval')
+        self.writer.log(self.progress.step, {**found, **of_each, **said_of_each}, prefix='eval')
         self.console.note(f'evaluation after step {self.progress.step}: ' + listed(found))
-        self._evaluated_as(found, [name for name in names if name != RESPONSES])
+        self._evaluated_as(found, [*(name for name in names if name != RESPONSES), *self.task_names])
 
-    def _evaluated(self, loader: Any) -> tuple[list[str], Tensor]:
+    def _evaluated(self, source: str, loader: Any) -> tuple[list[str], Tensor]:
         """What is told of the responses to held-out prompts of one source: the names, and `sums_of` over all ranks."""
         sums: list[Tensor] = []
         names: list[str] = []
@@ -174,6 +175,8 @@ class OnlineLoop(Loop):
             sampling = self._sampling(EVALUATION_SEED, 1).of_evaluation()
             with self.as_evaluated():
                 generated = self._generated(prompts.examples, sampling)
+            if self.tasks is not None:
+                self.tasks.add(source, generated)
             rollout = self._rewarded(generated, {})
             local = numbers_of(rollout, self._writes_tokens, self._acts)
             names = list(local)

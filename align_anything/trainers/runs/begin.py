@@ -25,6 +25,7 @@ from align_anything.core.logging import get_logger
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.sampler import Sampler
 from align_anything.datasets.skips import SkipReport
+from align_anything.datasets.source_loading import source_names
 from align_anything.engines.checkpoint import (
     Checkpoint,
     agree_on_checkpoint,
@@ -34,11 +35,12 @@ from align_anything.engines.checkpoint import (
     set_aside,
 )
 from align_anything.engines.process_group import join_process_group
+from align_anything.metrics.base import Metric
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.reporting.callbacks import Callback, Watchers
 from align_anything.reporting.console import TrainingConsole
-from align_anything.reporting.metrics import METRICS_FILE, MetricsWriter
+from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.plot import plot_metrics
 from align_anything.reporting.trackers.start import check_tracker
 from align_anything.trainers.loops.base import Loop
@@ -48,13 +50,14 @@ from align_anything.trainers.runs.assembly import build_on_meta, check_model, ma
 from align_anything.trainers.runs.checkpoints import EMA, Checkpoints
 from align_anything.trainers.runs.checks import check_reference, reference_cache_of
 from align_anything.trainers.runs.data import Sources, open_run, probed
+from align_anything.trainers.runs.eval_tasks import EvalTasks, metrics_of
+from align_anything.trainers.runs.output_folder import check_unused
 from align_anything.trainers.runs.settings import engine_config
 
 logger = get_logger(__name__)
 
 TERMINATED = 128 + signal.SIGTERM
 SETTINGS_FILE = 'settings.yaml'
-RESULTS = (METRICS_FILE, 'scores.jsonl', 'generations.jsonl')
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Begun:
     spec: Spec
     collate: Collator
     watchers: Watchers
+    metrics: Sequence[Metric]
 
     @property
     def resume_step(self) -> int | None:
@@ -85,6 +89,18 @@ class Begun:
         held_out = [probed([source], *wanted) for source in self.sources.evaluation]
         return probed(self.sources.training, *wanted), held_out
 
+    def tasks(self, held_out: Sequence[ExampleDataset]) -> EvalTasks | None:
+        """What measures the answers to the rows of each source to evaluate, as prompts; None without metrics.
+
+        Raises DataError where the first rows lack what a metric reads.
+        """
+        if not self.metrics:
+            return None
+        rows = dict(zip(source_names(self.sources.evaluation), held_out, strict=True))
+        tasks = EvalTasks(self.output_dir, self.spec, self.metrics, rows)
+        tasks.try_out()
+        return tasks
+
 
 def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) -> Begun:
     """Checks everything that can be checked without weights. Every rank calls it."""
@@ -95,6 +111,7 @@ def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     join_process_group()
     engine_config(cfgs)
     check_reference(cfgs, algorithm)
+    metrics = metrics_of(cfgs, pair)
     resume_from = agree_on_checkpoint(find_checkpoint(cfgs.train_cfgs.resume, output_dir))
     if resume_from is None and cfgs.train_cfgs.resume is not None and (output_dir / FINAL_NAME).exists():
         raise SettingsError(
@@ -111,23 +128,8 @@ def begin(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     collate = make_collator(cfgs, spec, pair, algorithm)
     model, _ = build_on_meta(cfgs, spec, algorithm)
     require_trained(cfgs, algorithm, collate, model, pair)
-    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate, Watchers(callbacks))
-
-
-def check_unused(cfgs: RunCfgs) -> None:
-    """Raises SettingsError when the output folder holds what another run left, unless the settings allow for it."""
-    if cfgs.train_cfgs.resume is not None or cfgs.logger_cfgs.overwrite_output_dir:
-        return
-    folder = Path(cfgs.logger_cfgs.output_dir)
-    found = [path.name for path in sorted(folder.glob('slice_*')) if path.suffix != '.old']
-    found += [name for name in RESULTS if (folder / name).is_file() and (folder / name).stat().st_size]
-    if found:
-        raise SettingsError(
-            [
-                f'logger_cfgs.output_dir: {folder} holds {", ".join(found)} of another run. Name another folder, go on '
-                'with that run (--resume auto), or let this one replace it (--overwrite_output_dir).'
-            ]
-        )
+    watchers = Watchers(callbacks)
+    return Begun(pair, resolved, output_dir, resume_from, progress, sources, spec, collate, watchers, metrics)
 
 
 def check_steps(run: Begun, steps: int) -> None:

@@ -12,6 +12,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
+from align_anything.metrics.base import Metric
 from align_anything.trainers.loops.pending import problems_of_generating_ahead
 from align_anything.trainers.runs.acting import problems_of_acting
 from align_anything.trainers.runs.settings import precision_of
@@ -41,12 +42,18 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
         raise SettingsError(problems)
 
 
-def check_evaluation(cfgs: RunCfgs, metrics: Sequence[str], steps: int) -> None:
-    """Raises SettingsError for a `save_best` that is none of the `metrics` of an evaluation, or has none to go by.
+def check_evaluation(cfgs: RunCfgs, metrics: Sequence[str], steps: int, tasks: Sequence[Metric]) -> None:
+    """Raises SettingsError for a `save_best` that is none of the `metrics` and `tasks` of an evaluation, or has none to
+    go by, and for a task that is called as a metric is.
 
     Warns when the run is too short for an evaluation that was asked for.
     """
-    train, metrics = cfgs.train_cfgs, list(dict.fromkeys(metrics))
+    train, names = cfgs.train_cfgs, [task.name for task in tasks]
+    if taken := {*metrics} & {*names}:
+        raise SettingsError(
+            [f"train_cfgs.eval_tasks: an evaluation of this run tells of '{min(taken)}' already; leave it out."]
+        )
+    metrics = list(dict.fromkeys([*metrics, *names]))
     if train.save_best is not None and train.save_best not in metrics:
         raise SettingsError(
             [

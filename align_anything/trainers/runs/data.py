@@ -205,11 +205,16 @@ def probed(
 
 def probe(sources: Sources, pair: Pair, algorithm: Algorithm, train_on: str) -> None:
     """Looks at the first rows of every source before anything heavy is loaded. Raises DataError when none is usable."""
-    task = make_task(algorithm, train_on, _Unread(pair))
     for opened in filter(None, (sources.training, sources.evaluation)):
-        learnt = algorithm.task != 'prompt' and not pair.writes_text
-        answers = pair.writes if learnt else frozenset()
-        ExampleDataset(opened, task, pair.name, kinds_of(pair, algorithm), answers=answers).probe()
+        unread_dataset(opened, pair, algorithm, train_on).probe()
+
+
+def unread_dataset(sources: list[Source], pair: Pair, algorithm: Algorithm, train_on: str) -> ExampleDataset:
+    """The rows of `sources` while no checkpoint is read: formatted and decoded, but not encoded."""
+    task = make_task(algorithm, train_on, _Unread(pair))
+    learnt = algorithm.task != 'prompt' and not pair.writes_text
+    answers = pair.writes if learnt else frozenset()
+    return ExampleDataset(sources, task, pair.name, kinds_of(pair, algorithm), answers=answers)
 
 
 @dataclass(frozen=True)

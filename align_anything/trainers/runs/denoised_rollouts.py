@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
 from align_anything.configs.generation import GenerationRunCfgs
@@ -26,7 +27,7 @@ from align_anything.policies.denoising.collator import DenoisingCollator
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.pipelines import guidance_of, kernel_of, with_saved_adapter
+from align_anything.trainers.runs.pipelines import guidance_of, guidance_of_previews, kernel_of, with_saved_adapter
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 from align_anything.trainers.runs.settings import dtype_of
@@ -86,6 +87,19 @@ def open_rollouts(
     responses = algorithm.per_device_prompt_batch_size * algorithm.num_generations
     rollouts = open_denoiser(cfgs, policy, spec, cfgs.model_cfgs.generation_batch_size or responses)
     return rollouts, spec.decode
+
+
+def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: DiffusionSpec) -> DenoisingSampling:
+    """How the media are generated that `eval_tasks` measure in training on data: as previews are."""
+    guidance = guidance_of_previews(cfgs, algorithm, spec)
+    return DenoisingSampling(steps=cfgs.diffusion_cfgs.preview_steps, guidance=guidance, units='draws')
+
+
+def open_answers(
+    cfgs: RunCfgs, policy: DeepSpeedEngine, spec: DiffusionSpec, sampling: DenoisingSampling
+) -> DenoisingRollouts:
+    """Returns what generates them with the weights of `policy`. Every rank calls it."""
+    return open_denoiser(cfgs, policy, spec, cfgs.train_cfgs.per_device_eval_batch_size)
 
 
 def open_frozen(

@@ -50,6 +50,7 @@ from align_anything.trainers.runs.data import (
     training_loader,
     training_sampler,
 )
+from align_anything.trainers.runs.eval_tasks import metrics_of
 from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.memory import memory_of_run, memory_table, total
 from align_anything.trainers.runs.pipelines import denoised_at_once
@@ -99,7 +100,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
             raise DataError('the training data hold no rows.')
         objective = objective_of(resolved.algorithm, spec.codes)
         metrics = ['loss', *objective.counts(batch)] if resolved.algorithm.trains else []
-    check_evaluation(cfgs, metrics, steps)
+    check_evaluation(cfgs, metrics, steps, metrics_of(cfgs, pair))
     model, rates = build_on_meta(cfgs, spec, resolved.algorithm)
     if resolved.algorithm.trains:
         require_trained(cfgs, resolved.algorithm, collate, model, pair)

@@ -21,11 +21,12 @@ from align_anything.core.logging import get_logger
 from align_anything.core.types import Example, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.prompts import Prompts
+from align_anything.datasets.prompts import Prompts, as_prompts
 from align_anything.datasets.sampler import ChunkSampler
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.process_group import join_process_group
 from align_anything.losses.shaping import weighted_sum
+from align_anything.metrics.samples import FILE
 from align_anything.reporting.appended import AppendedFiles
 from align_anything.reporting.console import StageConsole
 from align_anything.reporting.media_files import MediaFiles
@@ -34,12 +35,13 @@ from align_anything.rollouts.experience import complete
 from align_anything.rollouts.restricted import seed_of
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.begin import SETTINGS_FILE, check_unused, make_folders
+from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
 from align_anything.trainers.runs.data import open_sources, probe, probed
 from align_anything.trainers.runs.generations import Record, Scored, pair_of, record_of, written
 from align_anything.trainers.runs.generator import Generator, generator_of, open_spec
 from align_anything.trainers.runs.judges import open_judges
 from align_anything.trainers.runs.media_codes import prepare_codes
+from align_anything.trainers.runs.output_folder import check_unused
 from align_anything.trainers.runs.prepared import prepare_latents
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of, require_head, spec_of_judge
@@ -47,7 +49,7 @@ from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 
 logger = get_logger(__name__)
 
-FILE, PAIRS_FILE, STATE_FILE, SUMMARY_FILE = 'generations.jsonl', 'pairs.jsonl', 'progress.json', 'summary.json'
+PAIRS_FILE, STATE_FILE, SUMMARY_FILE = 'pairs.jsonl', 'progress.json', 'summary.json'
 MEDIA = 'media'
 MAY_DIFFER = {
     *('train_cfgs.resume', 'train_cfgs.per_device_eval_batch_size', 'train_cfgs.ds_cfgs', 'data_cfgs.num_workers'),
@@ -140,7 +142,7 @@ def generate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Generate]) -> Non
         rewards += open_judges(cfgs, judges, specs, pair, algorithm)
         # Files of media are this rank's own; those past the last whole chunk are gone by now.
         answers = Answers(cfgs, generator, dataset, rewards, MediaFiles(output_dir, sys.maxsize, MEDIA))
-        loader = Loader(dataset, sampler, _collate, cfgs.data_cfgs.num_workers)
+        loader = Loader(dataset, sampler, as_prompts, cfgs.data_cfgs.num_workers)
         with closing(loader), closing(StageConsole('generate', sampler.steps_in(0))) as console:
             for step, prompts in enumerate(loader.micro_batches(0)):
                 rows = range(sampler.chunk(step) * size, min((sampler.chunk(step) + 1) * size, len(dataset)))
@@ -225,7 +227,7 @@ class Answers:
         files = [
             self.media.write(row, name, response.parts) for name, response in zip(names, example.responses, strict=True)
         ]
-        chunk.records.append(record_of(row, example, messages, files, scored))
+        chunk.records.append(record_of(row, example, messages, files, scored, completions))
         totals = chunk.totals
         totals.prompts += 1
         totals.responses += len(example.responses)
@@ -248,7 +250,8 @@ def identity(resolved: Resolved[GenerationRunCfgs, Generate], rows: int) -> dict
     """The settings without which a run that goes on would not be the same run, and how many rows it has."""
     groups = resolved.cfgs.model_dump(mode='json', exclude={'logger_cfgs'})
     values = {f'{group}.{key}': value for group, keys in groups.items() for key, value in keys.items()}
-    return {**{path: value for path, value in values.items() if path not in MAY_DIFFER}, 'rows': rows}
+    spared = MAY_DIFFER | {f'train_cfgs.{key}' for key in type(resolved.algorithm).reads_afterwards}
+    return {**{path: value for path, value in values.items() if path not in spared}, 'rows': rows}
 
 
 def _opened_files(
@@ -315,10 +318,6 @@ def _numbered(rows: Sequence[int], examples: Sequence[Example], dataset: Example
     for example in examples:
         found.append(next(row for row in left if dataset.name_of(row) == example.source))
     return found
-
-
-def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:
-    return Prompts(list(examples), list(skipped))
 
 
 def _warn_unread(unread: Sequence[Skipped]) -> None:

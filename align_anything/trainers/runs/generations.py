@@ -51,7 +51,12 @@ class Scored:
 
 
 def record_of(
-    row: int, example: Example, messages: list[Message], files: Sequence[Sequence[str]], scored: Scored
+    row: int,
+    example: Example,
+    messages: list[Message],
+    files: Sequence[Sequence[str]],
+    scored: Scored,
+    completions: Sequence[Completion],
 ) -> Record:
     """Returns the line of a prompt with its responses.
 
@@ -61,11 +66,15 @@ def record_of(
         messages: the prompt as `written` makes it.
         files: the files of the media of each response.
         scored: their scores.
+        completions: they as rewards see them.
     """
     responses = []
     for number, response in enumerate(example.responses):
         text = ''.join(part['text'] for part in response.parts if part['type'] == 'text')
         own: Record = {'text': text, 'finish_reason': 'stop' if response.finished else 'length'}
+        own['units'] = response.units
+        if completions[number].prefilled:
+            own['prefill'] = completions[number].prefilled
         if files[number]:
             own['media'] = list(files[number])
         if scored.by_name:
@@ -75,8 +84,14 @@ def record_of(
     record: Record = {'row': row, 'source': example.source, **_prompt('messages', messages), 'responses': responses}
     if scored.by_name:
         record['best'] = scored.best
+    return {**record, **known_of(example)}
+
+
+def known_of(example: Example) -> Record:
+    """Returns what a line holds of the row itself: its golden answer and the rest of its meta, where it has such."""
     answer = example.meta.get('ground_truth')
-    return {**record, **({'reference_answer': answer} if _is_plain(answer) else {})}
+    meta = {key: value for key, value in example.meta.items() if key != 'ground_truth' and _is_plain(value)}
+    return {**({'reference_answer': answer} if _is_plain(answer) else {}), **({'meta': meta} if meta else {})}
 
 
 def pair_of(

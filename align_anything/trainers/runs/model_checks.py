@@ -57,7 +57,9 @@ def without_effect(resolved: Resolved, patterns: Collection[str], why: str) -> R
     """
     paths = [path for pattern in patterns for path in fnmatch.filter(resolved.origins, pattern)]
     given = [path for path in paths if path.count('.') == 1 and resolved.given(path)]
-    _leave_out(resolved, dict.fromkeys(given, f'it means nothing here: {why}'))
+    # The settings of a run, given again as a file, have every default written out.
+    told = [path for path in given if path not in resolved.in_files or not _is_default(resolved.cfgs, path)]
+    _leave_out(resolved, dict.fromkeys(told, f'it means nothing here: {why}'))
     groups = {}
     for path in given:
         name, key = path.split('.')
@@ -71,6 +73,12 @@ def without_effect(resolved: Resolved, patterns: Collection[str], why: str) -> R
         cfgs=resolved.cfgs.model_copy(update=groups),
         algorithm=resolved.algorithm.model_copy(update=changed),
     )
+
+
+def _is_default(cfgs: RunCfgs, path: str) -> bool:
+    name, key = path.split('.')
+    group = getattr(cfgs, name)
+    return getattr(group, key) == _default(type(group), key)
 
 
 def _default(kind: type[BaseModel], key: str) -> Any:

@@ -13,6 +13,7 @@ from align_anything.engines.averaged import AveragedWeights
 from align_anything.reporting.callbacks import Callback
 from align_anything.trainers.loops.offline import OfflineLoop
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.answers import asked
 from align_anything.trainers.runs.assembly import assemble, evaluating, save
 from align_anything.trainers.runs.begin import begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import Checkpoints, averages_of
@@ -41,7 +42,12 @@ def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     run = begin(pair, resolved, callbacks)
     dataset, held_out = run.datasets()
     objective = objective_of(algorithm, run.spec.codes)
-    known = prepare_codes(cfgs, run.spec, [dataset, *held_out]) or prepare_latents(cfgs, run.spec, [dataset, *held_out])
+    names = source_names(run.sources.evaluation)
+    to_answer = asked(cfgs, pair, algorithm, run.spec, names, held_out) if run.metrics else None
+    prompts = [] if to_answer is None else [*to_answer.prompts.values()]
+    everything, guided = [dataset, *held_out, *prompts], to_answer is not None and to_answer.guided
+    known = prepare_codes(cfgs, run.spec, everything) or prepare_latents(cfgs, run.spec, everything, guided)
+    tasks = run.tasks(prompts)
     for rows in (dataset, *held_out):
         rows.known = known
     costs, unusable = row_costs(dataset, run.collate, cfgs)
@@ -53,7 +59,7 @@ def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     sampler = training_sampler(run.sources.training, dataset, run.collate, cfgs, costs, buckets=buckets)
     steps = total_steps(cfgs, sampler)
     check_steps(run, steps)
-    check_evaluation(cfgs, ['loss', *objective.counts(run.collate([], []))], steps)
+    check_evaluation(cfgs, ['loss', *objective.counts(run.collate([], []))], steps, run.metrics)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)
@@ -63,14 +69,14 @@ def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
     checkpoints = Checkpoints(
         resolved, run.output_dir, {'policy': policy}, run.spec, save, averages=averages, watchers=run.watchers
     )
-    previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step)
+    answers = None if to_answer is None else to_answer.open(cfgs, policy, run.spec)
+    generating = None if answers is None else answers.rollouts
+    previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, generating)
     start(run, checkpoints, sampler, steps)
     batch_size, held_out_collate = cfgs.train_cfgs.per_device_eval_batch_size, evaluating(cfgs, policy.policy.collate)
     evaluation = {
         name: loader_in_order(rows, dataset.sizes, batch_size, held_out_collate, cfgs, own)
-        for name, rows, dataset, own in zip(
-            source_names(run.sources.evaluation), held_out_rows, held_out, held_out_buckets, strict=True
-        )
+        for name, rows, dataset, own in zip(names, held_out_rows, held_out, held_out_buckets, strict=True)
     }
     loop = OfflineLoop(
         engine=policy,
@@ -79,6 +85,8 @@ def train(pair: Pair, resolved: Resolved, callbacks: Sequence[Callback] = ()) ->
         training=training_loader(training_rows, sampler, policy.policy.collate, cfgs),
         evaluation=evaluation,
         previews=previews,
+        tasks=tasks,
+        answers=answers,
         **bookkeeping(run, checkpoints, dataset, steps),
     )
     loop.file_skips([*unusable, *sum(without_bucket, [])])

@@ -13,9 +13,8 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
-from align_anything.core.types import Example, Skipped
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.prompts import Prompts
+from align_anything.datasets.prompts import as_prompts
 from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
@@ -85,7 +84,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     check_steps(run, steps)
     acts = cfgs.environment_cfgs.environment is not None
     names = [*(reward.name for reward in rewards), *judges]
-    check_evaluation(cfgs, names_of_numbers(names, run.spec.unit == 'token', acts), steps)
+    check_evaluation(cfgs, names_of_numbers(names, run.spec.unit == 'token', acts), steps, run.metrics)
+    tasks = run.tasks(held_out)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
     policy = assemble(cfgs, algorithm, run.collate, steps)
@@ -107,16 +107,17 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     start(run, checkpoints, sampler, steps)
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     evaluation = {
-        name: loader_in_order(rows, rows.sizes, batch_size, _collate, cfgs)
+        name: loader_in_order(rows, rows.sizes, batch_size, as_prompts, cfgs)
         for name, rows in zip(source_names(run.sources.evaluation), held_out, strict=True)
     }
     kept = bookkeeping(run, checkpoints, dataset, steps)
     loop = OnlineLoop(
         engine=policy,
         spec=run.spec,
-        training=Loader(dataset, sampler, _collate, cfgs.data_cfgs.num_workers),
+        training=Loader(dataset, sampler, as_prompts, cfgs.data_cfgs.num_workers),
         evaluation=evaluation,
         previews=previews,
+        tasks=tasks,
         critics=critics,
         reference=reference,
         old=averages.get(OLD),
@@ -128,7 +129,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
         failures=FailedEpisodes(run.output_dir, run.resume_step),
         failed=partial(failed_of, rollouts),
         completions=_completions(run, kept['console'], kept['writer']),
-        ptx=None if supervised is None else ptx_loader(supervised, _collate, cfgs),
+        ptx=None if supervised is None else ptx_loader(supervised, as_prompts, cfgs),
         **kept,
     )
     if supervised is not None and loop.rows is not None:
@@ -140,10 +141,6 @@ def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) ->
     if run.resolved.cfgs.logger_cfgs.log_completions is None or not is_main():
         return None
     return Completions(run.output_dir, run.spec, console, writer, run.resume_step)
-
-
-def _collate(examples: Sequence[Example], skipped: Sequence[Skipped]) -> Prompts:
-    return Prompts(list(examples), list(skipped))
 
 
 def _critic(

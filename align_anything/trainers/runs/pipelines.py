@@ -50,6 +50,7 @@ OF_TOKENS = (
     *(f'model_cfgs.{key}' for key in ('chat_template', 'processor_kwargs', 'feature_cache_dir', 'max_new_tokens')),
     *(f'model_cfgs.{key}' for key in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'stop', 'emit_*')),
     'train_cfgs.bootstrap_truncated',
+    'train_cfgs.eval_max_new_tokens',
     'model_cfgs.*_critic_model_name_or_path',
     *(f'lora_cfgs.{key}' for key in ('vision_lora', 'modules_to_save', 'task_type')),
     'bnb_cfgs.use_bnb',
@@ -101,6 +102,16 @@ def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Gui
 def usual_guidance(spec: DiffusionSpec) -> float:
     """The scale of guidance where nothing else says so: none for denoisers that were distilled with it."""
     return 1.0 if spec.configs[spec.denoiser].get('guidance_embeds') else SCALE
+
+
+def guidance_of_previews(cfgs: RunCfgs | OnlineRunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> Guidance:
+    """How predictions are led to the prompt in previews: where responses are generated, as those of evaluations."""
+    scale, embedded = cfgs.diffusion_cfgs.preview_guidance, cfgs.diffusion_cfgs.embedded_guidance
+    if scale is None and algorithm.generates:
+        scale = cfgs.model_cfgs.eval_guidance_scale or cfgs.model_cfgs.guidance_scale
+    elif scale is None:
+        scale = usual_guidance(spec)
+    return Guidance(scale, spec.rescales_guidance, EMBEDDED if embedded is None else embedded)
 
 
 def noise_of(cfgs: RunCfgs, spec: DiffusionSpec) -> Noise:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
 from align_anything.core.types import Conversation, Example
@@ -19,7 +18,7 @@ from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.previews import PreviewPage
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling
 from align_anything.trainers.runs.denoised_rollouts import open_denoiser
-from align_anything.trainers.runs.pipelines import EMBEDDED, usual_guidance
+from align_anything.trainers.runs.pipelines import guidance_of_previews
 from align_anything.trainers.runs.settings import preview_prompts, preview_turns
 
 
@@ -71,7 +70,7 @@ def previews_of(
     if not prompts:
         return None
     turns = preview_turns(cfgs, spec.shown)
-    own, guidance = cfgs.diffusion_cfgs, _guidance(cfgs, algorithm, spec)
+    own, guidance = cfgs.diffusion_cfgs, guidance_of_previews(cfgs, algorithm, spec)
     page = PreviewPage(Path(cfgs.logger_cfgs.output_dir), prompts, spec.kind, resume_step) if is_main() else None
     return RunPreviews(
         every=own.preview_every,
@@ -85,18 +84,3 @@ def previews_of(
 def _example(spec: DiffusionSpec, turns: Conversation, guidance: Guidance) -> Example:
     unconditional = spec.encode_prompt(without_prompt_text(turns)) if guidance.is_on else None
     return Example(spec.encode_prompt(turns), [], source='preview', unconditional=unconditional)
-
-
-def _guidance(cfgs: RunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> Guidance:
-    own = cfgs.diffusion_cfgs
-    scale = own.preview_guidance
-    if scale is None:
-        scale = _usual_scale(cfgs, algorithm, spec)
-    embedded = EMBEDDED if own.embedded_guidance is None else own.embedded_guidance
-    return Guidance(scale, spec.rescales_guidance, embedded)
-
-
-def _usual_scale(cfgs: RunCfgs | OnlineRunCfgs, algorithm: Algorithm, spec: DiffusionSpec) -> float:
-    if algorithm.generates:
-        return cfgs.model_cfgs.eval_guidance_scale or cfgs.model_cfgs.guidance_scale
-    return usual_guidance(spec)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
 from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.online import OnlineRunCfgs, VLLMCfgs
 from align_anything.configs.resolve import Resolved
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
@@ -158,19 +160,36 @@ def _rollouts(
     models = cfgs.model_cfgs
     if not cfgs.vllm_cfgs.use_vllm:
         batch_size = algorithm.per_device_prompt_batch_size * algorithm.num_generations
-        rollouts = HFRollouts(
-            bare_model(policy.policy.model),
-            spec,
-            dtype=dtype_of(cfgs),
-            batch_size=models.generation_batch_size or batch_size,
-            gathered=partial(gathered_weights, policy),
-        )
-        return with_media(rollouts, codecs)
+        return _by_transformers(cfgs, policy, spec, models.generation_batch_size or batch_size, codecs)
     weights = partial(handed_over, policy.policy.model, partial(gathered_tensors, policy))
     engine = _vllm_engine(cfgs, spec, sampling)
     tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
     rollouts = with_media(VLLMRollouts(spec, weights, engine), codecs)
     return ProbedRollouts(rollouts, policy.infer, policy.policy.collate, policy.device, tolerance)
+
+
+def _by_transformers(
+    cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec, batch_size: int, codecs: Mapping[MediaKind, Codec]
+) -> RolloutEngine:
+    rollouts = HFRollouts(
+        bare_model(policy.policy.model),
+        spec,
+        dtype=dtype_of(cfgs),
+        batch_size=batch_size,
+        gathered=partial(gathered_weights, policy),
+    )
+    return with_media(rollouts, codecs)
+
+
+def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: FamilySpec) -> Sampling:
+    """How the answers are sampled that `eval_tasks` measure in training on data."""
+    return token_sampling.sampling_of_answers(cfgs, pair, spec)
+
+
+def open_answers(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec, sampling: Sampling) -> RolloutEngine:
+    """Returns what generates them with the weights of `policy`. Every rank calls it."""
+    batch_size = cfgs.train_cfgs.per_device_eval_batch_size
+    return _by_transformers(cfgs, policy, spec, batch_size, open_codecs(spec, sampling, policy.device))
 
 
 def _vllm_engine(cfgs: OnlineRunCfgs, spec: FamilySpec, sampling: Sampling) -> WeightedEngine:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from align_anything.configs.online import OnlineModelCfgs
+from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.models.family import FamilySpec
@@ -28,7 +29,7 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         repetition_penalty=model.repetition_penalty,
         stop=tuple(model.stop),
         include_stop_str_in_output=model.include_stop_str_in_output,
-        emit=emission_of(model, pair, spec),
+        emit=emission_of(model.emit_size, pair, spec),
         emit_temperature=dict(model.emit_temperature),
         emit_top_k=dict(model.emit_top_k),
         guidance=model.guidance_scale,
@@ -37,6 +38,33 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
     check_emission(spec.codes, sampling)
     if is_guided(model):
         _check_guided(spec)
+    return sampling
+
+
+def sampling_of_answers(cfgs: RunCfgs, pair: Pair, spec: FamilySpec) -> Sampling:
+    """How the answers are sampled that `eval_tasks` measure in training on data: text greedily, codes of media not.
+
+    Raises SettingsError for media that the model does not write within the length limit, or of a size not known.
+    """
+    kinds = sorted(pair.writes & spec.emits)
+    sampling = Sampling(
+        max_new_tokens=cfgs.train_cfgs.eval_max_new_tokens,
+        temperature=0.0,
+        emit=emission_of({}, pair, spec),
+        emit_temperature=dict.fromkeys(kinds, 1.0),
+    )
+    try:
+        check_emission(spec.codes, sampling)
+    except SettingsError as error:
+        problems = [
+            text.replace('model_cfgs.max_new_tokens', 'train_cfgs.eval_max_new_tokens') for text in error.problems
+        ]
+        raise SettingsError(
+            [
+                f'train_cfgs.eval_tasks: {text} Or measure the trained model by align-anything evaluate.'
+                for text in problems
+            ]
+        ) from error
     return sampling
 
 
@@ -95,18 +123,18 @@ def check_kinds(setting: str, named: Collection[str], sampling: Sampling) -> Non
         raise SettingsError([f'{setting}.{stray[0]}: no unit of a response is {stray[0]}, but {" or ".join(known)}.'])
 
 
-def emission_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Emission | None:
+def emission_of(sizes: Mapping[str, list[int] | int], pair: Pair, spec: FamilySpec) -> Emission | None:
     """What media a response may hold: the kinds that both the pair and the model write; None for text alone.
 
-    Raises SettingsError for the size of a kind that is not among them.
+    `sizes` are those that the settings give. Raises SettingsError for the size of a kind that is not among them.
     """
     kinds = sorted(pair.writes & spec.emits)
-    stray = sorted(set(model.emit_size) - set(kinds))
+    stray = sorted(set(sizes) - set(kinds))
     if stray:
         raise SettingsError([f'model_cfgs.emit_size: responses hold no {stray[0]}, but {", ".join(kinds) or "text"}.'])
     if not kinds:
         return None
-    grids = {kind: _grid(model.emit_size.get(kind)) for kind in kinds}
+    grids = {kind: _grid(sizes.get(kind)) for kind in kinds}
     return Emission(grids, None if pair.writes_text else kinds[0])
 
 

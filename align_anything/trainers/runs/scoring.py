@@ -22,9 +22,10 @@ from align_anything.engines.process_group import join_process_group
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import make_collator, open_scorer
-from align_anything.trainers.runs.begin import check_unused, make_folders
+from align_anything.trainers.runs.begin import make_folders
 from align_anything.trainers.runs.data import loader_in_order, open_run, probed
 from align_anything.trainers.runs.media_codes import prepare_codes
+from align_anything.trainers.runs.output_folder import check_unused
 from align_anything.trainers.runs.roles import require_head
 
 logger = get_logger(__name__)
