@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal
@@ -92,25 +93,26 @@ class Episodes:
 
         Raises WorldError when more fail than may, or an environment begins otherwise with the same seed.
         """
-        acting = [self._begun(example, sampling) for example in examples]
-        every = [one for own in acting for one in own]
-        turn = 0
-        while any(all_gather_object(any(one.live for one in every))):
-            self._turn(acting, sampling, turn)
-            turn += 1
-        for one in every:
-            one.session.close()
+        with ExitStack() as opened:
+            acting = [self._begun(example, sampling, opened) for example in examples]
+            every = [one for own in acting for one in own]
+            turn = 0
+            while any(all_gather_object(any(one.live for one in every))):
+                self._turn(acting, sampling, turn)
+                turn += 1
         self._count(every)
         made = [self._responses(own, sampling.responses) for own in acting]
         tell_whole(made, tell)
         return made
 
-    def _begun(self, example: Example, sampling: Sampling) -> list[_Acting]:
-        """The episodes of a row, each with its environment begun or failed."""
+    def _begun(self, example: Example, sampling: Sampling, opened: ExitStack) -> list[_Acting]:
+        """The episodes of a row, each with its environment begun or failed, to be closed with what is `opened`."""
         row = {**example.meta, 'messages': example.conversation or [], 'source': example.source}
         # Wherever its file lies.
         seed = seed_of(self.seed, example.source_index, PurePath(example.source).name, example.epoch)
         acting = [_Acting(self.pool.open(row, seed), example.source) for _ in range(sampling.responses)]
+        for one in acting:
+            opened.callback(one.session.close)
         first: Begun | None = None
         asked, prompt, reason = example.conversation or [], example.prompt, ''
         for one in acting:

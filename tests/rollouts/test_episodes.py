@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from align_anything.core.types import Example, Response
 from align_anything.environments import Environment, Observation, Said, Step
 from align_anything.environments.pool import Pool, Session
 from align_anything.models.family import FamilySpec
+from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.episodes import Episodes
 from align_anything.rollouts.experience import complete
 from align_anything.rollouts.hf import HFRollouts
+from align_anything.trainers.loops.judging import completions_of
 from tests.models.mixed import policy_of
 from tests.models.samples import load, user
 
@@ -213,3 +215,49 @@ def test_an_environment_that_does_not_heed_its_seed_is_refused(tiny: Tiny, monke
     monkeypatch.setattr(Steps, 'reset', lambda self, row, seed: Observation(f'Begin {next(begun)}.'))
     with pytest.raises(WorldError, match='row 0: the environment begins otherwise with the same seed'):
         made.generate(prompts(spec), SAMPLING)
+
+
+class Scripted:
+    """An engine that says these texts, one in each turn."""
+
+    model = None
+
+    def __init__(self, spec: FamilySpec, *texts: str) -> None:
+        self.spec, self.texts = spec, [*texts]
+
+    def sync(self, version: int) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling, tell: object = None) -> list[list[Response]]:
+        text = self.texts.pop(0)
+        ids = torch.tensor([*self.spec.tokenizer(text)['input_ids'], self.spec.renderer.end_of_turn_id])
+        parts = [{'type': 'text', 'text': text}]
+        one = Response(ids, torch.ones(len(ids)), per_unit={'rollout': torch.zeros(len(ids))}, parts=parts)
+        return [[replace(one) for _ in range(sampling.responses)] for _ in examples]
+
+
+def test_calls_are_answered_by_tools_in_the_form_of_the_template(tiny: Tiny) -> None:
+    spec = load_spec(str(tiny('qwen3', template='qwen3')), model_max_length=None)
+    call = '<tool_call>\n{"name": "calculate", "arguments": {"expression": "6 * 4"}}\n</tool_call>'
+    engine = Scripted(spec, call, f'Sure?\n{call}\n{call}', 'It is 24.')
+    made = Episodes(engine, spec, Pool('calculator'), max_turns=4, max_tokens=2000)
+    (example,) = prompts(spec, 1)
+    example.meta['ground_truth'] = '24'
+    done = complete([example], made.generate([example], replace(SAMPLING, responses=2)))
+    told, again = done[0].responses
+    assert told.ids.tolist() == again.ids.tolist() and 'calculate' in spec.text_of(done[0].prompt.ids.tolist())
+    shown = '<tool_response>\n24\n</tool_response>'
+    opened = '<|im_end|>\n<|im_start|>assistant\n'
+    between = f'<|im_end|>\n<|im_start|>user\n{shown}{opened}'
+    twice = f'<|im_end|>\n<|im_start|>user\n{shown}\n{shown}{opened}'
+    assert spec.text_of(told.ids.tolist()) == f'{call}{between}Sure?\n{call}\n{call}{twice}It is 24.<|im_end|>'
+    chosen = spec.text_of(told.ids[told.weights > 0].tolist())
+    assert chosen == f'{call}<|im_end|>Sure?\n{call}\n{call}<|im_end|>It is 24.<|im_end|>'
+    episode = told.episode
+    assert [turn.calls for turn in episode.turns] == [1, 2, 0] and episode.ended == 'done'
+    assert episode.reward == 1 and episode.info == {'tool_errors': 0, 'success': True}
+    completion, _ = completions_of(done, spec)
+    roles = [message['role'] for message in completion.conversation]
+    assert roles == ['user', 'assistant', 'tool', 'assistant', 'tool', 'tool'] and completion.response == 'It is 24.'
+    assert completion.conversation[1]['tool_calls'][0]['function']['arguments'] == {'expression': '6 * 4'}
