@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from align_anything.core.errors import WorldError
+from align_anything.core.errors import FOREIGN_FAULTS, WorldError
 from align_anything.core.registry import nearest
 from align_anything.core.types import Message
 from align_anything.environments.base import Call, Environment, Observation, Said, Step
@@ -65,7 +65,7 @@ class FunctionTools(Environment):
             return f'Error: {_told(error)}', True
         try:
             found = self._functions[call.name](**{name: getattr(given, name) for name in type(given).model_fields})
-        except Exception as error:
+        except FOREIGN_FAULTS as error:
             return f'Error: {type(error).__name__}: {error}', True
         return (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)), False
 
