@@ -133,6 +133,15 @@ def sync_folder(folder: str | Path) -> None:
         os.close(descriptor)
 
 
+def lines_of(text: str) -> list[str]:
+    """Returns the lines of a text, without their ends: line feeds and carriage returns alone.
+
+    `str.splitlines` also ends them at characters that prompts and answers hold, such as U+2028 and U+0085.
+    """
+    lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises ModelError when it holds something else."""
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import TrainingError
-from align_anything.core.files import atomic_write_text
+from align_anything.core.files import atomic_write_text, lines_of
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Skipped
 
@@ -137,7 +137,7 @@ class SkipReport:
 def _read(path: Path, keep: int) -> dict[str, str]:
     if not path.exists():
         return {}
-    records = map(json.loads, path.read_text(encoding='utf-8').splitlines()[:keep])
+    records = map(json.loads, lines_of(path.read_text(encoding='utf-8'))[:keep])
     return {record['source']: record['reason'] for record in records}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.core.errors import ModelError, SettingsError
-from align_anything.core.files import atomic_write_json, atomic_write_text, new_folder, writable_folder
+from align_anything.core.files import atomic_write_json, atomic_write_text, lines_of, new_folder, writable_folder
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -41,6 +41,11 @@ def test_json_round_trip(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         atomic_write_json(tmp_path / 'a.json', {'bad': object()})
     assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == value
+
+
+def test_lines_end_with_line_feeds_and_carriage_returns_alone() -> None:
+    assert lines_of('a\u2028b\x85c\r\n\nd\re') == ['a\u2028b\x85c', '', 'd', 'e']
+    assert lines_of('a\n') == ['a'] and lines_of('') == []
 
 
 def test_a_folder_is_made_and_tried(tmp_path: Path) -> None:
