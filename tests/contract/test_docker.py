@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
@@ -92,10 +91,8 @@ def test_the_web_page_has_options_that_there_are() -> None:
     program, command, *argv = command_of(SERVICES['ui'])
     known = typer.main.get_command(app).commands
     assert program == 'align-anything'
-    if command not in known:
-        pytest.skip('align-anything ui is not there yet')
     known[command].make_context(command, argv)
-    with pytest.raises(click.UsageError):
+    with pytest.raises(Exception, match='No such option'):
         known[command].make_context(command, ['--nothing', 'x'])
 
 

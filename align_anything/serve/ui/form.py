@@ -53,9 +53,7 @@ class Field:
     @property
     def info(self) -> str:
         """What it means, its type, and where its default comes from."""
-        return (
-            f'{as_markdown(self.setting.description)} ({describe_type(self.setting.annotation)}; {self.setting.origin})'
-        )
+        return f'{self.setting.description} ({describe_type(self.setting.annotation)}; {self.setting.origin})'
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def words_of(fields: Sequence[Field], values: Mapping[str, Value]) -> list[str]:
 
 
 def as_markdown(text: str) -> str:
-    """Returns a description for what reads Markdown: code stays, all else is shown as it is written."""
+    """Returns a text for what reads Markdown and HTML: code stays, all else is shown as it is written."""
     parts = text.split('`')
     parts[::2] = [''.join(MARKS.get(letter, letter) for letter in part) for part in parts[::2]]
     return '`'.join(parts)
