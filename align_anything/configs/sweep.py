@@ -97,17 +97,17 @@ def read_sweep(path: Path) -> SweepCfgs:
     try:
         return SweepCfgs(**values)
     except ValidationError as error:
-        told = [f'{path}: {_told(problem)}.' for problem in error.errors()]
+        told = [f'{path}: {_told(problem)}' for problem in error.errors()]
         raise SettingsError(list(dict.fromkeys(told))) from error
 
 
 def _told(problem: Any) -> str:
     first, *rest = problem['loc'] or ('',)
     if problem['type'] == 'extra_forbidden' and not rest:
-        return f"there is no key '{first}'.{nearest(str(first), list(SweepCfgs.model_fields))}".removesuffix('.')
+        return f"there is no key '{first}'.{nearest(str(first), list(SweepCfgs.model_fields))}"
     # Behind the name of a searched setting stands which of the two kinds was tried.
     where = '.'.join(map(str, [first, *rest[:1]])) if first == 'search' else '.'.join(map(str, problem['loc']))
     if first == 'search' and problem['type'] in ('list_type', 'model_type'):
-        return f'{where}: give a list of values, or a range {{low, high, log}}'
+        return f'{where}: give a list of values, or a range {{low, high, log}}.'
     said = problem['msg'].removeprefix('Value error, ')
-    return f'{where}: {said}' if where else said
+    return f'{where}: {said}.' if where else f'{said}.'

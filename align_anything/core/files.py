@@ -116,7 +116,12 @@ def atomic_write_bytes(path: str | Path, content: bytes, durable: bool = True) -
 
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Writes `text` (UTF-8) to `path` in one step, as `atomic_write_bytes` does."""
-    atomic_write_bytes(path, text.encode('utf-8'))
+    atomic_write_bytes(path, encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """Returns text in UTF-8. Halves of surrogate pairs, which it has no bytes for, are escaped as JSON escapes them."""
+    return text.encode('utf-8', 'backslashreplace')
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:

@@ -103,7 +103,7 @@ class SkipReport:
         self._filtered.update(new)
         if new and is_main():
             # Appended, since filters may leave out most of the rows; a torn line behind those counted is dropped.
-            with self._listed.open('a', encoding='utf-8') as file:
+            with self._listed.open('a', encoding='utf-8', errors='backslashreplace') as file:
                 file.write(_lines(new))
 
     def conclude(self) -> None:

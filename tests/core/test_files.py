@@ -35,7 +35,7 @@ def test_a_failure_keeps_the_old_content_and_leaves_no_draft(tmp_path: Path, mon
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
-    value = {'name': 'größe', 'list': [1, 2.5, None]}
+    value = {'name': 'größe', 'half a pair': '\ud800', 'list': [1, 2.5, None]}
     atomic_write_json(tmp_path / 'a.json', value)
     assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == value
     with pytest.raises(TypeError):
