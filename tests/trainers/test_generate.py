@@ -91,7 +91,6 @@ def test_half_a_surrogate_pair_in_a_row_is_written_as_it_came(tmp_path: Path) ->
 
 
 @pytest.mark.extended
-@pytest.mark.extended
 def test_every_setting_is_read(tiny: Tiny, emitting: Tiny, tmp_path: Path) -> None:
     """In three runs that between them use what there is; those of a service and of servers have their own tests."""
     prompts, judge = text(tmp_path, 2), with_head(tiny('llama'), tmp_path / 'judge')

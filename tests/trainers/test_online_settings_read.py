@@ -11,6 +11,7 @@ from align_anything.algorithms.sft import SFT
 from align_anything.cli.leaves import find_run
 from align_anything.configs.schema import build_run_schema, groups_of
 from tests.trainers.runs import TEXT, sft, succeed, text_rows, write_rows
+from tests.trainers.test_environments import WORLD
 from tests.trainers.test_scoring import with_head
 from tests.trainers.test_settings_read import record
 
@@ -58,6 +59,8 @@ def read(tiny, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     note('grpo', reward_model_name_or_path=judge)
     note('multi_ppo', advantage_estimator='rloo')
     note('online_dpo')
+    (folder / 'world.py').write_text(WORLD)
+    note('rloo', environment=f'{folder}/world.py:World', max_turns=2, stop='[a, e, i, o, u, s]')
     return found
 
 

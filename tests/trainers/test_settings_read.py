@@ -50,8 +50,8 @@ def record(path: Path, also: Hook = nothing) -> Hook:
             object.__setattr__(cfgs, '__class__', Watched)
             return cfgs
 
-        def resolved(*given):
-            result = resolve(*given)
+        def resolved(*given, **how):
+            result = resolve(*given, **how)
             watched(result.algorithm, 'train_cfgs')
             for name in type(result.cfgs).model_fields:
                 watched(getattr(result.cfgs, name), name)
@@ -75,7 +75,7 @@ def read(tiny, emitting, tmp_path_factory) -> set[str]:
         found.update(json.loads((folder / f'{name}.json').read_text()))
 
     evaluation = {'eval_datasets': rows, 'eval_template': 'Instruction', 'eval_strategy': 'steps', 'eval_interval': 1}
-    note('plain', tiny('llama'), save_total_limit=1, **evaluation)
+    note('plain', tiny('llama'), save_total_limit=1, eval_tasks='[cer]', eval_max_new_tokens=4, **evaluation)
     note('image', tiny('llava'), IMAGE, lr_groups='{mm_proj: 1e-3}')
     drawn = {
         'train_datasets': write_digit_rows(folder / 'digits', 4),
