@@ -257,6 +257,14 @@ class _Suggested:
         sampler = optuna.samplers.TPESampler(seed=sweep.cfgs.seed + len(sweep.trials))
         self._study = optuna.create_study(direction=sweep.cfgs.direction, sampler=sampler)
         self._spaces = {name: self._space(values) for name, values in sweep.cfgs.search.items()}
+        other = next((trial for trial in sweep.trials if not self._fits(trial.search)), None)
+        if other is not None:
+            raise SettingsError(
+                [
+                    f'search: {sweep.folder} holds trials of another search, such as {other.name} '
+                    f'({_told(other.search)}). Name another output_dir, or search where these lie too.'
+                ]
+            )
         self._again = [trial for trial in sweep.trials if trial.state != FINISHED]
         self._asked: dict[int, Any] = {}
         for trial in sweep.trials:
@@ -294,6 +302,14 @@ class _Suggested:
             return distributions.CategoricalDistribution(range(len(values)))
         kind = distributions.IntDistribution if values.is_whole else distributions.FloatDistribution
         return kind(values.low, values.high, log=values.log)
+
+    def _fits(self, settings: Settings) -> bool:
+        """Whether optuna could have suggested these values."""
+        search = self._sweep.cfgs.search
+        return settings.keys() == search.keys() and all(
+            settings[name] in values if isinstance(values, list) else values.low <= settings[name] <= values.high
+            for name, values in search.items()
+        )
 
     def _as_settings(self, parameters: Settings) -> Settings:
         search = self._sweep.cfgs.search

@@ -53,7 +53,12 @@ def _take(name: str, texts: list[str], index: KeyIndex, result: CommandLine) -> 
             result.dry_run, size = _TRUTH.get(said, True), _GIB.fullmatch(said)
             if size is not None:
                 result.device_gib = float(size[1])
-            _refuse_surplus(name, texts[1:] if said in _TRUTH or size is not None else texts, result)
+            known = said in _TRUTH or size is not None
+            if not known:
+                result.layer.problems.append(
+                    f"command line --dry_run: '{texts[0]}' is no size of a device; give one such as 80GiB, or none."
+                )
+            _refuse_surplus(name, texts[1:], result)
         case 'config':
             if not texts or not texts[0].strip():
                 result.layer.problems.append(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align_anything.configs.effects import EVALUATES, Effect, Effects, Facts, excludes, needs, writing
+from align_anything.configs.environment import EnvironmentCfgs
 from align_anything.configs.ptx import PtxDataCfgs
 from align_anything.configs.schema import Cfgs, LoggerCfgs, LoraCfgs, ModelCfgs, RunCfgs
 from align_anything.core.types import MEDIA_KINDS, MediaKind
@@ -253,11 +254,18 @@ class VLLMCfgs(Cfgs):
 
 def _have_scales(facts: Facts) -> bool:
     models, rewards = facts.cfgs.model_cfgs, facts.cfgs.reward_cfgs
-    sources = [*rewards.reward_functions, models.reward_model_name_or_path, models.remote_rm_url]
+    world = facts.cfgs.environment_cfgs.environment
+    sources = [*rewards.reward_functions, models.reward_model_name_or_path, models.remote_rm_url, world]
     return len([source for source in sources if source]) > 1
 
 
 AS_THEY_ARE = ('sum_then_normalize',)
+
+
+SCORERS = (
+    *('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),
+    'environment_cfgs.environment',
+)
 
 
 class RewardCfgs(Cfgs):
@@ -268,7 +276,7 @@ class RewardCfgs(Cfgs):
             Effect(
                 _have_scales,
                 'it means nothing for one reward alone; leave it out.',
-                by=('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),
+                by=SCORERS,
                 off=AS_THEY_ARE,
             ),
             Effect(
@@ -338,6 +346,7 @@ class OnlineRunCfgs(RunCfgs):
     lora_cfgs: OnlineLoraCfgs = Field(default_factory=OnlineLoraCfgs)
     reward_cfgs: RewardCfgs = Field(default_factory=RewardCfgs)
     vllm_cfgs: VLLMCfgs = Field(default_factory=VLLMCfgs)
+    environment_cfgs: EnvironmentCfgs = Field(default_factory=EnvironmentCfgs)
 
 
 class PolicyRunCfgs(OnlineRunCfgs):

@@ -96,6 +96,10 @@ def resolve(
         raise SystemExit(0)
     cfgs, problems = _validate(schema, layers, _laid(shipped), partial(Facts, reads=reads, writes=writes))
     problems = layers.problems + problems
+    if command_line.device_gib is not None and not algorithm_cfgs.trains:
+        problems.append(
+            f'command line --dry_run: {algorithm} trains nothing whose memory it would tell; leave the size out.'
+        )
     own = None
     if cfgs is not None:
         try:

@@ -11,6 +11,7 @@ from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_val
 from align_anything.configs.base import Cfgs
 from align_anything.configs.yaml_text import parse_yaml
 from align_anything.core.errors import SettingsError
+from align_anything.core.registry import nearest
 
 Settings = dict[str, Any]
 
@@ -63,6 +64,10 @@ class SweepCfgs(Cfgs):
         empty = [name for name, values in self.search.items() if values == []]
         if empty:
             raise ValueError(f'search.{empty[0]} lists no value')
+        for name, values in self.search.items():
+            twice = [value for value in values if values.count(value) > 1] if isinstance(values, list) else []
+            if twice:
+                raise ValueError(f'search.{name} lists {twice[0]} twice')
         return self
 
     def grid(self) -> list[Settings]:
@@ -92,10 +97,17 @@ def read_sweep(path: Path) -> SweepCfgs:
     try:
         return SweepCfgs(**values)
     except ValidationError as error:
-        raise SettingsError([f'{path}: {_told(problem)}.' for problem in error.errors()]) from error
+        told = [f'{path}: {_told(problem)}' for problem in error.errors()]
+        raise SettingsError(list(dict.fromkeys(told))) from error
 
 
 def _told(problem: Any) -> str:
-    where = '.'.join(str(part) for part in problem['loc'] if part not in ('Span', 'list[any]'))
+    first, *rest = problem['loc'] or ('',)
+    if problem['type'] == 'extra_forbidden' and not rest:
+        return f"there is no key '{first}'.{nearest(str(first), list(SweepCfgs.model_fields))}"
+    # Behind the name of a searched setting stands which of the two kinds was tried.
+    where = '.'.join(map(str, [first, *rest[:1]])) if first == 'search' else '.'.join(map(str, problem['loc']))
+    if first == 'search' and problem['type'] in ('list_type', 'model_type'):
+        return f'{where}: give a list of values, or a range {{low, high, log}}.'
     said = problem['msg'].removeprefix('Value error, ')
-    return f'{where}: {said}' if where else said
+    return f'{where}: {said}.' if where else f'{said}.'

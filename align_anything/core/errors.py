@@ -46,5 +46,9 @@ class RewardError(AlignAnythingError):
     """A reward function or service that is unknown, cannot work on these rows, or gave no usable numbers."""
 
 
+class WorldError(AlignAnythingError):
+    """An environment that is unknown, cannot be made, breaks its contract, or fails too often."""
+
+
 class HubError(AlignAnythingError):
     """The hub refused what was asked of it, or could not be reached."""

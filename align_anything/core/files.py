@@ -116,7 +116,12 @@ def atomic_write_bytes(path: str | Path, content: bytes, durable: bool = True) -
 
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Writes `text` (UTF-8) to `path` in one step, as `atomic_write_bytes` does."""
-    atomic_write_bytes(path, text.encode('utf-8'))
+    atomic_write_bytes(path, encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """Returns text in UTF-8. Halves of surrogate pairs, which it has no bytes for, are escaped as JSON escapes them."""
+    return text.encode('utf-8', 'backslashreplace')
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:
@@ -131,6 +136,15 @@ def sync_folder(folder: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lines_of(text: str) -> list[str]:
+    """Returns the lines of a text, without their ends: line feeds and carriage returns alone.
+
+    `str.splitlines` also ends them at characters that prompts and answers hold, such as U+2028 and U+0085.
+    """
+    lines = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_json(file: Path) -> dict[str, Any]:

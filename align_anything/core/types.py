@@ -170,12 +170,15 @@ class Response(Piece):
     Attributes:
         finished: whether the policy ended it; else it was clipped at the length limit.
         version: optimizer steps that the policy had done.
-        parts: what it says, as the content of an assistant message in Hugging Face chat form, media decoded.
+        parts: what it says, as the content of an assistant message in Hugging Face chat form, media decoded; of several
+            turns, what the last one says.
+        episode: what came of it in an environment, where it has turns there.
     """
 
     finished: bool = True
     version: int = 0
     parts: list[dict[str, Any]] = field(default_factory=list)
+    episode: Episode | None = None
 
     @property
     def text(self) -> str:
@@ -186,6 +189,71 @@ class Response(Piece):
     def message(self) -> Message:
         """The response as a turn of a conversation."""
         return {'role': 'assistant', 'content': self.parts}
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A turn of the policy in an environment.
+
+    Attributes:
+        stop: tokens of the response up to its end.
+        units: how many of them the policy chose in this turn.
+        parts: what it says, as `Response.parts`.
+        calls: number of tools that it calls.
+        reward: what the environment gave for it, None for nothing.
+        costs: what it cost, by name.
+        info: what else the environment told of it.
+    """
+
+    stop: int
+    units: int
+    parts: list[dict[str, Any]]
+    calls: int = 0
+    reward: float | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """What came of a response of several turns in an environment.
+
+    Attributes:
+        prompt: what the first turn of the policy followed: the row's prompt, and how the environment began.
+        asked: the messages of it.
+        messages: those that followed, of the policy and of the environment in turn, media decoded.
+        turns: those of the policy.
+        ended: by whom: the environment (`done`), the limit of `turns` or of `tokens`, or a failure (`failed`).
+        score: what the environment said of the episode as a whole, None for nothing.
+    """
+
+    prompt: Piece
+    asked: Conversation
+    messages: Conversation
+    turns: tuple[Turn, ...]
+    ended: Literal['done', 'turns', 'tokens', 'failed']
+    score: float | None = None
+
+    @property
+    def reward(self) -> float | None:
+        """All that the environment gave, None where it gave nothing."""
+        given = [value for value in (*(turn.reward for turn in self.turns), self.score) if value is not None]
+        return sum(given) if given else None
+
+    @property
+    def cost(self) -> float:
+        """All that the turns cost."""
+        return sum(value for turn in self.turns for value in turn.costs.values())
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the environment told, of what it told more than once the last."""
+        return {name: value for turn in self.turns for name, value in turn.info.items()}
+
+    @property
+    def last_answer(self) -> int:
+        """The number of the last turn of the policy among `messages`."""
+        return max(number for number, message in enumerate(self.messages) if message['role'] == 'assistant')
 
 
 @dataclass

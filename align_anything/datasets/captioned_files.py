@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import DataError, SampleError
+from align_anything.core.files import lines_of
 from align_anything.core.logging import get_logger
 from align_anything.core.types import MEDIA_KINDS
 from align_anything.datasets.features import media_path, media_record
@@ -166,7 +167,7 @@ def _as_prompts(lines: Iterable[str]) -> Iterator[str]:
 
 def _lines(file: Path) -> list[str]:
     """The lines of a text file, without the blank ones at its end."""
-    return [line.strip() for line in _decoded(file.read_bytes(), str(file), DataError).rstrip().splitlines()]
+    return [line.strip() for line in lines_of(_decoded(file.read_bytes(), str(file), DataError).rstrip())]
 
 
 def _folder(file: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import TrainingError
-from align_anything.core.files import atomic_write_text
+from align_anything.core.files import atomic_write_text, lines_of
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Skipped
 
@@ -103,7 +103,7 @@ class SkipReport:
         self._filtered.update(new)
         if new and is_main():
             # Appended, since filters may leave out most of the rows; a torn line behind those counted is dropped.
-            with self._listed.open('a', encoding='utf-8') as file:
+            with self._listed.open('a', encoding='utf-8', errors='backslashreplace') as file:
                 file.write(_lines(new))
 
     def conclude(self) -> None:
@@ -137,7 +137,7 @@ class SkipReport:
 def _read(path: Path, keep: int) -> dict[str, str]:
     if not path.exists():
         return {}
-    records = map(json.loads, path.read_text(encoding='utf-8').splitlines()[:keep])
+    records = map(json.loads, lines_of(path.read_text(encoding='utf-8'))[:keep])
     return {record['source']: record['reason'] for record in records}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from align_anything.algorithms.evaluate import HARNESS, Evaluate
 from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import FOREIGN_FAULTS, RewardError, SettingsError
+from align_anything.core.registry import nearest
 from align_anything.metrics.statistics import LEVEL
 from align_anything.models.adapter import find_adapter
 
@@ -58,6 +60,21 @@ def options_of(algorithm: Evaluate) -> dict[str, Options]:
         name: checked_options(name, algorithm.task_kwargs.get(f'{HARNESS}{name}', {}))
         for name in algorithm.harness_tasks
     }
+
+
+def check_known(algorithm: Evaluate) -> None:
+    """Raises SettingsError for tasks that the harness does not know, before anything is generated."""
+    from lm_eval.tasks import TaskManager
+
+    problems = []
+    for name, own in options_of(algorithm).items():
+        known = TaskManager(include_path=own.include_path)
+        if not Path(name).is_file() and not known.match_tasks([name]):
+            problems.append(
+                f"train_cfgs.tasks: lm-evaluation-harness has no task '{name}'.{nearest(name, known.all_tasks)}"
+            )
+    if problems:
+        raise SettingsError(problems)
 
 
 def checked_options(name: str, given: Mapping[str, Any]) -> Options:

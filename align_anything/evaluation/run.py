@@ -17,7 +17,7 @@ from align_anything.core.distributed import is_main
 from align_anything.core.errors import AlignAnythingError, SettingsError
 from align_anything.core.files import atomic_write_json, atomic_write_text
 from align_anything.core.logging import get_logger
-from align_anything.evaluation.harness import options_of, run_harness
+from align_anything.evaluation.harness import check_known, run_harness
 from align_anything.evaluation.page import page_of
 from align_anything.evaluation.results import (
     Resampling,
@@ -32,6 +32,7 @@ from align_anything.metrics.samples import REFERENCE, Samples, read_samples
 from align_anything.trainers.launch import quieten_libraries
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
+from align_anything.trainers.runs.eval_tasks import try_out
 from align_anything.trainers.runs.generate import generate
 
 logger = get_logger(__name__)
@@ -52,7 +53,7 @@ def evaluate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> Res
     quieten_libraries()
     algorithm, cfgs = resolved.algorithm, resolved.cfgs
     if algorithm.reads_rows:
-        generate(pair, resolved)
+        generate(pair, resolved, lambda dataset: try_out(metrics, dataset, 'tasks'))
     elif not resolved.dry_run:
         make_folders(cfgs, algorithm)
     if resolved.dry_run or not is_main():
@@ -106,7 +107,7 @@ def prepared(pair: Pair, resolved: Resolved[GenerationRunCfgs, Evaluate]) -> tup
         raise SettingsError(['logger_cfgs.output_dir: is required: name the folder that the run writes to.'])
     if algorithm.harness_tasks:
         needs_extra('lm_eval', 'eval', 'train_cfgs.tasks: a task of lm-evaluation-harness')
-        options_of(algorithm)
+        check_known(algorithm)
     metrics = make_metrics(algorithm.tasks, algorithm.task_kwargs)
     problems = unwritten(metrics, pair)
     for metric in metrics:
@@ -165,6 +166,12 @@ def _results_of(
         'metrics': {name: result_of(metric, own, samples, resampling) for name, (metric, own) in found.items()},
     }
     if others is not None:
+        if samples.by_prompt.keys().isdisjoint(others.by_prompt):
+            logger.warning(
+                'train_cfgs.compare_with: %s has none of these prompts, so nothing is compared: evaluate both '
+                'checkpoints on the same data, in the same order',
+                others.folder,
+            )
         single = [metric for metric in metrics if not metric.traits.compares]
         theirs = {**measured(single, others, None), **rewards_of(others)}
         told = {

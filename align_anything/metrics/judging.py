@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import RewardError, SettingsError
+from align_anything.core.files import lines_of
 from align_anything.datasets.media.writing import AUDIO_TYPE, data_uri, png, wav
 from align_anything.metrics.samples import Sample
 from align_anything.rewards.posting import Service
@@ -165,5 +166,5 @@ def _read(file: Path) -> dict[str, str]:
         whole = text[: text.rfind('\n') + 1]
         if whole != text:
             file.write_text(whole, encoding='utf-8')
-        known = {line['asked']: line['said'] for line in map(json.loads, whole.splitlines())}
+        known = {line['asked']: line['said'] for line in map(json.loads, lines_of(whole))}
     return known

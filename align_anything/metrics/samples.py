@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image, ImageSequence
 
 from align_anything.core.errors import DataError, SampleError
+from align_anything.core.files import lines_of
 from align_anything.core.types import MEDIA_KINDS, Audio, Conversation, MediaKind, Message, Video
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode_conversations
@@ -193,7 +194,7 @@ def read_samples(folder: str | Path) -> Samples:
     if not file.is_file():
         raise DataError(f'{folder} has no {FILE}: it is no output_dir of align-anything generate or evaluate.')
     try:
-        records = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
+        records = [json.loads(line) for line in lines_of(file.read_text(encoding='utf-8'))]
         items = [Sample(folder, record, number) for record in records for number in range(len(record['responses']))]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file} is damaged ({type(error).__name__}: {error}); generate anew.') from error

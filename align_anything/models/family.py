@@ -186,8 +186,7 @@ class FamilySpec:
     def _encode(
         self, conversations: Sequence[Conversation], train_on: TrainOn, start: int, judged: bool = False
     ) -> Example:
-        judged_turns = [message for messages in conversations if judged for message in messages[start:]]
-        if any(weight_of(message) not in (0, 1) for message in judged_turns):
+        if judged and any(weight_of(message) not in (0, 1) for turns in conversations for message in turns[start:]):
             raise SampleError('a turn has a weight, but answers that are scored as a whole have none: take it out')
         for conversation in () if judged else conversations:
             require_answers(conversation, train_on, start)
@@ -205,7 +204,7 @@ class FamilySpec:
             rendered = [sequences[-1:] for sequences in rendered]
         if len(conversations) == 1 and len(rendered[0]) > 1:
             return self._encode_split(rendered[0])
-        prompt = self._piece(opening, first=True)
+        prompt = self.encode_run(opening, first=True)
         return Example(prompt, [self._response(prompt, opening, sequences) for sequences in rendered])
 
     def _encode_split(self, sequences: Sequence[Sequence[Run]]) -> Example:
@@ -213,9 +212,9 @@ class FamilySpec:
         opening = sequences[0][0]
         if len(sequences[-1][0].media) > len(opening.media):
             # Media tensors cannot be cut, so only the first prompt is shared, with its media.
-            prompt = self._piece(opening, first=True)
+            prompt = self.encode_run(opening, first=True)
             return Example(prompt, [self._response(prompt, opening, sequences)])
-        prompts = [self._piece(runs[0], first=True) for runs in sequences]
+        prompts = [self.encode_run(runs[0], first=True) for runs in sequences]
         # Prompts grow with the history: one that no longer fits is left out, as truncation takes it off a sequence.
         fitting = max(1, sum(1 for _ in takewhile(lambda prompt: len(prompt) < self.max_length, prompts)))
         number, sequences, prompts = len(sequences), sequences[:fitting], prompts[:fitting]
@@ -229,7 +228,7 @@ class FamilySpec:
             if runs is not sequences[-1]:
                 # The history counts once where prompts are trained.
                 rest.weights = torch.zeros_like(rest.weights)
-            response = join([*([rest] if len(rest) else []), *map(self._piece, runs[1:])], self.merge_media)
+            response = join([*([rest] if len(rest) else []), *map(self.encode_run, runs[1:])], self.merge_media)
             pieces.append(self._fit(truncate(prompt, length), response))
             pieces[-1].prefix_length = None if length == len(prompt) else length
         return Example(prompt, [whole(pieces, cut=fitting < number)])
@@ -241,8 +240,8 @@ class FamilySpec:
             shares = runs[0].text.startswith(opening.text)
             base = prompt if shares else truncate(prompt, 0)
             rest = runs[0].behind(opening) if shares else runs[0]
-            head = [self._piece(rest, first=not shares)] if rest.text else []
-            response = join([*head, *map(self._piece, runs[1:])], self.merge_media)
+            head = [self.encode_run(rest, first=not shares)] if rest.text else []
+            response = join([*head, *map(self.encode_run, runs[1:])], self.merge_media)
             if pieces and len(base) + sum(map(len, head)) >= self.max_length:
                 # The answer does not fit, as if truncation took it off one long sequence.
                 self._require_whole_media(base, response)
@@ -258,7 +257,7 @@ class FamilySpec:
     def encode_prompt(self, messages: Conversation) -> Piece:
         """Encodes what generation starts from, with the template's generation prompt. Raises as `encode` does."""
         (marked,), coded = self._marked([messages])
-        return self._piece(replace(self.render_prompt(marked), coded=coded), first=True)
+        return self.encode_run(replace(self.render_prompt(marked), coded=coded), first=True)
 
     def _marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
         return (list(conversations), ()) if self.codes is None else self.codes.marked(conversations)
@@ -284,7 +283,8 @@ class FamilySpec:
         """Returns the one run that generation starts from, before tokenisation."""
         return self.renderer.render_prompt(messages)
 
-    def _piece(self, run: Run, first: bool = False) -> Piece:
+    def encode_run(self, run: Run, first: bool = False) -> Piece:
+        """Encodes one run; `first` is what begins a text. Raises SampleError as `encode` does."""
         pieces: list[Piece] = []
         for number, part in enumerate(self.encoder.stretches(run)):
             if type(part) is CodedMedia:
@@ -417,7 +417,7 @@ class FamilySpec:
     def _make_dummy(self, kind: MediaKind) -> Piece:
         run = Run(self.placeholder(kind) or '', 0.0, ((kind, self.encoder.smallest(kind, self.audio_rate)),))
         try:
-            return self._piece(run)
+            return self.encode_run(run)
         except SampleError as error:
             raise ModelError(
                 f'the processor of this {self.model_type} checkpoint cannot encode a plain {kind}: {error}'

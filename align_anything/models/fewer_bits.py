@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align_anything.core.errors import DataError, ModelError
+from align_anything.core.files import lines_of
 from align_anything.models.architecture import auto_class
 from align_anything.models.checkpoint import is_multimodal, read_config
 
@@ -66,7 +67,7 @@ def quantise(
 def read_texts(file: Path, tokenizer: Any) -> list[str]:
     """Returns the texts of JSON lines with `text`, or `messages` in the chat template. Raises DataError."""
     try:
-        lines = file.read_text(encoding='utf-8').splitlines()
+        lines = lines_of(file.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'--calibration: {file} cannot be read: {error}') from error
     texts = [_text(line, f'line {number} of {file}', tokenizer) for number, line in enumerate(lines, start=1)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align_anything.core.errors import SettingsError
-from align_anything.core.files import atomic_write_json
+from align_anything.core.files import atomic_write_json, encoded
 
 
 class AppendedFiles:
@@ -39,7 +39,7 @@ class AppendedFiles:
         for name, own in records.items():
             lines = ''.join(json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in own)
             with open(self._paths[name], 'ab') as file:
-                file.write(lines.encode())
+                file.write(encoded(lines))
                 file.flush()
                 os.fsync(file.fileno())
         sizes = {name: path.stat().st_size for name, path in self._paths.items()}

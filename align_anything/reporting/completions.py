@@ -11,7 +11,7 @@ from rich.text import Text
 
 from align_anything.models.family import FamilySpec
 from align_anything.models.rendering import without_beginning
-from align_anything.reporting.completions_page import CompletionsPage, rewards_of, text_of
+from align_anything.reporting.completions_page import CompletionsPage, rewards_of, text_of, told_of
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.html import strip_of
 from align_anything.reporting.media_files import MediaFiles
@@ -75,13 +75,16 @@ class Completions:
         (example,) = one.examples
         files = []
         for number, response in enumerate(example.responses):
-            media = self._media.write(step, f'{prompt}_{number + 1}', response.parts)
+            turns = [] if response.episode is None else response.episode.messages
+            parts = [part for message in turns for part in message['content']] or response.parts
+            media = self._media.write(step, f'{prompt}_{number + 1}', parts)
             files.append(media)
             record = {
                 'source': example.source,
                 'prompt': text_of(self._spec.decode(example.prompt)),
                 'response': text_of(response.parts),
                 **({'media': media} if media else {}),
+                **({'turns': list(map(told_of, turns)), 'ended': response.episode.ended} if turns else {}),
                 'finished': response.finished,
                 'reward': float(one.scores[number]),
                 'rewards': {name: _given(float(values[number])) for name, values in one.rewards.items()},

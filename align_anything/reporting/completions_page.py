@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_anything.core.types import Conversation
+from align_anything.core.types import Conversation, Message
 from align_anything.models.rendering import without_beginning
 from align_anything.reporting.html import render
 from align_anything.reporting.online_report import numbers_of
@@ -54,6 +55,19 @@ def text_of(parts: Sequence[Mapping[str, Any]]) -> str:
     return ''.join(part['text'] if part['type'] == 'text' else f'<{part["type"]}>' for part in parts)
 
 
+def told_of(message: Message) -> dict[str, str]:
+    """A turn of an episode as text, calls of tools among it."""
+    calls = [call['function'] for call in message.get('tool_calls') or []]
+    told = [f'{call["name"]}({json.dumps(call["arguments"], ensure_ascii=False)})' for call in calls]
+    return {'role': message['role'], 'text': '\n'.join([text_of(message['content']), *told]).strip('\n')}
+
+
+def _shown_turn(message: Message) -> Message:
+    """A turn of an episode with its calls as text."""
+    told = told_of({**message, 'content': []})['text']
+    return {**message, 'content': [*message['content'], *([{'type': 'text', 'text': told}] if told else [])]}
+
+
 def _summary(rollout: Rollout) -> str:
     scores = [score for score in rewards_of(rollout)['reward'] if math.isfinite(score)]
     told = f'{len(rollout.examples)} prompts, {len(rollout.scores)} responses'
@@ -81,6 +95,8 @@ def _prompt(one: Rollout, ranges: Mapping[str, Sequence[float]], responses: int)
         {
             'text': text_of(response.parts),
             'parts': response.parts,
+            'turns': [] if response.episode is None else list(map(_shown_turn, response.episode.messages)),
+            'ended': '' if response.episode is None else response.episode.ended,
             'cells': [_cell(values[number], ranges[name]) for name, values in rewards.items()],
             'tokens': response.units,
             'finished': response.finished,

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from align_anything.core.types import Example, Response
+from align_anything.core.types import Episode, Example, Response
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import mean_and_variance, moments
 from align_anything.losses.value import explained_variance
@@ -18,10 +18,11 @@ ReduceSum = Callable[[Tensor], Tensor]
 RESPONSES = 'responses'
 
 
-def numbers_of(rollout: Rollout, tokens: bool = True) -> dict[str, Tensor]:
+def numbers_of(rollout: Rollout, tokens: bool = True, acts: bool = False) -> dict[str, Tensor]:
     """Numbers of each response, `(R,)`, whose means are told; NaN where there is none: a reward abstained.
 
-    Responses that are no `tokens` have no length, no end and nothing that is repeated.
+    Responses that are no `tokens` have no length, no end and nothing that is repeated. Where the policy `acts` they are
+    episodes.
     """
     responses, rewards = rollout.responses, rollout.rewards
     return {
@@ -30,6 +31,7 @@ def numbers_of(rollout: Rollout, tokens: bool = True) -> dict[str, Tensor]:
         **{f'reward/{name}': values for name, values in rewards.items() if len(rewards) > 1},
         **{f'abstained/{name}': values.isnan().float() for name, values in rewards.items()},
         **(_of_tokens(responses) if tokens else {}),
+        **(_of_episodes(responses) if acts else {}),
     }
 
 
@@ -38,6 +40,22 @@ def _of_tokens(responses: Sequence[Response]) -> dict[str, Tensor]:
         'response_length': torch.tensor([float(response.units) for response in responses]),
         'truncated': torch.tensor([float(not response.finished) for response in responses]),
         'repetition': torch.tensor([repetition(turns_of(response)) for response in responses]),
+    }
+
+
+EPISODE_NUMBERS: Mapping[str, Callable[[Episode], float]] = {
+    'turns': lambda episode: len(episode.turns),
+    'tool_calls': lambda episode: sum(turn.calls for turn in episode.turns),
+    'tool_errors': lambda episode: sum(turn.info.get('tool_errors', 0) for turn in episode.turns),
+    'success': lambda episode: episode.info.get('success', float('nan')),
+}
+
+
+def _of_episodes(responses: Sequence[Response]) -> dict[str, Tensor]:
+    episodes = [response.episode for response in responses]
+    return {
+        name: torch.tensor([float('nan') if own is None else float(number(own)) for own in episodes])
+        for name, number in EPISODE_NUMBERS.items()
     }
 
 
@@ -57,14 +75,20 @@ def means(names: Iterable[str], sums: Tensor) -> dict[str, float]:
     return {name: value for name, value in told.items() if value or not name.startswith('abstained/')}
 
 
-def names_of_numbers(rewards: Sequence[str], tokens: bool = True) -> list[str]:
+def names_of_numbers(rewards: Sequence[str], tokens: bool = True, acts: bool = False) -> list[str]:
     """What `numbers_of` tells of rollouts with rewards of these names."""
     several = [f'reward/{name}' for name in rewards if len(rewards) > 1]
-    return ['reward', *several, *(('response_length', 'truncated', 'repetition') if tokens else ())]
+    of_tokens = ('response_length', 'truncated', 'repetition') if tokens else ()
+    return ['reward', *several, *of_tokens, *(EPISODE_NUMBERS if acts else ())]
 
 
 def rollout_metrics(
-    rollout: Rollout, trained: Sequence[Example], sources: Sequence[str], reduce_sum: ReduceSum, tokens: bool = True
+    rollout: Rollout,
+    trained: Sequence[Example],
+    sources: Sequence[str],
+    reduce_sum: ReduceSum,
+    tokens: bool = True,
+    acts: bool = False,
 ) -> dict[str, float]:
     """Means over what all ranks generated, and of several sources those of each under its name; every rank calls it.
 
@@ -74,8 +98,9 @@ def rollout_metrics(
         sources: what metrics call the datasets, in the order of `Example.source_index`.
         reduce_sum: adds a tensor up over ranks.
         tokens: whether responses are tokens.
+        acts: whether they are episodes.
     """
-    numbers = numbers_of(rollout, tokens)
+    numbers = numbers_of(rollout, tokens, acts)
     indices = torch.tensor(
         [example.source_index for example in rollout.examples for _ in example.responses],
         dtype=torch.long,

@@ -8,15 +8,14 @@ import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import ConfigDict, ValidationError, create_model
-
-from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError, SettingsError
+from align_anything.configs.options import checked_options
+from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, RewardError
 from align_anything.core.lent import Lent
-from align_anything.core.registry import Registry, nearest
+from align_anything.core.registry import Registry
 from align_anything.core.thoughts import opened_thought
-from align_anything.core.types import Conversation, MediaKind, Message, Skipped
+from align_anything.core.types import Conversation, Episode, MediaKind, Message, Skipped
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
 from align_anything.rewards.coroutines import result_of
@@ -28,7 +27,8 @@ class Completion:
     """A response to be rewarded.
 
     Attributes:
-        conversation: the messages of the prompt in Hugging Face chat form, media decoded.
+        conversation: the messages before the response in Hugging Face chat form, media decoded: those of the prompt,
+            and of an episode its earlier turns.
         message: the response as a further message, media decoded. Special tokens in its text are what the policy chose;
             only those that end it are left out.
         prefix: the text between the last message and the response, such as `<|im_start|>assistant\n`, and where the
@@ -39,6 +39,7 @@ class Completion:
         length: units of the response, which for text are tokens.
         finished: False when the response was clipped at the length limit.
         source: the row the prompt came from.
+        episode: of a response in an environment, all that came of it; `message` is then the last turn of the policy.
     """
 
     conversation: Conversation
@@ -49,6 +50,7 @@ class Completion:
     source: str
     prefix: str = ''
     prefill: str | None = None
+    episode: Episode | None = None
 
     @property
     def response(self) -> str:
@@ -175,25 +177,7 @@ def check_options(
     Raises:
         SettingsError: unknown or missing options, or values of another type; names what the function takes.
     """
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise SettingsError([f"{what} '{name}': {error} in the annotations of its parameters; import it"]) from error
-    known = {
-        parameter.name: (
-            hints.get(parameter.name, Any),
-            ... if parameter.default is parameter.empty else parameter.default,
-        )
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    config = ConfigDict(extra='forbid', protected_namespaces=(), arbitrary_types_allowed=True)
-    try:
-        checked = create_model('Options', __config__=config, **known)(**options)
-    except ValidationError as error:
-        whose = f"{what} '{name}'"
-        raise SettingsError([_option_problem(whose, list(known), problem) for problem in error.errors()]) from error
-    return {option: getattr(checked, option) for option in known}
+    return checked_options(f"{what} '{name}'", function, options)
 
 
 def call_reward(
@@ -316,13 +300,3 @@ def _rows(completions: Sequence[Completion]) -> str:
     sources = list(dict.fromkeys(completion.source for completion in completions))
     shown = ', '.join(sources[:ROWS_NAMED]) + (' …' if len(sources) > ROWS_NAMED else '')
     return shown if len(completions) == 1 else f'{len(completions)} completions, of {shown}'
-
-
-def _option_problem(what: str, known: list[str], problem: Mapping[str, Any]) -> str:
-    option = '.'.join(map(str, problem['loc']))
-    takes = f'Its options: {", ".join(known) or "none"}.'
-    if problem['type'] == 'extra_forbidden':
-        return f"{what} has no option '{option}'.{nearest(option, known)} {takes}"
-    if problem['type'] == 'missing':
-        return f"{what} needs the option '{option}'. {takes}"
-    return f"option '{option}' of {what} is {problem['input']!r}: {problem['msg']}. {takes}"

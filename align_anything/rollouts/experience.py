@@ -83,7 +83,7 @@ def informative_first(rollout: Rollout, prompts: int) -> Rollout:
 
 
 def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]]) -> list[Example]:
-    """The Examples with the responses that were generated for their prompts.
+    """The Examples with the responses that were generated for their prompts; episodes begin as their environment did.
 
     Raises TrainingError when an engine does not say one log-probability for each unit.
     """
@@ -94,7 +94,14 @@ def complete(examples: Sequence[Example], responses: Sequence[Sequence[Response]
                     f'{example.source}: the rollout engine gave {len(response.per_unit["rollout"])} log-probabilities '
                     f"(per_unit['rollout']) for {response.units} tokens with a weight; it must give one for each."
                 )
-    return [replace(example, responses=list(generated)) for example, generated in zip(examples, responses, strict=True)]
+    return [_completed(example, generated) for example, generated in zip(examples, responses, strict=True)]
+
+
+def _completed(example: Example, generated: Sequence[Response]) -> Example:
+    episode = generated[0].episode if generated else None
+    if episode is None:
+        return replace(example, responses=list(generated))
+    return replace(example, responses=list(generated), prompt=episode.prompt, conversation=episode.asked)
 
 
 def record(

@@ -11,11 +11,11 @@ from typing import Any
 
 from align_anything.core.errors import SampleError, SettingsError
 from align_anything.core.types import MEDIA_KINDS, MediaKind, Message, Response
+from align_anything.models.call_form import call_form
 from align_anything.rollouts.base import Tell, check_emission
 from align_anything.rollouts.grammar import Emission
 from align_anything.serve.answering import CallReader, Prompt, Wish
 from align_anything.serve.messages import MediaLimits, require_short
-from align_anything.serve.tool_calls import call_form
 from align_anything.trainers.runs.generator import Generator
 
 OF_TEXT = ('max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty')

@@ -120,6 +120,8 @@ def test_optuna_finds_better_ones_and_remembers(tmp_path: Path, monkeypatch: pyt
     more = run(tmp_path, asked.replace('trials: 6', 'trials: 9'))
     assert [trial.search for trial in more.trials[:6]] == [trial.search for trial in first.trials]
     assert len(more.trials) == 9
+    with pytest.raises(SettingsError, match=r'holds trials of another search, such as trial_000 \(learning_rate'):
+        run(tmp_path, asked.replace('high: 6', 'high: 6000').replace('low: 1,', 'low: 100,'))
     with pytest.raises(SettingsError, match='holds another sweep, with another direction'):
         run(tmp_path, asked.replace('minimize', 'maximize'))
 
@@ -130,12 +132,14 @@ def test_optuna_finds_better_ones_and_remembers(tmp_path: Path, monkeypatch: pyt
         (('learning_rate: [', 'lerning_rate: ['), r"sweep.yaml\(lerning_rate=…\): there is no key 'lerning_rate'. Did"),
         (('[3, 7]', '[3, many]'), r'train_cfgs.epochs = .many. \(sweep.yaml\(epochs=…\)\): expected'),
         (('[3, 7]', '{low: 1, high: 3}'), 'search.epochs is a range, which method: grid has no end of'),
+        (('[3, 7]', '[3, 7, 3]'), 'search.epochs lists 3 twice'),
         (('[3, 7]', '[]'), 'search.epochs lists no value'),
         (('settings:', 'settings:\n  output_dir: x'), 'output_dir is what the sweep gives to each trial'),
         (('settings:', 'settings:\n  epochs: 1'), 'epochs stands under settings and under search'),
         (('algorithm: sft', 'algorithm: stf'), "has no algorithm 'stf'. Did you mean 'sft'?"),
         (('direction: minimize', 'direction: down'), 'direction'),
-        (('metric: eval/loss', 'metrics: eval/loss'), 'metrics'),
+        (('metric: eval/loss', 'metrics: eval/loss'), "there is no key 'metrics'. Did you mean 'metric'?"),
+        (('[3, 7]', '3'), 'search.epochs: give a list of values, or a range {low, high, log}'),
     ],
 )
 def test_what_is_refused(change: tuple[str, str], said: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -20,6 +20,7 @@ FLOORS = {
     'losses': 1,
     'datasets': 2,
     'models': 2,
+    'environments': 3,
     'policies': 3,
     'algorithms': 4,
     'engines': 4,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align_anything.core.errors import ModelError, SettingsError
-from align_anything.core.files import atomic_write_json, atomic_write_text, new_folder, writable_folder
+from align_anything.core.files import atomic_write_json, atomic_write_text, lines_of, new_folder, writable_folder
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -35,12 +35,17 @@ def test_a_failure_keeps_the_old_content_and_leaves_no_draft(tmp_path: Path, mon
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
-    value = {'name': 'größe', 'list': [1, 2.5, None]}
+    value = {'name': 'größe', 'half a pair': '\ud800', 'list': [1, 2.5, None]}
     atomic_write_json(tmp_path / 'a.json', value)
     assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == value
     with pytest.raises(TypeError):
         atomic_write_json(tmp_path / 'a.json', {'bad': object()})
     assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == value
+
+
+def test_lines_end_with_line_feeds_and_carriage_returns_alone() -> None:
+    assert lines_of('a\u2028b\x85c\r\n\nd\re') == ['a\u2028b\x85c', '', 'd', 'e']
+    assert lines_of('a\n') == ['a'] and lines_of('') == []
 
 
 def test_a_folder_is_made_and_tried(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_kind_of_reason_is_told_once_and_counted_at_the_end(tmp_path: Path, wa
 
 
 def test_a_resumed_run_does_not_tell_again_but_counts_all(tmp_path: Path, warned: Callable[[], list[str]]) -> None:
-    SkipReport(tmp_path).add([Skipped('a:1', 'broken')])
+    SkipReport(tmp_path).add([Skipped('a\u2028:1', 'broken')])
     warned()
     report = SkipReport(tmp_path, keep=1)
     report.add([Skipped('a:2', 'broken')])

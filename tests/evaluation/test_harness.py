@@ -71,5 +71,8 @@ def test_a_task_of_ones_own(tiny: Callable[..., Path], tmp_path: Path) -> None:
     argv = ['--model_name_or_path', str(tiny('qwen2')), '--output_dir', str(out), '--tasks', '[lm_eval:sums]',
             '--task_kwargs', kwargs, '--bf16', 'False', '--model_max_length', '128']  # fmt: skip
     results = evaluate(TEXT, argv)
+    argv[argv.index('[lm_eval:sums]')], argv[argv.index(kwargs)] = '[lm_eval:sum]', kwargs.replace('sums"', 'sum"')
+    with pytest.raises(SettingsError, match="has no task 'sum'"):
+        evaluate(TEXT, argv)
     assert results is not None and 0 <= results['metrics']['lm_eval:sums/acc']['value'] <= 1
     assert json.loads((out / 'results.json').read_text()) == results

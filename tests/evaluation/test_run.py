@@ -92,7 +92,10 @@ def test_ranks_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_answers_are_kept_when_a_task_cannot_be_done(tiny: Tiny, tmp_path: Path) -> None:
-    rows, out = write_rows(tmp_path / 'rows.jsonl', [{'prompt': 'sun'}, {'prompt': 'sea'}]), tmp_path / 'out'
+    rows, out = (
+        write_rows(tmp_path / 'rows.jsonl', [{'prompt': 'sun', 'answer': 'sea'}, {'prompt': 'sea'}]),
+        tmp_path / 'out',
+    )
     with pytest.raises(DataError, match='has no reference answer'):
         evaluate(TEXT, command(out, tiny('qwen2'), rows, tasks='[exact_match]'))
     before = (out / 'generations.jsonl').read_bytes()
@@ -169,6 +172,7 @@ NEEDED = {'model_name_or_path': 'm', 'eval_datasets': 'd', 'output_dir': 'o', 't
         ({'tasks': '[vqa]', 'eval_datasets': None}, 'name the training data'),
         ({'tasks': '[vqa]', 'train_datasets': 'x'}, 'was given already'),
         ({'tasks': '[vqa]', 'learning_rate': 1}, 'evaluate trains nothing and does not read it'),
+        ({'tasks': '[vqa]', 'dry_run': '80GiB'}, '--dry_run: evaluate trains nothing whose memory it would tell'),
         ({'task_kwargs': '{vqa: {column: a}}'}, 'it means nothing without tasks'),
         ({'tasks': '[lm_eval:x]', 'eval_datasets': None, 'output_dir': None}, 'output_dir'),
     ],
@@ -178,6 +182,13 @@ def test_what_is_refused_before_a_model_loads(given: dict[str, Any], words: str)
             for part in (f'--{key}', str(value))]  # fmt: skip
     with pytest.raises(SettingsError, match=re.escape(words)):
         evaluate(TEXT, argv)
+
+
+def test_rows_without_golden_answers_are_told_before_anything_is_generated(tiny: Tiny, tmp_path: Path) -> None:
+    rows, out = write_rows(tmp_path / 'rows.jsonl', [{'prompt': 'sun'}]), tmp_path / 'out'
+    with pytest.raises(DataError, match='rows.jsonl:1 has no reference answer'):
+        evaluate(TEXT, command(out, tiny('qwen2'), rows, tasks='[repetition, cer]'))
+    assert not out.exists()
 
 
 def test_a_folder_to_compare_with_that_is_none(tmp_path: Path) -> None:

@@ -247,5 +247,8 @@ def test_media_are_read_back_and_damage_is_told(tmp_path: Path) -> None:
     (tmp_path / 'generations.jsonl').write_text(json.dumps({'row': 1}) + '\n')
     with pytest.raises(DataError, match='is damaged'):
         read_samples(tmp_path)
+    line = {'row': 0, 'messages': [], 'responses': [{'text': 'a\u2028b\x85c'}]}
+    (tmp_path / 'generations.jsonl').write_text(json.dumps(line, ensure_ascii=False) + '\n', encoding='utf-8')
+    assert read_samples(tmp_path)[0].text == 'a\u2028b\x85c'
     with pytest.raises(DataError, match='holds no response'):
         read_samples(folder_of(tmp_path / 'x', []))

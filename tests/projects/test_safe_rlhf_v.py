@@ -118,6 +118,7 @@ def test_the_table_has_means_of_parts(script: ModuleType) -> None:
 
 @pytest.mark.extended
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_tiny_model_becomes_helpful_within_the_limit(
     script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

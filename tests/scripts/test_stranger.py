@@ -67,7 +67,7 @@ def test_a_command_that_fails_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.extended
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_stranger_trains_chats_and_serves() -> None:
     """But for the clone and the installation."""
     script = stranger.ROOT / 'scripts' / 'stranger.py'

@@ -19,19 +19,19 @@ import torch
 from align_anything.configs.resolve import Resolved
 from align_anything.core.asgi import HEAD_SECONDS, bound_socket, server_config
 from align_anything.core.types import Message, Response
+from align_anything.models.call_form import JSONCalls
 from align_anything.rollouts.base import Tell
 from align_anything.serve.answering import CallReader, Prompt, Wish
 from align_anything.serve.app import make_app
 from align_anything.serve.run import open_server
 from align_anything.serve.server import Limits, Server
 from align_anything.serve.settings import Serve
-from align_anything.serve.tool_calls import CallForm
 from align_anything.trainers.launch import quieten_libraries, settings_of
 from align_anything.trainers.pairs import find_pair
 
 SMALL = ('--bf16', 'False', '--model_max_length', '512')
 CLIENT = httpx2.Client(verify=False, limits=httpx2.Limits(max_connections=200))
-HERMES = CallForm('<tool_call>', '</tool_call>', 'name', 'arguments')
+HERMES = JSONCalls('<tool_call>', '</tool_call>', 'name', 'arguments')
 
 
 def settings(*argv: str) -> Resolved:

@@ -96,6 +96,28 @@ def test_an_empty_answer_is_told_as_one(tmp_path: Path) -> None:
     assert shown.count('(an empty answer)') == 1 and shown.startswith('(an empty answer)\necho: hi')
 
 
+def test_retry_asks_those_too_who_said_nothing(tmp_path: Path) -> None:
+    class Silent(Echo):
+        def answer(self, turns: Sequence[Message], seed: int) -> Iterator[dict[str, Any]]:
+            self.got.append(list(turns))
+            yield from ({'type': 'text', 'text': 'yes'} for _ in range(len(self.got) != 2))
+
+    silent = Silent('silent')
+    _, conversation = talk(['hi', 'ho', '/retry'], [Echo(), silent], tmp_path)
+    assert texts(silent.got[2]) == ['user: hi', 'assistant: yes', 'user: ho']
+    assert [len(own) for own in conversation.talk.turns] == [4, 4]
+    (tmp_path / 'talk.json').write_text('[{"messages": [{"role": "assistant", "content": "hello"}]}]')
+    shown, _ = talk([f'/load {tmp_path}/talk.json', '/retry', 'hi'], [Echo()], tmp_path)
+    assert 'no answer to give anew' in shown and 'echo: hi' in shown
+
+
+def test_media_that_cannot_be_written_end_no_conversation(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    for talkers in ([Echo()], [Echo(), Echo('other')]):
+        shown, _ = talk(['draw', 'hi'], talkers, tmp_path / 'file')
+        assert '! the image cannot be written to' in shown and 'echo: hi' in shown
+
+
 def test_media_wait_for_the_next_message(tmp_path: Path) -> None:
     picture = tmp_path / 'a red one.png'
     RED.save(picture)
@@ -134,7 +156,16 @@ def test_generated_media_are_written_and_their_paths_shown(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    'text', ['', '{', '[]', '[{"messages": [{"role": "bard", "content": "x"}]}]', '[1]', '[{}, {}, {}]']
+    'text',
+    [
+        '',
+        '{',
+        '[]',
+        '[{"messages": [{"role": "bard", "content": "x"}]}]',
+        '[1]',
+        '[{}, {}, {}]',
+        '[{"messages": [{"role": "system", "content": []}]}]',
+    ],
 )
 def test_other_files_are_no_conversations(tmp_path: Path, text: str) -> None:
     file = tmp_path / 'x.json'

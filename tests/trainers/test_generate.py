@@ -84,6 +84,12 @@ def learn(out: Path, model: Path, rows: Path, pair: Pair = TEXT, **settings: Any
     return out
 
 
+def test_half_a_surrogate_pair_in_a_row_is_written_as_it_came(tmp_path: Path) -> None:
+    record = {'reference_answer': '\ud800'}
+    AppendedFiles(tmp_path, ['a.jsonl'], 'state.json', resume=False).append({'a.jsonl': [record]}, {})
+    assert lines(tmp_path / 'a.jsonl') == [record]
+
+
 @pytest.mark.extended
 @pytest.mark.extended
 def test_every_setting_is_read(tiny: Tiny, emitting: Tiny, tmp_path: Path) -> None:

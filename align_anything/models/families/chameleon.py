@@ -81,11 +81,11 @@ class ChameleonSpec(FamilySpec):
             logger.info('transformers has no decoder for the pictures of Chameleon: those that it writes stay codes.')
         return MediaCodes({'image': codes}, {'image': rules}, prompts=frozenset({'image'}))
 
-    def _piece(self, run: Run, first: bool = False) -> Piece:
+    def encode_run(self, run: Run, first: bool = False) -> Piece:
         # Templates of checkpoints may leave the separator behind a prompt to the processor.
         separator = self.tokenizer.sep_token
         ended = run if not first or run.text.endswith(separator) else replace(run, text=run.text + separator)
-        return super()._piece(ended, first)
+        return super().encode_run(ended, first)
 
     def _checkpoint_template(self) -> str | None:
         found = super()._checkpoint_template()

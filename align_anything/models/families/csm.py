@@ -239,9 +239,9 @@ class CsmSpec(FamilySpec):
                 _require_one_sound(turn, message)
         return super()._marked(conversations)
 
-    def _piece(self, run: Run, first: bool = False) -> Piece:
+    def encode_run(self, run: Run, first: bool = False) -> Piece:
         # The codes of a sound come with its end.
-        return super()._piece(replace(run, text=ENDED.sub(r'\1', run.text)), first)
+        return super().encode_run(replace(run, text=ENDED.sub(r'\1', run.text)), first)
 
     def _checked(self, piece: Piece) -> Piece:
         if torch.isin(piece.ids, torch.tensor([self.config.audio_token_id, self.config.audio_eos_token_id])).any():

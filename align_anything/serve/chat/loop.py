@@ -12,9 +12,9 @@ from typing import Any
 
 from align_anything.core.errors import AlignAnythingError, SampleError
 from align_anything.core.registry import nearest
-from align_anything.core.types import MEDIA_KINDS, Media
+from align_anything.core.types import MEDIA_KINDS, Media, decoded_medium
 from align_anything.datasets.media import decode
-from align_anything.serve.chat.screen import Screen
+from align_anything.serve.chat.screen import UNDECODED, Screen
 from align_anything.serve.chat.talk import PATH, Talk
 from align_anything.serve.chat.talkers import Talker
 
@@ -165,9 +165,11 @@ class Chat:
                 if item['type'] == 'text':
                     texts[number] += item['text']
                 else:
-                    path = str(self.screen.write(item['type'], item[item['type']]))
-                    texts[number] += f'[{item["type"]}: {path}]\n'
-                    shown.append((self.talkers[number].name, item))
+                    medium = decoded_medium(item)
+                    path = '' if medium is None else str(self.screen.write(item['type'], medium))
+                    texts[number] += f'[{item["type"]}{f": {path}" if path else UNDECODED}]\n'
+                    if path:
+                        shown.append((self.talkers[number].name, item))
                 add_part(answers[number], item, path)
                 update(texts)
         for name, item in shown:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from align_anything.core.errors import SampleError
 from align_anything.core.files import atomic_write_bytes
 from align_anything.core.types import MediaKind, decoded_medium
 from align_anything.datasets.media.writing import files_of
 
 BROKEN = '\ufffd'
+UNDECODED = ' of codes that no codec decodes'
 
 
 class Screen:
@@ -48,7 +50,7 @@ class Screen:
             return ''
         medium = decoded_medium(part)
         if medium is None:
-            self.say(f'[{kind} of codes that no codec decodes]')
+            self.say(f'[{kind}{UNDECODED}]')
             return ''
         path = self.write(kind, medium)
         self.end_line()
@@ -88,15 +90,18 @@ class Screen:
 
 
 def write_medium(folder: Path, kind: MediaKind, medium: Any) -> Path:
-    """Writes a medium to a file of its own in a folder, and returns its path."""
+    """Writes a medium to a file of its own in a folder, and returns its path. Raises SampleError where it cannot."""
     files = files_of(kind, medium)
     # Players show what was encoded for them; of other kinds there is one file.
     suffix, content = next((file for file in files if file[0] == '.mp4'), files[0])
-    folder.mkdir(parents=True, exist_ok=True)
     number = 1
-    while (path := folder / f'{kind}_{number:04d}{suffix}').exists():
-        number += 1
-    atomic_write_bytes(path, content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while (path := folder / f'{kind}_{number:04d}{suffix}').exists():
+            number += 1
+        atomic_write_bytes(path, content)
+    except OSError as error:
+        raise SampleError(f'the {kind} cannot be written to {folder}: {error.strerror}.') from error
     return path
 
 

@@ -32,6 +32,7 @@ class Talk:
     system: str = ''
     waiting: list[Part] = field(default_factory=list)
     turns: list[list[Message]] = field(default_factory=list)
+    _questions: list[Message | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reset()
@@ -39,6 +40,7 @@ class Talk:
     def reset(self) -> None:
         """Forgets what was said, and not the system prompt."""
         self.turns, self.waiting = [[] for _ in self.names], []
+        self._questions = [None for _ in self.names]
 
     def show(self, kind: MediaKind, path: str) -> None:
         """Adds a medium to the next message."""
@@ -47,8 +49,9 @@ class Talk:
     def ask(self, text: str) -> None:
         """Adds a message, with the media that wait."""
         words = [{'type': 'text', 'text': text}] if text else []
-        for own in self.turns:
-            own.append({'role': 'user', 'content': [*self.waiting, *words]})
+        self._questions = [{'role': 'user', 'content': [*self.waiting, *words]} for _ in self.names]
+        for own, question in zip(self.turns, self._questions, strict=True):
+            own.append(question)
         self.waiting = []
 
     def hear(self, number: int, parts: Sequence[Part]) -> None:
@@ -59,11 +62,19 @@ class Talk:
             self.turns[number].pop()
 
     def take_back(self) -> bool:
-        """Takes the last answers back, so that the question waits for others; tells whether there were any."""
-        answered = [own for own in self.turns if own and own[-1]['role'] == 'assistant']
-        for own in answered:
-            own.pop()
-        return bool(answered)
+        """Takes the answers to the last question back, so that it waits for others; tells whether there was one.
+
+        Those who said nothing to it are asked again too.
+        """
+        questions = [question for question in self._questions if question is not None]
+        if len(questions) < len(self.turns):
+            return False
+        for own, question in zip(self.turns, questions, strict=True):
+            if own[-2:-1] == [question] and own[-1]['role'] == 'assistant':
+                own.pop()
+            elif own[-1:] != [question]:
+                own.append(question)
+        return True
 
     def asked(self, number: int) -> list[Message]:
         """Returns the turns that one is to answer, media as they are read."""
@@ -91,17 +102,23 @@ class Talk:
         try:
             records = json.loads(file.read_text(encoding='utf-8'))
             found = [[_turn(turn) for turn in record['messages']] for record in records]
+            systems = [own[0]['content'][0]['text'] for own in found if own and own[0]['role'] == 'system']
         except OSError as error:
             raise SampleError(f'{file} cannot be read: {error.strerror}.') from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise SampleError(f'{file} holds no saved conversation.') from error
         if len(found) not in (1, len(self.names)):
             raise SampleError(f'{file} holds {len(found)} conversations, and there are {len(self.names)} here.')
-        systems = [own[0]['content'][0]['text'] for own in found if own and own[0]['role'] == 'system']
         rest = [[turn for turn in own if turn['role'] != 'system'] for own in found]
         self.reset()
         self.system = systems[0] if systems else ''
         self.turns = [list(rest[number % len(rest)]) for number in range(len(self.names))]
+        self._questions = [_question(own) for own in self.turns]
+
+
+def _question(turns: Sequence[Message]) -> Message | None:
+    """The question at the end of a conversation, answered or not."""
+    return next((turn for turn in turns[-2:][::-1] if turn['role'] == 'user'), None)
 
 
 def _read(part: Part) -> Part:

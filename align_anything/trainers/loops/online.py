@@ -18,7 +18,7 @@ from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
 from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
-from align_anything.core.types import Batch, Example, Scored, Skipped
+from align_anything.core.types import Batch, Example, Response, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
@@ -41,7 +41,7 @@ from align_anything.reporting.online_report import (
     sums_of,
     uninformative,
 )
-from align_anything.reporting.unread import UnreadResponses
+from align_anything.reporting.unread import FailedEpisodes, UnreadResponses
 from align_anything.rewards.base import Reward, check_scores
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.rollouts.experience import (
@@ -74,6 +74,8 @@ class OnlineLoop(Loop):
         pending: those of the next rollout, where they are generated ahead.
         rewards: what rewards them.
         unread: lists the responses that a model among the rewards cannot read.
+        failures: lists the episodes whose environment failed.
+        failed: says which of the last call of `rollouts` did, on all ranks.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
     """
@@ -89,12 +91,15 @@ class OnlineLoop(Loop):
     pending: Pending
     rewards: Sequence[Reward]
     unread: UnreadResponses
+    failures: FailedEpisodes
+    failed: Callable[[], Sequence[Skipped]]
     completions: Completions | None
     ptx: Loader | None
     _seconds: dict[str, float] = field(default_factory=dict)
     _unread: dict[str, int] = field(default_factory=dict)
     _unusable: list[Skipped] = field(default_factory=list)
     _truncated: int = 0
+    _failed: int = 0
 
     def __post_init__(self) -> None:
         if self.ptx is not None:
@@ -104,7 +109,7 @@ class OnlineLoop(Loop):
 
     def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
-        self._seconds, self._unread, self._truncated = {}, {}, 0
+        self._seconds, self._unread, self._truncated, self._failed = {}, {}, 0, 0
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
@@ -131,6 +136,7 @@ class OnlineLoop(Loop):
         """As every loop, and closes what generates ahead and what shows completions."""
         self.pending.close()
         self.unread.close()
+        self.failures.close()
         if self.completions is not None:
             self.completions.close()
         if self.ptx is not None:
@@ -172,7 +178,7 @@ class OnlineLoop(Loop):
             if self.tasks is not None:
                 self.tasks.add(source, generated)
             rollout = self._rewarded(generated, {})
-            local = numbers_of(rollout, self._writes_tokens)
+            local = numbers_of(rollout, self._writes_tokens, self._acts)
             names = list(local)
             sums.append(sums_of(local))
         return names, self._reduce(torch.stack(sums).sum(0)) if sums else torch.zeros(2, 0)
@@ -241,7 +247,12 @@ class OnlineLoop(Loop):
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
         with self._clock('generation'):
-            return complete(examples, self.rollouts.generate(examples, sampling))
+            completed = complete(examples, self.rollouts.generate(examples, sampling))
+        failed = self.failed()
+        self._failed += len(failed)
+        self.failures.add(self.progress.step, self.cfgs.environment_cfgs.environment or '', failed)
+        # Of a prompt whose episodes failed nothing is left to learn from.
+        return [example for example in completed if example.responses]
 
     def _rewarded(self, examples: list[Example], unread: dict[str, int]) -> Rollout:
         """The responses with what they are worth; adds up in `unread` how many a model could not read, by its name."""
@@ -270,7 +281,7 @@ class OnlineLoop(Loop):
         finished = torch.tensor([response.finished for response in responses], dtype=torch.bool)
         scores = scores + missing_eos_penalty(finished, self.algorithm.missing_eos_penalty)
         if self.algorithm.overlong_buffer is not None:
-            lengths = torch.tensor([float(response.units) for response in responses])
+            lengths = torch.tensor([float(longest_turn(response)) for response in responses])
             scores = scores + overlong_penalty(
                 lengths, max_length=self.cfgs.model_cfgs.max_new_tokens, buffer=self.algorithm.overlong_buffer
             )
@@ -324,6 +335,11 @@ class OnlineLoop(Loop):
     def _weights(self) -> dict[str, float]:
         """The weight of each reward in the score; a cost is none."""
         return {reward.name: reward.weight for reward in self.rewards if reward.name != COST}
+
+    @property
+    def _acts(self) -> bool:
+        """Whether responses are episodes in an environment."""
+        return self.cfgs.environment_cfgs.environment is not None
 
     @property
     def _writes_tokens(self) -> bool:
@@ -402,13 +418,15 @@ class OnlineLoop(Loop):
         waited: float,
     ) -> None:
         sources = source_names(self.training.dataset.sources)
-        rollout = rollout_metrics(generated, trained, sources, self._reduce, self._writes_tokens)
+        rollout = rollout_metrics(generated, trained, sources, self._reduce, self._writes_tokens, self._acts)
         metrics = {
             **rollout,
             **combined(results).numbers,
             **self._of_steps(results[-1]),
         }
         metrics |= {f'unread/{name}': float(number) for name, number in self._unread.items() if number}
+        if self._acts:
+            metrics['failed_episodes'] = float(self._failed)
         if self.ptx is not None:
             metrics['truncated_answers'] = self._sum([float(self._truncated)])[0]
         for role, own in values.items():
@@ -448,6 +466,11 @@ class OnlineLoop(Loop):
 def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:
     """Numbers of the responses to each prompt, `(R,)` each, of those that are kept, in one tensor."""
     return torch.cat([torch.zeros(0), *(own[list(numbers)] for own, numbers in zip(values, kept, strict=True))])
+
+
+def longest_turn(response: Response) -> int:
+    """How many units the longest turn of a response has: each may have as many as the limit says."""
+    return response.units if response.episode is None else max(turn.units for turn in response.episode.turns)
 
 
 def examples_of(loaded: LoaderStep) -> list[Example]:

@@ -14,6 +14,7 @@ from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
 from align_anything.metrics.base import Metric
 from align_anything.trainers.loops.pending import problems_of_generating_ahead
+from align_anything.trainers.runs.acting import problems_of_acting
 from align_anything.trainers.runs.settings import precision_of
 
 logger = get_logger(__name__)
@@ -36,6 +37,7 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
             'with itself at the rollout, which has no dropout: on policy they would differ. Leave lora_dropout out.'
         )
     problems += problems_of_generating_ahead(cfgs, algorithm)
+    problems += problems_of_acting(cfgs)
     if problems:
         raise SettingsError(problems)
 

@@ -41,6 +41,8 @@ def sampling_of(
 ) -> DenoisingSampling:
     """How media are generated. Raises SettingsError for a window that does not fit into a rollout."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    if cfgs.environment_cfgs.environment is not None:
+        raise SettingsError(['environment_cfgs.environment: this model denoises and takes no turns; leave it out.'])
     check_readable(cfgs.reward_cfgs.reward_functions, [spec.kind], None)
     own = cfgs.diffusion_cfgs
     first, last = own.sde_window_range or (0, None)

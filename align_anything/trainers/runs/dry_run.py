@@ -27,6 +27,7 @@ from align_anything.models.trainable import parameter_table, render_table
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.trainers.loops.splitting import split, steps_of_rollout
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.acting import longest_episode
 from align_anything.trainers.runs.assembly import (
     build_on_meta,
     check_model,
@@ -85,7 +86,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         collate, (dataset,) = generating.guided_if_asked(cfgs, collate, [dataset])
         sampler, steps = prompt_sampler(sources, dataset, collate, cfgs, resolved.algorithm)
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
-        metrics = names_of_numbers(names, spec.unit == 'token')
+        metrics = names_of_numbers(names, spec.unit == 'token', cfgs.environment_cfgs.environment is not None)
     else:
         dataset = make_dataset(*given, drop_truncated=drop)
         dataset.probe(final=True)
@@ -157,10 +158,17 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
 
 def _longest_update(cfgs: OnlineRunCfgs, algorithm: Online, prompts: Sequence[Example]) -> list[Example]:
     """The first micro-batch of the update if every response were as long as it may become."""
-    length = cfgs.model_cfgs.max_new_tokens
-    responses = [Piece(torch.zeros(length, dtype=torch.long), torch.ones(length))] * algorithm.trained_responses
-    asked = [replace(prompt, responses=responses) for prompt in prompts]
+    asked = [replace(one, responses=[_longest_response(cfgs, one)] * algorithm.trained_responses) for one in prompts]
     return split(asked, cfgs.train_cfgs.per_device_train_batch_size, 1)[0]
+
+
+def _longest_response(cfgs: OnlineRunCfgs, example: Example) -> Piece:
+    units, longest = cfgs.model_cfgs.max_new_tokens, longest_episode(cfgs)
+    length = units
+    if longest is not None:
+        length = longest - len(example.prompt)
+        units *= cfgs.environment_cfgs.max_turns
+    return Piece(torch.zeros(length, dtype=torch.long), (torch.arange(length) < units).float())
 
 
 def show_example(example: Example, spec: Spec) -> Text:

@@ -150,17 +150,25 @@ class EvalTasks:
         Raises DataError where they cannot, such as for rows without golden answers.
         """
         for dataset in self.rows.values():
-            sample = _tried(dataset)
-            for metric in self.metrics:
-                if metric.traits.is_pure:
-                    metric.measure(Samples(self.folder, [sample]))
+            try_out(self.metrics, dataset, KEYS[0])
+
+
+def try_out(metrics: Sequence[Metric], dataset: ExampleDataset, key: str) -> None:
+    """Has metrics that ask no model say something of one of the first prompts, and of an empty answer to it.
+
+    Raises DataError where they cannot, such as for rows without golden answers; `key` is the setting that names them.
+    """
+    pure = [metric for metric in metrics if metric.traits.is_pure]
+    sample = _tried(dataset, key) if pure else None
+    for metric in pure:
+        metric.measure(Samples(Path(), [sample]))
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _tried(dataset: ExampleDataset) -> Sample:
+def _tried(dataset: ExampleDataset, key: str) -> Sample:
     """The first usable prompt among the first ones, with an empty answer. Raises DataError where there is none."""
     made = None
     for number in range(min(TRIED, len(dataset))):
@@ -170,6 +178,4 @@ def _tried(dataset: ExampleDataset) -> Sample:
             record = {'row': number, 'source': made.source, 'messages': [], 'responses': [response], **known_of(made)}
             return Sample(Path(), record, 0)
     reason = f': {made.source}: {made.reason}' if isinstance(made, Skipped) else ''
-    raise DataError(
-        f'train_cfgs.eval_tasks: none of the first rows of {dataset.sources[0].name} can be answered{reason}.'
-    )
+    raise DataError(f'train_cfgs.{key}: none of the first rows of {dataset.sources[0].name} can be answered{reason}.')

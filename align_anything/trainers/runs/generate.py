@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,8 +104,13 @@ class Chunk:
     totals: Totals = field(default_factory=Totals)
 
 
-def generate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Generate]) -> None:
-    """Answers the prompts of `train_datasets` into `<output_dir>/generations.jsonl`, their media beside it."""
+def generate(
+    pair: Pair, resolved: Resolved[GenerationRunCfgs, Generate], check: Callable[[ExampleDataset], None] | None = None
+) -> None:
+    """Answers the prompts of `train_datasets` into `<output_dir>/generations.jsonl`, their media beside it.
+
+    `check` is shown the prompts before weights are loaded, and raises where something is wrong with them.
+    """
     algorithm = resolved.algorithm
     if not resolved.dry_run:
         _check_resume(resolved.cfgs)
@@ -122,6 +127,8 @@ def generate(pair: Pair, resolved: Resolved[GenerationRunCfgs, Generate]) -> Non
     specs = {name: spec_of_judge(cfgs, judge, pair) for name, judge in judges.items()}
     reserved = models.max_new_tokens if spec.unit == 'token' else 0
     dataset = probed(sources.training, cfgs, pair, spec, algorithm, reserved)
+    if check is not None:
+        check(dataset)
     if resolved.dry_run:
         _tell_plan(resolved, dataset, [*(reward.name for reward in rewards), *judges])
         return

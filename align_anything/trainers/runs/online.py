@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,11 +24,12 @@ from align_anything.reporting.completions import Completions
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
-from align_anything.reporting.unread import UnreadResponses
+from align_anything.reporting.unread import FailedEpisodes, UnreadResponses
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.acting import failed_of
 from align_anything.trainers.runs.assembly import assemble, make_collator, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
@@ -80,12 +82,9 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     prepare_latents(cfgs, run.spec, rows, is_guided(models))
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
-    check_evaluation(
-        cfgs,
-        names_of_numbers([*(reward.name for reward in rewards), *judges], run.spec.unit == 'token'),
-        steps,
-        run.metrics,
-    )
+    acts = cfgs.environment_cfgs.environment is not None
+    names = [*(reward.name for reward in rewards), *judges]
+    check_evaluation(cfgs, names_of_numbers(names, run.spec.unit == 'token', acts), steps, run.metrics)
     tasks = run.tasks(held_out)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
@@ -127,6 +126,8 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
         pending=pending,
         rewards=rewards,
         unread=UnreadResponses(run.output_dir, run.resume_step),
+        failures=FailedEpisodes(run.output_dir, run.resume_step),
+        failed=partial(failed_of, rollouts),
         completions=_completions(run, kept['console'], kept['writer']),
         ptx=None if supervised is None else ptx_loader(supervised, as_prompts, cfgs),
         **kept,

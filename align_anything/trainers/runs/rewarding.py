@@ -18,11 +18,13 @@ from align_anything.rewards.base import (
     kinds_read,
     reward_names,
 )
+from align_anything.rewards.episodes import ENVIRONMENT, costs_of_environment, rewards_of_environment
 from align_anything.rewards.remote import RemoteReward
 
 
 def make_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
-    """Everything that rewards the responses of a run but a model, which is loaded later.
+    """Everything that rewards the responses of a run but a model, which is loaded later; and what bounds
+    their cost, where no model does.
 
     Raises SettingsError when nothing does, or two go by one name.
     """
@@ -37,19 +39,23 @@ def make_rewards(cfgs: OnlineRunCfgs) -> list[Reward]:
             send_media=models.remote_rm_send_media,
         )
         rewards.append(Reward(SERVICE, cfgs.reward_cfgs.remote_rm_weight, service))
+    if cfgs.environment_cfgs.environment is not None:
+        rewards.append(Reward(ENVIRONMENT, cfgs.environment_cfgs.environment_weight, rewards_of_environment))
     names = [*(reward.name for reward in rewards), *([MODEL] if models.reward_model_name_or_path else [])]
     if COST in names:
         raise SettingsError([f"reward_cfgs.reward_functions: '{COST}' is what a cost model says; rename the function."])
     if not names:
         raise SettingsError(
             [
-                'nothing rewards the responses: give model_cfgs.reward_model_name_or_path, '
-                f'model_cfgs.remote_rm_url, or reward_cfgs.reward_functions ({", ".join(reward_names())}).'
+                'nothing rewards the responses: give model_cfgs.reward_model_name_or_path, model_cfgs.remote_rm_url, '
+                f'environment_cfgs.environment, or reward_cfgs.reward_functions ({", ".join(reward_names())}).'
             ]
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SettingsError([f'reward_cfgs.reward_functions: more than one goes by the name {", ".join(twice)}.'])
+    if cfgs.environment_cfgs.environment is not None and COST in models.judges and models.judges[COST].source is None:
+        rewards.append(Reward(COST, 0.0, costs_of_environment))
     return rewards
 
 

@@ -82,8 +82,13 @@ def spec_of_judge(cfgs: OnlineRunCfgs, judge: JudgeCfgs, pair: Pair) -> FamilySp
 def judges_of(cfgs: OnlineRunCfgs, algorithm: Online) -> dict[str, JudgeCfgs]:
     """The models that judge responses, by what metrics call them. Raises SettingsError without a cost model to obey."""
     judges = cfgs.model_cfgs.judges
-    if COST in judges and judges[COST].source is None:
-        raise SettingsError([f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says.'])
+    if COST in judges and judges[COST].source is None and cfgs.environment_cfgs.environment is None:
+        raise SettingsError(
+            [
+                f'model_cfgs.cost_model_name_or_path is required: {algorithm.name} bounds what it says. Or name an '
+                'environment (environment_cfgs.environment), whose costs it bounds.'
+            ]
+        )
     return {name: judge for name, judge in judges.items() if judge.source is not None}
 
 

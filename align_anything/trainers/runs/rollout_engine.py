@@ -44,6 +44,7 @@ from align_anything.rollouts.vllm_client import Servers
 from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import sampling as token_sampling
+from align_anything.trainers.runs.acting import acting, require_acting
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.settings import dtype_of, precision_of
 from align_anything.trainers.runs.token_models import with_saved_adapter
@@ -112,12 +113,17 @@ def _problems_of_servers(settings: VLLMCfgs) -> list[str]:
 def sampling_of(
     resolved: Resolved[OnlineRunCfgs, Online], pair: Pair, spec: FamilySpec, steps_of_rollout: int
 ) -> Sampling:
-    """How responses are sampled. Raises SettingsError for what the model cannot write, or has no units of."""
+    """How responses are sampled.
+
+    Raises SettingsError for what the model cannot write, or has no units of, and ModelError where its chat template
+    cannot write the episodes of an environment.
+    """
     sampling = token_sampling.sampling_of(resolved.cfgs.model_cfgs, pair, spec)
     weighed = resolved.algorithm.weighed_kinds
     token_sampling.check_kinds('train_cfgs.emitted_advantage_weights', weighed, sampling)
     written = [] if sampling.emit is None else [*sampling.emit.grids]
     check_readable(resolved.cfgs.reward_cfgs.reward_functions, written, spec.codes)
+    require_acting(resolved.cfgs, spec)
     return sampling
 
 
@@ -139,7 +145,8 @@ def open_rollouts(
     Media are decoded by the codecs of the family. Every rank calls it.
     """
     codecs = open_codecs(spec, sampling, policy.device)
-    return _rollouts(resolved, policy, spec, sampling, codecs), partial(said_with_media, spec, sampling, codecs)
+    rollouts = acting(_rollouts(resolved, policy, spec, sampling, codecs), resolved.cfgs, spec)
+    return rollouts, partial(said_with_media, spec, sampling, codecs)
 
 
 def _rollouts(

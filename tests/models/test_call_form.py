@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from align_anything.core.thoughts import opened_thought
+from align_anything.models.call_form import JSONCalls, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.pretrained_model import load_spec
 from align_anything.models.rendering import ChatRenderer
-from align_anything.serve.tool_calls import CallForm, call_form
 from tests.models.published import MANNERS, WRITES_TOOLS
 
 CALL = {'type': 'function', 'function': {'name': 'weather', 'arguments': {'city': 'Rome {"x"}', 'days': [1, 2]}}}
-HERMES = CallForm('<tool_call>', '</tool_call>', 'name', 'arguments')
+HERMES = JSONCalls('<tool_call>', '</tool_call>', 'name', 'arguments')
 SEVERAL = {'qwen3', 'qwen3_thinking', 'nemotron', 'mistral'}
 
 
@@ -87,7 +87,40 @@ def test_words_before_a_call_are_said_and_shown_at_once() -> None:
 
 
 def test_an_answer_that_is_a_bare_call_is_held_back_from_its_first_letter() -> None:
-    bare = CallForm('', '', 'name', 'parameters')
+    bare = JSONCalls('', '', 'name', 'parameters')
     assert bare.holds_back(' {"na') == len(' {"na') and bare.holds_back('Hello {') == 0
     assert bare.split('{"name": "f", "parameters": {}}')[1][0]['function']['name'] == 'f'
     assert bare.split('{"age": 3}') == ('{"age": 3}', [])
+
+
+HEAD = (
+    '{%- for tool in tools or [] -%}{{ tool | tojson }}{%- endfor -%}'
+    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
+    "{%- for call in message['tool_calls'] or [] -%}{%- set made = call['function'] -%}"
+)
+TAIL = "{%- endfor -%}{{ '<|im_end|>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}"
+VALUE = '{{ value if value is string else (value | tojson) }}'
+OTHERS = {
+    'glm': "{{ '<tool_call>' + made['name'] }}{%- for key, value in made['arguments'].items() -%}"
+    "{{ '\n<arg_key>' + key + '</arg_key>\n<arg_value>' }}" + VALUE + "{{ '</arg_value>' }}"
+    "{%- endfor -%}{{ '\n</tool_call>' }}",
+    'qwen3_coder': "{{ '\n<tool_call>\n<function=' + made['name'] + '>\n' }}"
+    "{%- for key, value in made['arguments'].items() -%}{{ '<parameter=' + key + '>\n' }}" + VALUE + ''
+    "{{ '\n</parameter>\n' }}{%- endfor -%}{{ '</function>\n</tool_call>' }}",
+    'llama4': "{{ '[' + made['name'] + '(' }}{%- for key, value in made['arguments'].items() -%}"
+    '{{ key + \'=\' }}{%- if value is string -%}{{ "\'" + value + "\'" }}{%- else -%}{{ value }}{%- endif -%}'
+    "{%- if not loop.last -%}{{ ', ' }}{%- endif -%}{%- endfor -%}{{ ')]' }}",
+}
+
+
+@pytest.mark.parametrize('manner', OTHERS)
+def test_calls_between_tags_and_calls_of_python_are_read(tiny: Callable[..., Path], manner: str) -> None:
+    tokenizer = load_spec(str(tiny('qwen3')), model_max_length=None).tokenizer
+    renderer = ChatRenderer(tokenizer, None, HEAD + OTHERS[manner] + TAIL + '{%- endif -%}', {})
+    form = call_form(renderer)
+    assert form is not None
+    said, (call,) = form.split(generated(renderer, '', 1))
+    assert said == '' and call['function']['name'] == 'weather'
+    assert json.loads(call['function']['arguments']) == CALL['function']['arguments']
+    for text in ('No call.', '[1, 2]', 'f(1)', "[f(a=__import__('os'))]", '<tool_call>', '[f(a=1'):
+        assert form.split(text) == (text, [])

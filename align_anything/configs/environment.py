@@ -1,0 +1,53 @@
+"""Settings of the environment that the policy acts in by turns."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
+
+from align_anything.configs.base import Cfgs
+from align_anything.configs.effects import Effects, needs
+
+
+class EnvironmentCfgs(Cfgs):
+    """The environment that the policy acts in, for how long, and what becomes of what fails there."""
+
+    takes_effect: ClassVar[Effects] = {'*': needs('environment_cfgs.environment')}
+
+    environment: str | None = Field(
+        None,
+        description='Environment that responses are episodes in: a registered name, or file.py:Class of your own. A '
+        'row that names another in its column environment has that. null generates one turn.',
+    )
+    environment_kwargs: dict[str, Any] = Field({}, description='Arguments of that environment.')
+    environment_weight: FiniteFloat = Field(
+        1.0, description='Weight of what the environment rewards in the score of an episode.'
+    )
+    max_turns: PositiveInt = Field(
+        8, description='Most turns of the policy in an episode, of max_new_tokens each; it is unfinished there.'
+    )
+    max_episode_tokens: PositiveInt | None = Field(
+        None,
+        description='Most tokens of an episode, its prompt and what the environment shows included; it is unfinished '
+        'where no further turn fits. null is model_max_length.',
+    )
+    observation_max_chars: PositiveInt = Field(
+        10_000, description='Characters that an environment shows at once; of more the middle is left out.'
+    )
+    observation_max_media: NonNegativeInt = Field(
+        4, description='Images, videos and sounds that an environment shows at once; further ones are left out.'
+    )
+    environment_retries: NonNegativeInt = Field(
+        1,
+        description='How often an episode whose environment fails is begun again, with the same seed and the turns '
+        'that it had.',
+    )
+    on_failure: Literal['drop', 'zero'] = Field(
+        'drop',
+        description='What becomes of an episode whose environment fails for good: it is left out (drop), or worth '
+        'nothing (zero).',
+    )
+    max_failures: float = Field(
+        0.1, ge=0, le=1, description='Share of the last hundred episodes that may fail; with more the run ends.'
+    )

@@ -1,0 +1,155 @@
+"""What every environment is: it begins an episode, and answers each turn of the policy. Found by name, or in a file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from align_anything.configs.options import checked_options
+from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, WorldError
+from align_anything.core.registry import Registry
+from align_anything.core.types import Message
+from align_anything.core.user_files import look_up
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a tool, as the policy wrote it."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the policy said in a turn.
+
+    Attributes:
+        text: its words, without the calls.
+        calls: the tools that it calls, in order.
+        parts: the whole turn as the content of a message, media decoded; calls stand in it as they were written.
+    """
+
+    text: str
+    calls: tuple[Call, ...] = ()
+    parts: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an environment shows.
+
+    Attributes:
+        messages: a text, which is a user turn, or messages in Hugging Face chat form, of `user` or `tool`. A medium is
+            a part such as `{'type': 'image', 'image': PIL.Image}`; paths, bytes and arrays are taken as in data.
+    """
+
+    messages: str | Sequence[Message] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What comes of a turn of the policy.
+
+    Attributes:
+        observation: what it sees next; it may be left out where the episode is over.
+        reward: what the turn was worth, None for nothing to say.
+        costs: what it cost, by name; a safe algorithm bounds their sum.
+        done: whether the episode is over.
+        info: what else is to be told. Numbers and truth values become metrics where they are the `success` of the
+            episode or `tool_errors` in a turn.
+    """
+
+    observation: Observation | None = None
+    reward: float | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+    done: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Environment:
+    """Base of environments. An object has one episode at a time; its parameters are settings (`environment_kwargs`).
+
+    Attributes:
+        tools: the tools that may be called, as JSON schemas in the form of OpenAI; see `tools.schema_of`.
+        rewards: whether it says what episodes are worth: one that reached a limit before it said so is worth 0 then.
+            Else other rewards judge alone.
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    rewards: bool = True
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        """Begins an episode; returns what follows the prompt of the row, by default nothing.
+
+        All generations of a row begin with the same seed, and must begin alike: that is what they are compared by.
+
+        Args:
+            row: the row's columns that ride along (`meta`), its `messages`, media decoded, and its `source`.
+            seed: of whatever is random in the episode; another one in each epoch.
+        """
+        return Observation()
+
+    def step(self, said: Said) -> Step:
+        """Returns what comes of a turn of the policy."""
+        raise NotImplementedError
+
+    def score(self) -> float | None:
+        """Returns what the episode was worth beside the rewards of its turns, once, however it ended."""
+        return None
+
+    def close(self) -> None:
+        """Gives back what the object holds; no episode follows."""
+
+
+def _is_environment(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, Environment) and value is not Environment
+
+
+_ENVIRONMENTS: Registry[type[Environment]] = Registry(
+    'environment',
+    WorldError,
+    package='align_anything.environments.worlds',
+    group='align_anything.environments',
+    wanted='a class that derives from align_anything.environments.Environment',
+    is_one=_is_environment,
+)
+
+
+def register_environment(name: str) -> Callable[[type[Environment]], type[Environment]]:
+    """Decorator that files an environment under `name`. Raises `WorldError` when another one holds the name."""
+    return _ENVIRONMENTS.register(name)
+
+
+def get_environment(name: str) -> type[Environment]:
+    """Returns the environment called `name`, or the class `Class` of `path/to/file.py:Class`.
+
+    Raises `WorldError` with the nearest name when there is none, and when the file cannot be imported.
+    """
+    return look_up(name, _ENVIRONMENTS)
+
+
+def environment_names() -> list[str]:
+    """Returns the names of all registered environments."""
+    return _ENVIRONMENTS.names()
+
+
+def checked_kwargs(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of an environment, in the types that it declares, with its defaults.
+
+    Raises SettingsError for unknown or missing ones, and WorldError where there is no such environment.
+    """
+    return checked_options(f"environment '{name}'", get_environment(name), kwargs, positional=True)
+
+
+def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
+    """Returns an environment of that name. Raises WorldError where it cannot be made."""
+    kind = get_environment(name)
+    try:
+        return kind(**kwargs)
+    except AlignAnythingError:
+        raise
+    except FOREIGN_FAULTS as error:
+        raise WorldError(f"environment '{name}' cannot be made: {type(error).__name__}: {error}.") from error

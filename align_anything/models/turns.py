@@ -1,0 +1,121 @@
+"""What stands between two turns of a policy in an episode: tokens that are appended, and never rendered again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.logging import get_logger
+from align_anything.core.types import Conversation, Message, Piece
+from align_anything.models.chat_form import ELSEWHERE, MARK, message_of
+from align_anything.models.encoding import join
+from align_anything.models.family import FamilySpec
+from align_anything.models.rendering import Run
+
+logger = get_logger(__name__)
+
+
+class TurnEncoder:
+    """Encodes what an environment shows, as the chat template writes it behind a turn of the policy.
+
+    The turns before it stay what they are, token by token: the template is asked with a stand-in for them. What it
+    would change of them, such as thoughts that it takes off earlier answers, is kept as it was sampled.
+
+    Args:
+        spec: the family of the policy.
+    """
+
+    def __init__(self, spec: FamilySpec) -> None:
+        self.spec = spec
+
+    def check(self, tools: Sequence[Any]) -> None:
+        """Tries the template, with results of tools where there are any.
+
+        Raises ModelError, with the reason, where it cannot write an episode that only grows.
+        """
+        renderer, kind = self.spec.renderer, self.spec.model_type
+        shown = [[message_of('user', 'x')]]
+        if tools:
+            if not (renderer.form.writes_tools and renderer.form.writes_results):
+                raise ModelError(
+                    f'the environment has tools, but the chat template of this {kind} checkpoint does not write tools, '
+                    f'their calls and what they return. {ELSEWHERE}'
+                )
+            shown.append([message_of('tool', 'x', name=MARK)])
+        for messages in shown:
+            try:
+                self.between(messages, tools)
+            except SampleError as error:
+                raise ModelError(
+                    f'this {kind} checkpoint cannot act in an environment: {error}. {ELSEWHERE}'
+                ) from error
+        if renderer.splits:
+            logger.warning(
+                'The chat template writes earlier answers otherwise once later turns follow (without their thoughts, '
+                'say). Episodes only grow, so they keep them as they were sampled: whoever serves the trained model in '
+                'several turns should keep them too.'
+            )
+
+    def between(self, messages: Conversation, tools: Sequence[Any] = ()) -> Run:
+        """Returns what the template writes behind the end of a turn: the messages, and what opens the next turn.
+
+        Raises SampleError where it refuses them, or writes the end of a turn otherwise than it was sampled.
+        """
+        calls = any(message['role'] == 'tool' for message in messages)
+        asked = {**message_of('user', 'x'), **({'tools': list(tools)} if tools else {})}
+        history = [asked, _stand_in(calls)]
+        renderer = self.spec.renderer
+        run, full = self.spec.render_prompt([*history, *messages]), renderer.text(history)
+        end = renderer.call_end_id if calls and renderer.call_end_id is not None else renderer.end_of_turn_id
+        mark = self.spec.tokenizer.convert_ids_to_tokens(end)
+        _, found, closing = full.rpartition(MARK)
+        ended, is_ended, _ = closing.partition(mark)
+        _, kept, behind = run.text.partition(MARK)
+        if not (found and is_ended and kept and behind.startswith(ended + mark)):
+            raise SampleError(
+                f'its chat template does not end an answer with {mark!r} any more once a later turn follows, so that '
+                'an episode would not go on from what was sampled'
+            )
+        return replace(run, text=behind[len(ended + mark) :])
+
+    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece:
+        """Returns the tokens between a turn that said these ids and the next one, weight zero, with their media.
+
+        A turn that a stop string ended gets the token that ends it in the history. Raises SampleError where the
+        messages cannot be rendered or encoded.
+        """
+        shown = self.spec.encode_run(self.between(messages, tools))
+        if said and said[-1] in self.spec.stop_token_ids:
+            return shown
+        end = Piece(torch.tensor([self.spec.renderer.end_of_turn_id]), torch.zeros(1))
+        return join([end, shown], self.spec.merge_media)
+
+
+def with_tools(conversation: Conversation, tools: Sequence[Any]) -> Conversation:
+    """Returns the conversation with further tools beside those that it has."""
+    if not tools or not conversation:
+        return conversation
+    first = conversation[0]
+    return [{**first, 'tools': [*first.get('tools', []), *tools]}, *conversation[1:]]
+
+
+def with_turns(conversation: Conversation, messages: Conversation) -> Conversation:
+    """Returns the conversation with messages behind it; of two user turns in a row one is made."""
+    if not messages or not conversation or not conversation[-1]['role'] == messages[0]['role'] == 'user':
+        return [*conversation, *messages]
+    last, first = conversation[-1], messages[0]
+    between = {'type': 'text', 'text': '\n\n'}
+    joined: Message = {**last, 'content': [*last['content'], between, *first['content']]}
+    return [*conversation[:-1], joined, *messages[1:]]
+
+
+def _stand_in(calls: bool) -> Message:
+    """An answer whose beginning, or the name of whose call, is the mark."""
+    if not calls:
+        return message_of('assistant', MARK)
+    call = {'id': 'c1', 'type': 'function', 'function': {'name': MARK, 'arguments': {}}}
+    return message_of('assistant', '', tool_calls=[call])

@@ -1,0 +1,341 @@
+"""Rollouts of several turns: the policy acts in an environment, and what that shows stands between its turns.
+
+An episode is one response: the tokens of all turns in order, those of observations with weight zero. It only grows.
+What was sampled is never tokenised again, and nothing before it is rendered again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any, Literal
+
+import torch
+
+from align_anything.core.distributed import all_gather_object
+from align_anything.core.errors import SampleError, WorldError
+from align_anything.core.types import Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.environments.base import Call, Said
+from align_anything.environments.pool import Begun, EpisodeFailed, Pool, Session
+from align_anything.models.call_form import CallForm, call_form
+from align_anything.models.chat_form import message_of
+from align_anything.models.encoding import Merge, join
+from align_anything.models.family import FamilySpec
+from align_anything.models.turns import TurnEncoder, with_tools, with_turns
+from align_anything.rollouts.base import RolloutEngine, Sampling, Tell, tell_whole
+from align_anything.rollouts.restricted import seed_of
+
+FEW, WINDOW = 20, 100
+"""Episodes that failures are a share of, at least; and about how many of the last ones are counted."""
+OnFailure = Literal['drop', 'zero']
+
+
+@dataclass
+class Episodes:
+    """Generates with `engine`, turn by turn, in the environments of `pool`; itself a rollout engine.
+
+    All ranks go through as many turns as the longest episode on any of them. The generations of a row begin with the
+    same seed, which is another one in each epoch. Failed episodes are left out of their group, or are worth nothing; a
+    group of which one is left is left out too, for there is nothing to compare that with.
+
+    Attributes:
+        engine: what samples the turns.
+        spec: the family of the policy.
+        pool: makes the environments.
+        max_turns: most turns of the policy in an episode.
+        max_tokens: most tokens of an episode, its prompt and what it is shown included. A turn begins only where
+            `max_new_tokens` are left.
+        on_failure: what becomes of an episode whose environment failed.
+        max_failures: share of the last episodes that may fail.
+        seed: of the run.
+    """
+
+    engine: RolloutEngine
+    spec: FamilySpec
+    pool: Pool
+    max_turns: int
+    max_tokens: int
+    on_failure: OnFailure = 'drop'
+    max_failures: float = 0.1
+    seed: int = 0
+    _calls: CallForm | None = None
+    _failed: list[Skipped] = field(default_factory=list)
+    _counts: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
+
+    @property
+    def model(self) -> Any:
+        """That of the engine."""
+        return self.engine.model
+
+    def sync(self, version: int) -> None:
+        """As the engine does."""
+        self.engine.sync(version)
+
+    def sleep(self) -> None:
+        """As the engine does."""
+        self.engine.sleep()
+
+    def failed(self) -> list[Skipped]:
+        """Returns the episodes of the last call that failed, on all ranks, and why."""
+        return self._failed
+
+    def generate(
+        self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
+    ) -> list[list[Response]]:
+        """Returns an episode for each response that is asked for, less those that failed. Every rank calls it.
+
+        Raises WorldError when more fail than may, or an environment begins otherwise with the same seed.
+        """
+        with ExitStack() as opened:
+            acting = [self._begun(example, sampling, opened) for example in examples]
+            every = [one for own in acting for one in own]
+            turn = 0
+            while any(all_gather_object(any(one.live for one in every))):
+                self._turn(acting, sampling, turn)
+                turn += 1
+        self._count(every)
+        made = [self._responses(own, sampling.responses) for own in acting]
+        tell_whole(made, tell)
+        return made
+
+    def _begun(self, example: Example, sampling: Sampling, opened: ExitStack) -> list[_Acting]:
+        """The episodes of a row, each with its environment begun or failed, to be closed with what is `opened`."""
+        row = {**example.meta, 'messages': example.conversation or [], 'source': example.source}
+        # Wherever its file lies.
+        seed = seed_of(self.seed, example.source_index, PurePath(example.source).name, example.epoch)
+        acting = [_Acting(self.pool.open(row, seed), example.source) for _ in range(sampling.responses)]
+        for one in acting:
+            opened.callback(one.session.close)
+        first: Begun | None = None
+        asked, prompt, reason = example.conversation or [], example.prompt, ''
+        for one in acting:
+            try:
+                begun = one.session.begin()
+            except EpisodeFailed as failure:
+                one.fail(str(failure), failure.trace)
+                continue
+            if first is None:
+                first = begun
+                asked, prompt, reason = self._prompt(example, begun, sampling)
+            elif _said(begun.messages) != _said(first.messages):
+                raise WorldError(
+                    f'{example.source}: the environment begins otherwise with the same seed, so that its episodes '
+                    'cannot be compared: whatever is random in reset must hang on the seed alone.'
+                )
+            one.asked, one.prompt, one.tools, one.rewarded = asked, prompt, begun.tools, begun.rewards
+            if reason:
+                one.fail(reason)
+        return acting
+
+    def _prompt(self, example: Example, begun: Begun, sampling: Sampling) -> tuple[Conversation, Piece, str]:
+        """What the first turn follows, as messages and as tokens; and what is wrong with it, if anything."""
+        asked, prompt = example.conversation or [], example.prompt
+        try:
+            if begun.messages or begun.tools:
+                if asked and asked[-1].get('prefix') and begun.messages:
+                    raise SampleError('the row ends with the beginning of an answer, and the environment goes on')
+                asked = with_turns(with_tools(asked, begun.tools), begun.messages)
+                prompt = self.spec.encode_prompt(asked)
+        except SampleError as error:
+            return asked, prompt, str(error)
+        if len(prompt) + sampling.max_new_tokens > self.max_tokens:
+            return (
+                asked,
+                prompt,
+                (
+                    f'the prompt has {len(prompt)} tokens with what the environment begins with, and with a turn of '
+                    f'{sampling.max_new_tokens} it is longer than the {self.max_tokens} of an episode'
+                ),
+            )
+        return asked, prompt, ''
+
+    # One turn
+
+    def _turn(self, acting: Sequence[Sequence[_Acting]], sampling: Sampling, turn: int) -> None:
+        """Samples a turn of every episode that goes on, and lets its environment answer."""
+        if not turn:
+            # All generations of a row follow one prompt.
+            numbers = [number for number, own in enumerate(acting) if any(one.live for one in own)]
+            firsts = [next(one for one in acting[number] if one.live) for number in numbers]
+            found = self.engine.generate(
+                [one.example(self.spec.merge_media) for one in firsts], _sampling(sampling, turn, numbers)
+            )
+            ones = [one for number in numbers for one in acting[number]]
+            responses = [response for own in found for response in own]
+        else:
+            named = [(number, which) for number, own in enumerate(acting) for which, one in enumerate(own) if one.live]
+            ones = [acting[number][which] for number, which in named]
+            how = replace(_sampling(sampling, turn, named), responses=1)
+            responses = [
+                response
+                for (response,) in self.engine.generate([one.example(self.spec.merge_media) for one in ones], how)
+            ]
+        for one, response in zip(ones, responses, strict=True):
+            if one.live:
+                self._answer(one, response, sampling)
+
+    def _answer(self, one: _Acting, response: Response, sampling: Sampling) -> None:
+        """Adds a turn to an episode, and what the environment shows behind it."""
+        said, message = self._said(response, one)
+        one.pieces.append(response)
+        one.messages.append(message)
+        stop = sum(map(len, one.pieces))
+        turn = Turn(stop, response.units, response.parts, len(said.calls))
+        if not response.finished:
+            one.turns.append(turn)
+            one.end('tokens')
+            return
+        try:
+            messages, step = one.session.step(said)
+        except EpisodeFailed as failure:
+            one.turns.append(turn)
+            one.fail(str(failure), failure.trace)
+            return
+        one.turns.append(replace(turn, reward=step.reward, costs=step.costs, info=step.info))
+        one.messages += messages
+        if step.done:
+            one.end('done')
+        elif len(one.turns) == self.max_turns:
+            one.end('turns')
+        else:
+            self._show(one, messages, response, sampling.max_new_tokens)
+
+    def _show(self, one: _Acting, messages: Conversation, response: Response, longest: int) -> None:
+        try:
+            shown = self._encoder.piece(messages, response.ids.tolist(), one.tools)
+        except SampleError as error:
+            one.fail(f'what the environment shows cannot be read: {error}')
+            return
+        if one.length + len(shown) + longest > self.max_tokens:
+            one.end('tokens')
+        else:
+            one.pieces.append(shown)
+
+    def _said(self, response: Response, one: _Acting) -> tuple[Said, Message]:
+        """What a turn says: to the environment, and as a message."""
+        text, found = response.text, []
+        if one.tools and self._calls is not None:
+            text, found = self._calls.split(text)
+        calls = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
+        said = Said(text, tuple(Call(name, arguments) for name, arguments in calls), response.parts)
+        if not calls:
+            return said, response.message
+        # Without ids, which are of chance: results follow their calls in order.
+        written = [
+            {'type': 'function', 'function': {'name': name, 'arguments': arguments}} for name, arguments in calls
+        ]
+        return said, message_of('assistant', text, tool_calls=written)
+
+    # What came of it
+
+    def _count(self, every: Sequence[_Acting]) -> None:
+        """Keeps what failed on all ranks, and raises WorldError where that is too much."""
+        mine = [Skipped(one.source, one.reason) for one in every if one.ended == 'failed']
+        trace = next((one.trace for one in reversed(every) if one.trace), '')
+        told = all_gather_object((mine, len(every), trace))
+        self._failed = [item for own, _, _ in told for item in own]
+        self._counts.append((len(self._failed), sum(number for _, number, _ in told)))
+        while len(self._counts) > 1 and sum(number for _, number in self._counts) - self._counts[0][1] >= WINDOW:
+            self._counts.popleft()
+        failed, total = (sum(numbers) for numbers in zip(*self._counts, strict=True))
+        if failed > self.max_failures * max(total, FEW):
+            last = next((trace for _, _, trace in reversed(told) if trace), '')
+            raise WorldError(
+                f'{failed} of the last {total} episodes failed, where a share of {self.max_failures:g} may '
+                f'(environment_cfgs.max_failures). The last one, of {self._failed[-1].source}: '
+                f'{self._failed[-1].reason}\n{last}'.rstrip()
+            )
+
+    def _responses(self, acting: Sequence[_Acting], asked: int) -> list[Response]:
+        kept = [one for one in acting if one.turns and (one.ended != 'failed' or self.on_failure == 'zero')]
+        return [one.response(self.spec.merge_media) for one in kept] if len(kept) >= min(2, asked) else []
+
+
+@dataclass
+class _Acting:
+    """An episode that grows."""
+
+    session: Session
+    source: str
+    asked: Conversation = field(default_factory=list)
+    prompt: Piece | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    rewarded: bool = False
+    pieces: list[Piece] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    messages: Conversation = field(default_factory=list)
+    ended: Literal['done', 'turns', 'tokens', 'failed'] | None = None
+    score: float | None = None
+    reason: str = ''
+    trace: str = ''
+
+    @property
+    def live(self) -> bool:
+        return self.ended is None
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt or ()) + sum(map(len, self.pieces))
+
+    def example(self, merge: Merge) -> Example:
+        """What the next turn follows, as a prompt."""
+        assert self.prompt is not None
+        return Example(join([self.prompt, *self.pieces], merge), [], self.source, conversation=self.asked)
+
+    def end(self, how: Literal['done', 'turns', 'tokens']) -> None:
+        self.ended = how
+        try:
+            self.score = self.session.score()
+        except EpisodeFailed as failure:
+            self.fail(str(failure), failure.trace)
+        if (
+            how != 'done'
+            and self.rewarded
+            and self.score is None
+            and not any(turn.reward is not None for turn in self.turns)
+        ):
+            # It never came to be judged.
+            self.score = 0.0
+
+    def fail(self, reason: str, trace: str = '') -> None:
+        self.ended, self.reason, self.trace = 'failed', reason, trace
+
+    def response(self, merge: Merge) -> Response:
+        assert self.prompt is not None and self.ended is not None
+        whole, turns, score = join(self.pieces, merge), self.turns, self.score
+        if self.ended == 'failed':
+            turns, score = [replace(turn, reward=None, costs={}) for turn in turns], 0.0
+        sampled = [piece for piece in self.pieces if type(piece) is Response]
+        return Response(
+            ids=whole.ids,
+            weights=whole.weights,
+            media=whole.media,
+            media_counts=whole.media_counts,
+            token_tensors=whole.token_tensors,
+            per_unit={'rollout': torch.cat([piece.per_unit['rollout'] for piece in sampled])},
+            finished=self.ended == 'done',
+            version=sampled[-1].version,
+            parts=sampled[-1].parts,
+            episode=Episode(self.prompt, self.asked, self.messages, tuple(turns), self.ended, score),
+        )
+
+
+def _sampling(sampling: Sampling, turn: int, numbers: Sequence[Any]) -> Sampling:
+    """How a turn is sampled; with seeds of rows, by that of the row, of the generation and of the turn."""
+    if not turn:
+        seeds = sampling.seeds
+        return replace(sampling, seeds=None if seeds is None else tuple(seeds[number] for number in numbers))
+    if sampling.seeds is None:
+        return replace(sampling, seed=seed_of(sampling.seed, turn))
+    return replace(sampling, seeds=tuple(seed_of(sampling.seeds[number], which, turn) for number, which in numbers))
+
+
+def _said(messages: Conversation) -> list[Any]:
+    return [(message['role'], [part.get('text', part['type']) for part in message['content']]) for message in messages]

@@ -1,0 +1,167 @@
+"""Episodes of environments that behave, and of those that raise, lie, and return too much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from align_anything.core.errors import SettingsError, WorldError
+from align_anything.environments import Environment, Observation, Said, Step
+from align_anything.environments.base import checked_kwargs, environment_names, get_environment
+from align_anything.environments.observing import Limits
+from align_anything.environments.pool import EpisodeFailed, Pool
+
+OWN = """
+import random
+from align_anything.environments import Environment, Observation, Said, Step, register_environment
+
+class Echo(Environment):
+    made = 0
+
+    def __init__(self, times: int = 2, breaks: str = ''):
+        self.times, self.breaks = times, breaks
+        type(self).made += 1
+
+    def reset(self, row, seed):
+        self.said = []
+        return Observation(f'Begin {random.Random(seed).randrange(100)}.')
+
+    def step(self, said):
+        self.said.append(said.text)
+        if self.breaks == 'once' and type(self).made == 1 and len(self.said) == 2:
+            raise OSError('the line is cut')
+        if self.breaks == 'always' and len(self.said) == 2:
+            raise SystemExit(0)
+        if self.breaks == 'otherwise' and len(self.said) == 2:
+            raise OSError('again')
+        told = f'{self.made} ' if self.breaks == 'otherwise' else ''
+        return Step(Observation(told + ' '.join(self.said)), reward=0.5, done=len(self.said) == self.times)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    (tmp_path / 'own.py').write_text(OWN)
+    return f'{tmp_path}/own.py:Echo'
+
+
+def text(messages: list[dict[str, Any]]) -> list[str]:
+    return [part['text'] for message in messages for part in message['content']]
+
+
+def test_an_episode_of_a_users_own_class(own: str) -> None:
+    session = Pool(own, {'times': 2}).open({}, 7)
+    again = Pool(own).open({}, 7)
+    assert text(session.begin().messages) == text(again.begin().messages)
+    assert text(Pool(own).open({}, 8).begin().messages) != text(again.begin().messages)
+    first, second = session.step(Said('a')), session.step(Said('b'))
+    assert text(first.messages) == ['a'] and not first.step.done and first.step.reward == 0.5
+    assert text(second.messages) == ['a b'] and second.step.done and session.score() is None
+
+
+def test_a_failure_is_tried_again_where_the_episode_stood(own: str) -> None:
+    session = Pool(own, {'breaks': 'once'}).open({}, 7)
+    session.begin()
+    session.step(Said('a'))
+    assert text(session.step(Said('b')).messages) == ['a b']
+
+
+@pytest.mark.parametrize(
+    ('breaks', 'reason'), [('always', 'SystemExit: 0'), ('otherwise', 'it went otherwise than before it failed')]
+)
+def test_and_told_where_it_fails_again(own: str, breaks: str, reason: str) -> None:
+    session = Pool(own, {'breaks': breaks}).open({}, 7)
+    session.begin()
+    session.step(Said('a'))
+    with pytest.raises(EpisodeFailed, match=reason) as failed:
+        session.step(Said('b'))
+    assert 'Traceback' in failed.value.trace
+
+
+def test_rows_may_name_their_environment(own: str) -> None:
+    pool = Pool(own, {'times': 1})
+    assert 'number from 1 to 100' in text(pool.open({'environment': 'number_game'}, 0).begin().messages)[0]
+    with pytest.raises(EpisodeFailed, match="unknown environment 'numbergame'.*Did you mean 'number_game'"):
+        pool.open({'environment': 'numbergame'}, 0).begin()
+
+
+def test_names_and_arguments_are_checked(own: str) -> None:
+    assert {'calculator', 'number_game'} <= {*environment_names()}
+    assert checked_kwargs('number_game', {'high': '9'}) == {'low': 1, 'high': 9, 'guesses': 8}
+    with pytest.raises(SettingsError, match="no option 'hihg'. Did you mean 'high'"):
+        checked_kwargs('number_game', {'hihg': 9})
+    with pytest.raises(WorldError, match="no environment 'Ecoh'. Did you mean 'Echo'"):
+        get_environment(own.replace('Echo', 'Ecoh'))
+
+
+class Told(Environment):
+    """Answers with what it is given."""
+
+    answer: Any = None
+
+    def step(self, said: Said) -> Any:
+        return self.answer
+
+
+def answered(answer: Any, **limits: Any) -> Any:
+    from align_anything.environments.pool import Session
+
+    world = Told()
+    world.answer = answer
+    session = Session(lambda: world, {}, 0, Limits(**limits), 0)
+    session.begin()
+    return session.step(Said('x'))
+
+
+@pytest.mark.parametrize(
+    ('answer', 'reason'),
+    [
+        (None, 'step returned NoneType'),
+        (Step(), 'neither ends the episode'),
+        (Step(done=True, reward=float('nan')), 'reward of a step is nan'),
+        (Step(done=True, costs={'heat': 'much'}), "cost 'heat' of a step is 'much'"),
+        (Step('text'), 'not a str'),
+        (Step(Observation([{'role': 'assistant', 'content': 'x'}])), "a turn of 'assistant'"),
+        (Step(Observation([{'role': 'user'}])), 'content'),
+        (Step(Observation([{'role': 'user', 'content': [{'type': 'image', 'image': b'none'}]}])), 'image'),
+    ],
+)
+def test_what_breaks_the_contract_is_named(answer: Any, reason: str) -> None:
+    with pytest.raises(EpisodeFailed, match=reason):
+        answered(answer)
+
+
+def test_no_more_is_shown_than_is_allowed() -> None:
+    picture = {'type': 'image', 'image': Image.new('RGB', (8, 8))}
+    long = 'a' * 600 + 'z' * (10 * 2**20)
+    shown = answered(
+        Step(Observation([{'role': 'user', 'content': [picture, long, picture, 'more']}])), characters=100, media=1
+    ).messages
+    kinds = [part['type'] for part in shown[0]['content']]
+    assert kinds == ['image', 'text', 'text', 'text'] and shown[0]['content'][0]['image'].size == (8, 8)
+    texts = text([{**shown[0], 'content': shown[0]['content'][1:]}])
+    assert texts[0].startswith('a' * 50 + ' … [') and texts[0].endswith('z' * 50) and len(texts[0]) < 150
+    assert texts[1] == '[image left out]' and len(texts[2]) < 40
+
+
+def test_the_number_game_ends_with_the_right_guess() -> None:
+    session = Pool('number_game', {'high': 7, 'guesses': 4}).open({}, 3)
+    session.begin()
+    low, high = 1, 7
+    for _ in range(4):
+        guess = (low + high) // 2
+        answered = session.step(Said(f'Is it {guess}?'))
+        if answered.step.done:
+            break
+        low, high = (guess + 1, high) if text(answered.messages) == ['higher'] else (low, guess - 1)
+    assert answered.step.info == {'success': True} and 0 < answered.step.reward <= 1
+    session.begin()
+    assert text(session.step(Said('no number')).messages) == ['Say a number.']
+    last: Mapping[str, Any] = {}
+    for _ in range(3):
+        last = session.step(Said('0')).step.info
+    assert last == {'success': False}

@@ -1,0 +1,263 @@
+"""Episodes of several turns: one response each, scored as they were sampled, with what fails in them bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from align_anything.core.errors import WorldError
+from align_anything.core.types import Example, Response
+from align_anything.environments import Environment, Observation, Said, Step
+from align_anything.environments.pool import Pool, Session
+from align_anything.models.family import FamilySpec
+from align_anything.models.pretrained_model import load_spec
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.rollouts.base import Sampling
+from align_anything.rollouts.episodes import Episodes
+from align_anything.rollouts.experience import complete
+from align_anything.rollouts.hf import HFRollouts
+from align_anything.trainers.loops.judging import completions_of
+from tests.models.mixed import policy_of
+from tests.models.samples import load, user
+
+Tiny = Callable[..., Path]
+
+
+class Steps(Environment):
+    """As many turns as the seed and the first token say, with a picture in each where it is to have some."""
+
+    def __init__(self, pictures: bool = False, fails: str = '') -> None:
+        self.pictures, self.fails = pictures, fails
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        if self.fails == 'reset':
+            raise OSError('no world')
+        self.turn, self.seed = 0, seed
+        return self.shown(f'Begin {seed % 10}.')
+
+    def shown(self, text: str) -> Observation:
+        size = (40 + 28 * self.turn, 56)
+        picture = {'type': 'image', 'image': Image.new('RGB', size, (40 * self.turn, 90, 20))}
+        return Observation([{'role': 'user', 'content': [*([picture] if self.pictures else []), text]}])
+
+    def step(self, said: Said) -> Step:
+        self.turn += 1
+        if self.fails == 'odd' and len(said.text) % 2:
+            raise OSError('odd')
+        if self.fails == 'second' and self.turn == 2:
+            raise OSError('no second turn')
+        done = len(said.text) % 3 == self.turn % 3
+        reward = None if self.fails == 'silent' else 0.25
+        return Step(
+            self.shown(f'Turn {self.turn}.'), reward=reward, costs={'heat': 1.0}, done=done, info={'success': done}
+        )
+
+    def score(self) -> float | None:
+        return None if self.fails == 'silent' else 1.0
+
+
+class Worlds(Pool):
+    """A pool of them, without a file."""
+
+    def open(self, row: Mapping[str, Any], seed: int) -> Session:
+        return Session(lambda: Steps(**self.kwargs), row, seed, self.limits, self.retries)
+
+
+def episodes(tiny: Tiny, family: str, batch_size: int = 4, **more: Any) -> tuple[Episodes, Any, FamilySpec]:
+    spec = load(tiny(family))
+    # Whatever is sampled ends the turn soon: a tiny model has not learned to.
+    spec.stop_token_ids = (*spec.stop_token_ids, *range(40, 120))
+    policy = policy_of(tiny(family), spec, 'shared_prefix').eval()
+    engine = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=batch_size)
+    kwargs = {name: more.pop(name) for name in ('pictures', 'fails') if name in more}
+    settings = {'max_turns': 3, 'max_tokens': 2000, **more}
+    made = Episodes(engine, spec, Worlds('steps', kwargs), **settings)
+    made.sync(7)
+    return made, policy, spec
+
+
+def prompts(spec: FamilySpec, number: int = 3) -> list[Example]:
+    asked = [[user(f'Question {index}?')] for index in range(number)]
+    return [
+        Example(spec.encode_prompt(conversation), [], source=f'row {index}', conversation=conversation)
+        for index, conversation in enumerate(asked)
+    ]
+
+
+SAMPLING = Sampling(responses=4, max_new_tokens=5, seed=1)
+
+
+@pytest.mark.parametrize(('family', 'pictures'), [('qwen2', False), ('qwen2_5_vl', True)])
+def test_what_was_recorded_is_one_forward_pass_over_the_episode(family: str, pictures: bool, tiny: Tiny) -> None:
+    made, policy, spec = episodes(tiny, family, pictures=pictures)
+    examples = prompts(spec)
+    done = complete(examples, made.generate(examples, SAMPLING))
+    responses = [response for example in done for response in example.responses]
+    turns = [len(response.episode.turns) for response in responses]
+    assert {1, 2, 3} <= {*turns}, turns
+    for example in done:
+        assert len(example.prompt) > len(examples[0].prompt) and example.prompt.media_counts.get('image', 0) == pictures
+        for response in example.responses:
+            self_check(response, spec, pictures)
+    recorded = torch.cat([response.per_unit['rollout'] for response in responses])
+    for layout in LAYOUTS:
+        batch = TokenCollator(spec, layout)(done)
+        with torch.no_grad():
+            found = policy_of(tiny(family), spec, layout).eval()(batch).values if layout != 'shared_prefix' else None
+            found = policy(batch).values if found is None else found
+        assert len(found) == len(recorded) == sum(response.units for response in responses)
+        assert float((found - recorded).abs().max()) < 1e-5, layout
+        if layout == 'shared_prefix' and pictures:
+            # The first picture of a row is encoded once.
+            assert batch.stats['images'] == len(done) + sum(turns) - len(turns)
+
+
+def self_check(response: Response, spec: FamilySpec, pictures: bool) -> None:
+    episode = response.episode
+    stops = [turn.stop for turn in episode.turns]
+    assert stops[-1] == len(response) and sum(turn.units for turn in episode.turns) == response.units
+    assert response.weights.sum() == response.units and response.version == 7
+    assert response.media_counts.get('image', 0) == pictures * (len(stops) - 1)
+    start = 0
+    for number, stop in enumerate(stops):
+        own = response.weights[start:stop]
+        units = episode.turns[number].units
+        assert own[len(own) - units :].all() and not own[: len(own) - units].any(), 'observations weigh nothing'
+        if number:
+            told = spec.text_of(response.ids[start : stop - units].tolist())
+            assert f'Turn {number}.<|im_end|>\n<|im_start|>assistant\n' in told
+        start = stop
+    assert episode.ended in ('done', 'turns', 'tokens') and response.finished == (episode.ended == 'done')
+    judged = [turn for turn in episode.turns if turn.reward is not None]
+    assert episode.reward == 1 + 0.25 * len(judged) and episode.cost == len(judged)
+    assert response.parts == episode.turns[-1].parts
+    roles = [message['role'] for message in episode.messages]
+    assert roles[::2] == ['assistant'] * len(stops)
+
+
+def test_episodes_of_a_row_begin_alike_and_those_of_another_epoch_otherwise(tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2')
+    examples = prompts(spec, 1)
+
+    def told(examples: list[Example], sampling: Sampling) -> tuple[str, list[list[int]]]:
+        (done,) = complete(examples, made.generate(examples, sampling))
+        return spec.text_of(done.prompt.ids.tolist()), [response.ids.tolist() for response in done.responses]
+
+    first = told(examples, SAMPLING)
+    assert told(examples, SAMPLING) == first
+    later, _ = told([replace(examples[0], epoch=1)], SAMPLING)
+    assert later != first[0] and 'Question 0?\n\nBegin' in later
+    assert told(examples, replace(SAMPLING, seed=2))[0] == first[0]
+
+
+def test_samples_with_seeds_of_their_own_do_not_hang_on_their_neighbours(tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2')
+    examples = prompts(spec, 2)
+    both = made.generate(examples, replace(SAMPLING, seeds=(11, 12)))
+    (alone,) = made.generate(examples[1:], replace(SAMPLING, seeds=(12,)))
+    assert [one.ids.tolist() for one in both[1]] == [one.ids.tolist() for one in alone]
+
+
+def test_limits_of_turns_and_of_tokens_end_an_episode_unfinished(tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2', max_turns=1)
+    examples = prompts(spec)
+    found = [response for own in made.generate(examples, SAMPLING) for response in own]
+    assert {response.episode.ended for response in found} >= {'turns', 'done'}
+    assert all(len(response.episode.turns) == 1 for response in found)
+    longest = max(len(response.episode.prompt) for response in found)
+    made = replace(made, max_turns=9, max_tokens=longest + 12)
+    found = [response for own in made.generate(examples, SAMPLING) for response in own]
+    assert 'tokens' in {response.episode.ended for response in found}
+    assert all(len(response.episode.prompt) + len(response) <= longest + 12 for response in found)
+    made = replace(made, max_tokens=longest, max_failures=1.0)
+    assert made.generate(examples, SAMPLING) == [[], [], []]
+    assert 'longer than the' in made.failed()[0].reason
+
+
+def test_what_was_cut_before_it_was_judged_is_worth_nothing(tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2', fails='silent', max_turns=1)
+    found = [response.episode for own in made.generate(prompts(spec), SAMPLING) for response in own]
+    assert {(episode.ended == 'done', episode.reward) for episode in found} == {(True, None), (False, 0.0)}
+
+
+@pytest.mark.parametrize('on_failure', ['drop', 'zero'])
+def test_what_fails_is_left_out_or_worth_nothing(on_failure: str, tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2', fails='odd', on_failure=on_failure, max_failures=1.0)
+    found = made.generate(prompts(spec), SAMPLING)
+    failed = [response for own in found for response in own if response.episode.ended == 'failed']
+    assert 0 < len(made.failed()) < 12 and {item.reason for item in made.failed()} == {'OSError: odd'}
+    if on_failure == 'zero':
+        assert len(failed) == len(made.failed()) and [len(own) for own in found] == [4, 4, 4]
+        assert all(response.episode.reward == 0 and response.episode.cost == 0 for response in failed)
+    else:
+        assert not failed and sum(map(len, found)) <= 12 - len(made.failed()) and 1 not in map(len, found)
+
+
+def test_too_many_failures_end_the_run_with_the_last_of_them(tiny: Tiny) -> None:
+    made, _, spec = episodes(tiny, 'qwen2', fails='reset')
+    with pytest.raises(WorldError, match='12 of the last 12 episodes failed.*row 2: OSError: no world') as ended:
+        made.generate(prompts(spec), SAMPLING)
+    assert "raise OSError('no world')" in str(ended.value)
+    made = replace(made, max_failures=1.0)
+    assert made.generate(prompts(spec), SAMPLING) == [[], [], []] and len(made.failed()) == 12
+
+
+def test_an_environment_that_does_not_heed_its_seed_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _, spec = episodes(tiny, 'qwen2')
+    begun = iter(range(100))
+    monkeypatch.setattr(Steps, 'reset', lambda self, row, seed: Observation(f'Begin {next(begun)}.'))
+    with pytest.raises(WorldError, match='row 0: the environment begins otherwise with the same seed'):
+        made.generate(prompts(spec), SAMPLING)
+
+
+class Scripted:
+    """An engine that says these texts, one in each turn."""
+
+    model = None
+
+    def __init__(self, spec: FamilySpec, *texts: str) -> None:
+        self.spec, self.texts = spec, [*texts]
+
+    def sync(self, version: int) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling, tell: object = None) -> list[list[Response]]:
+        text = self.texts.pop(0)
+        ids = torch.tensor([*self.spec.tokenizer(text)['input_ids'], self.spec.renderer.end_of_turn_id])
+        parts = [{'type': 'text', 'text': text}]
+        one = Response(ids, torch.ones(len(ids)), per_unit={'rollout': torch.zeros(len(ids))}, parts=parts)
+        return [[replace(one) for _ in range(sampling.responses)] for _ in examples]
+
+
+def test_calls_are_answered_by_tools_in_the_form_of_the_template(tiny: Tiny) -> None:
+    spec = load_spec(str(tiny('qwen3', template='qwen3')), model_max_length=None)
+    call = '<tool_call>\n{"name": "calculate", "arguments": {"expression": "6 * 4"}}\n</tool_call>'
+    engine = Scripted(spec, call, f'Sure?\n{call}\n{call}', 'It is 24.')
+    made = Episodes(engine, spec, Pool('calculator'), max_turns=4, max_tokens=2000)
+    (example,) = prompts(spec, 1)
+    example.meta['ground_truth'] = '24'
+    done = complete([example], made.generate([example], replace(SAMPLING, responses=2)))
+    told, again = done[0].responses
+    assert told.ids.tolist() == again.ids.tolist() and 'calculate' in spec.text_of(done[0].prompt.ids.tolist())
+    shown = '<tool_response>\n24\n</tool_response>'
+    opened = '<|im_end|>\n<|im_start|>assistant\n'
+    between = f'<|im_end|>\n<|im_start|>user\n{shown}{opened}'
+    twice = f'<|im_end|>\n<|im_start|>user\n{shown}\n{shown}{opened}'
+    assert spec.text_of(told.ids.tolist()) == f'{call}{between}Sure?\n{call}\n{call}{twice}It is 24.<|im_end|>'
+    chosen = spec.text_of(told.ids[told.weights > 0].tolist())
+    assert chosen == f'{call}<|im_end|>Sure?\n{call}\n{call}<|im_end|>It is 24.<|im_end|>'
+    episode = told.episode
+    assert [turn.calls for turn in episode.turns] == [1, 2, 0] and episode.ended == 'done'
+    assert episode.reward == 1 and episode.info == {'tool_errors': 0, 'success': True}
+    completion, _ = completions_of(done, spec)
+    roles = [message['role'] for message in completion.conversation]
+    assert roles == ['user', 'assistant', 'tool', 'assistant', 'tool', 'tool'] and completion.response == 'It is 24.'
+    assert completion.conversation[1]['tool_calls'][0]['function']['arguments'] == {'expression': '6 * 4'}
