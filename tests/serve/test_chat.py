@@ -50,6 +50,8 @@ class Echo:
         text = ''.join(part['text'] for part in turns[-1]['content'] if part['type'] == 'text')
         if text == 'fail':
             raise SampleError('cannot')
+        if text == 'hush':
+            return
         for letter in f'{self.name}: {text}':
             time.sleep(self.pause)
             yield {'type': 'text', 'text': letter}
@@ -87,6 +89,11 @@ def test_retry_answers_anew_with_another_seed(tmp_path: Path) -> None:
     assert 'no answer to give anew' in shown
     assert texts(echo.got[0]) == texts(echo.got[1]) == ['user: hi'] and echo.seeds[0] != echo.seeds[1]
     assert len(echo.got[2]) == 3 and len(conversation.talk.turns[0]) == 4
+
+
+def test_an_empty_answer_is_told_as_one(tmp_path: Path) -> None:
+    shown, _ = talk(['hush', 'hi', 'draw', 'fail'], [Echo()], tmp_path)
+    assert shown.count('(an empty answer)') == 1 and shown.startswith('(an empty answer)\necho: hi')
 
 
 def test_retry_asks_those_too_who_said_nothing(tmp_path: Path) -> None:

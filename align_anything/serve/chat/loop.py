@@ -150,6 +150,8 @@ class Chat:
             else:
                 add_part(answers[number], item, self.screen.part(item))
         self.screen.end_line()
+        if not problems and all(part['type'] == 'text' and not part['text'].strip() for part in answers[0]):
+            self.screen.say('(an empty answer)')
 
     def _several(self, spoken: Any, answers: list[list[Part]], problems: dict[int, Exception]) -> None:
         texts = ['' for _ in self.talkers]
