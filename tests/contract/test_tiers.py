@@ -24,15 +24,17 @@ from tests.scripts import test_shell_scripts
 ROOT = Path(__file__).resolve().parents[2]
 # Files whose tests are all left to `make extended`, and what shows something of the kind in `make test`.
 ONLY_EXTENDED = {
+    'tests/learning/test_acting.py': 'the lesson of PPO, and runs in tests/trainers/test_environments.py',
     'tests/learning/test_drawn.py': 'tests/contract/test_emitting_docs.py, whose commands teach a model to draw',
-    'tests/learning/test_open_prompts.py': 'the lesson in painting, and runs of families of sounds in tests/trainers',
+    'tests/learning/test_open_prompts.py': 'the demo of painting, and runs of families of sounds in tests/trainers',
+    'tests/learning/test_painted.py': 'what policies learn in tests/policies/denoising/test_learning.py, and the demo',
     'tests/learning/test_painted_online.py': 'rewards that are learned in tests/policies/denoising/test_learning.py',
     'tests/learning/test_composed.py': 'lessons of images and of audio, and tests/trainers/test_composed_runs.py',
-    'tests/learning/test_edited.py': 'the lesson in painting, and tests/trainers/test_editing_runs.py',
+    'tests/learning/test_edited.py': 'runs of pipelines that edit in tests/trainers/test_editing_runs.py',
     'tests/learning/test_omni.py': 'a lesson for each kind of media alone',
     'tests/learning/test_online_vllm.py': 'the lesson of PPO without vLLM, and what vLLM samples in tests/rollouts',
-    'tests/learning/test_placed.py': 'the lesson in drawing, and what families score and sample in tests/trainers',
-    'tests/learning/test_spoken.py': 'the lessons in drawing, and runs of frames in tests/trainers/test_csm.py',
+    'tests/learning/test_placed.py': 'tests/contract/test_emitting_docs.py, and what families score in tests/trainers',
+    'tests/learning/test_spoken.py': 'tests/contract/test_emitting_docs.py, and runs in tests/trainers/test_csm.py',
     'tests/trainers/test_denoising_ppo.py': 'PPO among the algorithms of tests/trainers/test_denoising_runs.py',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
