@@ -52,7 +52,7 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/invariants/test_fallback.py': {
         'test_a_wrong_layout_falls_back_to_padded_and_says_so': 3,
-        'test_no_right_layout_is_thrown_away': 5,
+        'test_no_right_layout_is_thrown_away': 8,
     },
     'tests/invariants/test_frozen.py': {
         'test_a_rate_of_zero_for_a_part_changes_nothing_there': 2,
@@ -75,6 +75,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_two_ranks_step_as_one_process': 4,
     },
     'tests/invariants/test_router.py': {
+        'test_a_run_has_the_checkpoints_own_weight_or_the_one_that_is_set': 0,
         'test_loss_and_gradients_are_those_of_a_plain_loop_for_every_cut': 3,
     },
     'tests/invariants/test_scores.py': {
@@ -89,7 +90,7 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/invariants/test_zero.py': {
         'test_ranks_with_other_kinds_of_media_train_as_one_loop_and_export': 2,
-        'test_two_ranks_with_different_rows_train_as_one_loop_and_export': 3,
+        'test_two_ranks_with_different_rows_train_as_one_loop_and_export': 5,
     },
     'tests/learning/test_drawn.py': {
         'test_a_model_learns_to_draw': 0,
@@ -105,7 +106,7 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/models/diffusion/test_activations.py': {
         'test_blocks_that_are_computed_anew_keep_less': 0,
-        'test_what_a_denoiser_keeps': 2,
+        'test_what_a_denoiser_keeps': 0,
     },
     'tests/models/diffusion/test_denoisers.py': {
         'test_a_denoiser_is_loaded_in_one_type_and_has_a_skeleton': 3,
@@ -119,13 +120,17 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/models/diffusion/test_pipelines.py': {
         'test_decoding_needs_no_text_encoder': 4,
+        'test_latents_are_scaled_as_they_are_unscaled': 3,
         'test_our_own_loop_makes_the_pipelines_own_picture': 2,
         'test_prompts_of_a_batch_do_not_touch_each_other': 3,
         'test_the_denoiser_is_called_as_the_pipeline_calls_it': 3,
     },
+    'tests/models/diffusion/test_score.py': {
+        'test_each_sample_has_a_value': 3,
+    },
     'tests/models/diffusion/test_trained_text.py': {
         'test_a_whole_pipeline_is_saved_with_them': 2,
-        'test_adapters_of_all_are_in_one_file': 2,
+        'test_adapters_of_all_are_in_one_file': 0,
         'test_gradients_reach_the_text_encoders_and_checkpointing_changes_none': 2,
         'test_it_says_what_prepared_text_says': 2,
     },
@@ -136,6 +141,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_codes_are_those_of_the_class': 3,
         'test_codes_hang_on_nothing_beside_them': 3,
         'test_codes_have_the_grid_that_the_rules_say': 3,
+        'test_networks_are_frozen': 3,
     },
     'tests/models/test_composed.py': {
         'test_it_holds_the_weights_of_its_parts_and_reloads_to_the_bit': 3,
@@ -149,15 +155,19 @@ SHARES: dict[str, dict[str, int]] = {
         'test_the_codec_never_trains': 3,
     },
     'tests/models/test_export.py': {
-        'test_full_export_has_the_names_values_and_files_of_the_source': 2,
+        'test_full_export_has_the_names_values_and_files_of_the_source': 3,
         'test_merged_export_computes_what_the_live_adapter_computes': 3,
         'test_zero3_exports_the_names_of_the_source': 4,
     },
     'tests/models/test_family_mixed.py': {
         'test_a_dummy_of_each_kind_is_legal_and_harmless': 4,
+        'test_a_family_says_what_it_takes': 3,
+        'test_a_pickled_spec_encodes_the_same': 3,
         'test_each_kind_of_media_matters': 4,
         'test_every_layout_scores_each_sample_as_if_alone': 4,
-        'test_logits_are_those_of_the_plain_model': 2,
+        'test_labels_are_the_answers_wherever_media_stand': 3,
+        'test_logits_are_those_of_the_plain_model': 3,
+        'test_prompts_are_transformers_own': 3,
         'test_videos_of_unequal_length_share_a_turn_and_a_batch': 3,
     },
     'tests/models/test_family_wider.py': {
@@ -202,6 +212,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_the_targets_make_from_a_download_to_an_upload': 0,
     },
     'tests/rewards/test_fuzz_server.py': {
+        'test_any_bytes_are_refused': 0,
         'test_any_question_is_answered_or_refused': 0,
     },
     'tests/rewards/test_golden_answers.py': {
@@ -209,6 +220,9 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/rewards/test_media_functions.py': {
         'test_ocr': 0,
+    },
+    'tests/rollouts/test_checkpoint_defaults.py': {
+        'test_no_field_of_the_generation_config_changes_a_rollout': 4,
     },
     'tests/rollouts/test_emitting.py': {
         'test_first_ratio_is_one': 3,
@@ -224,6 +238,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_scores_and_gradients_are_those_of_mixed_logits': 3,
     },
     'tests/rollouts/test_hf.py': {
+        'test_generation_between_the_steps_of_zero_3_changes_nothing': 0,
         'test_log_probabilities_are_those_of_the_policy': 3,
     },
     'tests/scripts/test_demo.py': {
@@ -233,7 +248,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_any_body_is_answered_or_refused': 0,
     },
     'tests/trainers/test_bad_inputs.py': {
-        'test_the_run_ends_with_code_2_and_a_message': 3,
+        'test_the_run_ends_with_code_2_and_a_message': 5,
     },
     'tests/trainers/test_composed_runs.py': {
         'test_every_stage_of_zero_ends_in_the_same_weights': 0,
@@ -270,7 +285,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_what_cannot_be_emitted_is_refused_before_a_model_loads': 3,
     },
     'tests/trainers/test_emitting_families.py': {
-        'test_what_is_drawn_is_scored_as_it_was_sampled': 3,
+        'test_what_is_drawn_is_scored_as_it_was_sampled': 0,
     },
     'tests/trainers/test_frozen_parts.py': {
         'test_freezing_what_the_model_has_not_is_told': 4,
@@ -279,7 +294,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_a_resumed_run_drops_the_same_prompts': 0,
     },
     'tests/trainers/test_incumbent_pipelines.py': {
-        'test_its_files_train_a_pipeline': 2,
+        'test_its_files_train_a_pipeline': 0,
     },
     'tests/trainers/test_interruptions.py': {
         'test_an_evaluation_that_cannot_be_gone_by': 3,
@@ -297,6 +312,7 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/trainers/test_online.py': {
         'test_every_kind_of_media_is_responded_to_and_trained_on': 3,
+        'test_killed_in_rollout_and_in_update': 0,
         'test_micro_batches_by_tokens_change_no_step': 0,
         'test_what_cannot_be_is_refused': 3,
     },
@@ -341,6 +357,6 @@ def is_left_out(item: pytest.Item) -> bool:
         return False
     if not (share := tests[name]):
         return True
-    # Parameters that are given together have one index.
-    cell = sum({*item.callspec.indices.values()})
+    # Each parameter has the number of the cell, counted over all of them.
+    cell = next(iter(item.callspec.indices.values()))
     return (cell + [*tests].index(name)) % share != 0
