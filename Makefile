@@ -3,7 +3,7 @@
 # make demo-draw  teach a small language model to draw them
 # make demo-paint teach a small diffusion model to paint shapes
 # make quick      losses, policies, datasets, settings and the contract, in two minutes
-# make test       every invariant for every family and algorithm, in eleven minutes on two cores; ARGS='tests/models' runs a part
+# make test       every invariant, in eleven minutes on two cores; ARGS='tests/models' runs a part
 # make extended   what `make test` leaves out: the other combinations, the other lessons, the whole demo; up to an hour
 # make bench      the benchmarks of docs/benchmarks.md
 # make lint       style

@@ -10,9 +10,12 @@ from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
+from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation
 from align_anything.environments.base import Environment, Observation, Said, Step, make_environment
 from align_anything.environments.observing import Limits, shown
+
+logger = get_logger(__name__)
 
 T = TypeVar('T')
 NAMED = 'environment'
@@ -97,13 +100,13 @@ class Session:
         return self._tried(self._scored)
 
     def close(self) -> None:
-        """Closes the environment; what fails in it then fails nobody."""
+        """Closes the environment; what fails in it then is told, and fails nobody."""
         environment, self._environment = self._environment, None
         if environment is not None:
             try:
                 environment.close()
-            except FOREIGN_FAULTS:
-                pass
+            except FOREIGN_FAULTS as error:
+                logger.warning('%s failed to close: %s: %s', type(environment).__name__, type(error).__name__, error)
 
     def _tried(self, act: Callable[[], T]) -> T:
         while True:

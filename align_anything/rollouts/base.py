@@ -102,6 +102,30 @@ class RolloutEngine(Protocol):
         ...
 
 
+@dataclass
+class Around:
+    """What rollout engines have that stand around another one, and generate by it.
+
+    Attributes:
+        engine: what samples.
+    """
+
+    engine: RolloutEngine
+
+    @property
+    def model(self) -> Any:
+        """That of the engine."""
+        return self.engine.model
+
+    def sync(self, version: int) -> None:
+        """As the engine does."""
+        self.engine.sync(version)
+
+    def sleep(self) -> None:
+        """As the engine does."""
+        self.engine.sleep()
+
+
 def end_of(ids: Sequence[int], stops: Sequence[int]) -> int | None:
     """Returns how many of `ids` there are up to the first one among `stops`, that one included; None without one."""
     return next((number for number, token in enumerate(ids, 1) if token in stops), None)

@@ -10,11 +10,11 @@ from align_anything.core.types import CodedMedia, Example, MediaKind, Piece, Res
 from align_anything.models.codecs.base import Codec
 from align_anything.models.codes import CODES
 from align_anything.models.family import FamilySpec
-from align_anything.rollouts.base import RolloutEngine, Sampling, Tell, said
+from align_anything.rollouts.base import Around, Sampling, Tell, said
 
 
 @dataclass
-class DecodedRollouts:
+class DecodedRollouts(Around):
     """Generates with `engine`, and decodes the media in its responses, so that rewards and reports see them.
 
     A part of a codec that decodes becomes `{'type': kind, kind: medium, 'codes': CodedMedia}`; one of a codec that
@@ -25,21 +25,7 @@ class DecodedRollouts:
         codecs: of each kind that it writes.
     """
 
-    engine: RolloutEngine
     codecs: Mapping[MediaKind, Codec]
-
-    @property
-    def model(self) -> Any:
-        """That of the engine."""
-        return self.engine.model
-
-    def sync(self, version: int) -> None:
-        """As the engine does."""
-        self.engine.sync(version)
-
-    def sleep(self) -> None:
-        """As the engine does."""
-        self.engine.sleep()
 
     def generate(
         self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None

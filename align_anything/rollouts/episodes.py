@@ -26,7 +26,7 @@ from align_anything.models.chat_form import message_of
 from align_anything.models.encoding import Merge, join
 from align_anything.models.family import FamilySpec
 from align_anything.models.turns import TurnEncoder, with_tools, with_turns
-from align_anything.rollouts.base import RolloutEngine, Sampling, Tell, tell_whole
+from align_anything.rollouts.base import Around, Sampling, Tell, tell_whole
 from align_anything.rollouts.restricted import seed_of
 
 FEW, WINDOW = 20, 100
@@ -35,7 +35,7 @@ OnFailure = Literal['drop', 'zero']
 
 
 @dataclass
-class Episodes:
+class Episodes(Around):
     """Generates with `engine`, turn by turn, in the environments of `pool`; itself a rollout engine.
 
     All ranks go through as many turns as the longest episode on any of them. The generations of a row begin with the
@@ -54,7 +54,6 @@ class Episodes:
         seed: of the run.
     """
 
-    engine: RolloutEngine
     spec: FamilySpec
     pool: Pool
     max_turns: int
@@ -68,19 +67,6 @@ class Episodes:
 
     def __post_init__(self) -> None:
         self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
-
-    @property
-    def model(self) -> Any:
-        """That of the engine."""
-        return self.engine.model
-
-    def sync(self, version: int) -> None:
-        """As the engine does."""
-        self.engine.sync(version)
-
-    def sleep(self) -> None:
-        """As the engine does."""
-        self.engine.sleep()
 
     def failed(self) -> list[Skipped]:
         """Returns the episodes of the last call that failed, on all ranks, and why."""

@@ -75,7 +75,6 @@ SHARES: dict[str, dict[str, int]] = {
         'test_two_ranks_step_as_one_process': 4,
     },
     'tests/invariants/test_router.py': {
-        'test_a_run_has_the_checkpoints_own_weight_or_the_one_that_is_set': 0,
         'test_loss_and_gradients_are_those_of_a_plain_loop_for_every_cut': 3,
     },
     'tests/invariants/test_scores.py': {
@@ -106,16 +105,14 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/models/diffusion/test_activations.py': {
         'test_blocks_that_are_computed_anew_keep_less': 0,
-        'test_what_a_denoiser_keeps': 0,
+        'test_what_a_denoiser_keeps': 2,
     },
     'tests/models/diffusion/test_denoisers.py': {
         'test_a_denoiser_is_loaded_in_one_type_and_has_a_skeleton': 3,
         'test_gradients_reach_all_and_checkpointing_changes_none': 3,
     },
     'tests/models/diffusion/test_exports.py': {
-        'test_a_full_denoiser_is_saved_as_a_pipeline': 3,
         'test_a_merged_adapter_is_part_of_the_weights': 4,
-        'test_an_adapter_is_loaded_by_the_pipeline_with_its_alpha': 3,
         'test_kohyas_names_are_read': 3,
     },
     'tests/models/diffusion/test_pipelines.py': {
@@ -155,7 +152,6 @@ SHARES: dict[str, dict[str, int]] = {
         'test_the_codec_never_trains': 3,
     },
     'tests/models/test_export.py': {
-        'test_full_export_has_the_names_values_and_files_of_the_source': 3,
         'test_merged_export_computes_what_the_live_adapter_computes': 3,
         'test_zero3_exports_the_names_of_the_source': 4,
     },
@@ -166,7 +162,6 @@ SHARES: dict[str, dict[str, int]] = {
         'test_each_kind_of_media_matters': 4,
         'test_every_layout_scores_each_sample_as_if_alone': 4,
         'test_labels_are_the_answers_wherever_media_stand': 3,
-        'test_logits_are_those_of_the_plain_model': 3,
         'test_prompts_are_transformers_own': 3,
         'test_videos_of_unequal_length_share_a_turn_and_a_batch': 3,
     },
@@ -212,7 +207,6 @@ SHARES: dict[str, dict[str, int]] = {
         'test_the_targets_make_from_a_download_to_an_upload': 0,
     },
     'tests/rewards/test_fuzz_server.py': {
-        'test_any_bytes_are_refused': 0,
         'test_any_question_is_answered_or_refused': 0,
     },
     'tests/rewards/test_golden_answers.py': {
@@ -238,7 +232,6 @@ SHARES: dict[str, dict[str, int]] = {
         'test_scores_and_gradients_are_those_of_mixed_logits': 3,
     },
     'tests/rollouts/test_hf.py': {
-        'test_generation_between_the_steps_of_zero_3_changes_nothing': 0,
         'test_log_probabilities_are_those_of_the_policy': 3,
     },
     'tests/scripts/test_demo.py': {
@@ -248,7 +241,7 @@ SHARES: dict[str, dict[str, int]] = {
         'test_any_body_is_answered_or_refused': 0,
     },
     'tests/trainers/test_bad_inputs.py': {
-        'test_the_run_ends_with_code_2_and_a_message': 5,
+        'test_the_run_ends_with_code_2_and_a_message': 3,
     },
     'tests/trainers/test_composed_runs.py': {
         'test_every_stage_of_zero_ends_in_the_same_weights': 0,
@@ -312,7 +305,6 @@ SHARES: dict[str, dict[str, int]] = {
     },
     'tests/trainers/test_online.py': {
         'test_every_kind_of_media_is_responded_to_and_trained_on': 3,
-        'test_killed_in_rollout_and_in_update': 0,
         'test_micro_batches_by_tokens_change_no_step': 0,
         'test_what_cannot_be_is_refused': 3,
     },

@@ -7,7 +7,6 @@ from typing import Any
 
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
-from align_anything.core.types import Skipped
 from align_anything.environments.base import checked_kwargs, make_environment
 from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
@@ -75,11 +74,6 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
     )
-
-
-def failed_of(rollouts: RolloutEngine) -> Sequence[Skipped]:
-    """The episodes of the last call that failed, on all ranks; none where there are no episodes."""
-    return rollouts.failed() if type(rollouts) is Episodes else ()
 
 
 def _kwargs(cfgs: OnlineRunCfgs) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +28,6 @@ from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.acting import failed_of
 from align_anything.trainers.runs.assembly import assemble, make_collator, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
@@ -127,7 +125,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
         rewards=rewards,
         unread=UnreadResponses(run.output_dir, run.resume_step),
         failures=FailedEpisodes(run.output_dir, run.resume_step),
-        failed=partial(failed_of, rollouts),
+        failed=rollouts.failed if acts else tuple,
         completions=_completions(run, kept['console'], kept['writer']),
         ptx=None if supervised is None else ptx_loader(supervised, as_prompts, cfgs),
         **kept,
