@@ -40,6 +40,10 @@ class Echo(Environment):
             raise OSError('again')
         told = f'{self.made} ' if self.breaks == 'otherwise' else ''
         return Step(Observation(told + ' '.join(self.said)), reward=0.5, done=len(self.said) == self.times)
+
+    def close(self):
+        if self.breaks == 'closing':
+            raise OSError('the line is cut')
 """
 
 
@@ -80,6 +84,13 @@ def test_and_told_where_it_fails_again(own: str, breaks: str, reason: str) -> No
     with pytest.raises(EpisodeFailed, match=reason) as failed:
         session.step(Said('b'))
     assert 'Traceback' in failed.value.trace
+
+
+def test_what_fails_to_close_is_told_and_fails_nobody(own: str, caplog: pytest.LogCaptureFixture) -> None:
+    session = Pool(own, {'breaks': 'closing'}).open({}, 7)
+    session.begin()
+    session.close()
+    assert 'Echo failed to close: OSError: the line is cut' in caplog.text
 
 
 def test_rows_may_name_their_environment(own: str) -> None:
