@@ -103,8 +103,11 @@ def test_every_way_of_dropping_is_switched_off(tiny: Tiny, tmp_path: Path) -> No
     opt = load_model(model, load_spec(model).components).train()
     opt.extra = nn.Dropout(0.25)
     ids = torch.arange(5, 15)[None]
+    # Both layers are left out in a quarter of the passes, and such passes are alike.
+    torch.manual_seed(0)
     with torch.no_grad():
-        assert not torch.equal(opt(input_ids=ids).logits, opt(input_ids=ids).logits)
+        passes = [opt(input_ids=ids).logits for _ in range(4)]
+        assert any(not torch.equal(passes[0], other) for other in passes[1:])
         assert switch_off_dropout(opt) == 0.5 and opt.extra.p == 0.0
         found = opt(input_ids=ids).logits
         assert torch.equal(found, opt(input_ids=ids).logits) and torch.equal(found, opt.eval()(input_ids=ids).logits)
