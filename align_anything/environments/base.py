@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align_anything.configs.options import checked_options
+from align_anything.core.actions import Actions
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, WorldError
 from align_anything.core.registry import Registry
 from align_anything.core.types import Message
@@ -30,11 +31,13 @@ class Said:
         text: its words, without the calls.
         calls: the tools that it calls, in order.
         parts: the whole turn as the content of a message, media decoded; calls stand in it as they were written.
+        actions: what it does, of policies that write actions; only those steps that are to be done now.
     """
 
     text: str
     calls: tuple[Call, ...] = ()
     parts: Sequence[Mapping[str, Any]] = ()
+    actions: Actions | None = None
 
 
 @dataclass(frozen=True)
