@@ -1,8 +1,9 @@
 """Attention by segment on scaled-dot-product kernels: packing and prefix sharing without a dense block mask.
 
-Registered with transformers under the name `segment`. A call that carries an `AttentionPlan` runs piece by piece; any
-other call is plain `sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates. Soft caps and
-attention sinks, which no such kernel has, are computed with the scores written out.
+Registered with transformers under the name `segment`. A call that carries an `AttentionPlan` goes to the kernel of
+variable lengths where that can compute it (`varlen.py`), and runs piece by piece elsewhere; any other call is plain
+`sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates. Soft caps and attention sinks,
+which no such kernel has, are computed with the scores written out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from align_anything.policies.token.varlen import Calls, calls_of, fits, varlen_attention
 
 SEGMENT_ATTENTION = 'segment'
 
@@ -45,6 +48,14 @@ class AttentionPlan:
     spans: tuple[Span, ...]
     blocks: Tensor | None = None
     _masks: dict[Any, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
+    _calls: dict[Any, Calls] = field(default_factory=dict, repr=False, compare=False)
+
+    def calls(self, window: int | None, device: torch.device) -> Calls:
+        """Returns the calls of the kernel of variable lengths, made once for all layers."""
+        key = (window, device)
+        if key not in self._calls:
+            self._calls[key] = calls_of(self.spans, window, device)
+        return self._calls[key]
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
         """Returns `(queries, keys)` of what may be seen, or None when plain causal attention says the same."""
@@ -139,6 +150,8 @@ def segment_attention(
         output = _written_out(query, key, value, mask, scaling, dropout, softcap, s_aux)
         return output.transpose(1, 2).contiguous(), None
     window = _window(module, attention_mask, kwargs)
+    if not written_out and fits(query, value, segments, dropout):
+        return varlen_attention(query, key, value, segments, window, scaling), None
     groups = query.shape[1] // key.shape[1]
     lengths = [span.stop - span.start for span in segments.spans]
     # Split once: the gradient of a split is one concatenation, that of each slice a full row of zeros.

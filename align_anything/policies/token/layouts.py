@@ -226,7 +226,8 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         blocks = None
         if bidirectional:
             is_media = torch.cat([sequence.is_media[selected] for sequence, selected in columns])
-            blocks = media_blocks(is_media, [span.start for span in spans])
+            # Without media it is plain causal attention, which faster kernels compute.
+            blocks = media_blocks(is_media, [span.start for span in spans]) if bool(is_media.any()) else None
         inputs['segments'] = AttentionPlan(tuple(spans), blocks)
         # Without one, transformers would build the dense block mask that the plan makes needless.
         inputs['attention_mask'] = row_mask()

@@ -5,16 +5,27 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel
 
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention
 from align_anything.models.rope import fix_rope_tables
 from align_anything.models.work import WorkOf
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
+from align_anything.policies.token.varlen import HALF
+
+logger = get_logger(__name__)
+
+FLASH = {
+    'flash_attention_2': ('flash_attn', "flash-attn (pip install 'align-anything[flash-attn]')"),
+    'flash_attention_3': ('flash_attn_interface', 'flash-attn-3'),
+}
+"""Modules of flash-attention, and the packages that bring them."""
 
 
 def plan_batches(
@@ -47,14 +58,14 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> s
     Raises SettingsError for a layout that they do not bear.
     """
     attention = cfgs.model_cfgs.attn_implementation
-    if attention == 'flash_attention_2' and importlib.util.find_spec('flash_attn') is None:
+    if attention in FLASH and importlib.util.find_spec(FLASH[attention][0]) is None:
         raise SettingsError(
             [
-                'model_cfgs.attn_implementation: flash_attention_2 needs the package flash-attn and a GPU: '
-                "pip install 'align-anything[flash-attn]', or use sdpa, which packs and shares prompts too."
+                f'model_cfgs.attn_implementation: {attention} needs the package {FLASH[attention][1]} and a GPU: '
+                'install it, or use sdpa, which packs and shares prompts too.'
             ]
         )
-    by_attention = {'sdpa': spec.layouts, 'flash_attention_2': ('padded', 'packed'), 'eager': ('padded',)}[attention]
+    by_attention = {'sdpa': spec.layouts, 'eager': ('padded',)}.get(attention, ('padded', 'packed'))
     possible = [layout for layout in spec.layouts if layout in by_attention]
     asked = cfgs.train_cfgs.layout
     if asked == 'auto':
@@ -80,6 +91,13 @@ def fit_attention(model: PreTrainedModel, collate: TokenCollator) -> None:
     if not collate.pads and collate.segmented:
         register_segment_attention()
         set_text_attention(model, SEGMENT_ATTENTION)
+        logger.info('attention of rows without padding: %s', _kernel(model.dtype))
+
+
+def _kernel(dtype: torch.dtype) -> str:
+    if torch.cuda.is_available() and dtype in HALF:
+        return "torch's kernel of variable lengths, by segment where it lacks something (soft caps, sinks, media)"
+    return 'by segment, with sdpa'
 
 
 def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
