@@ -232,6 +232,11 @@ class TrainCfgs(Cfgs):
         description='Regular expressions over parameter names. What they find is trained although a freeze_* key '
         'covers it.',
     )
+    sequence_parallel_size: PositiveInt = Field(
+        1,
+        description='Ranks that share each row: each computes a part of its tokens, and attention by a part of its '
+        'heads (DeepSpeed Ulysses). For rows that are too long for one device.',
+    )
     layout: Literal['auto', 'padded', 'packed', 'shared_prefix'] = Field(
         'auto',
         description='How samples lie in a batch: padded rows, packed without padding, or prompts shared by their '

@@ -12,7 +12,8 @@ from torch.nn.attention import varlen as torch_varlen
 
 from align_anything.policies.token import attention as by_segment
 from align_anything.policies.token import varlen
-from align_anything.policies.token.attention import AttentionPlan, Span, row_mask, segment_attention
+from align_anything.policies.token.attention import AttentionPlan, row_mask, segment_attention
+from align_anything.policies.token.spans import Span
 from tests.harness.every_class import checked_scores, load_as_run
 from tests.harness.varlen import _backward, _forward, emulate
 
@@ -91,9 +92,7 @@ def test_the_emulation_computes_what_sdpa_does() -> None:
 def test_families_score_by_it_as_their_plain_class_does(model_type, layout, monkeypatch: pytest.MonkeyPatch) -> None:
     model, spec, plain = load_as_run(model_type)
     asked = []
-    monkeypatch.setattr(
-        by_segment, 'fits', lambda query, value, plan, dropout: asked.append(plan) or plan.blocks is None
-    )
+    monkeypatch.setattr(by_segment, 'fits', lambda query, value, dropout: asked.append(query) or True)
     found, scores = checked_scores(model, spec, layout)
     assert (found, bool(asked)) == (layout, True)
     torch.testing.assert_close(scores, plain, atol=1e-3, rtol=0)
@@ -109,7 +108,6 @@ def test_families_score_by_it_as_their_plain_class_does(model_type, layout, monk
         ({'size': 512}, False),
         ({'size': 12}, False),
         ({'values': 16}, False),
-        ({'blocks': torch.ones(12)}, False),
         ({'dropout': 0.1}, False),
     ],
 )
@@ -119,9 +117,8 @@ def test_what_it_lacks_goes_another_way(change, taken) -> None:
             self.shape, self.dtype, self.is_cuda = torch.Size((1, 2, 12, size)), dtype, change.get('cuda', True)
 
     size, dtype = change.get('size', 8), change.get('dtype', torch.bfloat16)
-    plan = AttentionPlan(PACKED, change.get('blocks'))
     query, value = OnCuda(size, dtype), OnCuda(change.get('values', size), dtype)
-    assert varlen.fits(query, value, plan, change.get('dropout', 0.0)) is taken
+    assert varlen.fits(query, value, change.get('dropout', 0.0)) is taken
 
 
 @pytest.mark.gpu
@@ -135,9 +132,8 @@ def test_the_kernel_computes_what_padded_rows_do(spans, window) -> None:
     for device, dtype in (('cpu', torch.float64), ('cuda', torch.bfloat16)):
         tensors = [tensor.to(device, dtype).requires_grad_() for tensor in made]
         mask = row_mask()[:, :, None, None] * (window or 0)
-        plan = AttentionPlan(spans)
-        assert varlen.fits(tensors[0], tensors[2], plan, 0.0) is (device == 'cuda')
-        output, _ = segment_attention(nn.Module(), *tensors, mask, segments=plan)
+        assert varlen.fits(tensors[0], tensors[2], 0.0) is (device == 'cuda')
+        output, _ = segment_attention(nn.Module(), *tensors, mask, segments=AttentionPlan(spans))
         gradients = torch.autograd.grad((output * aims.to(device, dtype)).sum(), tensors)
         found.append([tensor.double().cpu() for tensor in (output, *gradients)])
     for exact, half in zip(*found, strict=True):

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.models.family import FamilySpec
@@ -42,14 +43,41 @@ def plan_batches(
     """
     if cfgs.data_cfgs.audio_in_video and 'video' in kinds and 'audio' not in kinds:
         kinds = ('audio', *kinds)
+    ranks = cfgs.train_cfgs.sequence_parallel_size
+    layout = choose_layout(cfgs, spec, shares_prompts=shares_prompts)
+    if ranks > 1:
+        _require_shareable(cfgs, spec, layout, ranks)
     return TokenCollator(
         spec,
-        choose_layout(cfgs, spec, shares_prompts=shares_prompts),
+        layout,
         tuple(kinds),
         segmented=cfgs.model_cfgs.attn_implementation == 'sdpa',
         dummy_kinds=tuple(kinds) if every_parameter else (),
         work=work_in_tokens if cfgs.train_cfgs.max_length_per_batch is None else work_of(spec, cfgs),
+        ranks_per_row=ranks,
     )
+
+
+def _require_shareable(cfgs: RunCfgs, spec: FamilySpec, layout: str, ranks: int) -> None:
+    """Raises SettingsError where so many ranks cannot share a row of the family."""
+    text = spec.config.get_text_config(decoder=True).to_dict()
+    heads = text['num_attention_heads']
+    of_keys = text.get('num_key_value_heads') or heads
+    reasons = {
+        f'{world_size()} ranks do not make groups of {ranks}': world_size() % ranks != 0,
+        f'the {heads} attention heads of {spec.model_type} cannot be divided by {ranks}': heads % ranks != 0,
+        f'the {of_keys} heads of keys of {spec.model_type} can neither be divided by {ranks} nor be repeated to it': (
+            of_keys % ranks != 0 and ranks % of_keys != 0
+        ),
+        f'it needs rows without padding, and this run has the layout {layout} with attn_implementation '
+        f'{cfgs.model_cfgs.attn_implementation}': layout == 'padded' or cfgs.model_cfgs.attn_implementation != 'sdpa',
+        'codes that ride beside tokens are scored by states of other ranks': (
+            spec.codes is not None and spec.codes.further > 0
+        ),
+    }
+    problems = [f'train_cfgs.sequence_parallel_size = {ranks}: {why}.' for why, holds in reasons.items() if holds]
+    if problems:
+        raise SettingsError(problems)
 
 
 def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> str:

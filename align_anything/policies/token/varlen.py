@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from align_anything.policies.token.attention import AttentionPlan, Span
+from align_anything.policies.token.spans import Span
 
 WIDEST_HEAD = 256
 HALF = (torch.float16, torch.bfloat16)
@@ -62,23 +61,19 @@ class Calls:
     key_index: Tensor | None = None
 
 
-def fits(query: Tensor, value: Tensor, plan: AttentionPlan, dropout: float) -> bool:
-    """Tells whether the kernel computes the attention of a plan for these queries `(1, heads, length, size)`."""
+def fits(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Tells whether the kernel computes causal attention of these queries and values `(1, heads, length, size)`."""
     return (
         query.is_cuda
         and query.dtype in HALF
         and query.shape[-1] == value.shape[-1] <= WIDEST_HEAD
         and query.shape[-1] % 8 == 0
-        and plan.blocks is None
         and not dropout
     )
 
 
-def varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, window: int | None, scaling: float
-) -> Tensor:
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, calls: Calls, scaling: float) -> Tensor:
     """Returns `(1, length, heads, size)` of the packed row, from `(1, heads, length, size)` and fewer heads of keys."""
-    calls = plan.calls(window, query.device)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if calls.query_index is not None:
         return _Branching.apply(queries, keys, values, calls, scaling)[None]
