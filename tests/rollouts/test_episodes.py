@@ -14,7 +14,9 @@ from PIL import Image
 from align_anything.core.errors import WorldError
 from align_anything.core.types import Example, Response
 from align_anything.environments import Environment, Observation, Said, Step
-from align_anything.environments.pool import Pool, Session
+from align_anything.environments.base import Alone, BatchEnvironment
+from align_anything.environments.hosts import Here
+from align_anything.environments.pool import Pool
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
@@ -63,11 +65,14 @@ class Steps(Environment):
         return None if self.fails == 'silent' else 1.0
 
 
-class Worlds(Pool):
-    """A pool of them, without a file."""
+class Worlds(Here):
+    """Makes them, without a file."""
 
-    def open(self, row: Mapping[str, Any], seed: int) -> Session:
-        return Session(lambda: Steps(**self.kwargs), row, seed, self.limits, self.retries)
+    def capacity(self, name: str) -> int | None:
+        return 1
+
+    def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
+        return Alone(Steps(**kwargs))
 
 
 def episodes(tiny: Tiny, family: str, batch_size: int = 4, **more: Any) -> tuple[Episodes, Any, FamilySpec]:
@@ -78,7 +83,7 @@ def episodes(tiny: Tiny, family: str, batch_size: int = 4, **more: Any) -> tuple
     engine = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=batch_size)
     kwargs = {name: more.pop(name) for name in ('pictures', 'fails') if name in more}
     settings = {'max_turns': 3, 'max_tokens': 2000, **more}
-    made = Episodes(engine, spec, Worlds('steps', kwargs), **settings)
+    made = Episodes(engine, spec, Pool('steps', kwargs, host=Worlds()), **settings)
     made.sync(7)
     return made, policy, spec
 
