@@ -19,7 +19,16 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align_anything.core.errors import SampleError, WorldError
-from align_anything.core.types import MEDIA_KINDS, Audio, Media, MediaKind, Message, Video, decoded_medium
+from align_anything.core.types import (
+    BESIDE_CONTENT,
+    MEDIA_KINDS,
+    Audio,
+    Media,
+    MediaKind,
+    Message,
+    Video,
+    decoded_medium,
+)
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode, decode_conversations
 from align_anything.datasets.media.writing import AUDIO_TYPE, IMAGE_TYPE, data_uri, wav
@@ -30,6 +39,8 @@ MOST_BYTES = 2**26
 LENGTH_BYTES = 8
 CHUNK = 2**20
 DATA = 'data:'
+KEYS = {'role', 'content', *BESIDE_CONTENT, 'tools', 'prefix', 'weight'}
+"""What a message may hold."""
 QUICKLY = 1
 """How hard PNG files are compressed that are read again at once."""
 
@@ -214,6 +225,10 @@ def _message_out(message: Message) -> Message:
 def _message_in(message: Any) -> Message:
     if not isinstance(message, Mapping):
         raise WorldError(f'a message came as {type(message).__name__}.')
+    # Elsewhere in the house others name media too, by their paths.
+    strange = message.keys() - KEYS
+    if strange:
+        raise WorldError(f'a message came with {", ".join(map(repr, sorted(strange)))}; media stand in its content.')
     content = message.get('content')
     return {**message, 'content': [_part_in(part) for part in content] if isinstance(content, list) else content}
 
@@ -228,9 +243,13 @@ def _part_out(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part_in(part: Any) -> Any:
-    if not isinstance(part, Mapping) or part.get('type') not in MEDIA_KINDS:
+    if isinstance(part, str):
         return part
-    kind = part['type']
+    kind = part.get('type') if isinstance(part, Mapping) else None
+    if kind == 'text':
+        return part
+    if kind not in MEDIA_KINDS:
+        raise WorldError(f'a part of a message came as {kind or type(part).__name__}, and should be text or a medium.')
     return {'type': kind} if part.get(kind) is None else {'type': kind, kind: _READERS[kind](part[kind])}
 
 

@@ -138,7 +138,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workers() -> Iterator[Workers]:
     made = Workers(2, SECONDS)
     # What a first worker waits for, imports, is not what is timed here.
-    One(Pool('number_game', host=made), {}, 0).begin()
+    first = One(Pool('number_game', host=made), {}, 0)
+    first.begin()
+    first.close()
     yield made
     made.close()
 
@@ -264,11 +266,15 @@ def test_nothing_that_an_environment_started_is_left(folder: Path, workers: Work
     one = One(pool(folder, workers, 'leaves'), {}, 7)
     played(one)
     worker = psutil.Process(int((folder / 'worker').read_text()))
-    until(lambda: {child.name() for child in worker.children(recursive=True)} == {'sleep'})
-    left = worker.children(recursive=True)
-    assert {child.cmdline()[1] for child in left} == {'600', '601'}
+
+    def left() -> dict[str, psutil.Process]:
+        sleeping = [child for child in worker.children(recursive=True) if child.name() == 'sleep']
+        return {child.cmdline()[1]: child for child in sleeping}
+
+    until(lambda: left().keys() == {'600', '601'})
+    ended = [*left().values(), worker]
     one.close()
-    _, alive = psutil.wait_procs([*left, worker], timeout=5)
+    _, alive = psutil.wait_procs(ended, timeout=5)
     assert not alive
 
 
