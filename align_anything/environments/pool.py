@@ -285,9 +285,10 @@ class Session:
         reward = None if step.reward is None else _number(step.reward, 'reward')
         costs = {name: _number(value, f"cost '{name}'") for name, value in step.costs.items()}
         messages = [] if step.observation is None else shown(step.observation, self._limits)
-        if not messages and not step.done:
+        done, truncated = bool(step.done), bool(step.truncated)
+        if not messages and not done and not truncated:
             raise WorldError('a step neither ends the episode (done) nor shows anything (observation).')
-        return Answered(messages, replace(step, reward=reward, costs=costs, done=bool(step.done)))
+        return Answered(messages, replace(step, reward=reward, costs=costs, done=done, truncated=truncated))
 
 
 def _of_each(values: Any, number: int, call: str) -> list[Any]:

@@ -175,6 +175,7 @@ class _Step(BaseModel):
     reward: float | None = None
     costs: dict[str, float] = {}
     done: bool = False
+    truncated: bool = False
     info: dict[str, Any] = {}
 
 
@@ -189,6 +190,7 @@ def step_out(step: Step | None) -> dict[str, Any] | None:
         'reward': step.reward,
         'costs': dict(step.costs),
         'done': bool(step.done),
+        'truncated': bool(step.truncated),
         'info': dict(step.info),
     }
 
@@ -212,7 +214,7 @@ def step_in(record: Any) -> Step | None:
         problem = error.errors()[0]
         raise WorldError(f'a step came with {".".join(map(str, problem["loc"]))}: {problem["msg"]}.') from error
     observation = None if step.observation is None else observation_in(step.observation)
-    return Step(observation, step.reward, step.costs, step.done, step.info)
+    return Step(observation, step.reward, step.costs, step.done, step.truncated, step.info)
 
 
 # Messages, part by part

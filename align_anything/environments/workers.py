@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from align_anything.core.errors import WorldError
 from align_anything.core.logging import get_logger
 from align_anything.environments.base import BatchEnvironment, capacity_of
-from align_anything.environments.fork_server import MOST_BYTES, READY
+from align_anything.environments.fork_server import END_SECONDS, MOST_BYTES, READY
 from align_anything.environments.hosts import Elsewhere, Fault, Lost
 from align_anything.environments.wire import Line
 
@@ -47,6 +48,8 @@ class Workers:
         self.lanes = lanes
         self._server = _ForkServer({} if devices else UNSEEN)
         self.workers = [Worker(self._server, seconds) for _ in range(lanes)]
+        # Workers end with the other side of their lines, whoever forgets to close this.
+        weakref.finalize(self, self._server.close)
 
     def capacity(self, name: str) -> int | None:
         """As `Host.capacity`."""
@@ -194,7 +197,8 @@ class _ForkServer:
         with self._lock:
             self._control.close()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(START_SECONDS)
+                self._process.wait(END_SECONDS)
+            self._process.kill()
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -211,7 +211,7 @@ class Episodes(Around):
         one.messages += messages
         if step.done:
             one.end('done')
-        elif len(one.turns) == self.max_turns:
+        elif step.truncated or len(one.turns) == self.max_turns:
             one.end('turns')
         else:
             self._show(one, messages, own.response, longest)
