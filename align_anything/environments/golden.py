@@ -1,4 +1,4 @@
-"""Tools to come to a number with, which the row knows."""
+"""Answers that the row knows, and tools to come to them with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from align_anything.environments.base import Observation
 from align_anything.environments.tools import FunctionTools, Tool
 
+WORD = re.compile(r'\w+')
 NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?')
 
 
@@ -35,6 +36,14 @@ class GoldenNumber(FunctionTools):
             return None, {}
         right = last_number(answer) == self._wanted
         return float(right), {'success': right}
+
+
+def is_golden(answer: str, golden: str) -> bool:
+    """Tells whether an answer ends with the golden one: with its number if it is one, else with its words."""
+    if NUMBER.fullmatch(golden.strip()):
+        return last_number(answer) == last_number(golden)
+    wanted, said = (WORD.findall(text.lower()) for text in (golden, answer))
+    return bool(wanted) and said[-len(wanted) :] == wanted
 
 
 def last_number(text: str) -> float | None:

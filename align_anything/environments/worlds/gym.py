@@ -172,4 +172,8 @@ def _written(observed: Any) -> str:
     """What an environment observes, in text."""
     if isinstance(observed, Mapping):
         return '\n'.join(f'{name}: {_written(value)}' for name, value in observed.items())
-    return str(numpy.round(observed, DIGITS).tolist() if isinstance(observed, numpy.ndarray) else observed)
+    if not isinstance(observed, numpy.ndarray):
+        return str(observed)
+    if observed.dtype.kind == 'f':
+        observed = numpy.round(observed.astype(float), DIGITS)
+    return str(observed.tolist())
