@@ -120,6 +120,7 @@ class Engine(ABC):
     def _apply(self, finite: bool) -> bool:
         """Clips, steps, and forgets the gradient; returns whether the weights changed. `finite` is the loss."""
 
+    @abstractmethod
     def _settle(self) -> None:
         """Is told after scores that no backward pass follows."""
 
@@ -292,4 +293,3 @@ Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 EngineConfig = Mapping[str, Any]
 """As `trainers.runs.settings.engine_config` makes it."""
-

@@ -102,6 +102,10 @@ class DeepSpeedEngine(Engine):
         self.engine.step()
         return self.engine.was_step_applied()
 
+    def _settle(self) -> None:
+        # What ZeRO-3 gathers, it lets go by itself.
+        pass
+
     def save_state(self, folder: Path) -> None:
         frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
         self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
@@ -122,7 +126,11 @@ class DeepSpeedEngine(Engine):
             raise TrainingError(f'{folder} holds no DeepSpeed state that this run can load.')
 
     def gathered_weights(self) -> AbstractContextManager[None]:
-        return gathered_by_zero(self.policy, self.engine.optimizer.parameter_offload) if self.partitioned else nullcontext()
+        return (
+            gathered_by_zero(self.policy, self.engine.optimizer.parameter_offload)
+            if self.partitioned
+            else nullcontext()
+        )
 
     def share_of(self, parameter: nn.Parameter) -> Tensor:
         return parameter.ds_tensor.data if self.partitioned else parameter.data

@@ -19,7 +19,7 @@ from align_anything.engines.fsdp_config import SECTION
 from align_anything.engines.fsdp_state import load_state, save_state
 from align_anything.engines.optim import complete_gradients
 from align_anything.engines.process_group import device_of_rank, give_dimensions, join_process_group
-from align_anything.engines.sharding import PARAMETER_TYPES, shard, sharded_modules
+from align_anything.engines.sharding import PARAMETER_TYPES, let_go, shard, sharded_modules
 from align_anything.policies.base import Policy
 
 
@@ -103,8 +103,7 @@ class FSDPEngine(Engine):
         return applied
 
     def _settle(self) -> None:
-        for module in sharded_modules(self._policy):
-            module.reshard()
+        let_go(self._policy)
 
     def save_state(self, folder: Path) -> None:
         save_state(folder, self._trained, self.optimizer, self.schedule)

@@ -21,9 +21,7 @@ PROGRESS = 'progress.json'
 WEIGHTS = 'weights'
 
 
-def save_state(
-    folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, schedule: LRScheduler
-) -> None:
+def save_state(folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, schedule: LRScheduler) -> None:
     """Writes the trained parameters by name, what the optimizer has beside each, and how far both are."""
     import torch.distributed.checkpoint as dcp
 
@@ -31,10 +29,7 @@ def save_state(
     moments = {name: optimizer.state[parameter] for name, parameter in trained.items()}
     tensors = {f'{WEIGHTS}.{name}': parameter.detach() for name, parameter in trained.items()}
     tensors |= {
-        f'{kind}.{name}': tensor
-        for name, state in moments.items()
-        for kind, tensor in state.items()
-        if kind != 'step'
+        f'{kind}.{name}': tensor for name, state in moments.items() for kind, tensor in state.items() if kind != 'step'
     }
     with _quiet():
         dcp.save(tensors, checkpoint_id=own)
@@ -66,7 +61,9 @@ def load_state(
         tensors |= {f'{kind}.{name}': tensor for kind, tensor in state.items()}
         if told['step'] is not None:
             # On the device only for the fused kernel, which reads it there.
-            state['step'] = torch.tensor(told['step'], device=parameter.device if optimizer.defaults['fused'] else 'cpu')
+            state['step'] = torch.tensor(
+                told['step'], device=parameter.device if optimizer.defaults['fused'] else 'cpu'
+            )
         optimizer.state[parameter] = state
     with _quiet():
         dcp.load(tensors, checkpoint_id=own)

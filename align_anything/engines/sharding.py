@@ -52,6 +52,19 @@ def sharded_modules(policy: nn.Module) -> list[FSDPModule]:
     return [module for module in policy.modules() if isinstance(module, FSDPModule)]
 
 
+def let_go(policy: nn.Module) -> None:
+    """Lets go of what is still gathered after scores that no backward pass follows, and of the order it was called in.
+
+    A backward pass would forget that order; without one it would grow for as long as a run scores.
+    """
+    for module in sharded_modules(policy):
+        module.reshard()
+        group = module._get_fsdp_state()._fsdp_param_group
+        if group is not None:
+            group.comm_ctx.post_forward_order.clear()
+            group._post_forward_indices.clear()
+
+
 def layers_of(policy: nn.Module) -> Iterator[list[nn.Module]]:
     """Yields lists of layers that may be gathered one by one.
 

@@ -23,9 +23,7 @@ from tests.policies.stub import TextFamily
 
 
 def config(precision: str = 'fp32', reshard: bool = True) -> dict[str, Any]:
-    return build_fsdp_config(
-        precision=precision, max_grad_norm=1.0, reshard_after_forward=reshard, cpu_offload=False
-    )
+    return build_fsdp_config(precision=precision, max_grad_norm=1.0, reshard_after_forward=reshard, cpu_offload=False)
 
 
 def opened(module: TokenPolicy, precision: str = 'fp32', reshard: bool = True) -> FSDPEngine:

@@ -23,8 +23,8 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
-from align_anything.engines.by_kind import ByKind
 from align_anything.engines.base import Engine
+from align_anything.engines.by_kind import ByKind
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, normalised_sum, overlong_penalty, weighted_sum

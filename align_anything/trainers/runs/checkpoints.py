@@ -11,8 +11,8 @@ from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main, world_size
 from align_anything.engines.averaged import AveragedWeights
-from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.engines.base import Engine
+from align_anything.engines.checkpoint import prune, write_checkpoint
 from align_anything.models.spec import Spec
 from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.card import Trained, write_card

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from align_anything.algorithms.base import Algorithm
@@ -94,9 +93,7 @@ def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: D
     return DenoisingSampling(steps=cfgs.diffusion_cfgs.preview_steps, guidance=guidance, units='draws')
 
 
-def open_answers(
-    cfgs: RunCfgs, policy: Engine, spec: DiffusionSpec, sampling: DenoisingSampling
-) -> DenoisingRollouts:
+def open_answers(cfgs: RunCfgs, policy: Engine, spec: DiffusionSpec, sampling: DenoisingSampling) -> DenoisingRollouts:
     """Returns what generates them with the weights of `policy`. Every rank calls it."""
     return open_denoiser(cfgs, policy, spec, cfgs.train_cfgs.per_device_eval_batch_size)
 

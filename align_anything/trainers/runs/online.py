@@ -145,8 +145,6 @@ def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) ->
     return Completions(run.output_dir, run.spec, console, writer, run.resume_step)
 
 
-def _critic(
-    role: str, resolved: Resolved[OnlineRunCfgs, Online], spec: FamilySpec, pair: Pair, steps: int
-) -> Engine:
+def _critic(role: str, resolved: Resolved[OnlineRunCfgs, Online], spec: FamilySpec, pair: Pair, steps: int) -> Engine:
     own, learned = critic_cfgs(role, resolved.cfgs, resolved.algorithm), resolved.algorithm.critics[role]
     return assemble(own, learned, make_collator(own, spec, pair, learned), steps)

@@ -39,7 +39,8 @@ from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.probe import ProbedRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, WeightedEngine, check_vllm, check_vllm_emission
 from align_anything.rollouts.vllm_client import Servers
-from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.rollouts.vllm_engine import Engine as VLLMEngine
+from align_anything.rollouts.vllm_engine import VLLMOptions
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import sampling as token_sampling
 from align_anything.trainers.runs.acting import acting, require_acting
@@ -198,7 +199,9 @@ def _vllm_engine(cfgs: OnlineRunCfgs, spec: FamilySpec, sampling: Sampling) -> W
     check_vllm_emission(spec, sampling)
     options = replace(_options(cfgs), grammar=spec.codes is not None)
     backend = None if settings.vllm_server_transfer == 'http' else settings.vllm_server_transfer
-    return Servers(urls, source, options, settings.vllm_server_timeout, backend) if urls else Engine(source, options)
+    return (
+        Servers(urls, source, options, settings.vllm_server_timeout, backend) if urls else VLLMEngine(source, options)
+    )
 
 
 def open_frozen(
