@@ -78,10 +78,15 @@ class Engine(ABC):
         """Writes weights, masters, optimizer and schedule for an exact resume. Every rank calls it."""
 
     @abstractmethod
+    def wrote(self, folder: Path) -> bool:
+        """Whether the state in `folder` is one of this engine, and not of the other."""
+
+    @abstractmethod
     def load_state(self, folder: Path, scratch: Path | None = None) -> None:
         """Restores what `save_state` wrote. Frozen parameters come from the base checkpoint. Every rank calls it.
 
-        With `scratch`, a folder for as long, the state may be one that another number of ranks wrote.
+        With `scratch`, a folder for as long, the state may be one that another number of ranks, or another engine,
+        wrote.
         """
 
     @abstractmethod

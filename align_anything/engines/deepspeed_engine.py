@@ -16,14 +16,15 @@ from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.parameters import full_shape
 from align_anything.engines.base import Engine
 from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.engines.deepspeed_state import STATE_TAG, written_by_name
+from align_anything.engines.fsdp_state import read_by_name
 from align_anything.engines.gathering import gathered_by_zero
+from align_anything.engines.named_state import WEIGHTS, NamedState, go_on
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import give_dimensions, join_process_group
 from align_anything.engines.release import remember
 from align_anything.engines.reshape import is_partitioned_state, reshaped
 from align_anything.policies.base import Policy
-
-STATE_TAG = 'deepspeed'
 
 
 class DeepSpeedEngine(Engine):
@@ -111,13 +112,52 @@ class DeepSpeedEngine(Engine):
         self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
 
     def load_state(self, folder: Path, scratch: Path | None = None) -> None:
-        if scratch is not None and is_partitioned_state(folder / STATE_TAG):
+        if not self.wrote(folder):
+            self._take_over(read_by_name(folder), scratch)
+        elif scratch is not None and is_partitioned_state(folder / STATE_TAG):
             with reshaped(folder / STATE_TAG, scratch) as made:
                 self.engine._config.load_universal_checkpoint = True
-                self._load(made.parent)
+                with self._apart():
+                    self._load(made.parent)
                 self.engine._config.load_universal_checkpoint = False
         else:
             self._load(folder)
+
+    def wrote(self, folder: Path) -> bool:
+        return (folder / STATE_TAG).is_dir()
+
+    @torch.no_grad()
+    def _take_over(self, state: NamedState, scratch: Path) -> None:
+        trained = {name: own for name, own in self.policy.named_parameters() if own.requires_grad}
+        optimizer = self.engine.optimizer
+        if self._plain:
+            for name, parameter in trained.items():
+                found = state.of(name)
+                parameter.copy_(found.pop(WEIGHTS))
+                optimizer.state[parameter] = {'step': torch.tensor(state.step), **found} if found else {}
+        else:
+            groups = optimizer.param_groups
+            with written_by_name(state, scratch, list(trained), groups) as made, self._apart(), self.writing():
+                optimizer._load_universal_checkpoint(str(made), True, False)
+            if not self.partitioned:
+                optimizer.update_lp_params()
+        go_on(optimizer, self.engine.lr_scheduler, state.schedule)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Keeps groups of parameters apart while a universal checkpoint is loaded.
+
+        ZeRO-3 gives all groups the settings of the first one, and one count of steps, which each of them then raises.
+        """
+        optimizer = self.engine.optimizer
+        kept = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
+        yield
+        rates = self.engine.lr_scheduler.get_last_lr()
+        for group, own, rate in zip(optimizer.param_groups, kept, rates, strict=True):
+            group.update({**own, 'lr': rate})
+        for state in optimizer.optimizer.state.values():
+            if isinstance(state.get('step'), Tensor):
+                state['step'] = state['step'].clone()
 
     def _load(self, folder: Path) -> None:
         frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())

@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from align_anything.core.parameters import is_sharded
 from align_anything.engines.base import Engine, Optimizer, Schedule
+from align_anything.engines.deepspeed_state import STATE_TAG, read_by_name
 from align_anything.engines.fsdp_config import SECTION
-from align_anything.engines.fsdp_state import load_state, save_state
+from align_anything.engines.fsdp_state import is_fsdp_state, load_state, save_state, take_over
 from align_anything.engines.optim import complete_gradients
 from align_anything.engines.process_group import device_of_rank, give_dimensions, join_process_group
 from align_anything.engines.sharding import PARAMETER_TYPES, let_go, shard, sharded_modules
@@ -109,7 +110,16 @@ class FSDPEngine(Engine):
         save_state(folder, self._trained, self.optimizer, self.schedule)
 
     def load_state(self, folder: Path, scratch: Path | None = None) -> None:
-        load_state(folder, self._trained, self.optimizer, self.schedule, scratch)
+        if self.wrote(folder):
+            load_state(folder, self._trained, self.optimizer, self.schedule)
+            return
+        numbers = {id(parameter): name for name, parameter in self._trained.items()}
+        names = [numbers[id(parameter)] for group in self.optimizer.param_groups for parameter in group['params']]
+        with read_by_name(folder / STATE_TAG, scratch, names) as state:
+            take_over(state, self._trained, self.optimizer, self.schedule, self.share_in)
+
+    def wrote(self, folder: Path) -> bool:
+        return is_fsdp_state(folder)
 
     @contextmanager
     def gathered_weights(self) -> Iterator[None]:

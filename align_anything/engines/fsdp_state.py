@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from align_anything.core.distributed import is_main
-from align_anything.core.errors import TrainingError
+from align_anything.engines.named_state import WEIGHTS, NamedState, go_on
 
 FOLDER = 'fsdp'
 PROGRESS = 'progress.json'
-WEIGHTS = 'weights'
 
 
 def save_state(folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, schedule: LRScheduler) -> None:
@@ -45,14 +43,11 @@ def load_state(
     trained: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
     schedule: LRScheduler,
-    scratch: Path | None,
 ) -> None:
     """Restores what `save_state` wrote, whatever the number of ranks."""
     import torch.distributed.checkpoint as dcp
 
     own = folder / FOLDER
-    if not (own / PROGRESS).is_file():
-        raise TrainingError(f'{folder} holds no state of FSDP2 that this run can load.')
     told = json.loads((own / PROGRESS).read_text(encoding='utf-8'))
     tensors: dict[str, Tensor] = {f'{WEIGHTS}.{name}': parameter.detach() for name, parameter in trained.items()}
     optimizer.state.clear()
@@ -60,21 +55,60 @@ def load_state(
         state = {kind: torch.zeros_like(parameter.detach()) for kind in told['kinds']}
         tensors |= {f'{kind}.{name}': tensor for kind, tensor in state.items()}
         if told['step'] is not None:
-            # On the device only for the fused kernel, which reads it there.
-            state['step'] = torch.tensor(
-                told['step'], device=parameter.device if optimizer.defaults['fused'] else 'cpu'
-            )
+            state['step'] = _step(told['step'], parameter, optimizer)
         optimizer.state[parameter] = state
     with _quiet():
         dcp.load(tensors, checkpoint_id=own)
     go_on(optimizer, schedule, told['schedule'])
 
 
-def go_on(optimizer: Optimizer, schedule: LRScheduler, told: Mapping[str, Any]) -> None:
-    """Sets the schedule to what it told of itself, and the rates of the optimizer with it."""
-    schedule.load_state_dict(dict(told))
-    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group['lr'] = rate
+def is_fsdp_state(folder: Path) -> bool:
+    """Whether `save_state` wrote to `folder`."""
+    return (folder / FOLDER / PROGRESS).is_file()
+
+
+def read_by_name(folder: Path) -> NamedState:
+    """The state that `save_state` wrote to `folder`, by the names of parameters."""
+    import torch.distributed.checkpoint as dcp
+
+    own = folder / FOLDER
+    told = json.loads((own / PROGRESS).read_text(encoding='utf-8'))
+    sizes = dcp.FileSystemReader(own).read_metadata().state_dict_metadata
+
+    def of(name: str) -> dict[str, Tensor]:
+        keys = {kind: f'{kind}.{name}' for kind in (WEIGHTS, *told['kinds'])}
+        found = {key: torch.empty(sizes[key].size, dtype=sizes[key].properties.dtype) for key in keys.values()}
+        with _quiet():
+            dcp.load(found, checkpoint_id=own, no_dist=True)
+        return {kind: found[key] for kind, key in keys.items()}
+
+    return NamedState(of, told['step'] or 0.0, told['schedule'])
+
+
+@torch.no_grad()
+def take_over(
+    state: NamedState,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    share_in: Callable[[nn.Parameter, Tensor], Tensor],
+) -> None:
+    """Goes on from the state of another engine; `share_in` says what this rank holds of a gathered tensor."""
+    optimizer.state.clear()
+    for name, parameter in trained.items():
+        found = state.of(name)
+        parameter.detach().to_local().copy_(share_in(parameter, found.pop(WEIGHTS).view(parameter.shape)))
+        moments = {kind: torch.zeros_like(parameter.detach()) for kind in found}
+        for kind, moment in moments.items():
+            moment.to_local().copy_(share_in(parameter, found[kind].view(parameter.shape)))
+        if moments:
+            optimizer.state[parameter] = {'step': _step(state.step, parameter, optimizer), **moments}
+    go_on(optimizer, schedule, state.schedule)
+
+
+def _step(step: float, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
+    # The fused kernel reads it on the device.
+    return torch.tensor(step, device=parameter.device if optimizer.defaults['fused'] else 'cpu')
 
 
 @contextmanager

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from align_anything.algorithms.sft import SFT
+from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.fsdp_config import build_fsdp_config
 from align_anything.engines.fsdp_engine import FSDPEngine
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.policy import TokenPolicy
 from tests.engines.test_deepspeed_engine import GLOBAL_BATCH, STEPS, examples, optimizer, oracle, policy, schedule
+from tests.engines.test_deepspeed_engine import config as deepspeed
 from tests.harness.pairwise import in_tiers, pairwise
 from tests.harness.ranks import run_ranks
 from tests.policies.stub import TextFamily
@@ -137,3 +139,49 @@ def resume(rank: int, folder: Path, ranks_before: int | None):
 def test_a_restored_engine_goes_on_to_the_same_bits(tmp_path):
     for losses, resumed, _, same in run_ranks(resume, 2, args=(tmp_path, None)):
         assert losses == resumed and same
+
+
+def on_deepspeed(stage: int, precision: str, ranks: int) -> DeepSpeedEngine:
+    module = policy(True).to(torch.bfloat16 if precision == 'bf16' else torch.float32)
+    return DeepSpeedEngine(module, deepspeed(stage, 2, 1, ranks, precision), optimizer(module), schedule)
+
+
+def goes_over(rank: int, ranks: int, stage: int, precision: str, folder: Path):
+    """Three steps on each engine; and the last two on the other one, from the state after the first."""
+    half = torch.bfloat16 if precision == 'bf16' else torch.float32
+    batches = [of_rank(rank, 4 * step) for step in range(3)]
+    engines = {
+        'fsdp': lambda: opened(policy(True).to(half), precision),
+        'deepspeed': lambda: on_deepspeed(stage, precision, ranks),
+    }
+    told = {}
+    for name, fresh in engines.items():
+        engine = fresh()
+        engine.train_step(batches[0], SFT())
+        (folder / name).mkdir(exist_ok=True)
+        engine.save_state(folder / name)
+        losses = [engine.train_step(batch, SFT()).loss for batch in batches[1:]]
+        told[name] = losses, weights(engine), engine.learning_rates
+    for name, other in (('fsdp', 'deepspeed'), ('deepspeed', 'fsdp')):
+        engine = engines[other]()
+        engine.load_state(folder / name, folder / 'scratch')
+        losses = [engine.train_step(batch, SFT()).loss for batch in batches[1:]]
+        told[f'{name} to {other}'] = losses, weights(engine), engine.learning_rates
+    return told
+
+
+@pytest.mark.parametrize(
+    ('ranks', 'stage', 'precision'),
+    in_tiers(product((1, 2), (0, 1, 2, 3), ('fp32', 'bf16')), [(1, 0, 'fp32'), (2, 2, 'bf16'), (2, 3, 'fp32')]),
+)
+def test_each_engine_goes_on_from_the_state_of_the_other(ranks, stage, precision, tmp_path):
+    told, *_ = run_ranks(goes_over, ranks, args=(ranks, stage, precision, tmp_path))
+    rounding = {'rtol': 2e-2, 'atol': 2e-3} if precision == 'bf16' else {'rtol': 1e-4, 'atol': 1e-6}
+    expected, _, rates = told['fsdp']
+    for name, (losses, state, own_rates) in told.items():
+        assert losses == pytest.approx(expected, rel=2e-2 if precision == 'bf16' else 1e-5), name
+        assert own_rates == pytest.approx(rates), name
+        for key, tensor in state.items():
+            torch.testing.assert_close(
+                tensor, told['fsdp'][1][key], msg=lambda text, n=f'{name}, {key}': f'{n}: {text}', **rounding
+            )

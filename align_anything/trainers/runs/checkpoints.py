@@ -67,9 +67,10 @@ class Checkpoints:
 
     def load_state(self, folder: Path, ranks: int) -> None:
         """Restores every engine from the state in a checkpoint, which so many ranks wrote. Every rank calls it."""
-        scratch = self.output_dir / SCRATCH if ranks != world_size() else None
         for role, engine in self.trained.items():
-            engine.load_state(state_folder(folder, role), scratch)
+            own = state_folder(folder, role)
+            other = ranks != world_size() or not engine.wrote(own)
+            engine.load_state(own, self.output_dir / SCRATCH if other else None)
         for name, average in self.averages.items():
             average.load_state(folder / f'{name}.safetensors')
         if self.pending is not None:
