@@ -22,6 +22,7 @@ from align_anything.engines.deepspeed_config import (
     partitions_weights,
     zero_stage,
 )
+from align_anything.engines.fsdp_config import accumulates_whole_gradients
 from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
 from align_anything.models.spec import Spec
@@ -60,7 +61,8 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str)
     """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
 
     ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
-    al., 2020, arXiv:1910.02054, section 3). Half precision keeps float32 masters with the Adam moments.
+    al., 2020, arXiv:1910.02054, section 3). FSDP2 shares all of them, but for the gradients of the micro-batches before
+    the last one of a step. Half precision keeps float32 masters with the Adam moments.
     """
     # FSDP2 shares what ZeRO-3 does.
     ranks, stage = world_size(), 3 if partitions_weights(config) else zero_stage(config)
@@ -70,7 +72,8 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str)
     states = 8 if precision == 'fp32' else 12
     return Memory(
         weights=0.0 if offloads_parameters(config) else everything * width / (ranks if stage == 3 else 1),
-        gradients=trained * width / (ranks if stage >= 2 else 1),
+        gradients=trained * width / (ranks if stage >= 2 else 1)
+        + (trained * torch.float32.itemsize if accumulates_whole_gradients(config) else 0.0),
         optimizer=0.0 if offloads_optimizer(config) else trained * states / (ranks if stage >= 1 else 1),
     )
 

@@ -66,6 +66,7 @@ def _fsdp_config(cfgs: RunCfgs, precision: str, max_grad_norm: float) -> dict[st
         max_grad_norm=max_grad_norm,
         reshard_after_forward=cfgs.train_cfgs.fsdp_reshard_after_forward,
         cpu_offload=cfgs.train_cfgs.fsdp_cpu_offload,
+        accumulates=cfgs.train_cfgs.gradient_accumulation_steps > 1,
     )
 
 
