@@ -45,12 +45,13 @@ def alike(one: Path, other: Path, exact: float = 1e-3, model: str = 'slice_end')
     assert expected and found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, rtol=exact, atol=exact / 10, msg=lambda text, n=name: f'{n}: {text}'
+            found[name], tensor, rtol=exact, atol=exact / 4, msg=lambda text, n=name: f'{n}: {text}'
         )
     told = [lines(folder / 'metrics.jsonl') for folder in (one, other)]
     for first, second in zip(*told, strict=True):
         for key in ('train/loss', 'train/tokens', 'train/grad_norm', 'train/learning_rate'):
-            assert second.get(key) == pytest.approx(first.get(key), rel=10 * exact), key
+            if key in first or key in second:
+                assert second[key] == pytest.approx(first[key], rel=10 * exact, abs=1e-6), key
 
 
 def test_a_run_ends_where_one_on_deepspeed_does(tiny: Tiny, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_models_that_see_and_hear(family: str, tiny: Tiny, tmp_path: Path) -> No
     def work(rank: int, ranks: int, changes: dict[str, Any]) -> Any:
         cfgs = settings(folder, family, zero, **changes)
         if changes:
-            cfgs.train_cfgs.engine = 'fsdp'
+            cfgs = cfgs.model_copy(update={'train_cfgs': cfgs.train_cfgs.model_copy(update={'engine': 'fsdp'})})
         run = assembled(cfgs, family)
         examples = [run.policy.collate.spec.encode(first_turn(kinds)) for kinds in (MEDIA[family], ())]
         own = examples[rank : rank + 1] if ranks == 2 else examples
@@ -139,9 +140,12 @@ def test_denoisers(kind: str, tiny: Tiny, tmp_path: Path) -> None:
         succeed(argv, 2, denoising.PICTURES, algorithm=denoising.named(name))
     inner = 'slice_end' if 'use_lora' in changes else f'slice_end/{"unet" if family == "sd15" else "transformer"}'
     alike(tmp_path / 'one', tmp_path / 'two', model=inner)
+    if 'ema_decay' in changes:
+        alike(tmp_path / 'one', tmp_path / 'two', model='slice_end/ema/transformer')
 
 
-@pytest.mark.parametrize('first', first_of(['deepspeed', 'fsdp'], 'deepspeed'))
+@pytest.mark.extended
+@pytest.mark.parametrize('first', ['deepspeed', 'fsdp'])
 def test_a_killed_run_goes_on_under_the_other_engine(first: str, tiny: Tiny, tmp_path: Path) -> None:
     rows, model = write_rows(tmp_path / 'rows.jsonl', text_rows(12)), tiny('llama')
     engines: dict[str, dict[str, Any]] = {'deepspeed': {'ds_cfgs': 'ds_z2_config.json'}, 'fsdp': FSDP}

@@ -176,7 +176,7 @@ def test_the_uninterrupted_run_trains_with_dropout_skips_and_evaluates(settings,
     assert not any(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize('kind', first_of(KINDS, 'z2', 'fsdp'))
+@pytest.mark.parametrize('kind', first_of(KINDS, 'z2'))
 def test_killed_in_the_middle_of_a_step(settings, uninterrupted, tmp_path, kind):
     killed(settings(tmp_path, kind, **SAVES), dies_in_step(8))
     assert checkpoints_in(tmp_path) == ['slice_3', 'slice_6']
