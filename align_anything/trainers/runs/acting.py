@@ -83,7 +83,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
 def _host(settings: EnvironmentCfgs) -> Host:
     """Where the environments live."""
     if settings.environment.startswith(ADDRESS):
-        return Remote(settings.environment, settings.environment_timeout)
+        return Remote(settings.environment)
     if settings.environment_workers:
         return Workers(settings.environment_workers, settings.environment_timeout or SECONDS)
     return Here()
