@@ -186,7 +186,6 @@ def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path:
         ({'environment': 'calculater'}, "unknown environment 'calculater'. Did you mean 'calculator'"),
         ({'environment': 'number_game', 'environment_kwargs': '{hihg: 3}'}, "no option 'hihg'. Did you mean 'high'"),
         ({'environment': 'number_game', 'environment_kwargs': '{high: 0}'}, 'there is nothing to guess'),
-        ({'use_vllm': True}, 'not generated with vLLM yet'),
         ({'max_episode_tokens': 300}, 'is more than model_cfgs.model_max_length = 256'),
         ({'max_episode_tokens': 6}, 'holds no turn of model_cfgs.max_new_tokens = 6'),
         ({'environment': None}, 'it means nothing without environment'),

@@ -75,7 +75,7 @@ class OnlineLoop(Loop):
         rewards: what rewards them.
         unread: lists the responses that a model among the rewards cannot read.
         failures: lists the episodes whose environment failed.
-        failed: says which of the last call of `rollouts` did, on all ranks.
+        failed: says which of what `rollouts` generated last did, on all ranks, which call it.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
     """
@@ -214,7 +214,7 @@ class OnlineLoop(Loop):
             ahead = self.pending.take()
         if ahead is not None:
             self._seconds['generation_ahead'] = self.pending.seconds
-            return complete(examples, ahead)
+            return self._completed(examples, ahead)
         with self._as_sampled():
             return self._generated(examples, self._sampling_at(self.progress.step, number))
 
@@ -247,8 +247,12 @@ class OnlineLoop(Loop):
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
         with self._clock('generation'):
-            completed = complete(examples, self.rollouts.generate(examples, sampling))
-        failed = self.failed()
+            generated = self.rollouts.generate(examples, sampling)
+        return self._completed(examples, generated)
+
+    def _completed(self, examples: list[Example], generated: Sequence[Sequence[Response]]) -> list[Example]:
+        """The Examples with what was generated for them, episodes that failed left out and listed."""
+        completed, failed = complete(examples, generated), self.failed()
         self._failed += len(failed)
         self.failures.add(self.progress.step, self.cfgs.environment_cfgs.environment or '', failed)
         # Of a prompt whose episodes failed nothing is left to learn from.

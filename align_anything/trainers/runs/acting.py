@@ -24,9 +24,6 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
         return []
     longest, turn = settings.max_episode_tokens, models.max_new_tokens
     reasons = {
-        'environment_cfgs.environment: episodes are not generated with vLLM yet; leave vllm_cfgs.use_vllm out.': (
-            cfgs.vllm_cfgs.use_vllm
-        ),
         'environment_cfgs.environment: turns are not guided; leave guidance_scale and eval_guidance_scale out.': (
             is_guided(models)
         ),
@@ -73,6 +70,9 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
         on_failure=settings.on_failure,
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
+        # Each rank has an engine of its own, or asks servers.
+        in_step=not cfgs.vllm_cfgs.use_vllm or cfgs.vllm_cfgs.vllm_tensor_parallel_size > 1,
+        expands=cfgs.vllm_cfgs.use_vllm,
     )
 
 

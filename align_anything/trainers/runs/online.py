@@ -98,7 +98,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
-    pending = Pending(policy.device, decode)
+    pending = Pending(policy.device, decode, rollouts if acts else None)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages, run.watchers)
