@@ -54,6 +54,7 @@ from align_anything.rollouts.experience import (
     spread,
 )
 from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, listed
+from align_anything.trainers.loops.crediting import credited, over_limit
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
@@ -114,8 +115,8 @@ class OnlineLoop(Loop):
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
         self.rollouts.sleep()
-        most = self.algorithm.per_device_prompt_batch_size
-        trained = self._learn_from(informative_first(generated, most) if self.algorithm.further_batches else generated)
+        usable, most = self._usable(generated), self.algorithm.per_device_prompt_batch_size
+        trained = self._learn_from(informative_first(usable, most) if self.algorithm.further_batches else usable)
         with self._clock('update'):
             results, values = self._update(trained)
             if self.old is not None:
@@ -195,7 +196,7 @@ class OnlineLoop(Loop):
         waited = loaded.waited + self._generate_ahead()
         rollout = self._rewarded(examples, self._unread)
         for number in range(1, self.algorithm.further_batches + 1):
-            missing = self.algorithm.per_device_prompt_batch_size > sum(rollout.differing)
+            missing = self.algorithm.per_device_prompt_batch_size > sum(self._usable(rollout).differing)
             if not self._sum([float(missing)])[0]:
                 break
             loaded = next(self.loader_steps, None)
@@ -268,9 +269,18 @@ class OnlineLoop(Loop):
             found = reward.unread()
             unread[reward.name] = unread.get(reward.name, 0) + len(found)
             self.unread.add(self.progress.step, reward.name, found)
+        if self.cfgs.environment_cfgs.on_limit == 'zero':
+            lost = over_limit(examples)
+            rewards = {name: own if name == COST else own.masked_fill(lost, 0.0) for name, own in rewards.items()}
         scores = weighted_sum(rewards, self._weights)
         check_scores(scores.tolist(), completions)
         return Rollout(examples, rewards, scores)
+
+    def _usable(self, rollout: Rollout) -> Rollout:
+        """What is trained on: where settings say so, no episode that reached a limit, nor one that is left alone."""
+        if self.cfgs.environment_cfgs.on_limit != 'drop':
+            return rollout
+        return rollout.only(~over_limit(rollout.examples), min(2, self.algorithm.num_generations))
 
     def _shaped(self, rollout: Rollout) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
@@ -329,6 +339,7 @@ class OnlineLoop(Loop):
             bootstrap=bootstrap,
             costs=None if costs is None else kept_of(costs.split(sizes), kept),
             all_costs=[cost for own in all_gather_object(all_costs) for cost in own],
+            **credited(examples, self.cfgs),
         )
         state = self.progress.state.setdefault('algorithm', {})
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.environments.base import checked_kwargs, make_environment
@@ -17,7 +18,7 @@ from align_anything.rollouts.episodes import Episodes
 from align_anything.trainers.runs.sampling import is_guided
 
 
-def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
+def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online) -> list[str]:
     """What settings keep responses from being episodes in the environment that they ask for."""
     settings, models = cfgs.environment_cfgs, cfgs.model_cfgs
     if settings.environment is None:
@@ -34,6 +35,8 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
         ),
     }
     found = [reason for reason, holds in reasons.items() if holds]
+    if settings.credit == 'turn':
+        found += [*algorithm.problems_of_turns(), *_problems_of_scale(cfgs, algorithm)]
     try:
         _tools(cfgs)
     except WorldError as error:
@@ -41,6 +44,19 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
     except SettingsError as error:
         found += [f'environment_cfgs.environment_kwargs: {problem}' for problem in error.problems]
     return found
+
+
+def _problems_of_scale(cfgs: OnlineRunCfgs, algorithm: Online) -> list[str]:
+    scaled = {
+        'train_cfgs.normalize_reward': algorithm.normalize_reward,
+        'reward_cfgs.reward_aggregation': cfgs.reward_cfgs.reward_aggregation == 'normalize_then_sum',
+    }
+    return [
+        f'environment_cfgs.credit: {name} brings scores of whole episodes to scale, of which rewards of turns are no '
+        'part then; leave one of them out.'
+        for name, is_on in scaled.items()
+        if is_on
+    ]
 
 
 def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
