@@ -257,6 +257,3 @@ def test_what_generates_nothing_has_no_environment(folder: Path, tmp_path: Path)
     given = sft(tmp_path, Path('model'), folder / 'rows.jsonl', environment='number_game')
     with pytest.raises(SettingsError, match='environment'):
         settings_of(PAIRS['text_to_text'], find_run('text_to_text', 'sft')[1], given, {})
-    with pytest.raises(SettingsError, match='generate trains nothing and does not read it'):
-        generate = find_run('text_to_text', 'generate')[1]
-        settings_of(PAIRS['text_to_text'], generate, ['--environment', 'number_game', '--max_turns', '3'], {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_anything.algorithms.generate import Generate
 from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
@@ -15,10 +16,9 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.episodes import Episodes
-from align_anything.trainers.runs.sampling import is_guided
 
 
-def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online) -> list[str]:
+def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online | Generate) -> list[str]:
     """What settings keep responses from being episodes in the environment that they ask for."""
     settings, models = cfgs.environment_cfgs, cfgs.model_cfgs
     if settings.environment is None:
@@ -26,7 +26,7 @@ def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online) -> list[str]:
     longest, turn = settings.max_episode_tokens, models.max_new_tokens
     reasons = {
         'environment_cfgs.environment: turns are not guided; leave guidance_scale and eval_guidance_scale out.': (
-            is_guided(models)
+            bool({models.guidance_scale, models.eval_guidance_scale} - {None, 1})
         ),
         f'environment_cfgs.max_episode_tokens = {longest} is more than model_cfgs.model_max_length = '
         f'{models.model_max_length}.': longest is not None and longest > models.model_max_length,
