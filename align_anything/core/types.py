@@ -13,16 +13,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-MediaKind = Literal['image', 'video', 'audio']
+MediaKind = Literal['image', 'video', 'audio', 'action']
 MEDIA_KINDS: tuple[MediaKind, ...] = ('image', 'video', 'audio')
+"""The kinds that lie in files and are decoded; actions are numbers or names (`core/actions.py`) and in no file."""
+ACTION: MediaKind = 'action'
 
 Message = dict[str, Any]
 """One turn in Hugging Face chat form: `{'role': str, 'content': list[part]}`.
 
-A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the decoded object after decoding). An
-assistant turn may hold `tool_calls` (arguments as a dict) and `reasoning_content`, a `tool` turn `tool_call_id` and
-`name`. The first turn of a conversation holds its `tools`, so that they stay with whatever is cut off behind it.
-Any turn may have a `weight`, by which the loss weights of its tokens are multiplied.
+A part is `{'type': 'text', 'text': str}` or `{'type': kind, kind: Media}` (the decoded object after decoding), or
+`{'type': 'action', 'action': Actions}` for what an assistant turn does. An assistant turn may hold `tool_calls`
+(arguments as a dict) and `reasoning_content`, a `tool` turn `tool_call_id` and `name`, a `user` turn the `state` of a
+body, numbers by name. The first turn of a conversation holds its `tools`, so that they stay with whatever is cut off
+behind it. Any turn may have a `weight`, by which the loss weights of its tokens are multiplied.
 """
 Conversation = list[Message]
 
@@ -223,7 +226,8 @@ class Episode:
         asked: the messages of it.
         messages: those that followed, of the policy and of the environment in turn, media decoded.
         turns: those of the policy.
-        ended: by whom: the environment (`done`), the limit of `turns` or of `tokens`, or a failure (`failed`).
+        ended: by whom: the environment (`done`), the limit of `turns`, of the run or its own, or of `tokens`, or a
+            failure (`failed`).
         score: what the environment said of the episode as a whole, None for nothing.
     """
 

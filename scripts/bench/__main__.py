@@ -17,6 +17,7 @@ from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from scripts.bench import (  # noqa: E402
+    acting,
     coded,
     compare,
     denoise,
@@ -48,6 +49,7 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'grpo': online.grpo,
     'online': online.online,
     'episodes': episodes.episodes,
+    'environments': acting.environments,
     'pictures': pictures.pictures,
     'sampling': pictures.sampling,
     'generate': generate.generate,

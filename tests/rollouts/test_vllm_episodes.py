@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from align_anything.environments import Environment, Observation, Said, Step
-from align_anything.environments.pool import Pool, Session
+from align_anything.environments.base import Alone, BatchEnvironment
+from align_anything.environments.hosts import Here
+from align_anything.environments.pool import Pool
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
 from align_anything.rollouts import vllm_client
@@ -54,11 +56,14 @@ class Walk(Environment):
         return Step(self.shown(f'Turn {self.turn}.'), done=self.turn == TURNS or len(said.text) % 7 == 3)
 
 
-class Walks(Pool):
-    """A pool of them, without a file."""
+class Walks(Here):
+    """Makes them, without a file."""
 
-    def open(self, row: Mapping[str, Any], seed: int) -> Session:
-        return Session(Walk, row, seed, self.limits, self.retries)
+    def capacity(self, name: str) -> int | None:
+        return 1
+
+    def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
+        return Alone(Walk())
 
 
 class Watched:
@@ -104,7 +109,14 @@ def four_turns(rank: int, folder: Path, servers: Sequence[str] = ()) -> None:
     vllm_client.pack_requests = packed
     rollouts.engine = watched = Watched(rollouts.engine)
     episodes = Episodes(
-        rollouts, spec, Walks('walk'), max_turns=TURNS, max_tokens=2000, in_step=False, expands=True, max_failures=0.0
+        rollouts,
+        spec,
+        Pool('walk', {}, host=Walks()),
+        max_turns=TURNS,
+        max_tokens=2000,
+        in_step=False,
+        expands=True,
+        max_failures=0.0,
     )
     examples = prompts(spec)
     for version in range(2):

@@ -49,6 +49,7 @@ RATIOS = {
         'episodes of 4 turns by vLLM: history kept / computed again',
         'GRPO update on episodes: shared_prefix / padded',
     ],
+    'environments': [f'environments {what}: waiting / step' for what in ('in this process', 'in 2 processes')],
     'pictures': ['GRPO update on pictures: shared_prefix / padded'],
     'sampling': [],
     'generate': ['generate: one by one / 16 at once'],
