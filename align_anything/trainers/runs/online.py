@@ -99,10 +99,11 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
+    episodes = rollouts if acts else None
     failed = rollouts.failed if acts else tuple
     if cfgs.train_cfgs.sequence_parallel_size > 1:
         rollouts = SharedRollouts(rollouts, cfgs.train_cfgs.sequence_parallel_size)
-    pending = Pending(policy.device, decode)
+    pending = Pending(policy.device, decode, episodes)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages, run.watchers)
