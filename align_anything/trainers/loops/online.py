@@ -57,7 +57,7 @@ from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
-from align_anything.trainers.loops.splitting import split_into_steps, split_step, steps_of_rollout
+from align_anything.trainers.loops.splitting import CostOf, split_into_steps, split_step, steps_of_rollout
 
 
 @dataclass
@@ -358,7 +358,7 @@ class OnlineLoop(Loop):
             # Every rank shuffles its own responses, the same way when the run is resumed.
             order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {rank()}')
             examples = order.sample(trained, len(trained))
-            for micro_batches in self._split_into_steps(examples):
+            for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
                 if self.progress.step == self.steps:
                     break
                 batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
@@ -383,8 +383,8 @@ class OnlineLoop(Loop):
         batches = [engine.policy.collate(examples) for examples in micro_batches]
         return batches, engine.train_step(batches, ByKind(algorithm))
 
-    def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
-        return split_into_steps(examples, self.cfgs, self.algorithm, self._size)
+    def _split_into_steps(self, examples: list[Example], cost: CostOf | None = None) -> list[list[list[Example]]]:
+        return split_into_steps(examples, self.cfgs, self.algorithm, self._size, cost)
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
