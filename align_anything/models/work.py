@@ -203,7 +203,7 @@ def work_of_model(model: nn.Module, spec: FamilySpec, recomputes: bool, adapted:
 
 def recomputes(model: nn.Module) -> bool:
     """Returns whether the layers of a model are computed again in the backward pass."""
-    return bare_model(model).is_gradient_checkpointing
+    return any(vars(module).get('gradient_checkpointing', False) for module in model.modules())
 
 
 def _head(output: nn.Module | None, flows: bool) -> Stack:

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
 from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, Example, Response, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
@@ -100,6 +102,8 @@ class OnlineLoop(Loop):
     _unusable: list[Skipped] = field(default_factory=list)
     _truncated: int = 0
     _failed: int = 0
+    _flops: Flops = field(default_factory=Flops)
+    _policy_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.ptx is not None:
@@ -110,6 +114,7 @@ class OnlineLoop(Loop):
     def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
         self._seconds, self._unread, self._truncated, self._failed = {}, {}, 0, 0
+        self._flops, self._policy_seconds = Flops(), 0.0
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
@@ -361,7 +366,12 @@ class OnlineLoop(Loop):
             for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
                 if self.progress.step == self.steps:
                     break
+                started = time.perf_counter()
                 batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
+                self._policy_seconds += time.perf_counter() - started
+                if self.meter is not None:
+                    policy = self.engine.policy
+                    self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
                 self._concluded(batches, result)
                 results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
@@ -444,16 +454,25 @@ class OnlineLoop(Loop):
             'seconds_per_step': took,
             'data_wait': waited / took,
             'peak_memory': float(peak_memory()),
+            **self._measured(took, waited),
         }
         step = self.progress.step
         self.writer.log(step, metrics, timings=timings)
         shown = [name for name in ('reward', 'response_length', 'loss', 'kl', 'entropy') if name in metrics]
-        self.console.report(step, {**{key: metrics[key] for key in shown}, **speed})
+        used = {'mfu': timings['mfu']} if 'mfu' in timings else {}
+        self.console.report(step, {**{key: metrics[key] for key in shown}, **speed, **used})
+
+    def _measured(self, took: float, waited: float) -> dict[str, float]:
+        """How well the devices were used in the updates of the policy, and where the time of the rollout went."""
+        if self.meter is None:
+            return {}
+        return self.meter.read(self._flops, self._policy_seconds, took, {'data': waited, **self._seconds})
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        with record_function(name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _reduce(self, tensor: Tensor) -> Tensor:
