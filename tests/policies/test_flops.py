@@ -94,9 +94,9 @@ def prepared(folder: Path, family: str, how: str) -> tuple[TokenPolicy, Batch]:
     ('gemma3_text', 'recomputed', 1e-6),
     # The last of two layers of the tower goes forward and is not used. What projects features of a frozen tower passes
     # no gradient on.
-    ('llava', 'full', 0.05),
+    pytest.param('llava', 'full', 0.05, marks=pytest.mark.extended),
     ('llava', 'frozen', 0.02),
-    ('qwen2_5_vl', 'full', 0.01),
+    pytest.param('qwen2_5_vl', 'full', 0.01, marks=pytest.mark.extended),
     ('qwen2_5_vl', 'frozen', 0.04),
     ('qwen2_audio', 'full', 0.02),
     ('qwen2_5_omni_thinker', 'full', 0.03),
