@@ -27,6 +27,10 @@ class Flops:
     def __add__(self, other: Flops) -> Flops:
         return Flops(self.forward + other.forward, self.backward + other.backward, self.again + other.again)
 
+    def __truediv__(self, ranks: int) -> Flops:
+        """The share of each of several ranks."""
+        return Flops(self.forward / ranks, self.backward / ranks, self.again / ranks)
+
     def forward_only(self) -> Flops:
         """That of a pass without gradients."""
         return Flops(self.forward)

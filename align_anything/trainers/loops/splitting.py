@@ -41,7 +41,7 @@ def split_into_steps(
     """The micro-batches of each optimizer step in one pass over the responses. Every rank calls it.
 
     Which responses a step has goes by their number, also where its micro-batches go by tokens: the number of steps is
-    known before the run. With `cost` ranks exchange responses of such steps for equal work.
+    known before the run. With `cost` ranks exchange responses of such steps for equal work, but those that share rows.
     """
     train = cfgs.train_cfgs
     responses, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
@@ -50,7 +50,7 @@ def split_into_steps(
         micro_batches = split(examples, responses, number)
         return [micro_batches[start : start + accumulation] for start in range(0, number, accumulation)]
     steps = split(examples, responses * accumulation, steps_of_pass(cfgs, algorithm))
-    if cost is not None and world_size() > 1:
+    if cost is not None and world_size() > 1 and train.sequence_parallel_size == 1:
         steps = [exchanged(step, cost, keep_groups=algorithm.compares) for step in steps]
     return _equally_filled(steps, train.max_length_per_batch, size, keep_groups=algorithm.compares)
 
