@@ -313,6 +313,7 @@ class Cost(NamedTuple):
         length: length of the longest row, which each of them takes.
         work: its share of the computation, in the policy's own unit, which ranks even out.
         unmatched_rows, unmatched_length: the same of the responses of other rows, which have a pass of their own.
+        towers: how much of the work is that of towers, which read media before everything else.
     """
 
     rows: int
@@ -320,6 +321,7 @@ class Cost(NamedTuple):
     work: float = 0.0
     unmatched_rows: int = 0
     unmatched_length: int = 0
+    towers: float = 0.0
 
     @property
     def size(self) -> int:
@@ -334,6 +336,7 @@ class Cost(NamedTuple):
             self.work + other.work,
             self.unmatched_rows + other.unmatched_rows,
             max(self.unmatched_length, other.unmatched_length),
+            self.towers + other.towers,
         )
 
 
