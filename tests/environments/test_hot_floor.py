@@ -89,7 +89,7 @@ def test_words_act_too_and_nonsense_takes_time() -> None:
 
 
 def test_a_room_that_holds_nothing_is_refused() -> None:
-    with pytest.raises(WorldError, match='no room of 4 has 3 things, 5 hot tiles'):
+    with pytest.raises(WorldError, match='no room of 4 has 3 things and 5 hot tiles'):
         make_environment('hot_floor', {'size': 4})
 
 
