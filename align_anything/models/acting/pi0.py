@@ -132,9 +132,9 @@ class Pi0Spec(ActionSpec):
         if not pictures or (cameras and len(pictures) != len(cameras)):
             wanted = f'{len(cameras)} ({", ".join(cameras)})' if cameras else 'one at least'
             raise SampleError(f'a step shows {len(pictures)} pictures, and should show {wanted}')
-        pixels = self.processor.image_processor(
-            [picture.convert('RGB') for picture in pictures], return_tensors='pt'
-        )['pixel_values']
+        pixels = self.processor.image_processor([picture.convert('RGB') for picture in pictures], return_tensors='pt')[
+            'pixel_values'
+        ]
         numbers = [value for own in (message.get('state') or {}).values() for value in own]
         return observed({FRAMES: pixels[None], STATE: self._state(numbers)[None]}, len(pictures))
 
@@ -284,4 +284,6 @@ def _tell_mismatch(written: Mapping[str, Any], space: ActionSpace, source: str) 
 
 
 def _near(one: Sequence[float], other: Sequence[float]) -> bool:
-    return len(one) == len(other) and all(abs(a - b) <= 1e-6 * max(1.0, abs(a)) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        abs(a - b) <= 1e-6 * max(1.0, abs(a)) for a, b in zip(one, other, strict=True)
+    )

@@ -200,7 +200,7 @@ class FlowCollator:
                 step_of.append(lines[key])
             if SAMPLE in piece.media:
                 own = {name: piece.media[name][used[piece.ids != OBSERVATION]] for name in _STEPS}
-                own['counted'] = self._executed().expand(len(turns), -1, -1)
+                own['counted'] = self.executed().expand(len(turns), -1, -1)
             else:
                 own = self._noised(examples[number], piece, used, before)
             companions = {name: value for name, value in piece.media.items() if name.startswith(COMPANION)}
@@ -224,8 +224,8 @@ class FlowCollator:
             inputs.step = Step(*(joined[name] for name in (LEVEL, NEXT_LEVEL, FIRST_LEVEL)))
         return inputs
 
-    def _executed(self) -> Tensor:
-        """Which numbers of a chunk decide what is done, `(chunk, numbers)`."""
+    def executed(self) -> Tensor:
+        """Returns which numbers of a chunk decide what is done, `(chunk, numbers)` bool."""
         counted = torch.zeros(self.spec.chunk_shape, dtype=torch.bool)
         counted[: self.spec.space.executed, : self.spec.dimensions] = True
         return counted
@@ -269,8 +269,10 @@ class FlowCollator:
         frames = [own.media(FRAMES) for own in found]
         goals = [own.prompt.media[GOAL][0] for own in found]
         most = max(len(own) for own in frames)
-        ids = [torch.cat([goal.new_full((len(own) * images,), config.vlm_config.image_token_id), goal[goal != BLANK]])
-               for own, goal in zip(frames, goals, strict=True)]
+        ids = [
+            torch.cat([goal.new_full((len(own) * images,), config.vlm_config.image_token_id), goal[goal != BLANK]])
+            for own, goal in zip(frames, goals, strict=True)
+        ]
         mask = [torch.ones(len(own), dtype=torch.long) for own in ids]
         filled = torch.nn.utils.rnn.pad_sequence
         there = torch.arange(most) < torch.tensor([len(own) for own in frames])[:, None]

@@ -14,8 +14,8 @@ from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.policies.acting.flow.collator import FlowCollator, FlowInputs
 from align_anything.policies.acting.flow.prediction import read, spread, velocity
 from align_anything.policies.acting.flow.selfcheck import require_sound
-from align_anything.policies.denoising.transitions import entropy as entropy_of
 from align_anything.policies.denoising.transitions import divergence, log_probability, transition
+from align_anything.policies.denoising.transitions import entropy as entropy_of
 
 OLD, REFERENCE = 'old', 'reference'
 
@@ -54,10 +54,10 @@ class FlowPolicy(nn.Module):
             raise ModelError('a policy that denoises actions expects no returns, and has no experts and no codes.')
         inputs: FlowInputs = batch.inputs
         cache = spread(read(self.model, inputs.seen, self.dtype), inputs.step_of, len(inputs.seen.ids))
-        predicted = velocity(
-            self.model, cache, inputs.seen, inputs.step_of, inputs.sample, inputs.level, self.dtype
+        predicted = velocity(self.model, cache, inputs.seen, inputs.step_of, inputs.sample, inputs.level, self.dtype)
+        scored = (
+            self._of_draws(inputs, predicted) if inputs.step is None else self._of_steps(inputs, predicted, entropy)
         )
-        scored = self._of_draws(inputs, predicted) if inputs.step is None else self._of_steps(inputs, predicted, entropy)
         if prediction:
             scored = scored._replace(prediction=predicted)
         return scored if len(batch.weights) else _of_nothing(scored)

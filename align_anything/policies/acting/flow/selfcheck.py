@@ -12,6 +12,7 @@ from align_anything.core.types import Example, Piece
 from align_anything.models.acting.pi0 import BLANK, done
 from align_anything.models.acting.pieces import FRAMES, GOAL, STATE, observed
 from align_anything.models.adapter import bare_model
+from align_anything.models.diffusion.process import wide
 from align_anything.models.encoding import join
 from align_anything.policies.acting.flow.collator import FlowCollator, FlowInputs
 
@@ -54,7 +55,7 @@ def require_sound(
 
 def _whole(model: nn.Module, inputs: FlowInputs, dtype: torch.dtype) -> Tensor:
     seen, at = inputs.seen, inputs.step_of
-    return bare_model(model)(
+    predicted = bare_model(model)(
         state=seen.state.to(dtype)[at],
         noise=inputs.sample.to(dtype),
         timestep=inputs.level,
@@ -62,7 +63,8 @@ def _whole(model: nn.Module, inputs: FlowInputs, dtype: torch.dtype) -> Tensor:
         attention_mask=seen.mask[at],
         pixel_values=seen.frames.to(dtype)[at],
         pixel_attention_mask=seen.cameras[at],
-    ).logits.float()
+    ).logits
+    return wide(predicted)
 
 
 def _probes(collate: FlowCollator) -> list[Example]:
