@@ -1,6 +1,6 @@
 """Rollouts of models that denoise chunks: one chunk for each prompt, of which each step is read once.
 
-Steps without noise are Euler's, as `sample_actions` of the model has them. Those that are trained sample by a kernel, and
+Steps without noise are the steps of Euler in `sample_actions` of the model. Those that are trained sample by a kernel, and
 are kept with what they began and ended with: Flow-SDE (pi_RL: Chen et al., 2025, arXiv:2510.25889), over all steps of a
 chunk or over one of them, chosen anew for each chunk.
 """

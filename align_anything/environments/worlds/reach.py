@@ -27,8 +27,8 @@ FARTHEST = 0.1
 class Reach(Environment):
     """A point moves by `dx` and `dy`, of a table of side 1, at most 0.1 each, until it is near the red disc.
 
-    That is worth 1, less up to a half for the steps it took. Each step that ends near the edge of the table costs 1, and
-    none leads off the table. The picture shows the disc and, small and blue, the point, whose position is the state.
+    That is worth 1, less up to a half for the steps it took. Each step that ends near the edge of the table costs 1,
+    and none leads off the table. The picture shows the disc and, small and blue, the point, whose position is the state.
 
     Args:
         radius: how near it has to come.
@@ -89,7 +89,7 @@ class Reach(Environment):
 
     def _shown(self, instruction: str = '') -> Message:
         words = [{'type': 'text', 'text': instruction}] if instruction else []
-        picture = Image.new('RGB', (self._side, self._side), 'white')
+        picture = Image.new('RGB', (self._side, self._side), 'gray')
         drawing = ImageDraw.Draw(picture)
         for centre, radius, colour in ((self._target, self._radius, 'red'), (self._point, 0.03, 'blue')):
             drawing.ellipse([*self._pixels(centre - radius), *self._pixels(centre + radius)], fill=colour)
