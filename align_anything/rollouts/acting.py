@@ -47,7 +47,7 @@ class ActionRollouts:
         self.acting, self.spec, self.head = acting, spec, head
         self.device, self.batch_size, self.gathered = device, batch_size, gathered
         self.version = 0
-        self._collate = ActionCollator(spec)
+        self._collate = ActionCollator(spec, head)
         self._looked: dict[tuple[int, bytes], Tensor] = {}
 
     @property

@@ -12,22 +12,30 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
+from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
-from align_anything.core.types import Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.core.types import ACTION, Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Begun, EpisodeFailed, Pool, Session
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.encoding import Merge, join
-from align_anything.models.family import FamilySpec
+from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder, with_tools, with_turns
 from align_anything.rollouts.base import Around, Sampling, Tell, tell_whole
 from align_anything.rollouts.restricted import seed_of
+
+
+class Encoder(Protocol):
+    """Encodes what an environment shows between two turns of a policy."""
+
+    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece: ...
+
 
 FEW, WINDOW = 20, 100
 """Episodes that failures are a share of, at least; and about how many of the last ones are counted."""
@@ -52,21 +60,27 @@ class Episodes(Around):
         on_failure: what becomes of an episode whose environment failed.
         max_failures: share of the last episodes that may fail.
         seed: of the run.
+        encoder: what encodes that which is shown between turns; None for what the chat template writes.
+        executed: how many steps of a chunk of actions are done before the policy is asked again; None for all.
     """
 
-    spec: FamilySpec
+    spec: Spec
     pool: Pool
     max_turns: int
     max_tokens: int
     on_failure: OnFailure = 'drop'
     max_failures: float = 0.1
     seed: int = 0
+    encoder: Encoder | None = None
+    executed: int | None = None
     _calls: CallForm | None = None
     _failed: list[Skipped] = field(default_factory=list)
     _counts: deque[tuple[int, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
+        self._encoder = self.encoder
+        if self._encoder is None:
+            self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
 
     def failed(self) -> list[Skipped]:
         """Returns the episodes of the last call that failed, on all ranks, and why."""
@@ -210,7 +224,9 @@ class Episodes(Around):
         if one.tools and self._calls is not None:
             text, found = self._calls.split(text)
         calls = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
-        said = Said(text, tuple(Call(name, arguments) for name, arguments in calls), response.parts)
+        said = Said(
+            text, tuple(Call(name, arguments) for name, arguments in calls), response.parts, self._done(response)
+        )
         if not calls:
             return said, response.message
         # Without ids, which are of chance: results follow their calls in order.
@@ -218,6 +234,11 @@ class Episodes(Around):
             {'type': 'function', 'function': {'name': name, 'arguments': arguments}} for name, arguments in calls
         ]
         return said, message_of('assistant', text, tool_calls=written)
+
+    def _done(self, response: Response) -> Actions | None:
+        """The steps that a turn says are to be done now, if it acts."""
+        found = [part[ACTION] for part in response.parts if part['type'] == ACTION]
+        return found[0].first(self.executed or len(found[0])) if found else None
 
     # What came of it
 

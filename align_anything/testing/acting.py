@@ -88,4 +88,5 @@ def _text(name: str, vocabulary: int) -> dict[str, Any]:
         sizes = {'d_model': 32, 'd_kv': 16, 'd_ff': 64, 'num_layers': 2, 'num_heads': 2}
         return {'model_type': 't5', 'vocab_size': vocabulary, 'pad_token_id': 0, **sizes}
     sizes = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 2}
-    return {'model_type': 'siglip_text_model', 'vocab_size': vocabulary, **sizes}
+    tokens = {'pad_token_id': 0, 'bos_token_id': None, 'eos_token_id': None}
+    return {'model_type': 'siglip_text_model', 'vocab_size': vocabulary, **tokens, **sizes}

@@ -127,6 +127,8 @@ class SpocConfig(PreTrainedConfig):
             found.append(f'vision {self.vision} {"has no" if self.vision == "patches" else "needs a"} vision_config')
         if self.text_config is None and self.vocab_size < 2:
             found.append('without a text_config it takes a vocab_size')
+        if self.text_config is not None and self.text_config.model_type not in ('t5', 'siglip_text_model'):
+            found.append(f'the text encoder is a {self.text_config.model_type}, and should be t5 or siglip_text_model')
         if self.head == 'categorical' and (self.actions < 2 or self.dimensions or self.chunk != 1):
             found.append('a categorical head chooses one of actions: it has no dimensions and says no chunk')
         if self.head != 'categorical' and (self.dimensions < 1 or self.chunk < 1):

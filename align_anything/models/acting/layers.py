@@ -12,7 +12,9 @@ from torch.nn import functional
 class Attention(nn.Module):
     """Attention of several heads, by four linear layers with these names."""
 
-    def __init__(self, size: int, heads: int, names: tuple[str, str, str, str], bias: bool, dropout: float = 0.0) -> None:
+    def __init__(
+        self, size: int, heads: int, names: tuple[str, str, str, str], bias: bool, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.heads, self.names = heads, names
         for name in names:

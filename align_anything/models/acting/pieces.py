@@ -5,8 +5,8 @@ An observation is the id OBSERVATION; an action is its number, or 0 where it is 
 
 - `frames` `(observations, cameras, 3, height, width)` uint8, `sensors` `(observations, sensors)` int64 and `state`
   `(observations, numbers)` float32;
-- `values` `(actions, chunk, dimensions)` float32, normalised, and `said` `(actions, chunk)` bool, which of the steps are
-  said at all: demonstrations may end in the middle of a chunk;
+- `values` `(actions, chunk, dimensions)` float32, normalised, and `said` `(actions, chunk)` bool, which of the steps
+  there are: demonstrations may end in the middle of a chunk;
 - `goal` `(1, length)`, of a prompt alone.
 
 `token_tensors['look']` tells observations apart by what they hold, so that none is looked at twice.

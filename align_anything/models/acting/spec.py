@@ -138,7 +138,9 @@ class ActionSpec:
         if not len(prompt):
             raise SampleError('the episode begins without pictures, which the first action should hang on')
         responses = [
-            self._within(self._piece(turns[start:], {at - start for at in trained_turns(turns, train_on, start)}, 0), prompt)
+            self._within(
+                self._piece(turns[start:], {at - start for at in trained_turns(turns, train_on, start)}, 0), prompt
+            )
             for turns in conversations
         ]
         if any(not response.units for response in responses):
@@ -179,7 +181,9 @@ class ActionSpec:
             raise SampleError('the episode has no goal: the first turn should say in words what is to be done')
         ids = self.tokenizer(goal)['input_ids']
         if len(ids) > self.config.goal_length:
-            raise SampleError(f'the goal has {len(ids)} tokens, and the model reads {self.config.goal_length}: {goal!r}')
+            raise SampleError(
+                f'the goal has {len(ids)} tokens, and the model reads {self.config.goal_length}: {goal!r}'
+            )
         return torch.tensor(ids, dtype=torch.long)
 
     def _piece(self, messages: Conversation, trained: set[int], begins: int) -> Piece:
@@ -221,7 +225,9 @@ class ActionSpec:
             raise SampleError(f'a turn holds {" and ".join(sorted(others))} media, and this model sees pictures')
         cameras = ', '.join(self.space.cameras)
         if len(pictures) != self.config.cameras:
-            raise SampleError(f'a step shows {len(pictures)} pictures, and should show {self.config.cameras}: {cameras}')
+            raise SampleError(
+                f'a step shows {len(pictures)} pictures, and should show {self.config.cameras}: {cameras}'
+            )
         media = {FRAMES: torch.stack([self._pixels(picture) for picture in pictures])[None]}
         state = message.get('state') or {}
         if self.sensors:
@@ -260,9 +266,7 @@ class ActionSpec:
         if self.config.head == 'categorical':
             return [{'type': ACTION, ACTION: self.space.named([number])} for number in ids.tolist()]
         rows = zip(piece.media[VALUES], piece.media[SAID], strict=True)
-        return [
-            {'type': ACTION, ACTION: Actions(self.space.restored(values[said].double()))} for values, said in rows
-        ]
+        return [{'type': ACTION, ACTION: Actions(self.space.restored(values[said].double()))} for values, said in rows]
 
     def merge_media(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Joins the media of pieces that follow each other."""

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, T5EncoderModel
+from transformers import AutoModel, PreTrainedConfig, SiglipTextModel, T5EncoderModel
 
 from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.acting.layers import FusionLayer
@@ -33,8 +33,7 @@ class VisualEncoder(nn.Module):
             self.text_encoder: nn.Module = nn.Embedding(config.vocab_size, config.text_size)
             text_size = config.text_size
         else:
-            kind = T5EncoderModel._from_config if config.text_config.model_type == 't5' else AutoModel.from_config
-            self.text_encoder = _frozen(kind(config.text_config))
+            self.text_encoder = _frozen(_text_encoder(config.text_config))
             text_size = config.text_config.hidden_size
         if config.fusion == 'film':
             height, width = config.maps
@@ -94,9 +93,7 @@ class VisualEncoder(nn.Module):
             ).last_hidden_state
         # In front stand the class token and registers.
         patches = tokens[:, tokens.shape[1] - height * width :]
-        return functional.adaptive_avg_pool2d(
-            patches.transpose(1, 2).unflatten(2, (height, width)), tuple(config.grid)
-        )
+        return functional.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (height, width)), tuple(config.grid))
 
     def _scaled(self, maps: Tensor, words: Tensor, mask: Tensor, goal_of: Tensor) -> Tensor:
         film = self.film((words * mask[..., None]).flatten(1)).index_select(0, goal_of)
@@ -122,6 +119,13 @@ class VisualEncoder(nn.Module):
 
 def _adapter(read: int, size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(read, size), nn.LayerNorm(size), nn.ReLU())
+
+
+def _text_encoder(config: PreTrainedConfig) -> nn.Module:
+    if config.model_type == 't5':
+        # The encoder inside, whose embedding has one name.
+        return T5EncoderModel._from_config(config).encoder
+    return SiglipTextModel._from_config(config)
 
 
 def _frozen(encoder: nn.Module) -> nn.Module:

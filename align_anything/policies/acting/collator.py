@@ -18,7 +18,7 @@ from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Sk
 from align_anything.models.acting.pieces import FRAMES, GOAL, LOOK, OBSERVATION, SAID, SENSORS, STATE, VALUES, rows_of
 from align_anything.models.acting.spec import ActionSpec
 from align_anything.models.acting.spoc import Steps
-from align_anything.policies.acting.heads.base import Targets
+from align_anything.policies.acting.heads.base import Head, Targets
 
 
 @dataclass
@@ -54,12 +54,14 @@ class ActionCollator:
 
     Attributes:
         spec: the rules of the model.
+        head: how its actions are scored.
         behind: whether each row has a step behind its last action, of which nothing is seen: there stand scores of
             whole episodes, and bootstrap values.
         kinds: kinds of media that prompts hold.
     """
 
     spec: ActionSpec
+    head: Head
     behind: bool = False
     kinds: tuple[str, ...] = ('image',)
     layout: str = 'episodes'

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from align_anything.core.errors import ModelError
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
-from align_anything.policies.acting.collator import ActingInputs, ActionCollator
-from align_anything.policies.acting.heads.base import Head
+from align_anything.policies.acting.collator import ActionCollator
 from align_anything.policies.acting.selfcheck import require_sound
 
 REFERENCE, OLD = 'reference', 'old'
@@ -22,12 +21,11 @@ REFERENCE, OLD = 'reference', 'old'
 class ActionPolicy(nn.Module):
     """Scores actions: `forward(batch) -> Scored` with `(N,)` in float32. Pictures are looked at once in a batch."""
 
-    def __init__(self, model: nn.Module, collate: ActionCollator, head: Head, *, dtype: torch.dtype) -> None:
-        """Wraps `model`, adapters applied; `head` scores what its actor says."""
+    def __init__(self, model: nn.Module, collate: ActionCollator, *, dtype: torch.dtype) -> None:
+        """Wraps `model`, adapters applied."""
         super().__init__()
         self.model = model
         self.collate = collate
-        self.head = head
         self.dtype = dtype
         self.temperature = 1.0
 
@@ -48,19 +46,19 @@ class ActionPolicy(nn.Module):
         """
         if bootstrap or routing or further:
             raise ModelError('a policy that acts expects no returns, and has no experts and no codes beside tokens.')
-        inputs: ActingInputs = batch.inputs
+        inputs, head = batch.inputs, self.collate.head
         states = self.model(inputs.steps, inputs.step_of, inputs.previous)
         own = states[inputs.rows, inputs.columns]
         if not len(batch.weights):
             # Every rank goes through the same backward pass.
             return _of_nothing(states, bare_model(self.model).actor)
         said = bare_model(self.model).actor(own)
-        scored = self.head.score(said, inputs.targets, self.temperature, entropy)
-        predicted = self.head.prediction(said) if prediction else None
+        scored = head.score(said, inputs.targets, self.temperature, entropy)
+        predicted = head.prediction(said) if prediction else None
 
         def moved(role: str) -> Tensor | None:
             found = inputs.companions.get(role)
-            return None if found is None else self.head.divergence(said, found)
+            return None if found is None else head.divergence(said, found)
 
         return scored._replace(prediction=predicted, divergence=moved(REFERENCE), drift=moved(OLD))
 
