@@ -30,10 +30,13 @@ TEXT_TOKENS = 48
 BLANK = -1
 """Stands in a goal where there is no token."""
 COMPONENTS = {
-    'vlm': ['model.vlm'],
+    'vision_tower': ['model.vlm.vision_tower'],
+    'mm_proj': ['model.vlm.multi_modal_projector'],
+    'language_model': ['model.vlm.language_model'],
     'expert': ['model.dit', 'embed_action_time', 'action_out_proj'],
 }
 OF_ACTIONS, OF_STATES = ('actions_mean', 'actions_std'), ('state_mean', 'state_std')
+PROCESSOR = 'processor_config.json'
 EPSILON = 1e-8
 """What the processor of pi0 adds to standard deviations."""
 OF_CHECKPOINT = 'checkpoint'
@@ -52,6 +55,7 @@ class Pi0Spec(ActionSpec):
         process: the noising process.
     """
 
+    unit: ClassVar[str] = 'denoised action'
     process: ClassVar[Process] = Flow()
 
     def __init__(
@@ -242,7 +246,7 @@ def _said_first(messages: Conversation) -> str:
 
 
 def _written(folder: Path) -> Mapping[str, Any]:
-    file = folder / 'processor_config.json'
+    file = folder / PROCESSOR
     return read_json(file) if file.is_file() else {}
 
 

@@ -10,6 +10,7 @@ from align_anything.core.errors import SettingsError, WorldError
 from align_anything.environments.base import checked_kwargs, make_environment
 from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
+from align_anything.models.acting.known import ACTS
 from align_anything.models.acting.spec import ActionTurns
 from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder
@@ -61,7 +62,7 @@ def require_acting(cfgs: OnlineRunCfgs, spec: Spec) -> None:
 
 def turns_of(spec: Spec) -> TurnEncoder | ActionTurns:
     """What encodes the turns of an environment for a policy."""
-    return ActionTurns(spec) if spec.unit == 'action' else TurnEncoder(spec)
+    return ActionTurns(spec) if spec.unit in ACTS else TurnEncoder(spec)
 
 
 def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutEngine:
@@ -80,7 +81,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutE
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
         encoder=turns_of(spec),
-        executed=spec.space.executed if spec.unit == 'action' else None,
+        executed=spec.space.executed if spec.unit in ACTS else None,
     )
 
 
