@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import torch
 
+from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
-from align_anything.core.types import Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.core.types import ACTION, Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Begun, EpisodeFailed, Pool, Session
+from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.encoding import Merge, join
@@ -210,7 +212,9 @@ class Episodes(Around):
         if one.tools and self._calls is not None:
             text, found = self._calls.split(text)
         calls = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
-        said = Said(text, tuple(Call(name, arguments) for name, arguments in calls), response.parts)
+        said = Said(
+            text, tuple(Call(name, arguments) for name, arguments in calls), response.parts, self._done(response)
+        )
         if not calls:
             return said, response.message
         # Without ids, which are of chance: results follow their calls in order.
@@ -218,6 +222,14 @@ class Episodes(Around):
             {'type': 'function', 'function': {'name': name, 'arguments': arguments}} for name, arguments in calls
         ]
         return said, message_of('assistant', text, tool_calls=written)
+
+    def _done(self, response: Response) -> Actions | None:
+        """The steps of a turn that are to be done now, None where it says no actions."""
+        if self.spec.space is None:
+            return None
+        found = next((part[ACTION] for part in response.parts if part['type'] == ACTION), None)
+        actions = from_words(response.text, self.spec.space) if found is None else found
+        return None if actions is None else actions.first(self.spec.space.executed)
 
     # What came of it
 
