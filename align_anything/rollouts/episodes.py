@@ -20,6 +20,7 @@ from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
 from align_anything.core.types import ACTION, Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Begun, EpisodeFailed, Pool, Session
 from align_anything.models.action_codes import from_words
@@ -109,6 +110,7 @@ class Episodes(Around):
             except EpisodeFailed as failure:
                 one.fail(str(failure), failure.trace)
                 continue
+            begun = begun._replace(messages=self._seen(begun.messages))
             if first is None:
                 first = begun
                 asked, prompt, reason = self._prompt(example, begun, sampling)
@@ -186,6 +188,7 @@ class Episodes(Around):
             one.turns.append(turn)
             one.fail(str(failure), failure.trace)
             return
+        messages = self._seen(messages)
         one.turns.append(replace(turn, reward=step.reward, costs=step.costs, info=step.info))
         one.messages += messages
         if step.done:
@@ -222,6 +225,17 @@ class Episodes(Around):
             {'type': 'function', 'function': {'name': name, 'arguments': arguments}} for name, arguments in calls
         ]
         return said, message_of('assistant', text, tool_calls=written)
+
+    def _seen(self, messages: Conversation) -> Conversation:
+        """What is shown, its pictures turned as those were that the policy learned from."""
+        turned = {} if self.spec.space is None else self.spec.space.pictures
+        if not turned:
+            return messages
+
+        def part_of(part: dict[str, Any]) -> dict[str, Any]:
+            return {**part, 'image': finished(part['image'], turned)} if part['type'] == 'image' else part
+
+        return [{**message, 'content': list(map(part_of, message['content']))} for message in messages]
 
     def _done(self, response: Response) -> Actions | None:
         """The steps of a turn that are to be done now, None where it says no actions."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.actions import Actions, ActionSpace, Normalization, Statistics
+from align_anything.core.actions import ActionSpace, Normalization, Statistics
 from align_anything.core.distributed import all_gather_object, rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import ACTION, Skipped
+from align_anything.core.types import ACTION, Media, Skipped
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.source_loading import source_names
 from align_anything.models.action_codes import act_in, at_the_tail
@@ -26,6 +27,8 @@ logger = get_logger(__name__)
 
 ALL = 'all'
 """What the statistics of several datasets together are called."""
+TURNED = ('rotate', 'flip', 'size')
+"""Options of decoding that change where things are in a picture."""
 FIXED = ('names', 'dimensions', 'bins', 'binning', 'normalization', 'tokens')
 """What a checkpoint with an action space has said for good."""
 
@@ -37,16 +40,23 @@ class Done:
     Attributes:
         names: the named actions.
         values: numbers of each dataset, `(steps, dimensions)` each.
+        pictures: what is done to pictures, as JSON.
     """
 
     names: set[str] = field(default_factory=set)
     values: dict[str, list[Tensor]] = field(default_factory=dict)
+    pictures: set[str] = field(default_factory=set)
 
-    def add(self, actions: Actions, name: str) -> None:
-        """Takes what one turn of a dataset does."""
-        self.names.update(actions.names)
-        if actions.values is not None:
-            self.values.setdefault(actions.dataset or name, []).append(actions.values)
+    def add(self, part: Mapping[str, Any], name: str) -> None:
+        """Takes a part of a turn of a dataset that is not decoded."""
+        own = part.get(part['type'])
+        if part['type'] == 'image':
+            options = own.options if type(own) is Media else {}
+            self.pictures.add(json.dumps({key: options[key] for key in TURNED if options.get(key)}, sort_keys=True))
+        if part['type'] == ACTION:
+            self.names.update(own.names)
+            if own.values is not None:
+                self.values.setdefault(own.dataset or name, []).append(own.values)
 
 
 def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleDataset) -> None:
@@ -64,6 +74,7 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
     if not space.names and not space.dimensions:
         space = _named_by(done, space, asked, source)
     space = _with_statistics(space, asked, done, algorithm, rows)
+    space = replace(space, pictures=_pictures(space, spec.space is not None, done, source))
     chunk = asked.action_chunk or space.chunk
     executed = asked.action_executed or (space.executed if spec.space is not None else chunk)
     space = replace(space, chunk=chunk, executed=min(executed, chunk) if asked.action_executed is None else executed)
@@ -87,11 +98,11 @@ def done_in(rows: ExampleDataset) -> Done | None:
         conversations = rows.formatted(number)
         for conversation in [] if isinstance(conversations, Skipped) else conversations:
             for part in (part for message in conversation for part in message['content']):
-                if part['type'] == ACTION:
-                    mine.add(part[ACTION], name)
+                mine.add(part, name)
     everyones = Done()
     for own in all_gather_object(mine):
         everyones.names |= own.names
+        everyones.pictures |= own.pictures
         for dataset, values in own.values.items():
             everyones.values.setdefault(dataset, []).extend(values)
     return everyones
@@ -119,7 +130,23 @@ def told(space: ActionSpace) -> str:
     }[space.tokens]
     ids = f' from id {space.first_ids[0]}' if space.first_ids else ''
     bins = f', {space.bins} {space.binning} bins, {space.normalization}' if space.dimensions else ''
-    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn, of which {space.executed} are done'
+    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn, {space.executed} of them done'
+
+
+def _pictures(space: ActionSpace, is_known: bool, done: Done | None, source: Any) -> Mapping[str, Any]:
+    """What is done to pictures: the same in all data of a policy, and in its environments."""
+    found = [] if done is None else [json.loads(text) for text in sorted(done.pictures)]
+    if len(found) > 1:
+        raise DataError(
+            f'some pictures of the training data are turned or scaled otherwise than others ({found[0]} and '
+            f'{found[1]}): a policy sees all of them alike.'
+        )
+    if is_known and found and found[0] != dict(space.pictures):
+        raise DataError(
+            f'{source} saw pictures with {dict(space.pictures) or "nothing"} done to them, and the training data have '
+            f'{found[0] or "nothing"}: they would be upside down to it. Give the template the same options.'
+        )
+    return found[0] if found else space.pictures
 
 
 def _new_space(asked: ActionCfgs, source: Any) -> ActionSpace:
