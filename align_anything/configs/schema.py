@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic import create_model as create_pydantic_model
 
+from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.adapters import BnbCfgs, LoraCfgs
 from align_anything.configs.annotations import shape_of
 from align_anything.configs.base import Cfgs
@@ -35,7 +36,7 @@ from align_anything.configs.effects import (
     writing,
 )
 from align_anything.configs.logger import LoggerCfgs
-from align_anything.core.types import MEDIA_KINDS, MediaKind
+from align_anything.core.types import ACTION, MEDIA_KINDS, MediaKind
 
 WRITES = Effect(
     lambda facts: facts.algorithm.scores == 'tokens',
@@ -274,7 +275,7 @@ class DataCfgs(Cfgs):
         },
         **{key: (with_media('video'), excludes('data_cfgs.num_frames')) for key in ('fps', 'min_frames', 'max_frames')},
         **{key: with_media('video', 'audio') for key in ('max_audio_seconds', 'long_audio')},
-        'emitted_loss_weights': writing(*MEDIA_KINDS),
+        'emitted_loss_weights': writing(*MEDIA_KINDS, ACTION),
         'prompt_dropout': (writing(*MEDIA_KINDS, off=(0.0,)), SUPERVISED),
     }
 
@@ -470,6 +471,7 @@ class RunCfgs(BaseModel):
     lora_cfgs: LoraCfgs = Field(default_factory=LoraCfgs)
     bnb_cfgs: BnbCfgs = Field(default_factory=BnbCfgs)
     diffusion_cfgs: DiffusionCfgs = Field(default_factory=DiffusionCfgs)
+    action_cfgs: ActionCfgs = Field(default_factory=ActionCfgs)
 
 
 class AlgorithmCfgs(Cfgs):

@@ -54,7 +54,6 @@ def play(
         max_turns=max_turns,
         max_tokens=2 * max_turns + 2,
         encoder=ActionTurns(spec),
-        executed=spec.space.executed,
     )
     rows = [
         Example(spec.encode_prompt([]), [], source=f'seed {seed}', meta={'seed': seed}, conversation=[])

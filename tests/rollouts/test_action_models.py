@@ -39,7 +39,6 @@ def acting(folder: Path, **settings: Any) -> tuple[Episodes, Any, ActionSpec]:
         max_turns=6,
         max_tokens=64,
         encoder=ActionTurns(spec),
-        executed=spec.space.executed,
         **settings,
     )
     made.sync(5)
