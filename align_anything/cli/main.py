@@ -317,6 +317,27 @@ def tokenize(
     typer.echo(f'{rows} rows with codes: {out}')
 
 
+@app.command()
+def demonstrations(
+    environment: Annotated[str, typer.Argument(metavar='ENVIRONMENT', help='Name, or path/to/file.py:Class.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to write into.')],
+    episodes: Annotated[int, typer.Option(min=1, help='How many episodes.')] = 1000,
+    first_seed: Annotated[int, typer.Option('--first_seed', '--first-seed', min=0, help='Seed of the first one.')] = 0,
+    prompts: Annotated[int, typer.Option(min=0, help='Prompts of further episodes, for online training.')] = 0,
+    environment_kwargs: Annotated[
+        str, typer.Option('--environment_kwargs', '--environment-kwargs', help="Its arguments: '{size: 7}'.")
+    ] = '{}',
+) -> None:
+    """Write how an environment is acted in by somebody who knows how: rows to learn from (docs/actions.md)."""
+    from align_anything.configs.yaml_text import parse_yaml
+    from align_anything.environments.base import checked_kwargs
+    from align_anything.environments.demonstrations import write_demonstrations
+
+    kwargs = checked_kwargs(environment, parse_yaml(environment_kwargs) or {})
+    written, cost = write_demonstrations(environment, kwargs, out, episodes, first_seed, prompts)
+    typer.echo(f'{written} episodes, each at a cost of {cost:.2f}: {out}')
+
+
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
 def chat(context: typer.Context) -> None:
     """Talk with a checkpoint in the terminal, with two side by side (--compare), or with a server (--url).
