@@ -71,11 +71,10 @@ def turns_of(trajectory: Trajectory) -> tuple[Turns, Meta]:
     trajectory.require_even()
     turns: Turns = []
     for step in range(len(trajectory)):
-        content = [_picture(frames[step], trajectory.picture_options) for frames in trajectory.pictures.values()]
-        if not step:
-            content.append({'type': 'text', 'text': trajectory.instruction})
+        said = [{'type': 'text', 'text': trajectory.instruction}] if not step else []
+        shown = [_picture(frames[step], trajectory.picture_options) for frames in trajectory.pictures.values()]
         state = {name: values[step] for name, values in trajectory.state.items()}
-        turns.append({'role': 'user', 'content': content, **({'state': state} if state else {})})
+        turns.append({'role': 'user', 'content': [*said, *shown], **({'state': state} if state else {})})
         turns.append(
             {'role': 'assistant', 'content': [{'type': ACTION, ACTION: steps_of(trajectory.actions, step, 1)}]}
         )
