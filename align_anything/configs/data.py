@@ -26,7 +26,7 @@ from align_anything.configs.effects import (
     with_media,
     writing,
 )
-from align_anything.core.types import MEDIA_KINDS, MediaKind
+from align_anything.core.types import ACTION, MEDIA_KINDS, MediaKind
 
 Names = str | list[str] | None
 OnePerDataset = str | list[str | None] | None
@@ -57,7 +57,7 @@ class DataCfgs(Cfgs):
         },
         **{key: (with_media('video'), excludes('data_cfgs.num_frames')) for key in ('fps', 'min_frames', 'max_frames')},
         **{key: with_media('video', 'audio') for key in ('max_audio_seconds', 'long_audio')},
-        'emitted_loss_weights': writing(*MEDIA_KINDS),
+        'emitted_loss_weights': writing(*MEDIA_KINDS, ACTION),
         'prompt_dropout': (writing(*MEDIA_KINDS, off=(0.0,)), SUPERVISED),
         **{key: EPISODES for key in ('sliding_window', 'windows')},
         **{

@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic import create_model as create_pydantic_model
 
+from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.adapters import BnbCfgs, LoraCfgs
 from align_anything.configs.annotations import shape_of
 from align_anything.configs.base import Cfgs
@@ -302,6 +303,7 @@ class RunCfgs(BaseModel):
     lora_cfgs: LoraCfgs = Field(default_factory=LoraCfgs)
     bnb_cfgs: BnbCfgs = Field(default_factory=BnbCfgs)
     diffusion_cfgs: DiffusionCfgs = Field(default_factory=DiffusionCfgs)
+    action_cfgs: ActionCfgs = Field(default_factory=ActionCfgs)
 
 
 class AlgorithmCfgs(Cfgs):

@@ -6,7 +6,7 @@ A formatter makes a `Conversation`; a family encodes it into an `Example`; a pol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -120,6 +120,12 @@ def decoded_medium(part: Mapping[str, Any]) -> Any:
     return None if isinstance(medium, (CodedMedia, Embedding)) else medium
 
 
+def words_of(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Returns the text of the parts of a message, actions as a person reads them."""
+    told = {'text': lambda part: part['text'], ACTION: lambda part: part[ACTION].written}
+    return ''.join(told[part['type']](part) for part in parts if part['type'] in told)
+
+
 @dataclass
 class Piece:
     """A run of tokens with the media that stand in it.
@@ -186,7 +192,7 @@ class Response(Piece):
     @property
     def text(self) -> str:
         """What it says in words."""
-        return ''.join(part['text'] for part in self.parts if part['type'] == 'text')
+        return words_of(self.parts)
 
     @property
     def message(self) -> Message:

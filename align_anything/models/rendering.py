@@ -153,6 +153,17 @@ def _same(one: Message, other: Message) -> bool:
     )
 
 
+def template_of(processor: Any, tokenizer: Any) -> str | None:
+    """Returns the chat template of a checkpoint, that of its processor first; None where it has none."""
+    for source in (processor, tokenizer):
+        template = None if source is None else source.chat_template
+        if isinstance(template, dict):
+            template = template.get('default', next(iter(template.values()), None))
+        if template is not None:
+            return template
+    return None
+
+
 def _compact(text: str) -> str:
     return ''.join(text.split())
 

@@ -16,11 +16,14 @@ from typing import Any, Literal
 
 import torch
 
+from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
-from align_anything.core.types import Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.core.types import ACTION, Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Begun, EpisodeFailed, Pool, Session
+from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.encoding import Merge, join
@@ -107,6 +110,7 @@ class Episodes(Around):
             except EpisodeFailed as failure:
                 one.fail(str(failure), failure.trace)
                 continue
+            begun = begun._replace(messages=self._seen(begun.messages))
             if first is None:
                 first = begun
                 asked, prompt, reason = self._prompt(example, begun, sampling)
@@ -184,6 +188,7 @@ class Episodes(Around):
             one.turns.append(turn)
             one.fail(str(failure), failure.trace)
             return
+        messages = self._seen(messages)
         one.turns.append(replace(turn, reward=step.reward, costs=step.costs, info=step.info))
         one.messages += messages
         if step.done:
@@ -210,7 +215,9 @@ class Episodes(Around):
         if one.tools and self._calls is not None:
             text, found = self._calls.split(text)
         calls = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
-        said = Said(text, tuple(Call(name, arguments) for name, arguments in calls), response.parts)
+        said = Said(
+            text, tuple(Call(name, arguments) for name, arguments in calls), response.parts, self._done(response)
+        )
         if not calls:
             return said, response.message
         # Without ids, which are of chance: results follow their calls in order.
@@ -218,6 +225,25 @@ class Episodes(Around):
             {'type': 'function', 'function': {'name': name, 'arguments': arguments}} for name, arguments in calls
         ]
         return said, message_of('assistant', text, tool_calls=written)
+
+    def _seen(self, messages: Conversation) -> Conversation:
+        """What is shown, its pictures turned as those were that the policy learned from."""
+        turned = {} if self.spec.space is None else self.spec.space.pictures
+        if not turned:
+            return messages
+
+        def part_of(part: dict[str, Any]) -> dict[str, Any]:
+            return {**part, 'image': finished(part['image'], turned)} if part['type'] == 'image' else part
+
+        return [{**message, 'content': list(map(part_of, message['content']))} for message in messages]
+
+    def _done(self, response: Response) -> Actions | None:
+        """The steps of a turn that are to be done now, None where it says no actions."""
+        if self.spec.space is None:
+            return None
+        found = next((part[ACTION] for part in response.parts if part['type'] == ACTION), None)
+        actions = from_words(response.text, self.spec.space) if found is None else found
+        return None if actions is None else actions.first(self.spec.space.executed)
 
     # What came of it
 

@@ -18,7 +18,7 @@ from align_anything.core.buckets import histogram
 from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
+from align_anything.core.types import ACTION, NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
 from align_anything.datasets.buckets import BucketSampler
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
@@ -48,6 +48,7 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
+from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.settings import codes_of_run, spec_of
 from align_anything.trainers.runs.windows import sampler_of_all_windows, windows_of
 
@@ -95,6 +96,8 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)
+    if ACTION in pair.writes and spec.unit == 'token':
+        acting(cfgs, spec, algorithm, unread_dataset(sources.training, pair, algorithm, cfgs.data_cfgs.train_on))
     spec.codes = codes_of_run(cfgs, pair, algorithm, spec)
     require_met(algorithm, spec)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
