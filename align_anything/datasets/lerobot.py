@@ -109,9 +109,7 @@ def _read(folder: str, *version: int) -> Recording:
         told = str(info.get('codebase_version', 'v2.1'))
         major = int(told.lstrip('v').partition('.')[0])
         if major not in (2, 3):
-            raise DataError(
-                f"'{root}' is LeRobotDataset {told}; versions 2 and 3 can be read. Convert it."
-            )
+            raise DataError(f"'{root}' is LeRobotDataset {told}; versions 2 and 3 can be read. Convert it.")
         episodes = _episodes_of_3(root) if major == 3 else list(_lines(root / 'meta/episodes.jsonl'))
         tasks = (
             _tasks_of_3(root)

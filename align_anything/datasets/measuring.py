@@ -86,7 +86,7 @@ def measure_windows(dataset: ExampleDataset, windows: Windows, num_workers: int)
         episode = episode_of(conversations[0])
         return 1 if episode is None else windows.count(len(episode))
 
-    counts, _ = measure_buckets(dataset.of_task(dataset.task), count, num_workers)
+    counts, _ = measure_buckets(dataset, count, num_workers)
     return [1 if found is None else int(found) for found in counts]
 
 

@@ -116,7 +116,7 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
                 *(opened, pair, spec, algorithm, data.train_on),
                 reserved=reserved,
                 drop_truncated=data.drop_truncated,
-                windows=windows_of(cfgs, pair, algorithm),
+                windows=windows_of(cfgs, pair, algorithm, spec),
             )
             sets.append(_survey_set(name, dataset, opened, spec, cfgs, rows))
     return Survey(f'{pair.name} {algorithm.name}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)

@@ -220,7 +220,7 @@ def probed(
 
     def made(cache_dir: str | None) -> ExampleDataset:
         wanted = sources, pair, spec, algorithm, data.train_on, cache_dir, reserved
-        windows = windows_of(cfgs, pair, algorithm)
+        windows = windows_of(cfgs, pair, algorithm, spec)
         return make_dataset(*wanted, drop_truncated=data.drop_truncated, windows=windows)
 
     # Before codes of media are made, they are encoded by a guess, which is not to be kept.

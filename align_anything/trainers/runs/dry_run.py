@@ -89,7 +89,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
         metrics = names_of_numbers(names, spec.unit == 'token', cfgs.environment_cfgs.environment is not None)
     else:
-        windows = windows_of(cfgs, pair, resolved.algorithm)
+        windows = windows_of(cfgs, pair, resolved.algorithm, spec)
         dataset = make_dataset(*given, drop_truncated=drop, windows=windows)
         dataset.probe(final=True)
         costs, _ = row_costs(dataset, collate, cfgs)

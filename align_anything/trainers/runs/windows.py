@@ -17,19 +17,20 @@ from align_anything.datasets.mixture import Mixture
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler
 from align_anything.datasets.windowing import AllWindows
 from align_anything.datasets.windows import Windows
+from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 
 logger = get_logger(__name__)
 
 
-def windows_of(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, chunk: int = 1) -> Windows | None:
-    """How the episodes of a run are cut, a policy doing `chunk` steps in one turn; None where they are not."""
+def windows_of(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, spec: FamilySpec) -> Windows | None:
+    """How the episodes of a run are cut, into the chunks that the model says in one turn; None where they are not."""
     if algorithm.task != 'supervised' or ACTION not in pair.writes:
         return None
     data, train = cfgs.data_cfgs, cfgs.train_cfgs
     return Windows(
         data.sliding_window,
-        chunk,
+        1 if spec.space is None else spec.space.chunk,
         data.windows,
         (data.init_prob_sample_last_steps, data.final_prob_sample_last_steps),
         train.epochs,
