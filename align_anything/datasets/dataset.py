@@ -261,13 +261,18 @@ class ExampleDataset:
 
     def formatted(self, index: int) -> list[Conversation] | Skipped:
         """Returns the conversations of a row, whole episodes too, its media not decoded."""
+        made = self.recorded(index)
+        return made if isinstance(made, Skipped) else made[0]
+
+    def recorded(self, index: int) -> tuple[list[Conversation], dict[str, Any], int] | Skipped:
+        """Returns the conversations of a row as `formatted` does, its meta record, and the number of its source."""
         number, at = self._at(index)
         source = self.sources[number]
         name = source.rows.row_name(at)
         try:
             view = self._view(source, name, source.rows[at])
             other = self._other(source, at) if self.task.needs_other else None
-            return self._conversations(source, name, view, other)[0]
+            return *self._conversations(source, name, view, other), number
         except SampleError as error:
             return Skipped(name, str(error), isinstance(error, FilteredError))
 
