@@ -296,6 +296,42 @@ def add_tokens(
     typer.echo(f'model with media tokens: {out}')
 
 
+@app.command(name='add-action-tokens')
+def add_actions(
+    model: Annotated[str, typer.Argument(metavar='MODEL', help='Folder or hub name of the model.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the model with the tokens.')],
+    name: Annotated[list[str] | None, typer.Option(help='A named action; once for each.')] = None,
+    dimension: Annotated[
+        list[str] | None, typer.Option(help='In place of names: a number of each action; once for each.')
+    ] = None,
+    bins: Annotated[int, typer.Option(min=2, help='How many values of a number the tokens tell apart.')] = 256,
+    normalization: Annotated[
+        str, typer.Option(help='What brings numbers to -1 to 1: quantiles, min_max or identity.')
+    ] = 'quantiles',
+    chunk: Annotated[int, typer.Option(min=1, help='Steps that are said in one turn.')] = 1,
+) -> None:
+    """Give a model tokens for actions, so that it can learn to act (docs/actions.md)."""
+    from align_anything.core.actions import ActionSpace
+    from align_anything.models.action_tokens import add_action_tokens
+    from align_anything.trainers.launch import quieten_libraries
+
+    quieten_libraries()
+    space = ActionSpace.from_json(
+        {
+            'names': name or [],
+            'dimensions': dimension or [],
+            'bins': bins,
+            'normalization': normalization,
+            'chunk': chunk,
+            'executed': chunk,
+            'tokens': 'reserved',
+        },
+        'command line',
+    )
+    add_action_tokens(model, space, out)
+    typer.echo(f'model with tokens for actions: {out}')
+
+
 @app.command(name='tokenize-media', context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
 def tokenize(
     context: typer.Context,

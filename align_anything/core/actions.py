@@ -38,6 +38,17 @@ class Actions:
     def __len__(self) -> int:
         return len(self.names) if self.values is None else len(self.values)
 
+    @property
+    def plain(self) -> list[Any]:
+        """As JSON holds them: a name for each step, or its numbers."""
+        return list(self.names) if self.values is None else self.values.tolist()
+
+    @property
+    def written(self) -> str:
+        """As a person reads them."""
+        steps = [f'[{", ".join(f"{value:.4g}" for value in step)}]' for step in ([] if self.names else self.plain)]
+        return ', '.join(self.names or steps)
+
     def first(self, steps: int) -> Actions:
         """Returns the first steps of it, all where it has no more."""
         values = None if self.values is None else self.values[:steps]

@@ -166,15 +166,15 @@ def local_folder(model_name_or_path: str | Path) -> Path:
 def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
     """Yields the weight files of a checkpoint, of the kind that transformers would read."""
     for name in WEIGHT_FILES:
-        index = _find(model_name_or_path, f'{name}.index.json')
+        index = find(model_name_or_path, f'{name}.index.json')
         if index is not None:
             for shard in sorted(set(read_json(index)['weight_map'].values())):
-                file = _find(model_name_or_path, shard)
+                file = find(model_name_or_path, shard)
                 if file is None:
                     raise ModelError(f'{index} names {shard}, which is missing. Copy or download the checkpoint again.')
                 yield file
             return
-        file = _find(model_name_or_path, name)
+        file = find(model_name_or_path, name)
         if file is not None:
             yield file
             return
@@ -183,7 +183,8 @@ def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
     )
 
 
-def _find(model_name_or_path: str | Path, name: str) -> Path | None:
+def find(model_name_or_path: str | Path, name: str) -> Path | None:
+    """Returns the file of that name of a checkpoint, in its folder or on the hub; None where there is none."""
     folder = Path(model_name_or_path)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None

@@ -20,8 +20,10 @@ from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
 from align_anything.core.types import ACTION, Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Begun, EpisodeFailed, Pool, Session
+from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.encoding import Merge, join
@@ -61,7 +63,6 @@ class Episodes(Around):
         max_failures: share of the last episodes that may fail.
         seed: of the run.
         encoder: what encodes that which is shown between turns; None for what the chat template writes.
-        executed: how many steps of a chunk of actions are done before the policy is asked again; None for all.
     """
 
     spec: Spec
@@ -72,7 +73,6 @@ class Episodes(Around):
     max_failures: float = 0.1
     seed: int = 0
     encoder: Encoder | None = None
-    executed: int | None = None
     _calls: CallForm | None = None
     _failed: list[Skipped] = field(default_factory=list)
     _counts: deque[tuple[int, int]] = field(default_factory=deque)
@@ -121,6 +121,7 @@ class Episodes(Around):
             except EpisodeFailed as failure:
                 one.fail(str(failure), failure.trace)
                 continue
+            begun = begun._replace(messages=self._seen(begun.messages))
             if first is None:
                 first = begun
                 asked, prompt, reason = self._prompt(example, begun, sampling)
@@ -198,6 +199,7 @@ class Episodes(Around):
             one.turns.append(turn)
             one.fail(str(failure), failure.trace)
             return
+        messages = self._seen(messages)
         one.turns.append(replace(turn, reward=step.reward, costs=step.costs, info=step.info))
         one.messages += messages
         if step.done:
@@ -235,10 +237,24 @@ class Episodes(Around):
         ]
         return said, message_of('assistant', text, tool_calls=written)
 
+    def _seen(self, messages: Conversation) -> Conversation:
+        """What is shown, its pictures turned as those were that the policy learned from."""
+        turned = {} if self.spec.space is None else self.spec.space.pictures
+        if not turned:
+            return messages
+
+        def part_of(part: dict[str, Any]) -> dict[str, Any]:
+            return {**part, 'image': finished(part['image'], turned)} if part['type'] == 'image' else part
+
+        return [{**message, 'content': list(map(part_of, message['content']))} for message in messages]
+
     def _done(self, response: Response) -> Actions | None:
-        """The steps that a turn says are to be done now, if it acts."""
-        found = [part[ACTION] for part in response.parts if part['type'] == ACTION]
-        return found[0].first(self.executed or len(found[0])) if found else None
+        """The steps of a turn that are to be done now, None where it says no actions."""
+        if self.spec.space is None:
+            return None
+        found = next((part[ACTION] for part in response.parts if part['type'] == ACTION), None)
+        actions = from_words(response.text, self.spec.space) if found is None else found
+        return None if actions is None else actions.first(self.spec.space.executed)
 
     # What came of it
 

@@ -70,6 +70,11 @@ class ActionSpec:
         self.components = {name: list(own) for name, own in components.items()}
         self._check()
 
+    def act_in(self, space: ActionSpace) -> None:
+        """Takes the space that a run made of that of the checkpoint. Raises ModelError for one of another shape."""
+        self.space = space
+        self._check()
+
     def _check(self) -> None:
         config, space = self.config, self.space
         wanted = {

@@ -61,6 +61,9 @@ class SpocModel(PreTrainedModel):
             # The last number says that nothing was done yet.
             self.last_actions_embed = nn.Linear(config.chunk * config.dimensions + 1, size)
         self.sensor_embed = nn.ModuleDict({name: nn.Embedding(number, size) for name, number in config.sensors.items()})
+        for embedding in (self.last_actions_embed, *self.sensor_embed.values()):
+            # Of little weight at first beside what is seen, as in SPOC.
+            nn.init.uniform_(embedding.weight, -0.01, 0.01)
         if config.state_size:
             self.state_embed = nn.Linear(config.state_size, size)
         self.post_init()

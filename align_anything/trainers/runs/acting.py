@@ -81,7 +81,6 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutE
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
         encoder=turns_of(spec),
-        executed=spec.space.executed if spec.unit in ACTS else None,
     )
 
 

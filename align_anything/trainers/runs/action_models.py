@@ -29,7 +29,7 @@ from align_anything.trainers.runs.settings import dtype_of
 
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('router_aux_loss_coef', 'layout', 'code_loss_over', 'eval_max_new_tokens')),
-    *(f'data_cfgs.{key}' for key in ('emitted_loss_weights', 'sample_cache_dir')),
+    *(f'data_cfgs.{key}' for key in ('emitted_loss_weights',)),
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'attn_implementation', 'chat_template')),
     *(f'model_cfgs.{key}' for key in ('processor_kwargs', 'feature_cache_dir', 'max_new_tokens', 'top_p', 'top_k')),
     *(f'model_cfgs.{key}' for key in ('repetition_penalty', 'stop', 'emit_*', 'trust_remote_code')),

@@ -63,6 +63,7 @@ from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.settings import engine_config, objective_of, precision_of
 from align_anything.trainers.runs.verdict import verdict
+from align_anything.trainers.runs.windows import windows_of
 
 SAMPLES = 3
 COUNTED = {
@@ -98,7 +99,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
         metrics = names_of_numbers(names, spec.unit == 'token', cfgs.environment_cfgs.environment is not None)
     else:
-        dataset = make_dataset(*given, drop_truncated=drop)
+        windows = windows_of(cfgs, pair, resolved.algorithm, spec)
+        dataset = make_dataset(*given, drop_truncated=drop, windows=windows)
         dataset.probe(final=True)
         costs, _ = row_costs(dataset, collate, cfgs)
         buckets, _ = row_buckets(dataset, spec, cfgs)
