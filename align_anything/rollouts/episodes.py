@@ -342,7 +342,7 @@ class _Acting:
             media=whole.media,
             media_counts=whole.media_counts,
             token_tensors=whole.token_tensors,
-            per_unit={'rollout': torch.cat([piece.per_unit['rollout'] for piece in sampled])},
+            per_unit={name: torch.cat([piece.per_unit[name] for piece in sampled]) for name in sampled[0].per_unit},
             finished=self.ended == 'done',
             version=sampled[-1].version,
             parts=sampled[-1].parts,

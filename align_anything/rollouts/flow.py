@@ -1,8 +1,8 @@
 """Rollouts of models that denoise chunks: one chunk for each prompt, of which each step is read once.
 
-Steps without noise are the steps of Euler in `sample_actions` of the model. Those that are trained sample by a kernel, and
-are kept with what they began and ended with: Flow-SDE (pi_RL: Chen et al., 2025, arXiv:2510.25889), over all steps of a
-chunk or over one of them, chosen anew for each chunk.
+Steps without noise are the steps of Euler in `sample_actions` of the model. Those that are trained sample by a kernel,
+and are kept with what they began and ended with: Flow-SDE (pi_RL: Chen et al., 2025, arXiv:2510.25889), over all steps
+of a chunk or over one of them, chosen anew for each chunk.
 """
 
 from __future__ import annotations
@@ -184,11 +184,11 @@ class FlowRollouts:
         piece = done(ids, weights, chunk, said)
         for name in (SAMPLE, NEXT, LEVEL, NEXT_LEVEL, FIRST_LEVEL) if own else ():
             piece.media[name] = torch.stack([step[name] for step in own]).float()
-        rollout = torch.stack([step['rollout'] for step in own]).float() if own else torch.zeros(0)
         response = Response(
             **{one.name: getattr(piece, one.name) for one in fields(piece)}, finished=True, version=self.version
         )
-        response.per_unit = {'rollout': rollout}
+        if trains:
+            response.per_unit['rollout'] = torch.stack([step['rollout'] for step in own]).float()
         return replace(response, parts=self.spec.decode(response))
 
 

@@ -61,7 +61,7 @@ def test_its_demonstrations_reach_the_disc_and_earlier_is_worth_more(table: Envi
     assert [message['role'] for message in messages] == ['user', 'assistant'] * (len(messages) // 2)
     write_demonstrations('reach', {}, tmp_path, 3, prompts=2)
     rows = [json.loads(line) for line in (tmp_path / 'demonstrations.jsonl').read_text().splitlines()]
-    assert len(rows) == 3 and np.shape(rows[0]['messages'][1]['content'][0]['action'])[1] == 2
+    assert len(rows) == 3 and np.shape(rows[0]['messages'][1]['content'][0]['action']) == (1, 2)
     assert set(rows[0]['messages'][0]['state']) == {'position'}
     near, far = (replayed(table, seed) for seed in by_length(shown))
     assert 0.5 <= far < near < 1

@@ -28,7 +28,8 @@ class Reach(Environment):
     """A point moves by `dx` and `dy`, of a table of side 1, at most 0.1 each, until it is near the red disc.
 
     That is worth 1, less up to a half for the steps it took. Each step that ends near the edge of the table costs 1,
-    and none leads off the table. The picture shows the disc and, small and blue, the point, whose position is the state.
+    and none leads off the table. The picture shows the disc and, small and blue, the point, whose position is the
+    state.
 
     Args:
         radius: how near it has to come.
@@ -68,17 +69,13 @@ class Reach(Environment):
         return Step(Observation([self._shown()]), costs={'outside': float(outside)})
 
     def demonstration(self, seed: int) -> tuple[list[Message], dict[str, Any]]:
-        """Returns an episode that goes straight to the target, as a conversation, with what came of it."""
+        """Returns an episode that goes straight to the target, a step in each turn, with what came of it."""
         (shown,) = self.reset({}, seed).messages
         messages, cost, success = [shown], 0.0, False
         random = numpy.random.default_rng(seed)
         while not success:
-            chunk, point = [], self._point.copy()
-            for _ in range(self.actions.chunk):
-                move = (self._target - point).clip(-FARTHEST, FARTHEST)
-                point += move
-                chunk.append(move + random.normal(0, FARTHEST / 10, 2))
-            said = Actions(torch.tensor(numpy.array(chunk)))
+            move = (self._target - self._point).clip(-FARTHEST, FARTHEST) + random.normal(0, FARTHEST / 10, 2)
+            said = Actions(torch.tensor(move[None]))
             messages.append({'role': 'assistant', 'content': [{'type': 'action', 'action': said.values.tolist()}]})
             step = self.step(Said('', actions=said))
             cost, success = cost + sum(step.costs.values()), bool(step.info.get('success'))

@@ -94,8 +94,8 @@ class Pi0Spec(ActionSpec):
                 f'the processor writes a picture as {self.processor.image_seq_length} tokens, and the model makes '
                 f'{wanted} of it'
             )
-        if not space.dimensions:
-            problems.append('its actions are numbers, and action_space.json names them')
+        if space.names:
+            problems.append('its actions are numbers, and those of its action space have names')
         if len(space.dimensions) > config.max_action_dim:
             problems.append(f'it has {config.max_action_dim} numbers in an action, not {len(space.dimensions)}')
         if space.chunk != config.chunk_size:
@@ -215,7 +215,8 @@ def load_pi0_spec(source: str | Path, *, draws: int = 1, space: ActionSpace | No
 
     What its processor says of the mean and standard deviation of actions and states counts where it is written in the
     checkpoint (transformers itself does not read it from there); numbers built into the class of the processor are
-    those of another robot, and count nowhere. Raises ModelError for a checkpoint without statistics.
+    those of another robot, and count nowhere. Where nothing is written, the space has no dimensions yet: a run makes
+    them, and statistics, of its data. Raises ModelError for a checkpoint that cannot be used.
     """
     from transformers import AutoConfig, AutoProcessor
 
@@ -223,7 +224,7 @@ def load_pi0_spec(source: str | Path, *, draws: int = 1, space: ActionSpace | No
     written = _written(Path(source))
     space = space or read_action_space(source)
     if space is None:
-        space = _space_of(written, config, str(source))
+        space = _space_of(written, config)
     else:
         _tell_mismatch(written, space, str(source))
     state = None
@@ -250,12 +251,9 @@ def _written(folder: Path) -> Mapping[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _space_of(written: Mapping[str, Any], config: Any, source: str) -> ActionSpace:
+def _space_of(written: Mapping[str, Any], config: Any) -> ActionSpace:
     if not all(name in written for name in OF_ACTIONS):
-        raise ModelError(
-            f'{source} has no action_space.json, and its processor_config.json no actions_mean and actions_std: '
-            'nothing says what the numbers that it writes stand for.'
-        )
+        return ActionSpace(normalization='mean_std', chunk=config.chunk_size, executed=config.chunk_size)
     mean, std = (tuple(map(float, written[name])) for name in OF_ACTIONS)
     # Mean-std normalisation reads neither bound; these are where a normal distribution has its percentiles.
     low, high = (tuple(m + sign * 2.326 * s for m, s in zip(mean, std, strict=True)) for sign in (-1, 1))

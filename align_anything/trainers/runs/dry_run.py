@@ -20,9 +20,9 @@ from align_anything.core.errors import DataError
 from align_anything.core.types import ACTION, Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
 from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.models.acting.pi0 import BLANK, Pi0Spec
 from align_anything.models.acting.pieces import GOAL, OBSERVATION
 from align_anything.models.acting.spec import ActionSpec
-from align_anything.models.acting.pi0 import BLANK, Pi0Spec
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
 from align_anything.models.spec import Spec

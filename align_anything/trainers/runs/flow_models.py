@@ -46,7 +46,7 @@ CLIP_RANGE = 0.02
 
 
 def with_defaults(resolved: Resolved, spec: Pi0Spec) -> Resolved:
-    """Returns the run without the settings of denoisers that mean nothing here, with defaults where nothing was given."""
+    """Returns the run without the settings of denoisers that mean nothing here, with defaults of its own."""
     unread = [key for key in type(resolved.cfgs.diffusion_cfgs).model_fields if key not in READ]
     why = f'{spec.model_type} denoises actions'
     resolved = without_effect(resolved, [f'diffusion_cfgs.{key}' for key in unread], why)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
 from align_anything.configs.generation import GenerationRunCfgs
