@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('acting')
     shown = [raw(episode(1 + seed % 4, seed=seed), folder, f'e{seed}') for seed in range(12)]
     write_rows(folder / 'episodes.jsonl', [{'messages': messages} for messages in shown])
-    numbers = [raw(episode(1 + seed % 3, NUMBERS, seed), folder, f'n{seed}') for seed in range(8)]
+    numbers = [raw(episode(1 + seed % 3, NUMBERS, seed, chunk=1), folder, f'n{seed}') for seed in range(8)]
     write_rows(folder / 'numbers.jsonl', [{'messages': messages} for messages in numbers])
     pairs = []
     for seed in range(8):
@@ -234,8 +234,14 @@ def test_a_judge_of_episodes_rewards_them(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('name', 'model', 'changes', 'reason'),
     [
-        ('grpo', 'named', {'environment': None, 'max_turns': None}, 'environment_cfgs.environment is required'),
-        ('grpo', 'l1', {}, 'says one action and no distribution'),
+        (
+            'grpo',
+            'named',
+            {'environment': None, 'max_turns': None, 'reward_functions': '[math]'},
+            'environment_cfgs.environment is required',
+        ),
+        ('grpo', 'l1', {}, 'give a number that is better when it is higher'),
+        ('online_dpo', 'l1', {}, 'says one action and no distribution'),
         ('grpo', 'named', {'use_vllm': True}, 'vllm_cfgs.use_vllm'),
         ('grpo', 'named', {'top_p': 0.5}, 'model_cfgs.top_p'),
         ('grpo', 'numbers', {'entropy_coeff': 0.1}, 'the log-density of a transition'),

@@ -85,8 +85,8 @@ def picture(place: int, hot: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def episode(steps: int, space: ActionSpace = NAMED, seed: int = 0) -> Conversation:
-    """A conversation of so many steps."""
+def episode(steps: int, space: ActionSpace = NAMED, seed: int = 0, chunk: int | None = None) -> Conversation:
+    """A conversation of so many turns, of numbers each a chunk."""
     generator = torch.Generator().manual_seed(seed)
     turns: Conversation = []
     for step in range(steps):
@@ -95,7 +95,7 @@ def episode(steps: int, space: ActionSpace = NAMED, seed: int = 0) -> Conversati
         if space.names:
             done = Actions(names=(NAMES[int(torch.randint(3, (), generator=generator))],))
         else:
-            done = Actions(torch.randn(space.chunk, 2, generator=generator).double())
+            done = Actions(torch.randn(chunk or space.chunk, 2, generator=generator).double())
         turns += [
             {'role': 'user', 'content': [*texts, seen]},
             {'role': 'assistant', 'content': [{'type': 'action', 'action': done}]},
