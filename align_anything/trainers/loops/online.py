@@ -362,9 +362,13 @@ class OnlineLoop(Loop):
             for micro_batches in self._split_into_steps(examples):
                 if self.progress.step == self.steps:
                     break
-                batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
-                self._concluded(batches, result)
-                results.append(result)
+                supervised = self._supervised()
+                if self.progress.step < self.algorithm.warmup:
+                    results.append(StepResult({}, None, {}, applied=False))
+                else:
+                    batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *supervised])
+                    self._concluded(batches, result)
+                    results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
                     batches, result = self._updated(critic, algorithm, micro_batches)
                     if not (result.applied or result.empty):
