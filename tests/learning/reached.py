@@ -31,7 +31,8 @@ def success(checkpoint: Path, seeds: Sequence[int] = UNSEEN, steps: int = 4) -> 
     rollouts = FlowRollouts(model, spec, dtype=torch.float32, device=torch.device('cpu'), batch_size=64)
     tables = [Reach() for _ in seeds]
     shown = {
-        number: table.reset({}, seed).messages[0] for number, (table, seed) in enumerate(zip(tables, seeds, strict=True))
+        number: table.reset({}, seed).messages[0]
+        for number, (table, seed) in enumerate(zip(tables, seeds, strict=True))
     }
     reached = 0
     while shown:
