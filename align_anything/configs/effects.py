@@ -166,3 +166,10 @@ def without_effect(facts: Facts) -> Iterator[tuple[str, Effect]]:
         lacking = next((effect for effect in effects if effect.lacking(facts, path)), None)
         if lacking is not None:
             yield path, lacking
+
+
+EPISODES = Effect(
+    lambda facts: facts.algorithm.task == 'supervised' and (facts.writes is None or 'action' in facts.writes),
+    'it means nothing but in supervised fine-tuning on recorded actions; leave it out.',
+    off=(None, False, 0.0, 'random'),
+)

@@ -63,6 +63,8 @@ FRAMES_PER_SECOND = 100
 ONLY: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         'clips_per_audio': (1, 'a row is one clip'),
+        'loss': ('action', 'the pair says what is trained'),
+        'model_architecture': ('EarlyFusionCnnTransformer', 'the checkpoint says what it is'),
         'do_resize': (True, 'clips are brought to one size, with aspect_buckets to one of several'),
     }
 )
@@ -105,6 +107,10 @@ def judge(pair: str, group: str, key: str, value: Any) -> Verdict | None:
         name = renamed[key]
         read = value / FRAMES_PER_SECOND if key == 'max_frames' and isinstance(value, (int, float)) else value
         return Verdict(name, read, f'{written} is read as {name}')
+    if key == 'input_sensors':
+        return Verdict(
+            'data_cfgs.train_template_kwargs', {key: value}, f'{written} is an option of the template: {key}'
+        )
     if key in LEFT_OUT:
         return Verdict(note=f'{written} is left out: {LEFT_OUT[key]}')
     if value is None:

@@ -25,6 +25,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import make_dataset, open_run
 from align_anything.trainers.runs.dry_run import shape_of
+from align_anything.trainers.runs.windows import windows_of
 
 READ_AT_ONCE = 8
 STREAMED_ROWS = 1000
@@ -115,6 +116,7 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
                 *(opened, pair, spec, algorithm, data.train_on),
                 reserved=reserved,
                 drop_truncated=data.drop_truncated,
+                windows=windows_of(cfgs, pair, algorithm, spec),
             )
             sets.append(_survey_set(name, dataset, opened, spec, cfgs, rows))
     return Survey(f'{pair.name} {algorithm.name}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)

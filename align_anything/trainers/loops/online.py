@@ -382,14 +382,18 @@ class OnlineLoop(Loop):
             for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
                 if self.progress.step == self.steps:
                     break
-                started = time.perf_counter()
-                batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
-                self._policy_seconds += time.perf_counter() - started
-                if self.meter is not None:
-                    policy = self.engine.policy
-                    self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
-                self._concluded(batches, result)
-                results.append(result)
+                supervised = self._supervised()
+                if self.progress.step < self.algorithm.warmup:
+                    results.append(StepResult({}, None, {}, applied=False))
+                else:
+                    started = time.perf_counter()
+                    batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *supervised])
+                    self._policy_seconds += time.perf_counter() - started
+                    if self.meter is not None:
+                        policy = self.engine.policy
+                        self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
+                    self._concluded(batches, result)
+                    results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
                     batches, result = self._updated(critic, algorithm, micro_batches)
                     if not (result.applied or result.empty):

@@ -32,7 +32,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
-from align_anything.trainers.runs.checks import check_evaluation, check_online
+from align_anything.trainers.runs.checks import check_evaluation, check_online, check_warmup
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.judges import open_judges
@@ -81,13 +81,14 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     prepare_latents(cfgs, run.spec, rows, is_guided(models))
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
+    check_warmup(algorithm, steps)
     acts = cfgs.environment_cfgs.environment is not None
     names = [*(reward.name for reward in rewards), *judges]
     check_evaluation(cfgs, names_of_numbers(names, run.spec.unit == 'token', acts), steps, run.metrics)
     tasks = run.tasks(held_out)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
-    policy = assemble(cfgs, algorithm, run.collate, steps)
+    policy = assemble(cfgs, algorithm, run.collate, steps - algorithm.warmup)
     policy.policy.set_temperature(models.temperature, models.emit_temperature)
     critics = {
         role: (_critic(role, resolved, spec, pair, steps), algorithm.critics[role])
