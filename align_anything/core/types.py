@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from align_anything.core.actions import Actions
+
 MediaKind = Literal['image', 'video', 'audio', 'action']
 MEDIA_KINDS: tuple[MediaKind, ...] = ('image', 'video', 'audio')
 """The kinds that lie in files and are decoded; actions are numbers or names (`core/actions.py`) and in no file."""
@@ -122,8 +124,8 @@ def decoded_medium(part: Mapping[str, Any]) -> Any:
 
 def words_of(parts: Iterable[Mapping[str, Any]]) -> str:
     """Returns the text of the parts of a message, actions as a person reads them."""
-    told = {'text': lambda part: part['text'], ACTION: lambda part: part[ACTION].written}
-    return ''.join(told[part['type']](part) for part in parts if part['type'] in told)
+    said = (part['text'] if part['type'] == 'text' else part.get(ACTION) for part in parts)
+    return ''.join(own.written if type(own) is Actions else own for own in said if type(own) in (str, Actions))
 
 
 @dataclass
@@ -232,7 +234,8 @@ class Episode:
         asked: the messages of it.
         messages: those that followed, of the policy and of the environment in turn, media decoded.
         turns: those of the policy.
-        ended: by whom: the environment (`done`), the limit of `turns` or of `tokens`, or a failure (`failed`).
+        ended: by whom: the environment (`done`), the limit of `turns`, of the run or its own, or of `tokens`, or a
+            failure (`failed`).
         score: what the environment said of the episode as a whole, None for nothing.
     """
 

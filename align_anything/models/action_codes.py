@@ -84,7 +84,8 @@ class ActionTokens(KindOfCodes):
 def action_codes(space: ActionSpace, other: MediaCodes | None = None) -> MediaCodes:
     """Returns the codes of a space whose `first_ids` are known, beside those of media that a model has."""
     rules = ActionRules(Path(), ACTION, space.books, digest(space.to_json()), space=space)
-    tokens = ActionTokens(ACTION, space.books, space.first_ids, size=(space.chunk,))
+    tail = space.tokens == 'tail'
+    tokens = ActionTokens(ACTION, space.books, space.first_ids, size=(space.chunk,), in_text=tail)
     if other is None:
         return MediaCodes({ACTION: tokens}, {ACTION: rules})
     return replace(other, kinds={**other.kinds, ACTION: tokens}, rules={**other.rules, ACTION: rules})

@@ -55,6 +55,7 @@ class KindOfCodes:
         end_code: the code of the first book whose row of the output head scores the closing too, because a frame of
             nothing else is what ends a medium; None where the closing has a row of its own.
         unused: rows of that head behind the codes of a book, which stand for nothing.
+        in_text: whether its ids may stand in texts that are read too, where they are what they were before.
     """
 
     kind: MediaKind
@@ -68,6 +69,7 @@ class KindOfCodes:
     further: tuple[int, ...] = ()
     end_code: int | None = None
     unused: int = 0
+    in_text: bool = False
 
     def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids before the codes of a medium of that grid; some families write its size there."""
@@ -324,6 +326,11 @@ class MediaCodes:
             for start, stop in own.spans:
                 found |= (ids >= start) & (ids < stop)
         return found
+
+    def is_no_text(self, ids: Tensor) -> Tensor:
+        """Returns of each id whether no text may hold it, bool of the same shape."""
+        kept = {kind: own for kind, own in self.kinds.items() if not own.in_text}
+        return replace(self, kinds=kept).is_code(ids)
 
     def kind_of(self, token: int) -> MediaKind | None:
         """Returns the kind whose code an id is, None for text."""

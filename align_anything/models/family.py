@@ -301,7 +301,7 @@ class FamilySpec:
         return join(pieces, self.merge_media)
 
     def _checked(self, piece: Piece) -> Piece:
-        if self.codes is not None and self.codes.is_code(piece.ids).any():
+        if self.codes is not None and self.codes.is_no_text(piece.ids).any():
             raise SampleError('the text holds tokens of codes: media are given as media, or with their codes')
         if len(piece) and int(piece.ids.max()) >= self.embedding_rows:
             token = self.tokenizer.convert_ids_to_tokens(int(piece.ids.max()))

@@ -73,6 +73,10 @@ def test_ids_of_actions_never_go_through_text(tiny: Tiny) -> None:
     token = spec.tokenizer.convert_ids_to_tokens(spec.space.first_ids[0])
     told = spec.tokenizer.convert_tokens_to_string([token])
     assert spec.tokenizer(told)['input_ids'] == [spec.space.first_ids[0]], 'a text that is such a token'
+    # What is read may hold it, and is no action then.
+    example = spec.encode([user(f'say {told}'), acted('left')])
+    assert spec.space.first_ids[0] in example.prompt.ids and example.responses[0].units == 1
+    act_in(spec, replace(spec.space, tokens='reserved'))
     with pytest.raises(SampleError, match='the text holds tokens of codes'):
         spec.encode([user(f'say {told}'), acted('left')])
     (part,) = spec.decode(

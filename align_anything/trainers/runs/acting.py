@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_anything.configs.environment import ADDRESS, EnvironmentCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.environments.base import checked_kwargs, make_environment
+from align_anything.environments.hosts import Here, Host
 from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
-from align_anything.models.family import FamilySpec
+from align_anything.environments.remote import Remote
+from align_anything.environments.workers import SECONDS, Workers
+from align_anything.models.acting.spec import ActionTurns
+from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.episodes import Episodes
@@ -52,13 +57,18 @@ def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
     return None if settings.environment is None else settings.max_episode_tokens or cfgs.model_cfgs.model_max_length
 
 
-def require_acting(cfgs: OnlineRunCfgs, spec: FamilySpec) -> None:
+def require_acting(cfgs: OnlineRunCfgs, spec: Spec) -> None:
     """Raises ModelError where the chat template of the policy cannot write the episodes of the environment."""
     if cfgs.environment_cfgs.environment is not None:
-        TurnEncoder(spec).check(_tools(cfgs))
+        turns_of(spec).check(_tools(cfgs))
 
 
-def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> RolloutEngine:
+def turns_of(spec: Spec) -> TurnEncoder | ActionTurns:
+    """What encodes the turns of an environment for a policy."""
+    return ActionTurns(spec) if spec.unit == 'action' else TurnEncoder(spec)
+
+
+def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutEngine:
     """The engine, in the environment of the settings if they name one."""
     settings = cfgs.environment_cfgs
     if settings.environment is None:
@@ -67,22 +77,39 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
     return Episodes(
         rollouts,
         spec,
-        Pool(settings.environment, _kwargs(cfgs), limits, settings.environment_retries),
+        Pool(settings.environment, _kwargs(cfgs), limits, settings.environment_retries, _host(settings)),
         max_turns=settings.max_turns,
         max_tokens=longest_episode(cfgs),
         on_failure=settings.on_failure,
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
+        encoder=turns_of(spec),
     )
+
+
+def _host(settings: EnvironmentCfgs) -> Host:
+    """Where the environments live."""
+    if settings.environment.startswith(ADDRESS):
+        return Remote(settings.environment, settings.environment_timeout)
+    if settings.environment_workers:
+        return Workers(settings.environment_workers, settings.environment_timeout or SECONDS)
+    return Here()
 
 
 def _kwargs(cfgs: OnlineRunCfgs) -> dict[str, Any]:
     settings = cfgs.environment_cfgs
+    if settings.environment.startswith(ADDRESS):
+        return {}
     return checked_kwargs(settings.environment, settings.environment_kwargs)
 
 
 def _tools(cfgs: OnlineRunCfgs) -> Sequence[Mapping[str, Any]]:
-    """The tools of the environment, which is made once and closed."""
+    """The tools of the environment, which is made once and closed; those of a served one as its server tells."""
+    if cfgs.environment_cfgs.environment.startswith(ADDRESS):
+        remote = Remote(cfgs.environment_cfgs.environment)
+        tools = remote.told.tools
+        remote.close()
+        return tools
     environment = make_environment(cfgs.environment_cfgs.environment, _kwargs(cfgs))
     tools = environment.tools
     environment.close()

@@ -59,10 +59,10 @@ class Done:
                 self.values.setdefault(own.dataset or name, []).append(own.values)
 
 
-def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleDataset) -> None:
+def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleDataset | None = None) -> None:
     """Lets `spec` act as the run does: in the space of its checkpoint, or in one that settings and `rows` tell.
 
-    Every rank calls it. `rows` are formatted and not decoded.
+    Every rank calls it. `rows` are formatted and not decoded; without them nothing is learned.
 
     Raises SettingsError for settings that the checkpoint or the data contradict, ModelError where tokens of the
     vocabulary cannot stand for actions, and DataError for rows whose actions have nothing in common.
@@ -70,10 +70,11 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
     asked, source = cfgs.action_cfgs, cfgs.model_cfgs.model_name_or_path
     space = spec.space or _new_space(asked, source)
     _check_asked(asked, spec.space, source)
-    done = None if algorithm.task == 'prompt' else done_in(rows)
+    done = None if rows is None or algorithm.task == 'prompt' else done_in(rows)
     if not space.names and not space.dimensions:
         space = _named_by(done, space, asked, source)
-    space = _with_statistics(space, asked, done, algorithm, rows)
+    names = [] if rows is None else source_names(rows.sources)
+    space = _with_statistics(space, asked, done, algorithm, names[0] if len(names) == 1 else ALL)
     space = replace(space, pictures=_pictures(space, spec.space is not None, done, source))
     chunk = asked.action_chunk or space.chunk
     executed = asked.action_executed or (space.executed if spec.space is not None else chunk)
@@ -83,7 +84,10 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
     problems = space.problems()
     if problems:
         raise SettingsError([f'action_cfgs: {problem}.' for problem in problems])
-    act_in(spec, space)
+    if spec.unit == 'action':
+        spec.act_in(space)
+    else:
+        act_in(spec, space)
     logger.info('actions: %s', told(space))
 
 
@@ -199,11 +203,12 @@ def _named_by(done: Done | None, space: ActionSpace, asked: ActionCfgs, source: 
 
 
 def _with_statistics(
-    space: ActionSpace, asked: ActionCfgs, done: Done | None, algorithm: Algorithm, rows: ExampleDataset
+    space: ActionSpace, asked: ActionCfgs, done: Done | None, algorithm: Algorithm, own: str
 ) -> ActionSpace:
     """The space with statistics of the data, where it has none, or lacks those that are asked for.
 
-    Those that it has stay as they are, whatever it is trained on: the same number is the same token then.
+    Those that it has stay as they are, whatever it is trained on: the same number is the same token then. `own` is what
+    the data are called.
     """
     if space.names or space.normalization == 'identity':
         return space
@@ -231,8 +236,6 @@ def _with_statistics(
             f'the action space has {len(space.dimensions)} dimensions ({", ".join(space.dimensions)}), but the actions '
             f'of the training data have {wrong[0] if wrong else "names"}.'
         )
-    names = source_names(rows.sources)
-    own = names[0] if len(names) == 1 else ALL
     made = {
         (wanted or name) if name == own else name: statistics_of(values, space.normalization, mask)
         for name, values in sorted(done.values.items())
