@@ -396,6 +396,27 @@ def serve(context: typer.Context) -> None:
     serve_models(context.args)
 
 
+@app.command(name='serve-environment')
+def serve_world(
+    name: Annotated[str, typer.Argument(metavar='NAME', help='Environment: a registered name, or file.py:Class.')],
+    kwargs: Annotated[str, typer.Option(help='Its arguments, such as {high: 20}.')] = '{}',
+    workers: Annotated[
+        int | None, typer.Option(min=1, help='Processes for its episodes; by default as many as the machine has cores.')
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help='Seconds in which it must reset, step or score.')] = 120.0,
+    host: Annotated[str, typer.Option(help='Address to listen at; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
+    port: Annotated[int, typer.Option(min=1, max=65535, help='Port to listen at.')] = 8100,
+    api_key_file: Annotated[
+        str | None, typer.Option('--api_key_file', '--api-key-file', help='File of keys, of which requests bring one.')
+    ] = None,
+    devices: Annotated[bool, typer.Option('--devices', help='Let it use the GPUs of this machine.')] = False,
+) -> None:
+    """Serve an environment to runs elsewhere: they name its address as --environment (docs/environments.md)."""
+    from align_anything.serve.environments import serve_environment
+
+    serve_environment(name, kwargs, workers, timeout, host, port, api_key_file, devices)
+
+
 @app.command()
 def ui(
     root: Annotated[Path, typer.Option(help='Folder that models, data and outputs lie in.')] = Path('.'),

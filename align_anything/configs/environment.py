@@ -4,23 +4,62 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align_anything.configs.base import Cfgs
-from align_anything.configs.effects import Effects, needs
+from align_anything.configs.effects import OFF, Effect, Effects, Facts, needs
+
+ADDRESS = ('http://', 'https://')
+"""How the addresses of servers of environments begin."""
+
+
+def _is_served(facts: Facts) -> bool:
+    return str(facts.value('environment_cfgs.environment')).startswith(ADDRESS)
+
+
+OF_SERVERS = Effect(
+    lambda facts: not _is_served(facts),
+    'the server of the environment decides this: give it to align-anything serve-environment, and leave it out here.',
+    by=('environment_cfgs.environment',),
+    off=(*OFF, 0),
+)
+ELSEWHERE = Effect(
+    lambda facts: _is_served(facts) or facts.value('environment_cfgs.environment_workers') > 0,
+    'nothing can end an environment that hangs in the process that trains: give environment_workers too, or leave it '
+    'out.',
+    by=('environment_cfgs.environment_workers', 'environment_cfgs.environment'),
+)
 
 
 class EnvironmentCfgs(Cfgs):
     """The environment that the policy acts in, for how long, and what becomes of what fails there."""
 
-    takes_effect: ClassVar[Effects] = {'*': needs('environment_cfgs.environment')}
+    takes_effect: ClassVar[Effects] = {
+        '*': needs('environment_cfgs.environment'),
+        'environment_workers': OF_SERVERS,
+        'environment_kwargs': OF_SERVERS,
+        'environment_timeout': ELSEWHERE,
+    }
 
     environment: str | None = Field(
         None,
-        description='Environment that responses are episodes in: a registered name, or file.py:Class of your own. A '
-        'row that names another in its column environment has that. null generates one turn.',
+        description='Environment that responses are episodes in: a registered name, file.py:Class of your own, or the '
+        'address of align-anything serve-environment. A row that names another in its column environment has that. '
+        'null generates one turn.',
     )
-    environment_kwargs: dict[str, Any] = Field({}, description='Arguments of that environment.')
+    environment_kwargs: dict[str, Any] = Field(
+        {}, description='Arguments of that environment; those in a column environment_kwargs of the row go over them.'
+    )
+    environment_workers: NonNegativeInt = Field(
+        0,
+        description='Processes of their own for environments, on each rank, on its CPU. 0 has them in the process that '
+        'trains, where they wait for each other and nothing ends one that hangs.',
+    )
+    environment_timeout: PositiveFloat | None = Field(
+        None,
+        description='Seconds in which an environment in another process must reset, step or score; else it is ended, '
+        'and its episode begun again. null is 120.',
+    )
     environment_weight: FiniteFloat = Field(
         1.0, description='Weight of what the environment rewards in the score of an episode.'
     )

@@ -233,6 +233,11 @@ class TrainCfgs(Cfgs):
         description='Regular expressions over parameter names. What they find is trained although a freeze_* key '
         'covers it.',
     )
+    sequence_parallel_size: PositiveInt = Field(
+        1,
+        description='Ranks that share each row: each computes a part of its tokens, and attention by a part of its '
+        'heads (DeepSpeed Ulysses). For rows that are too long for one device.',
+    )
     layout: Literal['auto', 'padded', 'packed', 'shared_prefix'] = Field(
         'auto',
         description='How samples lie in a batch: padded rows, packed without padding, or prompts shared by their '
@@ -443,8 +448,10 @@ class ModelCfgs(Cfgs):
     model_max_length: PositiveInt = Field(
         2048, description='Longest sample in tokens, media included. Longer ones are truncated at the end.'
     )
-    attn_implementation: Literal['sdpa', 'eager', 'flash_attention_2'] = Field(
-        'sdpa', description='Attention implementation. flash_attention_2 needs the flash-attn package and a GPU.'
+    attn_implementation: Literal['sdpa', 'eager', 'flash_attention_2', 'flash_attention_3'] = Field(
+        'sdpa',
+        description='Attention implementation. sdpa takes the kernel of variable lengths of torch for rows without '
+        'padding on CUDA in half precision. flash_attention_2 and _3 need their packages and a GPU.',
     )
     chat_template: str | None = Field(
         None, description='Chat template, as a path to a Jinja file or as text. null uses that of the checkpoint.'

@@ -234,7 +234,8 @@ class Episode:
         asked: the messages of it.
         messages: those that followed, of the policy and of the environment in turn, media decoded.
         turns: those of the policy.
-        ended: by whom: the environment (`done`), the limit of `turns` or of `tokens`, or a failure (`failed`).
+        ended: by whom: the environment (`done`), the limit of `turns`, of the run or its own, or of `tokens`, or a
+            failure (`failed`).
         score: what the environment said of the episode as a whole, None for nothing.
     """
 

@@ -61,6 +61,7 @@ class Step:
         reward: what the turn was worth, None for nothing to say.
         costs: what it cost, by name; a safe algorithm bounds their sum.
         done: whether the episode is over.
+        truncated: whether it is over because it may not last longer; it is unfinished then, as at `max_turns`.
         info: what else is to be told. Numbers and truth values become metrics where they are the `success` of the
             episode or `tool_errors` in a turn.
     """
@@ -69,6 +70,7 @@ class Step:
     reward: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     done: bool = False
+    truncated: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -112,26 +114,95 @@ class Environment:
         """Gives back what the object holds; no episode follows."""
 
 
+class BatchEnvironment:
+    """Base of environments whose episodes go on together, as in vectorised simulators.
+
+    Attributes:
+        tools, rewards: as those of `Environment`.
+        capacity: most episodes that it holds; None for as many as there are.
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    rewards: bool = True
+    capacity: int | None = None
+
+    def reset(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Sequence[Observation]:
+        """Begins an episode for each row and seed; returns what follows their prompts. See `Environment.reset`."""
+        raise NotImplementedError
+
+    def step(self, said: Sequence[Said | None]) -> Sequence[Step | None]:
+        """Returns what comes of a turn of each episode; None for those that say None, which are over."""
+        raise NotImplementedError
+
+    def score(self, number: int) -> float | None:
+        """Returns what an episode was worth beside the rewards of its turns, once, however it ended."""
+        return None
+
+    def close(self) -> None:
+        """Gives back what the object holds; no episode follows."""
+
+
+class Alone(BatchEnvironment):
+    """An environment of one episode, as a batch of one."""
+
+    capacity = 1
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Those of the environment."""
+        return self._environment.tools
+
+    @property
+    def rewards(self) -> bool:
+        """That of the environment."""
+        return self._environment.rewards
+
+    def reset(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Sequence[Observation]:
+        """Begins the episode."""
+        (row,), (seed,) = rows, seeds
+        return [self._environment.reset(row, seed)]
+
+    def step(self, said: Sequence[Said | None]) -> Sequence[Step | None]:
+        """Returns what comes of its turn."""
+        (own,) = said
+        return [None if own is None else self._environment.step(own)]
+
+    def score(self, number: int) -> float | None:
+        """Returns that of the episode."""
+        return self._environment.score()
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._environment.close()
+
+
+Kind = type[Environment] | type[BatchEnvironment]
+
+
 def _is_environment(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, Environment) and value is not Environment
+    bases = (Environment, BatchEnvironment)
+    return inspect.isclass(value) and issubclass(value, bases) and value not in (*bases, Alone)
 
 
-_ENVIRONMENTS: Registry[type[Environment]] = Registry(
+_ENVIRONMENTS: Registry[Kind] = Registry(
     'environment',
     WorldError,
     package='align_anything.environments.worlds',
     group='align_anything.environments',
-    wanted='a class that derives from align_anything.environments.Environment',
+    wanted='a class that derives from align_anything.environments.Environment, or BatchEnvironment',
     is_one=_is_environment,
 )
 
 
-def register_environment(name: str) -> Callable[[type[Environment]], type[Environment]]:
+def register_environment(name: str) -> Callable[[Kind], Kind]:
     """Decorator that files an environment under `name`. Raises `WorldError` when another one holds the name."""
     return _ENVIRONMENTS.register(name)
 
 
-def get_environment(name: str) -> type[Environment]:
+def get_environment(name: str) -> Kind:
     """Returns the environment called `name`, or the class `Class` of `path/to/file.py:Class`.
 
     Raises `WorldError` with the nearest name when there is none, and when the file cannot be imported.
@@ -152,7 +223,7 @@ def checked_kwargs(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return checked_options(f"environment '{name}'", get_environment(name), kwargs, positional=True)
 
 
-def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
+def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment | BatchEnvironment:
     """Returns an environment of that name. Raises WorldError where it cannot be made."""
     kind = get_environment(name)
     try:
@@ -161,3 +232,15 @@ def make_environment(name: str, kwargs: Mapping[str, Any]) -> Environment:
         raise
     except FOREIGN_FAULTS as error:
         raise WorldError(f"environment '{name}' cannot be made: {type(error).__name__}: {error}.") from error
+
+
+def make_batch(name: str, kwargs: Mapping[str, Any]) -> BatchEnvironment:
+    """Returns an environment of that name, one of a single episode as a batch of one. Raises as `make_environment`."""
+    made = make_environment(name, kwargs)
+    return made if issubclass(type(made), BatchEnvironment) else Alone(made)
+
+
+def capacity_of(name: str) -> int | None:
+    """Returns most episodes that an environment of that name holds at once; None for as many as there are."""
+    kind = get_environment(name)
+    return kind.capacity if issubclass(kind, BatchEnvironment) else 1

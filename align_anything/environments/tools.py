@@ -19,6 +19,10 @@ Tool = Callable[..., Any]
 ARGUMENT = re.compile(r'^\s*(\w+)\s*(?:\([^)]*\))?:\s*(.*)$')
 
 
+class ToolFailed(Exception):
+    """Raised by a tool that has failed: it holds what the policy is told, word for word."""
+
+
 class FunctionTools(Environment):
     """Functions that the policy may call, as often as it likes; an answer without a call ends the episode.
 
@@ -65,6 +69,8 @@ class FunctionTools(Environment):
             return f'Error: {_told(error)}', True
         try:
             found = self._functions[call.name](**{name: getattr(given, name) for name in type(given).model_fields})
+        except ToolFailed as error:
+            return str(error), True
         except FOREIGN_FAULTS as error:
             return f'Error: {type(error).__name__}: {error}', True
         return (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)), False

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -22,7 +22,7 @@ from align_anything.core.errors import SampleError, WorldError
 from align_anything.core.types import ACTION, Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
 from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
-from align_anything.environments.pool import Begun, EpisodeFailed, Pool, Session
+from align_anything.environments.pool import Answered, Begun, EpisodeFailed, Pool, Seat
 from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
@@ -83,8 +83,11 @@ class Episodes(Around):
         Raises WorldError when more fail than may, or an environment begins otherwise with the same seed.
         """
         with ExitStack() as opened:
-            acting = [self._begun(example, sampling, opened) for example in examples]
+            acting = self._opened(examples, sampling, opened)
             every = [one for own in acting for one in own]
+            begun = iter(self.pool.begin([one.seat for one in every]))
+            for example, own in zip(examples, acting, strict=True):
+                self._begin(example, [(one, next(begun)) for one in own], sampling)
             turn = 0
             while any(all_gather_object(any(one.live for one in every))):
                 self._turn(acting, sampling, turn)
@@ -94,21 +97,33 @@ class Episodes(Around):
         tell_whole(made, tell)
         return made
 
-    def _begun(self, example: Example, sampling: Sampling, opened: ExitStack) -> list[_Acting]:
-        """The episodes of a row, each with its environment begun or failed, to be closed with what is `opened`."""
-        row = {**example.meta, 'messages': example.conversation or [], 'source': example.source}
-        # Wherever its file lies.
-        seed = seed_of(self.seed, example.source_index, PurePath(example.source).name, example.epoch)
-        acting = [_Acting(self.pool.open(row, seed), example.source) for _ in range(sampling.responses)]
-        for one in acting:
-            opened.callback(one.session.close)
+    def _opened(self, examples: Sequence[Example], sampling: Sampling, opened: ExitStack) -> list[list[_Acting]]:
+        """The episodes of each row, not begun, their environments to be closed with what is `opened`."""
+        rows, seeds = [], []
+        for example in examples:
+            rows.append({**example.meta, 'messages': example.conversation or [], 'source': example.source})
+            # Wherever its file lies.
+            names = (example.source_index, PurePath(example.source).name, example.epoch)
+            seeds.append(seed_of(self.seed, *names))
+        number = sampling.responses
+        seats = self.pool.open(
+            [row for row in rows for _ in range(number)], [seed for seed in seeds for _ in range(number)]
+        )
+        opened.callback(self.pool.close, seats)
+        return [
+            [_Acting(seat, example.source) for seat in seats[start * number : (start + 1) * number]]
+            for start, example in enumerate(examples)
+        ]
+
+    def _begin(
+        self, example: Example, acting: Sequence[tuple[_Acting, Begun | EpisodeFailed]], sampling: Sampling
+    ) -> None:
+        """Gives the episodes of a row what they begin with, or fails them."""
         first: Begun | None = None
         asked, prompt, reason = example.conversation or [], example.prompt, ''
-        for one in acting:
-            try:
-                begun = one.session.begin()
-            except EpisodeFailed as failure:
-                one.fail(str(failure), failure.trace)
+        for one, begun in acting:
+            if type(begun) is EpisodeFailed:
+                one.fail(str(begun), begun.trace)
                 continue
             begun = begun._replace(messages=self._seen(begun.messages))
             if first is None:
@@ -122,7 +137,6 @@ class Episodes(Around):
             one.asked, one.prompt, one.tools, one.rewarded = asked, prompt, begun.tools, begun.rewards
             if reason:
                 one.fail(reason)
-        return acting
 
     def _prompt(self, example: Example, begun: Begun, sampling: Sampling) -> tuple[Conversation, Piece, str]:
         """What the first turn follows, as messages and as tokens; and what is wrong with it, if anything."""
@@ -167,36 +181,45 @@ class Episodes(Around):
                 response
                 for (response,) in self.engine.generate([one.example(self.spec.merge_media) for one in ones], how)
             ]
-        for one, response in zip(ones, responses, strict=True):
-            if one.live:
-                self._answer(one, response, sampling)
+        said = [self._say(one, response) for one, response in zip(ones, responses, strict=True) if one.live]
+        asking = [own for own in said if own is not None]
+        # All environments at once: those in other processes are waited for together.
+        answers = self.pool.step([own.one.seat for own in asking], [own.said for own in asking])
+        for own, answer in zip(asking, answers, strict=True):
+            self._hear(own, answer, sampling.max_new_tokens)
+        over = [one for one in ones if one.ended is not None and one.unscored]
+        for one, score in zip(over, self.pool.score([one.seat for one in over]), strict=True):
+            one.take_score(score)
 
-    def _answer(self, one: _Acting, response: Response, sampling: Sampling) -> None:
-        """Adds a turn to an episode, and what the environment shows behind it."""
+    def _say(self, one: _Acting, response: Response) -> _Saying | None:
+        """Adds a turn to an episode; returns what its environment is to answer, None where the turn was clipped."""
         said, message = self._said(response, one)
         one.pieces.append(response)
         one.messages.append(message)
-        stop = sum(map(len, one.pieces))
-        turn = Turn(stop, response.units, response.parts, len(said.calls))
-        if not response.finished:
+        turn = Turn(sum(map(len, one.pieces)), response.units, response.parts, len(said.calls))
+        if response.finished:
+            return _Saying(one, response, turn, said)
+        one.turns.append(turn)
+        one.end('tokens')
+        return None
+
+    def _hear(self, own: _Saying, answer: Answered | EpisodeFailed, longest: int) -> None:
+        """Adds what an environment answered, and shows it in front of the next turn."""
+        one, turn = own.one, own.turn
+        if type(answer) is EpisodeFailed:
             one.turns.append(turn)
-            one.end('tokens')
+            one.fail(str(answer), answer.trace)
             return
-        try:
-            messages, step = one.session.step(said)
-        except EpisodeFailed as failure:
-            one.turns.append(turn)
-            one.fail(str(failure), failure.trace)
-            return
+        messages, step = answer
         messages = self._seen(messages)
         one.turns.append(replace(turn, reward=step.reward, costs=step.costs, info=step.info))
         one.messages += messages
         if step.done:
             one.end('done')
-        elif len(one.turns) == self.max_turns:
+        elif step.truncated or len(one.turns) == self.max_turns:
             one.end('turns')
         else:
-            self._show(one, messages, response, sampling.max_new_tokens)
+            self._show(one, messages, own.response, longest)
 
     def _show(self, one: _Acting, messages: Conversation, response: Response, longest: int) -> None:
         try:
@@ -274,7 +297,7 @@ class Episodes(Around):
 class _Acting:
     """An episode that grows."""
 
-    session: Session
+    seat: Seat
     source: str
     asked: Conversation = field(default_factory=list)
     prompt: Piece | None = None
@@ -285,6 +308,7 @@ class _Acting:
     messages: Conversation = field(default_factory=list)
     ended: Literal['done', 'turns', 'tokens', 'failed'] | None = None
     score: float | None = None
+    unscored: bool = False
     reason: str = ''
     trace: str = ''
 
@@ -302,22 +326,22 @@ class _Acting:
         return Example(join([self.prompt, *self.pieces], merge), [], self.source, conversation=self.asked)
 
     def end(self, how: Literal['done', 'turns', 'tokens']) -> None:
-        self.ended = how
-        try:
-            self.score = self.session.score()
-        except EpisodeFailed as failure:
-            self.fail(str(failure), failure.trace)
-        if (
-            how != 'done'
-            and self.rewarded
-            and self.score is None
-            and not any(turn.reward is not None for turn in self.turns)
-        ):
+        self.ended, self.unscored = how, True
+
+    def take_score(self, score: float | None | EpisodeFailed) -> None:
+        """What the environment says of the episode that ended."""
+        self.unscored = False
+        if type(score) is EpisodeFailed:
+            self.fail(str(score), score.trace)
+            return
+        self.score = score
+        is_judged = score is not None or any(turn.reward is not None for turn in self.turns)
+        if self.ended != 'done' and self.rewarded and not is_judged:
             # It never came to be judged.
             self.score = 0.0
 
     def fail(self, reason: str, trace: str = '') -> None:
-        self.ended, self.reason, self.trace = 'failed', reason, trace
+        self.ended, self.unscored, self.reason, self.trace = 'failed', False, reason, trace
 
     def response(self, merge: Merge) -> Response:
         assert self.prompt is not None and self.ended is not None
@@ -337,6 +361,15 @@ class _Acting:
             parts=sampled[-1].parts,
             episode=Episode(self.prompt, self.asked, self.messages, tuple(turns), self.ended, score),
         )
+
+
+class _Saying(NamedTuple):
+    """A turn that an environment is to answer."""
+
+    one: _Acting
+    response: Response
+    turn: Turn
+    said: Said
 
 
 def _sampling(sampling: Sampling, turn: int, numbers: Sequence[Any]) -> Sampling:

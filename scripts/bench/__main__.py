@@ -17,6 +17,7 @@ from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from scripts.bench import (  # noqa: E402
+    acting,
     coded,
     compare,
     denoise,
@@ -46,6 +47,7 @@ BENCHES: dict[str, Callable[[Path, Size], list[Ratio]]] = {
     'shared': preference.shared,
     'grpo': online.grpo,
     'online': online.online,
+    'environments': acting.environments,
     'pictures': pictures.pictures,
     'sampling': pictures.sampling,
     'generate': generate.generate,

@@ -205,6 +205,12 @@ def image_model(folder: Path, size: Size) -> Path:
     return _like_image('llava', folder, size, image_size=size.image_size, **tower)
 
 
+def seeing_model(folder: Path, size: Size) -> Path:
+    """Builds a Qwen2.5-VL-type checkpoint, whose chat template goes on after an answer, with as large a tower."""
+    tower = {'vision_hidden': size.vision_hidden, 'vision_layers': size.vision_layers}
+    return _like_image('qwen2_5_vl', folder, size, image_size=size.image_size, **tower)
+
+
 def _like_image(family: str, folder: Path, size: Size, **more: int) -> Path:
     """Builds a checkpoint whose language model is that of `image`."""
     from align_anything.testing.tiny import build

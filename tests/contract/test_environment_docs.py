@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from align_anything.cli.leaves import find_run
+from align_anything.cli.main import app
 from align_anything.configs.environment import EnvironmentCfgs
 from align_anything.environments import Call, Said
-from align_anything.environments.base import checked_kwargs, environment_names, make_environment
+from align_anything.environments.base import checked_kwargs, environment_names, get_environment, make_environment
+from align_anything.serve import environments
 from tests.trainers.runs import lines, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +66,25 @@ def test_the_tools_are_called(tmp_path: Path) -> None:
 def test_what_ships_and_what_is_set_is_named() -> None:
     told = {row[0].strip('`'): re.findall(r'`(\w+)`', row[2]) for row in cells('| name |')}
     assert sorted(told) == environment_names()
-    assert {name: [*checked_kwargs(name, {})] for name in told} == told
+    assert {name: [*inspect.signature(get_environment(name)).parameters] for name in told} == told
     settings = {name for row in cells('| setting |') for name in re.findall('`([^`]+)`', row[0])}
     assert settings - {'max_new_tokens'} <= EnvironmentCfgs.model_fields.keys()
     assert set(re.findall(r'--(environment\w*|max_turns)', TEXT)) <= EnvironmentCfgs.model_fields.keys()
+
+
+def test_the_server_takes_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = re.findall(r'```bash\n(align-anything serve-environment .*)\n```', TEXT)
+    (tmp_path / 'my_environment.py').write_text(FILES['my_environment.py'])
+    monkeypatch.chdir(tmp_path)
+    served: list[str] = []
+    monkeypatch.setattr(environments, 'serve_app', lambda app, bound: served.append(app.title))
+    app(shlex.split(command)[1:], standalone_mode=False)
+    assert served == ['environment']
+
+
+def test_the_settings_are_those_of_an_environment_that_there_is() -> None:
+    (block,) = re.findall(r'```yaml\n(environment: gymnasium\n.*?)```', TEXT, re.DOTALL)
+    cfgs = EnvironmentCfgs(**yaml.safe_load(block))
+    world = make_environment(cfgs.environment, checked_kwargs(cfgs.environment, cfgs.environment_kwargs))
+    assert world.reset({}, 0).messages[0]['content'][0]['image'].size == (112, 112)
+    world.close()

@@ -11,9 +11,10 @@ from PIL import Image
 
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.environments import Environment, Observation, Said, Step
-from align_anything.environments.base import checked_kwargs, environment_names, get_environment
+from align_anything.environments.base import Alone, checked_kwargs, environment_names, get_environment
 from align_anything.environments.observing import Limits
-from align_anything.environments.pool import EpisodeFailed, Pool
+from align_anything.environments.pool import EpisodeFailed, Pool, Session
+from tests.environments.one import One, only
 
 OWN = """
 import random
@@ -58,17 +59,17 @@ def text(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def test_an_episode_of_a_users_own_class(own: str) -> None:
-    session = Pool(own, {'times': 2}).open({}, 7)
-    again = Pool(own).open({}, 7)
+    session = One(Pool(own, {'times': 2}), {}, 7)
+    again = One(Pool(own), {}, 7)
     assert text(session.begin().messages) == text(again.begin().messages)
-    assert text(Pool(own).open({}, 8).begin().messages) != text(again.begin().messages)
+    assert text(One(Pool(own), {}, 8).begin().messages) != text(again.begin().messages)
     first, second = session.step(Said('a')), session.step(Said('b'))
     assert text(first.messages) == ['a'] and not first.step.done and first.step.reward == 0.5
     assert text(second.messages) == ['a b'] and second.step.done and session.score() is None
 
 
 def test_a_failure_is_tried_again_where_the_episode_stood(own: str) -> None:
-    session = Pool(own, {'breaks': 'once'}).open({}, 7)
+    session = One(Pool(own, {'breaks': 'once'}), {}, 7)
     session.begin()
     session.step(Said('a'))
     assert text(session.step(Said('b')).messages) == ['a b']
@@ -78,7 +79,7 @@ def test_a_failure_is_tried_again_where_the_episode_stood(own: str) -> None:
     ('breaks', 'reason'), [('always', 'SystemExit: 0'), ('otherwise', 'it went otherwise than before it failed')]
 )
 def test_and_told_where_it_fails_again(own: str, breaks: str, reason: str) -> None:
-    session = Pool(own, {'breaks': breaks}).open({}, 7)
+    session = One(Pool(own, {'breaks': breaks}), {}, 7)
     session.begin()
     session.step(Said('a'))
     with pytest.raises(EpisodeFailed, match=reason) as failed:
@@ -87,7 +88,7 @@ def test_and_told_where_it_fails_again(own: str, breaks: str, reason: str) -> No
 
 
 def test_what_fails_to_close_is_told_and_fails_nobody(own: str, caplog: pytest.LogCaptureFixture) -> None:
-    session = Pool(own, {'breaks': 'closing'}).open({}, 7)
+    session = One(Pool(own, {'breaks': 'closing'}), {}, 7)
     session.begin()
     session.close()
     assert 'Echo failed to close: OSError: the line is cut' in caplog.text
@@ -95,9 +96,9 @@ def test_what_fails_to_close_is_told_and_fails_nobody(own: str, caplog: pytest.L
 
 def test_rows_may_name_their_environment(own: str) -> None:
     pool = Pool(own, {'times': 1})
-    assert 'number from 1 to 100' in text(pool.open({'environment': 'number_game'}, 0).begin().messages)[0]
+    assert 'number from 1 to 100' in text(One(pool, {'environment': 'number_game'}, 0).begin().messages)[0]
     with pytest.raises(EpisodeFailed, match="unknown environment 'numbergame'.*Did you mean 'number_game'"):
-        pool.open({'environment': 'numbergame'}, 0).begin()
+        One(pool, {'environment': 'numbergame'}, 0).begin()
 
 
 def test_names_and_arguments_are_checked(own: str) -> None:
@@ -119,13 +120,11 @@ class Told(Environment):
 
 
 def answered(answer: Any, **limits: Any) -> Any:
-    from align_anything.environments.pool import Session
-
     world = Told()
     world.answer = answer
-    session = Session(lambda: world, {}, 0, Limits(**limits), 0)
+    session = Session('told', lambda: Alone(world), [{}], [0], Limits(**limits), 0)
     session.begin()
-    return session.step(Said('x'))
+    return only(session.step([Said('x')]))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,7 @@ def test_no_more_is_shown_than_is_allowed() -> None:
 
 
 def test_the_number_game_ends_with_the_right_guess() -> None:
-    session = Pool('number_game', {'high': 7, 'guesses': 4}).open({}, 3)
+    session = One(Pool('number_game', {'high': 7, 'guesses': 4}), {}, 3)
     session.begin()
     low, high = 1, 7
     for _ in range(4):

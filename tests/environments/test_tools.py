@@ -8,8 +8,9 @@ import pytest
 
 from align_anything.core.errors import WorldError
 from align_anything.environments.base import Call, Said, Step
+from align_anything.environments.golden import last_number
 from align_anything.environments.tools import FunctionTools, schema_of
-from align_anything.environments.worlds.calculator import Calculator, calculate, last_number
+from align_anything.environments.worlds.calculator import Calculator, calculate
 
 
 def weather(city: str, days: int = 1, unit: Literal['C', 'F'] = 'C') -> dict[str, object]:

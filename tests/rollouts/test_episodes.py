@@ -14,7 +14,10 @@ from PIL import Image
 from align_anything.core.errors import WorldError
 from align_anything.core.types import Example, Response
 from align_anything.environments import Environment, Observation, Said, Step
-from align_anything.environments.pool import Pool, Session
+from align_anything.environments.base import Alone, BatchEnvironment
+from align_anything.environments.hosts import Here
+from align_anything.environments.pool import Pool
+from align_anything.environments.workers import Workers
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import load_spec
 from align_anything.policies.token.collator import TokenCollator
@@ -63,11 +66,14 @@ class Steps(Environment):
         return None if self.fails == 'silent' else 1.0
 
 
-class Worlds(Pool):
-    """A pool of them, without a file."""
+class Worlds(Here):
+    """Makes them, without a file."""
 
-    def open(self, row: Mapping[str, Any], seed: int) -> Session:
-        return Session(lambda: Steps(**self.kwargs), row, seed, self.limits, self.retries)
+    def capacity(self, name: str) -> int | None:
+        return 1
+
+    def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
+        return Alone(Steps(**kwargs))
 
 
 def episodes(tiny: Tiny, family: str, batch_size: int = 4, **more: Any) -> tuple[Episodes, Any, FamilySpec]:
@@ -78,7 +84,7 @@ def episodes(tiny: Tiny, family: str, batch_size: int = 4, **more: Any) -> tuple
     engine = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=batch_size)
     kwargs = {name: more.pop(name) for name in ('pictures', 'fails') if name in more}
     settings = {'max_turns': 3, 'max_tokens': 2000, **more}
-    made = Episodes(engine, spec, Worlds('steps', kwargs), **settings)
+    made = Episodes(engine, spec, Pool('steps', kwargs, host=Worlds()), **settings)
     made.sync(7)
     return made, policy, spec
 
@@ -163,6 +169,50 @@ def test_samples_with_seeds_of_their_own_do_not_hang_on_their_neighbours(tiny: T
     both = made.generate(examples, replace(SAMPLING, seeds=(11, 12)))
     (alone,) = made.generate(examples[1:], replace(SAMPLING, seeds=(12,)))
     assert [one.ids.tolist() for one in both[1]] == [one.ids.tolist() for one in alone]
+
+
+SLOWLY = """
+import os
+import pathlib
+
+from align_anything.environments import Environment, Observation, Step
+
+
+class Letters(Environment):
+    def __init__(self, mark: str):
+        self.mark = pathlib.Path(mark)
+
+    def reset(self, row, seed):
+        self.turn = 0
+        return Observation(f'Begin {seed % 10}.')
+
+    def step(self, said):
+        self.turn += 1
+        if self.turn == 2 and self.mark.exists():
+            self.mark.unlink()
+            os.kill(os.getpid(), 9)
+        letters = len(said.text)
+        return Step(Observation(f'{letters} in {self.turn}.'), reward=letters, done=letters % 3 == self.turn % 3)
+"""
+
+
+def test_in_other_processes_of_which_one_dies_episodes_are_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / 'own.py').write_text(SLOWLY)
+    made, _, spec = episodes(tiny, 'qwen2')
+    kwargs = {'mark': str(tmp_path / 'mark')}
+    found = []
+    workers = Workers(2)
+    for host in (Here(), workers):
+        one = replace(made, pool=Pool(f'{tmp_path}/own.py:Letters', kwargs, host=host))
+        found.append([response for own in one.generate(prompts(spec), SAMPLING) for response in own])
+        if host is not workers:
+            (tmp_path / 'mark').touch()
+    workers.close()
+    here, there = found
+    assert not (tmp_path / 'mark').exists(), 'none of them died'
+    assert [one.ids.tolist() for one in here] == [one.ids.tolist() for one in there]
+    assert [one.episode.reward for one in here] == [one.episode.reward for one in there]
+    assert max(len(one.episode.turns) for one in here) > 1
 
 
 def test_limits_of_turns_and_of_tokens_end_an_episode_unfinished(tiny: Tiny) -> None:

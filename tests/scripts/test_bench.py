@@ -45,6 +45,7 @@ RATIOS = {
         for what in ('shared_prefix / padded', 'shared_prefix / trl', 'memory of shared_prefix / trl')
     ],
     'online': [],
+    'environments': [f'environments {what}: waiting / step' for what in ('in this process', 'in 2 processes')],
     'pictures': ['GRPO update on pictures: shared_prefix / padded'],
     'sampling': [],
     'generate': ['generate: one by one / 16 at once'],

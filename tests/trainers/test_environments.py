@@ -11,6 +11,7 @@ import pytest
 from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run
 from align_anything.core.errors import SettingsError
+from align_anything.environments import remote
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.checks import check_online
@@ -142,9 +143,10 @@ def test_every_online_algorithm_learns_from_responses_with_holes(
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize('name', ['ppo', 'grpo'])
-def test_killed_in_an_episode(folder: Path, tiny: Tiny, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(('name', 'workers'), [('ppo', 0), ('grpo', 0), ('grpo', 2)])
+def test_killed_in_an_episode(folder: Path, tiny: Tiny, tmp_path: Path, name: str, workers: int) -> None:
     changes = {'max_steps': 8, 'save_interval': 4, 'save_total_limit': 2, 'log_completions': 1}
+    changes |= {'environment_workers': workers}
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     ended = run(argv(folder, whole, tiny('qwen2'), **changes), 2, algorithm=named(name))
     assert [item.code for item in ended] == [0, 0], ended[0].output
@@ -190,11 +192,16 @@ def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path:
         ({'max_episode_tokens': 300}, 'is more than model_cfgs.model_max_length = 256'),
         ({'max_episode_tokens': 6}, 'holds no turn of model_cfgs.max_new_tokens = 6'),
         ({'environment': None}, 'it means nothing without environment'),
+        ({'environment_timeout': 3}, 'nothing can end an environment that hangs in the process that trains'),
+        ({'environment': 'http://127.0.0.1:9', 'environment_workers': 2}, 'the server of the environment decides'),
+        ({'environment': 'http://127.0.0.1:9', 'environment_kwargs': '{high: 3}'}, 'the server of the environment'),
+        ({'environment': 'http://127.0.0.1:9', 'environment_timeout': 3}, 'http://127.0.0.1:9 cannot be reached'),
     ],
 )
 def test_settings_that_cannot_be_obeyed_are_refused(
-    folder: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+    folder: Path, tmp_path: Path, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote, 'ALLOWANCE', 0.1)
     with pytest.raises(SettingsError) as refused:
         resolved = settings_of(TEXT, named('grpo'), argv(folder, tmp_path, Path('model'), **changes), {})
         check_online(resolved.cfgs, resolved.algorithm)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import operator
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from align_anything.environments.base import Observation, register_environment
-from align_anything.environments.tools import FunctionTools
+from align_anything.environments.base import register_environment
+from align_anything.environments.golden import GoldenNumber
 
 OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -23,7 +22,6 @@ OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 LONGEST, LARGEST, HIGHEST_POWER = 200, 10**30, 64
-NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?')
 
 
 def calculate(expression: str) -> str:
@@ -56,31 +54,11 @@ def _value(node: ast.AST) -> int | float:
 
 
 @register_environment('calculator')
-class Calculator(FunctionTools):
+class Calculator(GoldenNumber):
     """Lends a calculator, and rewards an answer whose last number is the golden one of the row (`ground_truth`) by 1.
 
     Without a golden answer it rewards nothing.
     """
 
-    rewards = True
-
     def __init__(self) -> None:
         super().__init__([calculate])
-        self._wanted: float | None = None
-
-    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
-        """Remembers the golden answer of the row."""
-        self._wanted = last_number(str(row.get('ground_truth', '')))
-        return Observation()
-
-    def judged(self, answer: str) -> tuple[float | None, Mapping[str, Any]]:
-        if self._wanted is None:
-            return None, {}
-        right = last_number(answer) == self._wanted
-        return float(right), {'success': right}
-
-
-def last_number(text: str) -> float | None:
-    """Returns the last number in a text, None where there is none."""
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(',', '')) if found else None

@@ -36,6 +36,7 @@ class TokenCollator:
             where nothing that is scored can see it.
         guidance: how far scores of codes are led from what follows the unconditional prompt to what follows the prompt
             itself; 1 is the latter alone. Otherwise each response stands behind both.
+        ranks_per_row: how many ranks share each row, which is filled up to a multiple of it.
     """
 
     spec: FamilySpec
@@ -45,6 +46,7 @@ class TokenCollator:
     dummy_kinds: tuple[str, ...] = ()
     work: Callable[[Example], float] = work_in_tokens
     guidance: float = 1.0
+    ranks_per_row: int = 1
 
     @property
     def pads(self) -> bool:
@@ -103,6 +105,8 @@ class TokenCollator:
                 share=self.layout == 'shared_prefix',
                 segmented=self.segmented,
                 bidirectional=self.spec.bidirectional_media,
+                multiple=self.ranks_per_row,
+                pad_token_id=self.spec.pad_token_id,
             )
         # What fills up an empty micro-batch is no token of the run.
         rows.inputs.distinct &= bool(examples)

@@ -31,7 +31,7 @@ class TokenPolicy(nn.Module):
         self.model = model
         self.collate = collate
         self.dtype = dtype
-        self._hidden = HiddenStates(model, dtype)
+        self._hidden = HiddenStates(model, dtype, collate)
         self.head = make_head(collate.spec, bare_model(model))
 
     def forward(
@@ -56,14 +56,19 @@ class TokenPolicy(nn.Module):
         if logits:
             return bare_model(self.model)(**self._hidden.arguments(batch)).logits
         hidden, routed = self._hidden.with_routing(batch, routing)
-        selected = hidden.index_select(0, batch.inputs.score_index)
+        share, inputs = self._hidden.share_of(batch), batch.inputs
+        index, which = share.own(inputs.score_index, hidden)
+        targets = inputs.targets if which is None else inputs.targets[which]
         more = {}
-        if batch.inputs.unconditional is not None:
-            states = hidden.index_select(0, batch.inputs.unconditional)
-            more['guidance'] = Guidance(states, batch.inputs.guidance)
-        values, entropies = self.head(selected, batch.inputs.targets, entropy, **more)
+        if inputs.unconditional is not None:
+            states = hidden.index_select(0, inputs.unconditional)
+            more['guidance'] = Guidance(states, inputs.guidance)
+        values, entropies = self.head(hidden.index_select(0, index), targets, entropy, **more)
         # An empty selection still has to lead every rank through the same backward pass.
-        values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
+        values = values + 0.0 * hidden.sum().float() if len(values) == 0 else values
+        units = len(inputs.targets)
+        values = share.whole(values, which, units)
+        entropies = None if entropies is None else share.whole(entropies, which, units)
         beside = self._further(batch, hidden) if further else None
         return Scored(values, entropies, routing=routed, further=beside)
 

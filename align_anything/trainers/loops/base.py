@@ -11,7 +11,7 @@ from typing import Protocol
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import all_gather_object
+from align_anything.core.distributed import gathered_lists
 from align_anything.core.errors import DataError, SettingsError, TrainingError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Batch, Example, Skipped
@@ -138,6 +138,11 @@ class Loop:
         return not stop
 
     @property
+    def copies(self) -> int:
+        """How many ranks in a row have the same rows, of which each computes a share."""
+        return self.cfgs.train_cfgs.sequence_parallel_size
+
+    @property
     def task_names(self) -> list[str]:
         """What metrics call the tasks."""
         return [] if self.tasks is None else list(self.tasks.names)
@@ -261,7 +266,7 @@ class Loop:
         suspects = result.suspects or (
             [] if not result.finite else [name for batch in batches for name in batch.sources]
         )
-        names = [name for own in all_gather_object(suspects) for name in own]
+        names = gathered_lists(suspects, self.copies)
         what = 'gradient' if result.finite else 'loss'
         message = (
             f'step {self.progress.step}: the {what} is not finite; the weights were left as they were. '

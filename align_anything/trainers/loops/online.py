@@ -17,7 +17,7 @@ from torch import Tensor
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
 from align_anything.configs.online import COST, OnlineRunCfgs
-from align_anything.core.distributed import all_gather_object, all_reduce_sum, rank
+from align_anything.core.distributed import all_reduce_sum, gathered_lists, rank
 from align_anything.core.types import Batch, Example, Response, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
@@ -171,7 +171,7 @@ class OnlineLoop(Loop):
         sums: list[Tensor] = []
         names: list[str] = []
         for prompts in loader.micro_batches(0):
-            self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
+            self.file_skips(gathered_lists(prompts.skipped, self.copies))
             sampling = self._sampling(EVALUATION_SEED, 1).of_evaluation()
             with self.as_evaluated():
                 generated = self._generated(prompts.examples, sampling)
@@ -241,7 +241,7 @@ class OnlineLoop(Loop):
         return self._sampling(self.cfgs.train_cfgs.seed + step + (number << 32), self.algorithm.num_generations)
 
     def _sampling(self, seed: int, responses: int) -> Sampling:
-        return replace(self.sampling, responses=responses, seed=rank_seed(seed, rank()))
+        return replace(self.sampling, responses=responses, seed=rank_seed(seed, rank() // self.copies))
 
     def _generated(self, examples: list[Example], sampling: Sampling) -> list[Example]:
         with self._clock('sync'):
@@ -324,7 +324,7 @@ class OnlineLoop(Loop):
             values={role: joined(examples, f'values/{role}') for role in self.critics},
             bootstrap=bootstrap,
             costs=None if costs is None else kept_of(costs.split(sizes), kept),
-            all_costs=[cost for own in all_gather_object(all_costs) for cost in own],
+            all_costs=gathered_lists(all_costs, self.copies),
         )
         state = self.progress.state.setdefault('algorithm', {})
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
@@ -356,7 +356,8 @@ class OnlineLoop(Loop):
         values: dict[str, list[StepResult]] = {role: [] for role in self.critics}
         for iteration in range(self.algorithm.update_iters):
             # Every rank shuffles its own responses, the same way when the run is resumed.
-            order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {rank()}')
+            own = rank() // self.copies
+            order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {own}')
             examples = order.sample(trained, len(trained))
             for micro_batches in self._split_into_steps(examples):
                 if self.progress.step == self.steps:
@@ -375,7 +376,7 @@ class OnlineLoop(Loop):
                     values[role].append(result)
                 self.progress.step += 1
         if self.ptx is not None:
-            self.file_skips([item for own in all_gather_object(self._unusable) for item in own])
+            self.file_skips(gathered_lists(self._unusable, self.copies))
             self._unusable = []
         self.progress.step_in_epoch += 1
         self.progress.cursor = self.training.sampler.cursor(self.progress.epoch, self.progress.step_in_epoch)
@@ -407,7 +408,7 @@ class OnlineLoop(Loop):
     # What is told
 
     def _skip(self, prompts: Sequence[Prompts]) -> None:
-        skipped = [item for own in all_gather_object([i for p in prompts for i in p.skipped]) for item in own]
+        skipped = gathered_lists([item for own in prompts for item in own.skipped], self.copies)
         self.progress.seen += int(self._sum([float(sum(len(p.examples) for p in prompts))])[0]) + len(skipped)
         if skipped:
             self.file_skips(skipped)
@@ -461,7 +462,7 @@ class OnlineLoop(Loop):
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _reduce(self, tensor: Tensor) -> Tensor:
-        return all_reduce_sum(tensor.to(self.engine.device)).cpu()
+        return all_reduce_sum(tensor.to(self.engine.device)).cpu() / self.copies
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_anything.configs.environment import ADDRESS, EnvironmentCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
 from align_anything.environments.base import checked_kwargs, make_environment
+from align_anything.environments.hosts import Here, Host
 from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
+from align_anything.environments.remote import Remote
+from align_anything.environments.workers import SECONDS, Workers
 from align_anything.models.family import FamilySpec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
@@ -67,7 +71,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
     return Episodes(
         rollouts,
         spec,
-        Pool(settings.environment, _kwargs(cfgs), limits, settings.environment_retries),
+        Pool(settings.environment, _kwargs(cfgs), limits, settings.environment_retries, _host(settings)),
         max_turns=settings.max_turns,
         max_tokens=longest_episode(cfgs),
         on_failure=settings.on_failure,
@@ -76,13 +80,29 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
     )
 
 
+def _host(settings: EnvironmentCfgs) -> Host:
+    """Where the environments live."""
+    if settings.environment.startswith(ADDRESS):
+        return Remote(settings.environment, settings.environment_timeout)
+    if settings.environment_workers:
+        return Workers(settings.environment_workers, settings.environment_timeout or SECONDS)
+    return Here()
+
+
 def _kwargs(cfgs: OnlineRunCfgs) -> dict[str, Any]:
     settings = cfgs.environment_cfgs
+    if settings.environment.startswith(ADDRESS):
+        return {}
     return checked_kwargs(settings.environment, settings.environment_kwargs)
 
 
 def _tools(cfgs: OnlineRunCfgs) -> Sequence[Mapping[str, Any]]:
-    """The tools of the environment, which is made once and closed."""
+    """The tools of the environment, which is made once and closed; those of a served one as its server tells."""
+    if cfgs.environment_cfgs.environment.startswith(ADDRESS):
+        remote = Remote(cfgs.environment_cfgs.environment)
+        tools = remote.told.tools
+        remote.close()
+        return tools
     environment = make_environment(cfgs.environment_cfgs.environment, _kwargs(cfgs))
     tools = environment.tools
     environment.close()

@@ -164,6 +164,7 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
             base, train.lr_scheduler_type, warmup_ratio=train.lr_warmup_ratio, total_steps=total_steps
         ),
         router_coefficient=kind.router_coefficient(cfgs, algorithm, model),
+        copies=train.sequence_parallel_size,
     )
     attention = cfgs.model_cfgs.attn_implementation
     logger.info(

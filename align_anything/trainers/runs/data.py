@@ -14,7 +14,6 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
 from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.buckets import histogram
-from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import ACTION, NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
@@ -41,7 +40,7 @@ from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
 from align_anything.trainers.runs.action_spaces import acting
-from align_anything.trainers.runs.settings import codes_of_run, spec_of
+from align_anything.trainers.runs.settings import codes_of_run, data_ranks, spec_of
 
 logger = get_logger(__name__)
 
@@ -264,7 +263,7 @@ def training_sampler(
     """
     train, data = cfgs.train_cfgs, cfgs.data_cfgs
     shape = BatchShape(
-        *(rows or (train.per_device_train_batch_size, train.gradient_accumulation_steps)), world_size(), rank()
+        *(rows or (train.per_device_train_batch_size, train.gradient_accumulation_steps)), *data_ranks(cfgs)
     )
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
@@ -376,7 +375,7 @@ def loader_in_order(
     With `buckets` a micro-batch holds rows of one of them.
     """
     shape, mixture = (
-        BatchShape(batch_size, 1, world_size(), rank()),
+        BatchShape(batch_size, 1, *data_ranks(cfgs)),
         Mixture(sizes, cfgs.train_cfgs.seed, shuffle=False),
     )
     sampler = IndexSampler(mixture, shape) if buckets is None else BucketSampler(mixture, buckets, shape)

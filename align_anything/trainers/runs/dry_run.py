@@ -15,7 +15,7 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import is_main, world_size
+from align_anything.core.distributed import is_main
 from align_anything.core.errors import DataError
 from align_anything.core.types import Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
@@ -58,7 +58,7 @@ from align_anything.trainers.runs.ptx import ptx_dataset, with_ptx_if_given
 from align_anything.trainers.runs.rewarding import make_rewards
 from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
-from align_anything.trainers.runs.settings import engine_config, objective_of, precision_of
+from align_anything.trainers.runs.settings import data_ranks, engine_config, objective_of, precision_of
 from align_anything.trainers.runs.verdict import verdict
 
 SAMPLES = 3
@@ -242,14 +242,17 @@ def _plan(
     generates: bool,
 ) -> Table:
     train = cfgs.train_cfgs
-    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * world_size()
+    ranks, _ = data_ranks(cfgs)
+    per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * ranks
+    shared = train.sequence_parallel_size
+    in_words = f'groups of {shared} ranks' if shared > 1 else 'ranks'
     table = Table(title='Run', show_header=False)
     for name, value in {
         'rows': 'stream' if rows is None else f'{rows:,}',
         'responses per step' if generates else 'samples per step': f'up to {train.max_length_per_batch} tokens a device'
         if train.max_length_per_batch and not generates
         else f'{per_step} = {train.per_device_train_batch_size} × '
-        f'{train.gradient_accumulation_steps} accumulated × {world_size()} ranks',
+        f'{train.gradient_accumulation_steps} accumulated × {ranks} {in_words}',
         'optimizer steps': f'{steps:,}',
         'engine': f'ZeRO stage {zero_stage(config)}, {precision_of(cfgs)}, {optimizer}',
         'layout': f'{layout} (checked on the model before the first step)',

@@ -115,7 +115,9 @@ class EvalTasks:
 
         Raises as metrics do, on every rank.
         """
-        records = [record for own in all_gather_object(self._records) for record in own]
+        # Ranks that share rows have the same ones.
+        every = (record for own in all_gather_object(self._records) for record in own)
+        records = list({(record['dataset'], record['row']): record for record in every}.values())
         found: tuple[dict[str, float], dict[str, float]] = ({}, {})
         error: AlignAnythingError | None = None
         if is_main() and records:

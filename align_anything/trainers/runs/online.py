@@ -24,6 +24,7 @@ from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.online_report import names_of_numbers
 from align_anything.reporting.unread import FailedEpisodes, UnreadResponses
+from align_anything.rollouts.shared import SharedRollouts
 from align_anything.trainers.loops.online import OnlineLoop
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.splitting import steps_of_rollout
@@ -99,6 +100,9 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
+    failed = rollouts.failed if acts else tuple
+    if cfgs.train_cfgs.sequence_parallel_size > 1:
+        rollouts = SharedRollouts(rollouts, cfgs.train_cfgs.sequence_parallel_size)
     pending = Pending(policy.device, decode)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
@@ -126,7 +130,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
         rewards=rewards,
         unread=UnreadResponses(run.output_dir, run.resume_step),
         failures=FailedEpisodes(run.output_dir, run.resume_step),
-        failed=rollouts.failed if acts else tuple,
+        failed=failed,
         completions=_completions(run, kept['console'], kept['writer']),
         ptx=None if supervised is None else ptx_loader(supervised, as_prompts, cfgs),
         **kept,

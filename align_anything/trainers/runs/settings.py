@@ -12,7 +12,7 @@ import torch
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import world_size
+from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import SampleError, SettingsError
 from align_anything.core.types import Conversation
 from align_anything.datasets.media import decode, make_media
@@ -42,6 +42,12 @@ def precision_of(cfgs: RunCfgs) -> str:
 def dtype_of(cfgs: RunCfgs) -> torch.dtype:
     """The type of the run's precision."""
     return DTYPES[precision_of(cfgs)]
+
+
+def data_ranks(cfgs: RunCfgs) -> tuple[int, int]:
+    """How many ranks have rows of their own, and the number of this one among them: those that share rows are one."""
+    size = cfgs.train_cfgs.sequence_parallel_size
+    return world_size() // size, rank() // size
 
 
 def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
