@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from align_anything.cli.replay import replay
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
@@ -332,6 +333,21 @@ def add_actions(
     typer.echo(f'model with tokens for actions: {out}')
 
 
+@app.command(name='convert-spoc')
+def convert_spoc(
+    file: Annotated[Path, typer.Argument(metavar='FILE', help='Published checkpoint of SPOC, a .ckpt.')],
+    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make.')],
+    version: Annotated[str, typer.Option(help='What it is: small_3, small_6, base_3 or base_6.')] = 'small_3',
+    tokenizer: Annotated[str, typer.Option(help='Folder or hub name of the tokenizer of goals.')] = 't5-small',
+) -> None:
+    """Make a checkpoint of a published SPOC, which then trains and acts as any other (docs/actions.md)."""
+    from align_anything.models.acting.published import convert_published
+    from align_anything.trainers.launch import quieten_libraries
+
+    quieten_libraries()
+    typer.echo(f'checkpoint: {convert_published(file, out, version, tokenizer)}')
+
+
 @app.command(name='tokenize-media', context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
 def tokenize(
     context: typer.Context,
@@ -372,6 +388,9 @@ def demonstrations(
     kwargs = checked_kwargs(environment, parse_yaml(environment_kwargs) or {})
     written, cost = write_demonstrations(environment, kwargs, out, episodes, first_seed, prompts)
     typer.echo(f'{written} episodes, each at a cost of {cost:.2f}: {out}')
+
+
+app.command()(replay)
 
 
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')

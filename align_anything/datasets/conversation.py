@@ -337,7 +337,7 @@ def _content(source: Any) -> Any:
 
 
 def _is_blank(message: Message) -> bool:
-    if message.keys() & {'tool_calls', 'reasoning_content'}:
+    if message.keys() & {'tool_calls', 'reasoning_content', STATE}:
         return False
     return all(part['type'] == 'text' and not part['text'].strip() for part in message['content'])
 

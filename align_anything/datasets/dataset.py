@@ -233,7 +233,7 @@ class ExampleDataset:
                 row = source.rows[at]
             view = self._view(source, name, row)
             other = self._other(source, at) if self.task.needs_other else None
-            conversations, meta = self._conversations(source, name, view, other, window)
+            conversations, meta = self._cut(name, *self._conversations(source, name, view, other), window)
             if emptied:
                 conversations = list(map(without_prompt_text, conversations))
             example = self._example(source, name, conversations)
@@ -260,14 +260,19 @@ class ExampleDataset:
         return self.sources[number].rows.row_name(at)
 
     def formatted(self, index: int) -> list[Conversation] | Skipped:
-        """Returns the conversations of a row, its media not decoded."""
+        """Returns the conversations of a row, whole episodes too, its media not decoded."""
+        made = self.recorded(index)
+        return made if isinstance(made, Skipped) else made[0]
+
+    def recorded(self, index: int) -> tuple[list[Conversation], dict[str, Any], int] | Skipped:
+        """Returns the conversations of a row as `formatted` does, its meta record, and the number of its source."""
         number, at = self._at(index)
         source = self.sources[number]
         name = source.rows.row_name(at)
         try:
             view = self._view(source, name, source.rows[at])
             other = self._other(source, at) if self.task.needs_other else None
-            return self._conversations(source, name, view, other)[0]
+            return *self._conversations(source, name, view, other), number
         except SampleError as error:
             return Skipped(name, str(error), isinstance(error, FilteredError))
 
@@ -312,7 +317,8 @@ class ExampleDataset:
                 if isinstance(row, SampleError):
                     raise row
                 view = self._view(source, name, row)
-                conversations, _ = self._conversations(source, name, view, view)
+                conversations, meta = self._conversations(source, name, view, view)
+                conversations, _ = self._cut(name, conversations, meta)
                 if not usable:
                     self._example(source, name, conversations)
             except SampleError as error:
@@ -375,7 +381,7 @@ class ExampleDataset:
         return TemplateRow(row, source.formatter, source.starts(name))
 
     def _conversations(
-        self, source: Source, name: str, row: TemplateRow, other: TemplateRow | None, window: Window | None = None
+        self, source: Source, name: str, row: TemplateRow, other: TemplateRow | None
     ) -> tuple[list[Conversation], dict[str, Any]]:
         """The conversations of a row in normal form, media not decoded, and its meta record."""
         written, meta = self._format(source, row, other)
@@ -388,11 +394,17 @@ class ExampleDataset:
         ]
         for conversation in conversations:
             self._check_media(name, conversation)
-        if self.windows is not None:
-            window = self.windows.of(name, 0) if window is None else window
-            conversations, metas = zip(*(cut(turns, meta, window) for turns in conversations), strict=True)
-            return list(conversations), metas[0]
         return conversations, meta
+
+    def _cut(
+        self, name: str, conversations: list[Conversation], meta: dict[str, Any], window: Window | None = None
+    ) -> tuple[list[Conversation], dict[str, Any]]:
+        """The window of a row, where rows are cut."""
+        if self.windows is None:
+            return conversations, meta
+        window = self.windows.of(name, 0) if window is None else window
+        cuts, metas = zip(*(cut(turns, meta, window) for turns in conversations), strict=True)
+        return list(cuts), metas[0]
 
     def _format(self, source: Source, row: TemplateRow, other: TemplateRow | None) -> Formatted:
         self._validate(source, row)

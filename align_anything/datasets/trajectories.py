@@ -31,6 +31,7 @@ class Trajectory:
         costs: that each step caused; empty where none were recorded.
         success: whether it was done in the end; None where nobody said.
         picture_options: options of the decoding of all pictures, such as `{'rotate': 180}`.
+        told: what else `meta` says of it, such as the `dimensions` of its actions by name.
     """
 
     instruction: str
@@ -41,6 +42,7 @@ class Trajectory:
     costs: Sequence[float] = ()
     success: bool | None = None
     picture_options: Mapping[str, Any] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -50,7 +52,7 @@ class Trajectory:
         counted = {
             **{f"pictures of '{name}'": len(frames) for name, frames in self.pictures.items()},
             **{f"states of '{name}'": len(values) for name, values in self.state.items()},
-            **{name: len(getattr(self, name)) for name in PER_STEP if getattr(self, name)},
+            **{name: len(getattr(self, name)) for name in PER_STEP if len(getattr(self, name))},
         }
         wrong = [f'{count} {name}' for name, count in counted.items() if count != len(self)]
         if wrong:
@@ -66,21 +68,23 @@ def turns_of(trajectory: Trajectory) -> tuple[Turns, Meta]:
     """Returns a trajectory as a formatter does: `(conversation, meta)`, one action in each turn.
 
     The first user turn holds the instruction, every one the pictures of its step, one for each camera, and the `state`.
-    `meta` tells `rewards`, `costs` and `success` where they are known. Raises SampleError as `require_even` does.
+    `meta` tells the `cameras` in their order, `rewards`, `costs` and `success` where they are known, and what else is
+    `told`. Raises SampleError as `require_even` does.
     """
     trajectory.require_even()
     turns: Turns = []
     for step in range(len(trajectory)):
-        content = [_picture(frames[step], trajectory.picture_options) for frames in trajectory.pictures.values()]
-        if not step:
-            content.append({'type': 'text', 'text': trajectory.instruction})
+        said = [{'type': 'text', 'text': trajectory.instruction}] if not step else []
+        shown = [_picture(frames[step], trajectory.picture_options) for frames in trajectory.pictures.values()]
         state = {name: values[step] for name, values in trajectory.state.items()}
-        turns.append({'role': 'user', 'content': content, **({'state': state} if state else {})})
+        turns.append({'role': 'user', 'content': [*said, *shown], **({'state': state} if state else {})})
         turns.append(
             {'role': 'assistant', 'content': [{'type': ACTION, ACTION: steps_of(trajectory.actions, step, 1)}]}
         )
-    told = {name: list(getattr(trajectory, name)) for name in PER_STEP if getattr(trajectory, name)}
-    return turns, {**told, **({} if trajectory.success is None else {'success': trajectory.success})}
+    meta: Meta = {name: list(getattr(trajectory, name)) for name in PER_STEP if len(getattr(trajectory, name))}
+    if trajectory.success is not None:
+        meta['success'] = trajectory.success
+    return turns, {'cameras': list(trajectory.pictures), **meta, **trajectory.told}
 
 
 def _picture(source: Any, options: Mapping[str, Any]) -> dict[str, Any]:

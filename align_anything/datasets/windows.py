@@ -94,7 +94,7 @@ class Episode:
 
     Attributes:
         opening: the turns before the first observation, such as a system prompt.
-        instruction: the texts of the first observation.
+        instruction: the texts of the first observation, and `leads` whether they stand before what it shows.
         observations: the user turn before each step, without the instruction.
         actions: those of each step.
         beside: what the first turn holds for the whole conversation, such as tools.
@@ -105,6 +105,7 @@ class Episode:
     observations: list[Message]
     actions: list[Actions]
     beside: dict[str, Any] = field(default_factory=dict)
+    leads: bool = True
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -126,7 +127,8 @@ def episode_of(conversation: Conversation) -> Episode | None:
     beside = {'tools': conversation[0]['tools']} if 'tools' in conversation[0] else {}
     observations = [shown, *(seen for seen, _ in pairs[1:])]
     actions = [done['content'][0][ACTION] for _, done in pairs]
-    return Episode(list(conversation[:begin]), texts, observations, actions, beside)
+    leads = first['content'][:1] == texts[:1]
+    return Episode(list(conversation[:begin]), texts, observations, actions, beside, leads)
 
 
 def _is_step(turn: Message) -> bool:
@@ -184,7 +186,8 @@ def cut(conversation: Conversation, meta: Mapping[str, Any], window: Window) -> 
         some = numbers[start : start + window.chunk]
         seen = episode.observations[some[0]]
         if not start:
-            seen = {**seen, 'content': [*seen['content'], *episode.instruction]}
+            parts = (episode.instruction, seen['content'])
+            seen = {**seen, 'content': [part for some in (parts if episode.leads else parts[::-1]) for part in some]}
         done = joined_actions([episode.actions[number] for number in some])
         turns += [seen, {'role': 'assistant', 'content': [{'type': ACTION, ACTION: done}]}]
     whole = [*episode.opening, *turns]

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from align_anything.core.errors import ModelError
 from align_anything.core.files import read_json
 from align_anything.core.registry import nearest
+from align_anything.models.acting.known import register_acting
 from align_anything.models.families import family_module, loading_options
 
 ADAPTER_CONFIG = 'adapter_config.json'
@@ -47,7 +48,9 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
         raise ModelError(f'{folder} does not exist. Name a checkpoint folder or a model of the hub (owner/name).')
     try:
         if not folder.is_dir():
-            family_module(PreTrainedConfig.get_config_dict(name)[0].get('model_type') or '')
+            model_type = PreTrainedConfig.get_config_dict(name)[0].get('model_type') or ''
+            register_acting(model_type)
+            family_module(model_type)
         config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except OSError as error:
         absent = '' if folder.is_dir() else f'there is no such folder here.{nearest(name, _folders_beside(folder))} '
@@ -133,6 +136,7 @@ def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
     if model_type is None:
         raise ModelError(f'{file} has no model_type, so the architecture is unknown.')
     # A family that is no part of transformers registers its type when its file is imported.
+    register_acting(model_type)
     family_module(model_type)
     if model_type in CONFIG_MAPPING or (trust_remote_code and 'auto_map' in config):
         return

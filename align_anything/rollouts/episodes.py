@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -27,10 +27,17 @@ from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.encoding import Merge, join
-from align_anything.models.family import FamilySpec
+from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder, with_tools, with_turns
 from align_anything.rollouts.base import Around, Sampling, Tell, tell_whole
 from align_anything.rollouts.restricted import seed_of
+
+
+class Encoder(Protocol):
+    """Encodes what an environment shows between two turns of a policy."""
+
+    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece: ...
+
 
 FEW, WINDOW = 20, 100
 """Episodes that failures are a share of, at least; and about how many of the last ones are counted."""
@@ -55,21 +62,25 @@ class Episodes(Around):
         on_failure: what becomes of an episode whose environment failed.
         max_failures: share of the last episodes that may fail.
         seed: of the run.
+        encoder: what encodes that which is shown between turns; None for what the chat template writes.
     """
 
-    spec: FamilySpec
+    spec: Spec
     pool: Pool
     max_turns: int
     max_tokens: int
     on_failure: OnFailure = 'drop'
     max_failures: float = 0.1
     seed: int = 0
+    encoder: Encoder | None = None
     _calls: CallForm | None = None
     _failed: list[Skipped] = field(default_factory=list)
     _counts: deque[tuple[int, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
+        self._encoder = self.encoder
+        if self._encoder is None:
+            self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
 
     def failed(self) -> list[Skipped]:
         """Returns the episodes of the last call that failed, on all ranks, and why."""

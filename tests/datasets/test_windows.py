@@ -35,14 +35,14 @@ def test_a_trajectory_is_a_conversation() -> None:
     turns, meta = episode(3)
     assert [turn['role'] for turn in turns] == ['user', 'assistant'] * 3
     assert turns[0]['content'] == [
+        {'type': 'text', 'text': 'Take the cup.'},
         {'type': 'image', 'image': Media('image', 'front-0')},
         {'type': 'image', 'image': Media('image', 'wrist-0')},
-        {'type': 'text', 'text': 'Take the cup.'},
     ]
     assert [part['type'] for part in turns[2]['content']] == ['image', 'image']
     assert turns[4]['state'] == {'arm': (0.2,)}
     assert turns[5]['content'][0]['action'].values.tolist() == [[2, -2]]
-    assert meta == {'rewards': [0.0, 1.0, 2.0], 'success': True}
+    assert meta == {'cameras': ['front', 'wrist'], 'rewards': [0.0, 1.0, 2.0], 'success': True}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,8 @@ def numbers(turns: Conversation) -> list[list[int]]:
 
 
 def seen(turns: Conversation) -> list[str]:
-    return [turn['content'][0]['image'].source for turn in turns if turn['role'] == 'user']
+    pictures = [[part for part in turn['content'] if part['type'] == 'image'] for turn in turns[::2]]
+    return [shown[0]['image'].source for shown in pictures]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +91,18 @@ def test_cut(window: Window, expected: list[list[int]]) -> None:
     assert numbers(turns) == expected
     # Each chunk follows what was seen before its first step.
     assert seen(turns) == [f'front-{chunk[0]}' for chunk in expected]
-    assert turns[0]['content'][-1] == {'type': 'text', 'text': 'Take the cup.'}
+    assert turns[0]['content'][0] == {'type': 'text', 'text': 'Take the cup.'}
     assert all(part['type'] == 'image' for turn in turns[2::2] for part in turn['content'])
     flat = [number for chunk in expected for number in chunk]
-    assert meta == {'rewards': [float(number) for number in flat], 'success': True, 'first_step': flat[0]}
+    assert meta['rewards'] == [float(number) for number in flat]
+    assert meta['success'] and meta['first_step'] == flat[0]
+
+
+def test_an_instruction_that_follows_the_picture_does_so_in_every_window() -> None:
+    turns, _ = episode(3)
+    turns[0] = {**turns[0], 'content': turns[0]['content'][::-1]}
+    window, _ = cut(turns, {}, Window(1, at=1.0))
+    assert [part['type'] for part in window[0]['content']] == ['image', 'image', 'text']
 
 
 def test_what_stands_before_the_episode_stays() -> None:

@@ -17,7 +17,7 @@ from align_anything.datasets.media.containers import open_container
 from align_anything.datasets.media.sources import file_of
 from align_anything.datasets.media.video import FrameIndex, frames_at, read_index, video_stream
 
-VIDEO_KEYS = ('video', 'frame', 'time', 'tolerance')
+VIDEO_KEYS = ('video', 'frame', 'time', 'tolerance', 'frames')
 HDF5_KEYS = ('hdf5', 'dataset', 'frame')
 KNOWN_FILES = 16
 """Indices of videos that a process keeps: demuxing a large file for every row would read all of it each time."""
@@ -141,6 +141,12 @@ def _video_size(path: str, *version: int) -> tuple[int, int]:
 def _number(source: Mapping[str, Any], index: FrameIndex, media: Media) -> int:
     """The number of the frame that a source means. Raises SampleError where there is none."""
     count = len(index.stamps)
+    wanted = source.get('frames')
+    if wanted is not None and count not in wanted:
+        raise SampleError(
+            f"'{file_of(source)}' has {count} frames, but each of the {wanted[0]} actions of the episode followed one "
+            'of them, and one more may show the end. It is of another episode, or was recorded at another rate.'
+        )
     if 'frame' in source:
         number = source['frame']
         if not 0 <= number < count:

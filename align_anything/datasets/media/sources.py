@@ -83,7 +83,8 @@ def is_frame(source: Any) -> bool:
     """Tells whether the source of an image is a frame of a file.
 
     That is `{'video': path, 'frame': number}`, `{'video': path, 'time': seconds}`, which may have a `tolerance` in
-    seconds, or `{'hdf5': path, 'dataset': name in the file, 'frame': number}`. Numbers start at 0.
+    seconds and `frames`, a list of how many the file may have, or `{'hdf5': path, 'dataset': its name in the file,
+    'frame': number}`. Numbers start at 0.
     """
     return isinstance(source, Mapping) and (source.get('video') is not None or source.get('hdf5') is not None)
 

@@ -14,7 +14,8 @@ from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
 from align_anything.environments.remote import Remote
 from align_anything.environments.workers import SECONDS, Workers
-from align_anything.models.family import FamilySpec
+from align_anything.models.acting.spec import ActionTurns
+from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.episodes import Episodes
@@ -56,13 +57,18 @@ def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
     return None if settings.environment is None else settings.max_episode_tokens or cfgs.model_cfgs.model_max_length
 
 
-def require_acting(cfgs: OnlineRunCfgs, spec: FamilySpec) -> None:
+def require_acting(cfgs: OnlineRunCfgs, spec: Spec) -> None:
     """Raises ModelError where the chat template of the policy cannot write the episodes of the environment."""
     if cfgs.environment_cfgs.environment is not None:
-        TurnEncoder(spec).check(_tools(cfgs))
+        turns_of(spec).check(_tools(cfgs))
 
 
-def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> RolloutEngine:
+def turns_of(spec: Spec) -> TurnEncoder | ActionTurns:
+    """What encodes the turns of an environment for a policy."""
+    return ActionTurns(spec) if spec.unit == 'action' else TurnEncoder(spec)
+
+
+def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutEngine:
     """The engine, in the environment of the settings if they name one."""
     settings = cfgs.environment_cfgs
     if settings.environment is None:
@@ -77,6 +83,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
         on_failure=settings.on_failure,
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
+        encoder=turns_of(spec),
     )
 
 

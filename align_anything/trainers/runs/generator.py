@@ -28,7 +28,7 @@ from align_anything.models.score import SCORE_HEAD
 from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine, Tell
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs import denoised_rollouts, rollout_engine
+from align_anything.trainers.runs import action_rollouts, denoised_rollouts, rollout_engine
 from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.data import media_options, require_readable, require_writable
 from align_anything.trainers.runs.model_defaults import with_model_defaults
@@ -52,7 +52,11 @@ class Kind(Protocol):
     ) -> tuple[RolloutEngine, Callable[[Conversation], Conversation]]: ...
 
 
-KINDS: Mapping[str, Kind] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+KINDS: Mapping[str, Kind] = {
+    'token': rollout_engine,
+    'denoising step': denoised_rollouts,
+    'action': action_rollouts,
+}
 """By what a unit of their responses is, see `Spec.unit`."""
 
 
@@ -188,7 +192,7 @@ def open_spec(
             f"answers of the pair '{pair.name}' are text: choose a pair such as text_to_{min(spec.emits)}."
         )
     if cfgs.model_cfgs.guidance_scale is None:
-        scale = 1.0 if spec.unit == 'token' else usual_guidance(spec)
+        scale = usual_guidance(spec) if spec.unit == 'denoising step' else 1.0
         models = cfgs.model_cfgs.model_copy(update={'guidance_scale': scale})
         resolved = replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': models}))
     check_rollouts(resolved)

@@ -12,9 +12,10 @@ from align_anything.core.logging import get_logger
 from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder, trains_text
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.trainers.loops.splitting import steps_of_rollout
+from align_anything.trainers.runs import action_models
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.pipelines import OF_TOKENS
-from align_anything.trainers.runs.settings import denoises, spec_of
+from align_anything.trainers.runs.settings import acts, denoises, spec_of
 
 logger = get_logger(__name__)
 
@@ -41,7 +42,10 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
 
     What other kinds alone read is left out of it. Raises SettingsError for such settings outside of files.
     """
-    resolved = _with_its_text_encoders(_on_its_pipeline(with_event_defaults(resolved)))
+    resolved = with_event_defaults(resolved)
+    if acts(resolved.cfgs):
+        return _of_acting(resolved)
+    resolved = _with_its_text_encoders(_on_its_pipeline(resolved))
     if not denoises(resolved.cfgs):
         why = f'{resolved.cfgs.model_cfgs.model_name_or_path} writes tokens and denoises nothing'
         return without_effect(resolved, ['diffusion_cfgs.*'], why)
@@ -94,6 +98,19 @@ def with_event_defaults(resolved: Resolved) -> Resolved:
         cfgs=cfgs.model_copy(update={'train_cfgs': cfgs.train_cfgs.model_copy(update=wanted)}),
         algorithm=algorithm.model_copy(update=wanted),
     )
+
+
+def _of_acting(resolved: Resolved) -> Resolved:
+    why = f'{resolved.cfgs.model_cfgs.model_name_or_path} acts, and has no tokens'
+    resolved = without_effect(resolved, action_models.OF_TOKENS, why)
+    resolved = without_effect(resolved, ['diffusion_cfgs.*'], f'{why} and denoises nothing')
+    cfgs, changed = resolved.cfgs, {}
+    if not resolved.given('train_cfgs.gradient_checkpointing'):
+        changed['train_cfgs'] = cfgs.train_cfgs.model_copy(update={'gradient_checkpointing': False})
+    if 'model_cfgs.max_new_tokens' in resolved.origins:
+        # A turn is one action.
+        changed['model_cfgs'] = cfgs.model_cfgs.model_copy(update={'max_new_tokens': 1})
+    return replace(resolved, cfgs=cfgs.model_copy(update=changed))
 
 
 def _on_its_pipeline(resolved: Resolved) -> Resolved:
