@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from align_anything.cli.replay import replay
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
@@ -387,6 +388,9 @@ def demonstrations(
     kwargs = checked_kwargs(environment, parse_yaml(environment_kwargs) or {})
     written, cost = write_demonstrations(environment, kwargs, out, episodes, first_seed, prompts)
     typer.echo(f'{written} episodes, each at a cost of {cost:.2f}: {out}')
+
+
+app.command()(replay)
 
 
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')

@@ -71,19 +71,6 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
     )
 
 
-def _of_acting(resolved: Resolved) -> Resolved:
-    why = f'{resolved.cfgs.model_cfgs.model_name_or_path} acts, and has no tokens'
-    resolved = without_effect(resolved, action_models.OF_TOKENS, why)
-    resolved = without_effect(resolved, ['diffusion_cfgs.*'], f'{why} and denoises nothing')
-    cfgs, changed = resolved.cfgs, {}
-    if not resolved.given('train_cfgs.gradient_checkpointing'):
-        changed['train_cfgs'] = cfgs.train_cfgs.model_copy(update={'gradient_checkpointing': False})
-    if 'model_cfgs.max_new_tokens' in resolved.origins:
-        # A turn is one action.
-        changed['model_cfgs'] = cfgs.model_cfgs.model_copy(update={'max_new_tokens': 1})
-    return replace(resolved, cfgs=cfgs.model_copy(update=changed))
-
-
 def with_event_defaults(resolved: Resolved) -> Resolved:
     """Returns the same run with the defaults for costs that an environment tells, where it does and no cost model.
 
@@ -111,6 +98,19 @@ def with_event_defaults(resolved: Resolved) -> Resolved:
         cfgs=cfgs.model_copy(update={'train_cfgs': cfgs.train_cfgs.model_copy(update=wanted)}),
         algorithm=algorithm.model_copy(update=wanted),
     )
+
+
+def _of_acting(resolved: Resolved) -> Resolved:
+    why = f'{resolved.cfgs.model_cfgs.model_name_or_path} acts, and has no tokens'
+    resolved = without_effect(resolved, action_models.OF_TOKENS, why)
+    resolved = without_effect(resolved, ['diffusion_cfgs.*'], f'{why} and denoises nothing')
+    cfgs, changed = resolved.cfgs, {}
+    if not resolved.given('train_cfgs.gradient_checkpointing'):
+        changed['train_cfgs'] = cfgs.train_cfgs.model_copy(update={'gradient_checkpointing': False})
+    if 'model_cfgs.max_new_tokens' in resolved.origins:
+        # A turn is one action.
+        changed['model_cfgs'] = cfgs.model_cfgs.model_copy(update={'max_new_tokens': 1})
+    return replace(resolved, cfgs=cfgs.model_copy(update=changed))
 
 
 def _on_its_pipeline(resolved: Resolved) -> Resolved:
