@@ -53,7 +53,9 @@ def test_the_command_trains(tiny: Callable[..., Path], tmp_path: Path, monkeypat
     (tmp_path / 'Qwen/Qwen2.5-VL-3B-Instruct').symlink_to(tiny('qwen2_5_vl'))
     monkeypatch.chdir(tmp_path)
     _, _, _, *argv = shlex.split(command.replace('\\\n', ' '))
-    argv += '--epochs 1 --bf16 False --log_type none --ds_cfgs ds_z0_config.json --num_workers 0 --action_bins 2'.split()
+    argv += (
+        '--epochs 1 --bf16 False --log_type none --ds_cfgs ds_z0_config.json --num_workers 0 --action_bins 2'.split()
+    )
     (ended,) = run(argv, pair=PAIRS['text_video_to_action'], algorithm=SFT)
     assert ended.code == 0, ended.output
     assert sum(record.get('train/samples', 0) for record in lines(tmp_path / 'output/pusht/metrics.jsonl')) == 5
