@@ -221,6 +221,8 @@ def _pair(pair: Pair) -> str:
 def _other_models(pair: Pair) -> str:
     if not pair.writes:
         return ' Most other classes of transformers load by the rules for all; others are [composed](../composed.md).'
+    if pair.writes == {'action'}:
+        return ' Any family that reads pictures, once its actions [have tokens](../actions.md).'
     emitting = ' Any language model once it has [tokens for these media](../emitting.md).'
     return emitting + ('' if pair.writes_text else ' [Pipelines of diffusers](../pipelines.md) that make them.')
 
@@ -285,7 +287,16 @@ _MORE_MEMORY = """## What else takes memory
 In this order, each costing more than the one before: `gradient_checkpointing`, a smaller `per_device_train_batch_size`
 with more `gradient_accumulation_steps`, `--use_lora True`, `--ds_cfgs ds_z2_config.json` or `ds_z3_config.json` with
 more devices, `bnb_cfgs` (4 bits under an adapter), and the files with `offload`, which move states to the CPU. A
-smaller micro-batch changes no gradient."""
+smaller micro-batch changes no gradient.
+
+## Rows longer than a device bears
+
+`--sequence_parallel_size N` lets N ranks share each row (DeepSpeed Ulysses): a rank computes the layers of the language
+model for a part of the tokens, and attention for a part of the heads. It needs `layout` packed or shared_prefix and
+heads that N divides; every algorithm, stage, adapter and medium goes with it, and gradients are those of one rank.
+Ranks of a group have the same rows, so that a step has `world size / N` times the micro-batch; online, each generates
+for some of their prompts. Towers and embeddings see the whole row on each rank. Qwen3-VL, Qwen3-Omni and Gemma 4, which
+do something with all tokens between their layers, codes beside tokens (CSM) and router losses are refused."""
 
 
 def _memory() -> str:

@@ -82,6 +82,16 @@ class EnvironmentCfgs(Cfgs):
         description='How often an episode whose environment fails is begun again, with the same seed and the turns '
         'that it had.',
     )
+    credit: Literal['episode', 'turn'] = Field(
+        'episode',
+        description='What is credited with rewards and costs of turns: the episode, whose sum they are (episode), or '
+        'each turn with what came from it on (turn), which groups compare with the same turn of other episodes.',
+    )
+    on_limit: Literal['keep', 'zero', 'drop'] = Field(
+        'keep',
+        description='What an episode is worth in training that reached max_turns, max_new_tokens or '
+        'max_episode_tokens: what it was given so far (keep), nothing (zero), or it is not trained on (drop).',
+    )
     on_failure: Literal['drop', 'zero'] = Field(
         'drop',
         description='What becomes of an episode whose environment fails for good: it is left out (drop), or worth '

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -91,6 +92,15 @@ def all_gather_object(value: T, group: ProcessGroup | None = None) -> list[T]:
     gathered: list[T] = [value] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered
+
+
+def gathered_lists(values: Sequence[T], copies: int = 1) -> list[T]:
+    """Returns what the lists of all ranks hold, in rank order; of each `copies` ranks in a row, whose lists are the
+    same, only once. Every rank calls it.
+
+    Raises RuntimeError when several ranks run without a process group.
+    """
+    return [item for own in all_gather_object(list(values))[::copies] for item in own]
 
 
 def subgroup(size: int) -> ProcessGroup | None:

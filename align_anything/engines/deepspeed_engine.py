@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from align_anything.core.distributed import all_reduce_sum, is_main, world_size
 from align_anything.core.errors import SettingsError, TrainingError
@@ -52,8 +53,13 @@ class DeepSpeedEngine:
         optimizer: torch.optim.Optimizer,
         make_schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler],
         router_coefficient: float = 0.0,
+        copies: int = 1,
     ) -> None:
-        """Wraps `module`, a policy; `router_coefficient` weighs the router loss in each step, 0 leaves it out."""
+        """Wraps `module`, a policy.
+
+        `router_coefficient` weighs the router loss in each step, 0 leaves it out. Of each `copies` ranks in a row all
+        have the same micro-batches, and each computes a share of them.
+        """
         import deepspeed
 
         join_process_group()
@@ -75,7 +81,7 @@ class DeepSpeedEngine:
         if self.stage == 0 and world_size() == 1:
             # DeepSpeed would copy all gradients into one tensor and back, and ask nobody in between.
             self.engine.enable_backward_allreduce = False
-        self._router_coefficient = router_coefficient
+        self._router_coefficient, self._copies = router_coefficient, copies
 
     @property
     def policy(self) -> Policy:
@@ -166,7 +172,8 @@ class DeepSpeedEngine:
                 self.engine.zero_grad()
                 result.applied = False
                 return result
-        self.engine.step()
+        with record_function('optimizer'):
+            self.engine.step()
         result.applied = self.engine.was_step_applied()
         if not result.finite and result.applied:
             raise TrainingError('a non-finite loss reached the weights; the last checkpoint is the last good state.')
@@ -283,4 +290,4 @@ class DeepSpeedEngine:
         }
 
     def _reduce(self, tensor: Tensor) -> Tensor:
-        return all_reduce_sum(tensor.to(self.device))
+        return all_reduce_sum(tensor.to(self.device)) / self._copies

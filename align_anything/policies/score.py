@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -11,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
+from align_anything.models.work import Stack, Work, recomputes, work_of_model
 from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.flops import flops_of
 from align_anything.policies.token.hidden import HiddenStates
 from align_anything.policies.token.selfcheck import choose_checked, random_reading
+from align_anything.policies.token.sequence_parallel import Share
 
 
 class ScorePolicy(nn.Module):
@@ -33,7 +38,7 @@ class ScorePolicy(nn.Module):
         self.collate = collate
         self.dtype = dtype
         self.units = units
-        self._hidden = HiddenStates(model, dtype)
+        self._hidden = HiddenStates(model, dtype, collate)
 
     def forward(
         self,
@@ -53,9 +58,10 @@ class ScorePolicy(nn.Module):
         if entropy:
             raise ModelError('a score has no entropy: ask the policy that samples for it.')
         hidden, routed = self._hidden.with_routing(batch, routing)
+        share = self._hidden.share_of(batch)
         if states:
-            return random_reading(hidden.index_select(0, batch.inputs.score_index))
-        head = partial(_headed, bare_model(self.model).get_submodule(SCORE_HEAD), hidden)
+            return _read(random_reading, hidden, share, batch.inputs.score_index)
+        head = partial(_read, bare_model(self.model).get_submodule(SCORE_HEAD), hidden, share)
         return Scored(
             head(batch.inputs.score_index if self.units else batch.inputs.ends),
             bootstrap=head(batch.inputs.ends) if bootstrap else None,
@@ -71,12 +77,23 @@ class ScorePolicy(nn.Module):
         module.eval()
         self.collate = choose_checked(read, self.collate, self.model, self.dtype)
 
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns the operations of an update on the batch by component; those of the head are too few to count."""
+        return flops_of(batch, self.collate.spec, self._work)
+
+    @cached_property
+    def _work(self) -> Work:
+        work = work_of_model(self.model, self.collate.spec, recomputes(self.model))
+        return replace(work, head=Stack())
+
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError: what is not sampled from has no temperature."""
         raise ModelError('a score head has no temperature.')
 
 
-def _headed(head: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
-    scores = head(hidden.index_select(0, index))
+def _read(head: Callable[[Tensor], Tensor], hidden: Tensor, share: Share, index: Tensor) -> Tensor:
+    own, which = share.own(index, hidden)
+    scores = head(hidden.index_select(0, own))
     # An empty selection still has to lead every rank through the same backward pass.
-    return scores if len(scores) else scores + 0.0 * hidden.sum()
+    scores = scores if len(scores) else scores + 0.0 * hidden.sum()
+    return share.whole(scores, which, len(index))

@@ -15,11 +15,11 @@ from tests.invariants.families import OPTIONS
 
 
 @pytest.fixture(scope='session')
-def stirred(tiny: Callable[..., Path], shared_cache: Path) -> Callable[[str], Path]:
+def stirred(tiny: Callable[..., Path], shared_cache: Path) -> Callable[..., Path]:
     """`stirred('llava')` is the folder of a tiny checkpoint without zero biases, unit norms or equal rows."""
 
-    def checkpoint(family: str) -> Path:
-        source = tiny(family, **OPTIONS.get(family, {}))
+    def checkpoint(family: str, **other: int) -> Path:
+        source = tiny(family, **{**OPTIONS.get(family, {}), **other})
 
         def stir(folder: Path) -> None:
             shutil.copytree(source, folder)
@@ -29,6 +29,6 @@ def stirred(tiny: Callable[..., Path], shared_cache: Path) -> Callable[[str], Pa
                 weights[name] = weights[name] + 0.05 * torch.randn(weights[name].shape, generator=generator)
             save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
 
-        return once(shared_cache, f'{family}-stirred', stir)
+        return once(shared_cache, '-'.join([family, 'stirred', *map(str, other.values())]), stir)
 
     return checkpoint

@@ -261,7 +261,7 @@ def rows(folder: Path, pad_is_eos: bool = False) -> tuple[FamilySpec, tuple[Row,
 
 def family_of(folder: Path) -> str:
     """The family of a folder of the fixture `stirred`."""
-    return folder.name.removesuffix('-stirred')
+    return folder.name.partition('-stirred')[0]
 
 
 def schedule(folder: Path) -> list[list[list[list[Row]]]]:

@@ -32,6 +32,9 @@ class TextFamily:
     def merge_media(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
+    def component_of(self, name: str) -> str:
+        return 'language_model'
+
     def dummy(self, kind: str) -> Piece:
         return Piece(torch.tensor([7, 7]), torch.zeros(2), media={'pixels': torch.ones(1, 3)}, media_counts={kind: 1})
 

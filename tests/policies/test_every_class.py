@@ -23,13 +23,13 @@ from align_anything.models.rope import fix_rope_tables
 from align_anything.policies.token.attention import (
     SEGMENT_ATTENTION,
     AttentionPlan,
-    Span,
     register_segment_attention,
 )
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.plan import fit_attention
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import long_probe
+from align_anything.policies.token.spans import Span
 from tests.harness.every_class import (
     NOT_SCANNED,
     bears,

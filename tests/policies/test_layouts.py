@@ -11,12 +11,12 @@ from align_anything.core.types import Example, Piece, Skipped
 from align_anything.policies.token.attention import (
     SEGMENT_ATTENTION,
     AttentionPlan,
-    Span,
     media_blocks,
     register_segment_attention,
 )
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.selfcheck import LayoutMismatch, check_head, check_layout
+from align_anything.policies.token.spans import Span
 
 from .stub import TextFamily, example, piece, plain_policy, tiny_llama
 

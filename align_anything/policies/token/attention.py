@@ -1,8 +1,9 @@
 """Attention by segment on scaled-dot-product kernels: packing and prefix sharing without a dense block mask.
 
-Registered with transformers under the name `segment`. A call that carries an `AttentionPlan` runs piece by piece; any
-other call is plain `sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates. Soft caps and
-attention sinks, which no such kernel has, are computed with the scores written out.
+Registered with transformers under the name `segment`. A call that carries an `AttentionPlan` goes to the kernel of
+variable lengths where that can compute it (`varlen.py`), and runs piece by piece elsewhere; any other call is plain
+`sdpa` with plain `sdpa` masks, so the same model pads, packs, shares and generates. Soft caps and attention sinks,
+which no such kernel has, are computed with the scores written out.
 """
 
 from __future__ import annotations
@@ -15,21 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from align_anything.policies.token.sequence_parallel import Share
+from align_anything.policies.token.spans import Span
+from align_anything.policies.token.varlen import Calls, calls_of, fits, varlen_attention
+
 SEGMENT_ATTENTION = 'segment'
-
-
-@dataclass(frozen=True)
-class Span:
-    """Tokens `[start, stop)` of a packed row; they see themselves causally and all of `[prefix_start, prefix_stop)`."""
-
-    start: int
-    stop: int
-    prefix_start: int = 0
-    prefix_stop: int = 0
-
-    @property
-    def prefix_length(self) -> int:
-        return self.prefix_stop - self.prefix_start
 
 
 @dataclass(frozen=True)
@@ -40,11 +31,21 @@ class AttentionPlan:
         spans: consecutive spans that cover the row; a prefix is the beginning of one of them, or all of it.
         blocks: for families whose media tokens see each other in both directions, the number of the media item that
             each token belongs to, zero for text, `(length,)`; otherwise None.
+        share: of the row that this rank computes.
     """
 
     spans: tuple[Span, ...]
     blocks: Tensor | None = None
+    share: Share = Share()
     _masks: dict[Any, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
+    _calls: dict[Any, Calls] = field(default_factory=dict, repr=False, compare=False)
+
+    def calls(self, window: int | None, device: torch.device) -> Calls:
+        """Returns the calls of the kernel of variable lengths, made once for all layers."""
+        key = (window, device)
+        if key not in self._calls:
+            self._calls[key] = calls_of(self.spans, window, device)
+        return self._calls[key]
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
         """Returns `(queries, keys)` of what may be seen, or None when plain causal attention says the same."""
@@ -139,6 +140,29 @@ def segment_attention(
         output = _written_out(query, key, value, mask, scaling, dropout, softcap, s_aux)
         return output.transpose(1, 2).contiguous(), None
     window = _window(module, attention_mask, kwargs)
+    share = segments.share
+    if share.group is None:
+        return _by_plan(query, key, value, segments, window, dropout, scaling, softcap, s_aux), None
+    query, key, value = map(share.to_heads, (query, key, value))
+    sinks = None if s_aux is None else share.heads(s_aux)
+    return share.to_tokens(_by_plan(query, key, value, segments, window, dropout, scaling, softcap, sinks)), None
+
+
+def _by_plan(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: AttentionPlan,
+    window: int | None,
+    dropout: float,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention of a row with a plan, `(1, length, heads, size)`."""
+    written_out = softcap is not None or sinks is not None
+    if not written_out and segments.blocks is None and fits(query, value, dropout):
+        return varlen_attention(query, key, value, segments.calls(window, query.device), scaling)
     groups = query.shape[1] // key.shape[1]
     lengths = [span.stop - span.start for span in segments.spans]
     # Split once: the gradient of a split is one concatenation, that of each slice a full row of zeros.
@@ -154,7 +178,7 @@ def segment_attention(
         mask = segments.mask(span, window, query.device)
         if written_out:
             mask = _causal(lengths[index], lengths[index], query.device) if mask is None else mask
-            output = _written_out(queries[index], span_key, span_value, mask, scaling, dropout, softcap, s_aux)
+            output = _written_out(queries[index], span_key, span_value, mask, scaling, dropout, softcap, sinks)
             outputs.append(output.transpose(1, 2))
             continue
         if mask is not None and groups > 1:
@@ -172,7 +196,7 @@ def segment_attention(
             enable_gqa=mask is None and groups > 1,
         )
         outputs.append(output.transpose(1, 2))
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
 def _is_row(mask: Tensor | None) -> bool:

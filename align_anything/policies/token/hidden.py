@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +14,19 @@ from align_anything.core.types import Batch
 from align_anything.models.adapter import bare_model
 from align_anything.models.body import BodyWithin
 from align_anything.models.router import Routers
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.sequence_parallel import SEGMENTS, Share, share_layers
 
 
 class HiddenStates:
     """Calls the body of `model`, adapters applied; floating point inputs are cast to `dtype`.
 
-    Raises ModelError for a class that computes hidden states and logits in one piece.
+    Where ranks share rows, there are hidden states of a rank's own tokens alone, see `share_of`. Raises ModelError for
+    a class that computes hidden states and logits in one piece.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: nn.Module, dtype: torch.dtype, collate: TokenCollator) -> None:
+        self.model, self.dtype, self.share = model, dtype, Share.of(collate.ranks_per_row)
         plain = bare_model(model)
         body = plain.base_model
         if body is plain and not isinstance(plain, BodyWithin):
@@ -33,6 +37,12 @@ class HiddenStates:
         names = (name for name, module in plain.named_modules() if module is body)
         self._body_name = None if body is plain else next(names)
         self._routers = Routers(plain)
+        if self.share.size > 1:
+            share_layers(plain, collate.spec.component_of, self.share)
+
+    def share_of(self, batch: Batch) -> Share:
+        """Returns which share of the rows of a batch this rank has the states of."""
+        return self.share if SEGMENTS in batch.inputs.arguments else Share()
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the last hidden states, rows and columns in one, `(rows * length, size)`."""
@@ -50,8 +60,12 @@ class HiddenStates:
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """The keyword arguments of the model for a batch."""
+        given = cast_floats(batch.inputs.arguments, self.dtype)
+        share = self.share_of(batch)
+        if share.group is not None:
+            given[SEGMENTS] = replace(given[SEGMENTS], share=share)
         # A cache would switch transformers' own handling of restarting positions off.
-        return {**cast_floats(batch.inputs.arguments, self.dtype), 'use_cache': False}
+        return {**given, 'use_cache': False}
 
 
 def cast_floats(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align_anything.policies.token.attention import AttentionPlan, Span, media_blocks, row_mask
+from align_anything.policies.token.attention import AttentionPlan, media_blocks, row_mask
+from align_anything.policies.token.spans import Span
 
 LAYOUTS = ('padded', 'packed', 'shared_prefix')
 
@@ -172,8 +173,18 @@ def pad(sequences: Sequence[TokenSequence], pad_token_id: int) -> PackedBatch:
     return PackedBatch(tokens, segments, weights, rows * length, padding)
 
 
-def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bidirectional: bool) -> PackedBatch:
+def pack(
+    sequences: Sequence[TokenSequence],
+    *,
+    share: bool,
+    segmented: bool,
+    bidirectional: bool,
+    multiple: int = 1,
+    pad_token_id: int = 0,
+) -> PackedBatch:
     """All sequences in one row without padding; with `share`, sequences of one prompt hold it once and branch from it.
+
+    Its length is filled up to a multiple of `multiple` with tokens that nothing sees.
 
     With `segmented` attention the row carries an `AttentionPlan`; without, the variable-length arguments of
     flash-attention (which cannot branch, so `share` needs `segmented`).
@@ -214,6 +225,10 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
             ends[sequence.response] = position[sequence.end - 1]
             distinct.append(position[first : sequence.end])
 
+    filler = -offset % multiple
+    if filler:
+        put(_filler(sequences[0], filler, pad_token_id), slice(0, filler))
+
     inputs: dict[str, object] = {
         'input_ids': torch.cat([sequence.ids[selected] for sequence, selected in columns])[None],
         'position_ids': _squeeze(
@@ -226,7 +241,8 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
         blocks = None
         if bidirectional:
             is_media = torch.cat([sequence.is_media[selected] for sequence, selected in columns])
-            blocks = media_blocks(is_media, [span.start for span in spans])
+            # Without media it is plain causal attention, which faster kernels compute.
+            blocks = media_blocks(is_media, [span.start for span in spans]) if bool(is_media.any()) else None
         inputs['segments'] = AttentionPlan(tuple(spans), blocks)
         # Without one, transformers would build the dense block mask that the plan makes needless.
         inputs['attention_mask'] = row_mask()
@@ -239,7 +255,23 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool, segmented: bool, bi
     last = torch.stack(list(ends.values()))
     counts = torch.zeros(offset, dtype=torch.bool).index_fill(0, torch.cat(distinct), True)
     tokens = TokenInputs(inputs, index, targets, standing, last, counts, unconditional)
-    return PackedBatch(tokens, segments, weights, offset, padding=0)
+    return PackedBatch(tokens, segments, weights, offset, padding=filler)
+
+
+def _filler(like: TokenSequence, length: int, pad_token_id: int) -> TokenSequence:
+    return TokenSequence(
+        response=like.response,
+        prompt=like.prompt,
+        prefix_length=0,
+        end=length,
+        ids=torch.full((length,), pad_token_id),
+        positions=torch.arange(length).expand(like.positions.shape[0], length).to(like.positions.dtype),
+        weights=torch.zeros(length),
+        is_media=torch.zeros(length, dtype=torch.bool),
+        token_tensors={
+            name: tensor.new_zeros((length, *tensor.shape[1:])) for name, tensor in like.token_tensors.items()
+        },
+    )
 
 
 def _squeeze(positions: Tensor) -> Tensor:

@@ -5,16 +5,30 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel
 
 from align_anything.configs.schema import RunCfgs
+from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
+from align_anything.core.logging import get_logger
+from align_anything.models.architecture import skeleton
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention
 from align_anything.models.rope import fix_rope_tables
-from align_anything.models.work import WorkOf
+from align_anything.models.trainable import freeze_components
+from align_anything.models.work import WorkOf, work_of_model
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
+from align_anything.policies.token.varlen import HALF
+
+logger = get_logger(__name__)
+
+FLASH = {
+    'flash_attention_2': ('flash_attn', "flash-attn (pip install 'align-anything[flash-attn]')"),
+    'flash_attention_3': ('flash_attn_interface', 'flash-attn-3'),
+}
+"""Modules of flash-attention, and the packages that bring them."""
 
 
 def plan_batches(
@@ -31,14 +45,41 @@ def plan_batches(
     """
     if cfgs.data_cfgs.audio_in_video and 'video' in kinds and 'audio' not in kinds:
         kinds = ('audio', *kinds)
+    ranks = cfgs.train_cfgs.sequence_parallel_size
+    layout = choose_layout(cfgs, spec, shares_prompts=shares_prompts)
+    if ranks > 1:
+        _require_shareable(cfgs, spec, layout, ranks)
     return TokenCollator(
         spec,
-        choose_layout(cfgs, spec, shares_prompts=shares_prompts),
+        layout,
         tuple(kinds),
         segmented=cfgs.model_cfgs.attn_implementation == 'sdpa',
         dummy_kinds=tuple(kinds) if every_parameter else (),
         work=work_in_tokens if cfgs.train_cfgs.max_length_per_batch is None else work_of(spec, cfgs),
+        ranks_per_row=ranks,
     )
+
+
+def _require_shareable(cfgs: RunCfgs, spec: FamilySpec, layout: str, ranks: int) -> None:
+    """Raises SettingsError where so many ranks cannot share a row of the family."""
+    text = spec.config.get_text_config(decoder=True).to_dict()
+    heads = text['num_attention_heads']
+    of_keys = text.get('num_key_value_heads') or heads
+    reasons = {
+        f'{world_size()} ranks do not make groups of {ranks}': world_size() % ranks != 0,
+        f'the {heads} attention heads of {spec.model_type} cannot be divided by {ranks}': heads % ranks != 0,
+        f'the {of_keys} heads of keys of {spec.model_type} can neither be divided by {ranks} nor be repeated to it': (
+            of_keys % ranks != 0 and ranks % of_keys != 0
+        ),
+        f'it needs rows without padding, and this run has the layout {layout} with attn_implementation '
+        f'{cfgs.model_cfgs.attn_implementation}': layout == 'padded' or cfgs.model_cfgs.attn_implementation != 'sdpa',
+        'codes that ride beside tokens are scored by states of other ranks': (
+            spec.codes is not None and spec.codes.further > 0
+        ),
+    }
+    problems = [f'train_cfgs.sequence_parallel_size = {ranks}: {why}.' for why, holds in reasons.items() if holds]
+    if problems:
+        raise SettingsError(problems)
 
 
 def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> str:
@@ -47,14 +88,14 @@ def choose_layout(cfgs: RunCfgs, spec: FamilySpec, *, shares_prompts: bool) -> s
     Raises SettingsError for a layout that they do not bear.
     """
     attention = cfgs.model_cfgs.attn_implementation
-    if attention == 'flash_attention_2' and importlib.util.find_spec('flash_attn') is None:
+    if attention in FLASH and importlib.util.find_spec(FLASH[attention][0]) is None:
         raise SettingsError(
             [
-                'model_cfgs.attn_implementation: flash_attention_2 needs the package flash-attn and a GPU: '
-                "pip install 'align-anything[flash-attn]', or use sdpa, which packs and shares prompts too."
+                f'model_cfgs.attn_implementation: {attention} needs the package {FLASH[attention][1]} and a GPU: '
+                'install it, or use sdpa, which packs and shares prompts too.'
             ]
         )
-    by_attention = {'sdpa': spec.layouts, 'flash_attention_2': ('padded', 'packed'), 'eager': ('padded',)}[attention]
+    by_attention = {'sdpa': spec.layouts, 'eager': ('padded',)}.get(attention, ('padded', 'packed'))
     possible = [layout for layout in spec.layouts if layout in by_attention]
     asked = cfgs.train_cfgs.layout
     if asked == 'auto':
@@ -80,22 +121,31 @@ def fit_attention(model: PreTrainedModel, collate: TokenCollator) -> None:
     if not collate.pads and collate.segmented:
         register_segment_attention()
         set_text_attention(model, SEGMENT_ATTENTION)
+        logger.info('attention of rows without padding: %s', _kernel(model.dtype))
+
+
+def _kernel(dtype: torch.dtype) -> str:
+    if torch.cuda.is_available() and dtype in HALF:
+        return "torch's kernel of variable lengths, by segment where it lacks something (soft caps, sinks, media)"
+    return 'by segment, with sdpa'
 
 
 def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
-    """How much computation an Example takes in this run."""
+    """How much computation an Example takes in this run, of a new adapter only what flows through it."""
     train, lora = cfgs.train_cfgs, cfgs.lora_cfgs
-    again = int(train.gradient_checkpointing)
-
-    def passes(frozen: bool, adapted: bool, below: bool) -> int:
-        """Matrix products for each weight: forward, gradient of the inputs, gradient of the weight, forward again."""
-        if frozen or lora.use_lora:
-            return 2 + again if adapted or below else 1
-        return 3 + again
-
-    return WorkOf(
-        spec,
-        language=passes(train.freeze_language_model, lora.use_lora, below=True),
-        vision=passes(train.freeze_vision_tower, lora.use_lora and lora.vision_lora, below=False),
-        audio=passes(train.freeze_audio_tower, adapted=False, below=False),
+    model = skeleton(spec.config)
+    freeze_components(
+        model,
+        spec.components,
+        vision_tower=train.freeze_vision_tower,
+        audio_tower=train.freeze_audio_tower,
+        mm_proj=train.freeze_mm_proj,
+        generation=train.freeze_generation,
+        language_model=train.freeze_language_model,
+        unfreeze_patterns=train.unfreeze_patterns,
     )
+    adapted: list[str] = []
+    if lora.use_lora:
+        model.requires_grad_(False)
+        adapted = ['language_model', *(['vision_tower'] if lora.vision_lora else [])]
+    return WorkOf(spec, work_of_model(model, spec, train.gradient_checkpointing, adapted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.frames import FURTHER, WritesFrames
+from align_anything.models.work import Work, recomputes, work_of_model
 from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.flops import flops_of
 from align_anything.policies.token.heads import Guidance, among, make_head
 from align_anything.policies.token.hidden import HiddenStates
 from align_anything.policies.token.selfcheck import check_head, choose_checked, probe_batch
@@ -31,7 +35,7 @@ class TokenPolicy(nn.Module):
         self.model = model
         self.collate = collate
         self.dtype = dtype
-        self._hidden = HiddenStates(model, dtype)
+        self._hidden = HiddenStates(model, dtype, collate)
         self.head = make_head(collate.spec, bare_model(model))
 
     def forward(
@@ -56,14 +60,19 @@ class TokenPolicy(nn.Module):
         if logits:
             return bare_model(self.model)(**self._hidden.arguments(batch)).logits
         hidden, routed = self._hidden.with_routing(batch, routing)
-        selected = hidden.index_select(0, batch.inputs.score_index)
+        share, inputs = self._hidden.share_of(batch), batch.inputs
+        index, which = share.own(inputs.score_index, hidden)
+        targets = inputs.targets if which is None else inputs.targets[which]
         more = {}
-        if batch.inputs.unconditional is not None:
-            states = hidden.index_select(0, batch.inputs.unconditional)
-            more['guidance'] = Guidance(states, batch.inputs.guidance)
-        values, entropies = self.head(selected, batch.inputs.targets, entropy, **more)
+        if inputs.unconditional is not None:
+            states = hidden.index_select(0, inputs.unconditional)
+            more['guidance'] = Guidance(states, inputs.guidance)
+        values, entropies = self.head(hidden.index_select(0, index), targets, entropy, **more)
         # An empty selection still has to lead every rank through the same backward pass.
-        values = values + 0.0 * selected.sum().float() if len(values) == 0 else values
+        values = values + 0.0 * hidden.sum().float() if len(values) == 0 else values
+        units = len(inputs.targets)
+        values = share.whole(values, which, units)
+        entropies = None if entropies is None else share.whole(entropies, which, units)
         beside = self._further(batch, hidden) if further else None
         return Scored(values, entropies, routing=routed, further=beside)
 
@@ -106,6 +115,14 @@ class TokenPolicy(nn.Module):
             self.dtype,
             first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype, self.allowed),
         )
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns the operations of an update on the batch by component, see `models/work.py`."""
+        return flops_of(batch, self.collate.spec, self._work)
+
+    @cached_property
+    def _work(self) -> Work:
+        return work_of_model(self.model, self.collate.spec, recomputes(self.model))
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Divides what goes into the softmax by `temperature` from now on, behind the soft cap.

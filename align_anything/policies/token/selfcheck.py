@@ -76,6 +76,9 @@ def choose_checked(
         ) from error
     if collate.pads:
         return collate
+    if collate.ranks_per_row > 1:
+        _require_shared(score, collate, vocabulary, long, dtype, allowed)
+        return collate
     try:
         check_layout(score, collate, vocabulary, collate.kinds, dtype, allowed)
         check_windows(score, collate, long, dtype, allowed)
@@ -90,6 +93,28 @@ def choose_checked(
             set_text_attention(plain, plain_attention(type(plain), plain.config))
         return padded
     return collate
+
+
+def _require_shared(
+    score: Callable[[Batch], Tensor],
+    collate: TokenCollator,
+    vocabulary: Sequence[int],
+    long: LongProbe | None,
+    dtype: torch.dtype,
+    allowed: float,
+) -> None:
+    """Raises ModelError where rows that ranks share are scored wrongly: no other layout shares them.
+
+    Classes that do something with the states of all tokens between their layers fail at the lengths of their tensors.
+    """
+    try:
+        check_layout(score, collate, vocabulary, collate.kinds, dtype, allowed)
+        check_windows(score, collate, long, dtype, allowed)
+    except (LayoutMismatch, NotImplementedError, RuntimeError, IndexError) as error:
+        raise ModelError(
+            f"model_type '{collate.spec.model_type}' cannot share rows among {collate.ranks_per_row} ranks in the "
+            f'{collate.layout} layout: {error}. Set train_cfgs.sequence_parallel_size: 1.'
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from align_anything.core.distributed import all_gather_object, rank
+from align_anything.core.distributed import gathered_lists, rank
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.engines.balance import LOAD
@@ -76,20 +77,20 @@ class OfflineLoop(Loop):
 
         with self.as_evaluated():
             result = self.engine.evaluate(batches, self.objective, self.roles)
-        self.file_skips([item for own in all_gather_object(skipped) for item in own])
+        self.file_skips(gathered_lists(skipped, self.copies))
         return result
 
     def _answered(self) -> tuple[dict[str, float], dict[str, float]]:
         """What tasks say of the answers to the evaluation data, see `Tasks.measured`; nothing without tasks."""
         if self.tasks is None or self.answers is None:
             return {}, {}
-        sampling = replace(self.answers.sampling, responses=1, seed=rank_seed(EVALUATION_SEED, rank()))
+        sampling = replace(self.answers.sampling, responses=1, seed=rank_seed(EVALUATION_SEED, rank() // self.copies))
         self.answers.rollouts.sync(self.progress.step)
         self.tasks.begin(self.progress.step)
         with self.as_evaluated():
             for source, loader in self.answers.prompts.items():
                 for prompts in loader.micro_batches(0):
-                    self.file_skips([item for own in all_gather_object(prompts.skipped) for item in own])
+                    self.file_skips(gathered_lists(prompts.skipped, self.copies))
                     generated = self.answers.rollouts.generate(prompts.examples, sampling)
                     self.tasks.add(source, complete(prompts.examples, generated))
         return self.tasks.measured()
@@ -109,14 +110,14 @@ class OfflineLoop(Loop):
         progress.cursor = self.training.sampler.cursor(progress.epoch, progress.step_in_epoch)
         progress.seen += int(result.extras['examples'] + result.extras['skipped'])
         if result.extras['skipped']:
-            self.file_skips([item for own in all_gather_object(skipped) for item in own])
+            self.file_skips(gathered_lists(skipped, self.copies))
         self._concluded(loaded.batches, result)
         self.console.advance(progress.step)
         if progress.step % self.cfgs.logger_cfgs.log_interval == 0 or progress.step == self.steps:
-            self._report(result, took, loaded.waited)
+            self._report(result, loaded, took)
         return self._stepped(progress.step - 1, bool(result.extras['stop']))
 
-    def _report(self, result: StepResult, took: float, waited: float) -> None:
+    def _report(self, result: StepResult, loaded: LoaderStep, took: float) -> None:
         extras, step = result.extras, self.progress.step
         metrics = {
             **result.numbers,
@@ -130,13 +131,23 @@ class OfflineLoop(Loop):
         timings = {
             speed: metrics[unit] / took,
             'seconds_per_step': took,
-            'data_wait': waited / took,
+            'data_wait': loaded.waited / took,
             'peak_memory': float(peak_memory()),
+            **self._measured(loaded, took),
         }
         self.writer.log(step, metrics, timings=timings)
         names = [name for name in result.numbers if not name.startswith(LOAD)]
         shown = {key: metrics[key] for key in (*names, 'learning_rate', 'padding') if key in metrics}
-        self.console.report(step, {**shown, **{key: timings[key] for key in (speed, 'peak_memory')}})
+        told = [key for key in (speed, 'mfu', 'peak_memory') if key in timings]
+        self.console.report(step, {**shown, **{key: timings[key] for key in told}})
+
+    def _measured(self, loaded: LoaderStep, took: float) -> dict[str, float]:
+        """How well the devices were used. A reference beside the policy is taken for a model of its size."""
+        if self.meter is None:
+            return {}
+        own = sum((flops for batch in loaded.batches for flops in self.engine.policy.flops(batch).values()), Flops())
+        roles = Flops(own.forward * len(self.roles))
+        return self.meter.read((own + roles) / self.copies, took - loaded.waited, took, {'data': loaded.waited})
 
 
 COUNTED = ('examples', 'tokens', 'padding', 'units', 'truncated')

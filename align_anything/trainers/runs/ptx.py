@@ -10,7 +10,6 @@ from align_anything.algorithms.sft import SFT
 from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import rank, world_size
 from align_anything.core.errors import DataError
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.loader import Loader
@@ -20,6 +19,7 @@ from align_anything.datasets.sampler import BatchShape, IndexSampler
 from align_anything.models.family import FamilySpec
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import Sources, load_sources_of, make_dataset, probe
+from align_anything.trainers.runs.settings import data_ranks
 
 
 def with_ptx_if_given(resolved: Resolved[PolicyRunCfgs, Online]) -> Resolved[PolicyRunCfgs, Online]:
@@ -49,5 +49,5 @@ def ptx_loader(dataset: ExampleDataset, collate: Callable[..., Prompts], cfgs: R
     """The rows of each optimizer step on this rank; the loop cuts them into micro-batches."""
     train = cfgs.train_cfgs
     size = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    sampler = IndexSampler(Mixture(dataset.sizes, train.seed), BatchShape(size, 1, world_size(), rank()))
+    sampler = IndexSampler(Mixture(dataset.sizes, train.seed), BatchShape(size, 1, *data_ranks(cfgs)))
     return Loader(dataset, sampler, collate, cfgs.data_cfgs.num_workers)

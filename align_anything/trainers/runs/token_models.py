@@ -14,8 +14,10 @@ from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
+from align_anything.core.errors import SettingsError
 from align_anything.engines.deepspeed_config import needs_every_parameter, zero_stage
 from align_anything.models import router, structure
+from align_anything.models.action_space import keep_action_space
 from align_anything.models.activations import activations_of
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
@@ -130,14 +132,23 @@ def build_on_meta(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm) -> nn.M
 
 def activations(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, algorithm: Algorithm, size: int) -> float:
     """About how many bytes the model keeps of so many tokens for its backward pass."""
-    return activations_of(model, spec, size, dtype_of(cfgs).itemsize, cfgs.train_cfgs.gradient_checkpointing)
+    own = -(-size // cfgs.train_cfgs.sequence_parallel_size)
+    return activations_of(model, spec, own, dtype_of(cfgs).itemsize, cfgs.train_cfgs.gradient_checkpointing)
 
 
 def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
     """The weight of the router loss in each step; a critic's model need not be a mixture of experts."""
-    return router.router_coefficient(
+    coefficient = router.router_coefficient(
         model, None if algorithm.scores == 'units' else cfgs.train_cfgs.router_aux_loss_coef
     )
+    if coefficient and cfgs.train_cfgs.sequence_parallel_size > 1:
+        raise SettingsError(
+            [
+                'train_cfgs.sequence_parallel_size: the router loss is one of all tokens of a row, and each rank has '
+                'some of them; set train_cfgs.router_aux_loss_coef: 0.'
+            ]
+        )
+    return coefficient
 
 
 def load(
@@ -226,3 +237,4 @@ def save(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, state: dict[str, Ten
         pad_token_id=spec.pad_token_id,
     )
     keep_codes(spec.config, spec.codes, folder)
+    keep_action_space(spec.space, folder)

@@ -1,0 +1,163 @@
+"""Sequence parallelism: several ranks compute one row, each a share of its tokens, attention a share of its heads.
+
+Ranks of a group hold the same batch. Embeddings and towers see all of it; before the first layer of the language model
+each rank keeps its own tokens, and after the last one it scores the units that it has the states of. Around attention
+two exchanges turn a share of the tokens with all heads into all tokens with a share of the heads and back (DeepSpeed
+Ulysses: Jacobs et al., 2023, arXiv:2309.14509).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from transformers import PreTrainedModel
+
+from align_anything.core.distributed import rank, subgroup
+from align_anything.core.errors import ModelError
+
+SEGMENTS = 'segments'
+"""The name under which layers are called with the attention plan of a row."""
+ALONG = {'position_embeddings': -2, 'position_ids': -1, 'cache_position': 0}
+"""Which dimension of what layers are called with goes along the tokens."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share that a rank has of each row.
+
+    Attributes:
+        size: ranks that share a row.
+        number: of this rank among them.
+        group: they themselves; None where a rank has its rows for itself.
+    """
+
+    size: int = 1
+    number: int = 0
+    group: ProcessGroup | None = None
+
+    @staticmethod
+    def of(size: int) -> Share:
+        """Returns the share of this rank where each `size` ranks in a row share theirs. Every rank calls it."""
+        return Share() if size == 1 else Share(size, rank() % size, subgroup(size))
+
+    def slice(self, length: int) -> slice:
+        """Returns which of that many tokens are its own."""
+        own = length // self.size
+        return slice(self.number * own, (self.number + 1) * own)
+
+    def own(self, index: Tensor, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns which of its own `states` `(own tokens, size)` stand at `index` in the row, and the positions of
+        these among `index`; None for all of them.
+        """
+        if self.group is None:
+            return index, None
+        start = self.number * len(states)
+        which = ((index >= start) & (index < start + len(states))).nonzero().flatten()
+        return index[which] - start, which
+
+    def whole(self, values: Tensor, which: Tensor | None, number: int) -> Tensor:
+        """Returns the `number` values of all ranks `(number, …)` from those at `which` that this one computed.
+
+        Each rank's gradient goes to its own values.
+        """
+        if which is None:
+            return values
+        mine = values.new_zeros((number, *values.shape[1:])).index_put((which,), values)
+        return _Sum.apply(mine, self.group)
+
+    def to_heads(self, tensor: Tensor) -> Tensor:
+        """Returns `(1, heads / size, length, width)` from `(1, heads, length / size, width)`.
+
+        Fewer heads than ranks are repeated.
+        """
+        heads = tensor.shape[1]
+        tensor = tensor if heads >= self.size else tensor.repeat_interleave(self.size // heads, dim=1)
+        split = tensor[0].unflatten(0, (self.size, -1))
+        return self._exchanged(split).transpose(0, 1).flatten(1, 2)[None]
+
+    def to_tokens(self, tensor: Tensor) -> Tensor:
+        """Returns `(1, length / size, heads, width)` from `(1, length, heads / size, width)`."""
+        split = tensor[0].unflatten(0, (self.size, -1))
+        return self._exchanged(split).transpose(0, 1).flatten(1, 2)[None]
+
+    def heads(self, values: Tensor) -> Tensor:
+        """Returns those of its own heads from numbers of all `(heads,)`."""
+        return values.unflatten(0, (self.size, -1))[self.number]
+
+    def _exchanged(self, split: Tensor) -> Tensor:
+        from torch.distributed.nn.functional import all_to_all_single
+
+        split = split.contiguous()
+        return all_to_all_single(torch.empty_like(split), split, group=self.group)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over a group, of which each rank computes the same loss: the gradient of it is that of its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def share_layers(model: PreTrainedModel, component_of: Callable[[str], str], share: Share) -> None:
+    """Makes the layers of the language model keep their own tokens of rows that are shared.
+
+    `component_of` says of a name of a parameter which component it belongs to. Raises ModelError where it is not known
+    which layers they are.
+    """
+    for layer in layers_of(model, component_of):
+        layer.register_forward_pre_hook(_Kept(share), with_kwargs=True)
+
+
+def layers_of(model: PreTrainedModel, component_of: Callable[[str], str]) -> nn.ModuleList:
+    """Returns the layers of the language model. Raises ModelError where it is not known which they are."""
+    number = model.config.get_text_config(decoder=True).num_hidden_layers
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == number and component_of(f'{name}.0') == 'language_model'
+    ]
+    if len(found) != 1:
+        raise ModelError(
+            f'{type(model).__name__} has {len(found)} lists of {number} layers in its language model, and it is not '
+            'known which of them ranks should share: set train_cfgs.sequence_parallel_size: 1.'
+        )
+    return found[0]
+
+
+class _Kept:
+    """Keeps of what a layer is called with the tokens of this rank."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        plan = kwargs.get(SEGMENTS)
+        if plan is None or plan.share.group is None:
+            return None
+        length = plan.spans[-1].stop
+        own = self.share.slice(length)
+
+        def kept(value: Any, dim: int) -> Any:
+            if isinstance(value, Tensor):
+                return value.narrow(dim, own.start, own.stop - own.start) if value.shape[dim] == length else value
+            if isinstance(value, Mapping):
+                return {key: kept(one, dim) for key, one in value.items()}
+            return tuple(kept(one, dim) for one in value) if isinstance(value, tuple) else value
+
+        hidden, *rest = args
+        kwargs = {name: kept(value, ALONG[name]) if name in ALONG else value for name, value in kwargs.items()}
+        return (kept(hidden, 1), *rest), kwargs
