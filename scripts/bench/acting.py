@@ -27,8 +27,8 @@ class Walk(Gymnasium):
     def __init__(self) -> None:
         super().__init__(WORLD, observation='image', pixels=56)
 
-    def _action(self, said: Said) -> int:
-        return sum(map(ord, said.text)) % len(self._actions)
+    def _todo(self, said: Said) -> list[Any]:
+        return [sum(map(ord, said.text)) % len(self.actions.names)]
 
 
 def environments(folder: Path, size: Size) -> list[Ratio]:
