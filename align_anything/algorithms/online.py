@@ -70,12 +70,14 @@ class Experience:
 class Online(Algorithm):
     """Base of the online algorithms: what a rollout is, and what is made of it.
 
-    `compares` says that the loss itself compares the responses to a prompt, so that no micro-batch may separate them.
+    `compares` says that the loss itself compares the responses to a prompt, so that no micro-batch may separate them,
+    `of_events` what its defaults are where an environment says what episodes cost, and no cost model.
     """
 
     task: ClassVar[str] = 'prompt'
     generates: ClassVar[bool] = True
     compares: ClassVar[bool] = False
+    of_events: ClassVar[Mapping[str, Any]] = {}
     run_cfgs: ClassVar[type[RunCfgs]] = OnlineRunCfgs
     takes_effect: ClassVar[Effects] = dict.fromkeys(
         ('train_cfgs.group_by_length', 'data_cfgs.sample_cache_dir', *OF_ANSWERS),
@@ -107,6 +109,11 @@ class Online(Algorithm):
     def problems_of_turns(self) -> list[str]:
         """What keeps it from crediting each turn of an episode with what came of it."""
         return [f'environment_cfgs.credit: {self.name} compares whole responses; leave it out.']
+
+    @property
+    def warmup(self) -> int:
+        """Optimizer steps at the beginning of a run in which its critics learn alone."""
+        return 0
 
     @property
     def corrects(self) -> bool:

@@ -58,6 +58,9 @@ class PPO(TokenRewards):
     critic_lr_warmup_ratio: float = Field(
         0.03, ge=0, le=1, description="Share of the steps over which the critic's learning rate rises from zero."
     )
+    critic_warmup_steps: int = Field(
+        0, ge=0, description='Optimizer steps at the beginning in which critics learn and the policy waits (warm-up).'
+    )
     critic_weight_decay: NonNegativeFloat = Field(0.0, description='Decoupled weight decay of the critic.')
     critic_gradient_checkpointing: bool | None = Field(
         None,
@@ -87,6 +90,10 @@ class PPO(TokenRewards):
                 'train_cfgs.bootstrap_truncated is for responses that may be clipped; media never are: leave it out.'
             )
         return found
+
+    @property
+    def warmup(self) -> int:
+        return self.critic_warmup_steps if self.critics else 0
 
     @property
     def bootstraps(self) -> bool:

@@ -6,12 +6,14 @@ A formatter makes a `Conversation`; a family encodes it into an `Example`; a pol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from align_anything.core.actions import Actions
 
 MediaKind = Literal['image', 'video', 'audio', 'action']
 MEDIA_KINDS: tuple[MediaKind, ...] = ('image', 'video', 'audio')
@@ -120,6 +122,12 @@ def decoded_medium(part: Mapping[str, Any]) -> Any:
     return None if isinstance(medium, (CodedMedia, Embedding)) else medium
 
 
+def words_of(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Returns the text of the parts of a message, actions as a person reads them."""
+    said = (part['text'] if part['type'] == 'text' else part.get(ACTION) for part in parts)
+    return ''.join(own.written if type(own) is Actions else own for own in said if type(own) in (str, Actions))
+
+
 @dataclass
 class Piece:
     """A run of tokens with the media that stand in it.
@@ -186,7 +194,7 @@ class Response(Piece):
     @property
     def text(self) -> str:
         """What it says in words."""
-        return ''.join(part['text'] for part in self.parts if part['type'] == 'text')
+        return words_of(self.parts)
 
     @property
     def message(self) -> Message:
@@ -313,6 +321,7 @@ class Cost(NamedTuple):
         length: length of the longest row, which each of them takes.
         work: its share of the computation, in the policy's own unit, which ranks even out.
         unmatched_rows, unmatched_length: the same of the responses of other rows, which have a pass of their own.
+        towers: how much of the work is that of towers, which read media before everything else.
     """
 
     rows: int
@@ -320,6 +329,7 @@ class Cost(NamedTuple):
     work: float = 0.0
     unmatched_rows: int = 0
     unmatched_length: int = 0
+    towers: float = 0.0
 
     @property
     def size(self) -> int:
@@ -334,6 +344,7 @@ class Cost(NamedTuple):
             self.work + other.work,
             self.unmatched_rows + other.unmatched_rows,
             max(self.unmatched_length, other.unmatched_length),
+            self.towers + other.towers,
         )
 
 

@@ -133,8 +133,10 @@ def with_turns(conversation: Conversation, messages: Conversation) -> Conversati
     if not messages or not conversation or not conversation[-1]['role'] == messages[0]['role'] == 'user':
         return [*conversation, *messages]
     last, first = conversation[-1], messages[0]
-    between = {'type': 'text', 'text': '\n\n'}
-    joined: Message = {**last, 'content': [*last['content'], between, *first['content']]}
+    # Words are kept apart from words; where there are none, a picture stands where the instruction ends.
+    words = any(part['type'] == 'text' for part in first['content'])
+    between = [{'type': 'text', 'text': '\n\n'}] if words else []
+    joined: Message = {**last, 'content': [*last['content'], *between, *first['content']]}
     return [*conversation[:-1], joined, *messages[1:]]
 
 

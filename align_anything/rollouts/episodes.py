@@ -13,14 +13,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import PurePath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from uuid import uuid4
 
 import torch
 
+from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
 from align_anything.core.types import (
+    ACTION,
     Conversation,
     Episode,
     Example,
@@ -32,16 +34,25 @@ from align_anything.core.types import (
     Turn,
     Unexpanded,
 )
+from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Answered, Begun, EpisodeFailed, Pool, Seat
+from align_anything.models.action_codes import from_words
 from align_anything.models.call_form import CallForm, call_form
 from align_anything.models.chat_form import message_of
 from align_anything.models.encoding import Merge, join
-from align_anything.models.family import FamilySpec
+from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder, with_tools, with_turns
 from align_anything.rollouts.base import Around, Sampling, Tell, tell_whole
 from align_anything.rollouts.media import unexpanded
 from align_anything.rollouts.restricted import seed_of
+
+
+class Encoder(Protocol):
+    """Encodes what an environment shows between two turns of a policy."""
+
+    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece: ...
+
 
 FEW, WINDOW = 20, 100
 """Episodes that failures are a share of, at least; and about how many of the last ones are counted."""
@@ -71,9 +82,10 @@ class Episodes(Around):
         expands: whether the engine reads prompts `unexpanded`.
         untold: what this rank has not told of the last call yet: its failures, the number of its episodes, and where
             the last one failed.
+        encoder: what encodes that which is shown between turns; None for what the chat template writes.
     """
 
-    spec: FamilySpec
+    spec: Spec
     pool: Pool
     max_turns: int
     max_tokens: int
@@ -83,11 +95,14 @@ class Episodes(Around):
     in_step: bool = True
     expands: bool = False
     untold: tuple[list[Skipped], int, str] = ([], 0, '')
+    encoder: Encoder | None = None
     _calls: CallForm | None = None
     _counts: deque[tuple[int, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
+        self._encoder = self.encoder
+        if self._encoder is None:
+            self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
         owner = uuid4().hex
         self._names = (f'{owner}/{number}' for number in count())
 
@@ -175,6 +190,7 @@ class Episodes(Around):
             if type(begun) is EpisodeFailed:
                 one.fail(str(begun), begun.trace)
                 continue
+            begun = begun._replace(messages=self._seen(begun.messages))
             if first is None:
                 first = begun
                 asked, prompt, reason = self._prompt(example, begun, sampling)
@@ -264,6 +280,7 @@ class Episodes(Around):
             one.fail(str(answer), answer.trace)
             return
         messages, step = answer
+        messages = self._seen(messages)
         one.turns.append(replace(turn, reward=step.reward, costs=step.costs, info=step.info))
         one.messages += messages
         if step.done:
@@ -299,7 +316,9 @@ class Episodes(Around):
         if one.tools and self._calls is not None:
             text, found = self._calls.split(text)
         calls = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
-        said = Said(text, tuple(Call(name, arguments) for name, arguments in calls), response.parts)
+        said = Said(
+            text, tuple(Call(name, arguments) for name, arguments in calls), response.parts, self._done(response)
+        )
         if not calls:
             return said, response.message
         # Without ids, which are of chance: results follow their calls in order.
@@ -307,6 +326,27 @@ class Episodes(Around):
             {'type': 'function', 'function': {'name': name, 'arguments': arguments}} for name, arguments in calls
         ]
         return said, message_of('assistant', text, tool_calls=written)
+
+    def _seen(self, messages: Conversation) -> Conversation:
+        """What is shown, its pictures turned as those were that the policy learned from."""
+        turned = {} if self.spec.space is None else self.spec.space.pictures
+        if not turned:
+            return messages
+
+        def part_of(part: dict[str, Any]) -> dict[str, Any]:
+            return {**part, 'image': finished(part['image'], turned)} if part['type'] == 'image' else part
+
+        return [{**message, 'content': list(map(part_of, message['content']))} for message in messages]
+
+    def _done(self, response: Response) -> Actions | None:
+        """The steps of a turn that are to be done now, None where it says no actions."""
+        if self.spec.space is None:
+            return None
+        found = next((part[ACTION] for part in response.parts if part['type'] == ACTION), None)
+        actions = from_words(response.text, self.spec.space) if found is None else found
+        return None if actions is None else actions.first(self.spec.space.executed)
+
+    # What came of it
 
     def _responses(self, acting: Sequence[_Acting], asked: int) -> list[Response]:
         kept = [one for one in acting if one.turns and (one.ended != 'failed' or self.on_failure == 'zero')]
@@ -377,7 +417,7 @@ class _Acting:
             media=whole.media,
             media_counts=whole.media_counts,
             token_tensors=whole.token_tensors,
-            per_unit={'rollout': torch.cat([piece.per_unit['rollout'] for piece in sampled])},
+            per_unit={name: torch.cat([piece.per_unit[name] for piece in sampled]) for name in sampled[0].per_unit},
             finished=self.ended == 'done',
             version=sampled[-1].version,
             parts=sampled[-1].parts,

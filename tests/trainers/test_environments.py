@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +213,23 @@ def test_killed_in_an_episode(folder: Path, tiny: Tiny, tmp_path: Path, name: st
 
 
 @pytest.mark.extended
+def test_a_served_environment_is_the_same(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    name, url = f'{folder}/world.py:World', f'http://127.0.0.1:{port}'
+    command = [sys.executable, '-m', 'align_anything.cli', 'serve-environment', name, '--port', str(port)]
+    with subprocess.Popen([*command, '--workers', '2']) as server:
+        try:
+            for environment in (name, url):
+                output = tmp_path / ('served' if environment == url else 'here')
+                (ended,) = run(argv(folder, output, tiny('qwen2'), environment=environment), algorithm=named('grpo'))
+                assert ended.code == 0, ended.output
+        finally:
+            server.terminate()
+    assert_same(tmp_path / 'here', tmp_path / 'served')
+
+
+@pytest.mark.extended
 @pytest.mark.parametrize('stage', [2, 3])
 def test_a_picture_in_every_turn(folder: Path, tiny: Tiny, tmp_path: Path, stage: int) -> None:
     changes = {'environment_kwargs': '{pictures: true}', 'model_max_length': 512, 'max_steps': 4, 'log_completions': 1}
@@ -245,9 +265,10 @@ def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path:
         ({'credit': 'turn', 'normalize_reward': True}, 'train_cfgs.normalize_reward brings scores of whole episodes'),
         ({'credit': 'turn', 'importance_level': 'sequence'}, 'importance_level sequence is one ratio'),
         ({'environment_timeout': 3}, 'nothing can end an environment that hangs in the process that trains'),
+        ({'environment': 'http://127.0.0.1:9'}, 'http://127.0.0.1:9 cannot be reached'),
         ({'environment': 'http://127.0.0.1:9', 'environment_workers': 2}, 'the server of the environment decides'),
         ({'environment': 'http://127.0.0.1:9', 'environment_kwargs': '{high: 3}'}, 'the server of the environment'),
-        ({'environment': 'http://127.0.0.1:9', 'environment_timeout': 3}, 'http://127.0.0.1:9 cannot be reached'),
+        ({'environment': 'http://127.0.0.1:9', 'environment_timeout': 3}, 'the server of the environment decides'),
     ],
 )
 def test_settings_that_cannot_be_obeyed_are_refused(

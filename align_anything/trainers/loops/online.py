@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
 from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.distributed import all_reduce_sum, gathered_lists, rank
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, Example, Response, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
@@ -58,7 +60,7 @@ from align_anything.trainers.loops.crediting import credited, over_limit
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
-from align_anything.trainers.loops.splitting import split_into_steps, split_step, steps_of_rollout
+from align_anything.trainers.loops.splitting import CostOf, split_into_steps, split_step, steps_of_rollout
 
 
 @dataclass
@@ -101,6 +103,8 @@ class OnlineLoop(Loop):
     _unusable: list[Skipped] = field(default_factory=list)
     _truncated: int = 0
     _failed: int = 0
+    _flops: Flops = field(default_factory=Flops)
+    _policy_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.ptx is not None:
@@ -111,6 +115,7 @@ class OnlineLoop(Loop):
     def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
         self._seconds, self._unread, self._truncated, self._failed = {}, {}, 0, 0
+        self._flops, self._policy_seconds = Flops(), 0.0
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
@@ -374,12 +379,21 @@ class OnlineLoop(Loop):
             own = rank() // self.copies
             order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {own}')
             examples = order.sample(trained, len(trained))
-            for micro_batches in self._split_into_steps(examples):
+            for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
                 if self.progress.step == self.steps:
                     break
-                batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
-                self._concluded(batches, result)
-                results.append(result)
+                supervised = self._supervised()
+                if self.progress.step < self.algorithm.warmup:
+                    results.append(StepResult({}, None, {}, applied=False))
+                else:
+                    started = time.perf_counter()
+                    batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *supervised])
+                    self._policy_seconds += time.perf_counter() - started
+                    if self.meter is not None:
+                        policy = self.engine.policy
+                        self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
+                    self._concluded(batches, result)
+                    results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
                     batches, result = self._updated(critic, algorithm, micro_batches)
                     if not (result.applied or result.empty):
@@ -399,8 +413,8 @@ class OnlineLoop(Loop):
         batches = [engine.policy.collate(examples) for examples in micro_batches]
         return batches, engine.train_step(batches, ByKind(algorithm))
 
-    def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
-        return split_into_steps(examples, self.cfgs, self.algorithm, self._size)
+    def _split_into_steps(self, examples: list[Example], cost: CostOf | None = None) -> list[list[list[Example]]]:
+        return split_into_steps(examples, self.cfgs, self.algorithm, self._size, cost)
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
@@ -460,16 +474,25 @@ class OnlineLoop(Loop):
             'seconds_per_step': took,
             'data_wait': waited / took,
             'peak_memory': float(peak_memory()),
+            **self._measured(took, waited),
         }
         step = self.progress.step
         self.writer.log(step, metrics, timings=timings)
         shown = [name for name in ('reward', 'response_length', 'loss', 'kl', 'entropy') if name in metrics]
-        self.console.report(step, {**{key: metrics[key] for key in shown}, **speed})
+        used = {'mfu': timings['mfu']} if 'mfu' in timings else {}
+        self.console.report(step, {**{key: metrics[key] for key in shown}, **speed, **used})
+
+    def _measured(self, took: float, waited: float) -> dict[str, float]:
+        """How well the devices were used in the updates of the policy, and where the time of the rollout went."""
+        if self.meter is None:
+            return {}
+        return self.meter.read(self._flops / self.copies, self._policy_seconds, took, {'data': waited, **self._seconds})
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        with record_function(name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _reduce(self, tensor: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
 from align_anything.environments.remote import Remote
 from align_anything.environments.workers import SECONDS, Workers
-from align_anything.models.family import FamilySpec
+from align_anything.models.acting.known import ACTS
+from align_anything.models.acting.spec import ActionTurns
+from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.episodes import Episodes
@@ -69,13 +71,18 @@ def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
     return None if settings.environment is None else settings.max_episode_tokens or cfgs.model_cfgs.model_max_length
 
 
-def require_acting(cfgs: OnlineRunCfgs, spec: FamilySpec) -> None:
+def require_acting(cfgs: OnlineRunCfgs, spec: Spec) -> None:
     """Raises ModelError where the chat template of the policy cannot write the episodes of the environment."""
     if cfgs.environment_cfgs.environment is not None:
-        TurnEncoder(spec).check(_tools(cfgs))
+        turns_of(spec).check(_tools(cfgs))
 
 
-def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> RolloutEngine:
+def turns_of(spec: Spec) -> TurnEncoder | ActionTurns:
+    """What encodes the turns of an environment for a policy."""
+    return ActionTurns(spec) if spec.unit in ACTS else TurnEncoder(spec)
+
+
+def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutEngine:
     """The engine, in the environment of the settings if they name one."""
     settings = cfgs.environment_cfgs
     if settings.environment is None:
@@ -93,13 +100,14 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
         # Each rank has an engine of its own, or asks servers.
         in_step=not cfgs.vllm_cfgs.use_vllm or cfgs.vllm_cfgs.vllm_tensor_parallel_size > 1,
         expands=cfgs.vllm_cfgs.use_vllm,
+        encoder=turns_of(spec),
     )
 
 
 def _host(settings: EnvironmentCfgs) -> Host:
     """Where the environments live."""
     if settings.environment.startswith(ADDRESS):
-        return Remote(settings.environment, settings.environment_timeout)
+        return Remote(settings.environment)
     if settings.environment_workers:
         return Workers(settings.environment_workers, settings.environment_timeout or SECONDS)
     return Here()

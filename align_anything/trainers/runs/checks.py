@@ -42,6 +42,17 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
         raise SettingsError(problems)
 
 
+def check_warmup(algorithm: Online, steps: int) -> None:
+    """Raises SettingsError where the critics would learn alone to the end of the run."""
+    if algorithm.warmup >= steps:
+        raise SettingsError(
+            [
+                f'train_cfgs.critic_warmup_steps: {algorithm.warmup} of {steps} steps leave none in which the policy '
+                'trains. Give fewer, or train longer.'
+            ]
+        )
+
+
 def check_evaluation(cfgs: RunCfgs, metrics: Sequence[str], steps: int, tasks: Sequence[Metric]) -> None:
     """Raises SettingsError for a `save_best` that is none of the `metrics` and `tasks` of an evaluation, or has none to
     go by, and for a task that is called as a metric is.

@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align_anything.core.types import CodedMedia, Conversation, Episode, Example, Media, Message, Video, decoded_medium
+from align_anything.core.types import (
+    ACTION,
+    CodedMedia,
+    Conversation,
+    Episode,
+    Example,
+    Media,
+    Message,
+    Video,
+    decoded_medium,
+)
 from align_anything.datasets.conversation import PART_OPTIONS
 from align_anything.datasets.media import decode
 from align_anything.datasets.media.writing import files_of
@@ -74,8 +84,9 @@ def record_of(
     """
     responses = []
     for number, response in enumerate(example.responses):
-        text = ''.join(part['text'] for part in response.parts if part['type'] == 'text')
-        own: Record = {'text': text, 'finish_reason': 'stop' if response.finished else 'length'}
+        own: Record = {'text': response.text, 'finish_reason': 'stop' if response.finished else 'length'}
+        if done := [part[ACTION].plain for part in response.parts if part['type'] == ACTION]:
+            own['actions'] = done
         own['units'] = response.units
         if completions[number].prefilled:
             own['prefill'] = completions[number].prefilled
@@ -171,6 +182,8 @@ def written(conversation: Conversation, row: int, media: MediaFiles) -> list[Mes
     def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
         nonlocal number
         kind = part['type']
+        if kind == ACTION:
+            return {'type': ACTION, ACTION: part[ACTION].plain}
         if type(part.get(kind)) is not Media:
             return dict(part)
         number += 1
@@ -197,6 +210,9 @@ def _answer(completion: Completion, files: Sequence[str]) -> Message:
         kind = part['type']
         if kind == 'text':
             content.append(part)
+            continue
+        if kind == ACTION:
+            content.append({'type': ACTION, ACTION: part[ACTION].plain})
             continue
         own = [file for file in remaining if _stem(file) == _stem(remaining[0])]
         remaining = remaining[len(own) :]
