@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from align_anything.core.errors import ModelError
-from align_anything.models.acting.known import ACTING, register_acting
+from align_anything.models.acting.known import OWN, register_acting
 
 if TYPE_CHECKING:  # data workers read family rules, which need no models: importing these takes seconds
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -62,7 +62,7 @@ def _mappings(config: PreTrainedConfig) -> dict[str, Any]:
         'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         **(speaking if config.model_type in SPEAKING else {}),
         **(scoring if config.model_type in SCORING else {}),
-        **(acting if config.model_type in ACTING else {}),
+        **(acting if config.model_type in OWN else {}),
     }
 
 

@@ -211,10 +211,18 @@ def _use_of_action(folder: Path, spec: ActionSpec, scores: bool) -> str:
     return render('use_of_action.md.jinja', adapter=adapter is not None, base=base, scores=scores)
 
 
+def _use_of_flow(folder: Path, spec: ActionSpec, scores: bool) -> str:
+    """How a pi0, or an adapter of one, is loaded."""
+    adapter = find_adapter(folder)
+    base = '' if adapter is None else shown_name(str(adapter.base))
+    return render('use_of_flow.md.jinja', adapter=adapter is not None, base=base, scores=scores)
+
+
 USES: Mapping[str, Callable[[Path, Any, bool], str]] = {
     'token': _use_of_tokens,
     'denoising step': _use_of_pipeline,
     'action': _use_of_action,
+    'denoised action': _use_of_flow,
 }
 """How models are loaded, by what a unit of their responses is."""
 

@@ -21,12 +21,14 @@ def play(
     *,
     kwargs: Mapping[str, Any] | None = None,
     temperature: float = 0.0,
+    generations: int = 1,
     max_turns: int = 100,
     batch_size: int = 64,
 ) -> list[Episode]:
-    """Returns an episode for each seed, in which a checkpoint that acts does what is likeliest at each step.
+    """Returns episodes for each seed, behind each other, in which a checkpoint does what is likeliest at each step.
 
-    With a `temperature` it samples. The environment reads `seed` from the row, as `hot_floor` does.
+    With a `temperature` it samples, `generations` for each seed. The environment reads `seed` from the row, as
+    `hot_floor` does.
     """
     import torch
 
@@ -59,8 +61,8 @@ def play(
         Example(spec.encode_prompt([]), [], source=f'seed {seed}', meta={'seed': seed}, conversation=[])
         for seed in seeds
     ]
-    sampling = Sampling(max_new_tokens=1, temperature=temperature, seeds=tuple(seeds))
-    return [own[0].episode for own in episodes.generate(rows, sampling)]
+    sampling = Sampling(generations, max_new_tokens=1, temperature=temperature, seeds=tuple(seeds))
+    return [response.episode for own in episodes.generate(rows, sampling) for response in own]
 
 
 def outcome(episodes: Sequence[Episode]) -> dict[str, float]:

@@ -42,8 +42,9 @@ class Arm(Environment):
         self._time += 1
         there = abs(self._x - self._goal) < 0.5
         if grip > 0:
-            return Step(None, float(there), {'closed': float(not there)}, True, {'success': there})
-        return Step(self._shown(), 0.0, {}, self._time >= 20, {})
+            costs = {'closed': float(not there)}
+            return Step(None, float(there), costs, done=True, info={'success': there})
+        return Step(self._shown(), 0.0, done=self._time >= 20)
 
     def _shown(self):
         pictures = []

@@ -16,7 +16,7 @@ from align_anything.models.acting.checkpoint import export_acting, load_acting, 
 from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.acting.known import is_acting
 from align_anything.models.acting.layers import positions
-from align_anything.models.acting.published import ACTIONS, VERSIONS, convert_published, renamed
+from align_anything.models.acting.published import ACTIONS, CAMERAS, VERSIONS, convert_published, renamed
 from align_anything.models.acting.spoc import SpocModel
 from tests.harness.pairwise import in_tiers
 from tests.policies.acting.worlds import NAMED, NUMBERS, episode, small
@@ -121,7 +121,7 @@ class Published(nn.Module):
             for number in '12':
                 name = name.replace(f'.layer_scale{number}.lambda1', f'.ls{number}.gamma')
             if 'camera_tokens' in name:
-                for camera, own in zip(('raw_manipulation_camera', 'raw_navigation_camera'), tensor, strict=True):
+                for camera, own in zip(CAMERAS, tensor, strict=True):
                     kept[f'visual_encoder.visual_sensor_token_{camera}'] = own
             elif '.attention.attention.query.' in name:
                 parts = [model.state_dict()[_ours(name, part)] for part in ('query', 'key', 'value')]

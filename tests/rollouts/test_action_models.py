@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from align_anything.core.types import Example
-from align_anything.environments.pool import Pool, Session
+from align_anything.environments.base import Alone, BatchEnvironment
+from align_anything.environments.hosts import Here
+from align_anything.environments.pool import Pool
 from align_anything.models.acting.spec import ActionSpec, ActionTurns
 from align_anything.rollouts.acting import ActionRollouts
 from align_anything.rollouts.base import Sampling
@@ -22,11 +24,14 @@ from tests.policies.acting.worlds import NAMED, NUMBERS, Line, policy_in, small
 SAMPLING = Sampling(responses=4, max_new_tokens=1, seed=3)
 
 
-class Lines(Pool):
-    """A pool of lines, without a file."""
+class Lines(Here):
+    """Makes lines, without a file."""
 
-    def open(self, row: Mapping[str, Any], seed: int) -> Session:
-        return Session(lambda: Line(**self.kwargs), row, seed, self.limits, self.retries)
+    def capacity(self, name: str) -> int | None:
+        return 1
+
+    def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
+        return Alone(Line(**kwargs))
 
 
 def acting(folder: Path, **settings: Any) -> tuple[Episodes, Any, ActionSpec]:
@@ -35,7 +40,7 @@ def acting(folder: Path, **settings: Any) -> tuple[Episodes, Any, ActionSpec]:
     made = Episodes(
         engine,
         spec,
-        Lines('line', {}),
+        Pool('line', host=Lines()),
         max_turns=6,
         max_tokens=64,
         encoder=ActionTurns(spec),

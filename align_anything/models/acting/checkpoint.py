@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import ModelError
 from align_anything.models import architecture
+from align_anything.models.acting.pi0 import load_pi0_spec
 from align_anything.models.acting.spec import ActionSpec
 from align_anything.models.acting.spoc import COMPONENTS, SpocModel
 from align_anything.models.action_space import FILE, read_action_space, write_action_space
@@ -23,15 +24,18 @@ from align_anything.models.export import export_model
 from align_anything.models.score import SCORE_HEAD
 
 
-def load_action_spec(source: str | Path, model_max_length: int | None = None) -> ActionSpec:
+def load_action_spec(source: str | Path, model_max_length: int | None = None, draws: int = 1) -> ActionSpec:
     """Returns the rules of a checkpoint that acts, or of an adapter of one; reads no weights.
 
-    Raises ModelError where it has no action space, or lacks something else.
+    `draws` are draws of noise of each chunk, of models that denoise chunks. Raises ModelError where it has no action
+    space, or lacks something else.
     """
     adapter = find_adapter(source)
     base = source if adapter is None else adapter.require_base()
     check_checkpoint(base)
     config, space = read_config(base), read_action_space(source)
+    if config.model_type == 'pi0':
+        return load_pi0_spec(base, draws=draws, space=space)
     if space is None:
         raise ModelError(
             f'{base} has no {FILE}, so nothing says what its actions are. A published checkpoint gets one as it is '

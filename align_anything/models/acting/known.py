@@ -6,14 +6,17 @@ from pathlib import Path
 
 from align_anything.core.files import read_json
 
-ACTING = ('spoc',)
-"""Types of models that act, of classes of this package."""
+ACTING = ('spoc', 'pi0')
+"""Types of models that act: of a class of this package, and of transformers."""
+OWN = ('spoc',)
+ACTS = ('action', 'denoised action')
+"""What a unit of theirs is, see `Spec.unit`."""
 CONFIG, ADAPTER_CONFIG = 'config.json', 'adapter_config.json'
 
 
 def register_acting(model_type: str) -> None:
     """Makes transformers know a type of models that act; others are left as they are."""
-    if model_type in ACTING:
+    if model_type in OWN:
         from align_anything.models.acting.spoc import register
 
         register()

@@ -20,11 +20,15 @@ from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.acting.spoc import SpocModel
 
 PREFIX = 'model.'
-CAMERAS = ('raw_manipulation_camera', 'raw_navigation_camera')
-"""In the order in which their features stand beside each other."""
+CAMERAS = ('raw_navigation_camera', 'raw_manipulation_camera')
 IN_HAND = 'an_object_is_in_hand'
-ACTIONS = tuple('m r l b end sub_done ls rs p zm zp yp ym wp wm yms zms zps yps d'.split())
-"""The twenty actions of the Stretch robot in CHORES, by the names that its data have."""
+ACTIONS = (
+    *('move_ahead', 'rotate_right', 'rotate_left', 'move_back', 'done', 'sub_done'),
+    *('rotate_left_small', 'rotate_right_small', 'pickup'),
+    *('move_arm_in', 'move_arm_out', 'move_arm_up', 'move_arm_down', 'wrist_open', 'wrist_close'),
+    *('move_arm_down_small', 'move_arm_in_small', 'move_arm_out_small', 'move_arm_up_small', 'dropoff'),
+)
+"""The twenty actions of the Stretch robot in CHORES, in the order of the logits."""
 DINOV2: Mapping[str, dict[str, int]] = {
     'small': {'hidden_size': 384, 'num_attention_heads': 6},
     'base': {'hidden_size': 768, 'num_attention_heads': 12},
@@ -102,7 +106,7 @@ def renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             continue
         yield from _apart(_name(name), tensor)
     if cameras:
-        yield 'visual_encoder.camera_tokens', torch.stack([cameras[name] for name in sorted(cameras)])
+        yield 'visual_encoder.camera_tokens', torch.stack([cameras[name] for name in CAMERAS])
 
 
 def _name(name: str) -> str:

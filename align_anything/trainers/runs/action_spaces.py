@@ -16,6 +16,7 @@ from align_anything.core.types import Media, Skipped
 from align_anything.datasets.action_statistics import Seen, seen_in
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.source_loading import source_names
+from align_anything.models.acting.known import ACTS
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
@@ -59,7 +60,7 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
     problems = space.problems()
     if problems:
         raise SettingsError([f'action_cfgs: {problem}.' for problem in problems])
-    if spec.unit == 'action':
+    if spec.unit in ACTS:
         spec.act_in(space)
     else:
         act_in(spec, space)

@@ -20,6 +20,7 @@ from align_anything.core.errors import DataError
 from align_anything.core.types import ACTION, Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
 from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.models.acting.pi0 import BLANK, Pi0Spec
 from align_anything.models.acting.pieces import GOAL, OBSERVATION
 from align_anything.models.acting.spec import ActionSpec
 from align_anything.models.diffusion.prepared import LATENTS
@@ -69,6 +70,7 @@ COUNTED = {
     'token': 'about, {:,} tokens in the language model',
     'denoising step': 'of {:,} samples at once',
     'action': 'of {:,} steps',
+    'denoised action': 'of {:,} tokens and steps',
 }
 """What activations are told of, by what a unit is."""
 
@@ -188,6 +190,8 @@ def show_example(example: Example, spec: Spec) -> Text:
     shape of its latents is told.
     """
     text = Text()
+    if spec.unit == 'denoised action':
+        return _show_chunks(example, spec)
     if spec.unit == 'action':
         return _show_actions(example, spec)
     if spec.unit != 'token':
@@ -219,6 +223,18 @@ def _show_actions(example: Example, spec: ActionSpec) -> Text:
             actions = next(done)[ACTION]
             told = ', '.join(actions.names) or str(actions.values.tolist())
             text.append(f' ⟦{told}⟧' if weight else f' {told}', style='bold green' if weight else 'dim')
+        text.append('\n')
+    return text
+
+
+def _show_chunks(example: Example, spec: Pi0Spec) -> Text:
+    text = Text()
+    if GOAL in example.prompt.media:
+        goal = example.prompt.media[GOAL][0]
+        text.append(spec.tokenizer.decode(goal[goal != BLANK].tolist()))
+    for piece in example.responses:
+        for part in spec.decode(piece):
+            text.append(f' ⟦{part[ACTION].values.tolist()}⟧', style='bold green')
         text.append('\n')
     return text
 

@@ -28,7 +28,7 @@ from align_anything.models.score import SCORE_HEAD
 from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine, Tell
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs import action_rollouts, denoised_rollouts, rollout_engine
+from align_anything.trainers.runs import action_rollouts, denoised_rollouts, flow_rollouts, rollout_engine
 from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.data import media_options, require_readable, require_writable
 from align_anything.trainers.runs.model_defaults import with_model_defaults
@@ -56,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
     'token': rollout_engine,
     'denoising step': denoised_rollouts,
     'action': action_rollouts,
+    'denoised action': flow_rollouts,
 }
 """By what a unit of their responses is, see `Spec.unit`."""
 

@@ -12,7 +12,7 @@ from align_anything.core.logging import get_logger
 from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder, trains_text
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.trainers.loops.splitting import steps_of_rollout
-from align_anything.trainers.runs import action_models
+from align_anything.trainers.runs import action_models, flow_models
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.pipelines import OF_TOKENS
 from align_anything.trainers.runs.settings import acts, denoises, spec_of
@@ -71,6 +71,24 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
     )
 
 
+def _of_acting(resolved: Resolved) -> Resolved:
+    why = f'{resolved.cfgs.model_cfgs.model_name_or_path} acts, and has no tokens'
+    resolved = without_effect(resolved, action_models.OF_TOKENS, why)
+    spec = spec_of(resolved.cfgs)
+    if spec.unit == 'denoised action':
+        resolved = flow_models.with_defaults(resolved, spec)
+    else:
+        resolved = without_effect(resolved, ['diffusion_cfgs.*'], f'{why} and denoises nothing')
+    cfgs, changed = resolved.cfgs, {}
+    if not resolved.given('train_cfgs.gradient_checkpointing'):
+        changed['train_cfgs'] = cfgs.train_cfgs.model_copy(update={'gradient_checkpointing': False})
+    if 'model_cfgs.max_new_tokens' in resolved.origins:
+        # A turn is one action, or has a unit for each of its steps that are trained.
+        units = flow_models.units_of_turn(cfgs, resolved.algorithm) if spec.unit == 'denoised action' else 1
+        changed['model_cfgs'] = cfgs.model_cfgs.model_copy(update={'max_new_tokens': units})
+    return replace(resolved, cfgs=cfgs.model_copy(update=changed))
+
+
 def with_event_defaults(resolved: Resolved) -> Resolved:
     """Returns the same run with the defaults for costs that an environment tells, where it does and no cost model.
 
@@ -98,19 +116,6 @@ def with_event_defaults(resolved: Resolved) -> Resolved:
         cfgs=cfgs.model_copy(update={'train_cfgs': cfgs.train_cfgs.model_copy(update=wanted)}),
         algorithm=algorithm.model_copy(update=wanted),
     )
-
-
-def _of_acting(resolved: Resolved) -> Resolved:
-    why = f'{resolved.cfgs.model_cfgs.model_name_or_path} acts, and has no tokens'
-    resolved = without_effect(resolved, action_models.OF_TOKENS, why)
-    resolved = without_effect(resolved, ['diffusion_cfgs.*'], f'{why} and denoises nothing')
-    cfgs, changed = resolved.cfgs, {}
-    if not resolved.given('train_cfgs.gradient_checkpointing'):
-        changed['train_cfgs'] = cfgs.train_cfgs.model_copy(update={'gradient_checkpointing': False})
-    if 'model_cfgs.max_new_tokens' in resolved.origins:
-        # A turn is one action.
-        changed['model_cfgs'] = cfgs.model_cfgs.model_copy(update={'max_new_tokens': 1})
-    return replace(resolved, cfgs=cfgs.model_copy(update=changed))
 
 
 def _on_its_pipeline(resolved: Resolved) -> Resolved:

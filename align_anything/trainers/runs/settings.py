@@ -131,7 +131,7 @@ def spec_of(cfgs: RunCfgs) -> Spec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
     if acts(cfgs):
-        return load_action_spec(model.model_name_or_path, model.model_max_length)
+        return load_action_spec(model.model_name_or_path, model.model_max_length, cfgs.diffusion_cfgs.draws_per_sample)
     if denoises(cfgs):
         own = cfgs.diffusion_cfgs
         return load_pipeline_spec(
