@@ -51,7 +51,9 @@ from align_anything.rollouts.restricted import seed_of
 class Encoder(Protocol):
     """Encodes what an environment shows between two turns of a policy."""
 
-    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece: ...
+    def between(self, messages: Conversation, tools: Sequence[Any] = ()) -> Any: ...
+
+    def piece(self, run: Any, said: Sequence[int]) -> Piece: ...
 
 
 FEW, WINDOW = 20, 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.main import main
 from align_anything.core.errors import SettingsError
 from align_anything.core.flops import ACCELERATORS, Accelerator
-from align_anything.trainers.runs.planning import GIB, Asked, kept_bytes, plan
+from align_anything.trainers.runs.planning import Asked, kept_bytes, plan
 
 KNOWN = known_algorithms()
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'planning.md'
@@ -123,14 +124,15 @@ def test_towers_count_where_prompts_have_pictures(tiny: Callable[..., Path]) -> 
 
 
 def test_the_command_prints_settings(tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    given = ['plan', '--model', str(tiny('llama')), '--gpus', '2', '--gpu-memory', '16', '--algorithm', 'grpo']
+    (block,) = re.findall(r'```bash\nalign-anything (.*?)\n```', DOCS.read_text())
+    given = block.replace('Qwen/Qwen2.5-7B-Instruct', str(tiny('qwen2'))).split()
     with pytest.raises(SystemExit) as ended:
         main(given)
     said = ' '.join(capsys.readouterr().out.split())
     assert ended.value.code == 0
-    assert 'Take --ds_cfgs ds_z0_config.json --per_device_train_batch_size 256' in said
+    # 64 prompts with 8 responses each, on 8 devices.
+    assert 'Take --ds_cfgs ds_z0_config.json --per_device_train_batch_size 64 --gradient_accumulation_steps 1' in said
     assert 'Generation: ' in said and 'A step: about ' in said
     with pytest.raises(SystemExit) as ended:
         main([*given, '--device', 'abacus'])
     assert ended.value.code == 2
-    assert GIB == 2**30
