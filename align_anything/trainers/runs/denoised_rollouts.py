@@ -27,7 +27,8 @@ from align_anything.policies.denoising.collator import DenoisingCollator
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.pipelines import guidance_of, guidance_of_previews, kernel_of, with_saved_adapter
+from align_anything.trainers.runs.kernels import kernel_of
+from align_anything.trainers.runs.pipelines import guidance_of, guidance_of_previews, with_saved_adapter
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 from align_anything.trainers.runs.settings import dtype_of

@@ -32,8 +32,8 @@ from align_anything.policies.acting.flow.policy import FlowPolicy
 from align_anything.policies.acting.flow.score import FlowCritic
 from align_anything.policies.base import Policy
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.model_checks import check_freezing, without_effect
-from align_anything.trainers.runs.pipelines import kernel_of
 from align_anything.trainers.runs.settings import dtype_of
 
 logger = get_logger(__name__)

@@ -29,7 +29,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import action_rollouts
 from align_anything.trainers.runs.acting import acting, require_acting
 from align_anything.trainers.runs.flow_models import units_of_turn, with_saved_adapter
-from align_anything.trainers.runs.pipelines import kernel_of
+from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import is_guided
 from align_anything.trainers.runs.settings import dtype_of
