@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from align_anything.cli.acting import app as acting
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
@@ -294,6 +295,10 @@ def add_tokens(
         raise SettingsError(['command line: name a codec: --image, --audio or --video.'])
     add_media_tokens(model, codecs, out, sizes=grids_of(size or []), max_lengths=lengths_of(max_length or []))
     typer.echo(f'model with media tokens: {out}')
+
+
+for command in acting.registered_commands:
+    app.registered_commands.append(command)
 
 
 @app.command(name='tokenize-media', context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align_anything.configs.options import checked_options
-from align_anything.core.actions import Actions
+from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, WorldError
 from align_anything.core.registry import Registry
 from align_anything.core.types import Message
@@ -81,10 +81,15 @@ class Environment:
         tools: the tools that may be called, as JSON schemas in the form of OpenAI; see `tools.schema_of`.
         rewards: whether it says what episodes are worth: one that reached a limit before it said so is worth 0 then.
             Else other rewards judge alone.
+        actions: what policies do in it that act otherwise than by words; None where words are all.
+        demonstration: of a seed, an episode of somebody who knows how, as messages, and what came of it; None where
+            there is nobody, and nothing for a seed where that failed.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
     rewards: bool = True
+    actions: ActionSpace | None = None
+    demonstration: Callable[[int], tuple[list[Message], dict[str, Any]] | None] | None = None
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         """Begins an episode; returns what follows the prompt of the row, by default nothing.

@@ -82,17 +82,24 @@ class TurnEncoder:
             )
         return replace(run, text=behind[len(ended + mark) :])
 
-    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece:
-        """Returns the tokens between a turn that said these ids and the next one, weight zero, with their media.
+    def piece(self, run: Run, said: Sequence[int]) -> Piece:
+        """Returns the tokens of what stands `between` a turn that said these ids and the next one, with their media.
 
-        A turn that a stop string ended gets the token that ends it in the history. Raises SampleError where the
-        messages cannot be rendered or encoded.
+        They weigh nothing. A turn that a stop string ended gets the token that ends it in the history. Raises
+        SampleError where the run cannot be encoded.
         """
-        shown = self.spec.encode_run(self.between(messages, tools))
-        if said and said[-1] in self.spec.stop_token_ids:
+        shown, closing = self.spec.encode_run(run), self._closing(said)
+        if not closing:
             return shown
-        end = Piece(torch.tensor([self.spec.renderer.end_of_turn_id]), torch.zeros(1))
-        return join([end, shown], self.spec.merge_media)
+        return join([Piece(torch.tensor(closing), torch.zeros(len(closing))), shown], self.spec.merge_media)
+
+    def unexpanded(self, run: Run, said: Sequence[int]) -> list[int]:
+        """Returns the same tokens with one placeholder for each medium."""
+        return [*self._closing(said), *self.spec.encoder.unexpanded(run, first=False)]
+
+    def _closing(self, said: Sequence[int]) -> list[int]:
+        ended = bool(said) and said[-1] in self.spec.stop_token_ids
+        return [] if ended else [self.spec.renderer.end_of_turn_id]
 
 
 def with_tools(conversation: Conversation, tools: Sequence[Any]) -> Conversation:
@@ -108,8 +115,10 @@ def with_turns(conversation: Conversation, messages: Conversation) -> Conversati
     if not messages or not conversation or not conversation[-1]['role'] == messages[0]['role'] == 'user':
         return [*conversation, *messages]
     last, first = conversation[-1], messages[0]
-    between = {'type': 'text', 'text': '\n\n'}
-    joined: Message = {**last, 'content': [*last['content'], between, *first['content']]}
+    # Words are kept apart from words; where there are none, a picture stands where the instruction ends.
+    words = any(part['type'] == 'text' for part in first['content'])
+    between = [{'type': 'text', 'text': '\n\n'}] if words else []
+    joined: Message = {**last, 'content': [*last['content'], *between, *first['content']]}
     return [*conversation[:-1], joined, *messages[1:]]
 
 

@@ -68,6 +68,20 @@ class Rollout:
             torch.cat([self.scores, other.scores]),
         )
 
+    def only(self, kept: Tensor, fewest: int) -> Rollout:
+        """The responses that are `kept`, `(R,)` bool, and of prompts with fewer than `fewest` of them none."""
+        own = kept.split(self._sizes())
+        stays = torch.cat([kept[:0], *(some if int(some.sum()) >= fewest else some & False for some in own)])
+        examples = [
+            replace(example, responses=[one for one, stay in zip(example.responses, some, strict=True) if stay])
+            for example, some in zip(self.examples, stays.split(self._sizes()), strict=True)
+        ]
+        return Rollout(
+            [example for example in examples if example.responses],
+            {name: values[stays] for name, values in self.rewards.items()},
+            self.scores[stays],
+        )
+
     def _sizes(self) -> list[int]:
         return [len(example.responses) for example in self.examples]
 

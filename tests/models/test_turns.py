@@ -28,13 +28,16 @@ def test_it_is_what_supervised_training_has_between_two_answers(family: str, tin
     asked, first, second = [user('What is it?')], assistant('It is one.'), assistant('Two.')
     (runs,) = spec.render([*asked, first, *shown, second])
     supervised = spec.encode([*asked, first, *shown, second])
-    said, between = [spec.encode_run(run) for run in runs[1:3]], encoder.piece(shown, [spec.stop_token_ids[0]])
+    said, between = (
+        [spec.encode_run(run) for run in runs[1:3]],
+        encoder.piece(encoder.between(shown), [spec.stop_token_ids[0]]),
+    )
     start = sum(map(len, said))
     assert not between.weights.any() and between.media_counts == ({'image': 1} if spec.reads else {})
     assert supervised.responses[0].ids[start : start + len(between)].tolist() == between.ids.tolist()
     if family != 'gemma3_text':
         # A turn that a stop string ended gets its end.
-        ended = encoder.piece(shown, [5])
+        ended = encoder.piece(encoder.between(shown), [5])
         assert ended.ids[0] == spec.renderer.end_of_turn_id and torch.equal(ended.ids[1:], between.ids)
 
 

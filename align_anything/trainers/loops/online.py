@@ -56,6 +56,7 @@ from align_anything.rollouts.experience import (
     spread,
 )
 from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, listed
+from align_anything.trainers.loops.crediting import credited, over_limit
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
@@ -77,7 +78,7 @@ class OnlineLoop(Loop):
         rewards: what rewards them.
         unread: lists the responses that a model among the rewards cannot read.
         failures: lists the episodes whose environment failed.
-        failed: says which of the last call of `rollouts` did, on all ranks.
+        failed: says which of what `rollouts` generated last did, on all ranks, which call it.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
     """
@@ -119,8 +120,8 @@ class OnlineLoop(Loop):
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
         self.rollouts.sleep()
-        most = self.algorithm.per_device_prompt_batch_size
-        trained = self._learn_from(informative_first(generated, most) if self.algorithm.further_batches else generated)
+        usable, most = self._usable(generated), self.algorithm.per_device_prompt_batch_size
+        trained = self._learn_from(informative_first(usable, most) if self.algorithm.further_batches else usable)
         with self._clock('update'):
             results, values = self._update(trained)
             if self.old is not None:
@@ -200,7 +201,7 @@ class OnlineLoop(Loop):
         waited = loaded.waited + self._generate_ahead()
         rollout = self._rewarded(examples, self._unread)
         for number in range(1, self.algorithm.further_batches + 1):
-            missing = self.algorithm.per_device_prompt_batch_size > sum(rollout.differing)
+            missing = self.algorithm.per_device_prompt_batch_size > sum(self._usable(rollout).differing)
             if not self._sum([float(missing)])[0]:
                 break
             loaded = next(self.loader_steps, None)
@@ -219,7 +220,7 @@ class OnlineLoop(Loop):
             ahead = self.pending.take()
         if ahead is not None:
             self._seconds['generation_ahead'] = self.pending.seconds
-            return complete(examples, ahead)
+            return self._completed(examples, ahead)
         with self._as_sampled():
             return self._generated(examples, self._sampling_at(self.progress.step, number))
 
@@ -252,8 +253,12 @@ class OnlineLoop(Loop):
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
         with self._clock('generation'):
-            completed = complete(examples, self.rollouts.generate(examples, sampling))
-        failed = self.failed()
+            generated = self.rollouts.generate(examples, sampling)
+        return self._completed(examples, generated)
+
+    def _completed(self, examples: list[Example], generated: Sequence[Sequence[Response]]) -> list[Example]:
+        """The Examples with what was generated for them, episodes that failed left out and listed."""
+        completed, failed = complete(examples, generated), self.failed()
         self._failed += len(failed)
         self.failures.add(self.progress.step, self.cfgs.environment_cfgs.environment or '', failed)
         # Of a prompt whose episodes failed nothing is left to learn from.
@@ -269,9 +274,18 @@ class OnlineLoop(Loop):
             found = reward.unread()
             unread[reward.name] = unread.get(reward.name, 0) + len(found)
             self.unread.add(self.progress.step, reward.name, found)
+        if self.cfgs.environment_cfgs.on_limit == 'zero':
+            lost = over_limit(examples)
+            rewards = {name: own if name == COST else own.masked_fill(lost, 0.0) for name, own in rewards.items()}
         scores = weighted_sum(rewards, self._weights)
         check_scores(scores.tolist(), completions)
         return Rollout(examples, rewards, scores)
+
+    def _usable(self, rollout: Rollout) -> Rollout:
+        """What is trained on: where settings say so, no episode that reached a limit, nor one that is left alone."""
+        if self.cfgs.environment_cfgs.on_limit != 'drop':
+            return rollout
+        return rollout.only(~over_limit(rollout.examples), min(2, self.algorithm.num_generations))
 
     def _shaped(self, rollout: Rollout) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
@@ -330,6 +344,7 @@ class OnlineLoop(Loop):
             bootstrap=bootstrap,
             costs=None if costs is None else kept_of(costs.split(sizes), kept),
             all_costs=gathered_lists(all_costs, self.copies),
+            **credited(examples, self.cfgs),
         )
         state = self.progress.state.setdefault('algorithm', {})
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
@@ -367,14 +382,18 @@ class OnlineLoop(Loop):
             for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
                 if self.progress.step == self.steps:
                     break
-                started = time.perf_counter()
-                batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *self._supervised()])
-                if self.meter is not None:
-                    self._policy_seconds += time.perf_counter() - started
-                    policy = self.engine.policy
-                    self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
-                self._concluded(batches, result)
-                results.append(result)
+                supervised = self._supervised()
+                if self.progress.step < self.algorithm.warmup:
+                    results.append(StepResult({}, None, {}, applied=False))
+                else:
+                    started = time.perf_counter()
+                    batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *supervised])
+                    if self.meter is not None:
+                        self._policy_seconds += time.perf_counter() - started
+                        policy = self.engine.policy
+                        self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
+                    self._concluded(batches, result)
+                    results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
                     batches, result = self._updated(critic, algorithm, micro_batches)
                     if not (result.applied or result.empty):
