@@ -53,7 +53,13 @@ class TurnEncoder:
                 raise ModelError(
                     f'this {kind} checkpoint cannot act in an environment: {error}. {ELSEWHERE}'
                 ) from error
-        if renderer.splits:
+        if self._ends_nothing():
+            logger.warning(
+                'The chat template writes no token that ends an answer. Episodes keep the one that was sampled, in '
+                'front of what the template writes for a later turn: whoever serves the trained model in several turns '
+                'should put it there too.'
+            )
+        elif renderer.splits:
             logger.warning(
                 'The chat template writes earlier answers otherwise once later turns follow (without their thoughts, '
                 'say). Episodes only grow, so they keep them as they were sampled: whoever serves the trained model in '
@@ -75,12 +81,24 @@ class TurnEncoder:
         _, found, closing = full.rpartition(MARK)
         ended, is_ended, _ = closing.partition(mark)
         _, kept, behind = run.text.partition(MARK)
-        if not (found and is_ended and kept and behind.startswith(ended + mark)):
-            raise SampleError(
-                f'its chat template does not end an answer with {mark!r} any more once a later turn follows, so that '
-                'an episode would not go on from what was sampled'
-            )
-        return replace(run, text=behind[len(ended + mark) :])
+        ending = ended + mark if is_ended else mark
+        if found and kept and behind.startswith(ending):
+            return replace(run, text=behind[len(ending) :])
+        if found and kept and not (is_ended or calls or renderer.begins_with_special(behind)):
+            # Nothing ends an answer here, wherever it stands: the token that was sampled does.
+            return replace(run, text=behind)
+        raise SampleError(
+            f'its chat template does not end an answer with {mark!r} any more once a later turn follows, so that '
+            'an episode would not go on from what was sampled'
+        )
+
+    def _ends_nothing(self) -> bool:
+        """Whether the template writes nothing that ends an answer, neither behind the last one nor behind others."""
+        renderer = self.spec.renderer
+        history = [message_of('user', 'x'), _stand_in(calls=False)]
+        mark = self.spec.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id)
+        texts = (renderer.text(history), renderer.text([*history, message_of('user', 'x')]))
+        return not any(mark in text.partition(MARK)[2] for text in texts)
 
     def piece(self, run: Run, said: Sequence[int]) -> Piece:
         """Returns the tokens of what stands `between` a turn that said these ids and the next one, with their media.

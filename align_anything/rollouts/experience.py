@@ -149,6 +149,11 @@ def responses_of(examples: Sequence[Example]) -> Iterator[Response]:
     return (response for example in examples for response in example.responses)
 
 
+def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:
+    """Numbers of the responses to each prompt, `(R,)` each, of those that are kept, in one tensor."""
+    return torch.cat([torch.zeros(0), *(own[list(numbers)] for own, numbers in zip(values, kept, strict=True))])
+
+
 def joined(examples: Sequence[Example], name: str) -> Tensor:
     """The per-unit values of all responses under `name`, `(N,)`."""
     return torch.cat([torch.zeros(0), *(response.per_unit[name] for response in responses_of(examples))])

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from align_anything.core.actions import Actions
 from align_anything.core.types import Audio, CodedMedia, Embedding, Episode, Piece, Response, Skipped, Turn, Video
 
 IS = '__is__'
 PLAIN = frozenset({int, float, str, bool, NoneType, torch.Tensor})
 RECORDS = {
-    kind.__name__: kind for kind in (Episode, Turn, Piece, Response, Skipped, Audio, Video, CodedMedia, Embedding)
+    kind.__name__: kind
+    for kind in (Episode, Turn, Piece, Response, Skipped, Actions, Audio, Video, CodedMedia, Embedding)
 }
 LEFT_OUT = object()
 

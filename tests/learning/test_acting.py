@@ -117,6 +117,7 @@ def reckoning(shared_cache: Path) -> Callable[[], Path]:
 
 
 @pytest.mark.extended
+@pytest.mark.timeout(1200)
 def test_rewards_teach_it_to_reckon(reckoning: Callable[[], Path], tmp_path: Path) -> None:
     folder = reckoning()
     settings = {

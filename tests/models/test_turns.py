@@ -80,6 +80,32 @@ def test_a_template_that_cannot_is_refused(
         TurnEncoder(spec).check(tools)
 
 
+@pytest.mark.parametrize(
+    ('family', 'between', 'told'),
+    [
+        ('llava', ' USER: And now? ASSISTANT:', True),
+        ('emu3', ' USER: And now? ASSISTANT:', True),
+        ('janus', '<|User|>: And now?\n\n<|Assistant|>:', False),
+    ],
+)
+def test_where_the_template_ends_no_answer_the_sampled_end_does(
+    family: str, between: str, told: bool, tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = load(tiny(family))
+    encoder = TurnEncoder(spec)
+    encoder.check([])
+    assert ('writes no token that ends an answer' in caplog.text) == told
+    run = encoder.between([user('And now?')])
+    assert run.text == between
+    end = spec.renderer.end_of_turn_id
+    assert encoder.piece(run, [5]).ids.tolist() == [end, *encoder.piece(run, [end]).ids.tolist()]
+
+
+def test_a_template_with_another_end_in_the_history_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ModelError, match='does not end an answer with'):
+        TurnEncoder(load(tiny('paligemma'))).check([])
+
+
 def test_two_user_turns_in_a_row_are_one() -> None:
     together = with_turns([user('One.')], [user('Two.'), assistant('x')])
     assert [message['role'] for message in together] == ['user', 'assistant']

@@ -27,6 +27,7 @@ from align_anything.rollouts.episodes import Episodes
 from align_anything.rollouts.experience import complete
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.loops.judging import completions_of
+from tests.harness.pairwise import in_tiers
 from tests.models.mixed import policy_of
 from tests.models.samples import load, user
 
@@ -100,7 +101,11 @@ def prompts(spec: FamilySpec, number: int = 3) -> list[Example]:
 SAMPLING = Sampling(responses=4, max_new_tokens=5, seed=1)
 
 
-@pytest.mark.parametrize(('family', 'pictures'), [('qwen2', False), ('qwen2_5_vl', True)])
+# Templates of the last two write no token that ends an answer, or not behind the last one.
+READ = [('qwen2', False), ('qwen2_5_vl', True), ('llava', True), ('janus', True), ('emu3', False)]
+
+
+@pytest.mark.parametrize(('family', 'pictures'), in_tiers(READ, READ[:3]))
 def test_what_was_recorded_is_one_forward_pass_over_the_episode(family: str, pictures: bool, tiny: Tiny) -> None:
     made, policy, spec = episodes(tiny, family, pictures=pictures)
     examples = prompts(spec)
@@ -138,7 +143,8 @@ def self_check(response: Response, spec: FamilySpec, pictures: bool) -> None:
         assert own[len(own) - units :].all() and not own[: len(own) - units].any(), 'observations weigh nothing'
         if number:
             told = spec.text_of(response.ids[start : stop - units].tolist())
-            assert f'Turn {number}.<|im_end|>\n<|im_start|>assistant\n' in told
+            opened = '<|im_end|>\n<|im_start|>assistant\n' if spec.model_type.startswith('qwen2') else ''
+            assert f'Turn {number}.{opened}' in told
         start = stop
     assert episode.ended in ('done', 'turns', 'tokens') and response.finished == (episode.ended == 'done')
     judged = [turn for turn in episode.turns if turn.reward is not None]

@@ -1,15 +1,15 @@
-"""What turns of episodes are credited with, and which episodes reached a limit."""
+"""What episodes are worth: what their turns are credited with, and what becomes of those that reached a limit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.types import Example, Response, Turn
-from align_anything.rollouts.experience import responses_of
+from align_anything.rollouts.experience import Rollout, responses_of
 
 LIMITS = ('turns', 'tokens')
 """How episodes end that reached a limit."""
@@ -56,6 +56,26 @@ def at_turns(examples: Sequence[Example], worth: Callable[[Response, Turn], floa
                 own[at - 1] = worth(response, turn)
         values.append(own)
     return torch.cat([torch.zeros(0), *values])
+
+
+def usable(rollout: Rollout, cfgs: OnlineRunCfgs) -> Rollout:
+    """What is trained on: where settings say so, no episode that reached a limit, nor one that is left alone then."""
+    if cfgs.environment_cfgs.on_limit != 'drop':
+        return rollout
+    return rollout.only(~over_limit(rollout.examples), min(2, cfgs.train_cfgs.num_generations))
+
+
+def at_limits(rewards: Mapping[str, Tensor], examples: Sequence[Example], cfgs: OnlineRunCfgs) -> dict[str, Tensor]:
+    """The rewards of responses, `(R,)` by name: none, where settings say so, for an episode that reached a limit."""
+    if cfgs.environment_cfgs.on_limit != 'zero':
+        return dict(rewards)
+    lost = over_limit(examples)
+    return {name: own if name == COST else own.masked_fill(lost, 0.0) for name, own in rewards.items()}
+
+
+def longest_turn(response: Response) -> int:
+    """How many units the longest turn of a response has: each may have as many as the limit says."""
+    return response.units if response.episode is None else max(turn.units for turn in response.episode.turns)
 
 
 def over_limit(examples: Sequence[Example]) -> Tensor:

@@ -51,12 +51,13 @@ from align_anything.rollouts.experience import (
     complete,
     informative_first,
     joined,
+    kept_of,
     record,
     responses_of,
     spread,
 )
 from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, listed
-from align_anything.trainers.loops.crediting import credited, over_limit
+from align_anything.trainers.loops.crediting import at_limits, credited, longest_turn, usable
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
@@ -120,8 +121,8 @@ class OnlineLoop(Loop):
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
         self.rollouts.sleep()
-        usable, most = self._usable(generated), self.algorithm.per_device_prompt_batch_size
-        trained = self._learn_from(informative_first(usable, most) if self.algorithm.further_batches else usable)
+        within, most = usable(generated, self.cfgs), self.algorithm.per_device_prompt_batch_size
+        trained = self._learn_from(informative_first(within, most) if self.algorithm.further_batches else within)
         with self._clock('update'):
             results, values = self._update(trained)
             if self.old is not None:
@@ -201,7 +202,7 @@ class OnlineLoop(Loop):
         waited = loaded.waited + self._generate_ahead()
         rollout = self._rewarded(examples, self._unread)
         for number in range(1, self.algorithm.further_batches + 1):
-            missing = self.algorithm.per_device_prompt_batch_size > sum(self._usable(rollout).differing)
+            missing = self.algorithm.per_device_prompt_batch_size > sum(usable(rollout, self.cfgs).differing)
             if not self._sum([float(missing)])[0]:
                 break
             loaded = next(self.loader_steps, None)
@@ -253,8 +254,7 @@ class OnlineLoop(Loop):
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
         with self._clock('generation'):
-            generated = self.rollouts.generate(examples, sampling)
-        return self._completed(examples, generated)
+            return self._completed(examples, self.rollouts.generate(examples, sampling))
 
     def _completed(self, examples: list[Example], generated: Sequence[Sequence[Response]]) -> list[Example]:
         """The Examples with what was generated for them, episodes that failed left out and listed."""
@@ -274,18 +274,10 @@ class OnlineLoop(Loop):
             found = reward.unread()
             unread[reward.name] = unread.get(reward.name, 0) + len(found)
             self.unread.add(self.progress.step, reward.name, found)
-        if self.cfgs.environment_cfgs.on_limit == 'zero':
-            lost = over_limit(examples)
-            rewards = {name: own if name == COST else own.masked_fill(lost, 0.0) for name, own in rewards.items()}
+        rewards = at_limits(rewards, examples, self.cfgs)
         scores = weighted_sum(rewards, self._weights)
         check_scores(scores.tolist(), completions)
         return Rollout(examples, rewards, scores)
-
-    def _usable(self, rollout: Rollout) -> Rollout:
-        """What is trained on: where settings say so, no episode that reached a limit, nor one that is left alone."""
-        if self.cfgs.environment_cfgs.on_limit != 'drop':
-            return rollout
-        return rollout.only(~over_limit(rollout.examples), min(2, self.algorithm.num_generations))
 
     def _shaped(self, rollout: Rollout) -> Tensor:
         """The scores that advantages are made of, `(R,)`: brought to scale, and less what length and no end cost."""
@@ -500,16 +492,6 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
-
-
-def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:
-    """Numbers of the responses to each prompt, `(R,)` each, of those that are kept, in one tensor."""
-    return torch.cat([torch.zeros(0), *(own[list(numbers)] for own, numbers in zip(values, kept, strict=True))])
-
-
-def longest_turn(response: Response) -> int:
-    """How many units the longest turn of a response has: each may have as many as the limit says."""
-    return response.units if response.episode is None else max(turn.units for turn in response.episode.turns)
 
 
 def examples_of(loaded: LoaderStep) -> list[Example]:
