@@ -2,6 +2,7 @@
 # make demo       train a small vision model on handwritten digits and talk to it
 # make demo-draw  teach a small language model to draw them
 # make demo-paint teach a small diffusion model to paint shapes
+# make demo-robot teach a small robot to pick things up, and to keep off hot floor
 # make quick      losses, policies, datasets, settings and the contract, in two minutes
 # make test       every invariant, in eleven minutes on two cores; ARGS='tests/models' runs a part
 # make extended   what `make test` leaves out: the other combinations, the other lessons, the whole demo; up to an hour
@@ -23,7 +24,7 @@ export UV_HTTP_TIMEOUT ?= 600
 # Without compiled modules a process takes twice as long to import torch and its company, and there are many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo demo-draw demo-paint quick test extended browser bench lint format docs docs-site clean
+.PHONY: install demo demo-draw demo-paint demo-robot quick test extended browser bench lint format docs docs-site clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -50,6 +51,9 @@ demo-draw: install
 
 demo-paint: install
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo_paint/run.sh
+
+demo-robot: install
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/demo_robot/run.sh
 
 # Tests spread one by one, but for groups that share what is costly to make (tests/conftest.py), the longest first.
 PYTEST := HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder

@@ -221,6 +221,8 @@ def _pair(pair: Pair) -> str:
 def _other_models(pair: Pair) -> str:
     if not pair.writes:
         return ' Most other classes of transformers load by the rules for all; others are [composed](../composed.md).'
+    if pair.writes == {'action'}:
+        return ' Any family that reads pictures, once its actions [have tokens](../actions.md).'
     emitting = ' Any language model once it has [tokens for these media](../emitting.md).'
     return emitting + ('' if pair.writes_text else ' [Pipelines of diffusers](../pipelines.md) that make them.')
 

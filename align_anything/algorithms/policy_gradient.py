@@ -12,7 +12,7 @@ from align_anything.algorithms.online import OF_ANSWERS, Online
 from align_anything.configs.effects import Effects, needs, writing
 from align_anything.configs.online import PolicyRunCfgs
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.types import MEDIA_KINDS, Batch, MediaKind, Need, Scored
+from align_anything.core.types import ACTION, MEDIA_KINDS, Batch, MediaKind, Need, Scored
 from align_anything.losses.advantages import weighed_by_kind
 from align_anything.losses.aggregation import Aggregation, aggregation_weights
 from align_anything.losses.kl import KL_ESTIMATORS
@@ -46,7 +46,7 @@ class PolicyGradient(Online):
         'data_cfgs.ptx_datasets': needs('train_cfgs.ptx_coeff'),
         **dict.fromkeys(OF_ANSWERS, needs('data_cfgs.ptx_datasets')),
         'rollout_correction_level': needs('train_cfgs.rollout_correction_cap'),
-        'emitted_advantage_weights': writing(*MEDIA_KINDS),
+        'emitted_advantage_weights': writing(*MEDIA_KINDS, ACTION),
     }
     other_names: ClassVar[Mapping[str, str]] = {
         'epsilon': 'clip_range_ratio',
@@ -161,6 +161,15 @@ class PolicyGradient(Online):
                 'KL in the loss out.'
             )
         return found
+
+    def problems_of_turns(self) -> list[str]:
+        if self.importance_level in ('token', 'sequence_token'):
+            return []
+        return [
+            f'environment_cfgs.credit: turns have advantages of their own, and train_cfgs.importance_level '
+            f'{self.importance_level} is one ratio for all of them; choose token (with loss_aggregation token-mean) or '
+            'sequence_token.'
+        ]
 
     @property
     def companions(self) -> tuple[str, ...]:

@@ -58,6 +58,9 @@ class PPO(TokenRewards):
     critic_lr_warmup_ratio: float = Field(
         0.03, ge=0, le=1, description="Share of the steps over which the critic's learning rate rises from zero."
     )
+    critic_warmup_steps: int = Field(
+        0, ge=0, description='Optimizer steps at the beginning in which critics learn and the policy waits (warm-up).'
+    )
     critic_weight_decay: NonNegativeFloat = Field(0.0, description='Decoupled weight decay of the critic.')
     critic_gradient_checkpointing: bool | None = Field(
         None,
@@ -89,13 +92,16 @@ class PPO(TokenRewards):
         return found
 
     @property
+    def warmup(self) -> int:
+        return self.critic_warmup_steps if self.critics else 0
+
+    @property
     def bootstraps(self) -> bool:
         return self.bootstrap_truncated
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
-        rewards = self.token_rewards(
-            experience, experience.scores, self.current_kl_coeff(experience, reduce_sum, state)
-        )
+        kl_coeff = self.current_kl_coeff(experience, reduce_sum, state)
+        rewards = self.token_rewards(experience, experience.scores, kl_coeff, experience.turn_rewards)
         advantages, returns = self.estimated(experience, 'reward_critic', rewards)
         return {'advantage': self.brought_to_scale(advantages, reduce_sum), 'returns/reward_critic': returns}
 

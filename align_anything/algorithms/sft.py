@@ -10,7 +10,7 @@ from torch import Tensor
 
 from align_anything.algorithms.base import ALGORITHMS, Algorithm
 from align_anything.configs.effects import Effects, writing
-from align_anything.core.types import MEDIA_KINDS, Batch, Scored
+from align_anything.core.types import ACTION, MEDIA_KINDS, Batch, Scored
 from align_anything.losses.sft import sft_loss
 
 
@@ -36,7 +36,7 @@ class SFT(Algorithm):
     )
 
     takes_effect: ClassVar[Effects] = {
-        'code_loss_over': writing(*MEDIA_KINDS),
+        'code_loss_over': writing(*MEDIA_KINDS, ACTION),
         'depth_loss_coef': writing('audio', off=(1.0,)),
     }
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from align_anything.cli.acting import app as acting
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
@@ -296,6 +297,10 @@ def add_tokens(
     typer.echo(f'model with media tokens: {out}')
 
 
+for command in acting.registered_commands:
+    app.registered_commands.append(command)
+
+
 @app.command(name='tokenize-media', context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
 def tokenize(
     context: typer.Context,
@@ -397,6 +402,42 @@ def models(
         _show(families_as_json(found))
     else:
         _show(families_table(found) if family is None else family_table(*found))
+
+
+@app.command(name='plan')
+def plan_run(
+    model: Annotated[str, typer.Option(help='Folder or hub name of a model; its configuration alone is read.')],
+    gpus: Annotated[int, typer.Option(min=1, help='Devices.')],
+    gpu_memory: Annotated[float, typer.Option('--gpu_memory', '--gpu-memory', min=1, help='GiB of each device.')],
+    pair: Annotated[str, typer.Option(help='Modality pair.')] = 'text_to_text',
+    algorithm: Annotated[str, typer.Option(help='Algorithm.')] = 'sft',
+    device: Annotated[str, typer.Option(help='Kind of the devices, as they call themselves.')] = 'H100',
+    prompt: Annotated[int, typer.Option(min=1, help='Tokens of a prompt, without media.')] = 512,
+    response: Annotated[int, typer.Option(min=1, help='Tokens of a response.')] = 512,
+    images: Annotated[int, typer.Option(min=0, help='Pictures of a prompt.')] = 0,
+    image_size: Annotated[
+        int, typer.Option('--image_size', '--image-size', min=14, help='Pixels of a side of each.')
+    ] = 448,
+    rows: Annotated[int, typer.Option(min=1, help='Prompts of an optimizer step, over all devices.')] = 64,
+    generations: Annotated[int, typer.Option(min=1, help='Responses to a prompt, where they are generated.')] = 8,
+    lora: Annotated[bool, typer.Option('--lora', help='Train adapters.')] = False,
+    efficiency: Annotated[
+        float, typer.Option(min=0.01, max=1, help='Share of what a device can do at best that training reaches.')
+    ] = 0.5,
+    network: Annotated[float, typer.Option(min=0.1, help='GB/s of a device to other machines.')] = 50.0,
+) -> None:
+    """Plan a run on paper, without a model: what fits, and how long a step would take (docs/planning.md)."""
+    from align_anything.cli.planning import device_named, planned, shown
+    from align_anything.trainers.launch import quieten_libraries
+    from align_anything.trainers.runs.planning import Asked
+
+    quieten_libraries()
+    asked = Asked(
+        gpus, gpu_memory, device_named(device), prompt, response, images, image_size, rows, generations, lora,
+        efficiency, network,
+    )  # fmt: skip
+    for what in shown(planned(model, pair, algorithm, asked), asked):
+        _show(what)
 
 
 @app.command()

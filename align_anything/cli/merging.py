@@ -7,6 +7,7 @@ from pathlib import Path
 from align_anything.core.errors import ModelError
 from align_anything.core.files import new_folder, trained_model_in
 from align_anything.core.logging import get_logger
+from align_anything.models.action_space import keep_action_space
 from align_anything.models.adapter import Adapter, find_adapter, put_on
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.checkpoint import read_config
@@ -72,6 +73,7 @@ def _merge(adapter: Adapter, folder: Path, draft: Path, base: str | None, trust_
         pad_token_id=spec.pad_token_id,
     )
     keep_codes(spec.config, spec.codes, draft)
+    keep_action_space(spec.space, draft)
     write_merged_card(draft, folder, source, spec)
 
 

@@ -38,6 +38,11 @@ def convert_targets(value: Any) -> Any:
     return value.split(',') if isinstance(value, str) and ',' in value else value
 
 
+def convert_dataset_version(value: Any) -> Any:
+    """Returns the template of a kind of recorded episodes."""
+    return {'CHORES': 'Chores'}.get(value, value)
+
+
 def convert_metric(value: Any) -> Any:
     """Returns the name of a metric without the prefix that it has in logs."""
     return value.removeprefix('eval_').removeprefix('eval/') if isinstance(value, str) else value
@@ -61,6 +66,9 @@ _PLAIN = {
         'optim': 'optimizer',
         'evaluation_strategy': 'eval_strategy',
         'eval_steps': 'eval_interval',
+        'val_strategy': 'eval_strategy',
+        'val_interval': 'eval_interval',
+        'per_device_val_batch_size': 'per_device_eval_batch_size',
         'freeze_multi_modal_projector': 'freeze_mm_proj',
         'ref_model': 'reference_model_name_or_path',
         'rloo_k': 'num_generations',
@@ -75,6 +83,8 @@ _PLAIN = {
         'data_path': 'train_datasets',
         'eval_data_path': 'eval_datasets',
         'max_samples': 'train_size',
+        'val_max_samples': 'eval_size',
+        'dataset_task_type': 'train_datasets',
         'sample_frames': 'num_frames',
         'interleave_probs': 'train_weights',
         'dataloader_num_workers': 'num_workers',
@@ -115,6 +125,9 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
         'load_checkpoint': _RESUME,
         'resume_from_checkpoint': _RESUME,
         'report_to': Alias('logger_cfgs', 'log_type', 'a list may name one', str | list[str], convert_report_to),
+        'dataset_version': Alias(
+            'data_cfgs', 'train_template', '`CHORES` is `train_template: Chores`', str, convert_dataset_version
+        ),
         'lora_target': _TARGETS,
         'lora_target_modules': _TARGETS,
         'metric_for_best_model': Alias('train_cfgs', 'save_best', 'without `eval_`', str | None, convert_metric),

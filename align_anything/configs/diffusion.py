@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from align_anything.configs.base import Cfgs
 from align_anything.configs.effects import EVALUATES, Effect, Effects, needs, writing
-from align_anything.core.types import MEDIA_KINDS
+from align_anything.core.types import ACTION, MEDIA_KINDS
 
 GENERATES = Effect(
     lambda facts: facts.algorithm.generates,
@@ -56,10 +56,13 @@ SHOWN = Effect(
 
 
 class DiffusionCfgs(Cfgs):
-    """How a denoiser is trained. They mean nothing for models that write media as tokens."""
+    """How a denoiser is trained. They mean nothing for models that write media as tokens.
+
+    Of those that act, the ones that denoise chunks of actions read what is of draws, of rollouts and of their steps.
+    """
 
     takes_effect: ClassVar[Effects] = {
-        '*': writing(*MEDIA_KINDS),
+        '*': writing(*MEDIA_KINDS, ACTION),
         **{
             f'timestep_logit_{key}': needs('diffusion_cfgs.timestep_sampling', 'logit_normal')
             for key in ('mean', 'std')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -133,7 +133,15 @@ NO_DEEPSPEED_FILE = 'FSDP2 reads no DeepSpeed file; leave it out, or choose engi
 FREEZING = tuple(
     f'train_cfgs.freeze_{name}' for name in ('vision_tower', 'audio_tower', 'mm_proj', 'generation', 'language_model')
 )
-EVALUATES = needs('data_cfgs.eval_datasets')
+
+
+def evaluating(off: tuple[Any, ...] = OFF) -> Effect:
+    """The condition that there are evaluation data, of their own or of the training data."""
+    own = needs('data_cfgs.eval_datasets', off=off)
+    return replace(own, by=(*own.by, 'data_cfgs.val_datasets'))
+
+
+EVALUATES = evaluating()
 SUPERVISED = Effect(
     lambda facts: facts.algorithm.task == 'supervised',
     'it means nothing but in supervised fine-tuning; leave it out.',
@@ -167,3 +175,10 @@ def without_effect(facts: Facts) -> Iterator[tuple[str, Effect]]:
         lacking = next((effect for effect in effects if effect.lacking(facts, path)), None)
         if lacking is not None:
             yield path, lacking
+
+
+EPISODES = Effect(
+    lambda facts: facts.algorithm.task == 'supervised' and (facts.writes is None or 'action' in facts.writes),
+    'it means nothing but in supervised fine-tuning on recorded actions; leave it out.',
+    off=(None, False, 0.0, 'random'),
+)

@@ -29,6 +29,7 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         'log_video_interval_val': 'align-anything never reads it',
         'vae_encode_batch_size': 'each medium goes through the autoencoder by itself, once, before training',
         'num_mel_bins': 'the vocoder of the checkpoint says how many',
+        'model_version': 'the checkpoint says how large it is',
         'mel_first': 'spectrograms lie as the autoencoder of the checkpoint takes them',
     }
 )
@@ -63,6 +64,8 @@ FRAMES_PER_SECOND = 100
 ONLY: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         'clips_per_audio': (1, 'a row is one clip'),
+        'loss': ('action', 'the pair says what is trained'),
+        'model_architecture': ('EarlyFusionCnnTransformer', 'the checkpoint says what it is'),
         'do_resize': (True, 'clips are brought to one size, with aspect_buckets to one of several'),
     }
 )
@@ -105,6 +108,10 @@ def judge(pair: str, group: str, key: str, value: Any) -> Verdict | None:
         name = renamed[key]
         read = value / FRAMES_PER_SECOND if key == 'max_frames' and isinstance(value, (int, float)) else value
         return Verdict(name, read, f'{written} is read as {name}')
+    if key == 'input_sensors':
+        return Verdict(
+            'data_cfgs.train_template_kwargs', {key: value}, f'{written} is an option of the template: {key}'
+        )
     if key in LEFT_OUT:
         return Verdict(note=f'{written} is left out: {LEFT_OUT[key]}')
     if value is None:

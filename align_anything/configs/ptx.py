@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from align_anything.configs.data import Arguments, DataCfgs, Files, Names, OnePerDataset, Sizes
 from align_anything.configs.effects import Effects, needs
-from align_anything.configs.schema import Arguments, DataCfgs, Files, Names, OnePerDataset, Sizes
 
 
 class PtxDataCfgs(DataCfgs):

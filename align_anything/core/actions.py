@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import SampleError
+from align_anything.core.errors import ModelError, SampleError
+from align_anything.core.registry import nearest
 
 Normalization = Literal['quantiles', 'min_max', 'mean_std', 'identity']
+Binning = Literal['uniform', 'openvla']
+Written = Literal['', 'reserved', 'tail', 'words']
+LISTS = 'names', 'dimensions', 'cameras', 'first_ids'
+BESIDE = 1e-6
+"""How far beyond -1 and 1 a number may be that is only rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +28,31 @@ class Actions:
         values: of each step and dimension, as the environment takes them, `(steps, dimensions)` float64; None for
             named actions.
         names: of each step, for spaces of named actions.
+        dataset: whose statistics hold for the values; empty for the one that a space goes by.
     """
 
     values: Tensor | None = None
     names: tuple[str, ...] = ()
+    dataset: str = ''
 
     def __len__(self) -> int:
         return len(self.names) if self.values is None else len(self.values)
+
+    @property
+    def plain(self) -> list[Any]:
+        """As JSON holds them: a name for each step, or its numbers."""
+        return list(self.names) if self.values is None else self.values.tolist()
+
+    @property
+    def written(self) -> str:
+        """As a person reads them."""
+        steps = [f'[{", ".join(f"{value:.4g}" for value in step)}]' for step in ([] if self.names else self.plain)]
+        return ', '.join(self.names or steps)
+
+    def first(self, steps: int) -> Actions:
+        """Returns the first steps of it, all where it has no more."""
+        values = None if self.values is None else self.values[:steps]
+        return Actions(values, self.names[:steps], self.dataset)
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,9 @@ class ActionSpace:
         names: the named actions, one of which is chosen at each step; empty where actions are numbers.
         dimensions: names of the numbers of an action; empty where it has a name.
         bins: how many values a token can stand for, where actions are tokens.
+        binning: how numbers become one of them. `uniform` cuts -1 to 1 into equal bins. `openvla` has their edges at
+            -1 and 1 as the first and last one, so that the last bin holds the 1 alone, is read as the one before it,
+            and counts down from the end of the ids.
         normalization: how statistics bring numbers to [-1, 1], or to unit variance.
         statistics: of each dataset that was trained on, by name.
         dataset: the one whose statistics hold where nothing else is said; see `of`.
@@ -63,11 +90,15 @@ class ActionSpace:
         executed: how many of them are done before it is asked again.
         cameras: names of the pictures of a step, in the order in which the policy sees them.
         pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`.
+        tokens: how a token model writes them: by `reserved` tokens, by those at the `tail` of its vocabulary, or by
+            their names in `words`; empty where actions are no tokens.
+        first_ids: the id of the first bin of each dimension, or of the first named action.
     """
 
     names: tuple[str, ...] = ()
     dimensions: tuple[str, ...] = ()
     bins: int = 256
+    binning: Binning = 'uniform'
     normalization: Normalization = 'quantiles'
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     dataset: str = ''
@@ -75,6 +106,15 @@ class ActionSpace:
     executed: int = 1
     cameras: tuple[str, ...] = ()
     pictures: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Written = ''
+    first_ids: tuple[int, ...] = ()
+
+    @property
+    def books(self) -> tuple[int, ...]:
+        """How many codes each number of a step may be, or its name: the code books of a token model."""
+        return (len(self.names),) if self.names else (self.bins,) * len(self.dimensions)
+
+    # Named actions
 
     def indices(self, actions: Actions) -> Tensor:
         """Returns the number of each named action, `(steps,)` int64. Raises SampleError for an unknown one."""
@@ -82,8 +122,182 @@ class ActionSpace:
         if unknown or actions.values is not None:
             what = f"'{unknown[0]}'" if unknown else 'numbers'
             raise SampleError(f'the action is {what}, and should be one of {", ".join(self.names)}')
-        return torch.tensor([self.names.index(name) for name in actions.names])
+        return torch.tensor([self.names.index(name) for name in actions.names], dtype=torch.long)
 
     def named(self, indices: Sequence[int]) -> Actions:
         """Returns the actions of these numbers."""
         return Actions(names=tuple(self.names[index] for index in indices))
+
+    # Numbers
+
+    def of(self, dataset: str = '') -> Statistics:
+        """Returns the statistics of a dataset, or of the one that holds where nothing else is said.
+
+        Raises SampleError, with the names of those there are, where there are none of it, or more than one to choose.
+        """
+        name = dataset or self.dataset or (next(iter(self.statistics)) if len(self.statistics) == 1 else '')
+        if name in self.statistics:
+            return self.statistics[name]
+        there = f'There are: {", ".join(sorted(self.statistics)) or "none"}.'
+        if not name:
+            raise SampleError(f'nothing says which statistics un-normalise the actions: name a dataset. {there}')
+        hint = nearest(name, sorted(self.statistics))
+        raise SampleError(f"the action space has no statistics of a dataset '{name}'.{hint} {there}")
+
+    def normalized(self, values: Tensor, dataset: str = '') -> Tensor:
+        """Returns numbers of an environment as the policy has them, `(steps, dimensions)` float64.
+
+        Dimensions that never varied are 0. Nothing is clipped: what lies beyond the percentiles lies beyond -1 and 1.
+        Raises SampleError for values of another number of dimensions, and as `of` does.
+        """
+        values = self._checked(values)
+        if self.normalization == 'identity':
+            return values
+        scale, shift, mask = self._affine(self.of(dataset))
+        moved = torch.where(scale > 0, (values - shift) / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
+        return torch.where(mask, moved, values)
+
+    def restored(self, values: Tensor, dataset: str = '') -> Tensor:
+        """Returns numbers of the policy as the environment takes them: what `normalized` did is undone."""
+        values = self._checked(values)
+        if self.normalization == 'identity':
+            return values
+        scale, shift, mask = self._affine(self.of(dataset))
+        return torch.where(mask, values * scale + shift, values)
+
+    def _affine(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
+        """What a normalised number is multiplied by, what is added then, and where."""
+        low, high, mean, std = (
+            torch.tensor(getattr(statistics, name), dtype=torch.float64) for name in ('low', 'high', 'mean', 'std')
+        )
+        mask = torch.tensor(statistics.mask)
+        return (std, mean, mask) if self.normalization == 'mean_std' else ((high - low) / 2, (high + low) / 2, mask)
+
+    def _checked(self, values: Tensor) -> Tensor:
+        if values.ndim != 2 or values.shape[1] != len(self.dimensions):
+            raise SampleError(
+                f'an action has {values.shape[-1] if values.ndim else 1} numbers, and should have '
+                f'{len(self.dimensions)}: {", ".join(self.dimensions)}'
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise SampleError('an action has numbers that are not finite')
+        return values.double()
+
+    # Codes
+
+    def encode(self, actions: Actions) -> Tensor:
+        """Returns the codes of actions, `(books, steps)` int64: the number of the bin of each dimension, or of a name.
+
+        Normalised numbers are clipped to [-1, 1]. Raises SampleError for actions that are not of this space, and for
+        numbers that are not normalised and lie beyond.
+        """
+        if self.names:
+            return self.indices(actions)[None]
+        if actions.values is None:
+            raise SampleError(f"the action is '{actions.names[0]}', and should be {len(self.dimensions)} numbers")
+        values = self.normalized(actions.values, actions.dataset)
+        self._require_within(values, actions.dataset)
+        values = values.clamp(-1.0, 1.0)
+        if self.binning == 'openvla':
+            found = torch.bucketize(values, self._edges(), right=True)  # 1 to `bins`, as numpy.digitize counts
+            return (self.bins - found).t()
+        return ((values + 1.0) / 2.0 * self.bins).floor().long().clamp(max=self.bins - 1).t()
+
+    def decode(self, codes: Tensor, dataset: str = '') -> Actions:
+        """Returns the actions of codes `(books, steps)`, numbers as the environment takes them: the middle of a bin."""
+        if self.names:
+            return self.named(codes[0].tolist())
+        if self.binning == 'openvla':
+            edges = self._edges()
+            middles = (edges[:-1] + edges[1:]) / 2.0
+            values = middles[(self.bins - codes - 1).clamp(0, self.bins - 2)]
+        else:
+            values = (codes.double() + 0.5) * 2.0 / self.bins - 1.0
+        return Actions(self.restored(values.t(), dataset), dataset=dataset)
+
+    def _edges(self) -> Tensor:
+        # As numpy rounds them, and torch.linspace does not: values on an edge fall where those who trained had them.
+        edges = torch.arange(self.bins, dtype=torch.float64) * (2.0 / (self.bins - 1)) - 1.0
+        edges[-1] = 1.0
+        return edges
+
+    def _require_within(self, values: Tensor, dataset: str) -> None:
+        """Raises SampleError for numbers beyond [-1, 1] that no statistics bring there: bins would clip them."""
+        mask = (False,) * len(self.dimensions) if self.normalization == 'identity' else self.of(dataset).mask
+        for number, normalised in enumerate(mask):
+            farthest = float(values[:, number].abs().max()) if len(values) else 0.0
+            if not normalised and farthest > 1.0 + BESIDE:
+                raise SampleError(
+                    f"'{self.dimensions[number]}' of an action is {farthest:g} from 0, and is not normalised: tokens "
+                    'stand for -1 to 1. Normalise it, or bring it there in the data'
+                )
+
+    # As a file
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str = 'action_space.json') -> ActionSpace:
+        """Returns what `to_json` wrote. Raises ModelError, with all that is wrong and `source`, for anything else."""
+        known = list(cls.__dataclass_fields__)
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ModelError(f"{source} has no '{unknown[0]}'.{nearest(unknown[0], known)} It has: {', '.join(known)}.")
+        try:
+            statistics = {
+                str(name): Statistics(**{key: tuple(value) for key, value in own.items()})
+                for name, own in values.get('statistics', {}).items()
+            }
+            lists = {
+                key: tuple(values[key]) for key in ('names', 'dimensions', 'cameras', 'first_ids') if key in values
+            }
+            found = cls(**{**values, **lists, 'statistics': statistics})
+            problems = found.problems()
+        except (TypeError, AttributeError) as error:
+            raise ModelError(f'{source} is no action space: {error}') from error
+        if problems:
+            raise ModelError(f'{source}: ' + '\n'.join(problems))
+        return found
+
+    def problems(self) -> list[str]:
+        """Returns all that makes it no space to act in, in words."""
+        found = []
+        if bool(self.names) == bool(self.dimensions):
+            found.append('an action has either names, one of which is chosen, or dimensions that are numbers')
+        for what, given in (('names', self.names), ('dimensions', self.dimensions), ('cameras', self.cameras)):
+            twice = sorted({name for name in given if given.count(name) > 1})
+            if twice:
+                found.append(f"{what} has '{twice[0]}' twice")
+        for what, chosen, options in (
+            ('normalization', self.normalization, get_args(Normalization)),
+            ('binning', self.binning, get_args(Binning)),
+            ('tokens', self.tokens, get_args(Written)),
+        ):
+            if chosen not in options:
+                there = ', '.join(option for option in options if option)
+                found.append(f"{what} '{chosen}' is none of {there}{nearest(str(chosen), list(options))}")
+        if not 1 <= self.executed <= self.chunk:
+            found.append(f'{self.executed} steps are done of a chunk of {self.chunk}: it should be from 1 to that')
+        if self.bins < 2:
+            found.append(f'{self.bins} bins tell nothing apart: it takes two at least')
+        if self.tokens == 'words' and not self.names:
+            found.append('numbers are not written as words: write them as reserved tokens, or as the tail')
+        if self.tokens in ('reserved', 'tail') and not self.names and self.normalization == 'mean_std':
+            found.append('bins stand for -1 to 1, and mean_std has no bounds: normalise by quantiles or min_max')
+        if self.first_ids and len(self.first_ids) != len(self.books):
+            found.append(f'{len(self.first_ids)} first_ids for {len(self.books)} dimensions')
+        for name, own in self.statistics.items():
+            found += [f'statistics of {name}: {problem}' for problem in self._problems_of(own)]
+        if self.dataset and self.statistics and self.dataset not in self.statistics:
+            found.append(f"there are no statistics of '{self.dataset}', only of {', '.join(sorted(self.statistics))}")
+        return found
+
+    def _problems_of(self, own: Statistics) -> list[str]:
+        size = len(self.dimensions)
+        for name, numbers in asdict(own).items():
+            if len(numbers) != size:
+                return [f'{name} has {len(numbers)} numbers for {size} dimensions']
+        crossed = [name for name, low, high in zip(self.dimensions, own.low, own.high, strict=True) if low > high]
+        return [f"low of '{name}' is above its high" for name in crossed]

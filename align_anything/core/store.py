@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from align_anything.core.actions import Actions
 from align_anything.core.errors import SettingsError, UnidentifiedError
 from align_anything.core.files import atomic_write_bytes, writable_folder
 from align_anything.core.logging import get_logger
@@ -161,6 +162,8 @@ def identity(value: Any, of_medium: bool = False) -> Any:
         return [value.kind, identity(value.source, True), identity(value.options)]
     if isinstance(value, Identified):
         return value.identity
+    if isinstance(value, Actions):
+        return ['actions', list(value.names), identity(value.values), value.dataset]
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):

@@ -8,8 +8,10 @@ from typing import Any
 
 from align_anything.core import thoughts
 from align_anything.core.errors import SampleError
-from align_anything.core.types import MEDIA_KINDS, Conversation, Media, MediaKind, Message
+from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, Media, MediaKind, Message
 from align_anything.datasets.media import make_media
+from align_anything.datasets.media.sources import is_frame
+from align_anything.datasets.spoken_actions import STATE, actions_of, state_of
 from align_anything.datasets.tool_calls import calls_of, tools_of
 from align_anything.datasets.turn_keys import (
     CALLS,
@@ -61,7 +63,9 @@ def bind_media(
 
     A placeholder is a part `{'type': kind}`, or `<kind>` in text when `meta` or the turn itself has that kind. Media
     without any placeholder go before the first user text, those of a turn before its own. Empty system turns are left
-    out, and so is what follows the last answer. A turn whose tokens count otherwise than once has a `weight`.
+    out, and so is what follows the last answer. A turn whose tokens count otherwise than once has a `weight`. An
+    assistant turn acts by parts `{'type': 'action', 'action': …}`, see `actions_of`; user turns may have the `state` of
+    a body.
 
     Args:
         conversation: messages with text or parts, as a formatter returns them; not changed.
@@ -81,7 +85,10 @@ def bind_media(
     waiting = {kind: _waiting(meta, kind) for kind in MEDIA_KINDS if {kind, f'{kind}s'} & meta.keys()}
 
     def media_of(kind: MediaKind, source: Any) -> Media:
-        return make_media(kind, source, folders.get(kind, ''), options.get(kind))
+        # A frame of a video lies where videos do.
+        held = source.source if isinstance(source, Media) else source
+        start = 'video' if is_frame(held) else kind
+        return make_media(kind, source, folders.get(start, ''), options.get(kind))
 
     messages = [_message(index, message, waiting.keys(), media_of) for index, message in enumerate(conversation)]
     contents = [message['content'] for message in messages]
@@ -131,7 +138,11 @@ def _message(index: int, message: Any, waiting: Set[MediaKind], media_of: MediaM
             f'turn {index} ({role}) has {type(content).__name__} as content, not text or a list of parts.'
         )
     own = media_of_turn(where, turn)
-    parts = [part for raw in content for part in _parts(where, raw, {*waiting, *own}, media_of)]
+    parts = [
+        part
+        for raw in content
+        for part in (_action(where, role, raw) if _acts(raw) else _parts(where, raw, {*waiting, *own}, media_of))
+    ]
     for kind, sources in own.items():
         _place(where, [parts], [parts], parts, kind, sources, media_of)
     weight = weight_of(where, turn)
@@ -154,9 +165,29 @@ def _beside(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
     if (calls or told) and message['role'] != 'assistant':
         raise SampleError(f'{where} has tool calls or a thought, which only assistant turns have.')
     found: dict[str, Any] = {'tool_calls': calls} if calls else {}
+    if STATE in message:
+        if message['role'] != 'user':
+            raise SampleError(f'{where} has a state, which only user turns have: it is what a policy sees.')
+        found[STATE] = state_of(where, message[STATE])
     if told:
         found['reasoning_content'] = told.pop()
     return {**found, **{key: str(message[key]) for key in ('name', 'tool_call_id') if message.get(key) is not None}}
+
+
+def _acts(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get('type') == ACTION
+
+
+def _action(where: str, role: str, part: Mapping[str, Any]) -> list[Part]:
+    """Returns the part of an action."""
+    if role != 'assistant':
+        raise SampleError(f'{where} has an action, but only assistant turns act: what others did is told in words.')
+    unread = [str(key) for key, value in part.items() if value is not None and key not in ('type', ACTION)]
+    if unread:
+        raise SampleError(f'{where} has an action with {", ".join(map(repr, unread))}, which nothing reads.')
+    if part.get(ACTION) is None:
+        raise SampleError(f"{where} has a part of type 'action' without an 'action'.")
+    return [{'type': ACTION, ACTION: actions_of(where, part[ACTION])}]
 
 
 def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker) -> list[Part]:
@@ -181,7 +212,7 @@ def _parts(where: str, part: Any, waiting: Set[MediaKind], media_of: MediaMaker)
             raise SampleError(f'{where} has a text with half a surrogate pair in it, which no tokenizer takes.')
         return _split(part['text'], waiting)
     if not isinstance(part['type'], str) or part['type'] not in PART_TYPES:
-        known = ', '.join(['text', *PART_TYPES])
+        known = ', '.join(['text', *PART_TYPES, ACTION])
         raise SampleError(f"{where} has a part of unknown type '{part['type']}'. Types are {known}.")
     kind = PART_TYPES[part['type']]
     known = PART_OPTIONS.get(kind, {})
@@ -306,7 +337,7 @@ def _content(source: Any) -> Any:
 
 
 def _is_blank(message: Message) -> bool:
-    if message.keys() & {'tool_calls', 'reasoning_content'}:
+    if message.keys() & {'tool_calls', 'reasoning_content', STATE}:
         return False
     return all(part['type'] == 'text' and not part['text'].strip() for part in message['content'])
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, DataError, FilteredError, SampleError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
+from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, Example, MediaKind, Skipped
 from align_anything.datasets.conversation import bind_media, without_media, without_prompt_text
 from align_anything.datasets.formatters.base import BaseFormatter
 from align_anything.datasets.media import KnownMedia, MediaCache, decode_conversations
@@ -25,6 +25,7 @@ from align_anything.datasets.skips import told_once
 from align_anything.datasets.sources import folder_of_row
 from align_anything.datasets.template_rows import TemplateRow
 from align_anything.datasets.unread import looks_like
+from align_anything.datasets.windows import Window, Windows, cut
 
 logger = get_logger(__name__)
 
@@ -70,6 +71,13 @@ class Emptied(NamedTuple):
     """A row whose prompt text is left empty: its number in the concatenation, or a `StreamedRow`."""
 
     row: int | StreamedRow
+
+
+class Windowed(NamedTuple):
+    """A row of which a window is taken: its number in the concatenation, or a `StreamedRow`."""
+
+    row: int | StreamedRow
+    window: Window
 
 
 class Task(Protocol):
@@ -153,7 +161,7 @@ class SupervisedTask:
 class ExampleDataset:
     """Rows of several sources as Examples; index by a number of the concatenation, or by a `StreamedRow`.
 
-    Either may be `Emptied`.
+    Either may be `Emptied` or `Windowed`.
 
     A row that can't be used comes back as `Skipped`, the same way on every rank. `sizes` are the rows of each source;
     `known` is what is known of media that need not be decoded, None where all are.
@@ -167,6 +175,8 @@ class ExampleDataset:
         kept: what keeps Examples on disk, for this task and its encoder.
         drop_truncated: whether rows are left out whose answers are truncated.
         answers: the kinds of which answers are one medium and nothing else; none where they may be text.
+        windows: how episodes are cut; rows that are asked for without a window have that of the first epoch.
+        shown: whether something else than the rows shows media, so that it is no surprise where they hold none.
 
     Raises:
         DataError: a source is streamed whose rows have to be seen beside each other; (when a row is read) it holds
@@ -184,8 +194,11 @@ class ExampleDataset:
         kept: SampleCache | None = None,
         drop_truncated: bool = False,
         answers: frozenset[MediaKind] = frozenset(),
+        windows: Windows | None = None,
+        shown: bool = False,
     ) -> None:
-        self._answers = answers
+        self._answers, self._shown = answers, shown
+        self.windows = windows if windows is not None and windows.cuts else None
         self.sources, self.task = list(sources), task
         streamed = [source.name for source in self.sources if source.streamed]
         if task.needs_other and streamed:
@@ -203,9 +216,11 @@ class ExampleDataset:
         """Rows of all indexed sources together; streams have no length."""
         return self._ends[-1]
 
-    def __getitem__(self, index: int | StreamedRow | Emptied) -> Example | Skipped:
-        name, emptied = '', isinstance(index, Emptied)
-        if emptied:
+    def __getitem__(self, index: int | StreamedRow | Emptied | Windowed) -> Example | Skipped:
+        name, emptied, window = '', isinstance(index, Emptied), None
+        if isinstance(index, Windowed):
+            window = index.window
+        if isinstance(index, (Emptied, Windowed)):
             index = index.row
         try:
             if isinstance(index, StreamedRow):
@@ -220,7 +235,7 @@ class ExampleDataset:
                 row = source.rows[at]
             view = self._view(source, name, row)
             other = self._other(source, at) if self.task.needs_other else None
-            conversations, meta = self._conversations(source, name, view, other)
+            conversations, meta = self._cut(name, *self._conversations(source, name, view, other), window)
             if emptied:
                 conversations = list(map(without_prompt_text, conversations))
             example = self._example(source, name, conversations)
@@ -232,7 +247,7 @@ class ExampleDataset:
 
     def of_task(self, task: Task, known: KnownMedia | None = None) -> ExampleDataset:
         """Returns the same rows for another task, whose Examples are not kept."""
-        rows = ExampleDataset(self.sources, task, self._pair, self._allowed, self._media_options)
+        rows = ExampleDataset(self.sources, task, self._pair, self._allowed, self._media_options, shown=self._shown)
         rows.known = known
         return rows
 
@@ -247,14 +262,19 @@ class ExampleDataset:
         return self.sources[number].rows.row_name(at)
 
     def formatted(self, index: int) -> list[Conversation] | Skipped:
-        """Returns the conversations of a row, its media not decoded."""
+        """Returns the conversations of a row, whole episodes too, its media not decoded."""
+        made = self.recorded(index)
+        return made if isinstance(made, Skipped) else made[0]
+
+    def recorded(self, index: int) -> tuple[list[Conversation], dict[str, Any], int] | Skipped:
+        """Returns the conversations of a row as `formatted` does, its meta record, and the number of its source."""
         number, at = self._at(index)
         source = self.sources[number]
         name = source.rows.row_name(at)
         try:
             view = self._view(source, name, source.rows[at])
             other = self._other(source, at) if self.task.needs_other else None
-            return self._conversations(source, name, view, other)[0]
+            return *self._conversations(source, name, view, other), number
         except SampleError as error:
             return Skipped(name, str(error), isinstance(error, FilteredError))
 
@@ -282,7 +302,7 @@ class ExampleDataset:
                 f'of {", ".join(source.name for source in self.sources)}. Templates that map columns read answers as '
                 f'media with train_template_kwargs {{answers: {kind}}} (eval_template_kwargs for evaluation data).'
             )
-        if self._allowed and not any(shows_media) and is_main():
+        if self._allowed and not (self._shown or any(shows_media)) and is_main():
             logger.warning(
                 "the first rows hold no %s: the pair '%s' will train on their text alone, unless later rows do.",
                 ' or '.join(sorted(self._allowed)),
@@ -299,7 +319,8 @@ class ExampleDataset:
                 if isinstance(row, SampleError):
                     raise row
                 view = self._view(source, name, row)
-                conversations, _ = self._conversations(source, name, view, view)
+                conversations, meta = self._conversations(source, name, view, view)
+                conversations, _ = self._cut(name, conversations, meta)
                 if not usable:
                     self._example(source, name, conversations)
             except SampleError as error:
@@ -377,6 +398,16 @@ class ExampleDataset:
             self._check_media(name, conversation)
         return conversations, meta
 
+    def _cut(
+        self, name: str, conversations: list[Conversation], meta: dict[str, Any], window: Window | None = None
+    ) -> tuple[list[Conversation], dict[str, Any]]:
+        """The window of a row, where rows are cut."""
+        if self.windows is None:
+            return conversations, meta
+        window = self.windows.of(name, 0) if window is None else window
+        cuts, metas = zip(*(cut(turns, meta, window) for turns in conversations), strict=True)
+        return list(cuts), metas[0]
+
     def _format(self, source: Source, row: TemplateRow, other: TemplateRow | None) -> Formatted:
         self._validate(source, row)
         written, meta = self._foreign(source, row, partial(self._written, source.formatter, row, other))
@@ -408,8 +439,9 @@ class ExampleDataset:
     def _check_media(self, name: str, conversation: Conversation) -> None:
         for kind in sorted(_kinds(conversation) - self._allowed):
             takes = ', '.join(('text', *sorted(self._allowed)))
+            what = 'actions' if kind == ACTION else f'{kind} media'
             raise DataError(
-                f"{name}: the row holds {kind} media, but the pair '{self._pair}' takes only {takes}. Use the trainer "
+                f"{name}: the row holds {what}, but the pair '{self._pair}' takes only {takes}. Use the trainer "
                 f'of a pair with {kind} in it, or leave such rows out of the dataset. Where the column is not meant, a '
                 f"template that maps columns leaves it alone with train_template_kwargs {{{kind}s: ''}}."
             )
@@ -448,8 +480,8 @@ class ExampleDataset:
 
 
 def _kinds(conversation: Conversation) -> set[str]:
-    """The kinds of media that a conversation holds."""
-    return {part['type'] for message in conversation for part in message['content']} & set(MEDIA_KINDS)
+    """The kinds of media that a conversation holds, actions among them."""
+    return {part['type'] for message in conversation for part in message['content']} & {*MEDIA_KINDS, ACTION}
 
 
 def _advice(source: Source, column: str, kind: str) -> str:

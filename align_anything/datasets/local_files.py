@@ -19,6 +19,8 @@ BUILDERS = {
     '.pt': 'pt',
     '.tar': 'tar',
     '.txt': 'lines',
+    '.hdf5': 'hdf5',
+    '.h5': 'hdf5',
 }
 """What reads a file, by its suffix; text may be compressed by gzip."""
 MEDIA_SUFFIXES: dict[str, MediaKind] = {
@@ -32,8 +34,8 @@ READABLE = (
     f'{", ".join(BUILDERS)}, a save_to_disk folder, or a folder of media with metadata.jsonl, metadata.csv, or '
     'captions (x.txt beside x.png)'
 )
-NOT_ALONE = frozenset({'.pt', '.txt'})
-"""Suffixes of files that beside others are no rows: weights, captions, lists of requirements."""
+NOT_ALONE = frozenset({'.pt', '.txt', '.hdf5', '.h5'})
+"""Suffixes of files that beside others are no rows: weights, captions, lists of requirements, arrays."""
 PROMPTS = ('prompts.txt', 'prompt.txt', 'captions.txt')
 """How a list of prompts is called in a folder."""
 
@@ -77,7 +79,7 @@ def local_files(source: str, name: str | None, data_files: DataFiles | None) -> 
 
 
 def kind_of(source: str, files: Mapping[str, list[Path]]) -> str:
-    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow`, `pt`, `tar`, `lines` or `media`.
+    """Returns `jsonl`, `json`, `csv`, `parquet`, `arrow`, `pt`, `tar`, `lines`, `hdf5` or `media`.
 
     Files that are compressed are of the kind of their contents; `.tsv` is `csv`, and may not stand beside it. Raises
     DataError when the files are of several kinds.
@@ -114,6 +116,7 @@ def _whole_folder(source: str, folder: Path) -> dict[str, list[Path]]:
         file for file in found if data_suffix(file) in BUILDERS and file.name not in NOT_ROWS and file not in captioned
     ]
     rows = [file for file in data if data_suffix(file) not in NOT_ALONE] or lists_of_media(data)
+    rows = rows or [file for file in data if BUILDERS[data_suffix(file)] == 'hdf5']
     if not rows and media:
         # Media beside a data file are what its rows point to, not rows. Their own names are no names of splits.
         return _by_split({file: _split_in_name(file.relative_to(folder).parent) for file in media})

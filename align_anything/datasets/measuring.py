@@ -22,6 +22,7 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.media import size_of
 from align_anything.datasets.mixture import Mixture, StreamedRow
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler
+from align_anything.datasets.windows import Windows, episode_of
 
 CostOf = Callable[[Example], Cost]
 BucketOf = Callable[[list[Conversation]], Hashable]
@@ -73,6 +74,20 @@ def measure_buckets(
     everyones = {row: made for part in all_gather_object(found) for row, made in part.items()}
     buckets = [None if isinstance(everyones[row], Skipped) else everyones[row] for row in range(len(dataset))]
     return buckets, [made for _, made in sorted(everyones.items()) if isinstance(made, Skipped)]
+
+
+def measure_windows(dataset: ExampleDataset, windows: Windows, num_workers: int) -> list[int]:
+    """Looks at every row once, each rank its share, and returns how many windows each has.
+
+    A row that makes no episode has one, in which it is left out with its reason. Every rank calls it.
+    """
+
+    def count(conversations: list[Conversation]) -> int:
+        episode = episode_of(conversations[0])
+        return 1 if episode is None else windows.count(len(episode))
+
+    counts, _ = measure_buckets(dataset, count, num_workers)
+    return [1 if found is None else int(found) for found in counts]
 
 
 def size_of_answer(conversations: Sequence[Conversation]) -> tuple[int, ...]:

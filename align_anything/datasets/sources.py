@@ -1,8 +1,9 @@
 """From the name of a data source to its rows.
 
-A source is a local file, a folder of files, a `save_to_disk` folder, a folder of images with a metadata file, or a
-dataset of the Hugging Face hub. JSON is read by this package, because chat rows of mixed shapes don't fit one table
-schema; the other formats go through `datasets`. Values arrive as they are written: those of CSV and TSV as text.
+A source is a local file, a folder of files, a `save_to_disk` folder, a folder of images with a metadata file, one of
+recorded episodes, or a dataset of the Hugging Face hub. JSON is read by this package, because chat rows of mixed shapes
+don't fit one table schema; the other formats go through `datasets`. Values arrive as they are written: those of CSV and
+TSV as text.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from align_anything.datasets.local_files import (
     metadata_files,
     only_images,
 )
+from align_anything.datasets.recorded_files import hdf5_rows, recorded_folder
 from align_anything.datasets.rows import (
     FirstRows,
     InOrder,
@@ -109,9 +111,10 @@ def load_stream(
     if lent is not None:
         rows = as_stream(lent[_pick(source, list(lent), split)])
         return FirstRows(rows, size) if size is not None else rows
-    files, arguments = (None, given) if _is_saved(_path(source)) else _local(source, name, data_files, given)
+    at_once = _is_saved(_path(source)) or _recorded(source, name, data_files, given) is not None
+    files, arguments = (None, given) if at_once else _local(source, name, data_files, given)
     stream: RowStream
-    if _opens_at_once(source, files):
+    if at_once or _opens_at_once(source, files):
         opened = load_rows(
             source, name=name, split=split, data_files=data_files, optional_args=given, cache_dir=cache_dir
         )
@@ -195,6 +198,9 @@ def _find_splits(
         if arguments or data_files or name:
             raise DataError(f"'{source}' is a save_to_disk folder: name, data_files and optional_args are not for it.")
         return _saved_splits(path)
+    recorded = _recorded(source, name, data_files, arguments)
+    if recorded is not None:
+        return recorded
     files, arguments = _local(source, name, data_files, arguments)
     if files is not None:
         metadata = metadata_files(files)
@@ -225,6 +231,14 @@ def _lent(source: str, name: str | None, data_files: Any, arguments: dict[str, A
     if lent is not None and (arguments or data_files or name):
         raise DataError(f"'{source}' is in memory: name, data_files and optional_args are not for it.")
     return lent
+
+
+def _recorded(source: str, name: str | None, data_files: Any, arguments: dict[str, Any]) -> Mapping[str, Split] | None:
+    """The splits of a folder of recorded episodes, None for any other source."""
+    found = recorded_folder(_path(source))
+    if found is not None and (arguments or data_files or name):
+        raise DataError(f"'{source}' is a folder of episodes: name, data_files and optional_args are not for it.")
+    return found
 
 
 def _is_table(source: str, files: Mapping[str, list[Path]] | None) -> bool:
@@ -262,6 +276,7 @@ _FILES: Mapping[str, Callable[[list[Path]], Rows]] = {
     'pt': lambda files: _join(read_tensors, files),
     'tar': lambda files: _join(TarRows, files),
     'lines': line_rows,
+    'hdf5': hdf5_rows,
 }
 """What reads the files of a split that are of a kind which nobody else reads."""
 
@@ -290,7 +305,7 @@ def _is_saved(path: Path) -> bool:
 def _opens_at_once(source: str, files: dict[str, list[Path]] | None) -> bool:
     """Whether random access costs a stream nothing: the rows are mapped from disk, or are one list anyway."""
     if files is None:
-        return _is_saved(_path(source))
+        return False
     if metadata_files(files) or kind_of(source, files) in ('json', *_FILES):
         return True
     return any(captioned_media(found) is not None for found in _media(source, files).values())

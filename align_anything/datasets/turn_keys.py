@@ -16,7 +16,7 @@ WEIGHTS = ('weight', 'loss', 'train')
 """How much the tokens of a turn count, a number or a truth value: 0 makes it context. Several are multiplied."""
 CALLS = ('tool_calls', 'function_call')
 """Names of the calls of a turn, of which the first is ours."""
-KNOWN = ('role', 'content', 'name', 'tool_call_id', 'prefix', *CALLS, *thoughts.KEYS, *WEIGHTS, *MEDIA_KEYS)
+KNOWN = ('role', 'content', 'name', 'tool_call_id', 'prefix', 'state', *CALLS, *thoughts.KEYS, *WEIGHTS, *MEDIA_KEYS)
 
 
 def filled(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from align_anything.core.distributed import gather_tensors, rank, world_size
 from align_anything.core.errors import SettingsError, TrainingError
@@ -100,7 +101,8 @@ class DeepSpeedEngine(Engine):
             if not math.isfinite(self._plain_norm):
                 self.engine.zero_grad()
                 return False
-        self.engine.step()
+        with record_function('optimizer'):
+            self.engine.step()
         return self.engine.was_step_applied()
 
     def _settle(self) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.profiler import record_function
 
 from align_anything.core.parameters import is_sharded
 from align_anything.engines.base import Engine, Optimizer, Schedule
@@ -98,7 +99,8 @@ class FSDPEngine(Engine):
             if 0 < self.max_grad_norm < norm:
                 for gradient in gradients:
                     gradient.mul_(self.max_grad_norm / (norm + 1e-6))
-            self.optimizer.step()
+            with record_function('optimizer'):
+                self.optimizer.step()
             self.schedule.step()
         self.optimizer.zero_grad()
         return applied

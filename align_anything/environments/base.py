@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align_anything.configs.options import checked_options
-from align_anything.core.actions import Actions
+from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, WorldError
 from align_anything.core.registry import Registry
 from align_anything.core.types import Message
@@ -61,17 +61,17 @@ class Step:
         reward: what the turn was worth, None for nothing to say.
         costs: what it cost, by name; a safe algorithm bounds their sum.
         done: whether the episode is over.
-        truncated: whether it is over because it may not last longer; it is unfinished then, as at `max_turns`.
         info: what else is to be told. Numbers and truth values become metrics where they are the `success` of the
             episode or `tool_errors` in a turn.
+        truncated: whether it is over because it may not last longer; it is unfinished then, as at `max_turns`.
     """
 
     observation: Observation | None = None
     reward: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     done: bool = False
-    truncated: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
+    truncated: bool = False
 
 
 class Environment:
@@ -81,10 +81,15 @@ class Environment:
         tools: the tools that may be called, as JSON schemas in the form of OpenAI; see `tools.schema_of`.
         rewards: whether it says what episodes are worth: one that reached a limit before it said so is worth 0 then.
             Else other rewards judge alone.
+        actions: what policies do in it that act otherwise than by words; None where words are all.
+        demonstration: of a seed, an episode of somebody who knows how, as messages, and what came of it; None where
+            there is nobody, and nothing for a seed where that failed.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
     rewards: bool = True
+    actions: ActionSpace | None = None
+    demonstration: Callable[[int], tuple[list[Message], dict[str, Any]] | None] | None = None
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         """Begins an episode; returns what follows the prompt of the row, by default nothing.

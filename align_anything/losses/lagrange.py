@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+LEAST = 1e-6
+"""The least multiplier that is stepped by itself: next to nothing, with a logarithm."""
+
 
 def lagrangian_advantages(rewards: Tensor, costs: Tensor, multiplier: float) -> Tensor:
     """`(A_r - λ A_c) / (1 + λ)` of each unit: the step stays of one size however large λ grows (eq. 30).
@@ -37,6 +40,22 @@ def updated_log_multiplier(
     """
     raised = log_multiplier + learning_rate * math.exp(log_multiplier) * (mean_cost - threshold)
     return raised if maximum is None else min(raised, math.log(maximum))
+
+
+def stepped_log_multiplier(
+    log_multiplier: float, mean_cost: float, *, learning_rate: float, threshold: float, maximum: float
+) -> float:
+    """`ln (λ + α (J_C - d))`, λ from 1e-6 to `maximum`: gradient ascent on `λ (J_C - d)` in λ itself.
+
+    It falls as fast as it rises, wherever λ is. So SafeVLA (Zhang et al., 2025, arXiv:2503.03480) bounds the costs of
+    events, by the multiplier of omnisafe, which steps by Adam.
+
+    Args:
+        mean_cost: mean cost of recent responses, over all ranks.
+        threshold: d, the mean cost that is allowed.
+    """
+    stepped = math.exp(log_multiplier) + learning_rate * (mean_cost - threshold)
+    return math.log(min(max(stepped, LEAST), maximum))
 
 
 def recent(seen: Sequence[float], costs: Iterable[float], size: int) -> list[float]:

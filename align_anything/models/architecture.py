@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from align_anything.core.errors import ModelError
+from align_anything.models.acting.known import OWN, register_acting
 
 if TYPE_CHECKING:  # data workers read family rules, which need no models: importing these takes seconds
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -51,14 +52,17 @@ def auto_class(config: PreTrainedConfig) -> str | None:
 def _mappings(config: PreTrainedConfig) -> dict[str, Any]:
     from transformers.models.auto import modeling_auto as auto
 
+    register_acting(config.model_type)
     scoring = {'AutoModelForZeroShotImageClassification': auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING}
     speaking = {'AutoModelForTextToWaveform': auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING}
+    acting = {'AutoModel': auto.MODEL_MAPPING}
     return {
         'AutoModelForImageTextToText': auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         'AutoModelForMultimodalLM': auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
         'AutoModelForCausalLM': auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         **(speaking if config.model_type in SPEAKING else {}),
         **(scoring if config.model_type in SCORING else {}),
+        **(acting if config.model_type in OWN else {}),
     }
 
 

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from align_anything.core.errors import ModelError
 from align_anything.core.files import read_json
 from align_anything.core.registry import nearest
+from align_anything.models.acting.known import register_acting
 from align_anything.models.families import family_module, loading_options
 
 ADAPTER_CONFIG = 'adapter_config.json'
@@ -47,7 +48,9 @@ def read_config(model_name_or_path: str | Path, trust_remote_code: bool = False)
         raise ModelError(f'{folder} does not exist. Name a checkpoint folder or a model of the hub (owner/name).')
     try:
         if not folder.is_dir():
-            family_module(PreTrainedConfig.get_config_dict(name)[0].get('model_type') or '')
+            model_type = PreTrainedConfig.get_config_dict(name)[0].get('model_type') or ''
+            register_acting(model_type)
+            family_module(model_type)
         config = AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except OSError as error:
         absent = '' if folder.is_dir() else f'there is no such folder here.{nearest(name, _folders_beside(folder))} '
@@ -133,6 +136,7 @@ def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
     if model_type is None:
         raise ModelError(f'{file} has no model_type, so the architecture is unknown.')
     # A family that is no part of transformers registers its type when its file is imported.
+    register_acting(model_type)
     family_module(model_type)
     if model_type in CONFIG_MAPPING or (trust_remote_code and 'auto_map' in config):
         return
@@ -162,15 +166,15 @@ def local_folder(model_name_or_path: str | Path) -> Path:
 def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
     """Yields the weight files of a checkpoint, of the kind that transformers would read."""
     for name in WEIGHT_FILES:
-        index = _find(model_name_or_path, f'{name}.index.json')
+        index = find(model_name_or_path, f'{name}.index.json')
         if index is not None:
             for shard in sorted(set(read_json(index)['weight_map'].values())):
-                file = _find(model_name_or_path, shard)
+                file = find(model_name_or_path, shard)
                 if file is None:
                     raise ModelError(f'{index} names {shard}, which is missing. Copy or download the checkpoint again.')
                 yield file
             return
-        file = _find(model_name_or_path, name)
+        file = find(model_name_or_path, name)
         if file is not None:
             yield file
             return
@@ -179,7 +183,8 @@ def _weight_files(model_name_or_path: str | Path) -> Iterator[Path]:
     )
 
 
-def _find(model_name_or_path: str | Path, name: str) -> Path | None:
+def find(model_name_or_path: str | Path, name: str) -> Path | None:
+    """Returns the file of that name of a checkpoint, in its folder or on the hub; None where there is none."""
     folder = Path(model_name_or_path)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from align_anything.core.actions import Actions
 from align_anything.core.contents import Known, content_of
 from align_anything.core.errors import SampleError
 from align_anything.core.store import TensorStore, digest
@@ -31,7 +32,7 @@ CODES = 'codes'
 MARK = re.compile('\ue0c0([0-9]+)\ue0c1')
 """What stands for a medium in a text; characters of the private area, which rows may not hold."""
 PRIVATE = re.compile('[\ue0c0\ue0c1]')
-DIMENSIONS: Mapping[MediaKind, int] = {'image': 2, 'audio': 1, 'video': 3}
+DIMENSIONS: Mapping[MediaKind, int] = {'image': 2, 'audio': 1, 'video': 3, 'action': 1}
 """Of the grid of codes of each kind."""
 TEXT = 0
 """The number of the set of all ids that are no codes."""
@@ -54,6 +55,7 @@ class KindOfCodes:
         end_code: the code of the first book whose row of the output head scores the closing too, because a frame of
             nothing else is what ends a medium; None where the closing has a row of its own.
         unused: rows of that head behind the codes of a book, which stand for nothing.
+        in_text: whether its ids may stand in texts that are read too, where they are what they were before.
     """
 
     kind: MediaKind
@@ -67,6 +69,7 @@ class KindOfCodes:
     further: tuple[int, ...] = ()
     end_code: int | None = None
     unused: int = 0
+    in_text: bool = False
 
     def opening_of(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Returns the ids before the codes of a medium of that grid; some families write its size there."""
@@ -107,6 +110,10 @@ class KindOfCodes:
         ends = torch.zeros(len(closing), dtype=torch.bool)
         ends[:1] = self.open_ended
         return torch.cat([opening, rows.flatten(), closing]), torch.cat([begins, free.flatten(), ends])
+
+    def told(self, codes: Tensor, length: int) -> Tensor:
+        """Returns which of its tokens say something of the medium, all but what it is padded with, `(length,)`."""
+        return torch.ones(length, dtype=torch.bool)
 
     def beside(self, codes: Tensor) -> Tensor:
         """Returns the codes `(books, frames)` of sounds that ride beside their tokens, `(length, books - 1)`."""
@@ -243,6 +250,8 @@ class MediaCodes:
         medium = part[kind]
         if type(medium) is CodedMedia:
             return self._checked(medium)
+        if type(medium) is Actions:
+            return rules.coded(medium)
         if type(medium) is Embedding:
             raise SampleError(f'the row has an embedding as {kind}, and this model reads and writes the codes of it')
         if self.store is None:
@@ -269,7 +278,7 @@ class MediaCodes:
             for message in conversation
             for part in message['content']
             if self.stands_as_codes(message['role'], part['type'])
-            and type(part[part['type']]) not in (CodedMedia, Embedding)
+            and type(part[part['type']]) not in (CodedMedia, Embedding, Actions)
         ]
 
     def _checked(self, medium: CodedMedia) -> CodedMedia:
@@ -302,7 +311,8 @@ class MediaCodes:
         if self.begins:
             free = free & (torch.arange(len(ids)) >= len(self.kinds[medium.kind].opening_of(medium.codes.shape[1:])))
         weight = self.weights.get(medium.kind, 1.0)
-        return ids, torch.where(free, weight, 0.0) if self.restricted else torch.full((len(ids),), weight)
+        counts = free if self.restricted else self.kinds[medium.kind].told(medium.codes, len(ids))
+        return ids, torch.where(counts, weight, 0.0)
 
     def beside(self, medium: CodedMedia) -> dict[str, Tensor]:
         """Returns the token tensors of the tokens of a medium: its codes that are no tokens themselves."""
@@ -316,6 +326,11 @@ class MediaCodes:
             for start, stop in own.spans:
                 found |= (ids >= start) & (ids < stop)
         return found
+
+    def is_no_text(self, ids: Tensor) -> Tensor:
+        """Returns of each id whether no text may hold it, bool of the same shape."""
+        kept = {kind: own for kind, own in self.kinds.items() if not own.in_text}
+        return replace(self, kinds=kept).is_code(ids)
 
     def kind_of(self, token: int) -> MediaKind | None:
         """Returns the kind whose code an id is, None for text."""
@@ -422,6 +437,11 @@ class MediaCodes:
             parts.append(CodedMedia(kind, codes, self.rules[kind].fingerprint))
             text, at = [], end + len(behind)
         return [*parts, text] if text else parts
+
+    def without(self, kind: MediaKind) -> MediaCodes | None:
+        """Returns the codes of all other kinds, None where there are no others."""
+        kinds = {name: own for name, own in self.kinds.items() if name != kind}
+        return replace(self, kinds=kinds, prompts=self.prompts - {kind}) if kinds else None
 
     def with_store(self, store: TensorStore) -> MediaCodes:
         """Returns the same codes, read from a store."""

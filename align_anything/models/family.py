@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import CodedMedia, Conversation, Example, MediaKind, Need, Piece
 from align_anything.models import structure
+from align_anything.models.action_codes import spoken
 from align_anything.models.codes import MediaCodes
 from align_anything.models.declared_codes import codes_of
 from align_anything.models.encoding import (
@@ -43,6 +45,7 @@ from align_anything.models.rendering import (
     require_answers,
     require_written,
     shared_turns,
+    template_of,
     weight_of,
 )
 from align_anything.models.tower_calls import TowerCalls
@@ -89,6 +92,8 @@ class FamilySpec:
     chat_template: ClassVar[str | None] = None
     """The family's own template, preferred to the checkpoint's."""
     codes: MediaCodes | None = None
+    space: ActionSpace | None = None
+    """What it acts in, see `action_codes.act_in`; None for models that do not act."""
     component_prefixes: ClassVar[Mapping[str, Sequence[str]] | None] = None
     """Parameter-name prefixes of `vision_tower`, `mm_proj`, `language_model`; None finds them by structure."""
 
@@ -260,7 +265,8 @@ class FamilySpec:
         return self.encode_run(replace(self.render_prompt(marked), coded=coded), first=True)
 
     def _marked(self, conversations: Sequence[Conversation]) -> tuple[list[Conversation], tuple[CodedMedia, ...]]:
-        return (list(conversations), ()) if self.codes is None else self.codes.marked(conversations)
+        conversations = list(conversations) if self.space is None else spoken(conversations, self.space)
+        return (conversations, ()) if self.codes is None else self.codes.marked(conversations)
 
     def _with_coded(self, sequences: list[list[Run]], coded: tuple[CodedMedia, ...]) -> list[list[Run]]:
         if not coded:
@@ -295,7 +301,7 @@ class FamilySpec:
         return join(pieces, self.merge_media)
 
     def _checked(self, piece: Piece) -> Piece:
-        if self.codes is not None and self.codes.is_code(piece.ids).any():
+        if self.codes is not None and self.codes.is_no_text(piece.ids).any():
             raise SampleError('the text holds tokens of codes: media are given as media, or with their codes')
         if len(piece) and int(piece.ids.max()) >= self.embedding_rows:
             token = self.tokenizer.convert_ids_to_tokens(int(piece.ids.max()))
@@ -491,10 +497,4 @@ class FamilySpec:
         return structure.component_of(self.components, name)
 
     def _checkpoint_template(self) -> str | None:
-        for source in (self.processor, self.tokenizer):
-            template = None if source is None else source.chat_template
-            if isinstance(template, dict):
-                template = template.get('default', next(iter(template.values()), None))
-            if template is not None:
-                return template
-        return None
+        return template_of(self.processor, self.tokenizer)

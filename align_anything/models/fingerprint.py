@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from align_anything.models.export import forget_last_call
 from align_anything.models.family import FamilySpec
+from align_anything.models.spec import Spec
 
 MEBIBYTE = 2**20
 WEIGHTS = '.safetensors', '.bin', '.json'
@@ -25,14 +26,16 @@ def lasting_settings(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in PASSING}
 
 
-def encoding_fingerprint(spec: FamilySpec) -> str:
+def encoding_fingerprint(spec: Spec) -> str:
     """Returns a digest of everything in a spec that decides what it encodes a conversation into.
 
     That is its class, the configuration of the model, the longest length, the chat template and the stop tokens in
-    force, and whatever the tokenizer and the processor save of themselves: vocabulary, settings, code of their own.
+    force, the space of what acts, and whatever the tokenizer and the
+    processor save of themselves: vocabulary, settings, code of their own.
     """
-    kinds = [type(part).__qualname__ for part in (spec, spec.encoder, spec.tokenizer, spec.processor)]
-    known = [kinds, lasting_settings(spec.config), spec.max_length, spec.renderer.template, spec.stop_token_ids]
+    known = _of_tokens(spec) if spec.unit == 'token' else [spec.space.to_json()]
+    known += [type(spec).__qualname__, type(spec.tokenizer).__qualname__, lasting_settings(spec.config)]
+    known.append(spec.max_length)
     if spec.codes is not None:
         codes = spec.codes
         codecs = {kind: rules.fingerprint for kind, rules in codes.rules.items()}
@@ -45,6 +48,11 @@ def encoding_fingerprint(spec: FamilySpec) -> str:
         for file in sorted(path for path in folder.rglob('*') if path.is_file()):
             digest.update(f'{file.relative_to(folder)}\n'.encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def _of_tokens(spec: FamilySpec) -> list[Any]:
+    kinds = [type(part).__qualname__ for part in (spec.encoder, spec.processor)]
+    return [kinds, spec.renderer.template, spec.stop_token_ids]
 
 
 def weights_fingerprint(source: str | Path) -> str:

@@ -16,6 +16,7 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
 from align_anything.core.types import MEDIA_KINDS
+from align_anything.models.action_space import act_in, read_action_space
 from align_anything.models.adapter import TARGETS_ADVICE, Adapter, check_continuation, find_adapter, load_weights
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.architecture import plain_attention, transformers_class
@@ -154,7 +155,7 @@ def load_spec(
     if chat_template is not None:
         (processor or tokenizer).chat_template = _read_template(chat_template)
     try:
-        return spec_for(
+        spec = spec_for(
             config,
             tokenizer,
             processor,
@@ -165,6 +166,7 @@ def load_spec(
         )
     except SampleError as error:
         raise ModelError(f'the processor of {model_name_or_path} cannot encode a plain medium: {error}') from error
+    return _acting(spec, model_name_or_path, source)
 
 
 def spec_of(tokenizer: Any, processor: Any = None, trust_remote_code: bool = False) -> FamilySpec:
@@ -182,13 +184,22 @@ def spec_of(tokenizer: Any, processor: Any = None, trust_remote_code: bool = Fal
     adapter = find_adapter(name)
     source = name if adapter is None else adapter.require_base()
     config = read_config(source, trust_remote_code)
-    return spec_for(
+    spec = spec_for(
         config,
         tokenizer,
         processor,
         max_length=_own_length(config, tokenizer),
         generation_config=_load_generation_config(source),
     )
+    return _acting(spec, name, source)
+
+
+def _acting(spec: FamilySpec, source: str | Path, base: str | Path) -> FamilySpec:
+    """The spec, which acts in the space of its checkpoint or adapter, if that has one."""
+    space = read_action_space(source, base)
+    if space is not None:
+        act_in(spec, space)
+    return spec
 
 
 def load_model(

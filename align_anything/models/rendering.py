@@ -10,7 +10,7 @@ from typing import Any, Literal
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.thoughts import closing_of, opened_thought
-from align_anything.core.types import MEDIA_KINDS, CodedMedia, Conversation, MediaKind, Message
+from align_anything.core.types import ACTION, MEDIA_KINDS, CodedMedia, Conversation, MediaKind, Message
 from align_anything.models.chat_form import ELSEWHERE, MARK, ChatForm, message_of, text_of
 from align_anything.models.codes import MARK as MEDIUM
 
@@ -98,7 +98,7 @@ def require_written(
     says who does not write them, as in `models of type 'llava' write`.
     """
     for turn in trained_turns(conversation, train_on, start):
-        kinds = {part['type'] for part in conversation[turn]['content']} & set(MEDIA_KINDS) - emitted
+        kinds = {part['type'] for part in conversation[turn]['content']} & {*MEDIA_KINDS, ACTION} - emitted
         if kinds:
             raise SampleError(
                 f'turn {turn} is an answer to train and holds {" and ".join(sorted(kinds))} media, but {writer} no '
@@ -151,6 +151,17 @@ def _same(one: Message, other: Message) -> bool:
         and (mine['text'] == theirs['text'] if mine['type'] == 'text' else mine[mine['type']] is theirs[theirs['type']])
         for mine, theirs in zip(one['content'], other['content'], strict=True)
     )
+
+
+def template_of(processor: Any, tokenizer: Any) -> str | None:
+    """Returns the chat template of a checkpoint, that of its processor first; None where it has none."""
+    for source in (processor, tokenizer):
+        template = None if source is None else source.chat_template
+        if isinstance(template, dict):
+            template = template.get('default', next(iter(template.values()), None))
+        if template is not None:
+            return template
+    return None
 
 
 def _compact(text: str) -> str:
@@ -222,6 +233,10 @@ class ChatRenderer:
                 'follow (without its thoughts, say, or what ends it), so each is trained in a sequence of its own, as '
                 'inference shows it, and what the sequences share is computed once in the layout shared_prefix.'
             )
+
+    def begins_with_special(self, text: str) -> bool:
+        """Whether a special token stands at the beginning of a text, blanks aside."""
+        return self._special.match(text.lstrip()) is not None
 
     def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:
         """Renders messages whose content is a list of parts. Raises SampleError when the template refuses them."""

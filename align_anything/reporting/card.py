@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from align_anything.configs.yaml_text import dump_yaml
 from align_anything.core.files import atomic_write_json, atomic_write_text
 from align_anything.core.logging import get_logger
 from align_anything.engines.checkpoint import CARD_FILE
+from align_anything.models.acting.spec import ActionSpec
 from align_anything.models.adapter import find_adapter
 from align_anything.models.architecture import auto_class
 from align_anything.models.diffusion.checkpoint import INDEX, LORA_FILE
@@ -163,7 +164,7 @@ def _write(folder: Path, data: ModelCardData, earlier: Path | None, *, scores: b
         atomic_write_text(folder / CARD_FILE, (earlier / CARD_FILE).read_text(encoding='utf-8'))
         logger.info('%s was edited since it was written, and is kept', earlier / CARD_FILE)
         return
-    use = _use_of_tokens if spec.unit == 'token' else _use_of_pipeline
+    use = USES[spec.unit]
     text = render(
         'card.md.jinja',
         card_data=data.to_yaml(),
@@ -203,6 +204,29 @@ def _use_of_pipeline(folder: Path, spec: DiffusionSpec, scores: bool) -> str:
     )
 
 
+def _use_of_action(folder: Path, spec: ActionSpec, scores: bool) -> str:
+    """How a model that acts, or an adapter of one, is loaded."""
+    adapter = find_adapter(folder)
+    base = '' if adapter is None else shown_name(str(adapter.base))
+    return render('use_of_action.md.jinja', adapter=adapter is not None, base=base, scores=scores)
+
+
+def _use_of_flow(folder: Path, spec: ActionSpec, scores: bool) -> str:
+    """How a pi0, or an adapter of one, is loaded."""
+    adapter = find_adapter(folder)
+    base = '' if adapter is None else shown_name(str(adapter.base))
+    return render('use_of_flow.md.jinja', adapter=adapter is not None, base=base, scores=scores)
+
+
+USES: Mapping[str, Callable[[Path, Any, bool], str]] = {
+    'token': _use_of_tokens,
+    'denoising step': _use_of_pipeline,
+    'action': _use_of_action,
+    'denoised action': _use_of_flow,
+}
+"""How models are loaded, by what a unit of their responses is."""
+
+
 def _marked(text: str) -> str:
     """The text with the digest of all else in its marker; unchanged where it has no marker."""
     head, tail = re.escape(MARKER).split(re.escape('{digest}'))
@@ -236,7 +260,7 @@ def _versions(adapter: bool, spec: Spec) -> str:
     import peft
 
     used = [('align-anything', align_anything), ('transformers', transformers), ('torch', torch)]
-    used += [('diffusers', require_diffusers())] if spec.unit != 'token' else []
+    used += [('diffusers', require_diffusers())] if spec.unit == 'denoising step' else []
     used += [('peft', peft)] if adapter else []
     return ', '.join(f'{name} {package.__version__}' for name, package in used)
 

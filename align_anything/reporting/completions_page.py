@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_anything.core.types import Conversation, Message
+from align_anything.core.types import MEDIA_KINDS, Conversation, Message, words_of
 from align_anything.models.rendering import without_beginning
 from align_anything.reporting.html import render
 from align_anything.reporting.online_report import numbers_of
@@ -52,7 +52,7 @@ def rewards_of(rollout: Rollout) -> dict[str, list[float]]:
 
 def text_of(parts: Sequence[Mapping[str, Any]]) -> str:
     """The text of a message, with a mark for each medium in it."""
-    return ''.join(part['text'] if part['type'] == 'text' else f'<{part["type"]}>' for part in parts)
+    return ''.join(f'<{part["type"]}>' if part['type'] in MEDIA_KINDS else words_of([part]) for part in parts)
 
 
 def told_of(message: Message) -> dict[str, str]:

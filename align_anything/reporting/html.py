@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from align_anything.core.actions import Actions
 from align_anything.core.types import Audio, CodedMedia, Conversation, Embedding, MediaKind, Video, decoded_medium
 from align_anything.datasets.media.writing import AUDIO_TYPE, data_uri, wav
 
@@ -94,6 +95,8 @@ def figures_of(kind: MediaKind, item: Any) -> list[Figure]:
         return [Figure(f'{kind} of {" × ".join(map(str, item.codes.shape))} codes')]
     if isinstance(item, Embedding):
         return [Figure(f'{kind}, as an embedding of {len(item.values)} numbers')]
+    if isinstance(item, Actions):
+        return [Figure(item.written)]
     show = SHOWN_AS.get(kind)
     return [Figure(kind)] if show is None or item is None else show(item)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align_anything.core.types import CodedMedia, decoded_medium
+from align_anything.core.types import MEDIA_KINDS, CodedMedia, decoded_medium
 from align_anything.datasets.media.writing import files_of
 
 FOLDER = 'completions'
@@ -45,7 +45,7 @@ class MediaFiles:
 
         Returns the files in the order of the media, as paths in the folder of the run.
         """
-        media = enumerate((part for part in parts if part['type'] != 'text'), 1)
+        media = enumerate((part for part in parts if part['type'] in MEDIA_KINDS), 1)
         return [
             self.write_file(step, f'{name}_{number}{suffix}', content)
             for number, part in media

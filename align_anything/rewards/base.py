@@ -15,7 +15,7 @@ from align_anything.core.errors import FOREIGN_FAULTS, AlignAnythingError, Rewar
 from align_anything.core.lent import Lent
 from align_anything.core.registry import Registry
 from align_anything.core.thoughts import opened_thought
-from align_anything.core.types import Conversation, Episode, MediaKind, Message, Skipped
+from align_anything.core.types import Conversation, Episode, MediaKind, Message, Skipped, words_of
 from align_anything.core.user_files import look_up
 from align_anything.rewards import functions
 from align_anything.rewards.coroutines import result_of
@@ -55,7 +55,7 @@ class Completion:
     @property
     def response(self) -> str:
         """Text of the response: what the policy wrote."""
-        return ''.join(part['text'] for part in self.message['content'] if part['type'] == 'text')
+        return words_of(self.message['content'])
 
     @property
     def prefilled(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from align_anything.core.errors import RewardError
 from align_anything.core.types import (
+    ACTION,
     BESIDE_CONTENT,
     MEDIA_KINDS,
     Conversation,
@@ -67,6 +68,8 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = part.get('type')
     if kind == 'text' and isinstance(part.get('text'), str):
         return {'type': 'text', 'text': part['text']}
+    if kind == ACTION and part.get(ACTION) is not None:
+        return {'type': ACTION, ACTION: part[ACTION].plain}
     if kind not in MEDIA_KINDS:
         raise RewardError(f'a message has a part that is neither text nor one of {", ".join(MEDIA_KINDS)}.')
     medium = part.get(kind)

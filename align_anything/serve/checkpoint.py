@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from align_anything.core.errors import SampleError, SettingsError
-from align_anything.core.types import MEDIA_KINDS, MediaKind, Message, Response
+from align_anything.core.types import ACTION, MEDIA_KINDS, MediaKind, Message, Response
 from align_anything.models.call_form import call_form
 from align_anything.rollouts.base import Tell, check_emission
 from align_anything.rollouts.grammar import Emission
@@ -18,6 +18,7 @@ from align_anything.serve.answering import CallReader, Prompt, Wish
 from align_anything.serve.messages import MediaLimits, require_short
 from align_anything.trainers.runs.generator import Generator
 
+WRITTEN = (*MEDIA_KINDS, ACTION)
 OF_TEXT = ('max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty')
 
 
@@ -79,7 +80,7 @@ class Checkpoint:
     def _settled(self, wish: Wish) -> Wish:
         """The wish with what the settings say in place of None, so that what is meant alike is equal."""
         own, kinds = self._generator.sampling, wish.kinds
-        known = {kind for kind in MEDIA_KINDS if kind in self.emits} | ({'text'} if self.writes_text else set())
+        known = {kind for kind in WRITTEN if kind in self.emits} | ({'text'} if self.writes_text else set())
         if kinds is not None and not kinds <= known:
             raise SettingsError(
                 [f'this model writes {" and ".join(sorted(known))}, and no {" or ".join(sorted(kinds - known))}.']
@@ -108,7 +109,7 @@ class Checkpoint:
         if self._denoises:
             guidance = replace(own.guidance, scale=wish.guidance_scale)
             return replace(own, responses=wish.responses, steps=wish.steps, guidance=guidance)
-        media = [kind for kind in MEDIA_KINDS if kind in wish.kinds]
+        media = [kind for kind in WRITTEN if kind in wish.kinds]
         emit, told = None, {name: getattr(wish, name) for name in OF_TEXT if getattr(wish, name) is not None}
         if media:
             emit = Emission({kind: own.emit.grids[kind] for kind in media}, None if 'text' in wish.kinds else media[0])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import MEDIA_KINDS, Conversation, MediaKind, decoded_medium
+from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, MediaKind, decoded_medium, words_of
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode_conversations
 from align_anything.datasets.media.writing import AUDIO_TYPE, IMAGE_TYPE, data_uri, mp4, png, wav
@@ -155,11 +155,13 @@ def _bytes_at(url: str, kind: MediaKind, limits: MediaLimits) -> bytes:
 def message_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns what a response says as a message of OpenAI's form: text, and media in lists beside it as data URIs.
 
-    The first sound stands under `audio`, as OpenAI has it, all media under `images`, `audios` and `videos`. Codes that
-    no codec decodes are left out.
+    The first sound stands under `audio`, as OpenAI has it, all media under `images`, `audios` and `videos`, the steps
+    of actions under `actions`. Codes that no codec decodes are left out.
     """
-    text = ''.join(part['text'] for part in parts if part['type'] == 'text')
+    text = words_of(parts)
     message: dict[str, Any] = {'role': 'assistant', 'content': text}
+    if done := [part[ACTION].plain for part in parts if part['type'] == ACTION]:
+        message['actions'] = done
     for kind in MEDIA_KINDS:
         found = [medium for part in parts if part['type'] == kind and (medium := decoded_medium(part)) is not None]
         if found:

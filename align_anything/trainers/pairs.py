@@ -72,6 +72,14 @@ PAIRS: Mapping[str, Pair] = {
         Pair('text_image_to_image', reads=frozenset({'image'}), writes=frozenset({'image'}), writes_text=False),
         Pair('text_image_to_text_image', reads=frozenset({'image'}), writes=frozenset({'image'})),
         Pair(
+            'text_video_to_action',
+            reads=frozenset({'image', 'video'}),
+            writes=frozenset({'action'}),
+            writes_text=False,
+            needs_all=False,
+            defaults={'freeze_vision_tower': True},
+        ),
+        Pair(
             'any_to_any',
             reads=frozenset({'image', 'video', 'audio'}),
             writes=frozenset({'image', 'video', 'audio'}),

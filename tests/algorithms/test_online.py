@@ -247,6 +247,46 @@ def test_the_multiplier_follows_the_cost_after_its_delay(threshold: float, rises
     assert (state['multiplier'] == pytest.approx(20.0)) == rises
 
 
+def test_the_multiplier_of_events_falls_as_fast_as_it_rises() -> None:
+    """A step of the multiplier itself; the mean cost is 0."""
+    found = {}
+    for threshold in (-0.5, 0.5):
+        settings = {'lambda_init': 0.3, 'lambda_max': 1.0, 'lambda_lr': 0.1, 'lambda_update': 'linear'}
+        algorithm = KNOWN['saferlhf'](threshold=threshold, lambda_update_delay_steps=0, **settings)
+        state: dict = {}
+        advantages(algorithm, state)
+        found[threshold] = state['multiplier']
+        for _ in range(100):
+            advantages(algorithm, state)
+        assert state['multiplier'] == pytest.approx(1.0 if threshold < 0 else 1e-6)
+    mean = sum(COSTS) / len(COSTS)
+    assert found[-0.5] == pytest.approx(0.3 + 0.1 * (mean + 0.5))
+    assert found[0.5] == pytest.approx(0.3 + 0.1 * (mean - 0.5))
+
+
+def test_advantages_under_a_bound_on_events_in_float64() -> None:
+    """`(A_r - λ A_c) / (1 + λ)` (SafeVLA), each of the two by generalised advantage estimation of its own critic."""
+    settings = {'kl_coeff': 0.0, 'gamma': 0.98, 'gae_lambda': 0.95, 'whiten_advantages': False}
+    algorithm = KNOWN['saferlhf'](lambda_init=0.3, lambda_update='linear', **settings)
+    rollout = experience()
+    found = advantages(algorithm)['advantage'].double().tolist()
+    expected = []
+    for number, length in enumerate(LENGTHS):
+        begin = sum(LENGTHS[:number])
+        both = []
+        for critic, worth in (('reward_critic', SCORES[number]), ('cost_critic', COSTS[number])):
+            values = rollout.values[critic].double().tolist()[begin : begin + length]
+            own, following = [0.0] * length, 0.0
+            for at in reversed(range(length)):
+                ahead = values[at + 1] if at + 1 < length else 0.0
+                delta = (worth if at + 1 == length else 0.0) + 0.98 * ahead - values[at]
+                following = delta + 0.98 * 0.95 * following
+                own[at] = following
+            both.append(own)
+        expected += [(reward - 0.3 * cost) / 1.3 for reward, cost in zip(*both, strict=True)]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_online_dpo_keeps_the_best_and_the_worst_of_a_prompt() -> None:
     kept = KNOWN['online_dpo'](num_generations=3).kept([torch.tensor([0.1, 3.0, -2.0]), torch.tensor([1.0, 1.0, 1.0])])
     assert kept == [[1, 2], []]

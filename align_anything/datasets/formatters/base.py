@@ -17,6 +17,7 @@ from align_anything.datasets.formatters.turns import (
     PairSample,
     Sample,
     Turns,
+    acts,
     answered_by_medium,
     says_only_text,
     user,
@@ -181,9 +182,16 @@ class BaseFormatter:
         raise self._lacking(DIFFUSION_PREFERENCE)
 
     def format_prompt_only_sample(self, raw_sample: Row) -> Sample:
-        """Returns `(conversation, meta)` up to the turn to answer; an answer in text is `meta['ground_truth']`."""
+        """Returns `(conversation, meta)` up to the turn to answer; an answer in text is `meta['ground_truth']`.
+
+        Of an episode in which something is done, that is all before the first action.
+        """
         self.require_hook(PROMPT_ONLY)
         conversation, meta = self.format_supervised_sample(raw_sample)
+        acted = next((number for number, turn in enumerate(conversation) if acts(turn)), None)
+        if acted is not None:
+            # What is recorded of a body is not what a policy would have seen: it starts where the record does.
+            return conversation[:acted], meta
         if conversation and conversation[-1]['role'] == 'assistant':
             answer, rest = with_its_media(conversation[-1], meta)
             if answer['content'] is not None and says_only_text(answer):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align_anything.core.errors import SampleError
-from align_anything.core.types import MEDIA_KINDS, MediaKind
+from align_anything.core.types import ACTION, MEDIA_KINDS, MediaKind
 from align_anything.datasets.turn_keys import MEDIA_KEYS, filled, listed, several, source_keys
 
 Turns = list[dict[str, Any]]
@@ -105,6 +105,17 @@ def with_its_media(turn: dict[str, Any], meta: Meta) -> tuple[dict[str, Any], Me
         elif not named and len(waiting) >= count:
             taken[f'{kind}s'], rest[key] = waiting[-count:], waiting[:-count]
     return taken, rest
+
+
+OUTCOMES = ('seed', 'success', 'reward', 'rewards', 'cost', 'costs', 'environment', 'dimensions', 'cameras')
+"""Columns of a recorded episode that say how it began and what came of it, and ride along in `meta`."""
+
+
+def acts(turn: Mapping[str, Any]) -> bool:
+    """Tells whether a turn does something."""
+    content = turn.get('content')
+    parts = content if isinstance(content, (list, tuple)) else []
+    return any(isinstance(part, Mapping) and part.get('type') == ACTION for part in parts)
 
 
 def says_only_text(turn: dict[str, Any]) -> bool:

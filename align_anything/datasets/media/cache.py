@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from align_anything.core.types import Audio, Media, Video
+from align_anything.datasets.media.sources import file_of, is_frame
 
 
 class MediaCache:
@@ -52,17 +53,27 @@ def decoded_bytes(value: Any) -> int:
 def lasting_key(media: Media) -> Hashable:
     """Returns what identifies the medium and its options in any row, or None for objects in memory."""
     source = media.source
+    if is_frame(source):
+        return media.kind, (_version_of(file_of(source)), _identity(source)), _frozen(media.options)
     content = source.get('bytes') if isinstance(source, Mapping) else source
     if isinstance(content, (bytes, bytearray)):
         identity: Hashable = hashlib.blake2b(content).digest()
     elif isinstance(content, str) and os.path.isfile(content):
-        status = os.stat(content)
-        identity = os.path.abspath(content), status.st_mtime_ns, status.st_size
+        identity = _version_of(content)
     elif isinstance(content, str) and not os.path.isdir(content):
         identity = hashlib.blake2b(content.encode(errors='surrogatepass')).digest()
     else:
         return None
     return media.kind, identity, _frozen(media.options)
+
+
+def _version_of(path: str) -> Hashable:
+    """What tells a file and the time of its last change; of one that is missing its path."""
+    absolute = os.path.abspath(path)
+    if not os.path.exists(path):
+        return absolute
+    status = os.stat(path)
+    return absolute, status.st_mtime_ns, status.st_size
 
 
 def passing_key(media: Media) -> Hashable:
@@ -77,7 +88,7 @@ def _identity(source: Any) -> Hashable:
     if isinstance(source, Mapping):
         return tuple((name, _identity(value)) for name, value in sorted(source.items()))
     # Bytes and codes by their content: where a pair is two whole conversations, a row holds them twice.
-    return source if isinstance(source, (str, bytes, int)) else id(source)
+    return source if isinstance(source, (str, bytes, int, float)) else id(source)
 
 
 def _frozen(options: Mapping[str, Any]) -> Hashable:

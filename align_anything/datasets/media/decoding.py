@@ -13,9 +13,10 @@ from align_anything.datasets.media.audio import decode_audio, split_audio
 from align_anything.datasets.media.cache import MediaCache, lasting_key, passing_key
 from align_anything.datasets.media.codes import brings_codes, decode_codes
 from align_anything.datasets.media.embedding import decode_embedding
-from align_anything.datasets.media.image import decode_image, image_size
+from align_anything.datasets.media.frames import frame_size, read_frames
+from align_anything.datasets.media.image import decode_image, finished, finished_size, image_size
 from align_anything.datasets.media.known import Lookup
-from align_anything.datasets.media.sources import describe, embedding_of
+from align_anything.datasets.media.sources import describe, embedding_of, file_of, is_frame
 from align_anything.datasets.media.video import decode_video, video_size
 
 DECODERS: dict[MediaKind, Callable[[Media], Any]] = {
@@ -37,11 +38,17 @@ def decode(media: Media) -> Any:
     What `media.options` may hold is said by `decode_image`, `decode_video` and `decode_audio`. Raises `SampleError`
     naming the file and the reason when it is missing, empty, truncated, too large or not what it claims to be.
     """
-    if brings_codes(media.source):
+    if is_frame(media.source):
+        decoder = _decode_frame
+    elif brings_codes(media.source):
         decoder = decode_codes
     else:
         decoder = DECODERS[media.kind] if embedding_of(media.source) is None else decode_embedding
     return _guarded(media, decoder)
+
+
+def _decode_frame(media: Media) -> Any:
+    return finished(read_frames([media])[0], media.options)
 
 
 def _guarded(media: Media, read: Callable[[Media], Any]) -> Any:
@@ -62,7 +69,11 @@ def size_of(media: Media) -> tuple[int, ...]:
     `(height, width)` of an image, `(frames, height, width)` of a video, `(samples,)` of audio. Raises `SampleError` as
     `decode` does; some of what `decode` would find is not seen here.
     """
-    return _guarded(media, SIZES[media.kind])
+    return _guarded(media, _size_of_frame if is_frame(media.source) else SIZES[media.kind])
+
+
+def _size_of_frame(media: Media) -> tuple[int, int]:
+    return finished_size(*frame_size(media), media.options)
 
 
 def _cached(media: Media, key: Hashable, cache: MediaCache | None) -> Any:
@@ -75,6 +86,31 @@ def _cached(media: Media, key: Hashable, cache: MediaCache | None) -> Any:
     return value
 
 
+def _frames_together(conversations: Sequence[Conversation], cache: MediaCache | None) -> dict[Hashable, Any]:
+    """The frames of files that the conversations show, by their passing keys; each file is read once."""
+    frames: dict[Hashable, Media] = {}
+    for part in (part for turns in conversations for message in turns for part in message['content']):
+        media = part.get(part['type'])
+        if isinstance(media, Media) and is_frame(media.source):
+            frames[passing_key(media)] = media
+    seen: dict[Hashable, Any] = {}
+    files: dict[str, dict[Hashable, Media]] = {}
+    for key, media in frames.items():
+        kept = None if cache is None else cache.get(lasting_key(media))
+        if kept is None:
+            files.setdefault(file_of(media.source), {})[key] = media
+        else:
+            seen[key] = kept
+    for of_file in files.values():
+        media = list(of_file.values())
+        images = _guarded(media[0], lambda _, media=media: read_frames(media))
+        for (key, medium), image in zip(of_file.items(), images, strict=True):
+            seen[key] = finished(image, medium.options)
+            if cache is not None and (lasting := lasting_key(medium)) is not None:
+                cache.put(lasting, seen[key])
+    return seen
+
+
 def decode_conversations(
     conversations: Sequence[Conversation], cache: MediaCache | None = None, lookup: Lookup | None = None
 ) -> list[Conversation]:
@@ -83,7 +119,7 @@ def decode_conversations(
     With a `lookup` those that it knows stay undecoded: a `Known` stands for each of them.
     A long audio clip whose option `long_audio` is `split` becomes several parts. Raises `SampleError` as `decode` does.
     """
-    seen: dict[Hashable, Any] = {}
+    seen = _frames_together(conversations, cache)
     pieces: dict[Hashable, list[Any]] = {}
 
     def decoded(media: Media) -> Any:

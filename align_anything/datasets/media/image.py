@@ -24,12 +24,51 @@ ON_THEIR_SIDE = (5, 6, 7, 8)
 def decode_image(media: Media) -> Any:
     """Returns a `PIL.Image.Image` in RGB, upright.
 
-    Options: `max_pixels`, the largest size that is decoded; `min_image_pixels` and `max_image_pixels`, to which
-    smaller and larger images are scaled.
+    Options: `max_pixels`, the largest size that is decoded; `rotate`, degrees counter-clockwise, `flip`, `horizontal`
+    or `vertical`, and `size`, `(height, width)`, done in this order; `min_image_pixels` and `max_image_pixels`, to
+    which smaller and larger images are scaled.
 
     Raises `SampleError` when it is no image or too large.
     """
-    return _scaled(_to_rgb(open_image(media), media), media.options)
+    return finished(_to_rgb(open_image(media), media), media.options)
+
+
+def finished(image: Any, options: Mapping[str, Any]) -> Any:
+    """Returns an upright image in RGB as the options of `decode_image` want it. Raises SampleError for unknown ones."""
+    return _scaled(_turned(image, options), options)
+
+
+def finished_size(height: int, width: int, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns `(height, width)` of what `finished` makes of an image of that size."""
+    if quarters_of(options) % 2:
+        height, width = width, height
+    height, width = options.get('size') or (height, width)
+    return scaled_size(width, height, options.get('min_image_pixels'), options.get('max_image_pixels'))[::-1]
+
+
+def quarters_of(options: Mapping[str, Any]) -> int:
+    """Returns how many quarter turns counter-clockwise the options want. Raises SampleError for what is none."""
+    degrees = options.get('rotate') or 0
+    if degrees not in range(-270, 361, 90):
+        raise SampleError(f'rotate is {degrees!r}; pictures are turned by 90, 180 or 270 degrees.')
+    return degrees // 90 % 4
+
+
+def _turned(image: Any, options: Mapping[str, Any]) -> Any:
+    from PIL import Image
+
+    turns = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+    flips = {'horizontal': Image.Transpose.FLIP_LEFT_RIGHT, 'vertical': Image.Transpose.FLIP_TOP_BOTTOM}
+    quarters, flip, size = quarters_of(options), options.get('flip'), options.get('size')
+    if quarters:
+        image = image.transpose(turns[quarters])
+    if flip:
+        if flip not in flips:
+            raise SampleError(f'flip is {flip!r}; pictures are flipped {" or ".join(flips)}.')
+        image = image.transpose(flips[flip])
+    if size and tuple(size) != (image.height, image.width):
+        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return image
 
 
 def open_image(media: Media) -> Any:
@@ -55,10 +94,7 @@ def image_size(media: Media) -> tuple[int, int]:
         # That of the class of PNGs would read all pixels, since the orientation may stand behind them.
         is_turned = Image.Image.getexif(image).get(ORIENTATION, 1) in ON_THEIR_SIDE
     width, height = image.size[::-1] if is_turned else image.size
-    width, height = scaled_size(
-        width, height, media.options.get('min_image_pixels'), media.options.get('max_image_pixels')
-    )
-    return height, width
+    return finished_size(height, width, media.options)
 
 
 def _as_stored(source: Any, media: Media) -> Any:

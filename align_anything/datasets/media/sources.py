@@ -40,9 +40,10 @@ def make_media(kind: MediaKind, source: Any, folder: Folders = '', options: Mapp
     """Returns what a row holds for one medium as a `Media`, not decoded; relative paths start from `folder`.
 
     Takes a path, a data URI, bytes, an array, a PIL image, the `{'bytes', 'path'}` record of a Hugging Face feature,
-    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video, `{'codes'}` or
-    `{'embedding'}` of any; also a `Media` of any of these, whose own options go before `options`. URLs need the option
-    `allow_urls`. A list of numbers as an image or a video, and a path that ends in `.npy`, are embeddings.
+    `{'array', 'sampling_rate'}` of an audio clip, a list of frames or `{'frames', 'fps'}` of a video, the frame of a
+    file as an image (see `is_frame`), `{'codes'}` or `{'embedding'}` of any; also a `Media` of any of these, whose own
+    options go before `options`. URLs need the option `allow_urls`. A list of numbers as an image or a video, and a path
+    that ends in `.npy`, are embeddings.
 
     Raises:
         SampleError: the source is null, empty, or a URL where none is allowed; or its own options are no numbers, or
@@ -78,6 +79,29 @@ def embedding_of(source: Any) -> Any:
     return source.get('embedding') if isinstance(source, Mapping) else None
 
 
+def is_frame(source: Any) -> bool:
+    """Tells whether the source of an image is a frame of a file.
+
+    That is `{'video': path, 'frame': number}`, `{'video': path, 'time': seconds}`, which may have a `tolerance` in
+    seconds and `frames`, a list of how many the file may have, or `{'hdf5': path, 'dataset': its name in the file,
+    'frame': number}`. Numbers start at 0.
+    """
+    return isinstance(source, Mapping) and (source.get('video') is not None or source.get('hdf5') is not None)
+
+
+def file_of(source: Mapping[str, Any]) -> str:
+    """Returns the path of the file that a frame is in."""
+    return str(source['video'] if source.get('video') is not None else source['hdf5'])
+
+
+def describe_frame(source: Mapping[str, Any]) -> str:
+    """Returns words for a frame that find it again."""
+    if source.get('video') is None:
+        return f"frame {source.get('frame')} of '{source.get('dataset')}' in '{file_of(source)}'"
+    at = f'at {source["time"]} s' if source.get('frame') is None else source['frame']
+    return f"frame {at} of '{file_of(source)}'"
+
+
 def describe(media: Media) -> str:
     """Returns words for a medium that find it again: its path, or what it is made of."""
     source = media.source
@@ -86,6 +110,8 @@ def describe(media: Media) -> str:
         return f"{media.kind} embedding '{vector}'" if isinstance(vector, str) else f'{media.kind} embedding'
     if isinstance(source, Mapping) and source.get('path'):
         return f"{media.kind} '{source['path']}'"
+    if is_frame(source):
+        return f'{media.kind}, {describe_frame(source)}'
     content = source['bytes'] if _is_record(source) else source
     if isinstance(content, str):
         return f"{media.kind} '{content if len(content) < 200 else content[:60] + '…'}'"
@@ -156,6 +182,9 @@ def _located(kind: MediaKind, source: Any, folder: Folders, allow_urls: bool) ->
     if vector is not None:
         is_path = isinstance(vector, (str, Path))
         return {'embedding': _located_path(kind, str(vector), folder, allow_urls) if is_path else vector}
+    if is_frame(source):
+        key = 'video' if source.get('video') is not None else 'hdf5'
+        return {**source, key: _located_path(kind, str(source[key]), folder, False)}
     if source.get('frames') is not None:
         return {**source, 'frames': _located(kind, source['frames'], folder, allow_urls)}
     if source.get('array') is not None or not {'bytes', 'path'} & source.keys():

@@ -60,14 +60,14 @@ def video_size(media: Media) -> tuple[int, int, int]:
     if not isinstance(source, (str, bytes, bytearray)):
         return decode_video(media).frames.shape[:3]
     with open_container(source, media) as container:
-        index = _read_index(container, _video_stream(container, media), media)
+        index = read_index(container, video_stream(container, media), media)
     _, picked, _ = _picked(index, media)
-    first = _frames_at(source, media, index, index.stamps[:1], len(picked))[index.stamps[0]]
+    first = frames_at(source, media, index, index.stamps[:1], len(picked))[index.stamps[0]]
     return len(picked), *first.shape[:2]
 
 
 @dataclass(frozen=True)
-class _Index:
+class FrameIndex:
     """The frames of a video in the order they are shown, as its packets tell.
 
     Attributes:
@@ -85,22 +85,23 @@ class _Index:
 
 def _from_video(source: str | bytes | bytearray, media: Media) -> Video:
     with open_container(source, media) as container:
-        index = _read_index(container, _video_stream(container, media), media)
+        index = read_index(container, video_stream(container, media), media)
     times, picked, timestamps = _picked(index, media)
     wanted = [index.stamps[number] for number in dict.fromkeys(picked.tolist())]
-    found = _frames_at(source, media, index, wanted, len(picked))
+    found = frames_at(source, media, index, wanted, len(picked))
     frames = numpy.stack([found[index.stamps[number]] for number in picked.tolist()])
     audio = _track(source, media, index.stamps[0] * index.unit) if media.options.get('audio') else None
     return Video(frames, timestamps, len(times) / index.duration, audio)
 
 
-def _picked(index: _Index, media: Media) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+def _picked(index: FrameIndex, media: Media) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """When each frame is shown, the numbers of those to take, and their timestamps."""
     times = (numpy.array(index.stamps, dtype=numpy.float64) - index.stamps[0]) * index.unit
     return times, *pick(times, index.duration, media.options)
 
 
-def _video_stream(container: Any, media: Media) -> Any:
+def video_stream(container: Any, media: Media) -> Any:
+    """Returns the video track of an open container. Raises SampleError for none, and one with frames too large."""
     from av.stream import Disposition
 
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
@@ -116,7 +117,8 @@ def _video_stream(container: Any, media: Media) -> Any:
     return stream
 
 
-def _read_index(container: Any, stream: Any, media: Media) -> _Index:
+def read_index(container: Any, stream: Any, media: Media) -> FrameIndex:
+    """Returns the frames of a track, none of them decoded. Raises SampleError for none, and a file that ends early."""
     lengths: dict[int, int] = {}
     keys: list[int] = []
     packets, truncated = 0, False
@@ -142,7 +144,7 @@ def _read_index(container: Any, stream: Any, media: Media) -> _Index:
     duration = (stamps[-1] - stamps[0] + (lengths[stamps[-1]] or usual)) * unit
     if truncated or packets < _declared_packets(container, stream) or duration < 0.9 * _declared_seconds(stream) - 0.1:
         raise SampleError(f'{describe(media)} ends early: it is truncated or damaged.')
-    return _Index(stamps, sorted(keys), duration, unit)
+    return FrameIndex(stamps, sorted(keys), duration, unit)
 
 
 def _declared_packets(container: Any, stream: Any) -> int:
@@ -162,13 +164,13 @@ class _Lost(Exception):
     """The frame that was wanted did not come."""
 
 
-def _frames_at(
-    source: str | bytes | bytearray, media: Media, index: _Index, wanted: Sequence[int], count: int
+def frames_at(
+    source: str | bytes | bytearray, media: Media, index: FrameIndex, wanted: Sequence[int], count: int
 ) -> dict[int, numpy.ndarray]:
     """Returns the frame shown at each of the times `wanted`, ascending; `count` frames share the pixel budget."""
     for keys in (index.keys, []):
         with open_container(source, media) as container:
-            stream = _video_stream(container, media)
+            stream = video_stream(container, media)
             try:
                 shown = _Shown(container, stream, index.stamps, keys)
                 return {stamp: _picture(shown.at(stamp), count, media) for stamp in wanted}

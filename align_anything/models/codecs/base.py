@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class CodecRules:
         fingerprint: tells the codec, weights included, from others.
         rate: samples per second of the audio that it takes and gives; None for other kinds.
         decodes: whether it can make media of codes.
+        prepared: whether its codes are made before training; else they are arithmetic, made where a row is encoded.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class CodecRules:
     fingerprint: str
     rate: int | None = None
     decodes: bool = True
+    prepared: ClassVar[bool] = True
 
     def grid(self, medium: Any) -> tuple[int, ...]:
         """Returns the shape of the codes of a decoded medium, without the dimension of the books.

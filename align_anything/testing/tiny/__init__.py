@@ -24,7 +24,7 @@ KINDS = {
     **{
         name: name
         for name in (
-            'chameleon composed csm emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma '
+            'chameleon composed csm emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma pi0 '
             'qwen2_audio'.split()
         )
     },

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_anything.algorithms.generate import Generate
+from align_anything.algorithms.online import Online
 from align_anything.configs.environment import ADDRESS, EnvironmentCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
@@ -14,25 +16,23 @@ from align_anything.environments.observing import Limits
 from align_anything.environments.pool import Pool
 from align_anything.environments.remote import Remote
 from align_anything.environments.workers import SECONDS, Workers
-from align_anything.models.family import FamilySpec
+from align_anything.models.acting.known import ACTS
+from align_anything.models.acting.spec import ActionTurns
+from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.episodes import Episodes
-from align_anything.trainers.runs.sampling import is_guided
 
 
-def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
+def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online | Generate) -> list[str]:
     """What settings keep responses from being episodes in the environment that they ask for."""
     settings, models = cfgs.environment_cfgs, cfgs.model_cfgs
     if settings.environment is None:
         return []
     longest, turn = settings.max_episode_tokens, models.max_new_tokens
     reasons = {
-        'environment_cfgs.environment: episodes are not generated with vLLM yet; leave vllm_cfgs.use_vllm out.': (
-            cfgs.vllm_cfgs.use_vllm
-        ),
         'environment_cfgs.environment: turns are not guided; leave guidance_scale and eval_guidance_scale out.': (
-            is_guided(models)
+            bool({models.guidance_scale, models.eval_guidance_scale} - {None, 1})
         ),
         f'environment_cfgs.max_episode_tokens = {longest} is more than model_cfgs.model_max_length = '
         f'{models.model_max_length}.': longest is not None and longest > models.model_max_length,
@@ -41,6 +41,8 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
         ),
     }
     found = [reason for reason, holds in reasons.items() if holds]
+    if settings.credit == 'turn':
+        found += [*algorithm.problems_of_turns(), *_problems_of_scale(cfgs, algorithm)]
     try:
         _tools(cfgs)
     except WorldError as error:
@@ -50,19 +52,37 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
     return found
 
 
+def _problems_of_scale(cfgs: OnlineRunCfgs, algorithm: Online) -> list[str]:
+    scaled = {
+        'train_cfgs.normalize_reward': algorithm.normalize_reward,
+        'reward_cfgs.reward_aggregation': cfgs.reward_cfgs.reward_aggregation == 'normalize_then_sum',
+    }
+    return [
+        f'environment_cfgs.credit: {name} brings scores of whole episodes to scale, of which rewards of turns are no '
+        'part then; leave one of them out.'
+        for name, is_on in scaled.items()
+        if is_on
+    ]
+
+
 def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
     """Most tokens of an episode, its prompt included; None where responses are no episodes."""
     settings = cfgs.environment_cfgs
     return None if settings.environment is None else settings.max_episode_tokens or cfgs.model_cfgs.model_max_length
 
 
-def require_acting(cfgs: OnlineRunCfgs, spec: FamilySpec) -> None:
+def require_acting(cfgs: OnlineRunCfgs, spec: Spec) -> None:
     """Raises ModelError where the chat template of the policy cannot write the episodes of the environment."""
     if cfgs.environment_cfgs.environment is not None:
-        TurnEncoder(spec).check(_tools(cfgs))
+        turns_of(spec).check(_tools(cfgs))
 
 
-def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> RolloutEngine:
+def turns_of(spec: Spec) -> TurnEncoder | ActionTurns:
+    """What encodes the turns of an environment for a policy."""
+    return ActionTurns(spec) if spec.unit in ACTS else TurnEncoder(spec)
+
+
+def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutEngine:
     """The engine, in the environment of the settings if they name one."""
     settings = cfgs.environment_cfgs
     if settings.environment is None:
@@ -77,13 +97,17 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: FamilySpec) -> Ro
         on_failure=settings.on_failure,
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
+        # Each rank has an engine of its own, or asks servers.
+        in_step=not cfgs.vllm_cfgs.use_vllm or cfgs.vllm_cfgs.vllm_tensor_parallel_size > 1,
+        expands=cfgs.vllm_cfgs.use_vllm,
+        encoder=turns_of(spec),
     )
 
 
 def _host(settings: EnvironmentCfgs) -> Host:
     """Where the environments live."""
     if settings.environment.startswith(ADDRESS):
-        return Remote(settings.environment, settings.environment_timeout)
+        return Remote(settings.environment)
     if settings.environment_workers:
         return Workers(settings.environment_workers, settings.environment_timeout or SECONDS)
     return Here()

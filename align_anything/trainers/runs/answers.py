@@ -17,7 +17,7 @@ from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.trainers.loops.offline import Answers
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs import denoised_rollouts, rollout_engine
+from align_anything.trainers.runs import action_rollouts, denoised_rollouts, flow_rollouts, rollout_engine
 from align_anything.trainers.runs.data import loader_in_order
 
 
@@ -29,7 +29,12 @@ class Kind(Protocol):
     def open_answers(self, cfgs: RunCfgs, policy: Engine, spec: Spec, sampling: Any) -> RolloutEngine: ...
 
 
-KINDS: Mapping[str, Kind] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+KINDS: Mapping[str, Kind] = {
+    'token': rollout_engine,
+    'denoising step': denoised_rollouts,
+    'action': action_rollouts,
+    'denoised action': flow_rollouts,
+}
 """By what a unit of their responses is, see `Spec.unit`."""
 
 

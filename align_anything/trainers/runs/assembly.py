@@ -23,7 +23,7 @@ from align_anything.models.spec import Spec
 from align_anything.models.trainable import learning_rates
 from align_anything.policies.base import Collator, Policy
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs import pipelines, token_models
+from align_anything.trainers.runs import action_models, flow_models, pipelines, token_models
 from align_anything.trainers.runs.settings import dtype_of, engine_config, precision_of
 
 logger = get_logger(__name__)
@@ -76,7 +76,12 @@ class ModelKind(Protocol):
     ) -> None: ...
 
 
-KINDS: Mapping[str, ModelKind] = {'token': token_models, 'denoising step': pipelines}
+KINDS: Mapping[str, ModelKind] = {
+    'token': token_models,
+    'denoising step': pipelines,
+    'action': action_models,
+    'denoised action': flow_models,
+}
 """By what a unit of their responses is, see `Spec.unit`."""
 
 

@@ -37,9 +37,20 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
             'with itself at the rollout, which has no dropout: on policy they would differ. Leave lora_dropout out.'
         )
     problems += problems_of_generating_ahead(cfgs, algorithm)
-    problems += problems_of_acting(cfgs)
+    problems += problems_of_acting(cfgs, algorithm)
     if problems:
         raise SettingsError(problems)
+
+
+def check_warmup(algorithm: Online, steps: int) -> None:
+    """Raises SettingsError where the critics would learn alone to the end of the run."""
+    if algorithm.warmup >= steps:
+        raise SettingsError(
+            [
+                f'train_cfgs.critic_warmup_steps: {algorithm.warmup} of {steps} steps leave none in which the policy '
+                'trains. Give fewer, or train longer.'
+            ]
+        )
 
 
 def check_evaluation(cfgs: RunCfgs, metrics: Sequence[str], steps: int, tasks: Sequence[Metric]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +17,18 @@ from align_anything.configs.schema import DataCfgs, RunCfgs
 from align_anything.core.buckets import histogram
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.core.types import NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
+from align_anything.core.types import ACTION, NEEDS, Batch, Conversation, Example, MediaKind, Piece, Skipped
 from align_anything.datasets.buckets import BucketSampler
 from align_anything.datasets.budget import BudgetSampler, RowCosts, StreamBudgetSampler
 from align_anything.datasets.dataset import ExampleDataset, Source, SupervisedTask, Task
 from align_anything.datasets.filling import Filling
 from align_anything.datasets.loader import Loader
-from align_anything.datasets.measuring import measure_buckets, measure_rows, measure_stream, size_of_answer
+from align_anything.datasets.measuring import (
+    measure_buckets,
+    measure_rows,
+    measure_stream,
+    size_of_answer,
+)
 from align_anything.datasets.mixture import Mixture, StreamMixture
 from align_anything.datasets.preference import AnswersTask, PreferenceTask, UnpairedTask
 from align_anything.datasets.prompt_dropout import PromptDropout
@@ -31,6 +37,8 @@ from align_anything.datasets.reference_scores import Indexed
 from align_anything.datasets.sample_cache import SampleCache
 from align_anything.datasets.sampler import BatchShape, IndexSampler, Sampler, StreamSampler
 from align_anything.datasets.source_loading import load_sources, source_names
+from align_anything.datasets.windowing import RandomWindows
+from align_anything.datasets.windows import Windows
 from align_anything.models.adapter import check_continuation, find_adapter
 from align_anything.models.family import FamilySpec
 from align_anything.models.fingerprint import encoding_fingerprint
@@ -39,7 +47,9 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
+from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.settings import codes_of_run, data_ranks, spec_of
+from align_anything.trainers.runs.windows import sampler_of_all_windows, windows_of
 
 logger = get_logger(__name__)
 
@@ -85,6 +95,8 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)
+    if ACTION in pair.writes:
+        acting(cfgs, spec, algorithm, unread_dataset(sources.training, pair, algorithm, cfgs.data_cfgs.train_on))
     spec.codes = codes_of_run(cfgs, pair, algorithm, spec)
     require_met(algorithm, spec)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
@@ -99,8 +111,9 @@ def load_sources_of(
     data: DataCfgs, purpose: str, cache_dir: str | None, streaming: bool, writes: Set[MediaKind] = frozenset()
 ) -> list[Source]:
     """Opens the datasets of a purpose: `train`, `eval`, or in runs that have such data `ptx`."""
-    keys = ('datasets', 'template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
+    keys = ('template', 'template_kwargs', 'name', 'split', 'size', 'data_files', 'optional_args')
     return load_sources(
+        in_folder(data.data_dir, getattr(data, f'{purpose}_datasets')),
         **{key: getattr(data, f'{purpose}_{key}') for key in keys},
         image_folder=data.image_folder,
         video_folder=data.video_folder,
@@ -111,6 +124,13 @@ def load_sources_of(
         cache_dir=cache_dir,
         writes=writes,
     )
+
+
+def in_folder(folder: str | None, names: str | Sequence[str]) -> str | list[str]:
+    """Returns names of datasets, those that are relative in a folder, where there is one."""
+    if isinstance(names, str):
+        return names if folder is None else os.path.join(folder, names)
+    return [in_folder(folder, name) for name in names]
 
 
 def media_options(data: DataCfgs) -> dict[str, dict[str, Any]]:
@@ -162,8 +182,11 @@ def make_dataset(
     sample_cache_dir: str | None = None,
     reserved: int = 0,
     drop_truncated: bool = False,
+    windows: Windows | None = None,
 ) -> ExampleDataset:
     """The rows of `sources` as Examples of the family, prompts with `reserved` tokens left for a response.
+
+    Episodes are cut by `windows`.
 
     Raises ModelError for audio in videos that it cannot hear, SettingsError when the cache cannot be written to.
     """
@@ -176,7 +199,14 @@ def make_dataset(
     heard = {'audio': {'rate': spec.audio_rate}, 'video': {'rate': spec.audio_rate}}
     task = make_task(algorithm, train_on, spec, reserved)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
-    return ExampleDataset(sources, task, pair.name, kinds_of(pair, algorithm), heard, kept, drop_truncated)
+    kinds = kinds_of(pair, algorithm)
+    shown = _shown(pair, algorithm)
+    return ExampleDataset(sources, task, pair.name, kinds, heard, kept, drop_truncated, windows=windows, shown=shown)
+
+
+def _shown(pair: Pair, algorithm: Algorithm) -> bool:
+    """Whether an environment shows what there is to see, as it does to policies that act."""
+    return ACTION in pair.writes and algorithm.task == 'prompt'
 
 
 def kinds_of(pair: Pair, algorithm: Algorithm) -> frozenset[MediaKind]:
@@ -195,7 +225,8 @@ def probed(
 
     def made(cache_dir: str | None) -> ExampleDataset:
         wanted = sources, pair, spec, algorithm, data.train_on, cache_dir, reserved
-        return make_dataset(*wanted, drop_truncated=data.drop_truncated)
+        windows = windows_of(cfgs, pair, algorithm, spec)
+        return make_dataset(*wanted, drop_truncated=data.drop_truncated, windows=windows)
 
     # Before codes of media are made, they are encoded by a guess, which is not to be kept.
     made(None if spec.codes is not None else data.sample_cache_dir).probe(final=True)
@@ -213,7 +244,8 @@ def unread_dataset(sources: list[Source], pair: Pair, algorithm: Algorithm, trai
     task = make_task(algorithm, train_on, _Unread(pair))
     learnt = algorithm.task != 'prompt' and not pair.writes_text
     answers = pair.writes if learnt else frozenset()
-    return ExampleDataset(sources, task, pair.name, kinds_of(pair, algorithm), answers=answers)
+    kinds = kinds_of(pair, algorithm)
+    return ExampleDataset(sources, task, pair.name, kinds, answers=answers, shown=_shown(pair, algorithm))
 
 
 @dataclass(frozen=True)
@@ -265,11 +297,15 @@ def training_sampler(
     mixing: dict[str, Any] = {'weights': data.train_weights, 'in_turn': data.train_mixing == 'round_robin'}
     budget = train.max_length_per_batch
     filling = None if budget is None or rows is not None else Filling(shape, budget, train.group_by_length)
+    windows = dataset.windows
+    if windows is not None and windows.kind == 'all':
+        return sampler_of_all_windows(dataset, windows, costs, filling, shape, cfgs)
+    cut = (lambda sampler: sampler) if windows is None else partial(RandomWindows, windows=windows)
     if not data.streaming:
         mixture = Mixture(dataset.sizes, train.seed, **mixing)
         if buckets is not None:
             return BucketSampler(mixture, buckets, shape)
-        return IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling)
+        return cut(IndexSampler(mixture, shape) if costs is None else BudgetSampler(mixture, costs, filling))
     if len(sources) > 1 and data.train_weights is None and data.train_mixing == 'concatenate':
         logger.warning(
             'the %d streams are read one after the other, so their rows mix only where one ends and the next begins: '
@@ -278,8 +314,8 @@ def training_sampler(
         )
     stream = StreamMixture([source.rows for source in sources], train.seed, **mixing)
     if filling is None:
-        return StreamSampler(stream, shape)
-    return StreamBudgetSampler(stream, partial(measure_stream, dataset, collate.cost, data.num_workers), filling)
+        return cut(StreamSampler(stream, shape))
+    return cut(StreamBudgetSampler(stream, partial(measure_stream, dataset, collate.cost, data.num_workers), filling))
 
 
 def row_costs(dataset: ExampleDataset, collate: Collator, cfgs: RunCfgs) -> tuple[RowCosts | None, list[Skipped]]:

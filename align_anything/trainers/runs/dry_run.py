@@ -17,9 +17,12 @@ from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import DataError
-from align_anything.core.types import Batch, Example, Piece, Skipped, named_tensors
+from align_anything.core.types import ACTION, Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
 from align_anything.engines.deepspeed_config import sharer_of
+from align_anything.models.acting.pi0 import BLANK, Pi0Spec
+from align_anything.models.acting.pieces import GOAL, OBSERVATION
+from align_anything.models.acting.spec import ActionSpec
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
 from align_anything.models.spec import Spec
@@ -60,8 +63,16 @@ from align_anything.trainers.runs.roles import judges_of
 from align_anything.trainers.runs.rollout_engine import check_rollouts
 from align_anything.trainers.runs.settings import data_ranks, engine_config, objective_of, precision_of
 from align_anything.trainers.runs.verdict import verdict
+from align_anything.trainers.runs.windows import windows_of
 
 SAMPLES = 3
+COUNTED = {
+    'token': 'about, {:,} tokens in the language model',
+    'denoising step': 'of {:,} samples at once',
+    'action': 'of {:,} steps',
+    'denoised action': 'of {:,} tokens and steps',
+}
+"""What activations are told of, by what a unit is."""
 
 
 def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> None:
@@ -88,7 +99,8 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         ptx_dataset(with_ptx_if_given(resolved), pair, spec)
         metrics = names_of_numbers(names, spec.unit == 'token', cfgs.environment_cfgs.environment is not None)
     else:
-        dataset = make_dataset(*given, drop_truncated=drop)
+        windows = windows_of(cfgs, pair, resolved.algorithm, spec)
+        dataset = make_dataset(*given, drop_truncated=drop, windows=windows)
         dataset.probe(final=True)
         costs, _ = row_costs(dataset, collate, cfgs)
         buckets, _ = row_buckets(dataset, spec, cfgs)
@@ -108,7 +120,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     left_out: list[Skipped] = []
     # Of the largest micro-batch, and of one of a single row: tokens, or samples that are denoised.
     largest, least = cfgs.train_cfgs.max_length_per_batch or 0, 0
-    if spec.unit != 'token':
+    if spec.unit == 'denoising step':
         largest = denoised_at_once(cfgs, spec, resolved.algorithm) if generates else len(batch.inputs.sample)
         least = -(-largest // cfgs.train_cfgs.per_device_train_batch_size)
     # As many on every rank, whatever it finds in them: a sampler may have to agree with its peers on each.
@@ -117,7 +129,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
         made = [dataset[row] for row in wanted]
         found = [item for item in made if isinstance(item, Example)]
         left_out += [item for item in made if isinstance(item, Skipped)]
-        if spec.unit == 'token':
+        if spec.unit != 'denoising step':
             updated = _longest_update(cfgs, resolved.algorithm, found) if generates else found
             largest = max(largest, collate.size(updated))
             least = max([least, *(collate.size([row]) for row in updated)])
@@ -132,7 +144,7 @@ def dry_run(pair: Pair, resolved: Resolved, console: Console | None = None) -> N
     cached = kept_features(cfgs, spec, model)
     shown_rows = None if cfgs.data_cfgs.streaming else len(dataset)
     console.print(_plan(cfgs, shown_rows, steps, collate.layout, optimizer, config, cached, generates))
-    counted = 'about, {:,} tokens in the language model' if spec.unit == 'token' else 'of {:,} samples at once'
+    counted = COUNTED[spec.unit]
     console.print(memory_table(held, counted.format(largest)))
 
     def measure(changed: RunCfgs) -> float:
@@ -178,6 +190,10 @@ def show_example(example: Example, spec: Spec) -> Text:
     shape of its latents is told.
     """
     text = Text()
+    if spec.unit == 'denoised action':
+        return _show_chunks(example, spec)
+    if spec.unit == 'action':
+        return _show_actions(example, spec)
     if spec.unit != 'token':
         text.append(bytes(example.prompt.ids.tolist()).decode(), style='dim')
         for response in example.responses:
@@ -191,6 +207,35 @@ def show_example(example: Example, spec: Spec) -> Text:
         elif any(response.earlier for response in example.responses):
             text.append('\n↳ behind the prompt: ', style='dim')
         text.append_text(_show_piece(piece, spec))
+    return text
+
+
+def _show_actions(example: Example, spec: ActionSpec) -> Text:
+    text = Text()
+    if GOAL in example.prompt.media:
+        text.append(spec.tokenizer.decode(example.prompt.media[GOAL][0].tolist()))
+    for piece in (example.prompt, *example.responses):
+        done = iter(spec.decode(piece))
+        for number, weight in zip(piece.ids.tolist(), piece.weights.tolist(), strict=True):
+            if number == OBSERVATION:
+                text.append(f' <pictures × {spec.config.cameras}>', style='dim')
+                continue
+            actions = next(done)[ACTION]
+            told = ', '.join(actions.names) or str(actions.values.tolist())
+            text.append(f' ⟦{told}⟧' if weight else f' {told}', style='bold green' if weight else 'dim')
+        text.append('\n')
+    return text
+
+
+def _show_chunks(example: Example, spec: Pi0Spec) -> Text:
+    text = Text()
+    if GOAL in example.prompt.media:
+        goal = example.prompt.media[GOAL][0]
+        text.append(spec.tokenizer.decode(goal[goal != BLANK].tolist()))
+    for piece in example.responses:
+        for part in spec.decode(piece):
+            text.append(f' ⟦{part[ACTION].values.tolist()}⟧', style='bold green')
+        text.append('\n')
     return text
 
 

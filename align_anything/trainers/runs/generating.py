@@ -15,7 +15,7 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs import denoised_rollouts, rollout_engine
+from align_anything.trainers.runs import action_rollouts, denoised_rollouts, flow_rollouts, rollout_engine
 
 
 class Generating(Protocol):
@@ -34,4 +34,9 @@ class Generating(Protocol):
     ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]: ...
 
 
-GENERATING: Mapping[str, Generating] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+GENERATING: Mapping[str, Generating] = {
+    'token': rollout_engine,
+    'denoising step': denoised_rollouts,
+    'action': action_rollouts,
+    'denoised action': flow_rollouts,
+}

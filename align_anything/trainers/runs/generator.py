@@ -16,7 +16,7 @@ from align_anything.algorithms.generate import Generating
 from align_anything.configs.generation import GenerationRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.errors import ModelError, SampleError
-from align_anything.core.types import MEDIA_KINDS, Conversation, Example, Message, Response
+from align_anything.core.types import ACTION, MEDIA_KINDS, Conversation, Example, Message, Response
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode_conversations
 from align_anything.datasets.prompts import PromptTask
@@ -28,7 +28,8 @@ from align_anything.models.score import SCORE_HEAD
 from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine, Tell
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs import denoised_rollouts, rollout_engine
+from align_anything.trainers.runs import action_rollouts, denoised_rollouts, flow_rollouts, rollout_engine
+from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.data import media_options, require_readable, require_writable
 from align_anything.trainers.runs.model_defaults import with_model_defaults
 from align_anything.trainers.runs.pipelines import usual_guidance
@@ -51,7 +52,12 @@ class Kind(Protocol):
     ) -> tuple[RolloutEngine, Callable[[Conversation], Conversation]]: ...
 
 
-KINDS: Mapping[str, Kind] = {'token': rollout_engine, 'denoising step': denoised_rollouts}
+KINDS: Mapping[str, Kind] = {
+    'token': rollout_engine,
+    'denoising step': denoised_rollouts,
+    'action': action_rollouts,
+    'denoised action': flow_rollouts,
+}
 """By what a unit of their responses is, see `Spec.unit`."""
 
 
@@ -176,6 +182,8 @@ def open_spec(
     cfgs = resolved.cfgs
     spec, source = spec_of(cfgs), cfgs.model_cfgs.model_name_or_path
     pair = pair or pair_of(spec)
+    if ACTION in pair.writes and spec.unit == 'token':
+        acting(cfgs, spec, resolved.algorithm)
     spec.codes = codes_of_run(cfgs, pair, resolved.algorithm, spec)
     require_readable(pair, spec, source)
     require_writable(pair, spec, source)
@@ -185,7 +193,7 @@ def open_spec(
             f"answers of the pair '{pair.name}' are text: choose a pair such as text_to_{min(spec.emits)}."
         )
     if cfgs.model_cfgs.guidance_scale is None:
-        scale = 1.0 if spec.unit == 'token' else usual_guidance(spec)
+        scale = usual_guidance(spec) if spec.unit == 'denoising step' else 1.0
         models = cfgs.model_cfgs.model_copy(update={'guidance_scale': scale})
         resolved = replace(resolved, cfgs=cfgs.model_copy(update={'model_cfgs': models}))
     check_rollouts(resolved)
@@ -215,8 +223,10 @@ def generator_of(resolved: Resolved[GenerationRunCfgs, Generating], pair: Pair, 
 
 def pair_of(spec: Spec) -> Pair:
     """The pair of whatever a model reads and writes."""
+    if spec.codes is not None and ACTION in spec.codes.kinds:
+        return Pair('text_video_to_action', spec.reads, frozenset({ACTION}), writes_text=False)
     writes_text = spec.unit == 'token' and not (spec.codes is not None and spec.codes.wordless)
-    return Pair('any_to_any', spec.reads, spec.emits, writes_text=writes_text)
+    return Pair('any_to_any', spec.reads, spec.emits - {ACTION}, writes_text=writes_text)
 
 
 def require_generating(source: str) -> None:

@@ -30,13 +30,13 @@ Media = list[tuple[MediaKind, Any]]
 def prepare_codes(cfgs: RunCfgs, spec: FamilySpec, datasets: Sequence[ExampleDataset]) -> KnownMedia | None:
     """Makes the codes of all media of `datasets` that stand as codes in conversations, and lets `spec` read them.
 
-    Returns what is known of these media then, None for a model without codes. Every rank calls it. Codecs are loaded
-    where something is missing, and freed. Media that a codec cannot take are passed over; their rows are left out when
-    they are encoded.
+    Returns what is known of these media then, None for a model without codes that are made so. Every rank calls it.
+    Codecs are loaded where something is missing, and freed. Media that a codec cannot take are passed over; their rows
+    are left out when they are encoded.
 
     Raises SettingsError for a stream whose first row has media to encode: it is read while it is trained on.
     """
-    if spec.codes is None:
+    if spec.codes is None or not any(rules.prepared for rules in spec.codes.rules.values()):
         return None
     folder = cfgs.model_cfgs.media_code_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER
     device, store = device_of_rank(), TensorStore(folder, FOLDER, '', SETTING)

@@ -57,15 +57,18 @@ class Memory:
         )
 
 
-def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str) -> Memory:
+def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str, ranks: int | None = None) -> Memory:
     """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
+
+    `ranks` is how many there are; None for those of this run.
 
     ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
     al., 2020, arXiv:1910.02054, section 3). FSDP2 shares all of them, but for the gradients of the micro-batches before
     the last one of a step. Half precision keeps float32 masters with the Adam moments.
     """
+    ranks = world_size() if ranks is None else ranks
     # FSDP2 shares what ZeRO-3 does.
-    ranks, stage = world_size(), 3 if partitions_weights(config) else zero_stage(config)
+    stage = 3 if partitions_weights(config) else zero_stage(config)
     everything = sum(count(parameter) for parameter in model.parameters())
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
     width = DTYPES[precision].itemsize

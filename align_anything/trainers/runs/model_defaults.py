@@ -11,9 +11,11 @@ from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.models.diffusion.saved_lora import base_of, is_lora_folder, trains_text
 from align_anything.models.diffusion.spec import DiffusionSpec
+from align_anything.trainers.loops.splitting import steps_of_rollout
+from align_anything.trainers.runs import action_models, flow_models
 from align_anything.trainers.runs.model_checks import without_effect
 from align_anything.trainers.runs.pipelines import OF_TOKENS
-from align_anything.trainers.runs.settings import denoises, spec_of
+from align_anything.trainers.runs.settings import acts, denoises, spec_of
 
 logger = get_logger(__name__)
 
@@ -30,6 +32,8 @@ OF_DENOISERS: Mapping[str, Any] = {
 """Of policy gradients on denoising steps, as in Flow-GRPO: the score of a step is a mean over the elements of latents,
 so that ratios are much nearer to 1 than those of tokens."""
 
+WARMUP_ROLLOUTS, WARMUP_SHARE = 4, 10
+"""Rollouts that critics of such costs learn from alone, and the share of a run that these are at most, inverted."""
 JUDGES = tuple(f'model_cfgs.{role}_model_name_or_path' for role in ('reward', 'cost'))
 
 
@@ -38,6 +42,9 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
 
     What other kinds alone read is left out of it. Raises SettingsError for such settings outside of files.
     """
+    resolved = with_event_defaults(resolved)
+    if acts(resolved.cfgs):
+        return _of_acting(resolved)
     resolved = _with_its_text_encoders(_on_its_pipeline(resolved))
     if not denoises(resolved.cfgs):
         why = f'{resolved.cfgs.model_cfgs.model_name_or_path} writes tokens and denoises nothing'
@@ -61,6 +68,53 @@ def with_model_defaults(resolved: Resolved) -> Resolved:
         resolved,
         cfgs=resolved.cfgs.model_copy(update={'train_cfgs': train}),
         algorithm=resolved.algorithm.model_copy(update=own),
+    )
+
+
+def _of_acting(resolved: Resolved) -> Resolved:
+    why = f'{resolved.cfgs.model_cfgs.model_name_or_path} acts, and has no tokens'
+    resolved = without_effect(resolved, action_models.OF_TOKENS, why)
+    spec = spec_of(resolved.cfgs)
+    if spec.unit == 'denoised action':
+        resolved = flow_models.with_defaults(resolved, spec)
+    else:
+        resolved = without_effect(resolved, ['diffusion_cfgs.*'], f'{why} and denoises nothing')
+    cfgs, changed = resolved.cfgs, {}
+    if not resolved.given('train_cfgs.gradient_checkpointing'):
+        changed['train_cfgs'] = cfgs.train_cfgs.model_copy(update={'gradient_checkpointing': False})
+    if 'model_cfgs.max_new_tokens' in resolved.origins:
+        # A turn is one action, or has a unit for each of its steps that are trained.
+        units = flow_models.units_of_turn(cfgs, resolved.algorithm) if spec.unit == 'denoised action' else 1
+        changed['model_cfgs'] = cfgs.model_cfgs.model_copy(update={'max_new_tokens': units})
+    return replace(resolved, cfgs=cfgs.model_copy(update=changed))
+
+
+def with_event_defaults(resolved: Resolved) -> Resolved:
+    """Returns the same run with the defaults for costs that an environment tells, where it does and no cost model.
+
+    Such costs are events of an episode, counted from 0. It logs them.
+    """
+    cfgs, algorithm = resolved.cfgs, resolved.algorithm
+    if not (algorithm.generates and algorithm.trains and algorithm.of_events):
+        return resolved
+    if cfgs.environment_cfgs.environment is None or cfgs.model_cfgs.cost_model_name_or_path is not None:
+        return resolved
+    wanted = dict(algorithm.of_events)
+    if algorithm.critics:
+        # Critics that know nothing yet would lead the policy away from what it was taught.
+        warmup = WARMUP_ROLLOUTS * steps_of_rollout(cfgs, algorithm)
+        most = cfgs.train_cfgs.max_steps
+        wanted['critic_warmup_steps'] = warmup if most is None else min(warmup, most // WARMUP_SHARE)
+    if resolved.given('train_cfgs.lambda_init'):
+        wanted['lambda_max'] = max(wanted['lambda_max'], algorithm.lambda_init)
+    wanted = {key: value for key, value in wanted.items() if not resolved.given(f'train_cfgs.{key}')}
+    logger.info(
+        'defaults for costs of an environment: %s', ', '.join(f'{key}: {value}' for key, value in wanted.items())
+    )
+    return replace(
+        resolved,
+        cfgs=cfgs.model_copy(update={'train_cfgs': cfgs.train_cfgs.model_copy(update=wanted)}),
+        algorithm=algorithm.model_copy(update=wanted),
     )
 
 

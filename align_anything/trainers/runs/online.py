@@ -12,6 +12,7 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
+from align_anything.core.errors import SettingsError
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import as_prompts
 from align_anything.datasets.source_loading import source_names
@@ -32,7 +33,7 @@ from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import assemble, make_collator, save
 from align_anything.trainers.runs.begin import Begun, begin, bookkeeping, check_steps, finish, start
 from align_anything.trainers.runs.checkpoints import OLD, Checkpoints, averages_of
-from align_anything.trainers.runs.checks import check_evaluation, check_online
+from align_anything.trainers.runs.checks import check_evaluation, check_online, check_warmup
 from align_anything.trainers.runs.data import loader_in_order, prompt_sampler
 from align_anything.trainers.runs.generating import GENERATING
 from align_anything.trainers.runs.judges import open_judges
@@ -62,6 +63,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models = cfgs.model_cfgs
     check_online(cfgs, algorithm)
+    _check_shared(cfgs)
     check_rollouts(resolved)
     rewards = make_rewards(cfgs)
     judges = judges_of(cfgs, algorithm)
@@ -81,13 +83,14 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     prepare_latents(cfgs, run.spec, rows, is_guided(models))
     sampler, steps = prompt_sampler(run.sources, dataset, run.collate, cfgs, algorithm)
     check_steps(run, steps)
+    check_warmup(algorithm, steps)
     acts = cfgs.environment_cfgs.environment is not None
     names = [*(reward.name for reward in rewards), *judges]
     check_evaluation(cfgs, names_of_numbers(names, run.spec.unit == 'token', acts), steps, run.metrics)
     tasks = run.tasks(held_out)
 
     torch.manual_seed(cfgs.train_cfgs.seed)
-    policy = assemble(cfgs, algorithm, run.collate, steps)
+    policy = assemble(cfgs, algorithm, run.collate, steps - algorithm.warmup)
     policy.policy.set_temperature(models.temperature, models.emit_temperature)
     critics = {
         role: (_critic(role, resolved, spec, pair, steps), algorithm.critics[role])
@@ -99,10 +102,11 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
+    episodes = rollouts if acts else None
     failed = rollouts.failed if acts else tuple
     if cfgs.train_cfgs.sequence_parallel_size > 1:
         rollouts = SharedRollouts(rollouts, cfgs.train_cfgs.sequence_parallel_size)
-    pending = Pending(policy.device, decode)
+    pending = Pending(policy.device, decode, episodes)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages, run.watchers)
@@ -137,6 +141,17 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     if supervised is not None and loop.rows is not None:
         loop.rows += len(supervised)
     return finish(run, loop, checkpoints)
+
+
+def _check_shared(cfgs: OnlineRunCfgs) -> None:
+    """Raises SettingsError where ranks that share rows would exchange responses beside their updates."""
+    if cfgs.train_cfgs.sequence_parallel_size > 1 and cfgs.vllm_cfgs.vllm_async:
+        raise SettingsError(
+            [
+                'train_cfgs.sequence_parallel_size: ranks that share rows exchange what each generated, which they '
+                'cannot while they update: leave vllm_cfgs.vllm_async out.'
+            ]
+        )
 
 
 def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:

@@ -33,15 +33,14 @@ from align_anything.policies.denoising.critic import DenoisingCritic
 from align_anything.policies.denoising.noise import Noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.prediction import Guidance
-from align_anything.policies.denoising.transitions import Kernel
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.settings import dtype_of
 
 EMBEDDED = 3.5
 """What guidance-distilled denoisers are told where they generate."""
 SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
-NOISE_LEVELS = {'flow_sde': 0.7, 'dance_sde': 0.3, 'cps': 0.7, 'ddim': 1.0}
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
     'train_cfgs.sequence_parallel_size',
@@ -50,12 +49,14 @@ OF_TOKENS = (
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),
     *(f'model_cfgs.{key}' for key in ('chat_template', 'processor_kwargs', 'feature_cache_dir', 'max_new_tokens')),
     *(f'model_cfgs.{key}' for key in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'stop', 'emit_*')),
+    'model_cfgs.eval_temperature',
     'train_cfgs.bootstrap_truncated',
     'train_cfgs.eval_max_new_tokens',
     'model_cfgs.*_critic_model_name_or_path',
     *(f'lora_cfgs.{key}' for key in ('vision_lora', 'modules_to_save', 'task_type')),
     'bnb_cfgs.use_bnb',
     'vllm_cfgs.use_vllm',
+    'environment_cfgs.environment',
 )
 """Settings that only models which write tokens read; `*` stands for any part of a name."""
 
@@ -66,10 +67,12 @@ def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Alg
     if algorithm.scores == 'units':
         embedded = cfgs.diffusion_cfgs.embedded_guidance
         guidance = Guidance(embedded=EMBEDDED if embedded is None else embedded)
-        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec), guidance=guidance)
+        return DenoisingCollator(
+            spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec.process), guidance=guidance
+        )
     if not algorithm.generates:
         return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
-    kernel = kernel_of(cfgs, spec) if algorithm.trains_transitions else None
+    kernel = kernel_of(cfgs, spec.process) if algorithm.trains_transitions else None
     guidance = guidance_of(cfgs, spec, algorithm)
     return DenoisingCollator(
         spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts
@@ -79,16 +82,6 @@ def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Alg
 def evaluating(cfgs: RunCfgs, collate: DenoisingCollator) -> DenoisingCollator:
     """The collator of evaluation data: with the same levels and noise in all evaluations."""
     return replace(collate, grid=cfgs.diffusion_cfgs.eval_draws)
-
-
-def kernel_of(cfgs: OnlineRunCfgs, spec: DiffusionSpec) -> Kernel:
-    """How the trained steps of rollouts sample. Raises SettingsError for a kernel that the process has not."""
-    own = cfgs.diffusion_cfgs
-    name = ('flow_sde' if spec.process.prediction == 'flow' else 'ddim') if own.sde_kernel == 'auto' else own.sde_kernel
-    level = NOISE_LEVELS[name] if own.noise_level is None else own.noise_level
-    kernel = Kernel(name, level, own.kl_form)
-    kernel.check(spec.process)
-    return kernel
 
 
 def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Guidance:

@@ -36,12 +36,12 @@ def prepare_latents(
 ) -> KnownMedia | None:
     """Makes the latents and text embeddings of the rows of `datasets`, and lets `spec` read them.
 
-    Returns what is known of their media then, None for a model of tokens. Every rank calls it. The encoders are loaded
-    where something is missing, and freed. The embedding of the empty prompt is made too, which prompt_dropout and
-    guidance need (where text encoders see pictures, of each row if there is either, `guided` being the latter), and
-    those of the prompts that are previewed.
+    Returns what is known of their media then, None for other models than denoisers. Every rank calls it. The encoders
+    are loaded where something is missing, and freed. The embedding of the empty prompt is made too, which
+    prompt_dropout and guidance need (where text encoders see pictures, of each row if there is either, `guided` being
+    the latter), and those of the prompts that are previewed.
     """
-    if spec.unit == 'token':
+    if spec.unit != 'denoising step':
         return None
     previewed = [spec.prompt_of(turns) for turns in preview_turns(cfgs, spec.shown)]
     folder = cfgs.diffusion_cfgs.prepared_dir or Path(cfgs.logger_cfgs.output_dir) / FOLDER

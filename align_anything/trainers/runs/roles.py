@@ -16,6 +16,8 @@ from align_anything.core.errors import ModelError, SampleError, SettingsError
 from align_anything.core.types import Conversation, Example, Skipped
 from align_anything.datasets.media.audio import at_rate
 from align_anything.engines.frozen import FrozenEngine
+from align_anything.models.acting.checkpoint import load_action_spec
+from align_anything.models.acting.known import is_acting
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import read_config, stored_tensor
 from align_anything.models.diffusion.checkpoint import is_pipeline
@@ -62,6 +64,8 @@ def scores_responses(source: str) -> bool:
 
 def spec_of_role(cfgs: RunCfgs, source: str) -> FamilySpec:
     """The rules of the family of a model beside the policy, with the limit that its own checkpoint says."""
+    if is_acting(source):
+        return load_action_spec(source)
     return load_spec(source, model_max_length=None, trust_remote_code=cfgs.model_cfgs.trust_remote_code)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from align_anything.configs.online import OnlineModelCfgs
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.core.types import MediaKind
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.collator import TokenCollator
@@ -34,6 +35,7 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         emit_top_k=dict(model.emit_top_k),
         guidance=model.guidance_scale,
         eval_guidance=model.eval_guidance_scale,
+        eval_temperature=model.eval_temperature,
     )
     check_emission(spec.codes, sampling)
     if is_guided(model):
@@ -46,7 +48,7 @@ def sampling_of_answers(cfgs: RunCfgs, pair: Pair, spec: FamilySpec) -> Sampling
 
     Raises SettingsError for media that the model does not write within the length limit, or of a size not known.
     """
-    kinds = sorted(pair.writes & spec.emits)
+    kinds = _kinds(pair, spec)
     sampling = Sampling(
         max_new_tokens=cfgs.train_cfgs.eval_max_new_tokens,
         temperature=0.0,
@@ -128,7 +130,7 @@ def emission_of(sizes: Mapping[str, list[int] | int], pair: Pair, spec: FamilySp
 
     `sizes` are those that the settings give. Raises SettingsError for the size of a kind that is not among them.
     """
-    kinds = sorted(pair.writes & spec.emits)
+    kinds = _kinds(pair, spec)
     stray = sorted(set(sizes) - set(kinds))
     if stray:
         raise SettingsError([f'model_cfgs.emit_size: responses hold no {stray[0]}, but {", ".join(kinds) or "text"}.'])
@@ -136,6 +138,11 @@ def emission_of(sizes: Mapping[str, list[int] | int], pair: Pair, spec: FamilySp
         return None
     grids = {kind: _grid(sizes.get(kind)) for kind in kinds}
     return Emission(grids, None if pair.writes_text else kinds[0])
+
+
+def _kinds(pair: Pair, spec: FamilySpec) -> list[MediaKind]:
+    """The kinds that responses hold as codes; actions in words are text."""
+    return sorted(pair.writes & spec.emits & (spec.codes.kinds.keys() if spec.codes is not None else set()))
 
 
 def _grid(size: list[int] | int | None) -> Grid | None:

@@ -22,6 +22,8 @@ from align_anything.engines.depth import with_depth
 from align_anything.engines.fsdp_config import build_fsdp_config
 from align_anything.engines.optim import choose_optimizer
 from align_anything.engines.step import Objective
+from align_anything.models.acting.checkpoint import load_action_spec
+from align_anything.models.acting.known import is_acting
 from align_anything.models.codes import MediaCodes
 from align_anything.models.diffusion.checkpoint import is_pipeline
 from align_anything.models.diffusion.checkpoint import load_spec as load_pipeline_spec
@@ -154,6 +156,8 @@ def objective_of(algorithm: Algorithm, codes: MediaCodes | None) -> Objective:
 def spec_of(cfgs: RunCfgs) -> Spec:
     """The family rules of the run's checkpoint; reads no weights."""
     model = cfgs.model_cfgs
+    if acts(cfgs):
+        return load_action_spec(model.model_name_or_path, model.model_max_length, cfgs.diffusion_cfgs.draws_per_sample)
     if denoises(cfgs):
         own = cfgs.diffusion_cfgs
         return load_pipeline_spec(
@@ -171,6 +175,11 @@ def spec_of(cfgs: RunCfgs) -> Spec:
         processor_kwargs=model.processor_kwargs,
         media_codes=model.media_codes,
     )
+
+
+def acts(cfgs: RunCfgs) -> bool:
+    """Whether the model of the run is one that acts, without tokens."""
+    return is_acting(cfgs.model_cfgs.model_name_or_path)
 
 
 def denoises(cfgs: RunCfgs) -> bool:

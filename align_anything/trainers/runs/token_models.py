@@ -16,6 +16,7 @@ from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.engines.deepspeed_config import needs_every_parameter, partitions_weights, zero_stage
 from align_anything.models import router, structure
+from align_anything.models.action_space import keep_action_space
 from align_anything.models.activations import activations_of
 from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.models.any_model import add_score_head
@@ -234,3 +235,4 @@ def save(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, state: dict[str, Ten
         pad_token_id=spec.pad_token_id,
     )
     keep_codes(spec.config, spec.codes, folder)
+    keep_action_space(spec.space, folder)

@@ -1,0 +1,99 @@
+"""Actions and states of a body as rows write them, in the normal form that conversations hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_anything.core.actions import Actions
+from align_anything.core.errors import SampleError
+
+FORMS = "a name, a list of numbers (one step), or a list of either (a chunk), such as 'left' or [[0.1, 1], [0, 1]]"
+STATE = 'state'
+"""What a user turn, and a state that is one list, are called."""
+
+
+def actions_of(where: str, value: Any) -> Actions:
+    """Returns what an assistant turn does, from any form that rows have. Raises SampleError saying what it should be.
+
+    That is a name, a list of numbers, a list of either, an array `(dimensions,)` or `(steps, dimensions)`, or Actions.
+    """
+    if isinstance(value, Actions):
+        found = value
+    elif isinstance(value, str):
+        found = Actions(names=(value,))
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(name, str) for name in value):
+        found = Actions(names=tuple(value))
+    else:
+        found = Actions(values=_steps(where, value))
+    if not len(found):
+        raise SampleError(f'{where} has an action of no steps. An action is {FORMS}.')
+    if any(not name.strip() for name in found.names):
+        raise SampleError(f'{where} has an action whose name is empty.')
+    return found
+
+
+def _steps(where: str, value: Any) -> Tensor:
+    rows = value.tolist() if isinstance(value, Tensor) else _listed(value)
+    if not isinstance(rows, list) or not rows:
+        raise SampleError(f'{where} has {_told(value)} as its action. An action is {FORMS}.')
+    steps = rows if all(isinstance(row, (list, tuple)) for row in rows) else [rows]
+    if not all(map(_is_number, (number for step in steps for number in step))):
+        raise SampleError(f'{where} has {_told(value)} as its action, not all of it numbers. An action is {FORMS}.')
+    sizes = sorted({len(step) for step in steps})
+    if len(sizes) > 1 or not sizes[0]:
+        raise SampleError(
+            f'{where} has a chunk of actions with {" and ".join(map(str, sizes))} numbers; all steps should have as '
+            'many, and at least one.'
+        )
+    return torch.tensor(steps, dtype=torch.float64)
+
+
+def state_of(where: str, value: Any) -> dict[str, tuple[float, ...]]:
+    """Returns the state of a body, finite numbers by name. A list without a name is called `state`.
+
+    Raises SampleError for anything else.
+    """
+    named = value if isinstance(value, Mapping) else {STATE: value}
+    found = {str(name): _numbers(numbers) for name, numbers in named.items() if numbers is not None}
+    wrong = [name for name, numbers in found.items() if numbers is None]
+    if wrong:
+        raise SampleError(
+            f"{where} has a state whose '{wrong[0]}' is {_told(named[wrong[0]])}. A state is numbers by name, such as "
+            "{'joints': [0.1, 0.2], 'gripper': [1]}."
+        )
+    return {name: numbers for name, numbers in found.items() if numbers is not None}
+
+
+def written_state(state: Mapping[str, Sequence[float]], digits: int = 4) -> str:
+    """Returns a state as a person would read it."""
+    return ', '.join(
+        f'{name} [{", ".join(f"{value:.{digits}g}" for value in numbers)}]' for name, numbers in state.items()
+    )
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    values = [value] if _is_number(value) else _listed(value.tolist() if isinstance(value, Tensor) else value)
+    if not isinstance(values, (list, tuple)) or not values or not all(map(_is_number, values)):
+        return None
+    return tuple(map(float, values))
+
+
+def _listed(value: Any) -> Any:
+    """The lists of an array, or the value itself."""
+    if type(value).__module__.split('.')[0] == 'numpy':
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _told(value: Any) -> str:
+    return f'{str(value)[:60]!r} ({type(value).__name__})'

@@ -1,0 +1,1 @@
+"""Models that act: pictures and a goal in, an action of a robot or a game for each step out, without any tokens."""

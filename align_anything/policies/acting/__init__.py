@@ -1,0 +1,1 @@
+"""Models that act as policies: units are actions, each scored by what was seen and done before it."""

@@ -1,0 +1,1 @@
+"""Policies whose chunks of numbers come from noise by a flow, such as pi0."""

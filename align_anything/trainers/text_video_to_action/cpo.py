@@ -1,0 +1,8 @@
+"""Contrastive preference optimisation, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'cpo')
+
+if __name__ == '__main__':
+    main()

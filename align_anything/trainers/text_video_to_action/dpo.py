@@ -1,0 +1,8 @@
+"""Direct preference optimisation, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'dpo')
+
+if __name__ == '__main__':
+    main()

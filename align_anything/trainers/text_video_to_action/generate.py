@@ -1,0 +1,8 @@
+"""Generation with a checkpoint, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'generate')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Group relative policy optimisation, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'grpo')
+
+if __name__ == '__main__':
+    main()

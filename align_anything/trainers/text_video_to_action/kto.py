@@ -1,0 +1,8 @@
+"""Kahneman-Tversky optimisation, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'kto')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""Online DPO, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'online_dpo')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""REINFORCE++, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'reinforce_plus_plus')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,8 @@
+"""REINFORCE leave-one-out, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'rloo')
+
+if __name__ == '__main__':
+    main()

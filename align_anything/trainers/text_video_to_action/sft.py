@@ -1,0 +1,8 @@
+"""Supervised fine-tuning, `text_video_to_action`."""
+
+from align_anything.trainers.launch import leaf
+
+main = leaf('text_video_to_action', 'sft')
+
+if __name__ == '__main__':
+    main()
