@@ -67,8 +67,9 @@ DIMENSIONS = {
 }
 
 
-CUTS = [*pairwise(**DIMENSIONS), (4, True, True, 1, 'packed'), (4, False, False, 2, 'padded')]
 FIRST = [(2, True, True, 4, 'packed'), (1, False, False, 1, 'shared_prefix')]
+FOUR = [(4, True, True, 1, 'packed'), (4, False, False, 2, 'padded')]
+CUTS = list(dict.fromkeys([*FIRST, *pairwise(**DIMENSIONS), *FOUR]))
 
 
 @pytest.mark.parametrize([*DIMENSIONS], in_tiers(CUTS, FIRST))
