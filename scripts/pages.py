@@ -304,7 +304,8 @@ counts. Frozen references, reward models and critics are shared among ranks too.
 - While it loads, each rank has the whole model in host memory; layers go to the device, are cut, and are let go one by
   one, so that a device never holds more than its share and one layer.
 - Checkpoints of either engine are resumed by the other, and by another number of ranks: weights, Adam moments and the
-  schedule by the name of each parameter (`--resume auto --engine fsdp`). `ds_cfgs` is then free to differ.
+  schedule by the name of each parameter (`--resume auto --engine fsdp`). `ds_cfgs` is then free to differ. In bf16,
+  DeepSpeed's stage 0 is left out of that: it says so.
 - Built and tested on CPUs, with gloo and torch 2.13. It has not run on GPUs with NCCL, nor has its speed there been
   measured.
 

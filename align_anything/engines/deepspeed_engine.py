@@ -132,6 +132,11 @@ class DeepSpeedEngine(Engine):
     def _take_over(self, state: NamedState, scratch: Path) -> None:
         trained = {name: own for name, own in self.policy.named_parameters() if own.requires_grad}
         optimizer = self.engine.optimizer
+        if self.stage == 0 and not self._plain:
+            raise TrainingError(
+                '--resume: in half precision without ZeRO, DeepSpeed cannot read the state of FSDP2; go on with engine: '
+                'fsdp, or with ds_cfgs: ds_z2_config.json.'
+            )
         if self._plain:
             for name, parameter in trained.items():
                 found = state.of(name)
