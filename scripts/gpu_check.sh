@@ -35,7 +35,7 @@ timeout 300 python -m pytest -m gpu -n 0 -q -p no:cacheprovider || STATUS=1
 
 # A language model of 1.5 billion weights, and one that sees; random weights take as long as trained ones.
 python -m scripts.gpu_steps rows "${WORK}"
-python -m align_anything.testing.tiny qwen2 --out "${WORK}/text" --hidden 1536 --layers 28 --heads 12 --vocab 384
+python -m align_anything.testing.tiny qwen2 --out "${WORK}/text" --hidden 2432 --layers 28 --heads 19
 python -m align_anything.testing.tiny qwen2_5_vl --out "${WORK}/image" --hidden 1536 --layers 16 --heads 12 \
     --vision_hidden 1280 --vision_layers 24 --image_size 448
 
