@@ -17,7 +17,8 @@ from align_anything.datasets.action_statistics import Seen, seen_in
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.source_loading import source_names
 from align_anything.models.acting.known import ACTS
-from align_anything.models.action_codes import act_in, at_the_tail
+from align_anything.models.action_codes import at_the_tail
+from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
 
 logger = get_logger(__name__)
