@@ -62,7 +62,7 @@ def sampling_of(
     return DenoisingSampling(
         steps=own.rollout_steps,
         guidance=guidance,
-        kernel=kernel_of(cfgs, spec) if trains else None,
+        kernel=kernel_of(cfgs, spec.process) if trains else None,
         window=window,
         units='steps' if trains else 'draws',
         same_noise=trains and same_noise,

@@ -68,7 +68,7 @@ def units_of_turn(cfgs: OnlineRunCfgs, algorithm: Algorithm) -> int:
 def make_collator(cfgs: RunCfgs, spec: Pi0Spec, pair: Pair, algorithm: Algorithm) -> FlowCollator:
     """The collator of the run's policy. Raises SettingsError for a kernel that a flow has not."""
     steps = algorithm.scores == 'units' or (algorithm.generates and algorithm.trains_transitions)
-    return FlowCollator(spec, cfgs.train_cfgs.seed, kernel_of(cfgs, spec) if steps else None)
+    return FlowCollator(spec, cfgs.train_cfgs.seed, kernel_of(cfgs, spec.process) if steps else None)
 
 
 def evaluating(cfgs: RunCfgs, collate: FlowCollator) -> FlowCollator:

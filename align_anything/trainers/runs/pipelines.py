@@ -67,10 +67,12 @@ def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Alg
     if algorithm.scores == 'units':
         embedded = cfgs.diffusion_cfgs.embedded_guidance
         guidance = Guidance(embedded=EMBEDDED if embedded is None else embedded)
-        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec), guidance=guidance)
+        return DenoisingCollator(
+            spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec.process), guidance=guidance
+        )
     if not algorithm.generates:
         return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
-    kernel = kernel_of(cfgs, spec) if algorithm.trains_transitions else None
+    kernel = kernel_of(cfgs, spec.process) if algorithm.trains_transitions else None
     guidance = guidance_of(cfgs, spec, algorithm)
     return DenoisingCollator(
         spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts
