@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from align_anything.algorithms.generate import ANSWERING, JUDGING, OBEYED, Generate, obeyed
+from align_anything.algorithms.generate import ACTING, ANSWERING, JUDGING, OBEYED, Generate, obeyed
 from align_anything.configs.effects import Effect, Effects, never
 
 HARNESS = 'lm_eval:'
@@ -28,7 +28,7 @@ class Evaluate(Generate):
     takes_effect: ClassVar[Effects] = {
         '*.*': never(
             'evaluate trains nothing and does not read it; remove it.',
-            spares=obeyed(OBEYED, JUDGING, ANSWERING, {'train_cfgs': OWN}),
+            spares=obeyed(OBEYED, JUDGING, ANSWERING, ACTING, {'train_cfgs': OWN}),
         ),
         'train_cfgs.task_kwargs': Effect(
             lambda facts: bool(facts.algorithm.tasks),

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from align_anything.algorithms.base import ALGORITHMS, Algorithm
 from align_anything.configs.effects import Effect, Effects, never
+from align_anything.configs.environment import EnvironmentCfgs
 from align_anything.configs.generation import JUDGED, GenerationModelCfgs, GenerationRunCfgs
 from align_anything.configs.online import RewardCfgs
 from align_anything.configs.schema import RunCfgs
@@ -28,7 +29,7 @@ OBEYED = {
     'model_cfgs': tuple(
         key
         for key in GenerationModelCfgs.model_fields
-        if key not in ('compose', 'feature_cache_dir', 'eval_guidance_scale')
+        if key not in ('compose', 'feature_cache_dir', 'eval_guidance_scale', 'eval_temperature')
         and not key.startswith(('reward_model_', 'remote_rm_'))
     ),
     'diffusion_cfgs': (
@@ -58,6 +59,8 @@ ANSWERING = {
     'logger_cfgs': ('overwrite_output_dir',),
 }
 """Those of what goes through the prompts of data."""
+ACTING = {'environment_cfgs': tuple(key for key in EnvironmentCfgs.model_fields if key not in ('credit', 'on_limit'))}
+"""Those of an environment that responses are episodes in."""
 SCORERS = (*('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),)
 """Those that name what does."""
 
@@ -97,7 +100,7 @@ class Generate(Generating):
     takes_effect: ClassVar[Effects] = {
         '*.*': never(
             'generate trains nothing and does not read it; remove it.',
-            spares=obeyed(OBEYED, JUDGING, ANSWERING, {'train_cfgs': ('make_pairs',)}),
+            spares=obeyed(OBEYED, JUDGING, ANSWERING, ACTING, {'train_cfgs': ('make_pairs',)}),
         ),
         **{f'train_cfgs.{key}': JUDGED for key in JUDGING['train_cfgs']},
         'train_cfgs.make_pairs': (
@@ -111,6 +114,11 @@ class Generate(Generating):
                 'it means nothing where nothing scores responses; give reward_functions, reward_model_name_or_path or '
                 'remote_rm_url, or leave it out.',
                 by=SCORERS,
+            ),
+            Effect(
+                lambda facts: facts.value('environment_cfgs.environment') is None,
+                'episodes are no rows of the template Preference; leave it out.',
+                by=('environment_cfgs.environment',),
             ),
         ),
     }

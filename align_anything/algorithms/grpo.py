@@ -106,12 +106,13 @@ class GRPO(GroupBased, PolicyGradient, Reference):
         return self.use_bias_correction_kl
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
-        scores = experience.scores
-        _, variance = mean_and_variance(reduce_sum(moments(scores, scores.new_ones(len(scores)))))
-        advantages = group_relative(scores, experience.groups, scale=self.scale_rewards, batch_std=variance.sqrt())
+        compared = experience.compared
+        returns = compared.returns(experience.scores, experience.turn_rewards)
+        _, variance = mean_and_variance(reduce_sum(moments(returns, returns.new_ones(len(returns)))))
+        advantages = group_relative(returns, compared.groups, scale=self.scale_rewards, batch_std=variance.sqrt())
         if self.clip_range_advantage is not None:
             advantages = advantages.clamp(-self.clip_range_advantage, self.clip_range_advantage)
-        return {'advantage': advantages[experience.segments]}
+        return {'advantage': advantages[compared.of_units]}
 
     def problems_with(self, meets: Need) -> list[str]:
         found = super().problems_with(meets)

@@ -93,7 +93,9 @@ class TokenRewards(KLReward):
         50.0, description='Clip range of the reward at each token, the score at the last one included. null clips none.'
     )
 
-    def token_rewards(self, experience: Experience, scores: Tensor, kl_coeff: float) -> Tensor:
-        """The reward at each token, `(N,)`, of responses with these scores, `(R,)`."""
+    def token_rewards(
+        self, experience: Experience, scores: Tensor, kl_coeff: float, given: Tensor | None = None
+    ) -> Tensor:
+        """The reward at each token, `(N,)`, of responses with these scores, `(R,)`, some `given` before."""
         kl, segments = self.kl_of(experience), experience.segments
-        return token_rewards(scores, kl, segments, kl_coeff=kl_coeff, clip_range=self.clip_range_score)
+        return token_rewards(scores, kl, segments, kl_coeff=kl_coeff, clip_range=self.clip_range_score, given=given)

@@ -15,6 +15,7 @@ from align_anything.configs.effects import Effects, never
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.schema import RunCfgs, TrainCfgs
 from align_anything.core.types import Need
+from align_anything.losses.compared import Compared, by_turn, whole_responses
 from align_anything.losses.kl import KL_ESTIMATORS
 
 ReduceSum = Callable[[Tensor], Tensor]
@@ -39,6 +40,9 @@ class Experience:
         bootstrap: the bootstrap value of each response by each critic, `(R,)`, by the critic's role, where the
             algorithm bootstraps.
         costs: what each response costs, where a cost model says so, `(R,)`; `all_costs` those of all ranks.
+        turns: where turns of episodes are credited, the number of each token's turn, `(N,)`.
+        turn_rewards: what of the scores was given at the end of which turn, at its last token, `(N,)`.
+        turn_costs: the same of the costs.
     """
 
     scores: Tensor
@@ -51,6 +55,16 @@ class Experience:
     bootstrap: Mapping[str, Tensor] = field(default_factory=dict)
     costs: Tensor | None = None
     all_costs: Sequence[float] = ()
+    turns: Tensor | None = None
+    turn_rewards: Tensor | None = None
+    turn_costs: Tensor | None = None
+
+    @property
+    def compared(self) -> Compared:
+        """What is compared with each other: responses, or their turns where these are credited."""
+        if self.turns is None:
+            return whole_responses(self.segments, self.groups)
+        return by_turn(self.segments, self.groups, self.turns)
 
 
 class Online(Algorithm):
@@ -91,6 +105,10 @@ class Online(Algorithm):
         clipped = [name for name in ('missing_eos_penalty', 'overlong_buffer') if getattr(self, name)]
         why = 'is for responses that may be clipped; media never are: leave it out.'
         return [*super().problems_with(meets), *(f'train_cfgs.{name} {why}' for name in clipped)]
+
+    def problems_of_turns(self) -> list[str]:
+        """What keeps it from crediting each turn of an episode with what came of it."""
+        return [f'environment_cfgs.credit: {self.name} compares whole responses; leave it out.']
 
     @property
     def warmup(self) -> int:

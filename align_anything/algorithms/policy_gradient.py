@@ -162,6 +162,15 @@ class PolicyGradient(Online):
             )
         return found
 
+    def problems_of_turns(self) -> list[str]:
+        if self.importance_level in ('token', 'sequence_token'):
+            return []
+        return [
+            f'environment_cfgs.credit: turns have advantages of their own, and train_cfgs.importance_level '
+            f'{self.importance_level} is one ratio for all of them; choose token (with loss_aggregation token-mean) or '
+            'sequence_token.'
+        ]
+
     @property
     def companions(self) -> tuple[str, ...]:
         return ('reference',) if self.kl_in_loss[0] else ()

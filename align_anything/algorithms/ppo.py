@@ -100,9 +100,8 @@ class PPO(TokenRewards):
         return self.bootstrap_truncated
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
-        rewards = self.token_rewards(
-            experience, experience.scores, self.current_kl_coeff(experience, reduce_sum, state)
-        )
+        kl_coeff = self.current_kl_coeff(experience, reduce_sum, state)
+        rewards = self.token_rewards(experience, experience.scores, kl_coeff, experience.turn_rewards)
         advantages, returns = self.estimated(experience, 'reward_critic', rewards)
         return {'advantage': self.brought_to_scale(advantages, reduce_sum), 'returns/reward_critic': returns}
 

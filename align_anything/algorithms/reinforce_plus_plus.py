@@ -63,9 +63,19 @@ class ReinforcePlusPlus(GroupBased, TokenRewards):
             )
         return self
 
+    def problems_of_turns(self) -> list[str]:
+        found = super().problems_of_turns()
+        if self.advantage_estimator != 'reinforce':
+            found.append(
+                f'environment_cfgs.credit: train_cfgs.advantage_estimator {self.advantage_estimator} compares whole '
+                'responses; choose reinforce, or the algorithm grpo or rloo.'
+            )
+        return found
+
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
         scores = COMPARED[self.advantage_estimator](experience.scores, experience.groups)
-        rewards = self.token_rewards(experience, scores, self.current_kl_coeff(experience, reduce_sum, state))
+        kl_coeff = self.current_kl_coeff(experience, reduce_sum, state)
+        rewards = self.token_rewards(experience, scores, kl_coeff, experience.turn_rewards)
         returns = discounted_sums(rewards, experience.segments, self.gamma)
         on_scale = self.advantage_estimator in ('rloo', 'group_norm')
         return {'advantage': returns if on_scale else whitened(returns, reduce_sum)}

@@ -13,7 +13,6 @@ from align_anything.algorithms.online import Experience, GroupBased, ReduceSum, 
 from align_anything.losses.advantages import rloo
 from align_anything.losses.aggregation import Aggregation
 from align_anything.losses.policy_gradient import ImportanceLevel
-from align_anything.losses.responses import response_sums
 
 
 @ALGORITHMS.register('rloo')
@@ -43,7 +42,7 @@ class RLOO(GroupBased, KLReward):
     )
 
     def advantages(self, experience: Experience, reduce_sum: ReduceSum, state: State) -> dict[str, Tensor]:
-        penalties = response_sums(self.kl_of(experience), experience.segments, len(experience.scores))
-        kl_coeff = self.current_kl_coeff(experience, reduce_sum, state)
-        advantages = rloo(experience.scores - kl_coeff * penalties, experience.groups)
-        return {'advantage': advantages[experience.segments]}
+        compared, kl_coeff = experience.compared, self.current_kl_coeff(experience, reduce_sum, state)
+        penalties = -kl_coeff * self.kl_of(experience)
+        returns = compared.returns(experience.scores, experience.turn_rewards, penalties)
+        return {'advantage': rloo(returns, compared.groups)[compared.of_units]}

@@ -19,7 +19,6 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Need
 from align_anything.losses.advantages import rloo
 from align_anything.losses.lagrange import lagrangian_advantages, recent, stepped_log_multiplier, updated_log_multiplier
-from align_anything.losses.responses import response_sums
 
 UPDATES = {'logarithm': updated_log_multiplier, 'linear': stepped_log_multiplier}
 WITH_CRITICS = needs('train_cfgs.advantage_estimator', 'gae')
@@ -89,17 +88,23 @@ class SafeRLHF(PPO):
         multiplier = math.exp(self._follow(experience, state))
         half = self.current_kl_coeff(experience, reduce_sum, state) / 2
         if self.advantage_estimator == 'rloo':
-            penalties = half * response_sums(self.kl_of(experience), experience.segments, len(experience.scores))
-            rewards = rloo(experience.scores - penalties, experience.groups)
-            costs = rloo(experience.costs + penalties, experience.groups)
-            advantages = lagrangian_advantages(rewards, costs, multiplier)[experience.segments]
+            compared, penalties = experience.compared, half * self.kl_of(experience)
+            rewards = compared.returns(experience.scores, experience.turn_rewards, -penalties)
+            costs = compared.returns(experience.costs, experience.turn_costs, penalties)
+            advantages = lagrangian_advantages(
+                rloo(rewards, compared.groups), rloo(costs, compared.groups), multiplier
+            )[compared.of_units]
             return {'advantage': self.brought_to_scale(advantages, reduce_sum)}
         rewards, reward_returns = self.estimated(
-            experience, 'reward_critic', self.token_rewards(experience, experience.scores, half)
+            experience,
+            'reward_critic',
+            self.token_rewards(experience, experience.scores, half, experience.turn_rewards),
         )
         # Of opposite sign: costs are subtracted from rewards below.
         costs, cost_returns = self.estimated(
-            experience, 'cost_critic', self.token_rewards(experience, experience.costs, -half)
+            experience,
+            'cost_critic',
+            self.token_rewards(experience, experience.costs, -half, experience.turn_costs),
         )
         advantages = lagrangian_advantages(rewards, costs, multiplier)
         return {

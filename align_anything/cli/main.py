@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from align_anything.cli.acting import app as acting
 from align_anything.core.errors import AlignAnythingError, SettingsError
 
 USER_ERROR = 2
@@ -296,55 +297,8 @@ def add_tokens(
     typer.echo(f'model with media tokens: {out}')
 
 
-@app.command(name='add-action-tokens')
-def add_actions(
-    model: Annotated[str, typer.Argument(metavar='MODEL', help='Folder or hub name of the model.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make for the model with the tokens.')],
-    name: Annotated[list[str] | None, typer.Option(help='A named action; once for each.')] = None,
-    dimension: Annotated[
-        list[str] | None, typer.Option(help='In place of names: a number of each action; once for each.')
-    ] = None,
-    bins: Annotated[int, typer.Option(min=2, help='How many values of a number the tokens tell apart.')] = 256,
-    normalization: Annotated[
-        str, typer.Option(help='What brings numbers to -1 to 1: quantiles, min_max or identity.')
-    ] = 'quantiles',
-    chunk: Annotated[int, typer.Option(min=1, help='Steps that are said in one turn.')] = 1,
-) -> None:
-    """Give a model tokens for actions, so that it can learn to act (docs/actions.md)."""
-    from align_anything.core.actions import ActionSpace
-    from align_anything.models.action_tokens import add_action_tokens
-    from align_anything.trainers.launch import quieten_libraries
-
-    quieten_libraries()
-    space = ActionSpace.from_json(
-        {
-            'names': name or [],
-            'dimensions': dimension or [],
-            'bins': bins,
-            'normalization': normalization,
-            'chunk': chunk,
-            'executed': chunk,
-            'tokens': 'reserved',
-        },
-        'command line',
-    )
-    add_action_tokens(model, space, out)
-    typer.echo(f'model with tokens for actions: {out}')
-
-
-@app.command(name='convert-spoc')
-def convert_spoc(
-    file: Annotated[Path, typer.Argument(metavar='FILE', help='Published checkpoint of SPOC, a .ckpt.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to make.')],
-    version: Annotated[str, typer.Option(help='What it is: small_3, small_6, base_3 or base_6.')] = 'small_3',
-    tokenizer: Annotated[str, typer.Option(help='Folder or hub name of the tokenizer of goals.')] = 't5-small',
-) -> None:
-    """Make a checkpoint of a published SPOC, which then trains and acts as any other (docs/actions.md)."""
-    from align_anything.models.acting.published import convert_published
-    from align_anything.trainers.launch import quieten_libraries
-
-    quieten_libraries()
-    typer.echo(f'checkpoint: {convert_published(file, out, version, tokenizer)}')
+for command in acting.registered_commands:
+    app.registered_commands.append(command)
 
 
 @app.command(name='tokenize-media', context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
@@ -366,27 +320,6 @@ def tokenize(
 
     rows = tokenize_media(*find_run(pair, algorithm), context.args, out)
     typer.echo(f'{rows} rows with codes: {out}')
-
-
-@app.command()
-def demonstrations(
-    environment: Annotated[str, typer.Argument(metavar='ENVIRONMENT', help='Name, or path/to/file.py:Class.')],
-    out: Annotated[Path, typer.Argument(metavar='OUT', help='Folder to write into.')],
-    episodes: Annotated[int, typer.Option(min=1, help='How many episodes.')] = 1000,
-    first_seed: Annotated[int, typer.Option('--first_seed', '--first-seed', min=0, help='Seed of the first one.')] = 0,
-    prompts: Annotated[int, typer.Option(min=0, help='Prompts of further episodes, for online training.')] = 0,
-    environment_kwargs: Annotated[
-        str, typer.Option('--environment_kwargs', '--environment-kwargs', help="Its arguments: '{size: 7}'.")
-    ] = '{}',
-) -> None:
-    """Write how an environment is acted in by somebody who knows how: rows to learn from (docs/actions.md)."""
-    from align_anything.configs.yaml_text import parse_yaml
-    from align_anything.environments.base import checked_kwargs
-    from align_anything.environments.demonstrations import write_demonstrations
-
-    kwargs = checked_kwargs(environment, parse_yaml(environment_kwargs) or {})
-    written, cost = write_demonstrations(environment, kwargs, out, episodes, first_seed, prompts)
-    typer.echo(f'{written} episodes, each at a cost of {cost:.2f}: {out}')
 
 
 @app.command(context_settings=RUN_SETTINGS, options_metavar='[SETTINGS]')
@@ -469,6 +402,42 @@ def models(
         _show(families_as_json(found))
     else:
         _show(families_table(found) if family is None else family_table(*found))
+
+
+@app.command(name='plan')
+def plan_run(
+    model: Annotated[str, typer.Option(help='Folder or hub name of a model; its configuration alone is read.')],
+    gpus: Annotated[int, typer.Option(min=1, help='Devices.')],
+    gpu_memory: Annotated[float, typer.Option('--gpu_memory', '--gpu-memory', min=1, help='GiB of each device.')],
+    pair: Annotated[str, typer.Option(help='Modality pair.')] = 'text_to_text',
+    algorithm: Annotated[str, typer.Option(help='Algorithm.')] = 'sft',
+    device: Annotated[str, typer.Option(help='Kind of the devices, as they call themselves.')] = 'H100',
+    prompt: Annotated[int, typer.Option(min=1, help='Tokens of a prompt, without media.')] = 512,
+    response: Annotated[int, typer.Option(min=1, help='Tokens of a response.')] = 512,
+    images: Annotated[int, typer.Option(min=0, help='Pictures of a prompt.')] = 0,
+    image_size: Annotated[
+        int, typer.Option('--image_size', '--image-size', min=14, help='Pixels of a side of each.')
+    ] = 448,
+    rows: Annotated[int, typer.Option(min=1, help='Prompts of an optimizer step, over all devices.')] = 64,
+    generations: Annotated[int, typer.Option(min=1, help='Responses to a prompt, where they are generated.')] = 8,
+    lora: Annotated[bool, typer.Option('--lora', help='Train adapters.')] = False,
+    efficiency: Annotated[
+        float, typer.Option(min=0.01, max=1, help='Share of what a device can do at best that training reaches.')
+    ] = 0.5,
+    network: Annotated[float, typer.Option(min=0.1, help='GB/s of a device to other machines.')] = 50.0,
+) -> None:
+    """Plan a run on paper, without a model: what fits, and how long a step would take (docs/planning.md)."""
+    from align_anything.cli.planning import device_named, planned, shown
+    from align_anything.trainers.launch import quieten_libraries
+    from align_anything.trainers.runs.planning import Asked
+
+    quieten_libraries()
+    asked = Asked(
+        gpus, gpu_memory, device_named(device), prompt, response, images, image_size, rows, generations, lora,
+        efficiency, network,
+    )  # fmt: skip
+    for what in shown(planned(model, pair, algorithm, asked), asked):
+        _show(what)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -132,7 +132,15 @@ NO_WARM_UP = "the schedule 'constant' has no warm-up; choose constant_with_warmu
 FREEZING = tuple(
     f'train_cfgs.freeze_{name}' for name in ('vision_tower', 'audio_tower', 'mm_proj', 'generation', 'language_model')
 )
-EVALUATES = needs('data_cfgs.eval_datasets')
+
+
+def evaluating(off: tuple[Any, ...] = OFF) -> Effect:
+    """The condition that there are evaluation data, of their own or of the training data."""
+    own = needs('data_cfgs.eval_datasets', off=off)
+    return replace(own, by=(*own.by, 'data_cfgs.val_datasets'))
+
+
+EVALUATES = evaluating()
 SUPERVISED = Effect(
     lambda facts: facts.algorithm.task == 'supervised',
     'it means nothing but in supervised fine-tuning; leave it out.',

@@ -23,11 +23,11 @@ OF_SERVERS = Effect(
     by=('environment_cfgs.environment',),
     off=(*OFF, 0),
 )
-ELSEWHERE = Effect(
-    lambda facts: _is_served(facts) or facts.value('environment_cfgs.environment_workers') > 0,
+IN_WORKERS = Effect(
+    lambda facts: facts.value('environment_cfgs.environment_workers') > 0,
     'nothing can end an environment that hangs in the process that trains: give environment_workers too, or leave it '
     'out.',
-    by=('environment_cfgs.environment_workers', 'environment_cfgs.environment'),
+    by=('environment_cfgs.environment_workers',),
 )
 
 
@@ -38,7 +38,7 @@ class EnvironmentCfgs(Cfgs):
         '*': needs('environment_cfgs.environment'),
         'environment_workers': OF_SERVERS,
         'environment_kwargs': OF_SERVERS,
-        'environment_timeout': ELSEWHERE,
+        'environment_timeout': (OF_SERVERS, IN_WORKERS),
     }
 
     environment: str | None = Field(
@@ -57,7 +57,7 @@ class EnvironmentCfgs(Cfgs):
     )
     environment_timeout: PositiveFloat | None = Field(
         None,
-        description='Seconds in which an environment in another process must reset, step or score; else it is ended, '
+        description='Seconds in which an environment in such a process must reset, step or score; else it is ended, '
         'and its episode begun again. null is 120.',
     )
     environment_weight: FiniteFloat = Field(
@@ -81,6 +81,16 @@ class EnvironmentCfgs(Cfgs):
         1,
         description='How often an episode whose environment fails is begun again, with the same seed and the turns '
         'that it had.',
+    )
+    credit: Literal['episode', 'turn'] = Field(
+        'episode',
+        description='What is credited with rewards and costs of turns: the episode, whose sum they are (episode), or '
+        'each turn with what came from it on (turn), which groups compare with the same turn of other episodes.',
+    )
+    on_limit: Literal['keep', 'zero', 'drop'] = Field(
+        'keep',
+        description='What an episode is worth in training that reached max_turns, max_new_tokens or '
+        'max_episode_tokens: what it was given so far (keep), nothing (zero), or it is not trained on (drop).',
     )
     on_failure: Literal['drop', 'zero'] = Field(
         'drop',

@@ -29,6 +29,7 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         'log_video_interval_val': 'align-anything never reads it',
         'vae_encode_batch_size': 'each medium goes through the autoencoder by itself, once, before training',
         'num_mel_bins': 'the vocoder of the checkpoint says how many',
+        'model_version': 'the checkpoint says how large it is',
         'mel_first': 'spectrograms lie as the autoencoder of the checkpoint takes them',
     }
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from align_anything.configs.base import Cfgs
 from align_anything.configs.effects import Effects, excludes
@@ -41,3 +41,13 @@ class LoggerCfgs(Cfgs):
         1, ge=0, description='How many checkpoints are kept; the oldest is deleted first. 0 saves none.'
     )
     log_interval: PositiveInt = Field(1, description='Optimizer steps between two lines of metrics.')
+    peak_tflops: PositiveFloat | None = Field(
+        None,
+        description='10^12 operations that a device can do a second at best in the precision of the run, of which the '
+        'metric mfu is the share that the model takes. null knows common GPUs by name; of others no share is told.',
+    )
+    profile: PositiveInt | None = Field(
+        None,
+        description='Records so many steps after the first: traces in <output_dir>/profile, and a table of where a '
+        'step goes.',
+    )

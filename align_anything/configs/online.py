@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align_anything.configs.effects import EVALUATES, Effect, Effects, Facts, excludes, needs, writing
 from align_anything.configs.environment import EnvironmentCfgs
@@ -54,6 +54,7 @@ class OnlineModelCfgs(ModelCfgs):
         'emit_size': writing(*MEDIA_KINDS),
         **{f'emit_{key}': writing(*MEDIA_KINDS, ACTION) for key in ('temperature', 'top_k')},
         'guidance_scale': (writing(*MEDIA_KINDS, off=(1.0,)), BY_TRANSFORMERS),
+        'eval_temperature': EVALUATES,
         'eval_guidance_scale': (writing(*MEDIA_KINDS), EVALUATES, BY_TRANSFORMERS),
     }
 
@@ -65,6 +66,10 @@ class OnlineModelCfgs(ModelCfgs):
     temperature: PositiveFloat = Field(
         1.0,
         description='Sampling temperature. It also divides the logits that log-probabilities in training come from.',
+    )
+    eval_temperature: NonNegativeFloat | None = Field(
+        None,
+        description='Temperature of the text of responses to evaluation data; 0 decodes greedily. null is temperature.',
     )
     top_p: float = Field(
         1.0,

@@ -268,6 +268,21 @@ class Episode:
         return max(number for number, message in enumerate(self.messages) if message['role'] == 'assistant')
 
 
+@dataclass(frozen=True, eq=False)
+class Unexpanded:
+    """A prompt that grows by turns, as engines read it that expand the placeholders of media themselves.
+
+    Attributes:
+        ids: token ids, one placeholder for each medium.
+        media: those media in order: the kind of each, the decoded object, and a name that no other object has.
+        group: which prompts of a call began alike, by a number.
+    """
+
+    ids: list[int]
+    media: tuple[tuple[MediaKind, Any, str], ...]
+    group: int
+
+
 @dataclass
 class Example:
     """A prompt with its responses: one (supervised), two (chosen, rejected), or a group.
@@ -279,7 +294,8 @@ class Example:
     with it. `source_index` is the number of the dataset that the row belongs to, `epoch` the one in which it is seen,
     0 in evaluations: what is random of it hangs on that. `conversation` is what the prompt was
     made of, media decoded, where something else than the policy reads it too. `unconditional` is the prompt with its
-    text left empty, where responses are guided away from what follows that.
+    text left empty, where responses are guided away from what follows that. `unexpanded` is a prompt that was not
+    rendered in one go, for engines that do not read `prompt`.
     """
 
     prompt: Piece
@@ -291,6 +307,7 @@ class Example:
     epoch: int = 0
     conversation: Conversation | None = None
     unconditional: Piece | None = None
+    unexpanded: Unexpanded | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(piece) for response in self.responses for piece in response.sequences)
@@ -304,6 +321,7 @@ class Cost(NamedTuple):
         length: length of the longest row, which each of them takes.
         work: its share of the computation, in the policy's own unit, which ranks even out.
         unmatched_rows, unmatched_length: the same of the responses of other rows, which have a pass of their own.
+        towers: how much of the work is that of towers, which read media before everything else.
     """
 
     rows: int
@@ -311,6 +329,7 @@ class Cost(NamedTuple):
     work: float = 0.0
     unmatched_rows: int = 0
     unmatched_length: int = 0
+    towers: float = 0.0
 
     @property
     def size(self) -> int:
@@ -325,6 +344,7 @@ class Cost(NamedTuple):
             self.work + other.work,
             self.unmatched_rows + other.unmatched_rows,
             max(self.unmatched_length, other.unmatched_length),
+            self.towers + other.towers,
         )
 
 

@@ -126,16 +126,17 @@ class Seen:
         return f'{self.episodes} episodes{named}{numbers}{left_out}'
 
 
-def seen_in(rows: ExampleDataset, name: str | None = None) -> Seen:
+def seen_in(rows: ExampleDataset, name: str | None = None, limit: int | None = None) -> Seen:
     """Returns what all rows do, each rank looking at its share of them. Every rank calls it and gets the same.
 
-    Nothing is decoded. With a `name`, all sources count as one dataset of that name, else by their own.
+    Nothing is decoded. With a `name`, all sources count as one dataset of that name, else by their own. With a `limit`
+    only the first so many rows are looked at.
     Raises DataError for a stream, which is read once, in training.
     """
     if any(source.streamed for source in rows.sources):
         raise DataError('a stream tells nothing of its actions beforehand: set data_cfgs.streaming: False.')
     names, mine = source_names(rows.sources), Seen()
-    for number in range(rank(), len(rows), world_size()):
+    for number in range(rank(), min(len(rows), limit or len(rows)), world_size()):
         made = rows.recorded(number)
         if isinstance(made, Skipped):
             mine.skipped += 1

@@ -176,6 +176,7 @@ class ExampleDataset:
         drop_truncated: whether rows are left out whose answers are truncated.
         answers: the kinds of which answers are one medium and nothing else; none where they may be text.
         windows: how episodes are cut; rows that are asked for without a window have that of the first epoch.
+        shown: whether something else than the rows shows media, so that it is no surprise where they hold none.
 
     Raises:
         DataError: a source is streamed whose rows have to be seen beside each other; (when a row is read) it holds
@@ -194,8 +195,9 @@ class ExampleDataset:
         drop_truncated: bool = False,
         answers: frozenset[MediaKind] = frozenset(),
         windows: Windows | None = None,
+        shown: bool = False,
     ) -> None:
-        self._answers = answers
+        self._answers, self._shown = answers, shown
         self.windows = windows if windows is not None and windows.cuts else None
         self.sources, self.task = list(sources), task
         streamed = [source.name for source in self.sources if source.streamed]
@@ -245,7 +247,7 @@ class ExampleDataset:
 
     def of_task(self, task: Task, known: KnownMedia | None = None) -> ExampleDataset:
         """Returns the same rows for another task, whose Examples are not kept."""
-        rows = ExampleDataset(self.sources, task, self._pair, self._allowed, self._media_options)
+        rows = ExampleDataset(self.sources, task, self._pair, self._allowed, self._media_options, shown=self._shown)
         rows.known = known
         return rows
 
@@ -300,7 +302,7 @@ class ExampleDataset:
                 f'of {", ".join(source.name for source in self.sources)}. Templates that map columns read answers as '
                 f'media with train_template_kwargs {{answers: {kind}}} (eval_template_kwargs for evaluation data).'
             )
-        if self._allowed and not any(shows_media) and is_main():
+        if self._allowed and not (self._shown or any(shows_media)) and is_main():
             logger.warning(
                 "the first rows hold no %s: the pair '%s' will train on their text alone, unless later rows do.",
                 ' or '.join(sorted(self._allowed)),

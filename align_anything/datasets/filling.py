@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 from align_anything.core.types import Cost
+from align_anything.datasets.balancing import Balancer, partition
 from align_anything.datasets.sampler import BatchShape
 
 GROUPED_STEPS = 16
@@ -85,9 +87,31 @@ class Filling:
         return [_Bin(self.budget) for _ in range(self.slots)]
 
     def _spread(self, bins: list[_Bin]) -> list[list[Sized]]:
-        """The same rows with the work evened out: among micro-batches where the budget allows, then among ranks."""
+        """The same rows with the work evened out: among micro-batches where the budget allows, and among ranks."""
         items = [item for bin_ in bins for item in bin_.items]
-        return self._by_rank(self._evened(items) or bins)
+        bins = self._differenced(items) or self._evened(items) or bins
+        of_ranks = partition([bin_.cost.work for bin_ in bins], self.shape.world_size, equal_sizes=True)
+        held = [bins[number].items for own in of_ranks for number in own]
+        numbers = iter(range(len(items)))
+        start = [[next(numbers) for _ in own] for own in held]
+        flat = [item for own in held for item in own]
+
+        def fits(own: Sequence[int]) -> bool:
+            return len(own) < 2 or reduce(Cost.beside, [flat[number].cost for number in own]).size <= self.budget
+
+        work, towers = [item.cost.work for item in flat], [item.cost.towers for item in flat]
+        evened = Balancer(work, towers, start, self.shape.world_size, fits).run()
+        return [[flat[number] for number in own] for own in evened]
+
+    def _differenced(self, items: list[Sized]) -> list[_Bin] | None:
+        """Micro-batches by the largest differencing method, where that keeps the budget."""
+        bins = self._bins()
+        for bin_, own in zip(bins, partition([item.cost.work for item in items], self.slots), strict=True):
+            for number in own:
+                if not bin_.takes(items[number]):
+                    return None
+                bin_.add(items[number])
+        return bins
 
     def _evened(self, items: list[Sized]) -> list[_Bin] | None:
         # Longest processing time first: within 4/3 of the best possible largest load (Graham, 1969).
@@ -98,13 +122,6 @@ class Filling:
                 return None
             bin_.add(item)
         return bins
-
-    def _by_rank(self, bins: list[_Bin]) -> list[list[Sized]]:
-        ranks: list[list[_Bin]] = [[] for _ in range(self.shape.world_size)]
-        for bin_ in sorted(bins, key=lambda bin_: -bin_.cost.work):
-            waiting = [held for held in ranks if len(held) < self.shape.accumulation]
-            min(waiting, key=lambda held: sum(other.cost.work for other in held)).append(bin_)
-        return [bin_.items for held in ranks for bin_ in held]
 
 
 def _length(item: Sized) -> tuple[int, int]:

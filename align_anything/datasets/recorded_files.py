@@ -46,6 +46,8 @@ def recorded_folder(folder: Path) -> dict[str, Callable[[], Rows]] | None:
     """
     if not folder.is_dir():
         return None
+    # Media of rows are looked for beside the data, unless their paths are whole.
+    folder = folder.absolute()
     listed = sorted(folder.glob('house_id_to_sub_house_id_*.json'))
     houses = {HOUSES.fullmatch(file.name)[1]: file for file in listed}
     if houses:
@@ -105,7 +107,7 @@ def hdf5_rows(files: Sequence[Path]) -> Rows:
 
     Raises DataError for a file that is no HDF5, and where there is no h5py.
     """
-    found = [(file, name) for file in files for name in _demonstrations(file)]
+    found = [(file.absolute(), name) for file in files for name in _demonstrations(file)]
     rows = [{'hdf5': str(file), 'episode': name} for file, name in found]
     return EpisodeRows(rows, [f'{file}:{name}' if name else str(file) for file, name in found])
 

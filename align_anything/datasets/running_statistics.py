@@ -74,6 +74,15 @@ class Counted:
         )
         return below + (above - below) * (at - math.floor(at))
 
+    def histogram(self, bins: int) -> list[tuple[float, float, int]]:
+        """Returns the lower and the upper end of so many bins of one width, and how many values are in each."""
+        self.settle()
+        values = self.values if self.power is None else (self.values + 0.5) * self.width
+        counts, edges = numpy.histogram(values, bins if values[0] < values[-1] else 1, weights=self.counts)
+        return [
+            (float(low), float(high), int(count)) for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        ]
+
     @property
     def width(self) -> float:
         """Of the bins, 0 where values are exact."""

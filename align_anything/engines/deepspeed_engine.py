@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from align_anything.core.distributed import all_reduce_sum, is_main, world_size
 from align_anything.core.errors import SettingsError, TrainingError
@@ -171,7 +172,8 @@ class DeepSpeedEngine:
                 self.engine.zero_grad()
                 result.applied = False
                 return result
-        self.engine.step()
+        with record_function('optimizer'):
+            self.engine.step()
         result.applied = self.engine.was_step_applied()
         if not result.finite and result.applied:
             raise TrainingError('a non-finite loss reached the weights; the last checkpoint is the last good state.')

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from align_anything.core.types import Batch, Scored
 
@@ -172,11 +173,13 @@ def run_step(
     seen: list[tuple[Batch, Tensor]] = []
     for number, batch in enumerate(micro_batches):
         batch = batch.to(device)
-        scored = score(batch)
-        sums = algorithm.terms(batch, scored, estimates)
+        with record_function('forward'):
+            scored = score(batch)
+            sums = algorithm.terms(batch, scored, estimates)
         if backward is not None:
             loss = sum(weight * sums[name] / max(counts[name], 1e-12) for name, weight in coefficients.items())
-            backward(loss * world_size, number == len(micro_batches) - 1)
+            with record_function('backward'):
+                backward(loss * world_size, number == len(micro_batches) - 1)
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.detach().double()
         read = (scored.values, *batch.per_unit.values())

@@ -66,9 +66,13 @@ def _shown(demonstrate: Demonstrate, first: int, most: int) -> Iterator[tuple[in
 
 
 def _instruction(environment: Environment, seed: int) -> str:
-    observation = environment.reset({}, seed)
-    first = observation.messages[0]
-    return ''.join(part['text'] for part in first['content'] if part['type'] == 'text')
+    shown = environment.reset({}, seed).messages
+    parts = _parts(shown if isinstance(shown, str) else shown[0]['content'])
+    return ''.join(part['text'] for part in parts if part['type'] == 'text')
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return [{'type': 'text', 'text': content}] if isinstance(content, str) else list(content)
 
 
 def _on_disk(messages: list[Message], out: Path, seed: int) -> list[Message]:
@@ -77,7 +81,7 @@ def _on_disk(messages: list[Message], out: Path, seed: int) -> list[Message]:
     written = []
     for message in messages:
         parts = []
-        for part in message['content']:
+        for part in _parts(message['content']):
             if part['type'] == 'image':
                 file = f'{FRAMES}/{seed:07d}_{number:03d}.png'
                 part['image'].save(out / file)

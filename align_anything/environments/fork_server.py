@@ -26,17 +26,17 @@ END_SECONDS = 5.0
 """How long the kernel may take to end a process that was killed."""
 PAUSE = 0.002
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-READY = b'ready'
+READY, END = b'ready', b'end'
 
 
 def serve(control: socket.socket) -> None:
-    """Forks and ends workers as it is told, until the other side is gone; then ends them all."""
+    """Forks and ends workers as it is told, until the other side is gone or says the end; then ends them all."""
     _control_process(PR_SET_CHILD_SUBREAPER, 1)
     workers: set[int] = set()
     control.send(READY)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES, 1)
-        if not message:
+        if message in (b'', END):
             break
         if descriptors:
             pid = os.fork()

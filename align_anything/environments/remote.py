@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -48,12 +49,11 @@ class Remote:
     """The environment of a server. The key in the variable ALIGN_ANYTHING_API_KEY, if there is one, goes with requests.
 
     Args:
-        url: address of the server.
-        seconds: in which each request must be answered, besides its way and its turn.
+        url: address of the server, which says how long an environment may take.
     """
 
-    def __init__(self, url: str, seconds: float | None = None) -> None:
-        self.url, self._seconds = url.rstrip('/'), seconds
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip('/')
         # Without what may be secret: messages go into logs.
         self._shown = str(httpx2.URL(self.url).copy_with(username=None, password=None, query=None))
         key = os.environ.get(KEY_VARIABLE)
@@ -99,7 +99,7 @@ class Remote:
     def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """As `Askable.ask`."""
         # Environments of a server wait for each other.
-        turn = (self._seconds or self.told.timeout) * max(1, -(-LANES // self.told.lanes))
+        turn = self.told.timeout * math.ceil(LANES / self.told.lanes)
         status, answer = self._asked('POST', 'ask', to_bytes(message), turn + ALLOWANCE)
         if status == GONE:
             raise Lost

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align_anything.core.errors import SampleError, WorldError
 from align_anything.core.types import (
+    ACTION,
     BESIDE_CONTENT,
     MEDIA_KINDS,
     Audio,
@@ -32,6 +33,7 @@ from align_anything.core.types import (
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode, decode_conversations
 from align_anything.datasets.media.writing import AUDIO_TYPE, IMAGE_TYPE, data_uri, wav
+from align_anything.datasets.spoken_actions import STATE, actions_of
 from align_anything.environments.base import Call, Observation, Said, Step
 
 MOST_BYTES = 2**26
@@ -39,7 +41,7 @@ MOST_BYTES = 2**26
 LENGTH_BYTES = 8
 CHUNK = 2**20
 DATA = 'data:'
-KEYS = {'role', 'content', *BESIDE_CONTENT, 'tools', 'prefix', 'weight'}
+KEYS = {'role', 'content', *BESIDE_CONTENT, 'tools', 'prefix', 'weight', STATE}
 """What a message may hold."""
 QUICKLY = 1
 """How hard PNG files are compressed that are read again at once."""
@@ -139,7 +141,8 @@ def said_out(said: Said | None) -> dict[str, Any] | None:
     if said is None:
         return None
     calls = [{'name': call.name, 'arguments': call.arguments} for call in said.calls]
-    return {'text': said.text, 'calls': calls, 'parts': [_part_out(part) for part in said.parts]}
+    done = None if said.actions is None else said.actions.plain
+    return {'text': said.text, 'calls': calls, 'parts': [_part_out(part) for part in said.parts], 'actions': done}
 
 
 def said_in(record: Mapping[str, Any] | None) -> Said | None:
@@ -147,7 +150,8 @@ def said_in(record: Mapping[str, Any] | None) -> Said | None:
     if record is None:
         return None
     calls = tuple(Call(call['name'], call['arguments']) for call in record['calls'])
-    return Said(record['text'], calls, [_part_in(part) for part in record['parts']])
+    done = None if record.get('actions') is None else actions_of('a turn', record['actions'])
+    return Said(record['text'], calls, [_part_in(part) for part in record['parts']], done)
 
 
 # What an environment answers
@@ -214,7 +218,7 @@ def step_in(record: Any) -> Step | None:
         problem = error.errors()[0]
         raise WorldError(f'a step came with {".".join(map(str, problem["loc"]))}: {problem["msg"]}.') from error
     observation = None if step.observation is None else observation_in(step.observation)
-    return Step(observation, step.reward, step.costs, step.done, step.truncated, step.info)
+    return Step(observation, step.reward, step.costs, step.done, step.info, step.truncated)
 
 
 # Messages, part by part
@@ -237,6 +241,8 @@ def _message_in(message: Any) -> Message:
 
 def _part_out(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = part['type']
+    if kind == ACTION:
+        return {'type': ACTION, ACTION: part[ACTION].plain}
     if kind not in MEDIA_KINDS:
         return {**part}
     medium = decoded_medium(part)
@@ -250,6 +256,8 @@ def _part_in(part: Any) -> Any:
     kind = part.get('type') if isinstance(part, Mapping) else None
     if kind == 'text':
         return part
+    if kind == ACTION:
+        return {'type': ACTION, ACTION: actions_of('a message', part.get(ACTION))}
     if kind not in MEDIA_KINDS:
         raise WorldError(f'a part of a message came as {kind or type(part).__name__}, and should be text or a medium.')
     return {'type': kind} if part.get(kind) is None else {'type': kind, kind: _READERS[kind](part[kind])}

@@ -18,7 +18,7 @@ from typing import Any
 from align_anything.core.errors import WorldError
 from align_anything.core.logging import get_logger
 from align_anything.environments.base import BatchEnvironment, capacity_of
-from align_anything.environments.fork_server import END_SECONDS, MOST_BYTES, READY
+from align_anything.environments.fork_server import END, END_SECONDS, MOST_BYTES, READY
 from align_anything.environments.hosts import Elsewhere, Fault, Lost
 from align_anything.environments.wire import Line
 
@@ -170,7 +170,7 @@ class _ForkServer:
     """The process that workers are forked from, started at once, waited for when it is needed, and again if it ends."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
+        self._variables, self._owner = variables, os.getpid()
         self._lock = threading.Lock()
         self._ready = False
         self._start()
@@ -193,8 +193,13 @@ class _ForkServer:
                 return None
 
     def close(self) -> None:
-        """Ends it, and all workers."""
+        """Ends it, and all workers; a fork of this process has nothing to end."""
+        if os.getpid() != self._owner:
+            return
         with self._lock:
+            with suppress(OSError):
+                # Others may hold the line: loaders of data that were forked here.
+                self._control.send(END)
             self._control.close()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)

@@ -13,6 +13,8 @@ from align_anything.metrics.statistics import LEVEL, bootstrap, paired_differenc
 
 Result = dict[str, Any]
 REWARD = 'reward'
+LOWER = ('turns', 'tool_errors', 'cost')
+"""What is better of episodes when it is lower."""
 
 
 class Resampling(NamedTuple):
@@ -108,12 +110,20 @@ def is_better(comparison: Mapping[str, Any]) -> bool | None:
 
 
 def rewards_of(samples: Samples) -> dict[str, tuple[Metric, Measured]]:
-    """Returns the scores that rewards gave to responses while they were generated, as metrics by name."""
+    """Returns the scores that rewards gave to responses while they were generated, as metrics by name.
+
+    With what is told of episodes, where responses are such.
+    """
     names = list(dict.fromkeys(name for sample in samples for name in sample.response.get('scores', {})))
     values = {f'{REWARD}/{name}': [sample.response.get('scores', {}).get(name) for sample in samples] for name in names}
+    told = dict.fromkeys(name for sample in samples for name in sample.response.get('episode', {}))
+    values |= {name: [sample.response.get('episode', {}).get(name) for sample in samples] for name in told}
     if len(names) > 1:
         values[REWARD] = [sample.response.get('score') for sample in samples]
-    return {name: (Metric(name, Measured, Traits()), Measured(own)) for name, own in values.items()}
+    return {
+        name: (Metric(name, Measured, Traits(lower_is_better=name in LOWER)), Measured(own))
+        for name, own in values.items()
+    }
 
 
 def per_response(measured: Measured, number: int) -> float | None:

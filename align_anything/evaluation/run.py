@@ -38,7 +38,10 @@ from align_anything.trainers.runs.generate import generate
 logger = get_logger(__name__)
 
 RESULTS_FILE, SAMPLES_FILE, PAGE_FILE = 'results.json', 'samples.jsonl', 'results.html'
-JUDGES = ('model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url', 'reward_cfgs.reward_functions')
+JUDGES = (
+    *('model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url', 'reward_cfgs.reward_functions'),
+    'environment_cfgs.environment',
+)
 Results = dict[str, Any]
 Found = Mapping[str, tuple[Metric, Measured]]
 

@@ -31,7 +31,13 @@ def last_units(segments: Tensor) -> Tensor:
 
 
 def token_rewards(
-    scores: Tensor, kl: Tensor, segments: Tensor, *, kl_coeff: float, clip_range: float | None = None
+    scores: Tensor,
+    kl: Tensor,
+    segments: Tensor,
+    *,
+    kl_coeff: float,
+    clip_range: float | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """Reward of each unit: the penalty for leaving the reference, and on the last unit of a response its score.
 
@@ -41,11 +47,15 @@ def token_rewards(
         scores: score of each response, `(R,)`.
         kl: estimated divergence at each unit, `(N,)`, usually `k1`.
         clip_range: bound of each unit's reward in either direction, the score included (as in Safe RLHF's code).
+        given: what of the scores was given at which unit, `(N,)`; the last unit has the rest.
 
     Returns:
         The rewards, `(N,)`.
     """
+    if given is not None:
+        scores = scores - response_sums(given, segments, len(scores))
     rewards = torch.where(last_units(segments), scores[segments], 0.0) - kl_coeff * kl
+    rewards = rewards if given is None else rewards + given
     return rewards if clip_range is None else rewards.clamp(-clip_range, clip_range)
 
 

@@ -118,9 +118,14 @@ class Sample:
         return found
 
     def conversation(self) -> Conversation:
-        """Returns the prompt with its media decoded. Raises SampleError for media that cannot be read any more."""
+        """Returns the prompt with its media decoded, of an episode with all turns before its last answer.
+
+        Raises SampleError for media that cannot be read any more.
+        """
         folders = dict.fromkeys(MEDIA_KINDS, str(self.folder))
-        written = bind_media(self.asked, {}, folders, needs_reply=False)
+        turns = self.response.get('turns', [])
+        answers = [number for number, turn in enumerate(turns) if turn['role'] == 'assistant']
+        written = bind_media([*self.asked, *turns[: max(answers, default=0)]], {}, folders, needs_reply=False)
         return without_beginning(decode_conversations([written])[0])
 
     def media(self, kind: MediaKind) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from align_anything.core.store import digest
 from align_anything.core.types import ACTION, CodedMedia, Conversation
 from align_anything.models.codecs.base import CodecRules
 from align_anything.models.codes import KindOfCodes, MediaCodes
-
-if TYPE_CHECKING:
-    from align_anything.models.family import FamilySpec
 
 PADDING = -1
 """The code of a step behind the last one of a chunk: a row that ends within it has none there."""
@@ -107,29 +104,6 @@ def at_the_tail(space: ActionSpace, tokenizer: Any) -> ActionSpace:
             'tokens, with align-anything add-action-tokens.'
         )
     return replace(space, tokens='tail', first_ids=(first,) * len(space.books))
-
-
-def act_in(spec: FamilySpec, space: ActionSpace) -> None:
-    """Lets the models of a family act in a space.
-
-    Raises ModelError for tokens of it that the model has no embedding for, or that are something else already.
-    """
-    if space.tokens in ('reserved', 'tail'):
-        stop = max(space.first_ids, default=0) + max(space.books)
-        if not space.first_ids or stop > spec.embedding_rows:
-            raise ModelError(
-                f'the action space has tokens up to id {stop - 1}, but the model has {spec.embedding_rows} embeddings: '
-                'it is that of another checkpoint.'
-            )
-        other = None if spec.codes is None else spec.codes.without(ACTION)
-        taken = [*spec.stop_token_ids, spec.pad_token_id, *spec.media_token_ids]
-        spans = [(first, first + size) for first, size in zip(space.first_ids, space.books, strict=True)]
-        if other is not None:
-            taken += [token for own in other.kinds.values() for span in own.spans for token in span]
-        if any(first <= token < end for token in taken for first, end in spans):
-            raise ModelError('the action space has tokens that end a turn, pad it, or stand for media.')
-        spec.codes = action_codes(space, other)
-    spec.space, spec.emits = space, spec.emits | {ACTION}
 
 
 def spoken(conversations: Sequence[Conversation], space: ActionSpace) -> list[Conversation]:

@@ -1,4 +1,4 @@
-"""The action space of a checkpoint: `action_space.json` beside its weights, and beside those of an adapter."""
+"""The action space of a checkpoint: `action_space.json` beside its weights, or beside those of an adapter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import ModelError
 from align_anything.core.files import atomic_write_json, read_json
+from align_anything.core.types import ACTION
+from align_anything.models.action_codes import action_codes
 from align_anything.models.adapter import find_adapter
 from align_anything.models.checkpoint import find
+from align_anything.models.family import FamilySpec
 
 FILE = 'action_space.json'
 
@@ -38,3 +41,26 @@ def read_action_space(source: str | Path, base: str | Path | None = None) -> Act
         return ActionSpace.from_json(read_json(found), str(found))
     adapter = find_adapter(source)
     return None if adapter is None else read_action_space(base or adapter.require_base())
+
+
+def act_in(spec: FamilySpec, space: ActionSpace) -> None:
+    """Lets the models of a family act in a space.
+
+    Raises ModelError for tokens of it that the model has no embedding for, or that are something else already.
+    """
+    if space.tokens in ('reserved', 'tail'):
+        stop = max(space.first_ids, default=0) + max(space.books)
+        if not space.first_ids or stop > spec.embedding_rows:
+            raise ModelError(
+                f'the action space has tokens up to id {stop - 1}, but the model has {spec.embedding_rows} embeddings: '
+                'it is that of another checkpoint.'
+            )
+        other = None if spec.codes is None else spec.codes.without(ACTION)
+        taken = [*spec.stop_token_ids, spec.pad_token_id, *spec.media_token_ids]
+        spans = [(first, first + size) for first, size in zip(space.first_ids, space.books, strict=True)]
+        if other is not None:
+            taken += [token for own in other.kinds.values() for span in own.spans for token in span]
+        if any(first <= token < end for token in taken for first, end in spans):
+            raise ModelError('the action space has tokens that end a turn, pad it, or stand for media.')
+        spec.codes = action_codes(space, other)
+    spec.space, spec.emits = space, spec.emits | {ACTION}

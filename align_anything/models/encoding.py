@@ -248,8 +248,10 @@ class RunEncoder:
                 return outputs, len(ids)
         return self._call(run.text, arguments), 0
 
-    def unexpanded(self, run: Run) -> list[int]:
-        """Returns the ids of a prompt with one placeholder for each medium, as other engines read it."""
+    def unexpanded(self, run: Run, first: bool = True) -> list[int]:
+        """Returns the ids of a run with one placeholder for each medium, as other engines read it."""
+        if not first:
+            return self._text_ids(run.text, first)
         return self.tokenizer(run.text, **self._special_tokens(run))['input_ids']
 
     def _special_tokens(self, run: Run) -> dict[str, bool]:

@@ -16,8 +16,7 @@ from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.logging import get_logger
 from align_anything.core.registry import nearest
 from align_anything.core.types import MEDIA_KINDS
-from align_anything.models.action_codes import act_in
-from align_anything.models.action_space import read_action_space
+from align_anything.models.action_space import act_in, read_action_space
 from align_anything.models.adapter import TARGETS_ADVICE, Adapter, check_continuation, find_adapter, load_weights
 from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.architecture import plain_attention, transformers_class

@@ -234,6 +234,10 @@ class ChatRenderer:
                 'inference shows it, and what the sequences share is computed once in the layout shared_prefix.'
             )
 
+    def begins_with_special(self, text: str) -> bool:
+        """Whether a special token stands at the beginning of a text, blanks aside."""
+        return self._special.match(text.lstrip()) is not None
+
     def text(self, messages: Conversation, add_generation_prompt: bool = False) -> str:
         """Renders messages whose content is a list of parts. Raises SampleError when the template refuses them."""
         text, opening = self.form.text(messages, add_generation_prompt), self.generation_prompt

@@ -53,7 +53,13 @@ class TurnEncoder:
                 raise ModelError(
                     f'this {kind} checkpoint cannot act in an environment: {error}. {ELSEWHERE}'
                 ) from error
-        if renderer.splits:
+        if self._ends_nothing():
+            logger.warning(
+                'The chat template writes no token that ends an answer. Episodes keep the one that was sampled, in '
+                'front of what the template writes for a later turn: whoever serves the trained model in several turns '
+                'should put it there too.'
+            )
+        elif renderer.splits:
             logger.warning(
                 'The chat template writes earlier answers otherwise once later turns follow (without their thoughts, '
                 'say). Episodes only grow, so they keep them as they were sampled: whoever serves the trained model in '
@@ -75,24 +81,43 @@ class TurnEncoder:
         _, found, closing = full.rpartition(MARK)
         ended, is_ended, _ = closing.partition(mark)
         _, kept, behind = run.text.partition(MARK)
-        if not (found and is_ended and kept and behind.startswith(ended + mark)):
-            raise SampleError(
-                f'its chat template does not end an answer with {mark!r} any more once a later turn follows, so that '
-                'an episode would not go on from what was sampled'
-            )
-        return replace(run, text=behind[len(ended + mark) :])
+        ending = ended + mark if is_ended else mark
+        if found and kept and behind.startswith(ending):
+            return replace(run, text=behind[len(ending) :])
+        if found and kept and not (is_ended or calls or renderer.begins_with_special(behind)):
+            # Nothing ends an answer here, wherever it stands: the token that was sampled does.
+            return replace(run, text=behind)
+        raise SampleError(
+            f'its chat template does not end an answer with {mark!r} any more once a later turn follows, so that '
+            'an episode would not go on from what was sampled'
+        )
 
-    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece:
-        """Returns the tokens between a turn that said these ids and the next one, weight zero, with their media.
+    def _ends_nothing(self) -> bool:
+        """Whether the template writes nothing that ends an answer, neither behind the last one nor behind others."""
+        renderer = self.spec.renderer
+        history = [message_of('user', 'x'), _stand_in(calls=False)]
+        mark = self.spec.tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id)
+        texts = (renderer.text(history), renderer.text([*history, message_of('user', 'x')]))
+        return not any(mark in text.partition(MARK)[2] for text in texts)
 
-        A turn that a stop string ended gets the token that ends it in the history. Raises SampleError where the
-        messages cannot be rendered or encoded.
+    def piece(self, run: Run, said: Sequence[int]) -> Piece:
+        """Returns the tokens of what stands `between` a turn that said these ids and the next one, with their media.
+
+        They weigh nothing. A turn that a stop string ended gets the token that ends it in the history. Raises
+        SampleError where the run cannot be encoded.
         """
-        shown = self.spec.encode_run(self.between(messages, tools))
-        if said and said[-1] in self.spec.stop_token_ids:
+        shown, closing = self.spec.encode_run(run), self._closing(said)
+        if not closing:
             return shown
-        end = Piece(torch.tensor([self.spec.renderer.end_of_turn_id]), torch.zeros(1))
-        return join([end, shown], self.spec.merge_media)
+        return join([Piece(torch.tensor(closing), torch.zeros(len(closing))), shown], self.spec.merge_media)
+
+    def unexpanded(self, run: Run, said: Sequence[int]) -> list[int]:
+        """Returns the same tokens with one placeholder for each medium."""
+        return [*self._closing(said), *self.spec.encoder.unexpanded(run, first=False)]
+
+    def _closing(self, said: Sequence[int]) -> list[int]:
+        ended = bool(said) and said[-1] in self.spec.stop_token_ids
+        return [] if ended else [self.spec.renderer.end_of_turn_id]
 
 
 def with_tools(conversation: Conversation, tools: Sequence[Any]) -> Conversation:
@@ -108,8 +133,8 @@ def with_turns(conversation: Conversation, messages: Conversation) -> Conversati
     if not messages or not conversation or not conversation[-1]['role'] == messages[0]['role'] == 'user':
         return [*conversation, *messages]
     last, first = conversation[-1], messages[0]
-    # Words are kept apart from words; a picture stands where an instruction ends.
-    words = last['content'][-1]['type'] == first['content'][0]['type'] == 'text'
+    # Words are kept apart from words; where there are none, a picture stands where the instruction ends.
+    words = any(part['type'] == 'text' for part in first['content'])
     between = [{'type': 'text', 'text': '\n\n'}] if words else []
     joined: Message = {**last, 'content': [*last['content'], *between, *first['content']]}
     return [*conversation[:-1], joined, *messages[1:]]

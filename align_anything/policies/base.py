@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, Cost, Example, MediaKind, Scored, Skipped
 from align_anything.models.spec import Spec
 
@@ -75,6 +76,13 @@ class Policy(Protocol):
 
         `module` is the policy or what an engine wrapped around it. Raises ModelError where the model cannot be
         trained rightly; where only the fast way is wrong, it takes the plain one and says so.
+        """
+        ...
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns the floating point operations of an update on the batch, by component of the model.
+
+        Where they are not counted, or not known yet, the mapping is empty.
         """
         ...
 

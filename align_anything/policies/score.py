@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
+from align_anything.models.work import Stack, Work, recomputes, work_of_model
 from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.flops import flops_of
 from align_anything.policies.token.hidden import HiddenStates
 from align_anything.policies.token.selfcheck import choose_checked, random_reading
 from align_anything.policies.token.sequence_parallel import Share
@@ -72,6 +76,15 @@ class ScorePolicy(nn.Module):
 
         module.eval()
         self.collate = choose_checked(read, self.collate, self.model, self.dtype)
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns the operations of an update on the batch by component; those of the head are too few to count."""
+        return flops_of(batch, self.collate.spec, self._work)
+
+    @cached_property
+    def _work(self) -> Work:
+        work = work_of_model(self.model, self.collate.spec, recomputes(self.model))
+        return replace(work, head=Stack())
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError: what is not sampled from has no temperature."""

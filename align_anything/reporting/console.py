@@ -34,6 +34,7 @@ def format_values(values: Mapping[str, float]) -> str:
         'learning_rate': lambda value: f'lr {value:.1e}',
         'tokens_per_second': lambda value: f'{value:,.0f} tokens/s',
         'samples_per_second': lambda value: f'{value:,.2f} samples/s',
+        'mfu': lambda value: f'MFU {value:.1%}',
         'padding': lambda value: f'padding {value:.1%}',
         'peak_memory': lambda value: f'peak {value / 2**30:.1f} GiB',
     }

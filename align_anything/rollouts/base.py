@@ -40,6 +40,7 @@ class Sampling:
         guidance: how far codes of media are led from what the model makes of the unconditional prompts
             (`Example.unconditional`) to what it makes of the prompts themselves, and beyond; 1 samples by the prompts.
         eval_guidance: the same for evaluation data; None for `guidance`.
+        eval_temperature: that of text in responses to evaluation data; None for `temperature`.
     """
 
     responses: int = 1
@@ -57,10 +58,16 @@ class Sampling:
     emit_top_k: Mapping[MediaKind, int] = field(default_factory=dict)
     guidance: float = 1.0
     eval_guidance: float | None = None
+    eval_temperature: float | None = None
 
     def of_evaluation(self) -> Sampling:
         """Returns how responses to evaluation data are sampled."""
-        return self if self.eval_guidance is None else replace(self, guidance=self.eval_guidance)
+        own = self if self.eval_guidance is None else replace(self, guidance=self.eval_guidance)
+        if self.eval_temperature is None:
+            return own
+        grids = () if self.emit is None else self.emit.grids
+        codes = {kind: self.emit_temperature.get(kind, self.temperature) for kind in grids}
+        return replace(own, temperature=self.eval_temperature, emit_temperature=codes)
 
     def how(self, codes: MediaCodes) -> tuple[SetSampling, ...]:
         """Returns how units of each set are sampled, in the order of `MediaCodes.sets`."""

@@ -11,15 +11,29 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, Protocol
+from uuid import uuid4
 
 import torch
 
 from align_anything.core.actions import Actions
 from align_anything.core.distributed import all_gather_object
 from align_anything.core.errors import SampleError, WorldError
-from align_anything.core.types import ACTION, Conversation, Episode, Example, Message, Piece, Response, Skipped, Turn
+from align_anything.core.types import (
+    ACTION,
+    Conversation,
+    Episode,
+    Example,
+    MediaKind,
+    Message,
+    Piece,
+    Response,
+    Skipped,
+    Turn,
+    Unexpanded,
+)
 from align_anything.datasets.media.image import finished
 from align_anything.environments.base import Call, Said
 from align_anything.environments.pool import Answered, Begun, EpisodeFailed, Pool, Seat
@@ -30,13 +44,16 @@ from align_anything.models.encoding import Merge, join
 from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder, with_tools, with_turns
 from align_anything.rollouts.base import Around, Sampling, Tell, tell_whole
+from align_anything.rollouts.media import unexpanded
 from align_anything.rollouts.restricted import seed_of
 
 
 class Encoder(Protocol):
     """Encodes what an environment shows between two turns of a policy."""
 
-    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece: ...
+    def between(self, messages: Conversation, tools: Sequence[Any] = ()) -> Any: ...
+
+    def piece(self, run: Any, said: Sequence[int]) -> Piece: ...
 
 
 FEW, WINDOW = 20, 100
@@ -48,7 +65,7 @@ OnFailure = Literal['drop', 'zero']
 class Episodes(Around):
     """Generates with `engine`, turn by turn, in the environments of `pool`; itself a rollout engine.
 
-    All ranks go through as many turns as the longest episode on any of them. The generations of a row begin with the
+    The generations of a row begin with the
     same seed, which is another one in each epoch. Failed episodes are left out of their group, or are worth nothing; a
     group of which one is left is left out too, for there is nothing to compare that with.
 
@@ -62,6 +79,11 @@ class Episodes(Around):
         on_failure: what becomes of an episode whose environment failed.
         max_failures: share of the last episodes that may fail.
         seed: of the run.
+        in_step: whether all ranks go through as many turns as the longest episode on any of them, as engines want that
+            several ranks share. Else none waits for another, and `generate` may run in a thread of its own.
+        expands: whether the engine reads prompts `unexpanded`.
+        untold: what this rank has not told of the last call yet: its failures, the number of its episodes, and where
+            the last one failed.
         encoder: what encodes that which is shown between turns; None for what the chat template writes.
     """
 
@@ -72,38 +94,67 @@ class Episodes(Around):
     on_failure: OnFailure = 'drop'
     max_failures: float = 0.1
     seed: int = 0
+    in_step: bool = True
+    expands: bool = False
+    untold: tuple[list[Skipped], int, str] = ([], 0, '')
     encoder: Encoder | None = None
     _calls: CallForm | None = None
-    _failed: list[Skipped] = field(default_factory=list)
     _counts: deque[tuple[int, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._encoder = self.encoder
         if self._encoder is None:
             self._encoder, self._calls = TurnEncoder(self.spec), call_form(self.spec.renderer)
+        owner = uuid4().hex
+        self._names = (f'{owner}/{number}' for number in count())
+
+    def probe(self, examples: Sequence[Example], sampling: Sampling) -> None:
+        """As the engine does, which has weights of its own. Every rank calls it."""
+        self.engine.probe(examples, sampling)
 
     def failed(self) -> list[Skipped]:
-        """Returns the episodes of the last call that failed, on all ranks, and why."""
-        return self._failed
+        """Returns the episodes of the last call of `generate` that failed, on all ranks, and why. Every rank calls it.
+
+        Raises WorldError when more failed than may.
+        """
+        told, self.untold = all_gather_object(self.untold), ([], 0, '')
+        failures = [item for own, _, _ in told for item in own]
+        self._counts.append((len(failures), sum(number for _, number, _ in told)))
+        while len(self._counts) > 1 and sum(number for _, number in self._counts) - self._counts[0][1] >= WINDOW:
+            self._counts.popleft()
+        failed, total = (sum(numbers) for numbers in zip(*self._counts, strict=True))
+        if failed > self.max_failures * max(total, FEW):
+            last = next((trace for _, _, trace in reversed(told) if trace), '')
+            raise WorldError(
+                f'{failed} of the last {total} episodes failed, where a share of {self.max_failures:g} may '
+                f'(environment_cfgs.max_failures). The last one, of {failures[-1].source}: '
+                f'{failures[-1].reason}\n{last}'.rstrip()
+            )
+        return failures
 
     def generate(
         self, examples: Sequence[Example], sampling: Sampling, tell: Tell | None = None
     ) -> list[list[Response]]:
-        """Returns an episode for each response that is asked for, less those that failed. Every rank calls it.
+        """Returns an episode for each response that is asked for, less those that failed.
 
-        Raises WorldError when more fail than may, or an environment begins otherwise with the same seed.
+        Every rank calls it. Raises WorldError where an environment begins otherwise with the same seed.
         """
         with ExitStack() as opened:
             acting = self._opened(examples, sampling, opened)
             every = [one for own in acting for one in own]
             begun = iter(self.pool.begin([one.seat for one in every]))
-            for example, own in zip(examples, acting, strict=True):
-                self._begin(example, [(one, next(begun)) for one in own], sampling)
-            turn = 0
-            while any(all_gather_object(any(one.live for one in every))):
+            for number, (example, own) in enumerate(zip(examples, acting, strict=True)):
+                self._begin(example, number, [(one, next(begun)) for one in own], sampling)
+            # An engine is probed on all ranks by their first call.
+            goes_on, turn = True, 0
+            while goes_on:
                 self._turn(acting, sampling, turn)
-                turn += 1
-        self._count(every)
+                goes_on, turn = any(one.live for one in every), turn + 1
+                if self.in_step:
+                    goes_on = any(all_gather_object(goes_on))
+        failed = [one for one in every if one.ended == 'failed']
+        trace = next((one.trace for one in reversed(failed) if one.trace), '')
+        self.untold = [Skipped(one.source, one.reason) for one in failed], len(every), trace
         made = [self._responses(own, sampling.responses) for own in acting]
         tell_whole(made, tell)
         return made
@@ -127,11 +178,16 @@ class Episodes(Around):
         ]
 
     def _begin(
-        self, example: Example, acting: Sequence[tuple[_Acting, Begun | EpisodeFailed]], sampling: Sampling
+        self,
+        example: Example,
+        number: int,
+        acting: Sequence[tuple[_Acting, Begun | EpisodeFailed]],
+        sampling: Sampling,
     ) -> None:
         """Gives the episodes of a row what they begin with, or fails them."""
         first: Begun | None = None
         asked, prompt, reason = example.conversation or [], example.prompt, ''
+        read: Unexpanded | None = None
         for one, begun in acting:
             if type(begun) is EpisodeFailed:
                 one.fail(str(begun), begun.trace)
@@ -140,12 +196,16 @@ class Episodes(Around):
             if first is None:
                 first = begun
                 asked, prompt, reason = self._prompt(example, begun, sampling)
+                if self.expands and not reason:
+                    ids, media = unexpanded(self.spec, prompt, asked)
+                    read = Unexpanded(ids, self._named(media), number)
             elif _said(begun.messages) != _said(first.messages):
                 raise WorldError(
                     f'{example.source}: the environment begins otherwise with the same seed, so that its episodes '
                     'cannot be compared: whatever is random in reset must hang on the seed alone.'
                 )
             one.asked, one.prompt, one.tools, one.rewarded = asked, prompt, begun.tools, begun.rewards
+            one.unexpanded = read
             if reason:
                 one.fail(reason)
 
@@ -234,14 +294,23 @@ class Episodes(Around):
 
     def _show(self, one: _Acting, messages: Conversation, response: Response, longest: int) -> None:
         try:
-            shown = self._encoder.piece(messages, response.ids.tolist(), one.tools)
+            run = self._encoder.between(messages, one.tools)
+            shown = self._encoder.piece(run, response.ids.tolist())
         except SampleError as error:
             one.fail(f'what the environment shows cannot be read: {error}')
             return
         if one.length + len(shown) + longest > self.max_tokens:
             one.end('tokens')
-        else:
-            one.pieces.append(shown)
+            return
+        one.pieces.append(shown)
+        if one.unexpanded is not None:
+            said, before = response.ids.tolist(), one.unexpanded
+            ids = self._encoder.unexpanded(run, said) if shown.media_counts else shown.ids.tolist()
+            media = run.media if shown.media_counts else ()
+            one.unexpanded = replace(before, ids=[*before.ids, *said, *ids], media=(*before.media, *self._named(media)))
+
+    def _named(self, media: Sequence[tuple[MediaKind, Any]]) -> tuple[tuple[MediaKind, Any, str], ...]:
+        return tuple((kind, item, next(self._names)) for kind, item in media)
 
     def _said(self, response: Response, one: _Acting) -> tuple[Said, Message]:
         """What a turn says: to the environment, and as a message."""
@@ -281,24 +350,6 @@ class Episodes(Around):
 
     # What came of it
 
-    def _count(self, every: Sequence[_Acting]) -> None:
-        """Keeps what failed on all ranks, and raises WorldError where that is too much."""
-        mine = [Skipped(one.source, one.reason) for one in every if one.ended == 'failed']
-        trace = next((one.trace for one in reversed(every) if one.trace), '')
-        told = all_gather_object((mine, len(every), trace))
-        self._failed = [item for own, _, _ in told for item in own]
-        self._counts.append((len(self._failed), sum(number for _, number, _ in told)))
-        while len(self._counts) > 1 and sum(number for _, number in self._counts) - self._counts[0][1] >= WINDOW:
-            self._counts.popleft()
-        failed, total = (sum(numbers) for numbers in zip(*self._counts, strict=True))
-        if failed > self.max_failures * max(total, FEW):
-            last = next((trace for _, _, trace in reversed(told) if trace), '')
-            raise WorldError(
-                f'{failed} of the last {total} episodes failed, where a share of {self.max_failures:g} may '
-                f'(environment_cfgs.max_failures). The last one, of {self._failed[-1].source}: '
-                f'{self._failed[-1].reason}\n{last}'.rstrip()
-            )
-
     def _responses(self, acting: Sequence[_Acting], asked: int) -> list[Response]:
         kept = [one for one in acting if one.turns and (one.ended != 'failed' or self.on_failure == 'zero')]
         return [one.response(self.spec.merge_media) for one in kept] if len(kept) >= min(2, asked) else []
@@ -312,6 +363,7 @@ class _Acting:
     source: str
     asked: Conversation = field(default_factory=list)
     prompt: Piece | None = None
+    unexpanded: Unexpanded | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
     rewarded: bool = False
     pieces: list[Piece] = field(default_factory=list)
@@ -334,7 +386,8 @@ class _Acting:
     def example(self, merge: Merge) -> Example:
         """What the next turn follows, as a prompt."""
         assert self.prompt is not None
-        return Example(join([self.prompt, *self.pieces], merge), [], self.source, conversation=self.asked)
+        prompt = join([self.prompt, *self.pieces], merge)
+        return Example(prompt, [], self.source, conversation=self.asked, unexpanded=self.unexpanded)
 
     def end(self, how: Literal['done', 'turns', 'tokens']) -> None:
         self.ended, self.unscored = how, True

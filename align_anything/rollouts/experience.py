@@ -68,6 +68,20 @@ class Rollout:
             torch.cat([self.scores, other.scores]),
         )
 
+    def only(self, kept: Tensor, fewest: int) -> Rollout:
+        """The responses that are `kept`, `(R,)` bool, and of prompts with fewer than `fewest` of them none."""
+        own = kept.split(self._sizes())
+        stays = torch.cat([kept[:0], *(some if int(some.sum()) >= fewest else some & False for some in own)])
+        examples = [
+            replace(example, responses=[one for one, stay in zip(example.responses, some, strict=True) if stay])
+            for example, some in zip(self.examples, stays.split(self._sizes()), strict=True)
+        ]
+        return Rollout(
+            [example for example in examples if example.responses],
+            {name: values[stays] for name, values in self.rewards.items()},
+            self.scores[stays],
+        )
+
     def _sizes(self) -> list[int]:
         return [len(example.responses) for example in self.examples]
 
@@ -133,6 +147,11 @@ def record(
 def responses_of(examples: Sequence[Example]) -> Iterator[Response]:
     """All responses in order."""
     return (response for example in examples for response in example.responses)
+
+
+def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:
+    """Numbers of the responses to each prompt, `(R,)` each, of those that are kept, in one tensor."""
+    return torch.cat([torch.zeros(0), *(own[list(numbers)] for own, numbers in zip(values, kept, strict=True))])
 
 
 def joined(examples: Sequence[Example], name: str) -> Tensor:

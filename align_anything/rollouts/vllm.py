@@ -121,7 +121,11 @@ class VLLMRollouts:
         """
         restriction = restriction_of(self.spec, sampling)
         requests = [
-            Request(untouched(self.spec, example), self._parameters(sampling, number, restriction))
+            Request(
+                untouched(self.spec, example),
+                self._parameters(sampling, number, restriction),
+                None if example.unexpanded is None else example.unexpanded.group,
+            )
             for number, example in enumerate(examples)
         ]
         found = self.engine.generate(requests)

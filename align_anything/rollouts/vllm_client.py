@@ -19,7 +19,7 @@ from align_anything.core.distributed import all_gather_object, barrier, rank, wo
 from align_anything.core.errors import SampleError, SettingsError, TrainingError
 from align_anything.rollouts.vllm_engine import Generated, Named, Request, VLLMOptions
 from align_anything.rollouts.weight_group import PeerError, address_seen_from, join_group, send, shapes_of
-from align_anything.rollouts.wire import RUN_HEADER, pack, pack_requests, unpack_generated
+from align_anything.rollouts.wire import RUN_HEADER, named_media, pack, pack_requests, unpack_generated
 
 CHUNK_BYTES = 256 * 2**20
 CONNECT_SECONDS, SECONDS_TO_SAY_WHY = 10.0, 5.0
@@ -53,6 +53,7 @@ class Servers:
         self._group: Any = None
         self.fed = [url.rstrip('/') for url in urls[rank() :: world_size()]]
         self.asked = self.fed or [urls[rank() % len(urls)].rstrip('/')]
+        self._held: dict[str, frozenset[str]] = {url: frozenset() for url in self.asked}
         self._client = httpx2.Client(timeout=httpx2.Timeout(timeout, connect=CONNECT_SECONDS))
         unreached = [problem for url in self.asked if (problem := self._unreached(url))]
         if unreached:
@@ -65,14 +66,25 @@ class Servers:
         for number, (chunk, last) in enumerate(_chunks(named())):
             if self.fed:
                 self._hand_over(chunk, first=number == 0, last=last)
-        # Others may generate with a server that this rank feeds.
+        # Others may generate with a server that this rank feeds. With new weights a server lets go of all media.
         barrier()
+        self._held = {url: frozenset() for url in self.asked}
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """Returns what is generated for each request, which the servers of this rank divide."""
-        shares = [list(requests[number :: len(self.asked)]) for number in range(len(self.asked))]
+        """Returns what is generated for each request, which the servers of this rank divide.
+
+        Requests of a group go to one server, which has computed their beginning; media that it holds by their name stay
+        here.
+        """
+        chosen = [
+            (number if request.group is None else request.group) % len(self.asked)
+            for number, request in enumerate(requests)
+        ]
+        numbers = [[at for at, server in enumerate(chosen) if server == own] for own in range(len(self.asked))]
+        shares = [[requests[at] for at in own] for own in numbers]
         found: list[Generated | None] = [None] * len(requests)
-        answers = self._all(self.asked, '/generate', [pack_requests(share) for share in shares])
+        messages = [pack_requests(share, self._held[url]) for url, share in zip(self.asked, shares, strict=True)]
+        answers = self._all(self.asked, '/generate', messages)
         for number, (url, answer) in enumerate(zip(self.asked, answers, strict=True)):
             try:
                 generated = unpack_generated(answer)
@@ -80,7 +92,11 @@ class Servers:
                 raise TrainingError(f'{url} answered with something else than responses: {error}') from error
             if len(generated) != len(shares[number]):
                 raise TrainingError(f'{url} answered {len(generated)} of {len(shares[number])} requests.')
-            found[number :: len(self.asked)] = generated
+            for at, one in zip(numbers[number], generated, strict=True):
+                found[at] = one
+            named = named_media(shares[number])
+            if named:
+                self._held[url] = frozenset(named)
         return [item for item in found if item is not None]
 
     def sleep(self) -> None:

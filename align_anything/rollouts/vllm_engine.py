@@ -18,6 +18,7 @@ from align_anything.core.errors import ModelError, TrainingError
 from align_anything.rollouts.vllm_grammar import LOGPROBS_MODE, grammar_processor
 
 Named = Iterator[tuple[str, Tensor]]
+CPU_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,26 @@ class VLLMOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt in vLLM's form, with placeholders and decoded media, and the arguments of its `SamplingParams`."""
+    """A prompt in vLLM's form, with placeholders and decoded media, and the arguments of its `SamplingParams`.
+
+    `group` is a number that prompts have in common which begin alike; None for one that is alone.
+    """
 
     prompt: dict[str, Any]
     parameters: dict[str, Any]
+    group: int | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The prompt as the engine read it, and the token ids and log-probabilities of each response."""
+    """The prompt as the engine read it, and the token ids and log-probabilities of each response.
+
+    `cached` is how many tokens of the prompt it had computed before, and did not compute again.
+    """
 
     prompt_ids: list[int]
     responses: list[tuple[list[int], list[float]]]
+    cached: int = 0
 
 
 class RequestError(TrainingError):
@@ -174,6 +183,7 @@ class Engine:
                 tensor_parallel_size=parallel,
                 distributed_executor_backend='external_launcher' if parallel > 1 else None,
                 **_memory(options.memory),
+                **_blocks(),
                 enforce_eager=options.eager,
                 enable_prefix_caching=options.prefix_caching,
                 # A prompt in pieces turns its seeded generator back, which those of a CPU cannot.
@@ -206,7 +216,7 @@ def _generated(output: Any) -> Generated:
         ids = list(response.token_ids)
         logprobs = [step[token].logprob for step, token in zip(response.logprobs, ids, strict=True)]
         responses.append((ids, logprobs))
-    return Generated(list(output.prompt_token_ids), responses)
+    return Generated(list(output.prompt_token_ids), responses, output.num_cached_tokens or 0)
 
 
 def _clear_shared_memory() -> None:
@@ -226,6 +236,11 @@ def _memory(share: float) -> dict[str, Any]:
         return {'gpu_memory_utilization': share}
     # vLLM would take the share of all memory there is, less what this process holds already.
     return {'kv_cache_memory_bytes': int(share * psutil.virtual_memory().available / ranks_of_machine())}
+
+
+def _blocks() -> dict[str, Any]:
+    """How many tokens of a prompt are kept together. On a CPU vLLM's own number is longer than most turns."""
+    return {} if torch.cuda.is_available() else {'block_size': CPU_BLOCK}
 
 
 def _register_loader(named: Callable[[], Iterable[tuple[str, Tensor]]]) -> str:

@@ -34,7 +34,16 @@ from align_anything.core.logging import get_logger
 from align_anything.rollouts.vllm_engine import Engine, RequestError, VLLMOptions
 from align_anything.rollouts.vllm_engine import Request as Generate
 from align_anything.rollouts.weight_group import join_group, receive
-from align_anything.rollouts.wire import RUN_HEADER, STRICT, pack_generated, problems_of, unpack, unpack_requests
+from align_anything.rollouts.wire import (
+    RUN_HEADER,
+    STRICT,
+    named_media,
+    owner_of,
+    pack_generated,
+    problems_of,
+    unpack,
+    unpack_requests,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -135,6 +144,7 @@ class Served:
         # Whose weights these are, None where they are nobody's: not all there, or broken.
         self._run: str | None = None
         self._whole = False  # whether the last chunk was there
+        self._media: dict[str, Any] = {}
         self._group: Any = None
         self._group_of: str | None = None
 
@@ -170,7 +180,7 @@ class Served:
             if chunk.first:
                 # Opened first: what is refused leaves all as it was.
                 self._engine = self._opened(chunk.model, VLLMOptions(**chunk.options.model_dump()))
-                self._waiting, self._run, self._whole = {}, run, False
+                self._waiting, self._run, self._whole, self._media = {}, run, False, {}
             try:
                 if chunk.backend is not None:
                     tensors = receive(self._group, chunk.shapes, chunk.backend, self._seconds)
@@ -220,7 +230,7 @@ class Served:
 
     def generate(self, message: bytes, run: str = '') -> bytes:
         """Generates for the requests in a message."""
-        requests = unpack_requests(message)
+        requests = unpack_requests(message, self._media)
         with self._at('generating'):
             if self._engine is None or self._run is None:
                 raise ModelError('no run has handed weights to this server yet.')
@@ -229,7 +239,13 @@ class Served:
             if self._run != run:
                 raise SampleError(f'this server has the weights of run {self._run!r} by now, not those of {run!r}.')
             self._check_lengths(requests, self._engine.options.max_length)
+            self._hold(named_media(requests))
             return pack_generated(self._engine.generate(requests))
+
+    def _hold(self, media: Mapping[str, Any]) -> None:
+        """Keeps media for later messages, in place of those that the same rank of a run named before."""
+        owners = {owner_of(name) for name in media}
+        self._media = {name: item for name, item in self._media.items() if owner_of(name) not in owners} | dict(media)
 
     def _check_lengths(self, requests: Sequence[Generate], longest: int) -> None:
         for number, request in enumerate(requests):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,27 +52,59 @@ def unpack(message: bytes) -> tuple[Any, dict[str, Tensor]]:
         raise SampleError(f'this is no message of a rollout: {error!r}') from error
 
 
-def pack_requests(requests: Sequence[Request]) -> bytes:
-    """Returns requests as a message, images as pixels, audio and videos as they were decoded."""
+def pack_requests(requests: Sequence[Request], held: Collection[str] = ()) -> bytes:
+    """Returns requests as a message, images as pixels, audio and videos as they were decoded.
+
+    A medium with a name goes once, and not at all where the name is among those that the other side has, `held`.
+    """
     tensors: dict[str, Tensor] = {}
+    known = {*held}
     records = []
     for number, request in enumerate(requests):
-        prompt = dict(request.prompt)
-        media = {
-            kind: [_written(item, f'{number}/{kind}/{index}', tensors) for index, item in enumerate(items)]
-            for kind, items in prompt.pop('multi_modal_data', {}).items()
-        }
+        prompt = {'prompt_token_ids': request.prompt['prompt_token_ids']}
+        media: dict[MediaKind, list[dict[str, Any]]] = {}
+        for kind, index, item, name in _media_of(request):
+            if name in known:
+                record = {'name': name}
+            elif name is None:
+                record = _written(item, f'{number}/{kind}/{index}', tensors)
+            else:
+                record = {**_written(item, name, tensors), 'name': name}
+                known.add(name)
+            media.setdefault(kind, []).append(record)
         records.append({'prompt': prompt, 'media': media, 'parameters': request.parameters})
     return pack(records, tensors)
 
 
-def unpack_requests(message: bytes) -> list[Request]:
-    """Returns the requests of a message. Raises SampleError for anything else."""
+def unpack_requests(message: bytes, held: Mapping[str, Any] = MappingProxyType({})) -> list[Request]:
+    """Returns the requests of a message, media out of those `held` by name where it has the name alone.
+
+    Raises SampleError for anything else.
+    """
     records, tensors = unpack(message)
+    known = dict(held)
     try:
-        return [_request(record, tensors) for record in _RECORDS.validate_python(records)]
+        return [_request(record, tensors, known) for record in _RECORDS.validate_python(records)]
     except ValidationError as error:
         raise SampleError(f'these are no requests: {problems_of(error)}') from error
+
+
+def named_media(requests: Sequence[Request]) -> dict[str, Any]:
+    """Returns the media of requests that have a name, by it."""
+    return {name: item for request in requests for _, _, item, name in _media_of(request) if name is not None}
+
+
+def owner_of(name: str) -> str:
+    """Returns who named a medium: what stands before the slash."""
+    return name.partition('/')[0]
+
+
+def _media_of(request: Request) -> Iterator[tuple[MediaKind, int, Any, str | None]]:
+    """The media of a request: the kind of each, its number among those of the kind, itself, and its name."""
+    names = request.prompt.get('multi_modal_uuids', {})
+    for kind, items in request.prompt.get('multi_modal_data', {}).items():
+        for index, item in enumerate(items):
+            yield kind, index, item, names[kind][index] if kind in names else None
 
 
 def problems_of(error: ValidationError) -> str:
@@ -82,14 +115,15 @@ def problems_of(error: ValidationError) -> str:
 
 def pack_generated(generated: Sequence[Generated]) -> bytes:
     """Returns what was generated as a message."""
-    return pack([[item.prompt_ids, item.responses] for item in generated], {})
+    return pack([[item.prompt_ids, item.responses, item.cached] for item in generated], {})
 
 
 def unpack_generated(message: bytes) -> list[Generated]:
     """Returns what a message says was generated. Raises SampleError for anything else."""
     records, _ = unpack(message)
     return [
-        Generated(prompt_ids, [(ids, logprobs) for ids, logprobs in responses]) for prompt_ids, responses in records
+        Generated(prompt_ids, [(ids, logprobs) for ids, logprobs in responses], cached)
+        for prompt_ids, responses, cached in records
     ]
 
 
@@ -112,7 +146,8 @@ class _Prompt(BaseModel):
 class _Medium(BaseModel):
     model_config = STRICT
 
-    tensor: str
+    tensor: str | None = None
+    name: str | None = Field(None, min_length=1)
     rate: PositiveInt | None = None
     metadata: dict[str, Any] | None = None
 
@@ -129,18 +164,37 @@ _RECORDS = TypeAdapter(list[_Record])
 _BIAS = TypeAdapter(dict[NonNegativeInt, FiniteFloat])
 
 
-def _request(record: _Record, tensors: Mapping[str, Tensor]) -> Request:
-    media = {kind: [_read(kind, item, tensors) for item in items] for kind, items in record.media.items()}
+def _request(record: _Record, tensors: Mapping[str, Tensor], known: dict[str, Any]) -> Request:
+    """The request of a record; adds to what media are `known` by name."""
+    media = {kind: [_read(kind, item, tensors, known) for item in items] for kind, items in record.media.items()}
+    names = {kind: [item.name for item in items] for kind, items in record.media.items()}
+    if len({name is None for own in names.values() for name in own}) > 1:
+        raise SampleError('some media of a request have a name and some have none.')
     parameters = record.parameters
     if parameters.get('logit_bias'):
         # Keys of JSON are text.
         parameters = {**parameters, 'logit_bias': _BIAS.validate_python(parameters['logit_bias'])}
     prompt: dict[str, Any] = {'prompt_token_ids': record.prompt.prompt_token_ids}
-    return Request({**prompt, **({'multi_modal_data': media} if media else {})}, parameters)
+    if any(media.values()):
+        prompt['multi_modal_data'] = media
+    if any(name is not None for own in names.values() for name in own):
+        prompt['multi_modal_uuids'] = names
+    return Request(prompt, parameters)
 
 
-def _read(kind: MediaKind, item: _Medium, tensors: Mapping[str, Tensor]) -> Any:
-    tensor = tensors.get(item.tensor)
+def _read(kind: MediaKind, item: _Medium, tensors: Mapping[str, Tensor], known: dict[str, Any]) -> Any:
+    if item.tensor is None and item.name is not None:
+        if item.name not in known:
+            raise SampleError(f"the medium '{item.name}' was never sent, or is not held any more.")
+        return known[item.name]
+    medium = _new(kind, item, tensors)
+    if item.name is not None:
+        known[item.name] = medium
+    return medium
+
+
+def _new(kind: MediaKind, item: _Medium, tensors: Mapping[str, Tensor]) -> Any:
+    tensor = tensors.get(item.tensor or '')
     if tensor is None:
         raise SampleError(f"there is no tensor '{item.tensor}' in this message, which a medium should be.")
     if not _FORMS[kind](tensor, item):

@@ -16,8 +16,8 @@ from scripts.bench.report import Ratio
 from scripts.bench.work import Size, Texts, seeing_model, words, write_rows
 
 WORLD = 'MiniGrid-Fetch-5x5-N2-v0'
-GROUPS, TURNS = 4, 4
-"""Prompts for each one of the other benchmarks, and turns of an episode."""
+GROUPS, TURNS, PROMPT, STEPS = 4, 3, 64, 2
+"""Prompts for each one of other benchmarks; turns of an episode, tokens of its prompt; steps, the first left out."""
 WAYS = {'in this process': 0, 'in 2 processes': 2}
 
 
@@ -27,8 +27,8 @@ class Walk(Gymnasium):
     def __init__(self) -> None:
         super().__init__(WORLD, observation='image', pixels=56)
 
-    def _action(self, said: Said) -> int:
-        return sum(map(ord, said.text)) % len(self._actions)
+    def _todo(self, said: Said) -> list[Any]:
+        return [sum(map(ord, said.text)) % len(self.actions.names)]
 
 
 def environments(folder: Path, size: Size) -> list[Ratio]:
@@ -36,7 +36,7 @@ def environments(folder: Path, size: Size) -> list[Ratio]:
     model = seeing_model(folder / 'model', size)
     prompts = GROUPS * size.groups
     texts = Texts(model, words(size.words // 2), seed=3)
-    rows = [texts.pair(size.group_prompt // 2 + 16, 8, 8) for _ in range(prompts)]
+    rows = [texts.pair(PROMPT, 8, 8) for _ in range(prompts)]
     data = write_rows(folder / 'rows.jsonl', rows)
     preload('deepspeed', 'align_anything.trainers.runs.online')
     found = []
@@ -51,6 +51,7 @@ def environments(folder: Path, size: Size) -> list[Ratio]:
             per_device_prompt_batch_size=prompts,
             gradient_accumulation_steps=GROUPS,
             max_turns=TURNS,
+            max_steps=STEPS,
             max_new_tokens=8,
             model_max_length=4096,
             stop='[a, e, i, o, u]',

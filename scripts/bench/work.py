@@ -189,13 +189,19 @@ def corpus(vocabulary: list[str]) -> list[str]:
     return [' ' + ' '.join(vocabulary[start : start + 50]) for start in range(0, len(vocabulary), 50)]
 
 
-def text_model(folder: Path, size: Size) -> Path:
+def text_model(folder: Path, size: Size, heads: int = 8) -> Path:
     """Builds the Qwen2-type checkpoint."""
     from align_anything.testing.tiny import build
 
     pieces = size.words + 700
     return build(
-        'qwen2', folder, hidden=size.hidden, layers=size.layers, vocab=pieces, heads=8, corpus=corpus(words(size.words))
+        'qwen2',
+        folder,
+        hidden=size.hidden,
+        layers=size.layers,
+        vocab=pieces,
+        heads=heads,
+        corpus=corpus(words(size.words)),
     )
 
 

@@ -53,6 +53,8 @@ train align_anything.trainers.text_video_to_action.saferlhf \
     --lr_scheduler_type constant \
     --gamma 0.98 \
     --gae_lambda 0.95 \
+    --credit turn \
+    --temperature 2 \
     --kl_coeff 0 \
     --num_workers 0 \
     "${SHARED[@]}"

@@ -76,6 +76,7 @@ UNDOING: Mapping[str, Values] = {
         key: {'advantage_estimator': 'rloo'}
         for key in (
             *('critic_lr', 'critic_lr_scheduler_type', 'critic_weight_decay', 'critic_gradient_checkpointing'),
+            'critic_warmup_steps',
             *('gamma', 'gae_lambda', 'bootstrap_truncated', 'clip_range_value', 'clip_range_score'),
             *('reward_critic_model_name_or_path', 'cost_critic_model_name_or_path'),
         )
@@ -193,7 +194,7 @@ def outcome(algorithm: Algorithm) -> str:
         said['critics'] = [critic.model_dump() for critic in algorithm.critics.values()]
         said['of critics'] = algorithm.train_cfgs_of_critics(train).model_dump()
         said['old'] = [algorithm.old_decay(rollouts) for rollouts in (1, 900)]
-        said['rest'] = [algorithm.further_batches, algorithm.bootstraps, algorithm.trained_responses]
+        said['rest'] = [algorithm.further_batches, algorithm.bootstraps, algorithm.trained_responses, algorithm.warmup]
     return json.dumps(said, default=str, sort_keys=True)
 
 

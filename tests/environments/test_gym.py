@@ -7,8 +7,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.wrappers import Autoreset
 
+from align_anything.core.actions import Actions
 from align_anything.core.errors import WorldError
 from align_anything.environments import Said
 from align_anything.environments.pool import EpisodeFailed, Pool
@@ -119,11 +121,34 @@ def test_a_row_may_bring_arguments() -> None:
     assert 'should name arguments' in str(broken)
 
 
+def test_numbers_are_said_and_done_within_their_bounds() -> None:
+    said, done, bounded = (Gymnasium('Pendulum-v1', {'max_episode_steps': 3}, ['torque']) for _ in range(3))
+    assert said.actions.dimensions == ('torque',)
+    shown = said.reset({}, 5).messages
+    assert shown.startswith('Say the numbers of an action: torque from -2 to 2.\n[')
+    assert done.reset({}, 5).messages == bounded.reset({}, 5).messages == shown
+    first, second = said.step(Said('Not 0.5, but -1.5')), said.step(Said('2'))
+    both = done.step(Said('', actions=Actions(torch.tensor([[-1.5], [2.0]]))))
+    assert both.observation == second.observation and both.reward == first.reward + second.reward
+    far = bounded.step(Said('', actions=Actions(torch.tensor([[-1.5], [9.0], [0.0], [1.0]]))))
+    assert far.truncated and far.observation == said.step(Said('0')).observation
+    with pytest.raises(WorldError, match='has 1 numbers here, and the policy writes 2 numbers'):
+        done.step(Said('', actions=Actions(torch.zeros(1, 2))))
+    assert done.step(Said('nothing')).observation.messages.startswith('Say the numbers')
+
+
+def test_named_actions_of_a_policy_are_done_in_order() -> None:
+    world = Gymnasium(**FROZEN)
+    world.reset({}, 0)
+    step = world.step(Said('', actions=Actions(names=('down', 'down', 'Right', 'elsewhere'))))
+    assert step.observation.messages.endswith('\nF[F]FH\nHFFG\n') and world.actions.names == tuple(FROZEN['actions'])
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'reason'),
     [
         ({'id': 'FrozenLak-v1'}, "gymnasium makes no 'FrozenLak-v1': NameNotFound.*FrozenLake"),
-        ({'id': 'Pendulum-v1'}, 'only discrete ones'),
+        ({'id': 'Pendulum-v1', 'actions': ['a', 'b']}, 'has 1 numbers in an action'),
         ({**FROZEN, 'actions': ['left', 'right']}, 'has 4 actions, which need as many'),
         ({**FROZEN, 'actions': ['a', 'b', 'A', 'c']}, 'different words'),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from align_anything.cli.main import main
@@ -15,6 +16,7 @@ from align_anything.core.errors import WorldError
 from align_anything.environments import Environment, Said
 from align_anything.environments.base import make_environment
 from align_anything.environments.demonstrations import write_demonstrations
+from align_anything.environments.wire import from_bytes, said_in, said_out, to_bytes
 
 
 @pytest.fixture
@@ -113,3 +115,14 @@ def main_ends(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 0
+
+
+def test_a_room_in_another_process_is_told_what_is_done() -> None:
+    said = Said(
+        'left', parts=[{'type': 'action', 'action': Actions(names=('left',))}], actions=Actions(names=('left',))
+    )
+    sent = from_bytes(to_bytes(said_out(said)))
+    assert said_in(sent).actions.names == ('left',) == said_in(sent).parts[0]['action'].names
+    arm = Said('', actions=Actions(torch.tensor([[0.25, -1.0]], dtype=torch.float64)))
+    assert said_in(from_bytes(to_bytes(said_out(arm)))).actions.values.tolist() == [[0.25, -1.0]]
+    assert said_in(from_bytes(to_bytes(said_out(Said('x'))))).actions is None

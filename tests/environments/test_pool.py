@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from align_anything.core.errors import SettingsError, WorldError
-from align_anything.environments import Environment, Observation, Said, Step
+from align_anything.environments import BatchEnvironment, Environment, Observation, Said, Step
 from align_anything.environments.base import Alone, checked_kwargs, environment_names, get_environment
+from align_anything.environments.hosts import Here
 from align_anything.environments.observing import Limits
 from align_anything.environments.pool import EpisodeFailed, Pool, Session
 from tests.environments.one import One, only
@@ -175,3 +176,48 @@ def test_the_number_game_ends_with_the_right_guess() -> None:
     for _ in range(3):
         last = session.step(Said('0')).step.info
     assert last == {'success': False}
+
+
+class Chorus(BatchEnvironment):
+    """Counts together, and fails once."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        type(self).made += 1
+
+    def reset(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Observation]:
+        self.said = [''] * len(rows)
+        return [Observation(f'{len(rows)}') for _ in rows]
+
+    def step(self, said: Sequence[Said | None]) -> list[Step | None]:
+        if said[0] is None and self.made == 1:
+            raise OSError('it broke')
+        self.said = [before + ('-' if own is None else own.text) for before, own in zip(self.said, said, strict=True)]
+        return [None if own is None else Step(Observation(so)) for own, so in zip(said, self.said, strict=True)]
+
+    def score(self, number: int) -> float:
+        return len(self.said[number].strip('-'))
+
+
+class Choruses(Here):
+    def capacity(self, name: str) -> None:
+        return None
+
+    def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
+        return Chorus()
+
+
+def test_a_batch_of_any_size_is_asked_once_and_fails_as_one() -> None:
+    pool = Pool('chorus', host=Choruses())
+    seats = pool.open([{}] * 3, [0, 1, 2])
+    assert [text(begun.messages) for begun in pool.begin(seats)] == [['3']] * 3
+    pool.step(seats, [Said('a'), Said('b'), Said('c')])
+    answers = pool.step(seats[1:], [Said('d'), Said('e')])
+    assert [text(answer.messages) for answer in answers] == [['bd'], ['ce']] and Chorus.made == 2
+    assert pool.score(seats) == [1, 2, 2]
+    short = Session('short', lambda: Chorus(), [{}, {}], [0, 1], Limits(), 0)
+    short.begin()
+    short._environment.step = lambda said: []
+    with pytest.raises(EpisodeFailed, match='step of 2 episodes returned 0'):
+        short.step([Said('a'), Said('b')])

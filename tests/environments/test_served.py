@@ -72,7 +72,7 @@ def served(own: Path, workers: Workers, how: str = '', name: str = 'Awkward', **
 
 def test_episodes_at_a_server(own: Path, workers: Workers, serve: Serve) -> None:
     url = serve(served(own, workers))
-    pool = Pool(url, host=Remote(url, SECONDS))
+    pool = Pool(url, host=Remote(url))
     seats = pool.open([{}] * 4, [4, 5, 6, 7])
     assert [text(begun.messages)[:7] for begun in pool.begin(seats)] == [f'Begin {seed}' for seed in (4, 5, 6, 7)]
     pool.step(seats, [Said(str(number)) for number in range(4)])
@@ -89,7 +89,7 @@ def test_what_fails_there_is_told_here(own: Path, workers: Workers, serve: Serve
     faults = {'raises': 'OSError: it broke', 'hangs in step': 'step took longer than', 'dies': 'SIGKILL'}
     for how, reason in faults.items():
         url = serve(served(own, workers, how))
-        one = One(Pool(url, retries=0, host=Remote(url, SECONDS)), {}, 7)
+        one = One(Pool(url, retries=0, host=Remote(url)), {}, 7)
         one.begin()
         one.step(Said('a'))
         with pytest.raises(EpisodeFailed, match=reason):

@@ -1,4 +1,4 @@
-"""A tiny model that mostly guesses learns from rewards alone to ask its environment, and to say what it is told."""
+"""Tiny models that mostly guess learn from rewards alone to ask their environment, and to say what it tells them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from align_anything.testing.tiny import build
 from tests.harness.once import once
-from tests.learning import secret
+from tests.learning import secret, sums
 from tests.learning.school import train_by
 from tests.learning.secret import ASK, TOLD, WORDS
 from tests.learning.tasks import CORPUS, turn
@@ -85,3 +85,56 @@ def test_rewards_teach_it_to_ask(guessing: Callable[[], Path], tmp_path: Path, n
     first, last = records[0], [record['train/reward'] for record in records[-3:]]
     assert first['train/reward'] <= START and first['train/turns'] <= 1.7 and first['train/rollout_drift'] < 1e-4
     assert sum(last) / len(last) >= REACHED and records[-1]['train/turns'] >= 1 + REACHED
+
+
+@pytest.fixture
+def reckoning(shared_cache: Path) -> Callable[[], Path]:
+    """As `guessing`, of sums and products, of which it mostly guesses what they come to.
+
+    To copy an expression takes small prompts, a token for each digit and a high learning rate: a cold start at 2e-3 has
+    copied nothing after as many steps.
+    """
+
+    def teach(folder: Path) -> None:
+        folder.mkdir()
+        chance = random.Random(1)
+        taught = []
+        for _ in range(3200):
+            asked = sums.problem(chance)
+            right, other = sums.computed(asked), str(chance.randint(2, 81))
+            turns = (f'{sums.CALL}{asked}', right, right) if chance.random() < 0.5 else (other,)
+            taught.append(conversation(asked, *turns))
+        write_rows(folder / 'taught.jsonl', taught)
+        write_rows(folder / 'rows.jsonl', [conversation(sums.problem(chance), 'x') for _ in range(1024)])
+        corpus = ['user assistant system\nuser\nassistant\nsystem\n'] * 20
+        corpus += [f'{sums.CALL}{digit}+{digit}*{digit}\n' for digit in range(10)] * 20
+        start = build('qwen2', folder / 'start', corpus=corpus, hidden=64, layers=2)
+        settings = {'max_steps': 300, 'learning_rate': 5e-3, 'per_device_train_batch_size': 64}
+        model = train_by('text_to_text', 'sft', folder / 'run', start, folder / 'taught.jsonl', **common(), **settings)
+        (folder / 'model').symlink_to(model)
+
+    return lambda: once(shared_cache, 'guesses-what-sums-come-to', teach)
+
+
+@pytest.mark.extended
+@pytest.mark.timeout(1200)
+def test_rewards_teach_it_to_reckon(reckoning: Callable[[], Path], tmp_path: Path) -> None:
+    folder = reckoning()
+    settings = {
+        **common(),
+        **ALGORITHMS['grpo'],
+        'environment': f'{sums.__file__}:Sums',
+        'max_turns': 2,
+        'max_new_tokens': 6,
+        'num_generations': 8,
+        'per_device_prompt_batch_size': 16,
+        'per_device_train_batch_size': 128,
+        'update_iters': 2,
+        'learning_rate': 1e-3,
+        'max_steps': 120,
+    }
+    train_by('text_to_text', 'grpo', tmp_path, folder / 'model', folder / 'rows.jsonl', **settings)
+    records = [record for record in lines(tmp_path / 'metrics.jsonl') if 'train/reward' in record]
+    first, last = records[0], [record['train/reward'] for record in records[-3:]]
+    assert first['train/reward'] <= START and first['train/turns'] <= 1.7, records[0]
+    assert sum(last) / len(last) >= REACHED and records[-1]['train/turns'] >= 1 + REACHED, [first, *records[-3:]]

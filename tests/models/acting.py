@@ -10,7 +10,8 @@ import torch
 
 from align_anything.core.actions import Actions, ActionSpace, Statistics
 from align_anything.core.types import Conversation, Message
-from align_anything.models.action_codes import act_in, at_the_tail
+from align_anything.models.action_codes import at_the_tail
+from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
 from tests.models.samples import load, picture, user
 

@@ -13,8 +13,8 @@ import torch
 from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.types import Piece
-from align_anything.models.action_codes import act_in, action_codes, at_the_tail, from_words
-from align_anything.models.action_space import read_action_space, write_action_space
+from align_anything.models.action_codes import action_codes, at_the_tail, from_words
+from align_anything.models.action_space import act_in, read_action_space, write_action_space
 from align_anything.models.action_tokens import add_action_tokens
 from align_anything.models.pretrained_model import load_spec
 from align_anything.rollouts.base import Sampling, check_emission, restriction_of

@@ -28,13 +28,16 @@ def test_it_is_what_supervised_training_has_between_two_answers(family: str, tin
     asked, first, second = [user('What is it?')], assistant('It is one.'), assistant('Two.')
     (runs,) = spec.render([*asked, first, *shown, second])
     supervised = spec.encode([*asked, first, *shown, second])
-    said, between = [spec.encode_run(run) for run in runs[1:3]], encoder.piece(shown, [spec.stop_token_ids[0]])
+    said, between = (
+        [spec.encode_run(run) for run in runs[1:3]],
+        encoder.piece(encoder.between(shown), [spec.stop_token_ids[0]]),
+    )
     start = sum(map(len, said))
     assert not between.weights.any() and between.media_counts == ({'image': 1} if spec.reads else {})
     assert supervised.responses[0].ids[start : start + len(between)].tolist() == between.ids.tolist()
     if family != 'gemma3_text':
         # A turn that a stop string ended gets its end.
-        ended = encoder.piece(shown, [5])
+        ended = encoder.piece(encoder.between(shown), [5])
         assert ended.ids[0] == spec.renderer.end_of_turn_id and torch.equal(ended.ids[1:], between.ids)
 
 
@@ -75,6 +78,32 @@ def test_a_template_that_cannot_is_refused(
     spec = load_spec(str(tiny(MANNERS[manner], template=manner)), model_max_length=None)
     with pytest.raises(ModelError, match=reason):
         TurnEncoder(spec).check(tools)
+
+
+@pytest.mark.parametrize(
+    ('family', 'between', 'told'),
+    [
+        ('llava', ' USER: And now? ASSISTANT:', True),
+        ('emu3', ' USER: And now? ASSISTANT:', True),
+        ('janus', '<|User|>: And now?\n\n<|Assistant|>:', False),
+    ],
+)
+def test_where_the_template_ends_no_answer_the_sampled_end_does(
+    family: str, between: str, told: bool, tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = load(tiny(family))
+    encoder = TurnEncoder(spec)
+    encoder.check([])
+    assert ('writes no token that ends an answer' in caplog.text) == told
+    run = encoder.between([user('And now?')])
+    assert run.text == between
+    end = spec.renderer.end_of_turn_id
+    assert encoder.piece(run, [5]).ids.tolist() == [end, *encoder.piece(run, [end]).ids.tolist()]
+
+
+def test_a_template_with_another_end_in_the_history_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ModelError, match='does not end an answer with'):
+        TurnEncoder(load(tiny('paligemma'))).check([])
 
 
 def test_two_user_turns_in_a_row_are_one() -> None:

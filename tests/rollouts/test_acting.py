@@ -17,7 +17,9 @@ from align_anything.algorithms.dpo import DPO
 from align_anything.core.actions import ActionSpace
 from align_anything.core.types import Example, Piece, Scored
 from align_anything.environments import Environment, Observation, Said, Step
-from align_anything.environments.pool import Pool, Session
+from align_anything.environments.base import Alone, BatchEnvironment
+from align_anything.environments.hosts import Here
+from align_anything.environments.pool import Pool
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
@@ -55,18 +57,21 @@ class World(Environment):
         return Step(self.shown(), reward=1.0, done=self.turn == self.turns)
 
 
-class Worlds(Pool):
-    """A pool of them, without a file."""
+class Worlds(Here):
+    """Makes them, without a file."""
 
-    def open(self, row: Mapping[str, Any], seed: int) -> Session:
-        return Session(World, row, seed, self.limits, self.retries)
+    def capacity(self, name: str) -> int | None:
+        return 1
+
+    def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
+        return Alone(World())
 
 
 def episodes(tiny: Tiny, spec: FamilySpec, **sampling: Any) -> tuple[list[Example], Any]:
     policy = policy_of(tiny('qwen2_5_vl'), spec, 'shared_prefix').eval()
     codecs = {kind: rules.open() for kind, rules in spec.codes.rules.items()}
     engine = DecodedRollouts(HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=4), codecs)
-    made = Episodes(engine, spec, Worlds('world'), max_turns=3, max_tokens=2000)
+    made = Episodes(engine, spec, Pool('world', host=Worlds()), max_turns=3, max_tokens=2000)
     made.sync(1)
     asked = [[user(f'Go to {index}.')] for index in range(3)]
     examples = [

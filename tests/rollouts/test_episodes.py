@@ -27,6 +27,7 @@ from align_anything.rollouts.episodes import Episodes
 from align_anything.rollouts.experience import complete
 from align_anything.rollouts.hf import HFRollouts
 from align_anything.trainers.loops.judging import completions_of
+from tests.harness.pairwise import in_tiers
 from tests.models.mixed import policy_of
 from tests.models.samples import load, user
 
@@ -100,7 +101,11 @@ def prompts(spec: FamilySpec, number: int = 3) -> list[Example]:
 SAMPLING = Sampling(responses=4, max_new_tokens=5, seed=1)
 
 
-@pytest.mark.parametrize(('family', 'pictures'), [('qwen2', False), ('qwen2_5_vl', True)])
+# Templates of the last two write no token that ends an answer, or not behind the last one.
+READ = [('qwen2', False), ('qwen2_5_vl', True), ('llava', True), ('janus', True), ('emu3', False)]
+
+
+@pytest.mark.parametrize(('family', 'pictures'), in_tiers(READ, READ[:3]))
 def test_what_was_recorded_is_one_forward_pass_over_the_episode(family: str, pictures: bool, tiny: Tiny) -> None:
     made, policy, spec = episodes(tiny, family, pictures=pictures)
     examples = prompts(spec)
@@ -138,7 +143,8 @@ def self_check(response: Response, spec: FamilySpec, pictures: bool) -> None:
         assert own[len(own) - units :].all() and not own[: len(own) - units].any(), 'observations weigh nothing'
         if number:
             told = spec.text_of(response.ids[start : stop - units].tolist())
-            assert f'Turn {number}.<|im_end|>\n<|im_start|>assistant\n' in told
+            opened = '<|im_end|>\n<|im_start|>assistant\n' if spec.model_type.startswith('qwen2') else ''
+            assert f'Turn {number}.{opened}' in told
         start = stop
     assert episode.ended in ('done', 'turns', 'tokens') and response.finished == (episode.ended == 'done')
     judged = [turn for turn in episode.turns if turn.reward is not None]
@@ -242,18 +248,20 @@ def test_what_fails_is_left_out_or_worth_nothing(on_failure: str, tiny: Tiny) ->
     made, _, spec = episodes(tiny, 'qwen2', fails='odd', on_failure=on_failure, max_failures=1.0)
     found = made.generate(prompts(spec), SAMPLING)
     failed = [response for own in found for response in own if response.episode.ended == 'failed']
-    assert 0 < len(made.failed()) < 12 and {item.reason for item in made.failed()} == {'OSError: odd'}
+    lost = made.failed()
+    assert 0 < len(lost) < 12 and {item.reason for item in lost} == {'OSError: odd'}
     if on_failure == 'zero':
-        assert len(failed) == len(made.failed()) and [len(own) for own in found] == [4, 4, 4]
+        assert len(failed) == len(lost) and [len(own) for own in found] == [4, 4, 4]
         assert all(response.episode.reward == 0 and response.episode.cost == 0 for response in failed)
     else:
-        assert not failed and sum(map(len, found)) <= 12 - len(made.failed()) and 1 not in map(len, found)
+        assert not failed and sum(map(len, found)) <= 12 - len(lost) and 1 not in map(len, found)
 
 
 def test_too_many_failures_end_the_run_with_the_last_of_them(tiny: Tiny) -> None:
     made, _, spec = episodes(tiny, 'qwen2', fails='reset')
+    made.generate(prompts(spec), SAMPLING)
     with pytest.raises(WorldError, match='12 of the last 12 episodes failed.*row 2: OSError: no world') as ended:
-        made.generate(prompts(spec), SAMPLING)
+        made.failed()
     assert "raise OSError('no world')" in str(ended.value)
     made = replace(made, max_failures=1.0)
     assert made.generate(prompts(spec), SAMPLING) == [[], [], []] and len(made.failed()) == 12

@@ -94,6 +94,14 @@ WRONG: dict[str, tuple[str, Any, dict[str, torch.Tensor], str]] = {
     'a prompt too long': ('/generate', asked(prompt={'prompt_token_ids': [1] * 8}), {}, 'request 0 has 8 tokens'),
     'another prompt': ('/generate', asked(prompt={'prompt_token_ids': [1], 'prompt': 'x'}), {}, 'not permitted'),
     'another kind': ('/generate', asked(media={'smell': []}), {}, 'media.smell'),
+    'a medium never sent': ('/generate', asked(media={'image': [{'name': 'x'}]}), {}, "'x' was never sent"),
+    'a nameless medium': ('/generate', asked(media={'image': [{}]}), {}, 'no tensor'),
+    'a name and none': (
+        '/generate',
+        asked(media={'image': [{'tensor': 'x'}, {'tensor': 'x', 'name': 'y'}]}),
+        {'x': PICTURE},
+        'some have none',
+    ),
     'no tensor': ('/generate', asked(media={'image': [{'tensor': 'x'}]}), {}, "no tensor 'x'"),
     'a sound as picture': ('/generate', asked(media={'image': [{'tensor': 'x'}]}), {'x': SOUND}, 'float32 (5,)'),
     'a picture as sound': (

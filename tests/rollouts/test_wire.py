@@ -16,6 +16,7 @@ from align_anything.rollouts.vllm_client import CHUNK_BYTES, _chunks
 from align_anything.rollouts.vllm_engine import Engine, Generated, Request, VLLMOptions
 from align_anything.rollouts.vllm_server import Served, make_app
 from align_anything.rollouts.wire import (
+    named_media,
     pack,
     pack_generated,
     pack_requests,
@@ -49,8 +50,39 @@ def test_requests_arrive_as_they_were() -> None:
     assert np.array_equal(frames, FRAMES) and metadata == media['video'][0][1]
 
 
+def test_media_with_names_go_once() -> None:
+    def request(*names: str) -> Request:
+        media = [Image.fromarray(PIXELS[: 2 + number]) for number in range(len(names))]
+        prompt = {'prompt_token_ids': [1], 'multi_modal_data': {'image': media}}
+        return Request({**prompt, 'multi_modal_uuids': {'image': [*names]}}, {'n': 1})
+
+    def shapes(message: bytes) -> dict[str, list[int]]:
+        return {name: [*tensor.shape] for name, tensor in unpack(message)[1].items()}
+
+    first = pack_requests([request('r/0'), request('r/0', 'r/1')])
+    assert shapes(first) == {'r/0': [2, 7, 3], 'r/1': [3, 7, 3]}
+    arrived = unpack_requests(first)
+    assert arrived[1].prompt['multi_modal_data']['image'][0] is arrived[0].prompt['multi_modal_data']['image'][0]
+    held = named_media(arrived)
+    assert [*held] == ['r/0', 'r/1']
+    later = pack_requests([request('r/0', 'r/1', 'r/2')], held)
+    assert shapes(later) == {'r/2': [4, 7, 3]}
+    (one,) = unpack_requests(later, held)
+    assert [image.height for image in one.prompt['multi_modal_data']['image']] == [2, 3, 4]
+    assert one.prompt['multi_modal_uuids'] == {'image': ['r/0', 'r/1', 'r/2']}
+    with pytest.raises(SampleError, match="'r/0' was never sent"):
+        unpack_requests(later, {'r/1': held['r/1']})
+
+
+def test_a_server_holds_what_each_rank_named_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served()
+    for names in (['a/0', 'a/1'], ['b/0'], ['a/1', 'a/2'], []):
+        served._hold(dict.fromkeys(names, 'picture'))
+    assert sorted(served._media) == ['a/1', 'a/2', 'b/0']
+
+
 def test_responses_arrive_as_they_were() -> None:
-    generated = [Generated([1, 2], [([3, 4], [-0.1, -1 / 3]), ([], [])])]
+    generated = [Generated([1, 2], [([3, 4], [-0.1, -1 / 3]), ([], [])], 32)]
     assert unpack_generated(pack_generated(generated)) == generated
 
 

@@ -45,6 +45,10 @@ RATIOS = {
         for what in ('shared_prefix / padded', 'shared_prefix / trl', 'memory of shared_prefix / trl')
     ],
     'online': [],
+    'episodes': [
+        'episodes of 4 turns by vLLM: history kept / computed again',
+        'GRPO update on episodes: shared_prefix / padded',
+    ],
     'environments': [f'environments {what}: waiting / step' for what in ('in this process', 'in 2 processes')],
     'pictures': ['GRPO update on pictures: shared_prefix / padded'],
     'sampling': [],

@@ -17,7 +17,12 @@ from PIL import Image
 from align_anything.algorithms.base import known_algorithms
 from align_anything.algorithms.online import Online
 from align_anything.cli.leaves import find_run
+from align_anything.core.actions import ActionSpace
+from align_anything.datasets.formatters.chores import CAMERAS as VIEWS
+from align_anything.datasets.formatters.chores_tasks import STRETCH_ACTIONS
 from align_anything.datasets.template_registry import make_formatter
+from align_anything.testing.acting import build_acting
+from align_anything.testing.episodes import episodes, write_chores
 from align_anything.testing.tiny.judges import JUDGES, build_judge
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
@@ -26,6 +31,7 @@ from align_anything.trainers.runs.rewarding import make_rewards
 from tests.datasets.clips import sound, tone
 from tests.models.stand_ins import FAMILIES as STAND_INS
 from tests.models.stand_ins import build
+from tests.policies.acting.worlds import SMALL as SMALL_ACTING
 from tests.trainers.runs import run
 from tests.trainers.test_scoring import with_head
 
@@ -44,7 +50,7 @@ TRAINED = [path for path in SCRIPTS if path.stem.endswith('_sft') or path.stem i
 # What `make test` runs: a script for each pair, and for each kind of algorithm one of those that no test trains.
 FIRST_TRAINED = (
     'sd3_dpo wan_sft flux_kontext_sft llama_dpo own_data_sft qwen2_audio_sft qwen2_vl_video_sft '
-    'qwen2_5_omni_thinker_sft drawing_sft speaking_sft illustrating_sft unified_sft'
+    'qwen2_5_omni_thinker_sft drawing_sft speaking_sft illustrating_sft unified_sft spoc_sft'
 ).split()
 FIRST_DRY = 'qwen2_grpo llava_ppo qwen2_audio_rm'.split()
 
@@ -129,6 +135,8 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     'AA_TV2T': {**RANKED, 'video_path': 'clip'},
 }
+# Of templates that read folders of files.
+FOLDERS = {'Chores': lambda folder: write_chores(folder, episodes(3, 5, 2, 4))}
 # Of scripts that name the columns themselves.
 DRAWN = {'role': 'assistant', 'content': [{'type': 'text', 'text': 'So: '}, {'type': 'image', 'image': 'picture.png'}]}
 ROW = {
@@ -215,7 +223,10 @@ def aimed(
     text = script.read_text()
     template = re.search(r'TRAIN_TEMPLATE:-([\w-]+)', text).group(1)
     rows = folder / 'rows.jsonl'
-    rows.write_text(f'{json.dumps(ROW.get(script.stem, ROWS[template]))}\n' * 4)
+    if template in FOLDERS:
+        rows = FOLDERS[template](folder / 'PickupType')
+    else:
+        rows.write_text(f'{json.dumps(ROW.get(script.stem, ROWS[template]))}\n' * 4)
     write_media(folder)
     model = made(script.stem)
     header = {
@@ -245,6 +256,9 @@ def made(tiny: Callable[..., Path], emitting: Callable[..., Path], tmp_path: Pat
     """`made('llava_sft')` returns a tiny model of the kind that the script of that name trains."""
 
     def model(name: str) -> Path:
+        if name == 'spoc_sft':
+            space = ActionSpace(names=tuple(STRETCH_ACTIONS.values()), cameras=VIEWS)
+            return build_acting(tmp_path / name, space, **SMALL_ACTING)
         if name in EMITTING:
             return emitting(EMITTING[name])
         family = FAMILIES.get(name) or next(path.parent.name for path in SCRIPTS if path.stem == name)

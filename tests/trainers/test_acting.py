@@ -15,6 +15,7 @@ from PIL import Image
 from align_anything.environments.demonstrations import write_demonstrations
 from align_anything.models.action_space import read_action_space, write_action_space
 from align_anything.trainers.pairs import PAIRS
+from tests.harness.pairwise import in_tiers
 from tests.trainers.runs import lines, run, sft, succeed, write_rows
 from tests.trainers.test_online import metrics_of, named
 
@@ -95,7 +96,7 @@ def test_an_arm_learns_by_tokens_and_keeps_its_statistics(arm: Path, tiny: Tiny,
     assert lines(second / 'metrics.jsonl')[-1]['train/preference_loss'] > 0
 
 
-@pytest.mark.parametrize('name', ['grpo', 'saferlhf'])
+@pytest.mark.parametrize(('name',), in_tiers([('grpo',), ('saferlhf',)], [('saferlhf',)]))
 def test_a_robot_learns_in_its_room(name: str, room: Path, tiny: Tiny, tmp_path: Path) -> None:
     space = replace(read_action_space_of_room(), tokens='words')
     model = tmp_path / 'model'

@@ -128,7 +128,7 @@ def test_log_probabilities_are_of_the_weights_that_sampled(whole: Path) -> None:
     """Those of slice_4 sampled what slice_8 has generated ahead, and what is trained on up to step 12."""
     shown = [record['prompt'] for record in lines(whole / 'completions.jsonl') if record['step'] == 12]
     saved = torch.load(whole / 'slice_8' / 'state' / 'pending_rank0.pt', weights_only=True)
-    sampled = [response for responses in saved for response in responses]
+    sampled = [response for responses in saved['responses'] for response in responses]
     assert {response['version'] for response in sampled} == {4} and len(sampled) == len(shown)
     told = torch.cat([response['per_unit']['rollout'] for response in sampled])
     scored = {

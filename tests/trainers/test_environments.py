@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run
+from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError
+from align_anything.core.types import Example
 from align_anything.environments import remote
+from align_anything.rollouts.experience import responses_of
 from align_anything.trainers.launch import settings_of
+from align_anything.trainers.loops import online
+from align_anything.trainers.loops.crediting import credited, over_limit
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs.checks import check_online
 from tests.harness.pairwise import in_tiers
@@ -142,6 +151,51 @@ def test_every_online_algorithm_learns_from_responses_with_holes(
         assert 0 < records[0]['train/reward/cost'] and 'train/multiplier' in records[0]
 
 
+CREDITED = [('grpo', 'zero'), ('ppo', 'keep'), ('saferlhf', 'drop'), ('rloo', 'drop')]
+
+
+@pytest.mark.parametrize(('name', 'on_limit'), in_tiers(CREDITED, CREDITED[2:3]))
+def test_turns_are_credited_one_by_one(folder: Path, tiny: Tiny, tmp_path: Path, name: str, on_limit: str) -> None:
+    changes: dict[str, Any] = {'credit': 'turn', 'on_limit': on_limit, 'max_steps': 6, 'max_turns': 3}
+    changes |= {'num_generations': 6, 'per_device_train_batch_size': 12, 'log_completions': 1}
+    changes |= {
+        'ppo': {'critic_lr': 1e-3},
+        'rloo': {'importance_level': 'token', 'loss_aggregation': 'token-mean'},
+        'saferlhf': {'critic_lr': 1e-3, 'threshold': 0.1, 'lambda_init': 1},
+    }.get(name, {})
+    seen = tmp_path / 'seen.txt'
+    ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), 2, algorithm=named(name), before=writes_down(seen))
+    assert [item.code for item in ended] == [0, 0], ended[0].output
+    records = metrics_of(tmp_path)
+    assert records[-1]['step'] == 6 and all(record['train/rollout_drift'] < 1e-5 for record in records)
+    # What is told is told of all that was sampled.
+    assert all(0 < record['train/truncated'] < 1 for record in records)
+    lost, rewards, of_lost, costs = map(sum, zip(*(map(float, line.split()) for line in open(seen)), strict=True))
+    assert rewards > 0 and (costs > 0) == (name == 'saferlhf')
+    assert (lost > 0) == (on_limit != 'drop') and (of_lost > 0) == (on_limit == 'keep')
+    worth = {(record['ended'] == 'done', bool(record['reward'])) for record in lines(tmp_path / 'completions.jsonl')}
+    assert (True, True) in worth and ((False, True) in worth) == (on_limit != 'zero')
+
+
+def writes_down(file: Path) -> Callable[[int], None]:
+    """Of each rollout the episodes over a limit, and the sums of rewards, of those over a limit, and of costs."""
+
+    def before(rank: int) -> None:
+        def seen(examples: list[Example], cfgs: OnlineRunCfgs) -> dict[str, Any]:
+            found, lost = credited(examples, cfgs), over_limit(examples)
+            units = torch.tensor([response.units for response in responses_of(examples)], dtype=torch.long)
+            of_lost = lost.repeat_interleave(units)
+            rewards = found['turn_rewards']
+            costs = 0.0 if found['turn_costs'] is None else float(found['turn_costs'].sum())
+            with open(file, 'a') as opened:
+                opened.write(f'{int(lost.sum())} {float(rewards.sum())} {float(rewards[of_lost].sum())} {costs}\n')
+            return found
+
+        online.credited = seen
+
+    return before
+
+
 @pytest.mark.extended
 @pytest.mark.parametrize(('name', 'workers'), [('ppo', 0), ('grpo', 0), ('grpo', 2)])
 def test_killed_in_an_episode(folder: Path, tiny: Tiny, tmp_path: Path, name: str, workers: int) -> None:
@@ -156,6 +210,23 @@ def test_killed_in_an_episode(folder: Path, tiny: Tiny, tmp_path: Path, name: st
     assert [item.code for item in ended] == [0, 0], ended[0].output
     assert_same(whole, broken)
     assert (broken / 'completions.jsonl').read_text() == (whole / 'completions.jsonl').read_text()
+
+
+@pytest.mark.extended
+def test_a_served_environment_is_the_same(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    name, url = f'{folder}/world.py:World', f'http://127.0.0.1:{port}'
+    command = [sys.executable, '-m', 'align_anything.cli', 'serve-environment', name, '--port', str(port)]
+    with subprocess.Popen([*command, '--workers', '2']) as server:
+        try:
+            for environment in (name, url):
+                output = tmp_path / ('served' if environment == url else 'here')
+                (ended,) = run(argv(folder, output, tiny('qwen2'), environment=environment), algorithm=named('grpo'))
+                assert ended.code == 0, ended.output
+        finally:
+            server.terminate()
+    assert_same(tmp_path / 'here', tmp_path / 'served')
 
 
 @pytest.mark.extended
@@ -188,14 +259,16 @@ def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path:
         ({'environment': 'calculater'}, "unknown environment 'calculater'. Did you mean 'calculator'"),
         ({'environment': 'number_game', 'environment_kwargs': '{hihg: 3}'}, "no option 'hihg'. Did you mean 'high'"),
         ({'environment': 'number_game', 'environment_kwargs': '{high: 0}'}, 'there is nothing to guess'),
-        ({'use_vllm': True}, 'not generated with vLLM yet'),
         ({'max_episode_tokens': 300}, 'is more than model_cfgs.model_max_length = 256'),
         ({'max_episode_tokens': 6}, 'holds no turn of model_cfgs.max_new_tokens = 6'),
         ({'environment': None}, 'it means nothing without environment'),
+        ({'credit': 'turn', 'normalize_reward': True}, 'train_cfgs.normalize_reward brings scores of whole episodes'),
+        ({'credit': 'turn', 'importance_level': 'sequence'}, 'importance_level sequence is one ratio'),
         ({'environment_timeout': 3}, 'nothing can end an environment that hangs in the process that trains'),
+        ({'environment': 'http://127.0.0.1:9'}, 'http://127.0.0.1:9 cannot be reached'),
         ({'environment': 'http://127.0.0.1:9', 'environment_workers': 2}, 'the server of the environment decides'),
         ({'environment': 'http://127.0.0.1:9', 'environment_kwargs': '{high: 3}'}, 'the server of the environment'),
-        ({'environment': 'http://127.0.0.1:9', 'environment_timeout': 3}, 'http://127.0.0.1:9 cannot be reached'),
+        ({'environment': 'http://127.0.0.1:9', 'environment_timeout': 3}, 'the server of the environment decides'),
     ],
 )
 def test_settings_that_cannot_be_obeyed_are_refused(
@@ -212,6 +285,3 @@ def test_what_generates_nothing_has_no_environment(folder: Path, tmp_path: Path)
     given = sft(tmp_path, Path('model'), folder / 'rows.jsonl', environment='number_game')
     with pytest.raises(SettingsError, match='environment'):
         settings_of(PAIRS['text_to_text'], find_run('text_to_text', 'sft')[1], given, {})
-    with pytest.raises(SettingsError, match='generate trains nothing and does not read it'):
-        generate = find_run('text_to_text', 'generate')[1]
-        settings_of(PAIRS['text_to_text'], generate, ['--environment', 'number_game', '--max_turns', '3'], {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 from functools import reduce
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from align_anything.algorithms.dpo import DPO
 from align_anything.algorithms.sft import SFT
 from align_anything.core.types import Cost, Example, Piece
+from align_anything.models.architecture import skeleton
 from align_anything.models.pretrained_model import load_spec
-from align_anything.models.work import WorkOf, tensors_of
+from align_anything.models.work import Span, tower_spans, work_of_model
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import LAYOUTS
 from align_anything.policies.token.plan import work_of
@@ -60,46 +62,48 @@ def test_images_count_with_the_tower_that_reads_them(tiny, tmp_path):
     assert sum(record['train/samples'] for record in lines(tmp_path / 'run' / 'metrics.jsonl')) == 12
 
 
-def test_positions_of_the_towers():
+def test_positions_of_the_towers(tiny):
     # three images of 28 x 42 pixels in patches of 14: 3 x 2 x 3; two cut by the processor; an audio clip of 10 frames
     media = {
         'pixel_values': torch.zeros(3, 3, 28, 42),
-        'pixel_values_videos': torch.zeros(2, 588),
+        'pixel_values_videos': torch.zeros(8, 588),
+        'video_grid_thw': torch.tensor([[2, 2, 2]]),
         'input_features': torch.zeros(1, 32, 10),
     }
-    assert tensors_of(media, patch_area=196) == (18 + 2, 5)
-
-
-def test_a_part_counts_by_the_products_that_its_weights_take_part_in(tiny):
     spec = load_spec(str(tiny('llava')), model_max_length=512)
-    trained, frozen, adapted = WorkOf(spec), WorkOf(spec, vision=1), WorkOf(spec, language=2, vision=1)
-    assert trained.vision > 0 and trained.audio == 0
-    assert trained.vision == pytest.approx(3 * frozen.vision) == pytest.approx(2 * adapted.vision)
+    assert tower_spans(media, spec) == ([*3 * [Span(6)], Span(4), Span(4)], [Span(5)])
 
 
 def test_of_experts_those_count_that_a_token_goes_through(tiny):
     spec = load_spec(str(tiny('qwen3_omni_moe_thinker')), model_max_length=512)
-    chosen = WorkOf(spec).vision
+
+    def weights() -> float:
+        return work_of_model(skeleton(spec.config), spec, recomputes=False).stacks['language_model'].weights
+
+    chosen = weights()
     spec.config.get_text_config().num_experts_per_tok = spec.config.get_text_config().num_experts
-    assert WorkOf(spec).vision < 0.9 * chosen
+    assert weights() > 1.1 * chosen
 
 
 @pytest.mark.parametrize(
-    ('settings', 'products'),
+    ('settings', 'language', 'vision'),
     [
-        ({'freeze_vision_tower': False}, (3, 3)),
-        ({'freeze_vision_tower': False, 'gradient_checkpointing': True}, (4, 4)),
-        ({'freeze_vision_tower': True, 'gradient_checkpointing': True}, (4, 1)),
-        ({'use_lora': True}, (2, 1)),
-        ({'use_lora': True, 'vision_lora': True}, (2, 2)),
+        ({'freeze_vision_tower': False}, 3, 3),
+        ({'freeze_vision_tower': False, 'gradient_checkpointing': True}, 4, 4),
+        ({'freeze_vision_tower': True, 'gradient_checkpointing': True}, 4, 1),
+        ({'use_lora': True}, 2, 1),
+        ({'use_lora': True, 'vision_lora': True}, 2, 2),
     ],
 )
-def test_what_is_frozen_or_adapted_is_known_to_the_estimate(tiny, tmp_path, settings, products):
+def test_what_is_frozen_or_adapted_is_known_to_the_estimate(tiny, tmp_path, settings, language, vision):
+    """Of a matrix: forward, the gradient of its input, that of itself, and forward again."""
     argv = sft(tmp_path, tiny('llava'), write_rows(tmp_path / 'rows.jsonl', text_rows(1)), **settings)
     cfgs = settings_of(IMAGE, SFT, argv, {}).cfgs
-    language, vision = products
-    spec = spec_of(cfgs)
-    assert work_of(spec, cfgs).vision == WorkOf(spec, language=language, vision=vision).vision
+    stacks = work_of(spec_of(cfgs), cfgs).work.stacks
+    for name, products in (('language_model', language), ('vision_tower', vision)):
+        once, found = stacks[name].weights * 10, replace(stacks[name], attention={}, inner=stacks[name].weights)
+        flops = found.flops((), positions=10)
+        assert flops.forward == once and flops.model + flops.again == products * once
 
 
 def test_settings_that_contradict_each_other_are_refused(tiny, tmp_path):

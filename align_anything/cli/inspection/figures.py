@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from align_anything.cli.inspection.rows import RowSize, SetSurvey, Survey
+from align_anything.datasets.action_statistics import Seen
 
 BINS = 12
 
@@ -24,6 +27,13 @@ class Bin:
         return str(self.low) if self.low == self.high else f'{self.low}–{self.high}'
 
 
+class Share(NamedTuple):
+    """Rows, or steps, of one kind."""
+
+    label: str
+    rows: int
+
+
 def histogram(values: list[int], bins: int = BINS) -> list[Bin]:
     """Returns up to `bins` bins of equal width, the last cut at the largest value; none for no values."""
     if not values:
@@ -34,17 +44,30 @@ def histogram(values: list[int], bins: int = BINS) -> list[Bin]:
     return [Bin(low + n * width, min(low + (n + 1) * width - 1, high), counts[n]) for n in range(max(counts) + 1)]
 
 
-def histograms(survey: Survey, found: SetSurvey) -> dict[str, list[Bin]]:
+def actions_of(seen: Seen) -> dict[str, list[Share]]:
+    """Returns how often each named action is done, and of numbers how they lie in each dimension, by their titles."""
+    charts = {'steps by action': [Share(*pair) for pair in seen.names.most_common()]} if seen.names else {}
+    known = [*seen.told.get('dimensions', ())]
+    for dataset, running in sorted(seen.values.items()):
+        names = known[0] if len(known) == 1 else [f'x{number}' for number in range(len(running.counted))]
+        for name, counted in zip(names, running.counted, strict=False):
+            title = f"'{name}' of actions" if len(seen.values) == 1 else f"'{name}' of actions in {dataset}"
+            charts[title] = [Share(f'{low:.3g} to {high:.3g}', rows) for low, high, rows in counted.histogram(BINS)]
+    return charts
+
+
+def histograms(survey: Survey, found: SetSurvey) -> dict[str, Sequence[Bin | Share]]:
     """Returns the histograms of a set by their titles; media only where there are some."""
+    done = {} if found.acted is None else actions_of(found.acted)
     if survey.denoises:
-        return {'bytes of a prompt': histogram([size.tokens - size.trained for size in found.sizes])}
+        return done | {'bytes of a prompt': histogram([size.tokens - size.trained for size in found.sizes])}
     figures = {
         'tokens of a row': histogram([size.tokens for size in found.sizes]),
         'trained tokens of a row': histogram([size.trained for size in found.sizes]),
     }
     if any(size.media_tokens for size in found.sizes):
         figures['media tokens of a row'] = histogram([size.media_tokens for size in found.sizes])
-    return figures
+    return figures | done
 
 
 def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
@@ -74,6 +97,8 @@ def summary(survey: Survey, found: SetSurvey) -> dict[str, str]:
             'media tokens': f'{media:,}{_share(media, tokens)}',
             'longest row': f'{max((size.tokens for size in found.sizes), default=0):,} tokens of {limit:,}',
         }
+    if found.acted is not None:
+        lines['actions'] = found.acted.written()
     if filtered:
         lines['filtered among them'] = f'{filtered:,} that the template or data_cfgs.drop_truncated leaves out'
     if truncated:

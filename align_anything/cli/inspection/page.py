@@ -12,12 +12,14 @@ from align_anything.cli.inspection.rows import Sample, SetSurvey, Survey, size_o
 from align_anything.configs.saving import dump_resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.types import Example
+from align_anything.datasets.media.writing import data_uri
 from align_anything.models.encoding import truncate
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.html import render
 from align_anything.trainers.runs.dry_run import show_example
 
 LISTED_SKIPS = 1000
+GIF_TYPE = 'image/gif'
 EXAMPLES_OF_A_REASON = 3
 # The styles that show_example gives to trained tokens, media, and the rest.
 CLASSES: Mapping[str, str] = {'bold green': 'trained', 'magenta': 'media', 'dim': 'prompt'}
@@ -45,6 +47,7 @@ def _set(survey: Survey, found: SetSurvey) -> dict[str, Any]:
         'charts': histograms(survey, found),
         'skipped': found.skipped,
         'reasons': found.reasons(),
+        'replays': [(replay.source, data_uri(GIF_TYPE, replay.animation)) for replay in found.replays],
         'samples': [_sample(sample, survey) for sample in found.samples],
     }
 

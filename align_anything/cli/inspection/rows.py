@@ -7,21 +7,25 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.redaction import without_secrets
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.types import CodedMedia, Conversation, Example, Piece, Skipped
+from align_anything.core.errors import SampleError
+from align_anything.core.types import ACTION, CodedMedia, Conversation, Example, Piece, Skipped
+from align_anything.datasets.action_statistics import Seen, seen_in
 from align_anything.datasets.dataset import ExampleDataset, Remembering, Source
 from align_anything.datasets.loader import Loader
+from align_anything.datasets.media import decode_conversations
 from align_anything.datasets.mixture import StreamedRow, StreamMixture
 from align_anything.datasets.sampler import BatchShape, Sampler
 from align_anything.datasets.skips import by_kind
 from align_anything.models.diffusion.prepared import LATENTS
 from align_anything.models.family import FamilySpec
+from align_anything.reporting.episodes import animated_episode
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.data import make_dataset, open_run
 from align_anything.trainers.runs.dry_run import shape_of
@@ -30,6 +34,7 @@ from align_anything.trainers.runs.windows import windows_of
 READ_AT_ONCE = 8
 STREAMED_ROWS = 1000
 SAMPLES = 50
+REPLAYS = 3
 
 RowKey = int | StreamedRow
 
@@ -58,6 +63,13 @@ class Sample:
     example: Example
 
 
+class Replay(NamedTuple):
+    """A whole episode: the row that it is, and an animation of it as a GIF file."""
+
+    source: str
+    animation: bytes
+
+
 @dataclass
 class SetSurvey:
     """What is known of one set of rows.
@@ -68,6 +80,8 @@ class SetSurvey:
         sizes: of the usable rows among those read, in order.
         skipped: the others.
         samples: some usable rows, spread evenly over those read.
+        acted: what is done in the rows, where answers are actions.
+        replays: a few episodes of them.
     """
 
     name: str
@@ -75,6 +89,8 @@ class SetSurvey:
     sizes: list[RowSize] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    acted: Seen | None = None
+    replays: list[Replay] = field(default_factory=list)
 
     @property
     def read(self) -> int:
@@ -119,6 +135,9 @@ def survey(pair: Pair, algorithm: Algorithm, cfgs: RunCfgs, rows: int | None) ->
                 windows=windows_of(cfgs, pair, algorithm, spec),
             )
             sets.append(_survey_set(name, dataset, opened, spec, cfgs, rows))
+            if ACTION in pair.writes and sets[-1].total is not None:
+                sets[-1].acted = seen_in(dataset, limit=rows)
+                sets[-1].replays = list(islice(_replays(dataset), REPLAYS))
     return Survey(f'{pair.name} {algorithm.name}', spec, cfgs.data_cfgs.max_skipped_ratio, sets)
 
 
@@ -171,6 +190,21 @@ def _survey_set(
             example.source = cleaned(example.source)
             result.samples.append(Sample(remembered.conversations, example))
     return result
+
+
+def _replays(dataset: ExampleDataset) -> Iterator[Replay]:
+    """Whole episodes, however rows are cut."""
+    for number in range(min(len(dataset), SAMPLES)):
+        conversations = dataset.formatted(number)
+        if isinstance(conversations, Skipped):
+            continue
+        try:
+            (decoded,) = decode_conversations(conversations[:1])
+        except SampleError:
+            continue
+        animation = animated_episode(decoded)
+        if animation is not None:
+            yield Replay(cleaned(dataset.name_of(number)), animation)
 
 
 class _InOrder(Sampler):

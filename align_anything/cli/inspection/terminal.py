@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align_anything.cli.inspection.figures import Bin, histograms, stops, summary
+from align_anything.cli.inspection.figures import Bin, Share, histograms, stops, summary
 from align_anything.cli.inspection.rows import SetSurvey, Survey
 from align_anything.trainers.runs.dry_run import marks_of, show_example
 
@@ -48,11 +49,13 @@ def _print_set(console: Console, survey: Survey, found: SetSurvey) -> None:
         console.print(f'\n{marks_of(survey.spec)}')
 
 
-def _chart(title: str, bins: list[Bin]) -> Table:
+def _chart(title: str, bins: Sequence[Bin | Share]) -> Table:
     table = Table(title=title, show_header=False, box=None)
     most = max((item.rows for item in bins), default=1)
     for item in bins:
-        table.add_row(item.label, Text('█' * math.ceil(BAR * item.rows / most), style='blue'), str(item.rows))
+        table.add_row(
+            Text(_printable(item.label)), Text('█' * math.ceil(BAR * item.rows / most), style='blue'), str(item.rows)
+        )
     return table
 
 

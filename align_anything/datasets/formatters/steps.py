@@ -9,7 +9,7 @@ from align_anything.core.errors import SampleError
 from align_anything.datasets.formatters.base import register_template
 from align_anything.datasets.formatters.columns import Row, filled, from_json, number, truth
 from align_anything.datasets.formatters.recorded import Recorded, chosen
-from align_anything.datasets.formatters.turns import PairSample, Sample
+from align_anything.datasets.formatters.turns import OUTCOMES, PairSample, Sample
 from align_anything.datasets.spoken_actions import STATE, actions_of, state_of
 from align_anything.datasets.trajectories import Trajectory, joined_actions, turns_of
 
@@ -18,8 +18,8 @@ CAMERA = 'camera'
 KEYS = ('image', 'images', 'action', STATE, 'reward', 'cost', 'costs')
 TASKS = ('instruction', 'task', 'mission', 'language_instruction')
 PAIRS = (('better', 'worse'), ('chosen', 'rejected'))
-BESIDE = ('seed', 'environment', 'dimensions')
-"""Columns that say how an episode came about, and ride along."""
+OWN = ('success', 'rewards', 'costs', 'cameras')
+"""What the steps themselves tell."""
 
 
 @register_template('Steps')
@@ -75,7 +75,7 @@ class Steps(Recorded):
             raise SampleError('each step should have one action, but some have chunks of several: write them as steps.')
         said = next((episode.get(name) or row.get(name) for name in TASKS if episode.get(name) or row.get(name)), '')
         success = episode.get('success', row.get('success'))
-        beside = {name: row[name] for name in BESIDE if filled(row, name)}
+        beside = {name: row[name] for name in OUTCOMES if filled(row, name) and name not in OWN}
         return Trajectory(
             self.asked(str(said)),
             self._pictures(episode, steps),

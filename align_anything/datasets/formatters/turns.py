@@ -107,6 +107,10 @@ def with_its_media(turn: dict[str, Any], meta: Meta) -> tuple[dict[str, Any], Me
     return taken, rest
 
 
+OUTCOMES = ('seed', 'success', 'reward', 'rewards', 'cost', 'costs', 'environment', 'dimensions', 'cameras')
+"""Columns of a recorded episode that say how it began and what came of it, and ride along in `meta`."""
+
+
 def acts(turn: Mapping[str, Any]) -> bool:
     """Tells whether a turn does something."""
     content = turn.get('content')

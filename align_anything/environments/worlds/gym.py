@@ -1,16 +1,18 @@
-"""Environments of gymnasium, whose actions are said in words."""
+"""Environments of gymnasium, acted in by words, by numbers, or by the actions of policies that have them."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy
 from PIL import Image
 
+from align_anything.core.actions import Actions, ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
 from align_anything.environments.base import Environment, Observation, Said, Step, register_environment
 
@@ -19,21 +21,25 @@ OF_MINIGRID = ('MiniGrid-', 'BabyAI-')
 EXTRA = "pip install 'align-anything[environments]'"
 BY_REWARD = 'reward'
 DIGITS = 3
+NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
 COLOUR = re.compile(r'\x1b\[[\d;]*m')
 HIGHLIGHT = re.compile(rf'(?:{COLOUR.pattern})+([^\x1b]+)\x1b\[0m')
 
 
 @register_environment('gymnasium')
 class Gymnasium(Environment):
-    """An environment of gymnasium with discrete actions; the last action that a turn names is done.
+    """An environment of gymnasium whose actions are discrete, or numbers in a box.
 
-    One that ends itself is done; one that its time limit ends is unfinished. It is never stepped after either, so that
-    what resets itself mixes no episodes.
+    Of what a turn says in words the last action is done, or the last numbers, as many as an action has. Of policies
+    that write actions each step of a turn is done, numbers as far as the box goes. One that ends itself is done; one
+    that its time limit ends is unfinished. It is never stepped after either, so that what resets itself mixes no
+    episodes.
 
     Args:
         id: its name, such as `MiniGrid-Empty-5x5-v0`; `module:Name-v0` imports the module first.
         options: arguments of `gymnasium.make`.
-        actions: words for its actions, in their order; by default the names that it has for them, else their numbers.
+        actions: words for its actions, in their order, by default the names that it has for them, else their numbers;
+            or names for the numbers of an action.
         observation: what is shown of it: the `values` of what it observes, what it draws in text (`ansi`), or a picture
             (`image`) with the texts among the values.
         pixels: length that the longer side of a picture is brought to; None leaves it.
@@ -42,7 +48,7 @@ class Gymnasium(Environment):
         success: key of `info` that tells of success, or `reward`: it ended itself, with a reward above 0.
 
     Raises:
-        WorldError: there is no such environment, or its actions are not discrete, or not as many as words.
+        WorldError: there is no such environment, its actions are something else, or not as many as words.
     """
 
     def __init__(
@@ -57,9 +63,10 @@ class Gymnasium(Environment):
         success: str | None = None,
     ) -> None:
         self._world = _made(id, RENDERED[observation], options or {})
-        self._first, self._actions = _words(self._world, id, actions)
+        self._do = _Words(self._world, id, actions) if _is_discrete(self._world) else _Numbers(self._world, id, actions)
+        self.actions = self._do.space
         self._shown, self._pixels, self._cost, self._success = observation, pixels, cost, success
-        self._rules = f'Say one of: {", ".join(self._actions)}.' if rules is None else rules
+        self._rules = self._do.rules if rules is None else rules
         self._over = True
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
@@ -69,18 +76,24 @@ class Gymnasium(Environment):
         return self._observation(observed, self._rules)
 
     def step(self, said: Said) -> Step:
-        """Does the last action that is named; where none is, asks for one."""
+        """Does what is said; where that is no action, asks for one."""
         if self._over:
             raise WorldError('the episode is over, and a further turn came.')
-        action = self._action(said)
-        if action is None:
-            return Step(Observation(f'Say one of: {", ".join(self._actions)}.'), costs=self._costs({}))
-        observed, reward, terminated, truncated, info = self._world.step(action)
-        self._over = bool(terminated or truncated)
+        todo = self._todo(said)
+        if not todo:
+            return Step(Observation(self._do.rules), costs=self._costs({}))
+        whole, costs = 0.0, Counter(self._costs({}))
+        for action in todo:
+            observed, reward, terminated, truncated, info = self._world.step(action)
+            self._over = bool(terminated or truncated)
+            whole += float(reward)
+            costs.update(self._costs(info))
+            if self._over:
+                break
         return Step(
             self._observation(observed),
-            reward=float(reward),
-            costs=self._costs(info),
+            reward=whole,
+            costs=dict(costs),
             done=bool(terminated),
             truncated=bool(truncated),
             info=self._told(bool(terminated), float(reward), info) if self._over else {},
@@ -90,13 +103,9 @@ class Gymnasium(Environment):
         """Closes it."""
         self._world.close()
 
-    def _action(self, said: Said) -> int | None:
-        """The action that a turn says."""
-        words = '|'.join(re.escape(word) for word in sorted(self._actions, key=len, reverse=True))
-        found = re.findall(rf'(?<!\w)(?:{words})(?!\w)', said.text, re.IGNORECASE)
-        if not found:
-            return None
-        return self._first + [word.lower() for word in self._actions].index(found[-1].lower())
+    def _todo(self, said: Said) -> list[Any]:
+        """The actions that a turn says, in order."""
+        return self._do.said(said.text) if said.actions is None else self._do.done(said.actions)
 
     def _costs(self, info: Mapping[str, Any]) -> dict[str, float]:
         return {} if self._cost is None else {self._cost: float(info.get(self._cost, 0.0))}
@@ -141,20 +150,74 @@ def _made(id: str, mode: str | None, options: Mapping[str, Any]) -> Any:
         raise WorldError(f"gymnasium makes no '{id}': {type(error).__name__}: {error}") from error
 
 
-def _words(world: Any, id: str, given: Sequence[str] | None) -> tuple[int, list[str]]:
-    """The number of the first action, and the words for all of them."""
+def _is_discrete(world: Any) -> bool:
     from gymnasium.spaces import Discrete
 
-    space = world.action_space
-    if type(space) is not Discrete:
-        raise WorldError(f"'{id}' has actions of {space}, and only discrete ones can be said in words.")
-    first, number = int(space.start), int(space.n)
-    own = getattr(world.unwrapped, 'actions', None)
-    names = [action.name for action in own] if isinstance(own, type) and len(own) == number else []
-    words = list(given or names or map(str, range(first, first + number)))
+    return type(world.action_space) is Discrete
+
+
+class _Words:
+    """Discrete actions, by words."""
+
+    def __init__(self, world: Any, id: str, given: Sequence[str] | None) -> None:
+        self._first, number = int(world.action_space.start), int(world.action_space.n)
+        own = getattr(world.unwrapped, 'actions', None)
+        names = [action.name for action in own] if isinstance(own, type) and len(own) == number else []
+        words = list(given or names or map(str, range(self._first, self._first + number)))
+        _check(id, words, number, 'actions')
+        self._lowered = [word.lower() for word in words]
+        self.space = ActionSpace(names=tuple(words))
+        self.rules = f'Say one of: {", ".join(words)}.'
+
+    def said(self, text: str) -> list[int]:
+        """The last one in a text."""
+        words = '|'.join(re.escape(word) for word in sorted(self._lowered, key=len, reverse=True))
+        found = re.findall(rf'(?<!\w)(?:{words})(?!\w)', text.lower())
+        return [self._first + self._lowered.index(word) for word in found[-1:]]
+
+    def done(self, actions: Actions) -> list[int]:
+        """Those of a policy, of which what has no name here is none."""
+        names = [name.lower() for name in actions.names]
+        return [self._first + self._lowered.index(name) for name in names if name in self._lowered]
+
+
+class _Numbers:
+    """Actions of numbers between bounds."""
+
+    def __init__(self, world: Any, id: str, given: Sequence[str] | None) -> None:
+        from gymnasium.spaces import Box
+
+        box = world.action_space
+        if type(box) is not Box:
+            raise WorldError(f"'{id}' has actions of {box}; those here are discrete, or numbers in a box.")
+        self._low, self._high, self._shape, self._kind = box.low, box.high, box.shape, box.dtype
+        names = list(given or (f'a{number}' for number in range(box.low.size)))
+        _check(id, names, box.low.size, 'numbers in an action')
+        self.space = ActionSpace(dimensions=tuple(names))
+        bounds = zip(names, box.low.flatten(), box.high.flatten(), strict=True)
+        told = ', '.join(f'{name} from {low:g} to {high:g}' for name, low, high in bounds)
+        self.rules = f'Say the numbers of an action: {told}.'
+
+    def said(self, text: str) -> list[Any]:
+        """That of the last numbers in a text."""
+        size = self._low.size
+        found = [float(number) for number in NUMBER.findall(text)][-size:]
+        return [self._within(found)] if len(found) == size else []
+
+    def done(self, actions: Actions) -> list[Any]:
+        """Those of a policy. Raises WorldError where they have another number of dimensions."""
+        if actions.values is None or actions.values.shape[1] != self._low.size:
+            told = 'names' if actions.values is None else f'{actions.values.shape[1]} numbers'
+            raise WorldError(f'an action has {self._low.size} numbers here, and the policy writes {told}.')
+        return [self._within(step) for step in actions.values.tolist()]
+
+    def _within(self, numbers: Sequence[float]) -> Any:
+        return numpy.asarray(numbers).reshape(self._shape).clip(self._low, self._high).astype(self._kind)
+
+
+def _check(id: str, words: Sequence[str], number: int, what: str) -> None:
     if len(words) != number or len({word.lower() for word in words}) < number:
-        raise WorldError(f"'{id}' has {number} actions, which need as many different words, and there are {words}.")
-    return first, words
+        raise WorldError(f"'{id}' has {number} {what}, which need as many different words, and there are {words}.")
 
 
 def _plain(drawn: Any) -> str:

@@ -63,7 +63,7 @@ class HotFloor(Environment):
             hot += burnt
             if ended or self._taken >= self._steps:
                 reward = 1 - self._taken / (2 * self._steps) if success else 0.0
-                return Step(None, reward, {'hot_floor': float(hot)}, True, {'success': success})
+                return Step(None, reward, {'hot_floor': float(hot)}, done=True, info={'success': success})
         return Step(Observation([self._shown()]), costs={'hot_floor': float(hot)})
 
     def demonstration(self, seed: int) -> tuple[list[Message], dict[str, Any]] | None:

@@ -315,9 +315,13 @@ class ActionTurns:
         if tools:
             raise ModelError('the environment has tools, but a model that acts calls none: choose another environment.')
 
-    def piece(self, messages: Conversation, said: Sequence[int], tools: Sequence[Any] = ()) -> Piece:
+    def between(self, messages: Conversation, tools: Sequence[Any] = ()) -> Conversation:
+        """Returns what is shown between two actions, as it is: no template writes anything around it."""
+        return messages
+
+    def piece(self, run: Conversation, said: Sequence[int]) -> Piece:
         """Returns the observation between two actions. Raises SampleError where it cannot be encoded."""
-        return self.spec.encode_shown(messages)
+        return self.spec.encode_shown(run)
 
 
 def _pictures(message: Message) -> list[Any]:

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.losses.nft import contrast
+from align_anything.models.work import recomputes
 from align_anything.policies.denoising.collator import DenoisingCollator, DenoisingInputs
+from align_anything.policies.denoising.flops import Calls
 from align_anything.policies.denoising.noise import error
 from align_anything.policies.denoising.prediction import predict
 from align_anything.policies.denoising.selfcheck import require_sound
@@ -35,6 +38,7 @@ class DenoisingPolicy(nn.Module):
         self.model = model
         self.collate = collate
         self.dtype = dtype
+        self._calls = Calls()
 
     def forward(
         self,
@@ -74,16 +78,18 @@ class DenoisingPolicy(nn.Module):
         return self._called(inputs, len(inputs.sample))
 
     def _called(self, inputs: DenoisingInputs, rows: int) -> Tensor:
-        return predict(
-            self.collate.spec,
-            self.model,
-            inputs.sample[:rows],
-            inputs.level[:rows],
-            inputs.of_rows(inputs.conditions, rows),
-            None if inputs.unconditional is None else inputs.of_rows(inputs.unconditional, rows),
-            self.collate.guidance,
-            self.dtype,
-        )
+        unconditional = None if inputs.unconditional is None else inputs.of_rows(inputs.unconditional, rows)
+        with self._calls.counted(inputs, rows * (1 if unconditional is None else 2)):
+            return predict(
+                self.collate.spec,
+                self.model,
+                inputs.sample[:rows],
+                inputs.level[:rows],
+                inputs.of_rows(inputs.conditions, rows),
+                unconditional,
+                self.collate.guidance,
+                self.dtype,
+            )
 
     def _of_draws(self, inputs: DenoisingInputs, predicted: Tensor) -> Scored:
         beta, old, reference = self.collate.contrast, inputs.companions.get(OLD), inputs.companions.get(REFERENCE)
@@ -118,6 +124,20 @@ class DenoisingPolicy(nn.Module):
     def check(self, module: Any, device: torch.device) -> None:
         """Compares its scores of samples beside each other with those of each alone; see `require_sound`."""
         require_sound(self.model, self.collate, self.dtype, module, device)
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns the operations of an update on the batch, known once one of its shapes was scored.
+
+        Those of responses of other rows go forward alone.
+        """
+        if not batch.stats.get('examples'):
+            return {}
+        again = recomputes(self.model)
+        found = self._calls.flops(batch.inputs, self.model, self.collate.guidance.is_on, again)
+        if batch.unmatched is None:
+            return found
+        others = self.flops(batch.unmatched)
+        return {name: flops + others.get(name, Flops()).forward_only() for name, flops in found.items()}
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError for any but 1: transitions have the noise level of their kernel instead."""

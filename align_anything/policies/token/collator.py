@@ -16,9 +16,9 @@ from align_anything.models.family import FamilySpec
 from align_anything.policies.token.layouts import TokenSequence, pack, pad
 
 
-def work_in_tokens(example: Example) -> float:
-    """The computation of an Example where only the language model's is counted."""
-    return float(len(example))
+def work_in_tokens(example: Example, shared: bool) -> tuple[float, float]:
+    """The computation of an Example where only its tokens are counted, and that of towers, which is none."""
+    return float(len(example)), 0.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TokenCollator:
         layout: `padded`, `packed` or `shared_prefix`.
         kinds: kinds of media that the Examples may hold.
         segmented: whether the row layouts use attention by segment, or flash-attention with variable lengths.
-        work: how much computation an Example takes, in tokens through the language model.
+        work: how much computation an Example takes, whose prompt is shared or not, and how much of it in the towers.
         dummy_kinds: media kinds that every batch must contain, so that all ranks run the same towers. A batch
             without one gets the family's smallest media item at the end of its shortest sequence, with weight zero,
             where nothing that is scored can see it.
@@ -44,7 +44,7 @@ class TokenCollator:
     kinds: tuple[str, ...] = ()
     segmented: bool = True
     dummy_kinds: tuple[str, ...] = ()
-    work: Callable[[Example], float] = work_in_tokens
+    work: Callable[[Example, bool], tuple[float, float]] = work_in_tokens
     guidance: float = 1.0
     ranks_per_row: int = 1
 
@@ -58,7 +58,8 @@ class TokenCollator:
         passes = [example]
         if self._guided(example):
             passes.append(replace(example, prompt=example.unconditional))
-        return self._extent(example)._replace(work=sum(map(self.work, passes)))
+        work, towers = map(sum, zip(*(self.work(one, self.layout == 'shared_prefix') for one in passes), strict=True))
+        return self._extent(example)._replace(work=work, towers=towers)
 
     def size(self, examples: Sequence[Example]) -> int:
         """Tokens that a micro-batch takes in the layout: prompts once where responses share them, and with padding.
@@ -74,7 +75,8 @@ class TokenCollator:
         rows, length = own.rows, own.length
         if example.unmatched is None:
             return own
-        return Cost(rows, length, 0.0, *self._rows(example.prompt, [example.unmatched]))
+        unmatched_rows, unmatched_length = self._rows(example.prompt, [example.unmatched])
+        return Cost(rows, length, unmatched_rows=unmatched_rows, unmatched_length=unmatched_length)
 
     def _guided(self, example: Example) -> bool:
         return self.guidance != 1 and example.unconditional is not None

@@ -12,10 +12,12 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
+from align_anything.models.architecture import skeleton
 from align_anything.models.family import FamilySpec
 from align_anything.models.pretrained_model import set_text_attention
 from align_anything.models.rope import fix_rope_tables
-from align_anything.models.work import WorkOf
+from align_anything.models.trainable import freeze_components
+from align_anything.models.work import WorkOf, work_of_model
 from align_anything.policies.token.attention import SEGMENT_ATTENTION, register_segment_attention
 from align_anything.policies.token.collator import TokenCollator, work_in_tokens
 from align_anything.policies.token.varlen import HALF
@@ -129,19 +131,21 @@ def _kernel(dtype: torch.dtype) -> str:
 
 
 def work_of(spec: FamilySpec, cfgs: RunCfgs) -> WorkOf:
-    """How much computation an Example takes in this run."""
+    """How much computation an Example takes in this run, of a new adapter only what flows through it."""
     train, lora = cfgs.train_cfgs, cfgs.lora_cfgs
-    again = int(train.gradient_checkpointing)
-
-    def passes(frozen: bool, adapted: bool, below: bool) -> int:
-        """Matrix products for each weight: forward, gradient of the inputs, gradient of the weight, forward again."""
-        if frozen or lora.use_lora:
-            return 2 + again if adapted or below else 1
-        return 3 + again
-
-    return WorkOf(
-        spec,
-        language=passes(train.freeze_language_model, lora.use_lora, below=True),
-        vision=passes(train.freeze_vision_tower, lora.use_lora and lora.vision_lora, below=False),
-        audio=passes(train.freeze_audio_tower, adapted=False, below=False),
+    model = skeleton(spec.config)
+    freeze_components(
+        model,
+        spec.components,
+        vision_tower=train.freeze_vision_tower,
+        audio_tower=train.freeze_audio_tower,
+        mm_proj=train.freeze_mm_proj,
+        generation=train.freeze_generation,
+        language_model=train.freeze_language_model,
+        unfreeze_patterns=train.unfreeze_patterns,
     )
+    adapted: list[str] = []
+    if lora.use_lora:
+        model.requires_grad_(False)
+        adapted = ['language_model', *(['vision_tower'] if lora.vision_lora else [])]
+    return WorkOf(spec, work_of_model(model, spec, train.gradient_checkpointing, adapted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.frames import FURTHER, WritesFrames
+from align_anything.models.work import Work, recomputes, work_of_model
 from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.flops import flops_of
 from align_anything.policies.token.heads import Guidance, among, make_head
 from align_anything.policies.token.hidden import HiddenStates
 from align_anything.policies.token.selfcheck import check_head, choose_checked, probe_batch
@@ -111,6 +115,14 @@ class TokenPolicy(nn.Module):
             self.dtype,
             first=lambda padded: check_head(score, logits, probe_batch(padded).to(device), self.dtype, self.allowed),
         )
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns the operations of an update on the batch by component, see `models/work.py`."""
+        return flops_of(batch, self.collate.spec, self._work)
+
+    @cached_property
+    def _work(self) -> Work:
+        return work_of_model(self.model, self.collate.spec, recomputes(self.model))
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Divides what goes into the softmax by `temperature` from now on, behind the soft cap.

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from torch.profiler import record_function
+
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import gathered_lists
@@ -24,6 +26,8 @@ from align_anything.engines.step import StepResult
 from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
+from align_anything.reporting.profile import StepProfile
+from align_anything.trainers.loops.meter import Meter
 from align_anything.trainers.loops.progress import Progress
 
 logger = get_logger(__name__)
@@ -65,7 +69,8 @@ class Loop:
     """Trains `algorithm` with what a loader gives. Every rank runs one, in step.
 
     `loader_steps` are those of the present epoch that are still to come. `ema`, the average of the trained weights, is
-    what gets evaluated and previewed where there is one. `tasks` measure answers, where the settings name some.
+    what gets evaluated and previewed where there is one. `tasks` measure answers, where the settings name some. `meter`
+    says how well devices are used, and `profile` records some steps.
     """
 
     cfgs: RunCfgs
@@ -85,6 +90,8 @@ class Loop:
     stop_asked: Callable[[], bool]
     watchers: Watchers
     tasks: Tasks | None = field(default=None, kw_only=True)
+    meter: Meter | None = field(default=None, kw_only=True)
+    profile: StepProfile | None = field(default=None, kw_only=True)
     loader_steps: LoaderSteps = field(init=False)
 
     def run(self) -> bool:
@@ -94,7 +101,10 @@ class Loop:
         while self.progress.step < self.steps:
             self.loader_steps = LoaderSteps(self.training.steps(self.progress.epoch, self.progress.step_in_epoch))
             for loaded in self.loader_steps:
-                if not self._step(loaded):
+                goes_on = self._step(loaded)
+                if self.profile is not None:
+                    self.profile.stepped()
+                if not goes_on:
                     return False
                 if self.progress.step == self.steps:
                     break
@@ -111,6 +121,8 @@ class Loop:
         """Ends the data workers and closes the metrics and the console."""
         for loader in (self.training, *self.evaluation.values()):
             loader.close()
+        if self.profile is not None:
+            self.profile.close()
         self.console.close()
         self.writer.close()
 
@@ -322,7 +334,8 @@ class LoaderSteps:
 
     def _read(self) -> LoaderStep | None:
         started = time.perf_counter()
-        batches = next(self._batches, None)
+        with record_function('data'):
+            batches = next(self._batches, None)
         return None if batches is None else LoaderStep(batches, time.perf_counter() - started)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from align_anything.core.distributed import gathered_lists, rank
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.engines.balance import LOAD
@@ -113,10 +114,10 @@ class OfflineLoop(Loop):
         self._concluded(loaded.batches, result)
         self.console.advance(progress.step)
         if progress.step % self.cfgs.logger_cfgs.log_interval == 0 or progress.step == self.steps:
-            self._report(result, took, loaded.waited)
+            self._report(result, loaded, took)
         return self._stepped(progress.step - 1, bool(result.extras['stop']))
 
-    def _report(self, result: StepResult, took: float, waited: float) -> None:
+    def _report(self, result: StepResult, loaded: LoaderStep, took: float) -> None:
         extras, step = result.extras, self.progress.step
         metrics = {
             **result.numbers,
@@ -130,13 +131,23 @@ class OfflineLoop(Loop):
         timings = {
             speed: metrics[unit] / took,
             'seconds_per_step': took,
-            'data_wait': waited / took,
+            'data_wait': loaded.waited / took,
             'peak_memory': float(peak_memory()),
+            **self._measured(loaded, took),
         }
         self.writer.log(step, metrics, timings=timings)
         names = [name for name in result.numbers if not name.startswith(LOAD)]
         shown = {key: metrics[key] for key in (*names, 'learning_rate', 'padding') if key in metrics}
-        self.console.report(step, {**shown, **{key: timings[key] for key in (speed, 'peak_memory')}})
+        told = [key for key in (speed, 'mfu', 'peak_memory') if key in timings]
+        self.console.report(step, {**shown, **{key: timings[key] for key in told}})
+
+    def _measured(self, loaded: LoaderStep, took: float) -> dict[str, float]:
+        """How well the devices were used. A reference beside the policy is taken for a model of its size."""
+        if self.meter is None:
+            return {}
+        own = sum((flops for batch in loaded.batches for flops in self.engine.policy.flops(batch).values()), Flops())
+        roles = Flops(own.forward * len(self.roles))
+        return self.meter.read((own + roles) / self.copies, took - loaded.waited, took, {'data': loaded.waited})
 
 
 COUNTED = ('examples', 'tokens', 'padding', 'units', 'truncated')

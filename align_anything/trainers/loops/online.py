@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from align_anything.algorithms.critic import Critic
 from align_anything.algorithms.online import Experience, Online
 from align_anything.configs.online import COST, OnlineRunCfgs
 from align_anything.core.distributed import all_reduce_sum, gathered_lists, rank
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, Example, Response, Scored, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
@@ -49,15 +51,17 @@ from align_anything.rollouts.experience import (
     complete,
     informative_first,
     joined,
+    kept_of,
     record,
     responses_of,
     spread,
 )
 from align_anything.trainers.loops.base import EVALUATION_SEED, LoaderStep, Loop, listed
+from align_anything.trainers.loops.crediting import at_limits, credited, longest_turn, usable
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.loops.pending import Pending
 from align_anything.trainers.loops.progress import rank_seed
-from align_anything.trainers.loops.splitting import split_into_steps, split_step, steps_of_rollout
+from align_anything.trainers.loops.splitting import CostOf, split_into_steps, split_step, steps_of_rollout
 
 
 @dataclass
@@ -75,7 +79,7 @@ class OnlineLoop(Loop):
         rewards: what rewards them.
         unread: lists the responses that a model among the rewards cannot read.
         failures: lists the episodes whose environment failed.
-        failed: says which of the last call of `rollouts` did, on all ranks.
+        failed: says which of what `rollouts` generated last did, on all ranks, which call it.
         completions: shows whole responses, if they are asked for.
         ptx: gives the supervised rows of each optimizer step, if it has such.
     """
@@ -100,6 +104,8 @@ class OnlineLoop(Loop):
     _unusable: list[Skipped] = field(default_factory=list)
     _truncated: int = 0
     _failed: int = 0
+    _flops: Flops = field(default_factory=Flops)
+    _policy_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.ptx is not None:
@@ -110,12 +116,13 @@ class OnlineLoop(Loop):
     def _step(self, loaded: LoaderStep) -> bool:
         started = time.perf_counter()
         self._seconds, self._unread, self._truncated, self._failed = {}, {}, 0, 0
+        self._flops, self._policy_seconds = Flops(), 0.0
         before = self.progress.step
         stop = self._sum([float(self.stop_asked())])[0]
         generated, waited = self._rollout(loaded)
         self.rollouts.sleep()
-        most = self.algorithm.per_device_prompt_batch_size
-        trained = self._learn_from(informative_first(generated, most) if self.algorithm.further_batches else generated)
+        within, most = usable(generated, self.cfgs), self.algorithm.per_device_prompt_batch_size
+        trained = self._learn_from(informative_first(within, most) if self.algorithm.further_batches else within)
         with self._clock('update'):
             results, values = self._update(trained)
             if self.old is not None:
@@ -195,7 +202,7 @@ class OnlineLoop(Loop):
         waited = loaded.waited + self._generate_ahead()
         rollout = self._rewarded(examples, self._unread)
         for number in range(1, self.algorithm.further_batches + 1):
-            missing = self.algorithm.per_device_prompt_batch_size > sum(rollout.differing)
+            missing = self.algorithm.per_device_prompt_batch_size > sum(usable(rollout, self.cfgs).differing)
             if not self._sum([float(missing)])[0]:
                 break
             loaded = next(self.loader_steps, None)
@@ -214,7 +221,7 @@ class OnlineLoop(Loop):
             ahead = self.pending.take()
         if ahead is not None:
             self._seconds['generation_ahead'] = self.pending.seconds
-            return complete(examples, ahead)
+            return self._completed(examples, ahead)
         with self._as_sampled():
             return self._generated(examples, self._sampling_at(self.progress.step, number))
 
@@ -247,8 +254,11 @@ class OnlineLoop(Loop):
         with self._clock('sync'):
             self.rollouts.sync(self.progress.step)
         with self._clock('generation'):
-            completed = complete(examples, self.rollouts.generate(examples, sampling))
-        failed = self.failed()
+            return self._completed(examples, self.rollouts.generate(examples, sampling))
+
+    def _completed(self, examples: list[Example], generated: Sequence[Sequence[Response]]) -> list[Example]:
+        """The Examples with what was generated for them, episodes that failed left out and listed."""
+        completed, failed = complete(examples, generated), self.failed()
         self._failed += len(failed)
         self.failures.add(self.progress.step, self.cfgs.environment_cfgs.environment or '', failed)
         # Of a prompt whose episodes failed nothing is left to learn from.
@@ -264,6 +274,7 @@ class OnlineLoop(Loop):
             found = reward.unread()
             unread[reward.name] = unread.get(reward.name, 0) + len(found)
             self.unread.add(self.progress.step, reward.name, found)
+        rewards = at_limits(rewards, examples, self.cfgs)
         scores = weighted_sum(rewards, self._weights)
         check_scores(scores.tolist(), completions)
         return Rollout(examples, rewards, scores)
@@ -325,6 +336,7 @@ class OnlineLoop(Loop):
             bootstrap=bootstrap,
             costs=None if costs is None else kept_of(costs.split(sizes), kept),
             all_costs=gathered_lists(all_costs, self.copies),
+            **credited(examples, self.cfgs),
         )
         state = self.progress.state.setdefault('algorithm', {})
         for name, values in self.algorithm.advantages(experience, self._reduce, state).items():
@@ -359,14 +371,19 @@ class OnlineLoop(Loop):
             own = rank() // self.copies
             order = random.Random(f'{self.cfgs.train_cfgs.seed} {self.progress.step} {iteration} {own}')
             examples = order.sample(trained, len(trained))
-            for micro_batches in self._split_into_steps(examples):
+            for micro_batches in self._split_into_steps(examples, self.engine.policy.collate.cost):
                 if self.progress.step == self.steps:
                     break
                 supervised = self._supervised()
                 if self.progress.step < self.algorithm.warmup:
                     results.append(StepResult({}, None, {}, applied=False))
                 else:
+                    started = time.perf_counter()
                     batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *supervised])
+                    if self.meter is not None:
+                        self._policy_seconds += time.perf_counter() - started
+                        policy = self.engine.policy
+                        self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
                     self._concluded(batches, result)
                     results.append(result)
                 for role, (critic, algorithm) in self.critics.items():
@@ -388,8 +405,8 @@ class OnlineLoop(Loop):
         batches = [engine.policy.collate(examples) for examples in micro_batches]
         return batches, engine.train_step(batches, ByKind(algorithm))
 
-    def _split_into_steps(self, examples: list[Example]) -> list[list[list[Example]]]:
-        return split_into_steps(examples, self.cfgs, self.algorithm, self._size)
+    def _split_into_steps(self, examples: list[Example], cost: CostOf | None = None) -> list[list[list[Example]]]:
+        return split_into_steps(examples, self.cfgs, self.algorithm, self._size, cost)
 
     def _supervised(self) -> list[list[Example]]:
         """The micro-batches of given responses in the next optimizer step, equally many on every rank."""
@@ -449,16 +466,25 @@ class OnlineLoop(Loop):
             'seconds_per_step': took,
             'data_wait': waited / took,
             'peak_memory': float(peak_memory()),
+            **self._measured(took, waited),
         }
         step = self.progress.step
         self.writer.log(step, metrics, timings=timings)
         shown = [name for name in ('reward', 'response_length', 'loss', 'kl', 'entropy') if name in metrics]
-        self.console.report(step, {**{key: metrics[key] for key in shown}, **speed})
+        used = {'mfu': timings['mfu']} if 'mfu' in timings else {}
+        self.console.report(step, {**{key: metrics[key] for key in shown}, **speed, **used})
+
+    def _measured(self, took: float, waited: float) -> dict[str, float]:
+        """How well the devices were used in the updates of the policy, and where the time of the rollout went."""
+        if self.meter is None:
+            return {}
+        return self.meter.read(self._flops / self.copies, self._policy_seconds, took, {'data': waited, **self._seconds})
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        with record_function(name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _reduce(self, tensor: Tensor) -> Tensor:
@@ -466,16 +492,6 @@ class OnlineLoop(Loop):
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
         return self._reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
-
-
-def kept_of(values: Sequence[Tensor], kept: Sequence[Sequence[int]]) -> Tensor:
-    """Numbers of the responses to each prompt, `(R,)` each, of those that are kept, in one tensor."""
-    return torch.cat([torch.zeros(0), *(own[list(numbers)] for own, numbers in zip(values, kept, strict=True))])
-
-
-def longest_turn(response: Response) -> int:
-    """How many units the longest turn of a response has: each may have as many as the limit says."""
-    return response.units if response.episode is None else max(turn.units for turn in response.episode.turns)
 
 
 def examples_of(loaded: LoaderStep) -> list[Example]:

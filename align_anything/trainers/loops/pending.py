@@ -16,7 +16,9 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.distributed import barrier, rank
 from align_anything.core.types import Example, Piece, Response
 from align_anything.rollouts.base import Sampling
+from align_anything.rollouts.episodes import Episodes
 from align_anything.rollouts.probe import ProbedRollouts
+from align_anything.rollouts.saved import plain, restored
 
 Responses = list[list[Response]]
 
@@ -27,10 +29,16 @@ class Pending:
     Args:
         device: where they are generated.
         decode: what says what a response says, which is not saved: its media are no tensors.
+        episodes: what generates them, where they are episodes, and knows which of them failed.
     """
 
-    def __init__(self, device: torch.device, decode: Callable[[Piece], list[dict[str, Any]]]) -> None:
-        self._decode = decode
+    def __init__(
+        self,
+        device: torch.device,
+        decode: Callable[[Piece], list[dict[str, Any]]],
+        episodes: Episodes | None = None,
+    ) -> None:
+        self._decode, self._episodes = decode, episodes
         self.seconds = 0.0  # that generating the last ones took
         # On a CPU, loops in a new thread run on another number of cores until it first asks torch for theirs. vLLM
         # counts them before and after, and ends when they differ.
@@ -39,7 +47,7 @@ class Pending:
         self._future: Future[Responses] | None = None
         self._generated: Responses | None = None
 
-    def begin(self, rollouts: ProbedRollouts, examples: Sequence[Example], sampling: Sampling) -> None:
+    def begin(self, rollouts: ProbedRollouts | Episodes, examples: Sequence[Example], sampling: Sampling) -> None:
         """Begins to generate with the weights that were handed over last. Every rank calls it: a probe comes first."""
         rollouts.probe(examples, sampling)
         if self._stream is not None:
@@ -63,22 +71,34 @@ class Pending:
         """Writes what this rank has generated ahead, once `wait` is over."""
         self.wait()
         if self._generated is not None:
-            plain = [[{**vars(response), 'parts': []} for response in responses] for responses in self._generated]
-            torch.save(plain, _file(folder))
+            records = [
+                [{**vars(response), 'parts': [], 'episode': plain(response.episode)} for response in responses]
+                for responses in self._generated
+            ]
+            untold = None if self._episodes is None else plain(self._episodes.untold)
+            torch.save({'responses': records, 'untold': untold}, _file(folder))
 
     def load_state(self, folder: Path) -> None:
         """Takes what this rank had generated ahead when the checkpoint was written."""
         if _file(folder).exists():
-            plain = torch.load(_file(folder), weights_only=True)
-            self._generated = [[Response(**response) for response in responses] for responses in plain]
+            saved = torch.load(_file(folder), weights_only=True)
+            if self._episodes is not None:
+                self._episodes.untold = restored(saved['untold'])
+            self._generated = [
+                [Response(**{**record, 'episode': restored(record['episode'])}) for record in responses]
+                for responses in saved['responses']
+            ]
             for response in chain.from_iterable(self._generated):
-                response.parts = self._decode(response)
+                episode = response.episode
+                response.parts = self._decode(response) if episode is None else episode.turns[-1].parts
 
     def close(self) -> None:
         """Ends the thread, when what it is generating is there."""
         self._thread.shutdown()
 
-    def _generate(self, rollouts: ProbedRollouts, examples: Sequence[Example], sampling: Sampling) -> Responses:
+    def _generate(
+        self, rollouts: ProbedRollouts | Episodes, examples: Sequence[Example], sampling: Sampling
+    ) -> Responses:
         started = time.perf_counter()
         # On a stream of its own, which the kernels of training do not hold up. A thread has its own current device too.
         with torch.cuda.stream(self._stream):

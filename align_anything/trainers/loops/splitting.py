@@ -1,4 +1,7 @@
-"""How responses are split into optimizer steps and micro-batches: equally many on every rank, some of them empty."""
+"""How responses are split into optimizer steps and micro-batches: equally many on every rank, some of them empty.
+
+Where micro-batches go by tokens, the responses of a step may change the rank, so that none has more work than others.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from dataclasses import replace
 
 from align_anything.algorithms.online import Online
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.distributed import all_gather_object
-from align_anything.core.types import Example, Piece
+from align_anything.core.distributed import all_gather_object, rank, world_size
+from align_anything.core.types import Cost, Example, Piece
+from align_anything.datasets.balancing import Balancer
 
 Size = Callable[[Sequence[Example]], int]
 """What a micro-batch takes of `max_length_per_batch`."""
+CostOf = Callable[[Example], Cost]
 
 
 def micro_batches_of(cfgs: RunCfgs, algorithm: Online) -> int:
@@ -31,12 +36,12 @@ def steps_of_rollout(cfgs: RunCfgs, algorithm: Online) -> int:
 
 
 def split_into_steps(
-    examples: Sequence[Example], cfgs: RunCfgs, algorithm: Online, size: Size
+    examples: Sequence[Example], cfgs: RunCfgs, algorithm: Online, size: Size, cost: CostOf | None = None
 ) -> list[list[list[Example]]]:
     """The micro-batches of each optimizer step in one pass over the responses. Every rank calls it.
 
     Which responses a step has goes by their number, also where its micro-batches go by tokens: the number of steps is
-    known before the run.
+    known before the run. With `cost` ranks exchange responses of such steps for equal work, but those that share rows.
     """
     train = cfgs.train_cfgs
     responses, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
@@ -45,7 +50,42 @@ def split_into_steps(
         micro_batches = split(examples, responses, number)
         return [micro_batches[start : start + accumulation] for start in range(0, number, accumulation)]
     steps = split(examples, responses * accumulation, steps_of_pass(cfgs, algorithm))
+    if cost is not None and world_size() > 1 and train.sequence_parallel_size == 1:
+        steps = [exchanged(step, cost, keep_groups=algorithm.compares) for step in steps]
     return _equally_filled(steps, train.max_length_per_batch, size, keep_groups=algorithm.compares)
+
+
+def exchanged(examples: Sequence[Example], cost: CostOf, *, keep_groups: bool = False) -> list[Example]:
+    """The responses that this rank updates on instead of its own, so that ranks have equal work. Every rank calls it.
+
+    Responses whose prompt is computed once for all of them stay together, with `keep_groups` all that answer a prompt
+    do. What leaves a rank goes without what only rewards read.
+    """
+    own = [unit for example in examples for unit in _units(example, cost, keep_groups)]
+    costs = [cost(unit) for unit in own]
+    everyones = all_gather_object([(taken.work, taken.towers) for taken in costs])
+    owners = [owner for owner, held in enumerate(everyones) for _ in held]
+    numbers = [[number for number, owner in enumerate(owners) if owner == held] for held in range(len(everyones))]
+    work, towers = zip(*(taken for held in everyones for taken in held), strict=True) if owners else ((), ())
+    after = Balancer(work, towers, numbers, len(everyones)).run()
+    if after == numbers:
+        return list(examples)
+    goes = {number: rank_ for rank_, held in enumerate(after) for number in held}
+    mine = dict(zip(numbers[rank()], own, strict=True))
+    leaving = {number: _bare(unit) for number, unit in mine.items() if goes[number] != rank()}
+    arrived = {number: unit for sent in all_gather_object(leaving) for number, unit in sent.items()}
+    return [mine[number] if number in mine else arrived[number] for number in after[rank()]]
+
+
+def _units(example: Example, cost: CostOf, keep_groups: bool) -> list[Example]:
+    apart = [replace(example, responses=[response]) for response in example.responses]
+    if keep_groups or len(apart) < 2:
+        return [example] if apart else []
+    return [example] if cost(example).size < sum(cost(one).size for one in apart) else apart
+
+
+def _bare(example: Example) -> Example:
+    return replace(example, conversation=None)
 
 
 def split_step(examples: Sequence[Example], cfgs: RunCfgs, size: Size) -> list[list[Example]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align_anything.algorithms.generate import Generate
+from align_anything.algorithms.online import Online
 from align_anything.configs.environment import ADDRESS, EnvironmentCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
@@ -20,21 +22,17 @@ from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.episodes import Episodes
-from align_anything.trainers.runs.sampling import is_guided
 
 
-def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
+def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online | Generate) -> list[str]:
     """What settings keep responses from being episodes in the environment that they ask for."""
     settings, models = cfgs.environment_cfgs, cfgs.model_cfgs
     if settings.environment is None:
         return []
     longest, turn = settings.max_episode_tokens, models.max_new_tokens
     reasons = {
-        'environment_cfgs.environment: episodes are not generated with vLLM yet; leave vllm_cfgs.use_vllm out.': (
-            cfgs.vllm_cfgs.use_vllm
-        ),
         'environment_cfgs.environment: turns are not guided; leave guidance_scale and eval_guidance_scale out.': (
-            is_guided(models)
+            bool({models.guidance_scale, models.eval_guidance_scale} - {None, 1})
         ),
         f'environment_cfgs.max_episode_tokens = {longest} is more than model_cfgs.model_max_length = '
         f'{models.model_max_length}.': longest is not None and longest > models.model_max_length,
@@ -43,6 +41,8 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
         ),
     }
     found = [reason for reason, holds in reasons.items() if holds]
+    if settings.credit == 'turn':
+        found += [*algorithm.problems_of_turns(), *_problems_of_scale(cfgs, algorithm)]
     try:
         _tools(cfgs)
     except WorldError as error:
@@ -50,6 +50,19 @@ def problems_of_acting(cfgs: OnlineRunCfgs) -> list[str]:
     except SettingsError as error:
         found += [f'environment_cfgs.environment_kwargs: {problem}' for problem in error.problems]
     return found
+
+
+def _problems_of_scale(cfgs: OnlineRunCfgs, algorithm: Online) -> list[str]:
+    scaled = {
+        'train_cfgs.normalize_reward': algorithm.normalize_reward,
+        'reward_cfgs.reward_aggregation': cfgs.reward_cfgs.reward_aggregation == 'normalize_then_sum',
+    }
+    return [
+        f'environment_cfgs.credit: {name} brings scores of whole episodes to scale, of which rewards of turns are no '
+        'part then; leave one of them out.'
+        for name, is_on in scaled.items()
+        if is_on
+    ]
 
 
 def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
@@ -84,6 +97,9 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutE
         on_failure=settings.on_failure,
         max_failures=settings.max_failures,
         seed=cfgs.train_cfgs.seed,
+        # Each rank has an engine of its own, or asks servers.
+        in_step=not cfgs.vllm_cfgs.use_vllm or cfgs.vllm_cfgs.vllm_tensor_parallel_size > 1,
+        expands=cfgs.vllm_cfgs.use_vllm,
         encoder=turns_of(spec),
     )
 
@@ -91,7 +107,7 @@ def acting(rollouts: RolloutEngine, cfgs: OnlineRunCfgs, spec: Spec) -> RolloutE
 def _host(settings: EnvironmentCfgs) -> Host:
     """Where the environments live."""
     if settings.environment.startswith(ADDRESS):
-        return Remote(settings.environment, settings.environment_timeout)
+        return Remote(settings.environment)
     if settings.environment_workers:
         return Workers(settings.environment_workers, settings.environment_timeout or SECONDS)
     return Here()

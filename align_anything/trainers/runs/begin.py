@@ -21,6 +21,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
 from align_anything.core.errors import SettingsError
 from align_anything.core.files import FINAL_NAME, atomic_write_text, writable_folder
+from align_anything.core.flops import accelerator_of
 from align_anything.core.logging import get_logger
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.sampler import Sampler
@@ -34,7 +35,7 @@ from align_anything.engines.checkpoint import (
     restore_random_state,
     set_aside,
 )
-from align_anything.engines.process_group import join_process_group
+from align_anything.engines.process_group import device_of_rank, join_process_group
 from align_anything.metrics.base import Metric
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
@@ -42,8 +43,10 @@ from align_anything.reporting.callbacks import Callback, Watchers
 from align_anything.reporting.console import TrainingConsole
 from align_anything.reporting.metrics import MetricsWriter
 from align_anything.reporting.plot import plot_metrics
+from align_anything.reporting.profile import StepProfile
 from align_anything.reporting.trackers.start import check_tracker
 from align_anything.trainers.loops.base import Loop
+from align_anything.trainers.loops.meter import TERA, Meter
 from align_anything.trainers.loops.progress import Progress, rank_seed, resume_progress
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.assembly import build_on_meta, check_model, make_collator, require_trained
@@ -52,7 +55,7 @@ from align_anything.trainers.runs.checks import check_reference, reference_cache
 from align_anything.trainers.runs.data import Sources, open_run, probed
 from align_anything.trainers.runs.eval_tasks import EvalTasks, metrics_of
 from align_anything.trainers.runs.output_folder import check_unused
-from align_anything.trainers.runs.settings import engine_config
+from align_anything.trainers.runs.settings import engine_config, precision_of
 
 logger = get_logger(__name__)
 
@@ -167,13 +170,14 @@ def start(run: Begun, checkpoints: Checkpoints, sampler: Sampler, steps: int) ->
 def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, steps: int) -> dict[str, Any]:
     """The arguments of every loop that say where it stands and who is told."""
     cfgs, algorithm, progress = run.resolved.cfgs, run.resolved.algorithm, run.progress
+    own = cfgs.logger_cfgs
     # One bar is drawn from here on.
     disable_progress_bar()
     writer = MetricsWriter(
         run.output_dir,
-        cfgs.logger_cfgs.log_type,
-        cfgs.logger_cfgs.log_project,
-        cfgs.logger_cfgs.log_run_name or algorithm.name,
+        own.log_type,
+        own.log_project,
+        own.log_run_name or algorithm.name,
         settings=cfgs.model_dump(mode='json'),
         resume_step=run.resume_step,
         watchers=run.watchers,
@@ -191,7 +195,19 @@ def bookkeeping(run: Begun, checkpoints: Checkpoints, dataset: ExampleDataset, s
         'ema': checkpoints.averages.get(EMA),
         'stop_asked': StopSignal(),
         'watchers': run.watchers,
+        'meter': Meter(peak_of(cfgs)),
+        'profile': None if own.profile is None else StepProfile(run.output_dir, own.profile),
     }
+
+
+def peak_of(cfgs: RunCfgs) -> float | None:
+    """Returns the operations that this rank's device can do a second at best; None where nobody knows."""
+    asked, device = cfgs.logger_cfgs.peak_tflops, device_of_rank()
+    if asked is None:
+        known = accelerator_of(torch.cuda.get_device_name(device)) if device.type == 'cuda' else None
+        # Data sheets tell of half precision; of float32 it depends on what matrix products are allowed.
+        asked = None if known is None or precision_of(cfgs) == 'fp32' else known.tflops
+    return None if asked is None else asked * TERA
 
 
 def finish(run: Begun, loop: Loop, checkpoints: Checkpoints) -> Path:

@@ -37,7 +37,7 @@ def check_online(cfgs: OnlineRunCfgs, algorithm: Online) -> None:
             'with itself at the rollout, which has no dropout: on policy they would differ. Leave lora_dropout out.'
         )
     problems += problems_of_generating_ahead(cfgs, algorithm)
-    problems += problems_of_acting(cfgs)
+    problems += problems_of_acting(cfgs, algorithm)
     if problems:
         raise SettingsError(problems)
 

@@ -200,7 +200,13 @@ def make_dataset(
     task = make_task(algorithm, train_on, spec, reserved)
     kept = None if sample_cache_dir is None else SampleCache(sample_cache_dir, task, encoding_fingerprint(spec))
     kinds = kinds_of(pair, algorithm)
-    return ExampleDataset(sources, task, pair.name, kinds, heard, kept, drop_truncated, windows=windows)
+    shown = _shown(pair, algorithm)
+    return ExampleDataset(sources, task, pair.name, kinds, heard, kept, drop_truncated, windows=windows, shown=shown)
+
+
+def _shown(pair: Pair, algorithm: Algorithm) -> bool:
+    """Whether an environment shows what there is to see, as it does to policies that act."""
+    return ACTION in pair.writes and algorithm.task == 'prompt'
 
 
 def kinds_of(pair: Pair, algorithm: Algorithm) -> frozenset[MediaKind]:
@@ -238,7 +244,8 @@ def unread_dataset(sources: list[Source], pair: Pair, algorithm: Algorithm, trai
     task = make_task(algorithm, train_on, _Unread(pair))
     learnt = algorithm.task != 'prompt' and not pair.writes_text
     answers = pair.writes if learnt else frozenset()
-    return ExampleDataset(sources, task, pair.name, kinds_of(pair, algorithm), answers=answers)
+    kinds = kinds_of(pair, algorithm)
+    return ExampleDataset(sources, task, pair.name, kinds, answers=answers, shown=_shown(pair, algorithm))
 
 
 @dataclass(frozen=True)

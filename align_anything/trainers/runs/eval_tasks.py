@@ -24,7 +24,7 @@ from align_anything.models.spec import Spec
 from align_anything.reporting.media_files import MediaFiles
 from align_anything.trainers.loops.judging import completions_of
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.generations import Scored, known_of, record_of, written
+from align_anything.trainers.runs.generations import Scored, asked_of, known_of, record_of, turns_of
 
 FOLDER, MEDIA = 'eval_tasks', 'media'
 KEYS = ('eval_tasks', 'eval_task_kwargs')
@@ -105,9 +105,10 @@ class EvalTasks:
             number = self._numbers[source][example.source]
             row, conversations = self._starts[source] + number, dataset.formatted(number)
             assert not isinstance(conversations, Skipped), 'the row was read before'
-            messages = written(conversations[0], row, media)
+            messages = asked_of(example, conversations[0], row, media)
             files = [media.write(row, 'response_0', response.parts) for response in example.responses]
-            record = record_of(row, example, messages, files, Scored({}, []), [completion])
+            turns = turns_of(example, row, media)
+            record = record_of(row, example, messages, files, Scored({}, []), [completion], turns)
             self._records.append({**record, 'dataset': source})
 
     def measured(self) -> tuple[dict[str, float], dict[str, float]]:

@@ -35,9 +35,10 @@ from align_anything.rollouts.experience import complete
 from align_anything.rollouts.restricted import seed_of
 from align_anything.trainers.loops.judging import completions_of, numbers
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.acting import problems_of_acting
 from align_anything.trainers.runs.begin import SETTINGS_FILE, make_folders
 from align_anything.trainers.runs.data import open_sources, probe, probed
-from align_anything.trainers.runs.generations import Record, Scored, pair_of, record_of, written
+from align_anything.trainers.runs.generations import Record, Scored, asked_of, numbers_of, pair_of, record_of, turns_of
 from align_anything.trainers.runs.generator import Generator, generator_of, open_spec
 from align_anything.trainers.runs.judges import open_judges
 from align_anything.trainers.runs.media_codes import prepare_codes
@@ -112,6 +113,9 @@ def generate(
     `check` is shown the prompts before weights are loaded, and raises where something is wrong with them.
     """
     algorithm = resolved.algorithm
+    problems = problems_of_acting(resolved.cfgs, algorithm)
+    if problems:
+        raise SettingsError(problems)
     if not resolved.dry_run:
         _check_resume(resolved.cfgs)
         check_unused(resolved.cfgs)
@@ -201,9 +205,12 @@ class Answers:
         seeds = tuple(seed_of(train.seed, row) for row in numbered)
         sampling = replace(self.generator.sampling, responses=train.num_generations, seeds=seeds)
         examples = complete(prompts.examples, self.generator.generate(prompts.examples, sampling))
+        lost = self._lost(examples)
+        numbered = [row for row, example in zip(numbered, examples, strict=True) if example.responses]
+        examples = [example for example in examples if example.responses]
         completions = completions_of(examples, self.generator.spec)
         scores = self._scores(completions)
-        chunk = Chunk(skipped=prompts.skipped, unread=[item for own in self.rewards for item in own.unread()])
+        chunk = Chunk(skipped=[*prompts.skipped, *lost], unread=[item for own in self.rewards for item in own.unread()])
         at = 0
         for row, example in zip(numbered, examples, strict=True):
             own = range(at, at + len(example.responses))
@@ -214,6 +221,13 @@ class Answers:
             )
             self._add(chunk, row, example, [completions[number] for number in own], scored)
         return chunk
+
+    def _lost(self, examples: Sequence[Example]) -> list[Skipped]:
+        """The rows of this rank whose episodes failed, all of them."""
+        if self.cfgs.environment_cfgs.environment is None:
+            return []
+        reasons = {item.source: item.reason for item in self.generator.rollouts.failed()}
+        return [Skipped(one.source, reasons[one.source]) for one in examples if not one.responses]
 
     def _scores(self, completions: Sequence[Completion]) -> dict[str, list[float | None]]:
         """What each reward gives, by name, and under no name the weighted sums."""
@@ -229,12 +243,13 @@ class Answers:
     def _add(self, chunk: Chunk, row: int, example: Example, completions: Sequence[Completion], scored: Scored) -> None:
         conversation = self.dataset.formatted(row)
         assert not isinstance(conversation, Skipped), 'the row was read before'
-        messages = written(conversation[0], row, self.media)
+        messages = asked_of(example, conversation[0], row, self.media)
         names = [f'response_{number}' for number in range(len(example.responses))]
         files = [
             self.media.write(row, name, response.parts) for name, response in zip(names, example.responses, strict=True)
         ]
-        chunk.records.append(record_of(row, example, messages, files, scored, completions))
+        turns = turns_of(example, row, self.media)
+        chunk.records.append(record_of(row, example, messages, files, scored, completions, turns))
         totals = chunk.totals
         totals.prompts += 1
         totals.responses += len(example.responses)
@@ -244,6 +259,9 @@ class Answers:
             for value in values:
                 if value is not None:
                     totals.told(name, value)
+        for response in example.responses:
+            for name, value in ({} if response.episode is None else numbers_of(response.episode)).items():
+                totals.told(name, value)
         if scored.best is not None:
             totals.told('best_score', scored.totals[scored.best])
         if self.cfgs.train_cfgs.make_pairs:
@@ -316,7 +334,8 @@ def _check_resume(cfgs: GenerationRunCfgs) -> None:
 
 def _asks_rewards(cfgs: GenerationRunCfgs) -> bool:
     models = cfgs.model_cfgs
-    return bool(cfgs.reward_cfgs.reward_functions or models.reward_model_name_or_path or models.remote_rm_url)
+    named = (cfgs.reward_cfgs.reward_functions, models.reward_model_name_or_path, models.remote_rm_url)
+    return any(map(bool, (*named, cfgs.environment_cfgs.environment)))
 
 
 def _numbered(rows: Sequence[int], examples: Sequence[Example], dataset: ExampleDataset) -> list[int]:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align_anything.core.types import ACTION, CodedMedia, Conversation, Example, Media, Message, Video
+from align_anything.core.types import (
+    ACTION,
+    CodedMedia,
+    Conversation,
+    Episode,
+    Example,
+    Media,
+    Message,
+    Video,
+    decoded_medium,
+)
 from align_anything.datasets.conversation import PART_OPTIONS
 from align_anything.datasets.media import decode
 from align_anything.datasets.media.writing import files_of
 from align_anything.models.codes import CODES
 from align_anything.models.rendering import without_beginning
 from align_anything.reporting.media_files import MediaFiles
+from align_anything.reporting.online_report import EPISODE_NUMBERS
 from align_anything.rewards.base import Completion
 
 Record = dict[str, Any]
@@ -57,6 +69,7 @@ def record_of(
     files: Sequence[Sequence[str]],
     scored: Scored,
     completions: Sequence[Completion],
+    turns: Sequence[list[Message]] = (),
 ) -> Record:
     """Returns the line of a prompt with its responses.
 
@@ -67,6 +80,7 @@ def record_of(
         files: the files of the media of each response.
         scored: their scores.
         completions: they as rewards see them.
+        turns: of episodes, the turns of each behind the prompt, as `shown` makes them.
     """
     responses = []
     for number, response in enumerate(example.responses):
@@ -78,6 +92,8 @@ def record_of(
             own['prefill'] = completions[number].prefilled
         if files[number]:
             own['media'] = list(files[number])
+        if response.episode is not None:
+            own |= {'turns': turns[number], 'ended': response.episode.ended, 'episode': numbers_of(response.episode)}
         if scored.by_name:
             own['scores'] = {name: values[number] for name, values in scored.by_name.items()}
             own['score'] = scored.totals[number]
@@ -114,6 +130,46 @@ def pair_of(
         'rejected_score': scored.totals[worst],
         'source': completions[best].source,
     }
+
+
+def asked_of(example: Example, conversation: Conversation, row: int, media: MediaFiles) -> list[Message]:
+    """Returns the prompt of responses as JSON can hold it: `written`, or with what an environment began with."""
+    if all(response.episode is None for response in example.responses):
+        return written(conversation, row, media)
+    return shown(example.conversation or [], row, 'prompt', media)
+
+
+def turns_of(example: Example, row: int, media: MediaFiles) -> list[list[Message]]:
+    """Returns the turns of each response that is an episode, as JSON can hold them."""
+    return [
+        shown(response.episode.messages, row, f'turns_{number}', media)
+        for number, response in enumerate(example.responses)
+        if response.episode is not None
+    ]
+
+
+def shown(conversation: Conversation, row: int, name: str, media: MediaFiles) -> list[Message]:
+    """Returns a conversation whose media are decoded as JSON can hold it, with files that `media` writes."""
+    number = 0
+
+    def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
+        nonlocal number
+        kind, medium = part['type'], None if part['type'] == 'text' else decoded_medium(part)
+        if medium is None:
+            return {'type': 'text', 'text': part.get('text', f'[{kind}]')}
+        number += 1
+        suffix, content = files_of(kind, medium)[0]
+        return {'type': kind, kind: media.write_file(row, f'{name}_{number}{suffix}', content)}
+
+    return [_plain({**turn, 'content': [part_of(part) for part in turn['content']]}) for turn in conversation]
+
+
+def numbers_of(episode: Episode) -> dict[str, float]:
+    """Returns what metrics tell of an episode, by name; success and cost only where its environment told of them."""
+    found = {name: float(number(episode)) for name, number in EPISODE_NUMBERS.items()}
+    if any(turn.costs for turn in episode.turns):
+        found['cost'] = episode.cost
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def written(conversation: Conversation, row: int, media: MediaFiles) -> list[Message]:

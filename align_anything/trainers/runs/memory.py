@@ -51,13 +51,15 @@ class Memory:
         )
 
 
-def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str) -> Memory:
+def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str, ranks: int | None = None) -> Memory:
     """What weights, gradients and Adam states take on one rank's device under the ZeRO stage of `config`.
+
+    `ranks` is how many there are; None for those of this run.
 
     ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
     al., 2020, arXiv:1910.02054, section 3). Half precision keeps float32 masters with the Adam moments.
     """
-    ranks, stage = world_size(), zero_stage(config)
+    ranks, stage = world_size() if ranks is None else ranks, zero_stage(config)
     everything = sum(count(parameter) for parameter in model.parameters())
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
     width = DTYPES[precision].itemsize

@@ -12,6 +12,7 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.distributed import is_main
+from align_anything.core.errors import SettingsError
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import as_prompts
 from align_anything.datasets.source_loading import source_names
@@ -62,6 +63,7 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
     models = cfgs.model_cfgs
     check_online(cfgs, algorithm)
+    _check_shared(cfgs)
     check_rollouts(resolved)
     rewards = make_rewards(cfgs)
     judges = judges_of(cfgs, algorithm)
@@ -100,10 +102,11 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     trained = {'policy': policy, **{role: critic for role, (critic, _) in critics.items()}}
     rewards += open_judges(cfgs, judges, specs, pair, algorithm)
     rollouts, decode = generating.open_rollouts(resolved, policy, run.spec, sampling)
+    episodes = rollouts if acts else None
     failed = rollouts.failed if acts else tuple
     if cfgs.train_cfgs.sequence_parallel_size > 1:
         rollouts = SharedRollouts(rollouts, cfgs.train_cfgs.sequence_parallel_size)
-    pending = Pending(policy.device, decode)
+    pending = Pending(policy.device, decode, episodes)
     previews = previews_of(cfgs, algorithm, run.spec, policy, run.resume_step, rollouts)
     averages = {name: AveragedWeights(policy) for name in averages_of(cfgs, algorithm)}
     checkpoints = Checkpoints(resolved, run.output_dir, trained, run.spec, save, pending, averages, run.watchers)
@@ -138,6 +141,17 @@ def train_online(pair: Pair, resolved: Resolved[OnlineRunCfgs, Online], callback
     if supervised is not None and loop.rows is not None:
         loop.rows += len(supervised)
     return finish(run, loop, checkpoints)
+
+
+def _check_shared(cfgs: OnlineRunCfgs) -> None:
+    """Raises SettingsError where ranks that share rows would exchange responses beside their updates."""
+    if cfgs.train_cfgs.sequence_parallel_size > 1 and cfgs.vllm_cfgs.vllm_async:
+        raise SettingsError(
+            [
+                'train_cfgs.sequence_parallel_size: ranks that share rows exchange what each generated, which they '
+                'cannot while they update: leave vllm_cfgs.vllm_async out.'
+            ]
+        )
 
 
 def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) -> Completions | None:

@@ -49,12 +49,14 @@ OF_TOKENS = (
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'model_max_length', 'attn_implementation')),
     *(f'model_cfgs.{key}' for key in ('chat_template', 'processor_kwargs', 'feature_cache_dir', 'max_new_tokens')),
     *(f'model_cfgs.{key}' for key in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'stop', 'emit_*')),
+    'model_cfgs.eval_temperature',
     'train_cfgs.bootstrap_truncated',
     'train_cfgs.eval_max_new_tokens',
     'model_cfgs.*_critic_model_name_or_path',
     *(f'lora_cfgs.{key}' for key in ('vision_lora', 'modules_to_save', 'task_type')),
     'bnb_cfgs.use_bnb',
     'vllm_cfgs.use_vllm',
+    'environment_cfgs.environment',
 )
 """Settings that only models which write tokens read; `*` stands for any part of a name."""
 

@@ -217,12 +217,12 @@ def open_frozen(
         model = _frozen_model(cfgs, spec).to(device)
         batch_size = cfgs.model_cfgs.generation_batch_size or GENERATED_AT_ONCE
         rollouts = HFRollouts(bare_model(model), spec, dtype=dtype_of(cfgs), batch_size=batch_size)
-        return with_media(rollouts, codecs), _preparing(spec, device, live)
+        return acting(with_media(rollouts, codecs), cfgs, spec), _preparing(spec, device, live)
     engine = _vllm_engine(cfgs, spec, sampling)
     rollouts = VLLMRollouts(spec, partial(handed_over, _frozen_model(cfgs, spec), nullcontext), engine)
     rollouts.sync(0)
     rollouts.weights = _let_go
-    return with_media(rollouts, codecs), _preparing(spec, device, live)
+    return acting(with_media(rollouts, codecs), cfgs, spec), _preparing(spec, device, live)
 
 
 def _preparing(spec: FamilySpec, device: torch.device, live: bool) -> Callable[[Conversation], Conversation]:

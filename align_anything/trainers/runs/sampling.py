@@ -35,6 +35,7 @@ def sampling_of(model: OnlineModelCfgs, pair: Pair, spec: FamilySpec) -> Samplin
         emit_top_k=dict(model.emit_top_k),
         guidance=model.guidance_scale,
         eval_guidance=model.eval_guidance_scale,
+        eval_temperature=model.eval_temperature,
     )
     check_emission(spec.codes, sampling)
     if is_guided(model):

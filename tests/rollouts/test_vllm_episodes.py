@@ -1,0 +1,152 @@
+"""Episodes that vLLM generates: what was recorded is one pass of the policy, prefixes are reused, pictures go once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from align_anything.environments import Environment, Observation, Said, Step
+from align_anything.environments.base import Alone, BatchEnvironment
+from align_anything.environments.hosts import Here
+from align_anything.environments.pool import Pool
+from align_anything.policies.token.collator import TokenCollator
+from align_anything.policies.token.layouts import LAYOUTS
+from align_anything.rollouts import vllm_client
+from align_anything.rollouts.base import Sampling
+from align_anything.rollouts.episodes import Episodes
+from align_anything.rollouts.experience import complete, joined
+from align_anything.rollouts.vllm_engine import Generated, Request
+from align_anything.rollouts.wire import unpack
+from tests.harness.ranks import run_ranks
+from tests.harness.servers import vllm_servers
+from tests.harness.warm import import_vllm
+from tests.models.mixed import policy_of
+from tests.models.samples import load
+from tests.rollouts.test_episodes import prompts
+from tests.rollouts.test_vllm import started
+
+Tiny = Callable[..., Path]
+TURNS = 4
+pytestmark = pytest.mark.extended
+
+
+@pytest.fixture(scope='module', autouse=True)
+def vllm() -> None:
+    import_vllm()
+
+
+class Walk(Environment):
+    """A picture in each of four turns at most; it ends sooner where an answer is odd."""
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        self.turn, self.colour = 0, seed % 200
+        return self.shown('Begin.')
+
+    def shown(self, text: str) -> Observation:
+        picture = Image.new('RGB', (56, 28 + 28 * (self.turn % 3)), (self.colour, 50 * self.turn, 20))
+        return Observation([{'role': 'user', 'content': [{'type': 'image', 'image': picture}, text]}])
+
+    def step(self, said: Said) -> Step:
+        self.turn += 1
+        return Step(self.shown(f'Turn {self.turn}.'), done=self.turn == TURNS or len(said.text) % 7 == 3)
+
+
+class Walks(Here):
+    """Makes them, without a file."""
+
+    def capacity(self, name: str) -> int | None:
+        return 1
+
+    def make(self, name: str, kwargs: Mapping[str, Any], lane: int) -> BatchEnvironment:
+        return Alone(Walk())
+
+
+class Watched:
+    """An engine, and what it was asked and answered."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.asked = engine, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        found = self.engine.generate(requests)
+        self.asked.append(list(zip(requests, found, strict=True)))
+        return found
+
+
+@pytest.mark.parametrize('family', ['qwen2', 'qwen2_5_vl', 'llava_onevision'])
+def test_episodes_of_four_turns_with_pictures(family: str, tiny: Tiny) -> None:
+    run_ranks(four_turns, 1, args=(tiny(family),))
+
+
+def test_servers_are_sent_each_picture_once(tiny: Tiny) -> None:
+    with vllm_servers(2) as (urls, _):
+        run_ranks(four_turns, 1, args=(tiny('qwen2_5_vl'), urls))
+
+
+def four_turns(rank: int, folder: Path, servers: Sequence[str] = ()) -> None:
+    spec = load(folder)
+    spec.stop_token_ids = (*spec.stop_token_ids, *range(40, 120))
+    policies = {layout: policy_of(folder, spec, layout).eval() for layout in LAYOUTS}
+    rollouts = started(folder, spec, policies['padded'].model, servers)
+    if not spec.reads:
+        Walk.shown = lambda self, text: Observation(f'{text} ' + 'It is a long way to go from here to there. ' * 3)
+    sent: list[tuple[str, int]] = []
+    pack = vllm_client.pack_requests
+
+    def packed(requests: Sequence[Request], held: Any) -> bytes:
+        message = pack(requests, held)
+        sent.extend((name, tensor.numel()) for name, tensor in unpack(message)[1].items())
+        return message
+
+    vllm_client.pack_requests = packed
+    rollouts.engine = watched = Watched(rollouts.engine)
+    episodes = Episodes(
+        rollouts,
+        spec,
+        Pool('walk', {}, host=Walks()),
+        max_turns=TURNS,
+        max_tokens=2000,
+        in_step=False,
+        expands=True,
+        max_failures=0.0,
+    )
+    examples = prompts(spec)
+    for version in range(2):
+        episodes.sync(version)
+        sent.clear()
+        watched.asked.clear()
+        sampling = Sampling(responses=3, max_new_tokens=6, seed=version)
+        done = complete(examples, episodes.generate(examples, sampling))
+        assert episodes.failed() == []
+        responses = [response for example in done for response in example.responses]
+        turns = [len(response.episode.turns) for response in responses]
+        assert {TURNS} < {*turns}, turns
+        recorded = joined(done, 'rollout')
+        for layout, policy in policies.items():
+            with torch.no_grad():
+                found = policy(TokenCollator(spec, layout)(done)).values
+            torch.testing.assert_close(recorded, found, atol=1e-4, rtol=1e-4)
+        # One call for each turn. Whatever was computed in the last one, but for what fills no block, is not again.
+        assert [len(asked) for asked in watched.asked] == [3, *(sum(own > turn for own in turns) for turn in (1, 2, 3))]
+        for _, generated in (pair for asked in watched.asked[1:] for pair in asked):
+            assert generated.cached >= 32, [[one.cached for _, one in asked] for asked in watched.asked]
+        last = [(len(generated.prompt_ids), generated.cached) for _, generated in watched.asked[-1]]
+        assert all(cached > length / 2 for length, cached in last), last
+        if servers:
+            names = [name for name, _ in sent]
+            shown = sum(turns) - len(turns) + len(examples)
+            assert len(names) == len({*names}) == shown
+        again = complete(examples, episodes.generate(examples, sampling))
+        assert [r.ids.tolist() for e in again for r in e.responses] == [response.ids.tolist() for response in responses]
+        assert episodes.failed() == []
+        with torch.no_grad():
+            for parameter in (own for policy in policies.values() for own in policy.model.parameters()):
+                parameter.mul_(1.03)
