@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 _SECRET_NAME = re.compile(r'token|key|secret|password', re.IGNORECASE)
+_HARMLESS = frozenset({'action_tokens'})
+"""Settings that are called alike and tell no secret."""
 _USER_IN_URL = re.compile(r'(?<=://)[^/@\s]+@')
 _SECRET_IN_QUERY = re.compile(
     r'(?<=[?&])[^=&\s]*(?:token|key|secret|password|signature)[^=&\s]*=[^&#\s]*', re.IGNORECASE
@@ -14,7 +16,7 @@ _SECRET_IN_QUERY = re.compile(
 
 def names_secret(name: str) -> bool:
     """Whether the name of a setting or a variable tells of a secret."""
-    return _SECRET_NAME.search(name) is not None
+    return name not in _HARMLESS and _SECRET_NAME.search(name) is not None
 
 
 def without_secrets(value: Any, path: str = '', removed: list[str] | None = None) -> Any:

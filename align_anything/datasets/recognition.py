@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from align_anything.core.errors import DataError, SampleError
-from align_anything.core.types import MEDIA_KINDS, MediaKind
+from align_anything.core.types import ACTION, MEDIA_KINDS, MediaKind
 from align_anything.datasets.formatters.columns import Row, filled
 from align_anything.datasets.rows import InOrder, Rows, RowStream
 from align_anything.datasets.unread import looks_like
@@ -63,6 +63,16 @@ DATASETS: tuple[tuple[Set[str], MediaKind, Recognised], ...] = (
 )
 """Columns of datasets and the kind of their answers, with what reads them."""
 
+RECORDED: tuple[tuple[Set[str], str], ...] = (
+    ({'lerobot', 'episode'}, 'LeRobot'),
+    ({'sub_house', 'sensors'}, 'Chores'),
+    ({'hdf5', 'episode'}, 'Libero'),
+    ({'steps'}, 'Steps'),
+    ({'better', 'worse'}, 'Steps'),
+    ({'messages'}, 'Messages'),
+)
+"""Columns of recorded episodes with what reads them."""
+
 
 def recognised(source: str, rows: Rows | RowStream, streamed: bool, writes: Set[MediaKind]) -> Recognised:
     """Returns the template that reads the rows of a source for answers of a kind that is in `writes`.
@@ -70,12 +80,11 @@ def recognised(source: str, rows: Rows | RowStream, streamed: bool, writes: Set[
     Raises:
         DataError: the columns are none that are known, or the answers are of another kind; it lists what is known.
     """
+    if ACTION in writes:
+        return _recorded(source, _first(rows, streamed))
     if not writes:
         raise DataError(f"'{source}': no template is given. Name one, such as Messages for chat rows.")
-    row: dict[str, Any] = {}
-    for _, read in islice(rows if streamed else InOrder(rows), LOOKED_AT):
-        if not isinstance(read, SampleError):
-            row = {**read, **{name: value for name, value in row.items() if value is not None}}
+    row = _first(rows, streamed)
     usual = next(filter(None, (_usual(row, kind) for kind in MEDIA_KINDS if kind in writes)), None)
     # An image that is made from another one has the usual name too.
     edited = _dataset(row, writes) if SHOWN <= row.keys() else None
@@ -87,6 +96,30 @@ def recognised(source: str, rows: Rows | RowStream, streamed: bool, writes: Set[
             f'{_told(writes)} Name a template (train_template, eval_template), which maps columns of other names.'
         )
     return known
+
+
+def _first(rows: Rows | RowStream, streamed: bool) -> dict[str, Any]:
+    """The columns of the first rows, each with a value that is not null where one of them has such."""
+    row: dict[str, Any] = {}
+    for _, read in islice(rows if streamed else InOrder(rows), LOOKED_AT):
+        if not isinstance(read, SampleError):
+            row = {**read, **{name: value for name, value in row.items() if value is not None}}
+    return row
+
+
+def _recorded(source: str, row: Row) -> Recognised:
+    """What reads the rows of recorded episodes. Raises DataError for columns that none has."""
+    template = next((template for columns, template in RECORDED if columns <= row.keys()), None)
+    if template == 'Libero' and not row['episode']:
+        template = 'Aloha'
+    if template is None:
+        known = '; '.join(f'{", ".join(sorted(columns))} ({template})' for columns, template in RECORDED[-3:])
+        raise DataError(
+            f"'{source}': no template is given, and its columns ({', '.join(map(str, row)) or 'none'}) are those of no "
+            f'recording that is known. Known are folders of CHORES and LeRobotDataset, HDF5, and the columns {known}. '
+            'Name a template (train_template, eval_template).'
+        )
+    return Recognised(template)
 
 
 def _dataset(row: Row, writes: Set[MediaKind]) -> Recognised | None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from align_anything.core.actions import Actions
 from align_anything.core.errors import SampleError
-from align_anything.core.types import ACTION, Conversation
 
 FORMS = "a name, a list of numbers (one step), or a list of either (a chunk), such as 'left' or [[0.1, 1], [0, 1]]"
 STATE = 'state'
@@ -69,18 +68,6 @@ def state_of(where: str, value: Any) -> dict[str, tuple[float, ...]]:
             "{'joints': [0.1, 0.2], 'gripper': [1]}."
         )
     return {name: numbers for name, numbers in found.items() if numbers is not None}
-
-
-def holds_actions(conversation: Conversation) -> bool:
-    """Tells whether any turn of a conversation in normal form acts."""
-    return any(part['type'] == ACTION for message in conversation for part in message['content'])
-
-
-def written_action(actions: Actions, digits: int = 4) -> str:
-    """Returns what is done in a turn as a person would read it, each step behind the other."""
-    if actions.values is None:
-        return ', '.join(actions.names)
-    return '; '.join('[' + ', '.join(f'{value:.{digits}g}' for value in step) + ']' for step in actions.values.tolist())
 
 
 def written_state(state: Mapping[str, Sequence[float]], digits: int = 4) -> str:

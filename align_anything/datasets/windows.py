@@ -183,12 +183,12 @@ def cut(conversation: Conversation, meta: Mapping[str, Any], window: Window) -> 
     numbers = numbers_of(window, episode.actions)
     turns: Conversation = []
     for start in range(0, len(numbers), window.chunk):
-        some = numbers[start : start + window.chunk]
-        seen = episode.observations[some[0]]
+        chunk = numbers[start : start + window.chunk]
+        seen = episode.observations[chunk[0]]
         if not start:
-            parts = (episode.instruction, seen['content'])
-            seen = {**seen, 'content': [part for some in (parts if episode.leads else parts[::-1]) for part in some]}
-        done = joined_actions([episode.actions[number] for number in some])
+            said, shown = episode.instruction, seen['content']
+            seen = {**seen, 'content': [*said, *shown] if episode.leads else [*shown, *said]}
+        done = joined_actions([episode.actions[number] for number in chunk])
         turns += [seen, {'role': 'assistant', 'content': [{'type': ACTION, ACTION: done}]}]
     whole = [*episode.opening, *turns]
     whole[0] = {**whole[0], **episode.beside}

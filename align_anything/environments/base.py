@@ -61,17 +61,17 @@ class Step:
         reward: what the turn was worth, None for nothing to say.
         costs: what it cost, by name; a safe algorithm bounds their sum.
         done: whether the episode is over.
-        truncated: whether it is over because it may not last longer; it is unfinished then, as at `max_turns`.
         info: what else is to be told. Numbers and truth values become metrics where they are the `success` of the
             episode or `tool_errors` in a turn.
+        truncated: whether it is over because it may not last longer; it is unfinished then, as at `max_turns`.
     """
 
     observation: Observation | None = None
     reward: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     done: bool = False
-    truncated: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
+    truncated: bool = False
 
 
 class Environment:

@@ -218,7 +218,7 @@ def step_in(record: Any) -> Step | None:
         problem = error.errors()[0]
         raise WorldError(f'a step came with {".".join(map(str, problem["loc"]))}: {problem["msg"]}.') from error
     observation = None if step.observation is None else observation_in(step.observation)
-    return Step(observation, step.reward, step.costs, step.done, step.truncated, step.info)
+    return Step(observation, step.reward, step.costs, step.done, step.info, step.truncated)
 
 
 # Messages, part by part

@@ -24,7 +24,8 @@ FRAMES_PER_POSITION = 2
 TOWERS = ('vision_tower', 'audio_tower')
 # The matrix behind attention: what goes into it is what the heads have found together.
 _BEHIND_ATTENTION = re.compile(
-    r'(?<!linear_)att(?:entio)?n\.(?:\w+\.)*(?:o_proj|out_proj|proj|c_proj|dense|wo|projection|post)\.weight$'
+    r'(?<!linear_)att(?:entio)?n\.(?:\w+\.)*'
+    r'(?:o_proj|out_proj|proj|c_proj|dense|wo|projection(?:_layer)?|post)\.(?:linear\.)?weight$'
 )
 _READS_DATA = re.compile(r'patch_emb|conv1\.weight$')
 _LAYER = re.compile(r'\.(?:layers|h|blocks|block|layer)\.(\d+)\.')

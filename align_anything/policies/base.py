@@ -82,7 +82,7 @@ class Policy(Protocol):
     def flops(self, batch: Batch) -> dict[str, Flops]:
         """Returns the floating point operations of an update on the batch, by component of the model.
 
-        Only for scores of tokens and of denoisers; where they are not known yet, the mapping is empty.
+        Where they are not counted, or not known yet, the mapping is empty.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_episodes_of_numbers(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureF
     # A window is trained on, and the whole episode is shown.
     assert re.search(r'\[-?[\d.]+, -?[\d.]+, -?1\], \[', page.text) and 'push the square to the right' in page.text
     assert [animation.n_frames for animation in animations(tmp_path / 'inspect.html')] == [5, 8]
+    assert json.loads((tmp_path / 'action_statistics.json').read_text())['actions']['pusht']['steps'] == 13
 
 
 def test_named_actions(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

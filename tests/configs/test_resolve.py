@@ -209,6 +209,7 @@ def test_every_key_is_described_in_sentences(schema):
             number = isinstance(field.default, int | float) or ('int' in kinds and 'str' not in kinds)
             saved = {key: 1 if number else 'text'}
             assert without_secrets(saved) == saved, key
+    assert without_secrets({'action_tokens': 'tail', 'hf_token': 'x'}) == {'action_tokens': 'tail'}
 
 
 def test_help_lists_every_key_of_the_run(run, capsys):

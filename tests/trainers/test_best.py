@@ -51,7 +51,8 @@ class Judged:
         settings = {'save_best': None, 'early_stopping_patience': None, **train}
         self.loop = OfflineLoop(
             cfgs=SimpleNamespace(
-                train_cfgs=SimpleNamespace(**settings), data_cfgs=SimpleNamespace(max_skipped_ratio=0.5)
+                train_cfgs=SimpleNamespace(sequence_parallel_size=1, **settings),
+                data_cfgs=SimpleNamespace(max_skipped_ratio=0.5),
             ),
             algorithm=DPO(),
             engine=SimpleNamespace(evaluate=evaluate),

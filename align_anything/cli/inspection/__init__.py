@@ -20,6 +20,8 @@ def inspect_run(
 ) -> Path:
     """Writes the report of the data that a run with the settings `argv` trains on, and prints a summary.
 
+    Beside the report of recorded episodes lie the statistics of their actions, `action_statistics.json`.
+
     Args:
         rows: how many rows of each set to read; None for all of them, of a stream for the first thousand.
         report: the file to write; None for `inspect.html` in the run's output folder.
@@ -33,6 +35,7 @@ def inspect_run(
     from align_anything.cli.inspection.page import render_page
     from align_anything.cli.inspection.rows import survey
     from align_anything.cli.inspection.terminal import print_survey
+    from align_anything.datasets.action_statistics import write_seen
     from align_anything.trainers.runs.composing import with_composed
     from align_anything.trainers.runs.model_defaults import with_model_defaults
 
@@ -40,8 +43,11 @@ def inspect_run(
     cfgs = resolved.cfgs
     path = Path(cfgs.logger_cfgs.output_dir) / REPORT_NAME if report is None else report
     found = survey(pair, resolved.algorithm, cfgs, rows)
+    acted = next((one.acted for one in found.sets if one.acted is not None and one.acted.episodes), None)
     try:
         atomic_write_text(path, render_page(found, cfgs))
+        if acted is not None:
+            write_seen(path.parent, acted)
     except OSError as error:
         raise SettingsError([f'the report {path} cannot be written: {error}.']) from error
     print_survey(found, path)

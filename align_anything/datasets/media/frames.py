@@ -65,13 +65,6 @@ def number_of_frames(path: str) -> int:
     return len(_index_of(path).stamps)
 
 
-def frame_times(path: str) -> list[float]:
-    """Returns when each frame of a video file is shown, in seconds from its first one; by its index alone."""
-    _require_file(path, Media('video', path))
-    index = _index_of(path)
-    return [(stamp - index.stamps[0]) * index.unit for stamp in index.stamps]
-
-
 @contextmanager
 def open_hdf5(path: str) -> Iterator[Any]:
     """Opens an HDF5 file to read. Raises DataError where h5py is not installed, SampleError for a file that is none."""

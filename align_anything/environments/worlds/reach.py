@@ -65,7 +65,7 @@ class Reach(Environment):
             success = bool(numpy.linalg.norm(self._point - self._target) < self._radius)
             if success or self._taken >= self._steps:
                 reward = 1 - self._taken / (2 * self._steps) if success else 0.0
-                return Step(None, reward, {'outside': float(outside)}, True, {'success': success})
+                return Step(None, reward, {'outside': float(outside)}, done=True, info={'success': success})
         return Step(Observation([self._shown()]), costs={'outside': float(outside)})
 
     def demonstration(self, seed: int) -> tuple[list[Message], dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.policies.acting.collator import ActionCollator
@@ -65,6 +66,10 @@ class ActionPolicy(nn.Module):
     def check(self, module: Any, device: torch.device) -> None:
         """Compares its scores of episodes beside each other with those of each alone; see `require_sound`."""
         require_sound(self.model, self.collate, self.dtype, module, device)
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns nothing: operations of models that act are not counted yet."""
+        return {}
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Makes scores those of actions that are sampled at `temperature`."""

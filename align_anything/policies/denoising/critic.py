@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.diffusion.score import DenoiserForScore
 from align_anything.policies.denoising.collator import DenoisingCollator, DenoisingInputs
@@ -59,6 +60,10 @@ class DenoisingCritic(nn.Module):
     def check(self, module: Any, device: torch.device) -> None:
         """Compares its values of samples beside each other with those of each alone; see `require_sound`."""
         require_sound(self.model, self.collate, self.dtype, module, device)
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns none: they are not counted."""
+        return {}
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError: what is not sampled from has no temperature."""

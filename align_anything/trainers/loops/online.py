@@ -380,8 +380,8 @@ class OnlineLoop(Loop):
                 else:
                     started = time.perf_counter()
                     batches, result = self._updated(self.engine, self.algorithm, [*micro_batches, *supervised])
-                    self._policy_seconds += time.perf_counter() - started
                     if self.meter is not None:
+                        self._policy_seconds += time.perf_counter() - started
                         policy = self.engine.policy
                         self._flops += sum((own for batch in batches for own in policy.flops(batch).values()), Flops())
                     self._concluded(batches, result)

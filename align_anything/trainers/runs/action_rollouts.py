@@ -21,14 +21,13 @@ from align_anything.engines.gathering import gathered_weights
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.acting.checkpoint import load_acting
 from align_anything.models.acting.spec import ActionSpec
-from align_anything.models.adapter import bare_model
+from align_anything.models.adapter import bare_model, find_adapter, put_on
 from align_anything.policies.acting.collator import ActionCollator
 from align_anything.policies.acting.heads import make_head
 from align_anything.rollouts.acting import ActionRollouts
 from align_anything.rollouts.base import RolloutEngine, Sampling
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.acting import acting, require_acting
-from align_anything.trainers.runs.action_models import with_saved_adapter
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import is_guided
 from align_anything.trainers.runs.settings import dtype_of
@@ -88,7 +87,8 @@ def open_frozen(
     """Returns what says the next action with the weights of the checkpoint, and what prepares a conversation for it."""
     cfgs, device = resolved.cfgs, device_of_rank()
     source, dtype = cfgs.model_cfgs.model_name_or_path, dtype_of(cfgs)
-    model = with_saved_adapter(cfgs, spec, load_acting(source, dtype), source, dtype)
+    adapter, model = find_adapter(source), load_acting(source, dtype)
+    model = model if adapter is None else put_on(model, adapter)
     rollouts = ActionRollouts(
         bare_model(model.requires_grad_(False).eval().to(device)),
         spec,

@@ -27,7 +27,8 @@ from align_anything.policies.denoising.collator import DenoisingCollator
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.denoising import DenoisingRollouts, DenoisingSampling, Window
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs.pipelines import guidance_of, guidance_of_previews, kernel_of, with_saved_adapter
+from align_anything.trainers.runs.kernels import kernel_of
+from align_anything.trainers.runs.pipelines import guidance_of, guidance_of_previews, with_saved_adapter
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import guided_prompts, is_guided
 from align_anything.trainers.runs.settings import dtype_of
@@ -61,7 +62,7 @@ def sampling_of(
     return DenoisingSampling(
         steps=own.rollout_steps,
         guidance=guidance,
-        kernel=kernel_of(cfgs, spec) if trains else None,
+        kernel=kernel_of(cfgs, spec.process) if trains else None,
         window=window,
         units='steps' if trains else 'draws',
         same_noise=trains and same_noise,

@@ -32,8 +32,8 @@ from align_anything.policies.acting.flow.policy import FlowPolicy
 from align_anything.policies.acting.flow.score import FlowCritic
 from align_anything.policies.base import Policy
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.model_checks import check_freezing, without_effect
-from align_anything.trainers.runs.pipelines import kernel_of
 from align_anything.trainers.runs.settings import dtype_of
 
 logger = get_logger(__name__)
@@ -68,7 +68,7 @@ def units_of_turn(cfgs: OnlineRunCfgs, algorithm: Algorithm) -> int:
 def make_collator(cfgs: RunCfgs, spec: Pi0Spec, pair: Pair, algorithm: Algorithm) -> FlowCollator:
     """The collator of the run's policy. Raises SettingsError for a kernel that a flow has not."""
     steps = algorithm.scores == 'units' or (algorithm.generates and algorithm.trains_transitions)
-    return FlowCollator(spec, cfgs.train_cfgs.seed, kernel_of(cfgs, spec) if steps else None)
+    return FlowCollator(spec, cfgs.train_cfgs.seed, kernel_of(cfgs, spec.process) if steps else None)
 
 
 def evaluating(cfgs: RunCfgs, collate: FlowCollator) -> FlowCollator:

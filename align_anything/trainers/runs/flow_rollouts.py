@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.generate import Generating
 from align_anything.algorithms.online import Online
 from align_anything.configs.generation import GenerationRunCfgs
@@ -26,10 +27,9 @@ from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.denoising import Window
 from align_anything.rollouts.flow import FlowRollouts, FlowSampling
 from align_anything.trainers.pairs import Pair
-from align_anything.trainers.runs import action_rollouts
 from align_anything.trainers.runs.acting import acting, require_acting
 from align_anything.trainers.runs.flow_models import units_of_turn, with_saved_adapter
-from align_anything.trainers.runs.pipelines import kernel_of
+from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.rewarding import check_readable
 from align_anything.trainers.runs.sampling import is_guided
 from align_anything.trainers.runs.settings import dtype_of
@@ -61,7 +61,7 @@ def sampling_of(
     evaluation = FlowSampling(steps=own.eval_rollout_steps or own.rollout_steps, max_new_tokens=units)
     return FlowSampling(
         steps=own.rollout_steps,
-        kernel=kernel_of(cfgs, spec) if trains else None,
+        kernel=kernel_of(cfgs, spec.process) if trains else None,
         window=window,
         units='steps' if trains else 'draws',
         evaluation=evaluation,
@@ -86,7 +86,14 @@ def open_rollouts(
     return acting(rollouts, cfgs, spec), spec.decode
 
 
-sampling_of_answers = action_rollouts.sampling_of_answers
+def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: Pi0Spec) -> FlowSampling:
+    """Raises SettingsError: `eval_tasks` knows nothing of environments, in which what is done is worth something."""
+    raise SettingsError(
+        [
+            'train_cfgs.eval_tasks: what a model does is measured in an environment: evaluate it with an online '
+            'algorithm (--environment, --eval_datasets), and leave this out.'
+        ]
+    )
 
 
 def open_answers(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Pi0Spec, sampling: FlowSampling) -> RolloutEngine:

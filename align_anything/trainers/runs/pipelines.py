@@ -33,15 +33,14 @@ from align_anything.policies.denoising.critic import DenoisingCritic
 from align_anything.policies.denoising.noise import Noise
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from align_anything.policies.denoising.prediction import Guidance
-from align_anything.policies.denoising.transitions import Kernel
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.settings import dtype_of
 
 EMBEDDED = 3.5
 """What guidance-distilled denoisers are told where they generate."""
 SCALE = 4.5
 """Of guidance, where nothing else says so: in the middle of what the cards of models advise."""
-NOISE_LEVELS = {'flow_sde': 0.7, 'dance_sde': 0.3, 'cps': 0.7, 'ddim': 1.0}
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('max_length_per_batch', 'router_aux_loss_coef', 'layout', 'freeze_*', 'stage')),
     'train_cfgs.sequence_parallel_size',
@@ -68,10 +67,12 @@ def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Alg
     if algorithm.scores == 'units':
         embedded = cfgs.diffusion_cfgs.embedded_guidance
         guidance = Guidance(embedded=EMBEDDED if embedded is None else embedded)
-        return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec), guidance=guidance)
+        return DenoisingCollator(
+            spec, noise, cfgs.train_cfgs.seed, kernel=kernel_of(cfgs, spec.process), guidance=guidance
+        )
     if not algorithm.generates:
         return DenoisingCollator(spec, noise, cfgs.train_cfgs.seed, guidance=guidance_of(cfgs, spec, algorithm))
-    kernel = kernel_of(cfgs, spec) if algorithm.trains_transitions else None
+    kernel = kernel_of(cfgs, spec.process) if algorithm.trains_transitions else None
     guidance = guidance_of(cfgs, spec, algorithm)
     return DenoisingCollator(
         spec, noise, cfgs.train_cfgs.seed, kernel=kernel, guidance=guidance, contrast=algorithm.contrasts
@@ -81,16 +82,6 @@ def make_collator(cfgs: RunCfgs, spec: DiffusionSpec, pair: Pair, algorithm: Alg
 def evaluating(cfgs: RunCfgs, collate: DenoisingCollator) -> DenoisingCollator:
     """The collator of evaluation data: with the same levels and noise in all evaluations."""
     return replace(collate, grid=cfgs.diffusion_cfgs.eval_draws)
-
-
-def kernel_of(cfgs: OnlineRunCfgs, spec: DiffusionSpec) -> Kernel:
-    """How the trained steps of rollouts sample. Raises SettingsError for a kernel that the process has not."""
-    own = cfgs.diffusion_cfgs
-    name = ('flow_sde' if spec.process.prediction == 'flow' else 'ddim') if own.sde_kernel == 'auto' else own.sde_kernel
-    level = NOISE_LEVELS[name] if own.noise_level is None else own.noise_level
-    kernel = Kernel(name, level, own.kl_form)
-    kernel.check(spec.process)
-    return kernel
 
 
 def guidance_of(cfgs: RunCfgs, spec: DiffusionSpec, algorithm: Algorithm) -> Guidance:

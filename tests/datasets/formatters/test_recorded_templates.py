@@ -409,3 +409,23 @@ def test_a_prompt_is_what_stands_before_the_first_action(tmp_path: Path) -> None
     assert isinstance(example, Example) and example.meta['seed'] == 0
     ((turn,),) = said
     assert turn['role'] == 'user' and len(turn['content']) == 3
+
+
+# Without a template
+
+
+@pytest.mark.parametrize('name', [*NUMERIC, 'chores', 'messages'])
+def test_recordings_are_known_by_what_they_are(name: str, tmp_path: Path) -> None:
+    turns = [{'role': 'user', 'content': 'Go.'}, {'role': 'assistant', 'content': [{'type': 'action', 'action': 'up'}]}]
+    others = {
+        'chores': lambda folder, some: made.write_chores(folder, some),
+        'messages': lambda folder, some: write_rows(tmp_path / 'a.jsonl', [{'messages': turns}]),
+    }
+    write, template = (others[name], name.title()) if name in others else NUMERIC[name][:2]
+    (source,) = load_sources(str(write(tmp_path / 'data', episodes(3))), None, writes=frozenset({'action'}))
+    assert source.formatter.name == template
+
+
+def test_rows_that_are_no_recordings_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'its columns \(a\) are those of no recording .* steps \(Steps\)'):
+        load_sources(write_rows(tmp_path / 'a.jsonl', [{'a': 1}]), None, writes=frozenset({'action'}))

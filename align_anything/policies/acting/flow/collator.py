@@ -24,7 +24,7 @@ from align_anything.core.errors import ModelError, SampleError, TrainingError
 from align_anything.core.store import digest
 from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Skipped
 from align_anything.models.acting.pi0 import BLANK, TEXT_TOKENS, Pi0Spec, looks
-from align_anything.models.acting.pieces import FRAMES, GOAL, OBSERVATION, SAID, STATE, VALUES
+from align_anything.models.acting.pieces import FRAMES, GOAL, LOOK, OBSERVATION, SAID, STATE, VALUES
 from align_anything.models.diffusion.process import noised, target
 from align_anything.policies.denoising.collator import (
     FIRST_LEVEL,
@@ -89,9 +89,9 @@ class FlowInputs:
 class FlowCollator:
     """Lays units behind each other.
 
-    What is random of a draw depends on the seed, the epoch, the row, the number of the turn in its episode and the
-    number of the draw: episodes that are compared meet the same level and the same noise in the same turn, however rows
-    are cut into micro-batches and whoever scores them.
+    What is random of a draw depends on the seed, the epoch, the row and what it begins with, the number of the turn in
+    its episode and the number of the draw: episodes that are compared meet the same level and the same noise in the
+    same turn, however rows are cut into micro-batches and whoever scores them.
 
     Numbers that fill actions up to what the model says, and steps behind the end of a chunk that was cut, weigh nothing
     in any score; of denoising steps only those steps of a chunk do that are executed.
@@ -255,7 +255,9 @@ class FlowCollator:
         config = self.spec.config
         # Evaluations of other seeds, and after other epochs, are to be compared.
         of_run = ('evaluation',) if self.grid is not None else (self.seed, example.epoch)
-        seed = int(digest(*of_run, example.source, turn, number)[:15], 16)
+        # Windows of one row begin with other observations.
+        begins = int(example.prompt.token_tensors[LOOK][-1])
+        seed = int(digest(*of_run, example.source, begins, turn, number)[:15], 16)
         noise = torch.randn(self.spec.chunk_shape, generator=torch.Generator().manual_seed(seed))
         if self.grid is not None:
             share = (number + 0.5) / self.grid

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.policies.acting.flow.collator import FlowCollator, FlowInputs
 from align_anything.policies.acting.flow.prediction import read, spread, velocity
@@ -92,6 +93,10 @@ class FlowPolicy(nn.Module):
     def check(self, module: Any, device: torch.device) -> None:
         """Compares its scores with the loss of the model itself, and with those of each alone; see `require_sound`."""
         require_sound(self.model, self.collate, self.dtype, module, device)
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns nothing: operations of models that act are not counted yet."""
+        return {}
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError for any but 1: transitions have the noise level of their kernel instead."""

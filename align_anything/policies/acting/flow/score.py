@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from align_anything.core.errors import ModelError
+from align_anything.core.flops import Flops
 from align_anything.core.types import Batch, MediaKind, Scored
 from align_anything.models.adapter import bare_model
 from align_anything.models.score import SCORE_HEAD
@@ -50,6 +51,10 @@ class FlowCritic(nn.Module):
 
     def check(self, module: Any, device: torch.device) -> None:
         """Does nothing: what it reads is what the policy reads, whose check stands for both."""
+
+    def flops(self, batch: Batch) -> dict[str, Flops]:
+        """Returns nothing: operations of models that act are not counted yet."""
+        return {}
 
     def set_temperature(self, temperature: float, of_media: Mapping[MediaKind, float] = MappingProxyType({})) -> None:
         """Raises ModelError: what is not sampled from has no temperature."""
