@@ -91,8 +91,8 @@ def test_rewards_teach_it_to_ask(guessing: Callable[[], Path], tmp_path: Path, n
 def reckoning(shared_cache: Path) -> Callable[[], Path]:
     """As `guessing`, of sums and products, of which it mostly guesses what they come to.
 
-    To copy an expression takes small prompts, a token for each digit and a high learning rate: a cold start at 2e-3 has
-    copied nothing after as many steps.
+    To copy an expression takes small prompts, a token for each digit, four heads and a high learning rate: at 2e-3, or
+    with two heads, it copies about half of them after as many steps.
     """
 
     def teach(folder: Path) -> None:
@@ -108,7 +108,7 @@ def reckoning(shared_cache: Path) -> Callable[[], Path]:
         write_rows(folder / 'rows.jsonl', [conversation(sums.problem(chance), 'x') for _ in range(1024)])
         corpus = ['user assistant system\nuser\nassistant\nsystem\n'] * 20
         corpus += [f'{sums.CALL}{digit}+{digit}*{digit}\n' for digit in range(10)] * 20
-        start = build('qwen2', folder / 'start', corpus=corpus, hidden=64, layers=2)
+        start = build('qwen2', folder / 'start', corpus=corpus, heads=4)
         settings = {'max_steps': 300, 'learning_rate': 5e-3, 'per_device_train_batch_size': 64}
         model = train_by('text_to_text', 'sft', folder / 'run', start, folder / 'taught.jsonl', **common(), **settings)
         (folder / 'model').symlink_to(model)
