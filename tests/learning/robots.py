@@ -78,7 +78,7 @@ def good(shared: Path) -> Path:
 
 def weak(shared: Path) -> Path:
     """A robot that learned from few of them."""
-    return imitator(shared, 'robot-of-few-lessons', epochs=8, train_size=FEW)
+    return imitator(shared, 'robot-of-few-lessons', epochs=16, train_size=FEW)
 
 
 def tried(model: Path, temperature: float = 0.0) -> dict[str, float]:
