@@ -134,8 +134,8 @@ class DeepSpeedEngine(Engine):
         optimizer = self.engine.optimizer
         if self.stage == 0 and not self._plain:
             raise TrainingError(
-                '--resume: in half precision without ZeRO, DeepSpeed cannot read the state of FSDP2; go on with engine: '
-                'fsdp, or with ds_cfgs: ds_z2_config.json.'
+                '--resume: in half precision without ZeRO, DeepSpeed cannot read the state of FSDP2; go on with '
+                'engine: fsdp, or with ds_cfgs: ds_z2_config.json.'
             )
         if self._plain:
             for name, parameter in trained.items():

@@ -39,8 +39,8 @@ def read_by_name(folder: Path, scratch: Path, names: Sequence[str]) -> Iterator[
         found = _load(files[0])
         if 'state' not in found['optimizer']:
             raise TrainingError(
-                f'--resume: {folder} is of a run in half precision without ZeRO, whose masters FSDP2 cannot read; go on '
-                'with engine: deepspeed.'
+                f'--resume: {folder} is of a run in half precision without ZeRO, whose masters FSDP2 cannot read; go '
+                'on with engine: deepspeed.'
             )
         own = dict(zip(names, found['optimizer']['state'].values(), strict=False))
         steps = [float(state['step']) for state in own.values()]
