@@ -48,6 +48,7 @@ def test_demonstrations_teach_it_to_reach(demonstrated: Path, tmp_path: Path) ->
 
 
 @pytest.mark.extended
+@pytest.mark.timeout(900)
 def test_its_own_noise_teaches_it_to_reach_more_often(demonstrated: Path, tmp_path: Path) -> None:
     start = taught(demonstrated, tmp_path / 'weak', 130)
     before = success(start)
