@@ -43,8 +43,9 @@ class LoggerCfgs(Cfgs):
     log_interval: PositiveInt = Field(1, description='Optimizer steps between two lines of metrics.')
     peak_tflops: PositiveFloat | None = Field(
         None,
-        description='10^12 operations that a device can do a second at best in the precision of the run, of which the '
-        'metric mfu is the share that the model takes. null knows common GPUs by name; of others no share is told.',
+        description='Operations that a device can do a second at best, in units of 10^12 and in the precision of the '
+        'run, of which the metric mfu is the share that the model takes. null knows common GPUs by name; of others no '
+        'share is told.',
     )
     profile: PositiveInt | None = Field(
         None,

@@ -36,6 +36,11 @@ ONLY_EXTENDED = {
     'tests/learning/test_placed.py': 'tests/contract/test_emitting_docs.py, and what families score in tests/trainers',
     'tests/learning/test_spoken.py': 'tests/contract/test_emitting_docs.py, and runs in tests/trainers/test_csm.py',
     'tests/trainers/test_denoising_ppo.py': 'PPO among the algorithms of tests/trainers/test_denoising_runs.py',
+    'tests/learning/test_reached.py': 'what a policy of chunks learns in tests/policies, and runs in test_flow_runs.py',
+    'tests/learning/test_robots.py': 'the lessons of environments, and runs in tests/trainers/test_action_runs.py',
+    'tests/learning/test_turning.py': 'runs in tests/trainers/test_acting.py',
+    'tests/rollouts/test_vllm_episodes.py': 'episodes of transformers in tests/rollouts/test_episodes.py',
+    'tests/trainers/test_environments_vllm.py': 'runs of transformers in tests/trainers/test_environments.py',
     'tests/trainers/test_launcher.py': 'the demo, under the same launcher on one rank',
 }
 

@@ -25,7 +25,10 @@ ALLOWED = {
     'x = [3]\nx * 2': '[3, 3]\n',
     '': '',
     'import os; dict(os.environ).keys() - {"PATH", "HOME", "TMPDIR", "LANG", "OMP_NUM_THREADS", "LC_CTYPE"}': 'set()\n',
-    'open("/tmp/a", "w").write("x"); import os; os.listdir("/tmp")': "['a']\n",
+    # A folder that the interpreter lies in may be there too.
+    'open("/tmp/a", "w").write("x"); import os; [entry.name for entry in os.scandir("/tmp") if entry.is_file()]': (
+        "['a']\n"
+    ),
     'import subprocess; subprocess.run(["echo", "hm"], capture_output=True, text=True).stdout': "'hm\\n'\n",
     f'import os; os.path.exists({str(Path(__file__))!r}), os.path.exists("/etc/passwd"), os.path.exists("/proc/1")': (
         '(False, False, False)\n'

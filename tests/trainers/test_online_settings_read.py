@@ -60,7 +60,14 @@ def read(tiny, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     note('multi_ppo', advantage_estimator='rloo')
     note('online_dpo')
     (folder / 'world.py').write_text(WORLD)
-    note('rloo', environment=f'{folder}/world.py:World', max_turns=2, stop='[a, e, i, o, u, s]')
+    note(
+        'rloo',
+        environment=f'{folder}/world.py:World',
+        environment_workers=1,
+        environment_timeout=60,
+        max_turns=2,
+        stop='[a, e, i, o, u, s]',
+    )
     return found
 
 

@@ -103,7 +103,7 @@ class Rows:
 @pytest.mark.parametrize('workers', [0, 2])
 def test_several_makers_share_a_pass_and_make_only_what_is_missing(workers: int, tmp_path: Path) -> None:
     cfgs: Any = types.SimpleNamespace(
-        train_cfgs=types.SimpleNamespace(seed=0, per_device_train_batch_size=2),
+        train_cfgs=types.SimpleNamespace(seed=0, per_device_train_batch_size=2, sequence_parallel_size=1),
         data_cfgs=types.SimpleNamespace(num_workers=workers),
     )
 

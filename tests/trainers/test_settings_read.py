@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pydantic import Field
 
 from align_anything.algorithms.sft import SFT
@@ -62,6 +63,20 @@ def record(path: Path, also: Hook = nothing) -> Hook:
     return before
 
 
+def write_episodes(folder: Path) -> Path:
+    """Writes episodes of three steps of an arm, each with a picture and two numbers."""
+    folder.mkdir()
+    Image.new('RGB', (28, 28), 'red').save(folder / 'seen.png')
+    shown = {'type': 'image', 'image': 'seen.png'}
+
+    def step(number: int) -> list[dict[str, object]]:
+        action = {'type': 'action', 'action': [0.1 * number, 1.0 - number]}
+        return [{'role': 'user', 'content': [shown]}, {'role': 'assistant', 'content': [action]}]
+
+    rows = [{'messages': [turn for number in range(3) for turn in step(number)]} for _ in range(4)]
+    return write_rows(folder / 'episodes.jsonl', rows)
+
+
 @pytest.fixture(scope='module')
 def read(tiny, emitting, tmp_path_factory) -> set[str]:
     """What is read in a handful of runs that between them use everything."""
@@ -97,6 +112,10 @@ def read(tiny, emitting, tmp_path_factory) -> set[str]:
     note('budget', tiny('llama'), max_length_per_batch=100, group_by_length=True)
     note('lora', tiny('llama'), use_lora=True)
     note('qlora', tiny('llama'), use_lora=True, use_bnb=True)
+    note('sharded', tiny('llama'), engine='fsdp', ds_cfgs=None)
+    acting = {'train_datasets': write_episodes(folder / 'arm'), 'template': 'Messages', 'action_tokens': 'tail'}
+    cut = {'sliding_window': 2, 'init_prob_sample_last_steps': 0.5, 'max_steps': 1, 'model_max_length': 256}
+    note('acting', tiny('qwen2_5_vl'), PAIRS['text_video_to_action'], **acting, **cut)
     note('poisoned', tiny('llama'), also=poison(1, rank_of_it=0), nonfinite_loss='skip')
     return found
 
@@ -104,8 +123,9 @@ def read(tiny, emitting, tmp_path_factory) -> set[str]:
 def test_every_key_of_the_schema_is_read(read):
     keys = {f'{name}.{key}' for name, group in groups_of(build_run_schema(SFT)).items() for key in group.model_fields}
     assert len(keys) > 80
-    # What stands for other settings is read while they are resolved, which tests/trainers/test_composed_runs.py shows.
-    expanded = {'train_cfgs.stage'}
+    # What stands for other settings is read while they are resolved, which tests/trainers/test_composed_runs.py and
+    # tests/configs/test_incumbent_actions.py show.
+    expanded = {'train_cfgs.stage', 'data_cfgs.val_datasets'}
     # Read where denoisers generate, which tests/trainers/test_denoising_runs.py shows.
     generating = {f'diffusion_cfgs.{key}' for key in GENERATING}
     assert sorted(keys - read) == sorted(expanded | generating)
