@@ -21,6 +21,7 @@ from align_anything.environments.observing import Limits
 from align_anything.environments.pool import EpisodeFailed, Pool
 from align_anything.environments.workers import Workers
 from tests.environments.one import One
+from tests.harness.pairwise import first_of
 
 AWKWARD = """
 import os
@@ -187,6 +188,9 @@ FAULTS = {
 }
 
 
+FIRST = ('hangs in reset', 'hangs in step', 'raises', 'dies', 'is nonsense', 'is endless')
+
+
 def until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + 10
     while not holds():
@@ -201,7 +205,7 @@ def played(one: One) -> float | None:
     return one.score()
 
 
-@pytest.mark.parametrize('how', FAULTS)
+@pytest.mark.parametrize('how', first_of(FAULTS, *FIRST))
 def test_what_fails_is_named_and_tried_again(folder: Path, workers: Workers, how: str) -> None:
     neighbours = [One(pool(folder, workers), {}, seed) for seed in (1, 2)]
     for neighbour in neighbours:

@@ -18,12 +18,15 @@ SIDE = 56
 
 
 class Lights(Environment):
-    """As many `lights`; a wrong step ends the episode. Each right one is worth its share of 1."""
+    """As many `lights`; a wrong step ends the episode. Each right one is worth its share of 1.
+
+    Who shows how to drive does `errs` of the steps by chance.
+    """
 
     actions = ActionSpace(names=ACTIONS)
 
-    def __init__(self, lights: int = 3) -> None:
-        self.lights = lights
+    def __init__(self, lights: int = 3, errs: float = 0.0) -> None:
+        self.lights, self.errs = lights, errs
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         """Chooses what the mission is, and the lights of the whole road."""
@@ -51,10 +54,12 @@ class Lights(Environment):
         return Step(shown, right / self.lights, done=done, info={'success': self.passed == self.lights})
 
     def demonstration(self, seed: int) -> tuple[list[Message], dict[str, Any]]:
-        """An episode in which all is right."""
-        messages = list(self.reset({}, seed).messages)
-        for left in reversed(range(self.lights)):
-            messages.append({'role': 'assistant', 'content': [{'type': 'action', 'action': self.right}]})
-            self.passed += 1
-            messages += [self.shown([])] if left else []
-        return messages, {'seed': seed}
+        """An episode in which all is right, but for a share of steps that are done by chance."""
+        messages, chance = list(self.reset({}, seed).messages), random.Random(seed)
+        while True:
+            done = chance.choice(ACTIONS) if chance.random() < self.errs else self.right
+            messages.append({'role': 'assistant', 'content': [{'type': 'action', 'action': done}]})
+            errs, self.passed = done != self.right, self.passed + 1
+            if errs or self.passed == self.lights:
+                return messages, {'seed': seed}
+            messages.append(self.shown([]))

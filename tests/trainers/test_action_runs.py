@@ -120,7 +120,7 @@ DATA: list[tuple[str, str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(('name', 'rows', 'model', 'changes'), in_tiers(DATA, DATA[:3] + DATA[-1:]))
+@pytest.mark.parametrize(('name', 'rows', 'model', 'changes'), in_tiers(DATA, DATA[:1] + DATA[2:3] + DATA[-1:]))
 def test_every_algorithm_learns_from_episodes(
     folder: Path, tmp_path: Path, name: str, rows: str, model: str, changes: dict[str, Any]
 ) -> None:
@@ -132,7 +132,7 @@ def test_every_algorithm_learns_from_episodes(
     assert 'acting.register()' in (tmp_path / 'slice_end' / 'README.md').read_text()
 
 
-@pytest.mark.parametrize(('name',), in_tiers([(name,) for name in ONLINE], [('grpo',), ('saferlhf',)]))
+@pytest.mark.parametrize(('name',), in_tiers([(name,) for name in ONLINE], [('saferlhf',)]))
 def test_every_online_algorithm_learns_from_what_it_did(folder: Path, tmp_path: Path, name: str) -> None:
     changes: dict[str, Any] = {
         'ppo': {'critic_lr': 1e-3, 'bootstrap_truncated': True},

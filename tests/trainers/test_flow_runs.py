@@ -107,7 +107,8 @@ def test_sft_trains_what_something_hangs_on_and_reloads(folder: Path, tiny: Tiny
     assert 'PI0ForConditionalGeneration.from_pretrained' in card
 
 
-@pytest.mark.parametrize(('name',), in_tiers([('dpo',), ('kto',)], [('dpo',)]))
+@pytest.mark.extended
+@pytest.mark.parametrize('name', ['dpo', 'kto'])
 def test_preferences_are_learned_from_draws(folder: Path, tiny: Tiny, tmp_path: Path, name: str) -> None:
     rows, template = {'dpo': ('pairs', 'Preference'), 'kto': ('judged', 'Unpaired')}[name]
     data = folder / f'{rows}.jsonl'
@@ -154,18 +155,18 @@ def test_adapters_go_on_both_transformers_and_are_loaded_again(folder: Path, tin
     assert (saved(second) / 'action_space.json').exists()
 
 
-@pytest.mark.parametrize(
-    ('name', 'rows', 'changes', 'told'),
-    [
-        ('rm', 'pairs', {'template': 'Preference'}, 'score no episodes'),
-        ('simpo', 'pairs', {'template': 'Preference'}, 'simpo needs of each unit'),
-        ('grpo', 'prompts', {'template': 'Prompts'}, 'environment_cfgs.environment'),
-        ('grpo', 'prompts', IN_WORLD | {'sde_window': 3}, 'does not fit'),
-        ('grpo', 'prompts', IN_WORLD | {'temperature': 0.5}, 'noise level instead of a temperature'),
-        ('sft', 'demonstrations', {'gradient_checkpointing': True}, 'keys and values of the language model'),
-        ('sft', 'demonstrations', {'resolution': 64}, 'denoises actions'),
-    ],
-)
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ('rm', 'pairs', {'template': 'Preference'}, 'score no episodes'),
+    ('grpo', 'prompts', IN_WORLD | {'temperature': 0.5}, 'noise level instead of a temperature'),
+    ('simpo', 'pairs', {'template': 'Preference'}, 'simpo needs of each unit'),
+    ('grpo', 'prompts', {'template': 'Prompts'}, 'environment_cfgs.environment'),
+    ('grpo', 'prompts', IN_WORLD | {'sde_window': 3}, 'does not fit'),
+    ('sft', 'demonstrations', {'gradient_checkpointing': True}, 'keys and values of the language model'),
+    ('sft', 'demonstrations', {'resolution': 64}, 'denoises actions'),
+]
+
+
+@pytest.mark.parametrize(('name', 'rows', 'changes', 'told'), in_tiers(REFUSED, REFUSED[:2]))
 def test_what_it_cannot_do_is_named_before_a_model_loads(
     folder: Path, tiny: Tiny, tmp_path: Path, name: str, rows: str, changes: dict[str, Any], told: str
 ) -> None:

@@ -257,7 +257,6 @@ class ActionSpec:
     def _pixels(self, picture: Any) -> Tensor:
         """A picture `(3, height, width)` uint8 of the size that the model takes."""
         height, width = self.config.image_size
-        picture = picture if isinstance(picture, Image.Image) else Image.fromarray(numpy.asarray(picture))
         picture = picture.convert('RGB')
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)

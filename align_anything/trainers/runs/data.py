@@ -210,8 +210,8 @@ def _shown(pair: Pair, algorithm: Algorithm) -> bool:
 
 
 def kinds_of(pair: Pair, algorithm: Algorithm) -> frozenset[MediaKind]:
-    """The kinds of media that rows may hold: where answers are generated, those of prompts alone."""
-    return pair.reads if algorithm.task == 'prompt' else pair.reads | pair.writes
+    """The kinds of media that rows may hold: where answers are generated, those of prompts, and what was done there."""
+    return pair.reads | (pair.writes & {ACTION} if algorithm.task == 'prompt' else pair.writes)
 
 
 def probed(
