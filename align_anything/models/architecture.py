@@ -19,6 +19,8 @@ SPEAKING = ('csm',)
 """Types of models that are trained here and that transformers files among those that make waves of text."""
 
 
+SINCE_RENAMED = {'AutoModelForVision2Seq': 'AutoModelForImageTextToText'}
+"""Auto classes that older checkpoints name for their own code, and what transformers calls them now."""
 SCORING = ('clip',)
 """Types of models that write nothing, and are trained here to score."""
 
@@ -44,7 +46,8 @@ def transformers_class(config: PreTrainedConfig, trust_remote_code: bool = False
 
 def auto_class(config: PreTrainedConfig) -> str | None:
     """Returns the name of the Auto class of transformers that loads a checkpoint of `config`; None without one."""
-    return _own_code(config) or next(
+    own = _own_code(config)
+    return SINCE_RENAMED.get(own, own) or next(
         (name for name, mapping in _mappings(config).items() if type(config) in mapping), None
     )
 
@@ -69,7 +72,7 @@ def _mappings(config: PreTrainedConfig) -> dict[str, Any]:
 def _own_code(config: PreTrainedConfig) -> str | None:
     """The Auto class for which a checkpoint brings code of its own."""
     remote = config.to_dict().get('auto_map') or {}
-    return next((name for name in (*_mappings(config), 'AutoModel') if name in remote), None)
+    return next((name for name in (*_mappings(config), *SINCE_RENAMED, 'AutoModel') if name in remote), None)
 
 
 def _own_class(reference: str, source: str, auto_class: str) -> type[PreTrainedModel]:
@@ -78,7 +81,7 @@ def _own_class(reference: str, source: str, auto_class: str) -> type[PreTrainedM
     from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
     kind = get_class_from_dynamic_module(reference, source)
-    kind.register_for_auto_class(auto_class)
+    kind.register_for_auto_class(SINCE_RENAMED.get(auto_class, auto_class))
     return add_generation_mixin_to_remote_model(kind)
 
 

@@ -22,7 +22,7 @@ from align_anything.models.any_model import AnyModel, AnyModelForScore
 from align_anything.models.architecture import plain_attention, transformers_class
 from align_anything.models.checkpoint import check_checkpoint, is_multimodal, read_config
 from align_anything.models.declared_codes import declare, declared_beside
-from align_anything.models.families import own_head, spec_for
+from align_anything.models.families import own_head, own_space, spec_for
 from align_anything.models.lora import apply_lora
 from align_anything.models.quantization import is_quantised, keep_trainable, quantization_config
 from align_anything.models.score import SCORE_HEAD
@@ -196,7 +196,7 @@ def spec_of(tokenizer: Any, processor: Any = None, trust_remote_code: bool = Fal
 
 def _acting(spec: FamilySpec, source: str | Path, base: str | Path) -> FamilySpec:
     """The spec, which acts in the space of its checkpoint or adapter, if that has one."""
-    space = read_action_space(source, base)
+    space = read_action_space(source, base) or own_space(spec.config)
     if space is not None:
         act_in(spec, space)
     return spec
@@ -321,7 +321,9 @@ def _for_text_only(config: PreTrainedConfig, name: str) -> str | dict[str, str]:
     text = config.get_text_config(decoder=True)
     if text is config:
         return name
-    return {next(key for key in config.sub_configs if vars(config).get(key) is text): name}
+    # Configurations of older own code do not say which of their parts are configurations.
+    key = next((key for key in config.sub_configs if vars(config).get(key) is text), None)
+    return name if key is None else {key: name}
 
 
 def _load_processor(

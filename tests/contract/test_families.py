@@ -25,13 +25,16 @@ STAND_INS_ONLY = ('baichuan_m1', 'minicpmo', 'minicpmv', 'phi3_v', 'qwen')
 NOT_TAUGHT = ('gemma3n',)
 # They write nothing: a run of theirs as reward models is their lesson (tests/trainers/test_picked_pictures.py).
 SCORING = ('clip',)
+# It acts, by code of its own: a run on its stand-in is its lesson (tests/trainers/test_openvla.py), and the published
+# code, which a script would name, does not load here.
+ACTING = ('openvla',)
 
 
 def known() -> list[str]:
     """The families with a file of their own, those with checkpoints in the table, and LLaVA-Interleave: a LLaVA."""
     table = yaml.safe_load((ROOT / 'align_anything' / 'cli' / 'families.yaml').read_text())
     families = {*(module.name for module in pkgutil.iter_modules(family_files.__path__)), *table, 'llava_interleave'}
-    return sorted(families.difference(name for name, entry in table.items() if 'not_served' in entry))
+    return sorted(families.difference(ACTING, (name for name, entry in table.items() if 'not_served' in entry)))
 
 
 def taught(folder: Path) -> set[str]:

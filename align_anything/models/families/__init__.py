@@ -3,7 +3,8 @@
 Each file holds `MODEL`, the model class, and `SPEC`, the family's `FamilySpec`; where the model's body takes media in
 another form than transformers' (videos of unequal length, say), also `BODY`, its class, and where checkpoints hold the
 codec of what they write, `WRITES`, the kinds of these media. A false `WRITES_TEXT` says that they write nothing else,
-and `READS` which kinds stand in prompts where these are not all that the processor takes. A family that writes nothing
+and `READS` which kinds stand in prompts where these are not all that the processor takes. `SPACE` is a function of a
+configuration that says what the model acts in, where no `action_space.json` does. A family that writes nothing
 and scores by itself has a `HEAD`, made of its model, in place of a score head that is learnt. None is imported before a
 checkpoint of its family is asked for. An Accustomed class adds methods to transformers' class, never state.
 
@@ -22,6 +23,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import ModelError
 from align_anything.core.plugins import Plugins, registered_twice
 from align_anything.core.types import MediaKind
@@ -98,6 +100,13 @@ def own_reads(model_type: str) -> frozenset[MediaKind] | None:
     module = family_module(model_type)
     found = None if module is None else vars(module).get('READS')
     return None if found is None else frozenset(found)
+
+
+def own_space(config: Any) -> ActionSpace | None:
+    """Returns the space that a configuration says its model acts in, None for one that says nothing of it."""
+    module = family_module(config.model_type)
+    found = None if module is None else vars(module).get('SPACE')
+    return None if found is None else found(config)
 
 
 def own_head(model_type: str) -> type | None:

@@ -194,6 +194,13 @@ def _with_statistics(
     the data are called.
     """
     wanted = asked.action_dataset
+    if not (wanted or space.names or space.dataset) and len(space.statistics) > 1:
+        raise SettingsError(
+            [
+                'action_cfgs.action_dataset: the action space has statistics of several datasets, and nothing says '
+                f'which un-normalise the actions: name one of {", ".join(sorted(space.statistics))}.'
+            ]
+        )
     if space.names or _has_statistics(space, asked):
         return space if wanted is None else replace(space, dataset=wanted)
     if seen is None or not seen.values or algorithm.task != 'supervised':
