@@ -289,6 +289,26 @@ with more `gradient_accumulation_steps`, `--use_lora True`, `--ds_cfgs ds_z2_con
 more devices, `bnb_cfgs` (4 bits under an adapter), and the files with `offload`, which move states to the CPU. A
 smaller micro-batch changes no gradient.
 
+## FSDP2 in the place of DeepSpeed
+
+`--engine fsdp` trains on torch's own FSDP2 (`fully_shard`), for every algorithm, policy and medium: weights, gradients
+and Adam states are shared among all ranks, as under ZeRO-3. A layer is gathered when it computes, one after another;
+embeddings, heads and projectors, while the model does. What trains is kept in float32, of which passes in bf16 gather
+copies; what is frozen is kept in bf16. Gradients are reduced once a step, in float32, behind its last micro-batch: with
+`gradient_accumulation_steps` above 1 each device holds the gradient of all weights until then, which `--dry_run`
+counts. Frozen references, reward models and critics are shared among ranks too.
+
+- `fsdp_reshard_after_forward: False` keeps layers gathered between both passes; `fsdp_cpu_offload` keeps shares in host
+  memory and steps there. Anything in a DeepSpeed file is DeepSpeed's: `ds_cfgs` beside `engine: fsdp` is an error, as
+  are `fp16`, quantised weights (`bnb_cfgs`) and DeepSpeed's optimizers.
+- While it loads, each rank has the whole model in host memory; layers go to the device, are cut, and are let go one by
+  one, so that a device never holds more than its share and one layer.
+- Checkpoints of either engine are resumed by the other, and by another number of ranks: weights, Adam moments and the
+  schedule by the name of each parameter (`--resume auto --engine fsdp`). `ds_cfgs` is then free to differ. In bf16,
+  DeepSpeed's stage 0 is left out of that: it says so.
+- Built and tested on CPUs, with gloo and torch 2.13. It has not run on GPUs with NCCL, nor has its speed there been
+  measured.
+
 ## Rows longer than a device bears
 
 `--sequence_parallel_size N` lets N ranks share each row (DeepSpeed Ulysses): a rank computes the layers of the language

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.configs.effects import Effect, Effects, Facts
+from align_anything.configs.effects import NO_DEEPSPEED_FILE, Effect, Effects, Facts, excludes
 from align_anything.configs.schema import RunCfgs
 
 
@@ -47,7 +47,7 @@ class Reference(Algorithm):
 
     takes_effect: ClassVar[Effects] = {
         'reference_model_name_or_path': REFERS,
-        'reference_ds_cfgs': (REFERS, COPIED),
+        'reference_ds_cfgs': (REFERS, COPIED, excludes('train_cfgs.engine', 'fsdp', why=NO_DEEPSPEED_FILE)),
         'reference_dtype': (REFERS, COPIED),
     }
 

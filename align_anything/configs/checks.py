@@ -51,6 +51,8 @@ def _check_engine(cfgs: RunCfgs) -> Iterator[Problem]:
         yield ('train_cfgs.fp16', 'train_cfgs.bf16'), 'train_cfgs.bf16 is on as well; switch one off'
     if not all(0 <= beta < 1 for beta in train.adam_betas):
         yield ('train_cfgs.adam_betas',), 'must lie from 0 up to, not including, 1'
+    if train.engine == 'fsdp':
+        yield from _check_fsdp(cfgs)
     own = train.model_dump()
     precision = 'bf16' if train.bf16 else 'fp16' if train.fp16 else 'fp32'
     for key, dtype in (('ds_cfgs', 'auto'), ('reference_ds_cfgs', own.get('reference_dtype'))):
@@ -59,6 +61,19 @@ def _check_engine(cfgs: RunCfgs) -> Iterator[Problem]:
             decider = f'train_cfgs.{precision}' if dtype == 'auto' else 'train_cfgs.reference_dtype'
             for problem in _file_problems(file, in_force, decider):
                 yield (f'train_cfgs.{key}',), problem
+
+
+def _check_fsdp(cfgs: RunCfgs) -> Iterator[Problem]:
+    train, engine = cfgs.train_cfgs, 'train_cfgs.engine'
+    if train.fp16:
+        yield ('train_cfgs.fp16', engine), 'FSDP2 scales no loss, which float16 needs; take bf16, or engine: deepspeed'
+    if train.optimizer is not None and train.optimizer.startswith('deepspeed'):
+        yield (
+            ('train_cfgs.optimizer', engine),
+            "is DeepSpeed's, which does not step on shards of FSDP2; take adamw_torch or adamw_torch_fused",
+        )
+    if cfgs.bnb_cfgs.use_bnb:
+        yield ('bnb_cfgs.use_bnb', engine), 'FSDP2 shards no quantised weights here; leave it out, or take deepspeed'
 
 
 def _file_problems(file: str, precision: str, decider: str) -> Iterator[str]:

@@ -129,6 +129,7 @@ def is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 NO_WARM_UP = "the schedule 'constant' has no warm-up; choose constant_with_warmup, or leave it out."
+NO_DEEPSPEED_FILE = 'FSDP2 reads no DeepSpeed file; leave it out, or choose engine: deepspeed.'
 FREEZING = tuple(
     f'train_cfgs.freeze_{name}' for name in ('vision_tower', 'audio_tower', 'mm_proj', 'generation', 'language_model')
 )

@@ -24,6 +24,7 @@ from align_anything.configs.diffusion import DiffusionCfgs
 from align_anything.configs.effects import (
     EVALUATES,
     FREEZING,
+    NO_DEEPSPEED_FILE,
     NO_WARM_UP,
     Effect,
     Effects,
@@ -90,6 +91,8 @@ class TrainCfgs(Cfgs):
 
     adapter_rates: ClassVar[tuple[str, ...]] = ('learning_rate',)
     takes_effect: ClassVar[Effects] = {
+        'ds_cfgs': excludes('train_cfgs.engine', 'fsdp', why=NO_DEEPSPEED_FILE),
+        **{key: needs('train_cfgs.engine', 'fsdp') for key in ('fsdp_reshard_after_forward', 'fsdp_cpu_offload')},
         'group_by_length': needs('train_cfgs.max_length_per_batch'),
         'lr_warmup_ratio': excludes('train_cfgs.lr_scheduler_type', 'constant', why=NO_WARM_UP, off=(0.0,)),
         'per_device_eval_batch_size': EVALUATES,
@@ -105,10 +108,24 @@ class TrainCfgs(Cfgs):
         ),
     }
 
+    engine: Literal['deepspeed', 'fsdp'] = Field(
+        'deepspeed',
+        description='What shares the work of training among ranks: DeepSpeed as its file ds_cfgs says, or FSDP2 of '
+        'torch, which shares weights, gradients and optimizer states. Each resumes checkpoints of the other.',
+    )
     ds_cfgs: str = Field(
         'ds_z3_config.json',
         description='DeepSpeed file: the name of one that ships with the package, or a path. It decides the ZeRO '
         'stage and offload; the environment variable ZERO_STAGE_FILE sets it too.',
+    )
+    fsdp_reshard_after_forward: bool = Field(
+        True,
+        description='FSDP2 lets the gathered weights of a layer go after its forward pass and gathers them again for '
+        'the backward pass. Off, it keeps them in between, which takes memory and saves communication.',
+    )
+    fsdp_cpu_offload: bool = Field(
+        False,
+        description='FSDP2 keeps its shares of weights, gradients and optimizer states in host memory and steps there.',
     )
     epochs: float = Field(
         1.0, ge=0, description='How often the run goes through the training data; 0.5 is half of them.'

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from align_anything.core.distributed import gather_tensors, is_main, rank
-from align_anything.core.parameters import full_shape
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.core.distributed import is_main
+from align_anything.engines.base import Engine
 
 UPDATES = 'updates'
 
@@ -22,30 +21,30 @@ class AveragedWeights:
     """Follows the trained parameters of `engine`: those of the adapter under LoRA, else all.
 
     Each rank holds of the average what it holds of the parameters, in float32: all of it below ZeRO-3, its partition
-    with it, so that nothing is gathered but to be saved.
+    with it and under FSDP2, so that nothing is gathered but to be saved.
 
     Attributes:
         updates: how often it has followed.
     """
 
-    def __init__(self, engine: DeepSpeedEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         """Begins with the parameters as they are."""
         self._engine = engine
         self._parameters = {name: own for name, own in engine.policy.model.named_parameters() if own.requires_grad}
-        self._average = {name: self._held(own).float().clone() for name, own in self._parameters.items()}
+        self._average = {name: self._engine.share_of(own).float().clone() for name, own in self._parameters.items()}
         self.updates = 0
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """Becomes `decay` times itself, and the rest of the parameters as they are."""
         for name, parameter in self._parameters.items():
-            self._average[name].lerp_(self._held(parameter).float(), 1 - decay)
+            self._average[name].lerp_(self._engine.share_of(parameter).float(), 1 - decay)
         self.updates += 1
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Puts the average into the model as long as its context lasts. Every rank enters it, outside of a gather."""
-        trained = {name: self._held(parameter).clone() for name, parameter in self._parameters.items()}
+        trained = {name: self._engine.share_of(parameter).clone() for name, parameter in self._parameters.items()}
         self._put(self._average)
         try:
             yield
@@ -56,11 +55,7 @@ class AveragedWeights:
         """Writes it to a file that any number of ranks can load. Every rank calls it."""
         gathered = {}
         for name, parameter in self._parameters.items():
-            own = self._average[name]
-            if self._engine.stage == 3:
-                shares = gather_tensors(own.to(self._engine.device))
-                shape = full_shape(parameter)
-                own = torch.cat(shares)[: shape.numel()].view(shape)
+            own = self._engine.joined(parameter, self._average[name])
             if is_main():
                 gathered[name] = own.cpu().contiguous()
         if is_main():
@@ -70,28 +65,14 @@ class AveragedWeights:
         """Restores what `save_state` wrote."""
         with safe_open(file, 'pt') as stored:
             self.updates = int(stored.metadata()[UPDATES])
-            for name, own in self._average.items():
-                tensor = stored.get_tensor(name)
-                if self._engine.stage != 3:
-                    own.copy_(tensor)
-                    continue
-                share = tensor.flatten()[rank() * own.numel() : (rank() + 1) * own.numel()]
-                own[: share.numel()] = share
-
-    def _held(self, parameter: nn.Parameter) -> Tensor:
-        """What this rank holds of a parameter."""
-        return parameter.ds_tensor.data if self._engine.stage == 3 else parameter.data
+            for name, parameter in self._parameters.items():
+                self._average[name].copy_(self._engine.share_in(parameter, stored.get_tensor(name)))
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
-        # Small parameters are kept gathered, and would stay as they are.
-        zero = self._engine.engine.optimizer if self._engine.stage == 3 else None
-        if zero is not None:
-            zero.checkpoint_event_prologue()
-        for name, parameter in self._parameters.items():
-            self._held(parameter).copy_(values[name])
-        if zero is not None:
-            zero.checkpoint_event_epilogue()
+        with self._engine.writing():
+            for name, parameter in self._parameters.items():
+                self._engine.share_of(parameter).copy_(values[name])
 
 
 def warmed_up(decay: float, updates: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from align_anything.core.errors import SettingsError
+from align_anything.engines.fsdp_config import is_fsdp, offloads_to_cpu
 
 
 def build_config(
@@ -66,12 +67,14 @@ def zero_stage(config: Mapping[str, Any]) -> int:
 
 def offloads_optimizer(config: Mapping[str, Any]) -> bool:
     """Whether optimizer states live in host memory or on disk."""
-    return config.get('zero_optimization', {}).get('offload_optimizer', {}).get('device', 'none') != 'none'
+    own = config.get('zero_optimization', {}).get('offload_optimizer', {})
+    return offloads_to_cpu(config) or own.get('device', 'none') != 'none'
 
 
 def offloads_parameters(config: Mapping[str, Any]) -> bool:
     """Whether parameters live in host memory or on disk."""
-    return config.get('zero_optimization', {}).get('offload_param', {}).get('device', 'none') != 'none'
+    own = config.get('zero_optimization', {}).get('offload_param', {})
+    return offloads_to_cpu(config) or own.get('device', 'none') != 'none'
 
 
 def needs_every_parameter(config: Mapping[str, Any], world_size: int) -> bool:
@@ -82,3 +85,13 @@ def needs_every_parameter(config: Mapping[str, Any], world_size: int) -> bool:
     the first micro-batch misses a parameter, and offloading drops the gradient where the last one does.
     """
     return world_size > 1 or zero_stage(config) == 3 or offloads_optimizer(config)
+
+
+def partitions_weights(config: Mapping[str, Any]) -> bool:
+    """Whether each rank holds a share of the weights: under ZeRO-3, and under FSDP2."""
+    return is_fsdp(config) or zero_stage(config) == 3
+
+
+def sharer_of(config: Mapping[str, Any]) -> str:
+    """What shares the work among ranks, in words."""
+    return 'FSDP2' if is_fsdp(config) else f'ZeRO stage {zero_stage(config)}'

@@ -1,12 +1,10 @@
-"""DeepSpeed around one module: wrap, step, evaluate, save and restore."""
+"""DeepSpeed around one module: wrap, step, save and restore."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from align_anything.core.distributed import all_reduce_sum, is_main, world_size
+from align_anything.core.distributed import gather_tensors, rank, world_size
 from align_anything.core.errors import SettingsError, TrainingError
-from align_anything.core.parameters import is_partitioned
-from align_anything.core.types import Batch, Scored
-from align_anything.engines.balance import Balanced, global_shares
+from align_anything.core.parameters import full_shape
+from align_anything.engines.base import Engine
 from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.engines.deepspeed_state import STATE_TAG, written_by_name
+from align_anything.engines.fsdp_state import read_by_name
+from align_anything.engines.gathering import gathered_by_zero
+from align_anything.engines.named_state import WEIGHTS, NamedState, go_on
 from align_anything.engines.optim import clip_and_norm, complete_gradients
 from align_anything.engines.process_group import give_dimensions, join_process_group
 from align_anything.engines.release import remember
 from align_anything.engines.reshape import is_partitioned_state, reshaped
-from align_anything.engines.step import (
-    Objective,
-    StepResult,
-    asked_of,
-    divided,
-    global_counts,
-    global_estimates,
-    run_step,
-    with_roles,
-)
 from align_anything.policies.base import Policy
 
-STATE_TAG = 'deepspeed'
 
-
-class DeepSpeedEngine:
+class DeepSpeedEngine(Engine):
     """Trains one policy under ZeRO 0 to 3.
 
     It drives DeepSpeed's accumulation boundary itself and never lets it divide a loss: the loss that arrives is
@@ -55,13 +44,10 @@ class DeepSpeedEngine:
         router_coefficient: float = 0.0,
         copies: int = 1,
     ) -> None:
-        """Wraps `module`, a policy.
-
-        `router_coefficient` weighs the router loss in each step, 0 leaves it out. Of each `copies` ranks in a row all
-        have the same micro-batches, and each computes a share of them.
-        """
+        """Wraps `module`, a policy; see `Engine` for the rest."""
         import deepspeed
 
+        super().__init__(router_coefficient, copies)
         join_process_group()
         self.stage = zero_stage(config)
         self.max_grad_norm = float(config.get('gradient_clipping', 0.0))
@@ -81,186 +67,104 @@ class DeepSpeedEngine:
         if self.stage == 0 and world_size() == 1:
             # DeepSpeed would copy all gradients into one tensor and back, and ask nobody in between.
             self.engine.enable_backward_allreduce = False
-        self._router_coefficient, self._copies = router_coefficient, copies
+        self.partitioned = self.stage == 3
+        self.in_force = f'ZeRO stage {self.stage}'
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine
 
     @property
     def policy(self) -> Policy:
-        """What is trained, without what DeepSpeed put around it."""
         return self.engine.module
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the gradient before clipping, over all ranks, in the last step that was applied."""
         norm = self._plain_norm if self._plain else self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float('nan')
 
     @property
     def learning_rates(self) -> list[float]:
-        """The rate in force of each parameter group."""
         return [float(rate) for rate in self.engine.get_lr()]
 
-    def score(self, batch: Batch, **asked: bool) -> Scored:
-        """Scores a batch with the trained policy; keeps the graph when gradients are enabled.
+    def _begin(self, last: bool) -> None:
+        # ZeRO reads the boundary in the forward pass as well.
+        self.engine.set_gradient_accumulation_boundary(last)
 
-        `asked` says what the policy returns beside the scores, see `Policy.__call__`.
-        """
-        return self.engine(batch, **asked)
+    def _propagate(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
 
-    def infer(self, batch: Batch, **asked: bool) -> Scored:
-        """Scores a batch with the policy as it is, without a graph and without dropout."""
-        training = self.engine.training
-        self.engine.eval()
-        with torch.no_grad():
-            scored = self.score(batch, **asked)
-        self.engine.train(training)
-        return scored
-
-    def train_step(
-        self,
-        micro_batches: Sequence[Batch],
-        algorithm: Objective,
-        roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
-        extras: Mapping[str, float] | None = None,
-    ) -> StepResult:
-        """One optimizer step over this rank's micro-batches of the step.
-
-        Args:
-            micro_batches: equally many on every rank (some may be empty ones).
-            algorithm: gives counts, term sums and coefficients.
-            roles: further scorers, such as the `reference`, whose scores the algorithm reads as per-unit values.
-            extras: numbers to be summed over ranks along the way.
-
-        Returns:
-            The result over all ranks. When the loss is not finite, or nothing is trained by any rank, the weights are
-            untouched and `applied` is False.
-        """
-        scorer = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
-        counts, summed = global_counts(micro_batches, algorithm, extras or {}, self._reduce)
-        if not any(counts.values()):
-            return StepResult({}, None, counts, summed, applied=False)
-        estimates = self._estimates(micro_batches, algorithm, scorer)
-        if self._router_coefficient:
-            algorithm = Balanced(algorithm, self._router_coefficient, self._shares(micro_batches))
-            scorer = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
-            counts, _ = global_counts(micro_batches, algorithm, {}, self._reduce)
-        self.engine.train()
-        remaining = len(micro_batches)
-
-        def score(batch: Batch) -> Scored:
-            nonlocal remaining
-            remaining -= 1
-            # ZeRO reads the boundary in the forward pass as well.
-            self.engine.set_gradient_accumulation_boundary(remaining == 0)
-            return scorer(batch)
-
-        result = run_step(
-            micro_batches,
-            algorithm,
-            counts,
-            estimates,
-            score=score,
-            backward=self._backward,
-            world_size=world_size(),
-            reduce_sum=self._reduce,
-            device=self.device,
-        )
-        result.extras = summed
+    def _apply(self, finite: bool) -> bool:
         if self._plain:
             complete_gradients(self.policy.parameters())
             self._plain_norm = float(clip_and_norm(self.policy.parameters(), self.max_grad_norm))
             if not math.isfinite(self._plain_norm):
                 self.engine.zero_grad()
-                result.applied = False
-                return result
+                return False
         with record_function('optimizer'):
             self.engine.step()
-        result.applied = self.engine.was_step_applied()
-        if not result.finite and result.applied:
-            raise TrainingError('a non-finite loss reached the weights; the last checkpoint is the last good state.')
-        return result
+        return self.engine.was_step_applied()
 
-    def _backward(self, loss: Tensor, last: bool) -> None:
-        if not loss.requires_grad:
-            raise TrainingError(
-                'the scores of a micro-batch depend on no weight that trains. What its policy collates must reach one, '
-                'whatever the rows hold (align_anything/policies/base.py).'
-            )
-        self.engine.backward(loss, scale_wrt_gas=False)
-
-    def evaluate(
-        self,
-        batches: Callable[[], Iterable[Batch]],
-        algorithm: Objective,
-        roles: Mapping[str, Callable[[Batch], Scored]] | None = None,
-    ) -> StepResult:
-        """Loss terms over every rank's batches, divided by their global counts.
-
-        `batches` gives equally many on every rank, and the same ones each time it is called.
-        """
-        scorer = with_roles(partial(self.score, **asked_of(algorithm)), roles or {})
-        estimates = self._estimates(batches(), algorithm, scorer)
-        self.engine.eval()
-        iterator = iter(batches())
-        sums: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        with torch.no_grad():
-            while micro_batches := list(islice(iterator, 8)):
-                chunk_counts, _ = global_counts(micro_batches, algorithm, {}, self._reduce)
-                chunk = run_step(
-                    micro_batches,
-                    algorithm,
-                    dict.fromkeys(chunk_counts, 1.0),
-                    estimates,
-                    score=scorer,
-                    backward=None,
-                    world_size=world_size(),
-                    reduce_sum=self._reduce,
-                    device=self.device,
-                )
-                for name in chunk_counts:
-                    sums[name] = sums.get(name, 0.0) + chunk.terms[name]
-                    counts[name] = counts.get(name, 0.0) + chunk_counts[name]
-        self.engine.train()
-        return divided(sums, counts, algorithm.coefficients())
-
-    def _estimates(
-        self, batches: Iterable[Batch], algorithm: Objective, score: Callable[[Batch], Scored]
-    ) -> dict[str, float]:
-        self.engine.eval()
-        self.engine.set_gradient_accumulation_boundary(False)
-        return global_estimates(
-            batches,
-            algorithm,
-            score=score,
-            reduce_sum=self._reduce,
-            device=self.device,
-        )
-
-    def _shares(self, micro_batches: Sequence[Batch]) -> Tensor:
-        # Without dropout and the noise of routers, so that the same step has the same shares.
-        self.engine.eval()
-        self.engine.set_gradient_accumulation_boundary(False)
-        return global_shares(
-            micro_batches, lambda batch: self.score(batch.to(self.device), routing=True), self._reduce
-        ).to(self.device)
+    def _settle(self) -> None:
+        # What ZeRO-3 gathers, it lets go by itself.
+        pass
 
     def save_state(self, folder: Path) -> None:
-        """Writes weights, masters, optimizer and schedule for an exact resume. Every rank calls it."""
         frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
         self.engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=frozen)
 
     def load_state(self, folder: Path, scratch: Path | None = None) -> None:
-        """Restores what `save_state` wrote. Frozen parameters come from the base checkpoint. Every rank calls it.
-
-        With `scratch`, a folder for as long, the state may be one that another number of ranks wrote.
-        """
-        if scratch is not None and is_partitioned_state(folder / STATE_TAG):
+        if not self.wrote(folder):
+            self._take_over(read_by_name(folder), scratch)
+        elif scratch is not None and is_partitioned_state(folder / STATE_TAG):
             with reshaped(folder / STATE_TAG, scratch) as made:
                 self.engine._config.load_universal_checkpoint = True
-                self._load(made.parent)
+                with self._apart():
+                    self._load(made.parent)
                 self.engine._config.load_universal_checkpoint = False
         else:
             self._load(folder)
+
+    def wrote(self, folder: Path) -> bool:
+        return (folder / STATE_TAG).is_dir()
+
+    @torch.no_grad()
+    def _take_over(self, state: NamedState, scratch: Path) -> None:
+        trained = {name: own for name, own in self.policy.named_parameters() if own.requires_grad}
+        optimizer = self.engine.optimizer
+        if self.stage == 0 and not self._plain:
+            raise TrainingError(
+                '--resume: in half precision without ZeRO, DeepSpeed cannot read the state of FSDP2; go on with '
+                'engine: fsdp, or with ds_cfgs: ds_z2_config.json.'
+            )
+        if self._plain:
+            for name, parameter in trained.items():
+                found = state.of(name)
+                parameter.copy_(found.pop(WEIGHTS))
+                optimizer.state[parameter] = {'step': torch.tensor(state.step), **found} if found else {}
+        else:
+            groups = optimizer.param_groups
+            with written_by_name(state, scratch, list(trained), groups) as made, self._apart(), self.writing():
+                optimizer._load_universal_checkpoint(str(made), True, False)
+            if not self.partitioned:
+                optimizer.update_lp_params()
+        go_on(optimizer, self.engine.lr_scheduler, state.schedule)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Keeps groups of parameters apart while a universal checkpoint is loaded.
+
+        ZeRO-3 gives all groups the settings of the first one, and one count of steps, which each of them then raises.
+        """
+        optimizer = self.engine.optimizer
+        kept = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
+        yield
+        rates = self.engine.lr_scheduler.get_last_lr()
+        for group, own, rate in zip(optimizer.param_groups, kept, rates, strict=True):
+            group.update({**own, 'lr': rate})
+        for state in optimizer.optimizer.state.values():
+            if isinstance(state.get('step'), Tensor):
+                state['step'] = state['step'].clone()
 
     def _load(self, folder: Path) -> None:
         frozen = any(not parameter.requires_grad for parameter in self.policy.parameters())
@@ -268,26 +172,35 @@ class DeepSpeedEngine:
         if path is None:
             raise TrainingError(f'{folder} holds no DeepSpeed state that this run can load.')
 
-    def full_state_dict(self, module: nn.Module) -> dict[str, Tensor] | None:
-        """The gathered tensors of `module` on the CPU, on the main rank; None elsewhere. Every rank calls it.
+    def gathered_weights(self) -> AbstractContextManager[None]:
+        return (
+            gathered_by_zero(self.policy, self.engine.optimizer.parameter_offload)
+            if self.partitioned
+            else nullcontext()
+        )
 
-        A parameter that stands under two names (tied embeddings) is one tensor under both.
-        """
-        import deepspeed
+    def share_of(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.ds_tensor.data if self.partitioned else parameter.data
 
-        gathered: dict[int, Tensor] = {}
-        for parameter in module.parameters():
-            context = deepspeed.zero.GatheredParameters([parameter]) if is_partitioned(parameter) else nullcontext()
-            with context:
-                if is_main():
-                    gathered[id(parameter)] = parameter.detach().to('cpu', copy=True)
-        if not is_main():
-            return None
-        live = module.state_dict(keep_vars=True)
-        return {
-            name: gathered[id(value)] if id(value) in gathered else value.detach().to('cpu', copy=True)
-            for name, value in live.items()
-        }
+    def share_in(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+        if not self.partitioned:
+            return tensor
+        length = parameter.ds_tensor.numel()
+        share = tensor.flatten()[rank() * length : (rank() + 1) * length]
+        return torch.cat([share, share.new_zeros(length - share.numel())])
 
-    def _reduce(self, tensor: Tensor) -> Tensor:
-        return all_reduce_sum(tensor.to(self.device)) / self._copies
+    def joined(self, parameter: nn.Parameter, share: Tensor) -> Tensor:
+        if not self.partitioned:
+            return share
+        shape = full_shape(parameter)
+        return torch.cat(gather_tensors(share.to(self.device)))[: shape.numel()].view(shape)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        # Small parameters are kept gathered, and would stay as they are.
+        zero = self.engine.optimizer if self.partitioned else None
+        if zero is not None:
+            zero.checkpoint_event_prologue()
+        yield
+        if zero is not None:
+            zero.checkpoint_event_epilogue()

@@ -1,4 +1,4 @@
-"""A policy that only scores: replicated on each device, or partitioned by DeepSpeed's ZeRO-3."""
+"""A policy that only scores: replicated on each device, or partitioned by DeepSpeed's ZeRO-3 or by FSDP2."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import nn
 
 from align_anything.core.types import Batch, Scored
 from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.engines.fsdp_config import SECTION, is_fsdp
 from align_anything.engines.process_group import give_dimensions, join_process_group
 from align_anything.engines.release import remember
+from align_anything.engines.sharding import let_go, shard
 from align_anything.policies.base import Policy
 
 
 class FrozenEngine:
-    """Scores batches with a policy whose weights never change. Every rank makes the same calls under ZeRO-3.
+    """Scores batches with a policy whose weights never change. Every rank makes the same calls where it is partitioned.
 
     ZeRO stages below 3 share what only training has, so each device then holds all of the model.
     """
@@ -26,7 +28,12 @@ class FrozenEngine:
         self.device = device
         self.policy = policy
         self.module: nn.Module = policy
-        if zero_stage(config) == 3:
+        self._sharded = is_fsdp(config)
+        if self._sharded:
+            join_process_group()
+            give_dimensions(policy)
+            shard(policy, config[SECTION], device)
+        elif zero_stage(config) == 3:
             import deepspeed
 
             join_process_group()
@@ -40,4 +47,7 @@ class FrozenEngine:
     def score(self, batch: Batch, **asked: bool) -> Scored:
         """Scores a batch that is on the device, without a graph; `asked` is what the policy returns beside."""
         with torch.no_grad():
-            return self.module(batch, **asked)
+            scored = self.module(batch, **asked)
+        if self._sharded:
+            let_go(self.policy)
+        return scored

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from transformers import __version__ as transformers_version
 from align_anything.core.distributed import all_reduce_sum
 from align_anything.core.errors import ModelError
 from align_anything.core.logging import get_logger
-from align_anything.core.parameters import is_partitioned
+from align_anything.core.parameters import gathered
 from align_anything.core.store import TensorStore, digest, identity
 from align_anything.models.adapter import bare_model
 from align_anything.models.family import FamilySpec
@@ -163,17 +162,8 @@ def fingerprint(tower: nn.Module, calls: TowerCalls, spec: FamilySpec) -> str:
     known = {}
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor) and not name.startswith(again):
-            with _gathered(value):
-                known[name] = identity(value)
+            known[name] = identity(gathered(value))
     return digest(kinds, settings, known)
-
-
-def _gathered(value: Tensor) -> Any:
-    if not is_partitioned(value):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([value])
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from align_anything.core.parameters import is_partitioned
 from align_anything.models.adapter import bare_model
 from align_anything.models.export import merged_state, second_names
 from align_anything.models.quantization import dequantised, quantised_layers
 
-Gather = Callable[[Sequence[Tensor]], AbstractContextManager[Any]]
+Gather = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""Gathers tensors that ranks may hold in shards."""
 
 
 def handed_over(model: nn.Module, gather: Gather) -> Iterator[tuple[str, Tensor]]:
     """Yields every weight of the plain model by its name in checkpoints, adapters added in, a few at a time.
 
-    The model is not changed. `gather` gathers the tensors it is given on this rank as long as its context
-    lasts; a weight that it had to gather is copied, others are yielded as they lie. Every rank goes through all.
+    The model is not changed. `gather` returns the whole of the tensors it is given, those that it has not to gather as
+    they lie. Every rank goes through all.
     """
     plain = bare_model(model)
     quantised = quantised_layers(model)
     tied = {*plain.all_tied_weights_keys, *second_names(plain)}
     for group in _groups(model, quantised).values():
-        partitioned = any(isinstance(tensor, nn.Parameter) and is_partitioned(tensor) for tensor in group.values())
-        with gather(list(group.values())):
-            state = {name: tensor.detach() for name, tensor in group.items()}
-            if partitioned:
-                state = {name: tensor.clone() for name, tensor in state.items()}
-            if quantised:
-                state = dequantised(model, state)
-            if plain is not model:
-                state = merged_state(model, state)
+        state = {name: tensor.detach() for name, tensor in gather(group).items()}
+        if quantised:
+            state = dequantised(model, state)
+        if plain is not model:
+            state = merged_state(model, state)
         named = {name: tensor for name, tensor in state.items() if name not in tied}
         yield from revert_weight_conversion(plain, named).items()
 

@@ -48,14 +48,14 @@ train align_anything.trainers.text_video_to_action.saferlhf \
     --per_device_prompt_batch_size 96 \
     --per_device_train_batch_size 32 \
     --update_iters 3 \
-    --learning_rate 4e-4 \
-    --critic_lr 1e-3 \
+    --learning_rate 2.5e-4 \
+    --critic_lr 5e-4 \
     --lr_scheduler_type constant \
     --gamma 0.98 \
     --gae_lambda 0.95 \
     --credit turn \
     --temperature 1.6 \
-    --lambda_max 0.4 \
+    --lambda_max 0.35 \
     --kl_coeff 0 \
     --num_workers 0 \
     "${SHARED[@]}"

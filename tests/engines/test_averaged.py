@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from align_anything.engines.averaged import AveragedWeights, warmed_up
+from align_anything.engines.base import Engine
 from align_anything.engines.deepspeed_config import build_config
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.fsdp_config import build_fsdp_config
+from align_anything.engines.fsdp_engine import FSDPEngine
 from align_anything.policies.denoising.policy import DenoisingPolicy
 from tests.harness.pairwise import in_tiers
 from tests.harness.ranks import run_ranks
@@ -22,13 +25,20 @@ STEPS, DECAY = 3, 0.15
 Found = dict[str, Any]
 
 
-def opened(stage: int, ranks: int, precision: str = 'fp32') -> DeepSpeedEngine:
+def opened(stage: int | str, ranks: int, precision: str = 'fp32') -> Engine:
     run = {'micro_batch': 2, 'accumulation': 2, 'world_size': ranks, 'precision': precision, 'max_grad_norm': 0.0}
     # One bias is too small to be partitioned, as in any real run.
     zero = {'stage': stage, **({'stage3_param_persistence_threshold': 4} if stage == 3 else {})}
     policy: DenoisingPolicy = policy_of('flow', 0, torch.bfloat16 if precision == 'bf16' else torch.float32)
     policy.model.told.requires_grad_(False)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    if stage == 'fsdp':
+        return FSDPEngine(
+            policy,
+            build_fsdp_config(precision=precision, max_grad_norm=0.0, reshard_after_forward=True, cpu_offload=False),
+            lambda module: torch.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.0),
+            lambda base: torch.optim.lr_scheduler.ConstantLR(base, factor=1.0),
+        )
     return DeepSpeedEngine(
         policy,
         build_config({'zero_optimization': zero}, optimizer='adamw_torch', **run),
@@ -37,7 +47,7 @@ def opened(stage: int, ranks: int, precision: str = 'fp32') -> DeepSpeedEngine:
     )
 
 
-def trained(rank: int, stage: int, ranks: int, precision: str, file: Path, resumed: Path | None) -> Found:
+def trained(rank: int, stage: int | str, ranks: int, precision: str, file: Path, resumed: Path | None) -> Found:
     engine = opened(stage, ranks, precision)
     average = AveragedWeights(engine)
     rows = rows_of('sft')
@@ -71,11 +81,19 @@ def averaged(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-CASES = [(0, 1, 'fp32'), (3, 2, 'fp32'), (2, 2, 'bf16'), (2, 2, 'fp32'), (3, 2, 'bf16'), (1, 1, 'bf16')]
+CASES = [
+    ('fsdp', 2, 'fp32'),
+    (0, 1, 'fp32'),
+    (3, 2, 'fp32'),
+    (2, 2, 'bf16'),
+    (2, 2, 'fp32'),
+    (3, 2, 'bf16'),
+    (1, 1, 'bf16'),
+]
 
 
 @pytest.mark.parametrize(('stage', 'ranks', 'precision'), in_tiers(CASES, [(3, 2, 'fp32')]))
-def test_it_is_the_average_of_every_stage(stage: int, ranks: int, precision: str, tmp_path: Path) -> None:
+def test_it_is_the_average_of_every_stage(stage: int | str, ranks: int, precision: str, tmp_path: Path) -> None:
     found, *_ = run_ranks(trained, ranks, args=(stage, ranks, precision, tmp_path / 'first.safetensors', None))
     rounding = 1e-2 if precision == 'bf16' else 1e-6
     assert not torch.equal(found['steps'][1]['inside.weight'], found['steps'][3]['inside.weight'])

@@ -99,17 +99,17 @@ def reckoning(shared_cache: Path) -> Callable[[], Path]:
         folder.mkdir()
         chance = random.Random(1)
         taught = []
-        for _ in range(3200):
+        for _ in range(4800):
             asked = sums.problem(chance)
             right, other = sums.computed(asked), str(chance.randint(2, 81))
             turns = (f'{sums.CALL}{asked}', right, right) if chance.random() < 0.5 else (other,)
             taught.append(conversation(asked, *turns))
         write_rows(folder / 'taught.jsonl', taught)
-        write_rows(folder / 'rows.jsonl', [conversation(sums.problem(chance), 'x') for _ in range(1024)])
+        write_rows(folder / 'rows.jsonl', [conversation(sums.problem(chance), 'x') for _ in range(1280)])
         corpus = ['user assistant system\nuser\nassistant\nsystem\n'] * 20
         corpus += [f'{sums.CALL}{digit}+{digit}*{digit}\n' for digit in range(10)] * 20
         start = build('qwen2', folder / 'start', corpus=corpus, heads=4)
-        settings = {'max_steps': 300, 'learning_rate': 5e-3, 'per_device_train_batch_size': 64}
+        settings = {'max_steps': 450, 'learning_rate': 5e-3, 'per_device_train_batch_size': 64}
         model = train_by('text_to_text', 'sft', folder / 'run', start, folder / 'taught.jsonl', **common(), **settings)
         (folder / 'model').symlink_to(model)
 
@@ -131,7 +131,7 @@ def test_rewards_teach_it_to_reckon(reckoning: Callable[[], Path], tmp_path: Pat
         'per_device_train_batch_size': 128,
         'update_iters': 2,
         'learning_rate': 1e-3,
-        'max_steps': 120,
+        'max_steps': 160,
     }
     train_by('text_to_text', 'grpo', tmp_path, folder / 'model', folder / 'rows.jsonl', **settings)
     records = [record for record in lines(tmp_path / 'metrics.jsonl') if 'train/reward' in record]

@@ -70,10 +70,10 @@ def driven(folder: Path, model: Path, **settings: Any) -> list[float]:
 
 @pytest.mark.extended
 def test_rewards_make_a_driver_better(tmp_path: Path) -> None:
-    found = driven(tmp_path, shown(tmp_path, errs=0.3), learning_rate=2e-3, update_iters=2, max_steps=44)
+    found = driven(tmp_path, shown(tmp_path, errs=0.3), learning_rate=1e-3, update_iters=2, max_steps=18)
     # The first two rollouts are of what was shown, the last ones of what was rewarded.
-    before, after = sum(found[:2]) / 2, sum(found[-4:]) / 4
-    assert before < 0.6 and after >= before + 0.15, found
+    before, after = sum(found[:2]) / 2, sum(found[-2:]) / 2
+    assert before < 0.4 and after >= before + 0.1, found
 
 
 @pytest.mark.extended

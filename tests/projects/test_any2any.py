@@ -178,15 +178,15 @@ def test_media_go_in_continuously_and_come_out_discrete(here: Path) -> None:
 LAUNCHED = {
     'fsdp': (
         {'ACCELERATE_USE_FSDP': 'true', 'FSDP_SHARDING_STRATEGY': 'FULL_SHARD', 'ACCELERATE_MIXED_PRECISION': 'bf16'},
-        {'ds_cfgs': 'ds_z3_config.json', 'bf16': True, 'fp16': False},
+        {'engine': 'fsdp', 'fsdp_reshard_after_forward': True, 'bf16': True, 'fp16': False},
     ),
     'by number': (
         {'ACCELERATE_USE_FSDP': 'true', 'FSDP_SHARDING_STRATEGY': '2', 'FSDP_OFFLOAD_PARAMS': 'true'},
-        {'ds_cfgs': 'ds_z2_offload_config.json'},
+        {'engine': 'fsdp', 'fsdp_reshard_after_forward': False, 'fsdp_cpu_offload': True},
     ),
     'fsdp 2': (
         {'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2', 'FSDP_RESHARD_AFTER_FORWARD': 'false'},
-        {'ds_cfgs': 'ds_z2_config.json'},
+        {'engine': 'fsdp', 'fsdp_reshard_after_forward': False},
     ),
     'none': ({'ACCELERATE_USE_FSDP': 'true', 'FSDP_SHARDING_STRATEGY': 'NO_SHARD'}, {'ds_cfgs': 'ds_z0_config.json'}),
     'stage': (
@@ -212,7 +212,8 @@ def test_what_a_launcher_asks_for(name: str, scripts: Callable[[str], Any]) -> N
     environ, expected = LAUNCHED[name]
     settings, notes = scripts('launcher').launched(environ)
     assert settings == expected
-    assert len(notes) == ('ds_cfgs' in expected) and all('accelerate launch' in note for note in notes)
+    assert bool(notes) == bool(expected.keys() & {'ds_cfgs', 'engine'})
+    assert all('accelerate launch' in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +245,8 @@ def test_a_command_of_accelerate_trains(number: int, here: Path) -> None:
     more = [word for word in SMALL.split() if 'ds_' not in word]
     done = subprocess.run([*command, *more, '--output_dir', 'done'], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert ('FSDP FULL_SHARD is ZeRO stage 3', 'deepspeed_configs/zero3.json says')[number - 1] in done.stderr
-    assert 'in force: ZeRO stage 3, bf16' in done.stderr
+    assert ('FSDP FULL_SHARD is FSDP2 here', 'deepspeed_configs/zero3.json says')[number - 1] in done.stderr
+    assert ('in force: FSDP2 over', 'in force: ZeRO stage 3, bf16')[number - 1] in done.stderr
     assert (here / 'done/slice_end/adapter_model.safetensors').is_file()
 
 

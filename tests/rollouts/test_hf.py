@@ -11,7 +11,6 @@ import torch
 
 from align_anything.core.types import Example, Piece
 from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.gathering import gathered_weights
 from align_anything.models.family import FamilySpec
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.rollouts.base import Response, Sampling
@@ -119,7 +118,7 @@ def trained(rank: int, folder: Path, family: str, generates: bool) -> tuple[dict
     policy = policy_of(folder, spec, 'padded')
     model = policy.model
     engine = DeepSpeedEngine(policy, config(3, 1, 1, 2), optimizer(policy), schedule)
-    rollouts = HFRollouts(model, spec, dtype=torch.float32, batch_size=2, gathered=lambda: gathered_weights(engine))
+    rollouts = HFRollouts(model, spec, dtype=torch.float32, batch_size=2, gathered=engine.gathered_weights)
     examples = prompts(spec, family)
     collate = TokenCollator(spec, 'padded', dummy_kinds=tuple(KINDS[family]))
     row = Example(examples[rank].prompt, [Piece(torch.arange(5, 12), torch.ones(7))])

@@ -24,7 +24,7 @@ KINDS = {
     **{
         name: name
         for name in (
-            'chameleon composed csm emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma pi0 '
+            'chameleon composed csm emu3 gemma3 gemma3n gemma4 idefics2 internvl janus mllama paligemma '
             'qwen2_audio'.split()
         )
     },
@@ -41,13 +41,17 @@ PIPELINES = {
 """Pipelines of diffusers, likewise."""
 
 
+ACTING = {'pi0': 'pi0'}
+"""Models that act without tokens, likewise."""
+
+
 def build(
     family: str, out: str | Path, *, corpus: list[str] | None = None, template: str | None = None, **sizes: int | None
 ) -> Path:
     """Writes a checkpoint of `family` into `out` and returns that folder; the same arguments give the same files.
 
     Args:
-        family: one of `KINDS` or `PIPELINES`.
+        family: one of `KINDS`, `PIPELINES` or `ACTING`.
         out: folder to make; it may exist when it is empty.
         corpus: texts to train the tokenizer on; a small built-in one by default.
         template: of a text family, the published checkpoint in whose manner it chats, such as `deepseek_r1`.
@@ -57,14 +61,14 @@ def build(
     Raises:
         ModelError: unknown family or template, a folder that is not empty, or sizes that do not fit each other.
     """
-    files = KINDS | PIPELINES
+    files = KINDS | PIPELINES | ACTING
     if family not in files:
         hint = nearest(family, list(files))
         raise ModelError(f"no tiny model of the family '{family}'.{hint} Known: {', '.join(sorted(files))}.")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f'{out} exists and is not an empty folder; name another one.')
-    kind = TinyOptions if family in KINDS else PipelineOptions
+    kind = PipelineOptions if family in PIPELINES else TinyOptions
     known = [field.name for field in fields(kind)]
     strange = sorted({*sizes} - {*known})
     if strange:
@@ -73,7 +77,7 @@ def build(
     options.check()
     if template is not None:
         known = importlib.import_module(f'{__name__}.text').MANNERS
-        if template not in known or KINDS[family] != 'text':
+        if template not in known or files[family] != 'text':
             raise ModelError(
                 f"no template '{template}' for a tiny model of the family '{family}'. Families without media take: "
                 f'{", ".join(sorted(known))}.'

@@ -10,7 +10,7 @@ from pathlib import Path
 from align_anything.core.errors import ModelError
 from align_anything.core.files import new_folder
 from align_anything.testing.codecs import CLASSES, make_codec
-from align_anything.testing.tiny import KINDS, PIPELINES, build
+from align_anything.testing.tiny import ACTING, KINDS, PIPELINES, build
 from align_anything.testing.tiny.encoders import ENCODERS, build_encoder
 
 SIZES = {
@@ -34,8 +34,14 @@ def main(argv: list[str] | None = None) -> int:
         '`align-anything compose`, or a codec for `align-anything add-media-tokens`.',
         argument_default=argparse.SUPPRESS,
     )
-    models_of = KINDS | PIPELINES
-    kinds = {'models': KINDS, 'pipelines': PIPELINES, 'encoders': ENCODERS, 'codecs': CLASSES}
+    models_of = KINDS | PIPELINES | ACTING
+    kinds = {
+        'models': KINDS,
+        'models that act': ACTING,
+        'pipelines': PIPELINES,
+        'encoders': ENCODERS,
+        'codecs': CLASSES,
+    }
     named = '; '.join(f'{kind}: {_listed(names)}' for kind, names in kinds.items())
     parser.add_argument('name', choices=[*models_of, *ENCODERS, *CLASSES], metavar='name', help=named)
     parser.add_argument('--out', required=True, type=Path, help='folder to make')

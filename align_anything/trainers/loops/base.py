@@ -20,8 +20,8 @@ from align_anything.core.types import Batch, Example, Skipped
 from align_anything.datasets.loader import Loader
 from align_anything.datasets.skips import SkipReport
 from align_anything.engines.averaged import AveragedWeights, warmed_up
+from align_anything.engines.base import Engine
 from align_anything.engines.checkpoint import BEST_NAME
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult
 from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.console import TrainingConsole
@@ -75,7 +75,7 @@ class Loop:
 
     cfgs: RunCfgs
     algorithm: Algorithm
-    engine: DeepSpeedEngine
+    engine: Engine
     training: Loader
     evaluation: Mapping[str, Loader]
     rows: int | None

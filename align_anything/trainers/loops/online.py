@@ -25,8 +25,8 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import Prompts
 from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
+from align_anything.engines.base import Engine
 from align_anything.engines.by_kind import ByKind
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.engines.step import StepResult, combined
 from align_anything.losses.moments import NOTHING_SEEN, merged, moments, normalised
 from align_anything.losses.shaping import missing_eos_penalty, normalised_sum, overlong_penalty, weighted_sum
@@ -87,7 +87,7 @@ class OnlineLoop(Loop):
     cfgs: OnlineRunCfgs
     algorithm: Online
     spec: FamilySpec
-    critics: Mapping[str, tuple[DeepSpeedEngine, Critic]]
+    critics: Mapping[str, tuple[Engine, Critic]]
     reference: Callable[..., Scored] | None
     old: AveragedWeights | None
     rollouts: RolloutEngine
@@ -400,7 +400,7 @@ class OnlineLoop(Loop):
         return results, values
 
     def _updated(
-        self, engine: DeepSpeedEngine, algorithm: Any, micro_batches: list[list[Example]]
+        self, engine: Engine, algorithm: Any, micro_batches: list[list[Example]]
     ) -> tuple[list[Batch], StepResult]:
         batches = [engine.policy.collate(examples) for examples in micro_batches]
         return batches, engine.train_step(batches, ByKind(algorithm))

@@ -122,9 +122,12 @@ def identity(cfgs: RunCfgs) -> dict[str, Any]:
         own = set(model.model_fields) - set(common[group].model_fields if group in common else ()) - _MAY_DIFFER
         of_algorithm = getattr(cfgs, group).model_dump(mode='json', include=own)
         values |= {f'{group}.{key}': value for key, value in of_algorithm.items()}
+    if cfgs.train_cfgs.engine == 'fsdp':
+        values[DEEPSPEED_FILE] = FSDP
     return {**values, 'world_size': world_size()}
 
 
+DEEPSPEED_FILE, FSDP = 'train_cfgs.ds_cfgs', 'none: FSDP2'
 SPLIT = ('train_cfgs.per_device_train_batch_size', 'train_cfgs.gradient_accumulation_steps', 'world_size')
 """How the samples of an optimizer step are split."""
 
@@ -153,6 +156,8 @@ def resume_progress(manifest: dict[str, Any], cfgs: RunCfgs, where: str) -> Prog
     ours = json.loads(json.dumps(identity(cfgs)))
     theirs = manifest['identity']
     free = SPLIT if _may_split_otherwise(cfgs, ours, theirs) else ()
+    # FSDP2 reads no DeepSpeed file: the default that stands there says nothing.
+    free += (DEEPSPEED_FILE,) if FSDP in (ours[DEEPSPEED_FILE], theirs.get(DEEPSPEED_FILE)) else ()
     common = {f'{group}.{key}' for group, keys in _MUST_AGREE.items() for key in keys}
     unsaid = sorted(common & ours.keys() - theirs.keys())
     if unsaid:

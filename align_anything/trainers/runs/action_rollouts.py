@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from align_anything.algorithms.base import Algorithm
@@ -16,8 +15,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Conversation, Piece
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.gathering import gathered_weights
+from align_anything.engines.base import Engine
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.acting.checkpoint import load_acting
 from align_anything.models.acting.spec import ActionSpec
@@ -57,7 +55,7 @@ def guided_if_asked(
 
 
 def open_rollouts(
-    resolved: Resolved[OnlineRunCfgs, Online], policy: DeepSpeedEngine, spec: ActionSpec, sampling: Sampling
+    resolved: Resolved[OnlineRunCfgs, Online], policy: Engine, spec: ActionSpec, sampling: Sampling
 ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]:
     """Returns what acts with the weights of `policy`, and what says what was done. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
@@ -76,7 +74,7 @@ def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: A
     )
 
 
-def open_answers(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: ActionSpec, sampling: Sampling) -> RolloutEngine:
+def open_answers(cfgs: RunCfgs, policy: Engine, spec: ActionSpec, sampling: Sampling) -> RolloutEngine:
     """Returns what answers with the weights of `policy`. Every rank calls it."""
     return _open(policy, spec, cfgs.train_cfgs.per_device_eval_batch_size)
 
@@ -99,12 +97,12 @@ def open_frozen(
     return rollouts, lambda conversation: conversation
 
 
-def _open(policy: DeepSpeedEngine, spec: ActionSpec, batch_size: int) -> ActionRollouts:
+def _open(policy: Engine, spec: ActionSpec, batch_size: int) -> ActionRollouts:
     return ActionRollouts(
         bare_model(policy.policy.model),
         spec,
         policy.policy.collate.head,
         device=policy.device,
         batch_size=batch_size,
-        gathered=partial(gathered_weights, policy),
+        gathered=policy.gathered_weights,
     )

@@ -12,7 +12,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.prompts import PromptTask, as_prompts
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.base import Engine
 from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.trainers.loops.offline import Answers
@@ -26,7 +26,7 @@ class Kind(Protocol):
 
     def sampling_of_answers(self, cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: Spec) -> Any: ...
 
-    def open_answers(self, cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Spec, sampling: Any) -> RolloutEngine: ...
+    def open_answers(self, cfgs: RunCfgs, policy: Engine, spec: Spec, sampling: Any) -> RolloutEngine: ...
 
 
 KINDS: Mapping[str, Kind] = {
@@ -52,7 +52,7 @@ class Asked:
     sampling: Any
     guided: bool
 
-    def open(self, cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Spec) -> Answers:
+    def open(self, cfgs: RunCfgs, policy: Engine, spec: Spec) -> Answers:
         """Returns the prompts with what answers them. Every rank calls it."""
         rollouts = KINDS[spec.unit].open_answers(cfgs, policy, spec, self.sampling)
         size = cfgs.train_cfgs.per_device_eval_batch_size

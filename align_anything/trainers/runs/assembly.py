@@ -13,8 +13,9 @@ from align_anything.algorithms.base import Algorithm
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.logging import get_logger
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.base import Engine
 from align_anything.engines.frozen import FrozenEngine
+from align_anything.engines.opening import open_engine
 from align_anything.engines.optim import make_optimizer, make_schedule, parameter_groups
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.dropout import switch_off_dropout
@@ -141,7 +142,7 @@ def parameter_rates(cfgs: RunCfgs, spec: Spec, model: nn.Module) -> dict[str, fl
     return learning_rates(model, spec.components, cfgs.train_cfgs.learning_rate, cfgs.train_cfgs.lr_groups)
 
 
-def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps: int) -> DeepSpeedEngine:
+def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps: int) -> Engine:
     """Loads the model, wraps it and checks it. Every rank calls it, with a process group in place.
 
     The check may replace the collator: batches are made by that of the engine's policy from then on.
@@ -157,14 +158,16 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
     kind.make_ready(cfgs, spec, tuned, config)
     policy = kind.make_policy(algorithm.scores, tuned, collate, dtype)
     rates = {f'model.{name}': rate for name, rate in parameter_rates(cfgs, spec, tuned).items()}
-    groups = parameter_groups(
-        policy.named_parameters(), learning_rate=train.learning_rate, weight_decay=train.weight_decay, rates=rates
-    )
-    optimizer = make_optimizer(optimizer_name, groups, betas=train.adam_betas, eps=train.adam_epsilon)
-    engine = DeepSpeedEngine(
+
+    def optimize(module: nn.Module) -> torch.optim.Optimizer:
+        rate, decay = train.learning_rate, train.weight_decay
+        groups = parameter_groups(module.named_parameters(), learning_rate=rate, weight_decay=decay, rates=rates)
+        return make_optimizer(optimizer_name, groups, betas=train.adam_betas, eps=train.adam_epsilon)
+
+    engine = open_engine(
         policy,
         config,
-        optimizer,
+        optimize,
         lambda base: make_schedule(
             base, train.lr_scheduler_type, warmup_ratio=train.lr_warmup_ratio, total_steps=total_steps
         ),
@@ -172,11 +175,8 @@ def assemble(cfgs: RunCfgs, algorithm: Algorithm, collate: Collator, total_steps
         copies=train.sequence_parallel_size,
     )
     attention = cfgs.model_cfgs.attn_implementation
-    logger.info(
-        'in force: ZeRO stage %d, %s, optimizer %s, %s', engine.stage, precision_of(cfgs), optimizer_name, attention
-    )
-    policy.check(engine.engine, engine.device)
-    engine.engine.train()
+    logger.info('in force: %s, %s, optimizer %s, %s', engine.in_force, precision_of(cfgs), optimizer_name, attention)
+    engine.check()
     logger.info('layout: %s', policy.collate.layout)
     if spec.codes is not None and spec.codes.further and algorithm.depth_coefficient is None:
         logger.info(

@@ -11,8 +11,8 @@ from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import is_main, world_size
 from align_anything.engines.averaged import AveragedWeights
+from align_anything.engines.base import Engine
 from align_anything.engines.checkpoint import prune, write_checkpoint
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
 from align_anything.models.spec import Spec
 from align_anything.reporting.callbacks import Watchers
 from align_anything.reporting.card import Trained, write_card
@@ -36,7 +36,7 @@ class Checkpoints:
 
     resolved: Resolved
     output_dir: Path
-    trained: Mapping[str, DeepSpeedEngine]
+    trained: Mapping[str, Engine]
     spec: Spec
     write_model: Callable[..., None]
     pending: Pending | None = None
@@ -67,9 +67,10 @@ class Checkpoints:
 
     def load_state(self, folder: Path, ranks: int) -> None:
         """Restores every engine from the state in a checkpoint, which so many ranks wrote. Every rank calls it."""
-        scratch = self.output_dir / SCRATCH if ranks != world_size() else None
         for role, engine in self.trained.items():
-            engine.load_state(state_folder(folder, role), scratch)
+            own = state_folder(folder, role)
+            other = ranks != world_size() or not engine.wrote(own)
+            engine.load_state(own, self.output_dir / SCRATCH if other else None)
         for name, average in self.averages.items():
             average.load_state(folder / f'{name}.safetensors')
         if self.pending is not None:
@@ -102,7 +103,7 @@ class Checkpoints:
     def _write_weights(self, folder: Path) -> None:
         engine = self.trained['policy']
         model = engine.policy.model
-        state = engine.full_state_dict(model) if engine.stage == 3 else None
+        state = engine.full_state_dict(model) if engine.partitioned else None
         if is_main():
             self.write_model(self.resolved.cfgs, self.spec, model, state, folder)
 

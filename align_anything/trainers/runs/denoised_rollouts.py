@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from align_anything.algorithms.base import Algorithm
@@ -17,8 +16,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Conversation, Piece
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.gathering import gathered_weights
+from align_anything.engines.base import Engine
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.diffusion.checkpoint import load_denoiser
 from align_anything.models.diffusion.live import LiveConditions
@@ -79,7 +77,7 @@ def guided_if_asked(
 
 def open_rollouts(
     resolved: Resolved[OnlineRunCfgs, Online],
-    policy: DeepSpeedEngine,
+    policy: Engine,
     spec: DiffusionSpec,
     sampling: DenoisingSampling,
 ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]:
@@ -96,9 +94,7 @@ def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: D
     return DenoisingSampling(steps=cfgs.diffusion_cfgs.preview_steps, guidance=guidance, units='draws')
 
 
-def open_answers(
-    cfgs: RunCfgs, policy: DeepSpeedEngine, spec: DiffusionSpec, sampling: DenoisingSampling
-) -> DenoisingRollouts:
+def open_answers(cfgs: RunCfgs, policy: Engine, spec: DiffusionSpec, sampling: DenoisingSampling) -> DenoisingRollouts:
     """Returns what generates them with the weights of `policy`. Every rank calls it."""
     return open_denoiser(cfgs, policy, spec, cfgs.train_cfgs.per_device_eval_batch_size)
 
@@ -127,7 +123,7 @@ def open_frozen(
     return rollouts, lambda conversation: conversation
 
 
-def open_denoiser(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: DiffusionSpec, batch_size: int) -> DenoisingRollouts:
+def open_denoiser(cfgs: RunCfgs, policy: Engine, spec: DiffusionSpec, batch_size: int) -> DenoisingRollouts:
     """Returns what generates media with the weights of `policy`, so many at once. Every rank calls it."""
     return DenoisingRollouts(
         policy.policy.model,
@@ -136,5 +132,5 @@ def open_denoiser(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: DiffusionSpec, b
         dtype=dtype_of(cfgs),
         device=policy.device,
         batch_size=batch_size,
-        gathered=partial(gathered_weights, policy),
+        gathered=policy.gathered_weights,
     )

@@ -19,7 +19,7 @@ from align_anything.core.distributed import is_main
 from align_anything.core.errors import DataError
 from align_anything.core.types import ACTION, Batch, Example, Piece, Skipped, named_tensors
 from align_anything.datasets.skips import told_once
-from align_anything.engines.deepspeed_config import zero_stage
+from align_anything.engines.deepspeed_config import sharer_of
 from align_anything.models.acting.pi0 import BLANK, Pi0Spec
 from align_anything.models.acting.pieces import GOAL, OBSERVATION
 from align_anything.models.acting.spec import ActionSpec
@@ -299,7 +299,7 @@ def _plan(
         else f'{per_step} = {train.per_device_train_batch_size} × '
         f'{train.gradient_accumulation_steps} accumulated × {ranks} {in_words}',
         'optimizer steps': f'{steps:,}',
-        'engine': f'ZeRO stage {zero_stage(config)}, {precision_of(cfgs)}, {optimizer}',
+        'engine': f'{sharer_of(config)}, {precision_of(cfgs)}, {optimizer}',
         'layout': f'{layout} (checked on the model before the first step)',
         **({'features kept': ', '.join(cached)} if cached else {}),
     }.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from align_anything.algorithms.base import Algorithm
@@ -16,8 +15,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Conversation, Piece
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.gathering import gathered_weights
+from align_anything.engines.base import Engine
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.acting.pi0 import Pi0Spec
 from align_anything.models.acting.pi0_checkpoint import load_pi0
@@ -77,7 +75,7 @@ def guided_if_asked(
 
 
 def open_rollouts(
-    resolved: Resolved[OnlineRunCfgs, Online], policy: DeepSpeedEngine, spec: Pi0Spec, sampling: FlowSampling
+    resolved: Resolved[OnlineRunCfgs, Online], policy: Engine, spec: Pi0Spec, sampling: FlowSampling
 ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]:
     """Returns what acts with the weights of `policy`, and what says what was done. Every rank calls it."""
     cfgs, algorithm = resolved.cfgs, resolved.algorithm
@@ -96,7 +94,7 @@ def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: P
     )
 
 
-def open_answers(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Pi0Spec, sampling: FlowSampling) -> RolloutEngine:
+def open_answers(cfgs: RunCfgs, policy: Engine, spec: Pi0Spec, sampling: FlowSampling) -> RolloutEngine:
     """Returns what answers with the weights of `policy`. Every rank calls it."""
     return _open(cfgs, policy, spec, cfgs.train_cfgs.per_device_eval_batch_size)
 
@@ -119,12 +117,12 @@ def open_frozen(
     return rollouts, lambda conversation: conversation
 
 
-def _open(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: Pi0Spec, batch_size: int) -> FlowRollouts:
+def _open(cfgs: RunCfgs, policy: Engine, spec: Pi0Spec, batch_size: int) -> FlowRollouts:
     return FlowRollouts(
         policy.policy.model,
         spec,
         dtype=dtype_of(cfgs),
         device=policy.device,
         batch_size=batch_size,
-        gathered=partial(gathered_weights, policy),
+        gathered=policy.gathered_weights,
     )

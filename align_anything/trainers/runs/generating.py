@@ -10,7 +10,7 @@ from align_anything.configs.online import OnlineRunCfgs
 from align_anything.configs.resolve import Resolved
 from align_anything.core.types import Piece
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.base import Engine
 from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.rollouts.base import RolloutEngine
@@ -30,7 +30,7 @@ class Generating(Protocol):
     ) -> tuple[Collator, list[ExampleDataset]]: ...
 
     def open_rollouts(
-        self, resolved: Resolved[OnlineRunCfgs, Online], policy: DeepSpeedEngine, spec: Spec, sampling: Any
+        self, resolved: Resolved[OnlineRunCfgs, Online], policy: Engine, spec: Spec, sampling: Any
     ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]: ...
 
 

@@ -16,7 +16,13 @@ from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.online import COST, MODEL
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
-from align_anything.engines.deepspeed_config import offloads_optimizer, offloads_parameters, zero_stage
+from align_anything.engines.deepspeed_config import (
+    offloads_optimizer,
+    offloads_parameters,
+    partitions_weights,
+    zero_stage,
+)
+from align_anything.engines.fsdp_config import accumulates_whole_gradients
 from align_anything.models import structure
 from align_anything.models.any_model import add_score_head
 from align_anything.models.spec import Spec
@@ -26,7 +32,7 @@ from align_anything.trainers.runs.assembly import activations, build_on_meta, sk
 from align_anything.trainers.runs.checkpoints import averages_of
 from align_anything.trainers.runs.checks import precision_of_reference, reference_cache_of
 from align_anything.trainers.runs.roles import critic_cfgs, critic_spec, judges_of, require_head, spec_of_judge
-from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, spec_of
+from align_anything.trainers.runs.settings import DTYPES, engine_config, precision_of, sharing_of, spec_of
 
 JUDGES = {MODEL: 'reward model', COST: 'cost model'}
 
@@ -57,16 +63,20 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str,
     `ranks` is how many there are; None for those of this run.
 
     ZeRO-1 shares the optimizer states among ranks, ZeRO-2 the gradients too, ZeRO-3 the weights too (Rajbhandari et
-    al., 2020, arXiv:1910.02054, section 3). Half precision keeps float32 masters with the Adam moments.
+    al., 2020, arXiv:1910.02054, section 3). FSDP2 shares all of them, but for the gradients of the micro-batches before
+    the last one of a step. Half precision keeps float32 masters with the Adam moments.
     """
-    ranks, stage = world_size() if ranks is None else ranks, zero_stage(config)
+    ranks = world_size() if ranks is None else ranks
+    # FSDP2 shares what ZeRO-3 does.
+    stage = 3 if partitions_weights(config) else zero_stage(config)
     everything = sum(count(parameter) for parameter in model.parameters())
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
     width = DTYPES[precision].itemsize
     states = 8 if precision == 'fp32' else 12
     return Memory(
         weights=0.0 if offloads_parameters(config) else everything * width / (ranks if stage == 3 else 1),
-        gradients=trained * width / (ranks if stage >= 2 else 1),
+        gradients=trained * width / (ranks if stage >= 2 else 1)
+        + (trained * torch.float32.itemsize if accumulates_whole_gradients(config) else 0.0),
         optimizer=0.0 if offloads_optimizer(config) else trained * states / (ranks if stage >= 1 else 1),
     )
 
@@ -74,7 +84,7 @@ def estimate_memory(model: nn.Module, config: Mapping[str, Any], precision: str,
 def average_memory(model: nn.Module, config: Mapping[str, Any]) -> Memory:
     """What an average of the trained weights takes, in float32 where the weights are."""
     trained = sum(count(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    ranks = world_size() if zero_stage(config) == 3 else 1
+    ranks = world_size() if partitions_weights(config) else 1
     return Memory(0.0 if offloads_parameters(config) else trained * torch.float32.itemsize / ranks)
 
 
@@ -141,11 +151,12 @@ def _reference(cfgs: RunCfgs, algorithm: Reference, spec: Spec, policy: nn.Modul
     if not same:
         models = cfgs.model_cfgs.model_copy(update={'model_name_or_path': source})
         spec = spec_of(cfgs.model_copy(update={'model_cfgs': models}))
-    config = load_deepspeed_config(algorithm.reference_ds_cfgs or cfgs.train_cfgs.ds_cfgs)
+    own = algorithm.reference_ds_cfgs
+    config = sharing_of(cfgs) if own is None else load_deepspeed_config(own)
     precision = precision_of_reference(cfgs, algorithm)
     total = estimate_memory(skeleton(spec).requires_grad_(False), config, precision)
-    stages = zero_stage(config), zero_stage(load_deepspeed_config(cfgs.train_cfgs.ds_cfgs))
-    if not same or precision != precision_of(cfgs) or 3 in stages:
+    partitioned = partitions_weights(config) or partitions_weights(sharing_of(cfgs))
+    if not same or precision != precision_of(cfgs) or partitioned:
         return total
     frozen = sum(count(parameter) for parameter in policy.parameters() if not parameter.requires_grad)
     return Memory(total.weights - frozen * DTYPES[precision].itemsize)

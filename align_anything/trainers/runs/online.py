@@ -17,7 +17,7 @@ from align_anything.datasets.loader import Loader
 from align_anything.datasets.prompts import as_prompts
 from align_anything.datasets.source_loading import source_names
 from align_anything.engines.averaged import AveragedWeights
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.base import Engine
 from align_anything.models.family import FamilySpec
 from align_anything.reporting.callbacks import Callback
 from align_anything.reporting.completions import Completions
@@ -160,8 +160,6 @@ def _completions(run: Begun, console: TrainingConsole, writer: MetricsWriter) ->
     return Completions(run.output_dir, run.spec, console, writer, run.resume_step)
 
 
-def _critic(
-    role: str, resolved: Resolved[OnlineRunCfgs, Online], spec: FamilySpec, pair: Pair, steps: int
-) -> DeepSpeedEngine:
+def _critic(role: str, resolved: Resolved[OnlineRunCfgs, Online], spec: FamilySpec, pair: Pair, steps: int) -> Engine:
     own, learned = critic_cfgs(role, resolved.cfgs, resolved.algorithm), resolved.algorithm.critics[role]
     return assemble(own, learned, make_collator(own, spec, pair, learned), steps)

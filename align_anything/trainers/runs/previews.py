@@ -11,7 +11,7 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import all_gather_object, is_main, rank, world_size
 from align_anything.core.types import Conversation, Example
 from align_anything.datasets.conversation import without_prompt_text
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.base import Engine
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.policies.denoising.prediction import Guidance
 from align_anything.reporting.metrics import MetricsWriter
@@ -58,7 +58,7 @@ def previews_of(
     cfgs: RunCfgs,
     algorithm: Algorithm,
     spec: DiffusionSpec,
-    policy: DeepSpeedEngine,
+    policy: Engine,
     resume_step: int | None,
     rollouts: DenoisingRollouts | None = None,
 ) -> RunPreviews | None:

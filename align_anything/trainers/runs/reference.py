@@ -20,7 +20,7 @@ from align_anything.core.store import TensorStore
 from align_anything.core.types import Batch, Example, MediaKind, Scored
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.reference_scores import SCORES, Indexed, Referenced, reference_keys
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
+from align_anything.engines.base import Engine
 from align_anything.models.adapter import find_adapter
 from align_anything.models.fingerprint import weights_fingerprint
 from align_anything.models.trainable import plain_name
@@ -38,7 +38,7 @@ Scorer = Callable[..., Scored]
 def make_roles(
     cfgs: RunCfgs,
     algorithm: Algorithm,
-    policy: DeepSpeedEngine,
+    policy: Engine,
     training: ExampleDataset,
     held_out: Sequence[ExampleDataset],
 ) -> tuple[dict[str, Scorer], Indexed, Sequence[Indexed]]:
@@ -62,7 +62,7 @@ def make_roles(
 def reference_scorer(
     cfgs: RunCfgs,
     algorithm: Reference,
-    policy: DeepSpeedEngine,
+    policy: Engine,
     temperature: float = 1.0,
     of_media: Mapping[MediaKind, float] = MappingProxyType({}),
 ) -> Scorer:
@@ -121,7 +121,7 @@ def _by_key(
     return {key: {SCORES: piece} for key, piece in zip(flat, pieces, strict=False)}
 
 
-def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, policy: DeepSpeedEngine) -> Scorer:
+def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, policy: Engine) -> Scorer:
     """The policy itself where it is the reference as long as it has not been trained, else a copy.
 
     A copy is loaded when it is first asked, which ranks do together: there may be nothing left to score.
@@ -134,7 +134,7 @@ def _start_or_copy(cfgs: RunCfgs, algorithm: Referring, policy: DeepSpeedEngine)
     return lambda batch: copy()(batch)
 
 
-def adapter_off(policy: DeepSpeedEngine) -> Scorer:
+def adapter_off(policy: Engine) -> Scorer:
     """Scores with the weights under the adapter that `policy` trains."""
 
     def score(batch: Batch, **asked: bool) -> Scored:
@@ -147,7 +147,7 @@ def adapter_off(policy: DeepSpeedEngine) -> Scorer:
 def frozen_copy(
     cfgs: RunCfgs,
     algorithm: Reference,
-    policy: DeepSpeedEngine,
+    policy: Engine,
     temperature: float = 1.0,
     of_media: Mapping[MediaKind, float] = MappingProxyType({}),
 ) -> Scorer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,8 +23,7 @@ from align_anything.core.errors import SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation, MediaKind, Piece
 from align_anything.datasets.dataset import ExampleDataset
-from align_anything.engines.deepspeed_engine import DeepSpeedEngine
-from align_anything.engines.gathering import gathered_tensors, gathered_weights
+from align_anything.engines.base import Engine
 from align_anything.engines.process_group import device_of_rank
 from align_anything.models.adapter import bare_model, find_adapter
 from align_anything.models.codecs.base import Codec
@@ -41,7 +39,8 @@ from align_anything.rollouts.hf import HFRollouts
 from align_anything.rollouts.probe import ProbedRollouts
 from align_anything.rollouts.vllm import VLLMRollouts, WeightedEngine, check_vllm, check_vllm_emission
 from align_anything.rollouts.vllm_client import Servers
-from align_anything.rollouts.vllm_engine import Engine, VLLMOptions
+from align_anything.rollouts.vllm_engine import Engine as VLLMEngine
+from align_anything.rollouts.vllm_engine import VLLMOptions
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import sampling as token_sampling
 from align_anything.trainers.runs.acting import acting, require_acting
@@ -136,7 +135,7 @@ def guided_if_asked(
 
 def open_rollouts(
     resolved: Resolved[OnlineRunCfgs, Online],
-    policy: DeepSpeedEngine,
+    policy: Engine,
     spec: FamilySpec,
     sampling: Sampling,
 ) -> tuple[RolloutEngine, Callable[[Piece], list[dict[str, Any]]]]:
@@ -151,7 +150,7 @@ def open_rollouts(
 
 def _rollouts(
     resolved: Resolved[OnlineRunCfgs, Online],
-    policy: DeepSpeedEngine,
+    policy: Engine,
     spec: FamilySpec,
     sampling: Sampling,
     codecs: Mapping[MediaKind, Codec],
@@ -161,7 +160,7 @@ def _rollouts(
     if not cfgs.vllm_cfgs.use_vllm:
         batch_size = algorithm.per_device_prompt_batch_size * algorithm.num_generations
         return _by_transformers(cfgs, policy, spec, models.generation_batch_size or batch_size, codecs)
-    weights = partial(handed_over, policy.policy.model, partial(gathered_tensors, policy))
+    weights = partial(handed_over, policy.policy.model, policy.gathered)
     engine = _vllm_engine(cfgs, spec, sampling)
     tolerance = cfgs.vllm_cfgs.vllm_probe_tolerance or TOLERANCES[precision_of(cfgs)]
     rollouts = with_media(VLLMRollouts(spec, weights, engine), codecs)
@@ -169,14 +168,14 @@ def _rollouts(
 
 
 def _by_transformers(
-    cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec, batch_size: int, codecs: Mapping[MediaKind, Codec]
+    cfgs: RunCfgs, policy: Engine, spec: FamilySpec, batch_size: int, codecs: Mapping[MediaKind, Codec]
 ) -> RolloutEngine:
     rollouts = HFRollouts(
         bare_model(policy.policy.model),
         spec,
         dtype=dtype_of(cfgs),
         batch_size=batch_size,
-        gathered=partial(gathered_weights, policy),
+        gathered=policy.gathered_weights,
     )
     return with_media(rollouts, codecs)
 
@@ -186,7 +185,7 @@ def sampling_of_answers(cfgs: RunCfgs, algorithm: Algorithm, pair: Pair, spec: F
     return token_sampling.sampling_of_answers(cfgs, pair, spec)
 
 
-def open_answers(cfgs: RunCfgs, policy: DeepSpeedEngine, spec: FamilySpec, sampling: Sampling) -> RolloutEngine:
+def open_answers(cfgs: RunCfgs, policy: Engine, spec: FamilySpec, sampling: Sampling) -> RolloutEngine:
     """Returns what generates them with the weights of `policy`. Every rank calls it."""
     batch_size = cfgs.train_cfgs.per_device_eval_batch_size
     return _by_transformers(cfgs, policy, spec, batch_size, open_codecs(spec, sampling, policy.device))
@@ -200,7 +199,9 @@ def _vllm_engine(cfgs: OnlineRunCfgs, spec: FamilySpec, sampling: Sampling) -> W
     check_vllm_emission(spec, sampling)
     options = replace(_options(cfgs), grammar=spec.codes is not None)
     backend = None if settings.vllm_server_transfer == 'http' else settings.vllm_server_transfer
-    return Servers(urls, source, options, settings.vllm_server_timeout, backend) if urls else Engine(source, options)
+    return (
+        Servers(urls, source, options, settings.vllm_server_timeout, backend) if urls else VLLMEngine(source, options)
+    )
 
 
 def open_frozen(
@@ -219,7 +220,7 @@ def open_frozen(
         rollouts = HFRollouts(bare_model(model), spec, dtype=dtype_of(cfgs), batch_size=batch_size)
         return acting(with_media(rollouts, codecs), cfgs, spec), _preparing(spec, device, live)
     engine = _vllm_engine(cfgs, spec, sampling)
-    rollouts = VLLMRollouts(spec, partial(handed_over, _frozen_model(cfgs, spec), nullcontext), engine)
+    rollouts = VLLMRollouts(spec, partial(handed_over, _frozen_model(cfgs, spec), dict), engine)
     rollouts.sync(0)
     rollouts.weights = _let_go
     return acting(with_media(rollouts, codecs), cfgs, spec), _preparing(spec, device, live)

@@ -19,6 +19,7 @@ from align_anything.datasets.media import decode, make_media
 from align_anything.engines.by_kind import ByKind
 from align_anything.engines.deepspeed_config import build_config, check_zero, offloads_optimizer
 from align_anything.engines.depth import with_depth
+from align_anything.engines.fsdp_config import build_fsdp_config
 from align_anything.engines.optim import choose_optimizer
 from align_anything.engines.step import Objective
 from align_anything.models.acting.checkpoint import load_action_spec
@@ -52,9 +53,32 @@ def data_ranks(cfgs: RunCfgs) -> tuple[int, int]:
     return world_size() // size, rank() // size
 
 
+def sharing_of(cfgs: RunCfgs) -> dict[str, Any]:
+    """What shares the weights of the run among ranks, as a configuration of its engine without what the run decides."""
+    return (
+        _fsdp_config(cfgs, 'fp32', 0.0)
+        if cfgs.train_cfgs.engine == 'fsdp'
+        else load_deepspeed_config(cfgs.train_cfgs.ds_cfgs)
+    )
+
+
+def _fsdp_config(cfgs: RunCfgs, precision: str, max_grad_norm: float) -> dict[str, Any]:
+    return build_fsdp_config(
+        precision=precision,
+        max_grad_norm=max_grad_norm,
+        reshard_after_forward=cfgs.train_cfgs.fsdp_reshard_after_forward,
+        cpu_offload=cfgs.train_cfgs.fsdp_cpu_offload,
+        accumulates=cfgs.train_cfgs.gradient_accumulation_steps > 1,
+    )
+
+
 def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
-    """The DeepSpeed configuration of the run and the name of its optimizer."""
+    """The configuration of the run's engine, DeepSpeed's own or that of FSDP2, and the name of its optimizer."""
     train = cfgs.train_cfgs
+    if train.engine == 'fsdp':
+        fused = torch.cuda.is_available() and not train.fsdp_cpu_offload
+        optimizer = choose_optimizer(train.optimizer, device_type='cuda' if fused else 'cpu', offload=False)
+        return _fsdp_config(cfgs, precision_of(cfgs), train.max_grad_norm), optimizer
     zero_file = load_deepspeed_config(train.ds_cfgs)
     check_zero(zero_file, train.ds_cfgs)
     device_type = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -72,7 +96,9 @@ def engine_config(cfgs: RunCfgs) -> tuple[dict[str, Any], str]:
 
 
 def frozen_config(cfgs: RunCfgs, precision: str, zero_file: str | None = None) -> dict[str, Any]:
-    """The DeepSpeed configuration of a model that only scores, by its own `zero_file` or that of the run."""
+    """The configuration of a model that only scores, by its own `zero_file`, or as the run shares its weights."""
+    if cfgs.train_cfgs.engine == 'fsdp':
+        return _fsdp_config(cfgs, precision, 0.0)
     return build_config(
         load_deepspeed_config(zero_file or cfgs.train_cfgs.ds_cfgs),
         micro_batch=cfgs.train_cfgs.per_device_train_batch_size,

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align_anything.algorithms.base import Algorithm
-from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import world_size
 from align_anything.core.errors import SettingsError
-from align_anything.engines.deepspeed_config import needs_every_parameter, zero_stage
+from align_anything.engines.deepspeed_config import needs_every_parameter, partitions_weights, zero_stage
 from align_anything.models import router, structure
 from align_anything.models.action_space import keep_action_space
 from align_anything.models.activations import activations_of
@@ -37,7 +36,7 @@ from align_anything.policies.token.plan import fit_attention, plan_batches
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs.model_checks import check_freezing, require_reference_reads
-from align_anything.trainers.runs.settings import dtype_of
+from align_anything.trainers.runs.settings import dtype_of, sharing_of
 
 
 def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algorithm) -> TokenCollator:
@@ -45,13 +44,12 @@ def make_collator(cfgs: RunCfgs, spec: FamilySpec, pair: Pair, algorithm: Algori
 
     So it does where text alone may reach nothing that trains, and would have no gradient.
     """
-    config = load_deepspeed_config(cfgs.train_cfgs.ds_cfgs)
     return plan_batches(
         cfgs,
         spec,
         (pair.judged if algorithm.scores == 'responses' else pair).kinds_in(spec.continuous),
         shares_prompts=algorithm.task != 'supervised' or (spec.renderer.splits and cfgs.data_cfgs.train_on != 'last'),
-        every_parameter=needs_every_parameter(config, world_size()) or not trains_on_text(cfgs, algorithm),
+        every_parameter=needs_every_parameter(sharing_of(cfgs), world_size()) or not trains_on_text(cfgs, algorithm),
     )
 
 
@@ -192,7 +190,7 @@ def make_ready(cfgs: RunCfgs, spec: FamilySpec, model: nn.Module, config: dict[s
         for module, parameter in spec.external_parameters(bare_model(model)):
             deepspeed.zero.register_external_parameter(module, parameter)
     if cfgs.model_cfgs.feature_cache_dir is not None:
-        cache_features(model, spec, cfgs.model_cfgs.feature_cache_dir, in_step=zero_stage(config) == 3)
+        cache_features(model, spec, cfgs.model_cfgs.feature_cache_dir, in_step=partitions_weights(config))
 
 
 def _partitioned_loading(config: dict[str, Any]) -> Any:

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from align_anything.configs.deepspeed_files import load_deepspeed_config
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.distributed import ranks_of_machine, world_size
 from align_anything.core.errors import ModelError
-from align_anything.engines.deepspeed_config import offloads_optimizer, zero_stage
+from align_anything.engines.deepspeed_config import offloads_optimizer, partitions_weights
 from align_anything.engines.process_group import device_of_rank
-from align_anything.trainers.runs.settings import precision_of
+from align_anything.trainers.runs.settings import precision_of, sharing_of
 
 SHARE = 0.9
 """How much of a device models and activations may take; drivers, buffers of communication and gaps take the rest."""
@@ -69,7 +68,7 @@ def changes(cfgs: RunCfgs, offloads: bool) -> Iterator[tuple[str, RunCfgs]]:
     What costs least comes first; `offloads` says whether the optimizer may go from the device to the machine's memory.
     """
     train = cfgs.train_cfgs
-    config = load_deepspeed_config(train.ds_cfgs)
+    config = sharing_of(cfgs)
     ranks, rows = world_size(), train.per_device_train_batch_size
     steps: list[tuple[str, dict[str, Any]]] = []
     if precision_of(cfgs) == 'fp32':
@@ -79,11 +78,13 @@ def changes(cfgs: RunCfgs, offloads: bool) -> Iterator[tuple[str, RunCfgs]]:
     if rows > 1 and train.max_length_per_batch is None:
         accumulated = rows * train.gradient_accumulation_steps
         steps.append(('train_cfgs', {'per_device_train_batch_size': 1, 'gradient_accumulation_steps': accumulated}))
-    if ranks > 1 and zero_stage(config) < 3:
+    if ranks > 1 and not partitions_weights(config):
         steps.append(('train_cfgs', {'ds_cfgs': 'ds_z3_config.json'}))
     if not cfgs.lora_cfgs.use_lora:
         steps.append(('lora_cfgs', {'use_lora': True}))
-    if offloads and not offloads_optimizer(config):
+    if offloads and not offloads_optimizer(config) and train.engine == 'fsdp':
+        steps.append(('train_cfgs', {'fsdp_cpu_offload': True}))
+    elif offloads and not offloads_optimizer(config):
         stage = 3 if ranks > 1 else 2
         steps.append(('train_cfgs', {'ds_cfgs': f'ds_z{stage}_offload_config.json'}))
     for group, values in steps:

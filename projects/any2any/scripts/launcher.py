@@ -1,4 +1,4 @@
-"""What `accelerate launch` asks for by environment variables, as settings of a run on DeepSpeed."""
+"""What `accelerate launch` asks for by environment variables, as settings of a run on DeepSpeed or FSDP2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from align_anything.core.errors import SettingsError
 
 STRATEGIES = ('FULL_SHARD', 'SHARD_GRAD_OP', 'NO_SHARD', 'HYBRID_SHARD', 'HYBRID_SHARD_ZERO2')
 """FSDP's ways to share weights, in the order of their numbers from 1."""
-STAGE_OF = {'FULL_SHARD': 3, 'HYBRID_SHARD': 3, 'SHARD_GRAD_OP': 2, 'HYBRID_SHARD_ZERO2': 2, 'NO_SHARD': 0}
+KEEPS_GATHERED = ('SHARD_GRAD_OP', 'HYBRID_SHARD_ZERO2')
+"""Those that keep what the forward pass has gathered for the backward pass."""
 PRECISIONS = {'bf16': {'bf16': True, 'fp16': False}, 'fp16': {'bf16': False, 'fp16': True}}
 OPEN = (None, 'None', 'none', 'auto')
 """What stands in a variable that says nothing."""
@@ -27,12 +28,7 @@ def launched(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     if environ.get('ACCELERATE_USE_MEGATRON_LM') == 'true':
         raise SettingsError(['accelerate launch: runs are on DeepSpeed here, not on Megatron-LM; take DeepSpeed.'])
     if environ.get('ACCELERATE_USE_FSDP') == 'true':
-        strategy = _strategy(environ)
-        stage = STAGE_OF[strategy]
-        offload = environ.get('FSDP_OFFLOAD_PARAMS') == 'true'
-        settings['ds_cfgs'] = _file(stage, offload)
-        told = f'accelerate launch: FSDP {strategy} is ZeRO stage {stage} here ({settings["ds_cfgs"]})'
-        return settings, [f'{told}: runs are on DeepSpeed.']
+        return _sharded(environ, settings)
     if environ.get('ACCELERATE_USE_DEEPSPEED') != 'true':
         return settings, []
     file = environ.get('ACCELERATE_DEEPSPEED_CONFIG_FILE')
@@ -51,12 +47,33 @@ def launched(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     return settings, [f'accelerate launch: {settings["ds_cfgs"]} says how DeepSpeed shares the weights.']
 
 
+def _sharded(environ: Mapping[str, str], settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What an FSDP configuration asks for: FSDP2, but where nothing is to be shared."""
+    strategy = _strategy(environ)
+    offload = environ.get('FSDP_OFFLOAD_PARAMS') == 'true'
+    if environ.get('FSDP_ACTIVATION_CHECKPOINTING') == 'true':
+        settings['gradient_checkpointing'] = True
+    if strategy == 'NO_SHARD':
+        settings['ds_cfgs'] = _file(0, offload)
+        return settings, [f'accelerate launch: NO_SHARD, which FSDP2 has not, is {settings["ds_cfgs"]} of DeepSpeed.']
+    settings |= {'engine': 'fsdp', 'fsdp_reshard_after_forward': strategy not in KEEPS_GATHERED}
+    if offload:
+        settings['fsdp_cpu_offload'] = True
+    notes = [
+        f'accelerate launch: FSDP {strategy} is FSDP2 here (engine: fsdp), layer by layer as their architectures say; '
+        'settings of wrapping, prefetching and state dicts are not read.'
+    ]
+    if strategy.startswith('HYBRID'):
+        notes.append(f'accelerate launch: {strategy} shares weights among all ranks here, not within each machine.')
+    return settings, notes
+
+
 def _strategy(environ: Mapping[str, str]) -> str:
     if environ.get('FSDP_VERSION') == '2':
         return 'SHARD_GRAD_OP' if environ.get('FSDP_RESHARD_AFTER_FORWARD') == 'false' else 'FULL_SHARD'
     given = environ.get('FSDP_SHARDING_STRATEGY', '1')
     name = STRATEGIES[int(given) - 1] if given.isdigit() and 0 < int(given) <= len(STRATEGIES) else given
-    if name not in STAGE_OF:
+    if name not in STRATEGIES:
         raise SettingsError(
             [f"accelerate launch: fsdp_sharding_strategy '{given}' is none of {', '.join(STRATEGIES)}."]
         )
