@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -250,9 +252,10 @@ class ActionSpace:
                 str(name): Statistics(**{key: tuple(value) for key, value in own.items()})
                 for name, own in values.get('statistics', {}).items()
             }
-            lists = {
-                key: tuple(values[key]) for key in ('names', 'dimensions', 'cameras', 'first_ids') if key in values
-            }
+            texts = [key for key in LISTS if isinstance(values.get(key), str)]
+            if texts:
+                raise TypeError(f"{texts[0]} is the text '{values[texts[0]]}', and should be a list")
+            lists = {key: tuple(values[key]) for key in LISTS if key in values}
             found = cls(**{**values, **lists, 'statistics': statistics})
             problems = found.problems()
         except (TypeError, AttributeError) as error:
@@ -263,7 +266,9 @@ class ActionSpace:
 
     def problems(self) -> list[str]:
         """Returns all that makes it no space to act in, in words."""
-        found = []
+        found = self._mistyped()
+        if found:
+            return found
         if bool(self.names) == bool(self.dimensions):
             found.append('an action has either names, one of which is chosen, or dimensions that are numbers')
         for what, given in (('names', self.names), ('dimensions', self.dimensions), ('cameras', self.cameras)):
@@ -294,10 +299,34 @@ class ActionSpace:
             found.append(f"there are no statistics of '{self.dataset}', only of {', '.join(sorted(self.statistics))}")
         return found
 
+    def _mistyped(self) -> list[str]:
+        """What is no text or whole number where it should be: a file may have been written by hand."""
+        found = [
+            f'{what} has {name!r}, and should have texts that are not empty'
+            for what in ('names', 'dimensions', 'cameras')
+            for name in getattr(self, what)
+            if not isinstance(name, str) or not name
+        ]
+        counts = [(what, getattr(self, what)) for what in ('bins', 'chunk', 'executed')]
+        counts += [('first_ids', first) for first in self.first_ids]
+        for what, number in counts:
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                found.append(f'{what} has {number!r}, and should have whole numbers from 0 on')
+        return found
+
     def _problems_of(self, own: Statistics) -> list[str]:
         size = len(self.dimensions)
         for name, numbers in asdict(own).items():
             if len(numbers) != size:
                 return [f'{name} has {len(numbers)} numbers for {size} dimensions']
+            for number in numbers:
+                if name == 'mask' and not isinstance(number, bool):
+                    return [f'mask has {number!r}, and should have true and false']
+                if name != 'mask' and not (isinstance(number, Real) and math.isfinite(number)):
+                    return [f'{name} has {number!r}, and should have finite numbers']
         crossed = [name for name, low, high in zip(self.dimensions, own.low, own.high, strict=True) if low > high]
-        return [f"low of '{name}' is above its high" for name in crossed]
+        below = [name for name, std in zip(self.dimensions, own.std, strict=True) if std < 0]
+        return [
+            *(f"low of '{name}' is above its high" for name in crossed),
+            *(f"std of '{name}' is below 0" for name in below),
+        ]

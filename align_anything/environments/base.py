@@ -118,12 +118,13 @@ class BatchEnvironment:
     """Base of environments whose episodes go on together, as in vectorised simulators.
 
     Attributes:
-        tools, rewards: as those of `Environment`.
+        tools, rewards, actions: as those of `Environment`.
         capacity: most episodes that it holds; None for as many as there are.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
     rewards: bool = True
+    actions: ActionSpace | None = None
     capacity: int | None = None
 
     def reset(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Sequence[Observation]:

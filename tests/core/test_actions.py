@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -158,3 +159,26 @@ def test_a_space_survives_as_json(space):
 def test_a_file_that_is_no_space_says_what_is_wrong(changes, message):
     with pytest.raises(ModelError, match=message):
         ActionSpace.from_json({**ARM.to_json(), **changes})
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'names': 'left', 'dimensions': []}, "names is the text 'left', and should be a list"),
+        ({'dimensions': ['x', 2]}, 'dimensions has 2, and should have texts'),
+        ({'bins': 2.5}, 'bins has 2.5, and should have whole numbers'),
+        ({'chunk': 1.5, 'executed': 1.5}, 'chunk has 1.5'),
+        ({'first_ids': [-5, -5]}, 'first_ids has -5'),
+        ({'statistics': {'low': [float('nan'), 0]}}, 'statistics of table: low has nan, and should have finite'),
+        ({'statistics': {'high': [float('inf'), 1]}}, 'high has inf'),
+        ({'statistics': {'mean': ['0', 0]}}, "mean has '0'"),
+        ({'statistics': {'std': [-1, 1]}}, "std of 'x' is below 0"),
+        ({'statistics': {'mask': ['false', 'true']}}, "mask has 'false', and should have true and false"),
+    ],
+)
+def test_a_file_whose_values_are_of_another_kind_moves_no_robot(changes, told):
+    numbers = {'low': [0, 0], 'high': [1, 1], 'mean': [0, 0], 'std': [1, 1], 'mask': [True, True]}
+    statistics = {'table': {**numbers, **changes.get('statistics', {})}}
+    written = {'dimensions': ['x', 'y'], **changes, 'statistics': statistics}
+    with pytest.raises(ModelError, match=re.escape(told)):
+        ActionSpace.from_json(written)

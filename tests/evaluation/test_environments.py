@@ -13,8 +13,10 @@ from align_anything.cli.leaves import find_run
 from align_anything.core.errors import SettingsError
 from align_anything.metrics.samples import read_samples
 from align_anything.trainers.launch import settings_of
+from align_anything.trainers.pairs import PAIRS
 from tests.evaluation.test_run import command, evaluate, results_of
 from tests.harness.ranks import run_ranks
+from tests.policies.acting import worlds
 from tests.trainers.runs import IMAGE, TEXT, lines, run, write_rows
 from tests.trainers.test_environments import WORLD, argv, folder
 from tests.trainers.test_eval_tasks import told
@@ -142,3 +144,17 @@ def test_pairs_are_made_of_no_episodes(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match='episodes are no rows of the template Preference'):
         settings_of(TEXT, find_run(TEXT.name, 'generate')[1], [*rows, *more], {})
     assert Evaluate.name == 'evaluate'
+
+
+def test_models_that_act_are_evaluated_in_their_environment(tmp_path: Path) -> None:
+    """What is done stands in the turns, and what came of it is measured."""
+    model = worlds.small(tmp_path / 'model')
+    rows = write_rows(tmp_path / 'rows.jsonl', [{'prompt': 'go to the left'}] * 4)
+    settings = {'eval_template': 'Prompts', 'environment': f'{worlds.__file__}:Line', 'max_turns': 8}
+    settings |= {'max_new_tokens': None, 'model_max_length': None}
+    argv = command(tmp_path / 'out', model, rows, **settings)
+    results = results_of(argv, PAIRS['text_video_to_action'])
+    responses = [sample.response for sample in read_samples(tmp_path / 'out')]
+    done = [turn['content'][0] for response in responses for turn in response['turns'] if turn['role'] == 'assistant']
+    assert len(done) > 4 and all(part['action'][0] in worlds.NAMES for part in done)
+    assert results['metrics']['turns']['value'] == len(done) / 4 and 'success' in results['metrics']

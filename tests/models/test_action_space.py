@@ -30,5 +30,5 @@ def test_a_space_that_cannot_be_used_is_neither_written_nor_read(tmp_path):
     with pytest.raises(ModelError, match='cannot be used: an action has either names'):
         write_action_space(tmp_path, ActionSpace())
     (tmp_path / FILE).write_text('{"names": ["left"], "chunk": "two"}')
-    with pytest.raises(ModelError, match=f'{FILE} is no action space'):
+    with pytest.raises(ModelError, match=f"{FILE}: chunk has 'two'"):
         read_action_space(tmp_path)

@@ -12,6 +12,7 @@ import torch
 
 from align_anything.algorithms.base import known_algorithms
 from align_anything.cli.leaves import find_run
+from align_anything.core.actions import ActionSpace
 from align_anything.core.types import Conversation
 from align_anything.models.acting.checkpoint import load_acting, load_action_spec
 from align_anything.models.action_space import read_action_space
@@ -223,6 +224,14 @@ def test_an_adapter_of_the_trunk(folder: Path, tmp_path: Path) -> None:
     assert weights(tmp_path / 'two' / 'slice_end').keys() == weights(adapter).keys()
 
 
+class Sail(worlds.Line):
+    actions = ActionSpace(names=('reef', 'tack'))
+
+
+class Drone(worlds.Line):
+    actions = ActionSpace(dimensions=('x', 'y', 'z'))
+
+
 @pytest.mark.extended
 def test_a_judge_of_episodes_rewards_them(folder: Path, tmp_path: Path) -> None:
     succeed(data(folder, tmp_path / 'judge', 'pairs'), 'rm')
@@ -246,6 +255,8 @@ def test_a_judge_of_episodes_rewards_them(folder: Path, tmp_path: Path) -> None:
         ('grpo', 'named', {'top_p': 0.5}, 'model_cfgs.top_p'),
         ('grpo', 'numbers', {'entropy_coeff': 0.1}, 'the log-density of a transition'),
         ('grpo', 'named', {'environment': 'calculator'}, 'calls none'),
+        ('grpo', 'named', {'environment': f'{__file__}:Sail'}, 'knows none of the actions of the policy (left, right'),
+        ('grpo', 'numbers', {'environment': f'{__file__}:Drone'}, 'has 3 numbers (x, y, z), and one of the policy 2'),
     ],
 )
 def test_what_cannot_be_is_refused(

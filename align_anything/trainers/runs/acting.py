@@ -10,6 +10,8 @@ from align_anything.algorithms.online import Online
 from align_anything.configs.environment import ADDRESS, EnvironmentCfgs
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError, WorldError
+from align_anything.core.logging import get_logger
+from align_anything.core.types import ACTION
 from align_anything.environments.base import checked_kwargs, make_environment
 from align_anything.environments.hosts import Here, Host
 from align_anything.environments.observing import Limits
@@ -17,11 +19,14 @@ from align_anything.environments.pool import Pool
 from align_anything.environments.remote import Remote
 from align_anything.environments.workers import SECONDS, Workers
 from align_anything.models.acting.known import ACTS
-from align_anything.models.acting.spec import ActionTurns
+from align_anything.models.acting.spec import ActionSpec, ActionTurns
+from align_anything.models.family import FamilySpec
 from align_anything.models.spec import Spec
 from align_anything.models.turns import TurnEncoder
 from align_anything.rollouts.base import RolloutEngine
 from align_anything.rollouts.episodes import Episodes
+
+logger = get_logger(__name__)
 
 
 def problems_of_acting(cfgs: OnlineRunCfgs, algorithm: Online | Generate) -> list[str]:
@@ -71,10 +76,48 @@ def longest_episode(cfgs: OnlineRunCfgs) -> int | None:
     return None if settings.environment is None else settings.max_episode_tokens or cfgs.model_cfgs.model_max_length
 
 
-def require_acting(cfgs: OnlineRunCfgs, spec: Spec) -> None:
-    """Raises ModelError where the chat template of the policy cannot write the episodes of the environment."""
+def require_acting(cfgs: OnlineRunCfgs, spec: FamilySpec | ActionSpec) -> None:
+    """Raises ModelError where the chat template of the policy cannot write the episodes of the environment.
+
+    Raises SettingsError where nothing that the policy does can be done there.
+    """
     if cfgs.environment_cfgs.environment is not None:
         turns_of(spec).check(_tools(cfgs))
+        require_same_actions(cfgs.environment_cfgs, spec)
+
+
+def require_same_actions(settings: EnvironmentCfgs, spec: FamilySpec | ActionSpec) -> None:
+    """Raises SettingsError where nothing that a policy does can be done in the environment, as far as it says what can.
+
+    Actions of the policy that the environment does not name are only told: it may teach the policy to leave them.
+    """
+    if settings.environment is None or settings.environment.startswith(ADDRESS) or ACTION not in spec.emits:
+        return
+    world = make_environment(settings.environment, checked_kwargs(settings.environment, settings.environment_kwargs))
+    there, here = world.actions, spec.space
+    world.close()
+    if there is None or here is None:
+        return
+    name = settings.environment
+    if here.dimensions and there.dimensions and len(here.dimensions) != len(there.dimensions):
+        raise SettingsError(
+            [
+                f'environment_cfgs.environment: an action in {name} has {len(there.dimensions)} numbers '
+                f'({", ".join(there.dimensions)}), and one of the policy {len(here.dimensions)} '
+                f'({", ".join(here.dimensions)}).'
+            ]
+        )
+    known = {action.lower() for action in there.names}
+    beyond = [action for action in here.names if known and action.lower() not in known]
+    if here.names and len(beyond) == len(here.names):
+        raise SettingsError(
+            [
+                f'environment_cfgs.environment: {name} knows none of the actions of the policy '
+                f'({", ".join(here.names)}), only {", ".join(there.names)}.'
+            ]
+        )
+    if beyond:
+        logger.warning('%s knows no %s, which the policy may do', name, ', '.join(beyond))
 
 
 def turns_of(spec: Spec) -> TurnEncoder | ActionTurns:

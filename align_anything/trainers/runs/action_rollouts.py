@@ -94,7 +94,7 @@ def open_frozen(
         device=device,
         batch_size=cfgs.model_cfgs.generation_batch_size or GENERATED_AT_ONCE,
     )
-    return rollouts, lambda conversation: conversation
+    return acting(rollouts, cfgs, spec), lambda conversation: conversation
 
 
 def _open(policy: Engine, spec: ActionSpec, batch_size: int) -> ActionRollouts:

@@ -114,7 +114,7 @@ def open_frozen(
         device=device,
         batch_size=cfgs.model_cfgs.generation_batch_size or GENERATED_AT_ONCE,
     )
-    return rollouts, lambda conversation: conversation
+    return acting(rollouts, cfgs, spec), lambda conversation: conversation
 
 
 def _open(cfgs: RunCfgs, policy: Engine, spec: Pi0Spec, batch_size: int) -> FlowRollouts:

@@ -154,6 +154,8 @@ def shown(conversation: Conversation, row: int, name: str, media: MediaFiles) ->
 
     def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
         nonlocal number
+        if part['type'] == ACTION:
+            return {'type': ACTION, ACTION: part[ACTION].plain}
         kind, medium = part['type'], None if part['type'] == 'text' else decoded_medium(part)
         if medium is None:
             return {'type': 'text', 'text': part.get('text', f'[{kind}]')}

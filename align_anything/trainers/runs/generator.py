@@ -29,6 +29,7 @@ from align_anything.models.spec import Spec
 from align_anything.rollouts.base import RolloutEngine, Tell
 from align_anything.trainers.pairs import Pair
 from align_anything.trainers.runs import action_rollouts, denoised_rollouts, flow_rollouts, rollout_engine
+from align_anything.trainers.runs.acting import require_same_actions
 from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.data import media_options, require_readable, require_writable
 from align_anything.trainers.runs.model_defaults import with_model_defaults
@@ -184,6 +185,7 @@ def open_spec(
     pair = pair or pair_of(spec)
     if ACTION in pair.writes and spec.unit == 'token':
         acting(cfgs, spec, resolved.algorithm)
+    require_same_actions(cfgs.environment_cfgs, spec)
     spec.codes = codes_of_run(cfgs, pair, resolved.algorithm, spec)
     require_readable(pair, spec, source)
     require_writable(pair, spec, source)
