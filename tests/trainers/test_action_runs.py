@@ -25,7 +25,12 @@ from tests.trainers.runs import die, lines, run, sft, weights, write_rows
 from tests.trainers.test_resume import assert_same
 
 PAIR = PAIRS['text_video_to_action']
-ONLINE = sorted(name for name, kind in known_algorithms().items() if kind.generates and kind.trains and name != 'nft')
+ONLINE = sorted(
+    name
+    for name, kind in known_algorithms().items()
+    # That of vLLM is asked for by name, and vLLM generates no actions of these models.
+    if kind.generates and kind.trains and name not in ('nft', 'ppo_vllm')
+)
 WORLD = f'{worlds.__file__}:Line'
 
 
@@ -137,7 +142,6 @@ def test_every_algorithm_learns_from_episodes(
 def test_every_online_algorithm_learns_from_what_it_did(folder: Path, tmp_path: Path, name: str) -> None:
     changes: dict[str, Any] = {
         'ppo': {'critic_lr': 1e-3, 'bootstrap_truncated': True},
-        'ppo_vllm': {'use_vllm': False},
         'ppo_remote_rm': {'remote_rm_url': 'null'},
         'saferlhf': {'critic_lr': 1e-3, 'threshold': 0.1, 'lambda_init': 1},
         'grpo': {'beta': 0.1, 'log_completions': 1},
@@ -146,7 +150,8 @@ def test_every_online_algorithm_learns_from_what_it_did(folder: Path, tmp_path: 
     succeed(online(folder, tmp_path, **held_out, eval_strategy='steps', eval_interval=4, **changes), name, 2)
     records = [record for record in lines(tmp_path / 'metrics.jsonl') if 'train/turns' in record]
     assert records and 1 < records[0]['train/turns'] < 5
-    assert all(record['train/rollout_drift'] < 1e-5 for record in records), 'what is trained is what was done'
+    if name != 'online_dpo':  # it learns from pairs, and compares with no sampled score
+        assert all(record['train/rollout_drift'] < 1e-5 for record in records), 'what is trained is what was done'
     assert any('eval/success' in record for record in lines(tmp_path / 'metrics.jsonl'))
     if name == 'grpo':
         written = lines(tmp_path / 'completions.jsonl')
@@ -210,7 +215,11 @@ def test_any_cut_trains_alike(folder: Path, tmp_path: Path) -> None:
         changes['gradient_accumulation_steps'] = 4 // ranks // changes['per_device_train_batch_size']
         succeed(data(folder, tmp_path / name, **changes), 'sft', ranks)
     one, other = (weights(tmp_path / name / 'slice_end') for name in cuts)
-    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+    # Adam makes steps of the rate of gradients that are all but zero, whichever sign rounding gives them.
+    assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+    for told in zip(*(lines(tmp_path / name / 'metrics.jsonl') for name in cuts), strict=True):
+        for key in ('train/loss', 'train/grad_norm'):
+            assert told[0][key] == pytest.approx(told[1][key], rel=1e-5)
 
 
 def test_an_adapter_of_the_trunk(folder: Path, tmp_path: Path) -> None:
@@ -237,7 +246,7 @@ def test_a_judge_of_episodes_rewards_them(folder: Path, tmp_path: Path) -> None:
     succeed(data(folder, tmp_path / 'judge', 'pairs'), 'rm')
     judge = tmp_path / 'judge' / 'slice_end'
     succeed(online(folder, tmp_path / 'run', reward_model_name_or_path=judge), 'grpo')
-    assert any('train/reward/reward_model' in record for record in lines(tmp_path / 'run' / 'metrics.jsonl'))
+    assert any('train/reward/model' in record for record in lines(tmp_path / 'run' / 'metrics.jsonl'))
 
 
 @pytest.mark.parametrize(
