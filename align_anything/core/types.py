@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -308,6 +309,11 @@ class Example:
     conversation: Conversation | None = None
     unconditional: Piece | None = None
     unexpanded: Unexpanded | None = None
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """Its dataset and its row, wherever their file lies: what randomness hangs on, beside the seed of the run."""
+        return self.source_index, PurePath(self.source).name
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(piece) for response in self.responses for piece in response.sequences)

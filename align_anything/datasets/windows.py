@@ -69,12 +69,12 @@ class Windows:
 
     def of(self, row: str, epoch: int) -> Window:
         """Returns the window of a row in an epoch: the same in any worker, on any rank, in a resumed run."""
-        drawn = random.Random(f'window {self.seed} {epoch} {row}')
+        generator = random.Random(f'window {self.seed} {epoch} {row}')
         first, last = self.last_steps
         share = first + (last - first) * min(1.0, epoch / max(1, math.ceil(self.epochs) - 1))
-        at = 1.0 if drawn.random() < share else drawn.random()
-        thins = self.thinned and self.length is not None and drawn.random() < THINNED_WINDOWS
-        return Window(self.length, self.chunk, at, thinned=drawn.getrandbits(32) if thins else None)
+        at = 1.0 if generator.random() < share else generator.random()
+        thins = self.thinned and self.length is not None and generator.random() < THINNED_WINDOWS
+        return Window(self.length, self.chunk, at, thinned=generator.getrandbits(32) if thins else None)
 
     def starting_at(self, first: int) -> Window:
         """Returns the window that begins with a step."""
@@ -151,10 +151,10 @@ def numbers_of(window: Window, actions: Sequence[Actions]) -> list[int]:
 
 def _thinned(actions: Sequence[Actions], fewest: int, seed: int) -> list[int]:
     """The steps without some of those that repeat the one before, of which at least `fewest` stay."""
-    drawn = random.Random(seed)
+    generator = random.Random(seed)
     repeats = [number for number in range(1, len(actions)) if _same(actions[number], actions[number - 1])]
-    drawn.shuffle(repeats)
-    wanted = sum(drawn.random() < LEFT_OUT_REPEATS for _ in repeats)
+    generator.shuffle(repeats)
+    wanted = sum(generator.random() < LEFT_OUT_REPEATS for _ in repeats)
     left_out = set(repeats[: min(wanted, len(actions) - fewest)])
     return [number for number in range(len(actions)) if number not in left_out]
 

@@ -16,7 +16,7 @@ HEIGHT = 160
 """Of the pictures of a step."""
 LINE, MARGIN = 12, 4
 WIDTH = 320
-"""Least width, so that numbers have room."""
+"""Least width, so that numbers fit."""
 LETTER = 6
 """Width of a letter of the font that Pillow has."""
 STEPS = 150

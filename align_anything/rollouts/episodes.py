@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, Protocol
 from uuid import uuid4
 
@@ -164,8 +163,7 @@ class Episodes(Around):
         rows, seeds = [], []
         for example in examples:
             rows.append({**example.meta, 'messages': example.conversation or [], 'source': example.source})
-            # Wherever its file lies.
-            names = (example.source_index, PurePath(example.source).name, example.epoch)
+            names = (*example.identity, example.epoch)
             seeds.append(seed_of(self.seed, *names))
         number = sampling.responses
         seats = self.pool.open(

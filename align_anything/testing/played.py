@@ -25,7 +25,7 @@ def play(
     max_turns: int = 100,
     batch_size: int = 64,
 ) -> list[Episode]:
-    """Returns episodes for each seed, behind each other, in which a checkpoint does what is likeliest at each step.
+    """Returns episodes for each seed, behind each other, in which a checkpoint does what is most likely at each step.
 
     With a `temperature` it samples, `generations` for each seed. The environment reads `seed` from the row, as
     `hot_floor` does.

@@ -84,6 +84,9 @@ def test_draws_hang_on_seed_epoch_row_turn_and_number_alone(policy: FlowPolicy) 
     other = replace(collate, seed=4)([pair]).inputs
     assert not set(later.level.tolist()) & set(inputs.level[1:].tolist())
     assert not set(other.level.tolist()) & set(inputs.level[1:].tolist())
+    # Wherever its file lies.
+    here, there = (collate([replace(pair, source=f'{at}/rows.jsonl:1')]).inputs for at in ('/data', 'other/place'))
+    assert torch.equal(here.level, there.level)
     # Evaluations are at levels of their own, whatever the seed.
     evaluated = [replace(collate, seed=seed, grid=4)([pair]) for seed in (1, 2)]
     assert torch.equal(evaluated[0].inputs.sample, evaluated[1].inputs.sample)

@@ -84,7 +84,8 @@ def test_sft_trains_what_something_hangs_on_and_reloads(folder: Path, tiny: Tiny
         'eval_datasets': folder / 'demonstrations.jsonl',
         'eval_template': 'Messages',
         'eval_strategy': 'epoch',
-        'epochs': 2,
+        'epochs': 4,
+        'learning_rate': 1e-3,
         'train_size': 6,
         'draws_per_sample': 2,
     }

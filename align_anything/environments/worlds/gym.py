@@ -134,7 +134,7 @@ class Gymnasium(Environment):
 
 
 def _made(id: str, mode: str | None, options: Mapping[str, Any]) -> Any:
-    # Pictures are drawn without a screen.
+    # Pictures are rendered without a screen.
     os.environ.setdefault('SDL_VIDEODRIVER', 'dummy')
     try:
         import gymnasium
@@ -144,8 +144,8 @@ def _made(id: str, mode: str | None, options: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise WorldError(f"the environment 'gymnasium' needs {error.name}: {EXTRA}") from error
     try:
-        drawn = {} if mode is None else {'render_mode': mode}
-        return gymnasium.make(id, disable_env_checker=True, **drawn, **options)
+        rendered = {} if mode is None else {'render_mode': mode}
+        return gymnasium.make(id, disable_env_checker=True, **rendered, **options)
     except FOREIGN_FAULTS as error:
         raise WorldError(f"gymnasium makes no '{id}': {type(error).__name__}: {error}") from error
 
@@ -220,9 +220,9 @@ def _check(id: str, words: Sequence[str], number: int, what: str) -> None:
         raise WorldError(f"'{id}' has {number} {what}, which need as many different words, and there are {words}.")
 
 
-def _plain(drawn: Any) -> str:
-    """What is drawn for a terminal: what stands out by its colour stands in brackets."""
-    return COLOUR.sub('', HIGHLIGHT.sub(r'[\1]', str(drawn)))
+def _plain(rendered: Any) -> str:
+    """What is rendered for a terminal: what stands out by its colour stands in brackets."""
+    return COLOUR.sub('', HIGHLIGHT.sub(r'[\1]', str(rendered)))
 
 
 def _texts(observed: Any) -> list[str]:

@@ -154,19 +154,19 @@ class ActionSpec:
 
     def _within(self, response: Piece, prompt: Piece) -> Piece:
         """The response as far as it fits behind the prompt."""
-        room = self.max_length - len(prompt)
-        if len(response) <= room:
+        capacity = self.max_length - len(prompt)
+        if len(response) <= capacity:
             return response
-        ids, kept = response.ids[:room], {**response.media}
+        ids, kept = response.ids[:capacity], {**response.media}
         for names, number in (((FRAMES, SENSORS, STATE), int((ids == OBSERVATION).sum())), ((VALUES, SAID), 0)):
             number = number if names[0] == FRAMES else int((ids != OBSERVATION).sum())
             kept |= {name: kept[name][:number] for name in names if name in kept}
         return Piece(
             ids,
-            response.weights[:room],
+            response.weights[:capacity],
             media=kept,
             media_counts={'image': self.config.cameras * int((ids == OBSERVATION).sum())},
-            token_tensors={name: value[:room] for name, value in response.token_tensors.items()},
+            token_tensors={name: value[:capacity] for name, value in response.token_tensors.items()},
             truncated=True,
         )
 

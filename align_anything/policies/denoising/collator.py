@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import ModelError, SampleError, SettingsError, TrainingError
+from align_anything.core.errors import ModelError, SampleError, SettingsError
 from align_anything.core.store import digest
 from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Skipped
 from align_anything.models.diffusion.prepared import LATENTS
@@ -28,12 +28,10 @@ from align_anything.models.diffusion.process import noised, target, wide
 from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.policies.denoising.noise import Noise, SampledNoise, loss_weight, noise_at, sample_noise
 from align_anything.policies.denoising.prediction import Guidance
-from align_anything.policies.denoising.transitions import Kernel, Step, step_std
+from align_anything.policies.denoising.transitions import Kernel, Step, step_values
 
 SAMPLE, NEXT = 'sample', 'next'
 LEVEL, NEXT_LEVEL, FIRST_LEVEL = 'level', 'next_level', 'first_level'
-STEP_STD, STEP_LENGTH = 'step_std', 'step_length'
-"""Per-unit values of denoising steps: the std of its transition, and how long it is, see `Step.length`."""
 
 
 @dataclass
@@ -158,7 +156,7 @@ class DenoisingCollator:
             metas=[example.meta for example in examples],
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
-            per_unit=per_unit | self._of_steps(inputs),
+            per_unit=per_unit | step_values(self.spec.process, self.kernel, inputs.step),
             stats={'examples': len(examples), 'units': units, 'latents': inputs.sample.numel() if units else 0},
         )
 
@@ -217,25 +215,12 @@ class DenoisingCollator:
     def _sample_noise(self, example: Example, number: int, shape: Sequence[int]) -> SampledNoise:
         # Evaluations of other seeds, and after other epochs, are to be compared.
         of_run = ('evaluation',) if self.grid is not None else (self.seed, example.epoch)
-        seed = int(digest(*of_run, example.source, number)[:15], 16)
+        seed = int(digest(*of_run, *example.identity, number)[:15], 16)
         generator = torch.Generator().manual_seed(seed)
         if self.grid is not None:
             return noise_at(self.spec.process, (number + 0.5) / self.grid, shape, generator)
         shift = self.spec.shift(shape)
         return sample_noise(self.noise, self.spec.process, shift, shape, generator, self.spec.channel_dim)
-
-    def _of_steps(self, inputs: DenoisingInputs) -> dict[str, Tensor]:
-        if inputs.step is None:
-            return {}
-        if self.kernel is None:
-            raise ModelError('steps of a rollout are scored by the kernel that sampled them, and there is none.')
-        std = step_std(self.spec.process, self.kernel, inputs.step)
-        if not bool((std > 0).all()):
-            raise TrainingError(
-                'a denoising step that is to be trained was taken without noise, so it has no density: the noise level '
-                'must be above 0, and the window of trained steps must leave out the last step.'
-            )
-        return {STEP_STD: std, STEP_LENGTH: inputs.step.length(self.spec.process)}
 
 
 def _with_draws(example: Example, number: int) -> Example:

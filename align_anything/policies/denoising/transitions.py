@@ -16,11 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import SettingsError
+from align_anything.core.errors import ModelError, SettingsError, TrainingError
 from align_anything.models.diffusion.process import Process, broadcast, clean_and_noise, per_sample, wide
 
 KernelName = Literal['flow_sde', 'dance_sde', 'cps', 'ddim']
 DivergenceForm = Literal['exact', 'flow_grpo']
+STEP_STD, STEP_LENGTH = 'step_std', 'step_length'
+"""Per-unit values of denoising steps: the std of its transition, and how long it is, see `Step.length`."""
 FLOWS_ALONE: tuple[KernelName, ...] = ('flow_sde', 'dance_sde')
 
 
@@ -128,6 +130,24 @@ KERNELS: Mapping[KernelName, tuple[Mean, Std]] = MappingProxyType(
 def step_std(process: Process, kernel: Kernel, step: Step) -> Tensor:
     """Returns the standard deviation of each step, `(batch,)`; 0 where it adds no noise, as the last one does not."""
     return KERNELS[kernel.name][1](process, step, kernel.noise_level)
+
+
+def step_values(process: Process, kernel: Kernel | None, step: Step | None) -> dict[str, Tensor]:
+    """Returns the per-unit values of steps that are trained, `(N,)` each, nothing where units are no steps.
+
+    Raises ModelError where there is no kernel that sampled them, TrainingError for a step without noise.
+    """
+    if step is None:
+        return {}
+    if kernel is None:
+        raise ModelError('steps of a rollout are scored by the kernel that sampled them, and there is none.')
+    std = step_std(process, kernel, step)
+    if not bool((std > 0).all()):
+        raise TrainingError(
+            'a denoising step that is to be trained was taken without noise, so it has no density: the noise level '
+            'must be above 0, and the window of trained steps must leave out the last step.'
+        )
+    return {STEP_STD: std, STEP_LENGTH: step.length(process)}
 
 
 def transition(

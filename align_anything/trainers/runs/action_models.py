@@ -14,19 +14,38 @@ from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.models.acting import checkpoint
 from align_anything.models.acting.spec import ActionSpec
-from align_anything.models.adapter import find_adapter, put_on
+from align_anything.models.adapter import find_adapter
 from align_anything.models.any_model import add_score_head
 from align_anything.models.pretrained_model import tune_model
-from align_anything.models.trainable import require_trainable
 from align_anything.policies.acting.collator import ActionCollator
 from align_anything.policies.acting.heads import make_head
 from align_anything.policies.acting.policy import ActionPolicy
 from align_anything.policies.acting.score import ActionScorePolicy
 from align_anything.policies.base import Policy
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.acting_models import (
+    activations,
+    kept_features,
+    make_ready,
+    require_same_space,
+    require_trained,
+    router_coefficient,
+    skeleton,
+    with_saved_adapter,
+)
 from align_anything.trainers.runs.model_checks import check_freezing
 from align_anything.trainers.runs.settings import dtype_of
 
+__all__ = [
+    'activations',
+    'kept_features',
+    'make_ready',
+    'require_trained',
+    'router_coefficient',
+    'skeleton',
+    'with_saved_adapter',
+]
+"""What is the same for all models that act."""
 OF_TOKENS = (
     *(f'train_cfgs.{key}' for key in ('router_aux_loss_coef', 'layout', 'code_loss_over', 'eval_max_new_tokens')),
     *(f'data_cfgs.{key}' for key in ('emitted_loss_weights',)),
@@ -75,32 +94,11 @@ def tune(cfgs: RunCfgs, spec: ActionSpec, model: nn.Module, algorithm: Algorithm
     return checkpoint.without_idle(tuned)
 
 
-def with_saved_adapter(cfgs: RunCfgs, spec: ActionSpec, model: nn.Module, source: str, dtype: torch.dtype) -> nn.Module:
-    """Puts the adapter in `source`, if that is one, frozen onto the model that was loaded from under it."""
-    adapter = find_adapter(source)
-    return model if adapter is None else put_on(model, adapter)
-
-
-def skeleton(spec: ActionSpec) -> nn.Module:
-    """The model of a checkpoint without weights."""
-    return checkpoint.skeleton(spec)
-
-
 def build_on_meta(cfgs: RunCfgs, spec: ActionSpec, algorithm: Algorithm) -> nn.Module:
     """The model tuned as the settings ask, without weights. Raises ModelError for what is wrong with that."""
     plain = skeleton(spec).to(dtype_of(cfgs))
     model = plain if algorithm.scores == 'tokens' else add_score_head(plain)
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
-
-
-def activations(cfgs: RunCfgs, spec: ActionSpec, model: nn.Module, algorithm: Algorithm, size: int) -> None:
-    """Not known: it hangs on how many pictures there are, of which frozen encoders keep nothing."""
-    return
-
-
-def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
-    """None: no model that acts is a mixture of experts."""
-    return 0.0
 
 
 def load(
@@ -114,10 +112,6 @@ def load(
 ) -> nn.Module:
     """Loads the weights of `source`; the engine partitions them afterwards where its stage asks."""
     return checkpoint.load_acting(source, dtype, scores=is_reward_model)
-
-
-def make_ready(cfgs: RunCfgs, spec: ActionSpec, model: nn.Module, config: dict[str, Any]) -> None:
-    """Nothing is left to do before an engine takes it."""
 
 
 def check_model(resolved: Resolved, spec: ActionSpec) -> None:
@@ -138,35 +132,7 @@ def check_model(resolved: Resolved, spec: ActionSpec) -> None:
         )
     if cfgs.train_cfgs.gradient_checkpointing:
         raise SettingsError(['train_cfgs.gradient_checkpointing: models that act have no such form. Set it to False.'])
-    _require_same(cfgs, algorithm, spec)
-
-
-def _require_same(cfgs: RunCfgs, algorithm: Algorithm, spec: ActionSpec) -> None:
-    """Raises ModelError for a reference that acts in another space."""
-    source = algorithm.reference_model_name_or_path if algorithm.refers else None
-    if source in (None, cfgs.model_cfgs.model_name_or_path):
-        return
-    other = checkpoint.load_action_spec(source)
-    told = [
-        name
-        for name in ('names', 'dimensions', 'chunk', 'cameras', 'statistics')
-        if getattr(other.space, name) != getattr(spec.space, name)
-    ]
-    if other.config.head != spec.config.head or told:
-        raise ModelError(
-            f'train_cfgs.reference_model_name_or_path: {source} acts otherwise than the policy '
-            f'({", ".join(told) or "head"}): name a reference with the same action space.'
-        )
-
-
-def require_trained(cfgs: RunCfgs, algorithm: Algorithm, collate: ActionCollator, model: nn.Module, pair: Pair) -> None:
-    """Raises ModelError when nothing trains; episodes reach all of the model."""
-    require_trainable(model)
-
-
-def kept_features(cfgs: RunCfgs, spec: ActionSpec, model: nn.Module) -> list[str]:
-    """None."""
-    return []
+    require_same_space(resolved, spec)
 
 
 def save(cfgs: RunCfgs, spec: ActionSpec, model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:

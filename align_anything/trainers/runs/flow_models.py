@@ -15,7 +15,6 @@ from align_anything.configs.resolve import Resolved
 from align_anything.configs.schema import RunCfgs
 from align_anything.core.errors import ModelError, SettingsError
 from align_anything.core.logging import get_logger
-from align_anything.models.acting import checkpoint
 from align_anything.models.acting.pi0 import Pi0Spec
 from align_anything.models.acting.pi0_checkpoint import (
     adapted_components,
@@ -24,20 +23,39 @@ from align_anything.models.acting.pi0_checkpoint import (
     load_pi0,
     without_idle,
 )
-from align_anything.models.adapter import find_adapter, put_on
+from align_anything.models.adapter import find_adapter
 from align_anything.models.pretrained_model import tune_model
-from align_anything.models.trainable import require_trainable
 from align_anything.policies.acting.flow.collator import FlowCollator
 from align_anything.policies.acting.flow.policy import FlowPolicy
 from align_anything.policies.acting.flow.score import FlowCritic
 from align_anything.policies.base import Policy
 from align_anything.trainers.pairs import Pair
+from align_anything.trainers.runs.acting_models import (
+    activations,
+    kept_features,
+    make_ready,
+    require_same_space,
+    require_trained,
+    router_coefficient,
+    skeleton,
+    with_saved_adapter,
+)
 from align_anything.trainers.runs.kernels import kernel_of
 from align_anything.trainers.runs.model_checks import check_freezing, without_effect
 from align_anything.trainers.runs.settings import dtype_of
 
 logger = get_logger(__name__)
 
+__all__ = [
+    'activations',
+    'kept_features',
+    'make_ready',
+    'require_trained',
+    'router_coefficient',
+    'skeleton',
+    'with_saved_adapter',
+]
+"""What is the same for all models that act."""
 READ = ('draws_per_sample', 'eval_draws', 'rollout_steps', 'eval_rollout_steps', 'sde_kernel', 'noise_level')
 READ += ('sde_window', 'sde_window_range', 'sde_window_slides_every', 'kl_form')
 """The settings of denoisers that are read here."""
@@ -98,17 +116,6 @@ def tune(cfgs: RunCfgs, spec: Pi0Spec, model: nn.Module, algorithm: Algorithm) -
     return without_idle(tuned, spec.config)
 
 
-def with_saved_adapter(cfgs: RunCfgs, spec: Pi0Spec, model: nn.Module, source: str, dtype: torch.dtype) -> nn.Module:
-    """Puts the adapter in `source`, if that is one, frozen onto the model that was loaded from under it."""
-    adapter = find_adapter(source)
-    return model if adapter is None else put_on(model, adapter)
-
-
-def skeleton(spec: Pi0Spec) -> nn.Module:
-    """The model of a checkpoint without weights."""
-    return checkpoint.skeleton(spec)
-
-
 def build_on_meta(cfgs: RunCfgs, spec: Pi0Spec, algorithm: Algorithm) -> nn.Module:
     """The model tuned as the settings ask, without weights. Raises ModelError for what is wrong with that."""
     if algorithm.scores == 'responses':
@@ -120,16 +127,6 @@ def build_on_meta(cfgs: RunCfgs, spec: Pi0Spec, algorithm: Algorithm) -> nn.Modu
     if algorithm.scores == 'units':
         model = add_score_head(model)
     return tune(cfgs, spec, model, algorithm) if algorithm.trains else model.requires_grad_(False)
-
-
-def activations(cfgs: RunCfgs, spec: Pi0Spec, model: nn.Module, algorithm: Algorithm, size: int) -> None:
-    """Not known: it hangs on how many pictures there are, of which frozen encoders keep nothing."""
-    return
-
-
-def router_coefficient(cfgs: RunCfgs, algorithm: Algorithm, model: nn.Module) -> float:
-    """None: no model that acts is a mixture of experts whose router has a loss."""
-    return 0.0
 
 
 def load(
@@ -144,10 +141,6 @@ def load(
     """Loads the weights of `source`, of an adapter those of the model under it."""
     adapter = find_adapter(source)
     return load_pi0(source if adapter is None else adapter.require_base(), dtype, scores=is_reward_model)
-
-
-def make_ready(cfgs: RunCfgs, spec: Pi0Spec, model: nn.Module, config: dict[str, Any]) -> None:
-    """Nothing is left to do before an engine takes it."""
 
 
 def check_model(resolved: Resolved, spec: Pi0Spec) -> None:
@@ -167,35 +160,7 @@ def check_model(resolved: Resolved, spec: Pi0Spec) -> None:
         )
     if problems:
         raise SettingsError(problems)
-    _require_same(resolved, spec)
-
-
-def _require_same(resolved: Resolved, spec: Pi0Spec) -> None:
-    """Raises ModelError for a reference that acts in another space."""
-    source = resolved.algorithm.reference_model_name_or_path if resolved.algorithm.refers else None
-    if source in (None, resolved.cfgs.model_cfgs.model_name_or_path):
-        return
-    other = checkpoint.load_action_spec(source)
-    told = [
-        name
-        for name in ('dimensions', 'chunk', 'cameras', 'statistics')
-        if getattr(other.space, name) != getattr(spec.space, name)
-    ]
-    if other.model_type != spec.model_type or told:
-        raise ModelError(
-            f'train_cfgs.reference_model_name_or_path: {source} acts otherwise than the policy '
-            f'({", ".join(told) or "model_type"}): name a reference with the same action space.'
-        )
-
-
-def require_trained(cfgs: RunCfgs, algorithm: Algorithm, collate: FlowCollator, model: nn.Module, pair: Pair) -> None:
-    """Raises ModelError when nothing trains; episodes reach all that is not frozen."""
-    require_trainable(model)
-
-
-def kept_features(cfgs: RunCfgs, spec: Pi0Spec, model: nn.Module) -> list[str]:
-    """None."""
-    return []
+    require_same_space(resolved, spec)
 
 
 def save(cfgs: RunCfgs, spec: Pi0Spec, model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:

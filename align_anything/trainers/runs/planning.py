@@ -230,7 +230,7 @@ def _choices(
     passes: Flops,
     sizes: Sizes,
 ) -> Iterator[Choice]:
-    room = SHARE * asked.gpu_memory * GIB
+    capacity = SHARE * asked.gpu_memory * GIB
     # Of what is generated each response is a row of its own.
     of_prompt = asked.generations if algorithm.generates else 1
     per_device = -(-asked.rows * of_prompt // asked.gpus)
@@ -245,9 +245,9 @@ def _choices(
         held = sum(own.total for own in memory.values())
         row = activations_of(model, spec, row_tokens, HALF, recomputes=True)
         rows = 1
-        while 2 * rows <= per_device and held + 2 * rows * row <= room:
+        while 2 * rows <= per_device and held + 2 * rows * row <= capacity:
             rows *= 2
-        if held + rows * row > room:
+        if held + rows * row > capacity:
             yield Choice(file, memory, 0)
             continue
         memory['policy'] = replace(memory['policy'], activations=rows * row)
@@ -283,13 +283,13 @@ def _link(asked: Asked) -> float:
 def _rollouts(
     config: Any, work: Work, weights: int, algorithm: Algorithm, asked: Asked, choices: Sequence[Choice]
 ) -> Rollouts:
-    room = SHARE * asked.gpu_memory * GIB
+    capacity = SHARE * asked.gpu_memory * GIB
     parallel = 1
-    while HALF * weights > 0.8 * parallel * room and parallel < asked.gpus:
+    while HALF * weights > 0.8 * parallel * capacity and parallel < asked.gpus:
         parallel *= 2
     length = asked.prompt + asked.response
     of_token = kept_bytes(config)
-    together = max(1, int((parallel * room - HALF * weights) // (of_token * length)))
+    together = max(1, int((parallel * capacity - HALF * weights) // (of_token * length)))
 
     def seconds(devices: int) -> float:
         copies = max(1, devices // parallel)

@@ -160,7 +160,10 @@ def test_draws_are_of_the_row_and_of_nothing_else() -> None:
         torch.testing.assert_close(other[1], noise)
     unmatched = collate([replace(first, unmatched=clean(98, 2))]).unmatched.inputs
     assert torch.equal(unmatched.level, level)
-    for changed in (second, replace(first, epoch=1)):
+    # Wherever its file lies.
+    here, there = (replace(first, source=f'{folder}/rows.jsonl:1') for folder in ('/data', 'other/place'))
+    assert torch.equal(sampled(here)[0], sampled(there)[0])
+    for changed in (second, replace(first, epoch=1), replace(first, source_index=1)):
         assert not torch.equal(sampled(changed)[0], level)
     assert not torch.equal(sampled(first, DenoisingCollator(ToySpec(), seed=4))[0], level)
     # More draws begin with the same ones.

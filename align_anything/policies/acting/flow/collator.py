@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from align_anything.core.errors import ModelError, SampleError, TrainingError
+from align_anything.core.errors import ModelError, SampleError
 from align_anything.core.store import digest
 from align_anything.core.types import COMPANION, Batch, Cost, Example, Piece, Skipped
 from align_anything.models.acting.pi0 import BLANK, TEXT_TOKENS, Pi0Spec, looks
@@ -32,10 +32,8 @@ from align_anything.policies.denoising.collator import (
     NEXT,
     NEXT_LEVEL,
     SAMPLE,
-    STEP_LENGTH,
-    STEP_STD,
 )
-from align_anything.policies.denoising.transitions import Kernel, Step, step_std
+from align_anything.policies.denoising.transitions import Kernel, Step, step_values
 
 
 @dataclass
@@ -160,7 +158,7 @@ class FlowCollator:
             metas=[example.meta for example in examples],
             skipped=list(skipped),
             unmatched=self(unmatched) if unmatched else None,
-            per_unit=per_unit | self._of_steps(inputs),
+            per_unit=per_unit | step_values(self.spec.process, self.kernel, inputs.step),
             stats={
                 'examples': len(examples),
                 'units': units,
@@ -257,7 +255,7 @@ class FlowCollator:
         of_run = ('evaluation',) if self.grid is not None else (self.seed, example.epoch)
         # Windows of one row begin with other observations.
         begins = int(example.prompt.token_tensors[LOOK][-1])
-        seed = int(digest(*of_run, example.source, begins, turn, number)[:15], 16)
+        seed = int(digest(*of_run, *example.identity, begins, turn, number)[:15], 16)
         noise = torch.randn(self.spec.chunk_shape, generator=torch.Generator().manual_seed(seed))
         if self.grid is not None:
             share = (number + 0.5) / self.grid
@@ -285,19 +283,6 @@ class FlowCollator:
             cameras=there,
             state=torch.stack([own.media(STATE) for own in found]),
         )
-
-    def _of_steps(self, inputs: FlowInputs) -> dict[str, Tensor]:
-        if inputs.step is None:
-            return {}
-        if self.kernel is None:
-            raise ModelError('steps of a rollout are scored by the kernel that sampled them, and there is none.')
-        std = step_std(self.spec.process, self.kernel, inputs.step)
-        if not bool((std > 0).all()):
-            raise TrainingError(
-                'a denoising step that is to be trained was taken without noise, so it has no density: the noise level '
-                'must be above 0, and the window of trained steps must leave out the last step.'
-            )
-        return {STEP_STD: std, STEP_LENGTH: inputs.step.length(self.spec.process)}
 
 
 _STEPS = (SAMPLE, NEXT, LEVEL, NEXT_LEVEL, FIRST_LEVEL)

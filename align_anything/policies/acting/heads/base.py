@@ -44,7 +44,7 @@ class Head(Protocol):
         ...
 
     def sample(self, said: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> Sampled:
-        """Returns an action for each row, sampled by its generator; at temperature 0 the likeliest one."""
+        """Returns an action for each row, sampled by its generator; at temperature 0 the most likely one."""
         ...
 
     def prediction(self, said: Tensor) -> Tensor | None:
