@@ -16,7 +16,7 @@ from align_anything.models.acting.spec import ActionSpec
 from align_anything.models.acting.spoc import SpocModel, Steps
 from align_anything.policies.acting.collator import ActingInputs, ActionCollator
 from align_anything.policies.acting.heads.base import Head
-from align_anything.rollouts.base import Sampling, Tell, tell_whole
+from align_anything.rollouts.base import Sampling, Tell, evaluated, tell_whole
 from align_anything.rollouts.restricted import seed_of
 
 
@@ -72,9 +72,7 @@ class ActionRollouts:
         wanted = [number for number in range(len(examples)) for _ in range(sampling.responses)]
         generators = _generators(wanted, sampling)
         found: list[list[Response]] = [[] for _ in examples]
-        training = self.acting.training
-        self.acting.eval()
-        with self.gathered():
+        with evaluated(self.acting), self.gathered():
             for at in range(0, len(examples), self.batch_size):
                 numbers = range(at, min(at + self.batch_size, len(examples)))
                 said = self._said([examples[number] for number in numbers])
@@ -83,7 +81,6 @@ class ActionRollouts:
                 sampled = self.head.sample(repeated, sampling.temperature, [generators[row] for row in own])
                 for row, number in enumerate(wanted[own[0] : own[-1] + 1]):
                     found[number].append(self._response(row, sampled))
-        self.acting.train(training)
         tell_whole(found, tell)
         return found
 

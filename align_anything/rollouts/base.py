@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from align_anything.core.errors import SettingsError, TrainingError
 from align_anything.core.types import Example, MediaKind, Piece, Response
@@ -312,6 +314,17 @@ def sampled(
     )
     response.parts = said(spec, response, sampling)
     return response
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Lets a model evaluate as long as its context lasts, without dropout, and then train again if it did before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def tell_whole(found: Sequence[Sequence[Response]], tell: Tell | None) -> None:

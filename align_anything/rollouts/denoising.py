@@ -21,7 +21,7 @@ from align_anything.models.diffusion.spec import DiffusionSpec
 from align_anything.policies.denoising.collator import FIRST_LEVEL, LEVEL, NEXT, NEXT_LEVEL, SAMPLE
 from align_anything.policies.denoising.prediction import Guidance, predict
 from align_anything.policies.denoising.transitions import Kernel, Step, log_probability, transition
-from align_anything.rollouts.base import Tell, tell_whole
+from align_anything.rollouts.base import Tell, evaluated, tell_whole
 from align_anything.rollouts.restricted import seed_of
 
 Units = Literal['steps', 'draws']
@@ -162,16 +162,13 @@ class DenoisingRollouts:
         if sampling.same_noise:
             starts = [starts[at - at % sampling.responses] for at in range(len(wanted))]
         found: list[list[Response]] = [[] for _ in examples]
-        training = self.denoiser.training
-        self.denoiser.eval()
-        with self.gathered():
+        with evaluated(self.denoiser), self.gathered():
             for at in range(0, len(wanted), self.batch_size):
                 numbers = wanted[at : at + self.batch_size]
                 start = torch.stack(starts[at : at + self.batch_size])
                 made = self._generated([examples[number] for number in numbers], start, trained, sampling, generator)
                 for number, response in zip(numbers, made, strict=True):
                     found[number].append(response)
-        self.denoiser.train(training)
         tell_whole(found, tell)
         return found
 

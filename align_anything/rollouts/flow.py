@@ -22,7 +22,7 @@ from align_anything.policies.acting.flow.policy import kept
 from align_anything.policies.acting.flow.prediction import read, spread, velocity
 from align_anything.policies.denoising.collator import FIRST_LEVEL, LEVEL, NEXT, NEXT_LEVEL, SAMPLE
 from align_anything.policies.denoising.transitions import Kernel, Step, log_probability, transition
-from align_anything.rollouts.base import Tell, tell_whole
+from align_anything.rollouts.base import Tell, evaluated, tell_whole
 from align_anything.rollouts.denoising import Units, Window
 from align_anything.rollouts.restricted import seed_of
 
@@ -105,15 +105,12 @@ class FlowRollouts:
         wanted = [number for number in range(len(examples)) for _ in range(sampling.responses)]
         generators = _generators(wanted, sampling)
         found: list[list[Response]] = [[] for _ in examples]
-        training = self.acting.training
-        self.acting.eval()
-        with self.gathered():
+        with evaluated(self.acting), self.gathered():
             for at in range(0, len(wanted), self.batch_size):
                 numbers = wanted[at : at + self.batch_size]
                 made = self._generated(examples, numbers, generators[at : at + self.batch_size], sampling)
                 for number, response in zip(numbers, made, strict=True):
                     found[number].append(response)
-        self.acting.train(training)
         tell_whole(found, tell)
         return found
 

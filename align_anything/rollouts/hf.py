@@ -17,7 +17,7 @@ from align_anything.models.family import FamilySpec
 from align_anything.models.frames import FramesWritten, WritesFrames
 from align_anything.policies.guidance import guided
 from align_anything.policies.token.hidden import cast_floats
-from align_anything.rollouts.base import Sampling, Tell, never_sampled, restriction_of, sampled, text_between
+from align_anything.rollouts.base import Sampling, Tell, evaluated, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State
 from align_anything.rollouts.restricted import (
     NOTHING,
@@ -70,17 +70,14 @@ class HFRollouts:
         """Returns `sampling.responses` responses to the prompt of each Example; `tell` is told as they grow."""
         wanted = [(number, which) for number in range(len(examples)) for which in range(sampling.responses)]
         found: list[list[Response]] = [[] for _ in examples]
-        training = self.model.training
-        self.model.eval()
         devices = [self.model.device] if self.model.device.type == 'cuda' else []
         random_state = torch.random.fork_rng(devices=devices)
-        with torch.no_grad(), self.gathered(), random_state, without_own_settings(self.model):
+        with evaluated(self.model), torch.no_grad(), self.gathered(), random_state, without_own_settings(self.model):
             torch.manual_seed(sampling.seed)
             for call in self._calls([example.prompt for example in examples], wanted):
                 responses = self._generate(examples, call, sampling, tell)
                 for (number, _), response in zip(call, responses, strict=True):
                     found[number].append(response)
-        self.model.train(training)
         return found
 
     def _calls(self, prompts: Sequence[Piece], wanted: Sequence[Wanted]) -> list[list[Wanted]]:
