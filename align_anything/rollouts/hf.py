@@ -118,7 +118,7 @@ class HFRollouts:
         # Families of which some positions are no whole numbers give them themselves.
         own = [self.spec.positions(prompt.ids, prompt.media, prompt.token_tensors) for prompt in prompts]
         inputs.setdefault('position_ids', pad_positions(own).to(self.model.device))
-        tokens = ('input_ids', 'attention_mask', *self.spec.token_tensor_names)
+        tokens = inputs.keys() & {'input_ids', 'attention_mask', *self.spec.token_tensor_names}
         beginning = {name: value[:, :-1] if name in tokens else value for name, value in inputs.items()}
         beginning['position_ids'] = inputs['position_ids'][..., :-1]
         cache = type(self.model).generate(self.model, **beginning, generation_config=settings).past_key_values
