@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+from align_anything.configs.redaction import without_secrets
+from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Conversation
 from align_anything.environments.base import BatchEnvironment, Observation, Said, Step
 from align_anything.environments.hosts import Fault, Here, Host, Lost
 from align_anything.environments.observing import Limits, shown
-from align_anything.environments.steps import checked_number, checked_step
+from align_anything.environments.steps import checked_number, checked_step, checked_tools
 from align_anything.environments.wire import from_bytes
 
 logger = get_logger(__name__)
@@ -38,11 +40,16 @@ class EpisodeFailed(Exception):
 
 
 class Begun(NamedTuple):
-    """How an episode begins: messages behind the row's prompt, the tools that may be called, whether it is rewarded."""
+    """How an episode begins: messages behind the row's prompt, and what its environment says of itself.
+
+    That are the tools that may be called, whether it rewards, whether it tells of success, and what can be done in it.
+    """
 
     messages: Conversation
     tools: list[dict[str, Any]]
     rewards: bool
+    succeeds: bool | None = None
+    actions: ActionSpace | None = None
 
 
 class Answered(NamedTuple):
@@ -174,7 +181,7 @@ class Pool:
         def make() -> BatchEnvironment:
             return self._host.make(name, self._kwargs(rows[0]), lane)
 
-        return Session(name, make, rows, seeds, self.limits, self.retries, lane)
+        return Session(without_secrets(name), make, rows, seeds, self.limits, self.retries, lane)
 
 
 class Session:
@@ -256,9 +263,10 @@ class Session:
         self._environment = self._make()
         rows = [dict(row) for row in self._rows]
         observations = _of_each(self._environment.reset(rows, self._seeds), len(self), 'reset')
-        tools = [dict(tool) for tool in self._environment.tools]
+        own = self._environment
+        tools = checked_tools(own.tools)
         shown_of = [shown(Observation() if one is None else one, self._limits) for one in observations]
-        return [Begun(messages, tools, self._environment.rewards) for messages in shown_of]
+        return [Begun(messages, tools, own.rewards, own.succeeds, own.actions) for messages in shown_of]
 
     def _scored(self, number: int) -> float | None:
         value = self._replayed().score(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,13 +11,24 @@ from typing import Any
 
 import numpy
 
-from align_anything.core.errors import WorldError
+from align_anything.core.errors import SampleError, WorldError
+from align_anything.datasets.tool_calls import tools_of
 from align_anything.environments.base import Step
 
 LARGEST = float(numpy.finfo(numpy.float32).max)
 """Rewards and costs are added up in float32."""
 SUCCESS, ERRORS = 'success', 'tool_errors'
 """What metrics read of `Step.info`."""
+
+
+def checked_tools(tools: Any) -> list[dict[str, Any]]:
+    """Returns the tools of an environment as chat templates take them. Raises WorldError for what is none."""
+    try:
+        found = tools_of([] if tools is None else list(tools))
+        json.dumps(found, allow_nan=False)
+    except (SampleError, TypeError, ValueError, RecursionError) as error:
+        raise WorldError(f'its tools are none: {error}. Each is a JSON schema in the form of OpenAI.') from error
+    return found
 
 
 def checked_step(step: Step) -> Step:

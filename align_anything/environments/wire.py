@@ -18,7 +18,8 @@ import numpy
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align_anything.core.errors import SampleError, WorldError
+from align_anything.core.actions import ActionSpace
+from align_anything.core.errors import ModelError, SampleError, WorldError
 from align_anything.core.types import (
     ACTION,
     BESIDE_CONTENT,
@@ -159,6 +160,23 @@ def said_in(record: Mapping[str, Any] | None) -> Said | None:
 
 
 # What an environment answers
+
+
+def actions_out(space: ActionSpace | None) -> dict[str, list[str]] | None:
+    """Returns what can be done in an environment: the names of actions, or of the numbers of one."""
+    return None if space is None else {'names': list(space.names), 'dimensions': list(space.dimensions)}
+
+
+def actions_in(record: Any) -> ActionSpace | None:
+    """Returns what can be done of a record. Raises WorldError where it is none."""
+    if record is None:
+        return None
+    if not isinstance(record, Mapping):
+        raise WorldError(f'actions came as {type(record).__name__}, and should be names or dimensions.')
+    try:
+        return ActionSpace.from_json(record, 'the actions that an environment tells')
+    except ModelError as error:
+        raise WorldError(str(error)) from error
 
 
 def observation_out(observation: Observation | None) -> list[Message] | str:

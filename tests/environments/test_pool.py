@@ -197,6 +197,16 @@ def test_pictures_of_any_mode_are_seen_in_rgb(mode: str, kind: type[Alone]) -> N
     assert part['image'].mode == 'RGB' and part['image'].size == (1, 1)
 
 
+@pytest.mark.parametrize(
+    'tools', [[object()], [{'type': 'function'}], [{'name': 3}], [{'name': 'f', 'parameters': {1, 2}}], 'tool', 3]
+)
+def test_tools_that_are_none_are_named(tools: Any) -> None:
+    world = Told()
+    world.tools = tools
+    with pytest.raises(EpisodeFailed, match='its tools are none'):
+        Session('told', lambda: Alone(world), [{}], [0], Limits(), 0).begin()
+
+
 def test_no_more_is_shown_than_is_allowed() -> None:
     picture = {'type': 'image', 'image': Image.new('RGB', (8, 8))}
     long = 'a' * 600 + 'z' * (10 * 2**20)

@@ -17,7 +17,7 @@ from align_anything.cli.leaves import find_run
 from align_anything.configs.online import OnlineRunCfgs
 from align_anything.core.errors import SettingsError
 from align_anything.core.types import Example
-from align_anything.environments import remote
+from align_anything.environments import Environment, remote
 from align_anything.rollouts.experience import responses_of
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.loops import online
@@ -70,6 +70,14 @@ class World(Environment):
             info={'success': letters % 3 == 2},
         )
 """
+
+
+class Toolbox(Environment):
+    """One whose tools have no names."""
+
+    tools = ({'type': 'function', 'function': {'parameters': {}}},)
+
+
 ONLINE = sorted(name for name, kind in known_algorithms().items() if kind.generates and kind.trains and name != 'nft')
 Tiny = Callable[..., Path]
 
@@ -284,6 +292,7 @@ def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path:
         ({'environment': 'calculater'}, "unknown environment 'calculater'. Did you mean 'calculator'"),
         ({'environment': 'number_game', 'environment_kwargs': '{hihg: 3}'}, "no option 'hihg'. Did you mean 'high'"),
         ({'environment': 'number_game', 'environment_kwargs': '{high: 0}'}, 'there is nothing to guess'),
+        ({'environment': f'{__file__}:Toolbox'}, 'environment_cfgs.environment: its tools are none: tool 0'),
         ({'max_episode_tokens': 300}, 'is more than model_cfgs.model_max_length = 256'),
         ({'max_episode_tokens': 6}, 'holds no turn of model_cfgs.max_new_tokens = 6'),
         ({'environment': None}, 'it means nothing without environment'),

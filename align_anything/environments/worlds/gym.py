@@ -64,7 +64,7 @@ class Gymnasium(Environment):
     ) -> None:
         self._world = _made(id, RENDERED[observation], options or {})
         self._do = _Words(self._world, id, actions) if _is_discrete(self._world) else _Numbers(self._world, id, actions)
-        self.actions = self._do.space
+        self.actions, self.succeeds = self._do.space, success is not None
         self._shown, self._pixels, self._cost, self._success = observation, pixels, cost, success
         self._rules = self._do.rules if rules is None else rules
         self._over = True

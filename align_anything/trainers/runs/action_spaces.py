@@ -9,7 +9,7 @@ from typing import Any
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.actions import ActionSpace
+from align_anything.core.actions import TURNED, ActionSpace
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
 from align_anything.core.types import Media, Skipped
@@ -27,8 +27,6 @@ ALL = 'all'
 """What the statistics of several datasets together are called."""
 PROBED = 8
 """Rows of a source that are looked at for pictures."""
-TURNED = ('rotate', 'flip', 'size')
-"""Options of decoding that change where things are in a picture."""
 FIXED = ('names', 'dimensions', 'bins', 'binning', 'normalization', 'tokens')
 """What a checkpoint with an action space has said for good."""
 
