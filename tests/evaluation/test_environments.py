@@ -81,7 +81,7 @@ def test_episodes_are_evaluated(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCa
 @pytest.mark.extended
 def test_pictures_of_episodes_are_kept(tiny: Tiny, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / 'rows.jsonl', ROWS)
-    settings = given(tmp_path, environment_kwargs='{pictures: true}', model_max_length=512)
+    settings = given(tmp_path, environment_kwargs='{shows: image}', model_max_length=512)
     results_of(command(tmp_path / 'out', tiny('qwen2_5_vl'), rows, **settings), IMAGE)
     sample = max(read_samples(tmp_path / 'out'), key=lambda one: one.response['episode']['turns'])
     shown = [part for turn in sample.conversation() for part in turn['content'] if part['type'] == 'image']

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from align_anything.core.actions import ActionSpace
 from align_anything.core.errors import WorldError
-from align_anything.core.types import Example, Response
+from align_anything.core.types import Audio, Example, Response, Video
 from align_anything.environments import Environment, Observation, Said, Step
 from align_anything.environments.base import Alone, BatchEnvironment
 from align_anything.environments.hosts import Here
@@ -36,11 +37,22 @@ from tests.models.samples import load, user
 Tiny = Callable[..., Path]
 
 
-class Steps(Environment):
-    """As many turns as the seed and the first token say, with a picture in each where it is to have some."""
+def medium(kind: str, turn: int) -> Any:
+    """A picture, a clip or a sound, of another size in each turn."""
+    if kind == 'image':
+        return Image.new('RGB', (40 + 28 * turn, 56), (40 * turn, 90, 20))
+    if kind == 'audio':
+        return Audio(np.sin(np.arange(4000 + 1600 * turn) * (0.1 + turn / 10)).astype(np.float32), 16_000)
+    frames = np.full((2 + 2 * turn, 56, 56, 3), 40 + 40 * turn, np.uint8)
+    frames[:, : 14 * (turn + 1)] = 200
+    return Video(frames, np.arange(len(frames)) / 2, 2.0)
 
-    def __init__(self, pictures: bool = False, fails: str = '', succeeds: bool | None = None) -> None:
-        self.pictures, self.fails, self.succeeds = pictures, fails, succeeds
+
+class Steps(Environment):
+    """As many turns as the seed and the first token say, with a medium in each where it is to have one."""
+
+    def __init__(self, shows: str = '', fails: str = '', succeeds: bool | None = None) -> None:
+        self.shows, self.fails, self.succeeds = shows, fails, succeeds
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         if self.fails == 'reset':
@@ -49,9 +61,8 @@ class Steps(Environment):
         return self.shown(f'Begin {seed % 10}.')
 
     def shown(self, text: str) -> Observation:
-        size = (40 + 28 * self.turn, 56)
-        picture = {'type': 'image', 'image': Image.new('RGB', size, (40 * self.turn, 90, 20))}
-        return Observation([{'role': 'user', 'content': [*([picture] if self.pictures else []), text]}])
+        media = [{'type': self.shows, self.shows: medium(self.shows, self.turn)}] if self.shows else []
+        return Observation([{'role': 'user', 'content': [*media, text]}])
 
     def step(self, said: Said) -> Step:
         self.turn += 1
@@ -86,7 +97,7 @@ def episodes(tiny: Tiny, family: str, batch_size: int = 4, **more: Any) -> tuple
     spec.stop_token_ids = (*spec.stop_token_ids, *range(40, 120))
     policy = policy_of(tiny(family), spec, 'shared_prefix').eval()
     engine = HFRollouts(policy.model, spec, dtype=torch.float32, batch_size=batch_size)
-    kwargs = {name: more.pop(name) for name in ('pictures', 'fails', 'succeeds') if name in more}
+    kwargs = {name: more.pop(name) for name in ('shows', 'fails', 'succeeds') if name in more}
     settings = {'max_turns': 3, 'max_tokens': 2000, **more}
     made = Episodes(engine, spec, Pool('steps', kwargs, host=Worlds()), **settings)
     made.sync(7)
@@ -104,22 +115,34 @@ def prompts(spec: FamilySpec, number: int = 3) -> list[Example]:
 SAMPLING = Sampling(responses=4, max_new_tokens=5, seed=1)
 
 
-# Templates of the last two write no token that ends an answer, or not behind the last one.
-READ = [('qwen2', False), ('qwen2_5_vl', True), ('llava', True), ('janus', True), ('emu3', False)]
+# Templates of janus and emu3 write no token that ends an answer, or not behind the last one.
+READ = [
+    ('qwen2', ''),
+    ('qwen2_5_vl', 'image'),
+    ('llava', 'image'),
+    ('janus', 'image'),
+    ('emu3', ''),
+    ('qwen2_vl', 'video'),
+    ('qwen3_vl', 'video'),
+    ('qwen2_audio', 'audio'),
+    *[('qwen2_5_omni_thinker', kind) for kind in ('image', 'video', 'audio')],
+]
 
 
-@pytest.mark.parametrize(('family', 'pictures'), in_tiers(READ, READ[:3]))
-def test_what_was_recorded_is_one_forward_pass_over_the_episode(family: str, pictures: bool, tiny: Tiny) -> None:
-    made, policy, spec = episodes(tiny, family, pictures=pictures)
+@pytest.mark.parametrize(('family', 'shows'), in_tiers(READ, READ[:3]))
+def test_what_was_recorded_is_one_forward_pass_over_the_episode(family: str, shows: str, tiny: Tiny) -> None:
+    made, policy, spec = episodes(tiny, family, shows=shows)
     examples = prompts(spec)
     done = complete(examples, made.generate(examples, SAMPLING))
     responses = [response for example in done for response in example.responses]
     turns = [len(response.episode.turns) for response in responses]
     assert {1, 2, 3} <= {*turns}, turns
     for example in done:
-        assert len(example.prompt) > len(examples[0].prompt) and example.prompt.media_counts.get('image', 0) == pictures
+        assert len(example.prompt) > len(examples[0].prompt) and example.prompt.media_counts == (
+            {shows: 1} if shows else {}
+        )
         for response in example.responses:
-            self_check(response, spec, pictures)
+            self_check(response, spec, shows)
     recorded = torch.cat([response.per_unit['rollout'] for response in responses])
     for layout in LAYOUTS:
         batch = TokenCollator(spec, layout)(done)
@@ -128,17 +151,17 @@ def test_what_was_recorded_is_one_forward_pass_over_the_episode(family: str, pic
             found = policy(batch).values if found is None else found
         assert len(found) == len(recorded) == sum(response.units for response in responses)
         assert float((found - recorded).abs().max()) < 1e-5, layout
-        if layout == 'shared_prefix' and pictures:
-            # The first picture of a row is encoded once.
-            assert batch.stats['images'] == len(done) + sum(turns) - len(turns)
+        if layout == 'shared_prefix' and shows:
+            # The first medium of a row is encoded once.
+            assert batch.stats[f'{shows}s'] == len(done) + sum(turns) - len(turns)
 
 
-def self_check(response: Response, spec: FamilySpec, pictures: bool) -> None:
+def self_check(response: Response, spec: FamilySpec, shows: str) -> None:
     episode = response.episode
     stops = [turn.stop for turn in episode.turns]
     assert stops[-1] == len(response) and sum(turn.units for turn in episode.turns) == response.units
     assert response.weights.sum() == response.units and response.version == 7
-    assert response.media_counts.get('image', 0) == pictures * (len(stops) - 1)
+    assert response.media_counts.get(shows, 0) == bool(shows) * (len(stops) - 1)
     start = 0
     for number, stop in enumerate(stops):
         own = response.weights[start:stop]

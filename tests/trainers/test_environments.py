@@ -30,22 +30,31 @@ from tests.trainers.test_online import dies_in, metrics_of, named
 from tests.trainers.test_resume import assert_same
 
 WORLD = """
+import numpy as np
 from PIL import Image
 
+from align_anything.core.types import Audio, Video
 from align_anything.environments import Environment, Observation, Step
 
 
 class World(Environment):
-    def __init__(self, pictures: bool = False, breaks: int = 0):
-        self.pictures, self.breaks = pictures, breaks
+    def __init__(self, shows: str = '', breaks: int = 0):
+        self.shows, self.breaks = shows, breaks
 
     def reset(self, row, seed):
         self.turn, self.seed = 0, seed
         return self.shown(f'Begin {seed % 97}.')
 
     def shown(self, text):
-        picture = {'type': 'image', 'image': Image.new('RGB', (56, 28 + 28 * self.turn), (40, self.seed % 256, 9))}
-        return Observation([{'role': 'user', 'content': [*([picture] if self.pictures else []), text]}])
+        if not self.shows:
+            return Observation(text)
+        frames = np.full((2 + 2 * self.turn, 56, 56, 3), self.seed % 256, np.uint8)
+        media = {
+            'image': Image.new('RGB', (56, 28 + 28 * self.turn), (40, self.seed % 256, 9)),
+            'video': Video(frames, np.arange(len(frames)) / 2, 2.0),
+            'audio': Audio(np.sin(np.arange(4000 + 1600 * self.turn) * 0.2).astype(np.float32), 16_000),
+        }
+        return Observation([{'role': 'user', 'content': [{'type': self.shows, self.shows: media[self.shows]}, text]}])
 
     def step(self, said):
         self.turn += 1
@@ -238,12 +247,28 @@ def test_a_served_environment_is_the_same(folder: Path, tiny: Tiny, tmp_path: Pa
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize('stage', [2, 3])
-def test_a_picture_in_every_turn(folder: Path, tiny: Tiny, tmp_path: Path, stage: int) -> None:
-    changes = {'environment_kwargs': '{pictures: true}', 'model_max_length': 512, 'max_steps': 4, 'log_completions': 1}
+@pytest.mark.parametrize(
+    ('stage', 'pair', 'family', 'shows'),
+    [
+        (2, 'text_image_to_text', 'qwen2_5_vl', 'image'),
+        (3, 'text_image_to_text', 'qwen2_5_vl', 'image'),
+        (3, 'text_video_to_text', 'qwen2_vl', 'video'),
+        (2, 'text_audio_to_text', 'qwen2_audio', 'audio'),
+        (2, 'any_to_text', 'qwen2_5_omni_thinker', 'video'),
+    ],
+)
+def test_a_medium_in_every_turn(
+    folder: Path, tiny: Tiny, tmp_path: Path, stage: int, pair: str, family: str, shows: str
+) -> None:
+    changes = {
+        'environment_kwargs': f'{{shows: {shows}}}',
+        'model_max_length': 512,
+        'max_steps': 4,
+        'log_completions': 1,
+    }
     changes |= {'ds_cfgs': f'ds_z{stage}_config.json'}
-    pair, algorithm = find_run('text_image_to_text', 'grpo')
-    ended = run(argv(folder, tmp_path, tiny('qwen2_5_vl'), **changes), 2, pair, algorithm=algorithm)
+    trained, algorithm = find_run(pair, 'grpo')
+    ended = run(argv(folder, tmp_path, tiny(family), **changes), 2, trained, algorithm=algorithm)
     assert [item.code for item in ended] == [0, 0], ended[0].output
     assert metrics_of(tmp_path)[0]['train/rollout_drift'] < 1e-4
     assert any(record.get('media') for record in lines(tmp_path / 'completions.jsonl'))

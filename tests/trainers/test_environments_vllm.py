@@ -27,7 +27,7 @@ pytestmark = pytest.mark.extended
 SETTINGS = {
     'use_vllm': True,
     'vllm_gpu_memory_utilization': 0.01,
-    'environment_kwargs': '{pictures: true, breaks: 7}',
+    'environment_kwargs': '{shows: image, breaks: 7}',
     'environment_retries': 0,
     'max_failures': 1,
     'model_max_length': 512,

@@ -135,7 +135,7 @@ class LlavaOnevisionSpec(LlavaNextSpec):
             if len(lengths) > 1:
                 raise SampleError(
                     f'a prompt has videos of {" and ".join(map(str, lengths))} frames, and generate() of this model '
-                    'takes only videos of one length: set data_cfgs.num_frames'
+                    'takes only videos of one length: data_cfgs.num_frames gives those of a dataset the same'
                 )
             inputs['pixel_values_videos'] = inputs['pixel_values_videos'].unflatten(0, (len(frames), lengths[0]))
         return inputs
