@@ -277,6 +277,15 @@ def test_a_batch_of_any_size_is_asked_once_and_fails_as_one() -> None:
     answers = pool.step(seats[1:], [Said('d'), Said('e')])
     assert [text(answer.messages) for answer in answers] == [['bd'], ['ce']] and Chorus.made == 2
     assert pool.score(seats) == [1, 2, 2]
+    # One that is over is heard no more, whatever the environment says of it; one that goes on has to be answered.
+    late = Session('late', lambda: Chorus(), [{}, {}], [0, 1], Limits(), 0)
+    late.begin()
+    late._environment.step = lambda said: [Step(reward=9.0, done=True), None]
+    assert [own if own is None else own.step.reward for own in late._stepped(late._environment, [None, None])] == [
+        None
+    ] * 2
+    with pytest.raises(EpisodeFailed, match='step returned NoneType'):
+        late.step([Said('a'), Said('b')])
     short = Session('short', lambda: Chorus(), [{}, {}], [0, 1], Limits(), 0)
     short.begin()
     short._environment.step = lambda said: []

@@ -293,6 +293,7 @@ def test_what_fails_is_left_out_or_worth_nothing(on_failure: str, tiny: Tiny) ->
     if on_failure == 'zero':
         assert len(failed) == len(lost) and [len(own) for own in found] == [4, 4, 4]
         assert all(response.episode.reward == 0 and response.episode.cost == 0 for response in failed)
+        assert all('success' not in response.episode.info for response in failed), 'what failed did not succeed'
     else:
         assert not failed and sum(map(len, found)) <= 12 - len(lost) and 1 not in map(len, found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -279,6 +280,21 @@ def test_too_many_failures_end_the_run_on_every_rank(folder: Path, tiny: Tiny, t
     ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), 2, algorithm=named('grpo'))
     assert all(item.code not in (0, None) for item in ended)
     assert 'OSError: it broke' in ended[0].output and 'max_failures' in ended[0].output
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize('on_failure', ['drop', 'zero'])
+def test_where_nothing_but_failures_comes_of_a_step_the_run_ends(
+    folder: Path, tiny: Tiny, tmp_path: Path, on_failure: str
+) -> None:
+    changes = {'environment_kwargs': '{breaks: 1}', 'max_failures': 1, 'on_failure': on_failure}
+    changes |= {'max_new_tokens': 24, 'stop': '[a, e, i, o, u, s, t, n]'}
+    ended = run(argv(folder, tmp_path, tiny('qwen2'), **changes), 2, algorithm=named('grpo'))
+    assert all(item.code not in (0, None) for item in ended)
+    told = (
+        r'all of the last (\d+) episodes failed, so that nothing is left. The first, of .*: OSError: it broke \(\1 of'
+    )
+    assert re.search(told, ' '.join(ended[0].output.split())), ended[0].output
 
 
 def test_a_template_without_tools_is_refused(folder: Path, tiny: Tiny, tmp_path: Path) -> None:
