@@ -52,7 +52,7 @@ OF_TOKENS = (
     *(f'model_cfgs.{key}' for key in ('media_codes', 'media_code_dir', 'attn_implementation', 'chat_template')),
     *(f'model_cfgs.{key}' for key in ('processor_kwargs', 'feature_cache_dir', 'max_new_tokens', 'top_p', 'top_k')),
     *(f'model_cfgs.{key}' for key in ('repetition_penalty', 'stop', 'emit_*', 'trust_remote_code')),
-    'lora_cfgs.task_type',
+    *('action_cfgs.action_states', 'lora_cfgs.task_type'),
     'bnb_cfgs.use_bnb',
     'vllm_cfgs.use_vllm',
 )
