@@ -17,6 +17,7 @@ from align_anything.core.registry import nearest
 Normalization = Literal['quantiles', 'min_max', 'mean_std', 'identity']
 Binning = Literal['uniform', 'openvla']
 Written = Literal['', 'reserved', 'tail', 'words']
+Decoding = Literal['autoregressive', 'parallel']
 LISTS = 'names', 'dimensions', 'cameras', 'first_ids'
 BESIDE = 1e-6
 """How far beyond -1 and 1 a number may be that is only rounded."""
@@ -95,6 +96,7 @@ class ActionSpace:
         tokens: how a token model writes them: by `reserved` tokens, by those at the `tail` of its vocabulary, or by
             their names in `words`; empty where actions are no tokens.
         first_ids: the id of the first bin of each dimension, or of the first named action.
+        decoding: how a token model samples the tokens of a turn: one after the other, or `parallel`, all at once.
     """
 
     names: tuple[str, ...] = ()
@@ -110,6 +112,7 @@ class ActionSpace:
     pictures: Mapping[str, Any] = field(default_factory=dict)
     tokens: Written = ''
     first_ids: tuple[int, ...] = ()
+    decoding: Decoding = 'autoregressive'
 
     @property
     def books(self) -> tuple[int, ...]:
@@ -279,6 +282,7 @@ class ActionSpace:
             ('normalization', self.normalization, get_args(Normalization)),
             ('binning', self.binning, get_args(Binning)),
             ('tokens', self.tokens, get_args(Written)),
+            ('decoding', self.decoding, get_args(Decoding)),
         ):
             if chosen not in options:
                 there = ', '.join(option for option in options if option)
@@ -289,6 +293,8 @@ class ActionSpace:
             found.append(f'{self.bins} bins tell nothing apart: it takes two at least')
         if self.tokens == 'words' and not self.names:
             found.append('numbers are not written as words: write them as reserved tokens, or as the tail')
+        if self.decoding == 'parallel' and self.tokens not in ('reserved', 'tail'):
+            found.append('decoding is parallel, but only reserved tokens, or those of the tail, are sampled at once')
         if self.tokens in ('reserved', 'tail') and not self.names and self.normalization == 'mean_std':
             found.append('bins stand for -1 to 1, and mean_std has no bounds: normalise by quantiles or min_max')
         if self.first_ids and len(self.first_ids) != len(self.books):

@@ -20,6 +20,7 @@ from align_anything.models.acting.known import ACTS
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
+from align_anything.trainers.runs.parallel_actions import require_parallel
 
 logger = get_logger(__name__)
 
@@ -55,6 +56,7 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
     chunk = asked.action_chunk or space.chunk
     executed = asked.action_executed or (space.executed if spec.space is not None else chunk)
     space = replace(space, chunk=chunk, executed=min(executed, chunk) if asked.action_executed is None else executed)
+    space = replace(space, decoding=asked.action_decoding or space.decoding)
     if space.tokens == 'tail' and not space.first_ids:
         space = at_the_tail(space, spec.tokenizer)
     problems = space.problems()
@@ -64,6 +66,7 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
         spec.act_in(space)
     else:
         act_in(spec, space)
+        require_parallel(cfgs, spec, algorithm)
     logger.info('actions: %s', told(space))
 
 
@@ -88,7 +91,8 @@ def told(space: ActionSpace) -> str:
     }[space.tokens]
     ids = f' from id {space.first_ids[0]}' if space.first_ids else ''
     bins = f', {space.bins} {space.binning} bins, {space.normalization}' if space.dimensions else ''
-    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn, {space.executed} of them done'
+    at_once = ' said at once' if space.decoding == 'parallel' else ''
+    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
 
 
 def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any]:
