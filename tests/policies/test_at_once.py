@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from align_anything.configs.schema import RunCfgs
+from align_anything.core.actions import ActionSpace
+from align_anything.core.errors import SettingsError
 from align_anything.core.types import Batch, Example, Piece
-from align_anything.models.action_codes import ActionTokens
+from align_anything.models.action_codes import ActionTokens, action_codes
 from align_anything.models.codes import CHUNK, MediaCodes
 from align_anything.models.encoding import join
 from align_anything.policies.token.attention import (
@@ -25,6 +30,9 @@ from align_anything.policies.token.layouts import BLOCKS, LAYOUTS
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import LayoutMismatch, check_layout
 from align_anything.policies.token.spans import Span
+from align_anything.rollouts.base import Sampling
+from align_anything.rollouts.vllm import check_vllm_emission
+from align_anything.trainers.runs.parallel_actions import require_parallel
 
 from .stub import TextFamily, example, piece, tiny_llama
 
@@ -168,3 +176,49 @@ def test_self_check_finds_masks_that_are_lost(
     policy = score(model)
     with pytest.raises(LayoutMismatch, match=words):
         check_layout(lambda batch: policy(batch).values, broken(Acting(), layout), range(10, 20), (), torch.float64)
+
+
+def test_vllm_is_refused_by_name() -> None:
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=50))
+    spec = SimpleNamespace(codes=CODES, config=config, model_type='acting')
+    with pytest.raises(SettingsError, match='sampled at once, .* and vLLM samples one token behind the other'):
+        check_vllm_emission(spec, Sampling())
+    spec.codes = MediaCodes({'action': replace(OWN, parallel=False)}, {}, restricted=True)
+    check_vllm_emission(spec, Sampling())
+
+
+def test_a_space_says_how_its_tokens_are_sampled() -> None:
+    space = ActionSpace(names=('left', 'right'), tokens='tail', first_ids=(40,), chunk=2, decoding='parallel')
+    assert ActionSpace.from_json(json.loads(json.dumps(space.to_json()))) == space
+    assert action_codes(space).parallel.length((2,)) == 2 and action_codes(replace(space, decoding='autoregressive'))
+    assert ActionSpace.from_json({'names': ['left']}).decoding == 'autoregressive', 'a file that was written before'
+    for changes, words in (
+        ({'tokens': 'words'}, 'decoding is parallel, but only reserved tokens'),
+        ({'tokens': ''}, 'decoding is parallel, but only reserved tokens'),
+        ({'decoding': 'paralel'}, "decoding 'paralel' is none of autoregressive, parallel"),
+    ):
+        assert any(words in problem for problem in replace(space, **changes).problems())
+
+
+def test_what_could_not_be_said_at_once_is_refused() -> None:
+    class Text(SimpleNamespace):
+        def to_dict(self) -> dict[str, int]:
+            return {'sliding_window': 64}
+
+    config = SimpleNamespace(get_text_config=lambda decoder: Text())
+    spec = SimpleNamespace(
+        codes=CODES, config=config, model_type='acting', max_length=128, layouts=('padded',), bidirectional_media=True
+    )
+    cfgs = RunCfgs(
+        train_cfgs={'sequence_parallel_size': 2},
+        model_cfgs={'model_name_or_path': 'model', 'attn_implementation': 'flash_attention_2'},
+        data_cfgs={'train_on': 'all'},
+    )
+    with pytest.raises(SettingsError) as raised:
+        require_parallel(cfgs, spec, SimpleNamespace(scores='responses'))
+    told = ' '.join(raised.value.problems)
+    for words in ('masks of their own', 'see themselves', 'a window of 64', 'reads no masks', 'ranks', 'all', 'judges'):
+        assert words in told
+    assert len(raised.value.problems) == 7
+    spec.codes = None
+    require_parallel(cfgs, spec, SimpleNamespace(scores='responses'))
