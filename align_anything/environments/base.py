@@ -32,12 +32,15 @@ class Said:
         calls: the tools that it calls, in order.
         parts: the whole turn as the content of a message, media decoded; calls stand in it as they were written.
         actions: what it does, of policies that write actions; only those steps that are to be done now.
+        problem: what is wrong with a call that was begun and cannot be read, empty where nothing is: there are no
+            calls then.
     """
 
     text: str
     calls: tuple[Call, ...] = ()
     parts: Sequence[Mapping[str, Any]] = ()
     actions: Actions | None = None
+    problem: str = ''
 
 
 @dataclass(frozen=True)

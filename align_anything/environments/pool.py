@@ -7,8 +7,6 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
@@ -17,6 +15,7 @@ from align_anything.core.types import Conversation
 from align_anything.environments.base import BatchEnvironment, Observation, Said, Step
 from align_anything.environments.hosts import Fault, Here, Host, Lost
 from align_anything.environments.observing import Limits, shown
+from align_anything.environments.steps import checked_number, checked_step
 from align_anything.environments.wire import from_bytes
 
 logger = get_logger(__name__)
@@ -263,7 +262,7 @@ class Session:
 
     def _scored(self, number: int) -> float | None:
         value = self._replayed().score(number)
-        return None if value is None else _number(value, 'score')
+        return None if value is None else checked_number(value, 'the score of an episode')
 
     def _replayed(self) -> BatchEnvironment:
         """The environment where the episodes stand: of one that failed, another that got the same turns again."""
@@ -280,15 +279,11 @@ class Session:
         return [None if own is None else self._answered(step) for own, step in zip(said, steps, strict=True)]
 
     def _answered(self, step: Step) -> Answered:
-        if type(step) is not Step:
-            raise WorldError(f'step returned {type(step).__name__}, and should return a Step.')
-        reward = None if step.reward is None else _number(step.reward, 'reward')
-        costs = {name: _number(value, f"cost '{name}'") for name, value in step.costs.items()}
+        step = checked_step(step)
         messages = [] if step.observation is None else shown(step.observation, self._limits)
-        done, truncated = bool(step.done), bool(step.truncated)
-        if not messages and not done and not truncated:
+        if not (messages or step.done or step.truncated):
             raise WorldError('a step neither ends the episode (done) nor shows anything (observation).')
-        return Answered(messages, replace(step, reward=reward, costs=costs, done=done, truncated=truncated))
+        return Answered(messages, step)
 
 
 def _of_each(values: Any, number: int, call: str) -> list[Any]:
@@ -305,12 +300,6 @@ def _reason(error: BaseException) -> str:
 
 def _picked(values: Sequence[T], numbers: Sequence[int]) -> list[T]:
     return [values[number] for number in numbers]
-
-
-def _number(value: Any, what: str) -> float:
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise WorldError(f'the {what} of a step is {value!r}, and should be a finite number.')
-    return float(value)
 
 
 def _told(answered: Sequence[Answered | None]) -> list[Any]:

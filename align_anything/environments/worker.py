@@ -10,6 +10,7 @@ import psutil
 
 from align_anything.core.errors import FOREIGN_FAULTS, WorldError
 from align_anything.environments.base import BatchEnvironment, get_environment, make_batch
+from align_anything.environments.steps import checked_number
 from align_anything.environments.wire import (
     Line,
     observation_out,
@@ -69,7 +70,8 @@ def _step(hosted: Hosted, message: Mapping[str, Any]) -> Record:
 
 
 def _score(hosted: Hosted, message: Mapping[str, Any]) -> Record:
-    return {'score': hosted[message['id']].score(message['number'])}
+    value = hosted[message['id']].score(message['number'])
+    return {'score': None if value is None else checked_number(value, 'the score of an episode')}
 
 
 def _close(hosted: Hosted, message: Mapping[str, Any]) -> Record:

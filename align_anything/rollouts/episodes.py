@@ -312,13 +312,12 @@ class Episodes(Around):
 
     def _said(self, response: Response, one: _Acting) -> tuple[Said, Message]:
         """What a turn says: to the environment, and as a message."""
-        text, found = response.text, []
+        text, found, problem = response.text, [], ''
         if one.tools and self._calls is not None:
-            text, found = self._calls.split(text)
+            text, found, problem = self._calls.read(text)
         calls = [(call['function']['name'], json.loads(call['function']['arguments'])) for call in found]
-        said = Said(
-            text, tuple(Call(name, arguments) for name, arguments in calls), response.parts, self._done(response)
-        )
+        asked = tuple(Call(name, arguments) for name, arguments in calls)
+        said = Said(text, asked, response.parts, self._done(response), problem)
         if not calls:
             return said, response.message
         # Without ids, which are of chance: results follow their calls in order.

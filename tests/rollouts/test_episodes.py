@@ -342,3 +342,18 @@ def test_calls_are_answered_by_tools_in_the_form_of_the_template(tiny: Tiny) -> 
     roles = [message['role'] for message in completion.conversation]
     assert roles == ['user', 'assistant', 'tool', 'assistant', 'tool', 'tool'] and completion.response == 'It is 24.'
     assert completion.conversation[1]['tool_calls'][0]['function']['arguments'] == {'expression': '6 * 4'}
+
+
+def test_a_call_that_cannot_be_read_is_told_and_ends_nothing(tiny: Tiny) -> None:
+    spec = load_spec(str(tiny('qwen3', template='qwen3')), model_max_length=None)
+    engine = Scripted(spec, 'So:\n<tool_call>\n{"name": "calculate"', 'It is 24.')
+    made = Episodes(engine, spec, Pool('calculator'), max_turns=4, max_tokens=2000)
+    (example,) = prompts(spec, 1)
+    example.meta['ground_truth'] = '24'
+    ((response,),) = made.generate([example], replace(SAMPLING, responses=1))
+    episode = response.episode
+    assert [(turn.calls, dict(turn.info)) for turn in episode.turns] == [
+        (0, {'tool_errors': 1}),
+        (0, {'success': True}),
+    ]
+    assert 'the call cannot be read' in episode.messages[1]['content'][0]['text'] and episode.ended == 'done'
