@@ -17,6 +17,7 @@ from align_anything.core.registry import nearest
 Normalization = Literal['quantiles', 'min_max', 'mean_std', 'identity']
 Binning = Literal['uniform', 'openvla']
 Written = Literal['', 'reserved', 'tail', 'words']
+Decoding = Literal['autoregressive', 'parallel']
 LISTS = 'names', 'dimensions', 'cameras', 'first_ids', 'states'
 TABLES = 'statistics', 'state_statistics'
 STATE_BINS = 256
@@ -129,6 +130,7 @@ class ActionSpace:
         first_ids: the id of the first bin of each dimension, or of the first named action.
         states: names of the states of a body that a token policy reads in each step, in order; none are read else.
         state_statistics: of the numbers of all these states together, by the same names of datasets.
+        decoding: how a token model samples the tokens of a turn: one after the other, or `parallel`, all at once.
     """
 
     names: tuple[str, ...] = ()
@@ -146,6 +148,7 @@ class ActionSpace:
     first_ids: tuple[int, ...] = ()
     states: tuple[str, ...] = ()
     state_statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    decoding: Decoding = 'autoregressive'
 
     @property
     def books(self) -> tuple[int, ...]:
@@ -375,6 +378,7 @@ class ActionSpace:
             ('normalization', self.normalization, get_args(Normalization)),
             ('binning', self.binning, get_args(Binning)),
             ('tokens', self.tokens, get_args(Written)),
+            ('decoding', self.decoding, get_args(Decoding)),
         ):
             if chosen not in options:
                 there = ', '.join(option for option in options if option)
@@ -386,6 +390,8 @@ class ActionSpace:
             found.append(f'{self.bins} bins tell nothing apart: it takes two at least')
         if self.tokens == 'words' and not self.names:
             found.append('numbers are not written as words: write them as reserved tokens, or as the tail')
+        if self.decoding == 'parallel' and self.tokens not in ('reserved', 'tail'):
+            found.append('decoding is parallel, but only reserved tokens, or those of the tail, are sampled at once')
         if self.tokens in ('reserved', 'tail') and not self.names and self.normalization == 'mean_std':
             found.append('bins stand for -1 to 1, and mean_std has no bounds: normalise by quantiles or min_max')
         if self.first_ids and len(self.first_ids) != len(self.books):

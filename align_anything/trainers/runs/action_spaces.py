@@ -30,6 +30,7 @@ from align_anything.trainers.runs.action_datasets import (
     with_published,
     with_statistics,
 )
+from align_anything.trainers.runs.parallel_actions import require_parallel
 
 logger = get_logger(__name__)
 
@@ -75,6 +76,7 @@ def acting(
     chunk = asked.action_chunk or space.chunk
     executed = asked.action_executed or (space.executed if known is not None else chunk)
     space = replace(space, chunk=chunk, executed=min(executed, chunk) if asked.action_executed is None else executed)
+    space = replace(space, decoding=asked.action_decoding or space.decoding)
     if space.tokens == 'tail' and not space.first_ids:
         space = at_the_tail(space, spec.tokenizer)
     problems = space.problems()
@@ -84,6 +86,7 @@ def acting(
         spec.act_in(space)
     else:
         act_in(spec, space)
+        require_parallel(cfgs, spec, algorithm)
     logger.info('actions: %s', told(space))
     _tell_unread_states(spec, rows)
 
@@ -99,7 +102,8 @@ def told(space: ActionSpace) -> str:
     }[space.tokens]
     ids = f' from id {space.first_ids[0]}' if space.first_ids else ''
     bins = f', {space.bins} {space.binning} bins, {space.normalization}' if space.dimensions else ''
-    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn, {space.executed} of them done'
+    at_once = ' said at once' if space.decoding == 'parallel' else ''
+    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
 
 
 def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any]:
