@@ -100,6 +100,12 @@ class ActionCfgs(Cfgs):
         None,
         description='Steps that the policy says in one turn. null is what its action space has, or 1.',
     )
+    action_decoding: Literal['autoregressive', 'parallel'] | None = Field(
+        None,
+        description='How the tokens of a turn are sampled: each one behind those before it (autoregressive), or all of '
+        'them in one pass over placeholders that see each other (parallel, as OpenVLA-OFT). null is what the action '
+        'space has, or autoregressive.',
+    )
     action_executed: PositiveInt | None = Field(
         None, description='Steps of a turn that are done before the policy is asked again. null is all of them.'
     )

@@ -17,12 +17,41 @@ from align_anything.core.registry import nearest
 Normalization = Literal['quantiles', 'min_max', 'mean_std', 'identity']
 Binning = Literal['uniform', 'openvla']
 Written = Literal['', 'reserved', 'tail', 'words']
+Decoding = Literal['autoregressive', 'parallel']
 LISTS = 'names', 'dimensions', 'cameras', 'first_ids', 'states'
 TABLES = 'statistics', 'state_statistics'
 STATE_BINS = 256
 """How many values a number of a state is told as, where it is told in words."""
 BESIDE = 1e-6
 """How far beyond -1 and 1 a number may be that is only rounded."""
+
+
+FLIPS = ('horizontal', 'vertical')
+TURNED = ('rotate', 'flip', 'size')
+"""What is done to pictures, in this order: it changes where things are in them."""
+
+
+def problems_of_pictures(options: Any) -> list[str]:
+    """Returns what of the options nothing can be done to a picture by, in words."""
+    if not isinstance(options, Mapping):
+        return [f'pictures is {options!r}, and should name what is done to them: {", ".join(TURNED)}']
+    found = [
+        f"pictures has no '{name}'.{nearest(str(name), list(TURNED))} It has: {', '.join(TURNED)}"
+        for name in options
+        if name not in TURNED
+    ]
+    rotate, flip, size = (options.get(name) for name in TURNED)
+    if rotate and (isinstance(rotate, bool) or rotate not in range(-270, 361, 90)):
+        found.append(f'rotate of pictures is {rotate!r}: they are turned by 90, 180 or 270 degrees')
+    if flip and flip not in FLIPS:
+        found.append(f'flip of pictures is {flip!r}.{nearest(str(flip), list(FLIPS))} It is one of {", ".join(FLIPS)}')
+    if size and not (isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_is_side, size))):
+        found.append(f'size of pictures is {size!r}, and should be a height and a width in pixels')
+    return found
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +123,14 @@ class ActionSpace:
         chunk: steps that the policy says in one turn.
         executed: how many of them are done before it is asked again.
         cameras: names of the pictures of a step, in the order in which the policy sees them.
-        pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`.
+        pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`; `rotate`, `flip`
+            and `size`, as decoding has them (`datasets.media.image`).
         tokens: how a token model writes them: by `reserved` tokens, by those at the `tail` of its vocabulary, or by
             their names in `words`; empty where actions are no tokens.
         first_ids: the id of the first bin of each dimension, or of the first named action.
         states: names of the states of a body that a token policy reads in each step, in order; none are read else.
         state_statistics: of the numbers of all these states together, by the same names of datasets.
+        decoding: how a token model samples the tokens of a turn: one after the other, or `parallel`, all at once.
     """
 
     names: tuple[str, ...] = ()
@@ -117,11 +148,33 @@ class ActionSpace:
     first_ids: tuple[int, ...] = ()
     states: tuple[str, ...] = ()
     state_statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    decoding: Decoding = 'autoregressive'
 
     @property
     def books(self) -> tuple[int, ...]:
         """How many codes each number of a step may be, or its name: the code books of a token model."""
         return (len(self.names),) if self.names else (self.bins,) * len(self.dimensions)
+
+    def unfit(self, there: ActionSpace) -> str:
+        """Returns why nothing of it can be done where `there` is what can be done; empty where something can."""
+        if self.dimensions and there.dimensions and len(self.dimensions) != len(there.dimensions):
+            return (
+                f'an action there has {len(there.dimensions)} numbers ({", ".join(there.dimensions)}), and one of the '
+                f'policy {len(self.dimensions)} ({", ".join(self.dimensions)})'
+            )
+        beyond = self.beyond(there)
+        if self.names and len(beyond) == len(self.names):
+            return f'it knows none of the actions of the policy ({", ".join(beyond)}), only {", ".join(there.names)}'
+        if self.names and there.dimensions:
+            return f'an action is {len(there.dimensions)} numbers there, and the policy says names'
+        if self.dimensions and there.names:
+            return f'actions are names there ({", ".join(there.names)}), and the policy says numbers'
+        return ''
+
+    def beyond(self, there: ActionSpace) -> list[str]:
+        """Returns the named actions that are none of those `there`, if those have names."""
+        known = {name.lower() for name in there.names}
+        return [name for name in self.names if known and name.lower() not in known]
 
     # Named actions
 
@@ -325,16 +378,20 @@ class ActionSpace:
             ('normalization', self.normalization, get_args(Normalization)),
             ('binning', self.binning, get_args(Binning)),
             ('tokens', self.tokens, get_args(Written)),
+            ('decoding', self.decoding, get_args(Decoding)),
         ):
             if chosen not in options:
                 there = ', '.join(option for option in options if option)
                 found.append(f"{what} '{chosen}' is none of {there}{nearest(str(chosen), list(options))}")
+        found += problems_of_pictures(self.pictures)
         if not 1 <= self.executed <= self.chunk:
             found.append(f'{self.executed} steps are done of a chunk of {self.chunk}: it should be from 1 to that')
         if self.bins < 2:
             found.append(f'{self.bins} bins tell nothing apart: it takes two at least')
         if self.tokens == 'words' and not self.names:
             found.append('numbers are not written as words: write them as reserved tokens, or as the tail')
+        if self.decoding == 'parallel' and self.tokens not in ('reserved', 'tail'):
+            found.append('decoding is parallel, but only reserved tokens, or those of the tail, are sampled at once')
         if self.tokens in ('reserved', 'tail') and not self.names and self.normalization == 'mean_std':
             found.append('bins stand for -1 to 1, and mean_std has no bounds: normalise by quantiles or min_max')
         if self.first_ids and len(self.first_ids) != len(self.books):

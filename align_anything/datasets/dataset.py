@@ -51,6 +51,7 @@ class Source:
         home: folder of the source, where paths start that are not found beside the file of their row.
         media_options: what decoding each kind should heed, such as `{'video': {'num_frames': 8}}`.
         cache: what keeps decoded media for rows to come; sources may share it.
+        keeps_columns: whether columns that the template does not read ride along in `meta`, all but media.
         statistics: the dataset whose statistics hold for its actions and states; empty for that which a space goes by.
     """
 
@@ -62,6 +63,7 @@ class Source:
     streamed: bool = False
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cache: MediaCache | None = None
+    keeps_columns: bool = False
     statistics: str = ''
 
     def starts(self, name: str) -> dict[str, str | list[str]]:
@@ -245,7 +247,7 @@ class ExampleDataset:
         except SampleError as error:
             return Skipped(name, str(error), isinstance(error, FilteredError))
         example.source, example.source_index = name, number
-        example.meta.update(without_media(meta))
+        example.meta.update({**(view.unread_values() if source.keeps_columns else {}), **without_media(meta)})
         return example
 
     def of_task(self, task: Task, known: KnownMedia | None = None) -> ExampleDataset:

@@ -116,8 +116,10 @@ def rewards_of(samples: Samples) -> dict[str, tuple[Metric, Measured]]:
     """
     names = list(dict.fromkeys(name for sample in samples for name in sample.response.get('scores', {})))
     values = {f'{REWARD}/{name}': [sample.response.get('scores', {}).get(name) for sample in samples] for name in names}
-    told = dict.fromkeys(name for sample in samples for name in sample.response.get('episode', {}))
-    values |= {name: [sample.response.get('episode', {}).get(name) for sample in samples] for name in told}
+    episodes = [sample.response.get('episode', {}) for sample in samples]
+    told = dict.fromkeys(name for own in episodes for name, value in own.items() if value is not None)
+    # What none says of itself, none is: an episode that was cut before anybody told of its success.
+    values |= {name: [0.0 if name in own and own[name] is None else own.get(name) for own in episodes] for name in told}
     if len(names) > 1:
         values[REWARD] = [sample.response.get('score') for sample in samples]
     return {

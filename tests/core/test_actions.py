@@ -153,6 +153,11 @@ def test_a_space_survives_as_json(space):
         ({'dataset': 'kitchn'}, "there are no statistics of 'kitchn', only of kitchen"),
         ({'unnorm_key': 'kitchen'}, "has no 'unnorm_key'"),
         ({'statistics': {'kitchen': {'q01': [0.0]}}}, 'is no action space'),
+        ({'pictures': {'rotat': 180}}, r"pictures has no 'rotat'. Did you mean 'rotate'\?"),
+        ({'pictures': {'rotate': 45}}, 'rotate of pictures is 45'),
+        ({'pictures': {'flip': 'horizontl'}}, r"flip of pictures is 'horizontl'. Did you mean 'horizontal'\?"),
+        ({'pictures': {'size': [224]}}, r'size of pictures is \[224\]'),
+        ({'pictures': 'rotate'}, "pictures is 'rotate'"),
         ({'dimensions': ['x', 'y']}, 'statistics of kitchen: low has 4 numbers for 2 dimensions'),
     ],
 )

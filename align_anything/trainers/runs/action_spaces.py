@@ -9,7 +9,7 @@ from typing import Any
 from align_anything.algorithms.base import Algorithm
 from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.schema import RunCfgs
-from align_anything.core.actions import ActionSpace
+from align_anything.core.actions import TURNED, ActionSpace
 from align_anything.core.distributed import is_main
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
@@ -31,13 +31,12 @@ from align_anything.models.acting.published import problems_of_version
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
+from align_anything.trainers.runs.parallel_actions import require_parallel
 
 logger = get_logger(__name__)
 
 PROBED = 8
 """Rows of a source that are looked at for pictures."""
-TURNED = ('rotate', 'flip', 'size')
-"""Options of decoding that change where things are in a picture."""
 FIXED = ('names', 'dimensions', 'bins', 'binning', 'normalization', 'tokens')
 """What a checkpoint with an action space has said for good."""
 
@@ -80,6 +79,7 @@ def acting(
     chunk = asked.action_chunk or space.chunk
     executed = asked.action_executed or (space.executed if known is not None else chunk)
     space = replace(space, chunk=chunk, executed=min(executed, chunk) if asked.action_executed is None else executed)
+    space = replace(space, decoding=asked.action_decoding or space.decoding)
     if space.tokens == 'tail' and not space.first_ids:
         space = at_the_tail(space, spec.tokenizer)
     problems = space.problems()
@@ -89,6 +89,7 @@ def acting(
         spec.act_in(space)
     else:
         act_in(spec, space)
+        require_parallel(cfgs, spec, algorithm)
     logger.info('actions: %s', told(space))
     _tell_unread_states(spec, rows)
 
@@ -113,7 +114,8 @@ def told(space: ActionSpace) -> str:
     }[space.tokens]
     ids = f' from id {space.first_ids[0]}' if space.first_ids else ''
     bins = f', {space.bins} {space.binning} bins, {space.normalization}' if space.dimensions else ''
-    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn, {space.executed} of them done'
+    at_once = ' said at once' if space.decoding == 'parallel' else ''
+    return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
 
 
 def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -77,15 +77,18 @@ class Sources:
     evaluation: list[Source]
 
 
-def open_sources(cfgs: RunCfgs, writes: Set[MediaKind] = frozenset()) -> Sources:
+def open_sources(cfgs: RunCfgs, writes: Set[MediaKind] = frozenset(), acts: bool = False) -> Sources:
     """Opens every dataset of the run, whose answers hold media of the kinds in `writes`.
+
+    Where responses are episodes (`acts`) their environment is given all columns of a row.
 
     Raises DataError for sources or templates that cannot be used.
     """
     data, cache_dir = cfgs.data_cfgs, cfgs.logger_cfgs.cache_dir
     training = load_sources_of(data, 'train', cache_dir, streaming=data.streaming, writes=writes)
     evaluate = data.eval_datasets is not None and cfgs.train_cfgs.eval_strategy != 'no'
-    return Sources(training, load_sources_of(data, 'eval', cache_dir, False, writes) if evaluate else [])
+    held_out = load_sources_of(data, 'eval', cache_dir, False, writes) if evaluate else []
+    return Sources(*([replace(source, keeps_columns=acts) for source in own] for own in (training, held_out)))
 
 
 def open_run(
@@ -95,7 +98,8 @@ def open_run(
 
     Raises SettingsError, DataError or ModelError when they cannot be used, or do not suit the pair or the algorithm.
     """
-    sources = open_sources(cfgs, pair.writes)
+    acts = algorithm.generates and cfgs.environment_cfgs.environment is not None
+    sources = open_sources(cfgs, pair.writes, acts)
     probe(sources, pair, algorithm, cfgs.data_cfgs.train_on)
     if algorithm.trains:
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
