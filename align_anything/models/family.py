@@ -271,7 +271,7 @@ class FamilySpec:
     def _with_coded(self, sequences: list[list[Run]], coded: tuple[CodedMedia, ...]) -> list[list[Run]]:
         if not coded:
             return sequences
-        # What stands behind codes that are sampled at once would be predicted where the last of them is.
+        # Codes that are sampled at once predict nothing behind them.
         forced = self.codes.begins and (self.codes.restricted or self.codes.parallel is not None)
 
         def with_coded(run: Run) -> Run:
@@ -371,7 +371,6 @@ class FamilySpec:
         """Returns the end of that text which belongs to the answer, such as `<think>\n`."""
         return prefill_of(self.renderer, self._marked([messages])[0][0])
 
-    # What collation asks
     def positions(self, ids: Tensor, media: dict[str, Tensor], token_tensors: dict[str, Tensor]) -> Tensor:
         """Positions of one sequence (a prompt and one response), `(position_rows, length)` int64.
 
@@ -494,7 +493,7 @@ class FamilySpec:
         return ()
 
     def component_of(self, name: str) -> str:
-        """Returns the component that parameter `name` belongs to: the one with the longest matching prefix."""
+        """Returns the component that parameter `name` belongs to."""
         return structure.component_of(self.components, name)
 
     def _checkpoint_template(self) -> str | None:

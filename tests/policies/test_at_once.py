@@ -32,7 +32,7 @@ from align_anything.policies.token.selfcheck import LayoutMismatch, check_layout
 from align_anything.policies.token.spans import Span
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.vllm import check_vllm_emission
-from align_anything.trainers.runs.parallel_actions import require_parallel
+from align_anything.trainers.runs.action_spaces import require_parallel
 
 from .stub import TextFamily, example, piece, tiny_llama
 
