@@ -43,6 +43,7 @@ OBEYED = {
         )
     ),
     'logger_cfgs': ('cache_dir', 'output_dir'),
+    'action_cfgs': ('action_dataset', 'action_executed'),
 }
 """The settings that mean something wherever a checkpoint generates, by group."""
 JUDGING = {

@@ -34,7 +34,7 @@ from align_anything.core.types import (
 from align_anything.datasets.conversation import bind_media
 from align_anything.datasets.media import decode, decode_conversations
 from align_anything.datasets.media.writing import AUDIO_TYPE, IMAGE_TYPE, data_uri, wav
-from align_anything.datasets.spoken_actions import STATE, actions_of
+from align_anything.datasets.spoken_actions import DATASET, STATE, actions_of
 from align_anything.environments.base import Call, Observation, Said, Step
 from align_anything.environments.observing import messages_of
 from align_anything.environments.steps import checked_step
@@ -44,7 +44,7 @@ MOST_BYTES = 2**26
 LENGTH_BYTES = 8
 CHUNK = 2**20
 DATA = 'data:'
-KEYS = {'role', 'content', *BESIDE_CONTENT, 'tools', 'prefix', 'weight', STATE}
+KEYS = {'role', 'content', *BESIDE_CONTENT, 'tools', 'prefix', 'weight', STATE, DATASET}
 """What a message may hold."""
 QUICKLY = 1
 """How hard PNG files are compressed that are read again at once."""

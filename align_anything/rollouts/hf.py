@@ -15,9 +15,10 @@ from align_anything.models.adapter import bare_model
 from align_anything.models.codes import TEXT, MediaCodes
 from align_anything.models.encoding import pad_positions
 from align_anything.models.family import FamilySpec
-from align_anything.models.frames import FramesWritten, WritesFrames
+from align_anything.models.frames import FURTHER, FramesWritten, WritesFrames
 from align_anything.policies.guidance import guided
 from align_anything.policies.token.hidden import cast_floats
+from align_anything.rollouts.at_once import AtOnce
 from align_anything.rollouts.base import Sampling, Tell, evaluated, never_sampled, restriction_of, sampled, text_between
 from align_anything.rollouts.grammar import State
 from align_anything.rollouts.restricted import (
@@ -132,6 +133,14 @@ class HFRollouts:
     ) -> list[Response]:
         guides = sampling.guidance != 1
         examples = [all_examples[number] for number, _ in call]
+        draw = None
+        if sampling.seeds is not None:
+            draw = RowDraws([seed_of(sampling.seeds[number], which) for number, which in call])
+        if self.spec.codes is not None and self.spec.codes.parallel is not None:
+            found = AtOnce(self.model, self.spec, self.dtype)(examples, sampling, draw or sampled_of, self.version)
+            if tell is not None:
+                Streams(self.spec, sampling, call, tell).finish(found)
+            return found
         prompts = [example.prompt for example in examples]
         if guides:
             prompts += [example.unconditional for example in examples]
@@ -139,9 +148,6 @@ class HFRollouts:
         start = inputs['input_ids'].shape[1]
         stops = _StopStrings(self.spec, sampling.stop, start)
         restriction, more = restriction_of(self.spec, sampling), {}
-        draw = None
-        if sampling.seeds is not None:
-            draw = RowDraws([seed_of(sampling.seeds[number], which) for number, which in call])
         # What is drawn here, and not by `generate()`, is left as the one choice.
         how = _sampling_arguments(sampling if restriction is None else Sampling()) if draw is None else GREEDY
         if restriction is None:
@@ -187,8 +193,8 @@ class HFRollouts:
             length = stops.lengths.get(number)
             own = ids[:length].tolist(), values[:length].tolist()
             grammar = None if restriction is None else restriction.grammar
-            further = None if further_codes is None else further_codes[number]
-            responses.append(sampled(self.spec, *own, self.version, sampling, grammar, further))
+            beside = {} if further_codes is None else {FURTHER: further_codes[number]}
+            responses.append(sampled(self.spec, *own, self.version, sampling, grammar, beside))
         if streams is not None:
             streams.finish(responses)
         return responses

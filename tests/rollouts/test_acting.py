@@ -82,7 +82,18 @@ def episodes(tiny: Tiny, spec: FamilySpec, **sampling: Any) -> tuple[list[Exampl
     return complete(examples, made.generate(examples, how)), policy
 
 
-@pytest.mark.parametrize('space', [NAMED, replace(ARM, executed=1)])
+AT_ONCE = replace(ARM, decoding='parallel')
+
+
+@pytest.mark.parametrize(
+    'space',
+    [
+        NAMED,
+        replace(ARM, executed=1),
+        # What one pass over placeholders samples, in tests/policies/test_at_once.py.
+        pytest.param(replace(AT_ONCE, executed=1), marks=pytest.mark.extended),
+    ],
+)
 def test_what_was_recorded_is_one_pass_among_legal_ids(space: ActionSpace, tiny: Tiny) -> None:
     spec = acting(tiny, 'qwen2_5_vl', space)
     World.done.clear()
@@ -112,6 +123,18 @@ def test_what_was_recorded_is_one_pass_among_legal_ids(space: ActionSpace, tiny:
     assert -2 < x.min() < 0 < x.max() < 2 and 0 < y.min() < 5 < y.max() < 10 and gripper.abs().max() < 1
     whole = responses[0].episode.turns[0].parts[0]['action']
     assert len(whole) == 2, 'a turn says the whole chunk'
+
+
+@pytest.mark.extended
+def test_seeds_of_rows_and_greedy_turns_at_once_are_the_same_again(tiny: Tiny) -> None:
+    spec = acting(tiny, 'qwen2_5_vl', AT_ONCE)
+    greedy, again = episodes(tiny, spec, temperature=0.0)[0], episodes(tiny, spec, temperature=0.0)[0]
+    one, other = (episodes(tiny, spec, seeds=(4, 5, 6))[0] for _ in range(2))
+    for mine, theirs in ((greedy, again), (one, other)):
+        for left, right in zip(mine, theirs, strict=True):
+            assert [own.ids.tolist() for own in left.responses] == [own.ids.tolist() for own in right.responses]
+    assert len({tuple(own.ids.tolist()) for own in greedy[0].responses}) == 1
+    assert len({tuple(own.ids.tolist()) for own in one[0].responses}) == 3
 
 
 def test_an_environment_shows_pictures_as_the_data_did(tiny: Tiny) -> None:

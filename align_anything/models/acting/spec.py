@@ -96,6 +96,10 @@ class ActionSpec:
         """The sensors of the model, in order."""
         return tuple(self.config.sensors)
 
+    def reads_state(self, name: str) -> bool:
+        """Tells whether a state of that name is read."""
+        return name in self.sensors or self.config.state_size > 0
+
     # Encoding
 
     def encode(self, conversation: Conversation, train_on: TrainOn = 'all_assistant') -> Example:
@@ -270,7 +274,13 @@ class ActionSpec:
         if self.config.head == 'categorical':
             return [{'type': ACTION, ACTION: self.space.named([number])} for number in ids.tolist()]
         rows = zip(piece.media[VALUES], piece.media[SAID], strict=True)
-        return [{'type': ACTION, ACTION: Actions(self.space.restored(values[said].double()))} for values, said in rows]
+        return [
+            {
+                'type': ACTION,
+                ACTION: Actions(self.space.restored(values[said].double()), dataset=self.space.dataset),
+            }
+            for values, said in rows
+        ]
 
     def merge_media(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Joins the media of pieces that follow each other."""

@@ -48,7 +48,7 @@ class ActionPolicy(nn.Module):
         if bootstrap or routing or further:
             raise ModelError('a policy that acts expects no returns, and has no experts and no codes beside tokens.')
         inputs, head = batch.inputs, self.collate.head
-        states = self.model(inputs.steps, inputs.step_of, inputs.previous)
+        states = self.model(inputs.steps, inputs.step_of, inputs.previous, inputs.first)
         own = states[inputs.rows, inputs.columns]
         if not len(batch.weights):
             # Every rank goes through the same backward pass.

@@ -48,7 +48,7 @@ class ActionScorePolicy(nn.Module):
         if entropy or routing or further:
             raise ModelError('a score has no entropy, no experts and no codes: ask the policy that samples.')
         inputs: ActingInputs = batch.inputs
-        states = self.model(inputs.steps, inputs.step_of, inputs.previous)
+        states = self.model(inputs.steps, inputs.step_of, inputs.previous, inputs.first)
         head = bare_model(self.model).get_submodule(SCORE_HEAD)
         ends = states[torch.arange(len(inputs.ends), device=states.device), inputs.ends][: batch.num_responses]
         own = states[inputs.rows, inputs.columns] if self.units else ends

@@ -13,7 +13,9 @@ import torch
 
 from align_anything.algorithms.base import Algorithm
 from align_anything.algorithms.online import Online
+from align_anything.configs.actions import ActionCfgs
 from align_anything.configs.schema import DataCfgs, RunCfgs
+from align_anything.core.actions import ActionSpace
 from align_anything.core.buckets import histogram
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.logging import get_logger
@@ -47,6 +49,7 @@ from align_anything.models.spec import Spec
 from align_anything.policies.base import Collator
 from align_anything.trainers.loops.splitting import steps_of_rollout
 from align_anything.trainers.pairs import PAIRS, Pair
+from align_anything.trainers.runs.action_datasets import by_dataset, datasets_of
 from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.settings import codes_of_run, data_ranks, spec_of
 from align_anything.trainers.runs.windows import sampler_of_all_windows, windows_of
@@ -88,8 +91,10 @@ def open_sources(cfgs: RunCfgs, writes: Set[MediaKind] = frozenset(), acts: bool
     return Sources(*([replace(source, keeps_columns=acts) for source in own] for own in (training, held_out)))
 
 
-def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, FamilySpec]:
-    """Opens the data of the run and reads the rules of its checkpoint; no weights.
+def open_run(
+    cfgs: RunCfgs, pair: Pair, algorithm: Algorithm, space: ActionSpace | None = None
+) -> tuple[Sources, FamilySpec]:
+    """Opens the data of the run and reads the rules of its checkpoint; no weights. A run goes on in its own `space`.
 
     Raises SettingsError, DataError or ModelError when they cannot be used, or do not suit the pair or the algorithm.
     """
@@ -100,7 +105,9 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
         check_continuation(find_adapter(cfgs.model_cfgs.model_name_or_path), cfgs.lora_cfgs)
     spec = spec_of(cfgs)
     if ACTION in pair.writes:
-        acting(cfgs, spec, algorithm, unread_dataset(sources.training, pair, algorithm, cfgs.data_cfgs.train_on))
+        rows = unread_dataset(sources.training, pair, algorithm, cfgs.data_cfgs.train_on)
+        acting(cfgs, spec, algorithm, rows, space)
+        sources = _with_statistics(sources, spec.space, cfgs.action_cfgs, algorithm)
     spec.codes = codes_of_run(cfgs, pair, algorithm, spec)
     require_met(algorithm, spec)
     require_readable(pair, spec, cfgs.model_cfgs.model_name_or_path)
@@ -109,6 +116,15 @@ def open_run(cfgs: RunCfgs, pair: Pair, algorithm: Algorithm) -> tuple[Sources, 
     if algorithm.scores == 'responses':
         require_judging(pair, spec, cfgs.model_cfgs.model_name_or_path)
     return sources, spec
+
+
+def _with_statistics(sources: Sources, space: ActionSpace, asked: ActionCfgs, algorithm: Algorithm) -> Sources:
+    """The sources with the datasets whose statistics hold for them in a space that has those of all it learns from."""
+    if algorithm.task == 'prompt':
+        return sources
+    names = datasets_of(sources.training, space, asked, algorithm.task == 'supervised')
+    held_out = datasets_of(sources.evaluation, space, asked, False)
+    return Sources(by_dataset(sources.training, names, space), by_dataset(sources.evaluation, held_out, space))
 
 
 def load_sources_of(

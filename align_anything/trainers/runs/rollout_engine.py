@@ -123,6 +123,8 @@ def sampling_of(
     written = [] if sampling.emit is None else [*sampling.emit.grids]
     check_readable(resolved.cfgs.reward_cfgs.reward_functions, written, spec.codes)
     require_acting(resolved.cfgs, spec)
+    if resolved.cfgs.vllm_cfgs.use_vllm:
+        check_vllm_emission(spec, sampling)
     return sampling
 
 
