@@ -12,6 +12,7 @@ from typing import Any
 
 from align_anything.algorithms.generate import Generate
 from align_anything.configs.generation import GenerationRunCfgs
+from align_anything.configs.online import COST
 from align_anything.configs.resolve import Resolved
 from align_anything.configs.saving import dump_resolved
 from align_anything.core.distributed import all_gather_object, broadcast_object, is_main, rank, world_size
@@ -96,8 +97,8 @@ class Totals:
 
     def summary(self) -> dict[str, Any]:
         """The counts, and the means of the scores."""
-        # Episodes of whose success nobody told had none, where others were told of.
-        more = {SUCCESS: self.unsaid}
+        # Where others were told of, episodes of whose success nobody told had none, and without costs cost nothing.
+        more = {SUCCESS: self.unsaid, COST: max(0, self.counts.get('turns', 0) - self.counts.get(COST, 0))}
         means = {name: self.sums[name] / (self.counts[name] + more.get(name, 0)) for name in sorted(self.sums)}
         failed = {FAILED: self.failed_episodes} if self.failed_episodes else {}
         return {**{name: vars(self)[name] for name in NUMBERS}, **failed, 'means': means}
