@@ -42,6 +42,7 @@ OBEYED = {
             *('enable_prefix_caching', 'enforce_eager', 'gpu_memory_utilization', 'max_model_len'),
         )
     ),
+    'action_cfgs': ('action_dataset',),
     'logger_cfgs': ('cache_dir', 'output_dir'),
 }
 """The settings that mean something wherever a checkpoint generates, by group."""
@@ -59,7 +60,10 @@ ANSWERING = {
     'logger_cfgs': ('overwrite_output_dir',),
 }
 """Those of what goes through the prompts of data."""
-ACTING = {'environment_cfgs': tuple(key for key in EnvironmentCfgs.model_fields if key not in ('credit', 'on_limit'))}
+ACTING = {
+    'environment_cfgs': tuple(key for key in EnvironmentCfgs.model_fields if key not in ('credit', 'on_limit')),
+    'action_cfgs': ('action_executed',),
+}
 """Those of an environment that responses are episodes in."""
 SCORERS = (*('reward_cfgs.reward_functions', 'model_cfgs.reward_model_name_or_path', 'model_cfgs.remote_rm_url'),)
 """Those that name what does."""

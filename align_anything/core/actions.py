@@ -91,7 +91,8 @@ class ActionSpace:
         chunk: steps that the policy says in one turn.
         executed: how many of them are done before it is asked again.
         cameras: names of the pictures of a step, in the order in which the policy sees them.
-        pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`.
+        pictures: what was done to each picture before the policy saw it, such as `{'rotate': 180}`; None where nothing
+            says it, as in published checkpoints.
         tokens: how a token model writes them: by `reserved` tokens, by those at the `tail` of its vocabulary, or by
             their names in `words`; empty where actions are no tokens.
         first_ids: the id of the first bin of each dimension, or of the first named action.
@@ -107,7 +108,7 @@ class ActionSpace:
     chunk: int = 1
     executed: int = 1
     cameras: tuple[str, ...] = ()
-    pictures: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Any] | None = field(default_factory=dict)
     tokens: Written = ''
     first_ids: tuple[int, ...] = ()
 
@@ -247,6 +248,9 @@ class ActionSpace:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ModelError(f"{source} has no '{unknown[0]}'.{nearest(unknown[0], known)} It has: {', '.join(known)}.")
+        tables = [key for key in ('statistics', 'pictures') if not isinstance(values.get(key) or {}, Mapping)]
+        if tables:
+            raise ModelError(f'{source}: {tables[0]} is {values[tables[0]]!r}, and should be an object.')
         try:
             statistics = {
                 str(name): Statistics(**{key: tuple(value) for key, value in own.items()})
@@ -295,6 +299,7 @@ class ActionSpace:
             found.append(f'{len(self.first_ids)} first_ids for {len(self.books)} dimensions')
         for name, own in self.statistics.items():
             found += [f'statistics of {name}: {problem}' for problem in self._problems_of(own)]
+        found += [f'pictures: {problem}' for problem in self._problems_of_pictures()]
         if self.dataset and self.statistics and self.dataset not in self.statistics:
             found.append(f"there are no statistics of '{self.dataset}', only of {', '.join(sorted(self.statistics))}")
         return found
@@ -314,6 +319,22 @@ class ActionSpace:
                 found.append(f'{what} has {number!r}, and should have whole numbers from 0 on')
         return found
 
+    def _problems_of_pictures(self) -> list[str]:
+        wanted = {
+            'rotate': (lambda own: own in (None, 0, 90, 180, 270, -90, -180, -270), 'quarter turns in degrees'),
+            'flip': (lambda own: own in (None, 'horizontal', 'vertical'), 'horizontal or vertical'),
+            'size': (_is_size, 'a height and a width in pixels'),
+        }
+        given = self.pictures or {}
+        unknown = sorted({*given} - {*wanted})
+        if unknown:
+            return [f"there is no '{unknown[0]}'.{nearest(unknown[0], list(wanted))} There are: {', '.join(wanted)}"]
+        return [
+            f'{name} is {value!r}, and should be {wanted[name][1]}'
+            for name, value in given.items()
+            if not wanted[name][0](value)
+        ]
+
     def _problems_of(self, own: Statistics) -> list[str]:
         size = len(self.dimensions)
         for name, numbers in asdict(own).items():
@@ -330,3 +351,12 @@ class ActionSpace:
             *(f"low of '{name}' is above its high" for name in crossed),
             *(f"std of '{name}' is below 0" for name in below),
         ]
+
+
+def _is_size(value: Any) -> bool:
+    whole = [number for number in value if isinstance(number, int) and number > 0] if _is_list(value) else []
+    return value is None or len(whole) == 2 == len(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,3 +183,21 @@ def test_a_file_whose_values_are_of_another_kind_moves_no_robot(changes, told):
     written = {'dimensions': ['x', 'y'], **changes, 'statistics': statistics}
     with pytest.raises(ModelError, match=re.escape(told)):
         ActionSpace.from_json(written)
+
+
+@pytest.mark.parametrize(
+    ('pictures', 'words'),
+    [
+        ({'rotate': 45}, 'rotate is 45, and should be quarter turns in degrees'),
+        ({'flip': 'left'}, "flip is 'left', and should be horizontal or vertical"),
+        ({'size': [224]}, 'size is [224], and should be a height and a width in pixels'),
+        ({'rotat': 180}, "there is no 'rotat'. Did you mean 'rotate'?"),
+        ([180], 'pictures is [180], and should be an object'),
+    ],
+)
+def test_pictures_that_nothing_can_be_done_to_are_told(pictures: Any, words: str) -> None:
+    with pytest.raises(ModelError) as told:
+        ActionSpace.from_json({'names': ['left'], 'pictures': pictures})
+    assert words in str(told.value)
+    for known in (None, {}, {'rotate': 180, 'flip': 'vertical', 'size': [224, 224]}):
+        assert ActionSpace.from_json({'names': ['left'], 'pictures': known}).pictures == known
