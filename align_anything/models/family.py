@@ -59,8 +59,7 @@ class FamilySpec:
     Picklable; holds the tokenizer and the processor, never weights.
 
     Attributes:
-        model_type: the configuration's `model_type`.
-        config, tokenizer, processor: of the checkpoint; `processor` is None for text families.
+        config, model_type, tokenizer, processor: of the checkpoint; `processor` is None for text families.
         max_length: longest sequence that `encode` returns.
         embedding_rows: token ids that the model has an embedding for.
         codes: how media stand in its vocabulary as codes, None for families that only read media.
@@ -90,6 +89,7 @@ class FamilySpec:
     """Whether the checkpoints' own code has a processor too; transformers' own families have one."""
     encoder_class: ClassVar[type[RunEncoder]] = RunEncoder
     """What calls the tokenizer and the processor."""
+    not_in_vllm: ClassVar[str] = ''  # why vLLM cannot generate with such models
     chat_template: ClassVar[str | None] = None
     """The family's own template, preferred to the checkpoint's."""
     codes: MediaCodes | None = None
