@@ -27,6 +27,7 @@ from align_anything.datasets.action_statistics import Seen, seen_in
 from align_anything.datasets.dataset import ExampleDataset
 from align_anything.datasets.spoken_actions import STATE
 from align_anything.models.acting.known import ACTS
+from align_anything.models.acting.published import problems_of_version
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
@@ -57,6 +58,8 @@ def acting(
     vocabulary cannot stand for actions, and DataError for rows whose actions have nothing in common.
     """
     asked, source = cfgs.action_cfgs, cfgs.model_cfgs.model_name_or_path
+    if asked.model_version is not None:
+        _require_version(spec, asked.model_version, source)
     known = kept or spec.space
     space = known or _new_space(asked, source)
     _check_asked(asked, spec.space, source)
@@ -90,6 +93,15 @@ def acting(
         require_parallel(cfgs, spec, algorithm)
     logger.info('actions: %s', told(space))
     _tell_unread_states(spec, rows)
+
+
+def _require_version(spec: FamilySpec, version: str, source: Any) -> None:
+    problems = problems_of_version(spec.config, version)
+    if problems:
+        raise ModelError(
+            f'action_cfgs.model_version: {source} is no {version}: {"; ".join(problems)}. The checkpoint says how '
+            'large it is: name another one, or leave model_version out (null).'
+        )
 
 
 def told(space: ActionSpace) -> str:
