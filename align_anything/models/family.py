@@ -271,7 +271,6 @@ class FamilySpec:
     def _with_coded(self, sequences: list[list[Run]], coded: tuple[CodedMedia, ...]) -> list[list[Run]]:
         if not coded:
             return sequences
-        # What stands behind codes that are sampled at once would be predicted where the last of them is.
         forced = self.codes.begins and (self.codes.restricted or self.codes.parallel is not None)
 
         def with_coded(run: Run) -> Run:

@@ -20,7 +20,7 @@ from align_anything.models.acting.known import ACTS
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.parallel_actions import require_parallel
+from align_anything.policies.token.plan import require_parallel
 
 logger = get_logger(__name__)
 
@@ -66,7 +66,7 @@ def acting(cfgs: RunCfgs, spec: FamilySpec, algorithm: Algorithm, rows: ExampleD
         spec.act_in(space)
     else:
         act_in(spec, space)
-        require_parallel(cfgs, spec, algorithm)
+        require_parallel(cfgs, spec, judges=algorithm.scores == 'responses')
     logger.info('actions: %s', told(space))
 
 
