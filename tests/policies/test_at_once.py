@@ -27,12 +27,12 @@ from align_anything.policies.token.attention import (
 )
 from align_anything.policies.token.collator import TokenCollator
 from align_anything.policies.token.layouts import BLOCKS, LAYOUTS
+from align_anything.policies.token.plan import require_parallel
 from align_anything.policies.token.policy import TokenPolicy
 from align_anything.policies.token.selfcheck import LayoutMismatch, check_layout
 from align_anything.policies.token.spans import Span
 from align_anything.rollouts.base import Sampling
 from align_anything.rollouts.vllm import check_vllm_emission
-from align_anything.trainers.runs.parallel_actions import require_parallel
 
 from .stub import TextFamily, example, piece, tiny_llama
 
@@ -215,10 +215,10 @@ def test_what_could_not_be_said_at_once_is_refused() -> None:
         data_cfgs={'train_on': 'all'},
     )
     with pytest.raises(SettingsError) as raised:
-        require_parallel(cfgs, spec, SimpleNamespace(scores='responses'))
+        require_parallel(cfgs, spec, judges=True)
     told = ' '.join(raised.value.problems)
     for words in ('masks of their own', 'see themselves', 'a window of 64', 'reads no masks', 'ranks', 'all', 'judges'):
         assert words in told
     assert len(raised.value.problems) == 7
     spec.codes = None
-    require_parallel(cfgs, spec, SimpleNamespace(scores='responses'))
+    require_parallel(cfgs, spec, judges=True)

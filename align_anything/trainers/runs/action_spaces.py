@@ -31,7 +31,7 @@ from align_anything.models.acting.published import problems_of_version
 from align_anything.models.action_codes import at_the_tail
 from align_anything.models.action_space import act_in
 from align_anything.models.family import FamilySpec
-from align_anything.trainers.runs.parallel_actions import require_parallel
+from align_anything.policies.token.plan import require_parallel
 
 logger = get_logger(__name__)
 
@@ -89,7 +89,7 @@ def acting(
         spec.act_in(space)
     else:
         act_in(spec, space)
-        require_parallel(cfgs, spec, algorithm)
+        require_parallel(cfgs, spec, judges=algorithm.scores == 'responses')
     logger.info('actions: %s', told(space))
     _tell_unread_states(spec, rows)
 
@@ -113,12 +113,13 @@ def told(space: ActionSpace) -> str:
         '': 'a head of their own',
     }[space.tokens]
     ids = f' from id {space.first_ids[0]}' if space.first_ids else ''
-    bins = f', {space.bins} {space.binning} bins, {space.normalization}' if space.dimensions else ''
+    cut = f', {space.bins} {space.binning} bins' if space.first_ids else ''
+    bins = f'{cut}, {space.normalization}' if space.dimensions else ''
     at_once = ' said at once' if space.decoding == 'parallel' else ''
     return f'{what}; by {written}{ids}{bins}; {space.chunk} steps in a turn{at_once}, {space.executed} of them done'
 
 
-def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any]:
+def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, source: Any) -> Mapping[str, Any] | None:
     """What is done to pictures: the same in all data of a policy, and in its environments.
 
     The first pictures of each source tell, since it is their template that says so.
@@ -129,7 +130,7 @@ def _pictures(space: ActionSpace, is_known: bool, rows: ExampleDataset | None, s
             f'some pictures of the training data are turned or scaled otherwise than others: {found}. A policy sees '
             'all of them alike.'
         )
-    if is_known and found and found[0] != dict(space.pictures):
+    if is_known and found and space.pictures is not None and found[0] != dict(space.pictures):
         raise DataError(
             f'{source} saw pictures with {dict(space.pictures) or "nothing"} done to them, and the training data have '
             f'{found[0] or "nothing"}: they would be upside down to it. Give the template the same options.'
