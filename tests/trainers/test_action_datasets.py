@@ -15,17 +15,20 @@ import pytest
 from PIL import Image
 
 from align_anything.algorithms.base import known_algorithms
-from align_anything.algorithms.generate import Generate
+from align_anything.algorithms.evaluate import Evaluate
+from align_anything.algorithms.generate import Generate, Generating
 from align_anything.core.actions import ActionSpace, Statistics
 from align_anything.core.errors import DataError, ModelError, SettingsError
 from align_anything.core.types import Skipped
 from align_anything.models.acting.configuration import SpocConfig
 from align_anything.models.action_space import read_action_space
+from align_anything.serve.settings import Chat, Serve
 from align_anything.trainers.launch import settings_of
 from align_anything.trainers.pairs import PAIRS
 from align_anything.trainers.runs import action_spaces
 from align_anything.trainers.runs.action_spaces import acting
 from align_anything.trainers.runs.data import _with_statistics, open_sources, unread_dataset
+from align_anything.trainers.runs.generator import _require_no_actions
 from tests.trainers.runs import lines, run, sft, succeed, write_rows
 
 PAIR = PAIRS['text_video_to_action']
@@ -184,6 +187,32 @@ def test_who_speaks_has_to_know_of_which(folder: Path) -> None:
     assert sources.evaluation[0].statistics == 'near.jsonl'
     with pytest.raises(SettingsError, match='there are no statistics of any dataset'):
         opened(['near', 'far'], folder, ARM, algorithm='dpo')
+
+
+@pytest.mark.parametrize(
+    ('pair', 'algorithm'),
+    [('any_to_any', Serve), ('any_to_any', Chat), (PAIR.name, Evaluate), (PAIR.name, Generate)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_whatever_generates_is_told_of_which(folder: Path, pair: str, algorithm: type[Generating]) -> None:
+    known, _ = opened(['near', 'far'], folder)
+    argv = ['--model_name_or_path', 'arm', '--output_dir', 'o', *(['--train_datasets', 'd'] * algorithm.reads_rows)]
+    argv += ['--tasks', '[cer]'] if algorithm is Evaluate else []
+
+    def spoken(*more: str) -> ActionSpace | None:
+        resolved, policy = settings_of(PAIRS[pair], algorithm, [*argv, *more], {}), Policy(known)
+        acting(resolved.cfgs, policy, resolved.algorithm)
+        return policy.space
+
+    assert spoken('--action_dataset', 'far.jsonl').dataset == 'far.jsonl'
+    for more, reason in (
+        ((), 'name one of far.jsonl, near.jsonl'),
+        (('--action_dataset', 'x'), r'\(far.jsonl, near.jsonl'),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            spoken(*more)
+    with pytest.raises(SettingsError, match='action_dataset: arm says no actions of numbers here; leave it out'):
+        _require_no_actions(settings_of(PAIRS[pair], algorithm, [*argv, '--action_dataset', 'x'], {}).cfgs, 'arm')
 
 
 def test_a_run_that_goes_on_computes_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
