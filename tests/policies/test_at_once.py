@@ -180,7 +180,7 @@ def test_self_check_finds_masks_that_are_lost(
 
 def test_vllm_is_refused_by_name() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=50))
-    spec = SimpleNamespace(codes=CODES, config=config, model_type='acting')
+    spec = SimpleNamespace(codes=CODES, config=config, model_type='acting', not_in_vllm='')
     with pytest.raises(SettingsError, match='sampled at once, .* and vLLM samples one token behind the other'):
         check_vllm_emission(spec, Sampling())
     spec.codes = MediaCodes({'action': replace(OWN, parallel=False)}, {}, restricted=True)
